@@ -1,0 +1,1 @@
+"""What every stage shares: where a run lies on disk, manifests, fingerprints, atomic publishing, locks, progress."""

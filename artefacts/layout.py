@@ -1,0 +1,51 @@
+"""Where the parts of a run lie on disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.schema import Recipe
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Folders and files of one run; nothing is created by looking."""
+
+    run: Path
+    data: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RunLayout":
+        run = Path(recipe.run.root) / recipe.run.name
+        return cls(run=run, data=Path(recipe.data.root) if recipe.data.root else run)
+
+    @property
+    def documents(self) -> Path:
+        return self.data / "documents"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.data / "tokenizer"
+
+    @property
+    def tokens(self) -> Path:
+        return self.data / "tokens"
+
+    @property
+    def examples(self) -> Path:
+        return self.run / "examples"
+
+    @property
+    def pretrain(self) -> Path:
+        return self.run / "pretrain"
+
+    @property
+    def finetune(self) -> Path:
+        return self.run / "finetune"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.run / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.run / "report.html"

@@ -1,0 +1,126 @@
+"""The manifest of an artefact: what made it, what went in, what came out. What has a manifest is whole.
+
+On disk it is ``manifest.json`` in the artefact's folder. It holds no clock, host name or process number, so that the
+same recipe and input give the same bytes.
+"""
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from artefacts import fingerprint, publish
+from configs.errors import RequestError
+
+NAME = "manifest.json"
+FORMAT = 1
+MILLRACE_VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of ``manifest.json``.
+
+    Attributes:
+        stage: the stage that made the artefact.
+        identity: the resolved recipe keys that it depends on.
+        inputs: name -> fingerprint of each artefact or source that went in.
+        versions: name -> version of the code and libraries that matter.
+        counts: documents, bytes, tokens, drops by reason, ...
+        files: name (relative, posix) -> {"bytes": size, "sha256": digest}.
+        details: anything else that readers of the artefact need.
+    """
+
+    stage: str
+    identity: dict[str, Any]
+    inputs: dict[str, str]
+    versions: dict[str, str]
+    counts: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    details: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def key(self) -> str:
+        """What the artefact was asked to be; the same key needs no rebuilding."""
+        return stage_key(self.identity, self.inputs)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the artefact is: its files' digests. Goes into the inputs of what is built from it."""
+        return fingerprint.of_value({name: entry["sha256"] for name, entry in self.files.items()})
+
+
+def stage_key(identity: dict[str, Any], inputs: dict[str, str]) -> str:
+    return fingerprint.of_value({"identity": identity, "inputs": inputs})
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Versions of Millrace, Python and the named distributions that are installed."""
+    found = {"millrace": MILLRACE_VERSION, "python": platform.python_version()}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below a folder but the manifest."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME)
+    return {
+        p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": fingerprint.of_file(p)} for p in paths
+    }
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    publish.write_json(folder / NAME, asdict(manifest))
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest of a folder, or None where there is none (nothing there, or not finished).
+
+    Raises:
+        RequestError: the manifest is damaged or from another format.
+    """
+    try:
+        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise RequestError(f"{folder / NAME}: format {values['format']}, this Millrace reads {FORMAT}")
+        return Manifest(**values)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{folder / NAME}: damaged manifest ({error}); move the folder away and rebuild") from None
+
+
+def require(folder: Path, command: str) -> Manifest:
+    """The manifest of a folder that another stage must have written.
+
+    Raises:
+        RequestError: it is not there; the message says which command makes it.
+    """
+    found = read(folder)
+    if found is None:
+        raise RequestError(f"{folder} is not there or not finished: run `{command}` first")
+    return found
+
+
+def faults(folder: Path) -> list[str]:
+    """Compare a folder with its manifest; a line for each missing, resized or changed file. Empty: it is whole."""
+    found = read(folder)
+    if found is None:
+        return [f"{folder}: no manifest"]
+    lines = []
+    for name, entry in found.files.items():
+        path = folder / name
+        if not path.is_file():
+            lines.append(f"{path}: missing")
+        elif path.stat().st_size != entry["bytes"]:
+            lines.append(f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}")
+        elif fingerprint.of_file(path) != entry["sha256"]:
+            lines.append(f"{path}: content differs from the manifest's sha256")
+    return lines

@@ -1,0 +1,13 @@
+"""A progress bar on a terminal; elsewhere a line now and then, so that logs stay readable."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
+    """A tqdm bar on stderr; where stderr is no terminal it refreshes every 20 seconds."""
+    if not sys.stderr.isatty():
+        options.setdefault("mininterval", 20)
+    return tqdm(total=total, unit=unit, desc=name, dynamic_ncols=True, unit_scale=True, file=sys.stderr, **options)

@@ -1,0 +1,69 @@
+"""Write beside the target, fsync, rename: a reader sees the old file or the new one, never half of one."""
+
+import json
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content atomically and durably."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content atomically and durably."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(beside, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_text`` of a JSON value, indented, in one spelling."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file below a folder, and the folders."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(parent))
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that renames in it last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename_folder(beside: Path, target: Path) -> None:
+    """Publish a finished folder under its name; the name must be free."""
+    sync_tree(beside)
+    os.rename(beside, target)
+    sync_folder(target.parent)
+
+
+def move_aside(folder: Path) -> Path:
+    """Move a superseded folder to ``previous/DATE-NAME`` beside it and return where it went."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    shelf = folder.parent / "previous"
+    shelf.mkdir(parents=True, exist_ok=True)
+    aside, count = shelf / f"{stamp}-{folder.name}", 1
+    while aside.exists():
+        aside, count = shelf / f"{stamp}-{folder.name}-{count}", count + 1
+    shutil.move(folder, aside)
+    return aside

@@ -1,0 +1,39 @@
+"""What every ``python -m`` command does alike: arguments, the recipe, and faults as one line with the right status."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from configs.errors import RequestError
+from configs.load import load_recipe
+from configs.schema import Recipe
+
+#: Exit statuses of every command.
+DONE, FAILED, WRONG_REQUEST, STOPPED = 0, 1, 2, 75
+
+OVERRIDE_HELP = "override of a recipe key, such as train.learning_rate=0.002"
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--recipe FILE`` and any number of ``section.key=value``."""
+    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
+
+
+def read_recipe(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that ``add_recipe_arguments`` asked for."""
+    return load_recipe(arguments.recipe, arguments.overrides)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run a command's main and leave the process with its exit status; a wrong request is one line on stderr."""
+    try:
+        status = main(sys.argv[1:])
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = WRONG_REQUEST
+    except BrokenPipeError:
+        status = DONE
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status or DONE)

@@ -1,0 +1,21 @@
+"""Evaluation and generation."""
+
+from pydantic import Field
+
+from configs.schema.base import Free, Section
+
+
+class EvaluateSection(Section):
+    batch: Free[int] = Field(16, gt=0, description="samples at a time")
+    max_tokens: int | None = Field(None, gt=0, description="validation tokens looked at; default: all")
+
+
+class GenerateSection(Section):
+    prompt: str = Field("", description="text to go on from; a user's turn with chat")
+    weights: str | None = Field(None, description="checkpoint folder; default: newest fine-tuned, else pretrained")
+    chat: bool = Field(False, description="wrap the prompt as a user's turn and answer as the assistant")
+    max_new_tokens: int = Field(64, gt=0)
+    temperature: float = Field(0.8, ge=0, description="0: greedy")
+    top_k: int = Field(0, ge=0, description="0: all")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = Field(0, ge=0)

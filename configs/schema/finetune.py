@@ -1,0 +1,26 @@
+"""Fine-tuning: chat examples, loss on the assistant's turns, the training keys that differ from pretraining's."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from configs.schema.base import Section
+
+
+class ExamplesSection(Section):
+    kind: Literal["pydocs", "instructions"] = Field(
+        "pydocs", description="pydocs: questions about documented functions; instructions: a jsonl or json file"
+    )
+    path: str | None = Field(None, description="instructions: file of instruction/input/output or messages records")
+    held_out_fraction: float = Field(0.05, gt=0, lt=1, description="share of the examples kept for evaluation")
+    max_examples: int | None = Field(None, gt=0, description="seeded sample of the examples")
+
+
+class FinetuneSection(Section):
+    examples: ExamplesSection = ExamplesSection()
+    epochs: float = Field(1.0, gt=0)
+    batch_examples: int = Field(32, gt=0, description="examples an optimiser step")
+    learning_rate: float = Field(gt=0, description="peak; a fraction of pretraining's")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    max_length: int = Field(gt=1, description="longer examples are left out and counted")

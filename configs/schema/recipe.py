@@ -1,0 +1,101 @@
+"""The whole recipe, and what must hold between its sections."""
+
+import math
+
+from pydantic import Field, model_validator
+
+from configs.schema.base import Section
+from configs.schema.data import DataSection
+from configs.schema.evaluate import EvaluateSection, GenerateSection
+from configs.schema.finetune import FinetuneSection
+from configs.schema.launch import LaunchSection
+from configs.schema.model import ModelSection
+from configs.schema.run import RunSection
+from configs.schema.tokenizer import TokenizerSection
+from configs.schema.train import TrainSection
+
+#: Tokens that the tokenizer reserves before its spare ones, in id order (see tokenizer/special.py).
+RESERVED_TOKENS = 8
+
+
+class Recipe(Section):
+    run: RunSection
+    data: DataSection = DataSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    model: ModelSection
+    train: TrainSection
+    finetune: FinetuneSection | None = Field(None, description="left out: no fine-tuning")
+    evaluate: EvaluateSection = EvaluateSection()
+    generate: GenerateSection = GenerateSection()
+    launch: LaunchSection = LaunchSection()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        if self.data.source.kind != "pydocs" and not self.data.source.path:
+            raise ValueError(f"data.source.path is missing: data.source.kind={self.data.source.kind} reads from there")
+        if self.finetune and self.finetune.examples.kind == "instructions" and not self.finetune.examples.path:
+            raise ValueError("finetune.examples.path is missing: finetune.examples.kind=instructions reads from there")
+        if self.vocab_size < self.tokenizer.vocab_size:
+            raise ValueError(
+                f"model.vocab_size ({self.model.vocab_size}) is below tokenizer.vocab_size "
+                f"({self.tokenizer.vocab_size}): token ids would lie beyond the vocabulary"
+            )
+        if self.tokenizer.vocab_size < 256 + RESERVED_TOKENS + self.tokenizer.spare_tokens + 1:
+            raise ValueError(
+                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room beside 256 bytes, "
+                f"{RESERVED_TOKENS} reserved and {self.tokenizer.spare_tokens} spare tokens"
+            )
+        if self.train.context_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"train.context_length ({self.train.context_length}) exceeds model.max_position_embeddings "
+                f"({self.model.max_position_embeddings})"
+            )
+        if self.finetune and self.finetune.max_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"finetune.max_length ({self.finetune.max_length}) exceeds model.max_position_embeddings "
+                f"({self.model.max_position_embeddings})"
+            )
+        self._topology_fits()
+        return self
+
+    def _topology_fits(self) -> None:
+        ranks, ep = self.ranks, self.expert_parallel
+        if ranks % ep:
+            raise ValueError(
+                f"train.expert_parallel ({ep}) does not divide the {ranks} processes (launch.processes x launch.nodes)"
+            )
+        if self.model.n_routed_experts % ep:
+            raise ValueError(
+                f"model.n_routed_experts ({self.model.n_routed_experts}) is not divisible by train.expert_parallel "
+                f"({ep})"
+            )
+        micro = self.train.micro_batch * ranks
+        if self.train.global_batch % micro:
+            raise ValueError(
+                f"train.global_batch_tokens holds {self.train.global_batch} samples, which {ranks} processes x "
+                f"train.micro_batch ({self.train.micro_batch}) do not divide: change launch.processes, "
+                "train.micro_batch or train.global_batch_tokens"
+            )
+        if self.launch.nodes > 1 and self.launch.kind == "local":
+            raise ValueError(f"launch.nodes ({self.launch.nodes}) needs launch.kind=torchrun: local is one machine")
+        if self.launch.kind == "torchrun" and self.launch.nodes > 1 and not self.launch.rendezvous:
+            raise ValueError("launch.rendezvous is missing: several nodes meet at one HOST:PORT")
+        if self.finetune and self.finetune.batch_examples % ranks:
+            raise ValueError(
+                f"finetune.batch_examples ({self.finetune.batch_examples}) is not divisible by the {ranks} processes"
+            )
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all nodes."""
+        return self.launch.processes * self.launch.nodes
+
+    @property
+    def expert_parallel(self) -> int:
+        """Ranks that share a layer's experts: train.expert_parallel, else the most that divide ranks and experts."""
+        return self.train.expert_parallel or math.gcd(self.ranks, self.model.n_routed_experts)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: model.vocab_size, else the tokenizer's."""
+        return self.model.vocab_size or self.tokenizer.vocab_size

@@ -1,0 +1,64 @@
+"""Pretraining and what it shares with fine-tuning: batch, optimiser, schedule, precision, parallelism, saving."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from configs.schema.base import Free, Section
+
+
+class OptimizerSection(Section):
+    name: Literal["adamw"] = "adamw"
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices; norms and the router bias have none")
+
+
+class ScheduleSection(Section):
+    kind: Literal["cosine", "wsd"] = Field("cosine", description="warm-up, then cosine, or stable and linear decay")
+    warmup_steps: int = Field(0, ge=0)
+    final_fraction: float = Field(0.1, ge=0, le=1, description="last learning rate over the peak")
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps in which it decays")
+
+
+class TrainSection(Section):
+    context_length: int = Field(gt=1, description="tokens a sample")
+    global_batch_tokens: int = Field(gt=0, description="tokens an optimiser step, whatever the number of ranks")
+    steps: int = Field(gt=0, description="optimiser steps")
+    learning_rate: float = Field(gt=0, description="peak")
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: none")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    balance_step: float = Field(0.001, ge=0, description="router bias step a global batch (gamma); 0: none")
+
+    micro_batch: Free[int] = Field(1, gt=0, description="samples a rank at a time; accumulation follows from it")
+    zero_stage: Free[Literal[0, 1, 2, 3]] = 1
+    expert_parallel: Free[int | None] = Field(
+        None, ge=1, description="ranks that share a layer's experts between them; default: the most that divide both"
+    )
+    checkpointing: Free[Literal["none", "full"]] = Field("none", description="recompute layers in the backward pass")
+    log_every: Free[int] = Field(1, gt=0)
+    eval_every: Free[int] = Field(0, ge=0, description="steps between validations; 0: at the end only")
+    eval_batches: Free[int] = Field(8, gt=0, description="global batches of a validation during training")
+    save_every: Free[int] = Field(0, ge=0, description="steps between checkpoints; 0: at the end only")
+    keep: Free[int] = Field(2, ge=1, description="newest checkpoints kept")
+    stop_at: Free[int | None] = Field(None, gt=0, description="rehearse a crash: leave after this step, saving nothing")
+    deepspeed: dict[str, Any] = Field({}, description="passed to DeepSpeed as it is; our own keys are refused here")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainSection":
+        if self.global_batch_tokens % self.context_length:
+            raise ValueError(
+                f"global_batch_tokens ({self.global_batch_tokens}) is not a multiple of context_length "
+                f"({self.context_length})"
+            )
+        if self.schedule.warmup_steps >= self.steps:
+            raise ValueError(f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps})")
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimiser step."""
+        return self.global_batch_tokens // self.context_length
