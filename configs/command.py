@@ -20,6 +20,15 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
 
 
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """``parse_args`` that takes overrides anywhere; argparse alone loses those that stand behind an option."""
+    parsed, rest = parser.parse_known_args(arguments)
+    if unknown := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
 def read_recipe(arguments: argparse.Namespace) -> Recipe:
     """The recipe that ``add_recipe_arguments`` asked for."""
     return load_recipe(arguments.recipe, arguments.overrides)

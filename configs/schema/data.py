@@ -12,6 +12,9 @@ class SourceSection(Section):
         "pydocs", description="pydocs: documentation of the installed Python; text: files and folders; jsonl: records"
     )
     path: str | None = Field(None, description="file, folder or glob of the source; unused by pydocs")
+    packages: tuple[str, ...] | None = Field(
+        None, description="pydocs: only these top-level modules and packages, such as [json, numpy]; left out: all"
+    )
     text_field: str = Field("text", description="field of a jsonl record that holds the text")
     chunk_chars: int = Field(
         8000, ge=0, description="text: cut files at paragraph ends into documents of about so many characters; 0: whole"

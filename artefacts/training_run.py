@@ -1,0 +1,111 @@
+"""The life of a training folder (``pretrain/``, ``finetune/``): the same identity resumes, another is moved aside.
+
+Unlike a data artefact it is written in place, since its checkpoints are what a killed run comes back from. Its
+``identity.json`` says what it is from the first step on, its ``manifest.json`` that it is finished.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artefacts import manifest, publish
+from artefacts.layout import RunLayout
+from artefacts.manifest import Manifest
+from configs.errors import RequestError
+from configs.schema import Recipe
+
+IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training folder is asked to hold.
+
+    Attributes:
+        stage: ``pretrain`` or ``finetune``.
+        folder: where its checkpoints and metrics lie.
+        identity: recipe keys that make it another run when they change.
+        inputs: fingerprints of the artefacts it learns from.
+    """
+
+    stage: str
+    folder: Path
+    identity: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        return manifest.stage_key(self.identity, self.inputs)
+
+    def manifest(self) -> Manifest | None:
+        """The manifest of the finished run with this identity, else None."""
+        found = manifest.read(self.folder)
+        return found if found is not None and found.key == self.key else None
+
+    def open(self, recipe_text: str) -> None:
+        """Make the folder ready to begin or resume; one of another identity is moved aside and the move printed."""
+        found = _read_key(self.folder / IDENTITY)
+        if self.folder.exists() and found != self.key:
+            print(f"{self.folder}: another run, moved aside to {publish.move_aside(self.folder)}", flush=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        publish.write_text(self.folder / "recipe.yaml", recipe_text)
+        publish.write_json(self.folder / IDENTITY, {"key": self.key, "identity": self.identity, "inputs": self.inputs})
+
+    def finish(self, counts: dict[str, Any], versions: dict[str, str], details: dict[str, Any]) -> None:
+        """Write the manifest: the run is whole. Logs are left out of its files, checkpoints have manifests of their own."""
+        files = manifest.describe_files(self.folder / "checkpoints") if (self.folder / "checkpoints").exists() else {}
+        listed = {f"checkpoints/{name}": entry for name, entry in files.items()}
+        manifest.write(self.folder, Manifest(self.stage, self.identity, self.inputs, versions, counts, listed, details))
+
+
+def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
+    """The pretraining run of a recipe over the published token shards.
+
+    Raises:
+        RequestError: the shards are not there, or come from another tokenizer or vocabulary.
+    """
+    tokens = manifest.require(layout.tokens, "make data")
+    tokenizer = manifest.require(layout.tokenizer, "make tokenizer")
+    if tokens.inputs.get("tokenizer") != tokenizer.fingerprint:
+        raise RequestError(f"{layout.tokens} was made by another tokenizer than {layout.tokenizer}: run `make data`")
+    if tokens.details["vocab_size"] > recipe.vocab_size:
+        raise RequestError(
+            f"{layout.tokens} holds token ids up to {tokens.details['vocab_size'] - 1}, beyond the model's vocabulary "
+            f"of {recipe.vocab_size}: set model.vocab_size or run `make data`"
+        )
+    identity = {
+        "seed": recipe.run.seed,
+        "model": {**recipe.model.identity(), "vocab_size": recipe.vocab_size},
+        "train": recipe.train.identity(),
+    }
+    return TrainingRun("pretrain", layout.pretrain, identity, {"tokens": tokens.fingerprint})
+
+
+def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
+    """The fine-tuning run of a recipe over the finished pretraining and the published examples.
+
+    Raises:
+        RequestError: one of them is not there, or the recipe has no fine-tuning.
+    """
+    if recipe.finetune is None:
+        raise RequestError("the recipe has no finetune section")
+    pretrain = pretrain_run(recipe, layout)
+    finished = pretrain.manifest()
+    if finished is None:
+        raise RequestError(f"{layout.pretrain} is not finished for this recipe: run `make pretrain` first")
+    examples = manifest.require(layout.examples, "python -m pipeline examples")
+    identity = {"seed": recipe.run.seed, "finetune": recipe.finetune.identity(), "pretrain": pretrain.key}
+    return TrainingRun(
+        "finetune",
+        layout.finetune,
+        identity,
+        {"examples": examples.fingerprint, "weights": finished.details["weights"]},
+    )
+
+
+def _read_key(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["key"]
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return None

@@ -1,0 +1,76 @@
+"""Start a recipe's processes: ``python -m launch KIND COMMAND --recipe R [--dry-run] [section.key=value ...]``."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from artefacts.layout import RunLayout
+from artefacts.training_run import finetune_run, pretrain_run
+from configs import command
+from configs.schema import Recipe
+from launch.supervise import supervise
+from launch.torchrun import torchrun_command, worker_environment
+
+KINDS = {
+    "local": "this machine, launch.processes processes",
+    "torchrun": "this node of several, which meet at launch.rendezvous",
+    "recipe": "whatever launch.kind says",
+    "demo": "the whole river of a recipe, with a stop and a resume on the way",
+}
+COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for kind, purpose in KINDS.items():
+        sub = kinds.add_parser(kind, help=purpose, description=purpose)
+        if kind != "demo":
+            sub.add_argument("verb", choices=sorted(COMMANDS), metavar="COMMAND", help="pretrain or finetune")
+            sub.add_argument("--dry-run", action="store_true", help="print the command and its environment, start none")
+        command.add_recipe_arguments(sub)
+    parsed = command.parse(parser, arguments)
+    if parsed.kind == "demo":
+        from launch.demo import demo
+
+        return demo(command.read_recipe(parsed), parsed.recipe, parsed.overrides)
+    overrides = [*parsed.overrides]
+    if parsed.kind != "recipe":
+        overrides.append(f"launch.kind={parsed.kind}")
+        parsed.overrides = overrides
+    return start(command.read_recipe(parsed), parsed.verb, parsed.recipe, overrides, parsed.dry_run)
+
+
+def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
+    """Start a command's workers and see them through; answers at once where there is nothing to do."""
+    argv, environment = torchrun_command(recipe, verb, recipe_path, overrides), worker_environment(recipe)
+    if dry_run:
+        print(" ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(argv))
+        return command.DONE
+    run = COMMANDS[verb](recipe, RunLayout.of(recipe))
+    if run.manifest() is not None:
+        print(f"{run.folder}: up to date")
+        return command.DONE
+    _operator_built(environment)
+    status = supervise(argv, environment, recipe.launch.grace_seconds)
+    if status == command.STOPPED:
+        print(f"{verb}: stopped in order; the same command goes on", file=sys.stderr)
+    return status
+
+
+def _operator_built(environment: dict[str, str]) -> None:
+    """DeepSpeed's CPU operator must be there before two workers wait for each other's build of it."""
+    folder = Path(environment["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
+    if not list(folder.glob("*.so")):
+        import os
+
+        subprocess.run(
+            [sys.executable, "-m", "training.engine.prebuild"], env={**environment, **os.environ}, check=True
+        )
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,51 @@
+"""The torchrun command line and the environment of a recipe's workers."""
+
+import os
+import sys
+from pathlib import Path
+
+from configs.schema import Recipe
+
+#: SIGUSR1 is what SLURM is asked to send before the time is up; torchrun would die of it untold.
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+
+def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> list[str]:
+    """argv that starts this node's workers: ``local`` meets on a free port of this host, ``torchrun`` at a rendezvous."""
+    launch = recipe.launch
+    argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
+    if launch.nodes == 1 and not launch.rendezvous:
+        argv += ["--standalone"]
+    else:
+        argv += [
+            f"--nnodes={launch.nodes}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={launch.rendezvous}",
+            f"--rdzv-id={recipe.run.name}",
+        ]
+        if launch.node_rank is not None:
+            argv += [f"--node-rank={launch.node_rank}"]
+    argv += [
+        "--max-restarts=0",
+        f"--signals-to-handle={SIGNALS}",
+        f"--shutdown-timeout={launch.grace_seconds}",
+        "-m",
+        "training",
+        verb,
+        "--recipe",
+        recipe_path,
+        *overrides,
+    ]
+    return argv
+
+
+def worker_environment(recipe: Recipe) -> dict[str, str]:
+    """Variables set for the workers, beside those of the caller, which win where they are set already."""
+    checkout = Path(__file__).resolve().parents[1]
+    threads = recipe.launch.threads or max(1, (os.cpu_count() or 1) // recipe.launch.processes)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCH_EXTENSIONS_DIR": str(checkout / ".cache" / "torch_extensions"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(checkout),
+    }

@@ -1,0 +1,185 @@
+"""The examples stage: chat examples for fine-tuning, one side to train on and one held out.
+
+``examples/train-*.parquet`` and ``held-out-*.parquet`` hold ids, labels (-100 where there is no loss), source,
+question and answer. An answer stands on one side only.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from artefacts.manifest import Manifest
+from artefacts.progress import bar
+from artefacts.stage import open_stage
+from configs.errors import RequestError
+from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
+from pipeline import workers as processes
+from pipeline.bad_inputs import BadInputs
+
+TOO_LONG = "longer than finetune.max_length"
+REPEATED = "the same conversation as an earlier example"
+OUTSIDE = "outside finetune.examples.max_examples"
+
+
+class Example(NamedTuple):
+    """A conversation, and what it asks and answers."""
+
+    messages: list[dict[str, str]]
+    question: str
+    answer: str
+    source: str
+
+
+def build(recipe: Recipe) -> Manifest | None:
+    """Make and publish the examples; None where they are up to date.
+
+    Raises:
+        RequestError: the recipe has no finetune section, the tokenizer or tokens are missing, too many records are
+            unreadable, or too few examples are left.
+    """
+    section = recipe.finetune
+    if section is None:
+        raise RequestError("the recipe has no finetune section: there are no examples to make")
+    layout = RunLayout.of(recipe)
+    tokenizer = manifest.require(layout.tokenizer, "python -m tokenizer train --recipe ...")
+    inputs = {"tokenizer": tokenizer.fingerprint}
+    examples = {key: value for key, value in section.examples.identity().items() if key != "path"}
+    identity: dict[str, Any] = {"examples": examples, "max_length": section.max_length, "seed": recipe.run.seed}
+    if section.examples.kind == "instructions":
+        from pipeline import instructions
+        from pipeline.sources import files
+
+        inputs |= files.fingerprints(instructions.find(str(section.examples.path)))
+    elif recipe.data.source.kind == "pydocs":
+        identity["packages"] = recipe.data.source.identity()["packages"]
+        inputs["tokens"] = manifest.require(layout.tokens, "python -m pipeline run --recipe ...").fingerprint
+    with open_stage("examples", layout.examples, identity, inputs) as stage:
+        if stage.finished:
+            return None
+        dropped: Counter[str] = Counter()
+        found, counts = _gather(recipe, section, dropped)
+        counts |= _write(_unrepeated(found, dropped), stage.work, recipe, dropped)
+        counts["dropped"] = dict(sorted(dropped.items()))
+        return stage.publish(counts, manifest.versions("sentencepiece", "pyarrow"))
+
+
+def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> tuple[list[Example], dict[str, Any]]:
+    """Every usable example, in the order of its source, and counts of the reading."""
+    if section.examples.kind == "pydocs":
+        found = _about_functions(recipe, dropped)
+        return found, {"found": len(found) + sum(dropped.values())}
+    from pipeline import instructions
+
+    bad = BadInputs()
+    found = []
+    for where, messages in instructions.conversations(instructions.find(str(section.examples.path)), bad):
+        said = [message["content"] for message in messages if message["role"] == "assistant"]
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        found.append(Example(messages, asked[-1] if asked else "", said[-1], where))
+    bad.check(recipe.data.max_bad_fraction, str(section.examples.path))
+    return found, {"found": bad.good, "bad_inputs": dict(bad.reasons)}
+
+
+def _about_functions(recipe: Recipe, dropped: Counter[str]) -> list[Example]:
+    import pyarrow.parquet as parquet
+
+    from pipeline.questions import questions
+    from pipeline.sources.pydocs import PydocsSource
+
+    source = PydocsSource.of(recipe)
+    held_out: frozenset[str] = frozenset()
+    if recipe.data.source.kind == "pydocs":
+        table = parquet.read_table(RunLayout.of(recipe).tokens / "validation.parquet", columns=["id"])
+        held_out = frozenset(table["id"].to_pylist())
+    documents = source.documents(processes.count(recipe.data.workers))
+    return [
+        Example(
+            [{"role": "user", "content": found.question}, {"role": "assistant", "content": found.answer}],
+            found.question,
+            found.answer,
+            found.source,
+        )
+        for found in questions(documents, held_out, recipe.run.seed, dropped)
+    ]
+
+
+def _plain(answer: str) -> str:
+    """An answer as it is compared: neither case nor spacing tells two apart."""
+    return " ".join(answer.casefold().split())
+
+
+def _unrepeated(found: list[Example], dropped: Counter[str]) -> list[Example]:
+    """Only the first of the same conversations."""
+    seen: set[str] = set()
+    kept = []
+    for example in found:
+        said = "\0".join(_plain(message["content"]) for message in example.messages)
+        if said in seen:
+            dropped[REPEATED] += 1
+        else:
+            seen.add(said)
+            kept.append(example)
+    return kept
+
+
+def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
+    """Sample, render, split by the answer and write both sides."""
+    import numpy as np
+
+    from pipeline.split import lowest
+    from tokenizer import chat
+    from tokenizer.load import Tokenizer
+    from tokenizer.sample import keyed_hashes, smallest
+
+    section = recipe.finetune
+    assert section is not None
+    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
+    rows = []
+    with bar(len(found), "example", "examples") as progress:
+        for example in found:
+            ids, labels = chat.render(example.messages, tokenizer)
+            progress.update()
+            if len(ids) > section.max_length:
+                dropped[TOO_LONG] += 1
+                continue
+            rows.append({"ids": ids, "labels": labels, **example._asdict()})
+    if (most := section.examples.max_examples) and len(rows) > most:
+        hashes = keyed_hashes(recipe.run.seed, "examples", (f"{row['question']}\0{row['answer']}" for row in rows))
+        chosen = smallest(hashes, np.ones(len(rows), np.int64), most)
+        dropped[OUTSIDE] = len(rows) - most
+        rows = [row for row, taken in zip(rows, chosen, strict=True) if taken]
+    if len(rows) < 2:
+        raise RequestError(f"{len(rows)} examples are left, two are the least: {dict(dropped)}")
+    hashes = keyed_hashes(recipe.run.seed, "held-out", (_plain(row["answer"]) for row in rows))
+    held_out, _ = lowest(hashes, section.examples.held_out_fraction)
+    if held_out.all():
+        raise RequestError("every example falls to the held-out side: lower finetune.examples.held_out_fraction")
+    counts: dict[str, Any] = {}
+    for name, mask in (("train", ~held_out), ("held-out", held_out)):
+        side = [row for row, taken in zip(rows, mask, strict=True) if taken]
+        _write_side(work, name, side)
+        counts[name.replace("-", "_")] = {
+            "examples": len(side),
+            "tokens": sum(len(row["ids"]) for row in side),
+            "target_tokens": sum(sum(label != chat.IGNORED for label in row["labels"]) for row in side),
+        }
+    return counts
+
+
+def _write_side(work: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+
+    from pipeline.shards import ParquetShards
+
+    schema = pyarrow.schema(
+        [(column, pyarrow.list_(pyarrow.int32())) for column in ("ids", "labels")]
+        + [(column, pyarrow.string()) for column in ("source", "question", "answer")]
+    )
+    for leftover in [*work.glob(f"{name}-*.parquet"), *work.glob(f".{name}-*")]:
+        leftover.unlink()
+    with ParquetShards(work, name, 256 << 20) as shards:
+        for start in range(0, len(rows), 10_000):
+            shards.write(pyarrow.Table.from_pylist(rows[start : start + 10_000], schema))

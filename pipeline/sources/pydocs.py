@@ -1,0 +1,201 @@
+"""Documentation of the installed Python: topics of the language and docstrings of every importable package.
+
+Text that every machine has without a network. It is parsed once for an environment and cached.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from artefacts import fingerprint
+from artefacts.progress import bar
+from configs.errors import RequestError
+from configs.schema import Recipe
+from pipeline import workers as processes
+from pipeline.bad_inputs import BadInputs
+from pipeline.document import Document
+
+#: Part of the cache's key: raise it when the same source files should give other documents.
+_PARSER = 1
+#: Source files are parsed in tasks of about so many bytes.
+_TASK_BYTES = 1 << 20
+#: Text of a row group of the cache, which is one part.
+_GROUP_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class PydocsSource:
+    """Topics, modules, classes and functions with a docstring; each source file is one input.
+
+    Attributes:
+        cache: folder of parsed environments.
+        packages: top-level modules and packages to keep ("topics" for the language's); None: all.
+    """
+
+    cache: Path
+    packages: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "PydocsSource":
+        """The source of a recipe; its cache is shared by all runs under the same ``run.root``."""
+        return cls(Path(recipe.run.root) / ".cache" / "pydocs", recipe.data.source.packages)
+
+    @property
+    def name(self) -> str:
+        return "pydocs"
+
+    def inputs(self) -> dict[str, str]:
+        """Nothing: installing a package makes no corpus stale."""
+        return {}
+
+    @cached_property
+    def _environment(self) -> dict[str, Any]:
+        installed = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+        return {
+            "python": sys.version.split()[0],
+            "implementation": sys.implementation.name,
+            "packages": dict(sorted(installed.items())),
+        }
+
+    @property
+    def path(self) -> Path:
+        """The cache file of this environment."""
+        key = {"environment": self._environment, "packages": self.packages, "parser": _PARSER}
+        return self.cache / f"{fingerprint.of_value(key)[:32]}.parquet"
+
+    def parts(self, workers: int) -> Sequence[tuple[str, int]]:
+        """(cache file, row group) pairs; parses the environment where it is not cached."""
+        import pyarrow.parquet as parquet
+
+        if not self.path.exists():
+            self._parse(workers)
+        return [(self.path.name, group) for group in range(parquet.ParquetFile(self.path).num_row_groups)]
+
+    def read(self, part: tuple[str, int], bad: BadInputs) -> Iterator[Document]:
+        import pyarrow.parquet as parquet
+
+        file = parquet.ParquetFile(self.cache / part[0])
+        if part[1] == 0:
+            bad.merge(_bad_inputs(file))
+        for row in file.read_row_group(part[1]).to_pylist():
+            yield Document(**row)
+
+    def documents(self, workers: int) -> Iterator[Document]:
+        """Every document, in order."""
+        bad = BadInputs()
+        for part in self.parts(workers):
+            yield from self.read(part, bad)
+
+    def details(self) -> dict[str, Any]:
+        return {"environment": self._environment}
+
+    def _parse(self, workers: int) -> None:
+        from pipeline.sources.pydocs_parse import parse_files
+
+        bad = BadInputs()
+        tasks = list(_tasks(_source_files(self.packages)))
+        if self.packages and not tasks and self.packages != ("topics",):
+            raise RequestError(f"data.source.packages: no source of {', '.join(self.packages)} is installed here")
+        documents = list(_topics()) if self.packages is None or "topics" in self.packages else []
+        with bar(sum(len(task) for task in tasks), "file", "parsing docstrings") as progress:
+            parsed = processes.ordered(parse_files, [(task,) for task in tasks], min(workers, len(tasks) or 1))
+            for task, (found, faults) in zip(tasks, parsed, strict=True):
+                documents += found
+                bad.good += len(task) - len(faults)
+                for path, fault in faults:
+                    bad.add("unparsable file", f"{Path(path).name}: {fault}")
+                progress.update(len(task))
+        _write(self.path, _unique(documents), bad)
+
+
+def _topics() -> Iterator[Document]:
+    from pydoc_data.topics import topics
+
+    for name, text in topics.items():
+        yield Document(f"pydocs:topics.{name}", text.strip(), "pydocs", "topic")
+
+
+def _source_files(packages: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
+    """(module name, path) of the standard library's and the installed packages' source files, in a fixed order."""
+    import sysconfig
+
+    from pipeline.sources.pydocs_parse import SKIPPED_FOLDERS
+
+    roots = [Path(sysconfig.get_path("stdlib"))]
+    roots += [Path(p) for p in sys.path if Path(p).name in ("site-packages", "dist-packages") and Path(p).is_dir()]
+    for root in sorted(set(roots)):
+        for folder, folders, names in os.walk(root):
+            below = Path(folder).relative_to(root).parts
+            folders[:] = sorted(
+                name
+                for name in folders
+                if name.isidentifier()
+                and name not in SKIPPED_FOLDERS
+                and (below or packages is None or name in packages)
+            )
+            for name in sorted(names):
+                stem = name.removesuffix(".py")
+                if stem == name or not stem.isidentifier() or stem.startswith("test_"):
+                    continue
+                module = ".".join(below if stem == "__init__" else (*below, stem))
+                if module and (packages is None or module.split(".")[0] in packages):
+                    yield module, os.path.join(folder, name)
+
+
+def _tasks(files: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    task: list[tuple[str, str]] = []
+    size = 0
+    for module, path in files:
+        task.append((module, path))
+        size += Path(path).stat().st_size
+        if size >= _TASK_BYTES:
+            yield task
+            task, size = [], 0
+    if task:
+        yield task
+
+
+def _unique(documents: list[Document]) -> Iterator[Document]:
+    """Number definitions that share a name (alternatives under a condition, overloads)."""
+    seen: dict[str, int] = {}
+    for document in documents:
+        seen[document.id] = count = seen.get(document.id, 0) + 1
+        yield document if count == 1 else document._replace(id=f"{document.id}#{count}")
+
+
+def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
+    """Publish the cache file whole; what could not be parsed goes into its metadata."""
+    import json
+
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in Document._fields])
+    schema = schema.with_metadata({"bad_inputs": json.dumps(bad.dump())})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
+        group: list[dict[str, str]] = []
+        size = 0
+        for document in documents:
+            # Escapes in docstrings may spell lone surrogates, which UTF-8 cannot hold.
+            group.append({k: v.encode("utf-8", "replace").decode() for k, v in document._asdict().items()})
+            size += len(document.text)
+            if size >= _GROUP_BYTES:
+                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+                group, size = [], 0
+        writer.write_table(pyarrow.Table.from_pylist(group, schema))
+    os.replace(beside, path)
+
+
+def _bad_inputs(file: Any) -> dict[str, Any]:
+    """What could not be parsed when a cache file was made."""
+    import json
+
+    found: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"bad_inputs"])
+    return found

@@ -1,0 +1,97 @@
+"""One worker of the engine tests: trains a small model on made tokens and leaves what it saw in a file.
+
+``torchrun ... tests/training/engine_job.py OUT key=value ...`` (overrides of ``tests/training/engine.yaml``).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from configs.load import load_recipe
+from configs.schema import Recipe
+from training.assemble import lm_loss
+from training.data.batch import Batch
+from training.engine.balance import BIAS, Balancer
+from training.engine.build import build_engine
+from training.engine.deepspeed_config import clips_itself, deepspeed_config
+from training.engine.distributed import join, leave
+from training.engine.loop import Hook, StepResult, Trainer
+from training.engine.signals import StopRequest
+from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.optimizers import build_optimizer
+from training.schedules import learning_rate
+
+RECIPE = Path(__file__).with_name("engine.yaml")
+
+
+class MadeTokens:
+    """Seeded batches with uneven target counts: some labels are masked, differently in each sample."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def global_batch(self, step: int) -> Batch:
+        size, length = self.recipe.train.global_batch, self.recipe.train.context_length
+        generator = torch.Generator().manual_seed(1000 + step)
+        # Squared uniforms: frequent and rare tokens, so that routing is uneven.
+        tokens = (torch.rand(size, length + 1, generator=generator) ** 2 * self.recipe.vocab_size).long()
+        labels = tokens[:, 1:].clone()
+        for row in range(size):
+            labels[row, : row * 3] = -100
+        return Batch(tokens[:, :-1].contiguous(), labels)
+
+    def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
+        whole = self.global_batch(step)
+        picks = torch.arange(len(whole.inputs)).reshape(-1, ranks, micro_batch)[:, rank]
+        return [Batch(whole.inputs[p], whole.labels[p]) for p in picks]
+
+
+class Recorder(Hook):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.biases: list[list[float]] = []
+        self.loads: list[list[float]] = []
+
+    def after_step(self, result: StepResult) -> None:
+        self.losses.append(result.loss)
+        self.norms.append(result.grad_norm)
+        self.biases = [load.bias for load in result.loads]
+        self.loads = [load.share for load in result.loads]
+
+
+def main(out: str, overrides: list[str]) -> None:
+    recipe = load_recipe(RECIPE, overrides)
+    train = recipe.train
+    torch.set_num_threads(1)
+    ranks = join()
+    model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+    init_weights(model, recipe.run.seed)
+    model.set_checkpointing(train.checkpointing)
+    optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
+    config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch)
+    engine = build_engine(model, optimizer, config, ranks)
+    assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
+    recorder = Recorder()
+    trainer = Trainer(
+        engine,
+        MadeTokens(recipe),
+        lm_loss,
+        lambda step: learning_rate(step, train.steps, train.learning_rate, train.schedule),
+        Balancer(engine.module, train.balance_step),
+        ranks,
+        [recorder],
+        StopRequest(),
+        train.clip if clips_itself(train) else None,
+    )
+    trainer.run(0, train.steps)
+    dtype = next(str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS))
+    if ranks.first:
+        Path(out).write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))
+    leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,59 @@
+"""Causal attention's written-out form against PyTorch's, and rotary positions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from configs.schema.model import YarnSection
+from training.layers import attention
+from training.layers.attention import causal_attention
+from training.layers.positions import inverse_frequencies, rotate_pairs, rotation, softmax_scale
+
+
+@pytest.mark.parametrize("length", [1, 5, 128, 129, 300])
+@pytest.mark.parametrize("longest", [0, 2048])
+def test_equals_torch(length: int, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_LONGEST_BLOCKED", longest)
+    generator = torch.Generator().manual_seed(length)
+    leaves = [torch.randn(2, length, 3, width, generator=generator) for width in (24, 24, 16)]
+    ours = [leaf.clone().requires_grad_() for leaf in leaves]
+    theirs = [leaf.clone().double().requires_grad_() for leaf in leaves]
+    out = causal_attention(ours[0], ours[1], ours[2], 0.3)
+    q, k, v = (leaf.transpose(1, 2) for leaf in theirs)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3).transpose(1, 2)
+    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=1e-5)
+    weights = torch.randn(out.shape, generator=generator)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_rotated_products_depend_on_distance_alone() -> None:
+    q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    turn = rotation(torch.arange(50), 8, 10_000.0)
+    turned_q, turned_k = (rotate_pairs(x.expand(1, 50, 1, 8), turn)[0, :, 0] for x in (q, k))
+    products = turned_q @ turned_k.T
+    for distance in (0, 3, 20):
+        diagonal = products.diagonal(-distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(products[0, 0], q @ k)
+
+
+def test_rotation_of_bf16_is_computed_in_fp32() -> None:
+    x = torch.randn(1, 400, 2, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    turn = rotation(torch.arange(400), 8, 10_000.0)
+    assert turn[0].dtype == torch.float32
+    assert torch.equal(rotate_pairs(x, turn), rotate_pairs(x.float(), turn).to(torch.bfloat16))
+
+
+def test_yarn_keeps_fast_pairs_and_slows_slow_ones() -> None:
+    yarn = YarnSection(factor=40.0, original_max_position_embeddings=4096)
+    plain, stretched = inverse_frequencies(64, 10_000.0, None), inverse_frequencies(64, 10_000.0, yarn)
+    ratio = plain / stretched
+    torch.testing.assert_close(ratio[:10], torch.ones(10))
+    torch.testing.assert_close(ratio[-8:], torch.full((8,), 40.0))
+    assert torch.all(ratio.diff() >= -1e-5)
+    assert softmax_scale(192, yarn) == pytest.approx(192**-0.5 * 1.3688879**2)
+    assert softmax_scale(192, None) == 192**-0.5

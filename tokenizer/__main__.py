@@ -1,0 +1,94 @@
+"""``python -m tokenizer train|encode|decode|inspect --recipe R [section.key=value ...]``."""
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from configs.command import DONE, add_recipe_arguments, read_recipe, run
+from configs.errors import RequestError
+from configs.schema import Recipe
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, does in (
+        ("train", "train on the cleaned documents of the run"),
+        ("encode", "text to ids"),
+        ("decode", "ids to text"),
+        ("inspect", "facts about the vocabulary, and sample pieces"),
+    ):
+        verb = verbs.add_parser(name, help=does, description=does)
+        add_recipe_arguments(verb)
+        if name == "encode":
+            verb.add_argument("--text", help="text to encode; left out: standard input, as it stands")
+            verb.add_argument("--pieces", action="store_true", help="show pieces in place of ids")
+        if name == "decode":
+            verb.add_argument("--text", help="ids, separated by spaces or commas; left out: standard input")
+            verb.add_argument("--show-special", action="store_true", help="show reserved tokens by name")
+    chosen = parser.parse_args(arguments)
+    recipe = read_recipe(chosen)
+    {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[chosen.verb](recipe, chosen)
+    return DONE
+
+
+def _train(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    from tokenizer.train import outcome, train
+
+    print(outcome(train(recipe), recipe))
+
+
+def _encode(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    from tokenizer.load import Tokenizer
+
+    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
+    ids = tokenizer.encode(_given(arguments))
+    print(" ".join(tokenizer.piece(token) if arguments.pieces else str(token) for token in ids))
+
+
+def _decode(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    from tokenizer.load import Tokenizer
+
+    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
+    words = _given(arguments).replace(",", " ").split()
+    wrong = next((word for word in words if not word.isdecimal()), None)
+    if wrong is not None:
+        raise RequestError(f"{wrong!r} is not a token id: give whole numbers separated by spaces or commas")
+    text = tokenizer.decode([int(word) for word in words], show_special=arguments.show_special)
+    sys.stdout.buffer.write(text.encode() + (b"\n" if sys.stdout.isatty() or arguments.text else b""))
+
+
+def _given(arguments: argparse.Namespace) -> str:
+    if arguments.text is not None:
+        return str(arguments.text)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not UTF-8 (byte {error.start})") from None
+
+
+def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    from tokenizer.load import Tokenizer
+
+    folder = RunLayout.of(recipe).tokenizer
+    made = manifest.require(folder, "python -m tokenizer train --recipe ...")
+    tokenizer = Tokenizer.load(folder)
+    ids = range(tokenizer.vocab_size)
+    reserved = [token for token in ids if tokenizer.is_reserved(token)]
+    text = [token for token in ids if not tokenizer.is_byte(token) and not tokenizer.is_reserved(token)]
+    lengths = sorted(len(tokenizer.piece(token)) for token in text)
+    print(f"{folder}: {tokenizer.vocab_size:,} ids")
+    print(f"  reserved      {len(reserved)}: {' '.join(tokenizer.piece(token) for token in reserved)}")
+    print(f"  bytes         {sum(tokenizer.is_byte(token) for token in ids)}")
+    print(f"  text pieces   {len(text):,}: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} characters")
+    print(f"  trained on    {made.counts['sample_documents']:,} documents, {made.counts['sample_bytes']:,} bytes")
+    print(f"  compression   {made.counts['bytes_per_token']:.2f} bytes a token")
+    shown = sorted(random.Random(0).sample(text, min(24, len(text))))
+    print("  sample pieces " + " ".join(repr(tokenizer.piece(token))[1:-1] for token in shown))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,27 @@
+"""Seeded samples and splits by hash: what is chosen depends on the seed and the document, never on order or workers."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.uint64]:
+    """A uniform 64-bit number for each name; another seed or purpose gives independent ones."""
+    key = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=32)
+    digests = bytearray()
+    for name in names:
+        digest = key.copy()
+        digest.update(b"\0" + name.encode("utf-8", "surrogatepass"))
+        digests += digest.digest()[:8]
+    return np.frombuffer(bytes(digests), dtype="<u8").astype(np.uint64)
+
+
+def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
+    """Mask of the members with the smallest hashes whose sizes add up to about ``budget``; at least one of them."""
+    order = np.lexsort((np.arange(len(hashes)), hashes))
+    total = np.cumsum(sizes[order])
+    chosen = np.zeros(len(hashes), dtype=bool)
+    chosen[order[: int(np.searchsorted(total, budget, side="right")) or 1]] = True
+    return chosen

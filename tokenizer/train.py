@@ -1,0 +1,179 @@
+"""Train a SentencePiece BPE on a seeded sample of the cleaned documents and publish it as the ``tokenizer`` artefact.
+
+The settings lose nothing: identity normalisation, no added or removed spaces, byte fallback for characters without a
+piece of their own. Digits stand alone, so does a newline; runs of spaces, which indent code, may be one piece.
+"""
+
+import io
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from artefacts import manifest, publish
+from artefacts.layout import RunLayout
+from artefacts.manifest import Manifest
+from artefacts.stage import open_stage
+from configs.errors import RequestError
+from configs.schema import Recipe
+from tokenizer import special
+from tokenizer.load import MODEL_NAME, Tokenizer
+
+#: Longest text handed to the trainer at once, in bytes of UTF-8; documents are cut at newlines to fit.
+_CHUNK_BYTES = 16_384
+#: The trainer skips in silence what is longer, and what contains this character, its own mark for the unknown.
+_RESERVED_CHARACTER = "\u2585"
+#: Text over which the manifest's compression is measured.
+_MEASURED_BYTES = 2_000_000
+
+
+def train(recipe: Recipe) -> Manifest | None:
+    """Train and publish the tokenizer; None where it is up to date.
+
+    Raises:
+        RequestError: no cleaned documents, or a vocabulary that the text cannot fill.
+    """
+    layout = RunLayout.of(recipe)
+    documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
+    identity = {"tokenizer": recipe.tokenizer.identity(), "seed": recipe.run.seed}
+    with open_stage("tokenizer", layout.tokenizer, identity, {"documents": documents.fingerprint}) as stage:
+        if stage.finished:
+            return None
+        for leftover in stage.work.glob(".*.partial"):
+            leftover.unlink()
+        texts = _sample(layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed)
+        chunks = [chunk for text in texts for chunk in _chunks(text)]
+        model = _fit(chunks, recipe)
+        publish.write_bytes(stage.work / MODEL_NAME, model)
+        tokenizer = Tokenizer(model)
+        return stage.publish(
+            counts=_measure(tokenizer, texts),
+            versions=manifest.versions("sentencepiece"),
+            details={"vocab_size": tokenizer.vocab_size, "reserved": list(special.RESERVED)},
+        )
+
+
+def outcome(made: Manifest | None, recipe: Recipe) -> str:
+    """One line about what ``train`` did."""
+    folder = RunLayout.of(recipe).tokenizer
+    if made is None:
+        return f"{folder}: up to date"
+    return f"{folder}: {made.counts['vocab_size']:,} pieces, {made.counts['bytes_per_token']:.2f} bytes a token"
+
+
+def _sample(folder: Path, budget: int, seed: int) -> list[str]:
+    """Documents of about ``budget`` bytes in all, those with the smallest hashes, in their order on disk."""
+    import numpy as np
+    import pyarrow.parquet as parquet
+
+    from tokenizer.sample import keyed_hashes, smallest
+
+    paths = sorted(folder.glob("clean-*.parquet"))
+    tables = [parquet.read_table(path, columns=["id", "bytes"]) for path in paths]
+    hashes = np.concatenate([keyed_hashes(seed, "tokenizer", table["id"].to_pylist()) for table in tables])
+    sizes = np.concatenate([table["bytes"].to_numpy() for table in tables])
+    chosen = smallest(hashes, sizes, budget)
+    texts: list[str] = []
+    seen = 0
+    for path in paths:
+        file = parquet.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, columns=["text"])["text"]
+            mask = chosen[seen : seen + len(column)]
+            seen += len(column)
+            if mask.any():
+                texts += column.filter(mask).to_pylist()
+    return texts
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Cut a text, losing nothing but the trainer's reserved character, into pieces of at most ``_CHUNK_BYTES``."""
+    lines: list[str] = []
+    size = 0
+    for line in text.replace(_RESERVED_CHARACTER, " ").split("\n"):
+        # A character takes at most four bytes.
+        for start in range(0, len(line) or 1, _CHUNK_BYTES // 4):
+            part = line[start : start + _CHUNK_BYTES // 4]
+            length = len(part.encode()) + 1
+            if lines and size + length > _CHUNK_BYTES:
+                yield "\n".join(lines)
+                lines, size = [], 0
+            lines.append(part)
+            size += length
+    if lines:
+        yield "\n".join(lines)
+
+
+def _fit(chunks: list[str], recipe: Recipe) -> bytes:
+    """Run the trainer, its log kept off the terminal and read afterwards for anything that it left out."""
+    import sentencepiece
+
+    settings: dict[str, Any] = {
+        "model_type": "bpe",
+        "vocab_size": recipe.tokenizer.vocab_size,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "add_dummy_prefix": False,
+        "byte_fallback": True,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "character_coverage": 0.9995,
+        "user_defined_symbols": ["\n"],
+        "control_symbols": [*special.RESERVED[1:], *special.spare(recipe.tokenizer.spare_tokens)],
+        "unk_piece": special.UNKNOWN,
+        "unk_surface": special.UNKNOWN,
+        "unk_id": special.UNKNOWN_ID,
+        "bos_id": -1,
+        "eos_id": -1,
+        "pad_id": -1,
+        "max_sentence_length": 2 * _CHUNK_BYTES,
+        # BPE training is sequential, and the number would be written into the model.
+        "num_threads": 1,
+    }
+    model = io.BytesIO()
+    fed = [chunk for chunk in chunks if chunk]
+    with tempfile.TemporaryFile() as log:
+        try:
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=iter(fed), model_writer=model, logstream=log, **settings
+            )
+        except RuntimeError as error:
+            raise _explained(error, recipe) from None
+        log.seek(0)
+        lines = log.read().decode(errors="replace").splitlines()
+    skipped = [line for line in lines if "kipped" in line]
+    if skipped or not any(f"preprocessed {len(fed)} sentences" in line for line in lines):
+        raise AssertionError(f"the SentencePiece trainer left text out: {skipped[:3]}")
+    return model.getvalue()
+
+
+def _explained(error: RuntimeError, recipe: Recipe) -> Exception:
+    text = str(error)
+    size = recipe.tokenizer.vocab_size
+    if most := re.search(r"too high.*<= (\d+)", text):
+        return RequestError(
+            f"tokenizer.vocab_size ({size}) is too large for this text: it yields at most {most[1]} pieces; "
+            "lower it, or give more text (tokenizer.sample_bytes, data.source)"
+        )
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
+        return RequestError(f"tokenizer.vocab_size ({size}) is too small for this text: it needs at least {least[1]}")
+    return error
+
+
+def _measure(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
+    """Sample size and, over its beginning, bytes a token."""
+    sizes = [len(text.encode()) for text in texts]
+    count = size = 0
+    while count < len(texts) and size < _MEASURED_BYTES:
+        size += sizes[count]
+        count += 1
+    tokens = sum(map(len, tokenizer.encode_batch(texts[:count])))
+    return {
+        "sample_documents": len(texts),
+        "sample_bytes": sum(sizes),
+        "vocab_size": tokenizer.vocab_size,
+        "measured_bytes": size,
+        "measured_tokens": tokens,
+        "bytes_per_token": round(size / max(tokens, 1), 4),
+    }

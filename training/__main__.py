@@ -1,0 +1,76 @@
+"""Model commands: ``python -m training VERB --recipe R [section.key=value ...]``.
+
+Under a launcher a worker that stopped in order, or was asked for the impossible, leaves its status in the file that
+``MILLRACE_STATUS_FILE`` names and exits 0: torchrun would turn any other status into 1 and print a traceback.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs import command
+from configs.errors import RequestError
+from configs.schema import Recipe
+from training.engine.signals import StopRequest
+
+VERBS = {
+    "pretrain": "train the model on the token shards; resumes from the newest whole checkpoint",
+    "finetune": "go on from the pretrained weights on chat examples; resumes likewise",
+    "evaluate": "bits per byte against a bigram model and zstd -19, and the loss on held-out answers",
+    "generate": "complete a prompt",
+    "report": "one self-contained page with the curves and tables of the run",
+    "estimate": "parameters, active parameters and FLOPs a token, in closed form",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, purpose in VERBS.items():
+        command.add_recipe_arguments(verbs.add_parser(verb, help=purpose, description=purpose))
+    parsed = command.parse(parser, arguments)
+    stop = StopRequest() if parsed.verb in ("pretrain", "finetune") else None
+    try:
+        status, message = _run(parsed.verb, command.read_recipe(parsed), stop), ""
+    except RequestError as error:
+        status, message = command.WRONG_REQUEST, str(error)
+    file = os.environ.get("MILLRACE_STATUS_FILE")
+    if file and status in (command.WRONG_REQUEST, command.STOPPED):
+        Path(file).write_text(f"{status} {message}", encoding="utf-8")
+        return command.DONE
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def _run(verb: str, recipe: Recipe, stop: StopRequest | None) -> int:
+    """Import only what the verb needs: reports and estimates answer without torch."""
+    if verb == "pretrain":
+        from training.pretrain import pretrain
+
+        return pretrain(recipe, stop)
+    if verb == "finetune":
+        from training.finetune import finetune
+
+        return finetune(recipe, stop)
+    if verb == "evaluate":
+        from training.evaluate.command import evaluate
+
+        return evaluate(recipe)
+    if verb == "generate":
+        from training.generate import generate
+
+        return generate(recipe)
+    if verb == "report":
+        from training.report.command import report
+
+        return report(recipe)
+    from training.estimate.command import estimate
+
+    return estimate(recipe)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,1 @@
+"""Sharded, verified checkpoints, and the full weights out of them; knows no model."""

@@ -1,0 +1,1 @@
+"""Token shards and examples to batches; knows no model and no family."""

@@ -1,0 +1,56 @@
+"""A recipe's train section as DeepSpeed's configuration; a pure function, no torch."""
+
+from typing import Any
+
+from configs.errors import RequestError
+from configs.schema.train import TrainSection
+
+
+def deepspeed_config(train: TrainSection, ranks: int, expert_parallel: int, global_batch: int) -> dict[str, Any]:
+    """The configuration for ``deepspeed.initialize``.
+
+    Args:
+        train: the section.
+        ranks: processes over all nodes.
+        expert_parallel: ranks that share a layer's experts.
+        global_batch: samples an optimiser step.
+
+    Raises:
+        RequestError: ``train.deepspeed`` sets a key that follows from ours.
+    """
+    own: dict[str, Any] = {
+        "train_batch_size": global_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": global_batch // (train.micro_batch * ranks),
+        "gradient_clipping": 0.0 if clips_itself(train) else train.clip,
+        "steps_per_print": 10**9,
+        "zero_optimization": {"stage": train.zero_stage},
+        # The preset names the module layout; the routing it describes is read from the model's own config.
+        "expert_parallel": {"enabled": True, "autoep_size": expert_parallel, "preset_model": "deepseek_v3"},
+    }
+    if train.precision == "bf16":
+        own["bf16"] = {"enabled": True}
+    if train.zero_stage in (1, 2):
+        # With expert groups DeepSpeed's stages 1 and 2 require it; said here so that a recipe may not unset it.
+        own["zero_optimization"]["reduce_scatter"] = True
+    return _merge(own, train.deepspeed, "train.deepspeed")
+
+
+def clips_itself(train: TrainSection) -> bool:
+    """Whether the loop clips instead of DeepSpeed (see training/engine/gradients.py)."""
+    return train.zero_stage == 0 and train.precision == "fp32"
+
+
+def _merge(own: dict[str, Any], extra: dict[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(own)
+    for key, value in extra.items():
+        if key not in own:
+            merged[key] = value
+        elif isinstance(own[key], dict) and isinstance(value, dict):
+            merged[key] = _merge(own[key], value, f"{where}.{key}")
+        elif own[key] != value:
+            raise RequestError(
+                f"{where}.{key}={value!r} contradicts the recipe, from which it is {own[key]!r}: remove it and set the "
+                "recipe's own key"
+            )
+    return merged

@@ -1,0 +1,73 @@
+"""Validation and checkpoints at their steps; every rank takes part."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from training.data.batch import Batch
+from training.engine.distributed import Ranks, sum_over_ranks
+from training.engine.loop import Hook, LossFunction, StepResult
+from training.engine.metrics import MetricsHook
+
+
+class ValidationHook(Hook):
+    """Mean loss over the same batches, spread over the ranks, every so many steps and at the end."""
+
+    def __init__(
+        self,
+        engine: Any,
+        loss: LossFunction,
+        batches: Sequence[Batch],
+        every: int,
+        metrics: MetricsHook,
+        ranks: Ranks,
+    ) -> None:
+        self._engine, self._loss, self._every, self._metrics, self._ranks = engine, loss, every, metrics, ranks
+        # Under expert parallelism every forward is a collective: each rank does the same number of batches.
+        rounds = len(batches) // ranks.size
+        self._batches = [batches[i * ranks.size + ranks.rank] for i in range(rounds)]
+        self._last = -1
+
+    def after_step(self, result: StepResult) -> None:
+        if self._every and result.step % self._every == 0:
+            self._validate(result.step)
+
+    def at_end(self, step: int) -> None:
+        self._validate(step)
+
+    @torch.no_grad()
+    def _validate(self, step: int) -> None:
+        if not self._batches or step == self._last:
+            return
+        self._last = step
+        self._engine.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for batch in self._batches:
+            loss, targets = self._loss(self._engine, batch.to(self._ranks.device))
+            sums += torch.stack([loss.double().cpu(), targets.double().cpu()])
+        sum_over_ranks(sums)
+        if self._ranks.first:
+            self._metrics.write({"kind": "validation", "step": step, "loss": float(sums[0] / sums[1])})
+
+
+class CheckpointHook(Hook):
+    """Saves every so many steps, when a signal stops the run, and at the end."""
+
+    def __init__(self, save_at: Callable[[int], object], every: int) -> None:
+        self._save_at, self._every, self._last = save_at, every, -1
+
+    def after_step(self, result: StepResult) -> None:
+        if self._every and result.step % self._every == 0:
+            self._save(result.step)
+
+    def at_stop(self, step: int) -> None:
+        self._save(step)
+
+    def at_end(self, step: int) -> None:
+        self._save(step)
+
+    def _save(self, step: int) -> None:
+        if step != self._last:
+            self._save_at(step)
+            self._last = step

@@ -1,0 +1,135 @@
+"""The training loop: one optimiser step over one global batch, everything else in hooks."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from training.data.batch import Batch
+from training.engine.balance import Balancer, LayerLoad
+from training.engine.distributed import Ranks, sum_over_ranks
+from training.engine.gradients import clip_global_norm
+from training.engine.signals import StopRequest
+
+#: loss(model, batch) -> (sum of the loss over the batch's targets, number of targets).
+LossFunction = Callable[[Any, Batch], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Data(Protocol):
+    """Where micro-batches come from: a pure function of the step."""
+
+    def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step did.
+
+    Attributes:
+        step: steps done so far, this one included.
+        loss: nats a target token, over the whole global batch.
+        learning_rate: of this step.
+        grad_norm: before clipping.
+        targets: tokens predicted, over all ranks.
+        seconds: wall time.
+        loads: of each router.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    targets: int
+    seconds: float
+    loads: list[LayerLoad] = field(default_factory=list)
+
+
+class Hook:
+    """Something done around steps; every rank calls it alike. Override what is needed."""
+
+    def after_step(self, result: StepResult) -> None:
+        """After each optimiser step."""
+
+    def at_stop(self, step: int) -> None:
+        """A signal ended the loop after ``step`` steps."""
+
+    def at_end(self, step: int) -> None:
+        """All steps are done."""
+
+
+class Trainer:
+    """Runs optimiser steps on an engine."""
+
+    def __init__(
+        self,
+        engine: Any,
+        data: Data,
+        loss: LossFunction,
+        schedule: Callable[[int], float],
+        balancer: Balancer,
+        ranks: Ranks,
+        hooks: Sequence[Hook],
+        stop: StopRequest,
+        own_clip: float | None = None,
+    ) -> None:
+        """``own_clip``: clip here to this norm, where DeepSpeed was told not to; the rest is what the names say."""
+        self._engine, self._data, self._loss, self._schedule = engine, data, loss, schedule
+        self._balancer, self._ranks, self._hooks = balancer, ranks, hooks
+        self._stop, self._own_clip = stop, own_clip
+
+    def run(self, start: int, steps: int, stop_at: int | None = None) -> bool:
+        """Do steps ``start`` .. ``steps``-1. False if a signal, or ``stop_at``, ended it before."""
+        for step in range(start, steps):
+            result = self._step(step)
+            for hook in self._hooks:
+                hook.after_step(result)
+            if stop_at is not None and result.step >= stop_at and result.step < steps:
+                return False
+            if result.step < steps and self._asked_to_stop():
+                for hook in self._hooks:
+                    hook.at_stop(result.step)
+                return False
+        for hook in self._hooks:
+            hook.at_end(steps)
+        return True
+
+    def _step(self, step: int) -> StepResult:
+        began = time.monotonic()
+        engine, ranks = self._engine, self._ranks
+        rate = self._schedule(step)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        engine.train()
+        batches = self._data.micro_batches(step, ranks.rank, ranks.size, engine.train_micro_batch_size_per_gpu())
+        targets = sum_over_ranks(torch.tensor([sum(b.targets for b in batches)], dtype=torch.float64))
+        # DeepSpeed divides by the accumulation steps and averages over ranks: with this factor the gradient is that
+        # of the mean over the targets of the global batch, however they are spread over ranks and micro-batches.
+        scale = len(batches) * ranks.size / float(targets)
+        total = torch.zeros(1, dtype=torch.float64)
+        for batch in batches:
+            self._balancer.counting(True)
+            loss, _ = self._loss(engine, batch.to(ranks.device))
+            self._balancer.counting(False)
+            engine.backward(loss * scale)
+            total += loss.detach().double().cpu()
+            if self._own_clip is not None and engine.is_gradient_accumulation_boundary():
+                norm = clip_global_norm(engine.module, self._own_clip)
+            engine.step()
+        if self._own_clip is None:
+            norm = engine.get_global_grad_norm()
+        loads = self._balancer.update()
+        return StepResult(
+            step=step + 1,
+            loss=float(sum_over_ranks(total)) / float(targets),
+            learning_rate=rate,
+            grad_norm=float(norm),
+            targets=int(targets),
+            seconds=time.monotonic() - began,
+            loads=loads,
+        )
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was signalled; all ranks leave at the same step."""
+        return bool(sum_over_ranks(torch.tensor([float(self._stop.asked)])) > 0)

@@ -1,0 +1,100 @@
+"""Where a run's numbers go: a progress bar on rank 0, ``metrics.jsonl``, TensorBoard.
+
+``metrics.jsonl`` is appended to, a JSON object a line, each with ``step`` and ``kind`` (``train`` or ``validation``).
+A resumed run repeats the steps after its checkpoint: readers take the last line of a step (``read_metrics``).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from artefacts.progress import bar
+from training.engine.distributed import Ranks
+from training.engine.loop import Hook, StepResult
+
+FILE = "metrics.jsonl"
+
+
+class MetricsHook(Hook):
+    """Writes every ``log_every``-th step; on rank 0 only."""
+
+    def __init__(
+        self, folder: Path, name: str, start: int, steps: int, flops_per_token: float, log_every: int, ranks: Ranks
+    ) -> None:
+        self._first, self._log_every = ranks.first, log_every
+        self._flops, self._device = flops_per_token, ranks.device
+        if not ranks.first:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._file = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed in at_end
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._bar = bar(steps, "step", name, initial=start)
+
+    def after_step(self, result: StepResult) -> None:
+        if not self._first:
+            return
+        speed = result.targets / result.seconds
+        left = (self._bar.total - result.step) * result.seconds
+        self._bar.set_postfix_str(f"loss {result.loss:.3f}, {speed:,.0f} tokens/s, {left:.0f} s left", refresh=False)
+        self._bar.update()
+        if result.step % self._log_every:
+            return
+        record = {
+            "kind": "train",
+            "step": result.step,
+            "loss": result.loss,
+            "learning_rate": result.learning_rate,
+            "grad_norm": result.grad_norm,
+            "targets": result.targets,
+            "seconds": round(result.seconds, 4),
+            "tokens_per_second": round(speed, 1),
+            "model_flops_per_second": round(speed * self._flops),
+            "memory_bytes": memory_bytes(self._device),
+            "experts": {
+                load.layer: {
+                    "load": [round(share, 4) for share in load.share],
+                    "variation": round(load.variation, 4),
+                    "max_over_mean": round(load.max_over_mean, 4),
+                    "bias": [round(b, 5) for b in load.bias],
+                }
+                for load in result.loads
+            },
+        }
+        self.write(record)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. Rank 0 only."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for key, value in record.items():
+            if isinstance(value, int | float) and key not in ("step", "targets"):
+                self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+        for layer, experts in record.get("experts", {}).items():
+            for key in ("variation", "max_over_mean"):
+                self._board.add_scalar(f"experts/{layer}/{key}", experts[key], record["step"])
+            for key in ("load", "bias"):
+                values = {str(expert): value for expert, value in enumerate(experts[key])}
+                self._board.add_scalars(f"experts/{layer}/{key}", values, record["step"])
+
+    def at_stop(self, step: int) -> None:
+        self._close()
+
+    def at_end(self, step: int) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._first:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak bytes on the GPU, or resident bytes of this process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss

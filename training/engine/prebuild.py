@@ -1,0 +1,40 @@
+"""Build DeepSpeed's shared-memory operator for CPU once, so that no training start has to, or waits for a dead build.
+
+torch guards such a build with a plain ``lock`` file that a killed process leaves behind and on which every later
+start waits for ever. Here the build runs under a lock that dies with its process, so a ``lock`` found then is stale.
+
+``python -m training.engine.prebuild`` builds it; ``make setup`` does so.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from artefacts import lock
+from configs import command
+
+_OPERATOR = "deepspeed_shm_comm"
+
+
+def build(extensions: Path) -> None:
+    """Build the operator into a folder, or find that it is there."""
+    with lock.hold(extensions / _OPERATOR):
+        for stale in extensions.glob("*/lock"):
+            stale.unlink(missing_ok=True)
+        from deepspeed.accelerator import get_accelerator
+
+        builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+        if builder is not None:
+            builder.load(verbose=False)
+
+
+def main(_arguments: object) -> int:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    build(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
+    return 0
+
+
+if __name__ == "__main__":
+    if "TORCH_EXTENSIONS_DIR" not in os.environ:
+        sys.exit("error: TORCH_EXTENSIONS_DIR is not set: run `make setup`")
+    command.run(main)

@@ -1,0 +1,29 @@
+"""Model FLOPs of a training step per token: what the mathematics asks for, not what an implementation spends."""
+
+from configs.schema.model import ModelSection
+from training.estimate.parameters import parameters
+
+
+def flops_per_token(model: ModelSection, vocab_size: int, context: int) -> float:
+    """Forward and backward FLOPs of a token, averaged over the positions of a sequence of ``context`` tokens.
+
+    A multiplication and an addition are two. Norms, rotations, softmax and what activation checkpointing computes
+    again are left out.
+    """
+    return matrix_flops_per_token(model, vocab_size) + attention_flops_per_token(model, context)
+
+
+def matrix_flops_per_token(model: ModelSection, vocab_size: int) -> float:
+    """6 for every active parameter that is in a matrix: 2 forward, and 2 for each of the two gradients."""
+    counts = parameters(model, vocab_size)
+    return 6.0 * (counts.active - counts.by_part["norms"])
+
+
+def attention_flops_per_token(model: ModelSection, context: int) -> float:
+    """Scores and weighted values against the (context + 1) / 2 positions that causal attention sees on average.
+
+    Many published figures count all of ``context`` and are about twice as large.
+    """
+    widths = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
+    per_position = 2.0 * model.num_attention_heads * widths
+    return 3.0 * model.num_hidden_layers * per_position * (context + 1) / 2

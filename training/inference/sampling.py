@@ -1,0 +1,63 @@
+"""From logits to the next token: pure functions of logits, settings and a random generator."""
+
+from dataclasses import dataclass
+
+import torch
+
+#: Below this a temperature is taken as 0: dividing by it would leave the range of fp32.
+_COLDEST = 1e-6
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the most likely token (greedy).
+        top_k: draw among the k most likely only; 0 for all.
+        top_p: draw among the fewest tokens whose probabilities reach it (nucleus sampling, arXiv 1904.09751); 1 for
+            all. Taken after temperature and top-k, of what they leave.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed: {self}")
+
+
+def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Probabilities of the next token, fp32 [..., V], from logits [..., V]; all on one token where greedy."""
+    logits = logits.float()
+    if sampling.temperature < _COLDEST:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, best, 1.0)
+    # The largest is taken off first, so that a low temperature cannot overflow.
+    scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+    return keep_top_p(keep_top_k(scaled, sampling.top_k).softmax(-1), sampling.top_p)
+
+
+def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Logits [..., V] with all but exactly the k largest at minus infinity; 0 or k >= V changes nothing."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    values, indices = logits.topk(k, dim=-1)
+    return torch.full_like(logits, float("-inf")).scatter_(-1, indices, values)
+
+
+def keep_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
+    """Probabilities [..., V] of the smallest set of tokens that reaches mass ``p``, scaled to sum to 1; never empty."""
+    if p >= 1:
+        return probs
+    ordered, indices = probs.sort(dim=-1, descending=True, stable=True)
+    mass_before = ordered.cumsum(-1) - ordered
+    kept = ordered * (mass_before < p)
+    return torch.zeros_like(probs).scatter_(-1, indices, kept / kept.sum(-1, keepdim=True))
+
+
+def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One token id for each row of probabilities [..., V], int64 [...]; ``generator`` is on the same device."""
+    flat = probs.flatten(0, -2) if probs.dim() > 1 else probs[None]
+    return torch.multinomial(flat, 1, generator=generator).reshape(probs.shape[:-1])

@@ -1,0 +1,77 @@
+"""Rotary positions in interleaved pairs (arXiv 2104.09864) with YaRN context extension (arXiv 2309.00071).
+
+Everything is a pure function of the recipe: no table is stored, so casting a model to bf16 cannot round one, and a
+model built on the meta device needs no second step. A table costs T * R/2 sines and cosines once a forward pass.
+"""
+
+import math
+
+import torch
+
+from configs.schema.model import YarnSection
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotation(positions_T: torch.Tensor, rope_dim: int, theta: float, yarn: YarnSection | None = None) -> Rotation:
+    """Cosines and sines, each [T, R/2] in fp32, that turn pair i of a head at each position.
+
+    Under YaRN they carry the factor by which ``mscale`` and ``mscale_all_dim`` differ; where the two are equal, as in
+    DeepSeek-V3, that factor is 1 and the whole correction is in :func:`softmax_scale`.
+    """
+    frequencies = inverse_frequencies(rope_dim, theta, yarn, positions_T.device)
+    angles = positions_T.float()[:, None] * frequencies
+    amplitude = 1.0 if yarn is None else _amplitude(yarn)
+    return angles.cos() * amplitude, angles.sin() * amplitude
+
+
+def rotate_pairs(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turn the interleaved pairs (x0, x1), (x2, x3), ... of ``x`` [B, T, heads, R]; computed in fp32.
+
+    The result holds all first members and then all second members of the pairs. Queries and keys come out in the same
+    order, so their products are those of the interleaved layout, without the copy that would weave them together.
+    """
+    cos, sin = (t[:, None, :] for t in rotation)
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def inverse_frequencies(
+    rope_dim: int, theta: float, yarn: YarnSection | None, device: torch.device | None = None
+) -> torch.Tensor:
+    """Radians per position of each pair, [R/2] in fp32; under YaRN a ramp blends ``f / factor`` with ``f``.
+
+    Pairs that turn more than ``beta_fast`` times within the original context keep their frequency, those that turn
+    less than ``beta_slow`` times are slowed by ``factor``, and those between are mixed linearly.
+    """
+    exponents = torch.arange(0, rope_dim, 2, dtype=torch.float32, device=device) / rope_dim
+    frequencies = 1.0 / theta**exponents
+    if yarn is None:
+        return frequencies
+
+    def pair_that_turns(times: float) -> float:
+        wavelength_ratio = yarn.original_max_position_embeddings / (times * 2 * math.pi)
+        return rope_dim * math.log(wavelength_ratio) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), rope_dim - 1)
+    width = high - low or 0.001  # the two bounds can meet in a small head: a step then, not a division by zero
+    slowed = ((torch.arange(rope_dim // 2, dtype=torch.float32, device=device) - low) / width).clamp(0, 1)
+    return frequencies / yarn.factor * slowed + frequencies * (1 - slowed)
+
+
+def softmax_scale(head_dim: int, yarn: YarnSection | None) -> float:
+    """What attention scores are multiplied by: head_dim ** -0.5, times m squared under YaRN."""
+    m = 1.0 if yarn is None else _mscale(yarn.factor, yarn.mscale_all_dim)
+    return head_dim**-0.5 * m * m
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0
+
+
+def _amplitude(yarn: YarnSection) -> float:
+    # transformers' rule: a zero in either means "not given", and the plain YaRN correction goes into the tables.
+    if yarn.mscale and yarn.mscale_all_dim:
+        return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
+    return _mscale(yarn.factor, 1.0)

@@ -1,0 +1,22 @@
+"""Learning rates as pure functions of the step."""
+
+import math
+
+from configs.schema.train import ScheduleSection
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection) -> float:
+    """Learning rate of optimiser step ``step`` (from 0) of ``steps``.
+
+    Linear warm-up to ``peak``; then ``cosine``: half a cosine down to ``final_fraction`` of the peak; ``wsd`` (warm-up,
+    stable, decay; arXiv 2404.06395): the peak, then a line down over the last ``decay_fraction`` of the steps.
+    """
+    if step < schedule.warmup_steps:
+        return peak * (step + 1) / schedule.warmup_steps
+    final = peak * schedule.final_fraction
+    if schedule.kind == "cosine":
+        progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
+        return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    decay_steps = max(1, round(steps * schedule.decay_fraction))
+    left = steps - step
+    return peak if left > decay_steps else final + (peak - final) * left / decay_steps
