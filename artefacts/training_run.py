@@ -43,10 +43,13 @@ class TrainingRun:
         found = manifest.read(self.folder)
         return found if found is not None and found.key == self.key else None
 
+    def begun(self) -> bool:
+        """Whether the folder holds this run, finished or not."""
+        return _read_key(self.folder / IDENTITY) == self.key
+
     def open(self, recipe_text: str) -> None:
         """Make the folder ready to begin or resume; one of another identity is moved aside and the move printed."""
-        found = _read_key(self.folder / IDENTITY)
-        if self.folder.exists() and found != self.key:
+        if self.folder.exists() and not self.begun():
             print(f"{self.folder}: another run, moved aside to {publish.move_aside(self.folder)}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         publish.write_text(self.folder / "recipe.yaml", recipe_text)
@@ -102,6 +105,14 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
         identity,
         {"examples": examples.fingerprint, "weights": finished.details["weights"]},
     )
+
+
+def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:
+    """The last checkpoint of a finished training folder and its fingerprint, or None."""
+    found = manifest.read(folder)
+    if found is None:
+        return None
+    return folder / "checkpoints" / found.details["checkpoint"], found.details["weights"]
 
 
 def _read_key(path: Path) -> str | None:

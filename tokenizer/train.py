@@ -5,9 +5,12 @@ piece of their own. Digits stand alone, so does a newline; runs of spaces, which
 """
 
 import io
+import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +136,32 @@ def _fit(chunks: list[str], recipe: Recipe) -> bytes:
     }
     model = io.BytesIO()
     fed = [chunk for chunk in chunks if chunk]
-    with tempfile.TemporaryFile() as log:
-        try:
-            sentencepiece.SentencePieceTrainer.Train(
-                sentence_iterator=iter(fed), model_writer=model, logstream=log, **settings
-            )
-        except RuntimeError as error:
-            raise _explained(error, recipe) from None
-        log.seek(0)
-        lines = log.read().decode(errors="replace").splitlines()
+    lines: list[str] = []
+    try:
+        with _native_log(lines):
+            sentencepiece.SentencePieceTrainer.Train(sentence_iterator=iter(fed), model_writer=model, **settings)
+    except RuntimeError as error:
+        raise _explained(error, recipe) from None
     skipped = [line for line in lines if "kipped" in line]
     if skipped or not any(f"preprocessed {len(fed)} sentences" in line for line in lines):
         raise AssertionError(f"the SentencePiece trainer left text out: {skipped[:3]}")
     return model.getvalue()
+
+
+@contextmanager
+def _native_log(lines: list[str]) -> Iterator[None]:
+    """Collect what native code writes to the error stream, whatever Python's ``sys.stderr`` is at the moment."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            log.seek(0)
+            lines += log.read().decode(errors="replace").splitlines()
 
 
 def _explained(error: RuntimeError, recipe: Recipe) -> Exception:

@@ -27,6 +27,7 @@ from training.engine.loop import Data, Trainer
 from training.engine.metrics import MetricsHook
 from training.engine.signals import StopRequest
 from training.estimate.flops import flops_per_token
+from training.estimate.parameters import parameters
 from training.models.deepseek import DeepseekForCausalLM
 from training.optimizers import build_optimizer
 from training.schedules import learning_rate
@@ -85,7 +86,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
                 print(f"{job.run.stage}: resuming after step {start} from {found.folder}", flush=True)
         whole = _loop(recipe, job, engine, topology, ranks, stop, start)
         if whole and ranks.first:
-            _finish(job, topology)
+            _finish(recipe, job, topology)
         return command.DONE if whole else command.STOPPED
 
 
@@ -123,14 +124,20 @@ def _loop(
     return trainer.run(start, train.steps, train.stop_at)
 
 
-def _finish(job: Job, topology: dict[str, int | str]) -> None:
+def _finish(recipe: Recipe, job: Job, topology: dict[str, int | str]) -> None:
     """The run's manifest; ``weights`` is what later stages are made from."""
     last = job.run.folder / "checkpoints" / folder_name(job.train.steps)
     saved = manifest.require(last, f"make {job.run.stage}")
+    counts = parameters(recipe.model, recipe.vocab_size)
     job.run.finish(
         counts={"steps": job.train.steps},
         versions=manifest.versions("torch", "deepspeed"),
-        details={"checkpoint": last.name, "weights": saved.fingerprint, "topology": topology},
+        details={
+            "checkpoint": last.name,
+            "weights": saved.fingerprint,
+            "topology": topology,
+            "parameters": {"total": counts.total, "active": counts.active},
+        },
     )
     print(f"{job.run.stage}: finished, {job.train.steps} steps, weights in {last}", flush=True)
 

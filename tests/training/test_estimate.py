@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from configs.load import load_recipe
 from configs.schema.model import ModelSection
 from tests.training.shapes import SHAPES, VOCAB
 from training.estimate import flops_per_token, parameters
+from training.estimate.command import lines
 from training.estimate.flops import attention_flops_per_token
 from training.layers import attention, moe
 from training.models.deepseek import DeepseekForCausalLM, init_weights
@@ -100,6 +103,14 @@ def test_attention_alone_grows_with_context() -> None:
     assert long - short == attention_flops_per_token(V3, 4095)
 
 
+def test_command_prints_the_counts() -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "configs" / "demo.yaml", [])
+    counts = parameters(recipe.model, recipe.vocab_size)
+    text = "\n".join(lines(recipe))
+    assert f"{counts.total:,}" in text and f"{counts.active:,}" in text
+    assert f"{recipe.train.steps * recipe.train.global_batch_tokens:,} tokens" in text
+
+
 def test_no_torch_is_imported() -> None:
-    code = "import sys, training.estimate; sys.exit('torch' in sys.modules)"
+    code = "import sys, training.estimate.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

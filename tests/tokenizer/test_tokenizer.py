@@ -1,0 +1,152 @@
+"""The tokenizer loses nothing, cannot be injected with control tokens, and is the same whenever it is trained."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from configs.errors import RequestError
+from pipeline import documents
+from tests.pipeline.corpora import RECIPE, ROOT, SHARED_DATA, of_jsonl, overrides, texts, write_jsonl
+from tokenizer import special
+from tokenizer.load import Tokenizer
+from tokenizer.train import _CHUNK_BYTES, _chunks, train
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+@example("a\u2581b\u2581\u2581")
+@example("tabs\t and\r\nreturns\r and \x00 NUL")
+@example("  leading, trailing  \n\n ")
+@example("\ufeff\u200b\U0001f600\u0301 𝔘𝔫𝔦 日本語")
+def test_round_trip(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(alphabet=st.sampled_from("ab \n\u2581é<|>"))))
+def test_a_batch_equals_one_by_one(tokenizer, batch):
+    assert tokenizer.encode_batch(batch) == [tokenizer.encode(text) for text in batch]
+
+
+def test_lone_surrogate_becomes_the_replacement_character(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_naughty_strings(tokenizer):
+    path = SHARED_DATA / "naughty-strings.txt"
+    if not path.exists():
+        pytest.skip("no naughty-strings.txt beside the checkout")
+    text = path.read_text(encoding="utf-8")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", [*special.RESERVED, *special.spare(8)])
+def test_text_cannot_spell_a_control_token(tokenizer, name):
+    ids = tokenizer.encode(f"x {name}{name} y")
+    assert not any(tokenizer.is_reserved(token) for token in ids)
+    assert tokenizer.decode(ids) == f"x {name}{name} y"
+
+
+def test_reserved_ids(tokenizer):
+    names = [tokenizer.piece(token) for token in range(16)]
+    assert names == [*special.RESERVED, *special.spare(8)]
+    assert all(tokenizer.is_reserved(token) for token in range(16))
+    assert tokenizer.piece(tokenizer.end_of_text_id) == "<|endoftext|>"
+    assert tokenizer.piece(tokenizer.end_of_turn_id) == "<|end|>"
+    assert tokenizer.vocab_size == 400
+
+
+def test_special_tokens_are_dropped_or_shown(tokenizer):
+    ids = [tokenizer.user_id, *tokenizer.encode("hi there"), tokenizer.end_of_turn_id]
+    assert tokenizer.decode(ids) == "hi there"
+    assert tokenizer.decode(ids, show_special=True) == "<|user|>hi there<|end|>"
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(tokenizer):
+    with pytest.raises(RequestError, match="outside the vocabulary of 400"):
+        tokenizer.decode([400])
+
+
+def test_digits_and_newlines_stand_alone(tokenizer):
+    assert len(tokenizer.encode("2024")) >= 4
+    assert [tokenizer.piece(token) for token in tokenizer.encode("\n\n")] == ["\n", "\n"]
+
+
+def test_training_again_gives_the_same_bytes(trained, tmp_path):
+    source = Path(trained.data.source.path)
+    again = of_jsonl(tmp_path, source, "tokenizer.threads=2")
+    documents.build(again)
+    first, second = manifest.read(RunLayout.of(trained).tokenizer), train(again)
+    assert second is not None and first == second
+    assert train(again) is None
+
+
+def test_nothing_is_lost_in_cutting():
+    text = "\n".join(["x" * 40_000, "é" * 9_000, "", "short", "", ""])
+    pieces = list(_chunks(text))
+    assert max(len(piece.encode()) for piece in pieces) <= _CHUNK_BYTES
+    assert "".join(pieces).replace("\n", "") == text.replace("\n", "")
+
+
+def test_long_documents_are_not_skipped(tmp_path):
+    """A document without a newline, far beyond the trainer's limit, still gives its words to the vocabulary."""
+    body = " ".join(["zyxwvut"] * 10_000)
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "one.jsonl", [body, *texts(30)]))
+    documents.build(asked)
+    made = train(asked)
+    assert made is not None and made.counts["sample_documents"] == 31
+    pieces = Tokenizer.load(RunLayout.of(asked).tokenizer).encode(" zyxwvut")
+    assert len(pieces) == 1
+
+
+def test_the_sample_is_of_about_the_asked_size(tmp_path):
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(80)), "tokenizer.sample_bytes=30000")
+    documents.build(asked)
+    made = train(asked)
+    assert made is not None and 25_000 < made.counts["sample_bytes"] <= 30_000
+
+
+def test_a_vocabulary_too_large_is_one_clear_line(tmp_path):
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(2)), "tokenizer.vocab_size=4096")
+    documents.build(asked)
+    with pytest.raises(RequestError, match=r"tokenizer.vocab_size \(4096\) is too large .* at most \d+ pieces"):
+        train(asked)
+
+
+def test_documents_are_needed_first(tmp_path):
+    with pytest.raises(RequestError, match="run `python -m pipeline clean"):
+        train(of_jsonl(tmp_path, tmp_path / "a.jsonl"))
+
+
+def test_no_model_and_a_damaged_model(tmp_path):
+    with pytest.raises(RequestError, match="tokenizer train"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
+    with pytest.raises(RequestError, match="not a SentencePiece model"):
+        Tokenizer.load(tmp_path)
+
+
+def _command(verb, trained, *arguments, **options):
+    given = [f"data.source.kind=jsonl data.source.path={trained.data.source.path}"]
+    given = overrides(Path(trained.run.root), *given[0].split())
+    line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *given, *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, **options)
+
+
+def test_commands(trained, tokenizer):
+    text = "Hello <|user|>\r\n\tworld \u2581 é"
+    encoded = _command("encode", trained, input=text.encode())
+    assert encoded.returncode == 0, encoded.stderr
+    assert [int(word) for word in encoded.stdout.split()] == tokenizer.encode(text)
+    assert _command("decode", trained, input=encoded.stdout).stdout.decode() == text
+    wrong = _command("decode", trained, "--text", "12 x")
+    assert wrong.returncode == 2 and b"'x' is not a token id" in wrong.stderr
+    shown = _command("inspect", trained)
+    assert b"400 ids" in shown.stdout and b"bytes a token" in shown.stdout
+    assert b"up to date" in _command("train", trained).stdout

@@ -1,0 +1,99 @@
+"""The evaluation of a run: its models and baselines on the validation text, its answers, a sample."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artefacts.layout import RunLayout
+from configs.schema import Recipe
+from pipeline.indexed_dataset import IndexedDataset
+from tokenizer.load import Tokenizer
+from training.data.chat import ChatExamples
+from training.data.pretraining import TokenWindows
+from training.evaluate.baselines import bigram_nats, compressed_bytes
+from training.evaluate.loss import Measured, measure
+from training.generate import complete
+from training.trained import best_device, load_model
+
+#: Training tokens that the bigram baseline counts at most.
+_BIGRAM_TOKENS = 50_000_000
+
+
+def evaluate_run(
+    recipe: Recipe, layout: RunLayout, counts: dict[str, Any], pretrained: Path, finetuned: Path | None
+) -> dict[str, Any]:
+    """Contents of ``evaluation.json``.
+
+    Args:
+        recipe: of the run.
+        layout: of the run.
+        counts: the token manifest's counts of the validation split.
+        pretrained: checkpoint folder.
+        finetuned: checkpoint folder, or None.
+    """
+    device = best_device()
+    limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
+    windows = TokenWindows(layout.tokens, "val", recipe.train.context_length).in_order(batch, limit)
+    text = _validation_text(layout, limit)
+    text_bytes = len(text) if limit else int(counts["bytes"])
+    tokenizer = Tokenizer.load(layout.tokenizer)
+    model = load_model(recipe, pretrained, device)
+    base = measure(model, windows, device, "validation")
+    results: dict[str, Any] = {
+        "pretrain": {
+            "checkpoint": pretrained.name,
+            "loss": base.loss,
+            "tokens": base.targets,
+            "bytes": text_bytes,
+            "bits_per_byte": base.bits_per_byte(text_bytes),
+        },
+        "baselines": {
+            "bigram": {"bits_per_byte": _bigram(layout, limit, recipe.vocab_size).bits_per_byte(text_bytes)},
+            "zstd -19": {"bits_per_byte": 8 * compressed_bytes(text) / text_bytes},
+        },
+        "experts": {layer: _load_facts(load) for layer, load in base.loads.items()},
+    }
+    if finetuned is not None:
+        examples = ChatExamples(layout.examples, "held-out", tokenizer.pad_id)
+        before = measure(model, examples.in_order(batch), device, "held-out answers, before")
+        model = load_model(recipe, finetuned, device)
+        after = measure(model, examples.in_order(batch), device, "held-out answers, after")
+        results["finetune"] = {
+            "checkpoint": finetuned.name,
+            "examples": len(examples),
+            "held_out_loss_before": before.loss,
+            "held_out_loss_after": after.loss,
+            "bits_per_byte": measure(model, windows, device, "validation, after").bits_per_byte(text_bytes),
+        }
+    if recipe.generate.prompt:
+        completion = "".join(complete(recipe, model, tokenizer))
+        results["samples"] = [{"prompt": recipe.generate.prompt, "completion": completion}]
+    return results
+
+
+def _load_facts(load: list[float]) -> dict[str, Any]:
+    return {"load": load, "max_over_mean": max(load), "variation": float(np.std(load))}
+
+
+def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
+    """The split's shards as token streams, up to so many tokens in all."""
+    streams, left = [], limit
+    for path in sorted(folder.glob(f"{split}-*.idx")):
+        stream = IndexedDataset(path.with_suffix("")).tokens[:left]
+        streams.append(stream)
+        if left is not None:
+            left = max(0, left - len(stream))
+    return [stream for stream in streams if len(stream) > 1]
+
+
+def _validation_text(layout: RunLayout, limit: int | None) -> bytes:
+    """The validation documents as they were before tokenising, end to end (the tokenizer loses nothing)."""
+    tokenizer = Tokenizer.load(layout.tokenizer)
+    return "".join(tokenizer.decode(stream.tolist()) for stream in _streams(layout.tokens, "val", limit)).encode()
+
+
+def _bigram(layout: RunLayout, limit: int | None, vocab_size: int) -> Measured:
+    validation = _streams(layout.tokens, "val", limit)
+    nats = bigram_nats(_streams(layout.tokens, "train", _BIGRAM_TOKENS), validation, vocab_size)
+    return Measured(nats, sum(len(stream) - 1 for stream in validation), {})

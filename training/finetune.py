@@ -1,0 +1,63 @@
+"""Fine-tuning: the pretrained weights on chat examples, loss on the assistant's turns only."""
+
+import math
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from artefacts.training_run import finetune_run
+from configs import command
+from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
+from configs.schema.train import ScheduleSection, TrainSection
+from tokenizer.load import Tokenizer
+from training.assemble import Job, run_job
+from training.checkpoint.read import read_weights
+from training.data.chat import ChatData, ChatExamples
+from training.engine.signals import StopRequest
+from training.models.weights import load_weights
+
+
+def finetune(recipe: Recipe, stop: StopRequest) -> int:
+    """Begin, resume, or find that it is finished; returns the exit status."""
+    layout = RunLayout.of(recipe)
+    run = finetune_run(recipe, layout)
+    section = recipe.finetune
+    assert section is not None, "finetune_run refuses a recipe without it"
+    if run.manifest() is not None:
+        print(f"{run.folder}: up to date")
+        return command.DONE
+    pad = Tokenizer.load(layout.tokenizer).pad_id
+    examples = ChatExamples(layout.examples, "train", pad)
+    held_out = ChatExamples(layout.examples, "held-out", pad)
+    train = _train_section(recipe, section, len(examples))
+    pretrained = manifest.require(layout.pretrain, "make pretrain").details["checkpoint"]
+    job = Job(
+        run=run,
+        train=train,
+        global_batch=section.batch_examples,
+        data=ChatData(examples, section.batch_examples, recipe.run.seed),
+        validation=held_out.in_order(train.micro_batch),
+        prepare=lambda model: load_weights(model, read_weights(layout.pretrain / "checkpoints" / pretrained)),
+    )
+    return run_job(recipe, job, stop)
+
+
+def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:
+    """Pretraining's section with what fine-tuning changes; the micro-batch shrinks to one that divides."""
+    steps = max(1, math.ceil(section.epochs * examples / section.batch_examples))
+    schedule = ScheduleSection(
+        kind="cosine",
+        warmup_steps=min(steps - 1, round(steps * section.warmup_fraction)),
+        final_fraction=section.final_fraction,
+    )
+    changes = {
+        "steps": steps,
+        "learning_rate": section.learning_rate,
+        "schedule": schedule,
+        "context_length": section.max_length,
+        "micro_batch": math.gcd(recipe.train.micro_batch, section.batch_examples // recipe.ranks),
+        "balance_step": 0.0,
+        "eval_every": min(recipe.train.eval_every, steps),
+        "stop_at": None,
+    }
+    return recipe.train.model_copy(update=changes)

@@ -1,0 +1,44 @@
+"""A trained model on one device, out of a run's checkpoints."""
+
+from pathlib import Path
+
+import torch
+
+from artefacts.layout import RunLayout
+from configs.errors import RequestError
+from configs.schema import Recipe
+from training.checkpoint.load import newest_whole
+from training.checkpoint.read import read_weights
+from training.models.deepseek import DeepseekForCausalLM
+from training.models.weights import load_weights
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> DeepseekForCausalLM:
+    """The recipe's model with a checkpoint's weights, in the precision it was trained in, in evaluation mode.
+
+    Raises:
+        RequestError: there is no such checkpoint, or it is of another shape than the recipe's model.
+    """
+    model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+    load_weights(model, read_weights(checkpoint))
+    if recipe.train.precision == "bf16":
+        model = model.to(torch.bfloat16)
+    return model.to(device).eval()
+
+
+def newest_checkpoint(layout: RunLayout) -> Path:
+    """The fine-tuned checkpoint of a run, or else its pretrained one; unfinished runs count too.
+
+    Raises:
+        RequestError: neither is there.
+    """
+    for folder in (layout.finetune, layout.pretrain):
+        found = newest_whole(folder / "checkpoints")
+        if found is not None:
+            return found.folder
+    raise RequestError(f"{layout.run} holds no checkpoint: run `make pretrain` first")
