@@ -29,6 +29,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def sync_tree(folder: Path) -> None:
     """fsync every file below a folder, and the folders."""
     for parent, _, names in os.walk(folder):

@@ -72,4 +72,6 @@ def open_stage(name: str, target: Path, identity: dict[str, Any], inputs: dict[s
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             publish.write_text(work / _KEY, key)
+        for torn in [path for path in work.rglob(".*.partial") if path.is_file()]:
+            torn.unlink()
         yield Stage(name, target, work, identity, inputs, finished)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from artefacts.layout import RunLayout
-from configs.command import DONE, FAILED, add_recipe_arguments, read_recipe, run
+from configs.command import DONE, FAILED, add_recipe_arguments, parse, read_recipe, run
 from configs.schema import Recipe
 
 # Stages import what they need when they are asked for: to say "up to date" takes no numpy, no Arrow, no SentencePiece.
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (_, does) in _VERBS.items():
         add_recipe_arguments(verbs.add_parser(name, help=does, description=does))
-    chosen = parser.parse_args(arguments)
+    chosen = parse(parser, arguments)
     return _VERBS[chosen.verb][0](read_recipe(chosen), chosen.recipe)
 
 

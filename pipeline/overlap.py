@@ -87,7 +87,7 @@ def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray
     length = np.minimum(counts, words)[owner]
     power = _powers(_WORD_BASE, max(words, 2))
     total = np.zeros(len(hashes), np.uint64)
-    for step in range(words):
+    for step in range(min(words, len(hashes))):
         part = hashes[step:] * power[step]
         total[: len(hashes) - step] += np.where(step < length[: len(hashes) - step], part, np.uint64(0))
     whole = position + length <= counts[owner]

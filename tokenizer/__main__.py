@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from artefacts import manifest
 from artefacts.layout import RunLayout
-from configs.command import DONE, add_recipe_arguments, read_recipe, run
+from configs.command import DONE, add_recipe_arguments, parse, read_recipe, run
 from configs.errors import RequestError
 from configs.schema import Recipe
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         if name == "decode":
             verb.add_argument("--text", help="ids, separated by spaces or commas; left out: standard input")
             verb.add_argument("--show-special", action="store_true", help="show reserved tokens by name")
-    chosen = parser.parse_args(arguments)
+    chosen = parse(parser, arguments)
     recipe = read_recipe(chosen)
     {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[chosen.verb](recipe, chosen)
     return DONE

@@ -43,8 +43,6 @@ def train(recipe: Recipe) -> Manifest | None:
     with open_stage("tokenizer", layout.tokenizer, identity, {"documents": documents.fingerprint}) as stage:
         if stage.finished:
             return None
-        for leftover in stage.work.glob(".*.partial"):
-            leftover.unlink()
         texts = _sample(layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed)
         chunks = [chunk for text in texts for chunk in _chunks(text)]
         model = _fit(chunks, recipe)

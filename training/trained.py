@@ -1,5 +1,6 @@
 """A trained model on one device, out of a run's checkpoints."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -14,8 +15,11 @@ from training.models.weights import load_weights
 
 
 def best_device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A GPU where there is one; else CPU, and DeepSpeed, whose classes stand in checkpoints, is told so."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return torch.device("cpu")
 
 
 def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> DeepseekForCausalLM:

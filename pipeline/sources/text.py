@@ -83,15 +83,13 @@ def decode(content: bytes) -> str:
 def cut(text: str, size: int) -> Iterator[str]:
     """Cut a text at the first paragraph end at or after ``size`` characters; 0: do not cut.
 
-    Where none follows within as many again, it is cut at a line end, failing that after ``size`` characters. The
-    pieces joined are the text.
+    Where none follows within as many again, it is cut at a line end, failing that at a space, failing that after
+    ``size`` characters; an end shorter than half of that stays with what is before it. The pieces joined are the text.
     """
     start = 0
-    while size and len(text) - start > size:
-        end = text.find("\n\n", start + size, start + 2 * size)
-        if end < 0:
-            end = text.find("\n", start + size, start + 2 * size)
-        stop = start + size if end < 0 else end + 1
+    while size and len(text) - start > size + size // 2:
+        ends = (text.find(mark, start + size - 1, start + 2 * size) for mark in ("\n\n", "\n", " "))
+        stop = next((end + 1 for end in ends if end >= 0), start + size)
         while stop < len(text) and text[stop] == "\n":
             stop += 1
         yield text[start:stop]

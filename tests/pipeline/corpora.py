@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from configs.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "demo.yaml"
-SHARED_DATA = ROOT.parent / "shared" / "data"
+SHARED_DATA = Path(os.environ.get("MILLRACE_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 _SYLLABLES = [a + b for a in "bcdfglmnprst" for b in ("a", "e", "i", "o", "u", "an", "or")]
 

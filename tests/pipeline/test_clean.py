@@ -68,7 +68,7 @@ def test_every_document_is_accounted_for(tmp_path):
     kept = parquet.read_table(folder / "clean-00000.parquet")
     assert kept["bytes"].to_pylist() == [len(text.encode()) for text in kept["text"].to_pylist()]
     rejected = parquet.read_table(folder / "rejected-00000.parquet")
-    assert sorted(rejected["reason"].to_pylist()) == [clean.TOO_SHORT] * 6 + [clean.DUPLICATE] * 12 or len(rejected) == 18
+    assert sorted(rejected["reason"].to_pylist()) == [clean.TOO_SHORT] * 6 + [clean.DUPLICATE] * 12
     assert documents.build(asked) is None
 
 
@@ -85,8 +85,7 @@ def test_the_first_of_duplicates_stays(tmp_path):
     assert kept["text"].to_pylist() == texts(3)
 
 
-def test_the_sample_does_not_depend_on_what_else_is_there_in_order(tmp_path):
-    """The sample is by hash of the id: reversing the files of a corpus keeps the same documents."""
+def test_another_seed_takes_another_sample(tmp_path):
     asked = of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.source.sample_bytes=30000")
     documents.build(asked)
     kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")

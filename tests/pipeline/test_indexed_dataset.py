@@ -31,7 +31,7 @@ def test_our_reader(tmp_path, kind):
     assert len(found) == 4 and found.tokens.dtype == np.dtype(kind)
     assert [found.document(i).tolist() for i in range(4)] == DOCUMENTS
     assert found.lengths.tolist() == [3, 1, 4, 2]
-    assert found.tokens.tolist() == sum(DOCUMENTS, [])
+    assert found.tokens.tolist() == [token for ids in DOCUMENTS for token in ids]
     with pytest.raises(IndexError):
         found.document(4)
 

@@ -53,7 +53,9 @@ def test_neighbouring_documents_are_not_joined():
 
 
 def test_case_and_punctuation_make_no_difference():
-    assert _measured(["The cat, sat. On -- the MAT again today!"], ["x the cat sat on the mat again today y"], 8) == [1.0]
+    assert _measured(["The cat, sat. On -- the MAT again today!"], ["x the cat sat on the mat again today y"], 8) == [
+        1.0
+    ]
 
 
 def test_a_sliced_column():

@@ -16,6 +16,7 @@ raise SystemExit("never imported")
 def plain(a, b: int = 3, *rest, key="x", **others) -> str:
     """Do it.
 
+    Such as:
         Indented.
     """
     def inner():
@@ -57,7 +58,7 @@ def test_documents_of_a_module(tmp_path):
     by_id = {document.id: document for document in found}
     assert by_id["pydocs:pkg.m"].text == "pkg.m\n\nA module.\n\nMore."
     assert by_id["pydocs:pkg.m.plain"].text == (
-        "pkg.m.plain(a, b: int=3, *rest, key='x', **others) -> str\n\nDo it.\n\n    Indented."
+        "pkg.m.plain(a, b: int=3, *rest, key='x', **others) -> str\n\nDo it.\n\nSuch as:\n    Indented."
     )
     assert by_id["pydocs:pkg.m.Thing"].text == "class pkg.m.Thing(Base)\n\nA thing."
     assert by_id["pydocs:pkg.m.Thing.method"].text.startswith("pkg.m.Thing.method(self, /, x)\n")

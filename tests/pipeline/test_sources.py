@@ -59,7 +59,15 @@ def test_a_truncated_file_is_counted_and_what_came_before_kept(tmp_path, ending)
 def test_bad_lines_are_counted_by_reason(tmp_path):
     path = tmp_path / "a.jsonl"
     good = json.dumps({"text": "fine"}).encode()
-    lines = [b"\xef\xbb\xbf" + good, b"", b"{broken", b'{"text": "\xff"}', b'{"body": "x", "n": 1}', b'{"text": 5}', b"[1]"]
+    lines = [
+        b"\xef\xbb\xbf" + good,
+        b"",
+        b"{broken",
+        b'{"text": "\xff"}',
+        b'{"body": "x", "n": 1}',
+        b'{"text": 5}',
+        b"[1]",
+    ]
     path.write_bytes(b"\r\n".join([*lines, good]))
     found, bad = _read(JsonlSource(str(path), "text"))
     assert len(found) == bad.good == 2
@@ -168,7 +176,9 @@ def test_cutting_loses_nothing(text, size):
 
 
 def test_cut_at_paragraph_ends():
-    assert list(cut("aaaa\n\nbbbb\n\n\ncccc\ndddd", 5)) == ["aaaa\n\nbbbb\n\n\n", "cccc\n", "dddd"]
+    assert list(cut("aaaa\n\nbbbb\n\n\ncccc\ndddd", 7)) == ["aaaa\n\nbbbb\n\n\n", "cccc\ndddd"]
+    assert list(cut("aaaa bbbb\ncccc dddd eeee ffff", 7)) == ["aaaa bbbb\n", "cccc dddd ", "eeee ffff"]
+    assert list(cut("a" * 20, 7)) == ["a" * 7, "a" * 7, "a" * 6]
 
 
 def test_books(tmp_path):

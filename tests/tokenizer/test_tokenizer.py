@@ -80,7 +80,7 @@ def test_digits_and_newlines_stand_alone(tokenizer):
 
 def test_training_again_gives_the_same_bytes(trained, tmp_path):
     source = Path(trained.data.source.path)
-    again = of_jsonl(tmp_path, source, "tokenizer.threads=2")
+    again = of_jsonl(tmp_path, source)
     documents.build(again)
     first, second = manifest.read(RunLayout.of(trained).tokenizer), train(again)
     assert second is not None and first == second

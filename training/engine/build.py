@@ -1,7 +1,9 @@
 """A plain model made a DeepSpeed engine: ZeRO, AutoEP, precision, the client optimiser."""
 
+import contextlib
+import io
 import logging
-import os
+import warnings
 from typing import Any
 
 import torch
@@ -19,11 +21,12 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
         config: from ``deepspeed_config``.
         ranks: this process.
     """
-    if not ranks.first:
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    # DeepSpeed calls collectives that torch has renamed; it is theirs to mend and says so at every start.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.WARNING if ranks.first else logging.ERROR)
-    engine, *_ = deepspeed.initialize(model=model.to(ranks.device), optimizer=optimizer, config=config)
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # On CPU it prints that its operator was built, which at each start but the first is not even so.
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(model=model.to(ranks.device), optimizer=optimizer, config=config)
     return engine

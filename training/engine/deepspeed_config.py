@@ -26,7 +26,14 @@ def deepspeed_config(train: TrainSection, ranks: int, expert_parallel: int, glob
         "steps_per_print": 10**9,
         "zero_optimization": {"stage": train.zero_stage},
         # The preset names the module layout; the routing it describes is read from the model's own config.
-        "expert_parallel": {"enabled": True, "autoep_size": expert_parallel, "preset_model": "deepseek_v3"},
+        "expert_parallel": {
+            "enabled": True,
+            "autoep_size": expert_parallel,
+            "preset_model": "deepseek_v3",
+            "use_grouped_mm": True,
+            "gate_up_impl": "fused",
+            "disable_triton_grouped_mm": True,
+        },
     }
     if train.precision == "bf16":
         own["bf16"] = {"enabled": True}

@@ -1,0 +1,94 @@
+# Each target is one command, which also works alone with --help. Stages skip what is finished by the manifests they
+# wrote: a changed recipe section makes only what depends on it again. `make` lists the targets.
+#
+#   make demo                                     the whole river in ten minutes
+#   make pretrain RECIPE=configs/openwebtext.yaml ARGS="train.learning_rate=2e-4 launch.processes=8"
+#   make PYTHON=python3 test-gpu                  with an environment of your own, no .venv
+
+RECIPE ?= configs/demo.yaml
+ARGS ?=
+BASE_PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info < (3,13) else "")' 2>/dev/null)))
+
+VENV := .venv
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(VENV)/bin/python
+SETUP := $(VENV)/.ready
+endif
+
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+export PYTHONPATH := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate verify stats clean lock
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo; echo "  RECIPE=configs/….yaml (now $(RECIPE)), ARGS=\"section.key=value …\", PYTHON=python3 for an environment of your own"
+
+setup: $(SETUP)  ## make .venv with every pinned package; skipped when nothing changed
+
+# torch first and by its exact pin: pulled in by another package it would be another build.
+$(VENV)/.ready: requirements.lock
+	@test -n "$(BASE_PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; pass BASE_PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check `grep '^torch==' requirements.lock`
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements.lock
+	DS_ACCELERATOR=cpu $(VENV)/bin/python -m training.engine.prebuild
+	@touch $@
+
+demo: $(SETUP)  ## raw text to a fine-tuned model that answers, on two CPU cores, with a stop and a resume on the way
+	@$(PYTHON) -m launch demo --recipe $(RECIPE) $(ARGS)
+
+data: $(SETUP)  ## gather and clean documents, train the tokenizer, write token shards
+	@$(PYTHON) -m pipeline run --recipe $(RECIPE) $(ARGS)
+
+tokenizer: $(SETUP)  ## train the tokenizer on the cleaned documents
+	@$(PYTHON) -m pipeline clean --recipe $(RECIPE) $(ARGS)
+	@$(PYTHON) -m tokenizer train --recipe $(RECIPE) $(ARGS)
+
+examples: data  ## chat examples for fine-tuning
+	@$(PYTHON) -m pipeline examples --recipe $(RECIPE) $(ARGS)
+
+pretrain: data  ## pretrain, or go on from the newest whole checkpoint
+	@$(PYTHON) -m launch recipe pretrain --recipe $(RECIPE) $(ARGS)
+
+finetune: pretrain examples  ## fine-tune the pretrained weights on the examples
+	@$(PYTHON) -m launch recipe finetune --recipe $(RECIPE) $(ARGS)
+
+evaluate: $(SETUP)  ## bits per byte beside a bigram model and zstd -19; held-out answers before and after
+	@$(PYTHON) -m training evaluate --recipe $(RECIPE) $(ARGS)
+
+generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.temperature=0"
+	@$(PYTHON) -m training generate --recipe $(RECIPE) $(ARGS)
+
+report: $(SETUP)  ## one self-contained page with the curves and tables of the run
+	@$(PYTHON) -m training report --recipe $(RECIPE) $(ARGS)
+
+estimate: $(SETUP)  ## parameters, active parameters and FLOPs a token of a recipe
+	@$(PYTHON) -m training estimate --recipe $(RECIPE) $(ARGS)
+
+verify: $(SETUP)  ## check every data artefact against its manifest
+	@$(PYTHON) -m pipeline verify --recipe $(RECIPE) $(ARGS)
+
+stats: $(SETUP)  ## what the data stages kept and dropped
+	@$(PYTHON) -m pipeline stats --recipe $(RECIPE) $(ARGS)
+
+test: $(SETUP)  ## all tests that need no GPU
+	@$(PYTHON) -m pytest -q -m "not gpu"
+
+test-engine: $(SETUP)  ## only the tests that start DeepSpeed processes
+	@$(PYTHON) -m pytest -q -m engine
+
+test-gpu: $(SETUP)  ## only the tests that need a CUDA device
+	@$(PYTHON) -m pytest -q -m gpu
+
+check: $(SETUP)  ## lint, format and types
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy -p configs -p artefacts -p tokenizer -p pipeline -p training -p launch
+
+lock:  ## write requirements.lock anew from pyproject.toml, in an environment of its own
+	@.ci/lock
+
+clean:  ## remove .venv and caches; runs stay
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,147 @@
+"""The commands as a user runs them: whole runs, damage, kills, and what they cost when there is nothing to do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write_jsonl
+
+
+def _line(verb, root, source, *more):
+    given = overrides(
+        root, "data.source.kind=jsonl", f"data.source.path={source}", "data.tokens.shard_tokens=60000", *more
+    )
+    return [sys.executable, "-m", "pipeline", verb, "--recipe", str(RECIPE), *given]
+
+
+def _command(*arguments):
+    return subprocess.run(_line(*arguments), cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Eight files, so that the documents stage has eight parts."""
+    folder = tmp_path_factory.mktemp("source")
+    made = texts(1600)
+    for number in range(8):
+        write_jsonl(folder / f"{number}.jsonl", made[number * 200 : number * 200 + 200])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, source):
+    root = tmp_path_factory.mktemp("finished")
+    done = _command("run", root, source)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def _data(root):
+    found = digests(root / "demo")
+    return {name: digest for name, digest in found.items() if not name.startswith(".")}
+
+
+def test_a_finished_run_is_found_finished_at_once(finished, source):
+    before = _data(finished)
+    began = time.monotonic()
+    again = _command("run", finished, source)
+    assert time.monotonic() - began < 3
+    assert again.stdout.count("up to date") == 3 and again.returncode == 0
+    assert _data(finished) == before
+
+
+def test_saying_up_to_date_imports_nothing_heavy(finished, source):
+    code = (
+        "import sys; from pipeline.__main__ import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'numpy', 'pyarrow', 'sentencepiece', 'zstandard') if m in sys.modules])"
+    )
+    line = [sys.executable, "-c", code, *_line("run", finished, source)[3:]]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_nothing_imports_torch(finished, source, tmp_path):
+    code = (
+        "import sys; from pipeline.__main__ import main; main(sys.argv[1:]); "
+        "import pipeline.examples, tokenizer.chat; assert 'torch' not in sys.modules"
+    )
+    line = [sys.executable, "-c", code, *_line("run", tmp_path, source / "0.jsonl")[3:]]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_stats(finished, source):
+    shown = _command("stats", finished, source)
+    assert shown.returncode == 0 and "train: tokens" in shown.stdout and "bytes a token" in shown.stdout
+
+
+def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
+    assert _command("verify", finished, source).returncode == 0
+    path = finished / "demo" / "tokens" / "train-00001.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    try:
+        found = _command("verify", finished, source)
+    finally:
+        path.write_bytes(content)
+    assert found.returncode == 1
+    assert "train-00001.bin: content differs" in found.stderr and "python -m pipeline tokenize" in found.stderr
+    assert "documents: whole" in found.stdout
+
+
+def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
+    root = tmp_path / "run"
+    subprocess.run(["cp", "-r", finished, root], check=True)
+    line = [word if word != "pipeline" else "tokenizer" for word in _line("train", root, source)]
+    subprocess.run([*line, "tokenizer.vocab_size=410"], cwd=ROOT, check=True, capture_output=True)
+    found = _command("verify", root, source)
+    assert found.returncode == 1 and "made from another tokenizer" in found.stderr
+
+
+def test_faults_of_the_user_are_one_line(tmp_path):
+    for verb in ("run", "tokenize", "verify", "stats"):
+        found = _command(verb, tmp_path, tmp_path / "nowhere.jsonl")
+        assert found.returncode == 2 and found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found
+
+
+def _kill_at(moment, root, source):
+    """Start a run, kill it when a file whose path begins with ``moment`` appears; None where the run was faster."""
+    process = subprocess.Popen(
+        _line("run", root, source, "data.workers=2"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    folder, _, name = moment.rpartition("/")
+    while process.poll() is None:
+        try:
+            reached = any(entry.startswith(name) for entry in os.listdir(root / "demo" / folder))
+        except FileNotFoundError:
+            reached = False
+        if reached:
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            return children if process.wait() == -signal.SIGKILL else None
+        time.sleep(0.002)
+    return None
+
+
+@pytest.mark.parametrize(
+    "moment", [".documents.partial/parts/000002.json", ".tokens.partial/train-00001.idx", ".tokens.partial/.train"]
+)
+def test_killed_and_started_again_gives_the_same_bytes(finished, source, tmp_path, moment):
+    stage = moment.split(".")[1]
+    for attempt in range(5):
+        root = tmp_path / str(attempt)
+        children = _kill_at(moment, root, source)
+        if children is not None and not (root / "demo" / stage).exists():
+            break
+    else:
+        pytest.fail("the stage was over each time before it could be killed")
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, "workers outlived the killed stage"
+    again = _command("run", root, source)
+    assert again.returncode == 0, again.stderr
+    assert _data(root) == _data(finished)

@@ -1,0 +1,175 @@
+"""Chat examples: where they come from, what is left out, and that no answer stands on both sides."""
+
+import json
+
+import pyarrow.parquet as parquet
+import pytest
+
+from artefacts.layout import RunLayout
+from configs.errors import RequestError
+from pipeline import documents, examples, tokens
+from pipeline.document import Document
+from pipeline.questions import HELD_OUT, NO_SENTENCE, PRIVATE, REPEATED, answer, questions
+from tests.pipeline.corpora import SHARED_DATA, digests, of_jsonl, recipe, texts, write_jsonl
+from tokenizer.chat import IGNORED
+from tokenizer.load import Tokenizer
+from tokenizer.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run over the documentation of a few small packages, with its examples."""
+    root = tmp_path_factory.mktemp("examples")
+    asked = recipe(
+        root, "data.source.packages=[json, logging, asyncio, posixpath]", "finetune.examples.max_examples=null"
+    )
+    documents.build(asked)
+    train(asked)
+    tokens.build(asked)
+    return asked, examples.build(asked)
+
+
+def _sides(asked):
+    folder = RunLayout.of(asked).examples
+    return [parquet.read_table(folder / f"{name}-00000.parquet").to_pylist() for name in ("train", "held-out")]
+
+
+def test_columns_and_labels(run):
+    asked, made = run
+    tokenizer = Tokenizer.load(RunLayout.of(asked).tokenizer)
+    train_side, held_side = _sides(asked)
+    assert made.counts["train"]["examples"] == len(train_side) > 50
+    assert made.counts["held_out"]["examples"] == len(held_side) > 0
+    for row in train_side + held_side:
+        assert list(row) == ["ids", "labels", "source", "question", "answer"]
+        assert len(row["ids"]) == len(row["labels"]) <= asked.finetune.max_length
+        learnt = [label for label in row["labels"] if label != IGNORED]
+        assert tokenizer.decode(learnt, show_special=True) == row["answer"] + "<|end|>"
+        assert row["question"] in tokenizer.decode(row["ids"])
+    learnt = sum(label != IGNORED for row in train_side for label in row["labels"])
+    assert made.counts["train"]["target_tokens"] == learnt
+
+
+def test_no_answer_on_both_sides_and_none_from_validation_documents(run):
+    asked, made = run
+    train_side, held_side = _sides(asked)
+    assert not {row["answer"] for row in train_side} & {row["answer"] for row in held_side}
+    validation = parquet.read_table(RunLayout.of(asked).tokens / "validation.parquet")["id"].to_pylist()
+    assert validation and not set(validation) & {row["source"] for row in train_side + held_side}
+    assert made.counts["dropped"][HELD_OUT] > 0
+
+
+def test_the_same_bytes_again(run, tmp_path):
+    asked, _ = run
+    other = recipe(tmp_path, f"data.root={RunLayout.of(asked).data}", "finetune.examples.max_examples=null")
+    other = other.model_copy(update={"data": other.data.model_copy(update={"source": asked.data.source})})
+    examples.build(other)
+    assert digests(RunLayout.of(other).examples) == digests(RunLayout.of(asked).examples)
+    assert examples.build(asked) is None
+
+
+def _function(name, doc):
+    return Document(f"pydocs:{name}", f"{name}(x)\n\n{doc}", "pydocs", "function")
+
+
+def test_questions_about_functions():
+    made = [
+        _function("a.join", "Join the parts\nof a path. And more."),
+        _function("a.Path.join", "Join the parts of this path."),
+        _function("b.join", "Join the parts of a path."),
+        _function("a._hidden", "Hide something from everyone."),
+        _function("a.held", "Say something of its own."),
+        _function("c.same", "Say something of its own."),
+        _function("a.poor", "see join"),
+        Document("pydocs:a", "a\n\nA module with a sentence.", "pydocs", "module"),
+    ]
+    dropped = {}
+    found = list(questions(made, frozenset({"pydocs:a.held"}), 1, dropped))
+    assert [(one.source, one.answer) for one in found] == [
+        ("pydocs:a.join", "Join the parts of a path."),
+        ("pydocs:a.Path.join", "Join the parts of this path."),
+    ]
+    assert "a.join" in found[0].question
+    assert dropped == {REPEATED: 1, PRIVATE: 1, HELD_OUT: 2, NO_SENTENCE: 1}
+
+
+@pytest.mark.parametrize(
+    ("doc", "said"),
+    [
+        ("Return the :class:`~a.B` of ``x`` as text.", "Return the a.B of x as text."),
+        ("Return version 1.5 of the text. More.", "Return version 1.5 of the text."),
+        ("no capital letter here at all.", None),
+        ("Too short.", None),
+        ("No end to this sentence\n\nReally.", None),
+        ("See https://example.org for what it does.", None),
+        ("Deprecated alias for something else.", None),
+    ],
+)
+def test_fit_answers(doc, said):
+    assert answer(f"f(x)\n\n{doc}") == said
+
+
+def _instructed(root, content, *overrides, name="made.jsonl"):
+    (root / name).write_text(content, encoding="utf-8")
+    return _over(root, root / name, *overrides)
+
+
+def _over(root, path, *overrides):
+    more = ["finetune.examples.kind=instructions", f"finetune.examples.path={path}", *overrides]
+    asked = of_jsonl(root, write_jsonl(root / "a.jsonl", texts(30)), *more)
+    documents.build(asked)
+    train(asked)
+    return asked
+
+
+def test_instructions_and_messages(tmp_path):
+    records = [{"instruction": f"Count to {n}.", "input": "now" if n % 2 else "", "output": f"{n}!"} for n in range(40)]
+    turns = [
+        ("system", "Be kind."),
+        ("user", "Hi."),
+        ("assistant", "Hello."),
+        ("user", "Bye."),
+        ("assistant", "Later."),
+    ]
+    records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    records.append(records[0])
+    asked = _instructed(tmp_path, "\n".join(map(json.dumps, records)))
+    made = examples.build(asked)
+    assert made.counts["found"] == 42 and made.counts["dropped"] == {examples.REPEATED: 1}
+    rows = [row for side in _sides(asked) for row in side]
+    assert len(rows) == 41
+    assert {"Count to 1.\n\nnow", "Count to 2.", "Bye."} <= {row["question"] for row in rows}
+    conversation = next(row for row in rows if row["question"] == "Bye.")
+    tokenizer = Tokenizer.load(RunLayout.of(asked).tokenizer)
+    learnt = [label for label in conversation["labels"] if label != IGNORED]
+    assert tokenizer.decode(learnt, show_special=True) == "Hello.<|end|>Later.<|end|>"
+
+
+def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
+    records = [{"instruction": f"Say {n}.", "output": f"Number {n}. " * (30 if n < 5 else 1)} for n in range(60)]
+    asked = _instructed(tmp_path, json.dumps(records), "finetune.examples.max_examples=20", name="made.json")
+    made = examples.build(asked)
+    assert made.counts["dropped"] == {examples.TOO_LONG: 5, examples.OUTSIDE: 35}
+    assert made.counts["train"]["examples"] + made.counts["held_out"]["examples"] == 20
+
+
+def test_bad_records_are_counted_and_too_many_refused(tmp_path):
+    good = [json.dumps({"instruction": f"Do {n}.", "output": f"Done {n}."}) for n in range(10)]
+    bad = ['{"prompt": "x", "reply": "y"}', "{broken", '{"messages": [{"role": "tool", "content": "x"}]}']
+    with pytest.raises(RequestError, match=r"3 of 13 inputs .*fields there: prompt, reply"):
+        examples.build(_instructed(tmp_path, "\n".join(good + bad)))
+    asked = _instructed(tmp_path, "\n".join(good + bad), "data.max_bad_fraction=0.5")
+    assert sum(examples.build(asked).counts["bad_inputs"].values()) == 3
+
+
+def test_a_missing_file_is_named_by_its_key(tmp_path):
+    with pytest.raises(RequestError, match=r"finetune.examples.path: .* is neither a file nor a folder"):
+        examples.build(_over(tmp_path, tmp_path / "nowhere.json"))
+
+
+def test_real_instructions(tmp_path):
+    path = SHARED_DATA / "instructions.json"
+    if not path.exists():
+        pytest.skip("no instructions.json beside the checkout")
+    made = examples.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
+    assert made.counts["found"] == 1100 and 20 < made.counts["held_out"]["examples"] < 100

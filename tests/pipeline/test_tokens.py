@@ -1,0 +1,161 @@
+"""Token shards: what is in them, how documents are split, and the same bytes however they are made."""
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from configs.errors import RequestError
+from pipeline import documents, tokens
+from pipeline.indexed_dataset import IndexedDataset
+from pipeline.split import held_out, lowest
+from tests.pipeline.corpora import digests, of_jsonl, texts, write_jsonl
+from tokenizer.load import Tokenizer
+from tokenizer.train import train
+
+
+def _built(root, made, *overrides):
+    asked = of_jsonl(root, write_jsonl(root / "a.jsonl", made), *overrides)
+    documents.build(asked)
+    train(asked)
+    return asked, tokens.build(asked)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tokens")
+    return _built(root, texts(300), "data.tokens.shard_tokens=20000")
+
+
+def _shards(folder, name):
+    return [IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob(f"{name}-*.idx"))]
+
+
+def test_shards_hold_every_document_once(built):
+    asked, made = built
+    layout = RunLayout.of(asked)
+    tokenizer = Tokenizer.load(layout.tokenizer)
+    found = {name: [] for name in ("train", "val")}
+    for name, decoded in found.items():
+        for shard in _shards(layout.tokens, name):
+            for number in range(len(shard)):
+                ids = shard.document(number).tolist()
+                assert ids[-1] == tokenizer.end_of_text_id and tokenizer.end_of_text_id not in ids[:-1]
+                decoded.append(tokenizer.decode(ids))
+    assert sorted(found["train"] + found["val"]) == sorted(texts(300))
+    order = {text: place for place, text in enumerate(texts(300))}
+    for decoded in found.values():
+        assert decoded == sorted(decoded, key=order.__getitem__)
+    for name, side in (("train", "train"), ("val", "validation")):
+        counts = made.counts[side]
+        assert counts["documents"] == len(found[name])
+        assert counts["bytes"] == sum(len(text.encode()) for text in found[name])
+        assert counts["tokens"] == sum(len(shard.tokens) for shard in _shards(layout.tokens, name))
+
+
+def test_shards_are_of_the_asked_size(built):
+    asked, made = built
+    sizes = [len(shard.tokens) for shard in _shards(RunLayout.of(asked).tokens, "train")]
+    assert made.counts["train"]["shards"] == len(sizes) > 3
+    assert all(20_000 <= size < 22_000 for size in sizes[:-1]) and sizes[-1] <= 22_000
+    assert {shard.tokens.dtype for shard in _shards(RunLayout.of(asked).tokens, "train")} == {np.dtype("<u2")}
+
+
+def test_the_manifest_says_what_readers_need(built):
+    asked, made = built
+    layout = RunLayout.of(asked)
+    assert made == manifest.read(layout.tokens)
+    assert made.details["vocab_size"] == 400 and made.details["dtype"] == "uint16"
+    assert made.details["tokenizer"] == manifest.read(layout.tokenizer).fingerprint
+    assert tokens.build(asked) is None
+
+
+def test_the_same_bytes_with_any_number_of_workers(built, tmp_path):
+    asked, _ = built
+    other, _ = _built(tmp_path, texts(300), "data.tokens.shard_tokens=20000", "data.workers=2")
+    assert digests(RunLayout.of(other).tokens) == digests(RunLayout.of(asked).tokens)
+
+
+def test_a_document_falls_on_the_same_side_in_every_corpus():
+    names = [bytes([number]) * 16 for number in range(200)]
+    chosen, forced = held_out(names, 7, 0.2)
+    assert 20 < chosen.sum() < 60 and not forced
+    turned, _ = held_out(names[::-1], 7, 0.2)
+    assert (turned[::-1] == chosen).all()
+    assert (held_out(names, 8, 0.2)[0] != chosen).any()
+    more, _ = held_out(names, 7, 0.4)
+    assert (more | ~chosen).all()
+
+
+def test_a_small_corpus_gets_one_validation_document(tmp_path, capsys):
+    chosen, forced = lowest(np.array([5, 3, 9], np.uint64) << np.uint64(60), 1e-9)
+    assert chosen.tolist() == [False, True, False] and forced
+    _, made = _built(tmp_path, texts(12), "data.tokens.validation_fraction=1e-9")
+    assert made.counts["validation"]["documents"] == 1 and made.counts["train"]["documents"] == 11
+    assert "smallest hash is held out" in capsys.readouterr().out and made.details["forced_validation"]
+
+
+def test_no_validation_when_none_is_asked_for(tmp_path):
+    asked, made = _built(tmp_path, texts(12), "data.tokens.validation_fraction=0.0")
+    assert made.counts["validation"] == {"documents": 0, "tokens": 0, "bytes": 0, "shards": 0}
+    assert not list(RunLayout.of(asked).tokens.glob("val-*"))
+
+
+def test_validation_documents_that_training_contains_are_left_out(tmp_path):
+    """Each text comes twice, with other punctuation and with an end of its own: exact deduplication sees neither."""
+    base = texts(60)
+    near = [text.replace(".", "!") + " one two three" for text in base]
+    asked, made = _built(tmp_path, base + near, "data.tokens.validation_fraction=0.2")
+    table = parquet.read_table(RunLayout.of(asked).tokens / "validation.parquet").to_pydict()
+    assert made.counts["dropped"] == {tokens.OVERLAP: table["kept"].count(False)}
+    assert made.counts["validation"]["documents"] == table["kept"].count(True) > 0
+    places = {f"jsonl:a.jsonl:{at}": n for n, at in enumerate(_offsets(asked.data.source.path))}
+    held = {places[name] for name in table["id"]}
+    for name, share, kept in zip(table["id"], table["overlap"], table["kept"], strict=True):
+        twin_trains = (places[name] + 60) % 120 not in held
+        assert (share > 0.9) == twin_trains and kept == (not twin_trains)
+
+
+def _offsets(path):
+    at = 0
+    with open(path, "rb") as stream:
+        for line in stream:
+            yield at
+            at += len(line)
+
+
+def test_the_overlap_rule_can_be_switched_off(tmp_path):
+    base = texts(30)
+    made = _built(tmp_path, base + [text + " end." for text in base], "data.tokens.max_overlap=1.0")[1]
+    assert made.counts["dropped"] == {tokens.OVERLAP: 0}
+
+
+def test_when_nothing_can_be_validated_on_it_is_refused(tmp_path):
+    base = texts(1)
+    made = [base[0] + f" End {number}." for number in range(30)]
+    with pytest.raises(RequestError, match=r"shares more than data.tokens.max_overlap"):
+        _built(tmp_path, made, "tokenizer.vocab_size=320")
+
+
+def test_one_document_cannot_be_split(tmp_path):
+    with pytest.raises(RequestError, match="fall to validation"):
+        _built(tmp_path, texts(1, sentences=60), "tokenizer.vocab_size=320")
+
+
+def test_earlier_stages_are_needed(tmp_path):
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(20)))
+    with pytest.raises(RequestError, match="run `python -m pipeline clean"):
+        tokens.build(asked)
+    documents.build(asked)
+    with pytest.raises(RequestError, match="run `python -m tokenizer train"):
+        tokens.build(asked)
+
+
+def test_another_tokenizer_moves_the_old_shards_aside(tmp_path, capsys):
+    asked, _ = _built(tmp_path, texts(40))
+    other = of_jsonl(tmp_path, tmp_path / "a.jsonl", "tokenizer.vocab_size=420")
+    assert documents.build(other) is None
+    assert train(other) is not None and tokens.build(other) is not None
+    assert "moved aside" in capsys.readouterr().out
+    assert len(list((RunLayout.of(asked).data / "previous").iterdir())) == 2

@@ -1,0 +1,39 @@
+"""``python -m training report``: the run's page, and its loss curve as a picture for a README."""
+
+from functools import partial
+
+from artefacts import publish
+from artefacts.layout import RunLayout
+from configs.command import DONE
+from configs.schema import Recipe
+from training.report.curves import NATS, LossScale, loss_figure
+from training.report.evaluation_sections import baselines
+from training.report.figures import png
+from training.report.page import build_page
+from training.report.run_files import RunFiles, read_run
+
+
+def report(recipe: Recipe) -> int:
+    """Write ``report.html`` and, where pretraining has logged anything, ``report-loss.png``; returns the exit status.
+
+    Raises:
+        RequestError: there is nothing to report, or a file is damaged.
+    """
+    layout = RunLayout.of(recipe)
+    run = read_run(recipe)
+    publish.write_text(layout.report, build_page(run))
+    print(layout.report)
+    if run.pretrain_metrics.get("train"):
+        picture = layout.report.with_name("report-loss.png")
+        publish.write_bytes(picture, loss_picture(run))
+        print(picture)
+    return DONE
+
+
+def loss_picture(run: RunFiles) -> bytes:
+    """PNG of pretraining's loss in bits per byte beside the baselines; in nats where the text's bytes are not known."""
+    train, validation = run.bytes_per_token("train"), run.bytes_per_token("validation")
+    if train is None:
+        return png(partial(loss_figure, run.pretrain_metrics, NATS))
+    scale = LossScale.bits_per_byte(train, validation or train)
+    return png(partial(loss_figure, run.pretrain_metrics, scale, baselines(run)))

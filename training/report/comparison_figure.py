@@ -1,0 +1,25 @@
+"""Bits per byte of the model beside what costs nothing to train."""
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+
+from training.report.figures import COLOURS
+
+
+def bits_per_byte_figure(models: Mapping[str, float], baselines: Mapping[str, float]) -> Figure:
+    """Level bars, the best at the top; models and baselines differ in colour."""
+    bars = sorted([*models.items(), *baselines.items()], key=lambda entry: -entry[1])
+    figure = Figure(figsize=(9.0, 0.9 + 0.36 * len(bars)))
+    axes = figure.subplots()
+    drawn = axes.barh(
+        [name for name, _ in bars],
+        [value for _, value in bars],
+        color=[COLOURS[0] if name in models else "#8f979f" for name, _ in bars],
+        height=0.62,
+    )
+    axes.bar_label(drawn, fmt="%.3f", padding=4)
+    axes.margins(x=0.1)
+    axes.grid(axis="y", visible=False)
+    axes.set_title("Bits per byte on the validation documents (lower is better)")
+    return figure

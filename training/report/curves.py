@@ -1,0 +1,149 @@
+"""Curves over the steps of a run: loss, learning rate, gradient norm, throughput, memory."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from training.report.figures import COLOURS
+from artefacts.metrics import Metrics
+from training.report.series import Array, column, smooth, thin
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """The unit of a loss plot.
+
+    Attributes:
+        label: the unit's name.
+        train: units a nat of training loss.
+        validation: units a nat of validation loss.
+    """
+
+    label: str = "nats a token"
+    train: float = 1.0
+    validation: float = 1.0
+
+    @classmethod
+    def bits_per_byte(cls, train_bytes_per_token: float, validation_bytes_per_token: float) -> "LossScale":
+        return cls(
+            "bits per byte",
+            1 / (math.log(2) * train_bytes_per_token),
+            1 / (math.log(2) * validation_bytes_per_token),
+        )
+
+
+NATS = LossScale()
+
+
+def loss_figure(
+    metrics: Metrics,
+    scale: LossScale = NATS,
+    baselines: Mapping[str, float] | None = None,
+    size: tuple[float, float] = (9.0, 3.8),
+) -> Figure:
+    """Training loss raw and smoothed, validation points, and baselines (in the scale's unit) as level lines."""
+    figure = Figure(figsize=size)
+    axes = figure.subplots()
+    steps, losses = column(metrics.get("train", []), "loss")
+    losses = losses * scale.train
+    averages = smooth(losses)
+    axes.plot(*thin(steps, losses), color=COLOURS[0], alpha=0.3, linewidth=0.8)
+    axes.plot(*thin(steps, averages), color=COLOURS[0], label="training, moving average")
+    where, held_out = column(metrics.get("validation", []), "loss")
+    held_out = held_out * scale.validation
+    if len(where):
+        axes.plot(where, held_out, "o-", color=COLOURS[1], markersize=4, linewidth=1, label="validation")
+        axes.annotate(
+            f"{held_out[-1]:.3f}",
+            (where[-1], held_out[-1]),
+            xytext=(0, -6),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=COLOURS[1],
+            fontweight="bold",
+        )
+    _draw_baselines(axes, baselines or {})
+    _limit_loss(axes, losses, averages, held_out, list((baselines or {}).values()))
+    axes.set(xlabel="step", ylabel=f"loss ({scale.label})", title=f"Loss, {scale.label}")
+    _whole_steps(axes)
+    axes.legend(loc="upper right")
+    return figure
+
+
+def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
+    """Level lines, each named at its right end."""
+    for index, (name, value) in enumerate(sorted(baselines.items(), key=lambda entry: -entry[1])):
+        colour = COLOURS[2 + index % (len(COLOURS) - 2)]
+        axes.axhline(value, color=colour, linestyle="--", linewidth=1.2)
+        axes.annotate(
+            f"{name} {value:.2f}",
+            (1.0, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
+
+
+def _limit_loss(axes: Axes, losses: Array, averages: Array, held_out: Array, others: Sequence[float]) -> None:
+    """Heights that hold the start and every curve, but not a lone spike of the raw loss."""
+    raw = losses[np.isfinite(losses)]
+    if not len(raw):
+        return
+    rest = np.concatenate([averages[np.isfinite(averages)], held_out[np.isfinite(held_out)], np.array(others)])
+    low = min(np.quantile(raw, 0.001), rest.min())
+    high = max(np.quantile(raw, 0.999), rest.max())
+    margin = 0.06 * (high - low) or 0.1
+    axes.set_ylim(low - 1.5 * margin, high + margin)
+
+
+def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
+    """Learning rate, gradient norm, throughput and memory of the ``train`` records."""
+    figure = Figure(figsize=(9.0, 4.6))
+    grid = figure.subplots(2, 2, sharex=True)
+    steps, rates = column(records, "learning_rate")
+    grid[0, 0].plot(*thin(steps, rates), color=COLOURS[0])
+    grid[0, 0].set_title("Learning rate")
+    grid[0, 0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=False)
+    steps, norms = column(records, "grad_norm")
+    grid[0, 1].plot(*thin(steps, norms), color=COLOURS[1], linewidth=1)
+    grid[0, 1].set_title("Gradient norm, before clipping")
+    _plot_throughput(grid[1, 0], records)
+    steps, memory = column(records, "memory_bytes")
+    grid[1, 1].plot(*thin(steps, memory), color=COLOURS[3])
+    grid[1, 1].set_title("Memory of rank 0 (GPU: peak, CPU: resident)")
+    grid[1, 1].yaxis.set_major_formatter(EngFormatter(unit="B"))
+    for axes in grid.flat:
+        _whole_steps(axes)
+        if axes is not grid[0, 0]:
+            axes.set_ylim(bottom=0)
+    for axes in grid[1]:
+        axes.set_xlabel("step")
+    return figure
+
+
+def _plot_throughput(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
+    """Tokens a second on the left axis; model FLOP/s, a fixed multiple of it, on the right."""
+    steps, speeds = column(records, "tokens_per_second")
+    axes.plot(*thin(steps, speeds), color=COLOURS[2], alpha=0.35, linewidth=0.8)
+    axes.plot(*thin(steps, smooth(speeds)), color=COLOURS[2])
+    axes.yaxis.set_major_formatter(EngFormatter())
+    axes.set_title("Tokens a second (right: model FLOP/s)")
+    _, flops = column(records, "model_flops_per_second")
+    if len(flops) == len(speeds) and np.nansum(speeds) > 0 and np.nansum(flops) > 0:
+        ratio = float(np.nansum(flops) / np.nansum(speeds))
+        right = axes.secondary_yaxis("right", functions=(lambda y: y * ratio, lambda y: y / ratio))
+        right.yaxis.set_major_formatter(EngFormatter(unit="FLOP/s"))
+
+
+def _whole_steps(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.01)

@@ -1,0 +1,70 @@
+"""What went in: documents kept and dropped, the tokenizer, token shards, fine-tuning examples."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from training.report import html
+from training.report.numbers import compact, decimal, share, whole
+from training.report.run_files import RunFiles
+
+
+def data_section(run: RunFiles) -> str:
+    """Tables of the data artefacts that are there."""
+    documents, tokens, examples = run.counts("documents"), run.counts("tokens"), run.counts("examples")
+    return html.section(
+        "data",
+        "Data",
+        html.table(["documents", "number", "share"], _document_rows(documents), "From source to clean documents"),
+        _tokenizer_note(run.counts("tokenizer")),
+        html.table(
+            ["split", "documents", "bytes", "tokens", "bytes a token", "shards"],
+            _token_rows(tokens),
+            "Token shards",
+        ),
+        html.table(["left out of validation", "documents"], _dropped_rows(tokens)),
+        html.table(["split", "examples", "tokens", "target tokens"], _example_rows(examples), "Fine-tuning examples"),
+        html.table(["examples left out", "number"], _dropped_rows(examples)),
+    )
+
+
+def _document_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
+    if not counts:
+        return
+    dropped, outside = counts.get("dropped", {}), counts.get("outside_sample", 0)
+    kept = counts.get("documents", 0)
+    read = counts.get("read_documents") or kept + outside + sum(dropped.values())
+    yield ["read", whole(read), ""]
+    if outside:
+        yield ["outside the sample", whole(outside), share(outside, read)]
+    for reason, number in sorted(dropped.items(), key=lambda entry: -entry[1]):
+        yield [f"dropped: {reason}", whole(number), share(number, read)]
+    for reason, number in counts.get("bad_inputs", {}).items():
+        yield [f"unreadable: {reason}", whole(number), ""]
+    size = f", {compact(counts['bytes'], 'B')}" if counts.get("bytes") else ""
+    yield [f"kept{size}", whole(kept), share(kept, read)]
+
+
+def _tokenizer_note(counts: dict[str, Any]) -> str:
+    if not counts.get("vocab_size"):
+        return ""
+    learnt = f", learnt from {whole(counts['sample_documents'])} documents" if counts.get("sample_documents") else ""
+    return html.note(f"Tokenizer: vocabulary of {whole(counts['vocab_size'])}{learnt}.")
+
+
+def _token_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
+    for split in ("train", "validation"):
+        if part := counts.get(split):
+            numbers = [whole(part.get(key, 0)) for key in ("documents", "bytes", "tokens")]
+            ratio = part["bytes"] / part["tokens"] if part.get("bytes") and part.get("tokens") else None
+            yield [split, *numbers, decimal(ratio, 2), whole(part.get("shards", 0))]
+
+
+def _example_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
+    for key, name in (("train", "train"), ("held_out", "held out")):
+        if part := counts.get(key):
+            yield [name, *(whole(part.get(number, 0)) for number in ("examples", "tokens", "target_tokens"))]
+
+
+def _dropped_rows(counts: dict[str, Any]) -> list[list[str]]:
+    dropped = sorted(counts.get("dropped", {}).items(), key=lambda entry: -entry[1])
+    return [[reason, whole(number)] for reason, number in dropped]

@@ -1,0 +1,69 @@
+"""What the evaluation measured: bits per byte beside baselines, and samples of the model's text."""
+
+from functools import partial
+
+from training.report import html
+from training.report.comparison_figure import bits_per_byte_figure
+from training.report.figures import inline_svg
+from training.report.numbers import decimal, whole
+from training.report.run_files import RunFiles
+
+
+def baselines(run: RunFiles) -> dict[str, float]:
+    """Bits per byte of each baseline that was measured."""
+    found = run.evaluation.get("baselines") or {}
+    return {name: row["bits_per_byte"] for name, row in found.items() if row.get("bits_per_byte") is not None}
+
+
+def models(run: RunFiles) -> dict[str, float]:
+    """Bits per byte of the pretrained and the fine-tuned model, those that were measured."""
+    found = {name: (run.evaluation.get(key) or {}).get("bits_per_byte") for name, key in _MODELS.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+_MODELS = {"pretrained model": "pretrain", "fine-tuned model": "finetune"}
+
+
+def evaluation_section(run: RunFiles) -> str:
+    """Bits per byte as bars and as a table."""
+    measured = models(run)
+    if not measured:
+        return ""
+    others = baselines(run)
+    draw = partial(bits_per_byte_figure, measured, others)
+    rows = [[name, decimal(value)] for name, value in sorted({**measured, **others}.items(), key=lambda e: e[1])]
+    return html.section(
+        "evaluation",
+        "Evaluation",
+        html.figure(inline_svg(draw, "bits per byte beside baselines")),
+        html.table(["", "bits per byte"], rows),
+        _what_was_measured(run),
+    )
+
+
+def samples_section(run: RunFiles) -> str:
+    """Prompts and what the model made of them."""
+    samples = run.evaluation.get("samples") or []
+    parts = [
+        f'<figure class="sample"><pre><b>{html.text(sample.get("prompt", ""))}</b>'
+        f'<span class="completion">{html.text(sample.get("completion", ""))}</span></pre></figure>'
+        for sample in samples
+    ]
+    return html.section("samples", "Samples", *parts)
+
+
+def _what_was_measured(run: RunFiles) -> str:
+    """One line on the evaluated text and checkpoint, with a warning if the run has gone on since."""
+    facts = run.evaluation.get("pretrain") or {}
+    sentences = []
+    if facts.get("tokens") and facts.get("bytes") and facts.get("loss") is not None:
+        sentences.append(
+            f"Validation text of {whole(facts['bytes'])} bytes, {whole(facts['tokens'])} target tokens, "
+            f"{decimal(facts['loss'])} nats a token."
+        )
+    for stage, made in (("pretrain", run.pretrain), ("finetune", run.finetune)):
+        evaluated = (run.evaluation.get(stage) or {}).get("checkpoint")
+        newest = made.details.get("checkpoint") if made else None
+        if evaluated and newest and evaluated != newest:
+            sentences.append(f"This is {stage}'s {evaluated}, while its newest is {newest}: run `make evaluate` again.")
+    return html.note(" ".join(sentences)) if sentences else ""

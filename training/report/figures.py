@@ -1,0 +1,62 @@
+"""How figures look and how they get into the page: inline SVG that takes the page's text colour, or a PNG."""
+
+import io
+import re
+from collections.abc import Callable
+from html import escape
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+#: Readable on white and on black alike.
+COLOURS = ("#2f7fc1", "#e0762f", "#2f9e77", "#9a6fc4", "#d0505a", "#8a7a35")
+
+#: Stands for the page's text colour while matplotlib draws; no series uses it.
+_INK = "#012345"
+
+_COMMON = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "figure.constrained_layout.use": True,
+}
+
+
+def inline_svg(draw: Callable[[], Figure], label: str) -> str:
+    """The figure that ``draw`` makes as an ``<svg>`` element without any outside reference; ``label`` is its alt text.
+
+    Identifiers in it hang on the label, so that figures with different labels do not share clip paths.
+    """
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    style = {key: _INK for key in (*inks, "grid.color")} | {"svg.hashsalt": label}
+    with rc_context(_COMMON | style):
+        text = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        draw().savefig(text, format="svg", transparent=True, dpi=160, metadata=no_metadata)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows them; they look like references
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every figure, and nothing points to them
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg).replace(_INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def png(draw: Callable[[], Figure]) -> bytes:
+    """The figure that ``draw`` makes as a PNG on white."""
+    with rc_context(_COMMON):
+        content = io.BytesIO()
+        draw().savefig(content, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return content.getvalue()

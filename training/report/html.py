@@ -1,0 +1,48 @@
+"""Small pieces of HTML. Everything that comes from a file goes through ``text`` or the table functions, which escape."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+
+def text(value: object) -> str:
+    """A value as escaped text."""
+    return escape(str(value))
+
+
+def section(identifier: str, title: str, *parts: str) -> str:
+    """A headed section of the finished parts, or nothing if all of them are empty."""
+    body = "\n".join(part for part in parts if part)
+    return f'<section id="{identifier}">\n<h2>{text(title)}</h2>\n{body}\n</section>' if body else ""
+
+
+def figure(svg: str, caption: str = "") -> str:
+    """A figure with an optional caption (plain text)."""
+    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return f"<figure>{svg}{below}</figure>"
+
+
+def note(sentence: str) -> str:
+    """A short remark in small print."""
+    return f'<p class="note">{text(sentence)}</p>'
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """Headline numbers: names over values."""
+    items = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in values.items())
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """A table: the first column names the row, the others are numbers; nothing where there are no rows."""
+    lines = ["".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows]
+    if not lines:
+        return ""
+    names = "".join(f"<th>{text(name)}</th>" for name in head)
+    title = f"<caption>{text(caption)}</caption>" if caption else ""
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table>{title}<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def details(summary: str, content: str) -> str:
+    """Preformatted text behind a line to click on; escaped."""
+    return f"<details><summary>{text(summary)}</summary><pre>{text(content)}</pre></details>"

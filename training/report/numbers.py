@@ -1,0 +1,38 @@
+"""Numbers as a reader takes them in."""
+
+import math
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def whole(value: float) -> str:
+    """12,345"""
+    return f"{value:,.0f}"
+
+
+def compact(value: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix: 4.47 M, 14.0 MB, 98.0 GFLOP/s; below 1,000 the number itself."""
+    step = 0
+    while abs(value) >= 999.5 and step < len(_PREFIXES) - 1:
+        value, step = value / 1000, step + 1
+    digits = 0 if step == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{digits}f} {_PREFIXES[step]}{unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """47 s, 3 min 12 s, 5 h 20 min, 2 d 3 h"""
+    left = round(seconds)
+    for size, name, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if left >= size:
+            return f"{left // size} {name} {left % size // smaller_size} {smaller}"
+    return f"{left} s"
+
+
+def share(part: float, all_of_it: float) -> str:
+    """12.3 %; a dash where there is nothing to take a share of."""
+    return f"{100 * part / all_of_it:.1f} %" if all_of_it else "–"
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """2.346; a dash for a number that is missing or no number."""
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"

@@ -1,0 +1,119 @@
+"""The page: headline, sections, what is missing; one HTML text that loads nothing."""
+
+from pathlib import Path
+
+from training.report import html
+from training.report.data_section import data_section
+from training.report.evaluation_sections import baselines, evaluation_section, models, samples_section
+from training.report.numbers import compact, decimal, duration, whole
+from training.report.run_files import RunFiles
+from training.report.series import totals
+from training.report.training_sections import experts_section, finetuning_section, pretraining_section
+
+_STYLE = Path(__file__).with_name("page.css")
+
+#: Whatever a sample or a name contains, the browser fetches and runs nothing.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def build_page(run: RunFiles) -> str:
+    """The whole page as HTML."""
+    sections = [
+        pretraining_section(run),
+        experts_section(run),
+        evaluation_section(run),
+        finetuning_section(run),
+        samples_section(run),
+        data_section(run),
+        html.section("recipe", "Recipe", html.details("The resolved recipe", run.recipe), _versions(run)),
+    ]
+    body = "\n".join(part for part in sections if part)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{html.text(run.name)} · Millrace report</title>
+<style>
+{_STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<header>
+<h1>{html.text(run.name)}</h1>
+{html.facts(headline(run))}
+{_missing(run)}
+</header>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def headline(run: RunFiles) -> dict[str, str]:
+    """Name -> value of the numbers that say most about the run; only those that are known."""
+    facts: dict[str, str] = {}
+    documents, tokens = run.counts("documents"), run.counts("tokens")
+    if documents.get("documents"):
+        facts["Documents"] = whole(documents["documents"])
+    if documents.get("bytes"):
+        facts["Text"] = compact(documents["bytes"], "B")
+    if count := tokens.get("train", {}).get("tokens"):
+        facts["Training tokens"] = compact(count)
+    if parameters := run.pretrain.details.get("parameters") if run.pretrain else None:
+        facts["Parameters"] = compact(parameters["total"])
+        facts["Active a token"] = compact(parameters["active"])
+    return facts | _headline_of_training(run) | _headline_of_evaluation(run)
+
+
+def _headline_of_training(run: RunFiles) -> dict[str, str]:
+    records = run.pretrain_metrics.get("train", [])
+    if not records:
+        return {}
+    seen, seconds = totals(records)
+    facts = {
+        "Steps": whole(records[-1]["step"]) if run.pretrain else f"{whole(records[-1]['step'])}, unfinished",
+        "Tokens seen": compact(seen),
+        "Time in steps": duration(seconds),
+    }
+    if seconds:
+        facts["Tokens a second"] = compact(seen / seconds)
+    if points := run.pretrain_metrics.get("validation"):
+        facts["Validation loss"] = f"{decimal(points[-1]['loss'])} nats"
+    return facts
+
+
+def _headline_of_evaluation(run: RunFiles) -> dict[str, str]:
+    measured, others = models(run), baselines(run)
+    facts = {}
+    if "pretrained model" in measured:
+        facts["Bits per byte"] = decimal(measured["pretrained model"])
+    if measured and others:
+        best = min(others, key=lambda name: others[name])
+        facts[f"Best baseline ({best})"] = decimal(others[best])
+    return facts
+
+
+def _missing(run: RunFiles) -> str:
+    """One line on what the page leaves out, and which command makes it."""
+    wanted = {
+        "the data": (not {"documents", "tokenizer", "tokens"} <= set(run.data), "make data"),
+        "pretraining": (not run.pretrain_metrics, "make pretrain"),
+        "the end of pretraining": (bool(run.pretrain_metrics) and run.pretrain is None, "make pretrain"),
+        "fine-tuning": (run.wants_finetune and not run.finetune_metrics, "make finetune"),
+        "the evaluation": (not run.evaluation, "make evaluate"),
+    }
+    lacking = [f"{name} (`{command}`)" for name, (lacks, command) in wanted.items() if lacks]
+    return html.note(f"Not here yet: {', '.join(lacking)}.") if lacking else ""
+
+
+def _versions(run: RunFiles) -> str:
+    """Versions of the code and libraries that the manifests name."""
+    made = [*run.data.values(), *(part for part in (run.pretrain, run.finetune) if part)]
+    versions = {name: version for part in made for name, version in part.versions.items()}
+    if not versions:
+        return ""
+    return html.note("Made with " + ", ".join(f"{name} {versions[name]}" for name in sorted(versions)) + ".")

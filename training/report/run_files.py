@@ -1,0 +1,91 @@
+"""What lies in a run's folders, read for the page; every part may be missing."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from artefacts.manifest import Manifest
+from configs.errors import RequestError
+from configs.load import dump_recipe
+from configs.schema import Recipe
+from artefacts.metrics import Metrics, read_metrics
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The readable parts of a run.
+
+    Attributes:
+        name: of the run.
+        data: manifests of documents, tokenizer, tokens and examples, those that are there.
+        pretrain: manifest of the finished pretraining.
+        finetune: manifest of the finished fine-tuning.
+        pretrain_metrics: what pretraining logged; empty if it has not begun.
+        finetune_metrics: the same of fine-tuning.
+        evaluation: contents of ``evaluation/evaluation.json``; empty if there is none.
+        recipe: the resolved recipe as YAML, as pretraining ran with it if it has.
+        wants_finetune: the recipe has a finetune section.
+    """
+
+    name: str
+    data: dict[str, Manifest]
+    pretrain: Manifest | None
+    finetune: Manifest | None
+    pretrain_metrics: Metrics
+    finetune_metrics: Metrics
+    evaluation: dict[str, Any]
+    recipe: str
+    wants_finetune: bool
+
+    def counts(self, artefact: str) -> dict[str, Any]:
+        """Counts of a data artefact; empty where it is not there."""
+        return self.data[artefact].counts if artefact in self.data else {}
+
+    def bytes_per_token(self, split: str) -> float | None:
+        """UTF-8 bytes of text a token of ``train`` or ``validation``, or None where it is not known."""
+        counts = self.counts("tokens").get(split, {})
+        return counts["bytes"] / counts["tokens"] if counts.get("bytes") and counts.get("tokens") else None
+
+
+def read_run(recipe: Recipe) -> RunFiles:
+    """Read all there is of a run.
+
+    Raises:
+        RequestError: there is nothing to report, or a file is damaged.
+    """
+    layout = RunLayout.of(recipe)
+    folders = (layout.documents, layout.tokenizer, layout.tokens, layout.examples)
+    found = {folder.name: manifest.read(folder) for folder in folders}
+    run = RunFiles(
+        name=recipe.run.name,
+        data={name: made for name, made in found.items() if made is not None},
+        pretrain=manifest.read(layout.pretrain),
+        finetune=manifest.read(layout.finetune),
+        pretrain_metrics=read_metrics(layout.pretrain / "metrics.jsonl"),
+        finetune_metrics=read_metrics(layout.finetune / "metrics.jsonl"),
+        evaluation=_read_evaluation(layout.evaluation / "evaluation.json"),
+        recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
+        wants_finetune=recipe.finetune is not None,
+    )
+    if not (run.data or run.pretrain or run.pretrain_metrics or run.finetune_metrics):
+        raise RequestError(f"{layout.run}: nothing to report yet: run `make data` and `make pretrain` first")
+    return run
+
+
+def _read_recipe(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: damaged ({error}): run `make evaluate` again") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{path}: damaged (not an object): run `make evaluate` again")
+    return value

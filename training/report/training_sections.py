@@ -1,0 +1,82 @@
+"""Curves of pretraining and fine-tuning, and the load of the experts."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from artefacts.metrics import Metrics
+from training.report import html
+from training.report.curves import loss_figure, training_figure
+from training.report.expert_figures import balance_figure, bias_figure, layer_label, load_figure
+from training.report.figures import inline_svg
+from training.report.numbers import decimal
+from training.report.run_files import RunFiles
+from training.report.series import column, expert_layers
+
+
+def pretraining_section(run: RunFiles) -> str:
+    """Loss, learning rate, gradient norm, throughput, memory."""
+    return html.section("pretraining", "Pretraining", *_curves(run.pretrain_metrics, "pretraining"))
+
+
+def finetuning_section(run: RunFiles) -> str:
+    """Curves of fine-tuning, and the held-out loss before and after it."""
+    rows = []
+    facts = run.evaluation.get("finetune") or {}
+    before, after = facts.get("held_out_loss_before"), facts.get("held_out_loss_after")
+    if before is not None and after is not None:
+        label = f"loss on {facts['examples']:,} held-out answers" if "examples" in facts else "loss on held-out answers"
+        rows.append([f"{label} (nats a token)", decimal(before), decimal(after), f"{after - before:+.3f}"])
+    base, tuned = (run.evaluation.get("pretrain") or {}).get("bits_per_byte"), facts.get("bits_per_byte")
+    if base is not None and tuned is not None:
+        rows.append(["bits per byte on the validation text", decimal(base), decimal(tuned), f"{tuned - base:+.3f}"])
+    table = html.table(["", "before", "after", "change"], rows, "Before and after fine-tuning")
+    return html.section("finetuning", "Fine-tuning", table, *_curves(run.finetune_metrics, "fine-tuning"))
+
+
+def experts_section(run: RunFiles) -> str:
+    """Load of each layer's experts over pretraining, and on the validation text."""
+    records = run.pretrain_metrics.get("train", [])
+    layers = expert_layers(records)
+    parts = []
+    if layers:
+        parts = [
+            html.figure(
+                inline_svg(partial(load_figure, records), "expert load by layer"),
+                "Each expert's share of a step's tokens over the mean share: white is even, red too much, blue too "
+                "little.",
+            ),
+            html.figure(inline_svg(partial(balance_figure, records), "busiest expert over the mean")),
+            html.figure(
+                inline_svg(partial(bias_figure, records), "router bias by layer"),
+                "The bias that balancing adds to an expert's score when experts are chosen; one line an expert.",
+            ),
+        ]
+    return html.section("experts", "Experts", *parts, _load_table(records, run.evaluation.get("experts") or {}))
+
+
+def _curves(metrics: Metrics, stage: str) -> list[str]:
+    """Figures of what one stage logged."""
+    records = metrics.get("train", [])
+    if not records:
+        return []
+    _, losses = column(records, "loss")
+    broken = int(np.sum(~np.isfinite(losses)))
+    return [
+        html.figure(inline_svg(partial(loss_figure, metrics), f"loss of {stage}")),
+        html.note(f"{broken} logged steps have a loss that is no number; they are not drawn.") if broken else "",
+        html.figure(inline_svg(partial(training_figure, records), f"course of {stage}")),
+    ]
+
+
+def _load_table(records: list[dict[str, Any]], evaluated: dict[str, Any]) -> str:
+    """Evenness of each layer at the last logged step and in the evaluation."""
+    last = records[-1].get("experts", {}) if records else {}
+    rows = []
+    for layer in dict.fromkeys([*last, *evaluated]):
+        pairs = (last.get(layer, {}), evaluated.get(layer, {}))
+        numbers = [decimal(side.get(key), 2) for side in pairs for key in ("max_over_mean", "variation")]
+        rows.append([layer_label(layer), *numbers])
+    head = ["layer", "last step: max / mean", "variation", "validation: max / mean", "variation"]
+    return html.table(head, rows, "Evenness of the load (variation: standard deviation over mean)")
