@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from configs.errors import RequestError
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content atomically and durably."""
@@ -30,8 +32,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value of a JSON file.
+
+    Raises:
+        RequestError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: damaged ({error}); move {path.parent} away and make it again") from None
 
 
 def sync_tree(folder: Path) -> None:

@@ -33,7 +33,9 @@ def demo(recipe: Recipe, recipe_path: str, overrides: list[str]) -> int:
     if recipe.finetune is None:
         raise RequestError("the recipe has no finetune section, which a demo needs")
     if recipe.train.steps < 2 * _REHEARSED + 2:
-        raise RequestError(f"train.steps={recipe.train.steps} leaves no room to stop and resume half-way: use at least 42")
+        raise RequestError(
+            f"train.steps={recipe.train.steps} leaves no room to stop and resume half-way: use at least 42"
+        )
     began = time.monotonic()
     river = _River(recipe, recipe_path, overrides)
     for stage in (river.data, river.pretrain, river.finetune, river.evaluate, river.report):

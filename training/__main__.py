@@ -12,7 +12,6 @@ from pathlib import Path
 
 from configs import command
 from configs.errors import RequestError
-from configs.schema import Recipe
 from training.engine.signals import StopRequest
 
 VERBS = {
@@ -31,9 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     for verb, purpose in VERBS.items():
         command.add_recipe_arguments(verbs.add_parser(verb, help=purpose, description=purpose))
     parsed = command.parse(parser, arguments)
-    stop = StopRequest() if parsed.verb in ("pretrain", "finetune") else None
     try:
-        status, message = _run(parsed.verb, command.read_recipe(parsed), stop), ""
+        status, message = _run(parsed.verb, parsed), ""
     except RequestError as error:
         status, message = command.WRONG_REQUEST, str(error)
     file = os.environ.get("MILLRACE_STATUS_FILE")
@@ -45,16 +43,20 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def _run(verb: str, recipe: Recipe, stop: StopRequest | None) -> int:
+def _run(verb: str, parsed: argparse.Namespace) -> int:
     """Import only what the verb needs: reports and estimates answer without torch."""
-    if verb == "pretrain":
+    if verb in ("pretrain", "finetune"):
+        # Before torch is imported, which takes seconds in which a signal would kill.
+        stop = StopRequest()
+        recipe = command.read_recipe(parsed)
+        if verb == "finetune":
+            from training.finetune import finetune
+
+            return finetune(recipe, stop)
         from training.pretrain import pretrain
 
         return pretrain(recipe, stop)
-    if verb == "finetune":
-        from training.finetune import finetune
-
-        return finetune(recipe, stop)
+    recipe = command.read_recipe(parsed)
     if verb == "evaluate":
         from training.evaluate.command import evaluate
 

@@ -61,6 +61,8 @@ def lm_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """Train to the end, or until a signal; returns the exit status."""
+    # First of all, for what it refuses: nothing must have been moved aside by then.
+    config = deepspeed_config(job.train, recipe.ranks, recipe.expert_parallel, job.global_batch)
     with _joined(recipe, job.run) as ranks:
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
         found = newest_whole(job.run.folder / "checkpoints") if ranks.first else None
@@ -68,7 +70,6 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         if found is None:
             job.prepare(model)
         model.set_checkpointing(job.train.checkpointing)
-        config = deepspeed_config(job.train, ranks.size, recipe.expert_parallel, job.global_batch)
         optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel)
         engine = build_engine(model, optimizer, config, ranks)
         topology: dict[str, int | str] = {

@@ -1,6 +1,7 @@
 """One worker of the engine tests: trains a small model on made tokens and leaves what it saw in a file.
 
-``torchrun ... tests/training/engine_job.py OUT key=value ...`` (overrides of ``tests/training/engine.yaml``).
+``torchrun ... tests/training/engine_job.py FOLDER key=value ...`` (overrides of ``tests/training/engine.yaml``) goes on
+from the newest checkpoint in FOLDER, saves one at its end (or at ``train.stop_at``), and writes FOLDER/seen.json.
 """
 
 import json
@@ -12,6 +13,8 @@ import torch
 from configs.load import load_recipe
 from configs.schema import Recipe
 from training.assemble import lm_loss
+from training.checkpoint.load import load, newest_whole
+from training.checkpoint.save import save
 from training.data.batch import Batch
 from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
@@ -74,6 +77,10 @@ def main(out: str, overrides: list[str]) -> None:
     config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch)
     engine = build_engine(model, optimizer, config, ranks)
     assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
+    checkpoints = Path(out) / "checkpoints"
+    topology = {"ranks": ranks.size, "expert_parallel": recipe.expert_parallel, "zero_stage": train.zero_stage}
+    found = newest_whole(checkpoints)
+    start = load(engine, found, topology, ranks) if found else 0
     recorder = Recorder()
     trainer = Trainer(
         engine,
@@ -86,10 +93,11 @@ def main(out: str, overrides: list[str]) -> None:
         StopRequest(),
         train.clip if clips_itself(train) else None,
     )
-    trainer.run(0, train.steps)
+    trainer.run(start, train.steps, train.stop_at)
+    save(engine, checkpoints, train.stop_at or train.steps, "key", topology, ranks, keep=2)
     dtype = next(str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS))
     if ranks.first:
-        Path(out).write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))
+        (Path(out) / "seen.json").write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))
     leave()
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ import torch
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens
 from training.assemble import lm_loss
+from training.checkpoint.load import newest_whole
+from training.checkpoint.read import read_weights
 from training.data.batch import Batch
 from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.models.weights import load_weights
 from training.optimizers import build_optimizer
 from training.schedules import learning_rate
 
@@ -33,7 +37,7 @@ CELLS = [
 
 
 @pytest.fixture(scope="module")
-def reference() -> dict[str, list]:
+def reference() -> dict[str, Any]:
     """Plain PyTorch: one device, the whole global batch at once, clipping and balancing written out."""
     recipe = load_recipe(RECIPE)
     train = recipe.train
@@ -44,7 +48,7 @@ def reference() -> dict[str, list]:
     counts: list[torch.Tensor] = []
     for gate in gates:
         gate.register_forward_hook(lambda _m, _i, out: counts.append(out[2]))
-    seen: dict[str, list] = {"losses": [], "norms": []}
+    seen: dict[str, Any] = {"losses": [], "norms": []}
     for step in range(train.steps):
         batch: Batch = MadeTokens(recipe).global_batch(step)
         counts.clear()
@@ -58,25 +62,26 @@ def reference() -> dict[str, list]:
         for gate, count in zip(gates, counts, strict=True):
             mean = count.double().mean()
             gate.e_score_correction_bias += train.balance_step * torch.sign(mean - count).float()
-        seen["losses"].append(float(loss / targets))
+        seen["losses"].append(float(loss.detach() / targets))
     seen["biases"] = [gate.e_score_correction_bias.tolist() for gate in gates]
+    seen["weights"] = model.state_dict()
     return seen
 
 
-def run_job(out: Path, ranks: int, overrides: list[str]) -> dict[str, list]:
+def run_job(folder: Path, ranks: int, overrides: list[str]) -> dict[str, Any]:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    argv += [str(CHECKOUT / "tests/training/engine_job.py"), str(out), f"launch.processes={ranks}", *overrides]
+    argv += [str(CHECKOUT / "tests/training/engine_job.py"), str(folder), f"launch.processes={ranks}", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     environment.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+    return json.loads((folder / "seen.json").read_text())
 
 
 @pytest.mark.parametrize(("ranks", "expert_parallel", "stage", "more"), CELLS)
 def test_engine_equals_single_device(reference, tmp_path, ranks, expert_parallel, stage, more) -> None:
     overrides = [f"train.expert_parallel={expert_parallel}", f"train.zero_stage={stage}", *more]
-    seen = run_job(tmp_path / "seen.json", ranks, overrides)
+    seen = run_job(tmp_path, ranks, overrides)
     assert min(reference["norms"]) > 0.5, "clipping must bite for this to test it"
     assert seen["losses"] == pytest.approx(reference["losses"], abs=1e-5)
     assert seen["norms"] == pytest.approx(reference["norms"], rel=1e-4)
@@ -84,3 +89,45 @@ def test_engine_equals_single_device(reference, tmp_path, ranks, expert_parallel
         assert ours == pytest.approx(theirs, abs=1e-7)
         assert any(ours)
     assert seen["bias_dtype"] == "torch.float32"
+    (checkpoint,) = (tmp_path / "checkpoints").glob("step-*")
+    weights = weights_of(checkpoint)
+    for name, tensor in reference["weights"].items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=0, msg=name)
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights in a model that had none."""
+    recipe = load_recipe(RECIPE)
+    model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+    for tensor in model.state_dict().values():
+        tensor.fill_(float("nan"))
+    load_weights(model, read_weights(checkpoint))
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_resume_is_exact_to_the_last_bit(tmp_path, stage, precision) -> None:
+    overrides = [f"train.zero_stage={stage}", f"train.precision={precision}"]
+    whole = run_job(tmp_path / "whole", 2, overrides)
+    first = run_job(tmp_path / "halves", 2, [*overrides, "train.stop_at=4"])
+    second = run_job(tmp_path / "halves", 2, overrides)
+    assert first["losses"] + second["losses"] == whole["losses"]
+    assert first["norms"] + second["norms"] == whole["norms"]
+    assert second["biases"] == whole["biases"]
+    last = [sorted((tmp_path / kind / "checkpoints").glob("step-*"))[-1] for kind in ("whole", "halves")]
+    ours, theirs = map(weights_of, last)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path) -> None:
+    run_job(tmp_path, 1, ["train.stop_at=2"])
+    run_job(tmp_path, 1, ["train.stop_at=4"])
+    newest = tmp_path / "checkpoints" / "step-00000004"
+    path = next(newest.glob("*optim_states.pt"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found = newest_whole(tmp_path / "checkpoints")
+    assert found is not None
+    assert found.step == 2
+    assert "step-00000004" in found.passed_over[0]

@@ -65,4 +65,6 @@ def load(engine: Any, found: Found, topology: dict[str, int | str], ranks: Ranks
         raise RequestError(f"{found.folder}: DeepSpeed could not read it")
     rng = torch.load(found.folder / f"rng-{ranks.rank:05d}.pt", weights_only=True)
     torch.set_rng_state(rng["cpu"])
+    if "cuda" in rng and ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(rng["cuda"], ranks.device)
     return int(state["step"])

@@ -17,6 +17,14 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """torch's random state on CPU and on this process's GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
 def save(
     engine: Any, folder: Path, step: int, run_key: str, topology: dict[str, int | str], ranks: Ranks, keep: int
 ) -> Path:
@@ -38,9 +46,12 @@ def save(
         work.mkdir(parents=True)
     dist.barrier()
     engine.save_checkpoint(str(folder), tag=work.name, client_state={"step": step}, save_latest=False)
-    torch.save({"cpu": torch.get_rng_state()}, work / f"rng-{ranks.rank:05d}.pt")
+    torch.save(rng_state(ranks.device), work / f"rng-{ranks.rank:05d}.pt")
     dist.barrier()
     if ranks.first:
+        for script in ("zero_to_fp32.py", "zero_to_torch.py"):
+            # DeepSpeed leaves them beside its checkpoints; they fail on AutoEP's (see training/checkpoint/read.py).
+            (folder / script).unlink(missing_ok=True)
         manifest.write(
             work,
             Manifest(

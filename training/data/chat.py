@@ -1,10 +1,12 @@
 """Fine-tuning samples: chat examples padded to the longest of their micro-batch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from configs.errors import RequestError
 from training.data.batch import IGNORED, Batch
@@ -30,7 +32,7 @@ class ChatExamples:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def read(self, indices: list[int] | np.ndarray) -> Batch:
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The examples of the given indices: labels stand one position before the token they name."""
         width = max(len(self._ids[i]) for i in indices) - 1
         inputs = np.full((len(indices), width), self._pad, np.int64)

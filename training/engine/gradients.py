@@ -24,7 +24,7 @@ def global_norm(module: nn.Module) -> float:
         if getattr(parameter, "allreduce", True):
             shared += square
         else:
-            expert, group_name = expert + square, parameter.group_name
+            expert, group_name = expert + square, getattr(parameter, "group_name")  # noqa: B009 - AutoEP's own attribute
     if group_name is not None:
         from deepspeed.utils import groups
 

@@ -6,7 +6,7 @@ A resumed run repeats the steps after its checkpoint: readers take the last line
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 import torch
@@ -30,15 +30,16 @@ class MetricsHook(Hook):
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._file = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed in at_end
+        self._file = _open_for_appending(folder / FILE)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._steps = steps
         self._bar = bar(steps, "step", name, initial=start)
 
     def after_step(self, result: StepResult) -> None:
         if not self._first:
             return
         speed = result.targets / result.seconds
-        left = (self._bar.total - result.step) * result.seconds
+        left = (self._steps - result.step) * result.seconds
         self._bar.set_postfix_str(f"loss {result.loss:.3f}, {speed:,.0f} tokens/s, {left:.0f} s left", refresh=False)
         self._bar.update()
         if result.step % self._log_every:
@@ -91,6 +92,15 @@ class MetricsHook(Hook):
             self._bar.close()
             self._file.close()
             self._board.close()
+
+
+def _open_for_appending(path: Path) -> TextIO:
+    """A killed run may have left its last line torn: what follows begins on a line of its own."""
+    torn = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+    file = open(path, "a", encoding="utf-8")
+    if torn:
+        file.write("\n")
+    return file
 
 
 def memory_bytes(device: torch.device) -> int:

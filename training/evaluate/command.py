@@ -1,6 +1,5 @@
 """``python -m training evaluate``: ``evaluation/evaluation.json`` and what it says, in a table."""
 
-import json
 from typing import Any
 
 from artefacts import manifest, publish
@@ -35,10 +34,12 @@ def evaluate(recipe: Recipe) -> int:
             # Only here, so that "up to date" is answered without torch.
             from training.evaluate.results import evaluate_run
 
-            results = evaluate_run(recipe, layout, tokens.counts["validation"], pretrained[0], finetuned and finetuned[0])
+            results = evaluate_run(
+                recipe, layout, tokens.counts["validation"], pretrained[0], finetuned and finetuned[0]
+            )
             publish.write_json(stage.work / "evaluation.json", results)
             stage.publish(counts={}, versions=manifest.versions("torch", "zstandard"))
-    _print(json.loads((layout.evaluation / "evaluation.json").read_text(encoding="utf-8")))
+    _print(publish.read_json(layout.evaluation / "evaluation.json"))
     return command.DONE
 
 
@@ -50,7 +51,9 @@ def _print(results: dict[str, Any]) -> None:
         print(f"  {name:<10} {row['bits_per_byte']:.3f} bits per byte")
     if tuned := results.get("finetune"):
         before, after = tuned["held_out_loss_before"], tuned["held_out_loss_after"]
-        print(f"answers      {tuned['examples']} held out: loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})")
+        print(
+            f"answers      {tuned['examples']} held out: loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"
+        )
         print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
     worst = max((facts["max_over_mean"] for facts in results["experts"].values()), default=0.0)
     print(f"experts      busiest over mean {worst:.2f} on the validation text")

@@ -23,7 +23,7 @@ def report(recipe: Recipe) -> int:
     run = read_run(recipe)
     publish.write_text(layout.report, build_page(run))
     print(layout.report)
-    if run.pretrain_metrics.get("train"):
+    if run.pretrain_metrics:
         picture = layout.report.with_name("report-loss.png")
         publish.write_bytes(picture, loss_picture(run))
         print(picture)

@@ -1,17 +1,18 @@
 """Curves over the steps of a run: loss, learning rate, gradient norm, throughput, memory."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from training.report.figures import COLOURS
 from artefacts.metrics import Metrics
+from training.report.figures import COLOURS
 from training.report.series import Array, column, smooth, thin
 
 
@@ -58,19 +59,10 @@ def loss_figure(
     where, held_out = column(metrics.get("validation", []), "loss")
     held_out = held_out * scale.validation
     if len(where):
-        axes.plot(where, held_out, "o-", color=COLOURS[1], markersize=4, linewidth=1, label="validation")
-        axes.annotate(
-            f"{held_out[-1]:.3f}",
-            (where[-1], held_out[-1]),
-            xytext=(0, -6),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=COLOURS[1],
-            fontweight="bold",
-        )
+        label = f"validation, last {held_out[-1]:.3f}"
+        axes.plot(where, held_out, "o-", color=COLOURS[1], markersize=4, linewidth=1, label=label)
+    _limit_loss(axes, losses, np.concatenate([averages, held_out, list((baselines or {}).values())]))
     _draw_baselines(axes, baselines or {})
-    _limit_loss(axes, losses, averages, held_out, list((baselines or {}).values()))
     axes.set(xlabel="step", ylabel=f"loss ({scale.label})", title=f"Loss, {scale.label}")
     _whole_steps(axes)
     axes.legend(loc="upper right")
@@ -78,13 +70,16 @@ def loss_figure(
 
 
 def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
-    """Level lines, each named at its right end."""
+    """Level lines, each named at its right end; names of near lines are moved apart."""
+    low, high = axes.get_ylim()
+    above = math.inf
     for index, (name, value) in enumerate(sorted(baselines.items(), key=lambda entry: -entry[1])):
         colour = COLOURS[2 + index % (len(COLOURS) - 2)]
         axes.axhline(value, color=colour, linestyle="--", linewidth=1.2)
+        above = min(value, above - 0.06 * (high - low))
         axes.annotate(
-            f"{name} {value:.2f}",
-            (1.0, value),
+            f"{name}: {value:.2f}",
+            (1.0, above),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
             textcoords="offset points",
@@ -93,26 +88,25 @@ def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
         )
 
 
-def _limit_loss(axes: Axes, losses: Array, averages: Array, held_out: Array, others: Sequence[float]) -> None:
-    """Heights that hold the start and every curve, but not a lone spike of the raw loss."""
-    raw = losses[np.isfinite(losses)]
-    if not len(raw):
+def _limit_loss(axes: Axes, raw: Array, shown: Array) -> None:
+    """Heights that hold all that is ``shown``, and the raw loss but for a lone spike."""
+    raw, shown = raw[np.isfinite(raw)], shown[np.isfinite(shown)]
+    if not len(shown):
         return
-    rest = np.concatenate([averages[np.isfinite(averages)], held_out[np.isfinite(held_out)], np.array(others)])
-    low = min(np.quantile(raw, 0.001), rest.min())
-    high = max(np.quantile(raw, 0.999), rest.max())
+    ends = np.quantile(raw, (0.001, 0.999)) if len(raw) else shown
+    low, high = min(ends.min(), shown.min()), max(ends.max(), shown.max())
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - 1.5 * margin, high + margin)
 
 
 def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
     """Learning rate, gradient norm, throughput and memory of the ``train`` records."""
-    figure = Figure(figsize=(9.0, 4.6))
+    figure = Figure(figsize=(9.0, 4.8), layout=ConstrainedLayoutEngine(h_pad=0.12))
     grid = figure.subplots(2, 2, sharex=True)
     steps, rates = column(records, "learning_rate")
     grid[0, 0].plot(*thin(steps, rates), color=COLOURS[0])
     grid[0, 0].set_title("Learning rate")
-    grid[0, 0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=False)
+    grid[0, 0].yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
     steps, norms = column(records, "grad_norm")
     grid[0, 1].plot(*thin(steps, norms), color=COLOURS[1], linewidth=1)
     grid[0, 1].set_title("Gradient norm, before clipping")
@@ -123,8 +117,7 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
     grid[1, 1].yaxis.set_major_formatter(EngFormatter(unit="B"))
     for axes in grid.flat:
         _whole_steps(axes)
-        if axes is not grid[0, 0]:
-            axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0)
     for axes in grid[1]:
         axes.set_xlabel("step")
     return figure
@@ -140,8 +133,12 @@ def _plot_throughput(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     _, flops = column(records, "model_flops_per_second")
     if len(flops) == len(speeds) and np.nansum(speeds) > 0 and np.nansum(flops) > 0:
         ratio = float(np.nansum(flops) / np.nansum(speeds))
-        right = axes.secondary_yaxis("right", functions=(lambda y: y * ratio, lambda y: y / ratio))
+        right = axes.secondary_yaxis("right", functions=(_times(ratio), _times(1 / ratio)))
         right.yaxis.set_major_formatter(EngFormatter(unit="FLOP/s"))
+
+
+def _times(factor: float) -> Callable[[Any], Any]:
+    return lambda values: values * factor
 
 
 def _whole_steps(axes: Axes) -> None:

@@ -3,27 +3,27 @@
 from collections.abc import Iterator
 from typing import Any
 
-from training.report import html
-from training.report.numbers import compact, decimal, share, whole
+from training.report import markup
+from training.report.formats import compact, decimal, share, whole
 from training.report.run_files import RunFiles
 
 
 def data_section(run: RunFiles) -> str:
     """Tables of the data artefacts that are there."""
     documents, tokens, examples = run.counts("documents"), run.counts("tokens"), run.counts("examples")
-    return html.section(
+    return markup.section(
         "data",
         "Data",
-        html.table(["documents", "number", "share"], _document_rows(documents), "From source to clean documents"),
+        markup.table(["documents", "number", "share"], _document_rows(documents), "From source to clean documents"),
         _tokenizer_note(run.counts("tokenizer")),
-        html.table(
+        markup.table(
             ["split", "documents", "bytes", "tokens", "bytes a token", "shards"],
             _token_rows(tokens),
             "Token shards",
         ),
-        html.table(["left out of validation", "documents"], _dropped_rows(tokens)),
-        html.table(["split", "examples", "tokens", "target tokens"], _example_rows(examples), "Fine-tuning examples"),
-        html.table(["examples left out", "number"], _dropped_rows(examples)),
+        markup.table(["left out of validation", "documents"], _dropped_rows(tokens)),
+        markup.table(["split", "examples", "tokens", "target tokens"], _example_rows(examples), "Fine-tuning examples"),
+        markup.table(["examples left out", "number"], _dropped_rows(examples)),
     )
 
 
@@ -48,7 +48,7 @@ def _tokenizer_note(counts: dict[str, Any]) -> str:
     if not counts.get("vocab_size"):
         return ""
     learnt = f", learnt from {whole(counts['sample_documents'])} documents" if counts.get("sample_documents") else ""
-    return html.note(f"Tokenizer: vocabulary of {whole(counts['vocab_size'])}{learnt}.")
+    return markup.note(f"Tokenizer: vocabulary of {whole(counts['vocab_size'])}{learnt}.")
 
 
 def _token_rows(counts: dict[str, Any]) -> Iterator[list[str]]:

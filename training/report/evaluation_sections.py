@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from training.report import html
+from training.report import markup
 from training.report.comparison_figure import bits_per_byte_figure
 from training.report.figures import inline_svg
-from training.report.numbers import decimal, whole
+from training.report.formats import decimal, whole
 from training.report.run_files import RunFiles
 
 
@@ -25,18 +25,15 @@ _MODELS = {"pretrained model": "pretrain", "fine-tuned model": "finetune"}
 
 
 def evaluation_section(run: RunFiles) -> str:
-    """Bits per byte as bars and as a table."""
+    """Bits per byte as bars, and what text they were measured on."""
     measured = models(run)
     if not measured:
         return ""
-    others = baselines(run)
-    draw = partial(bits_per_byte_figure, measured, others)
-    rows = [[name, decimal(value)] for name, value in sorted({**measured, **others}.items(), key=lambda e: e[1])]
-    return html.section(
+    draw = partial(bits_per_byte_figure, measured, baselines(run))
+    return markup.section(
         "evaluation",
         "Evaluation",
-        html.figure(inline_svg(draw, "bits per byte beside baselines")),
-        html.table(["", "bits per byte"], rows),
+        markup.figure(inline_svg(draw, "bits per byte beside baselines")),
         _what_was_measured(run),
     )
 
@@ -45,11 +42,11 @@ def samples_section(run: RunFiles) -> str:
     """Prompts and what the model made of them."""
     samples = run.evaluation.get("samples") or []
     parts = [
-        f'<figure class="sample"><pre><b>{html.text(sample.get("prompt", ""))}</b>'
-        f'<span class="completion">{html.text(sample.get("completion", ""))}</span></pre></figure>'
+        f'<figure class="sample"><pre><b>{markup.text(sample.get("prompt", ""))}</b>'
+        f'<span class="completion">{markup.text(sample.get("completion", ""))}</span></pre></figure>'
         for sample in samples
     ]
-    return html.section("samples", "Samples", *parts)
+    return markup.section("samples", "Samples", *parts)
 
 
 def _what_was_measured(run: RunFiles) -> str:
@@ -66,4 +63,4 @@ def _what_was_measured(run: RunFiles) -> str:
         newest = made.details.get("checkpoint") if made else None
         if evaluated and newest and evaluated != newest:
             sentences.append(f"This is {stage}'s {evaluated}, while its newest is {newest}: run `make evaluate` again.")
-    return html.note(" ".join(sentences)) if sentences else ""
+    return markup.note(" ".join(sentences)) if sentences else ""

@@ -8,10 +8,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from training.report.figures import COLOURS
-from training.report.series import Array, bin_columns, expert_layers, expert_rows, thin
+from training.report.series import MAX_POINTS, Array, bin_columns, expert_layers, expert_rows, smooth, thin
 
 #: Columns of a heat map: the most that a panel of it can show.
 _COLUMNS = 300
@@ -31,24 +32,12 @@ def load_figure(records: Sequence[dict[str, Any]]) -> Figure:
     """A heat map for each layer: x step, y expert, colour the expert's load over the mean (1 is even)."""
     layers = expert_layers(records)
     figure, panels = _panels(len(layers), height=2.3)
-    image = None
+    maps = []
     for axes, layer in zip(panels, layers, strict=True):
-        steps, loads = expert_rows(records, layer, "load")
-        columns = bin_columns(steps, loads, min(_COLUMNS, len(steps)))
-        image = axes.imshow(
-            np.clip(columns.T, _LOWEST, _HIGHEST),
-            aspect="auto",
-            interpolation="nearest",
-            origin="lower",
-            cmap="RdBu_r",
-            norm=LogNorm(_LOWEST, _HIGHEST),
-            extent=(steps[0] - 0.5, steps[-1] + 0.5, -0.5, loads.shape[1] - 0.5),
-        )
+        maps.append(_draw_map(axes, *expert_rows(records, layer, "load")))
         axes.set_title(layer_label(layer))
-        axes.grid(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    bar = figure.colorbar(image, ax=panels, extend="both", aspect=18 if len(layers) <= _PANELS_A_ROW else 40, pad=0.01)
+    aspect = 18 if len(layers) <= _PANELS_A_ROW else 40
+    bar = figure.colorbar(maps[0], ax=panels, extend="both", aspect=aspect, pad=0.01)
     bar.set_ticks([1 / 3, 1 / 2, 1, 2, 3], labels=["⅓", "½", "1", "2", "3"])
     bar.ax.minorticks_off()
     bar.set_label("load over the mean")
@@ -56,16 +45,35 @@ def load_figure(records: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _draw_map(axes: Axes, steps: Array, loads: Array) -> AxesImage:
+    """One layer's ``loads`` [S, E], binned to what a panel can show."""
+    columns = bin_columns(steps, loads, min(_COLUMNS, len(steps)))
+    image = axes.imshow(
+        np.clip(columns.T, _LOWEST, _HIGHEST),
+        aspect="auto",
+        interpolation="nearest",
+        origin="lower",
+        cmap="RdBu_r",
+        norm=LogNorm(_LOWEST, _HIGHEST),
+        extent=(steps[0] - 0.5, steps[-1] + 0.5, -0.5, loads.shape[1] - 0.5),
+    )
+    axes.grid(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return image
+
+
 def balance_figure(records: Sequence[dict[str, Any]]) -> Figure:
     """Load of the busiest expert over the mean, a line a layer; 1 is even."""
     layers = expert_layers(records)
     figure = Figure(figsize=(9.0, 2.8))
     axes = figure.subplots()
-    points = max(50, _ALL_POINTS // len(layers))
+    points = min(MAX_POINTS, max(50, _ALL_POINTS // len(layers)))
     for layer, colour in zip(layers, _colours(len(layers)), strict=True):
         steps, peaks = expert_rows(records, layer, "max_over_mean")
-        axes.plot(*thin(steps, peaks[:, 0], min(points, 2000)), color=colour, linewidth=1.1, label=layer_label(layer))
-    axes.set(xlabel="step", title="Load of the busiest expert over the mean")
+        curve = thin(steps, smooth(peaks[:, 0]), points)
+        axes.plot(*curve, color=colour, linewidth=1.1, label=layer_label(layer))
+    axes.set(xlabel="step", title="Load of the busiest expert over the mean, moving average")
     axes.set_ylim(bottom=1)
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

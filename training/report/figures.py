@@ -39,7 +39,7 @@ def inline_svg(draw: Callable[[], Figure], label: str) -> str:
     Identifiers in it hang on the label, so that figures with different labels do not share clip paths.
     """
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    style = {key: _INK for key in (*inks, "grid.color")} | {"svg.hashsalt": label}
+    style = dict.fromkeys((*inks, "grid.color"), _INK) | {"svg.hashsalt": label}
     with rc_context(_COMMON | style):
         text = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

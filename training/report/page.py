@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from training.report import html
+from training.report import markup
 from training.report.data_section import data_section
 from training.report.evaluation_sections import baselines, evaluation_section, models, samples_section
-from training.report.numbers import compact, decimal, duration, whole
+from training.report.formats import compact, decimal, duration, whole
 from training.report.run_files import RunFiles
 from training.report.series import totals
 from training.report.training_sections import experts_section, finetuning_section, pretraining_section
@@ -25,7 +25,7 @@ def build_page(run: RunFiles) -> str:
         finetuning_section(run),
         samples_section(run),
         data_section(run),
-        html.section("recipe", "Recipe", html.details("The resolved recipe", run.recipe), _versions(run)),
+        markup.section("recipe", "Recipe", markup.details("The resolved recipe", run.recipe), _versions(run)),
     ]
     body = "\n".join(part for part in sections if part)
     return f"""<!DOCTYPE html>
@@ -35,14 +35,14 @@ def build_page(run: RunFiles) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{html.text(run.name)} · Millrace report</title>
+<title>{markup.text(run.name)} · Millrace report</title>
 <style>
 {_STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <header>
-<h1>{html.text(run.name)}</h1>
-{html.facts(headline(run))}
+<h1>{markup.text(run.name)}</h1>
+{markup.facts(headline(run))}
 {_missing(run)}
 </header>
 <main>
@@ -75,7 +75,7 @@ def _headline_of_training(run: RunFiles) -> dict[str, str]:
         return {}
     seen, seconds = totals(records)
     facts = {
-        "Steps": whole(records[-1]["step"]) if run.pretrain else f"{whole(records[-1]['step'])}, unfinished",
+        "Steps" if run.pretrain else "Steps so far": whole(records[-1]["step"]),
         "Tokens seen": compact(seen),
         "Time in steps": duration(seconds),
     }
@@ -106,8 +106,8 @@ def _missing(run: RunFiles) -> str:
         "fine-tuning": (run.wants_finetune and not run.finetune_metrics, "make finetune"),
         "the evaluation": (not run.evaluation, "make evaluate"),
     }
-    lacking = [f"{name} (`{command}`)" for name, (lacks, command) in wanted.items() if lacks]
-    return html.note(f"Not here yet: {', '.join(lacking)}.") if lacking else ""
+    lacking = [f"{name} ({command})" for name, (lacks, command) in wanted.items() if lacks]
+    return markup.note(f"Not here yet: {', '.join(lacking)}.") if lacking else ""
 
 
 def _versions(run: RunFiles) -> str:
@@ -116,4 +116,4 @@ def _versions(run: RunFiles) -> str:
     versions = {name: version for part in made for name, version in part.versions.items()}
     if not versions:
         return ""
-    return html.note("Made with " + ", ".join(f"{name} {versions[name]}" for name in sorted(versions)) + ".")
+    return markup.note("Made with " + ", ".join(f"{name} {versions[name]}" for name in sorted(versions)) + ".")

@@ -8,10 +8,10 @@ from typing import Any
 from artefacts import manifest
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
+from artefacts.metrics import Metrics, read_metrics
 from configs.errors import RequestError
 from configs.load import dump_recipe
 from configs.schema import Recipe
-from artefacts.metrics import Metrics, read_metrics
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: damaged ({error}): run `make evaluate` again") from None
+        raise RequestError(f"{path}: damaged ({error}): move {path.parent} away and run `make evaluate`") from None
     if not isinstance(value, dict):
-        raise RequestError(f"{path}: damaged (not an object): run `make evaluate` again")
+        raise RequestError(f"{path}: damaged (not an object): move {path.parent} away and run `make evaluate`")
     return value

@@ -1,6 +1,7 @@
 """Numbers ready to be drawn: columns of records, smoothing, and thinning of what is longer than a plot is wide."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def thin(steps: Array, values: Array, points: int = MAX_POINTS) -> tuple[Array, 
         return steps, values
     edges = np.linspace(0, len(steps), points // 2 + 1).astype(int)
     kept: set[int] = set()
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges.tolist()):
         stretch = values[low:high]
         kept.add(low + int(np.argmin(stretch)))
         kept.add(low + int(np.argmax(stretch)))

@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 
 from artefacts.metrics import Metrics
-from training.report import html
+from training.report import markup
 from training.report.curves import loss_figure, training_figure
 from training.report.expert_figures import balance_figure, bias_figure, layer_label, load_figure
 from training.report.figures import inline_svg
-from training.report.numbers import decimal
+from training.report.formats import decimal
 from training.report.run_files import RunFiles
 from training.report.series import column, expert_layers
 
 
 def pretraining_section(run: RunFiles) -> str:
     """Loss, learning rate, gradient norm, throughput, memory."""
-    return html.section("pretraining", "Pretraining", *_curves(run.pretrain_metrics, "pretraining"))
+    return markup.section("pretraining", "Pretraining", *_curves(run.pretrain_metrics, "pretraining"))
 
 
 def finetuning_section(run: RunFiles) -> str:
@@ -31,8 +31,8 @@ def finetuning_section(run: RunFiles) -> str:
     base, tuned = (run.evaluation.get("pretrain") or {}).get("bits_per_byte"), facts.get("bits_per_byte")
     if base is not None and tuned is not None:
         rows.append(["bits per byte on the validation text", decimal(base), decimal(tuned), f"{tuned - base:+.3f}"])
-    table = html.table(["", "before", "after", "change"], rows, "Before and after fine-tuning")
-    return html.section("finetuning", "Fine-tuning", table, *_curves(run.finetune_metrics, "fine-tuning"))
+    table = markup.table(["", "before", "after", "change"], rows, "Before and after fine-tuning")
+    return markup.section("finetuning", "Fine-tuning", table, *_curves(run.finetune_metrics, "fine-tuning"))
 
 
 def experts_section(run: RunFiles) -> str:
@@ -42,31 +42,31 @@ def experts_section(run: RunFiles) -> str:
     parts = []
     if layers:
         parts = [
-            html.figure(
+            markup.figure(
                 inline_svg(partial(load_figure, records), "expert load by layer"),
                 "Each expert's share of a step's tokens over the mean share: white is even, red too much, blue too "
                 "little.",
             ),
-            html.figure(inline_svg(partial(balance_figure, records), "busiest expert over the mean")),
-            html.figure(
+            markup.figure(inline_svg(partial(balance_figure, records), "busiest expert over the mean")),
+            markup.figure(
                 inline_svg(partial(bias_figure, records), "router bias by layer"),
                 "The bias that balancing adds to an expert's score when experts are chosen; one line an expert.",
             ),
         ]
-    return html.section("experts", "Experts", *parts, _load_table(records, run.evaluation.get("experts") or {}))
+    return markup.section("experts", "Experts", *parts, _load_table(records, run.evaluation.get("experts") or {}))
 
 
 def _curves(metrics: Metrics, stage: str) -> list[str]:
     """Figures of what one stage logged."""
     records = metrics.get("train", [])
-    if not records:
+    if not metrics:
         return []
     _, losses = column(records, "loss")
     broken = int(np.sum(~np.isfinite(losses)))
     return [
-        html.figure(inline_svg(partial(loss_figure, metrics), f"loss of {stage}")),
-        html.note(f"{broken} logged steps have a loss that is no number; they are not drawn.") if broken else "",
-        html.figure(inline_svg(partial(training_figure, records), f"course of {stage}")),
+        markup.figure(inline_svg(partial(loss_figure, metrics), f"loss of {stage}")),
+        markup.note(f"Logged steps whose loss is no number, which are not drawn: {broken}.") if broken else "",
+        markup.figure(inline_svg(partial(training_figure, records), f"course of {stage}")) if records else "",
     ]
 
 
@@ -79,4 +79,4 @@ def _load_table(records: list[dict[str, Any]], evaluated: dict[str, Any]) -> str
         numbers = [decimal(side.get(key), 2) for side in pairs for key in ("max_over_mean", "variation")]
         rows.append([layer_label(layer), *numbers])
     head = ["layer", "last step: max / mean", "variation", "validation: max / mean", "variation"]
-    return html.table(head, rows, "Evenness of the load (variation: standard deviation over mean)")
+    return markup.table(head, rows, "Evenness of the load (variation: standard deviation over mean)")

@@ -2,6 +2,7 @@
 
 import math
 
+_THOUSANDS = ("", "k", "M", "B", "T")
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -11,12 +12,13 @@ def whole(value: float) -> str:
 
 
 def compact(value: float, unit: str = "") -> str:
-    """Three digits and a decimal prefix: 4.47 M, 14.0 MB, 98.0 GFLOP/s; below 1,000 the number itself."""
+    """Three digits: a count as 4.47 M or 1.20 B (billion), with a unit 14.0 MB or 98.0 GFLOP/s; small ones as is."""
+    prefixes = _PREFIXES if unit else _THOUSANDS
     step = 0
-    while abs(value) >= 999.5 and step < len(_PREFIXES) - 1:
+    while abs(value) >= 999.5 and step < len(prefixes) - 1:
         value, step = value / 1000, step + 1
     digits = 0 if step == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    return f"{value:.{digits}f} {_PREFIXES[step]}{unit}".rstrip()
+    return f"{value:.{digits}f} {prefixes[step]}{unit}".rstrip()
 
 
 def duration(seconds: float) -> str:

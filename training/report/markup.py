@@ -1,4 +1,4 @@
-"""Small pieces of HTML. Everything that comes from a file goes through ``text`` or the table functions, which escape."""
+"""Small pieces of HTML. What comes from a file goes through ``text`` or the other functions, which escape it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape

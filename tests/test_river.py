@@ -1,0 +1,214 @@
+"""The whole river in small: every stage by its command, on real documentation, in under a minute."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from artefacts.metrics import read_records
+from configs.load import load_recipe
+
+CHECKOUT = Path(__file__).parents[1]
+RECIPE = CHECKOUT / "tests" / "river.yaml"
+pytestmark = pytest.mark.engine
+
+
+def call(*words: str, root: Path, timeout: float = 300, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    package, *verbs = (word for word in words if "=" not in word)
+    overrides = [word for word in words if "=" in word]
+    argv = [sys.executable, "-m", package, *verbs, "--recipe", str(RECIPE), f"run.root={root}", *overrides]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == expect, f"{argv}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs in which the demo of the small recipe has run to its end."""
+    folder = tmp_path_factory.mktemp("river")
+    done = call("launch", "demo", root=folder)
+    (folder / "out.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def layout(root: Path) -> RunLayout:
+    return RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
+
+
+def test_the_table_tells_what_came_out(root: Path) -> None:
+    text = (root / "out.txt").read_text()
+    names = ("documents", "tokens", "parameters", "speed", "bits per byte", "baselines", "expert load", "resume")
+    for name in (*names, "fine-tuning", "completion", "report"):
+        assert re.search(rf"^ *{name} ", text, re.MULTILINE), f"no row {name} in\n{text}"
+    assert "20 losses after the resume and before the crash: the same bit for bit" in text
+
+
+def test_every_artefact_is_whole(layout: RunLayout) -> None:
+    for folder in (layout.documents, layout.tokenizer, layout.tokens, layout.examples, layout.evaluation):
+        assert manifest.faults(folder) == []
+    for folder in (layout.pretrain, layout.finetune):
+        found = manifest.read(folder)
+        assert found is not None
+        assert manifest.faults(folder / "checkpoints" / found.details["checkpoint"]) == []
+    page = layout.report.read_text(encoding="utf-8")
+    assert "<svg" in page or "data:image/" in page
+
+
+def test_metrics_hold_what_they_promise(layout: RunLayout) -> None:
+    records = list(read_records(layout.pretrain / "metrics.jsonl"))
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    assert sorted(set(steps)) == list(range(1, 45))
+    assert sum(steps.count(step) == 2 for step in range(23, 43)) == 20
+    last = [record for record in records if record["kind"] == "train"][-1]
+    keys = {"loss", "learning_rate", "grad_norm", "tokens_per_second", "model_flops_per_second", "memory_bytes"}
+    assert keys <= last.keys()
+    (layer,) = last["experts"].values()
+    assert len(layer["load"]) == len(layer["bias"]) == 4
+    assert sum(layer["load"]) == pytest.approx(4, abs=1e-2)
+    assert any(layer["bias"])
+    assert list((layout.pretrain / "tensorboard").iterdir())
+
+
+def test_again_does_nothing_and_quickly(root: Path, layout: RunLayout) -> None:
+    before = sorted((p, p.stat().st_mtime_ns) for p in layout.run.rglob("*") if p.is_file())
+    began = time.monotonic()
+    done = call("launch", "demo", root=root)
+    assert time.monotonic() - began < 10
+    assert "nothing to do" in done.stdout
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in layout.run.rglob("*") if p.is_file())
+
+
+def test_another_number_of_processes_redoes_nothing(root: Path) -> None:
+    assert "up to date" in call("launch", "local", "pretrain", "launch.processes=1", root=root).stdout
+
+
+def test_generate_is_a_function_of_its_seed(root: Path) -> None:
+    words = ("training", "generate", "generate.chat=false", "generate.prompt='Return the'", "generate.temperature=1")
+    first, again, other = (call(*words, f"generate.seed={seed}", root=root).stdout for seed in (1, 1, 2))
+    assert first == again != other
+    assert first.startswith("Return the")
+
+
+def test_a_changed_recipe_moves_the_run_aside_and_keeps_the_data(root: Path, layout: RunLayout) -> None:
+    words = ["launch", "local", "pretrain", "train.learning_rate=0.002", "train.steps=6"]
+    tokens = (layout.tokens / manifest.NAME).stat().st_mtime_ns
+    finished = (layout.pretrain / manifest.NAME).read_bytes()
+    done = call(*words, root=root)
+    assert "moved aside" in done.stdout
+    (aside,) = (layout.run / "previous").glob("*-pretrain")
+    assert (aside / manifest.NAME).read_bytes() == finished
+    assert (layout.tokens / manifest.NAME).stat().st_mtime_ns == tokens
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLayout, tmp_path: Path, number) -> None:
+    overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
+    argv = [sys.executable, "-m", "launch", "local", "pretrain", "--recipe", str(RECIPE), *overrides]
+    folder = tmp_path / "river" / "pretrain"
+    process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not _steps(folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, out + err
+    assert "Traceback" not in err
+    (saved,) = (folder / "checkpoints").glob("step-*")
+    step = int(saved.name.removeprefix("step-"))
+    assert step == max(_steps(folder))
+    assert manifest.faults(saved) == []
+    # A flipped byte in a newer checkpoint: it is passed over, and the run goes on from the whole one.
+    again = [*argv, f"train.stop_at={step + 2}"]
+    done = subprocess.run(again, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert f"resuming after step {step}" in done.stdout
+    assert step + 2 in _steps(folder)
+
+
+def _steps(folder: Path) -> list[int]:
+    return [record["step"] for record in read_records(folder / "metrics.jsonl") if record["kind"] == "train"]
+
+
+def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
+    import psutil
+
+    overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
+    argv = [sys.executable, "-m", "launch", "local", "pretrain", "--recipe", str(RECIPE), *overrides]
+    process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not _steps(tmp_path / "river" / "pretrain") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    started = psutil.Process(process.pid).children(recursive=True)
+    workers = [p for p in started if "training" in p.cmdline() and "torch.distributed.run" not in p.cmdline()]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["launch", "local", "pretrain", "tokenizer.vocab_size=500"], "beyond the model's vocabulary of 500"),
+        (["launch", "local", "finetune", "train.learning_rate=0.001"], "not finished for this recipe"),
+        (["training", "pretrain", "train.steps=50"], "1 processes were started, the recipe says 2"),
+        (["training", "generate", "generate.weights=/nowhere"], "/nowhere"),
+        (["pipeline", "run", "data.source.kind=jsonl", "data.source.path=/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["launch", "local", "pretrain", "train.deepspeed.zero_optimization.stage=3"], "contradicts the recipe"),
+    ],
+)
+def test_wrong_requests_are_one_line_and_harm_nothing(layout: RunLayout, root: Path, words, says) -> None:
+    published = {p: p.read_bytes() for p in layout.run.rglob(manifest.NAME)}
+    done = call(*words, root=root, expect=2)
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    assert len(errors) == 1, done.stderr
+    assert says in errors[0]
+    assert all(path.read_bytes() == content for path, content in published.items())
+
+
+def test_two_nodes_meet_over_c10d(layout: RunLayout, tmp_path: Path) -> None:
+    """Two launches, as on two nodes, each with one worker; the run is the same as with two workers on one node."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=6", "launch.processes=1"]
+    overrides += ["launch.nodes=2", f"launch.rendezvous=127.0.0.1:{port}"]
+    argv = [sys.executable, "-m", "launch", "torchrun", "pretrain", "--recipe", str(RECIPE), *overrides]
+    nodes = [
+        subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    outs = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outs)
+    single = ("run.name=one-node", f"data.root={layout.data}", "train.steps=6")
+    call("launch", "local", "pretrain", *single, root=tmp_path)
+
+    def losses(name: str) -> list[float]:
+        return [r["loss"] for r in read_records(tmp_path / name / "pretrain" / "metrics.jsonl") if r["kind"] == "train"]
+
+    assert losses("river") == losses("one-node")
+
+
+def test_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path) -> None:
+    words = ("launch", "torchrun", "pretrain", "launch.nodes=4", "launch.rendezvous=head:29500", "launch.processes=8")
+    more = ("model.n_routed_experts=32", "train.global_batch_tokens=8192", "finetune.batch_examples=32")
+    argv = [sys.executable, "-m", *words[:3], "--recipe", str(RECIPE), "--dry-run", f"run.root={tmp_path}", *words[3:]]
+    began = time.monotonic()
+    done = subprocess.run([*argv, *more], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 2
+    for part in ("torch.distributed.run", "--nnodes=4", "--nproc-per-node=8", "--rdzv-backend=c10d", "SIGUSR1",
+                 "--rdzv-endpoint=head:29500", "--shutdown-timeout=60", "training pretrain"):  # fmt: skip
+        assert part in done.stdout
+    assert not list(tmp_path.iterdir())
