@@ -56,7 +56,7 @@ class TrainingRun:
         publish.write_json(self.folder / IDENTITY, {"key": self.key, "identity": self.identity, "inputs": self.inputs})
 
     def finish(self, counts: dict[str, Any], versions: dict[str, str], details: dict[str, Any]) -> None:
-        """Write the manifest: the run is whole. Logs are left out of its files, checkpoints have manifests of their own."""
+        """Write the manifest: the run is whole. Its files are the checkpoints; logs go on growing elsewhere."""
         files = manifest.describe_files(self.folder / "checkpoints") if (self.folder / "checkpoints").exists() else {}
         listed = {f"checkpoints/{name}": entry for name, entry in files.items()}
         manifest.write(self.folder, Manifest(self.stage, self.identity, self.inputs, versions, counts, listed, details))

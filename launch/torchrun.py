@@ -11,7 +11,7 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
 def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> list[str]:
-    """argv that starts this node's workers: ``local`` meets on a free port of this host, ``torchrun`` at a rendezvous."""
+    """Argv that starts this node's workers; they meet on a free port of this host, or where launch.rendezvous says."""
     launch = recipe.launch
     argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
     if launch.nodes == 1 and not launch.rendezvous:

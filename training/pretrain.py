@@ -19,8 +19,7 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         return command.DONE
     windows = TokenWindows(layout.tokens, "train", train.context_length)
     held_out = TokenWindows(layout.tokens, "val", train.context_length)
-    wanted = train.eval_batches * train.global_batch
-    validation = held_out.in_order(train.micro_batch, limit=wanted * train.context_length)
+    validation = held_out.spread(train.eval_batches * train.global_batch, train.micro_batch)
     job = Job(
         run=run,
         train=train,

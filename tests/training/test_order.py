@@ -56,6 +56,15 @@ def test_global_batches_are_the_same_on_any_number_of_ranks(folder) -> None:
             assert seen == {tuple(row.tolist()) for row in whole}
 
 
+def test_validation_is_spread_over_the_whole_split(folder) -> None:
+    batches = TokenWindows(folder, "train", 16).spread(10, 4)
+    firsts = [row[0] for batch in batches for row in batch.inputs.tolist()]
+    assert len(firsts) == 10
+    assert firsts[0] == 0
+    assert firsts[-1] > 1300
+    assert len(TokenWindows(folder, "train", 16).spread(10_000, 4)) == -(-(62 + 24) // 4)
+
+
 def test_labels_follow_inputs_and_windows_stay_in_their_shard(folder) -> None:
     windows = TokenWindows(folder, "train", 16)
     assert len(windows) == 999 // 16 + 399 // 16

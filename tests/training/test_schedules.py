@@ -1,5 +1,7 @@
 """Schedules by their definition."""
 
+from itertools import pairwise
+
 import pytest
 
 from configs.schema.train import ScheduleSection
@@ -20,7 +22,7 @@ def test_cosine_falls_from_the_peak_to_the_final_fraction() -> None:
     assert seen[10] == 1.0
     assert seen[505] == pytest.approx(0.55, abs=1e-3)
     assert seen[-1] == pytest.approx(0.1, abs=1e-4)
-    assert all(a >= b for a, b in zip(seen[10:], seen[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(seen[10:]))
 
 
 def test_wsd_is_flat_and_then_a_line() -> None:

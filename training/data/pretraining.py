@@ -46,6 +46,11 @@ class TokenWindows:
         tokens = torch.from_numpy(rows)
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
+    def spread(self, count: int, batch: int) -> list[Batch]:
+        """At most ``count`` windows at even distances over the whole split, in batches."""
+        indices = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64))
+        return [self.read(indices[i : i + batch]) for i in range(0, len(indices), batch)]
+
     def in_order(self, batch: int, limit: int | None = None) -> list[Batch]:
         """Every token of the split once as a label (but each shard's first), in batches; the last rows are padded."""
         rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []

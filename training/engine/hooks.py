@@ -24,9 +24,10 @@ class ValidationHook(Hook):
         ranks: Ranks,
     ) -> None:
         self._engine, self._loss, self._every, self._metrics, self._ranks = engine, loss, every, metrics, ranks
-        # Under expert parallelism every forward is a collective: each rank does the same number of batches.
-        rounds = len(batches) // ranks.size
-        self._batches = [batches[i * ranks.size + ranks.rank] for i in range(rounds)]
+        # Under expert parallelism every forward is a collective: each rank does the same number of batches. Fewer
+        # batches than ranks are given out again, which leaves the mean as it is.
+        rounds = max(1, len(batches) // ranks.size) if batches else 0
+        self._batches = [batches[(i * ranks.size + ranks.rank) % len(batches)] for i in range(rounds)]
         self._last = -1
 
     def after_step(self, result: StepResult) -> None:

@@ -97,7 +97,7 @@ class MetricsHook(Hook):
 def _open_for_appending(path: Path) -> TextIO:
     """A killed run may have left its last line torn: what follows begins on a line of its own."""
     torn = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
-    file = open(path, "a", encoding="utf-8")
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
     if torn:
         file.write("\n")
     return file
