@@ -15,7 +15,7 @@ from configs.load import dump_recipe
 from configs.schema import Recipe
 from configs.schema.train import TrainSection
 from training import losses
-from training.checkpoint.load import load, newest_whole
+from training.checkpoint.load import Found, Resumption, newest_whole
 from training.checkpoint.save import folder_name, save
 from training.data.batch import Batch
 from training.engine.balance import Balancer
@@ -41,6 +41,7 @@ class Job:
         run: its folder and identity.
         train: the train section it follows; fine-tuning derives its own.
         global_batch: samples an optimiser step.
+        micro_batch: samples a rank at a time.
         data: the batches.
         validation: batches of the validations during training.
         prepare: gives the fp32 model its first weights.
@@ -49,6 +50,7 @@ class Job:
     run: TrainingRun
     train: TrainSection
     global_batch: int
+    micro_batch: int
     data: Data
     validation: Sequence[Batch]
     prepare: Callable[[DeepseekForCausalLM], None]
@@ -62,33 +64,36 @@ def lm_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """Train to the end, or until a signal; returns the exit status."""
     # First of all, for what it refuses: nothing must have been moved aside by then.
-    config = deepspeed_config(job.train, recipe.ranks, recipe.expert_parallel, job.global_batch)
+    config = deepspeed_config(job.train, recipe.ranks, recipe.expert_parallel, job.global_batch, job.micro_batch)
     with _joined(recipe, job.run) as ranks:
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
-        found = newest_whole(job.run.folder / "checkpoints") if ranks.first else None
-        found = broadcast_value(found)  # type: ignore[assignment]
+        found = broadcast_value(newest_whole(job.run.folder / "checkpoints") if ranks.first else None)
         if found is None:
             job.prepare(model)
         model.set_checkpointing(job.train.checkpointing)
         optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel)
-        engine = build_engine(model, optimizer, config, ranks)
         topology: dict[str, int | str] = {
             "ranks": ranks.size,
             "expert_parallel": recipe.expert_parallel,
             "zero_stage": job.train.zero_stage,
             "precision": job.train.precision,
         }
-        start = 0
-        if found is not None:
-            start = load(engine, found, topology, ranks)
-            if ranks.first:
-                for line in found.passed_over:
-                    print(f"warning: {line}", flush=True)
-                print(f"{job.run.stage}: resuming after step {start} from {found.folder}", flush=True)
+        resumption = Resumption(found, topology) if found is not None else None
+        engine = build_engine(model, optimizer, resumption.config(config) if resumption else config, ranks)
+        start = resumption.load(engine, ranks) if resumption else 0
+        if found and resumption and ranks.first:
+            _tell_resumed(job, found, resumption)
         whole = _loop(recipe, job, engine, topology, ranks, stop, start)
         if whole and ranks.first:
             _finish(recipe, job, topology)
         return command.DONE if whole else command.STOPPED
+
+
+def _tell_resumed(job: Job, found: Found, resumption: Resumption) -> None:
+    for line in found.passed_over:
+        print(f"warning: {line}", flush=True)
+    converted = f", converted: {resumption.changes}" if resumption.changes else ""
+    print(f"{job.run.stage}: resuming after step {found.step} from {found.folder}{converted}", flush=True)
 
 
 def _loop(
@@ -161,7 +166,7 @@ def _joined(recipe: Recipe, run: TrainingRun) -> Iterator[Ranks]:
                 run.open(dump_recipe(recipe))
             except RequestError as error:
                 refusal = str(error)
-        refusal = broadcast_value(refusal)  # type: ignore[assignment]
+        refusal = broadcast_value(refusal)
         if refusal:
             raise RequestError(refusal)
         yield ranks

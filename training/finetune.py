@@ -30,20 +30,23 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
     examples = ChatExamples(layout.examples, "train", pad)
     held_out = ChatExamples(layout.examples, "held-out", pad)
     train = _train_section(recipe, section, len(examples))
+    # Pretraining's micro-batch, or the largest part of it that divides a rank's share of the examples.
+    micro_batch = math.gcd(recipe.micro_batch, section.batch_examples // recipe.ranks)
     pretrained = manifest.require(layout.pretrain, "make pretrain").details["checkpoint"]
     job = Job(
         run=run,
         train=train,
         global_batch=section.batch_examples,
+        micro_batch=micro_batch,
         data=ChatData(examples, section.batch_examples, recipe.run.seed),
-        validation=held_out.in_order(train.micro_batch),
+        validation=held_out.in_order(micro_batch),
         prepare=lambda model: load_weights(model, read_weights(layout.pretrain / "checkpoints" / pretrained)),
     )
     return run_job(recipe, job, stop)
 
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:
-    """Pretraining's section with what fine-tuning changes; the micro-batch shrinks to one that divides."""
+    """Pretraining's section with what fine-tuning changes."""
     steps = max(1, math.ceil(section.epochs * examples / section.batch_examples))
     schedule = ScheduleSection(
         kind="cosine",
@@ -55,7 +58,6 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "learning_rate": section.learning_rate,
         "schedule": schedule,
         "context_length": section.max_length,
-        "micro_batch": math.gcd(recipe.train.micro_batch, section.batch_examples // recipe.ranks),
         "balance_step": 0.0,
         "eval_every": min(recipe.train.eval_every, steps),
         "stop_at": None,

@@ -19,11 +19,12 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         return command.DONE
     windows = TokenWindows(layout.tokens, "train", train.context_length)
     held_out = TokenWindows(layout.tokens, "val", train.context_length)
-    validation = held_out.spread(train.eval_batches * train.global_batch, train.micro_batch)
+    validation = held_out.spread(train.eval_batches * train.global_batch, recipe.micro_batch)
     job = Job(
         run=run,
         train=train,
         global_batch=train.global_batch,
+        micro_batch=recipe.micro_batch,
         data=PretrainingData(windows, train.global_batch, recipe.run.seed),
         validation=validation,
         prepare=lambda model: init_weights(model, recipe.run.seed),

@@ -69,12 +69,11 @@ class Recipe(Section):
                 f"model.n_routed_experts ({self.model.n_routed_experts}) is not divisible by train.expert_parallel "
                 f"({ep})"
             )
-        micro = self.train.micro_batch * ranks
-        if self.train.global_batch % micro:
+        if self.train.global_batch % (self.micro_batch * ranks):
+            micro = f" x train.micro_batch ({self.train.micro_batch})" if self.train.micro_batch else ""
             raise ValueError(
-                f"train.global_batch_tokens holds {self.train.global_batch} samples, which {ranks} processes x "
-                f"train.micro_batch ({self.train.micro_batch}) do not divide: change launch.processes, "
-                "train.micro_batch or train.global_batch_tokens"
+                f"train.global_batch_tokens holds {self.train.global_batch} samples, which {ranks} processes{micro} "
+                "do not divide: change launch.processes, train.micro_batch or train.global_batch_tokens"
             )
         if self.launch.nodes > 1 and self.launch.kind == "local":
             raise ValueError(f"launch.nodes ({self.launch.nodes}) needs launch.kind=torchrun: local is one machine")
@@ -94,6 +93,11 @@ class Recipe(Section):
     def expert_parallel(self) -> int:
         """Ranks that share a layer's experts: train.expert_parallel, else the most that divide ranks and experts."""
         return self.train.expert_parallel or math.gcd(self.ranks, self.model.n_routed_experts)
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples a rank at a time: train.micro_batch, else all of its share of the global batch."""
+        return self.train.micro_batch or max(1, self.train.global_batch // self.ranks)
 
     @property
     def vocab_size(self) -> int:

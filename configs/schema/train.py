@@ -33,7 +33,9 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     balance_step: float = Field(0.001, ge=0, description="router bias step a global batch (gamma); 0: none")
 
-    micro_batch: Free[int] = Field(1, gt=0, description="samples a rank at a time; accumulation follows from it")
+    micro_batch: Free[int | None] = Field(
+        None, gt=0, description="samples a rank at a time; accumulation follows; default: all of a rank's share at once"
+    )
     zero_stage: Free[Literal[0, 1, 2, 3]] = 1
     expert_parallel: Free[int | None] = Field(
         None, ge=1, description="ranks that share a layer's experts between them; default: the most that divide both"

@@ -43,7 +43,7 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["train.context_length=1024", "train.global_batch_tokens=4096"], ["max_position_embeddings (512)"]),
         (["train.schedule.warmup_steps=100000"], ["warmup_steps (100000)", "steps"]),
         (["data.source.kind=jsonl"], ["data.source.path"]),
-        (["launch.nodes=2", "train.micro_batch=4"], ["launch.nodes (2)", "torchrun"]),
+        (["launch.nodes=2"], ["launch.nodes (2)", "torchrun"]),
         (["tokenizer.vocab_size=310", "tokenizer.spare_tokens=200"], ["tokenizer.vocab_size (310)"]),
         (["run.name=../elsewhere"], ["run.name"]),
     ],

@@ -13,7 +13,7 @@ import torch
 from configs.load import load_recipe
 from configs.schema import Recipe
 from training.assemble import lm_loss
-from training.checkpoint.load import load, newest_whole
+from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.save import save
 from training.data.batch import Batch
 from training.engine.balance import BIAS, Balancer
@@ -74,13 +74,14 @@ def main(out: str, overrides: list[str]) -> None:
     init_weights(model, recipe.run.seed)
     model.set_checkpointing(train.checkpointing)
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
-    config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch)
-    engine = build_engine(model, optimizer, config, ranks)
-    assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
+    config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch, recipe.micro_batch)
     checkpoints = Path(out) / "checkpoints"
     topology = {"ranks": ranks.size, "expert_parallel": recipe.expert_parallel, "zero_stage": train.zero_stage}
     found = newest_whole(checkpoints)
-    start = load(engine, found, topology, ranks) if found else 0
+    resumption = Resumption(found, topology) if found else None
+    engine = build_engine(model, optimizer, resumption.config(config) if resumption else config, ranks)
+    assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
+    start = resumption.load(engine, ranks) if resumption else 0
     recorder = Recorder()
     trainer = Trainer(
         engine,

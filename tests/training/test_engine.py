@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from artefacts.manifest import Manifest
+from configs.errors import RequestError
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens
 from training.assemble import lm_loss
-from training.checkpoint.load import newest_whole
+from training.checkpoint.load import Found, Resumption, newest_whole
 from training.checkpoint.read import read_weights
 from training.data.batch import Batch
 from training.models.deepseek import DeepseekForCausalLM, init_weights
@@ -68,10 +70,10 @@ def reference() -> dict[str, Any]:
     return seen
 
 
-def run_job(folder: Path, ranks: int, overrides: list[str]) -> dict[str, Any]:
+def run_job(folder: Path, ranks: int, overrides: list[str], accelerator: str = "cpu") -> dict[str, Any]:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     argv += [str(CHECKOUT / "tests/training/engine_job.py"), str(folder), f"launch.processes={ranks}", *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator}
     environment.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -105,6 +107,16 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_one_gpu_follows_the_single_device(reference, tmp_path, stage) -> None:
+    """Other kernels, TF32 off: close, not equal; a routing that flips would show as far more."""
+    seen = run_job(tmp_path, 1, [f"train.zero_stage={stage}"], accelerator="cuda")
+    assert seen["losses"] == pytest.approx(reference["losses"], abs=1e-3)
+    assert seen["norms"] == pytest.approx(reference["norms"], rel=1e-2)
+
+
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
 def test_resume_is_exact_to_the_last_bit(tmp_path, stage, precision) -> None:
     overrides = [f"train.zero_stage={stage}", f"train.precision={precision}"]
@@ -117,6 +129,37 @@ def test_resume_is_exact_to_the_last_bit(tmp_path, stage, precision) -> None:
     last = [sorted((tmp_path / kind / "checkpoints").glob("step-*"))[-1] for kind in ("whole", "halves")]
     ours, theirs = map(weights_of, last)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((2, 2, 1), (1, 1, 2)),
+        ((1, 1, 1), (2, 2, 1)),
+        ((2, 1, 2), (2, 2, 2)),
+    ],
+)
+def test_another_topology_goes_on_with_the_same_losses(reference, tmp_path, before, after) -> None:
+    seen = []
+    for (ranks, expert_parallel, stage), more in ((before, ["train.stop_at=4"]), (after, [])):
+        overrides = [f"train.expert_parallel={expert_parallel}", f"train.zero_stage={stage}", *more]
+        seen.append(run_job(tmp_path, ranks, overrides))
+    assert seen[0]["losses"] + seen[1]["losses"] == pytest.approx(reference["losses"], abs=1e-5)
+    assert seen[0]["norms"] + seen[1]["norms"] == pytest.approx(reference["norms"], rel=1e-4)
+    for ours, theirs in zip(seen[1]["biases"], reference["biases"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-7)
+
+
+@pytest.mark.parametrize(("stage", "other"), [(3, 3), (0, 1), (2, 3)])
+def test_a_topology_that_cannot_be_converted_is_refused(stage, other) -> None:
+    def topology(stage: int, ranks: int) -> dict[str, int | str]:
+        return {"ranks": ranks, "expert_parallel": 1, "zero_stage": stage, "precision": "fp32"}
+
+    made = Manifest("checkpoint", {}, {}, {}, {"step": 4}, {}, {"topology": topology(stage, 2)})
+    found = Found(Path("step-00000004"), 4, made, [])
+    with pytest.raises(RequestError, match="only ZeRO stages 1 and 2"):
+        Resumption(found, topology(other, 1))
+    assert Resumption(found, topology(stage, 2)).changes == ""
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path) -> None:

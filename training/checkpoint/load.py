@@ -1,10 +1,14 @@
 """Load: the newest whole checkpoint of a run, and which damaged ones were passed over."""
 
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from artefacts import manifest
 from artefacts.manifest import Manifest
@@ -46,25 +50,75 @@ def newest_whole(checkpoints: Path) -> Found | None:
     return None
 
 
-def load(engine: Any, found: Found, topology: dict[str, int | str], ranks: Ranks) -> int:
-    """Restore an engine from a checkpoint of the same topology; returns the steps done.
+class Resumption:
+    """Restoring an engine from a checkpoint, of the same topology or, for ZeRO 1 and 2, of another.
 
-    Raises:
-        RequestError: the checkpoint was written by another topology.
+    Another number of ranks, expert-parallel size or stage (1 and 2) goes over DeepSpeed's universal format, which
+    rank 0 writes beside the checkpoint and removes once it is read.
     """
-    saved = found.manifest.details["topology"]
-    if saved != topology:
-        changed = ", ".join(
-            f"{key} {saved.get(key)} -> {topology[key]}" for key in topology if saved.get(key) != topology[key]
+
+    def __init__(self, found: Found, topology: dict[str, int | str]) -> None:
+        """Compare the topologies.
+
+        Raises:
+            RequestError: they differ, and one of them is of a stage that cannot be converted.
+        """
+        self._found = found
+        saved = found.manifest.details["topology"]
+        differing = [key for key in topology if saved.get(key) != topology[key]]
+        self.changes = ", ".join(f"{key} {saved.get(key)} -> {topology[key]}" for key in differing)
+        stages = {saved["zero_stage"], topology["zero_stage"]}
+        if self.changes and not stages <= {1, 2}:
+            # DeepSpeed 0.19.8 resumes ZeRO-3 with AutoEP from the universal format wrongly and without a word, and has
+            # no conversion for stage 0.
+            raise RequestError(
+                f"{found.folder} was written by another topology ({self.changes}), and only ZeRO stages 1 and 2 can be "
+                "converted: resume with the one it was written by"
+            )
+
+    def config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """DeepSpeed's configuration for the engine that will be restored."""
+        return {**config, "checkpoint": {"load_universal": True}} if self.changes else config
+
+    def load(self, engine: Any, ranks: Ranks) -> int:
+        """Restore the engine; every rank must call it. Returns the steps done."""
+        folder = self._found.folder
+        if not self.changes:
+            _, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            self._restore_rng(ranks)
+            return int(state["step"])
+        universal = folder.with_name(f".{folder.name}.universal")
+        if ranks.first:
+            _convert(folder, universal)
+        dist.barrier()
+        _, state = engine.load_checkpoint(str(folder.parent), tag=universal.name)
+        self._restore_buffers(engine)
+        dist.barrier()
+        if ranks.first:
+            shutil.rmtree(universal)
+        return int(state["step"])
+
+    def _restore_rng(self, ranks: Ranks) -> None:
+        rng = torch.load(self._found.folder / f"rng-{ranks.rank:05d}.pt", weights_only=True)
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and ranks.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], ranks.device)
+
+    def _restore_buffers(self, engine: Any) -> None:
+        """The universal format leaves buffers out, the routers' biases with them."""
+        saved = torch.load(
+            self._found.folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False, mmap=True
         )
-        raise RequestError(
-            f"{found.folder} was written by another topology ({changed}): resume with the one it was written by"
-        )
-    path, state = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
-    if path is None:
-        raise RequestError(f"{found.folder}: DeepSpeed could not read it")
-    rng = torch.load(found.folder / f"rng-{ranks.rank:05d}.pt", weights_only=True)
-    torch.set_rng_state(rng["cpu"])
-    if "cuda" in rng and ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(rng["cuda"], ranks.device)
-    return int(state["step"])
+        buffers = dict(engine.module.named_buffers())
+        for name in saved["buffer_names"]:
+            buffers[name].copy_(saved["module"][name])
+
+
+def _convert(folder: Path, universal: Path) -> None:
+    """Write DeepSpeed's universal form of a checkpoint beside it."""
+    shutil.rmtree(universal, ignore_errors=True)
+    argv = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    argv += ["--input_folder", str(folder), "--output_folder", str(universal)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{folder}: converting it failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")

@@ -6,7 +6,9 @@ from configs.errors import RequestError
 from configs.schema.train import TrainSection
 
 
-def deepspeed_config(train: TrainSection, ranks: int, expert_parallel: int, global_batch: int) -> dict[str, Any]:
+def deepspeed_config(
+    train: TrainSection, ranks: int, expert_parallel: int, global_batch: int, micro_batch: int
+) -> dict[str, Any]:
     """The configuration for ``deepspeed.initialize``.
 
     Args:
@@ -14,14 +16,15 @@ def deepspeed_config(train: TrainSection, ranks: int, expert_parallel: int, glob
         ranks: processes over all nodes.
         expert_parallel: ranks that share a layer's experts.
         global_batch: samples an optimiser step.
+        micro_batch: samples a rank at a time.
 
     Raises:
         RequestError: ``train.deepspeed`` sets a key that follows from ours.
     """
     own: dict[str, Any] = {
         "train_batch_size": global_batch,
-        "train_micro_batch_size_per_gpu": train.micro_batch,
-        "gradient_accumulation_steps": global_batch // (train.micro_batch * ranks),
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": global_batch // (micro_batch * ranks),
         "gradient_clipping": 0.0 if clips_itself(train) else train.clip,
         "steps_per_print": 10**9,
         "zero_optimization": {"stage": train.zero_stage},

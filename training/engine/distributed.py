@@ -3,9 +3,12 @@
 import datetime
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def sum_over_ranks(values: torch.Tensor, group: dist.ProcessGroup | None = None)
     return values
 
 
-def broadcast_value(value: object) -> object:
+def broadcast_value(value: T) -> T:
     """Rank 0's Python value, on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
