@@ -45,7 +45,7 @@ class TrainingRun:
 
     def begun(self) -> bool:
         """Whether the folder holds this run, finished or not."""
-        return _read_key(self.folder / IDENTITY) == self.key
+        return _read_identity(self.folder).get("key") == self.key
 
     def open(self, recipe_text: str) -> None:
         """Make the folder ready to begin or resume; one of another identity is moved aside and the move printed."""
@@ -115,8 +115,14 @@ def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:
     return folder / "checkpoints" / found.details["checkpoint"], found.details["weights"]
 
 
-def _read_key(path: Path) -> str | None:
+def finetune_is_current(layout: RunLayout) -> bool:
+    """Whether the fine-tuning on disk began from the pretraining on disk, and not from one that was moved aside."""
+    finished = finished_checkpoint(layout.pretrain)
+    return finished is not None and _read_identity(layout.finetune).get("inputs", {}).get("weights") == finished[1]
+
+
+def _read_identity(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["key"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return None
+        return json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}

@@ -1,7 +1,9 @@
 """The whole river in small: every stage by its command, on real documentation, in under a minute."""
 
+import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import pytest
 from artefacts import manifest
 from artefacts.layout import RunLayout
 from artefacts.metrics import read_records
+from artefacts.training_run import finetune_is_current
 from configs.load import load_recipe
+from training.trained import newest_checkpoint
 
 CHECKOUT = Path(__file__).parents[1]
 RECIPE = CHECKOUT / "tests" / "river.yaml"
@@ -99,6 +103,7 @@ def test_generate_is_a_function_of_its_seed(root: Path) -> None:
 
 def test_a_changed_recipe_moves_the_run_aside_and_keeps_the_data(root: Path, layout: RunLayout) -> None:
     words = ["launch", "local", "pretrain", "train.learning_rate=0.002", "train.steps=6"]
+    assert finetune_is_current(layout)
     tokens = (layout.tokens / manifest.NAME).stat().st_mtime_ns
     finished = (layout.pretrain / manifest.NAME).read_bytes()
     done = call(*words, root=root)
@@ -106,6 +111,8 @@ def test_a_changed_recipe_moves_the_run_aside_and_keeps_the_data(root: Path, lay
     (aside,) = (layout.run / "previous").glob("*-pretrain")
     assert (aside / manifest.NAME).read_bytes() == finished
     assert (layout.tokens / manifest.NAME).stat().st_mtime_ns == tokens
+    assert not finetune_is_current(layout)
+    assert newest_checkpoint(layout).parent.parent == layout.pretrain
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -173,6 +180,17 @@ def test_wrong_requests_are_one_line_and_harm_nothing(layout: RunLayout, root: P
     assert len(errors) == 1, done.stderr
     assert says in errors[0]
     assert all(path.read_bytes() == content for path, content in published.items())
+
+
+def test_shards_of_another_tokenizer_are_refused(layout: RunLayout, tmp_path: Path) -> None:
+    shutil.copytree(layout.tokenizer, tmp_path / "tokenizer")
+    shutil.copytree(layout.tokens, tmp_path / "tokens")
+    found = manifest.read(tmp_path / "tokens")
+    assert found is not None
+    manifest.write(tmp_path / "tokens", dataclasses.replace(found, inputs={**found.inputs, "tokenizer": "other"}))
+    done = call("launch", "local", "pretrain", f"data.root={tmp_path}", root=tmp_path, expect=2)
+    assert "made by another tokenizer" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_two_nodes_meet_over_c10d(layout: RunLayout, tmp_path: Path) -> None:

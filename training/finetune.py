@@ -30,8 +30,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
     examples = ChatExamples(layout.examples, "train", pad)
     held_out = ChatExamples(layout.examples, "held-out", pad)
     train = _train_section(recipe, section, len(examples))
-    # Pretraining's micro-batch, or the largest part of it that divides a rank's share of the examples.
-    micro_batch = math.gcd(recipe.micro_batch, section.batch_examples // recipe.ranks)
+    micro_batch = _micro_batch(recipe, section)
     pretrained = manifest.require(layout.pretrain, "make pretrain").details["checkpoint"]
     job = Job(
         run=run,
@@ -43,6 +42,14 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         prepare=lambda model: load_weights(model, read_weights(layout.pretrain / "checkpoints" / pretrained)),
     )
     return run_job(recipe, job, stop)
+
+
+def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
+    """Examples a rank at a time: the most that divide its share and fit in the tokens of a pretraining micro-batch."""
+    share = section.batch_examples // recipe.ranks
+    tokens = recipe.micro_batch * recipe.train.context_length
+    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]
+    return max(fitting, default=1)
 
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:

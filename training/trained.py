@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from artefacts.layout import RunLayout
+from artefacts.training_run import finetune_is_current
 from configs.errors import RequestError
 from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
@@ -38,10 +39,12 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Deepse
 def newest_checkpoint(layout: RunLayout) -> Path:
     """The fine-tuned checkpoint of a run, or else its pretrained one; unfinished runs count too.
 
+    Fine-tuning that began from a pretraining since replaced does not count.
+
     Raises:
         RequestError: neither is there.
     """
-    for folder in (layout.finetune, layout.pretrain):
+    for folder in (layout.finetune, layout.pretrain) if finetune_is_current(layout) else (layout.pretrain,):
         found = newest_whole(folder / "checkpoints")
         if found is not None:
             return found.folder

@@ -5,7 +5,7 @@ from typing import Any
 from artefacts import manifest, publish
 from artefacts.layout import RunLayout
 from artefacts.stage import open_stage
-from artefacts.training_run import finished_checkpoint
+from artefacts.training_run import finetune_is_current, finished_checkpoint
 from configs import command
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -15,7 +15,8 @@ def evaluate(recipe: Recipe) -> int:
     """Evaluate the finished pretraining, and fine-tuning where there is one; returns the exit status."""
     layout = RunLayout.of(recipe)
     tokens = manifest.require(layout.tokens, "make data")
-    pretrained, finetuned = finished_checkpoint(layout.pretrain), finished_checkpoint(layout.finetune)
+    pretrained = finished_checkpoint(layout.pretrain)
+    finetuned = finished_checkpoint(layout.finetune) if finetune_is_current(layout) else None
     if pretrained is None:
         raise RequestError(f"{layout.pretrain} is not finished: run `make pretrain` first")
     inputs = {"tokens": tokens.fingerprint, "pretrain": pretrained[1]}
