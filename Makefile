@@ -16,7 +16,7 @@ SETUP := $(VENV)/.ready
 endif
 
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
-export PYTHONPATH := $(CURDIR)
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate verify stats clean lock
@@ -67,7 +67,7 @@ report: $(SETUP)  ## one self-contained page with the curves and tables of the r
 estimate: $(SETUP)  ## parameters, active parameters and FLOPs a token of a recipe
 	@$(PYTHON) -m training estimate --recipe $(RECIPE) $(ARGS)
 
-verify: $(SETUP)  ## check every data artefact against its manifest
+verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
 	@$(PYTHON) -m pipeline verify --recipe $(RECIPE) $(ARGS)
 
 stats: $(SETUP)  ## what the data stages kept and dropped

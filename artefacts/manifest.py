@@ -84,17 +84,35 @@ def read(folder: Path) -> Manifest | None:
     """The manifest of a folder, or None where there is none (nothing there, or not finished).
 
     Raises:
-        RequestError: the manifest is damaged or from another format.
+        RequestError: the manifest is damaged, unreadable or from another format, or the folder is a file.
     """
     try:
         values = json.loads((folder / NAME).read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise RequestError(f"{folder / NAME}: format {values['format']}, this Millrace reads {FORMAT}")
-        return Manifest(**values)
+        return _checked(Manifest(**values))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except NotADirectoryError:
+        raise RequestError(f"{folder}: a folder is wanted and a file is in its place: move it away") from None
+    except OSError as error:
+        raise RequestError(f"{folder / NAME}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{folder / NAME}: damaged manifest ({error}); move the folder away and rebuild") from None
+
+
+def _checked(made: Manifest) -> Manifest:
+    """The same manifest; ValueError where a field is of another type than its annotation says."""
+    if not isinstance(made.stage, str):
+        raise ValueError("stage is not text")
+    for name in ("identity", "inputs", "versions", "counts", "files", "details"):
+        if not isinstance(getattr(made, name), dict):
+            raise ValueError(f"{name} is not a mapping")
+    for name, entry in made.files.items():
+        sound = isinstance(entry, dict) and isinstance(entry.get("bytes"), int)
+        if not sound or not isinstance(entry.get("sha256"), str):
+            raise ValueError(f"files: {name} lacks its size or sha256")
+    return made
 
 
 def require(folder: Path, command: str) -> Manifest:
@@ -109,18 +127,37 @@ def require(folder: Path, command: str) -> Manifest:
     return found
 
 
-def faults(folder: Path) -> list[str]:
+#: Content is checked where it is used while that takes a second; above, sizes alone, and `make verify` for the rest.
+_CHECKED_BYTES = 2**30
+
+
+def require_sound(folder: Path, command: str) -> Manifest:
+    """The manifest of a folder that is about to be used and is as it says.
+
+    Raises:
+        RequestError: it is not there, or damaged; the message says which command makes it.
+    """
+    found = require(folder, command)
+    small = sum(entry["bytes"] for entry in found.files.values()) <= _CHECKED_BYTES
+    if wrong := faults(folder, content=small):
+        raise RequestError(f"{wrong[0]}: damaged; `rm -r {folder}`, then `{command}`")
+    return found
+
+
+def _file_fault(path: Path, entry: dict[str, Any], content: bool) -> str | None:
+    if not path.is_file():
+        return f"{path}: missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
+    if content and fingerprint.of_file(path) != entry["sha256"]:
+        return f"{path}: content differs from the manifest's sha256"
+    return None
+
+
+def faults(folder: Path, content: bool = True) -> list[str]:
     """Compare a folder with its manifest; a line for each missing, resized or changed file. Empty: it is whole."""
     found = read(folder)
     if found is None:
         return [f"{folder}: no manifest"]
-    lines = []
-    for name, entry in found.files.items():
-        path = folder / name
-        if not path.is_file():
-            lines.append(f"{path}: missing")
-        elif path.stat().st_size != entry["bytes"]:
-            lines.append(f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}")
-        elif fingerprint.of_file(path) != entry["sha256"]:
-            lines.append(f"{path}: content differs from the manifest's sha256")
-    return lines
+    checked = (_file_fault(folder / name, entry, content) for name, entry in found.files.items())
+    return [fault for fault in checked if fault]

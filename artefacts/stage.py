@@ -1,8 +1,10 @@
 """The life of a data artefact: skip what is finished, go on with what was started, publish whole or not at all.
 
-A stage fills ``.NAME.partial`` beside its target; files in it are written whole (``publish.write_bytes`` or a rename),
-so a restarted stage may keep those it finds. ``publish`` writes the manifest and renames the folder. An artefact of
-another recipe or input is moved aside first, never overwritten.
+Beside its target a stage has ``.NAME.partial``, which holds ``key`` (what is being built), ``work/`` (what will be
+published) and ``scratch/`` (what only a restarted build needs). Files in them are written whole (by
+``publish.write_bytes`` or a rename), so a restarted stage may keep those it finds. ``publish`` writes the manifest,
+renames ``work/`` to the target and only then removes the rest: whenever it is killed, nothing that was built is lost.
+An artefact of another recipe or input is moved aside first, never overwritten.
 """
 
 import shutil
@@ -22,12 +24,14 @@ class Stage:
 
     Attributes:
         work: folder to fill. Files of an interrupted build with the same key are still there.
+        scratch: folder for intermediate files; kept like ``work``, never published.
         finished: the artefact is published and up to date; there is nothing to do.
     """
 
     name: str
     target: Path
     work: Path
+    scratch: Path
     identity: dict[str, Any]
     inputs: dict[str, str]
     finished: bool
@@ -36,7 +40,6 @@ class Stage:
         self, counts: dict[str, Any], versions: dict[str, str], details: dict[str, Any] | None = None
     ) -> Manifest:
         """Write the manifest over everything in ``work`` and rename it into place."""
-        (self.work / _KEY).unlink(missing_ok=True)
         made = Manifest(
             stage=self.name,
             identity=self.identity,
@@ -50,10 +53,11 @@ class Stage:
         if self.target.exists():
             print(f"{self.target}: moved aside to {publish.move_aside(self.target)}")
         publish.rename_folder(self.work, self.target)
+        shutil.rmtree(self.work.parent)
         return made
 
 
-_KEY = ".key"
+_KEY = "key"
 
 
 @contextmanager
@@ -63,15 +67,20 @@ def open_stage(name: str, target: Path, identity: dict[str, Any], inputs: dict[s
     Raises:
         RequestError: another process is building it.
     """
-    work = target.parent / f".{target.name}.partial"
+    partial = target.parent / f".{target.name}.partial"
+    work, scratch = partial / "work", partial / "scratch"
     key = manifest.stage_key(identity, inputs)
     with lock.hold(target):
         found = manifest.read(target)
         finished = found is not None and found.key == key
-        if not finished and (not (work / _KEY).exists() or (work / _KEY).read_text() != key):
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            publish.write_text(work / _KEY, key)
-        for torn in [path for path in work.rglob(".*.partial") if path.is_file()]:
+        begun = (partial / _KEY).read_text() if (partial / _KEY).exists() else None
+        # Finished and begun too: it was killed after the rename. Finished, another begun: that may still be wanted.
+        if partial.exists() and (begun is None or finished == (begun == key)):
+            shutil.rmtree(partial)
+        if not finished:
+            for folder in (work, scratch):
+                folder.mkdir(parents=True, exist_ok=True)
+            publish.write_text(partial / _KEY, key)
+        for torn in [path for path in partial.rglob(".*.partial") if path.is_file()]:
             torn.unlink()
-        yield Stage(name, target, work, identity, inputs, finished)
+        yield Stage(name, target, work, scratch, identity, inputs, finished)

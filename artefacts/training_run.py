@@ -39,9 +39,11 @@ class TrainingRun:
         return manifest.stage_key(self.identity, self.inputs)
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the finished run with this identity, else None."""
+        """The manifest of the finished run with this identity, else None; without its weights it is not finished."""
         found = manifest.read(self.folder)
-        return found if found is not None and found.key == self.key else None
+        if found is None or found.key != self.key:
+            return None
+        return found if (self.folder / "checkpoints" / found.details["checkpoint"]).exists() else None
 
     def begun(self) -> bool:
         """Whether the folder holds this run, finished or not."""
@@ -56,10 +58,8 @@ class TrainingRun:
         publish.write_json(self.folder / IDENTITY, {"key": self.key, "identity": self.identity, "inputs": self.inputs})
 
     def finish(self, counts: dict[str, Any], versions: dict[str, str], details: dict[str, Any]) -> None:
-        """Write the manifest: the run is whole. Its files are the checkpoints; logs go on growing elsewhere."""
-        files = manifest.describe_files(self.folder / "checkpoints") if (self.folder / "checkpoints").exists() else {}
-        listed = {f"checkpoints/{name}": entry for name, entry in files.items()}
-        manifest.write(self.folder, Manifest(self.stage, self.identity, self.inputs, versions, counts, listed, details))
+        """Write the manifest: the run is whole. It lists no files: checkpoints have manifests, logs go on growing."""
+        manifest.write(self.folder, Manifest(self.stage, self.identity, self.inputs, versions, counts, {}, details))
 
 
 def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
@@ -115,14 +115,28 @@ def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:
     return folder / "checkpoints" / found.details["checkpoint"], found.details["weights"]
 
 
+def require_same_tokens(layout: RunLayout) -> None:
+    """Weights mean something only with the tokenizer and the shards that they were trained on.
+
+    Raises:
+        RequestError: the data were made anew since pretraining.
+    """
+    trained = _read_identity(layout.pretrain).get("inputs", {}).get("tokens")
+    if trained is not None and trained != manifest.require(layout.tokens, "make data").fingerprint:
+        raise RequestError(f"{layout.pretrain} was trained on other shards than {layout.tokens}: run `make pretrain`")
+
+
 def finetune_is_current(layout: RunLayout) -> bool:
-    """Whether the fine-tuning on disk began from the pretraining on disk, and not from one that was moved aside."""
-    finished = finished_checkpoint(layout.pretrain)
-    return finished is not None and _read_identity(layout.finetune).get("inputs", {}).get("weights") == finished[1]
+    """Whether the fine-tuning on disk began from the pretraining and the examples on disk, not from replaced ones."""
+    finished, examples = finished_checkpoint(layout.pretrain), manifest.read(layout.examples)
+    if finished is None or examples is None:
+        return False
+    return _read_identity(layout.finetune).get("inputs") == {"examples": examples.fingerprint, "weights": finished[1]}
 
 
 def _read_identity(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}

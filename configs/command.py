@@ -41,6 +41,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         status = WRONG_REQUEST
+    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        print(f"error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        status = FAILED
     except BrokenPipeError:
         status = DONE
     except KeyboardInterrupt:

@@ -3,13 +3,14 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from configs.errors import RequestError
 from configs.schema import Recipe
+from configs.schema.base import Section
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,7 +64,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RequestError(f"{override!r} is not an override: write section.key=value")
     try:
-        value = yaml.load(text, Loader=_Loader) if text else ""
+        value = text if _takes_text(key) and text != "null" else yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         value = text
     *parents, leaf = key.split(".")
@@ -73,6 +74,18 @@ def _override(tree: dict[str, Any], override: str) -> None:
             node[parent] = {}
         node = node[parent]
     node[leaf] = value
+
+
+def _takes_text(key: str) -> bool:
+    """Whether a key holds text, which an override gives as it stands: in a prompt ``yes`` and ``# note`` are words."""
+    kind: Any = Recipe
+    for part in key.split("."):
+        sections = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Section)]
+        field = sections[0].model_fields.get(part) if sections else None
+        if field is None:
+            return False
+        kind = field.annotation
+    return kind is str or (str in get_args(kind) and type(None) in get_args(kind))
 
 
 def _explain(error: ValidationError, path: Path, overrides: list[str]) -> str:

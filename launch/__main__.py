@@ -1,6 +1,7 @@
 """Start a recipe's processes: ``python -m launch KIND COMMAND --recipe R [--dry-run] [section.key=value ...]``."""
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from artefacts.layout import RunLayout
 from artefacts.training_run import finetune_run, pretrain_run
 from configs import command
+from configs.errors import RequestError
 from configs.schema import Recipe
 from launch.supervise import supervise
 from launch.torchrun import torchrun_command, worker_environment
@@ -55,20 +57,23 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry
         print(f"{run.folder}: up to date")
         return command.DONE
     _operator_built(environment)
-    status = supervise(argv, environment, recipe.launch.grace_seconds)
+    status = supervise(argv, environment, recipe.launch.processes, recipe.launch.grace_seconds)
     if status == command.STOPPED:
-        print(f"{verb}: stopped in order; the same command goes on", file=sys.stderr)
+        print(f"{verb}: stopped with everything saved; the same command goes on", file=sys.stderr)
     return status
 
 
 def _operator_built(environment: dict[str, str]) -> None:
     """DeepSpeed's CPU operator must be there before two workers wait for each other's build of it."""
     folder = Path(environment["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
-    if not list(folder.glob("*.so")):
-        import os
-
-        subprocess.run(
-            [sys.executable, "-m", "training.engine.prebuild"], env={**environment, **os.environ}, check=True
+    if list(folder.glob("*.so")):
+        return
+    argv = [sys.executable, "-m", "training.engine.prebuild"]
+    done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise RequestError(
+            f"DeepSpeed's CPU operator could not be built, is a C++ compiler installed? {' '.join(last)}"
         )
 
 

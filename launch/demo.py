@@ -28,10 +28,12 @@ def demo(recipe: Recipe, recipe_path: str, overrides: list[str]) -> int:
     """Run every stage that is not finished, then print the table; returns the exit status.
 
     Raises:
-        RequestError: the recipe has no fine-tuning, or too few steps for a rehearsed crash.
+        RequestError: the recipe has no fine-tuning, no prompt, or too few steps for a rehearsed crash.
     """
     if recipe.finetune is None:
         raise RequestError("the recipe has no finetune section, which a demo needs")
+    if not recipe.generate.prompt:
+        raise RequestError("generate.prompt is empty, and a demo ends with a completion")
     if recipe.train.steps < 2 * _REHEARSED + 2:
         raise RequestError(
             f"train.steps={recipe.train.steps} leaves no room to stop and resume half-way: use at least 42"
@@ -73,7 +75,7 @@ class _River:
                 print(f"\npretrain: to step {half}, which is saved, and {_REHEARSED} further, then a rehearsed crash")
                 crash = [f"train.save_every={half}", f"train.stop_at={half + _REHEARSED}"]
                 status = self._launch("pretrain", crash)
-                if status != command.STOPPED:
+                if status != command.FAILED or _last_step(run.folder) != half + _REHEARSED:
                     return status or command.FAILED
                 print("\npretrain: the same again; it goes on from the checkpoint")
         status = self._launch("pretrain", [])
@@ -111,6 +113,10 @@ class _River:
         return [_stamp(f / manifest.NAME) for f in (layout.documents, layout.tokenizer, layout.tokens, layout.examples)]
 
 
+def _last_step(folder: Path) -> int:
+    return max((record["step"] for record in read_records(folder / "metrics.jsonl")), default=0)
+
+
 def _stamp(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
@@ -131,7 +137,9 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
     documents, tokens = manifest.require(layout.documents, "make data"), manifest.require(layout.tokens, "make data")
     pretrain = manifest.require(layout.pretrain, "make pretrain")
     results = publish.read_json(layout.evaluation / "evaluation.json")
-    steps = read_metrics(layout.pretrain / "metrics.jsonl")["train"]
+    steps = read_metrics(layout.pretrain / "metrics.jsonl").get("train", [])
+    if not steps:
+        raise RequestError(f"{layout.pretrain / 'metrics.jsonl'} holds no step: lower train.log_every")
     split, parameters = tokens.counts, pretrain.details["parameters"]
     speed = statistics.median(step["tokens_per_second"] for step in steps)
     scores = {name: row["bits_per_byte"] for name, row in results["baselines"].items()}

@@ -23,8 +23,6 @@ def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: lis
             f"--rdzv-endpoint={launch.rendezvous}",
             f"--rdzv-id={recipe.run.name}",
         ]
-        if launch.node_rank is not None:
-            argv += [f"--node-rank={launch.node_rank}"]
     argv += [
         "--max-restarts=0",
         f"--signals-to-handle={SIGNALS}",
@@ -40,14 +38,19 @@ def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: lis
 
 
 def worker_environment(recipe: Recipe) -> dict[str, str]:
-    """Variables set for the workers, beside those of the caller, which win where they are set already."""
+    """Variables of the workers that differ from the caller's or are made sure of; what the recipe says comes first."""
     checkout = Path(__file__).resolve().parents[1]
-    threads = recipe.launch.threads or max(1, (os.cpu_count() or 1) // recipe.launch.processes)
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "TORCH_EXTENSIONS_DIR": str(checkout / ".cache" / "torch_extensions"),
+    launch, caller = recipe.launch, os.environ
+    cores = str(max(1, (os.cpu_count() or 1) // launch.processes))
+    searched = [str(checkout), *filter(None, caller.get("PYTHONPATH", "").split(os.pathsep))]
+    variables = {
+        "OMP_NUM_THREADS": str(launch.threads) if launch.threads else caller.get("OMP_NUM_THREADS", cores),
+        "TORCH_EXTENSIONS_DIR": caller.get("TORCH_EXTENSIONS_DIR", str(checkout / ".cache" / "torch_extensions")),
         # Large blocks are kept and not given back: on CPU a step otherwise spends a tenth of its time in page faults.
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
         "MALLOC_MMAP_MAX_": "0",
-        "PYTHONPATH": str(checkout),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(searched)),
     }
+    if launch.device != "auto":
+        variables["DS_ACCELERATOR"] = launch.device
+    return variables

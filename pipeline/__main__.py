@@ -104,7 +104,10 @@ _VERBS = {
     "clean": (_clean, "source to cleaned documents"),
     "tokenize": (_tokenize, "documents to token shards, with the run's tokenizer"),
     "examples": (_examples, "chat examples for fine-tuning"),
-    "verify": (_verify, "re-check every data artefact, name what is damaged and the command that repairs it"),
+    "verify": (
+        _verify,
+        "re-check every artefact and checkpoint, name what is damaged and what repairs it",
+    ),
     "stats": (_stats, "table of documents, bytes and tokens"),
 }
 

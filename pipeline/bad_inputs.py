@@ -24,7 +24,8 @@ class BadInputs:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, where: str) -> None:
-        """Count an input that could not be read."""
+        """Count an input that could not be read; what UTF-8 cannot hold of either text is spelt out."""
+        reason, where = _writable(reason), _writable(where)
         self.reasons[reason] += 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < _SHOWN:
@@ -60,4 +61,8 @@ class BadInputs:
                 f"above data.max_bad_fraction ({most:g}): {'; '.join(self._lines())}"
             )
         for line in self._lines():
-            print(f"{what}: left out: {line}")
+            print(f"{_writable(what)}: left out: {line}")
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

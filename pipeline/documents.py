@@ -43,14 +43,12 @@ def build(recipe: Recipe) -> Manifest | None:
     with open_stage("documents", target, identity, source.inputs()) as stage:
         if stage.finished:
             return None
-        parts_folder = stage.work / "parts"
-        bad, counts = _clean_parts(recipe, source, parts_folder)
+        bad, counts = _clean_parts(recipe, source, stage.scratch)
         bad.check(section.max_bad_fraction, source.name)
-        counts |= _merge(parts_folder, stage.work, recipe)
+        counts |= _merge(stage.scratch, stage.work, recipe)
         if not counts["documents"]:
             raise RequestError(f"{source.name}: no document is left after cleaning: {_listed(counts['dropped'])}")
         counts["bad_inputs"] = dict(bad.reasons)
-        shutil.rmtree(parts_folder)
         return stage.publish(counts, manifest.versions("pyarrow"), source.details())
 
 

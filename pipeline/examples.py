@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from artefacts import manifest
+from artefacts import manifest, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
@@ -59,6 +59,7 @@ def build(recipe: Recipe) -> Manifest | None:
     with open_stage("examples", layout.examples, identity, inputs) as stage:
         if stage.finished:
             return None
+        repair.check_sizes("tokenizer", layout.tokenizer)
         dropped: Counter[str] = Counter()
         found, counts = _gather(recipe, section, dropped)
         counts |= _write(_unrepeated(found, dropped), stage.work, recipe, dropped)
@@ -92,7 +93,9 @@ def _about_functions(recipe: Recipe, dropped: Counter[str]) -> list[Example]:
     source = PydocsSource.of(recipe)
     held_out: frozenset[str] = frozenset()
     if recipe.data.source.kind == "pydocs":
-        table = parquet.read_table(RunLayout.of(recipe).tokens / "validation.parquet", columns=["id"])
+        path = RunLayout.of(recipe).tokens / "validation.parquet"
+        with repair.reading("tokens", path):
+            table = parquet.read_table(path, columns=["id"])
         held_out = frozenset(table["id"].to_pylist())
     documents = source.documents(processes.count(recipe.data.workers))
     return [

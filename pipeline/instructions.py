@@ -39,7 +39,7 @@ def conversations(found: dict[str, Path], bad: BadInputs) -> Iterator[tuple[str,
             bad.add("invalid UTF-8", f"{name}: byte {error.start}")
             continue
         for where, record in records:
-            messages = _messages(record)
+            messages = _writable(_messages(record))
             if isinstance(messages, str):
                 bad.add(messages, where)
             else:
@@ -62,6 +62,16 @@ def _records(text: str, name: str, bad: BadInputs) -> Iterator[tuple[str, Any]]:
                 yield f"{name} line {number}", json.loads(line)
             except (ValueError, RecursionError):
                 bad.add("malformed line", f"{name} line {number}")
+
+
+def _writable(messages: Messages | str) -> Messages | str:
+    """The same, or why they cannot be written: escapes in JSON may spell lone surrogates, which UTF-8 cannot hold."""
+    try:
+        for message in messages if isinstance(messages, list) else []:
+            message["content"].encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate, which is no character"
+    return messages
 
 
 def _messages(record: Any) -> Messages | str:

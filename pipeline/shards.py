@@ -8,6 +8,8 @@ from types import TracebackType
 import pyarrow
 import pyarrow.parquet as parquet
 
+from artefacts import repair
+
 
 class ParquetShards:
     """Write tables as row groups into numbered shards of about ``shard_bytes`` of Arrow data, each published whole."""
@@ -55,20 +57,37 @@ class ParquetShards:
             self._writer.close()
 
 
-def row_groups(folder: Path, name: str) -> Iterator[tuple[Path, int, int]]:
-    """(file, row group, rows) of every row group of the shards called ``name``, in order."""
-    for path in sorted(folder.glob(f"{name}-*.parquet")):
-        facts = parquet.ParquetFile(path).metadata
+def row_groups(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """(file, row group, rows) of every row group of the cleaned documents, in order.
+
+    Raises:
+        RequestError: a file is damaged.
+    """
+    for path in sorted(folder.glob("clean-*.parquet")):
+        with repair.reading("documents", path):
+            facts = parquet.ParquetFile(path).metadata
         for group in range(facts.num_row_groups):
             yield path, group, facts.row_group(group).num_rows
 
 
-def read_columns(folder: Path, name: str, columns: list[str]) -> pyarrow.Table:
-    """Some columns of all the shards called ``name``, in order."""
-    paths = sorted(folder.glob(f"{name}-*.parquet"))
-    return pyarrow.concat_tables([parquet.read_table(path, columns=columns) for path in paths])
+def read_columns(folder: Path, columns: list[str]) -> pyarrow.Table:
+    """Some columns of all the cleaned documents, in order.
+
+    Raises:
+        RequestError: a file is damaged.
+    """
+    tables = []
+    for path in sorted(folder.glob("clean-*.parquet")):
+        with repair.reading("documents", path):
+            tables.append(parquet.read_table(path, columns=columns))
+    return pyarrow.concat_tables(tables)
 
 
 def read_group(path: Path, group: int, columns: list[str]) -> pyarrow.Table:
-    """Some columns of one row group."""
-    return parquet.ParquetFile(path).read_row_group(group, columns=columns)
+    """Some columns of one row group of the cleaned documents.
+
+    Raises:
+        RequestError: the file is damaged.
+    """
+    with repair.reading("documents", path):
+        return parquet.ParquetFile(path).read_row_group(group, columns=columns)

@@ -38,10 +38,10 @@ class Split:
 def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool_], bool]:
     """Mask of the members whose hash falls into the lowest ``fraction``, and whether one had to be forced.
 
-    Where none falls there although some are wanted, the one with the smallest hash is taken, and all that share it.
+    Where none falls there, the one with the smallest hash is taken, and all that share it.
     """
     chosen = hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-    forced = fraction > 0 and not chosen.any()
+    forced = not chosen.any()
     return (hashes == hashes.min() if forced else chosen), forced
 
 
@@ -57,10 +57,10 @@ def split(documents: Path, section: TokensSection, seed: int, workers: int) -> S
     """Split the documents of a folder and measure the overlap of those held out.
 
     Raises:
-        RequestError: nothing is left to train on, or to validate on although the recipe asks for it.
+        RequestError: nothing is left to train on, or to validate on.
     """
     chosen, forced = held_out(
-        shards.read_columns(documents, "clean", ["digest"])["digest"].to_pylist(), seed, section.validation_fraction
+        shards.read_columns(documents, ["digest"])["digest"].to_pylist(), seed, section.validation_fraction
     )
     if chosen.all():
         raise RequestError(
@@ -71,7 +71,7 @@ def split(documents: Path, section: TokensSection, seed: int, workers: int) -> S
     numbers = np.flatnonzero(chosen)
     sides = np.where(chosen, VALIDATION, TRAIN).astype(np.uint8)
     sides[numbers[found > section.max_overlap]] = LEFT_OUT
-    if len(numbers) and not (sides == VALIDATION).any():
+    if not (sides == VALIDATION).any():
         raise RequestError(
             f"every validation document ({len(numbers)}) shares more than data.tokens.max_overlap "
             f"({section.max_overlap:g}) of its {section.overlap_words}-word sequences with training documents: "
@@ -81,10 +81,10 @@ def split(documents: Path, section: TokensSection, seed: int, workers: int) -> S
 
 
 def _overlap(documents: Path, chosen: NDArray[np.bool_], section: TokensSection, workers: int) -> NDArray[np.float64]:
-    if not chosen.any() or section.max_overlap >= 1:
+    if section.max_overlap >= 1:
         return np.zeros(int(chosen.sum()))
     tasks, seen = [], 0
-    for path, group, rows in shards.row_groups(documents, "clean"):
+    for path, group, rows in shards.row_groups(documents):
         tasks.append((path, group, ~chosen[seen : seen + rows]))
         seen += rows
     columns = (_texts(path, group, ~mask) for path, group, mask in tasks)

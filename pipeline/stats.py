@@ -44,4 +44,4 @@ def _flat(counts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def _ratios(counts: dict[str, Any]) -> list[tuple[str, str]]:
     sides = ((name, counts[name]["bytes"], counts[name]["tokens"]) for name in ("train", "validation"))
-    return [(f"{name}: bytes a token", f"{size / tokens:.3f}") for name, size, tokens in sides if tokens]
+    return [(f"{name}: bytes a token", f"{size / tokens:.3f}") for name, size, tokens in sides]

@@ -7,7 +7,7 @@
 from pathlib import Path
 from typing import Any
 
-from artefacts import manifest
+from artefacts import manifest, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
@@ -23,7 +23,7 @@ def build(recipe: Recipe) -> Manifest | None:
     """Split, tokenise and publish the shards; None where they are up to date.
 
     Raises:
-        RequestError: documents or tokenizer are missing, or the documents cannot be split.
+        RequestError: documents or tokenizer are missing or damaged, or the documents cannot be split.
     """
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
@@ -33,6 +33,8 @@ def build(recipe: Recipe) -> Manifest | None:
     with open_stage("tokens", layout.tokens, identity, inputs) as stage:
         if stage.finished:
             return None
+        repair.check_sizes("documents", layout.documents)
+        repair.check_sizes("tokenizer", layout.tokenizer)
         from pipeline.split import split
 
         workers = processes.count(recipe.data.workers)
@@ -64,7 +66,7 @@ def _tokenise(recipe: Recipe, work: Path, split: Any, workers: int) -> dict[str,
 
     layout = RunLayout.of(recipe)
     kind = id_type(Tokenizer.load(layout.tokenizer).vocab_size)
-    table = read_columns(layout.documents, "clean", ["id", "bytes"])
+    table = read_columns(layout.documents, ["id", "bytes"])
     sizes = table["bytes"].to_numpy()
     writers = {
         TRAIN: TokenShards(work, "train", recipe.data.tokens.shard_tokens, kind),
@@ -74,7 +76,7 @@ def _tokenise(recipe: Recipe, work: Path, split: Any, workers: int) -> dict[str,
     for side, writer in writers.items():
         todo[np.flatnonzero(split.sides == side)[: writer.documents]] = LEFT_OUT
     tasks, seen, done = [], 0, int(sizes[todo != split.sides].sum())
-    for path, group, rows in row_groups(layout.documents, "clean"):
+    for path, group, rows in row_groups(layout.documents):
         here = todo[seen : seen + rows]
         seen += rows
         if (here != LEFT_OUT).any():

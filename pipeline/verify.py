@@ -1,23 +1,26 @@
-"""Re-check every data artefact of a run against its manifest, and that they belong together."""
+"""Re-check every artefact of a run against its manifest, and that the data artefacts belong together."""
 
 from pathlib import Path
 
-from artefacts import manifest
+from artefacts import manifest, repair
 from artefacts.layout import RunLayout
 from configs.errors import RequestError
 from configs.schema import Recipe
 
-#: Artefact -> the command that makes it and the artefacts that go into it.
-_MADE_BY = {
-    "documents": ("python -m pipeline clean", ()),
-    "tokenizer": ("python -m tokenizer train", ("documents",)),
-    "tokens": ("python -m pipeline tokenize", ("documents", "tokenizer")),
-    "examples": ("python -m pipeline examples", ("tokenizer", "tokens")),
+#: Artefact -> the artefacts whose fingerprints must be those that went into it.
+_MADE_FROM: dict[str, tuple[str, ...]] = {
+    "documents": (),
+    "tokenizer": ("documents",),
+    "tokens": ("documents", "tokenizer"),
+    "examples": ("tokenizer", "tokens"),
+    "evaluation": (),
 }
+#: Training folders; each is also the name of the make target that fills it.
+_TRAINED = ("pretrain", "finetune")
 
 
 def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
-    """Check every artefact that is there.
+    """Check every artefact and every checkpoint that is there.
 
     Returns:
         A line for each whole artefact, and a line for each fault, the cure in it.
@@ -26,32 +29,59 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
         RequestError: none is there.
     """
     layout = RunLayout.of(recipe)
-    folders = {name: getattr(layout, name) for name in _MADE_BY}
+    folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_MADE_FROM, *_TRAINED)}
     there = {name: folder for name, folder in folders.items() if folder.exists()}
     if not there:
-        raise RequestError(f"{layout.data} holds no data artefact: run `python -m pipeline run` first")
-    whole, faults = [], []
+        raise RequestError(f"{layout.data} holds no artefact: run `python -m pipeline run` first")
+    whole: list[str] = []
+    faults: list[str] = []
     for name, folder in there.items():
-        cure = f"repair: rm -r {folder} && {_MADE_BY[name][0]} --recipe {recipe_path}, with the same overrides"
-        found = _faults(name, folder, folders)
-        faults += [f"{fault}; {cure}" for fault in found]
-        if not found:
-            made = manifest.read(folder)
-            assert made is not None
-            size = sum(entry["bytes"] for entry in made.files.values())
-            whole.append(f"{folder}: whole, {len(made.files)} files, {size / 1e6:.1f} MB")
+        if name in _TRAINED:
+            _check_training(name, folder, whole, faults)
+        else:
+            cure = repair.cure(name, folder, recipe_path)
+            found = _damage(folder) or _strangers(name, folder, folders)
+            _note(folder, found, cure, whole, faults)
     return whole, faults
 
 
-def _faults(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:
+def _check_training(name: str, folder: Path, whole: list[str], faults: list[str]) -> None:
+    """Check each checkpoint, and the manifest of the folder where the training is finished."""
+    for checkpoint in sorted((folder / "checkpoints").glob("step-*")):
+        cure = f"repair: rm -r {checkpoint} && make {name}, which goes on from the checkpoint before it"
+        _note(checkpoint, _damage(checkpoint), cure, whole, faults)
+    again = f"make {name}, which goes on from the newest checkpoint"
     try:
-        found = manifest.faults(folder)
         made = manifest.read(folder)
     except RequestError as error:
+        faults.append(f"{error}; repair: rm {folder / manifest.NAME} && {again}")
+        return
+    if made is not None and not (last := folder / "checkpoints" / str(made.details.get("checkpoint"))).is_dir():
+        faults.append(f"{last}: missing; repair: {again}")
+
+
+def _note(folder: Path, found: list[str], cure: str, whole: list[str], faults: list[str]) -> None:
+    faults += [f"{fault}; {cure}" for fault in found]
+    if not found:
+        made = manifest.read(folder)
+        assert made is not None
+        size = sum(entry["bytes"] for entry in made.files.values())
+        whole.append(f"{folder}: whole, {len(made.files)} files, {size / 1e6:.1f} MB")
+
+
+def _damage(folder: Path) -> list[str]:
+    try:
+        return manifest.faults(folder)
+    except RequestError as error:
         return [str(error)]
-    if made is None:
-        return found
-    for other in _MADE_BY[name][1]:
+
+
+def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:
+    """A line for each artefact on disk that is not the one this whole artefact was made from."""
+    made = manifest.read(folder)
+    assert made is not None
+    found = []
+    for other in _MADE_FROM[name]:
         try:
             now = manifest.read(folders[other])
         except RequestError:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from artefacts import repair
 from configs.errors import RequestError
 from tokenizer import special
 
@@ -32,7 +33,7 @@ class Tokenizer:
         try:
             self._pieces.LoadFromSerializedProto(model)
         except (RuntimeError, OSError):
-            raise RequestError("not a SentencePiece model: train the tokenizer again") from None
+            raise RequestError("not a SentencePiece model") from None
         first = tuple(self._pieces.IdToPiece(i) for i in range(min(len(special.RESERVED), self.vocab_size)))
         if first != special.RESERVED:
             raise RequestError(f"not one of Millrace's tokenizers: ids 0 to 7 are {', '.join(first)}")
@@ -52,7 +53,7 @@ class Tokenizer:
         except FileNotFoundError:
             raise RequestError(f"{path} is not there: run `python -m tokenizer train` first") from None
         except RequestError as error:
-            raise RequestError(f"{path}: {error}") from None
+            raise RequestError(f"{path}: {error}; {repair.cure('tokenizer', path.parent)}") from None
 
     @property
     def vocab_size(self) -> int:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from artefacts import manifest, publish
+from artefacts import manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.stage import open_stage
@@ -35,7 +35,7 @@ def train(recipe: Recipe) -> Manifest | None:
     """Train and publish the tokenizer; None where it is up to date.
 
     Raises:
-        RequestError: no cleaned documents, or a vocabulary that the text cannot fill.
+        RequestError: no cleaned documents, damaged ones, or a vocabulary that the text cannot fill.
     """
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
@@ -43,6 +43,7 @@ def train(recipe: Recipe) -> Manifest | None:
     with open_stage("tokenizer", layout.tokenizer, identity, {"documents": documents.fingerprint}) as stage:
         if stage.finished:
             return None
+        repair.check_sizes("documents", layout.documents)
         texts = _sample(layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed)
         chunks = [chunk for text in texts for chunk in _chunks(text)]
         model = _fit(chunks, recipe)
@@ -71,7 +72,10 @@ def _sample(folder: Path, budget: int, seed: int) -> list[str]:
     from tokenizer.sample import keyed_hashes, smallest
 
     paths = sorted(folder.glob("clean-*.parquet"))
-    tables = [parquet.read_table(path, columns=["id", "bytes"]) for path in paths]
+    tables = []
+    for path in paths:
+        with repair.reading("documents", path):
+            tables.append(parquet.read_table(path, columns=["id", "bytes"]))
     hashes = np.concatenate([keyed_hashes(seed, "tokenizer", table["id"].to_pylist()) for table in tables])
     sizes = np.concatenate([table["bytes"].to_numpy() for table in tables])
     chosen = smallest(hashes, sizes, budget)
@@ -80,7 +84,8 @@ def _sample(folder: Path, budget: int, seed: int) -> list[str]:
     for path in paths:
         file = parquet.ParquetFile(path)
         for group in range(file.num_row_groups):
-            column = file.read_row_group(group, columns=["text"])["text"]
+            with repair.reading("documents", path):
+                column = file.read_row_group(group, columns=["text"])["text"]
             mask = chosen[seen : seen + len(column)]
             seen += len(column)
             if mask.any():

@@ -1,7 +1,7 @@
 """Model commands: ``python -m training VERB --recipe R [section.key=value ...]``.
 
-Under a launcher a worker that stopped in order, or was asked for the impossible, leaves its status in the file that
-``MILLRACE_STATUS_FILE`` names and exits 0: torchrun would turn any other status into 1 and print a traceback.
+Under a launcher a worker that ends on purpose but not done (stopped by a signal, asked for the impossible) leaves its
+status in the file that ``MILLRACE_STATUS_FILE`` names and exits 0: torchrun would turn any status into 1, at length.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     except RequestError as error:
         status, message = command.WRONG_REQUEST, str(error)
     file = os.environ.get("MILLRACE_STATUS_FILE")
-    if file and status in (command.WRONG_REQUEST, command.STOPPED):
+    if file and status != command.DONE:
         Path(file).write_text(f"{status} {message}", encoding="utf-8")
         return command.DONE
     if message:

@@ -15,15 +15,15 @@ from configs.load import dump_recipe
 from configs.schema import Recipe
 from configs.schema.train import TrainSection
 from training import losses
-from training.checkpoint.load import Found, Resumption, newest_whole
-from training.checkpoint.save import folder_name, save
+from training.checkpoint.load import Resumption, newest_whole
+from training.checkpoint.save import Topology, folder_name, save
 from training.data.batch import Batch
 from training.engine.balance import Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks, broadcast_value, join, leave
 from training.engine.hooks import CheckpointHook, ValidationHook
-from training.engine.loop import Data, Trainer
+from training.engine.loop import Data, Ended, Trainer
 from training.engine.metrics import MetricsHook
 from training.engine.signals import StopRequest
 from training.estimate.flops import flops_per_token
@@ -44,6 +44,7 @@ class Job:
         micro_batch: samples a rank at a time.
         data: the batches.
         validation: batches of the validations during training.
+        preflight: what must hold before a run that begins from nothing is opened; raises RequestError.
         prepare: gives the fp32 model its first weights.
     """
 
@@ -53,6 +54,7 @@ class Job:
     micro_batch: int
     data: Data
     validation: Sequence[Batch]
+    preflight: Callable[[], object]
     prepare: Callable[[DeepseekForCausalLM], None]
 
 
@@ -63,33 +65,34 @@ def lm_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """Train to the end, or until a signal; returns the exit status."""
-    # First of all, for what it refuses: nothing must have been moved aside by then.
-    config = deepspeed_config(job.train, recipe.ranks, recipe.expert_parallel, job.global_batch, job.micro_batch)
-    with _joined(recipe, job.run) as ranks:
+    topology: Topology = {
+        "ranks": recipe.ranks,
+        "expert_parallel": recipe.expert_parallel,
+        "zero_stage": job.train.zero_stage,
+        "precision": job.train.precision,
+    }
+    with _joined(recipe, job, topology) as (ranks, resumption):
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
-        found = broadcast_value(newest_whole(job.run.folder / "checkpoints") if ranks.first else None)
-        if found is None:
+        if resumption is None:
             job.prepare(model)
         model.set_checkpointing(job.train.checkpointing)
+        experts = recipe.expert_parallel if recipe.model.has_experts else None
+        config = deepspeed_config(job.train, ranks.size, experts, job.global_batch, job.micro_batch)
         optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel)
-        topology: dict[str, int | str] = {
-            "ranks": ranks.size,
-            "expert_parallel": recipe.expert_parallel,
-            "zero_stage": job.train.zero_stage,
-            "precision": job.train.precision,
-        }
-        resumption = Resumption(found, topology) if found is not None else None
         engine = build_engine(model, optimizer, resumption.config(config) if resumption else config, ranks)
         start = resumption.load(engine, ranks) if resumption else 0
-        if found and resumption and ranks.first:
-            _tell_resumed(job, found, resumption)
-        whole = _loop(recipe, job, engine, topology, ranks, stop, start)
-        if whole and ranks.first:
+        if resumption and ranks.first:
+            _tell_resumed(job, resumption)
+        ended = _loop(recipe, job, engine, topology, ranks, stop, start)
+        if ended is Ended.DONE and ranks.first:
             _finish(recipe, job, topology)
-        return command.DONE if whole else command.STOPPED
+        if ended is Ended.LEFT and ranks.first:
+            print(f"{job.run.stage}: left at step {job.train.stop_at} by train.stop_at, with nothing saved", flush=True)
+        return {Ended.DONE: command.DONE, Ended.STOPPED: command.STOPPED, Ended.LEFT: command.FAILED}[ended]
 
 
-def _tell_resumed(job: Job, found: Found, resumption: Resumption) -> None:
+def _tell_resumed(job: Job, resumption: Resumption) -> None:
+    found = resumption.found
     for line in found.passed_over:
         print(f"warning: {line}", flush=True)
     converted = f", converted: {resumption.changes}" if resumption.changes else ""
@@ -100,11 +103,11 @@ def _loop(
     recipe: Recipe,
     job: Job,
     engine: Any,
-    topology: dict[str, int | str],
+    topology: Topology,
     ranks: Ranks,
     stop: StopRequest,
     start: int,
-) -> bool:
+) -> Ended:
     train, folder = job.train, job.run.folder
     flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length)
     metrics = MetricsHook(folder, job.run.stage, start, train.steps, flops, train.log_every, ranks)
@@ -121,7 +124,7 @@ def _loop(
         ranks,
         [
             ValidationHook(engine, lm_loss, job.validation, train.eval_every, metrics, ranks),
-            CheckpointHook(save_at, train.save_every),
+            CheckpointHook(save_at, train.save_every, start),
             metrics,
         ],
         stop,
@@ -130,7 +133,7 @@ def _loop(
     return trainer.run(start, train.steps, train.stop_at)
 
 
-def _finish(recipe: Recipe, job: Job, topology: dict[str, int | str]) -> None:
+def _finish(recipe: Recipe, job: Job, topology: Topology) -> None:
     """The run's manifest; ``weights`` is what later stages are made from."""
     last = job.run.folder / "checkpoints" / folder_name(job.train.steps)
     saved = manifest.require(last, f"make {job.run.stage}")
@@ -149,24 +152,31 @@ def _finish(recipe: Recipe, job: Job, topology: dict[str, int | str]) -> None:
 
 
 @contextmanager
-def _joined(recipe: Recipe, run: TrainingRun) -> Iterator[Ranks]:
-    """Join the other ranks; rank 0 takes the folder's lock and opens it, or all ranks are told why not."""
+def _joined(recipe: Recipe, job: Job, topology: Topology) -> Iterator[tuple[Ranks, Resumption | None]]:
+    """Join the other ranks. Rank 0 takes the folder's lock, finds what to resume from and opens the folder.
+
+    What it must refuse, it refuses before anything is moved aside, and all ranks are told why.
+    """
     ranks = join()
     with ExitStack() as stack:
         stack.callback(leave)
-        refusal = None
         if ranks.size != recipe.ranks:
             raise RequestError(
                 f"{ranks.size} processes were started, the recipe says {recipe.ranks}: start them with "
                 "`python -m launch`, or set launch.processes"
             )
+        refusal, resumption = "", None
         if ranks.first:
             try:
-                stack.enter_context(lock.hold(run.folder))
-                run.open(dump_recipe(recipe))
+                stack.enter_context(lock.hold(job.run.folder))
+                found = newest_whole(job.run.folder / "checkpoints") if job.run.begun() else None
+                if found is None:
+                    job.preflight()
+                resumption = Resumption(found, topology) if found else None
+                job.run.open(dump_recipe(recipe))
             except RequestError as error:
                 refusal = str(error)
-        refusal = broadcast_value(refusal)
+        refusal, resumption = broadcast_value((refusal, resumption))
         if refusal:
             raise RequestError(refusal)
-        yield ranks
+        yield ranks, resumption

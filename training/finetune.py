@@ -4,6 +4,7 @@ import math
 
 from artefacts import manifest
 from artefacts.layout import RunLayout
+from artefacts.manifest import require_sound
 from artefacts.training_run import finetune_run
 from configs import command
 from configs.schema import Recipe
@@ -31,7 +32,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
     held_out = ChatExamples(layout.examples, "held-out", pad)
     train = _train_section(recipe, section, len(examples))
     micro_batch = _micro_batch(recipe, section)
-    pretrained = manifest.require(layout.pretrain, "make pretrain").details["checkpoint"]
+    weights = layout.pretrain / "checkpoints" / manifest.require(layout.pretrain, "make pretrain").details["checkpoint"]
     job = Job(
         run=run,
         train=train,
@@ -39,7 +40,8 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         micro_batch=micro_batch,
         data=ChatData(examples, section.batch_examples, recipe.run.seed),
         validation=held_out.in_order(micro_batch),
-        prepare=lambda model: load_weights(model, read_weights(layout.pretrain / "checkpoints" / pretrained)),
+        preflight=lambda: require_sound(weights, "make pretrain"),
+        prepare=lambda model: load_weights(model, read_weights(weights)),
     )
     return run_job(recipe, job, stop)
 

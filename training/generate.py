@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artefacts.layout import RunLayout
+from artefacts.training_run import require_same_tokens
 from configs import command
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -20,6 +21,8 @@ def generate(recipe: Recipe) -> int:
     layout, section = RunLayout.of(recipe), recipe.generate
     if not section.prompt:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
+    if not section.weights:
+        require_same_tokens(layout)
     checkpoint = Path(section.weights) if section.weights else newest_checkpoint(layout)
     model = load_model(recipe, checkpoint, best_device())
     if not section.chat:

@@ -1,6 +1,7 @@
 """Pretraining: token shards to a checkpointed model."""
 
 from artefacts.layout import RunLayout
+from artefacts.manifest import require_sound
 from artefacts.training_run import pretrain_run
 from configs import command
 from configs.schema import Recipe
@@ -27,6 +28,7 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         micro_batch=recipe.micro_batch,
         data=PretrainingData(windows, train.global_batch, recipe.run.seed),
         validation=validation,
+        preflight=lambda: require_sound(layout.tokens, "make data"),
         prepare=lambda model: init_weights(model, recipe.run.seed),
     )
     return run_job(recipe, job, stop)

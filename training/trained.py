@@ -1,11 +1,13 @@
 """A trained model on one device, out of a run's checkpoints."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
 
 from artefacts.layout import RunLayout
+from artefacts.manifest import require_sound
 from artefacts.training_run import finetune_is_current
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -27,8 +29,9 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Deepse
     """The recipe's model with a checkpoint's weights, in the precision it was trained in, in evaluation mode.
 
     Raises:
-        RequestError: there is no such checkpoint, or it is of another shape than the recipe's model.
+        RequestError: there is no such checkpoint, or it is damaged or of another shape than the recipe's model.
     """
+    require_sound(checkpoint, "make pretrain")
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
     if recipe.train.precision == "bf16":
@@ -47,5 +50,7 @@ def newest_checkpoint(layout: RunLayout) -> Path:
     for folder in (layout.finetune, layout.pretrain) if finetune_is_current(layout) else (layout.pretrain,):
         found = newest_whole(folder / "checkpoints")
         if found is not None:
+            for line in found.passed_over:
+                print(f"warning: {line}", file=sys.stderr)
             return found.folder
     raise RequestError(f"{layout.run} holds no checkpoint: run `make pretrain` first")

@@ -31,7 +31,9 @@ class CleanSection(Section):
 
 class TokensSection(Section):
     shard_tokens: int = Field(100_000_000, gt=0, description="tokens a shard, about")
-    validation_fraction: float = Field(0.0005, ge=0.0, lt=1.0, description="share of documents held out, by hash")
+    validation_fraction: float = Field(
+        0.0005, gt=0.0, lt=1.0, description="share of documents held out, by hash; at least one document always is"
+    )
     overlap_words: int = Field(8, gt=0, description="length of the word sequences compared with training text")
     max_overlap: float = Field(
         0.5, ge=0.0, le=1.0, description="leave out a validation document that shares more of its sequences than this"

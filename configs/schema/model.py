@@ -48,6 +48,11 @@ class ModelSection(Section):
     tie_word_embeddings: bool = False
     max_position_embeddings: int = Field(4096, gt=0)
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return self.first_k_dense_replace < self.num_hidden_layers
+
     @model_validator(mode="after")
     def _fits(self) -> "ModelSection":
         if self.qk_rope_head_dim % 2:

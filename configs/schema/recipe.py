@@ -56,7 +56,16 @@ class Recipe(Section):
                 f"({self.model.max_position_embeddings})"
             )
         self._topology_fits()
+        self._experts_fit()
         return self
+
+    def _experts_fit(self) -> None:
+        """Grouped matrix products take rows of whole multiples of 16 bytes."""
+        numbers = 8 if self.train.precision == "bf16" else 4
+        for key in ("hidden_size", "moe_intermediate_size") if self.model.has_experts else ():
+            if getattr(self.model, key) % numbers:
+                size = getattr(self.model, key)
+                raise ValueError(f"model.{key} ({size}) is no multiple of {numbers}, as {self.train.precision} needs")
 
     def _topology_fits(self) -> None:
         ranks, ep = self.ranks, self.expert_parallel

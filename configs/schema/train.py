@@ -22,6 +22,32 @@ class ScheduleSection(Section):
     decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps in which it decays")
 
 
+#: What Millrace tells DeepSpeed itself, from the recipe's keys.
+_OWN_DEEPSPEED_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "steps_per_print",
+    "zero_optimization.stage",
+    "expert_parallel.enabled",
+    "expert_parallel.autoep_size",
+    "expert_parallel.preset_model",
+    "bf16",
+    "fp16",
+    "optimizer",
+    "scheduler",
+    "checkpoint",
+)
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in tree.items():
+        keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return keys
+
+
 class TrainSection(Section):
     context_length: int = Field(gt=1, description="tokens a sample")
     global_batch_tokens: int = Field(gt=0, description="tokens an optimiser step, whatever the number of ranks")
@@ -46,8 +72,16 @@ class TrainSection(Section):
     eval_batches: Free[int] = Field(8, gt=0, description="global batches of a validation during training")
     save_every: Free[int] = Field(0, ge=0, description="steps between checkpoints; 0: at the end only")
     keep: Free[int] = Field(2, ge=1, description="newest checkpoints kept")
-    stop_at: Free[int | None] = Field(None, gt=0, description="rehearse a crash: leave after this step, saving nothing")
+    stop_at: Free[int | None] = Field(None, gt=0, description="rehearse a crash: fail after this step, saving nothing")
     deepspeed: dict[str, Any] = Field({}, description="passed to DeepSpeed as it is; our own keys are refused here")
+
+    @model_validator(mode="after")
+    def _passes_on_what_is_not_ours(self) -> "TrainSection":
+        for key in _dotted(self.deepspeed):
+            own = next((own for own in _OWN_DEEPSPEED_KEYS if key == own or key.startswith(own + ".")), None)
+            if own is not None:
+                raise ValueError(f"deepspeed.{key} follows from the recipe's own keys: remove it")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainSection":

@@ -24,14 +24,14 @@ DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 def find(pattern: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Files of a path, folder (searched below, by suffix, compressed or not) or glob: name -> path, in name order.
 
-    Names are relative to the folder, so that moving it changes nothing.
+    Names are relative to the folder, so that moving it changes nothing; what is not UTF-8 in them is spelt out.
 
     Raises:
         RequestError: nothing is there.
     """
     given = Path(pattern).expanduser()
     if given.is_file():
-        return {given.name: given}
+        return {_writable(given.name): given}
     if given.is_dir():
         inside = (path for path in given.rglob("*") if path.is_file() and _plain_suffix(path) in suffixes)
         found = {path.relative_to(given).as_posix(): path for path in inside}
@@ -46,7 +46,11 @@ def find(pattern: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         found = {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
         if not found:
             raise RequestError(f"data.source.path: {pattern} is neither a file nor a folder, and no file matches it")
-    return dict(sorted(found.items()))
+    return {_writable(name): path for name, path in sorted(found.items())}
+
+
+def _writable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _common(folders: list[str]) -> str:

@@ -69,10 +69,10 @@ class PydocsSource:
         return self.cache / f"{fingerprint.of_value(key)[:32]}.parquet"
 
     def parts(self, workers: int) -> Sequence[tuple[str, int]]:
-        """(cache file, row group) pairs; parses the environment where it is not cached."""
+        """(cache file, row group) pairs; parses the environment where it is not cached or its cache is damaged."""
         import pyarrow.parquet as parquet
 
-        if not self.path.exists():
+        if not _readable(self.path):
             self._parse(workers)
         return [(self.path.name, group) for group in range(parquet.ParquetFile(self.path).num_row_groups)]
 
@@ -179,7 +179,7 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
     schema = schema.with_metadata({"bad_inputs": json.dumps(bad.dump())})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
+    with parquet.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer:
         group: list[dict[str, str]] = []
         size = 0
         for document in documents:
@@ -191,6 +191,24 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
                 group, size = [], 0
         writer.write_table(pyarrow.Table.from_pylist(group, schema))
     os.replace(beside, path)
+
+
+def _readable(path: Path) -> bool:
+    """Whether a cache file is there and whole."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
+        _bad_inputs(file)
+        for group in range(file.num_row_groups):
+            file.read_row_group(group)
+    except FileNotFoundError:
+        return False
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{path}: damaged cache ({' '.join(str(error).split())}): parsing anew")
+        return False
+    return True
 
 
 def _bad_inputs(file: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The manifest contract: what has a manifest is whole, nothing published is overwritten, one writer at a time."""
 
+import json
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from artefacts import lock, manifest, publish
+from artefacts import stage as stage_module
 from artefacts.metrics import read_metrics, read_records
 from artefacts.stage import open_stage
 from artefacts.training_run import TrainingRun
@@ -64,6 +66,43 @@ def test_an_interrupted_stage_goes_on_and_its_torn_files_are_swept(tmp_path: Pat
     assert list(made.files) == ["first.txt"]
 
 
+@pytest.mark.parametrize("moment", ["describe_files", "sync_tree", "rmtree"])
+def test_killed_while_publishing_nothing_is_built_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def killed(*arguments: object) -> None:
+        raise KilledError
+
+    owner = {"describe_files": manifest, "sync_tree": publish, "rmtree": stage_module.shutil}[moment]
+    with monkeypatch.context() as patch, open_stage("thing", tmp_path / "thing", {}, {}) as stage:
+        publish.write_text(stage.work / "a.txt", "kept")
+        publish.write_text(stage.scratch / "part", "kept")
+        patch.setattr(owner, moment, killed)
+        with pytest.raises(KilledError):
+            stage.publish(counts={}, versions={})
+    with open_stage("thing", tmp_path / "thing", {}, {}) as stage:
+        assert stage.finished == (moment == "rmtree")
+        if not stage.finished:
+            assert (stage.work / "a.txt").exists() and (stage.scratch / "part").exists()
+            stage.publish(counts={}, versions={})
+    made = manifest.read(tmp_path / "thing")
+    assert made is not None and list(made.files) == ["a.txt"]
+    assert sorted(path.name for path in (tmp_path / "thing").iterdir()) == ["a.txt", manifest.NAME]
+    assert not (tmp_path / ".thing.partial").exists()
+
+
+def test_a_build_under_way_outlives_a_look_at_the_finished_one(tmp_path: Path) -> None:
+    build(tmp_path / "thing", "one")
+    with open_stage("thing", tmp_path / "thing", {"content": "two"}, {}) as stage:
+        publish.write_text(stage.scratch / "part", "kept")
+    assert build(tmp_path / "thing", "one") is None
+    with open_stage("thing", tmp_path / "thing", {"content": "two"}, {}) as stage:
+        assert (stage.scratch / "part").exists()
+
+
 def test_an_interrupted_stage_of_another_identity_starts_afresh(tmp_path: Path) -> None:
     with open_stage("thing", tmp_path / "thing", {"n": 1}, {}) as stage:
         publish.write_text(stage.work / "first.txt", "old")
@@ -85,11 +124,26 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     assert "a.txt" in fault
 
 
-def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path) -> None:
+_WRONG = [{"files": []}, {"files": {"a": 1}}, {"files": {"a": {"bytes": "1", "sha256": ""}}}, {"inputs": None}]
+
+
+@pytest.mark.parametrize("content", ['{"format": 1', "[1]", "null", "[" * 100_000, *map(json.dumps, _WRONG)])
+def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     build(tmp_path / "thing", "one")
-    (tmp_path / "thing" / manifest.NAME).write_text('{"format": 1')
+    path = tmp_path / "thing" / manifest.NAME
+    wrong = json.loads(content) if content in map(json.dumps, _WRONG) else None
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}) if wrong else content)
     with pytest.raises(RequestError, match="damaged manifest"):
         manifest.read(tmp_path / "thing")
+
+
+def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "thing").write_text("a file")
+    with pytest.raises(RequestError, match="a file is in its place"):
+        manifest.require(tmp_path / "thing", "make thing")
+    (tmp_path / "other" / manifest.NAME).mkdir(parents=True)
+    with pytest.raises(RequestError, match="cannot be read: Is a directory"):
+        manifest.read(tmp_path / "other")
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_does_not_count(tmp_path: Path) -> None:
@@ -116,7 +170,9 @@ def test_a_training_folder_resumes_or_moves_aside(tmp_path: Path, capsys: pytest
     (run.folder / "metrics.jsonl").write_text("kept")
     run.open("recipe")
     assert (run.folder / "metrics.jsonl").read_text() == "kept"
-    run.finish({}, {}, {})
+    run.finish({}, {}, {"checkpoint": "step-00000001", "weights": "w"})
+    assert run.manifest() is None, "without its weights it is not finished"
+    (run.folder / "checkpoints" / "step-00000001").mkdir(parents=True)
     assert run.manifest() is not None
     other = TrainingRun("pretrain", tmp_path / "pretrain", {"lr": 2}, {"tokens": "t"})
     assert other.manifest() is None

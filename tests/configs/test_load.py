@@ -46,6 +46,10 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["launch.nodes=2"], ["launch.nodes (2)", "torchrun"]),
         (["tokenizer.vocab_size=310", "tokenizer.spare_tokens=200"], ["tokenizer.vocab_size (310)"]),
         (["run.name=../elsewhere"], ["run.name"]),
+        (["model.moe_intermediate_size=15"], ["moe_intermediate_size (15)", "no multiple of 8"]),
+        (["launch.rendezvous=nonsense"], ["launch.rendezvous", "'nonsense'"]),
+        (["train.deepspeed.zero_optimization.stage=3"], ["deepspeed.zero_optimization.stage", "remove it"]),
+        (["train.deepspeed.optimizer.type=Adam"], ["deepspeed.optimizer", "remove it"]),
     ],
 )  # fmt: skip
 def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
@@ -74,6 +78,15 @@ def test_numbers_are_numbers() -> None:
     recipe = load_recipe(DEMO, ["train.learning_rate=3e-4", "train.steps=100", "train.clip=1"])
     assert recipe.train.learning_rate == 3e-4
     assert recipe.train.steps == 100
+
+
+@pytest.mark.parametrize("text", ["yes", "123", "Hello # world", "def f():", "a: b?", " two  spaces ", "[1, 2]"])
+def test_text_is_taken_as_it_stands(text: str) -> None:
+    assert load_recipe(DEMO, [f"generate.prompt={text}"]).generate.prompt == text
+
+
+def test_no_value_is_null() -> None:
+    assert load_recipe(DEMO, ["data.root=null"]).data.root is None
 
 
 def test_identity_leaves_topology_out() -> None:

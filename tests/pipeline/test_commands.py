@@ -1,6 +1,7 @@
 """The commands as a user runs them: whole runs, damage, kills, and what they cost when there is nothing to do."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,10 @@ import time
 import psutil
 import pytest
 
-from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write_jsonl
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from pipeline.verify import verify
+from tests.pipeline.corpora import RECIPE, ROOT, digests, of_jsonl, overrides, texts, write_jsonl
 
 
 def _line(verb, root, source, *more):
@@ -94,6 +98,37 @@ def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
     assert "documents: whole" in found.stdout
 
 
+def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
+    asked = of_jsonl(tmp_path, tmp_path / "a.jsonl")
+    layout = RunLayout.of(asked)
+
+    def made(folder, details, *names):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text("content")
+        files = manifest.describe_files(folder) if names else {}
+        manifest.write(folder, manifest.Manifest("thing", {}, {}, {}, {}, files, details))
+
+    checkpoints = [layout.pretrain / "checkpoints" / f"step-{step:08d}" for step in (1, 2)]
+    for folder in checkpoints:
+        made(folder, {}, "weights.pt")
+    manifest.write(
+        layout.pretrain, manifest.Manifest("pretrain", {}, {}, {}, {}, {}, {"checkpoint": checkpoints[1].name})
+    )
+    made(layout.evaluation, {}, "evaluation.json")
+    whole, faults = verify(asked, "r.yaml")
+    assert len(whole) == 3 and not faults
+    (checkpoints[1] / "weights.pt").write_text("damaged")
+    (layout.evaluation / "evaluation.json").unlink()
+    whole, (evaluated, trained) = verify(asked, "r.yaml")
+    assert len(whole) == 1 and f"rm -r {checkpoints[1]} && make pretrain" in trained
+    assert f"rm -r {layout.evaluation} && python -m training evaluate --recipe r.yaml" in evaluated
+    shutil.rmtree(checkpoints[1])
+    assert f"{checkpoints[1]}: missing; repair: make pretrain" in verify(asked, "r.yaml")[1][1]
+    (layout.pretrain / manifest.NAME).write_text("[]")
+    assert f"rm {layout.pretrain / manifest.NAME} && make pretrain" in verify(asked, "r.yaml")[1][1]
+
+
 def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
     root = tmp_path / "run"
     subprocess.run(["cp", "-r", finished, root], check=True)
@@ -129,7 +164,8 @@ def _kill_at(moment, root, source):
 
 
 @pytest.mark.parametrize(
-    "moment", [".documents.partial/parts/000002.json", ".tokens.partial/train-00001.idx", ".tokens.partial/.train"]
+    "moment",
+    [".documents.partial/scratch/000002.json", ".tokens.partial/work/train-00001.idx", ".tokens.partial/work/.train"],
 )
 def test_killed_and_started_again_gives_the_same_bytes(finished, source, tmp_path, moment):
     stage = moment.split(".")[1]

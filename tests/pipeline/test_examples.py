@@ -1,6 +1,7 @@
 """Chat examples: where they come from, what is left out, and that no answer stands on both sides."""
 
 import json
+import shutil
 
 import pyarrow.parquet as parquet
 import pytest
@@ -160,6 +161,26 @@ def test_bad_records_are_counted_and_too_many_refused(tmp_path):
         examples.build(_instructed(tmp_path, "\n".join(good + bad)))
     asked = _instructed(tmp_path, "\n".join(good + bad), "data.max_bad_fraction=0.5")
     assert sum(examples.build(asked).counts["bad_inputs"].values()) == 3
+
+
+def test_lone_surrogates_are_counted_as_bad(tmp_path):
+    records = [json.dumps({"instruction": f"Do {n}.", "output": f"Done {n}."}) for n in range(10)]
+    records.append('{"instruction": "Say it \\ud800.", "output": "Said."}')
+    records.append('{"messages": [{"role": "assistant", "content": "\\udfff"}], "\\ud800": 1}')
+    records.append('{"\\ud801": 1}')
+    made = examples.build(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
+    assert made.counts["found"] == 10 and sorted(made.counts["bad_inputs"].values()) == [1, 2]
+
+
+def test_a_damaged_list_of_validation_documents_is_named(run, tmp_path):
+    asked, _ = run
+    shutil.copytree(RunLayout.of(asked).run, tmp_path / "demo")
+    other = recipe(tmp_path, "data.source.packages=[json, logging, asyncio, posixpath]", "finetune.max_length=100")
+    shutil.copytree(asked.run.root + "/.cache", tmp_path / ".cache")
+    path = RunLayout.of(other).tokens / "validation.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(RequestError, match=rf"{path}: .*; repair: rm -r {path.parent} && python -m pipeline tokenize"):
+        examples.build(other)
 
 
 def test_a_missing_file_is_named_by_its_key(tmp_path):

@@ -101,6 +101,26 @@ def test_the_cache_is_used_and_the_same_bytes_with_more_processes(source, tmp_pa
     assert other.path.name == source.path.name and other.path.read_bytes() == source.path.read_bytes()
 
 
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path):
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, lambda path: path.write_bytes(b"")])
+def test_a_damaged_cache_is_made_again(tmp_path, capsys, damage):
+    source = PydocsSource(tmp_path, ("json",))
+    source.parts(1)
+    content = source.path.read_bytes()
+    damage(source.path)
+    source.parts(1)
+    assert source.path.read_bytes() == content and "damaged cache" in capsys.readouterr().out
+
+
 def test_an_unknown_package_is_refused(tmp_path):
     with pytest.raises(RequestError, match="no source of nonesuch is installed"):
         PydocsSource(tmp_path, ("nonesuch",)).parts(1)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import os
 
 import pyarrow.parquet as parquet
 import pytest
@@ -164,6 +165,29 @@ def test_text_that_is_not_utf8_is_counted(tmp_path):
     (tmp_path / "b.txt").write_text("fine")
     found, bad = _read(TextSource(str(tmp_path), 0))
     assert len(found) == 1 and bad.reasons == {"invalid UTF-8": 1}
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_names_that_are_not_utf8_are_spelt_out(tmp_path, kind):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number, stem in enumerate([b"caf\xe9", b"caf\xe8", b"plain"]):
+        name = os.fsdecode(stem + {"text": b".txt", "jsonl": b".jsonl"}[kind])
+        (folder / name).write_text(json.dumps({"text": texts(3)[number]}))
+    (folder / os.fsdecode(b"\xff." + (b"txt" if kind == "text" else b"jsonl"))).write_bytes(b"{\xff")
+    asked = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={folder}", "data.max_bad_fraction=0.5")
+    made = documents.build(asked)
+    assert made is not None and made.counts["documents"] == 3 and made.counts["bad_inputs"] == {"invalid UTF-8": 1}
+    kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")["source"].to_pylist()
+    assert [name.partition(".")[0] for name in kept] == ["caf\\xe8", "caf\\xe9", "plain"]
+
+
+def test_a_field_name_that_utf8_cannot_hold_is_reported(tmp_path, capsysbinary):
+    path = write_jsonl(tmp_path / "a.jsonl", texts(3))
+    path.write_text(path.read_text() + '{"\\ud800": 1}\n')
+    made = documents.build(of_jsonl(tmp_path, path, "data.max_bad_fraction=0.5"))
+    assert made is not None and made.counts["bad_inputs"] == {"field 'text' missing": 1}
+    assert b"\\ud800" in capsysbinary.readouterr().out
 
 
 @settings(deadline=None)

@@ -96,10 +96,35 @@ def test_a_small_corpus_gets_one_validation_document(tmp_path, capsys):
     assert "smallest hash is held out" in capsys.readouterr().out and made.details["forced_validation"]
 
 
-def test_no_validation_when_none_is_asked_for(tmp_path):
-    asked, made = _built(tmp_path, texts(12), "data.tokens.validation_fraction=0.0")
-    assert made.counts["validation"] == {"documents": 0, "tokens": 0, "bytes": 0, "shards": 0}
-    assert not list(RunLayout.of(asked).tokens.glob("val-*"))
+@pytest.mark.parametrize("asked", ["data.tokens.validation_fraction=0", f"run.seed={2**63}", f"generate.seed={2**64}"])
+def test_no_validation_and_seeds_beyond_63_bits_are_refused(tmp_path, asked):
+    with pytest.raises(RequestError, match=asked.partition("=")[0]):
+        of_jsonl(tmp_path, tmp_path / "a.jsonl", asked)
+    assert of_jsonl(tmp_path, tmp_path / "a.jsonl", f"run.seed={2**63 - 1}").run.seed == 2**63 - 1
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _scramble(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(len(content) - 8) + content[-4:])
+
+
+@pytest.mark.parametrize("damage", [_truncate, _scramble, lambda path: path.unlink()])
+def test_damaged_documents_are_named_with_their_cure(tmp_path, damage):
+    asked, _ = _built(tmp_path, texts(40))
+    layout = RunLayout.of(asked)
+    path = layout.documents / "clean-00000.parquet"
+    damage(path)
+    other = of_jsonl(tmp_path, tmp_path / "a.jsonl", "tokenizer.vocab_size=420", "data.tokens.shard_tokens=1000")
+    cure = rf"{path}: .*; repair: rm -r {layout.documents} && python -m pipeline clean --recipe"
+    for stage in (train, tokens.build):
+        with pytest.raises(RequestError, match=cure) as raised:
+            stage(other)
+        assert "\n" not in str(raised.value)
+    assert tokens.build(asked) is None
 
 
 def test_validation_documents_that_training_contains_are_left_out(tmp_path):

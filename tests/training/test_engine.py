@@ -73,7 +73,8 @@ def reference() -> dict[str, Any]:
 def run_job(folder: Path, ranks: int, overrides: list[str], accelerator: str = "cpu") -> dict[str, Any]:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     argv += [str(CHECKOUT / "tests/training/engine_job.py"), str(folder), f"launch.processes={ranks}", *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator}
+    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator}
     environment.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

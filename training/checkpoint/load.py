@@ -13,6 +13,7 @@ import torch.distributed as dist
 from artefacts import manifest
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
+from training.checkpoint.save import Topology
 from training.engine.distributed import Ranks
 
 
@@ -34,7 +35,11 @@ class Found:
 
 
 def newest_whole(checkpoints: Path) -> Found | None:
-    """The newest checkpoint whose files are all as its manifest says, or None where there is none."""
+    """The newest checkpoint whose files are all as its manifest says, or None where there is none at all.
+
+    Raises:
+        RequestError: there are checkpoints and every one is damaged; beginning anew must be the user's decision.
+    """
     passed_over: list[str] = []
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         try:
@@ -47,6 +52,8 @@ def newest_whole(checkpoints: Path) -> Found | None:
             passed_over.append(f"{folder.name} passed over: {faults[0]}")
             continue
         return Found(folder, int(found.counts["step"]), found, passed_over)
+    if passed_over:
+        raise RequestError(f"{passed_over[0]}; no checkpoint there is whole: `rm -r {checkpoints}` begins anew")
     return None
 
 
@@ -57,13 +64,13 @@ class Resumption:
     rank 0 writes beside the checkpoint and removes once it is read.
     """
 
-    def __init__(self, found: Found, topology: dict[str, int | str]) -> None:
+    def __init__(self, found: Found, topology: Topology) -> None:
         """Compare the topologies.
 
         Raises:
             RequestError: they differ, and one of them is of a stage that cannot be converted.
         """
-        self._found = found
+        self.found = found
         saved = found.manifest.details["topology"]
         differing = [key for key in topology if saved.get(key) != topology[key]]
         self.changes = ", ".join(f"{key} {saved.get(key)} -> {topology[key]}" for key in differing)
@@ -82,7 +89,7 @@ class Resumption:
 
     def load(self, engine: Any, ranks: Ranks) -> int:
         """Restore the engine; every rank must call it. Returns the steps done."""
-        folder = self._found.folder
+        folder = self.found.folder
         if not self.changes:
             _, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
             self._restore_rng(ranks)
@@ -99,7 +106,7 @@ class Resumption:
         return int(state["step"])
 
     def _restore_rng(self, ranks: Ranks) -> None:
-        rng = torch.load(self._found.folder / f"rng-{ranks.rank:05d}.pt", weights_only=True)
+        rng = torch.load(self.found.folder / f"rng-{ranks.rank:05d}.pt", weights_only=True)
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and ranks.device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"], ranks.device)
@@ -107,7 +114,7 @@ class Resumption:
     def _restore_buffers(self, engine: Any) -> None:
         """The universal format leaves buffers out, the routers' biases with them."""
         saved = torch.load(
-            self._found.folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False, mmap=True
+            self.found.folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False, mmap=True
         )
         buffers = dict(engine.module.named_buffers())
         for name in saved["buffer_names"]:

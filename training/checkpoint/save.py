@@ -11,6 +11,9 @@ from artefacts import manifest, publish
 from artefacts.manifest import Manifest
 from training.engine.distributed import Ranks
 
+#: What a checkpoint's files depend on: ranks, expert_parallel, zero_stage, precision.
+Topology = dict[str, int | str]
+
 
 def folder_name(step: int) -> str:
     """Name of the checkpoint after ``step`` optimiser steps."""
@@ -25,16 +28,14 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     return state
 
 
-def save(
-    engine: Any, folder: Path, step: int, run_key: str, topology: dict[str, int | str], ranks: Ranks, keep: int
-) -> Path:
+def save(engine: Any, folder: Path, step: int, run_key: str, topology: Topology, ranks: Ranks, keep: int) -> Path:
     """Save the engine's state after ``step`` steps under ``folder``; every rank must call it.
 
     Args:
         engine: DeepSpeed engine.
         folder: ``checkpoints/`` of the training run.
         step: optimiser steps done; the sample count follows from it.
-        run_key: identity of the run, checked at resume.
+        run_key: identity of the run, noted in the manifest.
         topology: ranks, expert_parallel, zero_stage, precision.
         ranks: this process.
         keep: newest checkpoints kept.
@@ -42,15 +43,16 @@ def save(
     target = folder / folder_name(step)
     work = folder / f".{target.name}.partial"
     if ranks.first:
-        shutil.rmtree(work, ignore_errors=True)
+        for torn in [*folder.glob(".step-*.partial"), *folder.glob(".step-*.universal")]:
+            shutil.rmtree(torn)
         work.mkdir(parents=True)
     dist.barrier()
     engine.save_checkpoint(str(folder), tag=work.name, client_state={"step": step}, save_latest=False)
     torch.save(rng_state(ranks.device), work / f"rng-{ranks.rank:05d}.pt")
     dist.barrier()
     if ranks.first:
-        for script in ("zero_to_fp32.py", "zero_to_torch.py"):
-            # DeepSpeed leaves them beside its checkpoints; they fail on AutoEP's (see training/checkpoint/read.py).
+        for script in ("zero_to_fp32.py", "zero_to_torch.py", "latest_universal"):
+            # DeepSpeed leaves them beside its checkpoints; the scripts fail on AutoEP's (see checkpoint/read.py).
             (folder / script).unlink(missing_ok=True)
         manifest.write(
             work,
@@ -64,8 +66,9 @@ def save(
                 details={"topology": topology},
             ),
         )
-        # Only a damaged one can stand here: a whole one of this step would have been resumed from.
-        shutil.rmtree(target, ignore_errors=True)
+        # What stands under this name or a later one was passed over at resume as damaged.
+        for damaged in [path for path in folder.glob("step-*") if path.name >= target.name]:
+            shutil.rmtree(damaged)
         publish.rename_folder(work, target)
         for old in sorted(folder.glob("step-*"))[:-keep]:
             shutil.rmtree(old)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from artefacts import repair
 from configs.errors import RequestError
 from training.data.batch import IGNORED, Batch
 from training.data.order import sample_indices
@@ -20,9 +21,12 @@ class ChatExamples:
         """Read the parquet files ``SPLIT-*.parquet`` of a folder.
 
         Raises:
-            RequestError: there is no example.
+            RequestError: there is no example, or a file is damaged.
         """
-        tables = [pq.read_table(path, columns=["ids", "labels"]) for path in sorted(folder.glob(f"{split}-*.parquet"))]
+        tables = []
+        for path in sorted(folder.glob(f"{split}-*.parquet")):
+            with repair.reading("examples", path):
+                tables.append(pq.read_table(path, columns=["ids", "labels"]))
         self._ids = [np.asarray(row.values, np.int64) for t in tables for row in t["ids"]]
         self._labels = [np.asarray(row.values, np.int64) for t in tables for row in t["labels"]]
         self._pad = pad_id

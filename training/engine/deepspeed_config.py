@@ -2,24 +2,20 @@
 
 from typing import Any
 
-from configs.errors import RequestError
 from configs.schema.train import TrainSection
 
 
 def deepspeed_config(
-    train: TrainSection, ranks: int, expert_parallel: int, global_batch: int, micro_batch: int
+    train: TrainSection, ranks: int, expert_parallel: int | None, global_batch: int, micro_batch: int
 ) -> dict[str, Any]:
     """The configuration for ``deepspeed.initialize``.
 
     Args:
-        train: the section.
+        train: the section; its ``deepspeed`` keys, which the schema keeps apart from ours, are added.
         ranks: processes over all nodes.
-        expert_parallel: ranks that share a layer's experts.
+        expert_parallel: ranks that share a layer's experts, or None for a model without any.
         global_batch: samples an optimiser step.
         micro_batch: samples a rank at a time.
-
-    Raises:
-        RequestError: ``train.deepspeed`` sets a key that follows from ours.
     """
     own: dict[str, Any] = {
         "train_batch_size": global_batch,
@@ -28,22 +24,23 @@ def deepspeed_config(
         "gradient_clipping": 0.0 if clips_itself(train) else train.clip,
         "steps_per_print": 10**9,
         "zero_optimization": {"stage": train.zero_stage},
+    }
+    if expert_parallel is not None:
         # The preset names the module layout; the routing it describes is read from the model's own config.
-        "expert_parallel": {
+        own["expert_parallel"] = {
             "enabled": True,
             "autoep_size": expert_parallel,
             "preset_model": "deepseek_v3",
             "use_grouped_mm": True,
             "gate_up_impl": "fused",
             "disable_triton_grouped_mm": True,
-        },
-    }
+        }
     if train.precision == "bf16":
         own["bf16"] = {"enabled": True}
     if train.zero_stage in (1, 2):
-        # With expert groups DeepSpeed's stages 1 and 2 require it; said here so that a recipe may not unset it.
+        # With expert groups DeepSpeed's stages 1 and 2 require it.
         own["zero_optimization"]["reduce_scatter"] = True
-    return _merge(own, train.deepspeed, "train.deepspeed")
+    return _merge(own, train.deepspeed)
 
 
 def clips_itself(train: TrainSection) -> bool:
@@ -51,16 +48,9 @@ def clips_itself(train: TrainSection) -> bool:
     return train.zero_stage == 0 and train.precision == "fp32"
 
 
-def _merge(own: dict[str, Any], extra: dict[str, Any], where: str) -> dict[str, Any]:
+def _merge(own: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     merged = dict(own)
     for key, value in extra.items():
-        if key not in own:
-            merged[key] = value
-        elif isinstance(own[key], dict) and isinstance(value, dict):
-            merged[key] = _merge(own[key], value, f"{where}.{key}")
-        elif own[key] != value:
-            raise RequestError(
-                f"{where}.{key}={value!r} contradicts the recipe, from which it is {own[key]!r}: remove it and set the "
-                "recipe's own key"
-            )
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merge(merged[key], value) if both else value
     return merged

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from configs.errors import RequestError
+
 T = TypeVar("T")
 
 
@@ -33,13 +35,22 @@ class Ranks:
 
 
 def join(timeout_seconds: int = 1800) -> Ranks:
-    """Join the process group: gloo on CPU, NCCL on GPUs. Alone, without a launcher, a group of one."""
+    """Join the process group: gloo on CPU, NCCL on GPUs. Alone, without a launcher, a group of one.
+
+    Raises:
+        RequestError: more processes on this node than it has GPUs.
+    """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
     rank, size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    if cuda and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+        raise RequestError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes on a node of {torch.cuda.device_count()} GPUs: lower "
+            "launch.processes, or set launch.device=cpu"
+        )
     if cuda:
         torch.cuda.set_device(local_rank)
     else:

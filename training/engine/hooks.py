@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from training.data.batch import Batch
+from training.data.batch import IGNORED, Batch
 from training.engine.distributed import Ranks, sum_over_ranks
 from training.engine.loop import Hook, LossFunction, StepResult
 from training.engine.metrics import MetricsHook
@@ -24,10 +24,12 @@ class ValidationHook(Hook):
         ranks: Ranks,
     ) -> None:
         self._engine, self._loss, self._every, self._metrics, self._ranks = engine, loss, every, metrics, ranks
-        # Under expert parallelism every forward is a collective: each rank does the same number of batches. Fewer
-        # batches than ranks are given out again, which leaves the mean as it is.
-        rounds = max(1, len(batches) // ranks.size) if batches else 0
-        self._batches = [batches[(i * ranks.size + ranks.rank) % len(batches)] for i in range(rounds)]
+        # Under expert parallelism every forward is a collective, so each rank does the same number of batches: the
+        # last round is filled up with batches that have no targets.
+        filled = list(batches)
+        while len(filled) % ranks.size:
+            filled.append(Batch(filled[0].inputs, torch.full_like(filled[0].labels, IGNORED)))
+        self._batches = filled[ranks.rank :: ranks.size]
         self._last = -1
 
     def after_step(self, result: StepResult) -> None:
@@ -55,8 +57,9 @@ class ValidationHook(Hook):
 class CheckpointHook(Hook):
     """Saves every so many steps, when a signal stops the run, and at the end."""
 
-    def __init__(self, save_at: Callable[[int], object], every: int) -> None:
-        self._save_at, self._every, self._last = save_at, every, -1
+    def __init__(self, save_at: Callable[[int], object], every: int, start: int) -> None:
+        """``start``: the step resumed from, which is saved already."""
+        self._save_at, self._every, self._last = save_at, every, start
 
     def after_step(self, result: StepResult) -> None:
         if self._every and result.step % self._every == 0:

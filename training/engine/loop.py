@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,14 @@ class Data(Protocol):
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]: ...
 
 
+class Ended(Enum):
+    """How a loop ended: all steps done; stopped by a signal, hooks told; left at ``stop_at`` without a word."""
+
+    DONE = auto()
+    STOPPED = auto()
+    LEFT = auto()
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one optimiser step did.
@@ -33,6 +42,7 @@ class StepResult:
         learning_rate: of this step.
         grad_norm: before clipping.
         targets: tokens predicted, over all ranks.
+        tokens: tokens computed, padding and prompts included.
         seconds: wall time.
         loads: of each router.
     """
@@ -42,6 +52,7 @@ class StepResult:
     learning_rate: float
     grad_norm: float
     targets: int
+    tokens: int
     seconds: float
     loads: list[LayerLoad] = field(default_factory=list)
 
@@ -79,21 +90,21 @@ class Trainer:
         self._balancer, self._ranks, self._hooks = balancer, ranks, hooks
         self._stop, self._own_clip = stop, own_clip
 
-    def run(self, start: int, steps: int, stop_at: int | None = None) -> bool:
-        """Do steps ``start`` .. ``steps``-1. False if a signal, or ``stop_at``, ended it before."""
+    def run(self, start: int, steps: int, stop_at: int | None = None) -> Ended:
+        """Do steps ``start`` .. ``steps``-1, unless a signal or ``stop_at`` ends it before; says which."""
         for step in range(start, steps):
             result = self._step(step)
             for hook in self._hooks:
                 hook.after_step(result)
             if stop_at is not None and result.step >= stop_at and result.step < steps:
-                return False
+                return Ended.LEFT
             if result.step < steps and self._asked_to_stop():
                 for hook in self._hooks:
                     hook.at_stop(result.step)
-                return False
+                return Ended.STOPPED
         for hook in self._hooks:
             hook.at_end(steps)
-        return True
+        return Ended.DONE
 
     def _step(self, step: int) -> StepResult:
         began = time.monotonic()
@@ -103,10 +114,11 @@ class Trainer:
             group["lr"] = rate
         engine.train()
         batches = self._data.micro_batches(step, ranks.rank, ranks.size, engine.train_micro_batch_size_per_gpu())
-        targets = sum_over_ranks(torch.tensor([sum(b.targets for b in batches)], dtype=torch.float64))
+        sizes = [sum(b.targets for b in batches), sum(b.inputs.numel() for b in batches)]
+        targets, tokens = sum_over_ranks(torch.tensor(sizes, dtype=torch.float64)).tolist()
         # DeepSpeed divides by the accumulation steps and averages over ranks: with this factor the gradient is that
         # of the mean over the targets of the global batch, however they are spread over ranks and micro-batches.
-        scale = len(batches) * ranks.size / float(targets)
+        scale = len(batches) * ranks.size / targets
         total = torch.zeros(1, dtype=torch.float64)
         for batch in batches:
             self._balancer.counting(True)
@@ -122,10 +134,11 @@ class Trainer:
         loads = self._balancer.update()
         return StepResult(
             step=step + 1,
-            loss=float(sum_over_ranks(total)) / float(targets),
+            loss=float(sum_over_ranks(total)) / targets,
             learning_rate=rate,
             grad_norm=float(norm),
             targets=int(targets),
+            tokens=int(tokens),
             seconds=time.monotonic() - began,
             loads=loads,
         )

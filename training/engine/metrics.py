@@ -5,6 +5,7 @@ A resumed run repeats the steps after its checkpoint: readers take the last line
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +17,8 @@ from training.engine.distributed import Ranks
 from training.engine.loop import Hook, StepResult
 
 FILE = "metrics.jsonl"
+#: Steps between the single experts' values in TensorBoard; metrics.jsonl has them all.
+_EXPERTS_EVERY = 10
 
 
 class MetricsHook(Hook):
@@ -38,7 +41,7 @@ class MetricsHook(Hook):
     def after_step(self, result: StepResult) -> None:
         if not self._first:
             return
-        speed = result.targets / result.seconds
+        speed = result.tokens / result.seconds
         left = (self._steps - result.step) * result.seconds
         self._bar.set_postfix_str(f"loss {result.loss:.3f}, {speed:,.0f} tokens/s, {left:.0f} s left", refresh=False)
         self._bar.update()
@@ -77,9 +80,10 @@ class MetricsHook(Hook):
         for layer, experts in record.get("experts", {}).items():
             for key in ("variation", "max_over_mean"):
                 self._board.add_scalar(f"experts/{layer}/{key}", experts[key], record["step"])
-            for key in ("load", "bias"):
-                values = {str(expert): value for expert, value in enumerate(experts[key])}
-                self._board.add_scalars(f"experts/{layer}/{key}", values, record["step"])
+            # Thousands of curves in a large model: every tenth step, and in the one writer (add_scalars opens more).
+            for key in ("load", "bias") if record["step"] % _EXPERTS_EVERY == 0 else ():
+                for expert, value in enumerate(experts[key]):
+                    self._board.add_scalar(f"experts/{layer}/{key}/{expert}", value, record["step"])
 
     def at_stop(self, step: int) -> None:
         self._close()
@@ -96,7 +100,11 @@ class MetricsHook(Hook):
 
 def _open_for_appending(path: Path) -> TextIO:
     """A killed run may have left its last line torn: what follows begins on a line of its own."""
-    torn = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+    torn = False
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            torn = stream.read() != b"\n"
     file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
     if torn:
         file.write("\n")

@@ -10,15 +10,17 @@ import os
 import sys
 from pathlib import Path
 
-from artefacts import lock
+from filelock import FileLock
+
 from configs import command
 
 _OPERATOR = "deepspeed_shm_comm"
 
 
 def build(extensions: Path) -> None:
-    """Build the operator into a folder, or find that it is there."""
-    with lock.hold(extensions / _OPERATOR):
+    """Build the operator into a folder, or find that it is there; waits for another that builds it."""
+    extensions.mkdir(parents=True, exist_ok=True)
+    with FileLock(extensions / f".{_OPERATOR}.lock"):
         for stale in extensions.glob("*/lock"):
             stale.unlink(missing_ok=True)
         from deepspeed.accelerator import get_accelerator
@@ -29,8 +31,12 @@ def build(extensions: Path) -> None:
 
 
 def main(_arguments: object) -> int:
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    build(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        build(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from artefacts import manifest, publish
 from artefacts.layout import RunLayout
 from artefacts.stage import open_stage
-from artefacts.training_run import finetune_is_current, finished_checkpoint
+from artefacts.training_run import finetune_is_current, finished_checkpoint, require_same_tokens
 from configs import command
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -16,6 +16,7 @@ def evaluate(recipe: Recipe) -> int:
     layout = RunLayout.of(recipe)
     tokens = manifest.require(layout.tokens, "make data")
     pretrained = finished_checkpoint(layout.pretrain)
+    require_same_tokens(layout)
     finetuned = finished_checkpoint(layout.finetune) if finetune_is_current(layout) else None
     if pretrained is None:
         raise RequestError(f"{layout.pretrain} is not finished: run `make pretrain` first")
