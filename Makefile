@@ -2,7 +2,7 @@
 # wrote: a changed recipe section makes only what depends on it again. `make` lists the targets.
 #
 #   make demo                                     the whole river in ten minutes
-#   make pretrain RECIPE=configs/openwebtext.yaml ARGS="train.learning_rate=2e-4 launch.processes=8"
+#   make pretrain RECIPE=configs/node.yaml ARGS="train.learning_rate=2e-4 launch.processes=8"
 #   make PYTHON=python3 test-gpu                  with an environment of your own, no .venv
 
 RECIPE ?= configs/demo.yaml
@@ -52,7 +52,7 @@ examples: data  ## chat examples for fine-tuning
 pretrain: data  ## pretrain, or go on from the newest whole checkpoint
 	@$(PYTHON) -m launch recipe pretrain --recipe $(RECIPE) $(ARGS)
 
-finetune: pretrain examples  ## fine-tune the pretrained weights on the examples
+finetune: examples pretrain  ## fine-tune the pretrained weights on the examples
 	@$(PYTHON) -m launch recipe finetune --recipe $(RECIPE) $(ARGS)
 
 evaluate: $(SETUP)  ## bits per byte beside a bigram model and zstd -19; held-out answers before and after

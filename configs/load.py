@@ -76,6 +76,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
+def _speaks_of(override: str, key: str) -> bool:
+    """Whether an override sets the key, a part of it, or the section it stands in."""
+    name = override.split("=")[0]
+    return f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")
+
+
 def _takes_text(key: str) -> bool:
     """Whether a key holds text, which an override gives as it stands: in a prompt ``yes`` and ``# note`` are words."""
     kind: Any = Recipe
@@ -92,7 +98,7 @@ def _explain(error: ValidationError, path: Path, overrides: list[str]) -> str:
     """One line for the first fault: where it stands, what is wrong, and the nearest valid key."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
-    given = next((o for o in overrides if o.split("=")[0] == key or key.startswith(o.split("=")[0] + ".")), None)
+    given = next((override for override in overrides if _speaks_of(override, key)), None)
     where = f"override {given}" if given else str(path)
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, Recipe.keys(), n=1, cutoff=0.0)

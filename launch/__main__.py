@@ -48,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
     """Start a command's workers and see them through; answers at once where there is nothing to do."""
+    if verb == "finetune" and recipe.finetune is None:
+        raise RequestError(f"{recipe_path}: the recipe has no finetune section")
     argv, environment = torchrun_command(recipe, verb, recipe_path, overrides), worker_environment(recipe)
     if dry_run:
         print(" ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(argv))

@@ -25,7 +25,7 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
     ("overrides", "words"),
     [
         (["train.learningrate=1"], ["unknown key train.learningrate", "train.learning_rate"]),
-        (["trian.steps=1"], ["unknown key trian", "train"]),
+        (["trian.steps=1"], ["override trian.steps=1", "unknown key trian", "train"]),
         (["train.steps=abc"], ["train.steps", "'abc'"]),
         (["train.steps=1.5"], ["train.steps", "1.5"]),
         (["train.precision=fp8"], ["train.precision", "'bf16'"]),
