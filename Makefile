@@ -73,11 +73,11 @@ verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
 stats: $(SETUP)  ## what the data stages kept and dropped
 	@$(PYTHON) -m pipeline stats --recipe $(RECIPE) $(ARGS)
 
-test: $(SETUP)  ## all tests that need no GPU
-	@$(PYTHON) -m pytest -q -m "not gpu"
+test: $(SETUP)  ## all tests that need no GPU, but the slow ones of test-engine
+	@$(PYTHON) -m pytest -q -m "not gpu and not slow"
 
-test-engine: $(SETUP)  ## only the tests that start DeepSpeed processes
-	@$(PYTHON) -m pytest -q -m engine
+test-engine: $(SETUP)  ## every test that starts DeepSpeed processes, slow ones too
+	@$(PYTHON) -m pytest -q -m "engine and not gpu"
 
 test-gpu: $(SETUP)  ## only the tests that need a CUDA device
 	@$(PYTHON) -m pytest -q -m gpu

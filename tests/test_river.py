@@ -142,7 +142,7 @@ def test_a_changed_recipe_moves_the_run_aside_and_keeps_the_data(root: Path, lay
     assert newest_checkpoint(layout).parent.parent == layout.pretrain
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLayout, tmp_path: Path, number) -> None:
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
     argv = [sys.executable, "-m", "launch", "local", "pretrain", "--recipe", str(RECIPE), *overrides]
@@ -165,7 +165,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLay
     assert "Traceback" not in done.stderr
     assert f"resuming after step {step}" in done.stdout
     assert step + 2 in _steps(folder)
-    if number == signal.SIGUSR1:
+    if number == signal.SIGTERM:
         # Another number of processes: the unfinished run goes on all the same.
         other = [*argv, "launch.processes=1", f"train.stop_at={step + 2}"]
         done = subprocess.run(other, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)

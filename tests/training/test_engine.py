@@ -118,7 +118,15 @@ def test_one_gpu_follows_the_single_device(reference, tmp_path, stage) -> None:
     assert seen["norms"] == pytest.approx(reference["norms"], rel=1e-2)
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        pytest.param(0, "fp32", marks=pytest.mark.slow),
+        pytest.param(1, "bf16", marks=pytest.mark.slow),  # the demo in tests/test_river.py is such a resume
+        (2, "fp32"),
+        (3, "bf16"),
+    ],
+)
 def test_resume_is_exact_to_the_last_bit(tmp_path, stage, precision) -> None:
     overrides = [f"train.zero_stage={stage}", f"train.precision={precision}"]
     whole = run_job(tmp_path / "whole", 2, overrides)
@@ -137,7 +145,7 @@ def test_resume_is_exact_to_the_last_bit(tmp_path, stage, precision) -> None:
     [
         ((2, 2, 1), (1, 1, 2)),
         ((1, 1, 1), (2, 2, 1)),
-        ((2, 1, 2), (2, 2, 2)),
+        pytest.param((2, 1, 2), (2, 2, 2), marks=pytest.mark.slow),
     ],
 )
 def test_another_topology_goes_on_with_the_same_losses(reference, tmp_path, before, after) -> None:
