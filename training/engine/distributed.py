@@ -38,7 +38,7 @@ def join(timeout_seconds: int = 1800) -> Ranks:
     """Join the process group: gloo on CPU, NCCL on GPUs. Alone, without a launcher, a group of one.
 
     Raises:
-        RequestError: more processes on this node than it has GPUs.
+        RequestError: GPUs were asked for and there is none, or there are fewer than processes on this node.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -46,6 +46,8 @@ def join(timeout_seconds: int = 1800) -> Ranks:
     os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
     rank, size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    if os.environ.get("DS_ACCELERATOR") == "cuda" and not cuda:
+        raise RequestError("launch.device=cuda, and torch sees no GPU here: set launch.device=auto or cpu")
     if cuda and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
         raise RequestError(
             f"{os.environ['LOCAL_WORLD_SIZE']} processes on a node of {torch.cuda.device_count()} GPUs: lower "
