@@ -2,31 +2,50 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.schema.base import Free, Section
+from configs.schema.clean import CleanSection
 
 
 class SourceSection(Section):
-    kind: Literal["pydocs", "text", "jsonl"] = Field(
-        "pydocs", description="pydocs: documentation of the installed Python; text: files and folders; jsonl: records"
+    kind: Literal["pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub"] = Field(
+        "pydocs",
+        description="pydocs: documentation of the installed Python; text, jsonl, csv, parquet: files; openwebtext: the "
+        "original archives, whole, in pieces or as .7z; hub: a dataset repository, streamed",
     )
-    path: str | None = Field(None, description="file, folder or glob of the source; unused by pydocs")
+    path: str | None = Field(
+        None,
+        description="file, folder, glob or URL (s3://, hf://, ...); hub: repository or local folder; unused by pydocs",
+    )
+    config: str | None = Field(None, description="hub: the repository's configuration; left out: its default one")
+    split: str = Field("train", description="hub: the repository's split")
+    revision: str | None = Field(None, description="hub: branch, tag or commit; left out: the newest, which is recorded")
     packages: tuple[str, ...] | None = Field(
         None, description="pydocs: only these top-level modules and packages, such as [json, numpy]; left out: all"
     )
-    text_field: str = Field("text", description="field of a jsonl record that holds the text")
-    chunk_chars: int = Field(
-        8000, ge=0, description="text: cut files at paragraph ends into documents of about so many characters; 0: whole"
+    text_field: str = Field("text", description="field (jsonl) or column (csv, parquet, hub) that holds the text")
+    merge: bool = Field(False, description="text: read all files as one text, a blank line between two")
+    chunk: Literal["paragraph", "sentence", "window"] = Field(
+        "paragraph", description="text: where documents may end; window: anywhere, overlapping by chunk_overlap"
     )
+    chunk_chars: int = Field(
+        8000, ge=0, description="text: cut files into documents of about so many characters; 0: whole files"
+    )
+    chunk_overlap: int = Field(0, ge=0, description="text: characters that a window repeats of the one before it")
     sample_bytes: int | None = Field(None, gt=0, description="keep a seeded sample of about so many UTF-8 bytes")
+    weight: float = Field(1.0, gt=0, description="of several sources: its share of the training samples, in proportion")
 
-
-class CleanSection(Section):
-    unicode: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode normalisation form")
-    min_chars: int = Field(50, ge=0, description="drop shorter documents")
-    max_chars: int = Field(200_000, gt=0, description="drop longer documents")
-    exact_dedup: bool = Field(True, description="keep the first of documents with the same text")
+    @model_validator(mode="after")
+    def _fits(self) -> "SourceSection":
+        if self.kind != "pydocs" and not self.path:
+            raise ValueError(f"path is missing: kind={self.kind} reads from there")
+        if self.chunk_overlap and (self.chunk != "window" or self.chunk_overlap >= self.chunk_chars):
+            raise ValueError(
+                f"chunk_overlap ({self.chunk_overlap}) needs chunk=window and must be below chunk_chars "
+                f"({self.chunk_chars})"
+            )
+        return self
 
 
 class TokensSection(Section):
@@ -43,9 +62,26 @@ class TokensSection(Section):
 class DataSection(Section):
     root: Free[str | None] = Field(None, description="folder for documents, tokenizer and tokens; default: the run's")
     source: SourceSection = SourceSection()
+    sources: dict[str, SourceSection] = Field(
+        {}, description="several sources by name instead of one; training draws from each by its weight"
+    )
     clean: CleanSection = CleanSection()
     tokens: TokensSection = TokensSection()
     max_bad_fraction: Free[float] = Field(
         0.01, ge=0.0, le=1.0, description="share of unreadable inputs that is put up with; each is counted and reported"
     )
     workers: Free[int] = Field(0, ge=0, description="processes of the data stages; 0: one a core")
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "DataSection":
+        if self.sources and self.source != SourceSection():
+            raise ValueError("source and sources exclude each other: name every source under sources")
+        for name in self.sources:
+            if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or not name[0].isalnum():
+                raise ValueError(f"sources.{name}: a name is made of letters, digits, - and _")
+        return self
+
+    @property
+    def named_sources(self) -> dict[str, SourceSection]:
+        """Every source by name; a single one goes by its kind."""
+        return self.sources or {self.source.kind: self.source}

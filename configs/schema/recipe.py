@@ -31,8 +31,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
-        if self.data.source.kind != "pydocs" and not self.data.source.path:
-            raise ValueError(f"data.source.path is missing: data.source.kind={self.data.source.kind} reads from there")
         if self.finetune and self.finetune.examples.kind == "instructions" and not self.finetune.examples.path:
             raise ValueError("finetune.examples.path is missing: finetune.examples.kind=instructions reads from there")
         if self.vocab_size < self.tokenizer.vocab_size:

@@ -50,6 +50,9 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 class TrainSection(Section):
     context_length: int = Field(gt=1, description="tokens a sample")
+    packing: Literal["windows", "best_fit"] = Field(
+        "windows", description="samples: windows over concatenated documents, or whole documents packed to fit"
+    )
     global_batch_tokens: int = Field(gt=0, description="tokens an optimiser step, whatever the number of ranks")
     steps: int = Field(gt=0, description="optimiser steps")
     learning_rate: float = Field(gt=0, description="peak")
@@ -67,6 +70,7 @@ class TrainSection(Section):
         None, ge=1, description="ranks that share a layer's experts between them; default: the most that divide both"
     )
     checkpointing: Free[Literal["none", "full"]] = Field("none", description="recompute layers in the backward pass")
+    prefetch: Free[int] = Field(2, ge=0, description="global batches read ahead by a thread; 0: read when needed")
     log_every: Free[int] = Field(1, gt=0)
     eval_every: Free[int] = Field(0, ge=0, description="steps between validations; 0: at the end only")
     eval_batches: Free[int] = Field(8, gt=0, description="global batches of a validation during training")

@@ -1,11 +1,25 @@
 """Where text comes from: each source lists its parts and reads each part into documents."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 from configs.schema import Recipe
+from configs.schema.data import SourceSection
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
+
+
+class Part(NamedTuple):
+    """A piece of work of a source, small enough for one process; picklable.
+
+    Attributes:
+        size: bytes of the source, as it is stored, that it covers; what progress is counted in.
+        where: what the source's ``read`` needs to find it. A part of a solid archive, which cannot be entered half-way,
+            carries its (compressed) content.
+    """
+
+    size: int
+    where: tuple[Any, ...]
 
 
 class Source(Protocol):
@@ -15,30 +29,39 @@ class Source(Protocol):
     def name(self) -> str:
         """What messages call it."""
 
+    @property
+    def parting(self) -> str:
+        """How it is cut into parts; differs when the same source would be cut otherwise."""
+
     def inputs(self) -> dict[str, str]:
         """Name -> fingerprint of what it reads; a change makes the documents stale."""
 
-    def parts(self, workers: int) -> Sequence[Any]:
-        """Pieces of work in a fixed order, each small enough for one process; picklable, ``repr`` tells them apart."""
+    def size(self, workers: int) -> int | None:
+        """Bytes of the source over all parts; None where that is not known beforehand."""
 
-    def read(self, part: Any, bad: BadInputs) -> Iterator[Document]:
+    def parts(self, workers: int) -> Iterator[Part]:
+        """Every part, in a fixed order that does not depend on ``workers`` (processes that may be used to find them).
+
+        Nothing large is held: parts that carry content are made one at a time.
+        """
+
+    def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
         """Documents of a part, in a fixed order; what cannot be read is counted in ``bad``."""
 
     def details(self) -> dict[str, Any]:
         """What the manifest should record beside the counts."""
 
 
-def open_source(recipe: Recipe) -> Source:
-    """The source that ``data.source`` names.
+def open_source(section: SourceSection, recipe: Recipe) -> Source:
+    """The source that a section of the recipe names.
 
     Raises:
-        RequestError: there is nothing at ``data.source.path``.
+        RequestError: there is nothing at its path.
     """
-    section = recipe.data.source
     if section.kind == "pydocs":
         from pipeline.sources.pydocs import PydocsSource
 
-        return PydocsSource.of(recipe)
+        return PydocsSource.of(section, recipe)
     assert section.path is not None
     if section.kind == "text":
         from pipeline.sources.text import TextSource
