@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate verify stats clean lock
+.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate verify stats ingest slurm-data test-recovery test-slurm bench-data clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -73,8 +73,24 @@ verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
 stats: $(SETUP)  ## what the data stages kept and dropped
 	@$(PYTHON) -m pipeline stats --recipe $(RECIPE) $(ARGS)
 
-test: $(SETUP)  ## all tests that need no GPU, but the slow ones of test-engine
-	@$(PYTHON) -m pytest -q -m "not gpu and not slow"
+ingest: $(SETUP)  ## read and clean the source alone; a quick try: ARGS="--limit 1000"
+	@$(PYTHON) -m pipeline ingest --recipe $(RECIPE) $(ARGS)
+
+slurm-data: $(SETUP)  ## the data stages as SLURM job arrays: ARGS="launch.slurm.partition=…"
+	@$(PYTHON) -m launch slurm data --recipe $(RECIPE) $(ARGS)
+
+test: $(SETUP)  ## all tests that need no GPU and no SLURM, but the slow ones
+	@$(PYTHON) -m pytest -q -m "not gpu and not slow and not slurm"
+
+test-recovery: $(SETUP)  ## every data stage killed at twenty moments, and on a full disk
+	@$(PYTHON) -m pytest -q tests/pipeline/test_recovery.py
+
+test-slurm: $(SETUP)  ## the data stages on a real SLURM on this host (root; slurmctld slurmd slurm-client munge)
+	@$(PYTHON) -m pytest -q -m slurm
+
+bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers and tiktoken
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+	@$(PYTHON) -m benchmarks.data $(ARGS)
 
 test-engine: $(SETUP)  ## every test that starts DeepSpeed processes, slow ones too
 	@$(PYTHON) -m pytest -q -m "engine and not gpu"

@@ -31,6 +31,11 @@ class RunLayout:
         return self.data / "tokens"
 
     @property
+    def packing(self) -> Path:
+        """With the run, not with shared data: it depends on the run's context length."""
+        return self.run / "packing"
+
+    @property
     def examples(self) -> Path:
         return self.run / "examples"
 
@@ -45,6 +50,10 @@ class RunLayout:
     @property
     def evaluation(self) -> Path:
         return self.run / "evaluation"
+
+    @property
+    def stats(self) -> Path:
+        return self.data / "data.html"
 
     @property
     def report(self) -> Path:

@@ -5,7 +5,9 @@ same recipe and input give the same bytes.
 """
 
 import json
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +19,8 @@ from configs.errors import RequestError
 NAME = "manifest.json"
 FORMAT = 1
 MILLRACE_VERSION = "0.1.0"
+#: Files hashed at a time.
+_READERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,12 @@ def versions(*distributions: str) -> dict[str, str]:
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file below a folder but the manifest."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME)
+    # Hashing lets go of the interpreter's lock.
+    with ThreadPoolExecutor(_READERS) as threads:
+        digests = list(threads.map(fingerprint.of_file, paths))
     return {
-        p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": fingerprint.of_file(p)} for p in paths
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
     }
 
 
@@ -159,5 +167,6 @@ def faults(folder: Path, content: bool = True) -> list[str]:
     found = read(folder)
     if found is None:
         return [f"{folder}: no manifest"]
-    checked = (_file_fault(folder / name, entry, content) for name, entry in found.files.items())
-    return [fault for fault in checked if fault]
+    with ThreadPoolExecutor(_READERS) as threads:
+        checked = threads.map(lambda item: _file_fault(folder / item[0], item[1], content), found.files.items())
+        return [fault for fault in checked if fault]

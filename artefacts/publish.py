@@ -2,12 +2,22 @@
 
 import json
 import os
+import secrets
 import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from configs.errors import RequestError
+
+
+def beside(path: Path) -> Path:
+    """A name of its own, in the same folder, for a file that will be renamed to ``path`` once it is whole.
+
+    A stage removes the files of such names that killed writers left (``artefacts/stage.py``). Tasks on several machines
+    may write the same file: process numbers would not tell them apart.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -17,12 +27,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content atomically and durably."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(beside, "wb") as stream:
+    partial = beside(path)
+    with open(partial, "wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(beside, path)
+    os.replace(partial, path)
     sync_folder(path.parent)
 
 

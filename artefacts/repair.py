@@ -12,6 +12,7 @@ COMMANDS = {
     "documents": "python -m pipeline clean",
     "tokenizer": "python -m tokenizer train",
     "tokens": "python -m pipeline tokenize",
+    "packing": "python -m pipeline pack",
     "examples": "python -m pipeline examples",
     "evaluation": "python -m training evaluate",
 }

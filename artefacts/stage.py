@@ -16,6 +16,7 @@ from typing import Any
 
 from artefacts import lock, manifest, publish
 from artefacts.manifest import Manifest
+from configs.errors import RequestError
 
 
 @dataclass
@@ -61,26 +62,47 @@ _KEY = "key"
 
 
 @contextmanager
-def open_stage(name: str, target: Path, identity: dict[str, Any], inputs: dict[str, str]) -> Iterator[Stage]:
-    """Begin or continue building ``target``, under its lock.
+def open_stage(
+    name: str, target: Path, identity: dict[str, Any], inputs: dict[str, str], shared: bool = False
+) -> Iterator[Stage]:
+    """Begin or continue building ``target``, under its lock; ``shared``: beside other tasks of the same building.
 
     Raises:
-        RequestError: another process is building it.
+        RequestError: another process is building it, or (shared) tasks of another recipe or input are.
     """
     partial = target.parent / f".{target.name}.partial"
-    work, scratch = partial / "work", partial / "scratch"
     key = manifest.stage_key(identity, inputs)
-    with lock.hold(target):
+
+    def finished() -> bool:
         found = manifest.read(target)
-        finished = found is not None and found.key == key
-        begun = (partial / _KEY).read_text() if (partial / _KEY).exists() else None
-        # Finished and begun too: it was killed after the rename. Finished, another begun: that may still be wanted.
-        if partial.exists() and (begun is None or finished == (begun == key)):
-            shutil.rmtree(partial)
-        if not finished:
-            for folder in (work, scratch):
-                folder.mkdir(parents=True, exist_ok=True)
-            publish.write_text(partial / _KEY, key)
-        for torn in [path for path in partial.rglob(".*.partial") if path.is_file()]:
-            torn.unlink()
-        yield Stage(name, target, work, scratch, identity, inputs, finished)
+        return found is not None and found.key == key
+
+    def prepare() -> None:
+        _prepare(partial, key, finished())
+
+    with lock.share(target, prepare) if shared else lock.hold(target):
+        if not shared:
+            prepare()
+        done = finished()
+        if not done and _begun(partial) != key:
+            raise RequestError(f"{target}: tasks of another recipe or source are at work there: wait for them")
+        yield Stage(name, target, partial / "work", partial / "scratch", identity, inputs, done)
+
+
+def _begun(partial: Path) -> str | None:
+    """The key of what was begun there."""
+    return (partial / _KEY).read_text() if (partial / _KEY).exists() else None
+
+
+def _prepare(partial: Path, key: str, finished: bool) -> None:
+    """Clear what another build or a killed writer left, and note what is being built."""
+    begun = _begun(partial)
+    # Finished and begun too: it was killed after the rename. Finished, another begun: that may still be wanted.
+    if partial.exists() and (begun is None or finished == (begun == key)):
+        shutil.rmtree(partial)
+    if not finished:
+        for folder in (partial / "work", partial / "scratch"):
+            folder.mkdir(parents=True, exist_ok=True)
+        publish.write_text(partial / _KEY, key)
+    for torn in [path for path in partial.rglob(".*.partial") if path.is_file()]:
+        torn.unlink()

@@ -66,7 +66,7 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
     """The pretraining run of a recipe over the published token shards.
 
     Raises:
-        RequestError: the shards are not there, or come from another tokenizer or vocabulary.
+        RequestError: the shards or their packing are not there, or come from other inputs or another vocabulary.
     """
     tokens = manifest.require(layout.tokens, "make data")
     tokenizer = manifest.require(layout.tokenizer, "make tokenizer")
@@ -82,7 +82,36 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
         "model": {**recipe.model.identity(), "vocab_size": recipe.vocab_size},
         "train": recipe.train.identity(),
     }
-    return TrainingRun("pretrain", layout.pretrain, identity, {"tokens": tokens.fingerprint})
+    inputs = {"tokens": tokens.fingerprint}
+    if "sources" in tokens.counts:
+        identity["mixture"] = mixture_weights(recipe, layout, tokens)
+    if recipe.train.packing == "best_fit":
+        inputs["packing"] = _packing(recipe, layout, tokens)
+    return TrainingRun("pretrain", layout.pretrain, identity, inputs)
+
+
+def mixture_weights(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> dict[str, float]:
+    """The weight of each source whose shards stand in a folder of their own.
+
+    Raises:
+        RequestError: the recipe names other sources than the shards were made from.
+    """
+    made, asked = sorted(tokens.counts["sources"]), sorted(recipe.data.sources)
+    if made != asked:
+        raise RequestError(
+            f"{layout.tokens} holds the sources {', '.join(made)}, the recipe names {', '.join(asked) or 'none'}: "
+            "run `make data`"
+        )
+    return {name: recipe.data.sources[name].weight for name in made}
+
+
+def _packing(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> str:
+    """Fingerprint of the packing of these shards at the recipe's context length."""
+    found = manifest.require(layout.packing, "make data")
+    same = found.inputs.get("tokens") == tokens.fingerprint
+    if not same or found.identity["context_length"] != recipe.train.context_length:
+        raise RequestError(f"{layout.packing} was made of other shards or for another context length: run `make data`")
+    return found.fingerprint
 
 
 def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:

@@ -1,10 +1,11 @@
 """What every ``python -m`` command does alike: arguments, the recipe, and faults as one line with the right status."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
-from configs.errors import RequestError
+from configs.errors import RequestError, WorkerKilledError
 from configs.load import load_recipe
 from configs.schema import Recipe
 
@@ -41,11 +42,29 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         status = WRONG_REQUEST
-    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        print(f"error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+    except WorkerKilledError as error:
+        print(f"error: {error}", file=sys.stderr)
         status = FAILED
     except BrokenPipeError:
         status = DONE
+    except OSError as error:
+        if (said := _said(error)) is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        status = FAILED
     except KeyboardInterrupt:
         status = 130
     sys.exit(status or DONE)
+
+
+def _said(error: OSError) -> str | None:
+    """One line about a fault of the file system; None where it is of another sort."""
+    where = f"{error.filename}: " if error.filename else ""
+    # Arrow's errors carry the number in their text alone.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return f"{where}the disk is full: free some space and run the same again; what is finished is kept"
+    if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return f"{where}{error.strerror}"
+    if error.errno == errno.EIO or "Input/output error" in str(error):
+        return f"{where}the disk failed to read or write ({error}): see to it and run the same again"
+    return None

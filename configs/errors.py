@@ -1,5 +1,13 @@
-"""The one exception that a user may see: a request that cannot be met as it was made."""
+"""Faults that a command reports in one line."""
 
 
 class RequestError(Exception):
-    """The request is wrong: one line that names the thing and the cure. Commands print it and exit with status 2."""
+    """The request is wrong; the message names the thing and the cure, in one line. Commands exit 2 on it."""
+
+
+class UnreachableError(RequestError):
+    """A service over the network does not answer; what is finished can do without it."""
+
+
+class WorkerKilledError(Exception):
+    """A process of ours was killed from outside; the message says what to do, in one line. Commands exit 1 on it."""

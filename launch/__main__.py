@@ -20,9 +20,11 @@ KINDS = {
     "local": "this machine, launch.processes processes",
     "torchrun": "this node of several, which meet at launch.rendezvous",
     "recipe": "whatever launch.kind says",
+    "slurm": "jobs of a SLURM cluster, submitted here, as launch.slurm says",
     "demo": "the whole river of a recipe, with a stop and a resume on the way",
 }
 COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
+SLURM_COMMANDS = ("data",)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,8 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     for kind, purpose in KINDS.items():
         sub = kinds.add_parser(kind, help=purpose, description=purpose)
         if kind != "demo":
-            sub.add_argument("verb", choices=sorted(COMMANDS), metavar="COMMAND", help="pretrain or finetune")
-            sub.add_argument("--dry-run", action="store_true", help="print the command and its environment, start none")
+            verbs = SLURM_COMMANDS if kind == "slurm" else sorted(COMMANDS)
+            sub.add_argument("verb", choices=verbs, metavar="COMMAND", help=" or ".join(verbs))
+            sub.add_argument("--dry-run", action="store_true", help="print what would be started, start nothing")
         command.add_recipe_arguments(sub)
     parsed = command.parse(parser, arguments)
     if parsed.kind == "demo":
@@ -40,6 +43,10 @@ def main(arguments: Sequence[str]) -> int:
 
         return demo(command.read_recipe(parsed), parsed.recipe, parsed.overrides)
     overrides = [*parsed.overrides]
+    if parsed.kind == "slurm":
+        from launch.slurm_data import submit
+
+        return submit(command.read_recipe(parsed), parsed.recipe, overrides, parsed.dry_run)
     if parsed.kind != "recipe":
         overrides.append(f"launch.kind={parsed.kind}")
         parsed.overrides = overrides

@@ -1,4 +1,4 @@
-"""``python -m pipeline run|clean|tokenize|examples|verify|stats --recipe R [section.key=value ...]``."""
+"""The data stages: ``python -m pipeline VERB --recipe R [section.key=value ...]``."""
 
 import argparse
 import sys
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from artefacts.layout import RunLayout
 from configs.command import DONE, FAILED, add_recipe_arguments, parse, read_recipe, run
+from configs.errors import RequestError
 from configs.schema import Recipe
+from pipeline.share import WHOLE, Share
 
 # Stages import what they need when they are asked for: to say "up to date" takes no numpy, no Arrow, no SentencePiece.
 
@@ -15,24 +17,71 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (_, does) in _VERBS.items():
-        add_recipe_arguments(verbs.add_parser(name, help=does, description=does))
+        verb = verbs.add_parser(name, help=does, description=does)
+        add_recipe_arguments(verb)
+        if name in _SHARED:
+            verb.add_argument("--tasks", type=int, metavar="N", help="share the work between N tasks")
+            verb.add_argument("--task", type=int, metavar="I", help="do the share of task I (0 to N-1)")
+        if name == "ingest":
+            verb.add_argument(
+                "--limit", type=int, metavar="N", help="try the first N documents of each source, leaving no trace"
+            )
     chosen = parse(parser, arguments)
-    return _VERBS[chosen.verb][0](read_recipe(chosen), chosen.recipe)
+    return _VERBS[chosen.verb][0](read_recipe(chosen), chosen)
 
 
-def _run(recipe: Recipe, path: str) -> int:
-    _clean(recipe, path)
+def _share(chosen: argparse.Namespace) -> Share:
+    """The share that ``--task`` and ``--tasks`` ask for."""
+    if chosen.task is None and chosen.tasks is None:
+        return WHOLE
+    if chosen.task is None or chosen.tasks is None or not 0 <= chosen.task < chosen.tasks:
+        raise RequestError("--tasks N and --task I go together, I from 0 to N-1")
+    return Share(chosen.task, chosen.tasks)
+
+
+def _run(recipe: Recipe, chosen: argparse.Namespace) -> int:
+    _build_documents(recipe, WHOLE)
     _train_tokenizer(recipe)
-    return _tokenize(recipe, path)
+    _build_tokens(recipe, WHOLE)
+    return _pack(recipe, chosen) if recipe.train.packing == "best_fit" else DONE
 
 
-def _clean(recipe: Recipe, path: str) -> int:
+def _ingest(recipe: Recipe, chosen: argparse.Namespace) -> int:
+    if chosen.limit is not None:
+        if chosen.limit < 1 or _share(chosen) != WHOLE:
+            raise RequestError("--limit takes a number of documents from 1, and no --task")
+        from pipeline.preview import preview
+
+        lines: list[str] | None = preview(recipe, chosen.limit)
+    else:
+        from pipeline import documents
+
+        lines = documents.ingest(recipe, _share(chosen))
+    print("\n".join([f"{RunLayout.of(recipe).documents}: up to date"] if lines is None else lines))
+    return DONE
+
+
+def _dedup(recipe: Recipe, chosen: argparse.Namespace) -> int:
     from pipeline import documents
 
-    made = documents.build(recipe)
+    share = _share(chosen)
+    settled = documents.find_duplicates(recipe, share)
+    folder = RunLayout.of(recipe).documents
+    print(f"{folder}: duplicates are settled" if settled else f"{folder}: {_done(share)} compared")
+    return DONE
+
+
+def _clean(recipe: Recipe, chosen: argparse.Namespace) -> int:
+    return _build_documents(recipe, _share(chosen))
+
+
+def _build_documents(recipe: Recipe, share: Share) -> int:
+    from pipeline import documents
+
+    made = documents.build(recipe, share)
     folder = RunLayout.of(recipe).documents
     if made is None:
-        print(f"{folder}: up to date")
+        print(f"{folder}: up to date" if share == WHOLE else f"{folder}: {_done(share)} written")
     else:
         dropped = sum(made.counts["dropped"].values())
         print(
@@ -42,19 +91,27 @@ def _clean(recipe: Recipe, path: str) -> int:
     return DONE
 
 
+def _done(share: Share) -> str:
+    return f"task {share.task} of {share.tasks}: its share is"
+
+
 def _train_tokenizer(recipe: Recipe) -> None:
     from tokenizer.train import outcome, train
 
     print(outcome(train(recipe), recipe))
 
 
-def _tokenize(recipe: Recipe, path: str) -> int:
+def _tokenize(recipe: Recipe, chosen: argparse.Namespace) -> int:
+    return _build_tokens(recipe, _share(chosen))
+
+
+def _build_tokens(recipe: Recipe, share: Share) -> int:
     from pipeline import tokens
 
-    made = tokens.build(recipe)
+    made = tokens.build(recipe, share)
     folder = RunLayout.of(recipe).tokens
     if made is None:
-        print(f"{folder}: up to date")
+        print(f"{folder}: up to date" if share == WHOLE else f"{folder}: {_done(share)} encoded")
     else:
         train, validation = made.counts["train"], made.counts["validation"]
         print(
@@ -65,7 +122,14 @@ def _tokenize(recipe: Recipe, path: str) -> int:
     return DONE
 
 
-def _examples(recipe: Recipe, path: str) -> int:
+def _pack(recipe: Recipe, chosen: argparse.Namespace) -> int:
+    from pipeline import packing
+
+    print(packing.outcome(packing.build(recipe), recipe))
+    return DONE
+
+
+def _examples(recipe: Recipe, chosen: argparse.Namespace) -> int:
     from pipeline import examples
 
     made = examples.build(recipe)
@@ -81,10 +145,10 @@ def _examples(recipe: Recipe, path: str) -> int:
     return DONE
 
 
-def _verify(recipe: Recipe, path: str) -> int:
+def _verify(recipe: Recipe, chosen: argparse.Namespace) -> int:
     from pipeline.verify import verify
 
-    whole, faults = verify(recipe, path)
+    whole, faults = verify(recipe, chosen.recipe)
     for line in whole:
         print(line)
     for line in faults:
@@ -92,24 +156,31 @@ def _verify(recipe: Recipe, path: str) -> int:
     return FAILED if faults else DONE
 
 
-def _stats(recipe: Recipe, path: str) -> int:
-    from pipeline.stats import table
+def _stats(recipe: Recipe, chosen: argparse.Namespace) -> int:
+    from pipeline.stats import stats
 
-    print("\n".join(table(recipe)))
+    lines, page = stats(recipe)
+    print("\n".join([*lines, f"plots: {page}"]))
     return DONE
 
 
 _VERBS = {
     "run": (_run, "all of it: source to documents, tokenizer, token shards"),
-    "clean": (_clean, "source to cleaned documents"),
+    "ingest": (_ingest, "read and clean the source, part by part; tables of what is there"),
+    "dedup": (_dedup, "compare what was read: exact duplicates, long lines, near duplicates"),
+    "clean": (_clean, "source to cleaned documents: what ingest and dedup left to do, then the documents' files"),
     "tokenize": (_tokenize, "documents to token shards, with the run's tokenizer"),
+    "pack": (_pack, "token shards to an index of packed samples, for train.packing=best_fit; run does it too"),
     "examples": (_examples, "chat examples for fine-tuning"),
     "verify": (
         _verify,
         "re-check every artefact and checkpoint, name what is damaged and what repairs it",
     ),
-    "stats": (_stats, "table of documents, bytes and tokens"),
+    "stats": (_stats, "table of documents, bytes and tokens, and a page with plots"),
 }
+
+#: Verbs whose work several tasks can share.
+_SHARED = ("ingest", "dedup", "clean", "tokenize")
 
 if __name__ == "__main__":
     run(main)

@@ -1,4 +1,4 @@
-"""Inputs that could not be read: counted by reason, the first few of each kept to show."""
+"""Inputs that could not be read: counted by reason, with the first places of each."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,7 +6,9 @@ from typing import Any
 
 from configs.errors import RequestError
 
+#: Places of a reason that are named in a message, and that are kept to be looked up.
 _SHOWN = 3
+_KEPT = 100
 
 
 @dataclass
@@ -27,24 +29,25 @@ class BadInputs:
         """Count an input that could not be read; what UTF-8 cannot hold of either text is spelt out."""
         reason, where = _writable(reason), _writable(where)
         self.reasons[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < _SHOWN:
-            shown.append(where)
+        kept = self.examples.setdefault(reason, [])
+        if len(kept) < _KEPT:
+            kept.append(where)
 
     def merge(self, other: dict[str, Any]) -> None:
         """Add what ``dump`` gave for another part of the same source."""
         self.good += other["good"]
         self.reasons.update(other["reasons"])
         for reason, places in other["examples"].items():
-            shown = self.examples.setdefault(reason, [])
-            shown.extend(places[: _SHOWN - len(shown)])
+            kept = self.examples.setdefault(reason, [])
+            kept.extend(places[: _KEPT - len(kept)])
 
     def dump(self) -> dict[str, Any]:
         """The counts as a JSON value."""
         return {"good": self.good, "reasons": dict(self.reasons), "examples": self.examples}
 
     def _lines(self) -> list[str]:
-        return [f"{reason}: {self.reasons[reason]:,} ({'; '.join(self.examples[reason])})" for reason in self.reasons]
+        shown = {reason: "; ".join(places[:_SHOWN]) for reason, places in self.examples.items()}
+        return [f"{reason}: {count:,} ({shown[reason]})" for reason, count in self.reasons.items()]
 
     def check(self, most: float, what: str) -> None:
         """Refuse a source with too many of them; print the others, a line for each reason.

@@ -1,11 +1,17 @@
-"""The documents stage: source to cleaned documents, duplicates and what the sample leaves out taken away.
+"""The documents stage: sources to cleaned documents, duplicates and what a sample leaves out taken away.
 
+Three steps, each of which can be shared by several tasks and goes on where it was stopped: ``ingest`` reads and cleans
+every part of every source, ``find_duplicates`` compares them all, ``build`` writes the shards and publishes them.
 ``documents/clean-*.parquet`` holds id, text, source, kind, bytes (of UTF-8) and digest (first half of the text's
-sha256); ``rejected-*.parquet`` holds what cleaning dropped, with the reason.
+sha256); ``rejected-*.parquet`` holds what was dropped, with the reason; ``unreadable.json`` where input could not be
+read (the first hundred places of each reason).
 """
 
-import shutil
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,149 +19,279 @@ from artefacts import fingerprint, manifest, publish
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
-from artefacts.stage import open_stage
-from configs.errors import RequestError
+from artefacts.stage import Stage, open_stage
+from configs.errors import RequestError, UnreachableError
 from configs.schema import Recipe
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
+from pipeline.share import WHOLE, Share
 from pipeline.sources import Source, open_source
 
-#: Text of a clean shard, in bytes, about.
-_SHARD_BYTES = 256 << 20
+#: Counts of the shards that add up.
+_COUNTED = ("documents", "bytes", "outside_sample", "removed_lines")
 
 
-def build(recipe: Recipe) -> Manifest | None:
-    """Read, clean and publish the documents; None where they are up to date.
+def ingest(recipe: Recipe, share: Share) -> list[str] | None:
+    """Read and clean the share's parts; tables of what is read so far, None where the documents are up to date.
 
     Raises:
-        RequestError: nothing to read, too many unreadable inputs, or nothing left after cleaning.
+        RequestError: nothing to read.
     """
-    section = recipe.data
-    source = open_source(recipe)
-    target = RunLayout.of(recipe).documents
-    # Where the source lies does not matter, what it holds does: inputs() says that.
-    identity: dict[str, Any] = {
-        "source": {key: value for key, value in section.source.identity().items() if key != "path"},
-        "clean": section.clean.identity(),
-    }
-    if section.source.sample_bytes:
-        identity["seed"] = recipe.run.seed
-    with open_stage("documents", target, identity, source.inputs()) as stage:
+    sources = opened(recipe)
+    with _stage(recipe, sources, share) as stage:
         if stage.finished:
             return None
-        bad, counts = _clean_parts(recipe, source, stage.scratch)
-        bad.check(section.max_bad_fraction, source.name)
-        counts |= _merge(stage.scratch, stage.work, recipe)
+        from pipeline import tables
+        from pipeline.ingest import ingest as read
+
+        parts = _parts(stage, sources)
+        read(recipe, sources, parts, share)
+        kept = [path for path in sorted(parts.glob("[0-9]*.parquet")) if "rejected" not in path.name]
+        return [*tables.sources(by_source(parts)), "", *tables.lengths(kept)]
+
+
+def find_duplicates(recipe: Recipe, share: Share) -> bool:
+    """Compare all documents; True when every task's work is done and the verdicts stand.
+
+    Raises:
+        RequestError: parts are missing.
+    """
+    sources = opened(recipe)
+    with _stage(recipe, sources, share) as stage:
+        return stage.finished or _compare(recipe, _parts(stage, sources), share)
+
+
+def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
+    """Everything that is left to do of the documents, and (not for one task of several) their publishing.
+
+    Returns:
+        The manifest; None where the documents are up to date, or the share's part of them is written.
+
+    Raises:
+        RequestError: nothing to read, too many unreadable inputs, nothing left after cleaning, or (for one task of
+            several) an earlier step is not finished.
+    """
+    sources = opened(recipe)
+    with _stage(recipe, sources, share) as stage:
+        if stage.finished:
+            return None
+        parts = _parts(stage, sources)
+        if share == WHOLE:
+            from pipeline.ingest import ingest as read
+
+            read(recipe, sources, parts, share)
+            _checked(recipe, sources, parts)
+            _compare(recipe, parts, share)
+        done = _assemble(recipe, parts, stage, share)
+        if share != WHOLE:
+            return None
+        counts, details = _totals(sources, parts, done)
+        _list_unreadable(parts, stage.work)
         if not counts["documents"]:
-            raise RequestError(f"{source.name}: no document is left after cleaning: {_listed(counts['dropped'])}")
-        counts["bad_inputs"] = dict(bad.reasons)
-        return stage.publish(counts, manifest.versions("pyarrow"), source.details())
+            names = ", ".join(source.name for source in sources.values())
+            raise RequestError(f"{names}: no document is left after cleaning: {_listed(counts['dropped'])}")
+        return stage.publish(counts, manifest.versions("pyarrow", "numpy"), details)
+
+
+def opened(recipe: Recipe) -> dict[str, Source]:
+    """Every source of the recipe by name.
+
+    Raises:
+        RequestError: there is nothing at a source's path.
+    """
+    return {name: open_source(section, recipe) for name, section in recipe.data.named_sources.items()}
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The recipe keys that the documents depend on."""
+    sections = recipe.data.named_sources
+    # Where a source lies and how often it is drawn from do not matter here; what it holds does: inputs() says that.
+    kept = {
+        name: {key: value for key, value in section.identity().items() if key not in ("path", "weight")}
+        for name, section in sections.items()
+    }
+    found: dict[str, Any] = {"sources": kept, "clean": recipe.data.clean.identity()}
+    found["clean"]["decontaminate"].pop("path")
+    if any(section.sample_bytes for section in sections.values()):
+        found["seed"] = recipe.run.seed
+    return found
+
+
+def inputs(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
+    """Fingerprints of everything that is read."""
+    found = {f"{name}: {key}": value for name, source in sources.items() for key, value in source.inputs().items()}
+    if recipe.data.clean.decontaminate.path:
+        from pipeline.sources import files
+
+        read = files.find(recipe.data.clean.decontaminate.path, (".txt", ".jsonl"))
+        found["decontaminate"] = files.fingerprints(read)["files"]
+    return found
+
+
+@contextmanager
+def _stage(recipe: Recipe, sources: dict[str, Source], share: Share) -> Iterator[Stage]:
+    target = RunLayout.of(recipe).documents
+    try:
+        read = inputs(recipe, sources)
+    except UnreachableError as error:
+        made = manifest.read(target)
+        if made is None or fingerprint.of_value(made.identity) != fingerprint.of_value(identity(recipe)):
+            raise
+        print(f"{target}: taken as they are, not compared with their source: {error}", file=sys.stderr)
+        read = made.inputs
+    with open_stage("documents", target, identity(recipe), read, shared=share != WHOLE) as stage:
+        yield stage
+
+
+def _parts(stage: Stage, sources: dict[str, Source]) -> Path:
+    """The folder of the parts; of another cut of the same sources nothing is kept."""
+    cut = fingerprint.of_value([source.parting for source in sources.values()])
+    return stage.scratch / f"parts-{cut[:12]}"
+
+
+def by_source(parts: Path) -> dict[str, Any]:
+    """Counts of the parts that are finished, by source."""
+    found: dict[str, Any] = {}
+    for path in sorted(parts.glob("[0-9]*.json")):
+        counts = publish.read_json(path)
+        here = found.setdefault(
+            counts["dataset"],
+            {"read": 0, "read_bytes": 0, "kept": 0, "kept_bytes": 0, "dropped": Counter(), "bad": BadInputs()},
+        )
+        for key in ("read", "read_bytes", "kept", "kept_bytes"):
+            here[key] += counts[key]
+        here["dropped"].update(counts["dropped"])
+        here["bad"].merge(counts["bad"])
+    return found
+
+
+def _checked(recipe: Recipe, sources: dict[str, Source], parts: Path) -> None:
+    """Refuse a source that could not be read, as soon as that is known."""
+    found = by_source(parts)
+    for name, source in sources.items():
+        bad = found[name]["bad"] if name in found else BadInputs()
+        bad.check(recipe.data.max_bad_fraction, source.name)
+
+
+def _compare(recipe: Recipe, parts: Path, share: Share) -> bool:
+    """Find duplicates, and (once all is compared) settle which documents go, and what the sample takes."""
+    from pipeline import dedup
+    from pipeline.ingest import finished_parts
+
+    finished_parts(parts)
+    section = recipe.data.clean
+    if dedup.kinds(section):
+        _reduce(recipe, parts, dedup.plan(parts, section), share)
+        if share == WHOLE:
+            dedup.resolve(parts, section)
+            _reduce(recipe, parts, dedup.plan_lines(parts, section), share)
+    if share != WHOLE:
+        return False
+    _settle_sample(recipe, parts)
+    return True
+
+
+def _reduce(recipe: Recipe, parts: Path, tasks: list[Any], share: Share) -> None:
+    from pipeline import dedup
+
+    mine = [(parts, recipe.data.clean, task) for number, task in enumerate(tasks) if share.owns(number)]
+    with bar(len(mine), "task", "duplicates") as progress:
+        for _ in processes.ordered(dedup.reduce, mine, processes.count(recipe.data.workers)):
+            progress.update()
+
+
+def _settle_sample(recipe: Recipe, parts: Path) -> None:
+    """Write ``sample.json``: for each source the largest hash that its sample takes."""
+    if (parts / "sample.json").exists():
+        return
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    from pipeline import assemble, dedup
+    from pipeline.ingest import finished_parts, kept_path
+    from pipeline.sampling import Pieces, threshold
+
+    owners = [counts["dataset"] for counts in finished_parts(parts)]
+
+    def pieces(dataset: str) -> Pieces:
+        for number, owner in enumerate(owners):
+            if owner == dataset:
+                table = parquet.read_table(kept_path(parts, number), columns=["id", "bytes"])
+                stays = assemble.verdict(parts, recipe.data.clean, number).documents == dedup.KEPT
+                table = table.filter(pyarrow.array(stays))
+                yield assemble.document_hashes(recipe.run.seed, table["id"]), table["bytes"].to_numpy()
+
+    thresholds = {
+        name: threshold(partial(pieces, name), section.sample_bytes)
+        for name, section in recipe.data.named_sources.items()
+        if section.sample_bytes
+    }
+    publish.write_json(parts / "sample.json", thresholds)
+
+
+def _assemble(recipe: Recipe, parts: Path, stage: Stage, share: Share) -> list[dict[str, Any]]:
+    """Write the share's shards; counts of all of them when the share is the whole."""
+    from pipeline import assemble
+    from pipeline.ingest import finished_parts
+
+    plan = assemble.plan(finished_parts(parts))
+    if not (parts / "sample.json").exists():
+        raise RequestError("duplicates are not settled yet: run `python -m pipeline dedup` (without --task) first")
+    sampled = assemble.Sampled(recipe.run.seed, publish.read_json(parts / "sample.json"))
+    counts = stage.scratch / "shards"
+    counts.mkdir(exist_ok=True)
+    mine = [
+        (shard, parts, counts, stage.work, recipe.data.clean, sampled) for shard in plan if share.owns(shard.number)
+    ]
+    with bar(sum(len(task[0].parts) for task in mine), "part", "shards") as progress:
+        for count in processes.ordered(assemble.write_shard, mine, processes.count(recipe.data.workers)):
+            progress.update(count)
+    if share != WHOLE:
+        return []
+    return [publish.read_json(counts / f"{shard.number:05d}.json") for shard in plan]
+
+
+def _totals(
+    sources: dict[str, Source], parts: Path, shards: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest's counts and details."""
+    from pipeline.assemble import clean_name
+
+    read = by_source(parts)
+    each: dict[str, Any] = {}
+    for name, found in read.items():
+        own = [shard for shard in shards if shard["dataset"] == name]
+        each[name] = {
+            "read_documents": found["read"],
+            "read_bytes": found["read_bytes"],
+            **{
+                key: sum(shard[key] for shard in own)
+                for key in ("documents", "bytes", "outside_sample", "removed_lines")
+            },
+            "dropped": dict(sum((Counter(shard["dropped"]) for shard in own), Counter())),
+            "bad_inputs": dict(found["bad"].reasons),
+        }
+    totals: dict[str, Any] = {}
+    for counts in each.values():
+        for key, value in counts.items():
+            if isinstance(value, dict):
+                totals[key] = dict(Counter(totals.get(key, {})) + Counter(value))
+            else:
+                totals[key] = totals.get(key, 0) + value
+    if len(each) > 1:
+        totals["sources"] = each
+    files: dict[str, list[str]] = {name: [] for name in sources}
+    for number, shard in enumerate(shards):
+        files[shard["dataset"]].append(clean_name(number))
+    return totals, {"files": files, "sources": {name: source.details() for name, source in sources.items()}}
+
+
+def _list_unreadable(parts: Path, work: Path) -> None:
+    """Write ``unreadable.json``, where anything could not be read: for each source and reason where it was met."""
+    places = {name: found["bad"].examples for name, found in by_source(parts).items() if found["bad"].reasons}
+    if places:
+        publish.write_json(work / "unreadable.json", places)
 
 
 def _listed(dropped: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-
-
-def _clean_parts(recipe: Recipe, source: Source, folder: Path) -> tuple[BadInputs, dict[str, Any]]:
-    """Clean every part, in parallel; those that an earlier start finished are kept."""
-    from pipeline.clean_parts import clean_part
-
-    workers = processes.count(recipe.data.workers)
-    parts = source.parts(workers)
-    plan = fingerprint.of_value([repr(part) for part in parts])
-    if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        publish.write_text(folder / "plan", plan)
-    bad = BadInputs()
-    counts = {"read_documents": 0, "read_bytes": 0}
-    tasks = [(source, part, number, folder, recipe.data.clean) for number, part in enumerate(parts)]
-    with bar(len(parts), "part", "documents") as progress:
-        for found in processes.ordered(clean_part, tasks, min(workers, len(tasks) or 1)):
-            bad.merge(found["bad"])
-            counts["read_documents"] += found["read"]
-            counts["read_bytes"] += found["read_bytes"]
-            progress.update()
-    return bad, counts
-
-
-def _merge(parts: Path, work: Path, recipe: Recipe) -> dict[str, Any]:
-    """Take duplicates and the unsampled away and write the final shards, in the order of the source."""
-    import numpy as np
-    import pyarrow.parquet as parquet
-
-    from pipeline.clean_parts import kept_path, rejected_path
-    from pipeline.shards import ParquetShards
-
-    for leftover in work.glob("*.parquet"):
-        leftover.unlink()
-    numbers = range(len(list(parts.glob("*.json"))))
-    unique, sampled = _chosen(parts, len(numbers), recipe)
-    dropped: Counter[str] = Counter()
-    total = seen = 0
-    with (
-        ParquetShards(work, "clean", _SHARD_BYTES) as kept,
-        ParquetShards(work, "rejected", _SHARD_BYTES) as rejected,
-    ):
-        for number in numbers:
-            refused = parquet.read_table(rejected_path(parts, number))
-            dropped.update(refused["reason"].to_pylist())
-            rejected.write(refused)
-            file = parquet.ParquetFile(kept_path(parts, number))
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                here = slice(seen, seen + len(table))
-                seen += len(table)
-                chosen = table.filter(sampled[here])
-                kept.write(chosen)
-                total += int(np.sum(chosen["bytes"].to_numpy()))
-                rejected.write(_as_duplicates(table.filter(~unique[here])))
-    if duplicates := int(np.sum(~unique)):
-        from pipeline.clean import DUPLICATE
-
-        dropped[DUPLICATE] = duplicates
-    outside = int(np.sum(unique & ~sampled))
-    return {
-        "documents": int(np.sum(sampled)),
-        "bytes": total,
-        "dropped": dict(dropped),
-        "outside_sample": outside,
-    }
-
-
-def _chosen(parts: Path, count: int, recipe: Recipe) -> tuple[Any, Any]:
-    """Masks over all cleaned documents: the first of each text, and those of them that the sample takes."""
-    import numpy as np
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    from pipeline.clean_parts import KEPT_SCHEMA, kept_path
-    from tokenizer.sample import keyed_hashes, smallest
-
-    columns = ["id", "bytes", "digest"]
-    empty = pyarrow.schema([KEPT_SCHEMA.field(name) for name in columns]).empty_table()
-    table = pyarrow.concat_tables(
-        [empty, *(parquet.read_table(kept_path(parts, number), columns=columns) for number in range(count))]
-    )
-    unique = np.ones(len(table), dtype=bool)
-    if recipe.data.clean.exact_dedup and len(table):
-        digests = np.frombuffer(b"".join(table["digest"].to_pylist()), dtype="V16")
-        unique[:] = False
-        unique[np.unique(digests, return_index=True)[1]] = True
-    budget = recipe.data.source.sample_bytes
-    sizes = table["bytes"].to_numpy()
-    if budget is None or int(sizes[unique].sum()) <= budget:
-        return unique, unique.copy()
-    sampled = np.zeros(len(table), dtype=bool)
-    hashes = keyed_hashes(recipe.run.seed, "documents", table["id"].filter(unique).to_pylist())
-    sampled[unique] = smallest(hashes, sizes[unique], budget)
-    return unique, sampled
-
-
-def _as_duplicates(table: Any) -> Any:
-    import pyarrow
-
-    from pipeline.clean import DUPLICATE
-
-    reasons = pyarrow.array([DUPLICATE] * len(table), pyarrow.string())
-    return table.select(["id", "text", "source", "kind"]).append_column("reason", reasons)

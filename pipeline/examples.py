@@ -4,6 +4,7 @@
 question and answer. An answer stands on one side only.
 """
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from artefacts.progress import bar
 from artefacts.stage import open_stage
 from configs.errors import RequestError
 from configs.schema import Recipe
+from configs.schema.data import SourceSection
 from configs.schema.finetune import FinetuneSection
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
@@ -53,8 +55,8 @@ def build(recipe: Recipe) -> Manifest | None:
         from pipeline.sources import files
 
         inputs |= files.fingerprints(instructions.find(str(section.examples.path)))
-    elif recipe.data.source.kind == "pydocs":
-        identity["packages"] = recipe.data.source.identity()["packages"]
+    elif source := _pydocs(recipe):
+        identity["packages"] = source.identity()["packages"]
         inputs["tokens"] = manifest.require(layout.tokens, "python -m pipeline run --recipe ...").fingerprint
     with open_stage("examples", layout.examples, identity, inputs) as stage:
         if stage.finished:
@@ -90,9 +92,10 @@ def _about_functions(recipe: Recipe, dropped: Counter[str]) -> list[Example]:
     from pipeline.questions import questions
     from pipeline.sources.pydocs import PydocsSource
 
-    source = PydocsSource.of(recipe)
+    section = _pydocs(recipe)
+    source = PydocsSource.of(section or SourceSection(), recipe)
     held_out: frozenset[str] = frozenset()
-    if recipe.data.source.kind == "pydocs":
+    if section:
         path = RunLayout.of(recipe).tokens / "validation.parquet"
         with repair.reading("tokens", path):
             table = parquet.read_table(path, columns=["id"])
@@ -107,6 +110,11 @@ def _about_functions(recipe: Recipe, dropped: Counter[str]) -> list[Example]:
         )
         for found in questions(documents, held_out, recipe.run.seed, dropped)
     ]
+
+
+def _pydocs(recipe: Recipe) -> SourceSection | None:
+    """The pydocs source of the documents, if there is one: examples keep clear of what it holds out."""
+    return next((section for section in recipe.data.named_sources.values() if section.kind == "pydocs"), None)
 
 
 def _plain(answer: str) -> str:
@@ -132,10 +140,9 @@ def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[st
     """Sample, render, split by the answer and write both sides."""
     import numpy as np
 
-    from pipeline.split import lowest
     from tokenizer import chat
     from tokenizer.load import Tokenizer
-    from tokenizer.sample import keyed_hashes, smallest
+    from tokenizer.sample import keyed_hashes, lowest, smallest
 
     section = recipe.finetune
     assert section is not None
@@ -174,15 +181,15 @@ def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[st
 
 def _write_side(work: Path, name: str, rows: list[dict[str, Any]]) -> None:
     import pyarrow
-
-    from pipeline.shards import ParquetShards
+    import pyarrow.parquet as parquet
 
     schema = pyarrow.schema(
         [(column, pyarrow.list_(pyarrow.int32())) for column in ("ids", "labels")]
         + [(column, pyarrow.string()) for column in ("source", "question", "answer")]
     )
-    for leftover in [*work.glob(f"{name}-*.parquet"), *work.glob(f".{name}-*")]:
-        leftover.unlink()
-    with ParquetShards(work, name, 256 << 20) as shards:
+    target = work / f"{name}-00000.parquet"
+    beside = target.with_name(f".{target.name}.partial")
+    with parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
         for start in range(0, len(rows), 10_000):
-            shards.write(pyarrow.Table.from_pylist(rows[start : start + 10_000], schema))
+            writer.write_table(pyarrow.Table.from_pylist(rows[start : start + 10_000], schema))
+    os.replace(beside, target)

@@ -6,9 +6,12 @@ boundaries (uint64), then sequence lengths in ids (int32), sequence offsets in b
 sequences (int64, from 0 to the number of sequences). We write one sequence a document.
 """
 
+import mmap
 import os
 import struct
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,47 +79,74 @@ class IndexedDatasetWriter:
 
 
 class IndexedDataset:
-    """Memory-mapped reader of one shard.
+    """Memory-mapped reader of one shard. Opening reads a few bytes of the index, which is mapped when it is used.
 
     Attributes:
-        tokens: all ids of the shard, in order (memory map of uint16 or int32).
-        lengths: ids of each sequence (int32).
-        boundaries: first sequence of each document, and the number of sequences at the end (int64).
+        tokens: all ids of the shard, in order (uint16 or int32; read only).
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, scattered: bool = False) -> None:
         """Open ``PREFIX.bin`` and ``PREFIX.idx``.
+
+        ``scattered``: reads will be short and at random, so that none is taken for the beginning of many (by default
+        the kernel may fetch megabytes after each); see ``announce``.
 
         Raises:
             RequestError: one is missing, is no indexed dataset of token ids, or they do not belong together.
         """
-        index, content = _with_suffix(Path(prefix), ".idx"), _with_suffix(Path(prefix), ".bin")
-        for path in (index, content):
+        self._index, content = _with_suffix(Path(prefix), ".idx"), _with_suffix(Path(prefix), ".bin")
+        for path in (self._index, content):
             if not path.is_file():
                 raise RequestError(f"{path}: no such token shard")
-        size = index.stat().st_size
-        with open(index, "rb") as stream:
-            header = stream.read(_HEADER.size)
-        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-            raise RequestError(f"{index}: not an indexed dataset (no MMIDIDX at its head)")
-        _, version, code, sequences, boundaries = _HEADER.unpack(header)
-        if version != _VERSION or code not in _TYPES:
-            raise RequestError(f"{index}: version {version}, id type {code}; only version 1, types 4 and 8 are read")
-        if size < _HEADER.size + 12 * sequences + 8 * boundaries:
-            raise RequestError(f"{index}: ends early")
-        kind = _TYPES[code]
-        at = _HEADER.size
-        self.lengths = _map(index, np.dtype("<i4"), at, sequences)
-        self._pointers = _map(index, np.dtype("<i8"), at + 4 * sequences, sequences)
-        self.boundaries = _map(index, np.dtype("<i8"), at + 12 * sequences, boundaries)
+        with open(self._index, "rb") as stream:
+            kind, self._sequences, self._documents = _read_header(self._index, stream)
+            tokens = _end_of_last(stream, self._sequences, kind)
         count, rest = divmod(content.stat().st_size, kind.itemsize)
-        if rest or count != int(self.lengths.sum(dtype=np.int64)):
+        if rest or count != tokens:
             raise RequestError(f"{content}: its size does not match its index")
-        self.tokens = _map(content, kind, 0, count)
+        self.tokens: NDArray[np.integer] = np.empty(0, kind)
+        self._content: mmap.mmap | None = None
+        if count:
+            with open(content, "rb") as stream:
+                self._content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self.tokens = np.frombuffer(self._content, kind)
+            if scattered:
+                self._content.madvise(mmap.MADV_RANDOM)
+
+    def announce(self, firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Say which stretches of ``tokens`` are read next: what is not in memory is then fetched all at once."""
+        if self._content is None:
+            return
+        size, page = self.tokens.itemsize, mmap.PAGESIZE
+        begins = firsts * size // page * page
+        lengths = (firsts + counts) * size - begins
+        for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
+            self._content.madvise(mmap.MADV_WILLNEED, begin, length)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Ids of each sequence."""
+        return _map(self._index, np.dtype("<i4"), _HEADER.size, self._sequences)
+
+    @cached_property
+    def boundaries(self) -> NDArray[np.int64]:
+        """First sequence of each document, and the number of sequences at the end."""
+        return _map(self._index, np.dtype("<i8"), _HEADER.size + 12 * self._sequences, self._documents + 1)
+
+    @cached_property
+    def _pointers(self) -> NDArray[np.int64]:
+        return _map(self._index, np.dtype("<i8"), _HEADER.size + 4 * self._sequences, self._sequences)
+
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Ids of each document, over all its sequences."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        return np.diff(ends[self.boundaries])
 
     def __len__(self) -> int:
         """Number of documents."""
-        return len(self.boundaries) - 1
+        return self._documents
 
     def document(self, number: int) -> NDArray[np.integer]:
         """Ids of one document, over all its sequences.
@@ -129,6 +159,36 @@ class IndexedDataset:
         first, last = self.boundaries[number], self.boundaries[number + 1]
         start = self._pointers[first] // self.tokens.itemsize if first < last else 0
         return self.tokens[start : start + self.lengths[first:last].sum(dtype=np.int64)]
+
+
+def shard_prefixes(folder: Path, split: str) -> list[Path]:
+    """Prefixes of a split's shards in a tokens folder, in order; of several sources, all of each in order of name."""
+    found = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
+    return [path.with_suffix("") for path in found]
+
+
+def _read_header(index: Path, stream: BinaryIO) -> tuple[np.dtype, int, int]:
+    """Type of ids, number of sequences and of documents."""
+    header = stream.read(_HEADER.size)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        raise RequestError(f"{index}: not an indexed dataset (no MMIDIDX at its head)")
+    _, version, code, sequences, boundaries = _HEADER.unpack(header)
+    if version != _VERSION or code not in _TYPES:
+        raise RequestError(f"{index}: version {version}, id type {code}; only version 1, types 4 and 8 are read")
+    if index.stat().st_size < _HEADER.size + 12 * sequences + 8 * boundaries or not boundaries:
+        raise RequestError(f"{index}: ends early")
+    return _TYPES[code], sequences, boundaries - 1
+
+
+def _end_of_last(stream: BinaryIO, sequences: int, kind: np.dtype) -> int:
+    """Ids of the shard by its index: where the last sequence begins and how long it is."""
+    if not sequences:
+        return 0
+    stream.seek(_HEADER.size + 4 * (sequences - 1))
+    (length,) = struct.unpack("<i", stream.read(4))
+    stream.seek(_HEADER.size + 4 * sequences + 8 * (sequences - 1))
+    (pointer,) = struct.unpack("<q", stream.read(8))
+    return pointer // kind.itemsize + length
 
 
 def _map(path: Path, kind: np.dtype, offset: int, count: int) -> NDArray:

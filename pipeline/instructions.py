@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from configs.errors import RequestError
 from pipeline.bad_inputs import BadInputs
 from pipeline.sources import files
+from pipeline.sources.files import File
 
 Messages = list[dict[str, str]]
 
 _ROLES = ("system", "user", "assistant")
 
 
-def find(path: str) -> dict[str, Path]:
+def find(path: str) -> dict[str, File]:
     """The files of ``finetune.examples.path``.
 
     Raises:
@@ -26,11 +26,11 @@ def find(path: str) -> dict[str, Path]:
         raise RequestError(str(error).replace("data.source.path", "finetune.examples.path", 1)) from None
 
 
-def conversations(found: dict[str, Path], bad: BadInputs) -> Iterator[tuple[str, Messages]]:
+def conversations(found: dict[str, File], bad: BadInputs) -> Iterator[tuple[str, Messages]]:
     """(where it stands, messages) of every usable record, in order; the others are counted in ``bad``."""
-    for name, path in found.items():
+    for name, file in found.items():
         try:
-            with files.open_binary(path) as stream:
+            with files.open_binary(file) as stream:
                 records = list(_records(stream.read().decode("utf-8-sig"), name, bad))
         except files.DAMAGE as error:
             bad.add("unreadable file", f"{name}: {error}")

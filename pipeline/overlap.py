@@ -1,17 +1,22 @@
 """How much of a held-out document also stands in the training documents, by sequences of words.
 
-A word is a run of letters and digits, ASCII case ignored; a document's sequences are its distinct runs of ``words``
-words (one shorter run for a document with fewer words). Everything is hashed to 64 bits by numpy, over the UTF-8
-bytes of an Arrow column, with sums of prefixes; no Python loop sees a word. Sources: the n-gram overlap rule of the
-GPT-3 paper (Brown et al. 2020, appendix C) for what is compared; polynomial rolling hashes for how.
+A word is a run of letters, digits and characters beyond ASCII other than typographic marks, ASCII case ignored; a
+document's sequences are its distinct runs of ``words`` words (one shorter run for a document with fewer words).
+Everything is hashed to 64 bits by numpy, over the UTF-8 bytes of an Arrow column, with sums of prefixes; no Python loop
+sees a word. Sources: the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C) for what is compared;
+polynomial rolling hashes for how.
 """
 
+import os
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 from numpy.typing import NDArray
+
+from artefacts import publish
 
 Hashes = NDArray[np.uint64]
 
@@ -62,6 +67,7 @@ def _words(column: pyarrow.ChunkedArray) -> tuple[Hashes, NDArray[np.int64]]:
     if not len(content):
         return np.zeros(0, np.uint64), np.zeros(len(offsets), np.int64)
     inside = _IN_WORD[content]
+    _leave_out_marks(content, inside)
     # A text's first byte begins a word even where the text before ends in one.
     fresh = np.zeros(len(content) + 1, dtype=bool)
     fresh[offsets] = True
@@ -73,6 +79,23 @@ def _words(column: pyarrow.ChunkedArray) -> tuple[Hashes, NDArray[np.int64]]:
     np.cumsum(_NUMBER[content] * _powers(_BASE, room)[: len(content)], out=sums[1:])
     down = _powers(pow(_BASE, -1, _WRAP), room)
     return mix((sums[stops] - sums[starts]) * down[starts]), np.searchsorted(starts, offsets).astype(np.int64)
+
+
+#: Of the marks that stand between words: in U+0080 to U+00BF the second byte, in U+3000 to U+303F the third.
+_LATIN_MARKS = np.frombuffer("\u00a0¡§«¶·»¿".encode(), np.uint8)[1::2]
+_CJK_MARKS = np.frombuffer("\u3000、。「」『』".encode(), np.uint8)[2::3]
+
+
+def _leave_out_marks(content: NDArray[np.uint8], inside: NDArray[np.bool_]) -> None:
+    """Take typographic spaces and marks (U+2000 to U+206F and a few others) out of words, in place."""
+    leads = np.flatnonzero(content == 0xC2)
+    marks = leads[np.isin(content[leads + 1], _LATIN_MARKS)]
+    inside[marks] = inside[marks + 1] = False
+    leads = np.flatnonzero((content == 0xE2) | (content == 0xE3))
+    first, second, third = content[leads], content[leads + 1], content[leads + 2]
+    general = (first == 0xE2) & ((second == 0x80) | ((second == 0x81) & (third < 0xB0)))
+    marks = leads[general | ((first == 0xE3) & (second == 0x80) & np.isin(third, _CJK_MARKS))]
+    inside[marks] = inside[marks + 1] = inside[marks + 2] = False
 
 
 def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray[np.int64]]:
@@ -95,6 +118,29 @@ def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray
     return mix(total + length.astype(np.uint64) * np.uint64(_BASE))[whole], owner[whole]
 
 
+class Known:
+    """Some sequences, and a quick answer to which of many others are among them.
+
+    Attributes:
+        distinct: their hashes, sorted.
+    """
+
+    def __init__(self, hashes: Hashes) -> None:
+        self.distinct = np.unique(hashes)
+        # Most sequences of a text are not among them: a table over 22 bits of the hash rules those out at once.
+        self._possible = np.zeros(1 << 22, dtype=bool)
+        self._possible[self.distinct >> np.uint64(42)] = True
+
+    def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places in ``hashes`` of those that are known, and the place of each in ``distinct``."""
+        places = np.flatnonzero(self._possible[hashes >> np.uint64(42)])
+        if not len(self.distinct):
+            return places, places
+        at = np.minimum(np.searchsorted(self.distinct, hashes[places]), len(self.distinct) - 1)
+        same = self.distinct[at] == hashes[places]
+        return places[same], at[same]
+
+
 _PAIR = np.dtype([("owner", np.int64), ("hash", np.uint64)])
 
 
@@ -102,27 +148,54 @@ class HeldOut:
     """Distinct sequences of the held-out documents, and which of them the training documents turned out to share.
 
     Attributes:
+        words: length of a sequence in words.
+        thinned: only one of 2**thinned sequences, chosen by its hash, is compared: a sample of the same of every text.
         distinct: the hashes of all of them, sorted.
     """
 
-    def __init__(self, columns: Iterable[pyarrow.ChunkedArray], words: int) -> None:
-        """Take the texts of the held-out documents, in order, in as many columns as they come."""
-        self._documents = 0
-        parts = [np.zeros(0, _PAIR)]
-        for column in columns:
-            hashes, owners = sequences(column, words)
-            pairs = np.zeros(len(hashes), _PAIR)
-            pairs["owner"], pairs["hash"] = owners + self._documents, hashes
-            parts.append(np.unique(pairs))
-            self._documents += len(column)
-        every = np.concatenate(parts)
-        self._owners, self._hashes = every["owner"], every["hash"]
-        self.distinct = np.unique(self._hashes)
+    def __init__(self, owners: NDArray[np.int64], hashes: Hashes, documents: int, words: int, thinned: int) -> None:
+        """Take the distinct pairs of document and sequence, and the number of documents."""
+        self._owners, self._hashes, self._documents = owners, hashes, documents
+        self.words, self.thinned = words, thinned
+        self._known = Known(hashes)
+        self.distinct = self._known.distinct
         self._seen = np.zeros(len(self.distinct), dtype=bool)
 
-    def mark(self, indices: NDArray[np.int64]) -> None:
+    @classmethod
+    def of(cls, columns: Iterable[pyarrow.ChunkedArray], words: int, thinned: int = 0) -> "HeldOut":
+        """Those of the texts of the held-out documents, in order, in as many columns as they come."""
+        documents = 0
+        parts = [np.zeros(0, _PAIR)]
+        for column in columns:
+            hashes, owners = _thinned(*sequences(column, words), thinned)
+            pairs = np.zeros(len(hashes), _PAIR)
+            pairs["owner"], pairs["hash"] = owners + documents, hashes
+            parts.append(np.unique(pairs))
+            documents += len(column)
+        every = np.concatenate(parts)
+        return cls(every["owner"], every["hash"], documents, words, thinned)
+
+    def save(self, path: Path) -> None:
+        """Write what ``load`` reads; marks are not kept."""
+        beside = publish.beside(path)
+        facts = np.array([self._documents, self.words, self.thinned])
+        with open(beside, "wb") as stream:
+            np.savez(stream, owners=self._owners, hashes=self._hashes, facts=facts)
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "HeldOut":
+        with np.load(path) as found:
+            return cls(found["owners"], found["hashes"], *found["facts"].tolist())
+
+    def shared(self, column: pyarrow.ChunkedArray) -> NDArray[np.int64]:
+        """Places in ``distinct`` of the sequences that a column of training texts contains."""
+        hashes, _ = _thinned(*sequences(column, self.words), self.thinned)
+        return np.unique(self._known.find(hashes)[1])
+
+    def mark(self, places: NDArray[np.int64]) -> None:
         """Note members of ``distinct`` that training text contains (see ``shared``)."""
-        self._seen[indices] = True
+        self._seen[places] = True
 
     def overlap(self) -> NDArray[np.float64]:
         """For each document, the share of its distinct sequences that training text contains; 0 without any."""
@@ -131,14 +204,8 @@ class HeldOut:
         return np.bincount(self._owners, seen, minlength=self._documents) / np.maximum(every, 1)
 
 
-def shared(column: pyarrow.ChunkedArray, words: int, distinct: Hashes) -> NDArray[np.int64]:
-    """Places in the sorted ``distinct`` of the sequences that a column of training texts contains."""
-    if not len(distinct):
-        return np.zeros(0, np.int64)
-    hashes, _ = sequences(column, words)
-    # Most sequences are in no held-out document: a table over 22 bits of the hash rules them out at once.
-    possible = np.zeros(1 << 22, dtype=bool)
-    possible[distinct >> np.uint64(42)] = True
-    hashes = hashes[possible[hashes >> np.uint64(42)]]
-    at = np.minimum(np.searchsorted(distinct, hashes), len(distinct) - 1)
-    return np.unique(at[distinct[at] == hashes])
+def _thinned(hashes: Hashes, owners: NDArray[np.int64], bits: int) -> tuple[Hashes, NDArray[np.int64]]:
+    if not bits:
+        return hashes, owners
+    chosen = (hashes & np.uint64((1 << bits) - 1)) == 0
+    return hashes[chosen], owners[chosen]

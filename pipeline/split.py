@@ -1,8 +1,12 @@
-"""Which documents train and which are held out for validation."""
+"""Which documents train and which are held out for validation, and what the held-out ones share with training text.
 
-from dataclasses import dataclass
+A document is held out when the hash of (seed, text) is small enough: a pure function of its text, so it falls on the
+same side in every corpus. What is settled here, once for a corpus, fits in memory: the limits and the held-out texts.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow
@@ -10,104 +14,99 @@ from numpy.typing import NDArray
 
 from artefacts.progress import bar
 from configs.errors import RequestError
-from configs.schema.data import TokensSection
 from pipeline import overlap, shards
 from pipeline import workers as processes
 from tokenizer.sample import keyed_hashes
 
-TRAIN, VALIDATION, LEFT_OUT = 0, 1, 2
+#: Held-out text up to this size is compared whole: its sequences are held in every process.
+_WHOLE_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class Split:
-    """The sides of all documents, in their order on disk.
+class Limits(NamedTuple):
+    """Up to which hash documents are held out.
 
     Attributes:
-        sides: TRAIN, VALIDATION or LEFT_OUT (held out, but too much of it stands in training text) for each document.
-        held_out: numbers of the documents that the hash held out.
-        overlap: for each of those, the share of its distinct word sequences that training documents contain.
-        forced: the hash held out none, so the document with the smallest one was taken.
+        seed: the run's.
+        below: for each source, the least hash that is not held out.
+        forced: sources of which the hash held out none, so that the document with the smallest one was taken.
+        held_out_bytes: text of all held-out documents.
     """
 
-    sides: NDArray[np.uint8]
-    held_out: NDArray[np.int64]
-    overlap: NDArray[np.float64]
-    forced: bool
+    seed: int
+    below: dict[str, int]
+    forced: list[str]
+    held_out_bytes: int
+
+    def held_out(self, dataset: str, digests: pyarrow.ChunkedArray) -> NDArray[np.bool_]:
+        """Mask of the held-out documents, from their digests."""
+        return _hashes(self.seed, digests) < np.uint64(self.below[dataset])
 
 
-def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool_], bool]:
-    """Mask of the members whose hash falls into the lowest ``fraction``, and whether one had to be forced.
-
-    Where none falls there, the one with the smallest hash is taken, and all that share it.
-    """
-    chosen = hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-    forced = not chosen.any()
-    return (hashes == hashes.min() if forced else chosen), forced
+def _hashes(seed: int, digests: pyarrow.ChunkedArray) -> NDArray[np.uint64]:
+    return keyed_hashes(seed, "validation", (digest.hex() for digest in digests.to_pylist()))
 
 
-def held_out(digests: list[bytes], seed: int, fraction: float) -> tuple[NDArray[np.bool_], bool]:
-    """Mask of the documents held out by the hash of (seed, text), and whether one had to be forced.
-
-    A pure function of the text (through its digest): the same document falls on the same side in every corpus.
-    """
-    return lowest(keyed_hashes(seed, "validation", (digest.hex() for digest in digests)), fraction)
-
-
-def split(documents: Path, section: TokensSection, seed: int, workers: int) -> Split:
-    """Split the documents of a folder and measure the overlap of those held out.
+def settle(files: dict[str, list[Path]], seed: int, fraction: float, workers: int) -> Limits:
+    """The limits for the documents of each source.
 
     Raises:
-        RequestError: nothing is left to train on, or to validate on.
+        RequestError: nothing would be left to train on.
     """
-    chosen, forced = held_out(
-        shards.read_columns(documents, ["digest"])["digest"].to_pylist(), seed, section.validation_fraction
-    )
-    if chosen.all():
-        raise RequestError(
-            f"all {len(chosen)} documents fall to validation: give more text or lower data.tokens.validation_fraction "
-            "(for text files, a smaller data.source.chunk_chars gives more documents)"
-        )
-    found = _overlap(documents, chosen, section, workers)
-    numbers = np.flatnonzero(chosen)
-    sides = np.where(chosen, VALIDATION, TRAIN).astype(np.uint8)
-    sides[numbers[found > section.max_overlap]] = LEFT_OUT
-    if not (sides == VALIDATION).any():
-        raise RequestError(
-            f"every validation document ({len(numbers)}) shares more than data.tokens.max_overlap "
-            f"({section.max_overlap:g}) of its {section.overlap_words}-word sequences with training documents: "
-            "raise data.tokens.validation_fraction or data.tokens.max_overlap"
-        )
-    return Split(sides, numbers, found, forced)
+    usual = min(int(fraction * 2.0**64), 2**64 - 1)
+    below, forced, size = {}, [], 0
+    for dataset, paths in files.items():
+        below[dataset] = usual
+        found = list(processes.ordered(_extent, [(path, seed, usual) for path in paths], workers))
+        if not any(extent.held_out for extent in found):
+            forced.append(dataset)
+            below[dataset] = min(extent.smallest for extent in found) + 1
+            found = [_extent(path, seed, below[dataset]) for path in paths]
+        documents = sum(extent.documents for extent in found)
+        if sum(extent.held_out for extent in found) == documents:
+            raise RequestError(
+                f"all {documents} documents of {dataset} fall to validation: give more text or lower "
+                "data.tokens.validation_fraction (for text files, a smaller chunk_chars gives more documents)"
+            )
+        size += sum(extent.held_out_bytes for extent in found)
+    return Limits(seed, below, forced, size)
 
 
-def _overlap(documents: Path, chosen: NDArray[np.bool_], section: TokensSection, workers: int) -> NDArray[np.float64]:
-    if section.max_overlap >= 1:
-        return np.zeros(int(chosen.sum()))
-    tasks, seen = [], 0
-    for path, group, rows in shards.row_groups(documents):
-        tasks.append((path, group, ~chosen[seen : seen + rows]))
+class _Extent(NamedTuple):
+    documents: int
+    held_out: int
+    held_out_bytes: int
+    smallest: int
+
+
+def _extent(path: Path, seed: int, below: int) -> _Extent:
+    hashes = _hashes(seed, shards.read_column(path, "digest"))
+    chosen = hashes < np.uint64(below)
+    size = int(np.sum(shards.read_column(path, "bytes").to_numpy()[chosen]))
+    return _Extent(len(hashes), int(np.sum(chosen)), size, int(hashes.min(initial=np.uint64(2**64 - 2))))
+
+
+def held_out_texts(files: dict[str, list[Path]], limits: Limits, words: int, workers: int) -> overlap.HeldOut:
+    """The held-out documents' word sequences, of all sources in order; of very much text a sample of them."""
+    tasks = [(path, dataset, limits) for dataset, paths in files.items() for path in paths]
+    thinned = max(0, (limits.held_out_bytes // _WHOLE_BYTES).bit_length())
+    with bar(len(tasks), "file", "held out") as progress:
+
+        def columns() -> Iterator[pyarrow.ChunkedArray]:
+            for texts in processes.ordered(_texts, tasks, workers):
+                progress.update()
+                yield texts
+
+        return overlap.HeldOut.of(columns(), words, thinned)
+
+
+def _texts(path: Path, dataset: str, limits: Limits) -> pyarrow.ChunkedArray:
+    """Held-out texts of a file; row groups without any are not read."""
+    chosen = limits.held_out(dataset, shards.read_column(path, "digest"))
+    found = [pyarrow.chunked_array([], pyarrow.large_string())]
+    seen = 0
+    for group, rows in enumerate(shards.group_rows(path)):
+        mask = chosen[seen : seen + rows]
         seen += rows
-    columns = (_texts(path, group, ~mask) for path, group, mask in tasks)
-    compared = overlap.HeldOut(columns, section.overlap_words)
-    with bar(len(tasks), "group", "overlap") as progress:
-        begin = (section.overlap_words, compared.distinct)
-        for found in processes.ordered(_shared, tasks, min(workers, len(tasks)), _prepare, begin):
-            compared.mark(found)
-            progress.update()
-    return compared.overlap()
-
-
-def _prepare(words: int, distinct: overlap.Hashes) -> None:
-    _state.update(words=words, distinct=distinct)
-
-
-def _shared(path: Path, group: int, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    return overlap.shared(_texts(path, group, mask), _state["words"], _state["distinct"])
-
-
-def _texts(path: Path, group: int, mask: NDArray[np.bool_]) -> pyarrow.ChunkedArray:
-    return shards.read_group(path, group, ["text"])["text"].filter(mask)
-
-
-#: What ``_shared`` needs in each process; set once, since it is large.
-_state: dict[str, Any] = {}
+        if mask.any():
+            found.append(shards.read_group(path, group, ["text"])["text"].filter(pyarrow.array(mask)))
+    return pyarrow.chunked_array([chunk for column in found for chunk in column.chunks], pyarrow.large_string())

@@ -1,87 +1,121 @@
-"""Encoding of documents, and the run of shards that their ids go into."""
+"""The encoded blocks, put together into the shards that are published.
 
-from itertools import chain
+A new shard begins with the first document beyond ``shard_tokens``: where one ends depends on the documents alone.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import shards
-from pipeline.indexed_dataset import IndexedDataset, IndexedDatasetWriter
-from tokenizer.load import Tokenizer
+from pipeline import blocks
+from pipeline.indexed_dataset import IndexedDatasetWriter
 
-#: ids of documents one after the other, ids of each, bytes of their text.
-Encoded = tuple[NDArray[np.int32], NDArray[np.int32], int]
-
-#: The tokenizer of this process; see ``load_tokenizer``.
-_loaded: list[Tokenizer] = []
+#: Ids copied at a time.
+_COPIED = 8 << 20
 
 
-def load_tokenizer(folder: Path) -> None:
-    """Give this process its tokenizer for ``encode_group``."""
-    _loaded[:] = [Tokenizer.load(folder)]
-
-
-def encode_group(path: Path, group: int, sides: list[NDArray[np.bool_]]) -> list[Encoded]:
-    """Encode the documents of one row group, for each mask those that it takes."""
-    table = shards.read_group(path, group, ["text", "bytes"])
-    tokenizer = _loaded[0]
-    results = []
-    for mask in sides:
-        chosen = table.filter(mask)
-        encoded = tokenizer.encode_batch(chosen["text"].to_pylist())
-        for ids in encoded:
-            ids.append(tokenizer.end_of_text_id)
-        lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
-        flat = np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum()))
-        results.append((flat, lengths, int(chosen["bytes"].to_numpy().sum())))
-    return results
-
-
-class TokenShards:
-    """Shards ``NAME-00000``, ``NAME-00001``, ...; a new one begins with the first document beyond ``shard_tokens``.
-
-    Where a shard ends depends on the documents alone. Shards found in the folder are kept and counted.
+class Piece(NamedTuple):
+    """Consecutive documents of one block.
 
     Attributes:
-        documents: documents in finished shards.
-        tokens: ids in finished shards.
-        shards: finished shards.
+        block: its number.
+        first: place of the first id in the block's file of its side.
+        lengths: ids of each document.
+        kept: mask over the documents; None: all.
     """
 
-    def __init__(self, folder: Path, name: str, shard_tokens: int, kind: np.dtype) -> None:
-        self._folder, self._name, self._shard_tokens, self._kind = folder, name, shard_tokens, kind
-        self.documents = self.tokens = self.shards = 0
-        self._writer: IndexedDatasetWriter | None = None
-        while self._prefix.with_name(self._prefix.name + ".idx").exists():
-            found = IndexedDataset(self._prefix)
-            self.documents += len(found)
-            self.tokens += len(found.tokens)
-            self.shards += 1
+    block: int
+    first: int
+    lengths: NDArray[np.int32]
+    kept: NDArray[np.bool_] | None = None
+
+
+class TokenShard(NamedTuple):
+    """Attributes:
+    prefix: path of the shard without its suffix.
+    side: train or val.
+    pieces: where its documents come from, in order.
+    """
+
+    prefix: Path
+    side: str
+    pieces: list[Piece]
 
     @property
-    def _prefix(self) -> Path:
-        return self._folder / f"{self._name}-{self.shards:05d}"
+    def tokens(self) -> int:
+        return sum(int(_kept(piece).sum(dtype=np.int64)) for piece in self.pieces)
 
-    def add(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> None:
-        """Append documents, beginning new shards on the way."""
-        while len(lengths):
-            if self._writer is None:
-                self._writer, self._pending = IndexedDatasetWriter(self._prefix, self._kind), 0
-            ends = np.cumsum(lengths, dtype=np.int64)
-            room = self._shard_tokens - self._writer.tokens
-            count = min(int(np.searchsorted(ends, room)) + 1, len(lengths))
-            self._writer.add(ids[: ends[count - 1]], lengths[:count])
-            self._pending += count
-            ids, lengths = ids[ends[count - 1] :], lengths[count:]
-            if self._writer.tokens >= self._shard_tokens:
-                self.finish()
+    @property
+    def documents(self) -> int:
+        return sum(len(_kept(piece)) for piece in self.pieces)
 
-    def finish(self) -> None:
-        """Publish the shard under way, if there is one."""
-        if self._writer is not None:
-            self._writer.finish()
-            self.documents += self._pending
-            self.tokens += self._writer.tokens
-            self.shards += 1
-            self._writer = None
+
+def _kept(piece: Piece) -> NDArray[np.int32]:
+    return piece.lengths if piece.kept is None else piece.lengths[piece.kept]
+
+
+def plan(
+    folder: Path,
+    side: str,
+    found: list[tuple[int, NDArray[np.int32]]],
+    shard_tokens: int,
+    kept: dict[int, NDArray[np.bool_]] | None = None,
+) -> Iterator[TokenShard]:
+    """The shards of one side of one source.
+
+    Args:
+        folder: where they go.
+        side: train or val.
+        found: number of each block, and the ids of each of its documents.
+        shard_tokens: tokens a shard, about.
+        kept: number of a block -> mask of its documents that go in; left out: all do.
+    """
+    pieces: list[Piece] = []
+    total = number = 0
+    for block, lengths in found:
+        counted = lengths if kept is None else np.where(kept[block], lengths, 0)
+        ends = np.cumsum(counted, dtype=np.int64)
+        places = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        first = 0
+        while first < len(lengths):
+            before = int(ends[first - 1]) if first else 0
+            stop = min(int(np.searchsorted(ends, before + shard_tokens - total)) + 1, len(lengths))
+            mask = None if kept is None else kept[block][first:stop]
+            pieces.append(Piece(block, int(places[first]), lengths[first:stop], mask))
+            total += int(ends[stop - 1]) - before
+            first = stop
+            if total >= shard_tokens:
+                yield TokenShard(folder / f"{side}-{number:05d}", side, pieces)
+                pieces, total, number = [], 0, number + 1
+    if total:
+        yield TokenShard(folder / f"{side}-{number:05d}", side, pieces)
+
+
+def write(shard: TokenShard, encoded: Path, id_kind: str) -> int:
+    """Write one shard, unless it is there; returns its tokens."""
+    if shard.prefix.with_name(shard.prefix.name + ".idx").exists():
+        return shard.tokens
+    shard.prefix.parent.mkdir(parents=True, exist_ok=True)
+    writer = IndexedDatasetWriter(shard.prefix, np.dtype(id_kind))
+    for piece in shard.pieces:
+        path = blocks.ids_path(encoded, piece.block, shard.side)
+        for lengths, kept, first in _copies(piece):
+            count = int(lengths.sum(dtype=np.int64))
+            ids = np.fromfile(path, id_kind, count, offset=first * np.dtype(id_kind).itemsize)
+            writer.add(*((ids, lengths) if kept is None else (ids[np.repeat(kept, lengths)], lengths[kept])))
+    writer.finish()
+    return shard.tokens
+
+
+def _copies(piece: Piece) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_] | None, int]]:
+    """A piece in portions of about ``_COPIED`` ids: lengths, mask, place of the first id."""
+    ends = np.cumsum(piece.lengths, dtype=np.int64)
+    start = 0
+    while start < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        stop = min(int(np.searchsorted(ends, before + _COPIED)) + 1, len(ends))
+        yield piece.lengths[start:stop], None if piece.kept is None else piece.kept[start:stop], piece.first + before
+        start = stop

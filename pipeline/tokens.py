@@ -1,26 +1,33 @@
 """The tokens stage: documents to training and validation shards of token ids.
 
-``tokens/train-*.bin/.idx`` and ``val-*.bin/.idx`` are indexed datasets, one document a sequence, each ended by
-``<|endoftext|>``; ``validation.parquet`` lists the documents held out, with their overlap and whether they were kept.
+``tokens/train-*.bin/.idx`` and ``val-*.bin/.idx`` (of several sources: in a folder for each) are indexed datasets, one
+document a sequence, each ended by the end-of-text token; ``validation.parquet`` lists the documents held out, with
+their overlap and whether they were kept. Blocks of documents are encoded first, which several tasks can share; what
+that leaves is put together into shards.
 """
 
 from pathlib import Path
 from typing import Any
 
-from artefacts import manifest, repair
+from artefacts import lock, manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
-from artefacts.stage import open_stage
+from artefacts.stage import Stage, open_stage
+from configs.errors import RequestError
 from configs.schema import Recipe
 from pipeline import workers as processes
+from pipeline.share import WHOLE, Share
 
 #: Why a held-out document is in no shard.
 OVERLAP = "validation document that training documents contain"
 
 
-def build(recipe: Recipe) -> Manifest | None:
-    """Split, tokenise and publish the shards; None where they are up to date.
+def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
+    """Split and tokenise; and (not for one task of several) put the shards together and publish them.
+
+    Returns:
+        The manifest; None where the shards are up to date, or the share's blocks are encoded.
 
     Raises:
         RequestError: documents or tokenizer are missing or damaged, or the documents cannot be split.
@@ -30,95 +37,152 @@ def build(recipe: Recipe) -> Manifest | None:
     tokenizer = manifest.require(layout.tokenizer, "python -m tokenizer train --recipe ...")
     inputs = {"documents": documents.fingerprint, "tokenizer": tokenizer.fingerprint}
     identity = {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}
-    with open_stage("tokens", layout.tokens, identity, inputs) as stage:
+    with open_stage("tokens", layout.tokens, identity, inputs, shared=share != WHOLE) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)
         repair.check_sizes("tokenizer", layout.tokenizer)
-        from pipeline.split import split
-
-        workers = processes.count(recipe.data.workers)
-        sides = split(layout.documents, recipe.data.tokens, recipe.run.seed, workers)
-        if sides.forced:
-            print("no document falls to validation by its hash: the one with the smallest hash is held out")
-        counts = _tokenise(recipe, stage.work, sides, workers)
-        vocab_size = tokenizer.details["vocab_size"]
         from pipeline.indexed_dataset import id_type
 
+        files = {
+            name: [layout.documents / file for file in names] for name, names in documents.details["files"].items()
+        }
+        vocab_size = tokenizer.details["vocab_size"]
+        work = _Work(recipe, files, stage, id_type(vocab_size).name)
+        work.settle()
+        if work.limits.forced and share == WHOLE:
+            names = ", ".join(work.limits.forced)
+            print(f"{names}: no document falls to validation by its hash: the one with the smallest hash is held out")
+        work.encode(share)
+        if share != WHOLE:
+            return None
+        counts = work.assemble()
         details = {
             "vocab_size": vocab_size,
             "dtype": id_type(vocab_size).name,
             "tokenizer": tokenizer.fingerprint,
-            "forced_validation": sides.forced,
+            "forced_validation": work.limits.forced,
         }
-        return stage.publish(counts, manifest.versions("sentencepiece", "numpy", "pyarrow"), details)
+        versions = manifest.versions("sentencepiece", "tokenizers", "numpy", "pyarrow")
+        return stage.publish(counts, versions, details)
 
 
-def _tokenise(recipe: Recipe, work: Path, split: Any, workers: int) -> dict[str, Any]:
-    """Write all shards; those that an earlier start finished are kept."""
-    import numpy as np
+class _Work:
+    """One building of the shards; its steps in order are ``settle``, ``encode`` and ``assemble``."""
 
-    from pipeline.indexed_dataset import id_type
-    from pipeline.shards import read_columns, row_groups
-    from pipeline.split import LEFT_OUT, TRAIN, VALIDATION
-    from pipeline.token_shards import TokenShards, encode_group, load_tokenizer
-    from tokenizer.load import Tokenizer
+    def __init__(self, recipe: Recipe, files: dict[str, list[Path]], stage: Stage, id_kind: str) -> None:
+        self._recipe, self._files, self._stage, self._id_kind = recipe, files, stage, id_kind
+        self._workers = processes.count(recipe.data.workers)
+        self._encoded = stage.scratch / "blocks"
+        self._held_out = stage.scratch / "held-out.npz" if recipe.data.tokens.max_overlap < 1 else None
 
-    layout = RunLayout.of(recipe)
-    kind = id_type(Tokenizer.load(layout.tokenizer).vocab_size)
-    table = read_columns(layout.documents, ["id", "bytes"])
-    sizes = table["bytes"].to_numpy()
-    writers = {
-        TRAIN: TokenShards(work, "train", recipe.data.tokens.shard_tokens, kind),
-        VALIDATION: TokenShards(work, "val", recipe.data.tokens.shard_tokens, kind),
-    }
-    todo = split.sides.copy()
-    for side, writer in writers.items():
-        todo[np.flatnonzero(split.sides == side)[: writer.documents]] = LEFT_OUT
-    tasks, seen, done = [], 0, int(sizes[todo != split.sides].sum())
-    for path, group, rows in row_groups(layout.documents):
-        here = todo[seen : seen + rows]
-        seen += rows
-        if (here != LEFT_OUT).any():
-            tasks.append((path, group, [here == side for side in writers]))
-    with bar(int(sizes[split.sides != LEFT_OUT].sum()), "B", "tokens", initial=done) as progress:
-        workers = min(workers, len(tasks) or 1)
-        for found in processes.ordered(encode_group, tasks, workers, load_tokenizer, (layout.tokenizer,)):
-            for writer, (ids, lengths, size) in zip(writers.values(), found, strict=True):
-                writer.add(ids, lengths)
+    def settle(self) -> None:
+        """Find out, once for all tasks, which documents are held out and what their word sequences are."""
+        from pipeline.split import Limits, held_out_texts, settle
+
+        section = self._recipe.data.tokens
+        path = self._stage.scratch / "limits.json"
+        with lock.wait(self._stage.scratch / "limits"):
+            if not path.exists():
+                limits = settle(self._files, self._recipe.run.seed, section.validation_fraction, self._workers)
+                if self._held_out:
+                    held_out_texts(self._files, limits, section.overlap_words, self._workers).save(self._held_out)
+                publish.write_json(path, limits._asdict())
+            self._encoded.mkdir(exist_ok=True)
+        self.limits = Limits(**publish.read_json(path))
+
+    def encode(self, share: Share) -> None:
+        """Encode the share's blocks; those that an earlier start finished are kept."""
+        from pipeline import blocks
+        from tokenizer.load import Tokenizer
+
+        self._blocks = blocks.plan(self._files)
+        mine = [block for block in self._blocks if share.owns(block.number)]
+        todo = [(block, self._encoded) for block in mine if not blocks.finished(self._encoded, block.number)]
+        tokenizer = RunLayout.of(self._recipe).tokenizer
+        # What it compiles for its speed is compiled once, here.
+        Tokenizer.load(tokenizer).prepare()
+        begin = (tokenizer, self._id_kind, self.limits, self._held_out)
+        done = sum(block.size for block in mine) - sum(block.size for block, _ in todo)
+        with bar(done + sum(block.size for block, _ in todo), "B", "tokens", initial=done) as progress:
+            for size in processes.ordered(blocks.encode, todo, self._workers, blocks.prepare, begin):
                 progress.update(size)
-    for writer in writers.values():
-        writer.finish()
-    _write_validation(work / "validation.parquet", table["id"].to_numpy(zero_copy_only=False), split)
-    return {
-        **{
-            name: {
-                "documents": int((split.sides == side).sum()),
-                "tokens": writers[side].tokens,
-                "bytes": int(sizes[split.sides == side].sum()),
-                "shards": writers[side].shards,
+
+    def assemble(self) -> dict[str, Any]:
+        """Put the shards together; returns the manifest's counts."""
+        from pipeline import blocks
+
+        found = [blocks.read(self._encoded, block.number) for block in self._blocks]
+        kept = self._judge(found)
+        by_source = {name: self._assemble_source(name, found, kept) for name in self._files}
+        totals = {
+            side: {key: sum(own[side][key] for own in by_source.values()) for key in counts}
+            for side, counts in next(iter(by_source.values())).items()
+        }
+        left_out = sum(len(mask) - int(mask.sum()) for mask in kept)
+        return {**totals, **({"sources": by_source} if len(by_source) > 1 else {}), "dropped": {OVERLAP: left_out}}
+
+    def _judge(self, found: list[Any]) -> list[Any]:
+        """For each block the mask of its held-out documents that validate; lists all of them in a file of the stage.
+
+        Raises:
+            RequestError: training text contains too much of every one of them.
+        """
+        import numpy as np
+        import pyarrow
+
+        from pipeline.overlap import HeldOut
+
+        section = self._recipe.data.tokens
+        ids = np.concatenate([block.ids for block in found])
+        overlap = np.zeros(len(ids))
+        if self._held_out:
+            compared = HeldOut.load(self._held_out)
+            for block in found:
+                compared.mark(block.shared)
+            overlap = compared.overlap()
+        kept = overlap <= section.max_overlap
+        if not kept.any():
+            raise RequestError(
+                f"every validation document ({len(ids)}) shares more than data.tokens.max_overlap "
+                f"({section.max_overlap:g}) of its {section.overlap_words}-word sequences with training documents: "
+                "raise data.tokens.validation_fraction or data.tokens.max_overlap"
+            )
+        columns = {"id": pyarrow.array(ids, pyarrow.string()), "overlap": overlap, "kept": kept}
+        _write_parquet(self._stage.work / "validation.parquet", pyarrow.table(columns))
+        return np.split(kept, np.cumsum([len(block.ids) for block in found])[:-1])
+
+    def _assemble_source(self, name: str, found: list[Any], kept: list[Any]) -> dict[str, Any]:
+        """Write one source's shards; their counts by side."""
+        from pipeline import token_shards
+        from pipeline.blocks import TRAIN, VALIDATION
+
+        folder = self._stage.work / name if len(self._files) > 1 else self._stage.work
+        own = [block.number for block in self._blocks if block.dataset == name]
+        counts = {}
+        for side, label in ((TRAIN, "train"), (VALIDATION, "validation")):
+            masks = {number: kept[number] for number in own} if side == VALIDATION else None
+            lengths = [(number, found[number].lengths[side]) for number in own]
+            plan = list(token_shards.plan(folder, side, lengths, self._recipe.data.tokens.shard_tokens, masks))
+            with bar(sum(shard.tokens for shard in plan), "token", f"{side} shards") as progress:
+                tasks = [(shard, self._encoded, self._id_kind) for shard in plan]
+                for count in processes.ordered(token_shards.write, tasks, self._workers):
+                    progress.update(count)
+            sizes = [found[number].sizes[side] for number in own]
+            if masks is not None:
+                sizes = [size[masks[number]] for size, number in zip(sizes, own, strict=True)]
+            counts[label] = {
+                "documents": sum(shard.documents for shard in plan),
+                "tokens": sum(shard.tokens for shard in plan),
+                "bytes": sum(int(size.sum()) for size in sizes),
+                "shards": len(plan),
             }
-            for name, side in (("train", TRAIN), ("validation", VALIDATION))
-        },
-        "dropped": {OVERLAP: int((split.sides == LEFT_OUT).sum())},
-    }
+        return counts
 
 
-def _write_validation(path: Path, ids: Any, split: Any) -> None:
-    import os
-
-    import pyarrow
+def _write_parquet(path: Path, table: Any) -> None:
     import pyarrow.parquet as parquet
 
-    from pipeline.split import VALIDATION
-
-    table = pyarrow.table(
-        {
-            "id": pyarrow.array(ids[split.held_out], pyarrow.string()),
-            "overlap": split.overlap,
-            "kept": split.sides[split.held_out] == VALIDATION,
-        }
-    )
     beside = path.with_name(f".{path.name}.partial")
     parquet.write_table(table, beside, compression="zstd")
-    os.replace(beside, path)
+    beside.replace(path)

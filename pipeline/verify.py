@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from artefacts import manifest, repair
+from artefacts import fingerprint, manifest, repair
 from artefacts.layout import RunLayout
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -12,6 +12,7 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
     "documents": (),
     "tokenizer": ("documents",),
     "tokens": ("documents", "tokenizer"),
+    "packing": ("tokens",),
     "examples": ("tokenizer", "tokens"),
     "evaluation": (),
 }
@@ -42,7 +43,28 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
             cure = repair.cure(name, folder, recipe_path)
             found = _damage(folder) or _strangers(name, folder, folders)
             _note(folder, found, cure, whole, faults)
+            if name == "documents" and not found:
+                _compare_source(recipe, recipe_path, folder, whole, faults)
     return whole, faults
+
+
+def _compare_source(recipe: Recipe, recipe_path: str, folder: Path, whole: list[str], faults: list[str]) -> None:
+    """Whether the documents were made from what the recipe names now, where that can be read."""
+    from pipeline import documents
+
+    made = manifest.read(folder)
+    assert made is not None
+    try:
+        now = documents.inputs(recipe, documents.opened(recipe))
+    except RequestError as error:
+        whole.append(f"{folder}: not compared with its source: {error}")
+        return
+    again = f"repair: {repair.COMMANDS['documents']} --recipe {recipe_path}, which moves these documents aside"
+    if fingerprint.of_value(made.identity) != fingerprint.of_value(documents.identity(recipe)):
+        faults.append(f"{folder}: stale: the recipe's data section has changed since; {again}")
+    elif made.inputs != now:
+        changed = sorted(name for name in {*made.inputs, *now} if made.inputs.get(name) != now.get(name))
+        faults.append(f"{folder}: stale: the source has changed since ({', '.join(changed)}); {again}")
 
 
 def _check_training(name: str, folder: Path, whole: list[str], faults: list[str]) -> None:

@@ -6,13 +6,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
 from multiprocessing import connection
 from typing import Any, TypeVar
 
+from configs.errors import WorkerKilledError
+
 T = TypeVar("T")
 
-#: Tasks handed out ahead of the one whose result is awaited, for each process.
-_AHEAD = 3
+#: Tasks, at most, that wait beside those under way: a task may carry megabytes.
+_MOST_AHEAD = 16
 
 
 def count(asked: int) -> int:
@@ -31,21 +35,39 @@ def ordered(
 ) -> Iterator[T]:
     """``function(*task)`` for each task, in the order of the tasks, over ``workers`` processes (1: in this one).
 
-    ``prepare(*prepare_with)`` runs once in each process before its first task.
+    ``prepare(*prepare_with)`` runs once in each process before its first task. Tasks are taken as they are needed.
+
+    Raises:
+        WorkerKilledError: a process was killed from outside, mostly for want of memory.
     """
-    if workers == 1:
-        if prepare:
+    tasks = iter(tasks)
+    first = list(islice(tasks, workers))
+    tasks = chain(first, tasks)
+    if len(first) <= 1:
+        if prepare and first:
             prepare(*prepare_with)
         yield from (function(*task) for task in tasks)
         return
+    try:
+        yield from _spread(function, tasks, len(first), (prepare, prepare_with))
+    except BrokenProcessPool:
+        raise WorkerKilledError(
+            "a worker process was killed, mostly for want of memory: run the same again, with fewer data.workers if it "
+            "recurs; what is finished is kept"
+        ) from None
+
+
+def _spread(
+    function: Callable[..., T], tasks: Iterator[tuple[Any, ...]], workers: int, prepared: tuple[Any, ...]
+) -> Iterator[T]:
     # A forked child would inherit the threads' locks of Arrow without the threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin, (prepare, prepare_with)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, prepared) as pool:
         pending: deque[Future[T]] = deque()
         try:
             for task in tasks:
                 pending.append(pool.submit(function, *task))
-                if len(pending) >= workers * _AHEAD:
+                if len(pending) >= workers + min(workers, _MOST_AHEAD):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, does in (
-        ("train", "train on the cleaned documents of the run"),
+        ("train", "train on the cleaned documents of the run, or copy the ready one of tokenizer.path"),
         ("encode", "text to ids"),
         ("decode", "ids to text"),
         ("inspect", "facts about the vocabulary, and sample pieces"),
@@ -83,8 +83,10 @@ def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
     print(f"{folder}: {tokenizer.vocab_size:,} ids")
     print(f"  reserved      {len(reserved)}: {' '.join(tokenizer.piece(token) for token in reserved)}")
     print(f"  bytes         {sum(tokenizer.is_byte(token) for token in ids)}")
-    print(f"  text pieces   {len(text):,}: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} characters")
-    print(f"  trained on    {made.counts['sample_documents']:,} documents, {made.counts['sample_bytes']:,} bytes")
+    if text:
+        print(f"  text pieces   {len(text):,}: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} characters")
+    sampled = "trained on" if tokenizer.has_chat_tokens else "measured on"
+    print(f"  {sampled:13} {made.counts['sample_documents']:,} documents, {made.counts['sample_bytes']:,} bytes")
     print(f"  compression   {made.counts['bytes_per_token']:.2f} bytes a token")
     shown = sorted(random.Random(0).sample(text, min(24, len(text))))
     print("  sample pieces " + " ".join(repr(tokenizer.piece(token))[1:-1] for token in shown))

@@ -23,8 +23,9 @@ def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple
         ``<|end|>`` that closes it, else -100; the shift by one is the loss's business.
 
     Raises:
-        RequestError: no message, an unknown role, or content that is not text.
+        RequestError: no message, an unknown role, content that is not text, or a tokenizer without chat tokens.
     """
+    tokenizer.require_chat_tokens()
     ids, labels = [special.BEGIN_ID], [IGNORED]
     for role, content in _checked(messages):
         said = [*tokenizer.encode(content), special.END_OF_TURN_ID]

@@ -25,3 +25,13 @@ def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) 
     chosen = np.zeros(len(hashes), dtype=bool)
     chosen[order[: int(np.searchsorted(total, budget, side="right")) or 1]] = True
     return chosen
+
+
+def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool_], bool]:
+    """Mask of the members whose hash falls into the lowest ``fraction``, and whether one had to be forced.
+
+    Where none falls there, the one with the smallest hash is taken, and all that share it.
+    """
+    chosen = hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
+    forced = not chosen.any()
+    return (hashes == hashes.min() if forced else chosen), forced

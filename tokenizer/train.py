@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from artefacts import manifest, publish, repair
@@ -21,22 +20,24 @@ from artefacts.stage import open_stage
 from configs.errors import RequestError
 from configs.schema import Recipe
 from tokenizer import special
-from tokenizer.load import MODEL_NAME, Tokenizer
 
 #: Longest text handed to the trainer at once, in bytes of UTF-8; documents are cut at newlines to fit.
 _CHUNK_BYTES = 16_384
 #: The trainer skips in silence what is longer, and what contains this character, its own mark for the unknown.
 _RESERVED_CHARACTER = "\u2585"
-#: Text over which the manifest's compression is measured.
-_MEASURED_BYTES = 2_000_000
 
 
 def train(recipe: Recipe) -> Manifest | None:
-    """Train and publish the tokenizer; None where it is up to date.
+    """Train and publish the tokenizer, or publish the ready one that is asked for; None where it is up to date.
 
     Raises:
-        RequestError: no cleaned documents, damaged ones, or a vocabulary that the text cannot fill.
+        RequestError: no cleaned documents, damaged ones, a vocabulary that the text cannot fill, or a ready tokenizer
+            that is not there or too large for the model.
     """
+    if recipe.tokenizer.kind == "huggingface":
+        from tokenizer.ready import take
+
+        return take(recipe)
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
     identity = {"tokenizer": recipe.tokenizer.identity(), "seed": recipe.run.seed}
@@ -44,13 +45,19 @@ def train(recipe: Recipe) -> Manifest | None:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)
-        texts = _sample(layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed)
+        # Here, so that "up to date" is said without numpy.
+        from tokenizer.bpe import BpeTokenizer
+        from tokenizer.choose import sample
+        from tokenizer.load import MODEL_NAME
+        from tokenizer.measure import measured
+
+        texts = sample(layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed)
         chunks = [chunk for text in texts for chunk in _chunks(text)]
         model = _fit(chunks, recipe)
         publish.write_bytes(stage.work / MODEL_NAME, model)
-        tokenizer = Tokenizer(model)
+        tokenizer = BpeTokenizer(model)
         return stage.publish(
-            counts=_measure(tokenizer, texts),
+            counts=measured(tokenizer, texts),
             versions=manifest.versions("sentencepiece"),
             details={"vocab_size": tokenizer.vocab_size, "reserved": list(special.RESERVED)},
         )
@@ -62,35 +69,6 @@ def outcome(made: Manifest | None, recipe: Recipe) -> str:
     if made is None:
         return f"{folder}: up to date"
     return f"{folder}: {made.counts['vocab_size']:,} pieces, {made.counts['bytes_per_token']:.2f} bytes a token"
-
-
-def _sample(folder: Path, budget: int, seed: int) -> list[str]:
-    """Documents of about ``budget`` bytes in all, those with the smallest hashes, in their order on disk."""
-    import numpy as np
-    import pyarrow.parquet as parquet
-
-    from tokenizer.sample import keyed_hashes, smallest
-
-    paths = sorted(folder.glob("clean-*.parquet"))
-    tables = []
-    for path in paths:
-        with repair.reading("documents", path):
-            tables.append(parquet.read_table(path, columns=["id", "bytes"]))
-    hashes = np.concatenate([keyed_hashes(seed, "tokenizer", table["id"].to_pylist()) for table in tables])
-    sizes = np.concatenate([table["bytes"].to_numpy() for table in tables])
-    chosen = smallest(hashes, sizes, budget)
-    texts: list[str] = []
-    seen = 0
-    for path in paths:
-        file = parquet.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            with repair.reading("documents", path):
-                column = file.read_row_group(group, columns=["text"])["text"]
-            mask = chosen[seen : seen + len(column)]
-            seen += len(column)
-            if mask.any():
-                texts += column.filter(mask).to_pylist()
-    return texts
 
 
 def _chunks(text: str) -> Iterator[str]:
@@ -178,21 +156,3 @@ def _explained(error: RuntimeError, recipe: Recipe) -> Exception:
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
         return RequestError(f"tokenizer.vocab_size ({size}) is too small for this text: it needs at least {least[1]}")
     return error
-
-
-def _measure(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Sample size and, over its beginning, bytes a token."""
-    sizes = [len(text.encode()) for text in texts]
-    count = size = 0
-    while count < len(texts) and size < _MEASURED_BYTES:
-        size += sizes[count]
-        count += 1
-    tokens = sum(map(len, tokenizer.encode_batch(texts[:count])))
-    return {
-        "sample_documents": len(texts),
-        "sample_bytes": sum(sizes),
-        "vocab_size": tokenizer.vocab_size,
-        "measured_bytes": size,
-        "measured_tokens": tokens,
-        "bytes_per_token": round(size / max(tokens, 1), 4),
-    }

@@ -17,13 +17,14 @@ from configs.schema.train import TrainSection
 from training import losses
 from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.save import Topology, folder_name, save
-from training.data.batch import Batch
+from training.data.batch import Batch, Data
+from training.data.prefetch import Prefetched
 from training.engine.balance import Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks, broadcast_value, join, leave
 from training.engine.hooks import CheckpointHook, ValidationHook
-from training.engine.loop import Data, Ended, Trainer
+from training.engine.loop import Ended, Trainer
 from training.engine.metrics import MetricsHook
 from training.engine.signals import StopRequest
 from training.estimate.flops import flops_per_token
@@ -46,6 +47,7 @@ class Job:
         validation: batches of the validations during training.
         preflight: what must hold before a run that begins from nothing is opened; raises RequestError.
         prepare: gives the fp32 model its first weights.
+        notice: a line to print before the first step; empty: none.
     """
 
     run: TrainingRun
@@ -56,6 +58,7 @@ class Job:
     validation: Sequence[Batch]
     preflight: Callable[[], object]
     prepare: Callable[[DeepseekForCausalLM], None]
+    notice: str = ""
 
 
 def lm_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,6 +86,8 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         start = resumption.load(engine, ranks) if resumption else 0
         if resumption and ranks.first:
             _tell_resumed(job, resumption)
+        if job.notice and ranks.first:
+            print(f"{job.run.stage}: {job.notice}", flush=True)
         ended = _loop(recipe, job, engine, topology, ranks, stop, start)
         if ended is Ended.DONE and ranks.first:
             _finish(recipe, job, topology)
@@ -115,22 +120,23 @@ def _loop(
     def save_at(step: int) -> None:
         save(engine, folder / "checkpoints", step, job.run.key, topology, ranks, train.keep)
 
-    trainer = Trainer(
-        engine,
-        job.data,
-        lm_loss,
-        lambda step: learning_rate(step, train.steps, train.learning_rate, train.schedule),
-        Balancer(engine.module, train.balance_step),
-        ranks,
-        [
-            ValidationHook(engine, lm_loss, job.validation, train.eval_every, metrics, ranks),
-            CheckpointHook(save_at, train.save_every, start),
-            metrics,
-        ],
-        stop,
-        train.clip if clips_itself(train) else None,
-    )
-    return trainer.run(start, train.steps, train.stop_at)
+    with Prefetched(job.data, train.prefetch, train.steps, ranks.device) as data:
+        trainer = Trainer(
+            engine,
+            data,
+            lm_loss,
+            lambda step: learning_rate(step, train.steps, train.learning_rate, train.schedule),
+            Balancer(engine.module, train.balance_step),
+            ranks,
+            [
+                ValidationHook(engine, lm_loss, job.validation, train.eval_every, metrics, ranks),
+                CheckpointHook(save_at, train.save_every, start),
+                metrics,
+            ],
+            stop,
+            train.clip if clips_itself(train) else None,
+        )
+        return trainer.run(start, train.steps, train.stop_at)
 
 
 def _finish(recipe: Recipe, job: Job, topology: Topology) -> None:

@@ -40,7 +40,7 @@ def complete(recipe: Recipe, model: DeepseekForCausalLM, tokenizer: Tokenizer) -
         prompt_ids = chat.prompt([{"role": "user", "content": section.prompt}], tokenizer)
     else:
         prompt_ids = tokenizer.encode(section.prompt)
-    stops = {tokenizer.end_of_text_id, tokenizer.end_of_turn_id}
+    stops = set(tokenizer.stop_ids)
     drawn = continue_ids(
         model,
         prompt_ids,

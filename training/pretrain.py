@@ -6,7 +6,8 @@ from artefacts.training_run import pretrain_run
 from configs import command
 from configs.schema import Recipe
 from training.assemble import Job, run_job
-from training.data.pretraining import PretrainingData, TokenWindows
+from training.data.sources import pretraining_data
+from training.data.windows import TokenWindows
 from training.engine.signals import StopRequest
 from training.models.deepseek import init_weights
 
@@ -18,17 +19,23 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return command.DONE
-    windows = TokenWindows(layout.tokens, "train", train.context_length)
+    data = pretraining_data(recipe, layout)
     held_out = TokenWindows(layout.tokens, "val", train.context_length)
     validation = held_out.spread(train.eval_batches * train.global_batch, recipe.micro_batch)
+    learnt_from = [layout.tokens, *([layout.packing] if train.packing == "best_fit" else [])]
     job = Job(
         run=run,
         train=train,
         global_batch=train.global_batch,
         micro_batch=recipe.micro_batch,
-        data=PretrainingData(windows, train.global_batch, recipe.run.seed),
+        data=data,
         validation=validation,
-        preflight=lambda: require_sound(layout.tokens, "make data"),
+        preflight=lambda: [require_sound(folder, "make data") for folder in learnt_from],
         prepare=lambda model: init_weights(model, recipe.run.seed),
+        notice=f"{train.steps} steps read {_epochs(data.epochs(train.steps))}",
     )
     return run_job(recipe, job, stop)
+
+
+def _epochs(epochs: dict[str, float]) -> str:
+    return ", ".join(f"{name} {count:.3g} times over" for name, count in epochs.items())

@@ -30,7 +30,7 @@ class Section(BaseModel):
             if any(isinstance(mark, _NotIdentity) for mark in field.metadata):
                 continue
             value = getattr(self, name)
-            out[name] = value.identity() if isinstance(value, Section) else _plain(value)
+            out[name] = _plain(value)
         return out
 
     @classmethod
@@ -47,8 +47,11 @@ class Section(BaseModel):
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        # As JSON spells them: read back, they sort as they did when they were written.
+        return {str(k): _plain(v) for k, v in value.items()}
     return value

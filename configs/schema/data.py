@@ -20,7 +20,9 @@ class SourceSection(Section):
     )
     config: str | None = Field(None, description="hub: the repository's configuration; left out: its default one")
     split: str = Field("train", description="hub: the repository's split")
-    revision: str | None = Field(None, description="hub: branch, tag or commit; left out: the newest, which is recorded")
+    revision: str | None = Field(
+        None, description="hub: branch, tag or commit; left out: the newest, which is recorded"
+    )
     packages: tuple[str, ...] | None = Field(
         None, description="pydocs: only these top-level modules and packages, such as [json, numpy]; left out: all"
     )

@@ -33,12 +33,13 @@ class Recipe(Section):
     def _fits(self) -> "Recipe":
         if self.finetune and self.finetune.examples.kind == "instructions" and not self.finetune.examples.path:
             raise ValueError("finetune.examples.path is missing: finetune.examples.kind=instructions reads from there")
-        if self.vocab_size < self.tokenizer.vocab_size:
+        trained = self.tokenizer.kind == "bpe"
+        if trained and self.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"model.vocab_size ({self.model.vocab_size}) is below tokenizer.vocab_size "
                 f"({self.tokenizer.vocab_size}): token ids would lie beyond the vocabulary"
             )
-        if self.tokenizer.vocab_size < 256 + RESERVED_TOKENS + self.tokenizer.spare_tokens + 1:
+        if trained and self.tokenizer.vocab_size < 256 + RESERVED_TOKENS + self.tokenizer.spare_tokens + 1:
             raise ValueError(
                 f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room beside 256 bytes, "
                 f"{RESERVED_TOKENS} reserved and {self.tokenizer.spare_tokens} spare tokens"

@@ -63,10 +63,26 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
 
         return PydocsSource.of(section, recipe)
     assert section.path is not None
+    if section.kind == "hub":
+        from pipeline.sources.hub import HubSource
+
+        return HubSource(section.path, section.text_field, section.split, section.config, section.revision)
     if section.kind == "text":
         from pipeline.sources.text import TextSource
 
-        return TextSource(section.path, section.chunk_chars)
+        return TextSource(section.path, section.chunk_chars, section.chunk, section.chunk_overlap, section.merge)
+    if section.kind == "openwebtext":
+        from pipeline.sources.openwebtext import OpenWebTextSource
+
+        return OpenWebTextSource(section.path)
+    if section.kind == "parquet":
+        from pipeline.sources.parquet import ParquetSource
+
+        return ParquetSource(section.path, section.text_field)
+    if section.kind == "csv":
+        from pipeline.sources.csv import CsvSource
+
+        return CsvSource(section.path, section.text_field)
     from pipeline.sources.jsonl import JsonlSource
 
     return JsonlSource(section.path, section.text_field)

@@ -1,52 +1,135 @@
-"""Source files: found below a path, fingerprinted, opened whatever their compression."""
+"""Source files, here or behind a URL: found below a path, fingerprinted, opened whatever their compression."""
 
 import glob
 import gzip
 import hashlib
 import io
 import lzma
+import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, NamedTuple
 
 from configs.errors import RequestError
+from pipeline.sources import remote
 
-_COMPRESSED = (".gz", ".zst", ".xz")
+COMPRESSED = (".gz", ".zst", ".xz")
 #: Sources up to this size are fingerprinted by their whole content, larger ones by both ends of each file.
 _WHOLE_BYTES = 64 << 20
 _END_BYTES = 4096
+_BUFFER_BYTES = 1 << 20
+#: The same of a decompressor that loses what it has of a buffer when it meets damage.
+_SMALL_BUFFER_BYTES = 1 << 17
 
-
-#: What reading an unreadable or damaged file raises.
+#: What reading an unreadable or damaged file raises; a network that stays broken is a RequestError instead.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
-def find(pattern: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files of a path, folder (searched below, by suffix, compressed or not) or glob: name -> path, in name order.
+class File(NamedTuple):
+    """A file of a source; picklable.
+
+    Attributes:
+        name: relative to the folder that the source was given by.
+        path: where it is: a path of this machine, or a URL.
+        size: bytes, as stored.
+        tag: what its storage says to tell its content from another's; None: nothing.
+    """
+
+    name: str
+    path: str
+    size: int
+    tag: str | None = None
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.name.endswith(COMPRESSED)
+
+    def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
+        """Its bytes, as stored; seekable, ``buffer`` of them read at a time."""
+        if remote.is_url(self.path):
+            return io.BufferedReader(remote.RemoteFile(self.path, self.size, 8 * buffer), buffer)
+        return open(self.path, "rb", buffer)
+
+
+def find(pattern: str, endings: tuple[str, ...]) -> dict[str, File]:
+    """Files of a path, folder (searched below, by name ending, compressed or not), glob or URL of any of these.
 
     Names are relative to the folder, so that moving it changes nothing; what is not UTF-8 in them is spelt out.
 
+    Returns:
+        Name -> file, in name order.
+
     Raises:
-        RequestError: nothing is there.
+        RequestError: nothing is there, or the URL cannot be reached.
     """
-    given = Path(pattern).expanduser()
+    pattern = pattern.removeprefix("file://")
+    is_folder, found = _remote(pattern) if remote.is_url(pattern) else _local(Path(pattern).expanduser())
+    if is_folder:
+        hidden = {name for name in found if any(part.startswith(".") for part in name.split("/"))}
+        found = {name: f for name, f in found.items() if name not in hidden and plain_name(name).endswith(endings)}
+        if not found:
+            listed = ", ".join(ending for ending in endings if ending)
+            raise RequestError(f"data.source.path: {pattern} holds no file ending in {listed or 'anything'}")
+    if not found:
+        raise RequestError(f"data.source.path: {pattern} is neither a file nor a folder, and no file matches it")
+    return {(safe := _writable(name)): file._replace(name=safe) for name, file in sorted(found.items())}
+
+
+def plain_name(name: str) -> str:
+    """A file's name in small letters, without what says how it is compressed."""
+    name = name.lower()
+    for ending in COMPRESSED:
+        name = name.removesuffix(ending)
+    return name
+
+
+def _local(given: Path) -> tuple[bool, dict[str, File]]:
+    try:
+        return _found(given)
+    except OSError as error:
+        # Files that are there but cannot be read are told when they are; this is a folder, or a name too long.
+        raise RequestError(f"data.source.path: {error.filename or given}: {error.strerror}") from None
+
+
+def _found(given: Path) -> tuple[bool, dict[str, File]]:
     if given.is_file():
-        return {_writable(given.name): given}
+        return False, {given.name: File(given.name, str(given), given.stat().st_size)}
     if given.is_dir():
-        inside = (path for path in given.rglob("*") if path.is_file() and _plain_suffix(path) in suffixes)
-        found = {path.relative_to(given).as_posix(): path for path in inside}
-        found = {name: path for name, path in found.items() if not any(p.startswith(".") for p in name.split("/"))}
-        if not found:
-            raise RequestError(f"data.source.path: {pattern} holds no file ending in {', '.join(suffixes)}")
-    else:
-        # pathlib globs below a folder only; a pattern may begin anywhere.
-        paths = [Path(name) for name in glob.glob(str(given), recursive=True)]  # noqa: PTH207
-        parents = [path.parent.as_posix() for path in paths]
-        root = Path(_common(parents)) if parents else given
-        found = {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
-        if not found:
-            raise RequestError(f"data.source.path: {pattern} is neither a file nor a folder, and no file matches it")
-    return {_writable(name): path for name, path in sorted(found.items())}
+        return True, {file.name: file for file in _below(str(given), "")}
+    # pathlib globs below a folder only; a pattern may begin anywhere.
+    matching = [Path(name) for name in glob.glob(str(given), recursive=True)]  # noqa: PTH207
+    paths = [path for path in matching if path.is_file()]
+    root = Path(_common([path.parent.as_posix() for path in paths])) if paths else given
+    found = ((path.relative_to(root).as_posix(), path) for path in paths)
+    return False, {name: File(name, str(path), path.stat().st_size) for name, path in found}
+
+
+def _below(folder: str, prefix: str) -> Iterator[File]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                yield File(prefix + entry.name, entry.path, entry.stat().st_size)
+
+
+def _remote(url: str) -> tuple[bool, dict[str, File]]:
+    is_folder, infos = remote.listed(url)
+    if not infos:
+        return is_folder, {}
+    system, path = remote.open_system(url)
+    paths = [str(info["name"]).strip("/") for info in infos]
+    folders = [name.rpartition("/")[0] for name in paths]
+    root = path.strip("/") if is_folder else _common(folders)
+    found = {}
+    for name, info in zip(paths, infos, strict=True):
+        relative = name.removeprefix(root).lstrip("/")
+        # A web address may end in a query, which is no part of the file's name.
+        relative = relative.partition("?")[0] if path.startswith(("http://", "https://")) else relative
+        where = str(system.unstrip_protocol(info["name"]))
+        found[relative] = File(relative, where, int(info["size"] or 0), remote.tag_of(info))
+    return is_folder, found
 
 
 def _writable(name: str) -> str:
@@ -59,23 +142,21 @@ def _common(folders: list[str]) -> str:
     return "/".join(first[:same]) or ("/" if folders[0].startswith("/") else ".")
 
 
-def _plain_suffix(path: Path) -> str:
-    name = path.name
-    for ending in _COMPRESSED:
-        name = name.removesuffix(ending)
-    return Path(name).suffix.lower()
+def fingerprints(found: dict[str, File]) -> dict[str, str]:
+    """One fingerprint for the files of a source: their names, sizes and content, of a large source only the ends.
 
-
-def fingerprints(found: dict[str, Path]) -> dict[str, str]:
-    """One fingerprint for the files of a source: their names, sizes and content, of a large source only the ends."""
+    Where the storage has its own checksum or version of a file, that stands for the content.
+    """
     whole = hashlib.sha256()
-    sizes = {name: path.stat().st_size for name, path in found.items()}
-    ends_only = sum(sizes.values()) > _WHOLE_BYTES
-    for name, path in found.items():
-        whole.update(f"{name}\0{sizes[name]}\0".encode())
+    ends_only = sum(file.size for file in found.values()) > _WHOLE_BYTES
+    for name, file in found.items():
+        whole.update(f"{name}\0{file.size}\0".encode())
+        if file.tag is not None:
+            whole.update(file.tag.encode())
+            continue
         try:
-            with open(path, "rb") as stream:
-                if ends_only and sizes[name] > 2 * _END_BYTES:
+            with file.open(_END_BYTES) as stream:
+                if ends_only and file.size > 2 * _END_BYTES:
                     whole.update(stream.read(_END_BYTES))
                     stream.seek(-_END_BYTES, io.SEEK_END)
                 whole.update(stream.read())
@@ -85,15 +166,48 @@ def fingerprints(found: dict[str, Path]) -> dict[str, str]:
     return {"files": whole.hexdigest()}
 
 
-def open_binary(path: Path) -> IO[bytes]:
+def open_binary(file: File) -> IO[bytes]:
     """The decompressed bytes of a plain, .gz, .zst or .xz file; damage raises one of ``DAMAGE``."""
-    if path.name.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.name.endswith(".xz"):
-        return cast(IO[bytes], lzma.open(path, "rb"))
-    if path.name.endswith(".zst"):
+    return decompressed(file.open(), file.name)
+
+
+def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
+    """The bytes of a stream whose name says how it is compressed; closing it closes ``stream``."""
+    if name.endswith(".gz"):
+        return _Owning(_ByBlocks(gzip.open(stream, "rb")), _BUFFER_BYTES, stream)
+    if name.endswith(".xz"):
+        return _Owning(_ByBlocks(lzma.open(stream, "rb")), _BUFFER_BYTES, stream)
+    if name.endswith(".zst"):
         import pyarrow
 
         # Arrow's reader, unlike zstandard's, notices a file that ends early.
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return open(path, "rb")
+        opened = pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd")
+        return _Owning(opened, _SMALL_BUFFER_BYTES, stream)
+    return stream
+
+
+class _ByBlocks(io.RawIOBase):
+    """Gives out each block as it is decompressed, so that those before damage are not lost."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._stream.read1(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+
+class _Owning(io.BufferedReader):
+    """A buffered reader that closes also what its raw stream reads from."""
+
+    def __init__(self, raw: Any, buffer: int, under: IO[bytes]) -> None:
+        super().__init__(raw, buffer)
+        self._under = under
+
+    def close(self) -> None:
+        super().close()
+        self._under.close()

@@ -1,84 +1,95 @@
 """JSON lines, plain or compressed: a record a line, its text in one field."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import IO, Any, ClassVar
+
+import orjson
 
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources import files
+from pipeline.sources import Part, file_source, files
+from pipeline.sources.file_source import FileSource
+from pipeline.sources.files import File
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json")
-#: A plain file is read in ranges of so many bytes; a compressed one cannot be entered half-way.
-_PART_BYTES = 64 << 20
+#: Longest line that is read, in bytes; a longer one is no record but a file of another kind.
+_MOST_LINE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class JsonlSource:
-    """Records of a path, folder or glob; each line is one input.
+class JsonlSource(FileSource):
+    """Records of a path, folder, glob or URL; each line is one input.
 
     Attributes:
-        path: file, folder or glob of .jsonl, .ndjson or .json, also .gz, .zst, .xz.
+        path: file, folder, glob or URL of .jsonl, .ndjson or .json, also .gz, .zst, .xz.
         text_field: field that holds the text.
     """
 
-    path: str
     text_field: str
 
-    @property
-    def name(self) -> str:
-        return self.path
+    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
-    @cached_property
-    def _files(self) -> dict[str, Path]:
-        return files.find(self.path, _SUFFIXES)
+    def parts(self, workers: int) -> Iterator[Part]:
+        """Each part: (file, first byte, byte to stop at) triples; stop 0: to the end."""
+        return file_source.grouped(self._ranges(), self.most_bytes)
 
-    def inputs(self) -> dict[str, str]:
-        return files.fingerprints(self._files)
-
-    def parts(self, workers: int) -> Sequence[tuple[str, int, int]]:
-        """(file, first byte, byte to stop at) of each part; stop 0: to the end."""
-        parts = []
-        for name, path in self._files.items():
-            size = path.stat().st_size
-            if path.name.endswith((".gz", ".zst", ".xz")) or size <= _PART_BYTES:
-                parts.append((name, 0, 0))
+    def _ranges(self) -> Iterator[tuple[int, tuple[File, int, int]]]:
+        most = self.most_bytes
+        for file in self.files.values():
+            if file.is_compressed or file.size <= most:
+                yield file.size, (file, 0, 0)
             else:
-                parts += [(name, at, min(at + _PART_BYTES, size)) for at in range(0, size, _PART_BYTES)]
-        return parts
+                for at in range(0, file.size, most):
+                    stop = min(at + most, file.size)
+                    yield stop - at, (file, at, stop)
 
-    def read(self, part: tuple[str, int, int], bad: BadInputs) -> Iterator[Document]:
-        name, start, stop = part
-        try:
-            with files.open_binary(self._files[name]) as stream:
-                at = start
-                if start:
-                    # A line belongs to the part that its first byte lies in.
-                    stream.seek(start - 1)
-                    at += len(stream.readline()) - 1
-                elif stream.peek(1)[:1] == b"[":  # type: ignore[attr-defined]
-                    bad.add("a JSON array, not JSON lines", name)
-                    return
-                while (not stop or at < stop) and (line := stream.readline()):
-                    document = self._document(line, name, at, bad)
-                    at += len(line)
-                    if document:
-                        bad.good += 1
-                        yield document
-        except files.DAMAGE as error:
-            bad.add("unreadable file", f"{name}: {error}")
+    def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        for file, start, stop in part.where:
+            try:
+                with files.open_binary(file) as stream:
+                    yield from self._lines(stream, file.name, start, stop, bad)
+            except files.DAMAGE as error:
+                bad.add("unreadable file", f"{file.name}: {error}")
 
-    def _document(self, line: bytes, name: str, at: int, bad: BadInputs) -> Document | None:
-        """The document of a line, which begins at byte ``at`` of the (decompressed) file."""
+    def _lines(self, stream: IO[bytes], name: str, start: int, stop: int, bad: BadInputs) -> Iterator[Document]:
+        at = start
+        if start:
+            # A line belongs to the part that its first byte lies in.
+            stream.seek(start - 1)
+            at += _to_line_end(stream) - 1
+        elif stream.peek(1)[:1] == b"[":  # type: ignore[attr-defined]
+            bad.add("a JSON array, not JSON lines", name)
+            return
+        field, prefix = self.text_field, f"jsonl:{name}:"
+        while (not stop or at < stop) and (line := stream.readline(_MOST_LINE_BYTES)):
+            size = len(line)
+            text = None
+            if size == _MOST_LINE_BYTES and not line.endswith(b"\n"):
+                bad.add(f"a line longer than {_MOST_LINE_BYTES >> 20} MB", f"{name} at byte {at}")
+                size += _to_line_end(stream)
+            else:
+                try:
+                    text = orjson.loads(line)[field]
+                except (ValueError, KeyError, TypeError):
+                    # Rare: blank, malformed, not an object, or JSON that only the standard library takes.
+                    text = self._unusual(line, name, at, bad)
+                else:
+                    if type(text) is not str:
+                        text = self._unusual(line, name, at, bad)
+            if text is not None:
+                bad.good += 1
+                yield Document(f"{prefix}{at}", text, name, "record")
+            at += size
+
+    def _unusual(self, line: bytes, name: str, at: int, bad: BadInputs) -> str | None:
+        """The text of a line, which begins at byte ``at`` of the (decompressed) file; None: it has none."""
         where = f"{name} at byte {at}"
         try:
             text = line.decode("utf-8-sig" if at == 0 else "utf-8")
             if not text.strip():
                 return None
-            record = json.loads(text)
+            record: Any = json.loads(text)
         except UnicodeDecodeError:
             bad.add("invalid UTF-8", where)
             return None
@@ -94,7 +105,14 @@ class JsonlSource:
             fields = ", ".join(map(str, record)) or "none"
             bad.add(f"field {self.text_field!r} {reason}", f"{where}, fields there: {fields}")
             return None
-        return Document(f"jsonl:{name}:{at}", value, name, "record")
+        return value
 
-    def details(self) -> dict[str, Any]:
-        return {"files": len(self._files)}
+
+def _to_line_end(stream: IO[bytes]) -> int:
+    """Bytes to the end of the line, which are passed over."""
+    passed = 0
+    while piece := stream.readline(_MOST_LINE_BYTES):
+        passed += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return passed

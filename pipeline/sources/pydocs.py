@@ -5,7 +5,7 @@ Text that every machine has without a network. It is parsed once for an environm
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -16,9 +16,11 @@ from artefacts import fingerprint
 from artefacts.progress import bar
 from configs.errors import RequestError
 from configs.schema import Recipe
+from configs.schema.data import SourceSection
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
+from pipeline.sources import Part
 
 #: Part of the cache's key: raise it when the same source files should give other documents.
 _PARSER = 1
@@ -41,9 +43,9 @@ class PydocsSource:
     packages: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "PydocsSource":
-        """The source of a recipe; its cache is shared by all runs under the same ``run.root``."""
-        return cls(Path(recipe.run.root) / ".cache" / "pydocs", recipe.data.source.packages)
+    def of(cls, section: SourceSection, recipe: Recipe) -> "PydocsSource":
+        """The source of a recipe's section; its cache is shared by all runs under the same ``run.root``."""
+        return cls(Path(recipe.run.root) / ".cache" / "pydocs", section.packages)
 
     @property
     def name(self) -> str:
@@ -68,21 +70,32 @@ class PydocsSource:
         key = {"environment": self._environment, "packages": self.packages, "parser": _PARSER}
         return self.cache / f"{fingerprint.of_value(key)[:32]}.parquet"
 
-    def parts(self, workers: int) -> Sequence[tuple[str, int]]:
-        """(cache file, row group) pairs; parses the environment where it is not cached or its cache is damaged."""
+    @property
+    def parting(self) -> str:
+        return "row groups of the cache"
+
+    def size(self, workers: int) -> int | None:
+        """Bytes of the documents as cached; parses the environment where it is not cached."""
+        return sum(part.size for part in self.parts(workers))
+
+    def parts(self, workers: int) -> Iterator[Part]:
+        """Each part: (cache file, row group); parses the environment where its cache is missing or damaged."""
         import pyarrow.parquet as parquet
 
         if not _readable(self.path):
             self._parse(workers)
-        return [(self.path.name, group) for group in range(parquet.ParquetFile(self.path).num_row_groups)]
+        metadata = parquet.read_metadata(self.path)
+        sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+        return (Part(size, (self.path.name, group)) for group, size in enumerate(sizes))
 
-    def read(self, part: tuple[str, int], bad: BadInputs) -> Iterator[Document]:
+    def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
         import pyarrow.parquet as parquet
 
-        file = parquet.ParquetFile(self.cache / part[0])
-        if part[1] == 0:
+        name, group = part.where
+        file = parquet.ParquetFile(self.cache / name)
+        if group == 0:
             bad.merge(_bad_inputs(file))
-        for row in file.read_row_group(part[1]).to_pylist():
+        for row in file.read_row_group(group).to_pylist():
             yield Document(**row)
 
     def documents(self, workers: int) -> Iterator[Document]:

@@ -1,13 +1,10 @@
 """The commands as a user runs them: whole runs, damage, kills, and what they cost when there is nothing to do."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
 from artefacts import manifest
@@ -142,42 +139,3 @@ def test_faults_of_the_user_are_one_line(tmp_path):
     for verb in ("run", "tokenize", "verify", "stats"):
         found = _command(verb, tmp_path, tmp_path / "nowhere.jsonl")
         assert found.returncode == 2 and found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found
-
-
-def _kill_at(moment, root, source):
-    """Start a run, kill it when a file whose path begins with ``moment`` appears; None where the run was faster."""
-    process = subprocess.Popen(
-        _line("run", root, source, "data.workers=2"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    folder, _, name = moment.rpartition("/")
-    while process.poll() is None:
-        try:
-            reached = any(entry.startswith(name) for entry in os.listdir(root / "demo" / folder))
-        except FileNotFoundError:
-            reached = False
-        if reached:
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            return children if process.wait() == -signal.SIGKILL else None
-        time.sleep(0.002)
-    return None
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [".documents.partial/scratch/000002.json", ".tokens.partial/work/train-00001.idx", ".tokens.partial/work/.train"],
-)
-def test_killed_and_started_again_gives_the_same_bytes(finished, source, tmp_path, moment):
-    stage = moment.split(".")[1]
-    for attempt in range(5):
-        root = tmp_path / str(attempt)
-        children = _kill_at(moment, root, source)
-        if children is not None and not (root / "demo" / stage).exists():
-            break
-    else:
-        pytest.fail("the stage was over each time before it could be killed")
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive, "workers outlived the killed stage"
-    again = _command("run", root, source)
-    assert again.returncode == 0, again.stderr
-    assert _data(root) == _data(finished)

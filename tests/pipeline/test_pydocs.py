@@ -84,6 +84,7 @@ def test_named_packages_only(source):
     found = [document for part in source.parts(1) for document in source.read(part, bad)]
     names = {document.id.removeprefix("pydocs:").split(".")[0] for document in found}
     assert names == {"json", "os", "topics"}
+    assert source.size(1) == sum(part.size for part in source.parts(1)) > 0
     ids = [document.id for document in found]
     assert len(ids) == len(set(ids)) and {"pydocs:json.dumps", "pydocs:os.path.join"} <= set(ids)
     assert {document.kind for document in found} == {"topic", "module", "class", "function"}

@@ -1,13 +1,10 @@
 """Sources: what is read, what is counted as unreadable, and what is refused."""
 
-import gzip
 import json
-import lzma
 import os
 
 import pyarrow.parquet as parquet
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,11 +12,10 @@ from artefacts.layout import RunLayout
 from configs.errors import RequestError
 from pipeline import documents
 from pipeline.bad_inputs import BadInputs
-from pipeline.sources import files
-from pipeline.sources import jsonl as jsonl_module
+from pipeline.sources import file_source, files
 from pipeline.sources.jsonl import JsonlSource
-from pipeline.sources.text import TextSource, cut
-from tests.pipeline.corpora import SHARED_DATA, of_jsonl, recipe, texts, write_jsonl
+from pipeline.sources.text import TextSource
+from tests.pipeline.corpora import SHARED_DATA, of_jsonl, packed, recipe, texts, write_jsonl
 
 
 def _read(source):
@@ -29,32 +25,14 @@ def _read(source):
     return found, bad
 
 
-def _packed(content: bytes, ending: str) -> bytes:
-    if ending == ".gz":
-        return gzip.compress(content)
-    if ending == ".xz":
-        return lzma.compress(content)
-    return zstandard.compress(content) if ending == ".zst" else content
-
-
 @pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".zst"])
 def test_jsonl_however_compressed(tmp_path, ending):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in ["one\u2028", "two", "drei ü"])
     path = tmp_path / f"a.jsonl{ending}"
-    path.write_bytes(_packed(lines.encode(), ending))
+    path.write_bytes(packed(lines.encode(), ending))
     found, bad = _read(JsonlSource(str(tmp_path), "text"))
     assert [document.text for document in found] == ["one\u2028", "two", "drei ü"]
     assert bad.good == 3 and not bad.reasons
-
-
-@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
-def test_a_truncated_file_is_counted_and_what_came_before_kept(tmp_path, ending):
-    content = "".join(json.dumps({"text": text}) + "\n" for text in texts(400)).encode()
-    packed = _packed(content, ending)
-    (tmp_path / f"a.jsonl{ending}").write_bytes(packed[: len(packed) * 2 // 3])
-    found, bad = _read(JsonlSource(str(tmp_path / f"a.jsonl{ending}"), "text"))
-    assert bad.reasons["unreadable file"] == 1
-    assert len(found) < 400
 
 
 def test_bad_lines_are_counted_by_reason(tmp_path):
@@ -93,7 +71,7 @@ def test_a_json_array_is_named(tmp_path):
 def test_ranges_of_a_plain_file_lose_and_repeat_nothing(tmp_path_factory, lines, size):
     path = write_jsonl(tmp_path_factory.mktemp("ranges") / "a.jsonl", [f"{i}{line}" for i, line in enumerate(lines)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl_module, "_PART_BYTES", size)
+        patch.setattr(file_source, "PART_BYTES", size)
         found, bad = _read(JsonlSource(str(path), "text"))
     assert [document.text for document in found] == [f"{i}{line}" for i, line in enumerate(lines)]
     assert not bad.reasons
@@ -188,21 +166,6 @@ def test_a_field_name_that_utf8_cannot_hold_is_reported(tmp_path, capsysbinary):
     made = documents.build(of_jsonl(tmp_path, path, "data.max_bad_fraction=0.5"))
     assert made is not None and made.counts["bad_inputs"] == {"field 'text' missing": 1}
     assert b"\\ud800" in capsysbinary.readouterr().out
-
-
-@settings(deadline=None)
-@given(st.text(alphabet="ab \n", max_size=300), st.integers(0, 40))
-def test_cutting_loses_nothing(text, size):
-    pieces = list(cut(text, size))
-    assert "".join(pieces) == text
-    assert all(pieces)
-    assert not size or all(len(piece.rstrip("\n")) <= 2 * size + 1 for piece in pieces)
-
-
-def test_cut_at_paragraph_ends():
-    assert list(cut("aaaa\n\nbbbb\n\n\ncccc\ndddd", 7)) == ["aaaa\n\nbbbb\n\n\n", "cccc\ndddd"]
-    assert list(cut("aaaa bbbb\ncccc dddd eeee ffff", 7)) == ["aaaa bbbb\n", "cccc dddd ", "eeee ffff"]
-    assert list(cut("a" * 20, 7)) == ["a" * 7, "a" * 7, "a" * 6]
 
 
 def test_books(tmp_path):

@@ -1,6 +1,7 @@
 """Token shards: what is in them, how documents are split, and the same bytes however they are made."""
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
@@ -9,9 +10,11 @@ from artefacts.layout import RunLayout
 from configs.errors import RequestError
 from pipeline import documents, tokens
 from pipeline.indexed_dataset import IndexedDataset
-from pipeline.split import held_out, lowest
-from tests.pipeline.corpora import digests, of_jsonl, texts, write_jsonl
+from pipeline.share import Share
+from pipeline.split import Limits
+from tests.pipeline.corpora import digests, of_jsonl, recipe, texts, write_jsonl
 from tokenizer.load import Tokenizer
+from tokenizer.sample import lowest
 from tokenizer.train import train
 
 
@@ -78,14 +81,17 @@ def test_the_same_bytes_with_any_number_of_workers(built, tmp_path):
 
 
 def test_a_document_falls_on_the_same_side_in_every_corpus():
-    names = [bytes([number]) * 16 for number in range(200)]
-    chosen, forced = held_out(names, 7, 0.2)
-    assert 20 < chosen.sum() < 60 and not forced
-    turned, _ = held_out(names[::-1], 7, 0.2)
-    assert (turned[::-1] == chosen).all()
-    assert (held_out(names, 8, 0.2)[0] != chosen).any()
-    more, _ = held_out(names, 7, 0.4)
-    assert (more | ~chosen).all()
+    digests = [bytes([number]) * 16 for number in range(200)]
+
+    def held_out(digests, seed, fraction):
+        limits = Limits(seed, {"web": int(fraction * 2**64)}, [], 0)
+        return limits.held_out("web", pyarrow.chunked_array([digests], pyarrow.binary(16)))
+
+    chosen = held_out(digests, 7, 0.2)
+    assert 20 < chosen.sum() < 60
+    assert (held_out(digests[::-1], 7, 0.2)[::-1] == chosen).all()
+    assert (held_out(digests, 8, 0.2) != chosen).any()
+    assert (held_out(digests, 7, 0.4) | ~chosen).all()
 
 
 def test_a_small_corpus_gets_one_validation_document(tmp_path, capsys):
@@ -184,3 +190,34 @@ def test_another_tokenizer_moves_the_old_shards_aside(tmp_path, capsys):
     assert train(other) is not None and tokens.build(other) is not None
     assert "moved aside" in capsys.readouterr().out
     assert len(list((RunLayout.of(asked).data / "previous").iterdir())) == 2
+
+
+def test_tasks_do_what_one_command_does(built, tmp_path):
+    whole, _ = built
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(300)), "data.tokens.shard_tokens=20000")
+    documents.build(asked)
+    train(asked)
+    for task in (1, 0):
+        assert tokens.build(asked, Share(task, 2)) is None
+    assert not RunLayout.of(asked).tokens.exists()
+    tokens.build(asked)
+    assert digests(RunLayout.of(asked).tokens) == digests(RunLayout.of(whole).tokens)
+
+
+def test_several_sources_have_a_folder_each(tmp_path):
+    made = texts(200)
+    a, b = write_jsonl(tmp_path / "a.jsonl", made[:150]), write_jsonl(tmp_path / "b.jsonl", made[150:])
+    sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
+    asked = recipe(tmp_path, "data.source={}", sources)
+    documents.build(asked)
+    train(asked)
+    counts = tokens.build(asked).counts
+    folder = RunLayout.of(asked).tokens
+    for name, documents_of in (("web", 150), ("books", 50)):
+        own = counts["sources"][name]
+        for side, label in (("train", "train"), ("val", "validation")):
+            shards = _shards(folder / name, side)
+            assert sum(map(len, shards)) == own[label]["documents"] > 0
+            assert sum(len(shard.tokens) for shard in shards) == own[label]["tokens"]
+        assert own["train"]["documents"] + own["validation"]["documents"] == documents_of
+    assert counts["train"]["tokens"] == sum(own["train"]["tokens"] for own in counts["sources"].values())

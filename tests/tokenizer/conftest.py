@@ -1,19 +1,28 @@
-"""One small trained tokenizer for all tests of this folder."""
+"""Small trained tokenizers for all tests of this folder."""
 
 import pytest
 
 from artefacts.layout import RunLayout
-from pipeline import documents
-from tests.pipeline.corpora import of_jsonl, texts, write_jsonl
+from configs.load import load_recipe
+from tests.pipeline.corpora import RECIPE, of_jsonl, texts, write_jsonl
+from tests.tokenizer.made import publish_documents
+from tokenizer.bpe import BpeTokenizer
 from tokenizer.load import Tokenizer
-from tokenizer.train import train
+from tokenizer.train import _fit, train
+
+#: Scripts, quotes and dashes whose neighbours become pieces: words are cut at other places than in plain English.
+_MANY_SCRIPTS = (
+    "Überaus naïve Ärzte’s “zitierte” Wörter — größer… déjà–vu; don’t l’été. "
+    "日本語の文章と漢字とかなと。中文文章也在這裡。 Привет, мир! Ещё слова. مرحبا بالعالم 👩‍👩‍👧 🎉🎉 "
+    "x_1=foo(bar)[0]  # indented    code\n\n\treturn ——— ‘a’ ‘b’ “c” ‰ ∑x²≤y³ "
+)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     asked = of_jsonl(root, write_jsonl(root / "source.jsonl", texts(60)))
-    documents.build(asked)
+    publish_documents(asked)
     train(asked)
     return asked
 
@@ -21,3 +30,9 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(trained):
     return Tokenizer.load(RunLayout.of(trained).tokenizer)
+
+
+@pytest.fixture(scope="session")
+def many_scripts():
+    """A tokenizer with pieces of many scripts."""
+    return BpeTokenizer(_fit([_MANY_SCRIPTS * 3] * 3, load_recipe(RECIPE, ["tokenizer.vocab_size=520"])))

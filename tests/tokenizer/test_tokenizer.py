@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from artefacts import manifest
 from artefacts.layout import RunLayout
 from configs.errors import RequestError
-from pipeline import documents
 from tests.pipeline.corpora import RECIPE, ROOT, SHARED_DATA, of_jsonl, overrides, texts, write_jsonl
+from tests.tokenizer.made import publish_documents
 from tokenizer import special
 from tokenizer.load import Tokenizer
 from tokenizer.train import _CHUNK_BYTES, _chunks, train
@@ -81,7 +81,7 @@ def test_digits_and_newlines_stand_alone(tokenizer):
 def test_training_again_gives_the_same_bytes(trained, tmp_path):
     source = Path(trained.data.source.path)
     again = of_jsonl(tmp_path, source)
-    documents.build(again)
+    publish_documents(again)
     first, second = manifest.read(RunLayout.of(trained).tokenizer), train(again)
     assert second is not None and first == second
     assert train(again) is None
@@ -98,7 +98,7 @@ def test_long_documents_are_not_skipped(tmp_path):
     """A document without a newline, far beyond the trainer's limit, still gives its words to the vocabulary."""
     body = " ".join(["zyxwvut"] * 10_000)
     asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "one.jsonl", [body, *texts(30)]))
-    documents.build(asked)
+    publish_documents(asked)
     made = train(asked)
     assert made is not None and made.counts["sample_documents"] == 31
     pieces = Tokenizer.load(RunLayout.of(asked).tokenizer).encode(" zyxwvut")
@@ -107,14 +107,14 @@ def test_long_documents_are_not_skipped(tmp_path):
 
 def test_the_sample_is_of_about_the_asked_size(tmp_path):
     asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(80)), "tokenizer.sample_bytes=30000")
-    documents.build(asked)
+    publish_documents(asked)
     made = train(asked)
     assert made is not None and 25_000 < made.counts["sample_bytes"] <= 30_000
 
 
 def test_a_vocabulary_too_large_is_one_clear_line(tmp_path):
     asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(2)), "tokenizer.vocab_size=4096")
-    documents.build(asked)
+    publish_documents(asked)
     with pytest.raises(RequestError, match=r"tokenizer.vocab_size \(4096\) is too large .* at most \d+ pieces"):
         train(asked)
 

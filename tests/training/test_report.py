@@ -15,14 +15,14 @@ from artefacts import manifest
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.metrics import read_metrics
+from artefacts.pages.figures import png
+from artefacts.pages.formats import compact
 from configs.command import DONE
 from configs.errors import RequestError
 from configs.load import load_recipe
 from configs.schema import Recipe
 from training.report import curves
 from training.report.command import report
-from training.report.figures import png
-from training.report.formats import compact
 from training.report.page import build_page, headline
 from training.report.run_files import read_run
 

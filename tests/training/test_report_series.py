@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from artefacts.pages.formats import compact, duration
 from training.report import series
-from training.report.formats import compact, duration
 
 
 def test_thin_keeps_spikes_and_order():

@@ -1,6 +1,8 @@
-"""What a model is trained on at a time."""
+"""What a model is trained on at a time, and where it comes from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -15,15 +17,49 @@ class Batch:
     Attributes:
         inputs: [B, T] int64 token ids.
         labels: [B, T] int64, the token that follows each position, or ``IGNORED``.
+        starts: int32, increasing: where in the B*T flattened positions a document begins, and B*T at the end (the
+            ``cu_seqlens`` of variable-length attention). Each sample begins one; an end-of-text token belongs to the
+            document before it. None: the data does not know.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor
+    starts: torch.Tensor | None = None
 
     @property
     def targets(self) -> int:
         """Positions that are predicted."""
         return int((self.labels != IGNORED).sum())
 
+    def document_ids(self) -> torch.Tensor:
+        """[B, T] int64: the number of each position's document in the micro-batch, from 0."""
+        assert self.starts is not None, "these samples know no documents"
+        begins = torch.zeros(self.inputs.numel(), dtype=torch.int64, device=self.starts.device)
+        begins[self.starts[1:-1].long()] = 1
+        return begins.cumsum(0).view(self.inputs.shape)
+
+    def positions(self) -> torch.Tensor:
+        """[B, T] int64: each position counted from the beginning of its document, or of what a sample holds of it."""
+        assert self.starts is not None, "these samples know no documents"
+        places = torch.arange(self.inputs.numel(), device=self.starts.device).view(self.inputs.shape)
+        return places - self.starts.long()[self.document_ids()]
+
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.inputs.to(device), self.labels.to(device))
+        """On a device; from pinned memory to a GPU the copy does not block."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+
+    def pinned(self) -> "Batch":
+        """In page-locked memory, from which a GPU copies on its own."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        starts = None if self.starts is None else change(self.starts)
+        return Batch(change(self.inputs), change(self.labels), starts)
+
+
+class Data(Protocol):
+    """Where micro-batches come from: a pure function of the step."""
+
+    def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
+        """This rank's micro-batches of optimiser step ``step``."""
+        ...

@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from training.data.batch import Batch
+from training.data.batch import Batch, Data
 from training.engine.balance import Balancer, LayerLoad
 from training.engine.distributed import Ranks, sum_over_ranks
 from training.engine.gradients import clip_global_norm
@@ -16,12 +16,6 @@ from training.engine.signals import StopRequest
 
 #: loss(model, batch) -> (sum of the loss over the batch's targets, number of targets).
 LossFunction = Callable[[Any, Batch], tuple[torch.Tensor, torch.Tensor]]
-
-
-class Data(Protocol):
-    """Where micro-batches come from: a pure function of the step."""
-
-    def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]: ...
 
 
 class Ended(Enum):

@@ -7,10 +7,10 @@ import numpy as np
 
 from artefacts.layout import RunLayout
 from configs.schema import Recipe
-from pipeline.indexed_dataset import IndexedDataset
+from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.load import Tokenizer
 from training.data.chat import ChatExamples
-from training.data.pretraining import TokenWindows
+from training.data.windows import TokenWindows
 from training.evaluate.baselines import bigram_nats, compressed_bytes
 from training.evaluate.loss import Measured, measure
 from training.generate import complete
@@ -79,8 +79,8 @@ def _load_facts(load: list[float]) -> dict[str, Any]:
 def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
     """The split's shards as token streams, up to so many tokens in all."""
     streams, left = [], limit
-    for path in sorted(folder.glob(f"{split}-*.idx")):
-        stream = IndexedDataset(path.with_suffix("")).tokens[:left]
+    for prefix in shard_prefixes(folder, split):
+        stream = IndexedDataset(prefix).tokens[:left]
         streams.append(stream)
         if left is not None:
             left = max(0, left - len(stream))

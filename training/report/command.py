@@ -4,11 +4,11 @@ from functools import partial
 
 from artefacts import publish
 from artefacts.layout import RunLayout
+from artefacts.pages.figures import png
 from configs.command import DONE
 from configs.schema import Recipe
 from training.report.curves import NATS, LossScale, loss_figure
 from training.report.evaluation_sections import baselines
-from training.report.figures import png
 from training.report.page import build_page
 from training.report.run_files import RunFiles, read_run
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from training.report.figures import COLOURS
+from artefacts.pages.figures import COLOURS
 
 
 def bits_per_byte_figure(models: Mapping[str, float], baselines: Mapping[str, float]) -> Figure:

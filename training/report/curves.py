@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from artefacts.metrics import Metrics
-from training.report.figures import COLOURS
+from artefacts.pages.figures import COLOURS
 from training.report.series import Array, column, smooth, thin
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from training.report import markup
-from training.report.formats import compact, decimal, share, whole
+from artefacts.pages import markup
+from artefacts.pages.formats import compact, decimal, share, whole
 from training.report.run_files import RunFiles
 
 

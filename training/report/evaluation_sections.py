@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from training.report import markup
+from artefacts.pages import markup
+from artefacts.pages.figures import inline_svg
+from artefacts.pages.formats import decimal, whole
 from training.report.comparison_figure import bits_per_byte_figure
-from training.report.figures import inline_svg
-from training.report.formats import decimal, whole
 from training.report.run_files import RunFiles
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from training.report.figures import COLOURS
+from artefacts.pages.figures import COLOURS
 from training.report.series import MAX_POINTS, Array, bin_columns, expert_layers, expert_rows, smooth, thin
 
 #: Columns of a heat map: the most that a panel of it can show.

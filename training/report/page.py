@@ -1,19 +1,12 @@
 """The page: headline, sections, what is missing; one HTML text that loads nothing."""
 
-from pathlib import Path
-
-from training.report import markup
+from artefacts.pages import markup, shell
+from artefacts.pages.formats import compact, decimal, duration, whole
 from training.report.data_section import data_section
 from training.report.evaluation_sections import baselines, evaluation_section, models, samples_section
-from training.report.formats import compact, decimal, duration, whole
 from training.report.run_files import RunFiles
 from training.report.series import totals
 from training.report.training_sections import experts_section, finetuning_section, pretraining_section
-
-_STYLE = Path(__file__).with_name("page.css")
-
-#: Whatever a sample or a name contains, the browser fetches and runs nothing.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def build_page(run: RunFiles) -> str:
@@ -28,29 +21,8 @@ def build_page(run: RunFiles) -> str:
         markup.section("recipe", "Recipe", markup.details("The resolved recipe", run.recipe), _versions(run)),
     ]
     body = "\n".join(part for part in sections if part)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{markup.text(run.name)} · Millrace report</title>
-<style>
-{_STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<header>
-<h1>{markup.text(run.name)}</h1>
-{markup.facts(headline(run))}
-{_missing(run)}
-</header>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+    header = f"{markup.facts(headline(run))}\n{_missing(run)}"
+    return shell.page(run.name, "Millrace report", header, body)
 
 
 def headline(run: RunFiles) -> dict[str, str]:

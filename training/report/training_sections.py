@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from artefacts.metrics import Metrics
-from training.report import markup
+from artefacts.pages import markup
+from artefacts.pages.figures import inline_svg
+from artefacts.pages.formats import decimal
 from training.report.curves import loss_figure, training_figure
 from training.report.expert_figures import balance_figure, bias_figure, layer_label, load_figure
-from training.report.figures import inline_svg
-from training.report.formats import decimal
 from training.report.run_files import RunFiles
 from training.report.series import column, expert_layers
 

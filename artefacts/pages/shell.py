@@ -1,0 +1,43 @@
+"""The frame of every page: one HTML text that loads nothing."""
+
+from pathlib import Path
+
+from artefacts.pages import markup
+
+_STYLE = Path(__file__).with_name("page.css")
+
+#: Whatever a sample or a name contains, the browser fetches and runs nothing.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def page(name: str, kind: str, header: str, body: str) -> str:
+    """A whole page.
+
+    Args:
+        name: heading; plain text.
+        kind: what sort of page it is, for its title; plain text.
+        header: finished markup below the heading.
+        body: finished markup of the sections.
+    """
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{markup.text(name)} · {markup.text(kind)}</title>
+<style>
+{_STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<header>
+<h1>{markup.text(name)}</h1>
+{header}
+</header>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,54 @@
+"""Real text for the benchmarks, from what is installed: no network, the same on every run of one environment."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import zstandard
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache" / "bench"
+
+
+def docstrings() -> list[str]:
+    """Distinct documentation topics and docstrings of the installed Python, those of at least 50 characters."""
+    from configs.schema.data import SourceSection
+    from pipeline.bad_inputs import BadInputs
+    from pipeline.sources.pydocs import PydocsSource
+
+    source = PydocsSource(CACHE / "pydocs", SourceSection().packages)
+    bad = BadInputs()
+    return [document.text for part in source.parts(2) for document in source.read(part, bad) if len(document.text) > 50]
+
+
+def sources(most_bytes: int) -> Iterator[str]:
+    """Distinct source files of the installed packages, of 200 to 100,000 characters, up to about ``most_bytes``."""
+    import sysconfig
+
+    total, seen = 0, set()
+    for root in (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")):
+        for path in sorted(Path(root).rglob("*.py")):
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            digest = hashlib.sha256(text.encode()).digest()
+            if not 200 <= len(text) <= 100_000 or digest in seen:
+                continue
+            seen.add(digest)
+            total += len(text.encode())
+            yield text
+            if total >= most_bytes:
+                return
+
+
+def jsonl(path: Path, texts: Iterator[str], files: int) -> int:
+    """Write texts as ``files`` zstd-compressed JSON lines files below ``path``; returns bytes of text."""
+    path.mkdir(parents=True, exist_ok=True)
+    total = 0
+    names = [path / f"{number:03d}.jsonl.zst" for number in range(files)]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(zstandard.open(name, "wb")) for name in names]
+        for number, text in enumerate(texts):
+            streams[number % files].write((json.dumps({"text": text}) + "\n").encode())
+            total += len(text.encode())
+    return total

@@ -1,0 +1,64 @@
+"""``make bench-data``: every benchmark of the data stages, as one table, with the machine and the versions.
+
+``python -m benchmarks.data [--quick] [--out FILE]``; memory as a corpus grows is ``python -m benchmarks.data_memory``.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from importlib import import_module, metadata
+from pathlib import Path
+
+from benchmarks.paired import Ratio
+
+_MODULES = ("data_encode", "data_filters", "data_dedup", "data_loader", "data_pipeline")
+_VERSIONS = ("numpy", "pyarrow", "sentencepiece", "tokenizers", "tiktoken", "datasets", "datatrove", "spacy")
+
+
+def machine() -> str:
+    """Processor, cores and versions, one line."""
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
+    cores = len(os.sched_getaffinity(0))
+    processor = names[0] if names else platform.processor()
+    return f"{processor}, {cores} cores, Python {platform.python_version()}; {versions}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def table(found: list[Ratio]) -> str:
+    """The ratios as a Markdown table."""
+    lines = ["| what | times faster | spread | asked | ours | peer |", "| --- | --- | --- | --- | --- | --- |"]
+    for ratio in found:
+        asked = "" if ratio.target is None else f"{ratio.target:g} {'' if ratio.met else '(not met)'}".strip()
+        spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
+        ours, peers = (f"{value:.3g} {ratio.unit}" for value in (ratio.ours, ratio.peers))
+        lines.append(f"| {ratio.name} | **{ratio.median:.2f}** | {spread} | {asked} | {ours} | {peers} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less text and fewer rounds")
+    parser.add_argument("--only", choices=_MODULES, action="append", help="this benchmark (may be repeated)")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    chosen = parser.parse_args(arguments)
+    found: list[Ratio] = []
+    for name in chosen.only or _MODULES:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        for ratio in import_module(f"benchmarks.{name}").measure(chosen.quick):
+            print(ratio, file=sys.stderr, flush=True)
+            found.append(ratio)
+    text = f"{table(found)}\n\n{machine()}\n"
+    print(text)
+    if chosen.out:
+        chosen.out.write_text(f"# The data stages beside their peers\n\n{text}", encoding="utf-8")
+    return 0 if all(ratio.met for ratio in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

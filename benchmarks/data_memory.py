@@ -1,0 +1,107 @@
+"""Memory and time of the data stages as the corpus grows: generated text of three sizes, every cleaning step on.
+
+The text is made of real sentences in random order, so that it is as long as one likes and no two documents are alike.
+``python -m benchmarks.data_memory [--quick]`` prints, for each size and command, the peak of all its processes' memory
+together (proportional set size, sampled) and its speed.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+
+from benchmarks import corpus
+
+_SIZES = (1.25e9, 2.5e9, 5e9)
+_QUICK = (2e7, 4e7, 8e7)
+_LIMIT_MB = 2000
+_RULES = [
+    "data.clean.gopher_quality.enabled=true",
+    "data.clean.gopher_repetition.enabled=true",
+    "data.clean.near_dedup.enabled=true",
+    "data.clean.line_dedup_chars=200",
+    "data.clean.mask=[email,ip,phone]",
+]
+_COMMANDS = (
+    ("pipeline", "ingest"),
+    ("pipeline", "dedup"),
+    ("pipeline", "clean"),
+    ("tokenizer", "train"),
+    ("pipeline", "tokenize"),
+    ("pipeline", "verify"),
+)
+
+
+def _texts(size: float) -> Iterator[str]:
+    """Documents of 5 KB or so up to ``size`` bytes."""
+    sentences = [s for text in corpus.docstrings() for s in re.split(r"(?<=[.!?])\s+", text) if 40 < len(s) < 300]
+    pool = np.array(sentences, dtype=object)
+    random = np.random.default_rng(0)
+    total = 0
+    while total < size:
+        lines = pool[random.integers(0, len(pool), 48)]
+        text = "\n".join(" ".join(lines[start : start + 6]) for start in range(0, 48, 6))
+        total += len(text)
+        yield text
+
+
+def _watched(argv: list[str]) -> tuple[float, float]:
+    """Seconds of a command and the peak of its processes' memory together, in MB."""
+    environment = {**os.environ, "PYTHONPATH": str(corpus.ROOT)}
+    begin, peak = time.perf_counter(), 0
+    with subprocess.Popen(
+        argv, cwd=corpus.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as p:
+        root = psutil.Process(p.pid)
+        while p.poll() is None:
+            total = 0
+            try:
+                for process in (root, *root.children(recursive=True)):
+                    total += process.memory_full_info().pss
+            except psutil.Error:
+                pass
+            peak = max(peak, total)
+            time.sleep(0.2)
+        if p.returncode:
+            assert p.stderr is not None
+            raise RuntimeError(f"{argv}: {p.stderr.read().decode()[-2000:]}")
+    return time.perf_counter() - begin, peak / 1e6
+
+
+def measure(sizes: tuple[float, ...] = _SIZES) -> list[dict]:
+    """A row for each size and command: MB of text, command, seconds, peak MB, MB/s."""
+    rows = []
+    for size in sizes:
+        folder = corpus.CACHE / "memory"
+        shutil.rmtree(folder, ignore_errors=True)
+        text = corpus.jsonl(folder / "source", _texts(size), 64)
+        given = [f"run.root={folder}", "data.source.kind=jsonl", f"data.source.path={folder / 'source'}", *_RULES]
+        for package, verb in _COMMANDS:
+            argv = [sys.executable, "-m", package, verb, "--recipe", str(corpus.ROOT / "configs" / "node.yaml"), *given]
+            seconds, peak = _watched(argv)
+            rows.append(
+                {
+                    "text_mb": round(text / 1e6),
+                    "command": f"{package} {verb}",
+                    "seconds": round(seconds, 1),
+                    "peak_mb": round(peak),
+                    "mb_per_second": round(text / 1e6 / seconds, 1),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+        shutil.rmtree(folder)
+    return rows
+
+
+if __name__ == "__main__":
+    found = measure(_QUICK if "--quick" in sys.argv else _SIZES)
+    worst = max(found, key=lambda row: row["peak_mb"])
+    verdict = "met" if worst["peak_mb"] <= _LIMIT_MB else "NOT MET"
+    print(f"worst peak: {worst['peak_mb']} MB ({worst['command']}), asked {_LIMIT_MB} MB: {verdict}")

@@ -1,0 +1,125 @@
+"""C4's rules (Raffel et al. 2020, section 2.2, and its reference implementation), over a column at once.
+
+Lines are removed in this order: a word too long, citations cut (from all lines), no end mark, too few words,
+javascript, policies. Documents are judged by the lines that are left at that point, as the reference implementation
+and datatrove's filter do: a curly bracket in a menu that goes anyway drops nothing. The apostrophe is an end mark, as
+in datatrove. A sentence ends after a mark such as a full stop that is a word of its own (not that of "Mr.") where a
+word other than punctuation follows: the rule of spaCy's sentencizer.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+
+from configs.schema.clean import C4Section
+from pipeline.cleaning import column
+from pipeline.cleaning.column import Column, Ints, Mask
+from pipeline.cleaning.verdict import Fault
+from pipeline.cleaning.words import Vocabulary, chunks, spaces
+
+_KEY = "clean.c4"
+_CITATION = r"\[[0-9]*\]|\[edit\]|\[citation needed\]"
+_POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+
+
+class Judged(NamedTuple):
+    """Texts with lines removed, and why texts are dropped (those keep all lines)."""
+
+    texts: pyarrow.LargeStringArray
+    faults: list[Fault]
+
+
+class _Lines(NamedTuple):
+    """Lines of all texts, without white space around them.
+
+    Attributes:
+        texts: [lines].
+        owner: [lines] the text each is from.
+        words: [lines] runs without white space.
+        too_long: [lines] whether one of those is longer than allowed.
+    """
+
+    texts: pyarrow.LargeStringArray
+    owner: Ints
+    words: Ints
+    too_long: Mask
+
+
+def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocabulary) -> Judged:
+    """Remove lines, then judge what is left."""
+    lines = _lines(column.view(texts), section.max_word_length)
+    content = lines.texts
+    if section.remove_citations:
+        content = compute.replace_substring_regex(content, _CITATION, "")
+    kept = ~lines.too_long & (lines.words >= section.min_words_per_line)
+    if section.require_end_mark:
+        kept &= _has(content, r"[.?!\"']\z") & ~column.mask(compute.ends_with(content, "..."))
+    # The rest looks at few lines or none.
+    lower = compute.utf8_lower(content)
+    faults = []
+    if section.drop_lorem_ipsum:
+        found = kept & _holds(lower, "lorem ipsum")
+        faults.append(Fault(f"lorem ipsum ({_KEY}.drop_lorem_ipsum)", _any(found, lines.owner, len(texts))))
+    if section.remove_javascript:
+        kept &= ~_holds(lower, "javascript")
+    if section.drop_curly_bracket:
+        found = kept & _holds(lower, "{")
+        faults.append(Fault(f"a curly bracket ({_KEY}.drop_curly_bracket)", _any(found, lines.owner, len(texts))))
+    if section.remove_policy:
+        kept &= ~_has(lower, "|".join(_POLICY))
+    content, owner = content.filter(pyarrow.array(kept)), lines.owner[kept]
+    if section.min_sentences:
+        count = np.bincount(owner, _sentences(content, vocabulary), minlength=len(texts))
+        faults.append(Fault(f"fewer sentences than {_KEY}.min_sentences", count < section.min_sentences))
+    dropped = np.any([fault.found for fault in faults], axis=0) if faults else np.zeros(len(texts), bool)
+    edited = _joined(content, np.searchsorted(owner, np.arange(len(texts) + 1)))
+    return Judged(compute.if_else(pyarrow.array(dropped), texts, edited), faults)
+
+
+def _lines(seen: Column, max_word_length: int) -> _Lines:
+    cut, spans = chunks(seen, spaces(seen.content)), column.lines(seen)
+    begin, end = np.searchsorted(cut.starts, spans.starts), np.searchsorted(cut.starts, spans.stops)
+    filled = end > begin
+    starts, stops = spans.starts.copy(), spans.starts.copy()
+    starts[filled], stops[filled] = cut.starts[begin[filled]], cut.stops[end[filled] - 1]
+    long = np.flatnonzero(cut.stops - cut.starts > max_word_length) if max_word_length else np.zeros(0, np.int64)
+    # Bytes are no fewer than characters.
+    characters = column.lengths(column.pieces(seen.content, cut.starts[long], cut.stops[long]))
+    long = long[characters > max_word_length]
+    too_long = np.zeros(len(filled), bool)
+    too_long[np.searchsorted(spans.starts, cut.starts[long], side="right") - 1] = True
+    return _Lines(column.pieces(seen.content, starts, stops), column.owners(spans.firsts), end - begin, too_long)
+
+
+def _has(texts: pyarrow.LargeStringArray, pattern: str) -> Mask:
+    return column.mask(compute.match_substring_regex(texts, pattern))
+
+
+def _holds(texts: pyarrow.LargeStringArray, what: str) -> Mask:
+    return column.mask(compute.match_substring(texts, what))
+
+
+def _any(found: Mask, owner: Ints, texts: int) -> Mask:
+    return np.bincount(owner[found], minlength=texts) > 0
+
+
+def _sentences(lines: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> Ints:
+    """Sentences of each line, one at least."""
+    words = vocabulary.words(lines)
+    kinds = vocabulary.kinds[words.ids]
+    # A sentence begins at each plain word with an end mark between it and the plain word (or start of line) before it.
+    ended = column.running(kinds == 2)
+    plain = np.flatnonzero(kinds == 0)
+    owner = column.owners(words.firsts)[plain]
+    before = words.firsts[owner]
+    same = np.flatnonzero(owner[1:] == owner[:-1]) + 1
+    before[same] = plain[same - 1]
+    return 1 + np.bincount(owner[ended[plain] > ended[before]], minlength=len(lines))
+
+
+def _joined(lines: pyarrow.LargeStringArray, firsts: Ints) -> pyarrow.LargeStringArray:
+    """The lines of each text joined by newlines, without white space around."""
+    lists = pyarrow.ListArray.from_arrays(pyarrow.array(firsts, pyarrow.int32()), lines)
+    return compute.utf8_trim_whitespace(compute.binary_join(lists, pyarrow.scalar("\n", lines.type)))

@@ -1,0 +1,149 @@
+"""All cleaning of documents that looks at one at a time, in order, over columns of them.
+
+Newlines, mojibake, Unicode form and control characters; length; language; C4; Gopher's quality and repetition rules;
+masking; decontamination; length again where a text was edited. A rule sees only the documents that are still kept.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+
+from configs.schema.clean import CleanSection
+from pipeline.cleaning import c4, column, gopher_quality, gopher_repetition, personal
+from pipeline.cleaning.contamination import Contamination
+from pipeline.cleaning.language import Languages
+from pipeline.cleaning.normalise import Normaliser
+from pipeline.cleaning.verdict import Fault
+from pipeline.cleaning.words import Vocabulary
+
+TOO_SHORT = "shorter than clean.min_chars"
+TOO_LONG = "longer than clean.max_chars"
+
+#: Bytes of text that the rules about words see at once; their arrays then stay in the processor's cache.
+_SLICE = 1 << 19
+
+
+class Cleaned(NamedTuple):
+    """Documents after cleaning, in the order in which they came.
+
+    Attributes:
+        texts: the cleaned text; of a rejected document, the text as it was judged.
+        reasons: null where the document is kept, else why not, naming the key of the recipe.
+    """
+
+    texts: pyarrow.LargeStringArray
+    reasons: pyarrow.StringArray
+
+
+class Cleaner:
+    """Cleans columns of texts. Made once a process: the models and the vocabulary that rules need live in it."""
+
+    def __init__(self, section: CleanSection) -> None:
+        """Load what the section's rules need.
+
+        Raises:
+            RequestError: an optional package is missing, or the evaluation texts are.
+        """
+        self._section = section
+        self._normaliser = Normaliser(section.unicode, section.fix_text)
+        self._languages = Languages(section.languages, section.min_language_score) if section.languages else None
+        by_word = section.c4, section.gopher_quality, section.gopher_repetition
+        self._vocabulary = Vocabulary() if any(rules.enabled for rules in by_word) else None
+        self._contamination = Contamination(section.decontaminate) if section.decontaminate.path else None
+
+    def __call__(self, texts: pyarrow.Array) -> Cleaned:
+        """Clean a batch of a few MB; nulls are empty texts."""
+        state = _State(self._normaliser(column.large(texts)))
+        state.drop(self._lengths(state.kept()))
+        if self._languages:
+            state.drop(self._languages.faults(state.kept()))
+        self._judge_words(state)
+        if self._section.mask:
+            state.edit(personal.mask(state.kept(), self._section.mask))
+        if self._contamination:
+            state.drop(_joined([self._contamination.faults(part) for part in _slices(state.kept())]))
+        if self._section.c4.enabled or self._section.mask:
+            state.drop(self._lengths(state.kept()))
+        return state.cleaned()
+
+    def _lengths(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
+        lengths = column.lengths(texts)
+        return [
+            Fault(TOO_SHORT, lengths < max(self._section.min_chars, 1)),
+            Fault(TOO_LONG, lengths > self._section.max_chars),
+        ]
+
+    def _judge_words(self, state: "_State") -> None:
+        """C4's and Gopher's rules."""
+        if self._vocabulary is None:
+            return
+        if self._section.c4.enabled:
+            judged = [c4.judge(part, self._section.c4, self._vocabulary) for part in _slices(state.kept())]
+            if judged:
+                state.edit(pyarrow.concat_arrays([part.texts for part in judged]))
+                state.drop(_joined([part.faults for part in judged]))
+        if self._section.gopher_quality.enabled or self._section.gopher_repetition.enabled:
+            state.drop(_joined([self._gopher(part, self._vocabulary) for part in _slices(state.kept())]))
+
+    def _gopher(self, texts: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> list[Fault]:
+        words, faults = vocabulary.words(texts), []
+        if self._section.gopher_quality.enabled:
+            faults += gopher_quality.faults(texts, words, vocabulary, self._section.gopher_quality)
+        if self._section.gopher_repetition.enabled:
+            faults += gopher_repetition.faults(texts, words, vocabulary, self._section.gopher_repetition)
+        return faults
+
+
+class _State:
+    """A batch on its way through the rules."""
+
+    def __init__(self, texts: pyarrow.LargeStringArray) -> None:
+        self._texts = texts
+        self._kept = np.arange(len(texts))
+        self._names: list[str] = []
+        # By document: the number of its reason; -1: kept.
+        self._reasons = np.full(len(texts), -1, np.int32)
+
+    def kept(self) -> pyarrow.LargeStringArray:
+        """The texts that are still kept."""
+        return self._texts if len(self._kept) == len(self._texts) else self._texts.take(pyarrow.array(self._kept))
+
+    def edit(self, texts: pyarrow.LargeStringArray) -> None:
+        """Take edited texts for those that are kept."""
+        if len(self._kept) == len(self._texts):
+            self._texts = texts
+            return
+        chosen = np.zeros(len(self._texts), bool)
+        chosen[self._kept] = True
+        self._texts = compute.replace_with_mask(self._texts, pyarrow.array(chosen), texts)
+
+    def drop(self, faults: list[Fault]) -> None:
+        """Drop the kept documents that have a fault; the first one is the reason."""
+        for reason, found in faults:
+            self._names.append(reason)
+            at = self._kept[found]
+            self._reasons[at[self._reasons[at] < 0]] = len(self._names) - 1
+        self._kept = self._kept[self._reasons[self._kept] < 0]
+
+    def cleaned(self) -> Cleaned:
+        numbers = pyarrow.array(self._reasons, mask=self._reasons < 0)
+        return Cleaned(self._texts, pyarrow.array(self._names, pyarrow.string()).take(numbers))
+
+
+def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
+    """Runs of about ``_SLICE`` bytes of text."""
+    offsets = column.view(texts).offsets
+    ends = np.searchsorted(offsets, np.arange(_SLICE, offsets[-1] + _SLICE, _SLICE))
+    places = np.unique(np.concatenate([[0], np.minimum(ends, len(texts)), [len(texts)]]))
+    for start, stop in zip(places[:-1].tolist(), places[1:].tolist(), strict=True):
+        yield texts.slice(start, stop - start)
+
+
+def _joined(parts: list[list[Fault]]) -> list[Fault]:
+    """The faults of slices as those of the whole: each slice has the same rules in the same order."""
+    return [
+        Fault(rules[0].reason, np.concatenate([rule.found for rule in rules])) for rules in zip(*parts, strict=True)
+    ]

@@ -1,0 +1,160 @@
+"""An Arrow column of texts as numpy arrays: bytes, places, lines, code points; and columns made from such.
+
+Places are indices of bytes into the content. A ``firsts`` array of length texts + 1 says for each text which of some
+flat items (lines, chunks, words) is its first; the last entry is the number of all.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+_NEWLINE = ord("\n")
+
+
+class Column(NamedTuple):
+    """Texts as one run of UTF-8.
+
+    Attributes:
+        offsets: [texts + 1] where each text begins; the last one is the size of the content.
+        content: the bytes of all texts.
+    """
+
+    offsets: Ints
+    content: Bytes
+
+
+class Spans(NamedTuple):
+    """Pieces of a column's texts, in order.
+
+    Attributes:
+        starts, stops: [pieces] places of the first byte and after the last.
+        firsts: [texts + 1] the first piece of each text.
+    """
+
+    starts: Ints
+    stops: Ints
+    firsts: Ints
+
+
+def large(texts: pyarrow.Array) -> pyarrow.LargeStringArray:
+    """The texts as a large_string array without nulls (a null is an empty text)."""
+    texts = texts.cast(pyarrow.large_string())
+    return texts.fill_null("") if texts.null_count else texts
+
+
+def view(texts: pyarrow.LargeStringArray) -> Column:
+    """The column's memory, not copied."""
+    _, places, data = texts.buffers()
+    if not len(texts):
+        return Column(np.zeros(1, np.int64), np.zeros(0, np.uint8))
+    offsets = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    content = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data else np.zeros(0, np.uint8)
+    return Column(offsets - offsets[0], content)
+
+
+def build(offsets: Ints, content: Bytes | bytes) -> pyarrow.LargeStringArray:
+    """The reverse of ``view``, not copied; the content must be UTF-8."""
+    places = pyarrow.py_buffer(np.ascontiguousarray(offsets, np.int64))
+    return pyarrow.LargeStringArray.from_buffers(len(offsets) - 1, places, pyarrow.py_buffer(content))
+
+
+def replaced(texts: pyarrow.LargeStringArray, indices: Ints, new: Sequence[str]) -> pyarrow.LargeStringArray:
+    """The column with the texts at the (ascending) indices replaced; runs of others are copied as a whole."""
+    if not len(indices):
+        return texts
+    offsets, content = view(texts)
+    encoded = [text.encode() for text in new]
+    parts: list[Any] = []
+    last = 0
+    for index, text in zip(indices.tolist(), encoded, strict=True):
+        parts += [content[offsets[last] : offsets[index]], text]
+        last = index + 1
+    parts.append(content[offsets[last] :])
+    sizes = np.diff(offsets)
+    sizes[indices] = [len(text) for text in encoded]
+    return build(running(sizes), b"".join(parts))
+
+
+def pieces(content: Bytes, starts: Ints, stops: Ints) -> pyarrow.LargeStringArray:
+    """Spans that do not overlap, in order, as a column of their own."""
+    places = np.empty(2 * len(starts) + 1, np.int64)
+    places[:-1:2], places[1::2] = starts, stops
+    # Odd entries are the gaps between the spans; the last place is never reached.
+    places[-1] = len(content)
+    return build(places, content).take(pyarrow.array(np.arange(0, 2 * len(starts), 2)))
+
+
+def running(counts: NDArray[Any]) -> Ints:
+    """Sums of all before each entry, and at the end of all: [n] -> [n + 1]."""
+    sums = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=sums[1:])
+    return sums
+
+
+def sums(values: NDArray[Any], firsts: Ints) -> Ints:
+    """Sum of the values of each text's items."""
+    every = running(np.asarray(values, np.int64))
+    return every[firsts[1:]] - every[firsts[:-1]]
+
+
+def owners(firsts: Ints) -> Ints:
+    """The text that each item is from."""
+    return np.repeat(np.arange(len(firsts) - 1), np.diff(firsts))
+
+
+def lines(column: Column) -> Spans:
+    """Lines as ``str.split("\\n")`` gives them: an empty text has one, and so has the end of a text after LF."""
+    breaks = np.flatnonzero(column.content == _NEWLINE)
+    before = np.searchsorted(breaks, column.offsets)
+    texts = np.arange(len(column.offsets) - 1)
+    firsts = before + np.arange(len(column.offsets))
+    starts = np.empty(len(breaks) + len(texts), np.int64)
+    stops = np.empty_like(starts)
+    of_break = owners(before)
+    starts[firsts[:-1]], stops[firsts[1:] - 1] = column.offsets[:-1], column.offsets[1:]
+    starts[np.arange(len(breaks)) + of_break + 1] = breaks + 1
+    stops[np.arange(len(breaks)) + of_break] = breaks
+    return Spans(starts, stops, firsts)
+
+
+def wide(content: Bytes, leads: Ints) -> NDArray[np.int32]:
+    """Code points of the characters of two to four bytes that begin at the given places."""
+    first = content[leads].astype(np.int32)
+    codes = ((first & 0x1F) << 6) | (content[leads + 1] & 0x3F)
+    three = np.flatnonzero(first >= 0xE0)
+    codes[three] = ((codes[three] & 0x3FF) << 6) | (content[leads[three] + 2] & 0x3F)
+    four = np.flatnonzero(first >= 0xF0)
+    codes[four] = ((codes[four] & 0x7FFF) << 6) | (content[leads[four] + 3] & 0x3F)
+    return codes
+
+
+def lengths(texts: pyarrow.LargeStringArray) -> Ints:
+    """Characters (code points) of each text."""
+    return compute.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+
+
+def mask(answers: pyarrow.Array) -> Mask:
+    """An Arrow array of booleans as numpy's."""
+    return answers.to_numpy(zero_copy_only=False).astype(bool, copy=False)
+
+
+def encode(values: pyarrow.Array) -> tuple[NDArray[np.int64], pyarrow.Array]:
+    """A number for each distinct value, in order of first appearance: that of every value, and the distinct values."""
+    made = values.dictionary_encode()
+    return made.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), made.dictionary
+
+
+def fresh(codes: Ints) -> Mask:
+    """Which of ``encode``'s codes appear for the first time."""
+    if not len(codes):
+        return np.zeros(0, bool)
+    most = np.maximum.accumulate(codes)
+    return np.concatenate([[True], codes[1:] > most[:-1]])

@@ -1,0 +1,198 @@
+"""Gopher's repetition rules (Rae et al. 2021, table A1), over a column at once.
+
+The measures are datatrove's: a duplicate is every appearance but the first; paragraphs are parted by blank lines and
+lines by newlines, blank lines not counted; the characters of a duplicated n-gram are counted once, reading from the
+start and going on behind each. n-grams are sequences of words.
+
+Equal n-grams begin with equal (n-1)-grams, so only places whose (n-1)-gram appears twice in its text are looked at for
+n: after pairs of words few are left.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow
+
+from configs.schema.clean import GopherRepetitionSection
+from pipeline.cleaning import column
+from pipeline.cleaning.column import Column, Ints, Mask, Spans
+from pipeline.cleaning.verdict import Fault
+from pipeline.cleaning.words import Vocabulary, Words
+
+_KEY = "clean.gopher_repetition"
+
+
+def faults(
+    texts: pyarrow.LargeStringArray, words: Words, vocabulary: Vocabulary, section: GopherRepetitionSection
+) -> list[Fault]:
+    """The rules in the order in which they are told; ``words``: the texts as seen by ``vocabulary``."""
+    seen = column.view(texts)
+    size = np.maximum(column.lengths(texts), 1)
+    lines = _filled(column.lines(seen))
+    paragraphs = _paragraphs(lines, seen, words)
+    paragraph_share, paragraph_characters = _duplicates(seen, paragraphs)
+    line_share, line_characters = _duplicates(seen, lines)
+    found = [
+        Fault(
+            f"more duplicate paragraphs than {_KEY}.duplicate_paragraphs",
+            paragraph_share > section.duplicate_paragraphs,
+        ),
+        Fault(
+            f"more characters in duplicate paragraphs than {_KEY}.duplicate_paragraph_chars",
+            paragraph_characters / size > section.duplicate_paragraph_chars,
+        ),
+        Fault(f"more duplicate lines than {_KEY}.duplicate_lines", line_share > section.duplicate_lines),
+        Fault(
+            f"more characters in duplicate lines than {_KEY}.duplicate_line_chars",
+            line_characters / size > section.duplicate_line_chars,
+        ),
+    ]
+    return found + _ngram_faults(_Grams.of(words, vocabulary), size, section)
+
+
+def _filled(lines: Spans) -> Spans:
+    """The lines that are not empty."""
+    filled = lines.stops > lines.starts
+    return Spans(lines.starts[filled], lines.stops[filled], column.running(filled)[lines.firsts])
+
+
+def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
+    """Runs of lines that are not empty, without white space around the text."""
+    chunks, texts = words.chunks, len(seen.offsets) - 1
+    some = chunks.firsts[1:] > chunks.firsts[:-1]
+    begin, end = np.zeros(texts, np.int64), np.zeros(texts, np.int64)
+    begin[some] = chunks.starts[chunks.firsts[:-1][some]]
+    end[some] = chunks.stops[chunks.firsts[1:][some] - 1]
+    owner = column.owners(lines.firsts)
+    apart = np.ones(len(owner) + 1, bool)
+    apart[1:-1] = (owner[1:] != owner[:-1]) | (lines.starts[1:] > lines.stops[:-1] + 1)
+    starts, stops, owner = lines.starts[apart[:-1]], lines.stops[apart[1:]], owner[apart[:-1]]
+    starts, stops = np.maximum(starts, begin[owner]), np.minimum(stops, end[owner])
+    kept = stops > starts
+    return Spans(starts[kept], stops[kept], np.searchsorted(owner[kept], np.arange(texts + 1)))
+
+
+def _duplicates(seen: Column, spans: Spans) -> tuple[np.ndarray, Ints]:
+    """For each text: the share of its spans that are duplicates, and the characters of those."""
+    texts = column.pieces(seen.content, spans.starts, spans.stops)
+    codes, _ = column.encode(texts)
+    owner = column.owners(spans.firsts)
+    again = ~column.fresh(column.encode(pyarrow.array(owner << 32 | codes))[0])
+    characters = column.sums(np.where(again, column.lengths(texts), 0), spans.firsts)
+    return column.sums(again, spans.firsts) / np.maximum(np.diff(spans.firsts), 1), characters
+
+
+class _Level(NamedTuple):
+    """n-grams that may appear twice in their text.
+
+    Attributes:
+        n: words of each.
+        places: their first words, ascending.
+        codes: a number for each distinct n-gram of a text, in order of first appearance.
+        counts: by code, how often it appears.
+    """
+
+    n: int
+    places: Ints
+    codes: Ints
+    counts: Ints
+
+
+class _Grams(NamedTuple):
+    """The words of a column.
+
+    Attributes:
+        ids, firsts: of ``Words``.
+        owner: [words] text of each.
+        before: [words + 1] characters of all words before each.
+    """
+
+    ids: Ints
+    firsts: Ints
+    owner: Ints
+    before: Ints
+
+    @classmethod
+    def of(cls, words: Words, vocabulary: Vocabulary) -> "_Grams":
+        before = column.running(vocabulary.characters[words.ids])
+        return cls(words.ids, words.firsts, column.owners(words.firsts), before)
+
+    def levels(self, most: int) -> Iterator[_Level]:
+        """Levels of n from 1 to ``most``."""
+        places = np.arange(len(self.ids))
+        left = self.firsts[1:][self.owner] - places
+        keys = self.owner << 32 | self.ids
+        for n in range(1, most + 1):
+            codes, distinct = column.encode(pyarrow.array(keys))
+            counts = np.bincount(codes, minlength=len(distinct))
+            yield _Level(n, places, codes, counts)
+            again = (counts[codes] > 1) & (left[places] > n)
+            places, codes = places[again], codes[again]
+            keys = codes << 32 | self.ids[places + n]
+
+    def characters(self, places: Ints, n: int) -> Ints:
+        """Characters of the n-grams at the places, spaces between words not counted."""
+        return self.before[places + n] - self.before[places]
+
+    def top(self, level: _Level) -> Ints:
+        """For each text: the characters of all appearances of its most frequent n-gram (the first of equals)."""
+        n, texts = level.n, len(self.firsts) - 1
+        out = np.zeros(texts, np.int64)
+        some = np.flatnonzero(np.diff(self.firsts) >= n)
+        # Where no n-gram appears twice, the first one is the most frequent.
+        out[some] = self.characters(self.firsts[some], n) + n - 1
+        first = level.places[column.fresh(level.codes)]
+        twice = np.flatnonzero(level.counts > 1)
+        # Codes are in the order of the texts; of each text's, the greatest count and then the first.
+        order = twice[np.lexsort((twice, -level.counts[twice], self.owner[first[twice]]))]
+        owner = self.owner[first[order]]
+        best = order[np.concatenate([[True], owner[1:] != owner[:-1]])] if len(order) else order
+        out[self.owner[first[best]]] = (self.characters(first[best], n) + n - 1) * level.counts[best]
+        return out
+
+    def above(self, level: _Level, limits: np.ndarray) -> Mask:
+        """Texts with more characters in duplicated n-grams than their limit.
+
+        All characters that some duplicate covers are no fewer than what is counted; only texts in which those are too
+        many are counted out.
+        """
+        n, texts = level.n, len(self.firsts) - 1
+        again = level.places[~column.fresh(level.codes)]
+        begin = again.copy()
+        begin[1:] = np.maximum(begin[1:], again[:-1] + n)
+        covered = np.bincount(self.owner[again], self.before[again + n] - self.before[begin], minlength=texts)
+        found = covered > limits
+        for text in np.flatnonzero(found):
+            low, high = np.searchsorted(level.places, self.firsts[text : text + 2])
+            found[text] = self._counted(level, low, high) > limits[text]
+        return found
+
+    def _counted(self, level: _Level, low: int, high: int) -> int:
+        """Characters in duplicated n-grams of one text, whose places are ``low`` to ``high`` of the level's."""
+        places, codes = level.places[low:high], level.codes[low:high]
+        sizes = self.characters(places, level.n)
+        known: set[int] = set()
+        total = free = 0
+        for place, code, size in zip(places.tolist(), codes.tolist(), sizes.tolist(), strict=True):
+            if place < free:
+                continue
+            if code in known:
+                total += size
+                free = place + level.n
+            else:
+                known.add(code)
+        return total
+
+
+def _ngram_faults(grams: _Grams, size: Ints, section: GopherRepetitionSection) -> list[Fault]:
+    top, duplicate = [], []
+    for level in grams.levels(max([0, *section.top_ngram_chars, *section.duplicate_ngram_chars])):
+        n = level.n
+        if (share := section.top_ngram_chars.get(n)) is not None:
+            reason = f"more characters in the top {n}-gram than {_KEY}.top_ngram_chars"
+            top.append(Fault(reason, grams.top(level) / size > share))
+        if (share := section.duplicate_ngram_chars.get(n)) is not None:
+            reason = f"more characters in duplicate {n}-grams than {_KEY}.duplicate_ngram_chars"
+            duplicate.append(Fault(reason, grams.above(level, share * size)))
+    return top + duplicate

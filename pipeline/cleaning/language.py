@@ -1,0 +1,48 @@
+"""Language of texts by langid (Lui and Baldwin 2012), as packaged in py3langid."""
+
+import importlib
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from configs.errors import RequestError
+from pipeline.cleaning.verdict import Fault
+
+#: Characters from the start of a text that tell its language.
+_LOOKED_AT = 2048
+
+
+class Languages:
+    """Keeps texts in some languages."""
+
+    def __init__(self, wanted: Collection[str], least: float) -> None:
+        """Load the model.
+
+        Args:
+            wanted: ISO 639-1 codes.
+            least: the least probability of a text's language.
+
+        Raises:
+            RequestError: py3langid is not installed, or does not know a language.
+        """
+        try:
+            langid: Any = importlib.import_module("py3langid.langid")
+            self._model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+        except (ImportError, AttributeError):
+            raise RequestError("clean.languages needs py3langid: pip install 'py3langid>=0.4'") from None
+        if unknown := sorted(set(wanted) - set(self._model.nb_classes)):
+            known = " ".join(sorted(self._model.nb_classes))
+            raise RequestError(f"clean.languages: no language {unknown[0]!r}; py3langid knows {known}")
+        self._wanted, self._least = frozenset(wanted), least
+
+    def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
+        """Texts in other languages, and those of which it is not certain enough."""
+        told = [self._model.classify(text[:_LOOKED_AT]) for text in texts.to_pylist()]
+        other = np.array([language not in self._wanted for language, _ in told], bool)
+        doubtful = np.array([score < self._least for _, score in told], bool)
+        return [
+            Fault("a language that is not in clean.languages", other),
+            Fault("language less certain than clean.min_language_score", doubtful),
+        ]

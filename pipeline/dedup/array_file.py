@@ -1,0 +1,80 @@
+"""Files of several arrays one after the other, written whole, mapped into memory when read.
+
+Each array begins at a multiple of 64 bytes, with a header of as many (magic, arrays from here on, numpy's name of the
+type, rows, columns or -1); its values follow. A reduce task opens a file for every part of the corpus, which is why
+this is not npy: its headers take longer to parse.
+"""
+
+import mmap
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artefacts import publish
+from configs.errors import RequestError
+
+SUFFIX = ".arrays"
+_MAGIC = b"MRARRAY1"
+_HEADER = struct.Struct("<8sq8sqq24x")
+
+
+def write(path: Path, *arrays: NDArray[Any]) -> None:
+    """Write arrays of one or two dimensions, replacing the file atomically and durably. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = publish.beside(path)
+    with open(beside, "wb") as stream:
+        for number, array in enumerate(arrays):
+            stream.write(bytes(-stream.tell() % _HEADER.size))
+            rows, columns = (*array.shape, -1)[:2]
+            stream.write(_HEADER.pack(_MAGIC, len(arrays) - number, array.dtype.str.encode(), rows, columns))
+            stream.write(np.ascontiguousarray(array).data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+    publish.sync_folder(path.parent)
+
+
+def read(path: Path) -> list[NDArray[Any]]:
+    """The arrays of a file, read-only and mapped: what is not looked at costs no memory.
+
+    Raises:
+        RequestError: the file is missing or damaged.
+    """
+    try:
+        with open(path, "rb") as stream:
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        found = []
+        at, left = 0, 1
+        while left:
+            magic, left, dtype, rows, columns = _HEADER.unpack_from(content, at)
+            if magic != _MAGIC:
+                raise ValueError("no array where one should begin")
+            left -= 1
+            at += _HEADER.size
+            # numpy refuses a buffer that is too short for the shape.
+            shape = (rows,) if columns < 0 else (rows, columns)
+            array: NDArray[Any] = np.ndarray(shape, dtype.rstrip(b"\0").decode(), content, at)
+            at += array.nbytes + -array.nbytes % _HEADER.size
+            found.append(array)
+    except FileNotFoundError:
+        raise RequestError(f"{path}: missing; start the stage again") from None
+    except (ValueError, TypeError, OSError, struct.error) as error:
+        raise RequestError(f"{path}: damaged ({error}); remove it and start the stage again") from None
+    return found
+
+
+def part_path(folder: Path, kind: str, part: int) -> Path:
+    """Where the keys (or signatures) of a part of the corpus lie."""
+    return folder / kind / f"{part:06d}{SUFFIX}"
+
+
+def parts(folder: Path, kind: str) -> list[int]:
+    """Numbers of the parts whose keys of a kind are there, ascending."""
+    if not (folder / kind).is_dir():
+        return []
+    names = os.listdir(folder / kind)
+    return sorted(int(name[: -len(SUFFIX)]) for name in names if name.endswith(SUFFIX) and not name.startswith("."))

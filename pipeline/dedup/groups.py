@@ -1,0 +1,121 @@
+"""Entries with equal keys, over all parts, in bounded memory.
+
+Entries come in chunks of whole parts, in the order of the corpus; what a chunk leaves behind is each key's first and
+last entry, so that a key that a large share of all documents has costs no more memory than another.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dedup import array_file
+from pipeline.dedup.keys import KEY_COLUMNS
+from pipeline.dedup.tasks import ReduceTask
+
+#: Documents as part << 32 | row.
+Documents = NDArray[np.uint64]
+
+
+class Entries(NamedTuple):
+    """Entries of key files.
+
+    Attributes:
+        keys: one or two columns.
+        documents: the document of each entry.
+        numbers: the line of each entry in its document; without entries for other kinds.
+    """
+
+    keys: list[NDArray[np.uint64]]
+    documents: Documents
+    numbers: NDArray[np.uint32]
+
+
+class Later(NamedTuple):
+    """Entries of a chunk whose key had come before.
+
+    Attributes:
+        at: which entries of the chunk.
+        first: the document of the first entry with the key.
+        previous: the document of the entry with the key that came just before.
+    """
+
+    at: NDArray[np.int64]
+    first: Documents
+    previous: Documents
+
+
+class Groups:
+    """Keys met so far."""
+
+    def __init__(self, key_columns: int) -> None:
+        self._keys = [np.zeros(0, np.uint64)] * key_columns
+        self._first = self._last = np.zeros(0, np.uint64)
+
+    def add(self, keys: list[NDArray[np.uint64]], documents: Documents) -> Later:
+        """Take in entries that follow, in the corpus, all those taken in before, and are themselves in its order."""
+        known = len(self._first)
+        keys = [np.concatenate(pair) for pair in zip(self._keys, keys, strict=True)]
+        # Stable: of equal keys what is known comes first, and the rest in the order of the corpus.
+        order = np.lexsort(keys[::-1])
+        keys = [column[order] for column in keys]
+        begins = np.ones(len(order), dtype=bool)
+        begins[1:] = np.any([column[1:] != column[:-1] for column in keys], axis=0)
+        starts = np.flatnonzero(begins)
+        later = np.flatnonzero(~begins)
+        first = np.concatenate([self._first, documents])[order[starts]]
+        last = np.concatenate([self._last, documents])[order]
+        group = np.searchsorted(starts, later, side="right") - 1
+        found = Later(order[later] - known, first[group], last[later - 1])
+        self._keys, self._first = [column[starts] for column in keys], first
+        self._last = last[np.append(starts[1:], len(order)) - 1] if len(order) else last
+        return found
+
+
+def chunks(
+    folder: Path, task: ReduceTask, max_bytes: int, wanted: Callable[[int], NDArray[np.bool_]] | None
+) -> Iterator[Entries]:
+    """The entries of a task, in chunks of whole parts, in the order of the corpus.
+
+    Args:
+        folder: of the key files.
+        task: the buckets.
+        max_bytes: keys of a chunk, unless a single part has more.
+        wanted: for a part, a mask over its documents of those whose entries count; left out: all do.
+
+    Raises:
+        RequestError: a key file is damaged.
+    """
+    held: list[Entries] = []
+    size = 0
+    for part in array_file.parts(folder, task.kind):
+        entries, entry_bytes = _part_entries(folder, task, part, wanted(part) if wanted else None)
+        if held and size + entry_bytes > max_bytes:
+            full = _joined(held)
+            held, size = [], 0
+            yield full
+        held.append(entries)
+        size += entry_bytes
+    if held:
+        yield _joined(held)
+
+
+def _part_entries(folder: Path, task: ReduceTask, part: int, mask: NDArray[np.bool_] | None) -> tuple[Entries, int]:
+    _, offsets, *columns = array_file.read(array_file.part_path(folder, task.kind, part))
+    here = slice(int(offsets[task.begin]), int(offsets[task.end]))
+    values: list[NDArray[Any]] = [np.array(column[here]) for column in columns]
+    count = KEY_COLUMNS[task.kind]
+    if mask is not None:
+        stays = mask[values[count]]
+        values = [column[stays] for column in values]
+    documents = values[count].astype(np.uint64) | np.uint64(part << 32)
+    numbers = values[count + 1] if len(values) > count + 1 else np.zeros(0, np.uint32)
+    return Entries(values[:count], documents, numbers), sum(column.nbytes for column in values)
+
+
+def _joined(held: list[Entries]) -> Entries:
+    keys = [np.concatenate(column) for column in zip(*(entries.keys for entries in held), strict=True)]
+    documents = np.concatenate([entries.documents for entries in held])
+    return Entries(keys, documents, np.concatenate([entries.numbers for entries in held]))

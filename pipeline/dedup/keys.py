@@ -1,0 +1,142 @@
+"""Map: the keys of one part of the corpus, by which equal documents, equal lines and alike documents meet.
+
+A part's file of a kind holds the number of its documents, the offsets of the buckets, and the entries' columns sorted
+by key: the key (one or two columns of uint64), the row of the document in the part, and for lines their number.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+from numpy.typing import NDArray
+
+from configs.schema.clean import CleanSection
+from pipeline.dedup import array_file
+from pipeline.dedup.lines import as_large, long_lines
+from pipeline.dedup.similarity import SIGNATURES, bins, signatures
+from pipeline.dedup.sketch import band_keys, sketch
+from pipeline.overlap import sequences
+
+DOCUMENTS, LINES, BANDS = "documents", "lines", "bands"
+
+#: Buckets by the top bits of the key; a bucket is the least that a reduce task takes.
+BUCKET_BITS = 12
+BUCKETS = 1 << BUCKET_BITS
+#: Columns of a kind's key.
+KEY_COLUMNS = {DOCUMENTS: 2, LINES: 1, BANDS: 1}
+_DIGEST_BYTES = 16
+#: Text taken in at once, in bytes: the tables over it should fit a processor's cache.
+_BATCH_BYTES = 1 << 20
+
+
+def kinds(section: CleanSection) -> tuple[str, ...]:
+    """The kinds of keys that a recipe asks for; none: there is nothing to do."""
+    wanted = {
+        DOCUMENTS: section.exact_dedup,
+        LINES: section.line_dedup_chars > 0,
+        BANDS: section.near_dedup.enabled,
+    }
+    return tuple(kind for kind, on in wanted.items() if on)
+
+
+class KeyWriter:
+    """Takes the documents of a part in their order and writes the part's keys. Memory: about 1 KB a document."""
+
+    def __init__(self, folder: Path, part: int, section: CleanSection) -> None:
+        """Begin part ``part``; parts are numbered in the order of the corpus."""
+        self._folder, self._part, self._section = folder, part, section
+        self._kinds = kinds(section)
+        self._rows = 0
+        self._entries: dict[str, list[tuple[NDArray[Any], ...]]] = {kind: [] for kind in self._kinds}
+        self._signatures = [np.zeros((0, bins(section.near_dedup)), np.uint8)]
+
+    def add(self, texts: Any, digests: Any = None) -> None:
+        """Take in some documents.
+
+        Args:
+            texts: pyarrow Array or ChunkedArray of strings, none null.
+            digests: 16 bytes of a cryptographic hash of each text, for exact duplicates: a list of bytes, a numpy
+                array, or a pyarrow array of fixed-size binary. Left out where ``clean.exact_dedup`` is off.
+
+        Raises:
+            ValueError: digests are needed, and are not one of 16 bytes for each text.
+        """
+        if DOCUMENTS in self._kinds:
+            self._add_digests(len(texts), digests)
+        if LINES in self._kinds or BANDS in self._kinds:
+            for batch in _batches(as_large(texts)):
+                self._add_texts(batch)
+        else:
+            self._rows += len(texts)
+
+    def _add_digests(self, count: int, digests: Any) -> None:
+        halves = np.frombuffer(_bytes(digests), ">u8")
+        if len(halves) * 8 != count * _DIGEST_BYTES:
+            raise ValueError(f"{count} documents with {len(halves) * 8} bytes of digests, not {_DIGEST_BYTES} each")
+        values = halves.astype(np.uint64).reshape(-1, 2)
+        rows = np.arange(self._rows, self._rows + count, dtype=np.uint32)
+        self._entries[DOCUMENTS].append((values[:, 0], values[:, 1], rows))
+
+    def _add_texts(self, texts: pyarrow.LargeStringArray) -> None:
+        if LINES in self._kinds:
+            found = long_lines(texts, self._section.line_dedup_chars)
+            rows = (found.rows + self._rows).astype(np.uint32)
+            self._entries[LINES].append((found.keys, rows, found.numbers.astype(np.uint32)))
+        if BANDS in self._kinds:
+            near = self._section.near_dedup
+            shingles, owner = sequences(pyarrow.chunked_array([texts]), near.words)
+            sketches = sketch(shingles, owner, len(texts), bins(near))
+            named = np.flatnonzero(np.bincount(owner, minlength=len(texts)))
+            rows = np.repeat((named + self._rows).astype(np.uint32), near.bands)
+            self._entries[BANDS].append((band_keys(sketches[named], near.bands, near.rows).reshape(-1), rows))
+            self._signatures.append(signatures(sketches))
+        self._rows += len(texts)
+
+    def finish(self) -> None:
+        """Publish the part's files, each by a rename. A part without documents has files too."""
+        if BANDS in self._kinds:
+            path = array_file.part_path(self._folder, SIGNATURES, self._part)
+            array_file.write(path, np.concatenate(self._signatures))
+        for kind in self._kinds:
+            entries = [_nothing(kind), *self._entries[kind]]
+            columns = _sorted([np.concatenate(column) for column in zip(*entries, strict=True)], kind)
+            tops = np.arange(1, BUCKETS, dtype=np.uint64) << np.uint64(64 - BUCKET_BITS)
+            inner = np.searchsorted(columns[0], tops)
+            offsets = np.concatenate([[0], inner, [len(columns[0])]]).astype(np.uint32)
+            path = array_file.part_path(self._folder, kind, self._part)
+            array_file.write(path, np.array([self._rows], np.int64), offsets, *columns)
+
+
+def _sorted(columns: list[NDArray[Any]], kind: str) -> list[NDArray[Any]]:
+    order = np.lexsort(columns[: KEY_COLUMNS[kind]][::-1])
+    return [column[order] for column in columns]
+
+
+def _nothing(kind: str) -> tuple[NDArray[Any], ...]:
+    """The columns of a kind, without entries."""
+    keys = (np.zeros(0, np.uint64),) * KEY_COLUMNS[kind]
+    return (*keys, *(np.zeros(0, np.uint32),) * (2 if kind == LINES else 1))
+
+
+def _bytes(digests: Any) -> bytes:
+    if digests is None:
+        return b""
+    if isinstance(digests, np.ndarray):
+        return digests.tobytes()
+    if isinstance(digests, pyarrow.Array | pyarrow.ChunkedArray):
+        digests = digests.to_pylist()
+    return b"".join(digests)
+
+
+def _batches(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
+    """The texts in runs of about ``_BATCH_BYTES``."""
+    ends = np.cumsum(np.asarray(compute.binary_length(texts), dtype=np.int64))
+    at = 0
+    while at < len(texts):
+        done = int(ends[at - 1]) if at else 0
+        stop = max(int(np.searchsorted(ends, done + _BATCH_BYTES, side="right")), at + 1)
+        yield texts.slice(at, stop - at)
+        at = stop

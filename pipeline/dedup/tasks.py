@@ -1,0 +1,82 @@
+"""Reduce tasks: runs of buckets, as many as hold a bounded amount of keys over all parts.
+
+A plan follows from the sizes of the key files alone, so every process that asks gets the same.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from configs.schema.clean import CleanSection
+from pipeline.dedup import array_file
+from pipeline.dedup.keys import BUCKETS, LINES, kinds
+
+#: Keys of a task, in bytes; to sort and compare them takes up to ten times as much memory.
+TASK_BYTES = 40 << 20
+
+
+class ReduceTask(NamedTuple):
+    """Buckets ``begin`` to ``end`` (not included) of a kind of keys, over all parts."""
+
+    kind: str
+    begin: int
+    end: int
+
+
+def plan(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
+    """The tasks over documents, to be reduced before ``resolve``; after all parts have their keys.
+
+    Raises:
+        RequestError: a key file is damaged.
+    """
+    return [task for kind in kinds(section) if kind != LINES for task in _tasks(folder, kind, max_bytes)]
+
+
+def plan_lines(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
+    """The tasks over lines, to be reduced after ``resolve``; none where ``clean.line_dedup_chars`` is 0.
+
+    Raises:
+        RequestError: a key file is damaged.
+    """
+    return _tasks(folder, LINES, max_bytes) if LINES in kinds(section) else []
+
+
+def _tasks(folder: Path, kind: str, max_bytes: int) -> list[ReduceTask]:
+    sizes = np.zeros(BUCKETS, np.int64)
+    for part in array_file.parts(folder, kind):
+        _, offsets, *columns = array_file.read(array_file.part_path(folder, kind, part))
+        places = offsets.astype(np.int64)
+        sizes += (places[1:] - places[:-1]) * sum(column.itemsize for column in columns)
+    ends, held = [], 0
+    for bucket, size in enumerate(sizes.tolist()):
+        if held and held + size > max_bytes:
+            ends.append(bucket)
+            held = 0
+        held += size
+    ends.append(BUCKETS)
+    array_file.write(_plan_path(folder, kind), np.array(ends, np.int64))
+    return _from_ends(kind, ends)
+
+
+def _from_ends(kind: str, ends: list[int]) -> list[ReduceTask]:
+    return [ReduceTask(kind, begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _plan_path(folder: Path, kind: str) -> Path:
+    return folder / f"plan-{kind}{array_file.SUFFIX}"
+
+
+def planned(folder: Path, kind: str) -> list[ReduceTask]:
+    """The tasks of a kind as they were last planned.
+
+    Raises:
+        RequestError: they never were.
+    """
+    (ends,) = array_file.read(_plan_path(folder, kind))
+    return _from_ends(kind, ends.tolist())
+
+
+def result_path(folder: Path, task: ReduceTask) -> Path:
+    """Where the result of a task lies."""
+    return folder / "results" / f"{task.kind}-{task.begin:04d}-{task.end:04d}{array_file.SUFFIX}"

@@ -1,0 +1,164 @@
+"""What happens to every document and long line, from the results of the reduce tasks.
+
+Near duplicates are clusters: where A is alike B and B alike C, all three are one cluster, whether or not A is alike C,
+and the first of it in the corpus stays (as in datatrove's MinHash deduplication).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artefacts import publish
+from configs.errors import RequestError
+from configs.schema.clean import CleanSection
+from pipeline.dedup import array_file
+from pipeline.dedup.clusters import flatten, join
+from pipeline.dedup.keys import BANDS, DOCUMENTS, LINES, kinds
+from pipeline.dedup.tasks import planned, result_path
+
+#: Values of ``Verdict.documents``.
+KEPT, EXACT, NEAR = 0, 1, 2
+
+#: Documents or edges looked at together.
+_BLOCK = 1 << 20
+#: Bytes of an array over all documents that need no file.
+_IN_MEMORY = 128 << 20
+
+
+class Verdict(NamedTuple):
+    """What happens to the documents of a part.
+
+    Attributes:
+        documents: uint8 for each document: ``KEPT``, or the ``EXACT`` or ``NEAR`` duplicate of an earlier one that
+            stays; exact wins.
+        rows, lines: uint32, the lines to be removed from documents that stay: document, and line number in it.
+            Ascending.
+    """
+
+    documents: NDArray[np.uint8]
+    rows: NDArray[np.uint32]
+    lines: NDArray[np.uint32]
+
+
+class _Corpus(NamedTuple):
+    """Parts, and the number of the first document of each (and at the end that of all)."""
+
+    parts: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def numbers(self, documents: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Numbers in the corpus of documents given as part << 32 | row."""
+        part = np.searchsorted(self.parts, (documents >> np.uint64(32)).astype(np.int64))
+        return self.starts[part] + (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def resolve(folder: Path, section: CleanSection) -> None:
+    """Decide on the documents, once all tasks of ``plan`` are reduced; nothing where that is done.
+
+    Time goes with documents and pairs. What it holds for each document of a large corpus lies in mapped files, which
+    the system can take out of memory.
+
+    Raises:
+        RequestError: a part or a result is missing or damaged.
+    """
+    path = _path(folder)
+    if path.exists():
+        return
+    corpus = _corpus(folder, section)
+    total = int(corpus.starts[-1])
+    verdicts = _mapped(folder, total, np.uint8)
+    on = kinds(section)
+    if DOCUMENTS in on:
+        for task in planned(folder, DOCUMENTS):
+            (copies,) = array_file.read(result_path(folder, task))
+            for at in range(0, len(copies), _BLOCK):
+                verdicts[corpus.numbers(copies[at : at + _BLOCK])] = EXACT
+    if BANDS in on:
+        roots = _clusters(folder, corpus)
+        for at in range(0, total, _BLOCK):
+            here = verdicts[at : at + _BLOCK]
+            root = roots[at : at + _BLOCK]
+            here[(root != np.arange(at, at + len(root))) & (here == KEPT)] = NEAR
+    array_file.write(path, corpus.parts, corpus.starts, verdicts)
+
+
+def _path(folder: Path) -> Path:
+    return folder / f"verdicts{array_file.SUFFIX}"
+
+
+def _corpus(folder: Path, section: CleanSection) -> _Corpus:
+    first, *others = kinds(section)
+    parts = array_file.parts(folder, first)
+    for kind in others:
+        if lacking := set(parts) ^ set(array_file.parts(folder, kind)):
+            raise RequestError(f"{folder}: part {min(lacking)} has not all of its keys; start the stage again")
+    counts = [int(array_file.read(array_file.part_path(folder, first, part))[0][0]) for part in parts]
+    return _Corpus(np.array(parts, np.int64), np.cumsum([0, *counts], dtype=np.int64))
+
+
+def _mapped(folder: Path, length: int, dtype: Any) -> NDArray[Any]:
+    """Zeros: in memory, or where they are many in a file without a name, which goes with the array."""
+    if length * np.dtype(dtype).itemsize <= _IN_MEMORY:
+        return np.zeros(length, dtype)
+    beside = publish.beside(_path(folder))
+    array = np.memmap(beside, dtype, "w+", shape=(length,))
+    beside.unlink()
+    return array
+
+
+def _clusters(folder: Path, corpus: _Corpus) -> NDArray[Any]:
+    """For each document the first of its cluster."""
+    total = int(corpus.starts[-1])
+    parent = _mapped(folder, total, np.uint32 if total < 1 << 32 else np.uint64)
+    for at in range(0, total, _BLOCK):
+        parent[at : at + _BLOCK] = np.arange(at, min(at + _BLOCK, total))
+    for task in planned(folder, BANDS):
+        later, earlier = array_file.read(result_path(folder, task))
+        for at in range(0, len(later), _BLOCK):
+            join(parent, corpus.numbers(later[at : at + _BLOCK]), corpus.numbers(earlier[at : at + _BLOCK]))
+    flatten(parent)
+    return parent
+
+
+def _resolved(folder: Path) -> tuple[_Corpus, NDArray[np.uint8]]:
+    parts, starts, verdicts = array_file.read(_path(folder))
+    return _Corpus(parts, starts), verdicts
+
+
+def _of_part(corpus: _Corpus, verdicts: NDArray[np.uint8], part: int) -> NDArray[np.uint8]:
+    at = int(np.searchsorted(corpus.parts, part))
+    if at == len(corpus.parts) or corpus.parts[at] != part:
+        raise ValueError(f"part {part} has no keys")
+    return np.array(verdicts[corpus.starts[at] : corpus.starts[at + 1]])
+
+
+def kept_documents(folder: Path) -> Callable[[int], NDArray[np.bool_]]:
+    """For a part, a mask of its documents that stay.
+
+    Raises:
+        RequestError: ``resolve`` has not run.
+    """
+    corpus, verdicts = _resolved(folder)
+    return lambda part: _of_part(corpus, verdicts, part) == KEPT
+
+
+def verdict(folder: Path, section: CleanSection, part: int) -> Verdict:
+    """What happens to the documents of a part, once all tasks of ``plan_lines`` are reduced.
+
+    Raises:
+        RequestError: a result is missing or damaged.
+        ValueError: there is no such part.
+    """
+    documents = _of_part(*_resolved(folder), part)
+    rows, lines = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
+    for task in planned(folder, LINES) if LINES in kinds(section) else []:
+        document, number = array_file.read(result_path(folder, task))
+        here = slice(*np.searchsorted(document, np.array([part << 32, (part + 1) << 32], np.uint64)))
+        rows.append((document[here] & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+        lines.append(number[here])
+    row, line = np.concatenate(rows), np.concatenate(lines)
+    order = np.lexsort((line, row))
+    return Verdict(documents, row[order], line[order])

@@ -1,0 +1,195 @@
+"""First step of the documents stage: every part of every source read and cleaned, to files of its own.
+
+Under the stage's scratch folder a part leaves ``NNNNNN.parquet`` (what was kept), ``NNNNNN.rejected.parquet`` (what was
+dropped, with the reason), its keys for the search for duplicates (see ``pipeline/dedup``), and at last ``NNNNNN.json``
+(its counts): a part that has counts is finished. ``parts.json`` says how many there are.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+from numpy.typing import NDArray
+
+from artefacts import publish
+from artefacts.progress import bar
+from configs.errors import RequestError
+from configs.schema import Recipe
+from configs.schema.clean import CleanSection
+from pipeline import workers as processes
+from pipeline.bad_inputs import BadInputs
+from pipeline.cleaning.cleaner import Cleaner
+from pipeline.dedup import KeyWriter
+from pipeline.document import Document
+from pipeline.rows import GROUP_BYTES, KEPT_SCHEMA, REJECTED_SCHEMA, RowFile
+from pipeline.share import Share
+from pipeline.sources import Part, Source
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def kept_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.parquet"
+
+
+def rejected_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.rejected.parquet"
+
+
+def counts_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.json"
+
+
+def ingest(recipe: Recipe, sources: dict[str, Source], folder: Path, share: Share) -> None:
+    """Read and clean the share's parts; those that an earlier start finished are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # What a rule lacks is said here, where it is one line, not in a worker.
+    prepare(recipe.data.clean)
+    workers = processes.count(recipe.data.workers)
+    sizes = [source.size(workers) for source in sources.values()]
+    total = None if None in sizes else sum(size for size in sizes if size)
+    seen = 0
+
+    with bar(total, "B", "documents") as progress:
+
+        def tasks() -> Iterator[tuple[Any, ...]]:
+            nonlocal seen
+            for name, source in sources.items():
+                for part in source.parts(workers):
+                    number, seen = seen, seen + 1
+                    if share.owns(number) and not counts_path(folder, number).exists():
+                        yield name, source, part, number, folder, recipe.data.clean
+                    else:
+                        progress.update(part.size)
+
+        documents = 0
+        for size, count in processes.ordered(clean_part, tasks(), workers, prepare, (recipe.data.clean,)):
+            documents += count
+            progress.set_postfix_str(f"{documents:,} documents", refresh=False)
+            progress.update(size)
+    publish.write_json(folder / "parts.json", {"parts": seen})
+
+
+def finished_parts(folder: Path) -> list[dict[str, Any]]:
+    """Counts of every part, in order.
+
+    Raises:
+        RequestError: not every part is finished.
+    """
+    if not (folder / "parts.json").exists():
+        raise RequestError("the source is not read yet: run `python -m pipeline ingest` (every task of it) first")
+    count = json.loads((folder / "parts.json").read_text())["parts"]
+    if missing := [number for number in range(count) if not counts_path(folder, number).exists()]:
+        raise RequestError(
+            f"{len(missing)} of {count} parts of the source are not read yet (the first is {missing[0]}): "
+            "run `python -m pipeline ingest`, or the tasks of it that failed"
+        )
+    return [json.loads(counts_path(folder, number).read_text()) for number in range(count)]
+
+
+def clean_part(
+    dataset: str, source: Source, part: Part, number: int, folder: Path, section: CleanSection, limit: int | None = None
+) -> tuple[int, int]:
+    """Read and clean one part into ``folder``, at most ``limit`` documents of it.
+
+    Returns:
+        Bytes of the part, and documents read.
+    """
+    bad = BadInputs()
+    counts: dict[str, Any] = {"dataset": dataset, "read": 0, "read_bytes": 0, "kept": 0, "kept_bytes": 0}
+    dropped: Counter[str] = Counter()
+    keys = KeyWriter(folder, number, section)
+    with (
+        RowFile(kept_path(folder, number), KEPT_SCHEMA, "lz4") as kept,
+        RowFile(rejected_path(folder, number), REJECTED_SCHEMA, "lz4") as rejected,
+    ):
+        for documents in _batches(islice(source.read(part, bad), limit)):
+            table = _table(documents)
+            cleaned = _cleaner[0](table["text"].chunk(0))
+            counts["read"] += len(table)
+            counts["read_bytes"] += _text_bytes(table["text"])
+            table = table.set_column(1, "text", cleaned.texts)
+            fine = compute.is_null(cleaned.reasons)
+            refused = table.append_column("reason", cleaned.reasons).filter(compute.invert(fine))
+            dropped.update(refused["reason"].to_pylist())
+            rejected.write(refused.cast(REJECTED_SCHEMA))
+            table = with_digests(table.filter(fine))
+            counts["kept"] += len(table)
+            counts["kept_bytes"] += int(np.sum(table["bytes"].to_numpy()))
+            keys.add(table["text"].combine_chunks(), table["digest"])
+            kept.write(table)
+    keys.finish()
+    publish.write_json(counts_path(folder, number), {**counts, "dropped": dict(dropped), "bad": bad.dump()})
+    return part.size, counts["read"]
+
+
+def prepare(section: CleanSection) -> None:
+    """Give this process its cleaner for ``clean_part``.
+
+    Raises:
+        RequestError: a rule needs what is not there (a package, evaluation texts).
+    """
+    _cleaner[:] = [Cleaner(section)]
+
+
+#: The cleaner of this process; see ``prepare``.
+_cleaner: list[Cleaner] = []
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Lists of documents with about a row group's text in each."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= GROUP_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _table(documents: list[Document]) -> pyarrow.Table:
+    columns = list(zip(*documents, strict=True))
+    try:
+        texts = pyarrow.array(columns[1], pyarrow.large_string())
+    except UnicodeEncodeError:
+        texts = pyarrow.array([_SURROGATES.sub("", text) for text in columns[1]], pyarrow.large_string())
+    others = [pyarrow.array(columns[place], pyarrow.string()) for place in (0, 2, 3)]
+    return pyarrow.table([others[0], texts, *others[1:]], names=list(Document._fields))
+
+
+def _text_bytes(texts: pyarrow.ChunkedArray) -> int:
+    return int(compute.sum(compute.binary_length(texts)).as_py() or 0)
+
+
+def with_digests(table: pyarrow.Table) -> pyarrow.Table:
+    """The documents with the size and digest of their texts, in the columns of ``KEPT_SCHEMA``."""
+    texts = table["text"].combine_chunks()
+    sizes = compute.binary_length(texts).cast(pyarrow.int64())
+    digests = b"".join(hashlib.sha256(text).digest()[:16] for text in _views(texts))
+    packed = pyarrow.FixedSizeBinaryArray.from_buffers(
+        pyarrow.binary(16), len(texts), [None, pyarrow.py_buffer(digests)]
+    )
+    table = table.select(["id", "text", "source", "kind"])
+    return table.append_column("bytes", sizes).append_column("digest", packed).cast(KEPT_SCHEMA)
+
+
+def _views(texts: pyarrow.LargeStringArray) -> Iterator[memoryview]:
+    """The UTF-8 bytes of each text, without a copy."""
+    _, places, data = texts.buffers()
+    if not len(texts):
+        return
+    offsets: NDArray[np.int64] = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    content = memoryview(data) if data is not None else memoryview(b"")
+    for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        yield content[start:stop]

@@ -1,0 +1,88 @@
+"""CSV and TSV files with a header line: a record a document, its text in one column."""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, ClassVar
+
+from configs.errors import RequestError
+from pipeline.bad_inputs import BadInputs
+from pipeline.document import Document
+from pipeline.sources import Part, file_source, files
+from pipeline.sources.file_source import FileSource
+from pipeline.sources.files import File
+
+#: Longest field that is read, in characters; an unclosed quote would otherwise take the rest of the file.
+_MOST_FIELD_CHARS = 256 << 20
+
+
+@dataclass(frozen=True)
+class CsvSource(FileSource):
+    """Records of a path, folder, glob or URL. A quoted field may hold line ends, so a file is read by one process.
+
+    Attributes:
+        path: file, folder, glob or URL of .csv (commas) or .tsv (tabs), also .gz, .zst, .xz.
+        text_field: column that holds the text.
+    """
+
+    text_field: str
+
+    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
+
+    def parts(self, workers: int) -> Iterator[Part]:
+        """Each part: files."""
+        return file_source.grouped(((file.size, file) for file in self.files.values()), self.most_bytes)
+
+    def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        for file in part.where:
+            try:
+                with files.open_binary(file) as stream:
+                    yield from self._records(stream, file, bad)
+            except files.DAMAGE as error:
+                bad.add("unreadable file", f"{file.name}: {error}")
+
+    def _records(self, stream: IO[bytes], file: File, bad: BadInputs) -> Iterator[Document]:
+        csv.field_size_limit(_MOST_FIELD_CHARS)
+        # What is not UTF-8 is told by its record, not by the block of the file that it lies in.
+        lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+        delimiter = "\t" if files.plain_name(file.name).endswith(".tsv") else ","
+        records = csv.reader(lines, delimiter=delimiter, strict=True)
+        header = next(records, None)
+        if header is None:
+            return
+        column = self._column(header, file)
+        number = 0
+        while True:
+            number += 1
+            try:
+                record = next(records, None)
+            except csv.Error as error:
+                bad.add("malformed record", f"{file.name} record {number}: {error}")
+                continue
+            if record is None:
+                return
+            text = self._text(record, column, f"{file.name} record {number}", bad) if record else None
+            if text is not None:
+                bad.good += 1
+                yield Document(f"csv:{file.name}:{number}", text, file.name, "record")
+
+    def _column(self, header: list[str], file: File) -> int:
+        if self.text_field not in header:
+            named = ", ".join(header).encode("utf-8", "backslashreplace").decode()
+            raise RequestError(
+                f"data.source.text_field: {file.name} has no column {self.text_field!r}; columns there: {named}"
+            )
+        return header.index(self.text_field)
+
+    def _text(self, record: list[str], column: int, where: str, bad: BadInputs) -> str | None:
+        if column >= len(record):
+            bad.add("a record with too few fields", f"{where}: {len(record)}")
+            return None
+        text = record[column]
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            bad.add("invalid UTF-8", where)
+            return None
+        return text

@@ -1,0 +1,273 @@
+"""A dataset repository, of the Hugging Face hub or in a local folder of the same layout, streamed.
+
+A part is one data file. Where the stream breaks, it is opened again and the rows that were already taken are passed
+over by our own count; the last of them must be the one that was taken.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from configs.errors import RequestError, UnreachableError
+from pipeline.bad_inputs import BadInputs
+from pipeline.document import Document
+from pipeline.sources import Part, files, retry
+from pipeline.sources.parquet import check_column, texts_of
+
+#: Rows that are held at a time.
+_BATCH_ROWS = 1000
+_COMMIT = re.compile("[0-9a-f]{40}")
+_PIN = "with data.source.revision=COMMIT, finished documents need no network"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Rows of one split of a repository.
+
+    Attributes:
+        repository: name on the hub (``Skylion007/openwebtext``), or a local folder.
+        text_field: column that holds the text.
+        split: the split.
+        config: the repository's configuration; None: its default one.
+        revision: branch, tag or commit; None: the newest.
+    """
+
+    repository: str
+    text_field: str
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.repository
+
+    @property
+    def parting(self) -> str:
+        return "data files"
+
+    @cached_property
+    def _folder(self) -> Path | None:
+        """The folder of a repository that is here; None: it is on the hub."""
+        given = Path(self.repository).expanduser()
+        return given if given.is_dir() else None
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit that ``revision`` stands for now; None for a local folder."""
+        if self._folder or (self.revision and _COMMIT.fullmatch(self.revision)):
+            return None if self._folder else self.revision
+        _refuse_offline(self.repository)
+        from huggingface_hub import HfApi, errors
+
+        missing = (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+        where = f"data.source.path: {self.repository}"
+        try:
+            info = retry.patiently(
+                lambda: HfApi().repo_info(self.repository, repo_type="dataset", revision=self.revision),
+                f"{where} on the Hugging Face hub ({_PIN})",
+                missing,
+                retry.FIRST_ATTEMPTS,
+            )
+        except missing as error:
+            raise RequestError(
+                f"{where} (revision {self.revision or 'newest'}) is neither a folder nor a dataset of the Hugging Face "
+                f"hub that you may read: {retry.in_one_line(error)}"
+            ) from None
+        return str(info.sha)
+
+    def inputs(self) -> dict[str, str]:
+        """The commit, or of a local folder the files; neither reads the data anew. Pin ``revision`` to keep it."""
+        if self._folder:
+            return files.fingerprints(files.find(str(self._folder), ("",)))
+        return {"commit": str(self.commit)}
+
+    def details(self) -> dict[str, Any]:
+        return {"repository": self.repository if not self._folder else None, "revision": self.commit}
+
+    def size(self, workers: int) -> int | None:
+        sizes = [size for _, size in self._data_files]
+        return sum(size for size in sizes if size) if all(sizes) else None
+
+    @cached_property
+    def _data_files(self) -> list[tuple[str, int | None]]:
+        """(name below the repository, bytes where known) of each data file, in the order of the stream's shards."""
+        import fsspec
+
+        dataset = self._stream()
+        listed = _builder(*self._asked).config.data_files or {}
+        urls = [str(url) for url in listed.get(self.split, [])]
+        if len(urls) != dataset.num_shards:
+            return [(f"shard-{number:05d}", None) for number in range(dataset.num_shards)]
+        found: list[tuple[str, int | None]] = []
+        for url in urls:
+            name = url.rpartition("@")[2].partition("/")[2]
+            if self._folder:
+                name = Path(url).resolve().relative_to(self._folder.resolve()).as_posix()
+            system, path = fsspec.core.url_to_fs(url)
+            found.append((name, int(system.info(path)["size"] or 0)))
+        return found
+
+    def parts(self, workers: int) -> Iterator[Part]:
+        """Each part: (shard, shards, name of the data file)."""
+        found = self._data_files
+        for number, (name, size) in enumerate(found):
+            yield Part(size or 0, (number, len(found), name))
+
+    def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        number, shards, name = part.where
+        dataset = self._stream()
+        if dataset.num_shards != shards:
+            raise RequestError(
+                f"data.source.path: {self.repository} has {dataset.num_shards} data files where there were {shards}: "
+                "it changed while it was read; start again"
+            )
+        shard = dataset.shard(num_shards=shards, index=number)
+        row = 0
+        for column in _Columns(shard, self.text_field, f"{self.repository}: {name}", bad):
+            for text in texts_of(column, name, row, bad):
+                if text is not None:
+                    yield Document(f"hub:{name}:{row}", text, name, "record")
+                row += 1
+
+    @property
+    def _asked(self) -> tuple[str, str | None, str | None]:
+        return str(self._folder) if self._folder else self.repository, self.config, self.commit
+
+    def _stream(self) -> Any:
+        """The split as a ``datasets.IterableDataset``, of the text's column alone where the format allows."""
+        if not self._folder:
+            _refuse_offline(self.repository)
+        return _load(*self._asked, self.split, self.text_field)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the commit, which every process is to read, and without the list of files."""
+        kept = {key: value for key, value in self.__dict__.items() if key != "_data_files"}
+        return {**kept, "commit": self.commit}
+
+
+def _refuse_offline(repository: str) -> None:
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        raise UnreachableError(
+            f"data.source.path: {repository} is on the Hugging Face hub, which HF_HUB_OFFLINE switches off: unset it, "
+            f"or give a local copy of the repository ({_PIN})"
+        )
+
+
+class _Columns:
+    """Arrow columns of a shard's text, in order, across broken connections."""
+
+    def __init__(self, shard: Any, field: str, where: str, bad: BadInputs) -> None:
+        self._shard = shard
+        self._field = field
+        self._where = where
+        self._bad = bad
+        self._taken = 0
+        self._last: bytes | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        failed = damaged = 0
+        while True:
+            before = self._taken
+            try:
+                yield from self._from_the_start()
+            except RequestError:
+                raise
+            except Exception as error:
+                if self._taken > before:
+                    failed = damaged = 0
+                failed += 1
+                if _is_damage(error):
+                    # A transfer cut short looks alike, so it is tried once more.
+                    damaged += 1
+                    if damaged == 2:
+                        self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_said(error)}")
+                        return
+                retry.wait(failed, self._where, error)
+            else:
+                return
+
+    def _from_the_start(self) -> Iterator[Any]:
+        at = 0
+        for table in self._shard.with_format("arrow").iter(_BATCH_ROWS):
+            if not at:
+                check_column(table.schema, self._field, self._where)
+            start, at = at, at + len(table)
+            column = table.column(self._field).combine_chunks()
+            if at < self._taken:
+                continue
+            if self._taken and start < self._taken <= at:
+                if _digest(column, self._taken - 1 - start) != self._last:
+                    raise RequestError(
+                        f"{self._where}: row {self._taken - 1} is another one after connecting again: "
+                        "the repository changed while it was read; start again"
+                    )
+                column = column.slice(self._taken - start)
+            if len(column):
+                self._taken = at
+                self._last = _digest(column, len(column) - 1)
+                yield column
+        if at < self._taken:
+            raise ConnectionError(f"the stream ends at row {at}, before row {self._taken}, which it had given")
+
+
+def _digest(column: Any, row: int) -> bytes:
+    """sha256 of the stored bytes of a value."""
+    value = column.slice(row, 1)
+    return hashlib.sha256(repr(value.cast("binary").to_pylist()).encode()).digest()
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether it is the data's fault: Arrow's own errors, among them plain OSError, not those of the network."""
+    import pyarrow
+
+    return isinstance(error, pyarrow.ArrowException) or type(error) is OSError
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+#: What loading raises when asking again would not help: no such configuration, split or file, or a loading script.
+_FINAL = (ValueError, FileNotFoundError, RuntimeError)
+
+
+@functools.lru_cache(maxsize=4)
+def _builder(path: str, config: str | None, commit: str | None) -> Any:
+    import datasets
+
+    # The library itself tries each request again.
+    where = f"data.source.path: {path}"
+    return retry.patiently(lambda: datasets.load_dataset_builder(path, config, revision=commit), where, _FINAL, 2)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, config: str | None, commit: str | None, split: str, field: str) -> Any:
+    """One process asks the hub once, however many parts it reads."""
+    import datasets
+    import pyarrow
+
+    def load(**more: Any) -> Any:
+        return datasets.load_dataset(path, config, split=split, revision=commit, streaming=True, **more)
+
+    final = (*_FINAL, pyarrow.ArrowException)
+    try:
+        dataset = retry.patiently(load, f"data.source.path: {path}", final, 2)
+        columns = dataset.column_names
+        if columns is None or columns == [field]:
+            return dataset
+        check_column(dataset.features.arrow_schema, field, path)
+        try:
+            # Parquet is read by columns; other formats have no such option.
+            return load(columns=[field])
+        except ValueError:
+            return dataset.select_columns([field])
+    except final as error:
+        raise RequestError(f"data.source.path: {path}: {_said(error) or type(error).__name__}") from None

@@ -1,0 +1,234 @@
+"""The page of ``python -m pipeline stats``: lengths, sources, drops by reason, tokens, and how pieces are used."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from artefacts import repair
+from artefacts.layout import RunLayout
+from artefacts.manifest import Manifest
+from artefacts.pages import markup, shell
+from artefacts.pages.figures import COLOURS, inline_svg
+from artefacts.pages.formats import compact, share, whole
+from artefacts.progress import bar
+from configs.errors import RequestError
+from pipeline.indexed_dataset import IndexedDataset
+from tokenizer.load import Tokenizer
+
+#: Pieces that the page lists.
+_LISTED = 40
+#: Ids counted at a time.
+_COUNTED = 16 << 20
+#: Share of the documents, by file, that bytes a token are measured over.
+_MEASURED_FILES = 4
+
+
+def build_page(name: str, layout: RunLayout, found: dict[str, Manifest]) -> str:
+    """The whole page as HTML.
+
+    Raises:
+        RequestError: an artefact is damaged.
+    """
+    documents, tokens = found.get("documents"), found.get("tokens")
+    sections = []
+    if documents:
+        sections += [_documents_section(layout.documents, documents), _dropped_section(documents)]
+    if tokens:
+        sections.append(_tokens_section(layout, tokens, documents))
+    if tokens and "tokenizer" in found:
+        sections.append(_pieces_section(layout, tokens))
+    facts: dict[str, str] = {}
+    if documents:
+        facts |= {"Documents": whole(documents.counts["documents"]), "Text": compact(documents.counts["bytes"], "B")}
+    if tokens:
+        train = tokens.counts["train"]
+        facts["Training tokens"] = compact(train["tokens"])
+        facts["Bytes a token"] = f"{train['bytes'] / max(train['tokens'], 1):.2f}"
+    return shell.page(name, "Millrace data", markup.facts(facts), "\n".join(part for part in sections if part))
+
+
+def _documents_section(folder: Path, made: Manifest) -> str:
+    files = made.details["files"]
+    sizes = {name: _columns([folder / file for file in names], "bytes") for name, names in files.items()}
+    counts = made.counts.get("sources") or dict.fromkeys(files, made.counts)
+    rows = [
+        [
+            name,
+            whole(own["read_documents"]),
+            compact(own["read_bytes"], "B"),
+            whole(own["documents"]),
+            compact(own["bytes"], "B"),
+            whole(sum(own["dropped"].values())),
+            whole(sum(own["bad_inputs"].values())),
+        ]
+        for name, own in counts.items()
+    ]
+    head = ("source", "read", "of text", "kept", "of text", "dropped", "unreadable")
+    return markup.section(
+        "documents",
+        "Documents",
+        markup.table(head, rows),
+        markup.figure(
+            inline_svg(lambda: _histogram(sizes, "bytes of UTF-8"), "document lengths"),
+            "Lengths of the cleaned documents; both axes are logarithmic.",
+        ),
+    )
+
+
+def _dropped_section(made: Manifest) -> str:
+    reasons = dict(sorted(made.counts["dropped"].items(), key=lambda item: -item[1]))
+    reasons |= {f"unreadable: {name}": count for name, count in made.counts["bad_inputs"].items()}
+    read = made.counts["read_documents"]
+    if not reasons:
+        return markup.section("dropped", "Dropped", markup.note("Nothing was dropped."))
+    rows = [[name, whole(count), share(count, read)] for name, count in reasons.items()]
+    figure = inline_svg(lambda: _bars(reasons, "documents"), "drops by reason")
+    table = markup.table(("reason", "documents", "of those read"), rows)
+    return markup.section("dropped", "Dropped", markup.figure(figure, "Documents dropped, by reason."), table)
+
+
+def _tokens_section(layout: RunLayout, made: Manifest, documents: Manifest | None) -> str:
+    shards = {side: [IndexedDataset(prefix) for prefix in _prefixes(layout.tokens, side)] for side in ("train", "val")}
+    lengths = {side: np.concatenate([shard.lengths for shard in found]) for side, found in shards.items() if found}
+    rows = [
+        [
+            side,
+            whole(own["documents"]),
+            whole(own["tokens"]),
+            compact(own["bytes"], "B"),
+            f"{own['bytes'] / max(own['tokens'], 1):.3f}",
+            whole(own["shards"]),
+        ]
+        for side, own in ((side, made.counts[side]) for side in ("train", "validation"))
+    ]
+    parts = [
+        markup.table(("side", "documents", "tokens", "of text", "bytes a token", "shards"), rows),
+        markup.figure(
+            inline_svg(lambda: _histogram(lengths, "tokens"), "tokens a document"),
+            "Tokens a document, its end-of-text token included.",
+        ),
+    ]
+    if documents and (ratios := _bytes_a_token(layout, documents, shards["train"])) is not None:
+        figure = inline_svg(lambda: _plain_histogram(ratios, "bytes a token"), "bytes a token by document")
+        parts.append(markup.figure(figure, f"Bytes a token of {len(ratios):,} training documents."))
+    return markup.section("tokens", "Tokens", *parts)
+
+
+def _bytes_a_token(layout: RunLayout, documents: Manifest, shards: list[IndexedDataset]) -> NDArray[np.float64] | None:
+    """Bytes a token of the first training documents of the first source; None where the two do not line up."""
+    names = next(iter(documents.details["files"].values()))[:_MEASURED_FILES]
+    path = layout.tokens / "validation.parquet"
+    with repair.reading("tokens", path):
+        held_out = set(parquet.read_table(path, columns=["id"])["id"].to_pylist())
+    sizes: list[int] = []
+    for name in names:
+        with repair.reading("documents", layout.documents / name):
+            table = parquet.read_table(layout.documents / name, columns=["id", "bytes"])
+        pairs = zip(table["id"].to_pylist(), table["bytes"].to_pylist(), strict=True)
+        sizes += [size for identifier, size in pairs if identifier not in held_out]
+    lengths = np.concatenate([shard.lengths for shard in shards])[: len(sizes)]
+    if not len(lengths) or len(lengths) < len(sizes):
+        return None
+    return np.array(sizes) / np.maximum(lengths - 1, 1)
+
+
+def _pieces_section(layout: RunLayout, made: Manifest) -> str:
+    tokenizer = Tokenizer.load(layout.tokenizer)
+    counts = _usage(_prefixes(layout.tokens, "train"), tokenizer.vocab_size, made.counts["train"]["tokens"])
+    order = np.argsort(-counts, kind="stable")
+    total = int(counts.sum())
+    rows = [
+        [str(rank + 1), tokenizer.piece(int(i)), str(i), whole(counts[i]), share(float(counts[i]), total)]
+        for rank, i in enumerate(order[:_LISTED])
+        if counts[i]
+    ]
+    unused = [i for i in np.flatnonzero(counts == 0).tolist() if not tokenizer.is_reserved(i)]
+    never = [tokenizer.piece(i) for i in unused]
+    bytes_unused = sum(tokenizer.is_byte(i) for i in unused)
+    return markup.section(
+        "pieces",
+        "Pieces",
+        markup.figure(
+            inline_svg(lambda: _ranks(counts[order]), "how often pieces are used"),
+            "How often each piece of the vocabulary occurs in the training shards, most frequent first.",
+        ),
+        markup.table(("rank", "piece", "id", "times", "of all"), rows, "Most frequent pieces"),
+        markup.note(f"{len(never):,} of {tokenizer.vocab_size:,} pieces never occur, {bytes_unused} of them bytes."),
+        markup.details("Never used", "  ".join(never)) if never else "",
+    )
+
+
+def _usage(prefixes: Iterable[Path], vocab_size: int, total: int) -> NDArray[np.int64]:
+    """How often each id occurs in some shards.
+
+    Raises:
+        RequestError: a shard holds an id beyond the vocabulary.
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    with bar(total, "token", "pieces") as progress:
+        for prefix in prefixes:
+            ids = IndexedDataset(prefix).tokens
+            for start in range(0, len(ids), _COUNTED):
+                found = np.bincount(ids[start : start + _COUNTED], minlength=vocab_size)
+                if len(found) > vocab_size:
+                    raise RequestError(f"{prefix}: id {len(found) - 1} is beyond the vocabulary of {vocab_size}")
+                counts += found
+                progress.update(len(ids[start : start + _COUNTED]))
+    return counts
+
+
+def _prefixes(folder: Path, side: str) -> list[Path]:
+    return [path.with_suffix("") for path in sorted(folder.rglob(f"{side}-*.idx"))]
+
+
+def _columns(paths: list[Path], column: str) -> NDArray[Any]:
+    found = [np.zeros(0, np.int64)]
+    for path in paths:
+        with repair.reading("documents", path):
+            found.append(parquet.read_table(path, columns=[column])[column].to_numpy())
+    return np.concatenate(found)
+
+
+def _histogram(series: dict[str, NDArray[Any]], unit: str) -> Figure:
+    """Histograms of positive sizes over powers of two."""
+    figure = Figure(figsize=(7, 2.8))
+    axes = figure.subplots()
+    most = max((int(values.max()) for values in series.values() if len(values)), default=2)
+    edges = 2.0 ** np.arange(0, np.log2(most) + 1.25, 0.25)
+    for colour, (name, values) in zip(COLOURS * 8, series.items(), strict=False):
+        axes.hist(np.maximum(values, 1), edges.tolist(), histtype="step", color=colour, label=name, linewidth=1.4)
+    axes.set(xscale="log", yscale="log", xlabel=unit, ylabel="documents")
+    if len(series) > 1:
+        axes.legend()
+    return figure
+
+
+def _plain_histogram(values: NDArray[np.float64], unit: str) -> Figure:
+    figure = Figure(figsize=(7, 2.4))
+    axes = figure.subplots()
+    axes.hist(np.minimum(values, np.percentile(values, 99.5)), 80, color=COLOURS[0])
+    axes.set(xlabel=unit, ylabel="documents")
+    return figure
+
+
+def _bars(values: dict[str, int], unit: str) -> Figure:
+    figure = Figure(figsize=(7, 0.6 + 0.28 * len(values)))
+    axes = figure.subplots()
+    names = list(values)[::-1]
+    axes.barh(names, [values[name] for name in names], color=COLOURS[1])
+    axes.set(xlabel=unit, xscale="log" if max(values.values()) > 100 else "linear")
+    return figure
+
+
+def _ranks(counts: NDArray[np.int64]) -> Figure:
+    figure = Figure(figsize=(7, 2.8))
+    axes = figure.subplots()
+    used = counts[counts > 0]
+    axes.plot(np.arange(1, len(used) + 1), used, color=COLOURS[2])
+    axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="times")
+    return figure

@@ -1,0 +1,69 @@
+"""Tables for the terminal: what was read from each source, what was dropped and why, how long the documents are."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def sources(found: dict[str, Any]) -> list[str]:
+    """A line for each source from its counts so far, and a line for each reason that documents were dropped for."""
+    rows = [("source", "read", "MB", "kept", "MB kept", "dropped", "unreadable")]
+    dropped: Counter[str] = Counter()
+    for name, counts in found.items():
+        unreadable = sum(counts["bad"].reasons.values())
+        rows.append(
+            (
+                name,
+                f"{counts['read']:,}",
+                f"{counts['read_bytes'] / 1e6:,.1f}",
+                f"{counts['kept']:,}",
+                f"{counts['kept_bytes'] / 1e6:,.1f}",
+                f"{sum(counts['dropped'].values()):,}",
+                f"{unreadable:,}",
+            )
+        )
+        dropped.update(counts["dropped"])
+        dropped.update({f"unreadable: {reason}": count for reason, count in counts["bad"].reasons.items()})
+    lines = _aligned(rows)
+    if dropped:
+        lines += ["", *_aligned([("dropped", "documents"), *((why, f"{n:,}") for why, n in dropped.most_common())])]
+    return lines
+
+
+def lengths(paths: list[Path]) -> list[str]:
+    """How long the documents of some parquet files are, in bytes of UTF-8: quantiles and a histogram."""
+    import numpy as np
+    import pyarrow.parquet as parquet
+
+    columns = [parquet.read_table(path, columns=["bytes"])["bytes"].to_numpy() for path in paths]
+    sizes = np.concatenate([np.zeros(0, np.int64), *columns])
+    if not len(sizes):
+        return []
+    marks = (0, 10, 50, 90, 99, 100)
+    quantiles = "  ".join(
+        f"{'least' if q == 0 else 'most' if q == 100 else f'{q}%'} {int(v):,}"
+        for q, v in zip(marks, np.percentile(sizes, marks, method="lower"), strict=True)
+    )
+    powers = np.bincount(np.frexp(np.maximum(sizes, 1))[1] - 1)
+    first = int(np.flatnonzero(powers)[0])
+    rows = [("bytes from", "documents", "")]
+    rows += [
+        (f"{1 << power:,}", f"{powers[power]:,}", "#" * round(40 * powers[power] / powers.max()))
+        for power in range(first, len(powers))
+    ]
+    return [f"document length in bytes: {quantiles}", *_aligned(rows)]
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns as wide as they need to be: the first to the left, numbers to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [
+            cell.ljust(width) if cell.startswith("#") else cell.rjust(width)
+            for cell, width in zip(row[1:], widths[1:], strict=True)
+        ]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines

@@ -1,0 +1,154 @@
+"""The rules in order: what is kept, what is dropped and why; language and decontamination."""
+
+import gzip
+import json
+import sys
+
+import pyarrow
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.errors import RequestError
+from configs.schema.clean import CleanSection
+from pipeline.cleaning import cleaner
+from pipeline.cleaning.cleaner import TOO_LONG, TOO_SHORT, Cleaner
+from pipeline.cleaning.normalise import normalise
+from tests.pipeline.cleaning.texts import column, openwebtext, texts
+
+ENGLISH = "The committee met on Tuesday and decided that the bridge should be repaired before the winter comes. "
+GERMAN = "Der Ausschuss traf sich am Dienstag und beschloss, dass die Brücke vor dem Winter repariert werden soll. "
+
+
+def _cleaned(made, **keys):
+    """Texts, and reasons."""
+    found = Cleaner(CleanSection(**{"min_chars": 0, **keys}))(pyarrow.array(made, pyarrow.string()))
+    assert found.texts.type == pyarrow.large_string() and found.reasons.type == pyarrow.string()
+    return found.texts.to_pylist(), found.reasons.to_pylist()
+
+
+@settings(deadline=None)
+@given(st.lists(texts, max_size=6), st.integers(0, 20), st.integers(20, 40))
+def test_by_default_texts_are_normalised_and_measured(made, least, most):
+    wanted = [normalise(text, "NFC") for text in made]
+    found, reasons = _cleaned(made, min_chars=least, max_chars=most)
+    assert found == wanted
+    assert reasons == [
+        TOO_SHORT if len(text) < max(least, 1) else TOO_LONG if len(text) > most else None for text in wanted
+    ]
+
+
+def test_lengths_are_in_characters():
+    assert _cleaned(["é" * n for n in (0, 2, 3, 5, 6)], min_chars=3, max_chars=5)[1] == [
+        TOO_SHORT,
+        TOO_SHORT,
+        None,
+        None,
+        TOO_LONG,
+    ]
+
+
+def test_no_documents():
+    every = {"enabled": True}
+    keys = {"c4": every, "gopher_quality": every, "gopher_repetition": every, "mask": ("email",)}
+    assert _cleaned([], **keys) == ([], [])
+    assert _cleaned([" "], **keys) == ([""], [TOO_SHORT])
+
+
+def test_the_first_rule_is_the_reason_and_later_ones_see_what_is_left():
+    prose = "\n".join(f"{ENGLISH}That is what number {n} of the report says to us." for n in range(6))
+    made = ["tiny", "# " * 60, "menu\n" + prose, prose.replace("says", "{says}"), prose + "\nMail me at a@b.de today."]
+    found, reasons = _cleaned(
+        made, c4={"enabled": True}, gopher_quality={"enabled": True}, min_chars=5, mask=("email",)
+    )
+    assert reasons == [
+        TOO_SHORT,
+        "fewer sentences than clean.c4.min_sentences",
+        None,
+        "a curly bracket (clean.c4.drop_curly_bracket)",
+        None,
+    ]
+    assert found[:2] == ["tiny", ("# " * 60).strip()] and found[3] == made[3]
+    assert found[2] == prose.replace(". T", ". T") and found[4].endswith("Mail me at email@example.com today.")
+
+
+def test_length_is_asked_again_after_editing():
+    line = "This is a line of the document that stays here."
+    made = [line + "\n" + "menu entry\n" * 20]
+    assert _cleaned(made, c4={"enabled": True, "min_sentences": 1}, min_chars=60) == ([line], [TOO_SHORT])
+
+
+def test_slices_change_nothing(monkeypatch):
+    made = [ENGLISH * n + "\n\n" + GERMAN * (n % 3) for n in range(1, 30)]
+    keys = {"gopher_quality": {"enabled": True}, "gopher_repetition": {"enabled": True}, "c4": {"enabled": True}}
+    whole = _cleaned(made, **keys)
+    monkeypatch.setattr(cleaner, "_SLICE", 2_000)
+    assert _cleaned(made, **keys) == whole
+    assert len(set(whole[1])) > 1
+
+
+def test_languages():
+    pytest.importorskip("py3langid")
+    reasons = _cleaned([ENGLISH, GERMAN, "1 2 3"], languages=("en",))[1]
+    assert reasons[:2] == [None, "a language that is not in clean.languages"] and reasons[2]
+    assert _cleaned([ENGLISH, GERMAN], languages=("en", "de"))[1] == [None, None]
+    doubtful = _cleaned(["Hello no the si"], languages=("en",), min_language_score=1.0)[1]
+    assert doubtful != [None]
+    with pytest.raises(RequestError, match="no language 'xx'"):
+        Cleaner(CleanSection(languages=("xx",)))
+
+
+def test_without_py3langid(monkeypatch):
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    with pytest.raises(RequestError, match="pip install"):
+        Cleaner(CleanSection(languages=("en",)))
+
+
+QUESTION = "Which of the three rivers that cross the old town is the longest one of all?"
+
+
+def _evaluation_files(folder):
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps({"question": "short one"}) + "\n\n")
+    with gzip.open(folder / "b.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"question": QUESTION}) + "\n")
+    (folder / "c.txt.zst").write_bytes(
+        zstandard.compress(b"A poem of some words about the sea and the wind and the long way home.")
+    )
+    (folder / "notes.md").write_text("not read")
+    return folder
+
+
+def test_decontamination(tmp_path):
+    folder = _evaluation_files(tmp_path / "evaluation")
+    made = [
+        ENGLISH,
+        f"{ENGLISH}{QUESTION.upper()} {GERMAN}",
+        f"{ENGLISH}Which of the three rivers that cross the old town is LONG?",
+        "…the sea, and the wind, and the long way home",
+        "words about the sea and the wind and the long way",
+    ]
+    reason = "shares a word sequence with clean.decontaminate.path"
+    keys = {"text_field": "question", "words": 10}
+    wanted = [None, reason, reason, reason, reason]
+    assert _cleaned(made, decontaminate={"path": str(folder), **keys})[1] == wanted
+    by_pattern = {"path": str(folder / "*.jsonl.gz"), **keys}
+    assert _cleaned(made, decontaminate=by_pattern)[1] == [None, reason, reason, None, None]
+    assert _cleaned(made, decontaminate={**by_pattern, "words": 13})[1] == [None, reason, None, None, None]
+
+
+def test_evaluation_texts_that_are_not_there(tmp_path):
+    with pytest.raises(RequestError, match=r"no \.txt or \.jsonl file at .*nowhere"):
+        Cleaner(CleanSection(decontaminate={"path": str(tmp_path / "nowhere")}))
+    folder = _evaluation_files(tmp_path / "evaluation")
+    with pytest.raises(RequestError, match=r"a\.jsonl:1: no text field 'text'"):
+        Cleaner(CleanSection(decontaminate={"path": str(folder)}))
+
+
+def test_real_documents_have_reasons():
+    made = [normalise(text, "NFC") for text in openwebtext()]
+    section = CleanSection(gopher_quality={"enabled": True}, gopher_repetition={"enabled": True})
+    found = Cleaner(section)(column(made))
+    assert found.texts.to_pylist() == made
+    assert found.reasons.null_count == 456

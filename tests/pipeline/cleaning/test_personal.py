@@ -1,0 +1,58 @@
+"""What is masked, and what is not."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.cleaning import personal
+from tests.pipeline.cleaning.texts import column, texts
+
+KINDS = ("email", "ip", "phone")
+EMAIL, IP, IP6, PHONE = "email@example.com", "192.0.2.1", "2001:db8::1", "202-555-0100"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("write to a.b+c@mail.example.de.", f"write to {EMAIL}."),
+        ("<x_1@d-e.co.uk>", f"<{EMAIL}>"),
+        ("no @mention, no a@b, no a @ b.de", None),
+        ("from 8.8.8.8, 1.2.3.4.", f"from {IP}, {IP}."),
+        ("10.0.0.1 127.0.0.1 192.168.1.1 256.1.1.1 1.2.3.4.5 v1.2.3.4", None),
+        ("to 2606:4700:4700::1111 and fe80::1", f"to {IP6} and fe80::1"),
+        ("at 08:06:12 and 12:30", None),
+        ("call +44 20 7946 0958 or +14155552671!", f"call {PHONE} or {PHONE}!"),
+        (
+            "call (415) 555-2671, 415-555-2671, 415.555.2671 or 1-415-555-2671",
+            "call " + f"{PHONE}, " * 2 + f"{PHONE} or {PHONE}",
+        ),
+        ("+61 (0) 401 420 922", PHONE),
+        ("4155552671, 2024-01-15, 123-456-7890, 3.141-592-6535, +1,000,000, +10 %, 1939-1945", None),
+        ("isbn 978-0-306-40615-7 and 0415-555-2671", None),
+    ],
+)
+def test_masking(text, masked):
+    assert personal.mask(column([text]), KINDS).to_pylist() == [text if masked is None else masked]
+
+
+def test_only_what_is_asked():
+    made = column(["a@b.de 8.8.8.8", "415-555-2671"])
+    assert personal.mask(made, ["ip"]).to_pylist() == [f"a@b.de {IP}", "415-555-2671"]
+    assert personal.mask(made, []) is made
+
+
+_DATA = st.lists(st.sampled_from(["a@b.de", "8.8.8.8", "+44 20 7946 0958", "::", "1", ".", "@", " ", "x", "é"])).map(
+    "".join
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(texts, _DATA), max_size=4))
+def test_texts_do_not_meddle(made):
+    alone = [personal.mask(column([text]), KINDS)[0].as_py() for text in made]
+    assert personal.mask(column(made), KINDS).to_pylist() == alone
+
+
+def test_placeholders_stay():
+    text = " ".join([EMAIL, IP, IP6, PHONE])
+    assert personal.mask(column([text]), KINDS).to_pylist() == [text]

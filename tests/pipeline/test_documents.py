@@ -1,0 +1,169 @@
+"""The documents stage: every document accounted for, and that neither order of work nor workers changes anything."""
+
+import json
+
+import pyarrow.parquet as parquet
+import pytest
+
+from artefacts.layout import RunLayout
+from configs.errors import RequestError, UnreachableError
+from pipeline import documents
+from pipeline.assemble import DUPLICATE, NEAR_DUPLICATE
+from pipeline.cleaning.cleaner import TOO_SHORT
+from pipeline.share import Share
+from pipeline.sources import file_source
+from pipeline.sources.jsonl import JsonlSource
+from tests.pipeline.corpora import digests, of_jsonl, recipe, texts, write_jsonl
+
+
+def _corpus(folder):
+    """Six files with duplicates within and across them, short documents and CRLF."""
+    folder.mkdir()
+    made = texts(120)
+    for number in range(6):
+        part = made[number * 20 : number * 20 + 20]
+        write_jsonl(folder / f"{number}.jsonl", [*part, "short", part[0].replace("\n", "\r\n"), made[0]])
+    return folder
+
+
+def test_every_document_is_accounted_for(tmp_path):
+    asked = of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.source.sample_bytes=40000")
+    made = documents.build(asked)
+    assert made is not None
+    counts = made.counts
+    assert counts["read_documents"] == 6 * 23
+    assert counts["dropped"] == {TOO_SHORT: 6, DUPLICATE: 12}
+    assert counts["documents"] + counts["outside_sample"] + sum(counts["dropped"].values()) == 6 * 23
+    assert 35_000 < counts["bytes"] <= 40_000
+    folder = RunLayout.of(asked).documents
+    kept = parquet.read_table(folder / "clean-00000.parquet")
+    assert kept["bytes"].to_pylist() == [len(text.encode()) for text in kept["text"].to_pylist()]
+    rejected = parquet.read_table(folder / "rejected-00000.parquet")
+    assert sorted(rejected["reason"].to_pylist()) == [TOO_SHORT] * 6 + [DUPLICATE] * 12
+    assert documents.build(asked) is None
+
+
+def test_duplicates_may_stay(tmp_path):
+    made = documents.build(of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.clean.exact_dedup=false"))
+    assert made is not None and made.counts["documents"] == 6 * 22
+
+
+def test_the_first_of_duplicates_stays(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [*texts(3), texts(3)[1]])
+    asked = of_jsonl(tmp_path, path)
+    documents.build(asked)
+    kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")
+    assert kept["text"].to_pylist() == texts(3)
+
+
+def test_another_seed_takes_another_sample(tmp_path):
+    asked = of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.source.sample_bytes=30000")
+    documents.build(asked)
+    kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")
+    other = of_jsonl(tmp_path / "other", tmp_path / "source", "data.source.sample_bytes=30000", "run.seed=5")
+    documents.build(other)
+    others = parquet.read_table(RunLayout.of(other).documents / "clean-00000.parquet")
+    assert kept["id"].to_pylist() != others["id"].to_pylist()
+
+
+def test_the_same_bytes_with_any_number_of_workers(tmp_path):
+    corpus = _corpus(tmp_path / "source")
+    found = []
+    for workers in (1, 2):
+        asked = of_jsonl(tmp_path / str(workers), corpus, f"data.workers={workers}", "data.source.sample_bytes=40000")
+        documents.build(asked)
+        found.append(digests(RunLayout.of(asked).documents))
+    assert found[0] == found[1] and "manifest.json" in found[0]
+
+
+def test_tasks_do_what_one_command_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_source, "PART_BYTES", 1 << 14)
+    corpus = _corpus(tmp_path / "source")
+    rules = ("data.source.sample_bytes=40000", "data.clean.near_dedup.enabled=true", "data.clean.line_dedup_chars=40")
+    whole, shared = (of_jsonl(tmp_path / name, corpus, *rules) for name in ("whole", "shared"))
+    documents.build(whole)
+    with pytest.raises(RequestError, match="is not read yet"):
+        documents.find_duplicates(shared, Share(0, 3))
+    for task in (2, 0):
+        documents.ingest(shared, Share(task, 3))
+    with pytest.raises(RequestError, match=r"\d+ of \d+ parts of the source are not read yet \(the first is 1\)"):
+        documents.find_duplicates(shared, Share(0, 2))
+    documents.ingest(shared, Share(1, 3))
+    for task in (1, 0):
+        assert not documents.find_duplicates(shared, Share(task, 2))
+    with pytest.raises(RequestError, match="duplicates are not settled yet"):
+        documents.build(shared, Share(0, 2))
+    assert documents.find_duplicates(shared, Share(0, 1))
+    for task in (0, 1):
+        assert documents.build(shared, Share(task, 2)) is None
+    assert documents.build(shared) is not None
+    assert digests(RunLayout.of(shared).documents) == digests(RunLayout.of(whole).documents)
+
+
+def test_near_duplicates_and_repeated_lines_go(tmp_path):
+    made = texts(40)
+    near = made[3].replace(made[3].split()[-1], "elsewhere.")
+    last = made[5].split("\n")[-1]
+    repeated = made[6] + "\n" + last
+    path = write_jsonl(tmp_path / "a.jsonl", [*made[:6], near, repeated, *made[7:]])
+    asked = of_jsonl(
+        tmp_path, path, "data.clean.near_dedup.enabled=true", f"data.clean.line_dedup_chars={min(len(last), 30)}"
+    )
+    counts = documents.build(asked).counts
+    assert counts["dropped"] == {NEAR_DUPLICATE: 1}
+    assert counts["removed_lines"] == 1
+    kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")["text"].to_pylist()
+    assert kept[6] == made[6] and near not in kept
+
+
+def test_a_line_rule_that_leaves_too_little_drops_the_document(tmp_path):
+    made = texts(6)
+    path = write_jsonl(tmp_path / "a.jsonl", [*made, "\n".join(made[2].split("\n")[:3])])
+    asked = of_jsonl(tmp_path, path, "data.clean.line_dedup_chars=10")
+    counts = documents.build(asked).counts
+    assert counts["dropped"] == {TOO_SHORT: 1} and counts["documents"] == 6
+
+
+def test_several_sources_keep_their_shards_apart(tmp_path):
+    made = texts(60)
+    a, b = write_jsonl(tmp_path / "a.jsonl", made[:40]), write_jsonl(tmp_path / "b.jsonl", made[30:])
+    asked = recipe(
+        tmp_path,
+        "data.source={}",
+        f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}, weight: 3}}}}",
+    )
+    made_of = documents.build(asked)
+    assert made_of.details["files"] == {"web": ["clean-00000.parquet"], "books": ["clean-00001.parquet"]}
+    assert made_of.counts["sources"]["books"]["dropped"] == {DUPLICATE: 10}
+    assert made_of.counts["documents"] == 60
+
+
+def test_a_lone_surrogate_is_taken_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "a\ud800b" + texts(1)[0]}) + "\n")
+    documents.build(of_jsonl(tmp_path, path))
+    kept = parquet.read_table(tmp_path / "demo" / "documents" / "clean-00000.parquet")["text"].to_pylist()
+    assert kept == ["ab" + texts(1)[0]]
+
+
+def test_finished_documents_do_without_a_source_that_does_not_answer(tmp_path, monkeypatch, capsys):
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(5)))
+    documents.build(asked)
+
+    def unreachable(self):
+        raise UnreachableError("nobody answers")
+
+    monkeypatch.setattr(JsonlSource, "inputs", unreachable)
+    assert documents.build(asked) is None
+    assert "taken as they are, not compared with their source: nobody answers" in capsys.readouterr().err
+    with pytest.raises(UnreachableError):
+        documents.build(of_jsonl(tmp_path, tmp_path / "a.jsonl", "data.clean.min_chars=61"))
+
+
+def test_what_could_not_be_read_is_listed(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", texts(5))
+    path.write_text(path.read_text() + "{broken\n")
+    asked = of_jsonl(tmp_path, path, "data.max_bad_fraction=0.2")
+    documents.build(asked)
+    listed = json.loads((RunLayout.of(asked).documents / "unreadable.json").read_text())
+    assert listed == {"jsonl": {"malformed line": [f"a.jsonl at byte {path.stat().st_size - 8}"]}}

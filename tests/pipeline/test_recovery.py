@@ -1,0 +1,243 @@
+"""Every data stage killed at random moments ends with the bytes of an uninterrupted run, as does one on a full disk."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from configs.load import load_recipe
+from pipeline.verify import verify
+from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write_jsonl
+
+#: Every rule that keeps state between documents is on, so that every sort of file is written.
+_RULES = (
+    "data.clean.near_dedup.enabled=true",
+    "data.clean.line_dedup_chars=60",
+    "data.clean.gopher_repetition.enabled=true",
+    "data.source.sample_bytes=2500000",
+    "data.tokens.shard_tokens=150000",
+    "train.packing=best_fit",
+    "train.context_length=128",
+    "train.global_batch_tokens=1024",
+)
+_STAGES = {
+    "ingest": "documents",
+    "dedup": "documents",
+    "clean": "documents",
+    "train": "tokenizer",
+    "tokenize": "tokens",
+    "pack": "packing",
+}
+#: Kills of each stage: some in every run of the tests, all of them in ``make test-recovery``.
+_KILLS = 20
+
+
+def _line(verb, root, source, *more):
+    package = "tokenizer" if verb == "train" else "pipeline"
+    given = overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", *_RULES, *more)
+    return [sys.executable, "-m", package, verb, "--recipe", str(RECIPE), *given]
+
+
+def _run(verb, root, source, *more):
+    done = subprocess.run(_line(verb, root, source, *more), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{verb}: {done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Eight files, with copies and near copies among their documents."""
+    folder = tmp_path_factory.mktemp("source")
+    made = texts(4000)
+    made += [text.replace(".", "!", 1) for text in made[::9]] + made[::11]
+    random.Random(1).shuffle(made)
+    for number in range(8):
+        write_jsonl(folder / f"{number}.jsonl", made[number::8])
+    return folder
+
+
+def _start(verb, root, source, *more):
+    return subprocess.Popen(
+        _line(verb, root, source, *more),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _written(root, verb, since):
+    """Whether the stage has written anything since then, and not yet published it."""
+    try:
+        return any(path.stat().st_mtime_ns > since for path in (root / "demo" / f".{_STAGES[verb]}.partial").rglob("*"))
+    except FileNotFoundError:
+        return False
+
+
+def _until_written(process, root, verb, since):
+    while process.poll() is None and not _written(root, verb, since):
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory, source):
+    """The run's folder as it is before each stage, and at the end; seconds from a stage's first write to its end."""
+    folder = tmp_path_factory.mktemp("states")
+    root = folder / "run"
+    seconds = {}
+    for verb in _STAGES:
+        if root.exists():
+            shutil.copytree(root, folder / f"before-{verb}")
+        since = time.time_ns()
+        process = _start(verb, root, source)
+        _until_written(process, root, verb, since)
+        begin = time.monotonic()
+        assert process.wait() == 0, verb
+        seconds[verb] = time.monotonic() - begin
+    return folder, seconds
+
+
+def _artefacts(root):
+    return {name: digest for name, digest in digests(root / "demo").items() if not name.startswith(".")}
+
+
+def _killed(verb, root, source, random_, seconds):
+    """Start a stage and kill it, mostly after its first write; whether that hit between that and its publishing."""
+    since = time.time_ns()
+    process = _start(verb, root, source, f"data.workers={random_.choice((1, 2, 3))}")
+    if random_.random() < 0.9:
+        _until_written(process, root, verb, since)
+    time.sleep(random_.random() * seconds)
+    if process.poll() is not None:
+        return False
+    workers = psutil.Process(process.pid).children(recursive=True)
+    hit = _written(root, verb, since)
+    if random_.random() < 0.5:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive, "workers outlived the killed stage"
+    return hit
+
+
+def _trial(verb, states, source, root, random_, kills):
+    """Kill a stage ``kills`` times in a row, let it end and compare; how many of the kills hit it at work."""
+    folder, seconds = states
+    before = folder / f"before-{verb}"
+    if before.exists():
+        shutil.copytree(before, root)
+    else:
+        root.mkdir()
+    hits = sum(_killed(verb, root, source, random_, seconds[verb]) for _ in range(kills))
+    left = list(_STAGES)[list(_STAGES).index(verb) :]
+    for each in left:
+        if each == verb or _STAGES[each] == _STAGES[verb]:
+            _run(each, root, source, "data.workers=2")
+    wanted = {name: digest for name, digest in _artefacts(folder / "run").items() if name.startswith(_STAGES[verb])}
+    found = {name: digest for name, digest in _artefacts(root).items() if name.startswith(_STAGES[verb])}
+    assert found == wanted
+    assert not (root / "demo" / f".{_STAGES[verb]}.partial").exists()
+    shutil.rmtree(root)
+    return hits
+
+
+@pytest.mark.parametrize("verb", ["ingest", "clean", "tokenize"])
+def test_killed_and_started_again(verb, states, source, tmp_path):
+    assert _trial(verb, states, source, tmp_path / "run", random.Random(f"{verb} once"), 2) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", _STAGES)
+def test_killed_at_twenty_moments(verb, states, source, tmp_path):
+    random_ = random.Random(verb)
+    hits = kills = 0
+    while kills < _KILLS or hits < 15:
+        count = random_.randint(1, 4)
+        hits += _trial(verb, states, source, tmp_path / "run", random_, count)
+        kills += count
+        assert kills < 5 * _KILLS, "the stage is over too soon to be hit at work"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own; ``grow(MB)`` sets its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def grow(size, *more):
+        options = ",".join([*more, f"size={size}m"])
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode
+
+    if grow(1):
+        pytest.skip("mounting a file system takes root")
+    yield folder, lambda size: grow(size, "remount")
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_loses_nothing(states, source, small_disk):
+    folder, grow = small_disk
+    root = folder / "run"
+    full = 0
+    for size in (1, 2, 3, 4, 6, 8, 12, 16, 200):
+        grow(size)
+        for verb in _STAGES:
+            line = _line(verb, root, source, "data.workers=2")
+            done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                break
+        else:
+            break
+        said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert done.returncode == 1 and len(said) == 1 and "the disk is full" in said[0], done.stderr
+        assert "Traceback" not in done.stderr
+        full += 1
+    assert full >= 3
+    assert _artefacts(root) == _artefacts(states[0] / "run")
+
+
+def test_verify_finds_a_flipped_bit_in_every_kind_of_file(states, source, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(states[0] / "run", root)
+    asked = load_recipe(RECIPE, _line("verify", root, source)[6:])
+    assert verify(asked, "r.yaml")[1] == []
+    kinds = {}
+    for path in sorted((root / "demo").rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            kinds.setdefault((path.parent.name, path.name.split("-")[0], path.suffix), path)
+    assert len(kinds) >= 11, kinds
+    for path in kinds.values():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+        faults = verify(asked, "r.yaml")[1]
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+        if path.name == "manifest.json":
+            # A manifest's own fault may read as damage, or as another artefact than the one that others were made from.
+            assert faults, path
+        else:
+            assert len(faults) == 1 and str(path) in faults[0] and "repair: " in faults[0], (path, faults)
+    assert verify(asked, "r.yaml")[1] == []
+
+
+def test_verify_says_when_the_source_has_changed(states, source, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(states[0] / "run", root)
+    moved = tmp_path / "source"
+    shutil.copytree(source, moved)
+    asked = load_recipe(RECIPE, _line("verify", root, moved)[6:])
+    assert verify(asked, "r.yaml")[1] == []
+    last = moved / "7.jsonl"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    (fault,) = verify(asked, "r.yaml")[1]
+    assert "stale: the source has changed since" in fault and "python -m pipeline clean" in fault
+    shutil.rmtree(moved)
+    whole, faults = verify(asked, "r.yaml")
+    assert not faults and any("not compared with its source" in line for line in whole)

@@ -1,0 +1,45 @@
+"""The sample over shards is that over all documents at once."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from artefacts.layout import RunLayout
+from tests.pipeline.corpora import of_jsonl, texts, write_jsonl
+from tests.tokenizer.made import publish_documents
+from tokenizer import choose
+from tokenizer.sample import keyed_hashes, smallest
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 30)), min_size=1, max_size=60),
+    st.integers(1, 200),
+    st.integers(1, 7),
+    st.randoms(use_true_random=False),
+)
+def test_a_stream_gives_what_the_whole_gives(documents, budget, step, random):
+    hashes = np.array([hash_ for hash_, _ in documents], np.uint64)
+    sizes = np.array([size for _, size in documents], np.int64)
+    stream = choose.Smallest(budget)
+    for first in range(0, len(documents), step):
+        stream.add(hashes[first : first + step], sizes[first : first + step], first)
+        if random.random() < 0.5:
+            stream.places()
+    assert stream.places().tolist() == np.flatnonzero(smallest(hashes, sizes, budget)).tolist()
+
+
+def test_texts_of_the_sample_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(choose, "_ROWS", 7)
+    documents = texts(80)
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "source.jsonl", documents))
+    publish_documents(asked)
+    hashes = keyed_hashes(3, "tokenizer", [f"made:{i}" for i in range(80)])
+    chosen = smallest(hashes, np.array([len(text) for text in documents]), 20_000)
+    assert 0 < chosen.sum() < 80
+    expected = [text for text, taken in zip(documents, chosen, strict=True) if taken]
+    assert choose.sample(RunLayout.of(asked).documents, 20_000, 3) == expected
+
+
+def test_no_documents(tmp_path):
+    assert choose.sample(tmp_path, 1000, 0) == []

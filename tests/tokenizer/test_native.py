@@ -1,0 +1,95 @@
+"""The C code is compiled once, by however many processes at once, and done without where that is impossible."""
+
+import shutil
+import subprocess
+import sys
+
+import pyarrow
+import pytest
+
+from tests.pipeline.corpora import ROOT, texts
+from tokenizer import native
+from tokenizer.bpe import BpeTokenizer
+from tokenizer.words import _SOURCE
+
+_START = "import sys; from pathlib import Path; from tokenizer import native; print(native.library(Path(sys.argv[1])))"
+
+compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A folder of its own for compiled code, and nothing loaded or reported before."""
+    monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(native._REPORTED, "1")
+    monkeypatch.delenv(native._REPORTED)
+    monkeypatch.delenv("CC", raising=False)
+    native.library.cache_clear()
+    yield tmp_path / "cache" / "native"
+    native.library.cache_clear()
+
+
+def encoded_without(trained_model, capsys):
+    tokenizer = BpeTokenizer(trained_model)
+    documents = [*texts(3), "\u2581 é\x00", ""]
+    for end in (True, False):
+        ids, lengths = tokenizer.encode_column(pyarrow.array(documents), end=end)
+        closing = [tokenizer.end_of_text_id] * end
+        assert ids.tolist() == [token for text in documents for token in (*tokenizer.encode(text), *closing)]
+        assert lengths.tolist() == [len(tokenizer.encode(text)) + end for text in documents]
+    BpeTokenizer(trained_model).encode_column(pyarrow.array(documents))
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return tokenizer._pieces.serialized_model_proto()
+
+
+def test_no_compiler(cache, model, monkeypatch, capsys):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert encoded_without(model, capsys) == [
+        "word_cache.c is not compiled (no C compiler (no-such-compiler)): the same results, slower"
+    ]
+    assert not cache.exists()
+
+
+def test_a_compiler_that_fails(cache, model, tmp_path, monkeypatch, capsys):
+    script = tmp_path / "cc"
+    compiling = "echo 'cannot open crt1.o' >&2; echo more >&2; exit 1"
+    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{compiling}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    said = encoded_without(model, capsys)
+    assert said == ["word_cache.c is not compiled (cannot open crt1.o): the same results, slower"]
+    assert not list(cache.rglob(".building-*"))
+
+
+@compiles
+def test_processes_compile_at_once(cache):
+    line = [sys.executable, "-c", _START, str(_SOURCE)]
+    started = [subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    for process in started:
+        said, errors = process.communicate()
+        assert process.returncode == 0 and b"CDLL" in said and not errors
+    assert [path.name for path in cache.rglob("*") if path.is_file()] == ["word_cache.so"]
+    first = next(cache.rglob("*.so")).stat()
+    assert native.library(_SOURCE) is not None
+    assert next(cache.rglob("*.so")).stat().st_mtime_ns == first.st_mtime_ns
+
+
+@compiles
+def test_a_damaged_library_is_compiled_again(cache):
+    damaged = cache / native._key(["cc"], _SOURCE) / "word_cache.so"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"half")
+    assert native.library(_SOURCE) is not None
+    assert damaged.stat().st_size > 1000
+
+
+@compiles
+def test_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "file"))
+    assert native.library(_SOURCE) is not None
+    assert not capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""Millrace's own tokenizer: a SentencePiece BPE with reserved tokens, which loses nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from configs.errors import RequestError
+from tokenizer import column, special
+from tokenizer.column import Encoded
+from tokenizer.load import Tokenizer, writable
+from tokenizer.words import WordCache
+
+#: SentencePiece writes a space as U+2581 and would decode a literal one to a space: it goes as its three bytes instead.
+_SPACE_MARK = "\u2581"
+
+
+class BpeTokenizer(Tokenizer):
+    """A SentencePiece model with Millrace's reserved tokens.
+
+    Any text that UTF-8 can hold comes back from ``decode(encode(text))`` unchanged; a lone surrogate, which it cannot
+    hold, becomes U+FFFD.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """Take the bytes of a SentencePiece model.
+
+        Raises:
+            RequestError: it is no SentencePiece model, or lacks Millrace's reserved tokens.
+        """
+        import sentencepiece
+
+        self._pieces = sentencepiece.SentencePieceProcessor()
+        try:
+            self._pieces.LoadFromSerializedProto(model)
+        except (RuntimeError, OSError):
+            raise RequestError("not a SentencePiece model") from None
+        first = tuple(self._pieces.IdToPiece(i) for i in range(min(len(special.RESERVED), self.vocab_size)))
+        if first != special.RESERVED:
+            raise RequestError(f"not one of Millrace's tokenizers: ids 0 to 7 are {', '.join(first)}")
+        self._first_text_id = next(i for i in range(self.vocab_size) if not self.is_reserved(i))
+        self._space_mark = [self._pieces.PieceToId(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        self._words: WordCache | None = None
+        self._words_sought = False
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._pieces.GetPieceSize())
+
+    def encode(self, text: str) -> list[int]:
+        text = writable(text)
+        if _SPACE_MARK not in text:
+            return self._pieces.EncodeAsIds(text)
+        first, *rest = (self._pieces.EncodeAsIds(part) if part else [] for part in text.split(_SPACE_MARK))
+        ids: list[int] = first
+        for part in rest:
+            ids += self._space_mark
+            ids += part
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        plain = [i for i, text in enumerate(texts) if _SPACE_MARK not in text]
+        encoded = self._pieces.Encode([writable(texts[i]) for i in plain], out_type=int, num_threads=1)
+        found = dict(zip(plain, encoded, strict=True))
+        return [found[i] if i in found else self.encode(text) for i, text in enumerate(texts)]
+
+    def prepare(self) -> None:
+        """Compile the C code behind ``encode_column``; where it cannot be had, say so on stderr, once."""
+        if not self._words_sought:
+            self._words, self._words_sought = WordCache.of(self._pieces, self._space_mark), True
+
+    def encode_column(self, texts: Any, end: bool = True) -> Encoded:
+        """See ``Tokenizer.encode_column``. Words that were seen before are looked up, in this call or an earlier one.
+
+        Without a C compiler SentencePiece encodes all, to the same ids.
+        """
+        self.prepare()
+        closing = self.end_of_text_id if end else None
+        if self._words is None:
+            return column.encode_lists(texts, self.encode_batch, closing)
+        words = self._words
+        return column.joined([words.encode(chunk, closing) for chunk in column.chunks(texts)])
+
+    def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
+        parts: list[str] = []
+        run: list[int] = []
+        for token in map(self._checked, map(int, ids)):
+            if token >= self._first_text_id:
+                run.append(token)
+            elif show_special:
+                parts += [self._pieces.DecodeIds(run) if run else "", self.piece(token)]
+                run = []
+        return "".join([*parts, self._pieces.DecodeIds(run) if run else ""])
+
+    def piece(self, token: int) -> str:
+        """How the vocabulary spells an id: U+2581 for a space, <0x..> for a byte."""
+        return str(self._pieces.IdToPiece(token))
+
+    def is_reserved(self, token: int) -> bool:
+        return token < len(special.RESERVED) or bool(self._pieces.IsControl(token))
+
+    def is_byte(self, token: int) -> bool:
+        return bool(self._pieces.IsByte(token))

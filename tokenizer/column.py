@@ -1,0 +1,53 @@
+"""Columns of text in Arrow's memory, and ids of their documents laid end to end."""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: ids of documents one after the other, and the number of ids of each.
+Encoded = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+#: Documents that become Python objects at once.
+_BATCH = 1024
+
+
+def chunks(texts: Any) -> Iterator[Any]:
+    """The non-empty chunks of a text column, each a ``StringArray`` or ``LargeStringArray``."""
+    import pyarrow
+
+    plain = (pyarrow.string(), pyarrow.large_string())
+    for chunk in texts.chunks if isinstance(texts, pyarrow.ChunkedArray) else [texts]:
+        if len(chunk):
+            yield chunk if chunk.type in plain else chunk.cast(pyarrow.large_string())
+
+
+def offsets(chunk: Any) -> NDArray[np.int64]:
+    """Where each text of a chunk begins in its data buffer, in bytes, and where the last one ends."""
+    kind = np.int32 if str(chunk.type) == "string" else np.int64
+    found = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return found.astype(np.int64)
+
+
+def joined(parts: list[Encoded]) -> Encoded:
+    """Parts one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    empty = np.empty(0, np.int32)
+    ids, lengths = [part[0] for part in parts], [part[1] for part in parts]
+    return np.concatenate([empty, *ids]), np.concatenate([empty, *lengths])
+
+
+def encode_lists(texts: Any, encode: Callable[[list[str]], list[list[int]]], end: int | None) -> Encoded:
+    """Encode a column by way of Python's lists: ``encode`` of some texts at a time, ``end`` behind each."""
+    parts: list[Encoded] = []
+    tail = [] if end is None else [end]
+    for chunk in chunks(texts):
+        for start in range(0, len(chunk), _BATCH):
+            encoded = encode(chunk[start : start + _BATCH].to_pylist())
+            lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) + len(tail)
+            flat = chain.from_iterable(chain(ids, tail) for ids in encoded)
+            parts.append((np.fromiter(flat, np.int32, int(lengths.sum())), lengths.astype(np.int32)))
+    return joined(parts)

@@ -1,0 +1,120 @@
+"""A ready tokenizer in Hugging Face's format (``tokenizers``), such as GPT-2's: text to ids and back."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.errors import RequestError
+from tokenizer import column
+from tokenizer.column import Encoded
+from tokenizer.load import Tokenizer, writable
+
+#: Lies beside ``tokenizer.json`` in most repositories; its ``eos_token`` is taken where no other name is known.
+CONFIG_NAME = "tokenizer_config.json"
+
+#: Names of the token that ends a document, the first that is there.
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A ``tokenizers.Tokenizer``; a special token that a text spells out is encoded as ordinary text.
+
+    It has no tokens for conversations. Whether ``decode`` gives back what was encoded is up to the tokenizer: GPT-2's
+    byte-level one does.
+    """
+
+    has_chat_tokens = False
+    unknown_id: int | None = None
+
+    def __init__(self, content: str, config: str | None = None) -> None:
+        """Take the text of ``tokenizer.json`` and, where there is one, of ``tokenizer_config.json``.
+
+        Raises:
+            RequestError: they cannot be read, or no token ends a document.
+        """
+        import tokenizers
+
+        # Callers run processes of their own; the library would start a thread for each core in every one.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        try:
+            self._pieces = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises no narrower class
+            raise RequestError(f"not a tokenizer of Hugging Face's format ({' '.join(str(error).split())})") from None
+        self._pieces.no_truncation()
+        self._pieces.no_padding()
+        self._pieces.encode_special_tokens = True
+        self._vocab_size = max(self._pieces.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        added = self._pieces.get_added_tokens_decoder()
+        self._reserved = frozenset(token for token, facts in added.items() if facts.special)
+        self.end_of_text_id = self._end_of_text(config)
+        self._bytes = self._byte_ids()
+
+    @classmethod
+    def of_artefact(cls, path: Path) -> "HuggingFaceTokenizer":
+        """The tokenizer of a ``tokenizer.json`` and what lies beside it.
+
+        Raises:
+            RequestError: it is damaged.
+        """
+        config = path.with_name(CONFIG_NAME)
+        try:
+            return cls(
+                path.read_text(encoding="utf-8"), config.read_text(encoding="utf-8") if config.exists() else None
+            )
+        except UnicodeDecodeError:
+            raise RequestError("not UTF-8") from None
+
+    def _end_of_text(self, config: str | None) -> int:
+        named: Any = None
+        if config is not None:
+            try:
+                named = json.loads(config).get("eos_token")
+            except (ValueError, AttributeError):
+                raise RequestError(f"{CONFIG_NAME} is damaged") from None
+            named = named.get("content") if isinstance(named, dict) else named
+        for name in (_ENDS[0], *([named] if isinstance(named, str) else []), *_ENDS[1:]):
+            found = self._pieces.token_to_id(name)
+            if found is not None:
+                return int(found)
+        raise RequestError(f"no token ends a document: none of {', '.join(_ENDS)}, nor eos_token of {CONFIG_NAME}")
+
+    def _byte_ids(self) -> frozenset[int]:
+        """Ids of single bytes: of a byte-level vocabulary, or of one with byte fallback."""
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        for names in ([f"<0x{byte:02X}>" for byte in range(256)], ByteLevel.alphabet()):
+            found = [token for name in names if (token := self._pieces.token_to_id(name)) is not None]
+            if len(found) == 256:
+                return frozenset(found)
+        return frozenset()
+
+    @property
+    def vocab_size(self) -> int:
+        """Highest id and one."""
+        return self._vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._pieces.encode(writable(text), add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self._pieces.encode_batch_fast([writable(text) for text in texts], add_special_tokens=False)
+        return [found.ids for found in encoded]
+
+    def encode_column(self, texts: Any, end: bool = True) -> Encoded:
+        return column.encode_lists(texts, self.encode_batch, self.end_of_text_id if end else None)
+
+    def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
+        checked = [self._checked(int(token)) for token in ids]
+        return str(self._pieces.decode(checked, skip_special_tokens=not show_special))
+
+    def piece(self, token: int) -> str:
+        """How the vocabulary spells an id; a byte-level one spells a space as U+0120. Empty: the id has no piece."""
+        return str(self._pieces.id_to_token(token) or "")
+
+    def is_reserved(self, token: int) -> bool:
+        return token in self._reserved
+
+    def is_byte(self, token: int) -> bool:
+        return token in self._bytes

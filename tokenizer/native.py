@@ -1,0 +1,80 @@
+"""C code of Millrace, compiled on first use by the machine's own compiler and kept for the next process."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC")
+_SECONDS = 120
+#: Set once the missing compiler was reported, so that processes started later stay silent.
+_REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
+
+
+def folder() -> Path:
+    """Where compiled code is kept: ``native`` below ``MILLRACE_CACHE``, else below ``.cache`` of the checkout."""
+    chosen = os.environ.get("MILLRACE_CACHE")
+    return (Path(chosen) if chosen else Path(__file__).parents[1] / ".cache") / "native"
+
+
+@functools.cache
+def library(source: Path) -> ctypes.CDLL | None:
+    """The shared library of a C file; None, and a line on stderr, where it cannot be had.
+
+    The file's name is a hash of the source, the compiler and the machine. Processes that need it at the same moment
+    each compile their own and rename it into place: there is no lock, and no reader sees half a file.
+    """
+    try:
+        compiler = shlex.split(os.environ.get("CC") or "cc")
+        if shutil.which(compiler[0]) is None:
+            raise OSError(f"no C compiler ({compiler[0]})")
+        target = folder() / _key(compiler, source) / f"{source.stem}.so"
+        try:
+            return ctypes.CDLL(str(target))
+        except OSError:
+            return _compiled(compiler, source, target)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        _report(source, error)
+        return None
+
+
+def _key(compiler: list[str], source: Path) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
+    machine = f"{platform.system()} {platform.machine()} {' '.join(_FLAGS)}".encode()
+    return hashlib.sha256(b"\0".join([source.read_bytes(), version, machine])).hexdigest()[:32]
+
+
+def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
+    """Compile beside the target and publish by rename; where that folder cannot be written, for this process alone."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place: str | None = str(target.parent) if os.access(target.parent, os.W_OK) else None
+    except OSError:
+        place = None
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=place) as work:
+        built = Path(work) / target.name
+        command = [*compiler, *_FLAGS, "-o", str(built), str(source)]
+        subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS)
+        loaded = ctypes.CDLL(str(built))
+        if place is not None:
+            with open(built, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(built, target)
+        return loaded
+
+
+def _report(source: Path, error: Exception) -> None:
+    if os.environ.get(_REPORTED):
+        return
+    os.environ[_REPORTED] = "1"
+    said = error
+    if isinstance(error, subprocess.CalledProcessError):
+        said = error.stderr.decode(errors="replace").strip().partition("\n")[0] or error
+    print(f"{source.name} is not compiled ({said}): the same results, slower", file=sys.stderr, flush=True)

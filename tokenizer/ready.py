@@ -1,0 +1,50 @@
+"""Publish a ready Hugging Face tokenizer as the ``tokenizer`` artefact of a run."""
+
+from artefacts import fingerprint, manifest, publish, repair
+from artefacts.layout import RunLayout
+from artefacts.manifest import Manifest
+from artefacts.stage import open_stage
+from configs.errors import RequestError
+from configs.schema import Recipe
+from tokenizer import repository
+from tokenizer.choose import sample
+from tokenizer.measure import MEASURED_BYTES, measured
+
+
+def take(recipe: Recipe) -> Manifest | None:
+    """Copy the tokenizer of ``tokenizer.path`` and publish it; None where it is up to date.
+
+    A local one is known by its content, wherever it lies; one of the hub by its name, so that a finished artefact needs
+    no network.
+
+    Raises:
+        RequestError: no cleaned documents, no such tokenizer, or one with more ids than the model has rows.
+    """
+    layout = RunLayout.of(recipe)
+    path = str(recipe.tokenizer.path)
+    documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
+    identity = {"kind": "huggingface", "seed": recipe.run.seed}
+    inputs = {"documents": documents.fingerprint}
+    if repository.is_local(path):
+        inputs |= {f"tokenizer {file.name}": fingerprint.of_file(file) for file in repository.files(path)}
+    else:
+        inputs["tokenizer"] = f"hub:{path}"
+    with open_stage("tokenizer", layout.tokenizer, identity, inputs) as stage:
+        if stage.finished:
+            return None
+        repair.check_sizes("documents", layout.documents)
+        tokenizer, contents = repository.read(repository.files(path), path)
+        if tokenizer.vocab_size > recipe.vocab_size:
+            raise RequestError(
+                f"tokenizer.path={path} has {tokenizer.vocab_size} ids, the model's vocabulary {recipe.vocab_size}: "
+                f"set model.vocab_size={tokenizer.vocab_size} or more"
+            )
+        for name, content in contents.items():
+            publish.write_bytes(stage.work / name, content)
+        budget = min(recipe.tokenizer.sample_bytes, MEASURED_BYTES)
+        reserved = [tokenizer.piece(token) for token in range(tokenizer.vocab_size) if tokenizer.is_reserved(token)]
+        return stage.publish(
+            counts=measured(tokenizer, sample(layout.documents, budget, recipe.run.seed)),
+            versions=manifest.versions("tokenizers"),
+            details={"vocab_size": tokenizer.vocab_size, "reserved": reserved},
+        )

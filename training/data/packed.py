@@ -1,0 +1,115 @@
+"""Samples of whole documents, by the index that ``pipeline.packing`` wrote.
+
+A sample has T inputs: its pieces one after the other, then padding. The label of a position is the token that follows
+it in its document. The last position of a document and the padding have none, so every token but a document's first is
+predicted exactly once an epoch, and nothing is predicted from another document's end. A full sample whose document
+goes on in another sample takes its last label from there.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artefacts import manifest, repair
+from configs.errors import RequestError
+from pipeline.best_fit import PIECE
+from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
+from training.data.disk_reads import DiskReads
+from training.data.rows import Rows
+from training.data.windows import by_shard
+
+
+class PackedSamples:
+    """The packed samples of the training split; shards and index are memory-mapped."""
+
+    def __init__(self, tokens: Path, packing: Path, context_length: int, pad: int) -> None:
+        """Map the shards of ``tokens`` and their index in ``packing``, a folder of the same structure.
+
+        ``pad``: the id that fills a sample up.
+
+        Raises:
+            RequestError: there is no shard, or a shard or its index is missing or damaged.
+        """
+        prefixes = shard_prefixes(tokens, "train")
+        if not prefixes:
+            raise RequestError(f"{tokens}: no train shards; run `make data`")
+        self.context_length, self._pad = context_length, pad
+        self._shards = [IndexedDataset(prefix, scattered=True) for prefix in prefixes]
+        self._disk = DiskReads()
+        names = [packing / prefix.relative_to(tokens) for prefix in prefixes]
+        self._pieces = [_map(name.with_name(f"{name.name}.pieces.npy"), PIECE) for name in names]
+        self._samples = [_map(name.with_name(f"{name.name}.samples.npy"), np.dtype("<i8")) for name in names]
+        self._starts = np.cumsum([0, *(len(samples) - 1 for samples in self._samples)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def rows(self, indices: NDArray[np.int64]) -> Rows:
+        """The samples of the given indices, in that order."""
+        length = self.context_length
+        tokens = np.full((len(indices), length + 1), self._pad, self._shards[0].tokens.dtype)
+        begins, ignored = np.zeros((2, len(indices), length), dtype=bool)
+        found = [(shard, places, *self._find(shard, local)) for shard, places, local in by_shard(indices, self._starts)]
+        for shard, _, pieces, _ in found if self._disk.expected() else []:
+            self._shards[shard].announce(pieces["offset"], pieces["length"])
+        for shard, places, pieces, counts in found:
+            self._fill(self._shards[shard].tokens, pieces, counts, places, Rows(tokens, begins, ignored))
+        return Rows(tokens, begins, ignored)
+
+    def _find(self, shard: int, samples: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.int64]]:
+        """The pieces of some samples of a shard, and how many each sample has."""
+        firsts = self._samples[shard][samples]
+        counts = self._samples[shard][samples + 1] - firsts
+        return self._pieces[shard][_ranges(firsts, counts)], counts
+
+    def _fill(
+        self,
+        source: NDArray[np.integer],
+        pieces: NDArray,
+        counts: NDArray[np.int64],
+        places: NDArray[np.int64],
+        rows: Rows,
+    ) -> None:
+        """Read pieces, ``counts`` of them for each of the rows at ``places``."""
+        assert rows.begins is not None and rows.ignored is not None
+        length, sizes = self.context_length, pieces["length"].astype(np.int64)
+        inputs = np.minimum(sizes, length)
+        # Where in its row each piece begins: the inputs before it, less those of earlier rows.
+        ends = np.cumsum(inputs)
+        row_ends = ends[np.cumsum(counts) - 1]
+        columns = ends - inputs - np.repeat(np.concatenate([[0], row_ends[:-1]]), counts)
+        owners = np.repeat(places, counts)
+        flat, targets = rows.tokens.ravel(), owners * (length + 1) + columns
+        # A copy a piece: gathering all tokens by an array of their places takes several times as long.
+        for at, offset, size in zip(targets.tolist(), pieces["offset"].tolist(), sizes.tolist(), strict=True):
+            flat[at : at + size] = source[offset : offset + size]
+        rows.begins[owners, columns] = True
+        ending = sizes <= length
+        rows.ignored[owners[ending], (columns + inputs)[ending] - 1] = True
+        used = np.diff(row_ends, prepend=0)
+        for row, end in zip(places[used < length], used[used < length], strict=True):
+            rows.begins[row, end] = True
+            rows.ignored[row, end:] = True
+
+
+def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """firsts[0], firsts[0]+1, ... (counts[0] of them), firsts[1], ..."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) + np.repeat(firsts - (ends - counts), counts)
+
+
+def _map(path: Path, kind: np.dtype) -> NDArray:
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from None
+    if found.dtype != kind or found.ndim != 1:
+        raise _damaged(path, "not an index of packed samples")
+    return found.view(np.ndarray)
+
+
+def _damaged(path: Path, said: str) -> RequestError:
+    # Of several sources each has a folder of its own, and the whole index is made anew.
+    whole = next((folder for folder in path.parents if (folder / manifest.NAME).exists()), path.parent)
+    return RequestError(f"{path}: damaged ({said}); {repair.cure('packing', whole)}")

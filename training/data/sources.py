@@ -1,0 +1,44 @@
+"""A run's training samples, from its artefacts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from artefacts.training_run import mixture_weights
+from configs.schema import Recipe
+from tokenizer.load import Tokenizer
+from training.data.packed import PackedSamples
+from training.data.pretraining import PretrainingData
+from training.data.rows import Samples
+from training.data.windows import TokenWindows
+
+
+def pretraining_data(recipe: Recipe, layout: RunLayout, boundaries: bool = False) -> PretrainingData:
+    """Global batches of the recipe's source, or of its sources by weight.
+
+    Args:
+        recipe: of the run.
+        layout: of the run.
+        boundaries: batches say where documents begin; packed ones always do.
+
+    Raises:
+        RequestError: shards or packing are missing or damaged, are not the recipe's, or hold less than one sample.
+    """
+    tokens = manifest.require(layout.tokens, "make data")
+    weights: Mapping[str, float] = {"the training data": 1.0}
+    folders = {"the training data": Path()}
+    if "sources" in tokens.counts:
+        weights = mixture_weights(recipe, layout, tokens)
+        folders = {name: Path(name) for name in weights}
+    length = recipe.train.context_length
+    samples: dict[str, Samples] = {}
+    if recipe.train.packing == "best_fit":
+        pad = Tokenizer.load(layout.tokenizer).pad_id
+        for name, folder in folders.items():
+            samples[name] = PackedSamples(layout.tokens / folder, layout.packing / folder, length, pad)
+    else:
+        end_of_text = Tokenizer.load(layout.tokenizer).end_of_text_id if boundaries else None
+        for name, folder in folders.items():
+            samples[name] = TokenWindows(layout.tokens / folder, "train", length, end_of_text)
+    return PretrainingData(samples, recipe.train.global_batch, recipe.run.seed, weights)

@@ -1,0 +1,103 @@
+"""Samples that are windows of ``context_length`` tokens over the concatenated documents of each shard."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from configs.errors import RequestError
+from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
+from training.data.batch import Batch
+from training.data.disk_reads import DiskReads
+from training.data.rows import Rows
+
+
+def by_shard(
+    indices: NDArray[np.int64], starts: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Group sample indices by shard: shard, places in ``indices``, indices within the shard.
+
+    ``starts``: index of the first sample of each shard, and the number of all samples at the end.
+    """
+    shards = np.searchsorted(starts, indices, side="right") - 1
+    order = np.argsort(shards, kind="stable")
+    cuts = np.flatnonzero(np.diff(shards[order])) + 1
+    for places in np.split(order, cuts) if len(order) else []:
+        shard = int(shards[places[0]])
+        yield shard, places, indices[places] - starts[shard]
+
+
+class TokenWindows:
+    """The windows of one split, read from memory-mapped shards.
+
+    Window i is tokens i*T .. i*T+T (T+1 of them: the last is only a label). A window never crosses a shard.
+    """
+
+    def __init__(self, folder: Path, split: str, context_length: int, end_of_text: int | None = None) -> None:
+        """Map the shards ``SPLIT-*.bin`` of a folder (of several sources: of each, in order of name).
+
+        ``end_of_text``: id of the token that ends documents; given, batches say where documents begin.
+
+        Raises:
+            RequestError: there is none, or one is damaged.
+        """
+        prefixes = shard_prefixes(folder, split)
+        if not prefixes:
+            raise RequestError(f"{folder}: no {split} shards; run `make data`")
+        self.context_length, self._end_of_text = context_length, end_of_text
+        self._shards = [IndexedDataset(prefix, scattered=True) for prefix in prefixes]
+        self._kind = self._shards[0].tokens.dtype
+        self._disk = DiskReads()
+        windows = [max(0, len(shard.tokens) - 1) // context_length for shard in self._shards]
+        self._windows = [_windows(s.tokens, n, context_length) for s, n in zip(self._shards, windows, strict=True)]
+        self._starts = np.concatenate([[0], np.cumsum(windows, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def rows(self, indices: NDArray[np.int64]) -> Rows:
+        """The windows of the given indices, in that order."""
+        length = self.context_length
+        tokens = np.empty((len(indices), length + 1), self._kind)
+        groups = list(by_shard(indices, self._starts))
+        for shard, _, local in groups if self._disk.expected() else []:
+            self._shards[shard].announce(local * length, np.full_like(local, length + 1))
+        for shard, places, local in groups:
+            tokens[places] = self._windows[shard][local]
+        if self._end_of_text is None:
+            return Rows(tokens)
+        begins = np.ones((len(indices), length), dtype=bool)
+        np.equal(tokens[:, :-2], self._end_of_text, out=begins[:, 1:])
+        return Rows(tokens, begins)
+
+    def spread(self, count: int, batch: int) -> list[Batch]:
+        """At most ``count`` windows at even distances over the whole split, in batches."""
+        indices = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64))
+        return self.rows(indices).batches(batch)
+
+    def in_order(self, batch: int, limit: int | None = None) -> list[Batch]:
+        """Every token of the split once as a label (but each shard's first), in batches; the last rows are padded."""
+        length = self.context_length
+        pieces: list[NDArray[np.integer]] = []
+        left = sum(len(shard.tokens) for shard in self._shards) if limit is None else limit
+        for shard in self._shards:
+            wanted = min(len(shard.tokens), left + 1)
+            shard.announce(np.array([0]), np.array([wanted]))
+            for start in range(0, wanted - 1, length):
+                piece = shard.tokens[start : start + min(length, left) + 1]
+                left -= len(piece) - 1
+                pieces.append(piece)
+        tokens = np.zeros((len(pieces), length + 1), self._kind)
+        ignored = np.zeros((len(pieces), length), dtype=bool)
+        for row, piece in enumerate(pieces):
+            tokens[row, : len(piece)] = piece
+            ignored[row, len(piece) - 1 :] = True
+        return Rows(tokens, ignored=ignored).batches(batch)
+
+
+def _windows(tokens: NDArray[np.integer], count: int, length: int) -> NDArray[np.integer]:
+    """A view [count, length+1] of a shard: row i begins at token i*length."""
+    size = tokens.itemsize
+    return as_strided(tokens, (count, length + 1), (length * size, size), writeable=False)
