@@ -18,7 +18,7 @@ _PARTS = 32
 
 def part_bytes(total: int, most: int) -> int:
     """Stored bytes of a part of a source of ``total`` bytes, where ``most`` is the limit."""
-    return min(most, max(total // _PARTS, most // _PARTS))
+    return min(most, max(total // _PARTS, most // _PARTS, 1))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def written(tmp_path_factory):
 def small_parts(monkeypatch):
     """Parts of a few documents."""
     monkeypatch.setattr(file_source, "PART_BYTES", 3000)
+    monkeypatch.setattr(file_source, "COMPRESSED_PART_BYTES", 3000)
     monkeypatch.setattr(openwebtext, "_PART_BYTES", 3000)
     monkeypatch.setattr(text, "_CARRIED_BYTES", 3000)
 
