@@ -7,13 +7,15 @@ sees a word. Sources: the n-gram overlap rule of the GPT-3 paper (Brown et al. 2
 polynomial rolling hashes for how.
 """
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pyarrow.compute as compute
 from numpy.typing import NDArray
 
 from artefacts import publish
@@ -23,16 +25,19 @@ Hashes = NDArray[np.uint64]
 _BASE = 0x9E3779B97F4A7C15
 _WORD_BASE = 0xD1342543DE82EF95
 _WRAP = 1 << 64
+#: Text looked at together, in bytes: the arrays over it stay in a processor's cache.
+_RUN_BYTES = 1 << 20
+#: Longer words are hashed one by one.
+_LONG_WORD = 256
 
 
-def _tables() -> tuple[NDArray[np.bool_], Hashes]:
-    """For each byte: whether it belongs to a word, and a fixed random number, the same for both cases of a letter."""
+def _tables() -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """For each byte: whether it belongs to a word, and the same byte, an upper-case letter as its lower-case one."""
     code = np.arange(256)
     digit = (code >= ord("0")) & (code <= ord("9"))
     upper = (code >= ord("A")) & (code <= ord("Z"))
     lower = (code >= ord("a")) & (code <= ord("z"))
-    folded = np.where(upper, code + 32, code).astype(np.uint64)
-    return digit | upper | lower | (code >= 128), mix(folded + np.uint64(_BASE))
+    return digit | upper | lower | (code >= 128), np.where(upper, code + 32, code).astype(np.uint8)
 
 
 def mix(values: Hashes) -> Hashes:
@@ -42,7 +47,9 @@ def mix(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-_IN_WORD, _NUMBER = _tables()
+_IN_WORD, _FOLDED = _tables()
+#: Masks of the first 0 to 8 bytes of eight.
+_FIRST = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 
 @lru_cache(maxsize=8)
@@ -52,33 +59,51 @@ def _powers(base: int, count: int) -> Hashes:
     return np.cumprod(factors, dtype=np.uint64)
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 1).bit_length()
+def runs(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
+    """The texts in slices of about ``_RUN_BYTES``, none of them empty."""
+    ends = np.cumsum(np.asarray(compute.binary_length(texts), dtype=np.int64))
+    at = 0
+    while at < len(texts):
+        done = int(ends[at - 1]) if at else 0
+        stop = max(int(np.searchsorted(ends, done + _RUN_BYTES, side="right")), at + 1)
+        yield texts.slice(at, stop - at)
+        at = stop
 
 
-def _words(column: pyarrow.ChunkedArray) -> tuple[Hashes, NDArray[np.int64]]:
+def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
     """Hashes of a column's words, and for each text the number of its first word (and at the end that of all words)."""
-    empty = pyarrow.array([], pyarrow.large_string())
-    texts = pyarrow.concat_arrays([empty, *column.cast(pyarrow.large_string()).chunks])
     _, places, data = texts.buffers()
     offsets = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     content = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data else np.zeros(0, np.uint8)
     offsets = offsets - offsets[0]
-    if not len(content):
-        return np.zeros(0, np.uint64), np.zeros(len(offsets), np.int64)
-    inside = _IN_WORD[content]
-    _leave_out_marks(content, inside)
+    inside = np.zeros(len(content) + 2, dtype=bool)
+    inside[1:-1] = _IN_WORD[content]
+    _leave_out_marks(content, inside[1:-1])
     # A text's first byte begins a word even where the text before ends in one.
     fresh = np.zeros(len(content) + 1, dtype=bool)
     fresh[offsets] = True
-    begins = inside & (fresh[:-1] | ~np.concatenate([[False], inside[:-1]]))
-    ends = inside & (fresh[1:] | ~np.concatenate([inside[1:], [False]]))
-    starts, stops = np.flatnonzero(begins), np.flatnonzero(ends) + 1
-    sums = np.zeros(len(content) + 1, np.uint64)
-    room = _power_of_two(len(content))
-    np.cumsum(_NUMBER[content] * _powers(_BASE, room)[: len(content)], out=sums[1:])
-    down = _powers(pow(_BASE, -1, _WRAP), room)
-    return mix((sums[stops] - sums[starts]) * down[starts]), np.searchsorted(starts, offsets).astype(np.int64)
+    starts = np.flatnonzero(inside[1:-1] & (fresh[:-1] | ~inside[:-2]))
+    stops = np.flatnonzero(inside[1:-1] & (fresh[1:] | ~inside[2:])) + 1
+    return _word_hashes(content, starts, stops - starts), np.searchsorted(starts, offsets).astype(np.int64)
+
+
+def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
+    """Hashes of words by their first byte and length: eight bytes at a time, of all that are so long together."""
+    folded = np.zeros(len(content) + 8, np.uint8)
+    folded[: len(content)] = _FOLDED[content]
+    eights = np.ndarray((len(content) + 1,), "<u8", folded, strides=(1,))
+    hashes = mix((eights[starts] & _FIRST[np.minimum(lengths, 8)]) + lengths.astype(np.uint64) * np.uint64(_BASE))
+    left, at = np.flatnonzero((lengths > 8) & (lengths <= _LONG_WORD)), 8
+    while len(left):
+        rest = lengths[left] - at
+        hashes[left] = mix(
+            hashes[left] * np.uint64(_WORD_BASE) + (eights[starts[left] + at] & _FIRST[np.minimum(rest, 8)])
+        )
+        left, at = left[rest > 8], at + 8
+    for word in np.flatnonzero(lengths > _LONG_WORD):
+        whole = folded[starts[word] : starts[word] + lengths[word]]
+        hashes[word] = int.from_bytes(hashlib.blake2b(whole.tobytes(), digest_size=8).digest(), "little")
+    return hashes
 
 
 #: Of the marks that stand between words: in U+0080 to U+00BF the second byte, in U+3000 to U+303F the third.
@@ -103,19 +128,30 @@ def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray
 
     A text without a word has no sequence. Sequences of one text may repeat.
     """
-    hashes, firsts = _words(column)
+    found, owners, texts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
+    for chunk in column.cast(pyarrow.large_string()).chunks:
+        for run in runs(chunk):
+            hashes, owner = _sequences(*_words(run), words)
+            found.append(hashes)
+            owners.append(owner + texts)
+            texts += len(run)
+    return np.concatenate(found), np.concatenate(owners)
+
+
+def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[Hashes, NDArray[np.int64]]:
+    """The sequences of the words of some texts, and the text that each is from; ``firsts`` as ``_words`` gives them."""
     counts = np.diff(firsts)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    position = np.arange(len(hashes)) - firsts[owner] if len(hashes) else np.zeros(0, np.int64)
-    length = np.minimum(counts, words)[owner]
-    power = _powers(_WORD_BASE, max(words, 2))
-    total = np.zeros(len(hashes), np.uint64)
-    for step in range(min(words, len(hashes))):
-        part = hashes[step:] * power[step]
-        total[: len(hashes) - step] += np.where(step < length[: len(hashes) - step], part, np.uint64(0))
-    whole = position + length <= counts[owner]
+    length = np.minimum(counts, words)
+    # A text has a sequence from each of its words on from which there are enough.
+    many = np.where(counts > 0, counts - length + 1, 0)
+    owner = np.repeat(np.arange(len(counts)), many)
+    begin = np.arange(int(many.sum())) + np.repeat(firsts[:-1] - np.cumsum(many) + many, many)
+    room = 1 << max(len(hashes), 1).bit_length()
+    sums = np.zeros(len(hashes) + 1, np.uint64)
+    np.cumsum(hashes * _powers(_WORD_BASE, room)[: len(hashes)], out=sums[1:])
+    total = (sums[begin + length[owner]] - sums[begin]) * _powers(pow(_WORD_BASE, -1, _WRAP), room)[begin]
     # The length goes in, so that a short text differs from a sequence that begins like it.
-    return mix(total + length.astype(np.uint64) * np.uint64(_BASE))[whole], owner[whole]
+    return mix(total + length[owner].astype(np.uint64) * np.uint64(_BASE)), owner
 
 
 class Known:

@@ -43,10 +43,17 @@ class Limits(NamedTuple):
 
 
 def _hashes(seed: int, digests: pyarrow.ChunkedArray) -> NDArray[np.uint64]:
-    return keyed_hashes(seed, "validation", (digest.hex() for digest in digests.to_pylist()))
+    """A uniform number for each document, from the seed and both halves of its digest, which are uniform themselves."""
+    key = keyed_hashes(seed, "validation", [""])
+    found = [np.zeros(0, np.uint64)]
+    for chunk in digests.chunks:
+        # Sixteen bytes a digest, one after the other.
+        halves = np.frombuffer(chunk.buffers()[1], "<u8").reshape(-1, 2)[chunk.offset : chunk.offset + len(chunk)]
+        found.append(overlap.mix(overlap.mix(halves[:, 0] ^ key) ^ halves[:, 1]))
+    return np.concatenate(found)
 
 
-def settle(files: dict[str, list[Path]], seed: int, fraction: float, workers: int) -> Limits:
+def settle(files: dict[str, list[Path]], seed: int, fraction: float) -> Limits:
     """The limits for the documents of each source.
 
     Raises:
@@ -56,7 +63,7 @@ def settle(files: dict[str, list[Path]], seed: int, fraction: float, workers: in
     below, forced, size = {}, [], 0
     for dataset, paths in files.items():
         below[dataset] = usual
-        found = list(processes.ordered(_extent, [(path, seed, usual) for path in paths], workers))
+        found = [_extent(path, seed, usual) for path in paths]
         if not any(extent.held_out for extent in found):
             forced.append(dataset)
             below[dataset] = min(extent.smallest for extent in found) + 1
@@ -92,7 +99,8 @@ def held_out_texts(files: dict[str, list[Path]], limits: Limits, words: int, wor
     with bar(len(tasks), "file", "held out") as progress:
 
         def columns() -> Iterator[pyarrow.ChunkedArray]:
-            for texts in processes.ordered(_texts, tasks, workers):
+            # A few files are read sooner than processes start.
+            for texts in processes.ordered(_texts, tasks, min(workers, 1 + len(tasks) // 4)):
                 progress.update()
                 yield texts
 

@@ -84,7 +84,7 @@ class _Work:
         path = self._stage.scratch / "limits.json"
         with lock.wait(self._stage.scratch / "limits"):
             if not path.exists():
-                limits = settle(self._files, self._recipe.run.seed, section.validation_fraction, self._workers)
+                limits = settle(self._files, self._recipe.run.seed, section.validation_fraction)
                 if self._held_out:
                     held_out_texts(self._files, limits, section.overlap_words, self._workers).save(self._held_out)
                 publish.write_json(path, limits._asdict())
@@ -166,7 +166,8 @@ class _Work:
             plan = list(token_shards.plan(folder, side, lengths, self._recipe.data.tokens.shard_tokens, masks))
             with bar(sum(shard.tokens for shard in plan), "token", f"{side} shards") as progress:
                 tasks = [(shard, self._encoded, self._id_kind) for shard in plan]
-                for count in processes.ordered(token_shards.write, tasks, self._workers):
+                # A few shards are written sooner than processes start.
+                for count in processes.ordered(token_shards.write, tasks, min(self._workers, 1 + len(tasks) // 4)):
                     progress.update(count)
             sizes = [found[number].sizes[side] for number in own]
             if masks is not None:

@@ -4,13 +4,11 @@ A part's file of a kind holds the number of its documents, the offsets of the bu
 by key: the key (one or two columns of uint64), the row of the document in the part, and for lines their number.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
-import pyarrow.compute as compute
 from numpy.typing import NDArray
 
 from configs.schema.clean import CleanSection
@@ -18,7 +16,7 @@ from pipeline.dedup import array_file
 from pipeline.dedup.lines import as_large, long_lines
 from pipeline.dedup.similarity import SIGNATURES, bins, signatures
 from pipeline.dedup.sketch import band_keys, sketch
-from pipeline.overlap import sequences
+from pipeline.overlap import runs, sequences
 
 DOCUMENTS, LINES, BANDS = "documents", "lines", "bands"
 
@@ -28,8 +26,6 @@ BUCKETS = 1 << BUCKET_BITS
 #: Columns of a kind's key.
 KEY_COLUMNS = {DOCUMENTS: 2, LINES: 1, BANDS: 1}
 _DIGEST_BYTES = 16
-#: Text taken in at once, in bytes: the tables over it should fit a processor's cache.
-_BATCH_BYTES = 1 << 20
 
 
 def kinds(section: CleanSection) -> tuple[str, ...]:
@@ -67,7 +63,7 @@ class KeyWriter:
         if DOCUMENTS in self._kinds:
             self._add_digests(len(texts), digests)
         if LINES in self._kinds or BANDS in self._kinds:
-            for batch in _batches(as_large(texts)):
+            for batch in runs(as_large(texts)):
                 self._add_texts(batch)
         else:
             self._rows += len(texts)
@@ -129,14 +125,3 @@ def _bytes(digests: Any) -> bytes:
     if isinstance(digests, pyarrow.Array | pyarrow.ChunkedArray):
         digests = digests.to_pylist()
     return b"".join(digests)
-
-
-def _batches(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
-    """The texts in runs of about ``_BATCH_BYTES``."""
-    ends = np.cumsum(np.asarray(compute.binary_length(texts), dtype=np.int64))
-    at = 0
-    while at < len(texts):
-        done = int(ends[at - 1]) if at else 0
-        stop = max(int(np.searchsorted(ends, done + _BATCH_BYTES, side="right")), at + 1)
-        yield texts.slice(at, stop - at)
-        at = stop
