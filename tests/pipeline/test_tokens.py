@@ -137,7 +137,7 @@ def test_validation_documents_that_training_contains_are_left_out(tmp_path):
     """Each text comes twice, with other punctuation and with an end of its own: exact deduplication sees neither."""
     base = texts(60)
     near = [text.replace(".", "!") + " one two three" for text in base]
-    asked, made = _built(tmp_path, base + near, "data.tokens.validation_fraction=0.2")
+    asked, made = _built(tmp_path, base + near, "data.tokens.validation_fraction=0.3")
     table = parquet.read_table(RunLayout.of(asked).tokens / "validation.parquet").to_pydict()
     assert made.counts["dropped"] == {tokens.OVERLAP: table["kept"].count(False)}
     assert made.counts["validation"]["documents"] == table["kept"].count(True) > 0
