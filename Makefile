@@ -22,7 +22,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 .PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate verify stats ingest slurm-data test-recovery test-slurm bench-data clean lock
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo; echo "  RECIPE=configs/….yaml (now $(RECIPE)), ARGS=\"section.key=value …\", PYTHON=python3 for an environment of your own"
 
 setup: $(SETUP)  ## make .venv with every pinned package; skipped when nothing changed
@@ -41,6 +41,12 @@ demo: $(SETUP)  ## raw text to a fine-tuned model that answers, on two CPU cores
 
 data: $(SETUP)  ## gather and clean documents, train the tokenizer, write token shards
 	@$(PYTHON) -m pipeline run --recipe $(RECIPE) $(ARGS)
+
+ingest: $(SETUP)  ## read and clean the source alone; a quick try: ARGS="--limit 1000"
+	@$(PYTHON) -m pipeline ingest --recipe $(RECIPE) $(ARGS)
+
+slurm-data: $(SETUP)  ## the data stages as SLURM job arrays: ARGS="launch.slurm.partition=…"
+	@$(PYTHON) -m launch slurm data --recipe $(RECIPE) $(ARGS)
 
 tokenizer: $(SETUP)  ## train the tokenizer on the cleaned documents
 	@$(PYTHON) -m pipeline clean --recipe $(RECIPE) $(ARGS)
@@ -70,33 +76,27 @@ estimate: $(SETUP)  ## parameters, active parameters and FLOPs a token of a reci
 verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
 	@$(PYTHON) -m pipeline verify --recipe $(RECIPE) $(ARGS)
 
-stats: $(SETUP)  ## what the data stages kept and dropped
+stats: $(SETUP)  ## what the data stages kept and dropped: a table, and data.html with plots
 	@$(PYTHON) -m pipeline stats --recipe $(RECIPE) $(ARGS)
-
-ingest: $(SETUP)  ## read and clean the source alone; a quick try: ARGS="--limit 1000"
-	@$(PYTHON) -m pipeline ingest --recipe $(RECIPE) $(ARGS)
-
-slurm-data: $(SETUP)  ## the data stages as SLURM job arrays: ARGS="launch.slurm.partition=…"
-	@$(PYTHON) -m launch slurm data --recipe $(RECIPE) $(ARGS)
 
 test: $(SETUP)  ## all tests that need no GPU and no SLURM, but the slow ones
 	@$(PYTHON) -m pytest -q -m "not gpu and not slow and not slurm"
 
-test-recovery: $(SETUP)  ## every data stage killed at twenty moments, and on a full disk
+test-engine: $(SETUP)  ## every test that starts DeepSpeed processes, slow ones too
+	@$(PYTHON) -m pytest -q -m "engine and not gpu"
+
+test-recovery: $(SETUP)  ## every data stage killed at twenty moments
 	@$(PYTHON) -m pytest -q tests/pipeline/test_recovery.py
 
 test-slurm: $(SETUP)  ## the data stages on a real SLURM on this host (root; slurmctld slurmd slurm-client munge)
 	@$(PYTHON) -m pytest -q -m slurm
 
+test-gpu: $(SETUP)  ## only the tests that need a CUDA device
+	@$(PYTHON) -m pytest -q -m gpu
+
 bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers and tiktoken
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	@$(PYTHON) -m benchmarks.data $(ARGS)
-
-test-engine: $(SETUP)  ## every test that starts DeepSpeed processes, slow ones too
-	@$(PYTHON) -m pytest -q -m "engine and not gpu"
-
-test-gpu: $(SETUP)  ## only the tests that need a CUDA device
-	@$(PYTHON) -m pytest -q -m gpu
 
 check: $(SETUP)  ## lint, format and types
 	@$(PYTHON) -m ruff check .

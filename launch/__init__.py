@@ -1,1 +1,1 @@
-"""A recipe's processes, started and watched: local, torchrun. Computes nothing and imports no torch."""
+"""A recipe's processes, started and watched: local, torchrun, SLURM. Computes nothing and imports no torch."""

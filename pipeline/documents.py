@@ -209,7 +209,7 @@ def _settle_sample(recipe: Recipe, parts: Path) -> None:
 
     from pipeline import assemble, dedup
     from pipeline.ingest import finished_parts, kept_path
-    from pipeline.sampling import Pieces, threshold
+    from tokenizer.sample import Pieces, threshold
 
     owners = [counts["dataset"] for counts in finished_parts(parts)]
 

@@ -1,7 +1,7 @@
 """Seeded samples and splits by hash: what is chosen depends on the seed and the document, never on order or workers."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,3 +35,33 @@ def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool
     chosen = hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
     forced = not chosen.any()
     return (hashes == hashes.min() if forced else chosen), forced
+
+
+#: Hashes and sizes (bytes) of documents, in as many pieces as they come.
+Pieces = Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]
+
+_BINS = 1 << 16
+_SHIFT = np.uint64(48)
+
+
+def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
+    """The largest hash of a sample of about ``budget`` bytes of those with the smallest hashes; at least one is taken.
+
+    ``pieces`` is called twice; no more is held than the 65,536th part of the documents. None: all of them fit.
+    """
+    totals = np.zeros(_BINS, np.int64)
+    for hashes, sizes in pieces():
+        totals += np.bincount(hashes >> _SHIFT, sizes, _BINS).astype(np.int64)
+    ends = np.cumsum(totals)
+    if ends[-1] <= budget:
+        return None
+    chosen = int(np.searchsorted(ends, budget, side="right"))
+    before = int(ends[chosen] - totals[chosen])
+    inside = [(h[(h >> _SHIFT) == chosen], s[(h >> _SHIFT) == chosen]) for h, s in pieces()]
+    hashes, sizes = (np.concatenate(column) for column in zip(*inside, strict=True))
+    order = np.argsort(hashes, kind="stable")
+    count = int(np.searchsorted(before + np.cumsum(sizes[order]), budget, side="right"))
+    if count:
+        return int(hashes[order[count - 1]])
+    # None of this bin fits: the sample ends with the bins before it.
+    return int(hashes[order[0]]) if before == 0 else (chosen << 48) - 1

@@ -8,25 +8,27 @@ from artefacts.layout import RunLayout
 from tests.pipeline.corpora import of_jsonl, texts, write_jsonl
 from tests.tokenizer.made import publish_documents
 from tokenizer import choose
-from tokenizer.sample import keyed_hashes, smallest
+from tokenizer.sample import keyed_hashes, smallest, threshold
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 30)), min_size=1, max_size=60),
-    st.integers(1, 200),
+    st.lists(
+        st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 30)), min_size=1, max_size=60, unique_by=lambda d: d[0]
+    ),
+    st.integers(1, 300),
     st.integers(1, 7),
-    st.randoms(use_true_random=False),
+    st.booleans(),
 )
-def test_a_stream_gives_what_the_whole_gives(documents, budget, step, random):
-    hashes = np.array([hash_ for hash_, _ in documents], np.uint64)
-    sizes = np.array([size for _, size in documents], np.int64)
-    stream = choose.Smallest(budget)
-    for first in range(0, len(documents), step):
-        stream.add(hashes[first : first + step], sizes[first : first + step], first)
-        if random.random() < 0.5:
-            stream.places()
-    assert stream.places().tolist() == np.flatnonzero(smallest(hashes, sizes, budget)).tolist()
+def test_a_threshold_over_pieces_takes_what_the_whole_gives(documents, budget, step, crowded):
+    hashes = np.array([hash_ >> 40 if crowded else hash_ for hash_, _ in documents], np.uint64)
+    hashes, first = np.unique(hashes, return_index=True)
+    sizes = np.array([size for _, size in documents], np.int64)[first]
+    most = threshold(
+        lambda: ((hashes[at : at + step], sizes[at : at + step]) for at in range(0, len(hashes), step)), budget
+    )
+    taken = np.ones(len(hashes), bool) if most is None else hashes <= np.uint64(most)
+    assert taken.tolist() == smallest(hashes, sizes, budget).tolist()
 
 
 def test_texts_of_the_sample_in_order(tmp_path, monkeypatch):
