@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate verify stats ingest slurm-data test-recovery test-slurm bench-data clean lock
+.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate verify stats ingest slurm-data test-recovery test-slurm bench-data bench-memory clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -94,9 +94,12 @@ test-slurm: $(SETUP)  ## the data stages on a real SLURM on this host (root; slu
 test-gpu: $(SETUP)  ## only the tests that need a CUDA device
 	@$(PYTHON) -m pytest -q -m gpu
 
-bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers and tiktoken
+bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers and tiktoken (half an hour)
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	@$(PYTHON) -m benchmarks.data $(ARGS)
+
+bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text
+	@$(PYTHON) -m benchmarks.data_memory $(ARGS)
 
 check: $(SETUP)  ## lint, format and types
 	@$(PYTHON) -m ruff check .

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from configs.errors import RequestError
 
-#: Seconds that a task waits for another that prepares the folder for all of them.
-_PREPARING = 60.0
+#: What the holder's file says while a task prepares the folder for all of them.
+_PREPARING = "a task that prepares it"
+#: Seconds for which a command that does not share must be seen to hold the lock: a killed one leaves its name behind.
+_SEEN = 1.0
 
 
 @contextmanager
@@ -42,17 +44,24 @@ def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
     """
     with _opened(folder) as descriptor:
         if _taken(descriptor, fcntl.LOCK_EX):
-            # A killed holder leaves its name.
-            _holder(folder).unlink(missing_ok=True)
+            _holder(folder).write_text(_PREPARING)
             prepare()
+            _holder(folder).unlink(missing_ok=True)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         else:
-            until = time.monotonic() + _PREPARING
-            while not _taken(descriptor, fcntl.LOCK_SH):
-                if time.monotonic() > until or _holder(folder).exists():
-                    raise _refusal(folder)
-                time.sleep(0.05)
+            _wait_for_preparation(descriptor, folder)
         yield
+
+
+def _wait_for_preparation(descriptor: int, folder: Path) -> None:
+    """Share the lock once nobody holds it alone; refuse when that is not a task that prepares the folder."""
+    since = time.monotonic()
+    while not _taken(descriptor, fcntl.LOCK_SH):
+        if _named(folder) == _PREPARING:
+            since = time.monotonic()
+        elif time.monotonic() > since + _SEEN:
+            raise _refusal(folder)
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -85,9 +94,14 @@ def _holder(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.holder"
 
 
-def _refusal(folder: Path) -> RequestError:
+def _named(folder: Path) -> str | None:
+    """Who is said to hold the lock alone."""
     try:
-        who = _holder(folder).read_text().strip()
+        return _holder(folder).read_text().strip()
     except FileNotFoundError:
-        who = "tasks of another command"
+        return None
+
+
+def _refusal(folder: Path) -> RequestError:
+    who = _named(folder) or "tasks of another command"
     return RequestError(f"{folder} is being written by {who}: wait for it or stop it")

@@ -30,10 +30,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     partial = beside(path)
     with open(partial, "wb") as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
+    rename_file(partial, path)
     sync_folder(path.parent)
+
+
+def rename_file(partial: Path, path: Path) -> None:
+    """Give a finished file its name, its content safely on disk before: after a power failure it is whole or absent."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(partial, path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -94,12 +94,20 @@ def _begun(partial: Path) -> str | None:
     return (partial / _KEY).read_text() if (partial / _KEY).exists() else None
 
 
+def _discard(partial: Path, wanted: bool) -> None:
+    """Clear what was begun there; unfinished work of another recipe or source is moved aside, where there is any."""
+    if wanted and any(path.is_file() for name in ("work", "scratch") for path in (partial / name).rglob("*")):
+        print(f"{partial}: begun from another recipe or source, moved aside to {publish.move_aside(partial)}")
+    else:
+        shutil.rmtree(partial)
+
+
 def _prepare(partial: Path, key: str, finished: bool) -> None:
     """Clear what another build or a killed writer left, and note what is being built."""
     begun = _begun(partial)
     # Finished and begun too: it was killed after the rename. Finished, another begun: that may still be wanted.
     if partial.exists() and (begun is None or finished == (begun == key)):
-        shutil.rmtree(partial)
+        _discard(partial, begun is not None and not finished)
     if not finished:
         for folder in (partial / "work", partial / "scratch"):
             folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.paired import Ratio
 
-_MODULES = ("data_encode", "data_filters", "data_dedup", "data_loader", "data_pipeline")
+_MODULES = ("data_sources", "data_encode", "data_filters", "data_dedup", "data_loader", "data_pipeline")
 _VERSIONS = ("numpy", "pyarrow", "sentencepiece", "tokenizers", "tiktoken", "datasets", "datatrove", "spacy")
 
 

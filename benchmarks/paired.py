@@ -84,3 +84,9 @@ def compare(
         amount / statistics.median(theirs for _, theirs in pairs),
         unit,
     )
+
+
+def better(name: str, ours: float, peers: float, unit: str) -> Ratio:
+    """A figure that is no time and the larger the better: ours over the peer's, asked to be no smaller."""
+    times = ours / peers
+    return Ratio(name, times, times, times, 1.0, ours, peers, unit)

@@ -5,7 +5,7 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 
-from configs.errors import RequestError, WorkerKilledError
+from configs.errors import RequestError, StorageError, WorkerKilledError
 from configs.load import load_recipe
 from configs.schema import Recipe
 
@@ -42,7 +42,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         status = WRONG_REQUEST
-    except WorkerKilledError as error:
+    except (StorageError, WorkerKilledError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = FAILED
     except BrokenPipeError:

@@ -11,3 +11,10 @@ class UnreachableError(RequestError):
 
 class WorkerKilledError(Exception):
     """A process of ours was killed from outside; the message says what to do, in one line. Commands exit 1 on it."""
+
+
+class StorageError(Exception):
+    """A disk failed to read what is there; the message says so in one line. Commands exit 1 on it.
+
+    No OSError, which also a damaged or vanished file raises: such an input is counted, a failing disk ends the stage.
+    """

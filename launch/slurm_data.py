@@ -32,15 +32,23 @@ class Step(NamedTuple):
     commands: tuple[tuple[str, str], ...]
 
 
-STEPS = (
+#: Of every recipe; ``steps`` has what one recipe takes.
+_STEPS = (
     Step("ingest", True, (("pipeline", "ingest"),)),
     Step("dedup", True, (("pipeline", "dedup"),)),
     Step("settle", False, (("pipeline", "dedup"),)),
     Step("clean", True, (("pipeline", "clean"),)),
     Step("publish", False, (("pipeline", "clean"), ("tokenizer", "train"))),
     Step("tokenize", True, (("pipeline", "tokenize"),)),
-    Step("assemble", False, (("pipeline", "tokenize"), ("pipeline", "verify"))),
+    Step("assemble", False, (("pipeline", "tokenize"),)),
 )
+
+
+def steps(recipe: Recipe) -> tuple[Step, ...]:
+    """The jobs that a recipe takes, in order; the last one packs where the recipe asks for it, and verifies."""
+    *before, last = _STEPS
+    pack = (("pipeline", "pack"),) if recipe.train.packing == "best_fit" else ()
+    return (*before, last._replace(commands=(*last.commands, *pack, ("pipeline", "verify"))))
 
 
 def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
@@ -68,7 +76,7 @@ def chain(recipe: Recipe, recipe_path: str, overrides: list[str]) -> list[Job]:
     """The jobs in order."""
     return [
         Job(step.name, _options(recipe, step), _script(recipe, step, ["--recipe", recipe_path, *overrides]))
-        for step in STEPS
+        for step in steps(recipe)
     ]
 
 

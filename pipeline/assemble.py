@@ -16,6 +16,7 @@ import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from artefacts import publish
+from configs.errors import RequestError
 from configs.schema.clean import CleanSection
 from pipeline import dedup
 from pipeline.cleaning.cleaner import TOO_SHORT
@@ -90,7 +91,7 @@ def write_shard(shard: Shard, parts: Path, counts: Path, work: Path, section: Cl
     dropped: Counter[str] = Counter()
     with (
         RowFile(work / clean_name(shard.number), KEPT_SCHEMA, "zstd") as kept,
-        RowFile(work / f"rejected-{shard.number:05d}.parquet", REJECTED_SCHEMA, "zstd") as rejected,
+        RowFile(work / f"rejected-{shard.number:05d}.parquet", REJECTED_SCHEMA, "zstd", needed=False) as rejected,
     ):
         for number in shard.parts:
             for table in _groups(rejected_path(parts, number)):
@@ -109,9 +110,13 @@ def write_shard(shard: Shard, parts: Path, counts: Path, work: Path, section: Cl
 
 
 def _groups(path: Path) -> Iterator[pyarrow.Table]:
-    file = parquet.ParquetFile(path)
-    for group in range(file.num_row_groups):
-        yield file.read_row_group(group)
+    try:
+        file = parquet.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
+    except pyarrow.ArrowException as error:
+        said = " ".join(str(error).split())
+        raise RequestError(f"{path}: damaged ({said}): rm -r {path.parent} and run the same again") from None
 
 
 def _judged(

@@ -5,7 +5,6 @@ Block NNNNNN is some consecutive row groups of one file of documents. It leaves 
 ``NNNNNN.npz``: a block that has that is finished.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -118,7 +117,7 @@ def encode(block: Block, folder: Path) -> int:
                 elif state.held_out:
                     shared.append(state.held_out.shared(chosen["text"]))
     for side, path in beside.items():
-        os.replace(path, ids_path(folder, block.number, side))
+        publish.rename_file(path, ids_path(folder, block.number, side))
     found = Encoded(
         {side: np.concatenate(parts) for side, parts in lengths.items()},
         {side: np.concatenate(parts) for side, parts in sizes.items()},
@@ -143,7 +142,7 @@ def _write(folder: Path, number: int, found: Encoded) -> None:
     beside = publish.beside(folder / f"{number:06d}.npz")
     with open(beside, "wb") as stream:
         np.savez(stream, ids=found.ids, shared=found.shared, **arrays)
-    os.replace(beside, folder / f"{number:06d}.npz")
+    publish.rename_file(beside, folder / f"{number:06d}.npz")
 
 
 def finished(folder: Path, number: int) -> bool:

@@ -54,11 +54,16 @@ def find_duplicates(recipe: Recipe, share: Share) -> bool:
     """Compare all documents; True when every task's work is done and the verdicts stand.
 
     Raises:
-        RequestError: parts are missing.
+        RequestError: parts are missing; or (not for one task of several) too much could not be read.
     """
     sources = opened(recipe)
     with _stage(recipe, sources, share) as stage:
-        return stage.finished or _compare(recipe, _parts(stage, sources), share)
+        if stage.finished:
+            return True
+        parts = _parts(stage, sources)
+        if share == WHOLE:
+            _checked(recipe, sources, parts)
+        return _compare(recipe, parts, share)
 
 
 def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
@@ -106,8 +111,9 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     """The recipe keys that the documents depend on."""
     sections = recipe.data.named_sources
     # Where a source lies and how often it is drawn from do not matter here; what it holds does: inputs() says that.
+    left_out = ("path", "revision", "weight")
     kept = {
-        name: {key: value for key, value in section.identity().items() if key not in ("path", "weight")}
+        name: {key: value for key, value in section.identity().items() if key not in left_out}
         for name, section in sections.items()
     }
     found: dict[str, Any] = {"sources": kept, "clean": recipe.data.clean.identity()}
@@ -166,7 +172,10 @@ def by_source(parts: Path) -> dict[str, Any]:
 
 
 def _checked(recipe: Recipe, sources: dict[str, Source], parts: Path) -> None:
-    """Refuse a source that could not be read, as soon as that is known."""
+    """Refuse a source of which too much could not be read."""
+    from pipeline.ingest import finished_parts
+
+    finished_parts(parts)
     found = by_source(parts)
     for name, source in sources.items():
         bad = found[name]["bad"] if name in found else BadInputs()
@@ -238,8 +247,13 @@ def _assemble(recipe: Recipe, parts: Path, stage: Stage, share: Share) -> list[d
     if not (parts / "sample.json").exists():
         raise RequestError("duplicates are not settled yet: run `python -m pipeline dedup` (without --task) first")
     sampled = assemble.Sampled(recipe.run.seed, publish.read_json(parts / "sample.json"))
-    counts = stage.scratch / "shards"
+    counts = parts / "shards"
     counts.mkdir(exist_ok=True)
+    if share == WHOLE:
+        # Of another cut of the same sources there may be more.
+        for path in stage.work.glob("*.parquet"):
+            if int(path.stem.rpartition("-")[2]) >= len(plan):
+                path.unlink()
     mine = [
         (shard, parts, counts, stage.work, recipe.data.clean, sampled) for shard in plan if share.owns(shard.number)
     ]

@@ -6,7 +6,6 @@ dropped, with the reason), its keys for the search for duplicates (see ``pipelin
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -51,6 +50,9 @@ def counts_path(folder: Path, number: int) -> Path:
 def ingest(recipe: Recipe, sources: dict[str, Source], folder: Path, share: Share) -> None:
     """Read and clean the share's parts; those that an earlier start finished are kept."""
     folder.mkdir(parents=True, exist_ok=True)
+    if _all_finished(folder):
+        # To look for parts in a solid archive is to read through it.
+        return
     # What a rule lacks is said here, where it is one line, not in a worker.
     prepare(recipe.data.clean)
     workers = processes.count(recipe.data.workers)
@@ -78,6 +80,14 @@ def ingest(recipe: Recipe, sources: dict[str, Source], folder: Path, share: Shar
     publish.write_json(folder / "parts.json", {"parts": seen})
 
 
+def _all_finished(folder: Path) -> bool:
+    if not (folder / "parts.json").exists():
+        return False
+    return all(
+        counts_path(folder, number).exists() for number in range(publish.read_json(folder / "parts.json")["parts"])
+    )
+
+
 def finished_parts(folder: Path) -> list[dict[str, Any]]:
     """Counts of every part, in order.
 
@@ -86,13 +96,13 @@ def finished_parts(folder: Path) -> list[dict[str, Any]]:
     """
     if not (folder / "parts.json").exists():
         raise RequestError("the source is not read yet: run `python -m pipeline ingest` (every task of it) first")
-    count = json.loads((folder / "parts.json").read_text())["parts"]
+    count = publish.read_json(folder / "parts.json")["parts"]
     if missing := [number for number in range(count) if not counts_path(folder, number).exists()]:
         raise RequestError(
             f"{len(missing)} of {count} parts of the source are not read yet (the first is {missing[0]}): "
             "run `python -m pipeline ingest`, or the tasks of it that failed"
         )
-    return [json.loads(counts_path(folder, number).read_text()) for number in range(count)]
+    return [publish.read_json(counts_path(folder, number)) for number in range(count)]
 
 
 def clean_part(

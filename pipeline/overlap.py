@@ -8,7 +8,6 @@ polynomial rolling hashes for how.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -217,7 +216,7 @@ class HeldOut:
         facts = np.array([self._documents, self.words, self.thinned])
         with open(beside, "wb") as stream:
             np.savez(stream, owners=self._owners, hashes=self._hashes, facts=facts)
-        os.replace(beside, path)
+        publish.rename_file(beside, path)
 
     @classmethod
     def load(cls, path: Path) -> "HeldOut":

@@ -1,6 +1,5 @@
 """Parquet files of documents, written in row groups as they come and published by rename."""
 
-import os
 from pathlib import Path
 from types import TracebackType
 
@@ -29,13 +28,17 @@ REJECTED_SCHEMA = pyarrow.schema(
 
 
 class RowFile:
-    """One parquet file; ``compression`` lz4 for what is read once soon, zstd for what is kept."""
+    """One parquet file; ``compression`` lz4 for what is read once soon, zstd for what is kept.
 
-    def __init__(self, path: Path, schema: pyarrow.Schema, compression: str) -> None:
+    Without rows it is an empty file, or with ``needed=False`` none.
+    """
+
+    def __init__(self, path: Path, schema: pyarrow.Schema, compression: str, needed: bool = True) -> None:
         self._path, self._beside = path, publish.beside(path)
         self._writer = parquet.ParquetWriter(self._beside, schema, compression=compression)
         self._waiting: list[pyarrow.Table] = []
         self._size = 0
+        self._needed = needed
 
     def write(self, table: pyarrow.Table) -> None:
         """Append rows; they become a row group with those before them once they are large enough."""
@@ -50,6 +53,7 @@ class RowFile:
         if self._waiting:
             table = pyarrow.concat_tables(self._waiting)
             self._writer.write_table(table, row_group_size=len(table))
+            self._needed = True
             self._waiting, self._size = [], 0
 
     def __enter__(self) -> "RowFile":
@@ -65,4 +69,7 @@ class RowFile:
             return
         self._flush()
         self._writer.close()
-        os.replace(self._beside, self._path)
+        if self._needed:
+            publish.rename_file(self._beside, self._path)
+        else:
+            self._beside.unlink()

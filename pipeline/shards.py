@@ -6,6 +6,19 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from artefacts import repair
+from artefacts.manifest import Manifest
+from configs.errors import RequestError
+
+
+def of_sources(folder: Path, made: Manifest) -> dict[str, list[Path]]:
+    """The files of each source.
+
+    Raises:
+        RequestError: the documents are of a Millrace that did not note them.
+    """
+    if "files" not in made.details:
+        raise RequestError(f"{folder}: of an earlier version; {repair.cure('documents', folder)}")
+    return {name: [folder / file for file in files] for name, files in made.details["files"].items()}
 
 
 def read_column(path: Path, column: str) -> pyarrow.ChunkedArray:

@@ -17,6 +17,7 @@ from artefacts.pages.figures import COLOURS, inline_svg
 from artefacts.pages.formats import compact, share, whole
 from artefacts.progress import bar
 from configs.errors import RequestError
+from pipeline import shards
 from pipeline.indexed_dataset import IndexedDataset
 from tokenizer.load import Tokenizer
 
@@ -53,8 +54,8 @@ def build_page(name: str, layout: RunLayout, found: dict[str, Manifest]) -> str:
 
 
 def _documents_section(folder: Path, made: Manifest) -> str:
-    files = made.details["files"]
-    sizes = {name: _columns([folder / file for file in names], "bytes") for name, names in files.items()}
+    files = shards.of_sources(folder, made)
+    sizes = {name: _columns(paths, "bytes") for name, paths in files.items()}
     counts = made.counts.get("sources") or dict.fromkeys(files, made.counts)
     rows = [
         [
@@ -93,8 +94,8 @@ def _dropped_section(made: Manifest) -> str:
 
 
 def _tokens_section(layout: RunLayout, made: Manifest, documents: Manifest | None) -> str:
-    shards = {side: [IndexedDataset(prefix) for prefix in _prefixes(layout.tokens, side)] for side in ("train", "val")}
-    lengths = {side: np.concatenate([shard.lengths for shard in found]) for side, found in shards.items() if found}
+    sides = {side: [IndexedDataset(prefix) for prefix in _prefixes(layout.tokens, side)] for side in ("train", "val")}
+    lengths = {side: np.concatenate([shard.lengths for shard in found]) for side, found in sides.items() if found}
     rows = [
         [
             side,
@@ -113,25 +114,25 @@ def _tokens_section(layout: RunLayout, made: Manifest, documents: Manifest | Non
             "Tokens a document, its end-of-text token included.",
         ),
     ]
-    if documents and (ratios := _bytes_a_token(layout, documents, shards["train"])) is not None:
+    if documents and (ratios := _bytes_a_token(layout, documents, sides["train"])) is not None:
         figure = inline_svg(lambda: _plain_histogram(ratios, "bytes a token"), "bytes a token by document")
         parts.append(markup.figure(figure, f"Bytes a token of {len(ratios):,} training documents."))
     return markup.section("tokens", "Tokens", *parts)
 
 
-def _bytes_a_token(layout: RunLayout, documents: Manifest, shards: list[IndexedDataset]) -> NDArray[np.float64] | None:
+def _bytes_a_token(layout: RunLayout, documents: Manifest, train: list[IndexedDataset]) -> NDArray[np.float64] | None:
     """Bytes a token of the first training documents of the first source; None where the two do not line up."""
-    names = next(iter(documents.details["files"].values()))[:_MEASURED_FILES]
+    paths = next(iter(shards.of_sources(layout.documents, documents).values()))[:_MEASURED_FILES]
     path = layout.tokens / "validation.parquet"
     with repair.reading("tokens", path):
         held_out = set(parquet.read_table(path, columns=["id"])["id"].to_pylist())
     sizes: list[int] = []
-    for name in names:
-        with repair.reading("documents", layout.documents / name):
-            table = parquet.read_table(layout.documents / name, columns=["id", "bytes"])
+    for documents_path in paths:
+        with repair.reading("documents", documents_path):
+            table = parquet.read_table(documents_path, columns=["id", "bytes"])
         pairs = zip(table["id"].to_pylist(), table["bytes"].to_pylist(), strict=True)
         sizes += [size for identifier, size in pairs if identifier not in held_out]
-    lengths = np.concatenate([shard.lengths for shard in shards])[: len(sizes)]
+    lengths = np.concatenate([shard.lengths for shard in train])[: len(sizes)]
     if not len(lengths) or len(lengths) < len(sizes):
         return None
     return np.array(sizes) / np.maximum(lengths - 1, 1)

@@ -42,11 +42,10 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
             return None
         repair.check_sizes("documents", layout.documents)
         repair.check_sizes("tokenizer", layout.tokenizer)
+        from pipeline import shards
         from pipeline.indexed_dataset import id_type
 
-        files = {
-            name: [layout.documents / file for file in names] for name, names in documents.details["files"].items()
-        }
+        files = shards.of_sources(layout.documents, documents)
         vocab_size = tokenizer.details["vocab_size"]
         work = _Work(recipe, files, stage, id_type(vocab_size).name)
         work.settle()

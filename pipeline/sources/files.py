@@ -1,5 +1,6 @@
 """Source files, here or behind a URL: found below a path, fingerprinted, opened whatever their compression."""
 
+import errno
 import glob
 import gzip
 import hashlib
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from configs.errors import RequestError
+from configs.errors import RequestError, StorageError
 from pipeline.sources import remote
 
 COMPRESSED = (".gz", ".zst", ".xz")
@@ -22,7 +23,8 @@ _BUFFER_BYTES = 1 << 20
 #: The same of a decompressor that loses what it has of a buffer when it meets damage.
 _SMALL_BUFFER_BYTES = 1 << 17
 
-#: What reading an unreadable or damaged file raises; a network that stays broken is a RequestError instead.
+#: What reading an unreadable or damaged file raises; a network that stays broken is a RequestError,
+#: a disk that fails a StorageError instead.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -46,10 +48,14 @@ class File(NamedTuple):
         return self.name.endswith(COMPRESSED)
 
     def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
-        """Its bytes, as stored; seekable, ``buffer`` of them read at a time."""
+        """Its bytes, as stored; seekable, ``buffer`` of them read at a time.
+
+        Raises:
+            StorageError: later, where the disk fails.
+        """
         if remote.is_url(self.path):
             return io.BufferedReader(remote.RemoteFile(self.path, self.size, 8 * buffer), buffer)
-        return open(self.path, "rb", buffer)
+        return io.BufferedReader(_LocalFile(self.path), buffer)
 
 
 def find(pattern: str, endings: tuple[str, ...]) -> dict[str, File]:
@@ -184,6 +190,28 @@ def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
         opened = pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd")
         return _Owning(opened, _SMALL_BUFFER_BYTES, stream)
     return stream
+
+
+class _LocalFile(io.FileIO):
+    """A file of this machine; that its disk fails says nothing about its content."""
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            # A regular file is never without an answer.
+            return super().readinto(buffer) or 0
+        except OSError as error:
+            raise self._told_apart(error) from None
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise self._told_apart(error) from None
+
+    def _told_apart(self, error: OSError) -> Exception:
+        if error.errno != errno.EIO:
+            return error
+        return StorageError(f"{self.name}: the disk failed to read it ({error}): see to it and run the same again")
 
 
 class _ByBlocks(io.RawIOBase):

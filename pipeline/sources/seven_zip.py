@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import IO, Any, NamedTuple, cast
 
-from configs.errors import RequestError
+from configs.errors import RequestError, StorageError
 from pipeline.sources.tar import MOST_MEMBER_BYTES, plain
 
 #: Bytes of decompressed members that wait to be taken.
@@ -74,7 +74,7 @@ class Members:
 
     def _members(self) -> Iterator[Member]:
         while (member := self._waiting.get()) is not None:
-            if isinstance(member, RequestError):
+            if isinstance(member, (RequestError, StorageError)):
                 raise member
             if isinstance(member, BaseException):
                 raise Damaged(" ".join(str(member).split()) or type(member).__name__) from None

@@ -191,3 +191,43 @@ def test_metrics_survive_repeats_and_torn_lines(tmp_path: Path) -> None:
     assert [record["loss"] for record in read_records(path)] == [3.0, 2.5, 2.0, 4.0]
     assert [record["loss"] for record in read_metrics(path)["train"]] == [3.0, 2.0]
     assert read_metrics(tmp_path / "none") == {}
+
+
+def test_unfinished_work_of_another_recipe_is_moved_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_stage("thing", tmp_path / "thing", {"n": 1}, {}) as stage:
+        publish.write_text(stage.scratch / "hours.txt", "of work")
+    with open_stage("thing", tmp_path / "thing", {"n": 2}, {}) as stage:
+        assert not list(stage.scratch.iterdir())
+    (aside,) = (tmp_path / "previous").iterdir()
+    assert (aside / "scratch" / "hours.txt").read_text() == "of work"
+    assert f"moved aside to {aside}" in capsys.readouterr().out
+    with open_stage("thing", tmp_path / "thing", {"n": 3}, {}):
+        assert len(list((tmp_path / "previous").iterdir())) == 1, "nothing was begun"
+
+
+def test_tasks_share_a_folder_that_the_first_prepares(tmp_path: Path) -> None:
+    prepared: list[int] = []
+    with lock.share(tmp_path / "thing", lambda: prepared.append(1)):
+        with lock.share(tmp_path / "thing", lambda: prepared.append(2)):
+            pass
+        with (
+            pytest.raises(RequestError, match="is being written by tasks of another command"),
+            lock.hold(tmp_path / "thing"),
+        ):
+            pass
+    assert prepared == [1]
+    with (
+        lock.hold(tmp_path / "thing"),
+        pytest.raises(RequestError, match=r"is being written by process \d+"),
+        lock.share(tmp_path / "thing", lambda: None),
+    ):
+        pass
+
+
+def test_tasks_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    with (
+        open_stage("thing", tmp_path / "thing", {"n": 1}, {}, shared=True),
+        pytest.raises(RequestError, match="tasks of another recipe or source are at work there"),
+        open_stage("thing", tmp_path / "thing", {"n": 2}, {}, shared=True),
+    ):
+        pass

@@ -34,7 +34,8 @@ def pretraining_data(recipe: Recipe, layout: RunLayout, boundaries: bool = False
     length = recipe.train.context_length
     samples: dict[str, Samples] = {}
     if recipe.train.packing == "best_fit":
-        pad = Tokenizer.load(layout.tokenizer).pad_id
+        # Nothing is learnt from padding, and of the reserved tokens this is the one that every tokenizer has.
+        pad = Tokenizer.load(layout.tokenizer).end_of_text_id
         for name, folder in folders.items():
             samples[name] = PackedSamples(layout.tokens / folder, layout.packing / folder, length, pad)
     else:
