@@ -1,4 +1,4 @@
-"""Inputs that could not be read: counted by reason, with the first places of each."""
+"""Inputs that could not be read: counted by reason, with the first places of each, and by the bytes they take."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,15 +19,20 @@ class BadInputs:
         good: inputs (records or files, whatever the source reads one by one) that were read.
         reasons: reason -> inputs that were not.
         examples: reason -> the first places it was met.
+        bytes: stored bytes of the source that were to be read, those lost among them.
+        lost_bytes: about so many of them were not read: a damaged file is one input, but may have held thousands.
     """
 
     good: int = 0
+    bytes: int = 0
+    lost_bytes: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, reason: str, where: str) -> None:
-        """Count an input that could not be read; what UTF-8 cannot hold of either text is spelt out."""
+    def add(self, reason: str, where: str, lost: int = 0) -> None:
+        """Count an input that could not be read, and the stored bytes lost with it; what is not UTF-8 is spelt out."""
         reason, where = _writable(reason), _writable(where)
+        self.lost_bytes += lost
         self.reasons[reason] += 1
         kept = self.examples.setdefault(reason, [])
         if len(kept) < _KEPT:
@@ -36,6 +41,9 @@ class BadInputs:
     def merge(self, other: dict[str, Any]) -> None:
         """Add what ``dump`` gave for another part of the same source."""
         self.good += other["good"]
+        # Not in what an earlier version left.
+        self.bytes += other.get("bytes", 0)
+        self.lost_bytes += other.get("lost_bytes", 0)
         self.reasons.update(other["reasons"])
         for reason, places in other["examples"].items():
             kept = self.examples.setdefault(reason, [])
@@ -43,7 +51,13 @@ class BadInputs:
 
     def dump(self) -> dict[str, Any]:
         """The counts as a JSON value."""
-        return {"good": self.good, "reasons": dict(self.reasons), "examples": self.examples}
+        return {
+            "good": self.good,
+            "bytes": self.bytes,
+            "lost_bytes": self.lost_bytes,
+            "reasons": dict(self.reasons),
+            "examples": self.examples,
+        }
 
     def _lines(self) -> list[str]:
         shown = {reason: "; ".join(places[:_SHOWN]) for reason, places in self.examples.items()}
@@ -53,14 +67,16 @@ class BadInputs:
         """Refuse a source with too many of them; print the others, a line for each reason.
 
         Raises:
-            RequestError: their share is above ``most``, or nothing at all was read.
+            RequestError: their share of the inputs or of the bytes is above ``most``, or nothing at all was read.
         """
         bad = sum(self.reasons.values())
         if not self.good and not bad:
             raise RequestError(f"{what}: nothing to read there: check data.source")
-        if not self.good or bad > most * (bad + self.good):
+        lost = min(self.lost_bytes / self.bytes, 1.0) if self.bytes else 0.0
+        if not self.good or bad > most * (bad + self.good) or lost > most:
+            share = f" (about {100 * lost:.3g} % of the bytes)" if lost else ""
             raise RequestError(
-                f"{what}: {bad:,} of {bad + self.good:,} inputs cannot be read, "
+                f"{what}: {bad:,} of {bad + self.good:,} inputs{share} cannot be read, "
                 f"above data.max_bad_fraction ({most:g}): {'; '.join(self._lines())}"
             )
         for line in self._lines():

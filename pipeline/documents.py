@@ -127,9 +127,10 @@ def inputs(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
     """Fingerprints of everything that is read."""
     found = {f"{name}: {key}": value for name, source in sources.items() for key, value in source.inputs().items()}
     if recipe.data.clean.decontaminate.path:
+        from pipeline.cleaning import contamination
         from pipeline.sources import files
 
-        read = files.find(recipe.data.clean.decontaminate.path, (".txt", ".jsonl"))
+        read = files.find(recipe.data.clean.decontaminate.path, contamination.ENDINGS, contamination.KEY)
         found["decontaminate"] = files.fingerprints(read)["files"]
     return found
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from configs.errors import RequestError
 from pipeline.bad_inputs import BadInputs
 from pipeline.sources import files
 from pipeline.sources.files import File
@@ -20,10 +19,7 @@ def find(path: str) -> dict[str, File]:
     Raises:
         RequestError: nothing is there.
     """
-    try:
-        return files.find(path, (".jsonl", ".ndjson", ".json"))
-    except RequestError as error:
-        raise RequestError(str(error).replace("data.source.path", "finetune.examples.path", 1)) from None
+    return files.find(path, (".jsonl", ".ndjson", ".json"), "finetune.examples.path")
 
 
 def conversations(found: dict[str, File], bad: BadInputs) -> Iterator[tuple[str, Messages]]:

@@ -215,7 +215,16 @@ def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
         (["launch", "local", "finetune", "train.learning_rate=0.001"], "not finished for this recipe"),
         (["training", "pretrain", "train.steps=50"], "1 processes were started, the recipe says 2"),
         (["training", "generate", "generate.weights=/nowhere"], "/nowhere"),
-        (["pipeline", "run", "data.source.kind=jsonl", "data.source.path=/nowhere.jsonl"], "/nowhere.jsonl"),
+        (
+            [
+                "pipeline",
+                "run",
+                "data.source.kind=jsonl",
+                "data.source.packages=null",
+                "data.source.path=/nowhere.jsonl",
+            ],
+            "/nowhere.jsonl",
+        ),
         (
             ["launch", "local", "pretrain", "train.deepspeed.zero_optimization.stage=3"],
             "follows from the recipe's own keys",

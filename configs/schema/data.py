@@ -7,6 +7,19 @@ from pydantic import Field, model_validator
 from configs.schema.base import Free, Section
 from configs.schema.clean import CleanSection
 
+#: Key -> kinds of source that read it; elsewhere it would be ignored in silence.
+_READ_BY = {
+    "config": ("hub",),
+    "split": ("hub",),
+    "revision": ("hub",),
+    "packages": ("pydocs",),
+    "text_field": ("jsonl", "csv", "parquet", "hub"),
+    "merge": ("text",),
+    "chunk": ("text",),
+    "chunk_chars": ("text",),
+    "chunk_overlap": ("text",),
+}
+
 
 class SourceSection(Section):
     kind: Literal["pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub"] = Field(
@@ -42,6 +55,9 @@ class SourceSection(Section):
     def _fits(self) -> "SourceSection":
         if self.kind != "pydocs" and not self.path:
             raise ValueError(f"path is missing: kind={self.kind} reads from there")
+        for key, kinds in _READ_BY.items():
+            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is read by {', '.join(kinds)} only, not by kind={self.kind}: leave it out")
         if self.chunk_overlap and (self.chunk != "window" or self.chunk_overlap >= self.chunk_chars):
             raise ValueError(
                 f"chunk_overlap ({self.chunk_overlap}) needs chunk=window and must be below chunk_chars "

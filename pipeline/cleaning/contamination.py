@@ -1,24 +1,22 @@
 """Decontamination: texts that share a sequence of words with an evaluation set (Brown et al. 2020, appendix C)."""
 
-import gzip
-import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pyarrow
-import zstandard
 
 from configs.errors import RequestError
 from configs.schema.clean import DecontaminateSection
 from pipeline.cleaning.verdict import Fault
 from pipeline.overlap import Known, sequences
+from pipeline.sources import files
+from pipeline.sources.files import File
+from pipeline.sources.text import decode
 
-_KEY = "clean.decontaminate"
-_SUFFIXES = (".txt", ".jsonl")
-_PACKED = (".gz", ".zst")
+#: The recipe's key of the evaluation texts, and the files read below a folder (also .gz, .zst, .xz).
+KEY = "data.clean.decontaminate.path"
+ENDINGS = (".txt", ".jsonl")
 
 
 class Contamination:
@@ -28,10 +26,12 @@ class Contamination:
         """Read the evaluation texts. One with fewer words is one sequence, which only a text of the same words shares.
 
         Raises:
-            RequestError: the path has no .txt or .jsonl file (may be .gz or .zst), or a record lacks the field.
+            RequestError: there is no such file, or any of them is damaged or has a record without the field: what is
+                not compared would be trained on.
         """
         self._words = section.words
-        texts = [text for path in _files(section) for text in _texts(path, section.text_field)]
+        found = files.find(str(section.path), ENDINGS, KEY)
+        texts = [text for file in found.values() for text in _texts(file, section.text_field)]
         hashes, _ = sequences(pyarrow.chunked_array([texts], pyarrow.large_string()), self._words)
         self._known = Known(hashes)
 
@@ -40,47 +40,34 @@ class Contamination:
         hashes, owners = sequences(pyarrow.chunked_array([texts]), self._words)
         shared = np.zeros(len(texts), bool)
         shared[owners[self._known.find(hashes)[0]]] = True
-        return [Fault(f"shares a word sequence with {_KEY}.path", shared)]
+        return [Fault("shares a word sequence with clean.decontaminate.path", shared)]
 
 
-def _files(section: DecontaminateSection) -> list[Path]:
-    asked = Path(str(section.path)).expanduser()
-    if asked.is_file():
-        return [asked]
-    paths = asked.rglob("*") if asked.is_dir() else Path(asked.anchor).glob(str(asked.relative_to(asked.anchor)))
-    found = [path for path in sorted(paths) if path.is_file() and _kind(path) in _SUFFIXES]
-    if not found:
-        raise RequestError(f"{_KEY}.path: no .txt or .jsonl file at {asked}")
-    return found
+def _texts(file: File, field: str) -> Iterator[str]:
+    """The evaluation texts of a file: all of a .txt, the field of each record of any other."""
+    try:
+        with files.open_binary(file) as stream:
+            content = decode(stream.read())
+    except files.DAMAGE as error:
+        raise RequestError(f"{KEY}: {file.name} cannot be read: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{KEY}: {file.name} is not UTF-8: byte {error.start}") from None
+    if files.plain_name(file.name).endswith(".txt"):
+        yield content
+        return
+    # Not splitlines: JSON text may hold U+2028 and its like.
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield _text(line, field, f"{file.name}:{number}")
 
 
-def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
-
-
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".zst":
-        return io.TextIOWrapper(
-            zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True), "utf-8", "replace"
-        )
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", errors="replace")
-    return path.open(encoding="utf-8", errors="replace")
-
-
-def _texts(path: Path, field: str) -> Iterator[str]:
-    """The evaluation texts of a file: all of a .txt, the field of each record of a .jsonl."""
-    with _open(path) as lines:
-        if _kind(path) == ".txt":
-            yield lines.read()
-            return
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[field]
-            except (ValueError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                raise RequestError(f"{path}:{number}: no text field {field!r} (see {_KEY}.text_field)")
-            yield text
+def _text(line: str, field: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{KEY}: {where}: malformed record: {error}") from None
+    text = record.get(field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise RequestError(f"{KEY}: {where}: no text field {field!r} (see data.clean.decontaminate.text_field)")
+    # Escapes may spell lone surrogates, which UTF-8 cannot hold.
+    return text.encode("utf-8", "replace").decode()

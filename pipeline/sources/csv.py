@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, ClassVar
 
 from configs.errors import RequestError
@@ -35,14 +36,11 @@ class CsvSource(FileSource):
         return file_source.grouped(((file.size, file) for file in self.files.values()), self.most_bytes)
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        bad.bytes += part.size
         for file in part.where:
-            try:
-                with files.open_binary(file) as stream:
-                    yield from self._records(stream, file, bad)
-            except files.DAMAGE as error:
-                bad.add("unreadable file", f"{file.name}: {error}")
+            yield from files.guarded(file, partial(self._records, file, bad), bad)
 
-    def _records(self, stream: IO[bytes], file: File, bad: BadInputs) -> Iterator[Document]:
+    def _records(self, file: File, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
         csv.field_size_limit(_MOST_FIELD_CHARS)
         # What is not UTF-8 is told by its record, not by the block of the file that it lies in.
         lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
@@ -52,20 +50,24 @@ class CsvSource(FileSource):
         if header is None:
             return
         column = self._column(header, file)
-        number = 0
+        number = malformed_lines = 0
         while True:
             number += 1
+            before = records.line_num
             try:
                 record = next(records, None)
             except csv.Error as error:
                 bad.add("malformed record", f"{file.name} record {number}: {error}")
+                malformed_lines += records.line_num - before
                 continue
             if record is None:
-                return
+                break
             text = self._text(record, column, f"{file.name} record {number}", bad) if record else None
             if text is not None:
                 bad.good += 1
                 yield Document(f"csv:{file.name}:{number}", text, file.name, "record")
+        # One unclosed quote may have taken thousands of records.
+        bad.lost_bytes += file.size * malformed_lines // records.line_num
 
     def _column(self, header: list[str], file: File) -> int:
         if self.text_field not in header:

@@ -8,12 +8,15 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 from configs.errors import RequestError, StorageError
+from pipeline.bad_inputs import BadInputs
 from pipeline.sources import remote
+
+T = TypeVar("T")
 
 COMPRESSED = (".gz", ".zst", ".xz")
 #: Sources up to this size are fingerprinted by their whole content, larger ones by both ends of each file.
@@ -58,8 +61,10 @@ class File(NamedTuple):
         return io.BufferedReader(_LocalFile(self.path), buffer)
 
 
-def find(pattern: str, endings: tuple[str, ...]) -> dict[str, File]:
+def find(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> dict[str, File]:
     """Files of a path, folder (searched below, by name ending, compressed or not), glob or URL of any of these.
+
+    ``key`` is the recipe's key that ``pattern`` comes from, for messages.
 
     Names are relative to the folder, so that moving it changes nothing; what is not UTF-8 in them is spelt out.
 
@@ -70,15 +75,15 @@ def find(pattern: str, endings: tuple[str, ...]) -> dict[str, File]:
         RequestError: nothing is there, or the URL cannot be reached.
     """
     pattern = pattern.removeprefix("file://")
-    is_folder, found = _remote(pattern) if remote.is_url(pattern) else _local(Path(pattern).expanduser())
+    is_folder, found = _remote(pattern, key) if remote.is_url(pattern) else _local(Path(pattern).expanduser(), key)
     if is_folder:
         hidden = {name for name in found if any(part.startswith(".") for part in name.split("/"))}
         found = {name: f for name, f in found.items() if name not in hidden and plain_name(name).endswith(endings)}
         if not found:
             listed = ", ".join(ending for ending in endings if ending)
-            raise RequestError(f"data.source.path: {pattern} holds no file ending in {listed or 'anything'}")
+            raise RequestError(f"{key}: {pattern} holds no file ending in {listed or 'anything'}")
     if not found:
-        raise RequestError(f"data.source.path: {pattern} is neither a file nor a folder, and no file matches it")
+        raise RequestError(f"{key}: {pattern} is neither a file nor a folder, and no file matches it")
     return {(safe := _writable(name)): file._replace(name=safe) for name, file in sorted(found.items())}
 
 
@@ -90,19 +95,19 @@ def plain_name(name: str) -> str:
     return name
 
 
-def _local(given: Path) -> tuple[bool, dict[str, File]]:
+def _local(given: Path, key: str) -> tuple[bool, dict[str, File]]:
     try:
         return _found(given)
     except OSError as error:
         # Files that are there but cannot be read are told when they are; this is a folder, or a name too long.
-        raise RequestError(f"data.source.path: {error.filename or given}: {error.strerror}") from None
+        raise RequestError(f"{key}: {error.filename or given}: {error.strerror}") from None
 
 
 def _found(given: Path) -> tuple[bool, dict[str, File]]:
     if given.is_file():
         return False, {given.name: File(given.name, str(given), given.stat().st_size)}
     if given.is_dir():
-        return True, {file.name: file for file in _below(str(given), "")}
+        return True, {file.name: file for file in _below(str(given))}
     # pathlib globs below a folder only; a pattern may begin anywhere.
     matching = [Path(name) for name in glob.glob(str(given), recursive=True)]  # noqa: PTH207
     paths = [path for path in matching if path.is_file()]
@@ -111,20 +116,35 @@ def _found(given: Path) -> tuple[bool, dict[str, File]]:
     return False, {name: File(name, str(path), path.stat().st_size) for name, path in found}
 
 
-def _below(folder: str, prefix: str) -> Iterator[File]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _below(entry.path, f"{prefix}{entry.name}/")
-            elif entry.is_file():
-                yield File(prefix + entry.name, entry.path, entry.stat().st_size)
+def _below(root: str) -> Iterator[File]:
+    """Files below a folder that are not hidden. A folder is entered once: by its own name before that of any link."""
+    entered = set()
+    folders = [(root, "")]
+    links: list[tuple[str, str]] = []
+    while folders or links:
+        if not folders:
+            links.sort(reverse=True)
+            folders.append(links.pop())
+        folder, prefix = folders.pop()
+        real = os.path.realpath(folder)
+        if real in entered:
+            continue
+        entered.add(real)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    yield File(prefix + entry.name, entry.path, entry.stat().st_size)
 
 
-def _remote(url: str) -> tuple[bool, dict[str, File]]:
-    is_folder, infos = remote.listed(url)
+def _remote(url: str, key: str) -> tuple[bool, dict[str, File]]:
+    is_folder, infos = remote.listed(url, key)
     if not infos:
         return is_folder, {}
-    system, path = remote.open_system(url)
+    system, path = remote.open_system(url, key)
     paths = [str(info["name"]).strip("/") for info in infos]
     folders = [name.rpartition("/")[0] for name in paths]
     root = path.strip("/") if is_folder else _common(folders)
@@ -170,6 +190,49 @@ def fingerprints(found: dict[str, File]) -> dict[str, str]:
             # Reading it will fail alike, and be counted there.
             whole.update(str(error.strerror).encode())
     return {"files": whole.hexdigest()}
+
+
+def guarded(
+    file: File,
+    read: Callable[[IO[bytes]], Iterator[T]],
+    bad: BadInputs,
+    damage: tuple[type[Exception], ...] = DAMAGE,
+    stop: int | None = None,
+) -> Iterator[T]:
+    """What ``read`` makes of a file's decompressed bytes, to its end or where ``damage`` is met, which is counted.
+
+    ``stop`` is the byte that no more would have been read from; None: the file's end.
+    """
+    try:
+        with file.open() as raw:
+            yield from guarded_stream(raw, file.name, file.size, read, bad, damage, stop)
+    except DAMAGE as error:
+        bad.add("unreadable file", f"{file.name}: {error}", file.size)
+
+
+def guarded_stream(
+    raw: IO[bytes],
+    name: str,
+    size: int,
+    read: Callable[[IO[bytes]], Iterator[T]],
+    bad: BadInputs,
+    damage: tuple[type[Exception], ...] = DAMAGE,
+    stop: int | None = None,
+) -> Iterator[T]:
+    """``guarded`` for an open stream of ``size`` bytes, as stored."""
+    with decompressed(raw, name) as stream:
+        try:
+            yield from read(stream)
+        except damage as error:
+            bad.add("unreadable file", f"{name}: {error}", lost_bytes(size, raw.tell(), stop))
+
+
+def lost_bytes(size: int, at: int, stop: int | None = None) -> int:
+    """Bytes to count as lost of a file of ``size`` whose reading broke at byte ``at`` (and was to stop at ``stop``).
+
+    One that breaks at its own end was cut off, and how much is missing nobody knows: all of it counts.
+    """
+    return max((size if stop is None else stop) - at, 0) or size
 
 
 def open_binary(file: File) -> IO[bytes]:

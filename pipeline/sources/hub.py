@@ -19,8 +19,9 @@ from pipeline.document import Document
 from pipeline.sources import Part, files, retry
 from pipeline.sources.parquet import check_column, texts_of
 
-#: Rows that are held at a time.
-_BATCH_ROWS = 1000
+#: Rows that are held at a time; few, as their length is known only once they are here. Beside them the library holds
+#: what it reads at once: of Parquet the column of a row group as it is stored, of other formats a block of its own.
+_BATCH_ROWS = 64
 _COMMIT = re.compile("[0-9a-f]{40}")
 _PIN = "with data.source.revision=COMMIT, finished documents need no network"
 
@@ -129,7 +130,10 @@ class HubSource:
             )
         shard = dataset.shard(num_shards=shards, index=number)
         row = 0
-        for column in _Columns(shard, self.text_field, f"{self.repository}: {name}", bad):
+        # Where their sizes are not known, the data files weigh the same.
+        size = part.size or 1
+        bad.bytes += size
+        for column in _Columns(shard, self.text_field, f"{self.repository}: {name}", size, bad):
             for text in texts_of(column, name, row, bad):
                 if text is not None:
                     yield Document(f"hub:{name}:{row}", text, name, "record")
@@ -164,10 +168,11 @@ def _refuse_offline(repository: str) -> None:
 class _Columns:
     """Arrow columns of a shard's text, in order, across broken connections."""
 
-    def __init__(self, shard: Any, field: str, where: str, bad: BadInputs) -> None:
+    def __init__(self, shard: Any, field: str, where: str, size: int, bad: BadInputs) -> None:
         self._shard = shard
         self._field = field
         self._where = where
+        self._size = size
         self._bad = bad
         self._taken = 0
         self._last: bytes | None = None
@@ -188,7 +193,9 @@ class _Columns:
                     # A transfer cut short looks alike, so it is tried once more.
                     damaged += 1
                     if damaged == 2:
-                        self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_said(error)}")
+                        # How many rows are lost nobody says, so the whole file counts.
+                        where = f"{self._where}: row {self._taken}: {_said(error)}"
+                        self._bad.add("unreadable file", where, self._size)
                         return
                 retry.wait(failed, self._where, error)
             else:
@@ -258,16 +265,22 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
         return datasets.load_dataset(path, config, split=split, revision=commit, streaming=True, **more)
 
     final = (*_FINAL, pyarrow.ArrowException)
+    where = f"data.source.path: {path}"
+    # Parquet is read by columns and row by row; other formats have no such options.
+    by_rows = {"batch_size": _BATCH_ROWS}
     try:
-        dataset = retry.patiently(load, f"data.source.path: {path}", final, 2)
+        try:
+            dataset = retry.patiently(lambda: load(**by_rows), where, final, 2)
+        except ValueError:
+            by_rows = {}
+            dataset = retry.patiently(load, where, final, 2)
         columns = dataset.column_names
         if columns is None or columns == [field]:
             return dataset
         check_column(dataset.features.arrow_schema, field, path)
         try:
-            # Parquet is read by columns; other formats have no such option.
-            return load(columns=[field])
+            return load(columns=[field], **by_rows)
         except ValueError:
             return dataset.select_columns([field])
     except final as error:
-        raise RequestError(f"data.source.path: {path}: {_said(error) or type(error).__name__}") from None
+        raise RequestError(f"{where}: {_said(error) or type(error).__name__}") from None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any, ClassVar
 
 import orjson
@@ -45,21 +46,19 @@ class JsonlSource(FileSource):
                     yield stop - at, (file, at, stop)
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        bad.bytes += part.size
         for file, start, stop in part.where:
-            try:
-                with files.open_binary(file) as stream:
-                    yield from self._lines(stream, file.name, start, stop, bad)
-            except files.DAMAGE as error:
-                bad.add("unreadable file", f"{file.name}: {error}")
+            lines = partial(self._lines, file, start, stop, bad)
+            yield from files.guarded(file, lines, bad, stop=stop or None)
 
-    def _lines(self, stream: IO[bytes], name: str, start: int, stop: int, bad: BadInputs) -> Iterator[Document]:
-        at = start
+    def _lines(self, file: File, start: int, stop: int, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
+        name, at, lost = file.name, start, 0
         if start:
             # A line belongs to the part that its first byte lies in.
             stream.seek(start - 1)
             at += _to_line_end(stream) - 1
         elif stream.peek(1)[:1] == b"[":  # type: ignore[attr-defined]
-            bad.add("a JSON array, not JSON lines", name)
+            bad.add("a JSON array, not JSON lines", name, file.size)
             return
         field, prefix = self.text_field, f"jsonl:{name}:"
         while (not stop or at < stop) and (line := stream.readline(_MOST_LINE_BYTES)):
@@ -77,10 +76,14 @@ class JsonlSource(FileSource):
                 else:
                     if type(text) is not str:
                         text = self._unusual(line, name, at, bad)
-            if text is not None:
-                bad.good += 1
-                yield Document(f"{prefix}{at}", text, name, "record")
             at += size
+            if text is None:
+                lost += 0 if line.isspace() else size
+                continue
+            bad.good += 1
+            yield Document(f"{prefix}{at - size}", text, name, "record")
+        # Of a compressed file the lines' share is known once it is read.
+        bad.lost_bytes += lost * file.size // at if lost and file.is_compressed else lost
 
     def _unusual(self, line: bytes, name: str, at: int, bad: BadInputs) -> str | None:
         """The text of a line, which begins at byte ``at`` of the (decompressed) file; None: it has none."""

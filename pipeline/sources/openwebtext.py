@@ -13,6 +13,7 @@ its members as they are stored, for a worker to unpack.
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, ClassVar, NamedTuple
 
 from pipeline.bad_inputs import BadInputs
@@ -29,6 +30,7 @@ _HEADER_BYTES = 8 << 10
 
 _DAMAGE = (*files.DAMAGE, tar.Damaged, seven_zip.Damaged)
 _NOT_A_FILE = "not a regular file"
+_TOO_LARGE = f"a member larger than {tar.MOST_MEMBER_BYTES >> 20} MB"
 
 
 class Range(NamedTuple):
@@ -49,10 +51,11 @@ class Content(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What could not be read while a solid archive was walked."""
+    """What could not be read while a solid archive was walked, and the stored bytes lost with it."""
 
     reason: str
     where: str
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,44 +92,36 @@ class OpenWebTextSource(FileSource):
         yield from file_source.grouped(group, most)
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        bad.bytes += part.size
         for piece in part.where:
             if isinstance(piece, Fault):
-                bad.add(piece.reason, piece.where)
+                bad.add(*piece)
             elif isinstance(piece, Content):
                 where = f"{piece.archive}/{piece.name}"
                 yield from _pages(where, piece.position, piece.content, piece.archive, bad)
+            elif isinstance(piece, Range):
+                yield from files.guarded(piece.file, partial(_range_pages, piece, bad), bad, _DAMAGE, piece.stop)
             else:
-                yield from _guarded(piece, bad)
+                pages = partial(_inner_pages, piece.name, piece.size, bad)
+                yield from files.guarded(piece, pages, bad, _DAMAGE)
 
 
-def _guarded(piece: File | Range, bad: BadInputs) -> Iterator[Document]:
-    file = piece.file if isinstance(piece, Range) else piece
-    try:
-        if isinstance(piece, Range):
-            with file.open() as stream:
-                stream.seek(piece.start)
-                yield from _range_pages(stream, piece, bad)
-        else:
-            with files.open_binary(file) as stream:
-                yield from _inner_pages(stream, file.name, bad)
-    except _DAMAGE as error:
-        bad.add("unreadable file", f"{file.name}: {error}")
-
-
-def _range_pages(stream: IO[bytes], piece: Range, bad: BadInputs) -> Iterator[Document]:
+def _range_pages(piece: Range, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
     archive = piece.file.name
+    stream.seek(piece.start)
     for member in tar.members(stream, piece.start, piece.stop):
-        if fault := _fault(member, archive):
+        if fault := _fault(member, archive, member.end - member.offset):
             bad.add(*fault)
         elif member.content is not None:
             yield from _pages(f"{archive}/{member.name}", member.offset, member.content, archive, bad)
 
 
-def _fault(member: tar.Member, archive: str) -> Fault | None:
+def _fault(member: tar.Member, archive: str, stored: int) -> Fault | None:
+    """What is wrong with a member that takes ``stored`` bytes of the source."""
     if member.is_folder or (member.is_file and member.content is not None):
         return None
     where = f"{archive}/{member.name}"
-    return Fault("larger than a member may be", where) if member.is_file else Fault(_NOT_A_FILE, where)
+    return Fault(_TOO_LARGE, where, stored) if member.is_file else Fault(_NOT_A_FILE, where)
 
 
 def _pages(where: str, position: int, content: bytes, archive: str, bad: BadInputs) -> Iterator[Document]:
@@ -134,16 +129,14 @@ def _pages(where: str, position: int, content: bytes, archive: str, bad: BadInpu
     if where.endswith(".txt"):
         yield from _page(where, position, content, archive, bad)
     elif where.endswith(".xz"):
-        try:
-            yield from _inner_pages(files.decompressed(io.BytesIO(content), where), where, bad)
-        except _DAMAGE as error:
-            bad.add("unreadable file", f"{where}: {error}")
+        pages = partial(_inner_pages, where, len(content), bad)
+        yield from files.guarded_stream(io.BytesIO(content), where, len(content), pages, bad, _DAMAGE)
 
 
-def _inner_pages(stream: IO[bytes], name: str, bad: BadInputs) -> Iterator[Document]:
+def _inner_pages(name: str, stored: int, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
     for position, member in enumerate(tar.members(stream)):
         where = f"{name}/{member.name}"
-        if fault := _fault(member, name):
+        if fault := _fault(member, name, min(member.end - member.offset, stored)):
             bad.add(*fault)
         elif member.content is not None and where.endswith(".txt"):
             yield from _page(where, position, member.content, name, bad)
@@ -179,28 +172,37 @@ def _ranges(file: File, most: int) -> Iterator[Part]:
 
 def _of_tar(file: File) -> Iterator[tuple[int, Content | Fault]]:
     """(bytes of the archive read so far, member) of a compressed tar, to its end or where it breaks."""
-    raw = file.open()
-    with files.decompressed(raw, file.name) as stream:
-        try:
-            for position, member in enumerate(tar.members(stream)):
-                if fault := _fault(member, file.name):
-                    yield raw.tell(), fault
-                elif member.content is not None and member.name.endswith((".xz", ".txt")):
-                    yield raw.tell(), Content(file.name, member.name, position, member.content)
-        except _DAMAGE as error:
-            yield file.size, Fault("unreadable file", f"{file.name}: {error}")
+    before = read = 0
+    try:
+        with file.open() as raw, files.decompressed(raw, file.name) as stream:
+            try:
+                for position, member in enumerate(tar.members(stream)):
+                    before, read = read, raw.tell()
+                    if fault := _fault(member, file.name, read - before):
+                        yield read, fault
+                    elif member.content is not None and member.name.endswith((".xz", ".txt")):
+                        yield read, Content(file.name, member.name, position, member.content)
+            finally:
+                read = raw.tell()
+    except _DAMAGE as error:
+        yield file.size, Fault("unreadable file", f"{file.name}: {error}", files.lost_bytes(file.size, read))
 
 
 def _of_seven_zip(file: File) -> Iterator[tuple[int, Content | Fault]]:
-    with file.open() as stream, seven_zip.Members(stream, file.name) as members:
-        try:
+    before = read = 0
+    try:
+        with file.open() as stream, seven_zip.Members(stream, file.name) as members:
             for member in members:
-                if not member.is_file:
-                    yield member.read, Fault(_NOT_A_FILE, f"{file.name}/{member.name}")
+                before, read = read, member.read
+                where = f"{file.name}/{member.name}"
+                if member.too_large:
+                    yield read, Fault(_TOO_LARGE, where, max(read - before, 0))
+                elif not member.is_file:
+                    yield read, Fault(_NOT_A_FILE, where)
                 elif member.name.endswith((".xz", ".txt")):
-                    yield member.read, Content(file.name, member.name, member.position, member.content)
-        except seven_zip.Damaged as error:
-            yield file.size, Fault("unreadable file", f"{file.name}: {error}")
+                    yield read, Content(file.name, member.name, member.position, member.content)
+    except _DAMAGE as error:
+        yield file.size, Fault("unreadable file", f"{file.name}: {error}", files.lost_bytes(file.size, read))
 
 
 def _solid(members: Iterator[tuple[int, Content | Fault]], stored: int, most: int) -> Iterator[Part]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from configs.errors import RequestError
 from pipeline.bad_inputs import BadInputs
@@ -11,9 +11,27 @@ from pipeline.sources import Part, file_source, files
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.files import File
 
-#: Rows that are held at a time.
+#: Rows that are held at a time, at most, and about how many bytes of text; beside them, a page of the column.
 _BATCH_ROWS = 1000
+_BATCH_BYTES = 4 << 20
 _BUFFER_BYTES = 8 << 20
+
+
+class RowGroups(NamedTuple):
+    """Row groups [first, stop) of a file; stop 0: its footer is unreadable.
+
+    Attributes:
+        row: number of their first row in the file.
+        rows: how many they have.
+        size: stored bytes, of all columns: their share of the file.
+    """
+
+    file: File
+    first: int
+    stop: int
+    row: int
+    rows: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -35,10 +53,10 @@ class ParquetSource(FileSource):
         return file_source.part_bytes(self.size(1) or 0, file_source.COMPRESSED_PART_BYTES)
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: (file, first row group, group to stop at, first row) pieces; stop 0: its footer is unreadable."""
-        return file_source.grouped(self._groups(), self.most_bytes)
+        """Each part: ``RowGroups``."""
+        return file_source.grouped(((piece.size, piece) for piece in self._groups()), self.most_bytes)
 
-    def _groups(self) -> Iterator[tuple[int, tuple[File, int, int, int]]]:
+    def _groups(self) -> Iterator[RowGroups]:
         import pyarrow
         import pyarrow.parquet as parquet
 
@@ -47,36 +65,52 @@ class ParquetSource(FileSource):
                 with file.open() as stream:
                     metadata = parquet.read_metadata(stream)
             except (pyarrow.ArrowException, *files.DAMAGE):
-                yield file.size, (file, 0, 0, 0)
+                yield RowGroups(file, 0, 0, 0, 0, file.size)
                 continue
             yield from _ranges(file, metadata, self.most_bytes)
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
         import pyarrow
 
-        for file, first, stop, row in part.where:
+        bad.bytes += part.size
+        for piece in part.where:
+            rows = 0
             try:
-                with file.open() as stream:
-                    yield from self._rows(stream, file, range(first, stop), row, bad)
+                with piece.file.open() as stream:
+                    for document in self._rows(stream, piece, bad):
+                        rows += 1
+                        if document is not None:
+                            yield document
             except (pyarrow.ArrowException, *files.DAMAGE) as error:
-                where = f"{file.name}, row groups {first} to {stop - 1}" if stop else file.name
-                bad.add("unreadable file", f"{where}: {' '.join(str(error).split())}")
+                where = piece.file.name
+                where += f", row groups {piece.first} to {piece.stop - 1}" if piece.stop else ""
+                lost = piece.size - piece.size * rows // max(piece.rows, 1)
+                bad.add("unreadable file", f"{where}: {' '.join(str(error).split())}", lost)
 
-    def _rows(self, stream: Any, file: File, groups: range, row: int, bad: BadInputs) -> Iterator[Document]:
+    def _rows(self, stream: Any, piece: RowGroups, bad: BadInputs) -> Iterator[Document | None]:
+        """The document of each row; None of one without text."""
         import pyarrow.parquet as parquet
 
         # A column is read through a buffer: a row group may be as large as the file.
-        opened = parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES)
-        check_column(opened.schema_arrow, self.text_field, file.name)
-        columns = [self.text_field]
-        for batch in opened.iter_batches(_BATCH_ROWS, list(groups), columns, use_threads=False):
-            for text in texts_of(batch.column(0), file.name, row, bad):
-                if text is not None:
-                    yield Document(f"parquet:{file.name}:{row}", text, file.name, "record")
-                row += 1
+        opened = parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        check_column(opened.schema_arrow, self.text_field, piece.file.name)
+        name, row = piece.file.name, piece.row
+        for group in range(piece.first, piece.stop):
+            rows = _batch_rows(opened.metadata.row_group(group), self.text_field)
+            for batch in opened.iter_batches(rows, [group], [self.text_field], use_threads=False):
+                for text in texts_of(batch.column(0), name, row, bad):
+                    yield None if text is None else Document(f"parquet:{name}:{row}", text, name, "record")
+                    row += 1
 
 
-def _ranges(file: File, metadata: Any, most: int) -> Iterator[tuple[int, tuple[File, int, int, int]]]:
+def _batch_rows(group: Any, field: str) -> int:
+    """Rows of a row group, described by its metadata, with about ``_BATCH_BYTES`` of text."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    size = next((column.total_uncompressed_size for column in columns if column.path_in_schema == field), 0)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(size, 1)))
+
+
+def _ranges(file: File, metadata: Any, most: int) -> Iterator[RowGroups]:
     """Row groups of a file put together up to ``most`` stored bytes; of the file's size each has its share."""
     sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
     whole = sum(sizes) or 1
@@ -85,7 +119,7 @@ def _ranges(file: File, metadata: Any, most: int) -> Iterator[tuple[int, tuple[F
         rows += metadata.row_group(group).num_rows
         size += group_size
         if file.size * size // whole >= most or group + 1 == len(sizes):
-            yield file.size * size // whole, (file, first, group + 1, row)
+            yield RowGroups(file, first, group + 1, row, rows, file.size * size // whole)
             first, row, size, rows = group + 1, row + rows, 0, 0
 
 
@@ -110,8 +144,15 @@ def check_column(schema: Any, name: str, where: str) -> None:
 def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str | None]:
     """The text of each row of an Arrow column; None for a row without, which is counted.
 
-    ``first`` is the number of the column's first row in the file ``name``.
+    No more than about ``_BATCH_BYTES``, or a row, of Python's strings are made at a time. ``first`` is the number of
+    the column's first row in the file ``name``.
     """
+    step = max(1, len(column) * _BATCH_BYTES // max(column.nbytes, 1))
+    for at in range(0, len(column), step):
+        yield from _converted(column.slice(at, step), name, first + at, bad)
+
+
+def _converted(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str | None]:
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:

@@ -6,6 +6,9 @@ from typing import Any
 from configs.errors import RequestError
 from pipeline.sources import retry
 
+#: The recipe's key that a path is given by, unless the caller names another.
+KEY = "data.source.path"
+
 #: What fsspec needs for protocols that it does not bring itself.
 _PACKAGES = {
     "s3": "s3fs",
@@ -28,8 +31,8 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def open_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path within it.
+def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
+    """The fsspec file system of a URL, given by a recipe's key, and the path within it.
 
     Raises:
         RequestError: nothing here speaks its protocol.
@@ -42,19 +45,19 @@ def open_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         package = _PACKAGES.get(protocol)
         cure = f"pip install {package}" if package else retry.in_one_line(error)
-        raise RequestError(f"data.source.path: {url}: reading {protocol}:// needs a package: {cure}") from None
+        raise RequestError(f"{key}: {url}: reading {protocol}:// needs a package: {cure}") from None
     except ValueError as error:
-        raise RequestError(f"data.source.path: {url}: {retry.in_one_line(error)}") from None
+        raise RequestError(f"{key}: {url}: {retry.in_one_line(error)}") from None
     return system, path
 
 
-def listed(url: str) -> tuple[bool, list[dict[str, Any]]]:
+def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
     """Whether a URL names a folder, and fsspec's description of each file at, below or (a glob) matching it.
 
     Raises:
         RequestError: its protocol is unknown or the storage cannot be reached.
     """
-    system, path = open_system(url)
+    system, path = open_system(url, key)
 
     def ask() -> tuple[bool, list[dict[str, Any]]]:
         if any(mark in path for mark in ("*[" if url.startswith("http") else "*?[")):
@@ -70,9 +73,9 @@ def listed(url: str) -> tuple[bool, list[dict[str, Any]]]:
 
     final = (PermissionError, ImportError, ValueError)
     try:
-        return retry.patiently(ask, f"data.source.path: {url}", final, retry.FIRST_ATTEMPTS)
+        return retry.patiently(ask, f"{key}: {url}", final, retry.FIRST_ATTEMPTS)
     except final as error:
-        raise RequestError(f"data.source.path: {url}: {retry.in_one_line(error)}") from None
+        raise RequestError(f"{key}: {url}: {retry.in_one_line(error)}") from None
 
 
 def tag_of(info: dict[str, Any]) -> str | None:

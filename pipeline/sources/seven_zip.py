@@ -25,6 +25,7 @@ class Member(NamedTuple):
         name: without what would lead out of a folder.
         position: number among the members, from 0.
         is_file: it is a regular file of at most ``tar.MOST_MEMBER_BYTES``.
+        too_large: it is a larger one.
         content: of a regular file; empty otherwise.
         read: bytes of the archive read by then.
     """
@@ -32,6 +33,7 @@ class Member(NamedTuple):
     name: str
     position: int
     is_file: bool
+    too_large: bool
     content: bytes
     read: int
 
@@ -152,7 +154,8 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
             self._name = name
             self._position = position
             self._info = info
-            self._is_file = not info.is_symlink and info.uncompressed <= MOST_MEMBER_BYTES
+            self._too_large = not info.is_symlink and info.uncompressed > MOST_MEMBER_BYTES
+            self._is_file = not info.is_symlink and not self._too_large
             self._blocks: list[bytes] = []
 
         def write(self, s: bytes | bytearray) -> int:
@@ -178,7 +181,8 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
             # py7zr closes a member also where it breaks, and checks it only after.
             whole = len(content) == self._info.uncompressed and self._info.crc32 in (None, zlib.crc32(content))
             if whole or not self._is_file:
-                members.put(Member(self._name, self._position, self._is_file, content, stream.tell()))
+                found = Member(self._name, self._position, self._is_file, self._too_large, content, stream.tell())
+                members.put(found)
 
     class Writers(WriterFactory):
         def create(self, filename: str) -> Py7zIO:

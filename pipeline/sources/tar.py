@@ -13,7 +13,7 @@ _ZEROS = bytes(_BLOCK)
 #: Longest name or extended header that is believed.
 _MOST_HEADER_BYTES = 1 << 20
 #: Members larger than this are no texts, nor archives of a few hundred of them.
-MOST_MEMBER_BYTES = 1 << 30
+MOST_MEMBER_BYTES = 256 << 20
 
 
 class Damaged(Exception):
@@ -57,7 +57,8 @@ def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: b
         contents: read the members; else their headers only.
 
     Raises:
-        Damaged: the archive ends early or has an unreadable header; the members before that were given.
+        Damaged: the archive ends early, be it between two members, or has an unreadable header; the members before
+            that were given.
         OSError, EOFError, zlib.error, lzma.LZMAError: the stream is damaged.
     """
     while stop is None or at < stop:
@@ -92,7 +93,9 @@ def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extend
         block = stream.read(_BLOCK)
         if not block and not at:
             raise Damaged("it is empty")
-        if not block or block == _ZEROS:
+        if not block:
+            raise Damaged(f"byte {at}: ends without its end mark")
+        if block == _ZEROS:
             return None, extended, at
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, ClassVar, Literal, NamedTuple
 
+from configs.errors import RequestError
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.sources import Part, file_source, files
@@ -13,9 +14,11 @@ from pipeline.sources.cut import Piece, pieces
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.files import File
 
-#: Characters of a block of a long text, and bytes of its documents in a part.
+#: Characters of a block of a long text, and bytes (of UTF-8) of its documents in a part.
 _BLOCK_CHARS = 1 << 20
 _CARRIED_BYTES = 16 << 20
+#: Bytes of a text, unpacked, that is read whole.
+_MOST_WHOLE_BYTES = 256 << 20
 
 
 class Carried(NamedTuple):
@@ -23,7 +26,7 @@ class Carried(NamedTuple):
 
     documents: tuple[tuple[str, str, str], ...]
     good: int
-    faults: tuple[tuple[str, str], ...]
+    faults: tuple[tuple[str, str, int], ...]
 
 
 @dataclass
@@ -39,7 +42,7 @@ class _Reading:
     chars: int = 0
     newlines: int = 2
     good: int = 0
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[tuple[str, str, int]] = field(default_factory=list)
     begins: deque[tuple[int, str]] = field(default_factory=deque)
 
 
@@ -85,23 +88,30 @@ class TextSource(FileSource):
             yield from self._carried(list(self.files.values()))
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        bad.bytes += part.size
         if isinstance(part.where[0], Carried):
             (carried,) = part.where
             bad.good += carried.good
-            for reason, where in carried.faults:
-                bad.add(reason, where)
+            for fault in carried.faults:
+                bad.add(*fault)
             yield from (Document(name, text, source, "text") for name, text, source in carried.documents)
             return
         for file in part.where:
             try:
                 with files.open_binary(file) as stream:
-                    text = decode(stream.read())
+                    content = _most_of(stream)
+                if len(content) > _MOST_WHOLE_BYTES:
+                    cure = "unpacked" if self.chunk_chars else "set chunk_chars"
+                    bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB: {cure}", file.name, file.size)
+                    continue
+                text = decode(content)
             except files.DAMAGE as error:
-                bad.add("unreadable file", f"{file.name}: {error}")
+                bad.add("unreadable file", f"{file.name}: {error}", file.size)
                 continue
             except UnicodeDecodeError as error:
-                bad.add("invalid UTF-8", f"{file.name}: byte {error.start}")
+                bad.add("invalid UTF-8", f"{file.name}: byte {error.start}", file.size)
                 continue
+            del content
             bad.good += 1
             found = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap)
             for number, piece in enumerate(found):
@@ -112,16 +122,46 @@ class TextSource(FileSource):
         reading = _Reading()
         ready: list[tuple[str, str, str]] = []
         size = begun = 0
-        found = pieces(_blocks(texts, reading), self.chunk, self.chunk_chars, self.chunk_overlap)
+        blocks = _blocks(texts, reading)
+        found = pieces(blocks if self.chunk_chars else _short(blocks), self.chunk, self.chunk_chars, self.chunk_overlap)
         for number, piece in enumerate(found):
             source = _file_of(piece, reading)
             ready.append((f"text:{'merged' if self.merge else source}:{number}", piece.text, source))
-            size += len(piece.text)
+            size += _utf8_bytes(piece.text)
             if size >= _CARRIED_BYTES:
                 yield Part(reading.stored - begun, (_carry(ready, reading),))
                 begun, ready, size = reading.stored, [], 0
         if ready or reading.good or reading.faults:
             yield Part(reading.stored - begun, (_carry(ready, reading),))
+
+
+def _most_of(stream: IO[bytes]) -> bytes:
+    """The content of a stream, or so much of it that it is known to be longer than ``_MOST_WHOLE_BYTES``."""
+    blocks: list[bytes] = []
+    size = 0
+    while size <= _MOST_WHOLE_BYTES and (block := stream.read(_BLOCK_CHARS)):
+        blocks.append(block)
+        size += len(block)
+    return b"".join(blocks)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _short(blocks: Iterator[str]) -> Iterator[str]:
+    """The blocks of a text that is to be one document.
+
+    Raises:
+        RequestError: it is too long for that.
+    """
+    size = 0
+    for block in blocks:
+        size += _utf8_bytes(block)
+        if size > _MOST_WHOLE_BYTES:
+            limit = f"{_MOST_WHOLE_BYTES >> 20} MB"
+            raise RequestError(f"data.source.merge: one document of more than {limit}: set data.source.chunk_chars")
+        yield block
 
 
 def _carry(ready: list[tuple[str, str, str]], reading: _Reading) -> Carried:
@@ -142,21 +182,28 @@ def _blocks(texts: list[File], reading: _Reading) -> Iterator[str]:
     """The files' text, a blank line between two, in blocks; damage ends a file."""
     for file in texts:
         before = reading.stored
-        chars = 0
+        chars = at = read = 0
         try:
             with file.open() as raw, files.decompressed(raw, file.name) as stream:
-                for block in _decoded(stream):
-                    if not chars:
-                        yield from _separated(file, reading)
-                    chars += len(block)
-                    reading.chars += len(block)
-                    reading.stored = before + min(raw.tell(), file.size)
-                    reading.newlines = len(block[-2:]) - len(block[-2:].rstrip("\n"))
-                    yield block
+                try:
+                    for block in _decoded(stream):
+                        if not chars:
+                            yield from _separated(file, reading)
+                        chars += len(block)
+                        reading.chars += len(block)
+                        read = min(raw.tell(), file.size)
+                        reading.stored = before + read
+                        reading.newlines = len(block[-2:]) - len(block[-2:].rstrip("\n"))
+                        yield block
+                except (*files.DAMAGE, UnicodeDecodeError):
+                    at = raw.tell()
+                    raise
         except files.DAMAGE as error:
-            reading.faults.append(("unreadable file", f"{file.name}: after {chars} characters: {error}"))
+            where = f"{file.name}: after {chars} characters: {error}"
+            reading.faults.append(("unreadable file", where, files.lost_bytes(file.size, at)))
         except UnicodeDecodeError:
-            reading.faults.append(("invalid UTF-8", f"{file.name}: within {_BLOCK_CHARS} characters after {chars}"))
+            where = f"{file.name}: within {_BLOCK_CHARS} characters after {chars}"
+            reading.faults.append(("invalid UTF-8", where, file.size - read))
         else:
             reading.good += 1
         reading.stored = before + file.size

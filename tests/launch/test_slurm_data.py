@@ -14,7 +14,7 @@ from configs.errors import RequestError
 from configs.load import load_recipe
 from launch.__main__ import main
 from launch.sbatch import submit_chain
-from launch.slurm_data import STEPS, chain
+from launch.slurm_data import chain, steps
 from tests.pipeline.corpora import RECIPE, ROOT, texts, write_jsonl
 
 _AWKWARD = """data.source.path=it's "a" {b} $HOME `c` *"""
@@ -63,7 +63,7 @@ def _dry_run(*overrides):
 def test_arrays_share_a_stage_and_single_jobs_settle_it(tmp_path):
     jobs = _jobs(tmp_path, "launch.slurm.array_tasks=7", "launch.slurm.array_limit=3", "launch.slurm.cpus=2")
     assert [job.name for job in jobs] == ["ingest", "dedup", "settle", "clean", "publish", "tokenize", "assemble"]
-    for job, step in zip(jobs, STEPS, strict=True):
+    for job, step in zip(jobs, steps(load_recipe(RECIPE, [])), strict=True):
         assert ("--array=0-6%3" in job.options) == step.shared
         assert {"--requeue", "--kill-on-invalid-dep=yes", "--cpus-per-task=2"} <= set(job.options)
         ids = "%A_%a" if step.shared else "%j"
@@ -76,6 +76,15 @@ def test_arrays_share_a_stage_and_single_jobs_settle_it(tmp_path):
             share = ' --tasks 7 --task "$SLURM_ARRAY_TASK_ID"' if step.shared else ""
             assert line.startswith(f"{shlex.quote(sys.executable)} -m {package} {verb}{share} --recipe ")
             assert line.endswith(" data.workers=2")
+
+
+@pytest.mark.parametrize("packing", ["windows", "best_fit"])
+def test_the_last_job_packs_where_the_recipe_asks_for_it(tmp_path, packing):
+    *before, last = _dry_run(f"run.root={tmp_path}", f"train.packing={packing}").split("sbatch ")
+    verbs = re.findall(r" -m (\w+ \w+)", last)
+    pack = ["pipeline pack"] if packing == "best_fit" else []
+    assert verbs == ["pipeline tokenize", *pack, "pipeline verify"]
+    assert "pipeline pack" not in "".join(before)
 
 
 def test_an_override_reaches_the_command_as_it_was_given(tmp_path):
@@ -188,7 +197,7 @@ def test_what_is_sound_is_submitted_but_not_twice_at_a_time(calls, tmp_path, cap
     given = [f"run.root={tmp_path}", "data.source.kind=jsonl", "data.source.sample_bytes=null"]
     given += [f"data.source.path={source}"]
     assert _submit(*given) == 0
-    assert len(calls()) == len(capsys.readouterr().out.splitlines()) == len(STEPS)
+    assert len(calls()) == len(capsys.readouterr().out.splitlines()) == 7
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"logs", ".slurm-jobs"}
     monkeypatch.setenv("QUEUED", "102\n102\n103")
     with pytest.raises(RequestError, match="its data jobs 102, 103 are not done: wait, or `scancel 102 103` first"):

@@ -1,5 +1,6 @@
 """Every data stage killed at random moments ends with the bytes of an uninterrupted run, as does one on a full disk."""
 
+import json
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ import pytest
 
 from configs.load import load_recipe
 from pipeline.verify import verify
-from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write_jsonl
+from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write, write_jsonl
 
 #: Every rule that keeps state between documents is on, so that every sort of file is written.
 _RULES = (
@@ -25,6 +26,9 @@ _RULES = (
     "train.packing=best_fit",
     "train.context_length=128",
     "train.global_batch_tokens=1024",
+    "finetune.max_length=128",
+    "finetune.examples.kind=instructions",
+    "finetune.examples.max_examples=null",
 )
 _STAGES = {
     "ingest": "documents",
@@ -33,6 +37,7 @@ _STAGES = {
     "train": "tokenizer",
     "tokenize": "tokens",
     "pack": "packing",
+    "examples": "examples",
 }
 #: Kills of each stage: some in every run of the tests, all of them in ``make test-recovery``.
 _KILLS = 20
@@ -40,7 +45,8 @@ _KILLS = 20
 
 def _line(verb, root, source, *more):
     package = "tokenizer" if verb == "train" else "pipeline"
-    given = overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", *_RULES, *more)
+    chats = f"finetune.examples.path={source.with_name('instructions.jsonl')}"
+    given = overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", chats, *_RULES, *more)
     return [sys.executable, "-m", package, verb, "--recipe", str(RECIPE), *given]
 
 
@@ -51,8 +57,11 @@ def _run(verb, root, source, *more):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Eight files, with copies and near copies among their documents."""
-    folder = tmp_path_factory.mktemp("source")
+    """Eight files, with copies and near copies among their documents; beside their folder, instructions."""
+    folder = tmp_path_factory.mktemp("given") / "source"
+    folder.mkdir()
+    records = [{"instruction": f"Count to {n}.", "output": f"{n}, at last."} for n in range(3000)]
+    folder.with_name("instructions.jsonl").write_text("\n".join(map(json.dumps, records)))
     made = texts(4000)
     made += [text.replace(".", "!", 1) for text in made[::9]] + made[::11]
     random.Random(1).shuffle(made)
@@ -106,10 +115,10 @@ def _artefacts(root):
     return {name: digest for name, digest in digests(root / "demo").items() if not name.startswith(".")}
 
 
-def _killed(verb, root, source, random_, seconds):
+def _killed(verb, root, source, random_, seconds, *more):
     """Start a stage and kill it, mostly after its first write; whether that hit between that and its publishing."""
     since = time.time_ns()
-    process = _start(verb, root, source, f"data.workers={random_.choice((1, 2, 3))}")
+    process = _start(verb, root, source, f"data.workers={random_.choice((1, 2, 3))}", *more)
     if random_.random() < 0.9:
         _until_written(process, root, verb, since)
     time.sleep(random_.random() * seconds)
@@ -165,6 +174,61 @@ def test_killed_at_twenty_moments(verb, states, source, tmp_path):
         assert kills < 5 * _KILLS, "the stage is over too soon to be hit at work"
 
 
+@pytest.mark.slow
+def test_a_solid_archive_killed(source, tmp_path):
+    """Its parts come out of one stream, which every start reads from the beginning."""
+    made = [json.loads(line)["text"] for path in sorted(source.glob("*.jsonl")) for line in path.open()]
+    more = [f"{key}={value}" for key, value in write("openwebtext-tar-xz", made, tmp_path / "archive").items()]
+    begin = time.monotonic()
+    _run("clean", tmp_path / "whole", source, *more)
+    seconds = time.monotonic() - begin
+    random_ = random.Random("solid")
+    hits = kills = 0
+    while kills < _KILLS or hits < 10:
+        for _ in range(random_.randint(1, 4)):
+            hits += _killed("clean", tmp_path / "run", source, random_, seconds, *more)
+            kills += 1
+        _run("clean", tmp_path / "run", source, "data.workers=2", *more)
+        assert _artefacts(tmp_path / "run") == _artefacts(tmp_path / "whole")
+        shutil.rmtree(tmp_path / "run")
+        assert kills < 5 * _KILLS
+
+
+def _tasks(verb, root, source):
+    return [_start(verb, root, source, "--tasks", "3", "--task", str(task)) for task in range(3)]
+
+
+def _kill_some(tasks, random_, seconds):
+    """Kill one to all of some tasks, each at a moment of its own; how many of them were still at work."""
+    hits = 0
+    for process in random_.sample(tasks, random_.randint(1, len(tasks))):
+        time.sleep(random_.random() * seconds)
+        if process.poll() is None:
+            hits += 1
+            os.killpg(process.pid, signal.SIGKILL)
+    for process in tasks:
+        assert process.wait() in (0, -signal.SIGKILL)
+    return hits
+
+
+@pytest.mark.slow
+def test_tasks_killed(states, source, tmp_path):
+    folder, _ = states
+    random_ = random.Random("tasks")
+    root = tmp_path / "run"
+    for verb in ("ingest", "dedup", "clean", "train", "tokenize"):
+        if verb == "train":
+            _run(verb, root, source)
+            continue
+        hits = sum(_kill_some(_tasks(verb, root, source), random_, 1.2) for _ in range(7))
+        assert hits >= 5, verb
+        assert [process.wait() for process in _tasks(verb, root, source)] == [0, 0, 0]
+        if verb != "ingest":
+            _run(verb, root, source)
+    wanted = {name: digest for name, digest in _artefacts(folder / "run").items() if not name.startswith(("p", "e"))}
+    assert _artefacts(root) == wanted
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own; ``grow(MB)`` sets its size."""
@@ -202,17 +266,22 @@ def test_a_full_disk_loses_nothing(states, source, small_disk):
     assert _artefacts(root) == _artefacts(states[0] / "run")
 
 
+def _kinds(root):
+    """A file of every kind of every artefact."""
+    kinds = {}
+    for path in sorted((root / "demo").rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            kinds.setdefault((path.parent.name, path.name.split("-")[0], path.suffix), path)
+    assert len(kinds) >= 13, kinds
+    return kinds.values()
+
+
 def test_verify_finds_a_flipped_bit_in_every_kind_of_file(states, source, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(states[0] / "run", root)
     asked = load_recipe(RECIPE, _line("verify", root, source)[6:])
     assert verify(asked, "r.yaml")[1] == []
-    kinds = {}
-    for path in sorted((root / "demo").rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            kinds.setdefault((path.parent.name, path.name.split("-")[0], path.suffix), path)
-    assert len(kinds) >= 11, kinds
-    for path in kinds.values():
+    for path in _kinds(root):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
@@ -224,6 +293,22 @@ def test_verify_finds_a_flipped_bit_in_every_kind_of_file(states, source, tmp_pa
             assert faults, path
         else:
             assert len(faults) == 1 and str(path) in faults[0] and "repair: " in faults[0], (path, faults)
+    assert verify(asked, "r.yaml")[1] == []
+
+
+def test_verify_finds_a_cut_and_a_missing_file_of_every_kind(states, source, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(states[0] / "run", root)
+    asked = load_recipe(RECIPE, _line("verify", root, source)[6:])
+    for path in _kinds(root):
+        if path.name == "manifest.json":
+            continue
+        content = path.read_bytes()
+        for size in (len(content) - 1, 0, None):
+            path.unlink() if size is None else path.write_bytes(content[:size])
+            (fault,) = verify(asked, "r.yaml")[1]
+            assert str(path) in fault and "repair: rm -r " in fault, fault
+        path.write_bytes(content)
     assert verify(asked, "r.yaml")[1] == []
 
 

@@ -105,7 +105,7 @@ def test_a_connection_that_stays_broken_is_no_bad_input(memory, monkeypatch):
 
 def test_what_the_storage_says_of_a_file_stands_for_its_content(memory, monkeypatch):
     infos = [{"name": "/a.jsonl", "size": 5, "type": "file", "ETag": '"1"'}]
-    monkeypatch.setattr(remote, "listed", lambda url: (False, infos))
+    monkeypatch.setattr(remote, "listed", lambda url, key: (False, infos))
     before = files.fingerprints(files.find("memory://a.jsonl", ()))
     assert files.fingerprints(files.find("memory://a.jsonl", ())) == before
     infos[0] = infos[0] | {"ETag": '"2"'}

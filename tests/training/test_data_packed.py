@@ -11,10 +11,12 @@ from artefacts.manifest import Manifest
 from artefacts.training_run import pretrain_run
 from configs.errors import RequestError
 from configs.load import load_recipe
-from pipeline import packing
-from tests.pipeline.corpora import RECIPE
+from pipeline import documents as pipeline_documents
+from pipeline import packing, tokens
+from tests.pipeline.corpora import RECIPE, of_jsonl, texts, write_jsonl
 from tests.training.shards import END, documents, write
 from tokenizer.load import Tokenizer
+from tokenizer.train import train
 from training.data.batch import IGNORED
 from training.data.packed import PackedSamples
 from training.data.sources import pretraining_data
@@ -90,7 +92,7 @@ def test_a_damaged_index_is_named(packed) -> None:
 
 
 class Ids:
-    pad_id, end_of_text_id = PAD, END
+    end_of_text_id = END
 
 
 def a_run(root, monkeypatch, *more, sources=()):
@@ -156,3 +158,37 @@ def test_a_packing_for_another_length_is_refused(tmp_path, monkeypatch) -> None:
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"context_length": 64})})
     with pytest.raises(RequestError, match="another context length"):
         pretrain_run(longer, layout)
+
+
+def test_a_ready_tokenizer_without_a_pad_token(tmp_path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts(60), vocab_size=500, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    asked = of_jsonl(
+        tmp_path,
+        write_jsonl(tmp_path / "a.jsonl", texts(60)),
+        "tokenizer.kind=huggingface",
+        f"tokenizer.path={tmp_path / 'tokenizer.json'}",
+        "model.vocab_size=500",
+        "train.packing=best_fit",
+        f"train.context_length={LENGTH}",
+        "train.global_batch_tokens=256",
+    )
+    pipeline_documents.build(asked)
+    train(asked)
+    tokens.build(asked)
+    packing.build(asked)
+    layout = RunLayout.of(asked)
+    end = Tokenizer.load(layout.tokenizer).end_of_text_id
+    padded = 0
+    for step in range(20):
+        for batch in pretraining_data(asked, layout).micro_batches(step, 0, 1, 8):
+            pieces = np.split(batch.inputs.numpy().ravel(), batch.starts.numpy()[1:-1])
+            labels = np.split(batch.labels.numpy().ravel(), batch.starts.numpy()[1:-1])
+            for piece, label in zip(pieces, labels, strict=True):
+                # A document's own end is the last of its piece; nothing but padding begins with it.
+                if len(piece) > 1 and piece[0] == end:
+                    padded += 1
+                    assert (piece == end).all() and (label == IGNORED).all()
+    assert padded

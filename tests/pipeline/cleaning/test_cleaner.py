@@ -139,11 +139,30 @@ def test_decontamination(tmp_path):
 
 
 def test_evaluation_texts_that_are_not_there(tmp_path):
-    with pytest.raises(RequestError, match=r"no \.txt or \.jsonl file at .*nowhere"):
+    with pytest.raises(RequestError, match=r"^data\.clean\.decontaminate\.path: .*nowhere is neither a file nor"):
         Cleaner(CleanSection(decontaminate={"path": str(tmp_path / "nowhere")}))
     folder = _evaluation_files(tmp_path / "evaluation")
     with pytest.raises(RequestError, match=r"a\.jsonl:1: no text field 'text'"):
         Cleaner(CleanSection(decontaminate={"path": str(folder)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl.zst", zstandard.compress(b'{"text": "some words"}\n' * 9999)[:-9], "cannot be read"),
+        ("a.jsonl.zst", b"plainly something else", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "some words"}\n' * 9999)[:-9], "cannot be read"),
+        ("a.txt.xz", b"plainly something else", "cannot be read"),
+        ("a.txt", b"caf\xe9", "is not UTF-8: byte 3"),
+        ("a.jsonl", b'{"text": "x"}\n{broken', "malformed record"),
+        ("a.jsonl", b"[1]", "no text field 'text'"),
+        ("a.jsonl", b'{"text": 1}', "no text field 'text'"),
+    ],
+)
+def test_damaged_evaluation_texts(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RequestError, match=rf"^data\.clean\.decontaminate\.path: {name}.*{says}[^\n]*$"):
+        Cleaner(CleanSection(decontaminate={"path": str(tmp_path)}))
 
 
 def test_real_documents_have_reasons():
