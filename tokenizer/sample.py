@@ -49,9 +49,10 @@ def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
 
     ``pieces`` is called twice; no more is held than the 65,536th part of the documents. None: all of them fit.
     """
-    totals = np.zeros(_BINS, np.int64)
+    totals, documents = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
     for hashes, sizes in pieces():
         totals += np.bincount(hashes >> _SHIFT, sizes, _BINS).astype(np.int64)
+        documents += np.bincount(hashes >> _SHIFT, minlength=_BINS)
     ends = np.cumsum(totals)
     if ends[-1] <= budget:
         return None
@@ -64,4 +65,4 @@ def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
     if count:
         return int(hashes[order[count - 1]])
     # None of this bin fits: the sample ends with the bins before it.
-    return int(hashes[order[0]]) if before == 0 else (chosen << 48) - 1
+    return (chosen << 48) - 1 if documents[:chosen].any() else int(hashes[order[0]])
