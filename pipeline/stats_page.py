@@ -114,15 +114,18 @@ def _tokens_section(layout: RunLayout, made: Manifest, documents: Manifest | Non
             "Tokens a document, its end-of-text token included.",
         ),
     ]
-    if documents and (ratios := _bytes_a_token(layout, documents, sides["train"])) is not None:
+    if documents and (ratios := _bytes_a_token(layout, documents)) is not None:
         figure = inline_svg(lambda: _plain_histogram(ratios, "bytes a token"), "bytes a token by document")
         parts.append(markup.figure(figure, f"Bytes a token of {len(ratios):,} training documents."))
     return markup.section("tokens", "Tokens", *parts)
 
 
-def _bytes_a_token(layout: RunLayout, documents: Manifest, train: list[IndexedDataset]) -> NDArray[np.float64] | None:
-    """Bytes a token of the first training documents of the first source; None where the two do not line up."""
-    paths = next(iter(shards.of_sources(layout.documents, documents).values()))[:_MEASURED_FILES]
+def _bytes_a_token(layout: RunLayout, documents: Manifest) -> NDArray[np.float64] | None:
+    """Bytes a token of the first training documents of the first source; None where there are too few shards of it."""
+    files = shards.of_sources(layout.documents, documents)
+    name = next(iter(files))
+    paths = files[name][:_MEASURED_FILES]
+    train = _prefixes(layout.tokens / name if len(files) > 1 else layout.tokens, "train")
     path = layout.tokens / "validation.parquet"
     with repair.reading("tokens", path):
         held_out = set(parquet.read_table(path, columns=["id"])["id"].to_pylist())
@@ -132,10 +135,12 @@ def _bytes_a_token(layout: RunLayout, documents: Manifest, train: list[IndexedDa
             table = parquet.read_table(documents_path, columns=["id", "bytes"])
         pairs = zip(table["id"].to_pylist(), table["bytes"].to_pylist(), strict=True)
         sizes += [size for identifier, size in pairs if identifier not in held_out]
-    lengths = np.concatenate([shard.lengths for shard in train])[: len(sizes)]
+    lengths = np.concatenate([np.zeros(0, np.int32), *(IndexedDataset(prefix).lengths for prefix in train)])[
+        : len(sizes)
+    ]
     if not len(lengths) or len(lengths) < len(sizes):
         return None
-    return np.array(sizes) / np.maximum(lengths - 1, 1)
+    return np.array(sizes) / np.maximum(lengths[: len(sizes)] - 1, 1)
 
 
 def _pieces_section(layout: RunLayout, made: Manifest) -> str:
@@ -199,8 +204,8 @@ def _histogram(series: dict[str, NDArray[Any]], unit: str) -> Figure:
     """Histograms of positive sizes over powers of two."""
     figure = Figure(figsize=(7, 2.8))
     axes = figure.subplots()
-    most = max((int(values.max()) for values in series.values() if len(values)), default=2)
-    edges = 2.0 ** np.arange(0, np.log2(most) + 1.25, 0.25)
+    every = np.concatenate([np.ones(1), *series.values()])
+    edges = 2.0 ** np.arange(np.floor(np.log2(max(every[1:].min(initial=2), 1))), np.log2(every.max()) + 1.25, 0.25)
     for colour, (name, values) in zip(COLOURS * 8, series.items(), strict=False):
         axes.hist(np.maximum(values, 1), edges.tolist(), histtype="step", color=colour, label=name, linewidth=1.4)
     axes.set(xscale="log", yscale="log", xlabel=unit, ylabel="documents")
@@ -222,7 +227,10 @@ def _bars(values: dict[str, int], unit: str) -> Figure:
     axes = figure.subplots()
     names = list(values)[::-1]
     axes.barh(names, [values[name] for name in names], color=COLOURS[1])
-    axes.set(xlabel=unit, xscale="log" if max(values.values()) > 100 else "linear")
+    axes.set(xlabel=unit)
+    if max(values.values()) > 100:
+        # From below one, so that a single document still shows.
+        axes.set(xscale="log", xlim=(0.5, None))
     return figure
 
 

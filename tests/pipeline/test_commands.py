@@ -1,5 +1,6 @@
 """The commands as a user runs them: whole runs, damage, kills, and what they cost when there is nothing to do."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import pytest
 
 from artefacts import manifest
 from artefacts.layout import RunLayout
+from pipeline import documents, tokens
+from pipeline.stats import stats
 from pipeline.verify import verify
-from tests.pipeline.corpora import RECIPE, ROOT, digests, of_jsonl, overrides, texts, write_jsonl
+from tests.pipeline.corpora import RECIPE, ROOT, digests, of_jsonl, overrides, recipe, texts, write_jsonl
+from tokenizer.train import train
 
 
 def _line(verb, root, source, *more):
@@ -79,6 +83,25 @@ def test_nothing_imports_torch(finished, source, tmp_path):
 def test_stats(finished, source):
     shown = _command("stats", finished, source)
     assert shown.returncode == 0 and "train: tokens" in shown.stdout and "bytes a token" in shown.stdout
+    page = (finished / "demo" / "data.html").read_text()
+    labels = ("document lengths", "Nothing was dropped", "tokens a document", "how often pieces are used", "Never used")
+    assert all(label in page for label in labels)
+    assert "bytes a token by document" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_the_stats_of_several_sources(tmp_path):
+    made = texts(120)
+    a, b = write_jsonl(tmp_path / "a.jsonl", made[:40]), write_jsonl(tmp_path / "b.jsonl", made[40:])
+    sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
+    asked = recipe(tmp_path, "data.source={}", sources)
+    documents.build(asked)
+    train(asked)
+    tokens.build(asked)
+    lines, page = stats(asked)
+    shown = page.read_text()
+    assert "books" in shown and "web" in shown and any("sources: web: train: tokens" in line for line in lines)
+    (measured,) = re.findall(r"Bytes a token of (\d+) training documents", shown)
+    assert 70 < int(measured) <= 80, "the training documents of books, the first by name"
 
 
 def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
