@@ -2,10 +2,11 @@
 
 import argparse
 import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from configs.errors import RequestError, StorageError, WorkerKilledError
+from configs.errors import RequestError, StoppedError, StorageError, WorkerKilledError
 from configs.load import load_recipe
 from configs.schema import Recipe
 
@@ -35,8 +36,18 @@ def read_recipe(arguments: argparse.Namespace) -> Recipe:
     return load_recipe(arguments.recipe, arguments.overrides)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a command's main and leave the process with its exit status; a wrong request is one line on stderr."""
+def _stop(number: int, _: object) -> None:
+    raise StoppedError(signal.Signals(number).name)
+
+
+def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) -> None:
+    """Run a command's main and leave the process with its exit status; a wrong request is one line on stderr.
+
+    ``restartable``: the command saves as it goes, so SIGTERM and SIGUSR1 stop it with status 75.
+    """
+    if restartable:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, _stop)
     try:
         status = main(sys.argv[1:])
     except RequestError as error:
@@ -52,7 +63,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             raise
         print(f"error: {said}", file=sys.stderr)
         status = FAILED
+    except StoppedError as stopped:
+        print(f"stopped by {stopped}: the same command goes on where it was", file=sys.stderr)
+        status = STOPPED
     except KeyboardInterrupt:
+        if restartable:
+            print("stopped: the same command goes on where it was", file=sys.stderr)
         status = 130
     sys.exit(status or DONE)
 

@@ -9,6 +9,10 @@ class UnreachableError(RequestError):
     """A service over the network does not answer; what is finished can do without it."""
 
 
+class StoppedError(KeyboardInterrupt):
+    """A signal asked the command to stop; all that is finished is saved. Commands exit 75 on it, 130 after Ctrl-C."""
+
+
 class WorkerKilledError(Exception):
     """A process of ours was killed from outside; the message says what to do, in one line. Commands exit 1 on it."""
 

@@ -94,6 +94,12 @@ def _takes_text(key: str) -> bool:
     return kind is str or (str in get_args(kind) and type(None) in get_args(kind))
 
 
+def _first_key(section: str) -> str:
+    """The first key of a section."""
+    every: list[str] = Recipe.keys()
+    return next((key for key in every if key.startswith(f"{section}.")), f"{section}.KEY").removeprefix(f"{section}.")
+
+
 def _explain(error: ValidationError, path: Path, overrides: list[str]) -> str:
     """One line for the first fault: where it stands, what is wrong, and the nearest valid key."""
     fault = error.errors()[0]
@@ -105,6 +111,10 @@ def _explain(error: ValidationError, path: Path, overrides: list[str]) -> str:
         return f"{where}: unknown key {key}; the nearest key is {near[0]}"
     if fault["type"] == "missing":
         return f"{where}: {key} is missing"
+    if fault["type"] in ("model_type", "model_attributes_type"):
+        return f"{where}: {key} is a section, not {fault['input']!r}: set keys of it, such as {key}.{_first_key(key)}"
+    if fault["type"] == "tuple_type":
+        return f"{where}: {key}: a list is wanted, such as [{fault['input']}]"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{where}: {key + '.' if key else ''}{message}" if key else f"{where}: {message}"

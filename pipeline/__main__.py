@@ -183,4 +183,4 @@ _VERBS = {
 _SHARED = ("ingest", "dedup", "clean", "tokenize")
 
 if __name__ == "__main__":
-    run(main)
+    run(main, restartable=True)

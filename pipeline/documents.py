@@ -35,7 +35,7 @@ def ingest(recipe: Recipe, share: Share) -> list[str] | None:
     """Read and clean the share's parts; tables of what is read so far, None where the documents are up to date.
 
     Raises:
-        RequestError: nothing to read.
+        RequestError: nothing to read, or (not for one task of several) too much could not be read.
     """
     sources = opened(recipe)
     with _stage(recipe, sources, share) as stage:
@@ -46,6 +46,8 @@ def ingest(recipe: Recipe, share: Share) -> list[str] | None:
 
         parts = _parts(stage, sources)
         read(recipe, sources, parts, share)
+        if share == WHOLE:
+            _checked(recipe, sources, parts)
         kept = [path for path in sorted(parts.glob("[0-9]*.parquet")) if "rejected" not in path.name]
         return [*tables.sources(by_source(parts)), "", *tables.lengths(kept)]
 

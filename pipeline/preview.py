@@ -38,6 +38,6 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
             bad = BadInputs()
             for counts in found.values():
                 bad.merge(counts["bad"].dump())
-            bad.check(0.0, ", ".join(source.name for source in opened(recipe).values()))
+            bad.check(recipe.data.max_bad_fraction, ", ".join(source.name for source in opened(recipe).values()))
             raise RequestError("nothing was read")
         return [*tables.sources(found), "", *tables.lengths([kept_path(folder, n) for n in range(number)])]

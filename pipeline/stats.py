@@ -41,13 +41,14 @@ def _table(layout: RunLayout, found: dict[str, Manifest]) -> list[str]:
 
 
 def _flat(counts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and figures, each source's and side's behind its name; reasons, which name keys, are left as they are."""
     rows: list[tuple[str, str]] = []
     for key, value in counts.items():
-        label = f"{prefix}{key.replace('_', ' ')}"
+        label = key if prefix.endswith(("dropped: ", "bad inputs: ")) else key.replace("_", " ")
         if isinstance(value, dict):
-            rows += _flat(value, f"{label}: ")
+            rows += _flat(value, f"{prefix}{label}: ")
         else:
-            rows.append((label, f"{value:,}"))
+            rows.append((prefix + label, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"))
     return rows
 
 

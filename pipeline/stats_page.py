@@ -116,7 +116,8 @@ def _tokens_section(layout: RunLayout, made: Manifest, documents: Manifest | Non
     ]
     if documents and (ratios := _bytes_a_token(layout, documents)) is not None:
         figure = inline_svg(lambda: _plain_histogram(ratios, "bytes a token"), "bytes a token by document")
-        parts.append(markup.figure(figure, f"Bytes a token of {len(ratios):,} training documents."))
+        name = next(iter(documents.details["files"]))
+        parts.append(markup.figure(figure, f"Bytes a token of the first {len(ratios):,} training documents of {name}."))
     return markup.section("tokens", "Tokens", *parts)
 
 

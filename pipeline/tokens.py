@@ -35,6 +35,11 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
     tokenizer = manifest.require(layout.tokenizer, "python -m tokenizer train --recipe ...")
+    asked = recipe.tokenizer
+    if asked.kind == "bpe" and tokenizer.identity != {"tokenizer": asked.identity(), "seed": recipe.run.seed}:
+        raise RequestError(
+            f"{layout.tokenizer} is of another recipe (tokenizer section or run.seed): run `python -m tokenizer train`"
+        )
     inputs = {"documents": documents.fingerprint, "tokenizer": tokenizer.fingerprint}
     identity = {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}
     with open_stage("tokens", layout.tokens, identity, inputs, shared=share != WHOLE) as stage:

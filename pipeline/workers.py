@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import connection
 from typing import Any, TypeVar
@@ -66,14 +68,30 @@ def _spread(
         pending: deque[Future[T]] = deque()
         try:
             for task in tasks:
-                pending.append(pool.submit(function, *task))
+                with _no_interrupts():
+                    pending.append(pool.submit(function, *task))
                 if len(pending) >= workers + min(workers, _MOST_AHEAD):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+        except BaseException:
             for future in pending:
                 future.cancel()
+            raise
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Processes that begin here do not hear Ctrl-C, which a terminal sends to all: the parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(prepare: Callable[..., None] | None, prepare_with: tuple[Any, ...]) -> None:

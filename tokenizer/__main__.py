@@ -93,4 +93,4 @@ def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, restartable=True)

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from textwrap import shorten
 from typing import IO, ClassVar
 
 from configs.errors import RequestError
@@ -71,7 +72,8 @@ class CsvSource(FileSource):
 
     def _column(self, header: list[str], file: File) -> int:
         if self.text_field not in header:
-            named = ", ".join(header).encode("utf-8", "backslashreplace").decode()
+            # A file of another kind may have a whole document for its header.
+            named = shorten(", ".join(header).encode("utf-8", "backslashreplace").decode(), 200, placeholder=" …")
             raise RequestError(
                 f"data.source.text_field: {file.name} has no column {self.text_field!r}; columns there: {named}"
             )

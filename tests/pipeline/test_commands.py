@@ -1,7 +1,9 @@
 """The commands as a user runs them: whole runs, damage, kills, and what they cost when there is nothing to do."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -48,7 +50,7 @@ def finished(tmp_path_factory, source):
 
 def _data(root):
     found = digests(root / "demo")
-    return {name: digest for name, digest in found.items() if not name.startswith(".")}
+    return {name: digest for name, digest in found.items() if not name.startswith(".") and name != "data.html"}
 
 
 def test_a_finished_run_is_found_finished_at_once(finished, source):
@@ -100,7 +102,7 @@ def test_the_stats_of_several_sources(tmp_path):
     lines, page = stats(asked)
     shown = page.read_text()
     assert "books" in shown and "web" in shown and any("sources: web: train: tokens" in line for line in lines)
-    (measured,) = re.findall(r"Bytes a token of (\d+) training documents", shown)
+    (measured,) = re.findall(r"Bytes a token of the first (\d+) training documents of books", shown)
     assert 70 < int(measured) <= 80, "the training documents of books, the first by name"
 
 
@@ -162,3 +164,31 @@ def test_faults_of_the_user_are_one_line(tmp_path):
     for verb in ("run", "tokenize", "verify", "stats"):
         found = _command(verb, tmp_path, tmp_path / "nowhere.jsonl")
         assert found.returncode == 2 and found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_stops_it_in_one_line_and_the_same_command_goes_on(finished, source, tmp_path, number, status):
+    line = _line("run", tmp_path, source, "data.workers=2")
+    process = subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / "demo" / ".documents.partial" / "key").exists():
+        time.sleep(0.005)
+    # As a terminal does on Ctrl-C, to all processes.
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == status and "Traceback" not in said, said
+    assert said.splitlines()[-1].endswith("the same command goes on where it was")
+    assert _command("run", tmp_path, source).returncode == 0
+    assert _data(tmp_path) == _data(finished)
+
+
+def test_a_tokenizer_of_another_recipe_is_not_used(finished, source):
+    found = _command("tokenize", finished, source, "tokenizer.vocab_size=410")
+    assert found.returncode == 2 and "is of another recipe" in found.stderr
+
+
+def test_ingest_alone_refuses_what_cannot_be_read(tmp_path, source):
+    for more in ((), ("--limit", "50")):
+        found = _command("ingest", tmp_path, source, "data.source.text_field=nothing", *more)
+        assert found.returncode == 2 and "fields there: text" in found.stderr and "(0.01)" in found.stderr, found
