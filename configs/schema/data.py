@@ -55,11 +55,11 @@ class SourceSection(Section):
     def _fits(self) -> "SourceSection":
         if self.kind != "pydocs" and not self.path:
             raise ValueError(f"path is missing: kind={self.kind} reads from there")
-        if self.kind == "pydocs" and self.path:
-            raise ValueError(f"path ({self.path}) is not read by kind=pydocs, the default: set kind")
         for key, kinds in _READ_BY.items():
             if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is read by {', '.join(kinds)} only, not by kind={self.kind}: leave it out")
+        if self.kind == "pydocs" and self.path:
+            raise ValueError(f"path ({self.path}) is not read by kind=pydocs, the default: set kind")
         if self.chunk_overlap and (self.chunk != "window" or self.chunk_overlap >= self.chunk_chars):
             raise ValueError(
                 f"chunk_overlap ({self.chunk_overlap}) needs chunk=window and must be below chunk_chars "

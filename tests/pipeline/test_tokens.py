@@ -124,9 +124,13 @@ def test_damaged_documents_are_named_with_their_cure(tmp_path, damage):
     layout = RunLayout.of(asked)
     path = layout.documents / "clean-00000.parquet"
     damage(path)
-    other = of_jsonl(tmp_path, tmp_path / "a.jsonl", "tokenizer.vocab_size=420", "data.tokens.shard_tokens=1000")
+    source = tmp_path / "a.jsonl"
+    others = (
+        (train, of_jsonl(tmp_path, source, "tokenizer.vocab_size=420")),
+        (tokens.build, of_jsonl(tmp_path, source, "data.tokens.shard_tokens=1000")),
+    )
     cure = rf"{path}: .*; repair: rm -r {layout.documents} && python -m pipeline clean --recipe"
-    for stage in (train, tokens.build):
+    for stage, other in others:
         with pytest.raises(RequestError, match=cure) as raised:
             stage(other)
         assert "\n" not in str(raised.value)
