@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,6 +40,15 @@ def sources(most_bytes: int) -> Iterator[str]:
             yield text
             if total >= most_bytes:
                 return
+
+
+def web_pages() -> list[str]:
+    """500 documents: of OpenWebText from the folder that ``MILLRACE_SHARED_DATA`` names, else long docstrings."""
+    path = Path(os.environ.get("MILLRACE_SHARED_DATA", ROOT.parent / "shared" / "data")) / "openwebtext-500.jsonl.zst"
+    if not path.exists():
+        return [text for text in docstrings() if 2000 < len(text) < 20_000][:500]
+    with zstandard.open(path, "rt", encoding="utf-8") as stream:
+        return [json.loads(line)["text"] for line in stream]
 
 
 def jsonl(path: Path, texts: Iterator[str], files: int) -> int:

@@ -5,9 +5,6 @@ Half of the documents are near copies of the others with a known Jaccard similar
 the documents that stay. ``python -m benchmarks.data_dedup``.
 """
 
-import io
-import json
-import os
 import random
 import re
 import shutil
@@ -17,11 +14,11 @@ from typing import NamedTuple
 
 import pyarrow
 
+from benchmarks.corpus import web_pages
 from benchmarks.paired import Ratio, better, compare, seconds
 from configs.schema.clean import CleanSection
 from pipeline import dedup
 
-_DATA = Path(os.environ.get("MILLRACE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 _THRESHOLD = 0.8
 _WORDS = 5
 _PART = 500
@@ -54,18 +51,9 @@ class Quality(NamedTuple):
 
 
 def _originals(count: int) -> list[str]:
-    """Real documents, then the same with their words in another order; made-up words where there are no real ones."""
+    """Real documents, then the same with their words in another order."""
     rng = random.Random(0)
-    path = _DATA / "openwebtext-500.jsonl.zst"
-    if path.exists():
-        import zstandard
-
-        with open(path, "rb") as stream:
-            lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(stream), encoding="utf-8")
-            texts = [json.loads(line)["text"] for line in lines]
-    else:
-        words = ["".join(rng.choices("etaoinshrdlucmfwypvbgkjqxz", k=rng.randint(1, 9))) for _ in range(20_000)]
-        texts = [" ".join(rng.choices(words, k=rng.randint(100, 2000))) + "." for _ in range(500)]
+    texts = web_pages()
     made = list(texts)
     while len(made) < count:
         words = texts[len(made) % len(texts)].split(" ")

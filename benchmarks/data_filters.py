@@ -2,20 +2,16 @@
 
     python -m benchmarks.data_filters
 
-The documents are 500 of OpenWebText (``MILLRACE_SHARED_DATA``, else ../shared/data). Ours starts with an empty
-vocabulary, as at the start of a run, and once with that of as many other documents. datatrove's filters have their
-default English tokenizer (spaCy's blank one), which splits a document once for both Gopher filters.
+The documents are those of ``corpus.web_pages``. Ours starts with an empty vocabulary, as at the start of a run, and once
+with that of as many other documents. datatrove's filters have their default English tokenizer (spaCy's blank one), which
+splits a document once for both Gopher filters.
 """
 
-import io
-import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow
-import zstandard
 
+from benchmarks import corpus
 from benchmarks.paired import Ratio, compare, seconds
 from configs.schema.clean import CleanSection
 from pipeline.cleaning.cleaner import Cleaner
@@ -25,15 +21,6 @@ _ON = {"enabled": True}
 _GOPHER = CleanSection(gopher_quality=_ON, gopher_repetition=_ON)
 _C4 = CleanSection(c4=_ON)
 _MASK = CleanSection(mask=("email", "ip"))
-
-
-def documents(most: int) -> list[str]:
-    """Texts of the shared sample of OpenWebText, ``most`` of them."""
-    default = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("MILLRACE_SHARED_DATA", default)) / "openwebtext-500.jsonl.zst"
-    with path.open("rb") as file:
-        lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), "utf-8")
-        return [json.loads(line)["text"] for line in lines][:most]
 
 
 def _ours(section: CleanSection, texts: list[str], before: list[str] | None = None) -> Callable[[], float]:
@@ -80,7 +67,7 @@ def measure(quick: bool = False) -> list[Ratio]:
     threads = pyarrow.cpu_count()
     pyarrow.set_cpu_count(1)
     try:
-        return _measure(documents(200 if quick else 500), 1 if quick else 3)
+        return _measure(corpus.web_pages()[: 200 if quick else 500], 1 if quick else 3)
     finally:
         pyarrow.set_cpu_count(threads)
 
