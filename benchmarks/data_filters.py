@@ -2,9 +2,9 @@
 
     python -m benchmarks.data_filters
 
-The documents are those of ``corpus.web_pages``. Ours starts with an empty vocabulary, as at the start of a run, and once
-with that of as many other documents. datatrove's filters have their default English tokenizer (spaCy's blank one), which
-splits a document once for both Gopher filters.
+The documents are those of ``corpus.web_pages``. Ours starts with an empty vocabulary, as at the start of a run, and
+once with that of as many other documents. datatrove's filters have their default English tokenizer (spaCy's blank one),
+which splits a document once for both Gopher filters.
 """
 
 from collections.abc import Callable
