@@ -5,9 +5,20 @@ from typing import Any
 
 from tqdm import tqdm
 
+from configs import stopping
+
+
+class _Bar(tqdm):
+    def update(self, n: float | None = 1) -> bool | None:
+        stopping.check()
+        return super().update(n)
+
 
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
-    """A tqdm bar on stderr; where stderr is no terminal it refreshes every 20 seconds."""
+    """A tqdm bar on stderr; where stderr is no terminal it refreshes every 20 seconds.
+
+    Raises: StoppedError, from ``update``, when the command was asked to stop.
+    """
     if not sys.stderr.isatty():
         options.setdefault("mininterval", 20)
-    return tqdm(total=total, unit=unit, desc=name, dynamic_ncols=True, unit_scale=True, file=sys.stderr, **options)
+    return _Bar(total=total, unit=unit, desc=name, dynamic_ncols=True, unit_scale=True, file=sys.stderr, **options)

@@ -2,10 +2,10 @@
 
 import argparse
 import errno
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from configs import stopping
 from configs.errors import RequestError, StoppedError, StorageError, WorkerKilledError
 from configs.load import load_recipe
 from configs.schema import Recipe
@@ -36,18 +36,13 @@ def read_recipe(arguments: argparse.Namespace) -> Recipe:
     return load_recipe(arguments.recipe, arguments.overrides)
 
 
-def _stop(number: int, _: object) -> None:
-    raise StoppedError(signal.Signals(number).name)
-
-
 def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) -> None:
     """Run a command's main and leave the process with its exit status; a wrong request is one line on stderr.
 
     ``restartable``: the command saves as it goes, so SIGTERM and SIGUSR1 stop it with status 75.
     """
     if restartable:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, _stop)
+        stopping.install()
     try:
         status = main(sys.argv[1:])
     except RequestError as error:
