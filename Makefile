@@ -98,7 +98,7 @@ bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers 
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	@$(PYTHON) -m benchmarks.data $(ARGS)
 
-bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text
+bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text (half an hour)
 	@$(PYTHON) -m benchmarks.data_memory $(ARGS)
 
 check: $(SETUP)  ## lint, format and types

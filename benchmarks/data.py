@@ -4,30 +4,14 @@
 """
 
 import argparse
-import os
-import platform
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 
+from benchmarks.machine import machine
 from benchmarks.paired import Ratio
 
 _MODULES = ("data_sources", "data_encode", "data_filters", "data_dedup", "data_loader", "data_pipeline")
-_VERSIONS = ("numpy", "pyarrow", "sentencepiece", "tokenizers", "tiktoken", "datasets", "datatrove", "spacy")
-
-
-def machine() -> str:
-    """Processor, cores and versions, one line."""
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
-    cores = len(os.sched_getaffinity(0))
-    processor = names[0] if names else platform.processor()
-    return f"{processor}, {cores} cores, Python {platform.python_version()}; {versions}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def table(found: list[Ratio]) -> str:

@@ -1,0 +1,23 @@
+"""What a benchmark ran on."""
+
+import os
+import platform
+from importlib import metadata, util
+from pathlib import Path
+
+_VERSIONS = ("numpy", "pyarrow", "sentencepiece", "tokenizers", "tiktoken", "datasets", "datatrove", "spacy")
+
+
+def machine() -> str:
+    """Processor, cores and versions, one line."""
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    found = [name for name in _VERSIONS if util.find_spec(name)]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in found)
+    cores = len(os.sched_getaffinity(0))
+    processor = names[0] if names else platform.processor()
+    return f"{processor}, {cores} cores, Python {platform.python_version()}; {versions}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
