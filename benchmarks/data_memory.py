@@ -1,6 +1,7 @@
 """Memory and time of the data stages as the corpus grows: generated text of three sizes, every cleaning step on.
 
-The text is made of real sentences in random order, so that it is as long as one likes and no two documents are alike.
+The text is made of real words in random order, each as frequent as it is: as long as one likes, no two documents alike,
+and no sequence of words that comes again more often the more text there is, which would cost more than its share.
 ``python -m benchmarks.data_memory [--quick] [--out FILE]`` prints, for each size and command, the peak of all its
 processes' memory together (proportional set size, sampled) and its speed.
 """
@@ -27,14 +28,10 @@ _QUICK = (2e7, 4e7, 8e7)
 _LIMIT_MB = 2000
 _RULES = [
     "data.clean.gopher_quality.enabled=true",
-    # Sentences of documentation are full of numbers and marks.
-    "data.clean.gopher_quality.min_alphabetic_words=0.5",
     "data.clean.gopher_repetition.enabled=true",
     "data.clean.near_dedup.enabled=true",
     "data.clean.line_dedup_chars=200",
     "data.clean.mask=[email,ip,phone]",
-    # Every sentence comes again somewhere: the overlap is measured, and next to nothing left out for it.
-    "data.tokens.max_overlap=0.9999",
     "train.packing=best_fit",
 ]
 _COMMANDS = (
@@ -50,14 +47,15 @@ _COMMANDS = (
 
 
 def _texts(size: float) -> Iterator[str]:
-    """Documents of 5 KB or so up to ``size`` bytes."""
-    sentences = [s for text in corpus.docstrings() for s in re.split(r"(?<=[.!?])\s+", text) if 40 < len(s) < 300]
-    pool = np.array(sentences, dtype=object)
+    """Documents of 5 KB or so up to ``size`` bytes: lines of four sentences of fifteen words."""
+    words = [word for text in corpus.docstrings() for word in re.findall(r"(?<!\S)[A-Za-z'-]+(?=[\s.,:;])", text)]
+    pool = np.array(words, dtype=object)
     random = np.random.default_rng(0)
     total = 0
     while total < size:
-        lines = pool[random.integers(0, len(pool), 48)]
-        text = "\n".join(" ".join(lines[start : start + 6]) for start in range(0, 48, 6))
+        drawn = pool[random.integers(0, len(pool), (15, 4, 15))]
+        lines = [". ".join(" ".join(sentence) for sentence in line) + "." for line in drawn]
+        text = "\n".join(lines)
         total += len(text)
         yield text
 
