@@ -1,7 +1,10 @@
-"""What to do about a damaged data artefact: the command that makes it again, in the line that names the damage."""
+"""What to do about a damaged or missing data artefact: the command that makes it, in the line that names it."""
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from artefacts import manifest
@@ -18,9 +21,23 @@ COMMANDS = {
 }
 
 
-def cure(name: str, folder: Path, recipe: str = "...") -> str:
-    """How the artefact ``name`` that lies in ``folder`` is made anew."""
-    return f"repair: rm -r {folder} && {COMMANDS[name]} --recipe {recipe}, with the same overrides"
+def with_recipe(command: str, recipe: str | None = None) -> str:
+    """A command as it is typed, with its recipe; left out: the one that this process was started with."""
+    return f"{command} --recipe {shlex.quote(recipe) if recipe else _given()}"
+
+
+def _given() -> str:
+    """The recipe among this process's arguments, which its workers have too; PATH where there is none."""
+    for word, following in pairwise([*sys.argv, ""]):
+        name, _, path = word.partition("=")
+        if name == "--recipe" and (path or following):
+            return shlex.quote(path or following)
+    return "PATH"
+
+
+def cure(name: str, folder: Path, recipe: str | None = None) -> str:
+    """How the artefact ``name`` that lies in ``folder`` is made anew; ``recipe`` as ``with_recipe`` takes it."""
+    return f"repair: rm -r {folder} && {with_recipe(COMMANDS[name], recipe)}, with the same overrides"
 
 
 def check_sizes(name: str, folder: Path) -> None:

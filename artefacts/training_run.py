@@ -66,8 +66,10 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
     """The pretraining run of a recipe over the published token shards.
 
     Raises:
-        RequestError: the shards or their packing are not there, or come from other inputs or another vocabulary.
+        RequestError: the shards or their packing are not there, or come from other inputs or another vocabulary; or
+            the recipe is one for data alone.
     """
+    model, train = recipe.model.identity(), recipe.train.identity()
     tokens = manifest.require(layout.tokens, "make data")
     tokenizer = manifest.require(layout.tokenizer, "make tokenizer")
     if tokens.inputs.get("tokenizer") != tokenizer.fingerprint:
@@ -79,8 +81,8 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
         )
     identity = {
         "seed": recipe.run.seed,
-        "model": {**recipe.model.identity(), "vocab_size": recipe.vocab_size},
-        "train": recipe.train.identity(),
+        "model": {**model, "vocab_size": recipe.vocab_size},
+        "train": train,
     }
     inputs = {"tokens": tokens.fingerprint}
     if "sources" in tokens.counts:

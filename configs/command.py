@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from configs import stopping
-from configs.errors import RequestError, StoppedError, StorageError, WorkerKilledError
+from configs.errors import STORAGE_FAULTS, RequestError, StoppedError, StorageError, WorkerKilledError
 from configs.load import load_recipe
 from configs.schema import Recipe
 
@@ -76,6 +76,6 @@ def _said(error: OSError) -> str | None:
         return f"{where}the disk is full: free some space and run the same again; what is finished is kept"
     if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return f"{where}{error.strerror}"
-    if error.errno == errno.EIO or "Input/output error" in str(error):
+    if error.errno in STORAGE_FAULTS or any(said in str(error) for said in ("Input/output error", "Stale file handle")):
         return f"{where}the disk failed to read or write ({error}): see to it and run the same again"
     return None

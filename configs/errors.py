@@ -1,5 +1,10 @@
 """Faults that a command reports in one line."""
 
+import errno
+
+#: Error numbers by which a disk, or a file system over the network, says that it failed, whatever a file holds.
+STORAGE_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+
 
 class RequestError(Exception):
     """The request is wrong; the message names the thing and the cure, in one line. Commands exit 2 on it."""

@@ -1,16 +1,19 @@
 """Read a recipe: YAML, then ``section.key=value`` overrides, then the typed classes; every fault is one clear line."""
 
+import copy
 import difflib
+import math
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from configs.errors import RequestError
 from configs.schema import Recipe
-from configs.schema.base import Section
+from configs.schema.base import Section, has_names, inner_section
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,17 +49,25 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RequestError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise RequestError(f"{path}: a recipe is a mapping of sections (run, data, tokenizer, model, train, ...)")
-    for override in overrides or []:
-        _override(tree, override)
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(_overridden(tree, overrides or []))
     except ValidationError as error:
-        raise RequestError(_explain(error, path, overrides or [])) from None
+        fault = error.errors()[0]
+    override = _at_fault(tree, overrides or [], fault)
+    raise RequestError(_explain(fault, f"override {override}" if override else str(path)))
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _overridden(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A recipe's tree with overrides; the one given stays as it is."""
+    tree = copy.deepcopy(tree)
+    for override in overrides:
+        _override(tree, override)
+    return tree
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -76,39 +87,94 @@ def _override(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
-def _speaks_of(override: str, key: str) -> bool:
-    """Whether an override sets the key, a part of it, or the section it stands in."""
-    name = override.split("=")[0]
-    return f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")
+def _at_fault(tree: dict[str, Any], overrides: list[str], fault: ErrorDetails) -> str | None:
+    """The override without which the recipe would not have this fault, of several the one that the message names."""
+    causes = []
+    for place, override in enumerate(overrides):
+        others = overrides[:place] + overrides[place + 1 :]
+        if _same(fault) not in map(_same, _faults(_overridden(tree, others))):
+            causes.append(override)
+    return min(reversed(causes), key=lambda override: _mentioned(override.partition("=")[0], fault), default=None)
+
+
+def _faults(tree: dict[str, Any]) -> list[ErrorDetails]:
+    try:
+        Recipe.model_validate(tree)
+    except ValidationError as error:
+        return error.errors()
+    return []
+
+
+def _same(fault: ErrorDetails) -> tuple[Any, ...]:
+    """What a fault is told from others by; of a section only what is said of it."""
+    return fault["type"], fault["loc"], fault["msg"], None if isinstance(fault["input"], dict) else repr(fault["input"])
+
+
+def _mentioned(name: str, fault: ErrorDetails) -> float:
+    """Where what is said of a fault first mentions a key, in full or without the section that is at fault."""
+    section = ".".join(map(str, fault["loc"]))
+    said = f"{section} {fault['msg']}"
+    keys = "|".join(re.escape(key) for key in (name, name.removeprefix(f"{section}.")))
+    found = re.search(rf"(?<![\w.])({keys})(?!\w)", said)
+    return found.start() if found else math.inf
+
+
+class _Key(NamedTuple):
+    """A key of the recipe as the schema has it.
+
+    Attributes:
+        generic: the key with NAME where the user gives a name.
+        name: the name given there.
+        kind: annotation of its value; None: there is no such key.
+    """
+
+    generic: str
+    name: str
+    kind: Any
+
+
+def _key(key: str) -> _Key:
+    section: type[Section] | None = Recipe
+    parts: list[str] = []
+    kind: Any = None
+    name, named = "", False
+    for part in key.split("."):
+        if named:
+            parts.append("NAME")
+            name, kind, named = part, section, False
+            continue
+        parts.append(part)
+        _, field = section.named_fields().get(part, ("", None)) if section else ("", None)
+        section, kind = (inner_section(field), field.annotation) if field else (None, None)
+        named = field is not None and section is not None and has_names(field)
+    return _Key(".".join(parts), name, kind)
 
 
 def _takes_text(key: str) -> bool:
     """Whether a key holds text, which an override gives as it stands: in a prompt ``yes`` and ``# note`` are words."""
-    kind: Any = Recipe
-    for part in key.split("."):
-        sections = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Section)]
-        field = sections[0].model_fields.get(part) if sections else None
-        if field is None:
-            return False
-        kind = field.annotation
+    kind = _key(key).kind
     return kind is str or (str in get_args(kind) and type(None) in get_args(kind))
 
 
 def _first_key(section: str) -> str:
     """The first key of a section."""
+    prefix = f"{_key(section).generic}."
     every: list[str] = Recipe.keys()
-    return next((key for key in every if key.startswith(f"{section}.")), f"{section}.KEY").removeprefix(f"{section}.")
+    return next((key for key in every if key.startswith(prefix)), "KEY").removeprefix(prefix)
 
 
-def _explain(error: ValidationError, path: Path, overrides: list[str]) -> str:
-    """One line for the first fault: where it stands, what is wrong, and the nearest valid key."""
-    fault = error.errors()[0]
+def _nearest(key: str) -> str:
+    """The valid key that looks most like an unknown one."""
+    generic, name, _ = _key(key)
+    near = difflib.get_close_matches(generic, Recipe.keys(), n=1, cutoff=0.0)[0]
+    return near.replace(".NAME.", f".{name}.") if name else near
+
+
+def _explain(fault: ErrorDetails, where: str) -> str:
+    """One line for a fault: where it stands, what is wrong, and the nearest valid key."""
     key = ".".join(str(part) for part in fault["loc"])
-    given = next((override for override in overrides if _speaks_of(override, key)), None)
-    where = f"override {given}" if given else str(path)
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Recipe.keys(), n=1, cutoff=0.0)
-        return f"{where}: unknown key {key}; the nearest key is {near[0]}"
+        return f"{where}: unknown key {key}; the nearest key is {_nearest(key)}"
     if fault["type"] == "missing":
         return f"{where}: {key} is missing"
     if fault["type"] in ("model_type", "model_attributes_type"):
@@ -117,5 +183,8 @@ def _explain(error: ValidationError, path: Path, overrides: list[str]) -> str:
         return f"{where}: {key}: a list is wanted, such as [{fault['input']}]"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
-        return f"{where}: {key + '.' if key else ''}{message}" if key else f"{where}: {message}"
+        # Of a section, what is said begins with a key in it.
+        if not key:
+            return f"{where}: {message}"
+        return f"{where}: {key}{'.' if isinstance(fault['input'], dict) else ': '}{message}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"

@@ -12,6 +12,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +49,7 @@ _STEPS = (
 def steps(recipe: Recipe) -> tuple[Step, ...]:
     """The jobs that a recipe takes, in order; the last one packs where the recipe asks for it, and verifies."""
     *before, last = _STEPS
-    pack = (("pipeline", "pack"),) if recipe.train.packing == "best_fit" else ()
+    pack = (("pipeline", "pack"),) if recipe.packs else ()
     return (*before, last._replace(commands=(*last.commands, *pack, ("pipeline", "verify"))))
 
 
@@ -63,12 +65,14 @@ def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool
         print(as_shell(jobs, [logs]))
         return DONE
     check_installed()
-    for key, folder in (("run.root", logs), ("data.root", RunLayout.of(recipe).data)):
-        _check_writable(key, folder)
-    submitted = RunLayout.of(recipe).data / ".slurm-jobs"
-    _check_none_queued(submitted)
-    _check_sources(recipe, recipe_path, overrides)
-    publish.write_text(submitted, "\n".join(submit_chain(jobs)))
+    data = RunLayout.of(recipe).data
+    with _none_left(logs, data):
+        for key, folder in (("run.root", logs), ("data.root", data)):
+            _check_writable(key, folder)
+        submitted = data / ".slurm-jobs"
+        _check_none_queued(submitted)
+        _check_sources(recipe, recipe_path, overrides)
+        publish.write_text(submitted, "\n".join(submit_chain(jobs)))
     return DONE
 
 
@@ -117,6 +121,19 @@ def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
     for package, verb in step.commands:
         lines.append(f"{shlex.quote(sys.executable)} -m {package} {verb}{share} {words}")
     return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def _none_left(*folders: Path) -> Iterator[None]:
+    """After a fault, take away what was made of the folders, and of those above them, as far as they are empty."""
+    missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _check_writable(key: str, folder: Path) -> None:

@@ -43,7 +43,7 @@ def _run(recipe: Recipe, chosen: argparse.Namespace) -> int:
     _build_documents(recipe, WHOLE)
     _train_tokenizer(recipe)
     _build_tokens(recipe, WHOLE)
-    return _pack(recipe, chosen) if recipe.train.packing == "best_fit" else DONE
+    return _pack(recipe, chosen) if recipe.packs else DONE
 
 
 def _ingest(recipe: Recipe, chosen: argparse.Namespace) -> int:
@@ -88,6 +88,8 @@ def _build_documents(recipe: Recipe, share: Share) -> int:
             f"{folder}: {made.counts['documents']:,} documents, {made.counts['bytes'] / 1e6:.1f} MB; "
             f"{dropped:,} dropped, {made.counts['outside_sample']:,} outside the sample"
         )
+        if masked := made.counts["masked"]:
+            print("masked as it was read: " + ", ".join(f"{count:,} {kind}" for kind, count in masked.items()))
     return DONE
 
 

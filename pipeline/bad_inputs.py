@@ -71,7 +71,7 @@ class BadInputs:
         """
         bad = sum(self.reasons.values())
         if not self.good and not bad:
-            raise RequestError(f"{what}: nothing to read there: check data.source")
+            raise RequestError(f"{what}: nothing to read there: check what the recipe says of that source")
         lost = min(self.lost_bytes / self.bytes, 1.0) if self.bytes else 0.0
         if not self.good or bad > most * (bad + self.good) or lost > most:
             share = f" (about {100 * lost:.3g} % of the bytes)" if lost else ""

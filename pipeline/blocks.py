@@ -42,7 +42,7 @@ class Block(NamedTuple):
     size: int
 
 
-class Encoded(NamedTuple):
+class _Encoded(NamedTuple):
     """What a finished block holds.
 
     Attributes:
@@ -118,7 +118,7 @@ def encode(block: Block, folder: Path) -> int:
                     shared.append(state.held_out.shared(chosen["text"]))
     for side, path in beside.items():
         publish.rename_file(path, ids_path(folder, block.number, side))
-    found = Encoded(
+    found = _Encoded(
         {side: np.concatenate(parts) for side, parts in lengths.items()},
         {side: np.concatenate(parts) for side, parts in sizes.items()},
         np.array(held_out_ids, dtype=np.str_),
@@ -136,7 +136,7 @@ def _sides(block: Block, group: int, limits: Limits) -> Iterator[tuple[str, pyar
     yield VALIDATION, table.filter(pyarrow.array(held_out))
 
 
-def _write(folder: Path, number: int, found: Encoded) -> None:
+def _write(folder: Path, number: int, found: _Encoded) -> None:
     arrays: dict[str, Any] = {f"{side}_lengths": array for side, array in found.lengths.items()}
     arrays |= {f"{side}_bytes": array for side, array in found.sizes.items()}
     beside = publish.beside(folder / f"{number:06d}.npz")
@@ -149,13 +149,28 @@ def finished(folder: Path, number: int) -> bool:
     return (folder / f"{number:06d}.npz").exists()
 
 
-def read(folder: Path, number: int) -> Encoded:
-    """What a finished block holds, but its ids."""
+def lengths(folder: Path, number: int, side: str) -> NDArray[np.int32]:
+    """Ids of each document of one side of a finished block."""
+    return _member(folder, number, f"{side}_lengths")
+
+
+def sizes(folder: Path, number: int, side: str) -> NDArray[np.int64]:
+    """Bytes of text of each document of one side of a finished block."""
+    return _member(folder, number, f"{side}_bytes")
+
+
+def held_out_ids(folder: Path, number: int) -> NDArray:
+    """Identifiers of the held-out documents of a finished block."""
+    return _member(folder, number, "ids")
+
+
+def shared(folder: Path, number: int) -> NDArray[np.int64]:
+    """Places of the held-out sequences that the training documents of a finished block contain."""
+    return _member(folder, number, "shared")
+
+
+def _member(folder: Path, number: int, name: str) -> NDArray[Any]:
+    """One array of a block; the others stay on the disk."""
     with np.load(folder / f"{number:06d}.npz") as found:
-        sides = (TRAIN, VALIDATION)
-        return Encoded(
-            {side: found[f"{side}_lengths"] for side in sides},
-            {side: found[f"{side}_bytes"] for side in sides},
-            found["ids"],
-            found["shared"],
-        )
+        array: NDArray[Any] = found[name]
+        return array

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from artefacts import fingerprint, manifest, publish
+from artefacts import fingerprint, manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
@@ -27,7 +27,8 @@ from pipeline.bad_inputs import BadInputs
 from pipeline.share import WHOLE, Share
 from pipeline.sources import Source, open_source
 
-#: Counts of the shards that add up.
+#: Counts of the parts, and of the shards, that add up.
+_READ = ("read", "read_bytes", "kept", "kept_bytes")
 _COUNTED = ("documents", "bytes", "outside_sample", "removed_lines")
 
 
@@ -165,11 +166,18 @@ def by_source(parts: Path) -> dict[str, Any]:
         counts = publish.read_json(path)
         here = found.setdefault(
             counts["dataset"],
-            {"read": 0, "read_bytes": 0, "kept": 0, "kept_bytes": 0, "dropped": Counter(), "bad": BadInputs()},
+            {
+                **dict.fromkeys(_READ, 0),
+                "dropped": Counter(),
+                "masked": Counter(),
+                "bad": BadInputs(),
+            },
         )
-        for key in ("read", "read_bytes", "kept", "kept_bytes"):
+        for key in _READ:
             here[key] += counts[key]
         here["dropped"].update(counts["dropped"])
+        # Not in what an earlier version left.
+        here["masked"].update(counts.get("masked", {}))
         here["bad"].merge(counts["bad"])
     return found
 
@@ -207,7 +215,7 @@ def _reduce(recipe: Recipe, parts: Path, tasks: list[Any], share: Share) -> None
     from pipeline import dedup
 
     mine = [(parts, recipe.data.clean, task) for number, task in enumerate(tasks) if share.owns(number)]
-    with bar(len(mine), "task", "duplicates") as progress:
+    with bar(len(mine), "task", "duplicates", disable=not mine) as progress:
         for _ in processes.ordered(dedup.reduce, mine, processes.count(recipe.data.workers)):
             progress.update()
 
@@ -248,7 +256,8 @@ def _assemble(recipe: Recipe, parts: Path, stage: Stage, share: Share) -> list[d
 
     plan = assemble.plan(finished_parts(parts))
     if not (parts / "sample.json").exists():
-        raise RequestError("duplicates are not settled yet: run `python -m pipeline dedup` (without --task) first")
+        command = repair.with_recipe("python -m pipeline dedup")
+        raise RequestError(f"duplicates are not settled yet: run `{command}` (without --task) first")
     sampled = assemble.Sampled(recipe.run.seed, publish.read_json(parts / "sample.json"))
     counts = parts / "shards"
     counts.mkdir(exist_ok=True)
@@ -260,7 +269,7 @@ def _assemble(recipe: Recipe, parts: Path, stage: Stage, share: Share) -> list[d
     mine = [
         (shard, parts, counts, stage.work, recipe.data.clean, sampled) for shard in plan if share.owns(shard.number)
     ]
-    with bar(sum(len(task[0].parts) for task in mine), "part", "shards") as progress:
+    with bar(sum(len(task[0].parts) for task in mine), "part", "shards", disable=not mine) as progress:
         for count in processes.ordered(assemble.write_shard, mine, processes.count(recipe.data.workers)):
             progress.update(count)
     if share != WHOLE:
@@ -281,18 +290,17 @@ def _totals(
         each[name] = {
             "read_documents": found["read"],
             "read_bytes": found["read_bytes"],
-            **{
-                key: sum(shard[key] for shard in own)
-                for key in ("documents", "bytes", "outside_sample", "removed_lines")
-            },
+            **{key: sum(shard[key] for shard in own) for key in _COUNTED},
             "dropped": dict(sum((Counter(shard["dropped"]) for shard in own), Counter())),
+            "masked": dict(found["masked"]),
             "bad_inputs": dict(found["bad"].reasons),
         }
     totals: dict[str, Any] = {}
     for counts in each.values():
         for key, value in counts.items():
             if isinstance(value, dict):
-                totals[key] = dict(Counter(totals.get(key, {})) + Counter(value))
+                before = totals.setdefault(key, {})
+                before |= {name: before.get(name, 0) + count for name, count in value.items()}
             else:
                 totals[key] = totals.get(key, 0) + value
     if len(each) > 1:

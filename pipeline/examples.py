@@ -46,7 +46,7 @@ def build(recipe: Recipe) -> Manifest | None:
     if section is None:
         raise RequestError("the recipe has no finetune section: there are no examples to make")
     layout = RunLayout.of(recipe)
-    tokenizer = manifest.require(layout.tokenizer, "python -m tokenizer train --recipe ...")
+    tokenizer = manifest.require(layout.tokenizer, repair.with_recipe(repair.COMMANDS["tokenizer"]))
     inputs = {"tokenizer": tokenizer.fingerprint}
     examples = {key: value for key, value in section.examples.identity().items() if key != "path"}
     identity: dict[str, Any] = {"examples": examples, "max_length": section.max_length, "seed": recipe.run.seed}
@@ -57,7 +57,8 @@ def build(recipe: Recipe) -> Manifest | None:
         inputs |= files.fingerprints(instructions.find(str(section.examples.path)))
     elif source := _pydocs(recipe):
         identity["packages"] = source.identity()["packages"]
-        inputs["tokens"] = manifest.require(layout.tokens, "python -m pipeline run --recipe ...").fingerprint
+        command = repair.with_recipe("python -m pipeline run")
+        inputs["tokens"] = manifest.require(layout.tokens, command).fingerprint
     with open_stage("examples", layout.examples, identity, inputs) as stage:
         if stage.finished:
             return None

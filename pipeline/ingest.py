@@ -7,6 +7,7 @@ dropped, with the reason), its keys for the search for duplicates (see ``pipelin
 
 import hashlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -18,7 +19,7 @@ import pyarrow
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from artefacts import publish
+from artefacts import publish, repair
 from artefacts.progress import bar
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -54,7 +55,8 @@ def ingest(recipe: Recipe, sources: dict[str, Source], folder: Path, share: Shar
         # To look for parts in a solid archive is to read through it.
         return
     # What a rule lacks is said here, where it is one line, not in a worker.
-    prepare(recipe.data.clean)
+    prepare(recipe.data.clean, warn=True)
+    say_remarks(sources)
     workers = processes.count(recipe.data.workers)
     sizes = [source.size(workers) for source in sources.values()]
     total = None if None in sizes else sum(size for size in sizes if size)
@@ -73,11 +75,24 @@ def ingest(recipe: Recipe, sources: dict[str, Source], folder: Path, share: Shar
                         progress.update(part.size)
 
         documents = 0
-        for size, count in processes.ordered(clean_part, tasks(), workers, prepare, (recipe.data.clean,)):
+        for size, count in processes.ordered(clean_part, tasks(), workers, prepare, (recipe.data.clean,), _carried):
             documents += count
             progress.set_postfix_str(f"{documents:,} documents", refresh=False)
             progress.update(size)
     publish.write_json(folder / "parts.json", {"parts": seen})
+
+
+def _carried(task: tuple[Any, ...]) -> int:
+    """Bytes that a task of ``clean_part`` carries."""
+    part: Part = task[2]
+    return part.carried
+
+
+def say_remarks(sources: dict[str, Source]) -> None:
+    """Print what the user should know of the sources before they are read."""
+    for source in sources.values():
+        if source.remark:
+            print(source.remark, file=sys.stderr)
 
 
 def _all_finished(folder: Path) -> bool:
@@ -94,13 +109,14 @@ def finished_parts(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RequestError: not every part is finished.
     """
+    command = repair.with_recipe("python -m pipeline ingest")
     if not (folder / "parts.json").exists():
-        raise RequestError("the source is not read yet: run `python -m pipeline ingest` (every task of it) first")
+        raise RequestError(f"the source is not read yet: run `{command}` (every task of it) first")
     count = publish.read_json(folder / "parts.json")["parts"]
     if missing := [number for number in range(count) if not counts_path(folder, number).exists()]:
         raise RequestError(
             f"{len(missing)} of {count} parts of the source are not read yet (the first is {missing[0]}): "
-            "run `python -m pipeline ingest`, or the tasks of it that failed"
+            f"run `{command}`, or the tasks of it that failed"
         )
     return [publish.read_json(counts_path(folder, number)) for number in range(count)]
 
@@ -116,6 +132,7 @@ def clean_part(
     bad = BadInputs()
     counts: dict[str, Any] = {"dataset": dataset, "read": 0, "read_bytes": 0, "kept": 0, "kept_bytes": 0}
     dropped: Counter[str] = Counter()
+    masked: Counter[str] = Counter()
     keys = KeyWriter(folder, number, section)
     with (
         RowFile(kept_path(folder, number), KEPT_SCHEMA, "lz4") as kept,
@@ -124,6 +141,7 @@ def clean_part(
         for documents in _batches(islice(source.read(part, bad), limit)):
             table = _table(documents)
             cleaned = _cleaner[0](table["text"].chunk(0))
+            masked.update(cleaned.masked)
             counts["read"] += len(table)
             counts["read_bytes"] += _text_bytes(table["text"])
             table = table.set_column(1, "text", cleaned.texts)
@@ -137,17 +155,22 @@ def clean_part(
             keys.add(table["text"].combine_chunks(), table["digest"])
             kept.write(table)
     keys.finish()
-    publish.write_json(counts_path(folder, number), {**counts, "dropped": dict(dropped), "bad": bad.dump()})
+    publish.write_json(
+        counts_path(folder, number), {**counts, "dropped": dict(dropped), "masked": dict(masked), "bad": bad.dump()}
+    )
     return part.size, counts["read"]
 
 
-def prepare(section: CleanSection) -> None:
-    """Give this process its cleaner for ``clean_part``.
+def prepare(section: CleanSection, warn: bool = False) -> None:
+    """Give this process its cleaner for ``clean_part``; ``warn``: say what its rules cannot do.
 
     Raises:
         RequestError: a rule needs what is not there (a package, evaluation texts).
     """
     _cleaner[:] = [Cleaner(section)]
+    if warn:
+        for line in _cleaner[0].warnings:
+            print(line, file=sys.stderr)
 
 
 #: The cleaner of this process; see ``prepare``.

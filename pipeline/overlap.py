@@ -137,6 +137,12 @@ def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray
     return np.concatenate(found), np.concatenate(owners)
 
 
+def word_counts(texts: pyarrow.LargeStringArray) -> NDArray[np.int64]:
+    """Words of each text."""
+    found = [np.zeros(0, np.int64), *(np.diff(_words(run)[1]) for run in runs(texts))]
+    return np.concatenate(found)
+
+
 def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[Hashes, NDArray[np.int64]]:
     """The sequences of the words of some texts, and the text that each is from; ``firsts`` as ``_words`` gives them."""
     counts = np.diff(firsts)

@@ -27,7 +27,7 @@ def build(recipe: Recipe) -> Manifest | None:
     layout, train = RunLayout.of(recipe), recipe.train
     if train.packing != "best_fit":
         raise RequestError(f"train.packing={train.packing} needs no index: there is nothing to pack")
-    tokens = manifest.require(layout.tokens, "make data")
+    tokens = manifest.require(layout.tokens, repair.with_recipe("python -m pipeline run"))
     identity = {"packing": train.packing, "context_length": train.context_length}
     with open_stage("packing", layout.packing, identity, {"tokens": tokens.fingerprint}) as stage:
         if stage.finished:

@@ -10,7 +10,8 @@ from pipeline import tables
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
 from pipeline.documents import by_source, opened
-from pipeline.ingest import clean_part, kept_path, prepare
+from pipeline.ingest import clean_part, kept_path, prepare, say_remarks
+from pipeline.sources.pydocs import PydocsSource
 
 
 def preview(recipe: Recipe, limit: int) -> list[str]:
@@ -19,14 +20,18 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
     Raises:
         RequestError: nothing could be read.
     """
-    prepare(recipe.data.clean)
+    prepare(recipe.data.clean, warn=True)
+    sources = opened(recipe)
+    say_remarks(sources)
     workers = processes.count(recipe.data.workers)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         number = 0
         with bar(limit * len(recipe.data.named_sources), " documents", "trying") as progress:
-            for dataset, source in opened(recipe).items():
+            for dataset, source in sources.items():
                 left = limit
+                if isinstance(source, PydocsSource):
+                    source = source.first(limit, folder / "pydocs")
                 for part in source.parts(workers):
                     _, read = clean_part(dataset, source, part, number, folder, recipe.data.clean, left)
                     progress.update(read)
@@ -38,6 +43,6 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
             bad = BadInputs()
             for counts in found.values():
                 bad.merge(counts["bad"].dump())
-            bad.check(recipe.data.max_bad_fraction, ", ".join(source.name for source in opened(recipe).values()))
+            bad.check(recipe.data.max_bad_fraction, ", ".join(source.name for source in sources.values()))
             raise RequestError("nothing was read")
         return [*tables.sources(found), "", *tables.lengths([kept_path(folder, n) for n in range(number)])]

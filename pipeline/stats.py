@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from artefacts import manifest, publish
+from artefacts import manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
@@ -21,7 +21,8 @@ def stats(recipe: Recipe) -> tuple[list[str], Path]:
     layout = RunLayout.of(recipe)
     found = {name: made for name in _ARTEFACTS if (made := manifest.read(getattr(layout, name)))}
     if not found:
-        raise RequestError(f"{layout.data} holds no data artefact: run `python -m pipeline run` first")
+        command = repair.with_recipe("python -m pipeline run")
+        raise RequestError(f"{layout.data} holds no data artefact: run `{command}` first")
     from pipeline.stats_page import build_page
 
     publish.write_text(layout.stats, build_page(recipe.run.name, layout, found))
@@ -32,26 +33,40 @@ def _table(layout: RunLayout, found: dict[str, Manifest]) -> list[str]:
     lines: list[str] = []
     for name, made in found.items():
         lines.append(f"{name} ({getattr(layout, name)})")
-        rows = _flat(made.counts)
-        if name == "tokens":
-            rows += _ratios(made.counts)
-        width = max(len(key) for key, _ in rows)
-        lines += [f"  {key:<{width}}  {value:>15}" for key, value in rows]
+        lines += _columns(made.counts, ratios=name == "tokens")
     return lines
 
 
-def _flat(counts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Names and figures, each source's and side's behind its name; reasons, which name keys, are left as they are."""
-    rows: list[tuple[str, str]] = []
+def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
+    """Lines of names and figures; of several sources a column each, and one of the total."""
+    total = {key: value for key, value in counts.items() if key != "sources"}
+    sources = counts.get("sources", {})
+    every = [*sources.values(), total]
+    columns = [_flat(own) | (_ratios(own) if ratios else {}) for own in every]
+    rows = [("", *sources, "total")] if sources else []
+    for key in columns[-1]:
+        # What a source counts none of is 0 there; what is counted of all sources together only is left out.
+        empty = ["0" if key.split(": ")[0].replace(" ", "_") in own else "" for own in every]
+        rows.append((key, *(figures.get(key, none) for figures, none in zip(columns, empty, strict=True))))
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return [
+        "  ".join(["", cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], (max(15, w) for w in widths[1:]))])
+        for cells in rows
+    ]
+
+
+def _flat(counts: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Names and figures, each side's behind its name; reasons, which name keys, are left as they are."""
+    rows: dict[str, str] = {}
     for key, value in counts.items():
-        label = key if prefix.endswith(("dropped: ", "bad inputs: ")) else key.replace("_", " ")
+        label = key if prefix in ("dropped: ", "bad inputs: ") else key.replace("_", " ")
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{label}: ")
+            rows |= _flat(value, f"{prefix}{label}: ")
         else:
-            rows.append((prefix + label, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"))
+            rows[prefix + label] = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
     return rows
 
 
-def _ratios(counts: dict[str, Any]) -> list[tuple[str, str]]:
+def _ratios(counts: dict[str, Any]) -> dict[str, str]:
     sides = ((name, counts[name]["bytes"], counts[name]["tokens"]) for name in ("train", "validation"))
-    return [(f"{name}: bytes a token", f"{size / max(tokens, 1):.3f}") for name, size, tokens in sides]
+    return {f"{name}: bytes a token": f"{size / max(tokens, 1):.3f}" for name, size, tokens in sides}

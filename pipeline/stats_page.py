@@ -39,6 +39,7 @@ def build_page(name: str, layout: RunLayout, found: dict[str, Manifest]) -> str:
     sections = []
     if documents:
         sections += [_documents_section(layout.documents, documents), _dropped_section(documents)]
+        sections.append(_masked_section(documents))
     if tokens:
         sections.append(_tokens_section(layout, tokens, documents))
     if tokens and "tokenizer" in found:
@@ -56,7 +57,8 @@ def build_page(name: str, layout: RunLayout, found: dict[str, Manifest]) -> str:
 def _documents_section(folder: Path, made: Manifest) -> str:
     files = shards.of_sources(folder, made)
     sizes = {name: _columns(paths, "bytes") for name, paths in files.items()}
-    counts = made.counts.get("sources") or dict.fromkeys(files, made.counts)
+    by_source = made.counts.get("sources")
+    counts = [*by_source.items(), ("total", made.counts)] if by_source else [(name, made.counts) for name in files]
     rows = [
         [
             name,
@@ -67,7 +69,7 @@ def _documents_section(folder: Path, made: Manifest) -> str:
             whole(sum(own["dropped"].values())),
             whole(sum(own["bad_inputs"].values())),
         ]
-        for name, own in counts.items()
+        for name, own in counts
     ]
     head = ("source", "read", "of text", "kept", "of text", "dropped", "unreadable")
     return markup.section(
@@ -91,6 +93,15 @@ def _dropped_section(made: Manifest) -> str:
     figure = inline_svg(lambda: _bars(reasons, "documents"), "drops by reason")
     table = markup.table(("reason", "documents", "of those read"), rows)
     return markup.section("dropped", "Dropped", markup.figure(figure, "Documents dropped, by reason."), table)
+
+
+def _masked_section(made: Manifest) -> str:
+    # Not in what an earlier version made.
+    if not (masked := made.counts.get("masked")):
+        return ""
+    table = markup.table(("kind", "pieces"), [[kind, whole(count)] for kind, count in masked.items()])
+    note = "Personal data replaced as it was read; duplicates and what the sample leaves out are among it."
+    return markup.section("masked", "Masked", table, markup.note(note))
 
 
 def _tokens_section(layout: RunLayout, made: Manifest, documents: Manifest | None) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 
 def sources(found: dict[str, Any]) -> list[str]:
-    """A line for each source from its counts so far, and a line for each reason that documents were dropped for."""
+    """A line for each source from its counts so far, for each reason to drop documents, for each kind masked."""
     rows = [("source", "read", "MB", "kept", "MB kept", "dropped", "unreadable")]
     dropped: Counter[str] = Counter()
+    masked: Counter[str] = Counter()
     for name, counts in found.items():
         unreadable = sum(counts["bad"].reasons.values())
         rows.append(
@@ -24,10 +25,13 @@ def sources(found: dict[str, Any]) -> list[str]:
             )
         )
         dropped.update(counts["dropped"])
+        masked.update(counts["masked"])
         dropped.update({f"unreadable: {reason}": count for reason, count in counts["bad"].reasons.items()})
     lines = _aligned(rows)
     if dropped:
         lines += ["", *_aligned([("dropped", "documents"), *((why, f"{n:,}") for why, n in dropped.most_common())])]
+    if masked:
+        lines += ["", *_aligned([("masked", "pieces"), *((kind, f"{n:,}") for kind, n in masked.items())])]
     return lines
 
 

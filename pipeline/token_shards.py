@@ -3,7 +3,7 @@
 A new shard begins with the first document beyond ``shard_tokens``: where one ends depends on the documents alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,18 +18,22 @@ _COPIED = 8 << 20
 
 
 class Piece(NamedTuple):
-    """Consecutive documents of one block.
+    """Consecutive documents of one block. How long each is stays on the disk: there may be hundreds of millions.
 
     Attributes:
         block: its number.
+        start, stop: the documents, by their places in the block's side.
         first: place of the first id in the block's file of its side.
-        lengths: ids of each document.
+        documents, tokens: how many go into the shard.
         kept: mask over the documents; None: all.
     """
 
     block: int
+    start: int
+    stop: int
     first: int
-    lengths: NDArray[np.int32]
+    documents: int
+    tokens: int
     kept: NDArray[np.bool_] | None = None
 
 
@@ -46,21 +50,17 @@ class TokenShard(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return sum(int(_kept(piece).sum(dtype=np.int64)) for piece in self.pieces)
+        return sum(piece.tokens for piece in self.pieces)
 
     @property
     def documents(self) -> int:
-        return sum(len(_kept(piece)) for piece in self.pieces)
-
-
-def _kept(piece: Piece) -> NDArray[np.int32]:
-    return piece.lengths if piece.kept is None else piece.lengths[piece.kept]
+        return sum(piece.documents for piece in self.pieces)
 
 
 def plan(
     folder: Path,
     side: str,
-    found: list[tuple[int, NDArray[np.int32]]],
+    found: Iterable[tuple[int, NDArray[np.int32]]],
     shard_tokens: int,
     kept: dict[int, NDArray[np.bool_]] | None = None,
 ) -> Iterator[TokenShard]:
@@ -69,7 +69,7 @@ def plan(
     Args:
         folder: where they go.
         side: train or val.
-        found: number of each block, and the ids of each of its documents.
+        found: number of each block, and the ids of each of its documents; one block is held at a time.
         shard_tokens: tokens a shard, about.
         kept: number of a block -> mask of its documents that go in; left out: all do.
     """
@@ -84,8 +84,9 @@ def plan(
             before = int(ends[first - 1]) if first else 0
             stop = min(int(np.searchsorted(ends, before + shard_tokens - total)) + 1, len(lengths))
             mask = None if kept is None else kept[block][first:stop]
-            pieces.append(Piece(block, int(places[first]), lengths[first:stop], mask))
-            total += int(ends[stop - 1]) - before
+            tokens, documents = int(ends[stop - 1]) - before, stop - first if mask is None else int(mask.sum())
+            pieces.append(Piece(block, first, stop, int(places[first]), documents, tokens, mask))
+            total += tokens
             first = stop
             if total >= shard_tokens:
                 yield TokenShard(folder / f"{side}-{number:05d}", side, pieces)
@@ -102,7 +103,8 @@ def write(shard: TokenShard, encoded: Path, id_kind: str) -> int:
     writer = IndexedDatasetWriter(shard.prefix, np.dtype(id_kind))
     for piece in shard.pieces:
         path = blocks.ids_path(encoded, piece.block, shard.side)
-        for lengths, kept, first in _copies(piece):
+        own = blocks.lengths(encoded, piece.block, shard.side)[piece.start : piece.stop]
+        for lengths, kept, first in _copies(piece, own):
             count = int(lengths.sum(dtype=np.int64))
             ids = np.fromfile(path, id_kind, count, offset=first * np.dtype(id_kind).itemsize)
             writer.add(*((ids, lengths) if kept is None else (ids[np.repeat(kept, lengths)], lengths[kept])))
@@ -110,12 +112,14 @@ def write(shard: TokenShard, encoded: Path, id_kind: str) -> int:
     return shard.tokens
 
 
-def _copies(piece: Piece) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_] | None, int]]:
+def _copies(
+    piece: Piece, lengths: NDArray[np.int32]
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_] | None, int]]:
     """A piece in portions of about ``_COPIED`` ids: lengths, mask, place of the first id."""
-    ends = np.cumsum(piece.lengths, dtype=np.int64)
+    ends = np.cumsum(lengths, dtype=np.int64)
     start = 0
     while start < len(ends):
         before = int(ends[start - 1]) if start else 0
         stop = min(int(np.searchsorted(ends, before + _COPIED)) + 1, len(ends))
-        yield piece.lengths[start:stop], None if piece.kept is None else piece.kept[start:stop], piece.first + before
+        yield lengths[start:stop], None if piece.kept is None else piece.kept[start:stop], piece.first + before
         start = stop

@@ -33,12 +33,13 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
         RequestError: documents or tokenizer are missing or damaged, or the documents cannot be split.
     """
     layout = RunLayout.of(recipe)
-    documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
-    tokenizer = manifest.require(layout.tokenizer, "python -m tokenizer train --recipe ...")
+    documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
+    tokenizer = manifest.require(layout.tokenizer, repair.with_recipe(repair.COMMANDS["tokenizer"]))
     asked = recipe.tokenizer
     if asked.kind == "bpe" and tokenizer.identity != {"tokenizer": asked.identity(), "seed": recipe.run.seed}:
         raise RequestError(
-            f"{layout.tokenizer} is of another recipe (tokenizer section or run.seed): run `python -m tokenizer train`"
+            f"{layout.tokenizer} is of another recipe (tokenizer section or run.seed): "
+            f"run `{repair.with_recipe(repair.COMMANDS['tokenizer'])}`"
         )
     inputs = {"documents": documents.fingerprint, "tokenizer": tokenizer.fingerprint}
     identity = {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}
@@ -114,11 +115,8 @@ class _Work:
 
     def assemble(self) -> dict[str, Any]:
         """Put the shards together; returns the manifest's counts."""
-        from pipeline import blocks
-
-        found = [blocks.read(self._encoded, block.number) for block in self._blocks]
-        kept = self._judge(found)
-        by_source = {name: self._assemble_source(name, found, kept) for name in self._files}
+        kept = self._judge()
+        by_source = {name: self._assemble_source(name, kept) for name in self._files}
         totals = {
             side: {key: sum(own[side][key] for own in by_source.values()) for key in counts}
             for side, counts in next(iter(by_source.values())).items()
@@ -126,7 +124,7 @@ class _Work:
         left_out = sum(len(mask) - int(mask.sum()) for mask in kept)
         return {**totals, **({"sources": by_source} if len(by_source) > 1 else {}), "dropped": {OVERLAP: left_out}}
 
-    def _judge(self, found: list[Any]) -> list[Any]:
+    def _judge(self) -> list[Any]:
         """For each block the mask of its held-out documents that validate; lists all of them in a file of the stage.
 
         Raises:
@@ -135,15 +133,17 @@ class _Work:
         import numpy as np
         import pyarrow
 
+        from pipeline import blocks
         from pipeline.overlap import HeldOut
 
         section = self._recipe.data.tokens
-        ids = np.concatenate([block.ids for block in found])
+        each = [blocks.held_out_ids(self._encoded, block.number) for block in self._blocks]
+        ids = np.concatenate(each)
         overlap = np.zeros(len(ids))
         if self._held_out:
             compared = HeldOut.load(self._held_out)
-            for block in found:
-                compared.mark(block.shared)
+            for block in self._blocks:
+                compared.mark(blocks.shared(self._encoded, block.number))
             overlap = compared.overlap()
         kept = overlap <= section.max_overlap
         if not kept.any():
@@ -154,11 +154,11 @@ class _Work:
             )
         columns = {"id": pyarrow.array(ids, pyarrow.string()), "overlap": overlap, "kept": kept}
         _write_parquet(self._stage.work / "validation.parquet", pyarrow.table(columns))
-        return np.split(kept, np.cumsum([len(block.ids) for block in found])[:-1])
+        return np.split(kept, np.cumsum([len(own) for own in each])[:-1])
 
-    def _assemble_source(self, name: str, found: list[Any], kept: list[Any]) -> dict[str, Any]:
+    def _assemble_source(self, name: str, kept: list[Any]) -> dict[str, Any]:
         """Write one source's shards; their counts by side."""
-        from pipeline import token_shards
+        from pipeline import blocks, token_shards
         from pipeline.blocks import TRAIN, VALIDATION
 
         folder = self._stage.work / name if len(self._files) > 1 else self._stage.work
@@ -166,20 +166,18 @@ class _Work:
         counts = {}
         for side, label in ((TRAIN, "train"), (VALIDATION, "validation")):
             masks = {number: kept[number] for number in own} if side == VALIDATION else None
-            lengths = [(number, found[number].lengths[side]) for number in own]
+            lengths = ((number, blocks.lengths(self._encoded, number, side)) for number in own)
             plan = list(token_shards.plan(folder, side, lengths, self._recipe.data.tokens.shard_tokens, masks))
-            with bar(sum(shard.tokens for shard in plan), "token", f"{side} shards") as progress:
+            with bar(sum(shard.tokens for shard in plan), "token", f"{side} shards", disable=not plan) as progress:
                 tasks = [(shard, self._encoded, self._id_kind) for shard in plan]
                 # A few shards are written sooner than processes start.
                 for count in processes.ordered(token_shards.write, tasks, min(self._workers, 1 + len(tasks) // 4)):
                     progress.update(count)
-            sizes = [found[number].sizes[side] for number in own]
-            if masks is not None:
-                sizes = [size[masks[number]] for size, number in zip(sizes, own, strict=True)]
+            sizes = ((number, blocks.sizes(self._encoded, number, side)) for number in own)
             counts[label] = {
                 "documents": sum(shard.documents for shard in plan),
                 "tokens": sum(shard.tokens for shard in plan),
-                "bytes": sum(int(size.sum()) for size in sizes),
+                "bytes": sum(int((size[masks[number]] if masks else size).sum()) for number, size in sizes),
                 "shards": len(plan),
             }
         return counts

@@ -33,7 +33,9 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
     folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_MADE_FROM, *_TRAINED)}
     there = {name: folder for name, folder in folders.items() if folder.exists()}
     if not there:
-        raise RequestError(f"{layout.data} holds no artefact: run `python -m pipeline run` first")
+        raise RequestError(
+            f"{layout.data} holds no artefact: run `{repair.with_recipe('python -m pipeline run', recipe_path)}` first"
+        )
     whole: list[str] = []
     faults: list[str] = []
     for name, folder in there.items():
@@ -59,7 +61,9 @@ def _compare_source(recipe: Recipe, recipe_path: str, folder: Path, whole: list[
     except RequestError as error:
         whole.append(f"{folder}: not compared with its source: {error}")
         return
-    again = f"repair: {repair.COMMANDS['documents']} --recipe {recipe_path}, which moves these documents aside"
+    again = (
+        f"repair: {repair.with_recipe(repair.COMMANDS['documents'], recipe_path)}, which moves these documents aside"
+    )
     if fingerprint.of_value(made.identity) != fingerprint.of_value(documents.identity(recipe)):
         faults.append(f"{folder}: stale: the recipe's data section has changed since; {again}")
     elif made.inputs != now:

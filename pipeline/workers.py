@@ -17,8 +17,10 @@ from configs.errors import WorkerKilledError
 
 T = TypeVar("T")
 
-#: Tasks, at most, that wait beside those under way: a task may carry megabytes.
+#: Tasks, at most, that wait beside those under way.
 _MOST_AHEAD = 16
+#: Bytes, about, that all tasks under way and waiting may carry, whatever the number of processes.
+_MOST_CARRIED = 512 << 20
 
 
 def count(asked: int) -> int:
@@ -34,24 +36,34 @@ def ordered(
     workers: int,
     prepare: Callable[..., None] | None = None,
     prepare_with: tuple[Any, ...] = (),
+    carried: Callable[[tuple[Any, ...]], int] = lambda task: 0,
 ) -> Iterator[T]:
     """``function(*task)`` for each task, in the order of the tasks, over ``workers`` processes (1: in this one).
 
-    ``prepare(*prepare_with)`` runs once in each process before its first task. Tasks are taken as they are needed.
+    ``prepare(*prepare_with)`` runs once in each process before its first task. Tasks are taken as they are needed, and
+    no more than carry about ``_MOST_CARRIED`` bytes at a time, as ``carried`` says of each.
 
     Raises:
         WorkerKilledError: a process was killed from outside, mostly for want of memory.
     """
     tasks = iter(tasks)
-    first = list(islice(tasks, workers))
-    tasks = chain(first, tasks)
-    if len(first) <= 1:
+    first: deque[tuple[Any, ...]] = deque()
+    held = 0
+    for task in islice(tasks, workers):
+        first.append(task)
+        held += carried(task)
+        if held >= _MOST_CARRIED:
+            break
+    processes = len(first)
+    tasks = chain(_drained(first), tasks)
+    if processes <= 1:
         if prepare and first:
             prepare(*prepare_with)
         yield from (function(*task) for task in tasks)
         return
+    del task
     try:
-        yield from _spread(function, tasks, len(first), (prepare, prepare_with))
+        yield from _spread(function, tasks, processes, (prepare, prepare_with), carried)
     except BrokenProcessPool:
         raise WorkerKilledError(
             "a worker process was killed, mostly for want of memory: run the same again, with fewer data.workers if it "
@@ -59,27 +71,40 @@ def ordered(
         ) from None
 
 
+def _drained(tasks: deque[T]) -> Iterator[T]:
+    while tasks:
+        yield tasks.popleft()
+
+
 def _spread(
-    function: Callable[..., T], tasks: Iterator[tuple[Any, ...]], workers: int, prepared: tuple[Any, ...]
+    function: Callable[..., T],
+    tasks: Iterator[tuple[Any, ...]],
+    workers: int,
+    prepared: tuple[Any, ...],
+    carried: Callable[[tuple[Any, ...]], int],
 ) -> Iterator[T]:
     # A forked child would inherit the threads' locks of Arrow without the threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, prepared) as pool:
-        pending: deque[Future[T]] = deque()
+        pending: deque[tuple[Future[T], int]] = deque()
+        held = 0
         try:
             for task in tasks:
                 with _no_interrupts():
-                    pending.append(pool.submit(function, *task))
-                if len(pending) >= workers + min(workers, _MOST_AHEAD):
-                    yield pending.popleft().result()
+                    pending.append((pool.submit(function, *task), carried(task)))
+                held += pending[-1][1]
+                while len(pending) >= workers + min(workers, _MOST_AHEAD) or held >= _MOST_CARRIED:
+                    future, size = pending.popleft()
+                    yield future.result()
+                    held -= size
             while pending:
-                yield pending.popleft().result()
+                yield pending.popleft()[0].result()
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():
                 process.kill()
             raise
         except BaseException:
-            for future in pending:
+            for future, _ in pending:
                 future.cancel()
             raise
 

@@ -50,7 +50,8 @@ class Tokenizer(ABC):
 
             return BpeTokenizer(path.read_bytes())
         except FileNotFoundError:
-            raise RequestError(f"{path} is not there: run `python -m tokenizer train` first") from None
+            command = repair.with_recipe(repair.COMMANDS["tokenizer"])
+            raise RequestError(f"{path} is not there: run `{command}` first") from None
         except RequestError as error:
             raise RequestError(f"{path}: {error}; {repair.cure('tokenizer', path.parent)}") from None
 

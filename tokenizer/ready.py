@@ -22,7 +22,7 @@ def take(recipe: Recipe) -> Manifest | None:
     """
     layout = RunLayout.of(recipe)
     path = str(recipe.tokenizer.path)
-    documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
+    documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
     identity = {"kind": "huggingface", "seed": recipe.run.seed}
     inputs = {"documents": documents.fingerprint}
     if repository.is_local(path):
@@ -34,7 +34,7 @@ def take(recipe: Recipe) -> Manifest | None:
             return None
         repair.check_sizes("documents", layout.documents)
         tokenizer, contents = repository.read(repository.files(path), path)
-        if tokenizer.vocab_size > recipe.vocab_size:
+        if recipe.has_model and tokenizer.vocab_size > recipe.vocab_size:
             raise RequestError(
                 f"tokenizer.path={path} has {tokenizer.vocab_size} ids, the model's vocabulary {recipe.vocab_size}: "
                 f"set model.vocab_size={tokenizer.vocab_size} or more"

@@ -39,7 +39,7 @@ def train(recipe: Recipe) -> Manifest | None:
 
         return take(recipe)
     layout = RunLayout.of(recipe)
-    documents = manifest.require(layout.documents, "python -m pipeline clean --recipe ...")
+    documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
     identity = {"tokenizer": recipe.tokenizer.identity(), "seed": recipe.run.seed}
     with open_stage("tokenizer", layout.tokenizer, identity, {"documents": documents.fingerprint}) as stage:
         if stage.finished:

@@ -1,8 +1,9 @@
 """What every section of a recipe shares: frozen, typed, unknown keys refused, identity told from topology."""
 
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
 
@@ -26,24 +27,38 @@ class Section(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The keys that make this section what it is, as JSON-ready values; ``Free`` keys are left out."""
         out: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
+        for name, (attribute, field) in self.named_fields().items():
             if any(isinstance(mark, _NotIdentity) for mark in field.metadata):
                 continue
-            value = getattr(self, name)
+            value = getattr(self, attribute)
             out[name] = _plain(value)
         return out
 
     @classmethod
+    def named_fields(cls) -> dict[str, tuple[str, FieldInfo]]:
+        """Key in the recipe -> name of the attribute that holds it, which may be another, and its field."""
+        return {field.alias or name: (name, field) for name, field in cls.model_fields.items()}
+
+    @classmethod
     def keys(cls, prefix: str = "") -> list[str]:
-        """Every dotted key of the section and of the sections in it."""
+        """Every dotted key of the section and of the sections in it; those of sections by name are under NAME."""
         found: list[str] = []
-        for name, field in cls.model_fields.items():
-            kinds = [field.annotation, *get_args(field.annotation)]
-            inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
+        for name, (_, field) in cls.named_fields().items():
             found.append(prefix + name)
-            if inner is not None:
-                found.extend(inner.keys(f"{prefix}{name}."))
+            if (inner := inner_section(field)) is not None:
+                found.extend(inner.keys(f"{prefix}{name}.{'NAME.' if has_names(field) else ''}"))
         return found
+
+
+def inner_section(field: FieldInfo) -> type[Section] | None:
+    """The section that a key stands for, or of which it holds several by name; None: it holds a value."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def has_names(field: FieldInfo) -> bool:
+    """Whether a key holds values by names that the user gives."""
+    return get_origin(field.annotation) is dict
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,9 @@
 """The data stages: where text comes from, how it is cleaned, how it becomes token shards."""
 
+import codecs
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.schema.base import Free, Section
 from configs.schema.clean import CleanSection
@@ -14,6 +15,8 @@ _READ_BY = {
     "revision": ("hub",),
     "packages": ("pydocs",),
     "text_field": ("jsonl", "csv", "parquet", "hub"),
+    "encoding": ("text", "jsonl", "csv"),
+    "delimiter": ("csv",),
     "merge": ("text",),
     "chunk": ("text",),
     "chunk_chars": ("text",),
@@ -39,7 +42,19 @@ class SourceSection(Section):
     packages: tuple[str, ...] | None = Field(
         None, description="pydocs: only these top-level modules and packages, such as [json, numpy]; left out: all"
     )
-    text_field: str = Field("text", description="field (jsonl) or column (csv, parquet, hub) that holds the text")
+    text_field: str = Field(
+        "text",
+        description="field (jsonl) or column (csv, parquet, hub) that holds the text; meta.body: body within meta, "
+        "unless one is called so (not csv)",
+    )
+    encoding: str = Field(
+        "utf-8",
+        description="text, jsonl, csv: how files are encoded, as Python calls it, such as latin-1 or shift_jis; utf-8: "
+        "with or without a byte order mark, of text also UTF-16 with one",
+    )
+    delimiter: str | None = Field(
+        None, description="csv: the character between two fields; left out: a comma, in .tsv files a tab"
+    )
     merge: bool = Field(False, description="text: read all files as one text, a blank line between two")
     chunk: Literal["paragraph", "sentence", "window"] = Field(
         "paragraph", description="text: where documents may end; window: anywhere, overlapping by chunk_overlap"
@@ -50,6 +65,28 @@ class SourceSection(Section):
     chunk_overlap: int = Field(0, ge=0, description="text: characters that a window repeats of the one before it")
     sample_bytes: int | None = Field(None, gt=0, description="keep a seeded sample of about so many UTF-8 bytes")
     weight: float = Field(1.0, gt=0, description="of several sources: its share of the training samples, in proportion")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, given: str) -> str:
+        """The encoding by the name that Python has for it."""
+        try:
+            b"a".decode(given)
+        except UnicodeDecodeError:
+            # One byte is no character of it.
+            pass
+        except (LookupError, ValueError):
+            raise ValueError(f"{given!r} is no text encoding of Python's, such as latin-1, cp1252 or utf-16") from None
+        return codecs.lookup(given).name.removesuffix("-sig")
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, given: str | None) -> str | None:
+        r"""The delimiter; ``\t``, which a shell passes on as it stands, is a tab."""
+        given = "\t" if given == "\\t" else given
+        if given is not None and (len(given) != 1 or given in '"\r\n\0'):
+            raise ValueError(f"{given!r} is not one character that may stand between two fields")
+        return given
 
     @model_validator(mode="after")
     def _fits(self) -> "SourceSection":
@@ -105,3 +142,7 @@ class DataSection(Section):
     def named_sources(self) -> dict[str, SourceSection]:
         """Every source by name; a single one goes by its kind."""
         return self.sources or {self.source.kind: self.source}
+
+    def key_of(self, source: SourceSection) -> str:
+        """The key under which a source of this recipe stands."""
+        return next((f"data.sources.{name}" for name, own in self.sources.items() if own is source), "data.source")

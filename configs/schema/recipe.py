@@ -4,6 +4,7 @@ import math
 
 from pydantic import Field, model_validator
 
+from configs.errors import RequestError
 from configs.schema.base import Section
 from configs.schema.data import DataSection
 from configs.schema.evaluate import EvaluateSection, GenerateSection
@@ -16,14 +17,17 @@ from configs.schema.train import TrainSection
 
 #: Tokens that the tokenizer reserves before its spare ones, in id order (see tokenizer/special.py).
 RESERVED_TOKENS = 8
+_LACKS = "the recipe has no {} section, which this command needs: add one, such as that of configs/demo.yaml"
 
 
 class Recipe(Section):
+    """A recipe; one for the data stages alone leaves ``model`` and ``train`` out."""
+
     run: RunSection
     data: DataSection = DataSection()
     tokenizer: TokenizerSection = TokenizerSection()
-    model: ModelSection
-    train: TrainSection
+    model_section: ModelSection | None = Field(None, alias="model", description="left out: for the data stages alone")
+    train_section: TrainSection | None = Field(None, alias="train", description="left out: for the data stages alone")
     finetune: FinetuneSection | None = Field(None, description="left out: no fine-tuning")
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
@@ -34,7 +38,7 @@ class Recipe(Section):
         if self.finetune and self.finetune.examples.kind == "instructions" and not self.finetune.examples.path:
             raise ValueError("finetune.examples.path is missing: finetune.examples.kind=instructions reads from there")
         trained = self.tokenizer.kind == "bpe"
-        if trained and self.vocab_size < self.tokenizer.vocab_size:
+        if trained and self.has_model and self.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"model.vocab_size ({self.model.vocab_size}) is below tokenizer.vocab_size "
                 f"({self.tokenizer.vocab_size}): token ids would lie beyond the vocabulary"
@@ -44,6 +48,8 @@ class Recipe(Section):
                 f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room beside 256 bytes, "
                 f"{RESERVED_TOKENS} reserved and {self.tokenizer.spare_tokens} spare tokens"
             )
+        if not (self.has_model and self.train_section):
+            return self
         if self.train.context_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"train.context_length ({self.train.context_length}) exceeds model.max_position_embeddings "
@@ -91,6 +97,38 @@ class Recipe(Section):
             raise ValueError(
                 f"finetune.batch_examples ({self.finetune.batch_examples}) is not divisible by the {ranks} processes"
             )
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model section."""
+        return self.model_section is not None
+
+    @property
+    def model(self) -> ModelSection:
+        """The model section.
+
+        Raises:
+            RequestError: there is none.
+        """
+        if self.model_section is None:
+            raise RequestError(_LACKS.format("model"))
+        return self.model_section
+
+    @property
+    def train(self) -> TrainSection:
+        """The train section.
+
+        Raises:
+            RequestError: there is none.
+        """
+        if self.train_section is None:
+            raise RequestError(_LACKS.format("train"))
+        return self.train_section
+
+    @property
+    def packs(self) -> bool:
+        """Whether samples are packed beforehand: train.packing=best_fit."""
+        return self.train_section is not None and self.train_section.packing == "best_fit"
 
     @property
     def ranks(self) -> int:

@@ -19,7 +19,7 @@ from pipeline.cleaning.column import Column, Ints, Mask
 from pipeline.cleaning.verdict import Fault
 from pipeline.cleaning.words import Vocabulary, chunks, spaces
 
-_KEY = "clean.c4"
+_KEY = "data.clean.c4"
 _CITATION = r"\[[0-9]*\]|\[edit\]|\[citation needed\]"
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 

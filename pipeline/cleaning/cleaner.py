@@ -19,8 +19,8 @@ from pipeline.cleaning.normalise import Normaliser
 from pipeline.cleaning.verdict import Fault
 from pipeline.cleaning.words import Vocabulary
 
-TOO_SHORT = "shorter than clean.min_chars"
-TOO_LONG = "longer than clean.max_chars"
+TOO_SHORT = "shorter than data.clean.min_chars"
+TOO_LONG = "longer than data.clean.max_chars"
 
 #: Bytes of text that the rules about words see at once; their arrays then stay in the processor's cache.
 _SLICE = 1 << 19
@@ -32,20 +32,26 @@ class Cleaned(NamedTuple):
     Attributes:
         texts: the cleaned text; of a rejected document, the text as it was judged.
         reasons: null where the document is kept, else why not, naming the key of the recipe.
+        masked: kind of personal data -> pieces replaced, in whatever documents came to that rule.
     """
 
     texts: pyarrow.LargeStringArray
     reasons: pyarrow.StringArray
+    masked: dict[str, int]
 
 
 class Cleaner:
-    """Cleans columns of texts. Made once a process: the models and the vocabulary that rules need live in it."""
+    """Cleans columns of texts. Made once a process: the models and the vocabulary that rules need live in it.
+
+    Attributes:
+        warnings: lines on what the rules cannot do as they are set.
+    """
 
     def __init__(self, section: CleanSection) -> None:
         """Load what the section's rules need.
 
         Raises:
-            RequestError: an optional package is missing, or the evaluation texts are.
+            RequestError: an optional package is missing, or the evaluation texts are missing or of no use.
         """
         self._section = section
         self._normaliser = Normaliser(section.unicode, section.fix_text)
@@ -53,6 +59,7 @@ class Cleaner:
         by_word = section.c4, section.gopher_quality, section.gopher_repetition
         self._vocabulary = Vocabulary() if any(rules.enabled for rules in by_word) else None
         self._contamination = Contamination(section.decontaminate) if section.decontaminate.path else None
+        self.warnings = self._contamination.warnings if self._contamination else []
 
     def __call__(self, texts: pyarrow.Array) -> Cleaned:
         """Clean a batch of a few MB; nulls are empty texts."""
@@ -61,13 +68,14 @@ class Cleaner:
         if self._languages:
             state.drop(self._languages.faults(state.kept()))
         self._judge_words(state)
+        masked = personal.mask(state.kept(), self._section.mask)
         if self._section.mask:
-            state.edit(personal.mask(state.kept(), self._section.mask))
+            state.edit(masked.texts)
         if self._contamination:
             state.drop(_joined([self._contamination.faults(part) for part in _slices(state.kept())]))
         if self._section.c4.enabled or self._section.mask:
             state.drop(self._lengths(state.kept()))
-        return state.cleaned()
+        return Cleaned(state.texts, state.reasons(), masked.counts)
 
     def _lengths(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
         lengths = column.lengths(texts)
@@ -98,10 +106,14 @@ class Cleaner:
 
 
 class _State:
-    """A batch on its way through the rules."""
+    """A batch on its way through the rules.
+
+    Attributes:
+        texts: of all documents, as they are by now.
+    """
 
     def __init__(self, texts: pyarrow.LargeStringArray) -> None:
-        self._texts = texts
+        self.texts = texts
         self._kept = np.arange(len(texts))
         self._names: list[str] = []
         # By document: the number of its reason; -1: kept.
@@ -109,16 +121,16 @@ class _State:
 
     def kept(self) -> pyarrow.LargeStringArray:
         """The texts that are still kept."""
-        return self._texts if len(self._kept) == len(self._texts) else self._texts.take(pyarrow.array(self._kept))
+        return self.texts if len(self._kept) == len(self.texts) else self.texts.take(pyarrow.array(self._kept))
 
     def edit(self, texts: pyarrow.LargeStringArray) -> None:
         """Take edited texts for those that are kept."""
-        if len(self._kept) == len(self._texts):
-            self._texts = texts
+        if len(self._kept) == len(self.texts):
+            self.texts = texts
             return
-        chosen = np.zeros(len(self._texts), bool)
+        chosen = np.zeros(len(self.texts), bool)
         chosen[self._kept] = True
-        self._texts = compute.replace_with_mask(self._texts, pyarrow.array(chosen), texts)
+        self.texts = compute.replace_with_mask(self.texts, pyarrow.array(chosen), texts)
 
     def drop(self, faults: list[Fault]) -> None:
         """Drop the kept documents that have a fault; the first one is the reason."""
@@ -128,9 +140,10 @@ class _State:
             self._reasons[at[self._reasons[at] < 0]] = len(self._names) - 1
         self._kept = self._kept[self._reasons[self._kept] < 0]
 
-    def cleaned(self) -> Cleaned:
+    def reasons(self) -> pyarrow.StringArray:
+        """The reason of each dropped document; null: kept."""
         numbers = pyarrow.array(self._reasons, mask=self._reasons < 0)
-        return Cleaned(self._texts, pyarrow.array(self._names, pyarrow.string()).take(numbers))
+        return pyarrow.array(self._names, pyarrow.string()).take(numbers)
 
 
 def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:

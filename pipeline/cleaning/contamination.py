@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow
+from numpy.typing import NDArray
 
 from configs.errors import RequestError
 from configs.schema.clean import DecontaminateSection
 from pipeline.cleaning.verdict import Fault
-from pipeline.overlap import Known, sequences
+from pipeline.overlap import Known, sequences, word_counts
 from pipeline.sources import files
 from pipeline.sources.files import File
 from pipeline.sources.text import decode
@@ -20,27 +21,57 @@ ENDINGS = (".txt", ".jsonl")
 
 
 class Contamination:
-    """The word sequences of evaluation texts (words: see ``pipeline/overlap.py``)."""
+    """The word sequences of evaluation texts (words: see ``pipeline/overlap.py``).
+
+    Attributes:
+        warnings: a line for each evaluation set with texts too short to be found inside a document. A set is a file of
+            records, or all .txt files together.
+    """
 
     def __init__(self, section: DecontaminateSection) -> None:
         """Read the evaluation texts. One with fewer words is one sequence, which only a text of the same words shares.
 
         Raises:
-            RequestError: there is no such file, or any of them is damaged or has a record without the field: what is
-                not compared would be trained on.
+            RequestError: there is no such file, or any of them is damaged or has a record without the field, or all
+                texts of a set are too short: what is not compared would be trained on.
         """
         self._words = section.words
-        found = files.find(str(section.path), ENDINGS, KEY)
-        texts = [text for file in found.values() for text in _texts(file, section.text_field)]
-        hashes, _ = sequences(pyarrow.chunked_array([texts], pyarrow.large_string()), self._words)
-        self._known = Known(hashes)
+        self.warnings: list[str] = []
+        hashes = []
+        for name, texts in _sets(section).items():
+            column = pyarrow.array(texts, pyarrow.large_string())
+            self._note_short(name, word_counts(column))
+            hashes.append(sequences(pyarrow.chunked_array([column]), self._words)[0])
+        self._known = Known(np.concatenate(hashes))
+
+    def _note_short(self, name: str, counts: NDArray[np.int64]) -> None:
+        short = int(np.sum(counts < self._words))
+        if short and short == len(counts):
+            raise RequestError(
+                f"{KEY}: {name}: all {short} texts are shorter than {self._words} words and cannot be matched inside a "
+                "document: lower data.clean.decontaminate.words, or leave this set out"
+            )
+        if short:
+            self.warnings.append(
+                f"{name}: {short:,} of {len(counts):,} texts are shorter than {self._words} words and cannot be "
+                "matched inside a document (data.clean.decontaminate.words)"
+            )
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
         """Texts that share a sequence."""
         hashes, owners = sequences(pyarrow.chunked_array([texts]), self._words)
         shared = np.zeros(len(texts), bool)
         shared[owners[self._known.find(hashes)[0]]] = True
-        return [Fault("shares a word sequence with clean.decontaminate.path", shared)]
+        return [Fault("shares a word sequence with data.clean.decontaminate.path", shared)]
+
+
+def _sets(section: DecontaminateSection) -> dict[str, list[str]]:
+    """The evaluation texts by the name of their set."""
+    sets: dict[str, list[str]] = {}
+    for file in files.find(str(section.path), ENDINGS, KEY).values():
+        name = str(section.path) if files.plain_name(file.name).endswith(".txt") else file.name
+        sets.setdefault(name, []).extend(_texts(file, section.text_field))
+    return sets
 
 
 def _texts(file: File, field: str) -> Iterator[str]:

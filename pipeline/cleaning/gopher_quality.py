@@ -14,7 +14,7 @@ from pipeline.cleaning.column import Column, Ints, Mask
 from pipeline.cleaning.verdict import Fault
 from pipeline.cleaning.words import STOP_WORDS, Vocabulary, Words
 
-_KEY = "clean.gopher_quality"
+_KEY = "data.clean.gopher_quality"
 _ELLIPSIS, _BULLET = "…".encode(), "•".encode()
 
 

@@ -20,7 +20,7 @@ from pipeline.cleaning.column import Column, Ints, Mask, Spans
 from pipeline.cleaning.verdict import Fault
 from pipeline.cleaning.words import Vocabulary, Words
 
-_KEY = "clean.gopher_repetition"
+_KEY = "data.clean.gopher_repetition"
 
 
 def faults(

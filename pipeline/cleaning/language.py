@@ -31,10 +31,10 @@ class Languages:
             langid: Any = importlib.import_module("py3langid.langid")
             self._model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
         except (ImportError, AttributeError):
-            raise RequestError("clean.languages needs py3langid: pip install 'py3langid>=0.4'") from None
+            raise RequestError("data.clean.languages needs py3langid: pip install 'py3langid>=0.4'") from None
         if unknown := sorted(set(wanted) - set(self._model.nb_classes)):
             known = " ".join(sorted(self._model.nb_classes))
-            raise RequestError(f"clean.languages: no language {unknown[0]!r}; py3langid knows {known}")
+            raise RequestError(f"data.clean.languages: no language {unknown[0]!r}; py3langid knows {known}")
         self._wanted, self._least = frozenset(wanted), least
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
@@ -43,6 +43,6 @@ class Languages:
         other = np.array([language not in self._wanted for language, _ in told], bool)
         doubtful = np.array([score < self._least for _, score in told], bool)
         return [
-            Fault("a language that is not in clean.languages", other),
-            Fault("language less certain than clean.min_language_score", doubtful),
+            Fault("a language that is not in data.clean.languages", other),
+            Fault("language less certain than data.clean.min_language_score", doubtful),
         ]

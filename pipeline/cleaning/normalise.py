@@ -140,5 +140,5 @@ def _ftfy() -> Callable[[str], str]:
     try:
         mend: Callable[[str], str] = importlib.import_module("ftfy").fix_encoding
     except ImportError:
-        raise RequestError("clean.fix_text needs the package ftfy: pip install ftfy") from None
+        raise RequestError("data.clean.fix_text needs the package ftfy: pip install ftfy") from None
     return mend

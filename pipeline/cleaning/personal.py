@@ -13,6 +13,7 @@ The placeholders are reserved for examples: example.com (RFC 2606), 192.0.2.1 an
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow
@@ -23,6 +24,7 @@ from pipeline.cleaning import column
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _EMAIL = rf"\b{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+{_LABEL}"
+_EMAIL_PLACEHOLDER = "email@example.com"
 
 _HEXADECIMAL = "[0-9A-Fa-f]"
 _IP = re.compile(
@@ -40,44 +42,68 @@ _MAYBE_IP = rf"[0-9]\.[0-9]{{1,3}}\.[0-9]{{1,3}}\.[0-9]|{_HEXADECIMAL}:{_HEXADEC
 _MAYBE_PHONE = r"\+[1-9][0-9 .(-]|[0-9]{3}\)? ?[.-]?[0-9]{3}[.-][0-9]{4}"
 
 
-def mask(texts: pyarrow.LargeStringArray, kinds: Sequence[str]) -> pyarrow.LargeStringArray:
+class Masked(NamedTuple):
+    """Attributes:
+    texts: the masked texts.
+    counts: for each kind asked for, the pieces replaced; placeholders that stood there already are not among them.
+    """
+
+    texts: pyarrow.LargeStringArray
+    counts: dict[str, int]
+
+
+def mask(texts: pyarrow.LargeStringArray, kinds: Sequence[str]) -> Masked:
     """The texts with personal data of the kinds (``email``, ``ip``, ``phone``) replaced."""
+    counts: dict[str, int] = {}
     if "email" in kinds:
-        texts = _emails(texts)
+        texts, counts["email"] = _emails(texts)
     if "ip" in kinds:
-        texts = _each(texts, _MAYBE_IP, _IP, _public_address)
+        texts, counts["ip"] = _each(texts, _MAYBE_IP, _IP, _public_address)
     if "phone" in kinds:
-        texts = _each(texts, _MAYBE_PHONE, _PHONE, _phone)
-    return texts
+        texts, counts["phone"] = _each(texts, _MAYBE_PHONE, _PHONE, _phone)
+    return Masked(texts, counts)
 
 
-def _emails(texts: pyarrow.LargeStringArray) -> pyarrow.LargeStringArray:
+def _emails(texts: pyarrow.LargeStringArray) -> tuple[pyarrow.LargeStringArray, int]:
     found = np.flatnonzero(column.mask(compute.match_substring(texts, "@")))
     chosen = texts.take(pyarrow.array(found))
-    return column.replaced(
-        texts, found, compute.replace_substring_regex(chosen, _EMAIL, "email@example.com").to_pylist()
-    )
+    masked = compute.replace_substring_regex(chosen, _EMAIL, _EMAIL_PLACEHOLDER)
+    # Every placeholder is what stands for one address, which holds one at most.
+    count = _placeholders(masked) - _placeholders(chosen)
+    return column.replaced(texts, found, masked.to_pylist()), count
+
+
+def _placeholders(texts: pyarrow.LargeStringArray) -> int:
+    return int(compute.sum(compute.count_substring(texts, _EMAIL_PLACEHOLDER)).as_py() or 0)
 
 
 def _each(
-    texts: pyarrow.LargeStringArray, maybe: str, pattern: re.Pattern[str], placeholder: Callable[[re.Match[str]], str]
-) -> pyarrow.LargeStringArray:
+    texts: pyarrow.LargeStringArray, maybe: str, pattern: re.Pattern[str], placeholder: Callable[[str], str]
+) -> tuple[pyarrow.LargeStringArray, int]:
     """Replace the pattern's matches in the texts that RE2 finds ``maybe`` in."""
     found = np.flatnonzero(column.mask(compute.match_substring_regex(texts, maybe)))
-    chosen = texts.take(pyarrow.array(found)).to_pylist()
-    return column.replaced(texts, found, [pattern.sub(placeholder, text) for text in chosen])
+    count = 0
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal count
+        made = placeholder(match[0])
+        count += made != match[0]
+        return made
+
+    made = [pattern.sub(replace, text) for text in texts.take(pyarrow.array(found)).to_pylist()]
+    return column.replaced(texts, found, made), count
 
 
-def _public_address(match: re.Match[str]) -> str:
+def _public_address(text: str) -> str:
     try:
-        address = ipaddress.ip_address(match[0])
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return match[0]
+        return text
     if not address.is_global:
-        return match[0]
+        return text
     return "192.0.2.1" if address.version == 4 else "2001:db8::1"
 
 
-def _phone(match: re.Match[str]) -> str:
-    digits = sum(map(str.isdigit, match[0]))
-    return "202-555-0100" if 8 <= digits <= 15 else match[0]
+def _phone(text: str) -> str:
+    digits = sum(map(str.isdigit, text))
+    return "202-555-0100" if 8 <= digits <= 15 else text

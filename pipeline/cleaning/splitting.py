@@ -10,6 +10,7 @@ import re
 import sys
 import unicodedata
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from pipeline.cleaning.whole import exceptions
@@ -22,6 +23,10 @@ _UNITS = (
     "mbar mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм дм² дм³ см см² см³ мм мм² мм³ нм кг г мг м/с км/ч "
     "кПа Па мбар Кб КБ кб Мб МБ мб Гб ГБ гб Тб ТБ тб"
 )
+#: Marks that are taken off one by one at either end whatever stands beside them, and the full stop.
+_ENDS = (_MARKS + _QUOTES).replace("…", "") + "."
+_DIGITS = "0123456789"
+_GENITIVES = ("'s", "’s")
 _LETTER = r"[^\W\d_]"
 #: Longer chunks are data rather than writing, and are one word.
 _LONGEST = 4096
@@ -69,7 +74,7 @@ def _rules() -> _Rules:
         marks=frozenset("§%=—–" + _MARKS + _QUOTES + _CURRENCY + icons),
         front=re.compile(r"\.\.+|\+(?![0-9])|US\$|C\$|A\$"),
         unit=re.compile(rf"(?<=[0-9])(?:\+|US\$|C\$|A\$|{_class(_CURRENCY)}|{units})$"),
-        stopped=re.compile(rf"(?:{_class('0123456789%²-+|' + _MARKS + _QUOTES)}|{lower}|{upper}{{2}})\Z"),
+        stopped=re.compile(rf"(?:{_class(_DIGITS + '%²-+|' + _MARKS + _QUOTES)}|{lower}|{upper}{{2}})\Z"),
         between=re.compile(
             # Most characters fail the first condition, and the rest is not tried.
             rf"(?={_class('.…+-*^,–—~:<>=/' + near)}|[\U00010000-\U0010ffff])"
@@ -86,6 +91,16 @@ def _rules() -> _Rules:
     )
 
 
+def _takes_stop(core: str) -> bool:
+    """Whether a full stop behind it is a word of its own: not that of an initial."""
+    return core[-1].islower() or core[-1] in _DIGITS or (len(core) > 1 and all(map(str.isupper, core[-2:])))
+
+
+def _is_number(core: str) -> bool:
+    """Whether it is digits, perhaps with commas and single points between them."""
+    return core.replace(",", "").replace(".", "").isdecimal() and ".." not in core
+
+
 class Splitter:
     """Splits chunks into words; see ``split``."""
 
@@ -96,10 +111,15 @@ class Splitter:
         self._joins: dict[tuple[str, ...], str] = {}
         # The most of them, by the first one.
         self._most: dict[str, int] = {}
-        for chunk in (known := exceptions()):
+        known = exceptions()
+        # What known chunks have between marks: words that are not among these meet none while marks are taken off.
+        self._cores = frozenset(chunk.strip(_ENDS) for chunk in known)
+        for chunk in known:
             if len(parts := self._split(chunk)) > 1:
                 self._joins[tuple(parts)] = chunk
                 self._most[parts[0]] = max(self._most.get(parts[0], 0), len(parts))
+        # The first two of them.
+        self._pairs = frozenset(parts[:2] for parts in self._joins)
         self._whole = known
 
     def split(self, chunk: str) -> list[str]:
@@ -109,12 +129,26 @@ class Splitter:
             return known
         if chunk.isalpha() or len(chunk) > _LONGEST:
             return [chunk]
-        # Most others are letters and one mark: what the rest would make of them, at once.
-        word, mark = chunk[:-1], chunk[-1]
-        stops = mark in self._rules.final or (mark == "." and word[-1:].islower())
-        if stops and word.isalpha() and word not in self._whole:
-            return [word, mark]
-        return self._join(self._split(chunk))
+        return self._common(chunk) or self._join(self._split(chunk))
+
+    def _common(self, chunk: str) -> list[str] | None:
+        """The words of a chunk that is a word or number between marks, at once; None: of other chunks."""
+        core = chunk.strip(_ENDS)
+        if core in self._cores:
+            return None
+        front, _, behind = chunk.partition(core)
+        stops = behind.count(".")
+        if "." in front or stops > 1 or (stops and not _takes_stop(core)):
+            return None
+        if core.isalpha() or _is_number(core):
+            words = [*front, core, *behind]
+        elif core.endswith(_GENITIVES) and (word := core[:-2]).isalpha() and word not in self._cores:
+            words = [*front, word, core[-2:], *behind]
+        elif "-" in core and all(map(str.isalpha, core.split("-"))):
+            words = [*front, *core.replace("-", " - ").split(), *behind]
+        else:
+            return None
+        return words if len(words) < 3 else self._join(words)
 
     def _split(self, chunk: str) -> list[str]:
         fronts: list[str] = []
@@ -182,7 +216,7 @@ class Splitter:
 
     def _join(self, words: list[str]) -> list[str]:
         """Join words that make a known chunk, longer ones first, then the first ones."""
-        if self._most.keys().isdisjoint(words):
+        if self._pairs.isdisjoint(pairwise(words)):
             return words
         found = [
             (-size, start)

@@ -6,7 +6,9 @@ long as the process, and only chunks that it does not hold are split into words 
 
 import string
 import unicodedata
-from itertools import chain, count
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +20,10 @@ from pipeline.cleaning.splitting import Splitter
 
 #: Of Rae et al. 2021, appendix A.1.1; a chunk's ``stops`` has a bit for each.
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
-_STOP_BITS = {word: 1 << number for number, word in enumerate(STOP_WORDS)}
 #: Marks that end a sentence when they are a word.
 SENTENCE_ENDS = frozenset(".!?։؟۔।॥።‼‽⁇⁈⁉⸮﹒﹖﹗！．？｡。")
 #: Marks of which no word is made; the set of datatrove's filters, in which a bullet sign is a word.
-SYMBOLS = frozenset(string.punctuation + "«»´—–“”„’…、〈〉《》「」【】％（），：；～∶►━") | SENTENCE_ENDS
-SYMBOLS = frozenset(
-    "!\"#%&'()*+,-./:;<=>?@[\\]^_`{|}~«»´—–“”„‘’…•"[:-1] + "、。〈〉《》「」【】！％（），．１：；？～∶►━"
-)
+SYMBOLS = frozenset(string.punctuation + "«»´—–“”„’…、〈〉《》「」【】％（），１：；～∶►━") | SENTENCE_ENDS
 #: The vocabulary is emptied when it holds more chunks: about 150 MB.
 _LIMIT = 1 << 19
 
@@ -38,6 +36,7 @@ def _spaces() -> tuple[Mask, Mask]:
 
 
 _ASCII_SPACE, _SPACE = _spaces()
+_ASCII_LETTER = np.array([code < 128 and chr(code).isalpha() for code in range(256)])
 
 
 def spaces(content: Bytes) -> Mask:
@@ -89,12 +88,15 @@ class Vocabulary:
         self._empty()
 
     def _empty(self) -> None:
-        self._chunks: dict[str, int] = {}
-        self._words: dict[str, int] = {}
+        # What is asked for and not known gets the next number.
+        self._chunks: defaultdict[str, int] = defaultdict(count().__next__)
+        self._words: defaultdict[str, int] = defaultdict(count().__next__)
         self._by_chunk = _Table(6)
-        self._by_word = _Table(6)
+        self._by_word = _Table(5)
         # Words of all chunks, one chunk after the other.
         self._flat = _Table(1)
+        # The first words are the stop words.
+        self._word_ids(STOP_WORDS)
 
     @property
     def characters(self) -> Ints:
@@ -141,47 +143,61 @@ class Vocabulary:
         # The chunks themselves, without what is between them, are a column; a chunk's bytes are contiguous.
         joined = column.build(column.running(cut.stops - cut.starts), seen.content[~blank])
         codes, distinct = column.encode(joined)
-        # By way of numpy, Arrow makes Python strings several times faster.
-        chunk_ids = self._numbers(distinct.to_numpy(zero_copy_only=False).tolist())[codes]
+        chunk_ids = self._numbers(distinct)[codes]
         counts = self.counts[chunk_ids]
         firsts = column.running(counts)
         within = np.arange(firsts[-1]) - np.repeat(firsts[:-1] - self._by_chunk.columns[1][chunk_ids], counts)
         return Words(cut, chunk_ids, self._flat.columns[0][within], firsts[cut.firsts])
 
-    def _numbers(self, distinct: list[str]) -> Ints:
-        known = self._chunks
-        numbers = list(map(known.get, distinct))
-        if None in numbers:
-            new = [chunk for chunk, number in zip(distinct, numbers, strict=True) if number is None]
-            known.update(zip(new, count(len(known))))
-            self._learn(list(map(self._splitter.split, new)))
-            numbers = list(map(known.get, distinct))
-        return np.array(numbers, np.int64)
+    def _numbers(self, distinct: pyarrow.LargeStringArray) -> Ints:
+        """Numbers of chunks, which the vocabulary learns where they are new."""
+        known = len(self._chunks)
+        # By way of numpy, Arrow makes Python strings several times faster.
+        chunks = distinct.to_numpy(zero_copy_only=False).tolist()
+        numbers = np.fromiter(map(self._chunks.__getitem__, chunks), np.int64, len(chunks))
+        if len(self._chunks) > known:
+            self._learn([chunks[at] for at in np.flatnonzero(numbers >= known).tolist()])
+        return numbers
 
-    def _learn(self, chunks: list[list[str]]) -> None:
-        """Add rows for new chunks, given as their words."""
-        flat = list(chain.from_iterable(chunks))
-        known = self._words
-        if new := [word for word in dict.fromkeys(flat) if word not in known]:
-            known.update(zip(new, count(len(known))))
-            self._by_word.append(np.array(list(map(_traits, new)), np.int64).T)
-        ids = np.fromiter(map(known.__getitem__, flat), np.int64, len(flat))
-        counts = np.fromiter(map(len, chunks), np.int64, len(chunks))
-        firsts = column.running(counts)
-        traits = self._by_word.columns[2:, ids]
-        stops = np.bitwise_or.reduceat(traits[3], firsts[:-1])
-        summed = [column.sums(values, firsts) for values in traits[:3]]
-        self._by_chunk.append(np.stack([counts, firsts[:-1] + len(self._flat), *summed, stops]))
+    def _learn(self, chunks: list[str]) -> None:
+        """Add rows for new chunks."""
+        # Flat lists: a list a chunk, all kept at once, would set off the garbage collector again and again.
+        flat: list[str] = []
+        ends: list[int] = []
+        for chunk in chunks:
+            flat += self._splitter.split(chunk)
+            ends.append(len(flat))
+        ids = self._word_ids(flat)
+        firsts = np.array([0, *ends])
+        summed = [column.sums(values[ids], firsts) for values in self._by_word.columns[2:]]
+        stops = np.bitwise_or.reduceat(np.where(ids < len(STOP_WORDS), 1 << ids, 0), firsts[:-1])
+        self._by_chunk.append(np.stack([np.diff(firsts), firsts[:-1] + len(self._flat), *summed, stops]))
         self._flat.append(ids[None])
 
+    def _word_ids(self, words: Sequence[str]) -> Ints:
+        known = len(self._words)
+        ids = np.fromiter(map(self._words.__getitem__, words), np.int64, len(words))
+        if len(self._words) > known:
+            self._by_word.append(_traits(list(self._words)[known:]))
+        return ids
 
-def _traits(word: str) -> tuple[int, ...]:
-    """Characters, kind, whether solid, characters if solid, whether it has a letter, bit of the stop word."""
-    size = len(word)
-    if word.isalpha():
-        return size, 0, 1, size, 1, _STOP_BITS.get(word, 0)
-    solid = not SYMBOLS.issuperset(word)
-    return size, _kind(word), solid, solid * size, any(map(str.isalpha, word)), 0
+
+def _traits(words: list[str]) -> Ints:
+    """[5, words] characters, kind, whether solid, characters if solid, whether it has a letter."""
+    offsets, content = column.view(pyarrow.array(words, pyarrow.large_string()))
+    sizes = np.diff(offsets)
+    # Most words are of ASCII letters only, of which nothing else need be asked.
+    plain = column.sums(_ASCII_LETTER[content], offsets) == sizes
+    one, none = np.ones_like(sizes), np.zeros_like(sizes)
+    traits = np.stack([sizes, none, one, sizes, one])
+    for at in np.flatnonzero(~plain).tolist():
+        traits[:, at] = _traits_of(words[at])
+    return traits
+
+
+def _traits_of(word: str) -> tuple[int, ...]:
+    size, solid = len(word), not SYMBOLS.issuperset(word)
+    return size, _kind(word), solid, solid * size, any(map(str.isalpha, word))
 
 
 def _kind(word: str) -> int:

@@ -8,6 +8,9 @@ from configs.schema.data import SourceSection
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 
+#: The recipe's key of a single source.
+KEY = "data.source"
+
 
 class Part(NamedTuple):
     """A piece of work of a source, small enough for one process; picklable.
@@ -16,10 +19,12 @@ class Part(NamedTuple):
         size: bytes of the source, as it is stored, that it covers; what progress is counted in.
         where: what the source's ``read`` needs to find it. A part of a solid archive, which cannot be entered half-way,
             carries its (compressed) content.
+        carried: bytes of such content, about.
     """
 
     size: int
     where: tuple[Any, ...]
+    carried: int = 0
 
 
 class Source(Protocol):
@@ -28,6 +33,10 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """What messages call it."""
+
+    @property
+    def remark(self) -> str | None:
+        """What the user should be told before it is read."""
 
     @property
     def parting(self) -> str:
@@ -58,6 +67,7 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
     Raises:
         RequestError: there is nothing at its path.
     """
+    key = recipe.data.key_of(section)
     if section.kind == "pydocs":
         from pipeline.sources.pydocs import PydocsSource
 
@@ -66,23 +76,31 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
     if section.kind == "hub":
         from pipeline.sources.hub import HubSource
 
-        return HubSource(section.path, section.text_field, section.split, section.config, section.revision)
+        return HubSource(section.path, section.text_field, section.split, section.config, section.revision, key=key)
     if section.kind == "text":
         from pipeline.sources.text import TextSource
 
-        return TextSource(section.path, section.chunk_chars, section.chunk, section.chunk_overlap, section.merge)
+        return TextSource(
+            section.path,
+            section.chunk_chars,
+            section.chunk,
+            section.chunk_overlap,
+            section.merge,
+            section.encoding,
+            key=key,
+        )
     if section.kind == "openwebtext":
         from pipeline.sources.openwebtext import OpenWebTextSource
 
-        return OpenWebTextSource(section.path)
+        return OpenWebTextSource(section.path, key=key)
     if section.kind == "parquet":
         from pipeline.sources.parquet import ParquetSource
 
-        return ParquetSource(section.path, section.text_field)
+        return ParquetSource(section.path, section.text_field, key=key)
     if section.kind == "csv":
         from pipeline.sources.csv import CsvSource
 
-        return CsvSource(section.path, section.text_field)
+        return CsvSource(section.path, section.text_field, section.encoding, section.delimiter, key=key)
     from pipeline.sources.jsonl import JsonlSource
 
-    return JsonlSource(section.path, section.text_field)
+    return JsonlSource(section.path, section.text_field, section.encoding, key=key)

@@ -11,7 +11,7 @@ from typing import IO, ClassVar
 from configs.errors import RequestError
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources import Part, file_source, files
+from pipeline.sources import Part, coding, file_source, files
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.files import File
 
@@ -26,9 +26,13 @@ class CsvSource(FileSource):
     Attributes:
         path: file, folder, glob or URL of .csv (commas) or .tsv (tabs), also .gz, .zst, .xz.
         text_field: column that holds the text.
+        encoding: how the files are encoded.
+        delimiter: character between two fields; None: as the file's ending says.
     """
 
     text_field: str
+    encoding: str = coding.UTF8
+    delimiter: str | None = None
 
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
 
@@ -39,13 +43,14 @@ class CsvSource(FileSource):
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
         bad.bytes += part.size
         for file in part.where:
-            yield from files.guarded(file, partial(self._records, file, bad), bad)
+            yield from files.guarded(file, partial(self._records, file, bad), bad, (*files.DAMAGE, UnicodeError))
 
     def _records(self, file: File, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
         csv.field_size_limit(_MOST_FIELD_CHARS)
-        # What is not UTF-8 is told by its record, not by the block of the file that it lies in.
-        lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-        delimiter = "\t" if files.plain_name(file.name).endswith(".tsv") else ","
+        # What cannot be decoded is told by its record, not by the block of the file that it lies in.
+        used = "utf-8-sig" if self.encoding == coding.UTF8 else self.encoding
+        lines = io.TextIOWrapper(stream, used, "surrogateescape", newline="")
+        delimiter = self.delimiter or ("\t" if files.plain_name(file.name).endswith(".tsv") else ",")
         records = csv.reader(lines, delimiter=delimiter, strict=True)
         header = next(records, None)
         if header is None:
@@ -75,7 +80,7 @@ class CsvSource(FileSource):
             # A file of another kind may have a whole document for its header.
             named = shorten(", ".join(header).encode("utf-8", "backslashreplace").decode(), 200, placeholder=" …")
             raise RequestError(
-                f"data.source.text_field: {file.name} has no column {self.text_field!r}; columns there: {named}"
+                f"{self.key}.text_field: {file.name} has no column {self.text_field!r}; columns there: {named}"
             )
         return header.index(self.text_field)
 
@@ -87,6 +92,6 @@ class CsvSource(FileSource):
         try:
             text.encode()
         except UnicodeEncodeError:
-            bad.add("invalid UTF-8", where)
+            bad.add(coding.fault(self.encoding), where)
             return None
         return text

@@ -1,12 +1,12 @@
 """What the sources made of files share: finding, fingerprints, and how files are put together into parts."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
-from pipeline.sources import Part, files
-from pipeline.sources.files import File
+from pipeline.sources import KEY, Part, files
+from pipeline.sources.files import File, Found
 
 #: Bytes of a part, at most: larger files are divided where they can be, smaller ones put together.
 PART_BYTES = 64 << 20
@@ -27,9 +27,11 @@ class FileSource:
 
     Attributes:
         path: where they are.
+        key: the recipe's key of the source, for messages.
     """
 
     path: str
+    key: str = field(default=KEY, kw_only=True)
 
     #: Endings of the files that are read below a folder, compressed or not.
     endings: ClassVar[tuple[str, ...]] = ()
@@ -39,8 +41,19 @@ class FileSource:
         return self.path
 
     @cached_property
+    def _found(self) -> Found:
+        return files.look(self.path, self.endings, f"{self.key}.path")
+
+    @property
     def files(self) -> dict[str, File]:
-        return files.find(self.path, self.endings)
+        return self._found.files
+
+    @property
+    def remark(self) -> str | None:
+        if not (ignored := self._found.ignored):
+            return None
+        said = f"{len(ignored):,} files" if len(ignored) > 1 else "1 file"
+        return f"{self.key}.path: {said} of other endings ignored, for example {ignored[0]}"
 
     @property
     def most_bytes(self) -> int:
@@ -59,7 +72,7 @@ class FileSource:
         return sum(file.size for file in self.files.values())
 
     def details(self) -> dict[str, Any]:
-        return {"files": len(self.files), "bytes": self.size(1)}
+        return {"files": len(self.files), "bytes": self.size(1), "ignored": len(self._found.ignored)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the list of files, which may be long: parts name their own."""

@@ -1,6 +1,5 @@
 """Source files, here or behind a URL: found below a path, fingerprinted, opened whatever their compression."""
 
-import errno
 import glob
 import gzip
 import hashlib
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from configs.errors import RequestError, StorageError
+from configs.errors import STORAGE_FAULTS, RequestError, StorageError
 from pipeline.bad_inputs import BadInputs
 from pipeline.sources import remote
 
@@ -48,43 +47,60 @@ class File(NamedTuple):
 
     @property
     def is_compressed(self) -> bool:
-        return self.name.endswith(COMPRESSED)
+        return self.name.lower().endswith(COMPRESSED)
 
     def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
         """Its bytes, as stored; seekable, ``buffer`` of them read at a time.
 
         Raises:
-            StorageError: later, where the disk fails.
+            StorageError: now or later, where the disk fails.
         """
         if remote.is_url(self.path):
             return io.BufferedReader(remote.RemoteFile(self.path, self.size, 8 * buffer), buffer)
         return io.BufferedReader(_LocalFile(self.path), buffer)
 
 
+class Found(NamedTuple):
+    """What is at a path.
+
+    Attributes:
+        files: name -> file, in name order.
+        ignored: names of the files that are passed over, as they have other endings.
+    """
+
+    files: dict[str, File]
+    ignored: tuple[str, ...]
+
+
 def find(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> dict[str, File]:
+    """The files of ``look`` alone."""
+    return look(pattern, endings, key).files
+
+
+def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Found:
     """Files of a path, folder (searched below, by name ending, compressed or not), glob or URL of any of these.
 
     ``key`` is the recipe's key that ``pattern`` comes from, for messages.
 
-    Names are relative to the folder, so that moving it changes nothing; what is not UTF-8 in them is spelt out.
-
-    Returns:
-        Name -> file, in name order.
+    Names are relative to the folder, so that moving it changes nothing; what is not UTF-8 in them is spelt out. A link
+    to nothing is a file, which cannot be opened. Hidden files are no part of a folder.
 
     Raises:
         RequestError: nothing is there, or the URL cannot be reached.
     """
     pattern = pattern.removeprefix("file://")
     is_folder, found = _remote(pattern, key) if remote.is_url(pattern) else _local(Path(pattern).expanduser(), key)
+    ignored: tuple[str, ...] = ()
     if is_folder:
-        hidden = {name for name in found if any(part.startswith(".") for part in name.split("/"))}
-        found = {name: f for name, f in found.items() if name not in hidden and plain_name(name).endswith(endings)}
+        shown = {name: f for name, f in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+        found = {name: file for name, file in shown.items() if plain_name(name).endswith(endings)}
+        ignored = tuple(sorted(_writable(name) for name in shown.keys() - found.keys()))
         if not found:
             listed = ", ".join(ending for ending in endings if ending)
             raise RequestError(f"{key}: {pattern} holds no file ending in {listed or 'anything'}")
     if not found:
         raise RequestError(f"{key}: {pattern} is neither a file nor a folder, and no file matches it")
-    return {(safe := _writable(name)): file._replace(name=safe) for name, file in sorted(found.items())}
+    return Found({(safe := _writable(name)): file._replace(name=safe) for name, file in sorted(found.items())}, ignored)
 
 
 def plain_name(name: str) -> str:
@@ -110,10 +126,10 @@ def _found(given: Path) -> tuple[bool, dict[str, File]]:
         return True, {file.name: file for file in _below(str(given))}
     # pathlib globs below a folder only; a pattern may begin anywhere.
     matching = [Path(name) for name in glob.glob(str(given), recursive=True)]  # noqa: PTH207
-    paths = [path for path in matching if path.is_file()]
+    paths = [path for path in matching if path.is_file() or not path.exists()]
     root = Path(_common([path.parent.as_posix() for path in paths])) if paths else given
     found = ((path.relative_to(root).as_posix(), path) for path in paths)
-    return False, {name: File(name, str(path), path.stat().st_size) for name, path in found}
+    return False, {name: File(name, str(path), path.stat().st_size if path.exists() else 0) for name, path in found}
 
 
 def _below(root: str) -> Iterator[File]:
@@ -138,6 +154,8 @@ def _below(root: str) -> Iterator[File]:
                     (links if entry.is_symlink() else folders).append((entry.path, f"{prefix}{entry.name}/"))
                 elif entry.is_file():
                     yield File(prefix + entry.name, entry.path, entry.stat().st_size)
+                elif not Path(entry.path).exists():
+                    yield File(prefix + entry.name, entry.path, 0)
 
 
 def _remote(url: str, key: str) -> tuple[bool, dict[str, File]]:
@@ -242,6 +260,7 @@ def open_binary(file: File) -> IO[bytes]:
 
 def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
     """The bytes of a stream whose name says how it is compressed; closing it closes ``stream``."""
+    name = name.lower()
     if name.endswith(".gz"):
         return _Owning(_ByBlocks(gzip.open(stream, "rb")), _BUFFER_BYTES, stream)
     if name.endswith(".xz"):
@@ -258,23 +277,30 @@ def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
 class _LocalFile(io.FileIO):
     """A file of this machine; that its disk fails says nothing about its content."""
 
+    def __init__(self, path: str) -> None:
+        try:
+            super().__init__(path)
+        except OSError as error:
+            raise _told_apart(error, path) from None
+
     def readinto(self, buffer: Any) -> int:
         try:
             # A regular file is never without an answer.
             return super().readinto(buffer) or 0
         except OSError as error:
-            raise self._told_apart(error) from None
+            raise _told_apart(error, self.name) from None
 
     def readall(self) -> bytes:
         try:
             return super().readall()
         except OSError as error:
-            raise self._told_apart(error) from None
+            raise _told_apart(error, self.name) from None
 
-    def _told_apart(self, error: OSError) -> Exception:
-        if error.errno != errno.EIO:
-            return error
-        return StorageError(f"{self.name}: the disk failed to read it ({error}): see to it and run the same again")
+
+def _told_apart(error: OSError, path: object) -> Exception:
+    if error.errno not in STORAGE_FAULTS:
+        return error
+    return StorageError(f"{path}: the disk failed to read it ({error}): see to it and run the same again")
 
 
 class _ByBlocks(io.RawIOBase):

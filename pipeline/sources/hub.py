@@ -8,7 +8,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from typing import Any
 from configs.errors import RequestError, UnreachableError
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources import Part, files, retry
-from pipeline.sources.parquet import check_column, texts_of
+from pipeline.sources import KEY, Part, files, retry
+from pipeline.sources.parquet import check_column, column_of, texts_of
 
 #: Rows that are held at a time; few, as their length is known only once they are here. Beside them the library holds
 #: what it reads at once: of Parquet the column of a row group as it is stored, of other formats a block of its own.
 _BATCH_ROWS = 64
 _COMMIT = re.compile("[0-9a-f]{40}")
-_PIN = "with data.source.revision=COMMIT, finished documents need no network"
+_PIN = "with its revision=COMMIT, finished documents need no network"
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ class HubSource:
 
     Attributes:
         repository: name on the hub (``Skylion007/openwebtext``), or a local folder.
-        text_field: column that holds the text.
+        text_field: column that holds the text; ``meta.body``: field body of column meta, unless a column is called so.
         split: the split.
         config: the repository's configuration; None: its default one.
         revision: branch, tag or commit; None: the newest.
+        key: the recipe's key of the source, for messages.
     """
 
     repository: str
@@ -43,10 +44,15 @@ class HubSource:
     split: str = "train"
     config: str | None = None
     revision: str | None = None
+    key: str = field(default=KEY, kw_only=True)
 
     @property
     def name(self) -> str:
         return self.repository
+
+    @property
+    def remark(self) -> None:
+        """Nothing."""
 
     @property
     def parting(self) -> str:
@@ -63,11 +69,11 @@ class HubSource:
         """The commit that ``revision`` stands for now; None for a local folder."""
         if self._folder or (self.revision and _COMMIT.fullmatch(self.revision)):
             return None if self._folder else self.revision
-        _refuse_offline(self.repository)
+        _refuse_offline(self.repository, self.key)
         from huggingface_hub import HfApi, errors
 
         missing = (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
-        where = f"data.source.path: {self.repository}"
+        where = f"{self.key}.path: {self.repository}"
         try:
             info = retry.patiently(
                 lambda: HfApi().repo_info(self.repository, repo_type="dataset", revision=self.revision),
@@ -85,7 +91,7 @@ class HubSource:
     def inputs(self) -> dict[str, str]:
         """The commit, or of a local folder the files; neither reads the data anew. Pin ``revision`` to keep it."""
         if self._folder:
-            return files.fingerprints(files.find(str(self._folder), ("",)))
+            return files.fingerprints(files.find(str(self._folder), ("",), f"{self.key}.path"))
         return {"commit": str(self.commit)}
 
     def details(self) -> dict[str, Any]:
@@ -101,7 +107,7 @@ class HubSource:
         import fsspec
 
         dataset = self._stream()
-        listed = _builder(*self._asked).config.data_files or {}
+        listed = _builder(*self._asked, self.key).config.data_files or {}
         urls = [str(url) for url in listed.get(self.split, [])]
         if len(urls) != dataset.num_shards:
             return [(f"shard-{number:05d}", None) for number in range(dataset.num_shards)]
@@ -125,7 +131,7 @@ class HubSource:
         dataset = self._stream()
         if dataset.num_shards != shards:
             raise RequestError(
-                f"data.source.path: {self.repository} has {dataset.num_shards} data files where there were {shards}: "
+                f"{self.key}.path: {self.repository} has {dataset.num_shards} data files where there were {shards}: "
                 "it changed while it was read; start again"
             )
         shard = dataset.shard(num_shards=shards, index=number)
@@ -133,7 +139,7 @@ class HubSource:
         # Where their sizes are not known, the data files weigh the same.
         size = part.size or 1
         bad.bytes += size
-        for column in _Columns(shard, self.text_field, f"{self.repository}: {name}", size, bad):
+        for column in _Columns(self, shard, name, size, bad):
             for text in texts_of(column, name, row, bad):
                 if text is not None:
                     yield Document(f"hub:{name}:{row}", text, name, "record")
@@ -146,8 +152,8 @@ class HubSource:
     def _stream(self) -> Any:
         """The split as a ``datasets.IterableDataset``, of the text's column alone where the format allows."""
         if not self._folder:
-            _refuse_offline(self.repository)
-        return _load(*self._asked, self.split, self.text_field)
+            _refuse_offline(self.repository, self.key)
+        return _load(*self._asked, self.split, self.text_field, self.key)
 
     def __getstate__(self) -> dict[str, Any]:
         """With the commit, which every process is to read, and without the list of files."""
@@ -155,12 +161,12 @@ class HubSource:
         return {**kept, "commit": self.commit}
 
 
-def _refuse_offline(repository: str) -> None:
+def _refuse_offline(repository: str, key: str) -> None:
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
         raise UnreachableError(
-            f"data.source.path: {repository} is on the Hugging Face hub, which HF_HUB_OFFLINE switches off: unset it, "
+            f"{key}.path: {repository} is on the Hugging Face hub, which HF_HUB_OFFLINE switches off: unset it, "
             f"or give a local copy of the repository ({_PIN})"
         )
 
@@ -168,10 +174,11 @@ def _refuse_offline(repository: str) -> None:
 class _Columns:
     """Arrow columns of a shard's text, in order, across broken connections."""
 
-    def __init__(self, shard: Any, field: str, where: str, size: int, bad: BadInputs) -> None:
+    def __init__(self, source: HubSource, shard: Any, name: str, size: int, bad: BadInputs) -> None:
         self._shard = shard
-        self._field = field
-        self._where = where
+        self._field = source.text_field
+        self._key = source.key
+        self._where = f"{source.repository}: {name}"
         self._size = size
         self._bad = bad
         self._taken = 0
@@ -205,9 +212,9 @@ class _Columns:
         at = 0
         for table in self._shard.with_format("arrow").iter(_BATCH_ROWS):
             if not at:
-                check_column(table.schema, self._field, self._where)
+                check_column(table.schema, self._field, self._where, self._key)
             start, at = at, at + len(table)
-            column = table.column(self._field).combine_chunks()
+            column = column_of(table, self._field).combine_chunks()
             if at < self._taken:
                 continue
             if self._taken and start < self._taken <= at:
@@ -247,16 +254,16 @@ _FINAL = (ValueError, FileNotFoundError, RuntimeError)
 
 
 @functools.lru_cache(maxsize=4)
-def _builder(path: str, config: str | None, commit: str | None) -> Any:
+def _builder(path: str, config: str | None, commit: str | None, key: str) -> Any:
     import datasets
 
     # The library itself tries each request again.
-    where = f"data.source.path: {path}"
+    where = f"{key}.path: {path}"
     return retry.patiently(lambda: datasets.load_dataset_builder(path, config, revision=commit), where, _FINAL, 2)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, config: str | None, commit: str | None, split: str, field: str) -> Any:
+def _load(path: str, config: str | None, commit: str | None, split: str, field: str, key: str) -> Any:
     """One process asks the hub once, however many parts it reads."""
     import datasets
     import pyarrow
@@ -265,7 +272,7 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
         return datasets.load_dataset(path, config, split=split, revision=commit, streaming=True, **more)
 
     final = (*_FINAL, pyarrow.ArrowException)
-    where = f"data.source.path: {path}"
+    where = f"{key}.path: {path}"
     # Parquet is read by columns and row by row; other formats have no such options.
     by_rows = {"batch_size": _BATCH_ROWS}
     try:
@@ -277,10 +284,11 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
         columns = dataset.column_names
         if columns is None or columns == [field]:
             return dataset
-        check_column(dataset.features.arrow_schema, field, path)
+        column = field if field in columns else field.partition(".")[0]
+        check_column(dataset.features.arrow_schema, field, path, key)
         try:
-            return load(columns=[field], **by_rows)
+            return load(columns=[column], **by_rows)
         except ValueError:
-            return dataset.select_columns([field])
+            return dataset.select_columns([column])
     except final as error:
         raise RequestError(f"{where}: {_said(error) or type(error).__name__}") from None

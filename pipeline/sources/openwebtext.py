@@ -213,7 +213,7 @@ def _solid(members: Iterator[tuple[int, Content | Fault]], stored: int, most: in
         group.append(member)
         size += len(member.content) if isinstance(member, Content) else 0
         if size >= most:
-            yield Part(min(read, stored) - begun, tuple(group))
+            yield Part(min(read, stored) - begun, tuple(group), size)
             begun, group, size = min(read, stored), [], 0
     if group:
-        yield Part(stored - begun, tuple(group))
+        yield Part(stored - begun, tuple(group), size)

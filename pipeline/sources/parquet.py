@@ -40,7 +40,7 @@ class ParquetSource(FileSource):
 
     Attributes:
         path: file, folder, glob or URL of .parquet.
-        text_field: column that holds the text.
+        text_field: column that holds the text; ``meta.body``: field body of column meta, unless a column is called so.
     """
 
     text_field: str
@@ -93,12 +93,12 @@ class ParquetSource(FileSource):
 
         # A column is read through a buffer: a row group may be as large as the file.
         opened = parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        check_column(opened.schema_arrow, self.text_field, piece.file.name)
+        check_column(opened.schema_arrow, self.text_field, piece.file.name, self.key)
         name, row = piece.file.name, piece.row
         for group in range(piece.first, piece.stop):
             rows = _batch_rows(opened.metadata.row_group(group), self.text_field)
             for batch in opened.iter_batches(rows, [group], [self.text_field], use_threads=False):
-                for text in texts_of(batch.column(0), name, row, bad):
+                for text in texts_of(column_of(batch, self.text_field), name, row, bad):
                     yield None if text is None else Document(f"parquet:{name}:{row}", text, name, "record")
                     row += 1
 
@@ -123,8 +123,10 @@ def _ranges(file: File, metadata: Any, most: int) -> Iterator[RowGroups]:
             first, row, size, rows = group + 1, row + rows, 0, 0
 
 
-def check_column(schema: Any, name: str, where: str) -> None:
+def check_column(schema: Any, name: str, where: str, key: str) -> None:
     """Refuse a table, of this ``pyarrow.Schema``, whose column of that name is missing or holds no text.
+
+    ``key`` is the recipe's key of the source.
 
     Raises:
         RequestError: names the columns that there are.
@@ -132,13 +134,43 @@ def check_column(schema: Any, name: str, where: str) -> None:
     import pyarrow.types as types
 
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    if name not in schema.names:
-        raise RequestError(f"data.source.text_field: {where} has no column {name!r}; columns there: {listed}")
-    kind = schema.field(name).type
+    kind = _kind_of(schema, name)
+    if kind is None:
+        raise RequestError(f"{key}.text_field: {where} has no column {name!r}; columns there: {listed}")
     kind = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
     if not any(test(kind) for test in (*tests, types.is_null)):
-        raise RequestError(f"data.source.text_field: column {name!r} of {where} is not text; columns there: {listed}")
+        raise RequestError(f"{key}.text_field: column {name!r} of {where} is not text; columns there: {listed}")
+
+
+def _kind_of(schema: Any, name: str) -> Any:
+    """The type of a column, or with dots of a field in it; None: there is none."""
+    import pyarrow.types as types
+
+    if name in schema.names:
+        return schema.field(name).type
+    first, *inner = name.split(".")
+    if first not in schema.names:
+        return None
+    kind = schema.field(first).type
+    for part in inner:
+        if not types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return None
+        kind = kind.field(part).type
+    return kind
+
+
+def column_of(table: Any, name: str) -> Any:
+    """A column of a table or batch, or with dots a field in one, which ``check_column`` found to be there."""
+    import pyarrow.compute as compute
+
+    if name in table.schema.names:
+        return table.column(name)
+    first, *inner = name.split(".")
+    column = table.column(first)
+    for part in inner:
+        column = compute.struct_field(column, part)
+    return column
 
 
 def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str | None]:

@@ -3,10 +3,11 @@
 Text that every machine has without a network. It is parsed once for an environment and cached.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from configs.schema.data import SourceSection
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources import Part
+from pipeline.sources import KEY, Part
 
 #: Part of the cache's key: raise it when the same source files should give other documents.
 _PARSER = 1
@@ -37,15 +38,17 @@ class PydocsSource:
     Attributes:
         cache: folder of parsed environments.
         packages: top-level modules and packages to keep ("topics" for the language's); None: all.
+        key: the recipe's key of the source, for messages.
     """
 
     cache: Path
     packages: tuple[str, ...] | None = None
+    key: str = field(default=KEY, kw_only=True)
 
     @classmethod
     def of(cls, section: SourceSection, recipe: Recipe) -> "PydocsSource":
         """The source of a recipe's section; its cache is shared by all runs under the same ``run.root``."""
-        return cls(Path(recipe.run.root) / ".cache" / "pydocs", section.packages)
+        return cls(Path(recipe.run.root) / ".cache" / "pydocs", section.packages, key=recipe.data.key_of(section))
 
     @property
     def name(self) -> str:
@@ -69,6 +72,10 @@ class PydocsSource:
         """The cache file of this environment."""
         key = {"environment": self._environment, "packages": self.packages, "parser": _PARSER}
         return self.cache / f"{fingerprint.of_value(key)[:32]}.parquet"
+
+    @property
+    def remark(self) -> None:
+        """Nothing."""
 
     @property
     def parting(self) -> str:
@@ -98,6 +105,14 @@ class PydocsSource:
         for row in file.read_row_group(group).to_pylist():
             yield Document(**row)
 
+    def first(self, limit: int, folder: Path) -> "PydocsSource":
+        """A source of no more than is needed for ``limit`` documents, parsed into ``folder``; itself if cached."""
+        if self.path.exists():
+            return self
+        source = replace(self, cache=folder)
+        source._parse(1, limit)
+        return source
+
     def documents(self, workers: int) -> Iterator[Document]:
         """Every document, in order."""
         bad = BadInputs()
@@ -107,13 +122,14 @@ class PydocsSource:
     def details(self) -> dict[str, Any]:
         return {"environment": self._environment}
 
-    def _parse(self, workers: int) -> None:
+    def _parse(self, workers: int, limit: float = math.inf) -> None:
+        """Fill the cache, up to a task after ``limit`` documents."""
         from pipeline.sources.pydocs_parse import parse_files
 
         bad = BadInputs()
         tasks = list(_tasks(_source_files(self.packages)))
         if self.packages and not tasks and self.packages != ("topics",):
-            raise RequestError(f"data.source.packages: no source of {', '.join(self.packages)} is installed here")
+            raise RequestError(f"{self.key}.packages: no source of {', '.join(self.packages)} is installed here")
         documents = list(_topics()) if self.packages is None or "topics" in self.packages else []
         with bar(sum(len(task) for task in tasks), "file", "parsing docstrings") as progress:
             parsed = processes.ordered(parse_files, [(task,) for task in tasks], min(workers, len(tasks) or 1))
@@ -123,6 +139,8 @@ class PydocsSource:
                 for path, fault in faults:
                     bad.add("unparsable file", f"{Path(path).name}: {fault}")
                 progress.update(len(task))
+                if len(documents) >= limit:
+                    break
         _write(self.path, _unique(documents), bad)
 
 

@@ -1,5 +1,6 @@
 """Files of plain text, cut into documents."""
 
+import codecs
 import io
 from collections import deque
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import IO, ClassVar, Literal, NamedTuple
 from configs.errors import RequestError
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources import Part, file_source, files
+from pipeline.sources import Part, coding, file_source, files
 from pipeline.sources.cut import Piece, pieces
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.files import File
@@ -59,12 +60,14 @@ class TextSource(FileSource):
         chunk: where a document may end, see ``pipeline.sources.cut``.
         chunk_overlap: characters that a window repeats of the one before it.
         merge: all files are one text, a blank line between two.
+        encoding: how the files are encoded; UTF-8 stands also for UTF-16 with a byte order mark.
     """
 
     chunk_chars: int
     chunk: Literal["paragraph", "sentence", "window"] = "paragraph"
     chunk_overlap: int = 0
     merge: bool = False
+    encoding: str = coding.UTF8
 
     endings: ClassVar[tuple[str, ...]] = (".txt", ".text", ".md", ".rst")
 
@@ -104,12 +107,13 @@ class TextSource(FileSource):
                     cure = "unpacked" if self.chunk_chars else "set chunk_chars"
                     bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB: {cure}", file.name, file.size)
                     continue
-                text = decode(content)
+                text = decode(content, self.encoding)
             except files.DAMAGE as error:
                 bad.add("unreadable file", f"{file.name}: {error}", file.size)
                 continue
-            except UnicodeDecodeError as error:
-                bad.add("invalid UTF-8", f"{file.name}: byte {error.start}", file.size)
+            except UnicodeError as error:
+                where = f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+                bad.add(coding.fault(self.encoding), f"{file.name}: {where}", file.size)
                 continue
             del content
             bad.good += 1
@@ -122,17 +126,18 @@ class TextSource(FileSource):
         reading = _Reading()
         ready: list[tuple[str, str, str]] = []
         size = begun = 0
-        blocks = _blocks(texts, reading)
-        found = pieces(blocks if self.chunk_chars else _short(blocks), self.chunk, self.chunk_chars, self.chunk_overlap)
+        blocks = _blocks(texts, reading, self.encoding)
+        whole = blocks if self.chunk_chars else _short(blocks, self.key)
+        found = pieces(whole, self.chunk, self.chunk_chars, self.chunk_overlap)
         for number, piece in enumerate(found):
             source = _file_of(piece, reading)
             ready.append((f"text:{'merged' if self.merge else source}:{number}", piece.text, source))
             size += _utf8_bytes(piece.text)
             if size >= _CARRIED_BYTES:
-                yield Part(reading.stored - begun, (_carry(ready, reading),))
+                yield Part(reading.stored - begun, (_carry(ready, reading),), size)
                 begun, ready, size = reading.stored, [], 0
         if ready or reading.good or reading.faults:
-            yield Part(reading.stored - begun, (_carry(ready, reading),))
+            yield Part(reading.stored - begun, (_carry(ready, reading),), size)
 
 
 def _most_of(stream: IO[bytes]) -> bytes:
@@ -149,7 +154,7 @@ def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _short(blocks: Iterator[str]) -> Iterator[str]:
+def _short(blocks: Iterator[str], key: str) -> Iterator[str]:
     """The blocks of a text that is to be one document.
 
     Raises:
@@ -160,7 +165,7 @@ def _short(blocks: Iterator[str]) -> Iterator[str]:
         size += _utf8_bytes(block)
         if size > _MOST_WHOLE_BYTES:
             limit = f"{_MOST_WHOLE_BYTES >> 20} MB"
-            raise RequestError(f"data.source.merge: one document of more than {limit}: set data.source.chunk_chars")
+            raise RequestError(f"{key}.merge: one document of more than {limit}: set {key}.chunk_chars")
         yield block
 
 
@@ -178,7 +183,7 @@ def _file_of(piece: Piece, reading: _Reading) -> str:
     return reading.begins[0][1]
 
 
-def _blocks(texts: list[File], reading: _Reading) -> Iterator[str]:
+def _blocks(texts: list[File], reading: _Reading, coded: str) -> Iterator[str]:
     """The files' text, a blank line between two, in blocks; damage ends a file."""
     for file in texts:
         before = reading.stored
@@ -186,7 +191,7 @@ def _blocks(texts: list[File], reading: _Reading) -> Iterator[str]:
         try:
             with file.open() as raw, files.decompressed(raw, file.name) as stream:
                 try:
-                    for block in _decoded(stream):
+                    for block in _decoded(stream, coded):
                         if not chars:
                             yield from _separated(file, reading)
                         chars += len(block)
@@ -195,15 +200,15 @@ def _blocks(texts: list[File], reading: _Reading) -> Iterator[str]:
                         reading.stored = before + read
                         reading.newlines = len(block[-2:]) - len(block[-2:].rstrip("\n"))
                         yield block
-                except (*files.DAMAGE, UnicodeDecodeError):
+                except (*files.DAMAGE, UnicodeError):
                     at = raw.tell()
                     raise
         except files.DAMAGE as error:
             where = f"{file.name}: after {chars} characters: {error}"
             reading.faults.append(("unreadable file", where, files.lost_bytes(file.size, at)))
-        except UnicodeDecodeError:
+        except UnicodeError:
             where = f"{file.name}: within {_BLOCK_CHARS} characters after {chars}"
-            reading.faults.append(("invalid UTF-8", where, file.size - read))
+            reading.faults.append((coding.fault(coded), where, file.size - read))
         else:
             reading.good += 1
         reading.stored = before + file.size
@@ -218,9 +223,11 @@ def _separated(file: File, reading: _Reading) -> Iterator[str]:
         yield between
 
 
-def _decoded(stream: IO[bytes]) -> Iterator[str]:
-    start = stream.peek(2)[:2]  # type: ignore[attr-defined]
-    text = io.TextIOWrapper(stream, "utf-16" if start in _UTF16_MARKS else "utf-8-sig")
+def _decoded(stream: IO[bytes], coded: str) -> Iterator[str]:
+    if coded == coding.UTF8:
+        start = stream.peek(2)[:2]  # type: ignore[attr-defined]
+        coded = "utf-16" if start in _UTF16_MARKS else "utf-8-sig"
+    text = io.TextIOWrapper(stream, coded)
     while block := text.read(_BLOCK_CHARS):
         yield block
 
@@ -228,11 +235,16 @@ def _decoded(stream: IO[bytes]) -> Iterator[str]:
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def decode(content: bytes) -> str:
-    """Text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one; newlines as LF.
+def decode(content: bytes, coded: str = coding.UTF8) -> str:
+    """Text of a file, newlines as LF. UTF-8 is with or without a byte order mark, and stands also for UTF-16 with one.
 
     Raises:
-        UnicodeDecodeError: it is neither.
+        UnicodeDecodeError: it is not in its encoding.
+        UnicodeError: the same of an encoding other than UTF-8.
     """
-    utf16 = content.startswith(_UTF16_MARKS)
-    return content.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    if coded == coding.UTF8:
+        text = content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig")
+    else:
+        # As a stream is decoded: of UTF-16 without its mark it does not guess.
+        text = codecs.getincrementaldecoder(coded)().decode(content, True)
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,5 +1,6 @@
 """Every fault of a recipe is one line that names the key, the file and the cure, and exit status 2."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,48 @@ def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "at_fault"),
+    [
+        (["data.source.split=x", "data.source.kind=jsonl", "data.source.path=a", "data.source.sample_bytes=9"], 0),
+        (["data.source.sample_bytes=9", "data.source.kind=jsonl"], 1),
+        (["train.steps=abc", "train.clip=1", "train.steps=abd"], 2),
+        (["train.clip=1", "train.expert_parallel=3", "launch.grace_seconds=9"], 1),
+        (["train.steps=9", "train.learning_rat=1", "train.clip=1"], 1),
+        (["data.sources={web: {kind: jsonl, path: a}}", "data.source={}", "data.sources.web.pth=a"], 2),
+    ],
+)
+def test_the_override_at_fault_is_named(overrides: list[str], at_fault: int) -> None:
+    with pytest.raises(RequestError) as fault:
+        load_recipe(DEMO, overrides)
+    assert str(fault.value).startswith(f"override {overrides[at_fault]}: ")
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("{kind: jsonl, path: a, txt_field: b}", "unknown key data.sources.web.txt_field; the nearest key is "
+         "data.sources.web.text_field"),
+        ("{kind: jsonl}", "data.sources.web.path is missing: kind=jsonl reads from there"),
+        ("a.jsonl", "data.sources.web is a section, not 'a.jsonl': set keys of it, such as data.sources.web.kind"),
+    ],
+)  # fmt: skip
+def test_faults_of_a_named_source(tmp_path: Path, section: str, words: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    named = re.sub(r"  source: .*", f"  sources: {{web: {section}}}", DEMO.read_text())
+    path.write_text(named)
+    with pytest.raises(RequestError) as fault:
+        load_recipe(path)
+    assert str(fault.value) == f"{path}: {words}"
+
+
+def test_a_named_source_takes_text_as_it_stands() -> None:
+    given = ["data.source={}", "data.sources.web.kind=jsonl", "data.sources.web.path=2024"]
+    assert load_recipe(DEMO, given).data.sources["web"].path == "2024"
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [1", "not YAML"), ("- 1", "mapping"), ("run: {name: x}", "model is missing"), ("", "mapping")],
+    [("a: [1", "not YAML"), ("- 1", "mapping"), ("data: {}", "run is missing"), ("", "mapping")],
 )
 def test_broken_files_are_named(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "broken.yaml"
@@ -72,6 +113,38 @@ def test_broken_files_are_named(tmp_path: Path, text: str, words: str) -> None:
         load_recipe(path)
     assert str(path) in str(fault.value)
     assert "\n" not in str(fault.value)
+
+
+DATA_ONLY = "run: {name: corpus}\ndata: {source: {kind: jsonl, path: a}}\ntokenizer: {vocab_size: 400}\n"
+
+
+def test_a_recipe_may_be_for_data_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text(DATA_ONLY)
+    recipe = load_recipe(path)
+    assert not recipe.has_model and not recipe.packs and recipe.tokenizer.vocab_size == 400
+    for section in ("model", "train"):
+        with pytest.raises(RequestError, match=f"the recipe has no {section} section, .*configs/demo.yaml"):
+            getattr(recipe, section)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+    with pytest.raises(RequestError, match=r"override model.hidden_size=64: model.num_hidden_layers is missing"):
+        load_recipe(path, ["model.hidden_size=64"])
+    with pytest.raises(RequestError, match=r"tokenizer.vocab_size \(310\) leaves no room"):
+        load_recipe(path, ["tokenizer.vocab_size=310", "tokenizer.spare_tokens=200"])
+
+
+@pytest.mark.parametrize(
+    "command", [["launch", "local", "pretrain"], ["training", "pretrain"], ["training", "estimate"]]
+)
+def test_training_asks_for_the_sections_it_lacks(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text(DATA_ONLY)
+    argv = [sys.executable, "-m", *command, "--recipe", str(path), f"run.root={tmp_path}"]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "the recipe has no " in done.stderr
 
 
 def test_numbers_are_numbers() -> None:

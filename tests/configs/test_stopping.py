@@ -2,17 +2,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 # The signal arrives in a destructor, where Python prints an exception and goes on.
 _COMMAND = """
-import os, signal
+import os, signal, sys
 from artefacts.progress import bar
 from configs.command import run
 
 class Leaving:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
         sum(range(1000))
 
 def main(arguments):
@@ -27,7 +29,12 @@ run(main, restartable=True)
 """
 
 
-def test_a_signal_that_a_destructor_swallows_stops_the_next_step():
-    found = subprocess.run([sys.executable, "-c", _COMMAND], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert found.returncode == 75 and found.stdout == "went on\n"
-    assert found.stderr.splitlines()[-1] == "stopped by SIGUSR1: the same command goes on where it was"
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [("SIGUSR1", 75, "stopped by SIGUSR1: the same command"), ("SIGINT", 130, "stopped: the same command")],
+)
+def test_a_signal_that_a_destructor_swallows_stops_the_next_step(name, status, said):
+    line = [sys.executable, "-c", _COMMAND, name]
+    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert found.returncode == status and found.stdout == "went on\n"
+    assert found.stderr.splitlines()[-1] == f"{said} goes on where it was"

@@ -207,15 +207,31 @@ def test_what_is_sound_is_submitted_but_not_twice_at_a_time(calls, tmp_path, cap
 
 def test_a_missing_source_fails_before_anything_is_queued(calls, tmp_path):
     with pytest.raises(RequestError, match=r"nothing is submitted: .*/nowhere is neither a file nor a folder"):
-        _submit(f"run.root={tmp_path}", "data.source.kind=jsonl", f"data.source.path={tmp_path}/nowhere")
-    assert not calls()
+        _submit(f"run.root={tmp_path}/runs", "data.source.kind=jsonl", f"data.source.path={tmp_path}/nowhere")
+    assert not calls() and not (tmp_path / "runs").exists()
 
 
 def test_an_unwritable_folder_fails_before_anything_is_queued(calls, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"data\.root: .*/file/data cannot be written: Not a directory"):
-        _submit(f"run.root={tmp_path}", f"data.root={tmp_path}/file/data")
-    assert not calls()
+        _submit(f"run.root={tmp_path}/runs", f"data.root={tmp_path}/file/data")
+    assert not calls() and not (tmp_path / "runs").exists()
+
+
+def test_what_sbatch_refuses_leaves_nothing_but_what_was_there(calls, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL_AT", "1")
+    monkeypatch.setenv("WORDS", "sbatch: error: invalid partition specified: big")
+    source = write_jsonl(tmp_path / "a.jsonl", texts(20))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(RequestError, match=r"see launch\.slurm\.partition"):
+        _submit(
+            f"run.root={tmp_path}/runs",
+            f"data.root={tmp_path}/data",
+            "data.source.kind=jsonl",
+            "data.source.sample_bytes=null",
+            f"data.source.path={source}",
+        )
+    assert not (tmp_path / "runs").exists() and not list((tmp_path / "data").iterdir())
 
 
 def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):

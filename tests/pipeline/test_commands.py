@@ -101,7 +101,12 @@ def test_the_stats_of_several_sources(tmp_path):
     tokens.build(asked)
     lines, page = stats(asked)
     shown = page.read_text()
-    assert "books" in shown and "web" in shown and any("sources: web: train: tokens" in line for line in lines)
+    assert "books" in shown and "web" in shown and shown.count("<td>total</td>") == 1
+    heads = [line.split() for line in lines if line.endswith("total")]
+    assert heads == [["books", "web", "total"]] * 2 and not any("sources" in line for line in lines)
+    (tokens_line,) = [line for line in lines if line.startswith("  train: tokens")]
+    books, web, total = (int(figure.replace(",", "")) for figure in tokens_line.split()[2:])
+    assert books > 1.5 * web and books + web == total
     (measured,) = re.findall(r"Bytes a token of the first (\d+) training documents of books", shown)
     assert 70 < int(measured) <= 80, "the training documents of books, the first by name"
 

@@ -43,9 +43,16 @@ def test_every_document_is_accounted_for(tmp_path):
     assert documents.build(asked) is None
 
 
-def test_duplicates_may_stay(tmp_path):
+def test_duplicates_may_stay(tmp_path, capfd):
     made = documents.build(of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.clean.exact_dedup=false"))
     assert made is not None and made.counts["documents"] == 6 * 22
+    assert "duplicates" not in capfd.readouterr().err
+
+
+def test_work_that_is_not_there_has_no_bar(tmp_path, capfd):
+    documents.build(of_jsonl(tmp_path, _corpus(tmp_path / "source")))
+    said = capfd.readouterr().err
+    assert "duplicates: 100%" in said and "0.00task [" not in said
 
 
 def test_the_first_of_duplicates_stays(tmp_path):
@@ -79,9 +86,14 @@ def test_the_same_bytes_with_any_number_of_workers(tmp_path):
 def test_tasks_do_what_one_command_does(tmp_path, monkeypatch):
     monkeypatch.setattr(file_source, "PART_BYTES", 1 << 14)
     corpus = _corpus(tmp_path / "source")
+    (corpus / "0.jsonl").write_text(
+        json.dumps({"text": "Write to a@b.de or c@d.de, or call 415-555-2671. " * 30}) + "\n"
+    )
     rules = ("data.source.sample_bytes=40000", "data.clean.near_dedup.enabled=true", "data.clean.line_dedup_chars=40")
+    rules += ("data.clean.mask=[email,ip,phone]",)
     whole, shared = (of_jsonl(tmp_path / name, corpus, *rules) for name in ("whole", "shared"))
-    documents.build(whole)
+    made = documents.build(whole)
+    assert made.counts["masked"] == {"email": 60, "ip": 0, "phone": 30}
     with pytest.raises(RequestError, match="is not read yet"):
         documents.find_duplicates(shared, Share(0, 3))
     for task in (2, 0):

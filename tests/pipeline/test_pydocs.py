@@ -3,9 +3,12 @@
 import pytest
 
 from configs.errors import RequestError
+from pipeline import documents
 from pipeline.bad_inputs import BadInputs
-from pipeline.sources import pydocs_parse
+from pipeline.preview import preview
+from pipeline.sources import pydocs, pydocs_parse
 from pipeline.sources.pydocs import PydocsSource
+from tests.pipeline.corpora import recipe
 
 CODE = '''
 """A module.
@@ -125,3 +128,15 @@ def test_a_damaged_cache_is_made_again(tmp_path, capsys, damage):
 def test_an_unknown_package_is_refused(tmp_path):
     with pytest.raises(RequestError, match="no source of nonesuch is installed"):
         PydocsSource(tmp_path, ("nonesuch",)).parts(1)
+
+
+def test_a_preview_parses_no_more_than_it_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(pydocs, "_TASK_BYTES", 1 << 16)
+    asked = recipe(tmp_path, "data.source.packages=[json, email, asyncio, xml]")
+    (source,) = documents.opened(asked).values()
+    preview(asked, 5)
+    assert not list(tmp_path.rglob("*.parquet"))
+    found = list(source.first(5, tmp_path / "short").documents(1))
+    every = list(source.documents(1))
+    assert 5 <= len(found) < len(every) / 2 and found == every[: len(found)]
+    assert source.first(5, tmp_path / "other") is source

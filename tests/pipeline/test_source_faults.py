@@ -1,5 +1,6 @@
 """A disk that fails while a source is read, and a source that shrinks: nothing is lost, nothing wrongly counted."""
 
+import errno
 import io
 import os
 import sys
@@ -78,6 +79,19 @@ def _command(line, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         command.run(main)
     return left.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_network_file_system_that_fails_is_no_damaged_input(number, monkeypatch, capsys, tmp_path):
+    def failing(*_):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(StorageError, match=os.strerror(number)):
+        raise files._told_apart(OSError(number, os.strerror(number)), "a.txt")
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as left:
+        command.run(failing)
+    assert left.value.code == 1 and "failed to read or write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "openwebtext-tar-xz"])

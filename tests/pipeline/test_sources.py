@@ -96,7 +96,7 @@ def test_nothing_at_all_is_refused(tmp_path, content):
 
 def test_nothing_left_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["short", "also short"])
-    with pytest.raises(RequestError, match=r"no document is left after cleaning: 2 shorter than clean.min_chars"):
+    with pytest.raises(RequestError, match=r"no document is left after cleaning: 2 shorter than data.clean.min_chars"):
         documents.build(of_jsonl(tmp_path, path))
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import tarfile
+from dataclasses import replace
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -269,7 +270,7 @@ def test_a_document_of_50_mb(tmp_path):
 )
 def test_a_folder_without_a_match(tmp_path, source):
     (tmp_path / "other.bin").write_bytes(b"x")
-    made = type(source)(str(tmp_path), *list(vars(source).values())[1:])
+    made = replace(source, path=str(tmp_path))
     with pytest.raises(RequestError, match=f"holds no file ending in .*{source.endings[-1]}"):
         made.inputs()
 

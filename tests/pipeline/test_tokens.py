@@ -1,5 +1,7 @@
 """Token shards: what is in them, how documents are split, and the same bytes however they are made."""
 
+import sys
+
 import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
@@ -178,12 +180,14 @@ def test_one_document_cannot_be_split(tmp_path):
         _built(tmp_path, texts(1, sentences=60), "tokenizer.vocab_size=320")
 
 
-def test_earlier_stages_are_needed(tmp_path):
+def test_earlier_stages_are_needed(tmp_path, monkeypatch):
     asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(20)))
-    with pytest.raises(RequestError, match="run `python -m pipeline clean"):
+    monkeypatch.setattr(sys, "argv", ["pipeline", "tokenize", "--recipe", "my recipe.yaml", "run.seed=1"])
+    with pytest.raises(RequestError, match=r"run `python -m pipeline clean --recipe 'my recipe.yaml'` first"):
         tokens.build(asked)
     documents.build(asked)
-    with pytest.raises(RequestError, match="run `python -m tokenizer train"):
+    monkeypatch.setattr(sys, "argv", ["pipeline", "tokenize", "--recipe=r.yaml"])
+    with pytest.raises(RequestError, match=r"run `python -m tokenizer train --recipe r\.yaml` first"):
         tokens.build(asked)
 
 

@@ -155,7 +155,7 @@ def test_a_packing_for_another_length_is_refused(tmp_path, monkeypatch) -> None:
     recipe, layout = a_run(tmp_path, monkeypatch, "train.packing=best_fit")
     packing.build(recipe)
     pretrain_run(recipe, layout)
-    longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"context_length": 64})})
+    longer = recipe.model_copy(update={"train_section": recipe.train.model_copy(update={"context_length": 64})})
     with pytest.raises(RequestError, match="another context length"):
         pretrain_run(longer, layout)
 

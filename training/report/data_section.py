@@ -40,6 +40,8 @@ def _document_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
         yield [f"dropped: {reason}", whole(number), share(number, read)]
     for reason, number in counts.get("bad_inputs", {}).items():
         yield [f"unreadable: {reason}", whole(number), ""]
+    for kind, number in counts.get("masked", {}).items():
+        yield [f"masked: {kind}", whole(number), ""]
     size = f", {compact(counts['bytes'], 'B')}" if counts.get("bytes") else ""
     yield [f"kept{size}", whole(kept), share(kept, read)]
 

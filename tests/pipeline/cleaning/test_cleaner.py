@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from configs.errors import RequestError
 from configs.schema.clean import CleanSection
+from pipeline import ingest
 from pipeline.cleaning import cleaner
 from pipeline.cleaning.cleaner import TOO_LONG, TOO_SHORT, Cleaner
 from pipeline.cleaning.normalise import normalise
@@ -64,9 +65,9 @@ def test_the_first_rule_is_the_reason_and_later_ones_see_what_is_left():
     )
     assert reasons == [
         TOO_SHORT,
-        "fewer sentences than clean.c4.min_sentences",
+        "fewer sentences than data.clean.c4.min_sentences",
         None,
-        "a curly bracket (clean.c4.drop_curly_bracket)",
+        "a curly bracket (data.clean.c4.drop_curly_bracket)",
         None,
     ]
     assert found[:2] == ["tiny", ("# " * 60).strip()] and found[3] == made[3]
@@ -91,7 +92,7 @@ def test_slices_change_nothing(monkeypatch):
 def test_languages():
     pytest.importorskip("py3langid")
     reasons = _cleaned([ENGLISH, GERMAN, "1 2 3"], languages=("en",))[1]
-    assert reasons[:2] == [None, "a language that is not in clean.languages"] and reasons[2]
+    assert reasons[:2] == [None, "a language that is not in data.clean.languages"] and reasons[2]
     assert _cleaned([ENGLISH, GERMAN], languages=("en", "de"))[1] == [None, None]
     doubtful = _cleaned(["Hello no the si"], languages=("en",), min_language_score=1.0)[1]
     assert doubtful != [None]
@@ -110,7 +111,8 @@ QUESTION = "Which of the three rivers that cross the old town is the longest one
 
 def _evaluation_files(folder):
     folder.mkdir()
-    (folder / "a.jsonl").write_text(json.dumps({"question": "short one"}) + "\n\n")
+    long = "a question about the number of bridges over the four rivers of a town"
+    (folder / "a.jsonl").write_text(json.dumps({"question": "short one"}) + "\n\n" + json.dumps({"question": long}))
     with gzip.open(folder / "b.jsonl.gz", "wt") as file:
         file.write(json.dumps({"question": QUESTION}) + "\n")
     (folder / "c.txt.zst").write_bytes(
@@ -129,13 +131,31 @@ def test_decontamination(tmp_path):
         "…the sea, and the wind, and the long way home",
         "words about the sea and the wind and the long way",
     ]
-    reason = "shares a word sequence with clean.decontaminate.path"
+    reason = "shares a word sequence with data.clean.decontaminate.path"
     keys = {"text_field": "question", "words": 10}
     wanted = [None, reason, reason, reason, reason]
     assert _cleaned(made, decontaminate={"path": str(folder), **keys})[1] == wanted
     by_pattern = {"path": str(folder / "*.jsonl.gz"), **keys}
     assert _cleaned(made, decontaminate=by_pattern)[1] == [None, reason, reason, None, None]
     assert _cleaned(made, decontaminate={**by_pattern, "words": 13})[1] == [None, reason, None, None, None]
+
+
+def test_evaluation_texts_that_are_too_short(tmp_path, capfd):
+    folder = _evaluation_files(tmp_path / "evaluation")
+    keys = {"text_field": "question", "words": 10}
+    section = CleanSection(decontaminate={"path": str(folder), **keys})
+    lines = Cleaner(section).warnings
+    assert len(lines) == 1 and lines[0].startswith("a.jsonl: 1 of 2 texts are shorter than 10 words and cannot be")
+    ingest.prepare(section)
+    assert not capfd.readouterr().err
+    ingest.prepare(section, warn=True)
+    assert capfd.readouterr().err == lines[0] + "\n"
+    assert not Cleaner(CleanSection(decontaminate={"path": str(folder), **keys, "words": 2})).warnings
+    (folder / "one.txt").write_text("a poem")
+    assert f"{folder}: 1 of 2 texts" in Cleaner(section).warnings[1]
+    (folder / "d.jsonl").write_text(json.dumps({"question": "short"}) + "\n" + json.dumps({"question": ""}))
+    with pytest.raises(RequestError, match=r"path: d\.jsonl: all 2 texts are shorter than 10 words"):
+        Cleaner(section)
 
 
 def test_evaluation_texts_that_are_not_there(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from configs.schema.clean import C4Section, GopherQualitySection, GopherRepetitionSection
 from pipeline.cleaning import c4, gopher_quality, gopher_repetition, personal
 from pipeline.cleaning.normalise import normalise
-from pipeline.cleaning.words import Vocabulary
+from pipeline.cleaning.words import SYMBOLS, Vocabulary
 from tests.pipeline.cleaning import texts
 
 pytest.importorskip("datatrove")
@@ -53,6 +53,14 @@ def test_gopher(documents):
     assert _kept(repetition) == [by_repetition for _, by_repetition in theirs]
 
 
+def test_symbols():
+    from datatrove.utils.text import PUNCTUATION_SET
+
+    assert SYMBOLS <= PUNCTUATION_SET
+    # What is left is control characters, which no cleaned text has, and marks of scripts that are not Latin.
+    assert not {mark for mark in PUNCTUATION_SET - SYMBOLS if mark.isprintable() and mark < "\u0500"}
+
+
 def test_c4(documents):
     from datatrove.pipeline.filters import C4QualityFilter
 
@@ -68,6 +76,6 @@ def test_c4(documents):
 def test_personal_data(documents):
     from datatrove.pipeline.formatters import PIIFormatter
 
-    masked = personal.mask(pyarrow.array(documents, pyarrow.large_string()), ["email", "ip"]).to_pylist()
+    masked = personal.mask(pyarrow.array(documents, pyarrow.large_string()), ["email", "ip"]).texts.to_pylist()
     formatter = PIIFormatter(email_replacement="email@example.com", ip_replacement="192.0.2.1")
     assert masked == [formatter.format(text) for text in documents]

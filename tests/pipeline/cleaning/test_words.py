@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.cleaning import column, words
 from pipeline.cleaning.splitting import Splitter
+from pipeline.cleaning.whole import exceptions
 from tests.pipeline.cleaning import plain, texts
 
 VOCABULARY = words.Vocabulary()
@@ -29,6 +30,11 @@ VOCABULARY = words.Vocabulary()
         ("NATO.", "NATO ."),
         ("end...", "end ..."),
         ("dog's", "dog 's"),
+        ("“dog’s.”", "“ dog ’s . ”"),
+        ("dont's", "do nt 's"),
+        ("(A.", "( A."),
+        ("“1,234.5”", "“ 1,234.5 ”"),
+        ("1..2", "1 .. 2"),
         ("self-made", "self - made"),
         ("and/or", "and/or"),
         ("his/her", "his / her"),
@@ -55,6 +61,21 @@ def test_splitting(chunk, parts):
 def test_words_of_a_chunk_make_the_chunk(chunk):
     parts = plain.SPLITTER.split(chunk)
     assert "".join(parts) == chunk and all(parts)
+
+
+_MARKS = st.lists(st.sampled_from(".,:;!?()[]'\"“”‘’…_-—$%/"), max_size=3)
+_PIECES = ["word", "Words", "NATO", "A", "o", "D", "well", "co", "dont", "Ünder", "ª", "ⅰ", "𝒜", "中", "7", "2.5"]
+_PIECES += ["1,000", "٣", "'s", "’s", "'S", "n't", "-", "..", "km"]
+_PIECE = st.sampled_from(_PIECES) | st.sampled_from(sorted(exceptions()))
+
+
+@settings(deadline=None, max_examples=500)
+@given(_MARKS, st.lists(_PIECE, min_size=1, max_size=3), _MARKS)
+def test_common_chunks_are_split_as_all_others(before, pieces, behind):
+    chunk = "".join([*before, *pieces, *behind])
+    at_once = plain.SPLITTER._common(chunk)
+    if at_once is not None and chunk not in exceptions():
+        assert at_once == plain.SPLITTER._join(plain.SPLITTER._split(chunk))
 
 
 @pytest.mark.parametrize("piece", [".", "=", "a.", "a:", "1,", "@a", "-", "(a", "x://", "'"])

@@ -1,0 +1,44 @@
+"""Files in other encodings than UTF-8, decoded as they are read."""
+
+import codecs
+import io
+from typing import IO, Any
+
+#: The encoding of files unless the recipe says otherwise.
+UTF8 = "utf-8"
+_BLOCK_BYTES = 1 << 20
+
+
+def fault(encoding: str) -> str:
+    """The reason by which input that is not in its encoding is counted."""
+    return "invalid UTF-8" if encoding == UTF8 else f"invalid {encoding}"
+
+
+def as_utf8(stream: IO[bytes], encoding: str) -> IO[bytes]:
+    """A stream in an encoding, as UTF-8; what is no character of it stays as it is, and so is no UTF-8 either.
+
+    Raises:
+        UnicodeError: later, where the encoding has no way to go on.
+    """
+    return io.BufferedReader(_Recoded(stream, encoding), _BLOCK_BYTES)
+
+
+class _Recoded(io.RawIOBase):
+    def __init__(self, stream: IO[bytes], encoding: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+        self._ready = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and not self._ended:
+            block = self._stream.read(_BLOCK_BYTES)
+            self._ended = not block
+            self._ready = self._decoder.decode(block, self._ended).encode("utf-8", "surrogateescape")
+        given = self._ready[: len(buffer)]
+        self._ready = self._ready[len(given) :]
+        buffer[: len(given)] = given
+        return len(given)

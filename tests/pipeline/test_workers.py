@@ -1,0 +1,21 @@
+"""How many tasks are in memory at a time."""
+
+import pytest
+
+from pipeline import workers
+
+
+@pytest.mark.parametrize(("size", "most"), [(100, 6), (300, 2), (600, 1), (0, 8)])
+def test_tasks_in_memory_carry_no_more_than_the_limit(size: int, most: int) -> None:
+    taken, given = 0, []
+
+    def tasks():
+        nonlocal taken
+        for number in range(20):
+            taken += 1
+            yield (number, 1)
+
+    for result in workers.ordered(pow, tasks(), 4, carried=lambda task: size << 20):
+        given.append(result)
+        assert taken - len(given) < most
+    assert given == list(range(20))
