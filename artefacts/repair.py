@@ -1,5 +1,6 @@
 """What to do about a damaged or missing data artefact: the command that makes it, in the line that names it."""
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -22,22 +23,26 @@ COMMANDS = {
 
 
 def with_recipe(command: str, recipe: str | None = None) -> str:
-    """A command as it is typed, with its recipe; left out: the one that this process was started with."""
-    return f"{command} --recipe {shlex.quote(recipe) if recipe else _given()}"
+    """A command as it is typed: with its recipe (left out: this process's own) and this process's overrides."""
+    return shlex.join([*shlex.split(command), "--recipe", recipe or _recipe(), *_overrides()])
 
 
-def _given() -> str:
+def _recipe() -> str:
     """The recipe among this process's arguments, which its workers have too; PATH where there is none."""
     for word, following in pairwise([*sys.argv, ""]):
         name, _, path = word.partition("=")
         if name == "--recipe" and (path or following):
-            return shlex.quote(path or following)
+            return path or following
     return "PATH"
+
+
+def _overrides() -> list[str]:
+    return [word for word in sys.argv[1:] if re.match(r"\w+(\.\w+)+=", word)]
 
 
 def cure(name: str, folder: Path, recipe: str | None = None) -> str:
     """How the artefact ``name`` that lies in ``folder`` is made anew; ``recipe`` as ``with_recipe`` takes it."""
-    return f"repair: rm -r {folder} && {with_recipe(COMMANDS[name], recipe)}, with the same overrides"
+    return f"repair: rm -r {folder} && {with_recipe(COMMANDS[name], recipe)}"
 
 
 def check_sizes(name: str, folder: Path) -> None:

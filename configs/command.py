@@ -11,7 +11,7 @@ from configs.load import load_recipe
 from configs.schema import Recipe
 
 #: Exit statuses of every command.
-DONE, FAILED, WRONG_REQUEST, STOPPED = 0, 1, 2, 75
+DONE, FAILED, WRONG_REQUEST, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 OVERRIDE_HELP = "override of a recipe key, such as train.learning_rate=0.002"
 
@@ -45,27 +45,30 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
         stopping.install()
     try:
         status = main(sys.argv[1:])
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = WRONG_REQUEST
-    except (StorageError, WorkerKilledError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = FAILED
-    except BrokenPipeError:
-        status = DONE
-    except OSError as error:
-        if (said := _said(error)) is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)
-        status = FAILED
-    except StoppedError as stopped:
-        print(f"stopped by {stopped}: the same command goes on where it was", file=sys.stderr)
-        status = STOPPED
-    except KeyboardInterrupt:
-        if restartable:
-            print("stopped: the same command goes on where it was", file=sys.stderr)
-        status = 130
+    except (Exception, KeyboardInterrupt) as error:
+        # An import that a signal breaks off ends in a fault of its own.
+        status, said = _outcome(stopping.asked() or error, restartable)
+        if said:
+            print(said, file=sys.stderr)
     sys.exit(status or DONE)
+
+
+def _outcome(error: BaseException, restartable: bool) -> tuple[int, str]:
+    """Exit status and line of a command that this ended; raises it again where it is a fault of ours."""
+    match error:
+        case RequestError():
+            return WRONG_REQUEST, f"error: {error}"
+        case StorageError() | WorkerKilledError():
+            return FAILED, f"error: {error}"
+        case BrokenPipeError():
+            return DONE, ""
+        case StoppedError():
+            return STOPPED, f"stopped by {error}: the same command goes on where it was"
+        case KeyboardInterrupt():
+            return INTERRUPTED, "stopped: the same command goes on where it was" if restartable else ""
+        case OSError() if said := _said(error):
+            return FAILED, f"error: {said}"
+    raise error
 
 
 def _said(error: OSError) -> str | None:

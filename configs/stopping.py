@@ -1,8 +1,8 @@
 """SIGTERM, SIGUSR1 and Ctrl-C as exceptions, which no callback can lose.
 
-The handler raises where the program is. Where that happens to be a destructor, a callback from C or an import that
-tries whether a library is there, the exception is lost; so it is also remembered, and ``check`` raises it again at the
-next step of the work.
+The handler raises where the program is. Where that happens to be a destructor, a callback from C or the import of an
+extension, the exception is lost or becomes another; so it is also remembered: ``check`` raises it again at the next
+step of the work, and a command that ends in a fault asks for it first.
 """
 
 import signal
@@ -23,7 +23,12 @@ def install() -> None:
         signal.signal(number, _stop)
 
 
+def asked() -> KeyboardInterrupt | None:
+    """What the last signal raised; None: there was none."""
+    return _asked[-1] if _asked else None
+
+
 def check() -> None:
     """For loops over the work: raises what a signal has raised before."""
-    if _asked:
-        raise _asked[-1]
+    if stop := asked():
+        raise stop

@@ -71,7 +71,8 @@ class SourceSection(Section):
     def _known(cls, given: str) -> str:
         """The encoding by the name that Python has for it."""
         try:
-            b"a".decode(given)
+            # Some that are no encodings of text take no way but their own with errors, and say so.
+            b"\xff".decode(given, "surrogateescape")
         except UnicodeDecodeError:
             # One byte is no character of it.
             pass

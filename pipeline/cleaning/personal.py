@@ -68,13 +68,14 @@ def _emails(texts: pyarrow.LargeStringArray) -> tuple[pyarrow.LargeStringArray, 
     found = np.flatnonzero(column.mask(compute.match_substring(texts, "@")))
     chosen = texts.take(pyarrow.array(found))
     masked = compute.replace_substring_regex(chosen, _EMAIL, _EMAIL_PLACEHOLDER)
-    # Every placeholder is what stands for one address, which holds one at most.
-    count = _placeholders(masked) - _placeholders(chosen)
+    # Between two NULs each, addresses are counted, and among them placeholders that were there already.
+    marked = compute.replace_substring_regex(chosen, _EMAIL, "\0\\0\0")
+    count = (_times(marked, "\0") - _times(chosen, "\0")) // 2 - _times(marked, f"\0{_EMAIL_PLACEHOLDER}\0")
     return column.replaced(texts, found, masked.to_pylist()), count
 
 
-def _placeholders(texts: pyarrow.LargeStringArray) -> int:
-    return int(compute.sum(compute.count_substring(texts, _EMAIL_PLACEHOLDER)).as_py() or 0)
+def _times(texts: pyarrow.LargeStringArray, part: str) -> int:
+    return int(compute.sum(compute.count_substring(texts, part)).as_py() or 0)
 
 
 def _each(

@@ -93,6 +93,9 @@ def _rules() -> _Rules:
 
 def _takes_stop(core: str) -> bool:
     """Whether a full stop behind it is a word of its own: not that of an initial."""
+    if max(core[-2:]) > "\uffff":
+        # The rules know no case there; they are to say.
+        return False
     return core[-1].islower() or core[-1] in _DIGITS or (len(core) > 1 and all(map(str.isupper, core[-2:])))
 
 

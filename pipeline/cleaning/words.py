@@ -8,7 +8,7 @@ import string
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from pipeline.cleaning.splitting import Splitter
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 #: Marks that end a sentence when they are a word.
 SENTENCE_ENDS = frozenset(".!?։؟۔।॥።‼‽⁇⁈⁉⸮﹒﹖﹗！．？｡。")
-#: Marks of which no word is made; the set of datatrove's filters, in which a bullet sign is a word.
+#: Marks of which no word is made; those of datatrove's filters but for a few scripts', and there a bullet is a word.
 SYMBOLS = frozenset(string.punctuation + "«»´—–“”„’…、〈〉《》「」【】％（），１：；～∶►━") | SENTENCE_ENDS
 #: The vocabulary is emptied when it holds more chunks: about 150 MB.
 _LIMIT = 1 << 19
@@ -178,7 +178,7 @@ class Vocabulary:
         known = len(self._words)
         ids = np.fromiter(map(self._words.__getitem__, words), np.int64, len(words))
         if len(self._words) > known:
-            self._by_word.append(_traits(list(self._words)[known:]))
+            self._by_word.append(_traits(list(islice(reversed(self._words), len(self._words) - known))[::-1]))
         return ids
 
 

@@ -14,19 +14,27 @@ def fault(encoding: str) -> str:
     return "invalid UTF-8" if encoding == UTF8 else f"invalid {encoding}"
 
 
-def as_utf8(stream: IO[bytes], encoding: str) -> IO[bytes]:
-    """A stream in an encoding, as UTF-8; what is no character of it stays as it is, and so is no UTF-8 either.
+def _undecodable(error: UnicodeError) -> tuple[str, int]:
+    """In place of what is no character, one that becomes a byte which is no UTF-8: its line or record counts as bad."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\udcff", error.end
 
-    Raises:
-        UnicodeError: later, where the encoding has no way to go on.
-    """
+
+_MARKED = "millrace-undecodable"
+codecs.register_error(_MARKED, _undecodable)
+
+
+def as_utf8(stream: IO[bytes], encoding: str) -> IO[bytes]:
+    """A stream in an encoding, as UTF-8 without a byte order mark; what is no character of it is no UTF-8 either."""
     return io.BufferedReader(_Recoded(stream, encoding), _BLOCK_BYTES)
 
 
 class _Recoded(io.RawIOBase):
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
         self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+        self._decoder = codecs.getincrementaldecoder(encoding)(_MARKED)
+        self._begun = False
         self._ready = b""
         self._ended = False
 
@@ -37,7 +45,10 @@ class _Recoded(io.RawIOBase):
         while not self._ready and not self._ended:
             block = self._stream.read(_BLOCK_BYTES)
             self._ended = not block
-            self._ready = self._decoder.decode(block, self._ended).encode("utf-8", "surrogateescape")
+            text = self._decoder.decode(block, self._ended)
+            if text and not self._begun:
+                self._begun, text = True, text.removeprefix("\ufeff")
+            self._ready = text.encode("utf-8", "surrogateescape")
         given = self._ready[: len(buffer)]
         self._ready = self._ready[len(given) :]
         buffer[: len(given)] = given

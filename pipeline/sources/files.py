@@ -154,7 +154,7 @@ def _below(root: str) -> Iterator[File]:
                     (links if entry.is_symlink() else folders).append((entry.path, f"{prefix}{entry.name}/"))
                 elif entry.is_file():
                     yield File(prefix + entry.name, entry.path, entry.stat().st_size)
-                elif not Path(entry.path).exists():
+                elif entry.is_symlink():
                     yield File(prefix + entry.name, entry.path, 0)
 
 

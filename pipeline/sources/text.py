@@ -246,5 +246,5 @@ def decode(content: bytes, coded: str = coding.UTF8) -> str:
         text = content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig")
     else:
         # As a stream is decoded: of UTF-16 without its mark it does not guess.
-        text = codecs.getincrementaldecoder(coded)().decode(content, True)
+        text = codecs.getincrementaldecoder(coded)().decode(content, True).removeprefix("\ufeff")
     return text.replace("\r\n", "\n").replace("\r", "\n")
