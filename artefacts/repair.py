@@ -42,7 +42,7 @@ def _overrides() -> list[str]:
 
 def cure(name: str, folder: Path, recipe: str | None = None) -> str:
     """How the artefact ``name`` that lies in ``folder`` is made anew; ``recipe`` as ``with_recipe`` takes it."""
-    return f"repair: rm -r {folder} && {with_recipe(COMMANDS[name], recipe)}"
+    return f"repair: rm -r {shlex.quote(str(folder))} && {with_recipe(COMMANDS[name], recipe)}"
 
 
 def check_sizes(name: str, folder: Path) -> None:

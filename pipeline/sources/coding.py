@@ -14,11 +14,13 @@ def fault(encoding: str) -> str:
     return "invalid UTF-8" if encoding == UTF8 else f"invalid {encoding}"
 
 
-def _undecodable(error: UnicodeError) -> tuple[str, int]:
+def _undecodable(error: UnicodeError) -> tuple[str | bytes, int]:
     """In place of what is no character, one that becomes a byte which is no UTF-8: its line or record counts as bad."""
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return "\udcff", error.end
+    if isinstance(error, UnicodeDecodeError):
+        return "\udcff", error.end
+    if isinstance(error, UnicodeEncodeError):
+        return b"\xff", error.end
+    raise error
 
 
 _MARKED = "millrace-undecodable"
@@ -48,7 +50,7 @@ class _Recoded(io.RawIOBase):
             text = self._decoder.decode(block, self._ended)
             if text and not self._begun:
                 self._begun, text = True, text.removeprefix("\ufeff")
-            self._ready = text.encode("utf-8", "surrogateescape")
+            self._ready = text.encode("utf-8", _MARKED)
         given = self._ready[: len(buffer)]
         self._ready = self._ready[len(given) :]
         buffer[: len(given)] = given

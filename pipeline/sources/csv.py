@@ -48,8 +48,9 @@ class CsvSource(FileSource):
     def _records(self, file: File, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
         csv.field_size_limit(_MOST_FIELD_CHARS)
         # What cannot be decoded is told by its record, not by the block of the file that it lies in.
-        used = "utf-8-sig" if self.encoding == coding.UTF8 else self.encoding
-        lines = io.TextIOWrapper(stream, used, "surrogateescape", newline="")
+        if self.encoding != coding.UTF8:
+            stream = coding.as_utf8(stream, self.encoding)
+        lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
         delimiter = self.delimiter or ("\t" if files.plain_name(file.name).endswith(".tsv") else ",")
         records = csv.reader(lines, delimiter=delimiter, strict=True)
         header = next(records, None)

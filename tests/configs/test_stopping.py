@@ -38,3 +38,24 @@ def test_a_signal_that_a_destructor_swallows_stops_the_next_step(name, status, s
     found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert found.returncode == status and found.stdout == "went on\n"
     assert found.stderr.splitlines()[-1] == f"{said} goes on where it was"
+
+
+# An extension that a signal interrupts while it is imported ends in an ImportError.
+_IMPORT = """
+import os, signal, sys
+from configs.command import run
+
+def main(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        raise ImportError("initialization failed") from None
+
+run(main, restartable=True)
+"""
+
+
+def test_a_fault_that_a_signal_has_become_is_the_signal():
+    found = subprocess.run([sys.executable, "-c", _IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 75
+    assert found.stderr == "stopped by SIGTERM: the same command goes on where it was\n"

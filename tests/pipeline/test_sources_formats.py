@@ -69,6 +69,32 @@ def test_what_is_in_another_encoding_is_counted(tmp_path, encoding):
         assert not found and list(bad.reasons) == [f"invalid {encoding}"]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "torn"), [("utf-16", b"\x00\xd8a\x00"), ("utf-7", b"+2AA-"), ("gb18030", b"\xff")]
+)
+def test_one_torn_character_costs_its_line_alone(tmp_path, encoding, torn):
+    """In the middle of megabytes that are decoded together."""
+    lines = [json.dumps({"text": f"{number} é " * 2000}, ensure_ascii=False) + "\n" for number in range(200)]
+    whole = [
+        line.encode(encoding if not number else encoding.replace("utf-16", "utf-16-le"))
+        for number, line in enumerate(lines)
+    ]
+    whole[100] = whole[100][:20] + torn + whole[100][20:]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(whole))
+    found, bad = _read(_open(tmp_path, "jsonl", tmp_path / "a.jsonl", f"data.source.encoding={encoding}"))
+    assert len(found) == 199 and dict(bad.reasons) == {f"invalid {encoding}": 1}
+    assert bad.lost_bytes < 2 * len(whole[100])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "text"])
+def test_a_byte_order_mark_is_no_text(tmp_path, kind):
+    text = {"jsonl": '{"text": "one"}\n', "csv": "text\none\n", "text": "one"}[kind]
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(f"\ufeff{text}".encode("utf-16-le"))
+    found, bad = _read(_open(tmp_path, kind, path, "data.source.encoding=utf-16-le"))
+    assert found == ["one"] and not bad.reasons
+
+
 def test_delimiters(tmp_path):
     for name, mark in (("a.csv", ","), ("b.tsv", "\t"), ("c.csv", ";")):
         (tmp_path / name).write_text(f"n{mark}text\n1{mark}found\n")

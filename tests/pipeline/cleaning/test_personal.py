@@ -63,6 +63,19 @@ def test_what_is_replaced_is_counted():
     assert personal.mask(column([]), KINDS).counts == dict.fromkeys(KINDS, 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("email@example.comemail@example.com", 1),
+        ("myemail@example.com email@example.com.au", 2),
+        ("email@example.com,a@b.de", 1),
+        ("\0a@b.de\0 c@d.de", 2),
+    ],
+)
+def test_addresses_like_the_placeholder_count(text, count):
+    assert personal.mask(column([text]), ["email"]).counts == {"email": count}
+
+
 def test_placeholders_stay():
     text = " ".join([EMAIL, IP, IP6, PHONE])
     assert personal.mask(column([text]), KINDS) == (column([text]), dict.fromkeys(KINDS, 0))

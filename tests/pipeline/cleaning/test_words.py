@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cleaning import column, words
@@ -70,6 +70,8 @@ _PIECE = st.sampled_from(_PIECES) | st.sampled_from(sorted(exceptions()))
 
 
 @settings(deadline=None, max_examples=500)
+@example([], ["𝒜", "A"], ["."])
+@example([], ["A", "𝒜"], ["."])
 @given(_MARKS, st.lists(_PIECE, min_size=1, max_size=3), _MARKS)
 def test_common_chunks_are_split_as_all_others(before, pieces, behind):
     chunk = "".join([*before, *pieces, *behind])
