@@ -23,6 +23,17 @@ MILLRACE_VERSION = "0.1.0"
 _READERS = min(8, os.cpu_count() or 1)
 
 
+class DamagedError(RequestError):
+    """A manifest that cannot be used: ``fault`` says why, without a cure, for callers that know a better one."""
+
+    def __init__(self, fault: str, cure: str = "move the folder away and rebuild") -> None:
+        super().__init__(fault, cure)
+        self.fault = fault
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Contents of ``manifest.json``.
@@ -92,12 +103,13 @@ def read(folder: Path) -> Manifest | None:
     """The manifest of a folder, or None where there is none (nothing there, or not finished).
 
     Raises:
-        RequestError: the manifest is damaged, unreadable or from another format, or the folder is a file.
+        DamagedError: the manifest is damaged or from another format.
+        RequestError: it cannot be read, or the folder is a file.
     """
     try:
         values = json.loads((folder / NAME).read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
-            raise RequestError(f"{folder / NAME}: format {values['format']}, this Millrace reads {FORMAT}")
+            raise DamagedError(f"{folder / NAME}: format {values['format']}, this Millrace reads {FORMAT}")
         return _checked(Manifest(**values))
     except FileNotFoundError:
         return None
@@ -106,7 +118,7 @@ def read(folder: Path) -> Manifest | None:
     except OSError as error:
         raise RequestError(f"{folder / NAME}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RequestError(f"{folder / NAME}: damaged manifest ({error}); move the folder away and rebuild") from None
+        raise DamagedError(f"{folder / NAME}: damaged manifest ({error})") from None
 
 
 def _checked(made: Manifest) -> Manifest:
@@ -127,9 +139,12 @@ def require(folder: Path, command: str) -> Manifest:
     """The manifest of a folder that another stage must have written.
 
     Raises:
-        RequestError: it is not there; the message says which command makes it.
+        RequestError: it is not there, or damaged; the message says which command makes it.
     """
-    found = read(folder)
+    try:
+        found = read(folder)
+    except DamagedError as error:
+        raise DamagedError(error.fault, f"repair: rm -r {folder} && {command}") from None
     if found is None:
         raise RequestError(f"{folder} is not there or not finished: run `{command}` first")
     return found

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from artefacts import manifest
+from artefacts.manifest import Manifest
 from configs.errors import RequestError
 
 #: Artefact -> the command that makes it.
@@ -46,13 +47,27 @@ def cure(name: str, folder: Path, recipe: str | None = None) -> str:
 
 
 def check_sizes(name: str, folder: Path) -> None:
-    """Look at the size of every file of an artefact, which costs nothing, before a stage reads it.
+    """Look at the size of every file of an artefact, which costs nothing, before a stage reads it or leaves it be.
 
     Raises:
         RequestError: a file is missing or of another size than its manifest says.
     """
     if wrong := manifest.faults(folder, content=False):
         raise RequestError(f"{wrong[0]}; {cure(name, folder)}")
+
+
+def read_manifest(name: str, folder: Path) -> Manifest | None:
+    """``manifest.read`` of the artefact ``name``.
+
+    Raises:
+        RequestError: the manifest is damaged or unreadable; of an artefact that a command makes, it names that.
+    """
+    try:
+        return manifest.read(folder)
+    except manifest.DamagedError as error:
+        if name not in COMMANDS:
+            raise
+        raise manifest.DamagedError(error.fault, cure(name, folder)) from None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artefacts import lock, manifest, publish
+from artefacts import lock, manifest, publish, repair
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
 
@@ -68,13 +68,14 @@ def open_stage(
     """Begin or continue building ``target``, under its lock; ``shared``: beside other tasks of the same building.
 
     Raises:
-        RequestError: another process is building it, or (shared) tasks of another recipe or input are.
+        RequestError: another process is building it, or (shared) tasks of another recipe or input are; or it is
+            finished and a file of it is missing or of another size.
     """
     partial = target.parent / f".{target.name}.partial"
     key = manifest.stage_key(identity, inputs)
 
     def finished() -> bool:
-        found = manifest.read(target)
+        found = repair.read_manifest(name, target)
         return found is not None and found.key == key
 
     def prepare() -> None:
@@ -86,6 +87,8 @@ def open_stage(
         done = finished()
         if not done and _begun(partial) != key:
             raise RequestError(f"{target}: tasks of another recipe or source are at work there: wait for them")
+        if done:
+            repair.check_sizes(name, target)
         yield Stage(name, target, partial / "work", partial / "scratch", identity, inputs, done)
 
 

@@ -77,6 +77,8 @@ def _said(error: OSError) -> str | None:
     # Arrow's errors carry the number in their text alone.
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return f"{where}the disk is full: free some space and run the same again; what is finished is kept"
+    if error.errno == errno.EFBIG or "File too large" in str(error):
+        return f"{where}the file would be larger than the file system or the limit of this shell (ulimit -f) allows"
     if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return f"{where}{error.strerror}"
     if error.errno in STORAGE_FAULTS or any(said in str(error) for said in ("Input/output error", "Stale file handle")):

@@ -16,8 +16,26 @@ from configs.schema import Recipe
 from configs.schema.base import Section, has_names, inner_section
 
 
+class _RepeatedKeyError(yaml.YAMLError):
+    """A key stands twice in one mapping."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 3e-4 as a string; recipes mean a number."""
+    """YAML 1.1 reads 3e-4 as a string; recipes mean a number. Of a repeated key it would take the last in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _RepeatedKeyError(
+                    f"line {line}: {key.value} stands in line {lines[key.value]} already: put the two together"
+                )
+            lines[key.value] = line
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -45,6 +63,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RequestError(f"{path}: no such recipe; `ls configs` shows those that come with Millrace") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: cannot be read: {error}") from None
+    except _RepeatedKeyError as error:
+        raise RequestError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         raise RequestError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -76,6 +96,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise RequestError(f"{override!r} is not an override: write section.key=value")
     try:
         value = text if _takes_text(key) and text != "null" else yaml.load(text, Loader=_Loader)
+    except _RepeatedKeyError as error:
+        raise RequestError(f"override {override}: {error}") from None
     except yaml.YAMLError:
         value = text
     *parents, leaf = key.split(".")
@@ -156,11 +178,11 @@ def _takes_text(key: str) -> bool:
     return kind is str or (str in get_args(kind) and type(None) in get_args(kind))
 
 
-def _first_key(section: str) -> str:
-    """The first key of a section."""
+def _keys_of(section: str) -> list[str]:
+    """The keys of a section, without its own name."""
     prefix = f"{_key(section).generic}."
     every: list[str] = Recipe.keys()
-    return next((key for key in every if key.startswith(prefix)), "KEY").removeprefix(prefix)
+    return [key.removeprefix(prefix) for key in every if key.startswith(prefix)]
 
 
 def _nearest(key: str) -> str:
@@ -178,13 +200,15 @@ def _explain(fault: ErrorDetails, where: str) -> str:
     if fault["type"] == "missing":
         return f"{where}: {key} is missing"
     if fault["type"] in ("model_type", "model_attributes_type"):
-        return f"{where}: {key} is a section, not {fault['input']!r}: set keys of it, such as {key}.{_first_key(key)}"
+        first = next(iter(_keys_of(key)), "KEY")
+        return f"{where}: {key} is a section, not {fault['input']!r}: set keys of it, such as {key}.{first}"
     if fault["type"] == "tuple_type":
         return f"{where}: {key}: a list is wanted, such as [{fault['input']}]"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
-        # Of a section, what is said begins with a key in it.
         if not key:
             return f"{where}: {message}"
-        return f"{where}: {key}{'.' if isinstance(fault['input'], dict) else ': '}{message}"
+        # Of a section, what is said begins as a rule with a key in it.
+        begins = isinstance(fault["input"], dict) and re.split(r"[^\w-]", message)[0] in _keys_of(key)
+        return f"{where}: {key}{'.' if begins else ': '}{message}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"

@@ -22,6 +22,9 @@ def main(arguments: Sequence[str]) -> int:
         if name in _SHARED:
             verb.add_argument("--tasks", type=int, metavar="N", help="share the work between N tasks")
             verb.add_argument("--task", type=int, metavar="I", help="do the share of task I (0 to N-1)")
+        if name == "rejected":
+            verb.add_argument("--reason", metavar="WORDS", help="only those whose reason contains these words")
+            verb.add_argument("--limit", type=int, default=10, metavar="N", help="show N documents at most (10)")
         if name == "ingest":
             verb.add_argument(
                 "--limit", type=int, metavar="N", help="try the first N documents of each source, leaving no trace"
@@ -40,6 +43,11 @@ def _share(chosen: argparse.Namespace) -> Share:
 
 
 def _run(recipe: Recipe, chosen: argparse.Namespace) -> int:
+    if recipe.tokenizer.kind == "huggingface":
+        from tokenizer import ready
+
+        # The documents may take hours, and a slip in its path is told at once.
+        ready.check(recipe)
     _build_documents(recipe, WHOLE)
     _train_tokenizer(recipe)
     _build_tokens(recipe, WHOLE)
@@ -83,13 +91,7 @@ def _build_documents(recipe: Recipe, share: Share) -> int:
     if made is None:
         print(f"{folder}: up to date" if share == WHOLE else f"{folder}: {_done(share)} written")
     else:
-        dropped = sum(made.counts["dropped"].values())
-        print(
-            f"{folder}: {made.counts['documents']:,} documents, {made.counts['bytes'] / 1e6:.1f} MB; "
-            f"{dropped:,} dropped, {made.counts['outside_sample']:,} outside the sample"
-        )
-        if masked := made.counts["masked"]:
-            print("masked as it was read: " + ", ".join(f"{count:,} {kind}" for kind, count in masked.items()))
+        print("\n".join(documents.outcome(made, recipe)))
     return DONE
 
 
@@ -158,6 +160,14 @@ def _verify(recipe: Recipe, chosen: argparse.Namespace) -> int:
     return FAILED if faults else DONE
 
 
+def _rejected(recipe: Recipe, chosen: argparse.Namespace) -> int:
+    from pipeline.rejected import rejected
+
+    for line in rejected(recipe, chosen.reason, chosen.limit):
+        print(line)
+    return DONE
+
+
 def _stats(recipe: Recipe, chosen: argparse.Namespace) -> int:
     from pipeline.stats import stats
 
@@ -178,6 +188,7 @@ _VERBS = {
         _verify,
         "re-check every artefact and checkpoint, name what is damaged and what repairs it",
     ),
+    "rejected": (_rejected, "the documents that were dropped: how many for each reason, and the first of them"),
     "stats": (_stats, "table of documents, bytes and tokens, and a page with plots"),
 }
 

@@ -10,6 +10,25 @@ from configs.errors import RequestError
 _SHOWN = 3
 _KEPT = 100
 
+#: Begin of a source's keys, as messages about any source have it.
+_KEY = "data.source(s.NAME)."
+#: Begin of a reason -> what to do about such inputs.
+_CURES = {
+    "invalid ": f"set {_KEY}encoding (such as latin-1; of text, jsonl and csv)",
+    "field ": f"set {_KEY}text_field",
+    "a JSON array": "write a record a line, such as with `jq -c .[]`",
+    "a record with too ": f"set {_KEY}delimiter, or quote the fields that hold it",
+    "malformed ": f"see that {_KEY}kind is what these files are",
+    "unreadable file": "fetch or mend these files again, or take them away",
+}
+
+
+class NoneGoodError(BaseException):
+    """As many inputs as ``BadInputs.patience`` were met, and none of them could be read.
+
+    No ``Exception``: a source that reads over the network tries again after any.
+    """
+
 
 @dataclass
 class BadInputs:
@@ -21,6 +40,7 @@ class BadInputs:
         examples: reason -> the first places it was met.
         bytes: stored bytes of the source that were to be read, those lost among them.
         lost_bytes: about so many of them were not read: a damaged file is one input, but may have held thousands.
+        patience: of so many inputs one must be good; None: no matter.
     """
 
     good: int = 0
@@ -28,15 +48,22 @@ class BadInputs:
     lost_bytes: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    patience: int | None = None
 
     def add(self, reason: str, where: str, lost: int = 0) -> None:
-        """Count an input that could not be read, and the stored bytes lost with it; what is not UTF-8 is spelt out."""
+        """Count an input that could not be read, and the stored bytes lost with it; what is not UTF-8 is spelt out.
+
+        Raises:
+            NoneGoodError: it is the last that patience allows.
+        """
         reason, where = _writable(reason), _writable(where)
         self.lost_bytes += lost
         self.reasons[reason] += 1
         kept = self.examples.setdefault(reason, [])
         if len(kept) < _KEPT:
             kept.append(where)
+        if self.patience is not None and not self.good and sum(self.reasons.values()) >= self.patience:
+            raise NoneGoodError
 
     def merge(self, other: dict[str, Any]) -> None:
         """Add what ``dump`` gave for another part of the same source."""
@@ -63,6 +90,13 @@ class BadInputs:
         shown = {reason: "; ".join(places[:_SHOWN]) for reason, places in self.examples.items()}
         return [f"{reason}: {count:,} ({shown[reason]})" for reason, count in self.reasons.items()]
 
+    def _cures(self) -> str:
+        """What to do, for the most frequent reasons first."""
+        reasons = [reason for reason, _ in self.reasons.most_common()]
+        cures = [cure for reason in reasons for begin, cure in _CURES.items() if reason.startswith(begin)]
+        # Where nothing is read, more patience does not help.
+        return ", or ".join([*dict.fromkeys(cures), *(["raise data.max_bad_fraction"] if self.good else [])])
+
     def check(self, most: float, what: str) -> None:
         """Refuse a source with too many of them; print the others, a line for each reason.
 
@@ -75,9 +109,10 @@ class BadInputs:
         lost = min(self.lost_bytes / self.bytes, 1.0) if self.bytes else 0.0
         if not self.good or bad > most * (bad + self.good) or lost > most:
             share = f" (about {100 * lost:.3g} % of the bytes)" if lost else ""
+            cures = self._cures()
             raise RequestError(
                 f"{what}: {bad:,} of {bad + self.good:,} inputs{share} cannot be read, "
-                f"above data.max_bad_fraction ({most:g}): {'; '.join(self._lines())}"
+                f"above data.max_bad_fraction ({most:g}): {'; '.join(self._lines())}{cures and f': {cures}'}"
             )
         for line in self._lines():
             print(f"{_writable(what)}: left out: {line}")

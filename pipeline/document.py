@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
+from configs.schema import Recipe
+
 
 class Document(NamedTuple):
     """A text and where it is from.
 
     Attributes:
-        id: unique within the corpus, the same on every reading.
+        id: unique within its source, the same on every reading; the corpus has ``id_prefix`` before it.
         text: the text.
         source: the file it came from, relative to the source's root, or the source's name.
         kind: what sort of text it is (topic, module, class, function, text, record).
@@ -17,3 +19,8 @@ class Document(NamedTuple):
     text: str
     source: str
     kind: str
+
+
+def id_prefix(recipe: Recipe, source: str) -> str:
+    """What the ids of a source's documents begin with in the corpus: the name of a source that has one, and a colon."""
+    return f"{source}:" if source in recipe.data.sources else ""

@@ -7,7 +7,6 @@ sha256); ``rejected-*.parquet`` holds what was dropped, with the reason; ``unrea
 read (the first hundred places of each reason).
 """
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +17,15 @@ from typing import Any
 from artefacts import fingerprint, manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
+from artefacts.pages.formats import compact
 from artefacts.progress import bar
 from artefacts.stage import Stage, open_stage
-from configs.errors import RequestError, UnreachableError
+from configs.errors import RequestError
 from configs.schema import Recipe
+from pipeline import origin
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
+from pipeline.document import id_prefix
 from pipeline.share import WHOLE, Share
 from pipeline.sources import Source, open_source
 
@@ -45,12 +47,24 @@ def ingest(recipe: Recipe, share: Share) -> list[str] | None:
         from pipeline import tables
         from pipeline.ingest import ingest as read
 
-        parts = _parts(stage, sources)
+        parts = _parts(stage, recipe, sources)
         read(recipe, sources, parts, share)
         if share == WHOLE:
             _checked(recipe, sources, parts)
         kept = [path for path in sorted(parts.glob("[0-9]*.parquet")) if "rejected" not in path.name]
-        return [*tables.sources(by_source(parts)), "", *tables.lengths(kept)]
+        lines = [*tables.sources(by_source(parts)), "", *tables.lengths(kept)]
+        return lines if share == WHOLE else [tables.part_of(parts), "", *lines]
+
+
+def outcome(made: Manifest, recipe: Recipe) -> list[str]:
+    """Lines about what ``build`` made."""
+    counts = made.counts
+    said = f"{RunLayout.of(recipe).documents}: {counts['documents']:,} documents, {compact(counts['bytes'], 'B')}; "
+    said += f"{sum(counts['dropped'].values()):,} dropped"
+    if any(section.sample_bytes for section in recipe.data.named_sources.values()):
+        said += f", {counts['outside_sample']:,} outside the sample"
+    masked = ", ".join(f"{count:,} {kind}" for kind, count in counts["masked"].items())
+    return [said, f"masked as it was read: {masked}"] if masked else [said]
 
 
 def find_duplicates(recipe: Recipe, share: Share) -> bool:
@@ -63,7 +77,7 @@ def find_duplicates(recipe: Recipe, share: Share) -> bool:
     with _stage(recipe, sources, share) as stage:
         if stage.finished:
             return True
-        parts = _parts(stage, sources)
+        parts = _parts(stage, recipe, sources)
         if share == WHOLE:
             _checked(recipe, sources, parts)
         return _compare(recipe, parts, share)
@@ -83,7 +97,7 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
     with _stage(recipe, sources, share) as stage:
         if stage.finished:
             return None
-        parts = _parts(stage, sources)
+        parts = _parts(stage, recipe, sources)
         if share == WHOLE:
             from pipeline.ingest import ingest as read
 
@@ -94,6 +108,7 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
         if share != WHOLE:
             return None
         counts, details = _totals(sources, parts, done)
+        details["paths"] = origin.paths(recipe, sources)
         _list_unreadable(parts, stage.work)
         if not counts["documents"]:
             names = ", ".join(source.name for source in sources.values())
@@ -113,7 +128,7 @@ def opened(recipe: Recipe) -> dict[str, Source]:
 def identity(recipe: Recipe) -> dict[str, Any]:
     """The recipe keys that the documents depend on."""
     sections = recipe.data.named_sources
-    # Where a source lies and how often it is drawn from do not matter here; what it holds does: inputs() says that.
+    # Where a source lies and how often it is drawn from do not matter; what it holds does: origin.inputs() says.
     left_out = ("path", "revision", "weight")
     kept = {
         name: {key: value for key, value in section.identity().items() if key not in left_out}
@@ -126,36 +141,21 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def inputs(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
-    """Fingerprints of everything that is read."""
-    found = {f"{name}: {key}": value for name, source in sources.items() for key, value in source.inputs().items()}
-    if recipe.data.clean.decontaminate.path:
-        from pipeline.cleaning import contamination
-        from pipeline.sources import files
-
-        read = files.find(recipe.data.clean.decontaminate.path, contamination.ENDINGS, contamination.KEY)
-        found["decontaminate"] = files.fingerprints(read)["files"]
-    return found
-
-
 @contextmanager
 def _stage(recipe: Recipe, sources: dict[str, Source], share: Share) -> Iterator[Stage]:
     target = RunLayout.of(recipe).documents
-    try:
-        read = inputs(recipe, sources)
-    except UnreachableError as error:
-        made = manifest.read(target)
-        if made is None or fingerprint.of_value(made.identity) != fingerprint.of_value(identity(recipe)):
-            raise
-        print(f"{target}: taken as they are, not compared with their source: {error}", file=sys.stderr)
-        read = made.inputs
+    read = origin.inputs_or_remembered(
+        recipe, sources, identity(recipe), repair.read_manifest("documents", target), target
+    )
     with open_stage("documents", target, identity(recipe), read, shared=share != WHOLE) as stage:
         yield stage
 
 
-def _parts(stage: Stage, sources: dict[str, Source]) -> Path:
+def _parts(stage: Stage, recipe: Recipe, sources: dict[str, Source]) -> Path:
     """The folder of the parts; of another cut of the same sources nothing is kept."""
-    cut = fingerprint.of_value([source.parting for source in sources.values()])
+    # What an earlier version left has other ids.
+    prefixes = [prefix for name in sources if (prefix := id_prefix(recipe, name))]
+    cut = fingerprint.of_value([source.parting for source in sources.values()] + prefixes)
     return stage.scratch / f"parts-{cut[:12]}"
 
 

@@ -20,6 +20,7 @@ from configs.schema.data import SourceSection
 from configs.schema.finetune import FinetuneSection
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
+from pipeline.document import id_prefix
 
 TOO_LONG = "longer than finetune.max_length"
 REPEATED = "the same conversation as an earlier example"
@@ -100,7 +101,9 @@ def _about_functions(recipe: Recipe, dropped: Counter[str]) -> list[Example]:
         path = RunLayout.of(recipe).tokens / "validation.parquet"
         with repair.reading("tokens", path):
             table = parquet.read_table(path, columns=["id"])
-        held_out = frozenset(table["id"].to_pylist())
+        prefix = id_prefix(recipe, next(name for name, own in recipe.data.named_sources.items() if own is section))
+        ids = (identifier for identifier in table["id"].to_pylist() if identifier.startswith(prefix))
+        held_out = frozenset(identifier.removeprefix(prefix) for identifier in ids)
     documents = source.documents(processes.count(recipe.data.workers))
     return [
         Example(

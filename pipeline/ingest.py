@@ -28,7 +28,7 @@ from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
 from pipeline.cleaning.cleaner import Cleaner
 from pipeline.dedup import KeyWriter
-from pipeline.document import Document
+from pipeline.document import Document, id_prefix
 from pipeline.rows import GROUP_BYTES, KEPT_SCHEMA, REJECTED_SCHEMA, RowFile
 from pipeline.share import Share
 from pipeline.sources import Part, Source
@@ -70,7 +70,7 @@ def ingest(recipe: Recipe, sources: dict[str, Source], folder: Path, share: Shar
                 for part in source.parts(workers):
                     number, seen = seen, seen + 1
                     if share.owns(number) and not counts_path(folder, number).exists():
-                        yield name, source, part, number, folder, recipe.data.clean
+                        yield name, source, part, number, folder, recipe.data.clean, id_prefix(recipe, name)
                     else:
                         progress.update(part.size)
 
@@ -122,9 +122,16 @@ def finished_parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def clean_part(
-    dataset: str, source: Source, part: Part, number: int, folder: Path, section: CleanSection, limit: int | None = None
+    dataset: str,
+    source: Source,
+    part: Part,
+    number: int,
+    folder: Path,
+    section: CleanSection,
+    prefix: str,
+    limit: int | None = None,
 ) -> tuple[int, int]:
-    """Read and clean one part into ``folder``, at most ``limit`` documents of it.
+    """Read and clean one part into ``folder``, at most ``limit`` documents of it; ids get the prefix.
 
     Returns:
         Bytes of the part, and documents read.
@@ -139,7 +146,7 @@ def clean_part(
         RowFile(rejected_path(folder, number), REJECTED_SCHEMA, "lz4") as rejected,
     ):
         for documents in _batches(islice(source.read(part, bad), limit)):
-            table = _table(documents)
+            table = _table(documents, prefix)
             cleaned = _cleaner[0](table["text"].chunk(0))
             masked.update(cleaned.masked)
             counts["read"] += len(table)
@@ -191,8 +198,10 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _table(documents: list[Document]) -> pyarrow.Table:
+def _table(documents: list[Document], prefix: str) -> pyarrow.Table:
     columns = list(zip(*documents, strict=True))
+    if prefix:
+        columns[0] = tuple(prefix + identifier for identifier in columns[0])
     try:
         texts = pyarrow.array(columns[1], pyarrow.large_string())
     except UnicodeEncodeError:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from artefacts import manifest, publish, repair
+from artefacts import publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
@@ -19,7 +19,7 @@ def stats(recipe: Recipe) -> tuple[list[str], Path]:
         RequestError: the run has no data artefact, or one of them is damaged.
     """
     layout = RunLayout.of(recipe)
-    found = {name: made for name in _ARTEFACTS if (made := manifest.read(getattr(layout, name)))}
+    found = {name: made for name in _ARTEFACTS if (made := repair.read_manifest(name, getattr(layout, name)))}
     if not found:
         command = repair.with_recipe("python -m pipeline run")
         raise RequestError(f"{layout.data} holds no data artefact: run `{command}` first")
@@ -33,8 +33,20 @@ def _table(layout: RunLayout, found: dict[str, Manifest]) -> list[str]:
     lines: list[str] = []
     for name, made in found.items():
         lines.append(f"{name} ({getattr(layout, name)})")
-        lines += _columns(made.counts, ratios=name == "tokens")
+        lines += _columns(_asked(made), ratios=name == "tokens")
     return lines
+
+
+def _asked(made: Manifest) -> dict[str, Any]:
+    """The counts without what a sample leaves out, where the recipe asked for none."""
+    sources = made.identity.get("sources", {})
+    if any(section.get("sample_bytes") for section in sources.values()):
+        return made.counts
+    counts = {key: value for key, value in made.counts.items() if key != "outside_sample"}
+    if "sources" in counts:
+        own = counts["sources"].items()
+        counts["sources"] = {name: {k: v for k, v in of.items() if k != "outside_sample"} for name, of in own}
+    return counts
 
 
 def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:

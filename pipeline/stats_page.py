@@ -1,5 +1,6 @@
 """The page of ``python -m pipeline stats``: lengths, sources, drops by reason, tokens, and how pieces are used."""
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from artefacts import repair
@@ -23,9 +25,11 @@ from tokenizer.load import Tokenizer
 
 #: Pieces that the page lists.
 _LISTED = 40
+#: Characters of a line of a bar's label.
+_LABEL_CHARS = 36
 #: Ids counted at a time.
 _COUNTED = 16 << 20
-#: Share of the documents, by file, that bytes a token are measured over.
+#: Files of documents of each source that bytes a token are measured over.
 _MEASURED_FILES = 4
 
 
@@ -125,34 +129,35 @@ def _tokens_section(layout: RunLayout, made: Manifest, documents: Manifest | Non
             "Tokens a document, its end-of-text token included.",
         ),
     ]
-    if documents and (ratios := _bytes_a_token(layout, documents)) is not None:
+    if documents and (ratios := _bytes_a_token(layout, documents)):
         figure = inline_svg(lambda: _plain_histogram(ratios, "bytes a token"), "bytes a token by document")
-        name = next(iter(documents.details["files"]))
-        parts.append(markup.figure(figure, f"Bytes a token of the first {len(ratios):,} training documents of {name}."))
+        measured = " and ".join(
+            f"{len(own):,} training documents" + (f" of {name}" if len(ratios) > 1 else "")
+            for name, own in ratios.items()
+        )
+        parts.append(markup.figure(figure, f"Bytes a token of the first {measured}."))
     return markup.section("tokens", "Tokens", *parts)
 
 
-def _bytes_a_token(layout: RunLayout, documents: Manifest) -> NDArray[np.float64] | None:
-    """Bytes a token of the first training documents of the first source; None where there are too few shards of it."""
-    files = shards.of_sources(layout.documents, documents)
-    name = next(iter(files))
-    paths = files[name][:_MEASURED_FILES]
-    train = _prefixes(layout.tokens / name if len(files) > 1 else layout.tokens, "train")
+def _bytes_a_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArray[np.float64]]:
+    """Bytes a token of the first training documents of each source; without those of too few shards."""
     path = layout.tokens / "validation.parquet"
     with repair.reading("tokens", path):
         held_out = set(parquet.read_table(path, columns=["id"])["id"].to_pylist())
-    sizes: list[int] = []
-    for documents_path in paths:
-        with repair.reading("documents", documents_path):
-            table = parquet.read_table(documents_path, columns=["id", "bytes"])
-        pairs = zip(table["id"].to_pylist(), table["bytes"].to_pylist(), strict=True)
-        sizes += [size for identifier, size in pairs if identifier not in held_out]
-    lengths = np.concatenate([np.zeros(0, np.int32), *(IndexedDataset(prefix).lengths for prefix in train)])[
-        : len(sizes)
-    ]
-    if not len(lengths) or len(lengths) < len(sizes):
-        return None
-    return np.array(sizes) / np.maximum(lengths[: len(sizes)] - 1, 1)
+    files = shards.of_sources(layout.documents, documents)
+    found = {}
+    for name, paths in files.items():
+        sizes: list[int] = []
+        for documents_path in paths[:_MEASURED_FILES]:
+            with repair.reading("documents", documents_path):
+                table = parquet.read_table(documents_path, columns=["id", "bytes"])
+            pairs = zip(table["id"].to_pylist(), table["bytes"].to_pylist(), strict=True)
+            sizes += [size for identifier, size in pairs if identifier not in held_out]
+        train = _prefixes(layout.tokens / name if len(files) > 1 else layout.tokens, "train")
+        lengths = np.concatenate([np.zeros(0, np.int32), *(IndexedDataset(prefix).lengths for prefix in train)])
+        if sizes and len(lengths) >= len(sizes):
+            found[name] = np.array(sizes) / np.maximum(lengths[: len(sizes)] - 1, 1)
+    return found
 
 
 def _pieces_section(layout: RunLayout, made: Manifest) -> str:
@@ -213,33 +218,50 @@ def _columns(paths: list[Path], column: str) -> NDArray[Any]:
 
 
 def _histogram(series: dict[str, NDArray[Any]], unit: str) -> Figure:
-    """Histograms of positive sizes over powers of two."""
+    """Histograms of positive sizes over quarters of powers of two, from the smallest to the largest."""
     figure = Figure(figsize=(7, 2.8))
     axes = figure.subplots()
-    every = np.concatenate([np.ones(1), *series.values()])
-    edges = 2.0 ** np.arange(np.floor(np.log2(max(every[1:].min(initial=2), 1))), np.log2(every.max()) + 1.25, 0.25)
+    series = {name: np.log2(np.maximum(values, 1)) for name, values in series.items()}
+    every = np.concatenate([values for values in series.values() if len(values)] or [np.zeros(1)])
+    first, last = np.floor(4 * every.min()) / 4, np.floor(4 * every.max() + 1) / 4
+    edges = 2.0 ** np.arange(first, last + 0.125, 0.25)
     for colour, (name, values) in zip(COLOURS * 8, series.items(), strict=False):
-        axes.hist(np.maximum(values, 1), edges.tolist(), histtype="step", color=colour, label=name, linewidth=1.4)
-    axes.set(xscale="log", yscale="log", xlabel=unit, ylabel="documents")
+        axes.hist(2.0**values, edges.tolist(), histtype="step", color=colour, label=name, linewidth=1.4)
+    axes.set(xscale="log", yscale="log", xlabel=unit, ylabel="documents", xlim=(edges[0] / 1.1, edges[-1] * 1.1))
+    if edges[-1] < 100 * edges[0]:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: whole(value))
     if len(series) > 1:
         axes.legend()
     return figure
 
 
-def _plain_histogram(values: NDArray[np.float64], unit: str) -> Figure:
+def _plain_histogram(series: dict[str, NDArray[np.float64]], unit: str) -> Figure:
     figure = Figure(figsize=(7, 2.4))
     axes = figure.subplots()
-    axes.hist(np.minimum(values, np.percentile(values, 99.5)), 80, color=COLOURS[0])
+    every = np.concatenate(list(series.values()))
+    most = np.percentile(every, 99.5)
+    edges = np.histogram_bin_edges(np.minimum(every, most), 80).tolist()
+    look: dict[str, Any] = {"histtype": "step", "linewidth": 1.4} if len(series) > 1 else {}
+    for colour, (name, values) in zip(COLOURS * 8, series.items(), strict=False):
+        axes.hist(np.minimum(values, most), edges, color=colour, label=name, **look)
     axes.set(xlabel=unit, ylabel="documents")
+    if len(series) > 1:
+        axes.legend()
     return figure
 
 
 def _bars(values: dict[str, int], unit: str) -> Figure:
-    figure = Figure(figsize=(7, 0.6 + 0.28 * len(values)))
+    """A bar for each name, from the top; long names take several lines."""
+    names = [textwrap.fill(name, _LABEL_CHARS) for name in values]
+    lines = np.array([name.count("\n") + 1 for name in names])
+    figure = Figure(figsize=(7, 0.6 + 0.14 * float((lines + 1).sum())))
     axes = figure.subplots()
-    names = list(values)[::-1]
-    axes.barh(names, [values[name] for name in names], color=COLOURS[1])
-    axes.set(xlabel=unit)
+    places = np.cumsum(lines + 1) - (lines + 1) / 2
+    axes.barh(places.tolist(), list(values.values()), 1.4, color=COLOURS[1], tick_label=names)
+    axes.set(xlabel=unit, ylim=(int((lines + 1).sum()), 0))
+    axes.tick_params("y", labelsize=8, length=0)
     if max(values.values()) > 100:
         # From below one, so that a single document still shows.
         axes.set(xscale="log", xlim=(0.5, None))

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from artefacts import publish
+from artefacts.pages.formats import compact
+
 
 def sources(found: dict[str, Any]) -> list[str]:
     """A line for each source from its counts so far, for each reason to drop documents, for each kind masked."""
-    rows = [("source", "read", "MB", "kept", "MB kept", "dropped", "unreadable")]
+    rows = [("source", "read", "of text", "kept", "of text", "dropped", "unreadable")]
     dropped: Counter[str] = Counter()
     masked: Counter[str] = Counter()
     for name, counts in found.items():
@@ -17,9 +20,9 @@ def sources(found: dict[str, Any]) -> list[str]:
             (
                 name,
                 f"{counts['read']:,}",
-                f"{counts['read_bytes'] / 1e6:,.1f}",
+                compact(counts["read_bytes"], "B"),
                 f"{counts['kept']:,}",
-                f"{counts['kept_bytes'] / 1e6:,.1f}",
+                compact(counts["kept_bytes"], "B"),
                 f"{sum(counts['dropped'].values()):,}",
                 f"{unreadable:,}",
             )
@@ -33,6 +36,15 @@ def sources(found: dict[str, Any]) -> list[str]:
     if masked:
         lines += ["", *_aligned([("masked", "pieces"), *((kind, f"{n:,}") for kind, n in masked.items())])]
     return lines
+
+
+def part_of(parts: Path) -> str:
+    """A line that says how much of the whole the tables of one task among several cover."""
+    total = publish.read_json(parts / "parts.json")["parts"]
+    read = len(list(parts.glob("[0-9]*.json")))
+    if read >= total:
+        return f"all {total:,} parts of the source are read, by all tasks together"
+    return f"part of the source: {read:,} of {total:,} parts are read so far, by all tasks together"
 
 
 def lengths(paths: list[Path]) -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from artefacts import fingerprint, manifest, repair
 from artefacts.layout import RunLayout
+from artefacts.pages.formats import compact
 from configs.errors import RequestError
 from configs.schema import Recipe
 
@@ -52,12 +53,12 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
 
 def _compare_source(recipe: Recipe, recipe_path: str, folder: Path, whole: list[str], faults: list[str]) -> None:
     """Whether the documents were made from what the recipe names now, where that can be read."""
-    from pipeline import documents
+    from pipeline import documents, origin
 
     made = manifest.read(folder)
     assert made is not None
     try:
-        now = documents.inputs(recipe, documents.opened(recipe))
+        now = origin.inputs(recipe, documents.opened(recipe))
     except RequestError as error:
         whole.append(f"{folder}: not compared with its source: {error}")
         return
@@ -80,7 +81,7 @@ def _check_training(name: str, folder: Path, whole: list[str], faults: list[str]
     try:
         made = manifest.read(folder)
     except RequestError as error:
-        faults.append(f"{error}; repair: rm {folder / manifest.NAME} && {again}")
+        faults.append(f"{_fault(error)}; repair: rm {folder / manifest.NAME} && {again}")
         return
     if made is not None and not (last := folder / "checkpoints" / str(made.details.get("checkpoint"))).is_dir():
         faults.append(f"{last}: missing; repair: {again}")
@@ -92,14 +93,19 @@ def _note(folder: Path, found: list[str], cure: str, whole: list[str], faults: l
         made = manifest.read(folder)
         assert made is not None
         size = sum(entry["bytes"] for entry in made.files.values())
-        whole.append(f"{folder}: whole, {len(made.files)} files, {size / 1e6:.1f} MB")
+        whole.append(f"{folder}: whole, {len(made.files)} files, {compact(size, 'B')}")
 
 
 def _damage(folder: Path) -> list[str]:
     try:
         return manifest.faults(folder)
     except RequestError as error:
-        return [str(error)]
+        return [_fault(error)]
+
+
+def _fault(error: RequestError) -> str:
+    """What is wrong, without the general cure where there is one: ours is more to the point."""
+    return error.fault if isinstance(error, manifest.DamagedError) else str(error)
 
 
 def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:

@@ -8,7 +8,20 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from tokenizer import repository
 from tokenizer.choose import sample
+from tokenizer.huggingface import HuggingFaceTokenizer
 from tokenizer.measure import MEASURED_BYTES, measured
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what ``take`` would refuse after the documents are built; an artefact that was made of it is enough.
+
+    Raises:
+        RequestError: no such tokenizer, or one with more ids than the model has rows.
+    """
+    path = str(recipe.tokenizer.path)
+    made = manifest.read(RunLayout.of(recipe).tokenizer)
+    if made is None or not _inputs(path).items() <= made.inputs.items():
+        _read(recipe, path)
 
 
 def take(recipe: Recipe) -> Manifest | None:
@@ -25,20 +38,11 @@ def take(recipe: Recipe) -> Manifest | None:
     documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
     identity = {"kind": "huggingface", "seed": recipe.run.seed}
     inputs = {"documents": documents.fingerprint}
-    if repository.is_local(path):
-        inputs |= {f"tokenizer {file.name}": fingerprint.of_file(file) for file in repository.files(path)}
-    else:
-        inputs["tokenizer"] = f"hub:{path}"
-    with open_stage("tokenizer", layout.tokenizer, identity, inputs) as stage:
+    with open_stage("tokenizer", layout.tokenizer, identity, inputs | _inputs(path)) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)
-        tokenizer, contents = repository.read(repository.files(path), path)
-        if recipe.has_model and tokenizer.vocab_size > recipe.vocab_size:
-            raise RequestError(
-                f"tokenizer.path={path} has {tokenizer.vocab_size} ids, the model's vocabulary {recipe.vocab_size}: "
-                f"set model.vocab_size={tokenizer.vocab_size} or more"
-            )
+        tokenizer, contents = _read(recipe, path)
         for name, content in contents.items():
             publish.write_bytes(stage.work / name, content)
         budget = min(recipe.tokenizer.sample_bytes, MEASURED_BYTES)
@@ -48,3 +52,21 @@ def take(recipe: Recipe) -> Manifest | None:
             versions=manifest.versions("tokenizers"),
             details={"vocab_size": tokenizer.vocab_size, "reserved": reserved},
         )
+
+
+def _inputs(path: str) -> dict[str, str]:
+    """What the artefact is made of beside the documents."""
+    if repository.is_local(path):
+        return {f"tokenizer {file.name}": fingerprint.of_file(file) for file in repository.files(path)}
+    return {"tokenizer": f"hub:{path}"}
+
+
+def _read(recipe: Recipe, path: str) -> tuple[HuggingFaceTokenizer, dict[str, bytes]]:
+    """The tokenizer and its files' content, by name."""
+    tokenizer, contents = repository.read(repository.files(path), path)
+    if recipe.has_model and tokenizer.vocab_size > recipe.vocab_size:
+        raise RequestError(
+            f"tokenizer.path={path} has {tokenizer.vocab_size} ids, the model's vocabulary {recipe.vocab_size}: "
+            f"set model.vocab_size={tokenizer.vocab_size} or more"
+        )
+    return tokenizer, contents

@@ -93,7 +93,9 @@ class DecontaminateSection(Section):
     path: str | None = Field(
         None, description="evaluation texts: file, folder or glob of .txt, .jsonl (.gz, .zst); left out: off"
     )
-    text_field: str = Field("text", description="field of a jsonl record that holds the evaluation text")
+    text_field: str = Field(
+        "text", description="field of a jsonl record that holds the evaluation text; meta.body: body within meta"
+    )
     words: int = Field(13, gt=0, description="a document that shares a sequence of so many words is dropped")
 
 

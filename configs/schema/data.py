@@ -1,7 +1,8 @@
 """The data stages: where text comes from, how it is cleaned, how it becomes token shards."""
 
 import codecs
-from typing import Literal
+import difflib
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -130,10 +131,29 @@ class DataSection(Section):
     )
     workers: Free[int] = Field(0, ge=0, description="processes of the data stages; 0: one a core")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _told_apart(cls, given: Any) -> Any:
+        """Refuse a source by name without a kind, where a slip in the name would add one, and one beside those."""
+        several = given.get("sources") if isinstance(given, dict) else None
+        if not several or not isinstance(several, dict):
+            return given
+        single = given.get("source")
+        for key, value in single.items() if isinstance(single, dict) else ():
+            field = SourceSection.model_fields.get(key)
+            # A recipe that was written out in full has every default.
+            if field and value != field.default:
+                raise ValueError(
+                    f"source.{key} does not go with data.sources, which the recipe has: use data.sources.NAME.{key} "
+                    f"(NAME: {', '.join(map(str, several))}), or leave data.source out (data.source={{}})"
+                )
+        for name, section in several.items():
+            if isinstance(section, dict) and "kind" not in section:
+                raise ValueError(f"sources.{name}.kind is missing{_others(str(name), [*map(str, several)])}")
+        return given
+
     @model_validator(mode="after")
-    def _one_or_several(self) -> "DataSection":
-        if self.sources and self.source != SourceSection():
-            raise ValueError("source and sources exclude each other: name every source under sources")
+    def _fits(self) -> "DataSection":
         for name in self.sources:
             if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or not name[0].isalnum():
                 raise ValueError(f"sources.{name}: a name is made of letters, digits, - and _")
@@ -147,3 +167,12 @@ class DataSection(Section):
     def key_of(self, source: SourceSection) -> str:
         """The key under which a source of this recipe stands."""
         return next((f"data.sources.{name}" for name, own in self.sources.items() if own is source), "data.source")
+
+
+def _others(name: str, names: list[str]) -> str:
+    """The cure for a source without a kind: the other sources' names, the nearest first, and the kinds."""
+    others = [other for other in names if other != name]
+    others.sort(key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
+    kinds = ", ".join(get_args(SourceSection.model_fields["kind"].annotation))
+    known = f"; the {'sources are' if len(others) > 1 else 'source is'} {', '.join(others)}" if others else ""
+    return f"{known}; the kinds are {kinds}"

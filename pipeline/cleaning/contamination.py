@@ -13,6 +13,7 @@ from pipeline.cleaning.verdict import Fault
 from pipeline.overlap import Known, sequences, word_counts
 from pipeline.sources import files
 from pipeline.sources.files import File
+from pipeline.sources.jsonl import getter
 from pipeline.sources.text import decode
 
 #: The recipe's key of the evaluation texts, and the files read below a folder (also .gz, .zst, .xz).
@@ -70,7 +71,10 @@ def _sets(section: DecontaminateSection) -> dict[str, list[str]]:
     sets: dict[str, list[str]] = {}
     for file in files.find(str(section.path), ENDINGS, KEY).values():
         name = str(section.path) if files.plain_name(file.name).endswith(".txt") else file.name
-        sets.setdefault(name, []).extend(_texts(file, section.text_field))
+        texts = list(_texts(file, section.text_field))
+        if not any(text.strip() for text in texts):
+            raise RequestError(f"{KEY}: {file.name} holds no text: take this file away")
+        sets.setdefault(name, []).extend(texts)
     return sets
 
 
@@ -97,7 +101,10 @@ def _text(line: str, field: str, where: str) -> str:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{KEY}: {where}: malformed record: {error}") from None
-    text = record.get(field) if isinstance(record, dict) else None
+    try:
+        text = getter(field)(record)
+    except (KeyError, TypeError):
+        text = None
     if not isinstance(text, str):
         raise RequestError(f"{KEY}: {where}: no text field {field!r} (see data.clean.decontaminate.text_field)")
     # Escapes may spell lone surrogates, which UTF-8 cannot hold.

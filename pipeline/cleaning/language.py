@@ -1,7 +1,9 @@
 """Language of texts by langid (Lui and Baldwin 2012), as packaged in py3langid."""
 
+import difflib
 import importlib
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +35,12 @@ class Languages:
         except (ImportError, AttributeError):
             raise RequestError("data.clean.languages needs py3langid: pip install 'py3langid>=0.4'") from None
         if unknown := sorted(set(wanted) - set(self._model.nb_classes)):
-            known = " ".join(sorted(self._model.nb_classes))
-            raise RequestError(f"data.clean.languages: no language {unknown[0]!r}; py3langid knows {known}")
+            known = [str(code) for code in self._model.nb_classes]
+            near = ", ".join(sorted(known, key=partial(_distance, unknown[0].lower()))[:3])
+            raise RequestError(
+                f"data.clean.languages: no language {unknown[0]!r} of the {len(known)} that py3langid knows by their "
+                f"ISO 639-1 codes; the nearest are {near}"
+            )
         self._wanted, self._least = frozenset(wanted), least
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
@@ -46,3 +52,8 @@ class Languages:
             Fault("a language that is not in data.clean.languages", other),
             Fault("language less certain than data.clean.min_language_score", doubtful),
         ]
+
+
+def _distance(given: str, code: str) -> tuple[float, ...]:
+    """How far a code is from what was given for one; what begins with a code is near to it: ``english`` to ``en``."""
+    return not given.startswith(code), -difflib.SequenceMatcher(None, given, code).ratio()

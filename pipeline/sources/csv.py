@@ -17,6 +17,8 @@ from pipeline.sources.files import File
 
 #: Longest field that is read, in characters; an unclosed quote would otherwise take the rest of the file.
 _MOST_FIELD_CHARS = 256 << 20
+#: What else than the delimiter in use may part fields.
+_DELIMITERS = (";", "\t", "|", ",")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class CsvSource(FileSource):
                 continue
             if record is None:
                 break
-            text = self._text(record, column, f"{file.name} record {number}", bad) if record else None
+            where = f"{file.name} record {number}"
+            text = self._text(record, column, len(header), where, bad) if record else None
             if text is not None:
                 bad.good += 1
                 yield Document(f"csv:{file.name}:{number}", text, file.name, "record")
@@ -82,12 +85,23 @@ class CsvSource(FileSource):
             named = shorten(", ".join(header).encode("utf-8", "backslashreplace").decode(), 200, placeholder=" …")
             raise RequestError(
                 f"{self.key}.text_field: {file.name} has no column {self.text_field!r}; columns there: {named}"
+                f"{self._other_delimiter(header)}"
             )
         return header.index(self.text_field)
 
-    def _text(self, record: list[str], column: int, where: str, bad: BadInputs) -> str | None:
+    def _other_delimiter(self, header: list[str]) -> str:
+        """A hint, where the only column there is looks like several."""
+        met = [mark for mark in _DELIMITERS if len(header) == 1 and mark in header[0]]
+        shown = "\\t" if met[:1] == ["\t"] else "".join(met[:1])
+        return f" (one column: are its fields parted by {shown!r}? set {self.key}.delimiter='{shown}')" if met else ""
+
+    def _text(self, record: list[str], column: int, width: int, where: str, bad: BadInputs) -> str | None:
         if column >= len(record):
             bad.add("a record with too few fields", f"{where}: {len(record)}")
+            return None
+        if any(record[width:]):
+            # The text may go on in them, after a delimiter that was not quoted.
+            bad.add("a record with too many fields", f"{where}: {len(record)} under a header of {width}")
             return None
         text = record[column]
         try:

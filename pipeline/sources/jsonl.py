@@ -65,7 +65,7 @@ class JsonlSource(FileSource):
         elif stream.peek(1)[:1] == b"[":  # type: ignore[attr-defined]
             bad.add("a JSON array, not JSON lines", name, file.size)
             return
-        text_of, prefix = _getter(self.text_field), f"jsonl:{name}:"
+        text_of, prefix = getter(self.text_field), f"jsonl:{name}:"
         while (not stop or at < stop) and (line := stream.readline(_MOST_LINE_BYTES)):
             size = len(line)
             text = None
@@ -109,7 +109,7 @@ class JsonlSource(FileSource):
             return None
         value, reason = None, "is not text"
         try:
-            value = _getter(self.text_field)(record)
+            value = getter(self.text_field)(record)
         except (KeyError, TypeError):
             reason = "missing"
         if not isinstance(value, str):
@@ -119,7 +119,7 @@ class JsonlSource(FileSource):
         return value
 
 
-def _getter(field: str) -> Callable[[Any], Any]:
+def getter(field: str) -> Callable[[Any], Any]:
     """What gives a field of a record; KeyError or TypeError where there is none."""
     if "." not in field:
         return itemgetter(field)

@@ -117,7 +117,8 @@ class TextSource(FileSource):
                 continue
             del content
             bad.good += 1
-            found = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap)
+            # An empty file is an empty document, as an empty record is.
+            found = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap) if text else [Piece(0, "")]
             for number, piece in enumerate(found):
                 yield Document(f"text:{file.name}:{number}", piece.text, file.name, "text")
 

@@ -97,6 +97,51 @@ def test_faults_of_a_named_source(tmp_path: Path, section: str, words: str) -> N
     assert str(fault.value) == f"{path}: {words}"
 
 
+SEVERAL = "run: {name: a}\ndata: {sources: {books: {kind: text, path: a}, web: {kind: jsonl, path: b}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.sources.wbe.weight=2", "data.sources.wbe.kind is missing; the sources are web, books; the kinds are "),
+        ("data.sources.wbe.path=c", "data.sources.wbe.kind is missing; the sources are web, books; the kinds are "),
+        ("data.source.path=c", "data.source.path does not go with data.sources, which the recipe has: use "
+         "data.sources.NAME.path (NAME: books, web)"),
+        ("data.clean.near_dedup.threshold=0.5", "data.clean.near_dedup: 20 bands of 6 rows bring together only"),
+        ("data.clean.min_chars=300000", "data.clean.min_chars (300000) is above max_chars"),
+    ],
+)  # fmt: skip
+def test_faults_beside_named_sources(tmp_path: Path, override: str, words: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SEVERAL)
+    with pytest.raises(RequestError) as fault:
+        load_recipe(path, [override])
+    assert str(fault.value).startswith(f"override {override}: {words}")
+
+
+def test_several_sources_written_out_in_full_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SEVERAL)
+    recipe = load_recipe(path)
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+
+
+def test_a_repeated_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: {name: a}\ndata:\n  workers: 1\n  source:\n    kind: pydocs\ndata: {}\n")
+    with pytest.raises(RequestError) as fault:
+        load_recipe(path)
+    assert str(fault.value).startswith(f"{path}: line 6: data stands in line 2 already")
+    with pytest.raises(RequestError, match=r"override data\.source={kind: .*: line 1: kind stands"):
+        load_recipe(DEMO, ["data.source={kind: pydocs, kind: text}"])
+    path.write_text(
+        "run: {name: a}\ndata: {source: &base {kind: jsonl, path: a}, sources: {b: {<<: *base, path: c}}}\n"
+    )
+    with pytest.raises(RequestError, match=r"data\.source\.kind does not go"):
+        load_recipe(path)
+
+
 def test_a_named_source_takes_text_as_it_stands() -> None:
     given = ["data.source={}", "data.sources.web.kind=jsonl", "data.sources.web.path=2024"]
     assert load_recipe(DEMO, given).data.sources["web"].path == "2024"

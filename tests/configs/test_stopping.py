@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,24 @@ def test_a_fault_that_a_signal_has_become_is_the_signal():
     found = subprocess.run([sys.executable, "-c", _IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert found.returncode == 75
     assert found.stderr == "stopped by SIGTERM: the same command goes on where it was\n"
+
+
+_TOO_LARGE = """
+import resource
+from configs.command import run
+
+def main(arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    with open("large", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(600))
+
+run(main)
+"""
+
+
+def test_a_file_over_the_limit_is_one_line(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", _TOO_LARGE]
+    found = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1 and found.stderr.count("\n") == 1 and "(ulimit -f) allows" in found.stderr

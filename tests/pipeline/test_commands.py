@@ -107,8 +107,9 @@ def test_the_stats_of_several_sources(tmp_path):
     (tokens_line,) = [line for line in lines if line.startswith("  train: tokens")]
     books, web, total = (int(figure.replace(",", "")) for figure in tokens_line.split()[2:])
     assert books > 1.5 * web and books + web == total
-    (measured,) = re.findall(r"Bytes a token of the first (\d+) training documents of books", shown)
-    assert 70 < int(measured) <= 80, "the training documents of books, the first by name"
+    said = r"Bytes a token of the first (\d+) training documents of books and (\d+) training documents of web"
+    ((of_books, of_web),) = re.findall(said, shown)
+    assert 70 < int(of_books) <= 80 and 30 < int(of_web) <= 40
 
 
 def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
@@ -197,3 +198,29 @@ def test_ingest_alone_refuses_what_cannot_be_read(tmp_path, source):
     for more in ((), ("--limit", "50")):
         found = _command("ingest", tmp_path, source, "data.source.text_field=nothing", *more)
         assert found.returncode == 2 and "fields there: text" in found.stderr and "(0.01)" in found.stderr, found
+
+
+@pytest.mark.parametrize(
+    ("artefact", "name", "said"),
+    [
+        ("tokenizer", "tokenizer.model", "missing; repair: rm -r {0} && python -m tokenizer train --recipe"),
+        ("documents", "clean-00000.parquet", "the manifest says"),
+        ("tokens", manifest.NAME, "damaged manifest"),
+    ],
+)
+def test_a_damaged_artefact_is_not_up_to_date(finished, source, artefact, name, said):
+    folder = finished / "demo" / artefact
+    content = (folder / name).read_bytes()
+    if name == "tokenizer.model":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content[:-100])
+    try:
+        again = _command("run", finished, source)
+        checked = _command("verify", finished, source)
+    finally:
+        (folder / name).write_bytes(content)
+    (line,) = [line for line in again.stderr.splitlines() if line.startswith("error:")]
+    assert again.returncode == 2 and said.format(folder) in line and f"repair: rm -r {folder} && python -m" in line
+    assert line.removeprefix("error: ") in checked.stderr and "move the folder away" not in line + checked.stderr
+    assert checked.returncode == 1

@@ -10,7 +10,7 @@ from configs.errors import RequestError, UnreachableError
 from pipeline import documents
 from pipeline.assemble import DUPLICATE, NEAR_DUPLICATE
 from pipeline.cleaning.cleaner import TOO_SHORT
-from pipeline.share import Share
+from pipeline.share import WHOLE, Share
 from pipeline.sources import file_source
 from pipeline.sources.jsonl import JsonlSource
 from tests.pipeline.corpora import digests, of_jsonl, recipe, texts, write_jsonl
@@ -179,3 +179,67 @@ def test_what_could_not_be_read_is_listed(tmp_path):
     documents.build(asked)
     listed = json.loads((RunLayout.of(asked).documents / "unreadable.json").read_text())
     assert listed == {"jsonl": {"malformed line": [f"a.jsonl at byte {path.stat().st_size - 8}"]}}
+
+
+def test_ids_are_unique_over_sources(tmp_path):
+    for name, made in zip("ab", (texts(30), texts(30, seed=1)), strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("\n\n".join(made))
+    listed = ", ".join(f"{name}: {{kind: text, path: {tmp_path / name}, sample_bytes: 12000}}" for name in "ab")
+    asked = recipe(tmp_path, "data.source={}", f"data.sources={{{listed}}}")
+    documents.build(asked)
+    found = [parquet.read_table(path) for path in sorted(RunLayout.of(asked).documents.glob("*-0000[01].parquet"))]
+    ids = [identifier for table in found for identifier in table["id"].to_pylist()]
+    assert len(ids) == len(set(ids)) and {identifier[:13] for identifier in ids} == {"a:text:a.txt:", "b:text:a.txt:"}
+    alone = recipe(tmp_path / "alone", "data.source.kind=text", f"data.source.path={tmp_path / 'a'}")
+    documents.build(alone)
+    table = parquet.read_table(RunLayout.of(alone).documents / "clean-00000.parquet")
+    assert table["id"].to_pylist()[0] == "text:a.txt:0"
+
+
+@pytest.mark.parametrize("given", ["source", "source/*.jsonl", "source/0.jsonl"])
+def test_finished_documents_do_without_raw_text_that_was_removed(tmp_path, capsys, given):
+    source = _corpus(tmp_path / "source")
+    asked = of_jsonl(tmp_path, tmp_path / given)
+    documents.build(asked)
+    capsys.readouterr()
+    for path in source.iterdir():
+        path.unlink()
+    for _ in range(2):
+        assert documents.build(asked) is None
+        said = capsys.readouterr().err
+        assert f"data.source.path: {tmp_path / given} is not there any more" in said and said.count("\n") == 1
+        if source.exists():
+            source.rmdir()
+    with pytest.raises(RequestError, match="is neither a file nor a folder"):
+        documents.build(of_jsonl(tmp_path, tmp_path / "elsewhere.jsonl"))
+    with pytest.raises(RequestError, match="is neither a file nor a folder"):
+        documents.build(of_jsonl(tmp_path, tmp_path / given, "data.clean.min_chars=61"))
+    assert not (tmp_path / "demo" / ".documents.partial").exists()
+
+
+def test_of_several_sources_those_that_are_there_are_compared(tmp_path, capsys):
+    a, b = write_jsonl(tmp_path / "a.jsonl", texts(20)), write_jsonl(tmp_path / "b.jsonl", texts(20, seed=1))
+    listed = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
+    asked = recipe(tmp_path, "data.source={}", listed)
+    documents.build(asked)
+    a.unlink()
+    assert documents.build(asked) is None and "data.sources.web.path" in capsys.readouterr().err
+    write_jsonl(b, texts(10, seed=1))
+    with pytest.raises(RequestError, match="is neither a file nor a folder"):
+        documents.build(asked)
+
+
+def test_a_task_says_that_its_tables_are_part_of_the_source(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_source, "PART_BYTES", 200_000)
+    (tmp_path / "source").mkdir()
+    for number in range(6):
+        write_jsonl(tmp_path / "source" / f"{number}.jsonl", texts(250, seed=number))
+    asked = of_jsonl(tmp_path, tmp_path / "source")
+    said = [documents.ingest(asked, Share(task, 3)) for task in range(3)]
+    assert said[0][0].startswith("part of the source: ") and said[0][0].endswith(
+        " parts are read so far, by all tasks together"
+    )
+    assert said[2][0].startswith("all ") and documents.ingest(asked, WHOLE) == said[2][2:]
+    (line,) = documents.outcome(documents.build(asked), asked)
+    assert "outside the sample" not in line and line.endswith("0 dropped")

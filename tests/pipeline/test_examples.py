@@ -60,6 +60,25 @@ def test_no_answer_on_both_sides_and_none_from_validation_documents(run):
     assert made.counts["dropped"][HELD_OUT] > 0
 
 
+def test_documents_of_a_source_with_a_name_are_held_out_too(tmp_path):
+    asked = recipe(
+        tmp_path,
+        "data.source={}",
+        "data.sources={docs: {kind: pydocs, packages: [json, logging, posixpath]}}",
+        "data.tokens.validation_fraction=0.2",
+        "finetune.examples.max_examples=null",
+    )
+    documents.build(asked)
+    train(asked)
+    tokens.build(asked)
+    made = examples.build(asked)
+    held_out = set(parquet.read_table(RunLayout.of(asked).tokens / "validation.parquet")["id"].to_pylist())
+    assert held_out and all(identifier.startswith("docs:pydocs:") for identifier in held_out)
+    train_side, held_side = _sides(asked)
+    assert not held_out & {f"docs:{row['source']}" for row in train_side + held_side}
+    assert made.counts["dropped"][HELD_OUT] > 0
+
+
 def test_the_same_bytes_again(run, tmp_path):
     asked, _ = run
     other = recipe(tmp_path, f"data.root={RunLayout.of(asked).data}", "finetune.examples.max_examples=null")

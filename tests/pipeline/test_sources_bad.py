@@ -251,6 +251,33 @@ def test_csv(tmp_path):
     assert bad.reasons == {"a record with too few fields": 1, "malformed record": 2, "invalid UTF-8": 1}
 
 
+def test_csv_records_with_more_fields_than_the_header(tmp_path):
+    (tmp_path / "a.csv").write_text("n,text\n1,whole,,\n2,cut, here\n3,last\n")
+    documents, bad = read(CsvSource(str(tmp_path), "text"))
+    assert [document.text for document in documents] == ["whole", "last"]
+    assert bad.reasons == {"a record with too many fields": 1}
+    with pytest.raises(
+        RequestError, match=r"data.max_bad_fraction .*: set data\.source\(s\.NAME\)\.delimiter, or quote .*, or raise"
+    ):
+        bad.check(0.1, "corpus")
+
+
+@pytest.mark.parametrize(("mark", "shown"), [(";", ";"), ("\t", r"\t"), ("|", "|")])
+def test_a_header_of_another_delimiter(tmp_path, mark, shown):
+    (tmp_path / "a.csv").write_text(f"n{mark}text\n1{mark}x\n")
+    with pytest.raises(RequestError) as fault:
+        read(CsvSource(str(tmp_path), "text"))
+    assert str(fault.value).endswith(f"set data.source.delimiter='{shown}')")
+
+
+def test_the_cure_is_said(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    _, bad = read(TextSource(str(tmp_path), 0))
+    with pytest.raises(RequestError) as fault:
+        bad.check(0.01, "corpus")
+    assert str(fault.value).endswith(": set data.source(s.NAME).encoding (such as latin-1; of text, jsonl and csv)")
+
+
 def test_a_document_of_50_mb(tmp_path):
     long = ("A long line of text. " * 500 + "\n") * 5000
     for kind in ("jsonl.zst", "parquet", "csv", "openwebtext-folder"):

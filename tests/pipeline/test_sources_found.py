@@ -77,3 +77,15 @@ def test_a_fault_of_a_named_source_names_it(tmp_path, monkeypatch, section, said
     with pytest.raises(RequestError) as fault:
         documents.build(asked)
     assert said in str(fault.value)
+
+
+def test_a_try_ends_where_nothing_is_read(tmp_path):
+    write_jsonl(tmp_path / "other.jsonl", texts(5))
+    write_jsonl(tmp_path / "web.jsonl", ["a text"] * 4000)
+    web = f"kind: jsonl, path: {tmp_path}/web.jsonl, text_field: body"
+    asked = _named(tmp_path, other=f"kind: jsonl, path: {tmp_path}/other.jsonl", web=web)
+    with pytest.raises(
+        RequestError, match=r"web.jsonl: 1,000 of 1,000 inputs .*: field 'body' missing: 1,000 .*fields"
+    ) as fault:
+        preview(asked, 5)
+    assert str(fault.value).endswith("fields there: text): set data.source(s.NAME).text_field")

@@ -140,3 +140,11 @@ def test_merged_speeches():
     assert len(merged) > 100 and all(document.text in together for document in apart)
     ended = [document.text.rstrip()[-1] in ".!?\"'”)…-" for document in merged[:-1]]
     assert sum(ended) > 0.95 * len(ended)
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_an_empty_file_is_an_empty_document(tmp_path, size):
+    (tmp_path / "a.txt").write_bytes(b"")
+    (tmp_path / "b.txt").write_bytes(b"text")
+    documents, bad = read(TextSource(str(tmp_path), size))
+    assert [document.text for document in documents] == ["", "text"] and bad.good == 2

@@ -183,7 +183,9 @@ def test_one_document_cannot_be_split(tmp_path):
 def test_earlier_stages_are_needed(tmp_path, monkeypatch):
     asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(20)))
     monkeypatch.setattr(sys, "argv", ["pipeline", "tokenize", "--recipe", "my recipe.yaml", "run.seed=1"])
-    with pytest.raises(RequestError, match=r"run `python -m pipeline clean --recipe 'my recipe.yaml'` first"):
+    with pytest.raises(
+        RequestError, match=r"run `python -m pipeline clean --recipe 'my recipe.yaml' run.seed=1` first"
+    ):
         tokens.build(asked)
     documents.build(asked)
     monkeypatch.setattr(sys, "argv", ["pipeline", "tokenize", "--recipe=r.yaml"])

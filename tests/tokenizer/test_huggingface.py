@@ -16,6 +16,7 @@ from configs.errors import RequestError
 from tests.pipeline.corpora import RECIPE, ROOT, of_jsonl, overrides, texts, write_jsonl
 from tests.tokenizer.made import publish_documents
 from tokenizer import chat, repository
+from tokenizer import ready as ready_module
 from tokenizer.load import Tokenizer
 from tokenizer.train import outcome, train
 
@@ -181,6 +182,23 @@ def test_a_damaged_artefact_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(b"\xff")
     with pytest.raises(RequestError, match=r"tokenizer.json: not UTF-8; repair: rm -r"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(("path", "said"), [("./nowhere", "no such file"), ("{}", "is there"), ("{}/a.json", "not a")])
+def test_a_run_refuses_it_before_it_reads_documents(tmp_path, path, said):
+    (tmp_path / "a.json").write_text("{}")
+    source = write_jsonl(tmp_path / "source.jsonl", texts(5))
+    given = overrides(tmp_path, "data.source.kind=jsonl", f"data.source.path={source}", "tokenizer.kind=huggingface")
+    line = [sys.executable, "-m", "pipeline", "run", "--recipe", str(RECIPE), *given]
+    done = subprocess.run([*line, f"tokenizer.path={path.format(tmp_path)}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: tokenizer.path=") and said in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "demo").exists()
+
+
+def test_a_finished_one_is_not_asked_for_again(ready, monkeypatch):
+    ready_module.check(ready)
+    monkeypatch.setattr(ready_module, "_read", lambda *given: pytest.fail("read again"))
+    ready_module.check(ready)
 
 
 def _command(verb, ready, *arguments, **options):

@@ -96,8 +96,8 @@ def test_languages():
     assert _cleaned([ENGLISH, GERMAN], languages=("en", "de"))[1] == [None, None]
     doubtful = _cleaned(["Hello no the si"], languages=("en",), min_language_score=1.0)[1]
     assert doubtful != [None]
-    with pytest.raises(RequestError, match="no language 'xx'"):
-        Cleaner(CleanSection(languages=("xx",)))
+    with pytest.raises(RequestError, match=r"no language 'eng' of the \d+ that .*; the nearest are en, [a-z, ]{,8}$"):
+        Cleaner(CleanSection(languages=("eng",)))
 
 
 def test_without_py3langid(monkeypatch):
@@ -154,8 +154,15 @@ def test_evaluation_texts_that_are_too_short(tmp_path, capfd):
     (folder / "one.txt").write_text("a poem")
     assert f"{folder}: 1 of 2 texts" in Cleaner(section).warnings[1]
     (folder / "d.jsonl").write_text(json.dumps({"question": "short"}) + "\n" + json.dumps({"question": ""}))
-    with pytest.raises(RequestError, match=r"path: d\.jsonl: all 2 texts are shorter than 10 words"):
+    with pytest.raises(RequestError, match=r"path: d\.jsonl: no text has the 10 words"):
         Cleaner(section)
+
+
+def test_evaluation_texts_within_other_fields(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"meta": {"body": QUESTION}}))
+    keys = {"path": str(tmp_path), "text_field": "meta.body"}
+    assert _cleaned([ENGLISH, ENGLISH + QUESTION], decontaminate=keys)[1][0] is None
+    assert _cleaned([ENGLISH, ENGLISH + QUESTION], decontaminate=keys)[1][1] is not None
 
 
 def test_evaluation_texts_that_are_not_there(tmp_path):
@@ -177,6 +184,8 @@ def test_evaluation_texts_that_are_not_there(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{broken', "malformed record"),
         ("a.jsonl", b"[1]", "no text field 'text'"),
         ("a.jsonl", b'{"text": 1}', "no text field 'text'"),
+        ("a.jsonl", b"\n", "holds no text"),
+        ("a.txt", b"", "holds no text"),
     ],
 )
 def test_damaged_evaluation_texts(tmp_path, name, content, says):

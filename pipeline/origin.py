@@ -1,0 +1,119 @@
+"""What the documents are made from; finished ones do without raw text that was removed, or does not answer."""
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from artefacts import fingerprint
+from artefacts.manifest import Manifest
+from configs.errors import UnreachableError
+from configs.schema import Recipe
+from pipeline.sources import Source, files, remote
+
+
+class _Read(NamedTuple):
+    """Something that is read.
+
+    Attributes:
+        key: the recipe's key of its path.
+        path: the path; None: it is read from elsewhere.
+        name: what its entries among a manifest's inputs begin with, before a colon.
+        fingerprints: looks it up and gives those entries.
+    """
+
+    key: str
+    path: str | None
+    name: str
+    fingerprints: Callable[[], dict[str, str]]
+
+
+def _everything(recipe: Recipe, sources: dict[str, Source]) -> Iterator[_Read]:
+    for name, section in recipe.data.named_sources.items():
+
+        def own(name: str = name) -> dict[str, str]:
+            return {f"{name}: {key}": value for key, value in sources[name].inputs().items()}
+
+        yield _Read(f"{recipe.data.key_of(section)}.path", section.path, name, own)
+    if path := recipe.data.clean.decontaminate.path:
+        from pipeline.cleaning import contamination
+
+        def compared() -> dict[str, str]:
+            found = files.find(path, contamination.ENDINGS, contamination.KEY)
+            return {"decontaminate": files.fingerprints(found)["files"]}
+
+        yield _Read(contamination.KEY, path, "", compared)
+
+
+def inputs(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
+    """Fingerprints of everything that is read.
+
+    Raises:
+        RequestError: there is nothing at a path.
+    """
+    return {name: value for read in _everything(recipe, sources) for name, value in read.fingerprints().items()}
+
+
+def paths(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
+    """The recipe's key and path of everything that lies on this machine, for the manifest's details."""
+    return {
+        read.key: read.path for read in _everything(recipe, sources) if read.path is not None and _is_here(read.path)
+    }
+
+
+def inputs_or_remembered(
+    recipe: Recipe, sources: dict[str, Source], identity: dict[str, object], made: Manifest | None, target: Path
+) -> dict[str, str]:
+    """``inputs``; what ``made``, the manifest of ``target``, says of those that are gone or do not answer.
+
+    It must be of this ``identity``, and of a path on this machine it must have been read from the same one.
+
+    Raises:
+        RequestError: something cannot be found and ``made`` does not know it.
+        UnreachableError: the same of something over the network.
+    """
+    if made is not None and fingerprint.of_value(made.identity) != fingerprint.of_value(identity):
+        made = None
+    # Not in what an earlier version made.
+    recorded = made.details.get("paths", {}) if made else {}
+    found: dict[str, str] = {}
+    for read in _everything(recipe, sources):
+        why = None
+        if read.path is not None and recorded.get(read.key) == read.path and not _is_here(read.path):
+            why = f"{read.key}: {read.path} is not there any more"
+        else:
+            try:
+                found |= read.fingerprints()
+            except UnreachableError as error:
+                if made is None:
+                    raise
+                why = str(error)
+        if made is not None and why:
+            print(f"{target}: taken as they are, not compared with their source: {why}", file=sys.stderr)
+            found |= {key: value for key, value in made.inputs.items() if key.rpartition(": ")[0] == read.name}
+    return found
+
+
+def _is_here(path: str) -> bool:
+    """Whether this machine has a file at a path, below it, or matching it; also where that may not be looked up."""
+    if remote.is_url(path.removeprefix("file://")):
+        return False
+    given = Path(path.removeprefix("file://")).expanduser()
+    try:
+        if given.is_dir():
+            found = os.walk(given, onerror=_raise, followlinks=True)
+            return any(not name.startswith(".") for _, _, names in found for name in names)
+        # A link to nothing is there; pathlib globs below a folder only.
+        return (
+            given.exists()
+            or given.is_symlink()
+            or any(not os.path.isdir(name) for name in glob.iglob(str(given), recursive=True))  # noqa: PTH112, PTH207
+        )
+    except OSError:
+        return True
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
