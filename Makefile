@@ -94,11 +94,11 @@ test-slurm: $(SETUP)  ## the data stages on a real SLURM on this host (root; slu
 test-gpu: $(SETUP)  ## only the tests that need a CUDA device
 	@$(PYTHON) -m pytest -q -m gpu
 
-bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers and tiktoken (half an hour)
+bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers and tiktoken (a quarter of an hour)
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	@$(PYTHON) -m benchmarks.data $(ARGS)
 
-bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text (half an hour)
+bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text (a quarter of an hour)
 	@$(PYTHON) -m benchmarks.data_memory $(ARGS)
 
 check: $(SETUP)  ## lint, format and types
