@@ -103,13 +103,16 @@ def read(folder: Path) -> Manifest | None:
     """The manifest of a folder, or None where there is none (nothing there, or not finished).
 
     Raises:
-        DamagedError: the manifest is damaged or from another format.
-        RequestError: it cannot be read, or the folder is a file.
+        DamagedError: the manifest is damaged.
+        RequestError: it is of another format or cannot be read, or the folder is a file.
     """
     try:
         values = json.loads((folder / NAME).read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
-            raise DamagedError(f"{folder / NAME}: format {values['format']}, this Millrace reads {FORMAT}")
+            raise RequestError(
+                f"{folder / NAME}: format {values['format']}, this Millrace reads {FORMAT}: use the one that made it, "
+                "or move the folder away and rebuild"
+            )
         return _checked(Manifest(**values))
     except FileNotFoundError:
         return None
@@ -144,7 +147,7 @@ def require(folder: Path, command: str) -> Manifest:
     try:
         found = read(folder)
     except DamagedError as error:
-        raise DamagedError(error.fault, f"repair: rm -r {folder} && {command}") from None
+        raise DamagedError(error.fault, f"move {folder} away and run `{command}`") from None
     if found is None:
         raise RequestError(f"{folder} is not there or not finished: run `{command}` first")
     return found

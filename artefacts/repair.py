@@ -38,12 +38,15 @@ def _recipe() -> str:
 
 
 def _overrides() -> list[str]:
-    return [word for word in sys.argv[1:] if re.match(r"\w+(\.\w+)+=", word)]
+    return [word for word in sys.argv[1:] if re.match(r"\w+(\.[\w-]+)+=", word)]
 
 
 def cure(name: str, folder: Path, recipe: str | None = None) -> str:
     """How the artefact ``name`` that lies in ``folder`` is made anew; ``recipe`` as ``with_recipe`` takes it."""
-    return f"repair: rm -r {shlex.quote(str(folder))} && {with_recipe(COMMANDS[name], recipe)}"
+    here = shlex.quote(str(folder))
+    # What the documents were made from may be gone.
+    away = f"mv {here} {shlex.quote(f'{folder}.damaged')}" if name == "documents" else f"rm -r {here}"
+    return f"repair: {away} && {with_recipe(COMMANDS[name], recipe)}"
 
 
 def check_sizes(name: str, folder: Path) -> None:

@@ -45,7 +45,9 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
         stopping.install()
     try:
         status = main(sys.argv[1:])
+        stopping.end()
     except (Exception, KeyboardInterrupt) as error:
+        stopping.end()
         # An import that a signal breaks off ends in a fault of its own.
         status, said = _outcome(stopping.asked() or error, restartable)
         if said:

@@ -9,6 +9,7 @@ import signal
 
 from configs.errors import StoppedError
 
+_NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _asked: list[KeyboardInterrupt] = []
 
 
@@ -19,8 +20,15 @@ def _stop(number: int, _: object) -> None:
 
 def install() -> None:
     """From now on SIGTERM (an end of time) and SIGUSR1 (SLURM's warning of it) raise ``StoppedError``."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in _NUMBERS:
         signal.signal(number, _stop)
+
+
+def end() -> None:
+    """From now on the signals that ``install`` took change nothing: what the command is to answer is settled."""
+    for number in _NUMBERS:
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def asked() -> KeyboardInterrupt | None:

@@ -25,7 +25,6 @@ from configs.schema import Recipe
 from pipeline import origin
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
-from pipeline.document import id_prefix
 from pipeline.share import WHOLE, Share
 from pipeline.sources import Source, open_source
 
@@ -47,7 +46,7 @@ def ingest(recipe: Recipe, share: Share) -> list[str] | None:
         from pipeline import tables
         from pipeline.ingest import ingest as read
 
-        parts = _parts(stage, recipe, sources)
+        parts = _parts(stage, sources)
         read(recipe, sources, parts, share)
         if share == WHOLE:
             _checked(recipe, sources, parts)
@@ -77,7 +76,7 @@ def find_duplicates(recipe: Recipe, share: Share) -> bool:
     with _stage(recipe, sources, share) as stage:
         if stage.finished:
             return True
-        parts = _parts(stage, recipe, sources)
+        parts = _parts(stage, sources)
         if share == WHOLE:
             _checked(recipe, sources, parts)
         return _compare(recipe, parts, share)
@@ -97,7 +96,7 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
     with _stage(recipe, sources, share) as stage:
         if stage.finished:
             return None
-        parts = _parts(stage, recipe, sources)
+        parts = _parts(stage, sources)
         if share == WHOLE:
             from pipeline.ingest import ingest as read
 
@@ -136,6 +135,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"sources": kept, "clean": recipe.data.clean.identity()}
     found["clean"]["decontaminate"].pop("path")
+    if recipe.data.sources:
+        found["ids"] = "begin with the source's name"
     if any(section.sample_bytes for section in sections.values()):
         found["seed"] = recipe.run.seed
     return found
@@ -151,11 +152,9 @@ def _stage(recipe: Recipe, sources: dict[str, Source], share: Share) -> Iterator
         yield stage
 
 
-def _parts(stage: Stage, recipe: Recipe, sources: dict[str, Source]) -> Path:
+def _parts(stage: Stage, sources: dict[str, Source]) -> Path:
     """The folder of the parts; of another cut of the same sources nothing is kept."""
-    # What an earlier version left has other ids.
-    prefixes = [prefix for name in sources if (prefix := id_prefix(recipe, name))]
-    cut = fingerprint.of_value([source.parting for source in sources.values()] + prefixes)
+    cut = fingerprint.of_value([source.parting for source in sources.values()])
     return stage.scratch / f"parts-{cut[:12]}"
 
 

@@ -85,12 +85,14 @@ def _spread(
 ) -> Iterator[T]:
     # A forked child would inherit the threads' locks of Arrow without the threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin, prepared) as pool:
+    with _no_signals():
+        pool = ProcessPoolExecutor(workers, context, _begin, prepared)
+    with pool:
         pending: deque[tuple[Future[T], int]] = deque()
         held = 0
         try:
             for task in tasks:
-                with _no_interrupts():
+                with _no_signals():
                     pending.append((pool.submit(function, *task), carried(task)))
                 held += pending[-1][1]
                 while len(pending) >= workers + min(workers, _MOST_AHEAD) or held >= _MOST_CARRIED:
@@ -110,9 +112,9 @@ def _spread(
 
 
 @contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Processes that begin here do not hear Ctrl-C, which a terminal sends to all: the parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _no_signals() -> Iterator[None]:
+    """Processes that begin here do not hear what is sent to all: Ctrl-C, SLURM's warning. The parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
         yield
     finally:

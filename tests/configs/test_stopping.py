@@ -81,3 +81,18 @@ def test_a_file_over_the_limit_is_one_line(tmp_path):
     line = [sys.executable, "-c", _TOO_LARGE]
     found = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert found.returncode == 1 and found.stderr.count("\n") == 1 and "(ulimit -f) allows" in found.stderr
+
+
+# What the command answers is settled when Python puts signals back to what they do without a handler.
+_ENDED = """
+import atexit, os, signal, sys
+from configs.command import run
+
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+run(lambda arguments: 0, restartable=True)
+"""
+
+
+def test_a_signal_after_the_end_changes_nothing():
+    found = subprocess.run([sys.executable, "-c", _ENDED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr) == (0, "")

@@ -131,7 +131,7 @@ def test_damaged_documents_are_named_with_their_cure(tmp_path, damage):
         (train, of_jsonl(tmp_path, source, "tokenizer.vocab_size=420")),
         (tokens.build, of_jsonl(tmp_path, source, "data.tokens.shard_tokens=1000")),
     )
-    cure = rf"{path}: .*; repair: rm -r {layout.documents} && python -m pipeline clean --recipe"
+    cure = rf"{path}: .*; repair: mv {layout.documents} {layout.documents}.damaged && python -m pipeline clean --recipe"
     for stage, other in others:
         with pytest.raises(RequestError, match=cure) as raised:
             stage(other)
