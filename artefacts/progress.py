@@ -17,7 +17,8 @@ class _Bar(tqdm):
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
     """A tqdm bar on stderr; where stderr is no terminal it refreshes every 20 seconds.
 
-    Raises: StoppedError, from ``update``, when the command was asked to stop.
+    Raises:
+        KeyboardInterrupt: from ``update``; the command was asked to stop (StoppedError: by SIGTERM or SIGUSR1).
     """
     if not sys.stderr.isatty():
         options.setdefault("mininterval", 20)

@@ -19,7 +19,10 @@ def _stop(number: int, _: object) -> None:
 
 
 def install() -> None:
-    """From now on SIGTERM (an end of time) and SIGUSR1 (SLURM's warning of it) raise ``StoppedError``."""
+    """From now on SIGTERM (an end of time) and SIGUSR1 (SLURM's warning of it) raise ``StoppedError``.
+
+    Ctrl-C raises KeyboardInterrupt, as ever.
+    """
     for number in _NUMBERS:
         signal.signal(number, _stop)
 

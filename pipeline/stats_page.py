@@ -160,18 +160,23 @@ def _bytes_a_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArray[
     return found
 
 
+def _visible(piece: str) -> str:
+    r"""A piece as it can be seen: a line break as \n."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in piece)
+
+
 def _pieces_section(layout: RunLayout, made: Manifest) -> str:
     tokenizer = Tokenizer.load(layout.tokenizer)
     counts = _usage(_prefixes(layout.tokens, "train"), tokenizer.vocab_size, made.counts["train"]["tokens"])
     order = np.argsort(-counts, kind="stable")
     total = int(counts.sum())
     rows = [
-        [str(rank + 1), tokenizer.piece(int(i)), str(i), whole(counts[i]), share(float(counts[i]), total)]
+        [str(rank + 1), _visible(tokenizer.piece(int(i))), str(i), whole(counts[i]), share(float(counts[i]), total)]
         for rank, i in enumerate(order[:_LISTED])
         if counts[i]
     ]
     unused = [i for i in np.flatnonzero(counts == 0).tolist() if not tokenizer.is_reserved(i)]
-    never = [tokenizer.piece(i) for i in unused]
+    never = [_visible(tokenizer.piece(i)) for i in unused]
     bytes_unused = sum(tokenizer.is_byte(i) for i in unused)
     return markup.section(
         "pieces",

@@ -88,6 +88,7 @@ def test_stats(finished, source):
     page = (finished / "demo" / "data.html").read_text()
     labels = ("document lengths", "Nothing was dropped", "tokens a document", "how often pieces are used", "Never used")
     assert all(label in page for label in labels)
+    assert re.search(r"<td[^>]*>\\n</td>", page), "a line break among the most frequent pieces is to be seen"
     assert "bytes a token by document" in page and "http" not in page.replace("http-equiv", "")
 
 
