@@ -12,7 +12,7 @@ class Document(NamedTuple):
         id: unique within its source, the same on every reading; the corpus has ``id_prefix`` before it.
         text: the text.
         source: the file it came from, relative to the source's root, or the source's name.
-        kind: what sort of text it is (topic, module, class, function, text, record).
+        kind: what sort of text it is (topic, module, class, function, text, record, pattern).
     """
 
     id: str

@@ -137,7 +137,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     found["clean"]["decontaminate"].pop("path")
     if recipe.data.sources:
         found["ids"] = "begin with the source's name"
-    if any(section.sample_bytes for section in sections.values()):
+    if any(section.sample_bytes or section.kind == "patterns" for section in sections.values()):
         found["seed"] = recipe.run.seed
     return found
 

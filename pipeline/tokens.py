@@ -36,7 +36,7 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
     documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
     tokenizer = manifest.require(layout.tokenizer, repair.with_recipe(repair.COMMANDS["tokenizer"]))
     asked = recipe.tokenizer
-    if asked.kind == "bpe" and tokenizer.identity != {"tokenizer": asked.identity(), "seed": recipe.run.seed}:
+    if asked.kind != "huggingface" and tokenizer.identity != {"tokenizer": asked.identity(), "seed": recipe.run.seed}:
         raise RequestError(
             f"{layout.tokenizer} is of another recipe (tokenizer section or run.seed): "
             f"run `{repair.with_recipe(repair.COMMANDS['tokenizer'])}`"

@@ -1,1 +1,1 @@
-"""SentencePiece BPE over the cleaned documents, its reserved tokens and the chat template. Imports no torch."""
+"""Tokenizers (BPE, characters, ready ones), their reserved tokens and the chat template. Imports no torch."""

@@ -85,7 +85,7 @@ def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
     print(f"  bytes         {sum(tokenizer.is_byte(token) for token in ids)}")
     if text:
         print(f"  text pieces   {len(text):,}: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} characters")
-    sampled = "trained on" if tokenizer.has_chat_tokens else "measured on"
+    sampled = "trained on" if recipe.tokenizer.kind == "bpe" else "measured on"
     print(f"  {sampled:13} {made.counts['sample_documents']:,} documents, {made.counts['sample_bytes']:,} bytes")
     print(f"  compression   {made.counts['bytes_per_token']:.2f} bytes a token")
     shown = sorted(random.Random(0).sample(text, min(24, len(text))))

@@ -11,9 +11,10 @@ from configs.errors import RequestError
 from tokenizer import special
 from tokenizer.column import Encoded
 
-#: What an artefact folder holds: a SentencePiece model of Millrace's, or a tokenizer in Hugging Face's format.
+#: What an artefact folder holds: Millrace's SentencePiece model, Hugging Face's format, or Millrace's characters.
 MODEL_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
+CHARACTERS_NAME = "characters.json"
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -38,14 +39,17 @@ class Tokenizer(ABC):
         Raises:
             RequestError: there is none, or it is damaged.
         """
-        path = Path(folder) / MODEL_NAME
-        if not path.exists() and path.with_name(JSON_NAME).exists():
-            path = path.with_name(JSON_NAME)
+        paths = [Path(folder) / name for name in (MODEL_NAME, JSON_NAME, CHARACTERS_NAME)]
+        path = next((path for path in paths if path.exists()), paths[0])
         try:
             if path.name == JSON_NAME:
                 from tokenizer.huggingface import HuggingFaceTokenizer
 
                 return HuggingFaceTokenizer.of_artefact(path)
+            if path.name == CHARACTERS_NAME:
+                from tokenizer.characters import CharacterTokenizer
+
+                return CharacterTokenizer(path.read_bytes())
             from tokenizer.bpe import BpeTokenizer
 
             return BpeTokenizer(path.read_bytes())
@@ -62,7 +66,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Never a reserved id, whatever the text spells."""
+        """Ids of a text. Never a reserved id, whatever the text spells, but ``unknown_id`` for what has no id."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -98,7 +102,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def is_reserved(self, token: int) -> bool:
-        """Whether an id is a control token (or the unknown one), which no text encodes to."""
+        """Whether an id is a control token, which no text encodes to, or the unknown one."""
 
     @abstractmethod
     def is_byte(self, token: int) -> bool:
@@ -151,7 +155,8 @@ class Tokenizer(ABC):
         """
         if not self.has_chat_tokens:
             raise RequestError(
-                "this tokenizer has no chat tokens, which fine-tuning and generate.chat need: use tokenizer.kind=bpe"
+                "this tokenizer has no chat tokens, which fine-tuning and generate.chat need: "
+                "use tokenizer.kind=bpe or characters"
             )
 
     def _checked(self, token: int) -> int:

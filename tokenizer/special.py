@@ -1,7 +1,7 @@
 """The reserved control tokens, in id order.
 
-They are SentencePiece control symbols: a document that spells one of them out is encoded as ordinary text, so no text
-can produce their ids; only code that asks for them by id can.
+A document that spells one of them out is encoded as ordinary text (to SentencePiece they are control symbols), so no
+text can produce their ids; only code that asks for them by id can. But the unknown one stands for what has no id.
 """
 
 from configs.schema.recipe import RESERVED_TOKENS

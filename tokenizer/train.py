@@ -1,7 +1,8 @@
-"""Train a SentencePiece BPE on a seeded sample of the cleaned documents and publish it as the ``tokenizer`` artefact.
+"""Make a tokenizer of the cleaned documents and publish it as the ``tokenizer`` artefact.
 
-The settings lose nothing: identity normalisation, no added or removed spaces, byte fallback for characters without a
-piece of their own. Digits stand alone, so does a newline; runs of spaces, which indent code, may be one piece.
+A SentencePiece BPE is trained on a seeded sample of them, by settings that lose nothing: identity normalisation, no
+added or removed spaces, byte fallback for characters without a piece of their own. Digits stand alone, so does a
+newline; runs of spaces, which indent code, may be one piece.
 """
 
 import io
@@ -31,8 +32,8 @@ def train(recipe: Recipe) -> Manifest | None:
     """Train and publish the tokenizer, or publish the ready one that is asked for; None where it is up to date.
 
     Raises:
-        RequestError: no cleaned documents, damaged ones, a vocabulary that the text cannot fill, or a ready tokenizer
-            that is not there or too large for the model.
+        RequestError: no cleaned documents, damaged ones, a vocabulary that the text cannot fill or that cannot hold its
+            characters, or a ready tokenizer that is not there or too large for the model.
     """
     if recipe.tokenizer.kind == "huggingface":
         from tokenizer.ready import take
@@ -46,16 +47,18 @@ def train(recipe: Recipe) -> Manifest | None:
             return None
         repair.check_sizes("documents", layout.documents)
         # Here, so that "up to date" is said without numpy.
-        from tokenizer.bpe import BpeTokenizer
+        from tokenizer import characters
         from tokenizer.choose import sample
-        from tokenizer.load import MODEL_NAME
+        from tokenizer.load import CHARACTERS_NAME, MODEL_NAME, Tokenizer
         from tokenizer.measure import measured
 
         texts = sample(layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed)
-        chunks = [chunk for text in texts for chunk in _chunks(text)]
-        model = _fit(chunks, recipe)
-        publish.write_bytes(stage.work / MODEL_NAME, model)
-        tokenizer = BpeTokenizer(model)
+        if recipe.tokenizer.kind == "characters":
+            publish.write_bytes(stage.work / CHARACTERS_NAME, characters.fit(layout.documents, recipe))
+        else:
+            chunks = [chunk for text in texts for chunk in _chunks(text)]
+            publish.write_bytes(stage.work / MODEL_NAME, _fit(chunks, recipe))
+        tokenizer = Tokenizer.load(stage.work)
         return stage.publish(
             counts=measured(tokenizer, texts),
             versions=manifest.versions("sentencepiece"),

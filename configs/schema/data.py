@@ -22,18 +22,26 @@ _READ_BY = {
     "chunk": ("text",),
     "chunk_chars": ("text",),
     "chunk_overlap": ("text",),
+    "documents": ("patterns",),
+    "min_chars": ("patterns",),
+    "max_chars": ("patterns",),
+    "largest_step": ("patterns",),
 }
+#: Kinds of source that read nothing from a path.
+_WITHOUT_PATH = ("pydocs", "patterns")
 
 
 class SourceSection(Section):
-    kind: Literal["pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub"] = Field(
+    kind: Literal["pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub", "patterns"] = Field(
         "pydocs",
         description="pydocs: documentation of the installed Python; text, jsonl, csv, parquet: files; openwebtext: the "
-        "original archives, whole, in pieces or as .7z; hub: a dataset repository, streamed",
+        "original archives, whole, in pieces or as .7z; hub: a dataset repository, streamed; patterns: made up, walks "
+        "through an alphabet",
     )
     path: str | None = Field(
         None,
-        description="file, folder, glob or URL (s3://, hf://, ...); hub: repository or local folder; unused by pydocs",
+        description="file, folder, glob or URL (s3://, hf://, ...); hub: repository or local folder; unused by pydocs "
+        "and patterns",
     )
     config: str | None = Field(None, description="hub: the repository's configuration; left out: its default one")
     split: str = Field("train", description="hub: the repository's split")
@@ -64,6 +72,10 @@ class SourceSection(Section):
         8000, ge=0, description="text: cut files into documents of about so many characters; 0: whole files"
     )
     chunk_overlap: int = Field(0, ge=0, description="text: characters that a window repeats of the one before it")
+    documents: int = Field(2000, gt=0, description="patterns: how many are made")
+    min_chars: int = Field(400, ge=2, description="patterns: length of the shortest documents")
+    max_chars: int = Field(1200, ge=2, description="patterns: length of the longest documents")
+    largest_step: int = Field(4, ge=1, le=61, description="patterns: letters from one to the next, at most")
     sample_bytes: int | None = Field(None, gt=0, description="keep a seeded sample of about so many UTF-8 bytes")
     weight: float = Field(1.0, gt=0, description="of several sources: its share of the training samples, in proportion")
 
@@ -92,13 +104,16 @@ class SourceSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "SourceSection":
-        if self.kind != "pydocs" and not self.path:
+        if self.kind not in _WITHOUT_PATH and not self.path:
             raise ValueError(f"path is missing: kind={self.kind} reads from there")
         for key, kinds in _READ_BY.items():
             if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is read by {', '.join(kinds)} only, not by kind={self.kind}: leave it out")
-        if self.kind == "pydocs" and self.path:
-            raise ValueError(f"path ({self.path}) is not read by kind=pydocs, the default: set kind")
+        if self.kind in _WITHOUT_PATH and self.path:
+            default = ", the default" if self.kind == "pydocs" else ""
+            raise ValueError(f"path ({self.path}) is not read by kind={self.kind}{default}: set kind")
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars ({self.min_chars}) is above max_chars ({self.max_chars})")
         if self.chunk_overlap and (self.chunk != "window" or self.chunk_overlap >= self.chunk_chars):
             raise ValueError(
                 f"chunk_overlap ({self.chunk_overlap}) needs chunk=window and must be below chunk_chars "

@@ -37,16 +37,18 @@ class Recipe(Section):
     def _fits(self) -> "Recipe":
         if self.finetune and self.finetune.examples.kind == "instructions" and not self.finetune.examples.path:
             raise ValueError("finetune.examples.path is missing: finetune.examples.kind=instructions reads from there")
-        trained = self.tokenizer.kind == "bpe"
+        trained = self.tokenizer.kind != "huggingface"
         if trained and self.has_model and self.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"model.vocab_size ({self.model.vocab_size}) is below tokenizer.vocab_size "
                 f"({self.tokenizer.vocab_size}): token ids would lie beyond the vocabulary"
             )
-        if trained and self.tokenizer.vocab_size < 256 + RESERVED_TOKENS + self.tokenizer.spare_tokens + 1:
+        pieces = 256 if self.tokenizer.kind == "bpe" else 0
+        if trained and self.tokenizer.vocab_size <= pieces + RESERVED_TOKENS + self.tokenizer.spare_tokens:
+            beside = f"{pieces} bytes, " if pieces else ""
             raise ValueError(
-                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room beside 256 bytes, "
-                f"{RESERVED_TOKENS} reserved and {self.tokenizer.spare_tokens} spare tokens"
+                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room beside {beside}{RESERVED_TOKENS} "
+                f"reserved and {self.tokenizer.spare_tokens} spare tokens"
             )
         if not (self.has_model and self.train_section):
             return self

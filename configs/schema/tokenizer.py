@@ -1,4 +1,4 @@
-"""The tokenizer: a SentencePiece BPE over the cleaned documents, or a ready one in Hugging Face's format."""
+"""The tokenizer: a SentencePiece BPE or the characters of the documents, or a ready one in Hugging Face's format."""
 
 from typing import Literal
 
@@ -8,14 +8,20 @@ from configs.schema.base import Section
 
 
 class TokenizerSection(Section):
-    kind: Literal["bpe", "huggingface"] = Field(
-        "bpe", description="bpe: trained on the documents; huggingface: taken as it is from path"
+    kind: Literal["bpe", "characters", "huggingface"] = Field(
+        "bpe",
+        description="bpe: trained on the documents; characters: each that they have is an id; huggingface: taken as it "
+        "is from path",
     )
     path: str | None = Field(
         None, description="huggingface: tokenizer.json, a folder with one, or a hub repository such as gpt2"
     )
-    vocab_size: int = Field(32_000, ge=300, le=2**31 - 1, description="pieces, reserved ones and bytes included")
-    sample_bytes: int = Field(100_000_000, gt=0, description="seeded sample of the documents that it is trained on")
+    vocab_size: int = Field(
+        32_000, gt=0, le=2**31 - 1, description="pieces, reserved ones and bytes included; characters: at most"
+    )
+    sample_bytes: int = Field(
+        100_000_000, gt=0, description="seeded sample of the documents that bpe is trained on and compression measured"
+    )
     spare_tokens: int = Field(8, ge=0, le=256, description="reserved control tokens without a meaning yet")
 
     @model_validator(mode="after")

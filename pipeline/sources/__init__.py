@@ -72,6 +72,12 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
         from pipeline.sources.pydocs import PydocsSource
 
         return PydocsSource.of(section, recipe)
+    if section.kind == "patterns":
+        from pipeline.sources.patterns import PatternsSource
+
+        return PatternsSource(
+            section.documents, section.min_chars, section.max_chars, section.largest_step, recipe.run.seed
+        )
     assert section.path is not None
     if section.kind == "hub":
         from pipeline.sources.hub import HubSource

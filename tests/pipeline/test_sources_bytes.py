@@ -214,6 +214,8 @@ def test_long_rows_of_the_hub(tmp_path):
         ("pydocs", "config", "x"),
         ("openwebtext", "revision", "main"),
         ("text", "text_field", "body"),
+        ("jsonl", "documents", "9"),
+        ("hub", "min_chars", "9"),
     ],
 )
 def test_a_key_that_the_kind_does_not_read_is_refused(tmp_path, kind, key, value):

@@ -1,0 +1,113 @@
+"""A tokenizer whose ids are the reserved tokens and every distinct character of the documents, in code point order."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artefacts import repair
+from configs.errors import RequestError
+from configs.schema import Recipe
+from tokenizer import column, special
+from tokenizer.column import Encoded
+from tokenizer.load import Tokenizer, writable
+
+#: Code points of Unicode.
+_CODE_POINTS = 0x110000
+#: Documents that become Python objects at once.
+_ROWS = 1024
+
+
+class CharacterTokenizer(Tokenizer):
+    """One id a character.
+
+    Text of known characters comes back from ``decode(encode(text))`` unchanged. A character that no training document
+    has becomes ``<unk>``; a lone surrogate, which UTF-8 cannot hold, becomes U+FFFD first.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        """Take what ``fit`` gave.
+
+        Raises:
+            RequestError: it is damaged.
+        """
+        try:
+            found = json.loads(content)
+            reserved, characters = [str(name) for name in found["reserved"]], str(found["characters"])
+        except (ValueError, KeyError, TypeError):
+            raise RequestError("not a tokenizer of characters") from None
+        if tuple(reserved[: len(special.RESERVED)]) != special.RESERVED or list(characters) != sorted(set(characters)):
+            raise RequestError("not a tokenizer of characters as Millrace makes them")
+        self._reserved = len(reserved)
+        self._pieces = [*reserved, *characters]
+        self._ids = np.full(_CODE_POINTS, special.UNKNOWN_ID, np.int32)
+        self._ids[_code_points(characters)] = np.arange(len(reserved), len(self._pieces))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._pieces)
+
+    def encode(self, text: str) -> list[int]:
+        return self._ids[_code_points(writable(text))].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def encode_column(self, texts: Any, end: bool = True) -> Encoded:
+        import pyarrow.compute as compute
+
+        parts: list[Encoded] = []
+        for chunk in column.chunks(texts):
+            lengths = compute.utf8_length(chunk).to_numpy().astype(np.int32)
+            ids = self._ids[_code_points("".join(chunk.to_pylist()))]
+            if end:
+                ids = np.insert(ids, np.cumsum(lengths), self.end_of_text_id)
+                lengths += 1
+            parts.append((ids, lengths))
+        return column.joined(parts)
+
+    def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
+        checked = [self._checked(int(token)) for token in ids]
+        return "".join(self._pieces[token] for token in checked if show_special or not self.is_reserved(token))
+
+    def piece(self, token: int) -> str:
+        """The character itself, also a space or a line break; the name of a reserved token."""
+        return self._pieces[token]
+
+    def is_reserved(self, token: int) -> bool:
+        return token < self._reserved
+
+    def is_byte(self, token: int) -> bool:
+        return False
+
+
+def fit(folder: Path, recipe: Recipe) -> bytes:
+    """A tokenizer of every character in the documents artefact, as its file holds it; the same for any order of them.
+
+    All documents are read, a batch at a time, so that none has a character without an id.
+
+    Raises:
+        RequestError: a shard is damaged, or there are more characters than ``tokenizer.vocab_size`` leaves room for.
+    """
+    import pyarrow.parquet as parquet
+
+    seen: set[str] = set()
+    for path in sorted(folder.glob("clean-*.parquet")):
+        with repair.reading("documents", path):
+            for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=["text"]):
+                seen.update(*batch.column("text").to_pylist())
+    reserved = [*special.RESERVED, *special.spare(recipe.tokenizer.spare_tokens)]
+    if (needed := len(reserved) + len(seen)) > recipe.tokenizer.vocab_size:
+        raise RequestError(
+            f"tokenizer.vocab_size ({recipe.tokenizer.vocab_size}) is too small for this text: its {len(seen):,} "
+            f"distinct characters and {len(reserved)} reserved tokens need {needed}: raise it, or use "
+            "tokenizer.kind=bpe, which spells rare characters in bytes"
+        )
+    return json.dumps({"reserved": reserved, "characters": "".join(sorted(seen))}).encode()
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
