@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "bits per byte against a bigram model and zstd -19, and the loss on held-out answers",
     "generate": "complete a prompt",
     "report": "one self-contained page with the curves and tables of the run",
+    "inspect": "every tensor of the model with its shape, and how many parameters it has",
     "estimate": "parameters, active parameters and FLOPs a token, in closed form",
 }
 
@@ -69,6 +70,10 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
         from training.report.command import report
 
         return report(recipe)
+    if verb == "inspect":
+        from training.inspect import inspect
+
+        return inspect(recipe)
     from training.estimate.command import estimate
 
     return estimate(recipe)

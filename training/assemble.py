@@ -14,7 +14,6 @@ from configs.errors import RequestError
 from configs.load import dump_recipe
 from configs.schema import Recipe
 from configs.schema.train import TrainSection
-from training import losses
 from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.save import Topology, folder_name, save
 from training.data.batch import Batch, Data
@@ -30,6 +29,7 @@ from training.engine.signals import StopRequest
 from training.estimate.flops import flops_per_token
 from training.estimate.parameters import parameters
 from training.models.deepseek import DeepseekForCausalLM
+from training.objective import Objective
 from training.optimizers import build_optimizer
 from training.schedules import learning_rate
 
@@ -61,11 +61,6 @@ class Job:
     notice: str = ""
 
 
-def lm_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the cross-entropy over a batch's targets, and their number."""
-    return losses.cross_entropy_sum(model(batch.inputs), batch.labels)
-
-
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """Train to the end, or until a signal; returns the exit status."""
     topology: Topology = {
@@ -75,20 +70,25 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         "precision": job.train.precision,
     }
     with _joined(recipe, job, topology) as (ranks, resumption):
+        # What routers draw as noise: other numbers on each rank, and after a resume those that would have come.
+        torch.manual_seed(recipe.run.seed * ranks.size + ranks.rank)
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
         if resumption is None:
             job.prepare(model)
         model.set_checkpointing(job.train.checkpointing)
+        if recipe.model.compile:
+            model.compile_regions()
         experts = recipe.expert_parallel if recipe.model.has_experts else None
         config = deepspeed_config(job.train, ranks.size, experts, job.global_batch, job.micro_batch)
         optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel)
         engine = build_engine(model, optimizer, resumption.config(config) if resumption else config, ranks)
-        start = resumption.load(engine, ranks) if resumption else 0
+        balancer = Balancer(engine.module, job.train.balance_step)
+        start = resumption.load(engine, ranks, balancer.restore) if resumption else 0
         if resumption and ranks.first:
             _tell_resumed(job, resumption)
         if job.notice and ranks.first:
             print(f"{job.run.stage}: {job.notice}", flush=True)
-        ended = _loop(recipe, job, engine, topology, ranks, stop, start)
+        ended = _loop(recipe, job, engine, balancer, topology, ranks, stop, start)
         if ended is Ended.DONE and ranks.first:
             _finish(recipe, job, topology)
         if ended is Ended.LEFT and ranks.first:
@@ -108,6 +108,7 @@ def _loop(
     recipe: Recipe,
     job: Job,
     engine: Any,
+    balancer: Balancer,
     topology: Topology,
     ranks: Ranks,
     stop: StopRequest,
@@ -118,18 +119,21 @@ def _loop(
     metrics = MetricsHook(folder, job.run.stage, start, train.steps, flops, train.log_every, ranks)
 
     def save_at(step: int) -> None:
-        save(engine, folder / "checkpoints", step, job.run.key, topology, ranks, train.keep)
+        client_state = {"step": step, "balance": balancer.state()}
+        save(engine, folder / "checkpoints", client_state, job.run.key, topology, ranks, train.keep)
+
+    objective = Objective(recipe.model, train)
 
     with Prefetched(job.data, train.prefetch, train.steps, ranks.device) as data:
         trainer = Trainer(
             engine,
             data,
-            lm_loss,
+            objective,
             lambda step: learning_rate(step, train.steps, train.learning_rate, train.schedule),
-            Balancer(engine.module, train.balance_step),
+            balancer,
             ranks,
             [
-                ValidationHook(engine, lm_loss, job.validation, train.eval_every, metrics, ranks),
+                ValidationHook(engine, objective, job.validation, train.eval_every, metrics, ranks),
                 CheckpointHook(save_at, train.save_every, start),
                 metrics,
             ],

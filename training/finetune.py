@@ -15,7 +15,7 @@ from training.assemble import Job, run_job
 from training.checkpoint.read import read_weights
 from training.data.chat import ChatData, ChatExamples
 from training.engine.signals import StopRequest
-from training.models.weights import load_weights
+from training.export.weights import load_weights
 
 
 def finetune(recipe: Recipe, stop: StopRequest) -> int:
@@ -67,6 +67,7 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "learning_rate": section.learning_rate,
         "schedule": schedule,
         "context_length": section.max_length,
+        "mask_documents": False,  # each example is a sample of its own
         "balance_step": 0.0,
         "eval_every": min(recipe.train.eval_every, steps),
         "stop_at": None,

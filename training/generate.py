@@ -10,8 +10,10 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from tokenizer import chat
 from tokenizer.load import Tokenizer
+from training.inference.generate import Limits
 from training.inference.generate import generate as continue_ids
 from training.inference.sampling import Sampling
+from training.inference.speculative import Speculation
 from training.models.deepseek import DeepseekForCausalLM
 from training.trained import best_device, load_model, newest_checkpoint
 
@@ -41,17 +43,18 @@ def complete(recipe: Recipe, model: DeepseekForCausalLM, tokenizer: Tokenizer) -
     else:
         prompt_ids = tokenizer.encode(section.prompt)
     stops = set(tokenizer.stop_ids)
-    drawn = continue_ids(
-        model,
-        prompt_ids,
+    limits = Limits(
         section.max_new_tokens,
-        Sampling(section.temperature, section.top_k, section.top_p),
+        context_length=recipe.model.max_position_embeddings,
+        vocabulary_size=tokenizer.vocab_size,
         stop_ids=stops,
         banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],
-        vocabulary_size=tokenizer.vocab_size,
-        context_length=recipe.model.max_position_embeddings,
-        seed=section.seed,
     )
+    if section.speculative:
+        drawn = Speculation(model, limits).generate(prompt_ids)
+    else:
+        sampling = Sampling(section.temperature, section.top_k, section.top_p)
+        drawn = continue_ids(model, prompt_ids, limits, sampling, seed=section.seed)
     ids: list[int] = []
     said = ""
     for token in drawn:

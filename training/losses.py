@@ -1,64 +1,84 @@
 """Losses as sums with their number of targets, so that a global batch can be averaged whatever its micro-batches."""
 
-from collections.abc import Iterator
+import importlib.util
+from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-#: Logits turned to fp32 at a time: a piece that stays in a core's cache, or one that occupies a device.
-_CHUNK = {"cpu": 2**17, "cuda": 2**27}
+from training.data.batch import IGNORED
+
+#: Logits held at a time, and the fewest rows that they are for: with less, reading the head's matrix would dominate.
+_CHUNK = {"cpu": 2**22, "cuda": 2**27}
+_FEWEST_ROWS = 128
 
 
-def cross_entropy_sum(
-    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = -100
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of -log softmax(logits)[label] in nats and the number of labels it is over.
+def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of -log softmax(hidden @ weight.T)[label] in nats; logits are never held for all positions.
 
-    ``logits`` [..., V] in any floating dtype, ``labels`` [...] of ids in 0..V-1 or ``ignore_index``. Returns an fp32
-    scalar and an int64 scalar on the device of the logits; both are 0 where every label is ignored. Softmax and sum
-    are in fp32 over a bounded piece of the logits at a time, forward and backward; beside the logits only their
-    gradient is as large as they are.
+    ``hidden`` [..., D], ``weight_VD`` [V, D], ``labels`` [...] of ids in 0..V-1 or ``IGNORED``. Returns an fp32 scalar,
+    0 where every label is ignored. Softmax and sum are in fp32 over a bounded piece of the logits at a time. Where
+    gradients are wanted they are worked out piece by piece in the forward pass, as in Liger (arXiv 2410.10989), whose
+    own kernel takes the work on CUDA where it is installed.
     """
-    kept = labels.flatten() != ignore_index
-    loss = _CrossEntropySum.apply(logits.flatten(0, -2), labels.flatten(), kept)
-    return loss, kept.sum()
+    hidden_MD, labels_M = hidden.flatten(0, -2), labels.flatten()
+    if hidden.device.type == "cpu":
+        # Rows without a target cost nothing; on a device, counting them would mean to wait for it.
+        kept_M = labels_M != IGNORED
+        if not bool(kept_M.all()):
+            hidden_MD, labels_M = hidden_MD[kept_M], labels_M[kept_M]
+    elif (liger := _liger()) is not None:
+        return liger(weight_VD, hidden_MD, labels_M).float()
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight_VD.requires_grad)
+    loss: torch.Tensor = _LinearCrossEntropySum.apply(hidden_MD, weight_VD, labels_M, wanted)
+    return loss
 
 
-class _CrossEntropySum(torch.autograd.Function):
+@cache
+def _liger() -> Any:
+    """Liger's fused loss, where it is installed."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum")
+
+
+class _LinearCrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_MV: torch.Tensor, labels_M: torch.Tensor, kept_M: torch.Tensor) -> torch.Tensor:
-        targets_M = labels_M.where(kept_M, 0)
-        largest_M = logits_MV.amax(-1).float()
-        normaliser_M = torch.empty_like(largest_M)
-        for rows, exponentials in _shifted_exponentials(logits_MV, largest_M):
-            normaliser_M[rows] = exponentials.sum(-1).log_().add_(largest_M[rows])
-        ctx.save_for_backward(logits_MV, targets_M, kept_M, normaliser_M)
-        target_logits_M = logits_MV.gather(1, targets_M[:, None]).squeeze(1).float()
-        return (normaliser_M - target_logits_M).where(kept_M, 0.0).sum()
+    def forward(
+        ctx: Any, hidden_MD: torch.Tensor, weight_VD: torch.Tensor, labels_M: torch.Tensor, wanted: bool
+    ) -> torch.Tensor:
+        rows, vocab = len(hidden_MD), len(weight_VD)
+        size = max(_FEWEST_ROWS, _CHUNK.get(hidden_MD.device.type, _CHUNK["cuda"]) // vocab)
+        total = hidden_MD.new_zeros((), dtype=torch.float32)
+        dhidden_MD = torch.empty_like(hidden_MD) if wanted else None
+        # Summed in fp32: in bf16 the later pieces' share would be rounded away.
+        dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+        for start in range(0, rows, size):
+            piece = slice(start, min(start + size, rows))
+            hidden, labels = hidden_MD[piece], labels_M[piece]
+            logs = F.log_softmax(hidden @ weight_VD.t(), dim=-1, dtype=torch.float32)
+            kept = labels != IGNORED
+            targets = labels.where(kept, 0)[:, None]
+            total -= logs.gather(1, targets).squeeze(1).where(kept, 0.0).sum()
+            if dhidden_MD is None or dweight_VD is None:
+                continue
+            gradient = logs.exp_().scatter_add_(1, targets, logs.new_full((len(labels), 1), -1.0))
+            if hidden_MD.device.type != "cpu":
+                gradient.mul_(kept[:, None])
+            narrow = gradient.to(hidden.dtype)
+            torch.mm(narrow, weight_VD, out=dhidden_MD[piece])
+            if weight_VD.dtype == torch.float32:
+                dweight_VD.addmm_(narrow.t(), hidden)
+            else:
+                dweight_VD += narrow.t() @ hidden
+        if dhidden_MD is not None and dweight_VD is not None:
+            ctx.save_for_backward(dhidden_MD, dweight_VD.to(weight_VD.dtype))
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits_MV, targets_M, kept_M, normaliser_M = ctx.saved_tensors
-        gradient_MV = torch.empty_like(logits_MV)
-        scale_M1 = (upstream[0].float() * kept_M)[:, None]
-        minus_one_M1 = normaliser_M.new_full((len(targets_M), 1), -1.0)
-        for rows, softmax in _shifted_exponentials(logits_MV, normaliser_M):
-            softmax.scatter_add_(1, targets_M[rows, None], minus_one_M1[rows])
-            torch.mul(softmax, scale_M1[rows], out=softmax)
-            gradient_MV[rows] = softmax
-        return gradient_MV, None, None
-
-
-def _shifted_exponentials(logits_MV: torch.Tensor, shift_M: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """A slice of rows and exp(logits - shift) for it in fp32, in one buffer that the next piece overwrites.
-
-    The buffer is what makes it fast: a fresh piece from the allocator costs more in page faults than its arithmetic.
-    """
-    total, vocab = logits_MV.shape
-    size = min(total, max(1, _CHUNK.get(logits_MV.device.type, _CHUNK["cuda"]) // vocab))
-    buffer = torch.empty(size, vocab, dtype=torch.float32, device=logits_MV.device)
-    for start in range(0, total, size):
-        rows = slice(start, min(start + size, total))
-        piece = buffer[: rows.stop - start]
-        torch.sub(logits_MV[rows], shift_M[rows, None], out=piece)
-        yield rows, piece.exp_()
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        dhidden_MD, dweight_VD = ctx.saved_tensors
+        return dhidden_MD * upstream[0], dweight_VD * upstream[0], None, None

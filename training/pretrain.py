@@ -6,8 +6,7 @@ from artefacts.training_run import pretrain_run
 from configs import command
 from configs.schema import Recipe
 from training.assemble import Job, run_job
-from training.data.sources import pretraining_data
-from training.data.windows import TokenWindows
+from training.data.sources import pretraining_data, validation_windows
 from training.engine.signals import StopRequest
 from training.models.deepseek import init_weights
 
@@ -20,8 +19,7 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         print(f"{run.folder}: up to date")
         return command.DONE
     data = pretraining_data(recipe, layout)
-    held_out = TokenWindows(layout.tokens, "val", train.context_length)
-    validation = held_out.spread(train.eval_batches * train.global_batch, recipe.micro_batch)
+    validation = validation_windows(recipe, layout).spread(train.eval_batches * train.global_batch, recipe.micro_batch)
     learnt_from = [layout.tokens, *([layout.packing] if train.packing == "best_fit" else [])]
     job = Job(
         run=run,

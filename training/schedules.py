@@ -9,10 +9,13 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection)
     """Learning rate of optimiser step ``step`` (from 0) of ``steps``.
 
     Linear warm-up to ``peak``; then ``cosine``: half a cosine down to ``final_fraction`` of the peak; ``wsd`` (warm-up,
-    stable, decay; arXiv 2404.06395): the peak, then a line down over the last ``decay_fraction`` of the steps.
+    stable, decay; arXiv 2404.06395): the peak, then a line down over the last ``decay_fraction`` of the steps;
+    ``steps`` (DeepSeek-V2): the peak times ``factor`` for each share in ``at`` of the steps that is past.
     """
     if step < schedule.warmup_steps:
         return peak * (step + 1) / schedule.warmup_steps
+    if schedule.kind == "steps":
+        return peak * schedule.factor ** sum(step >= share * steps for share in schedule.at)
     final = peak * schedule.final_fraction
     if schedule.kind == "cosine":
         progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)

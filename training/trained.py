@@ -13,8 +13,8 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
 from training.checkpoint.read import read_weights
+from training.export.weights import load_weights
 from training.models.deepseek import DeepseekForCausalLM
-from training.models.weights import load_weights
 
 
 def best_device() -> torch.device:

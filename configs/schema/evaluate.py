@@ -1,6 +1,6 @@
 """Evaluation and generation."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.schema.base import Free, Section
 
@@ -18,4 +18,13 @@ class GenerateSection(Section):
     temperature: float = Field(0.8, ge=0, description="0: greedy")
     top_k: int = Field(0, ge=0, description="0: all")
     top_p: float = Field(1.0, gt=0, le=1)
+    speculative: bool = Field(False, description="draft with multi-token prediction; the same text, greedy only")
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "GenerateSection":
+        if self.speculative and self.temperature:
+            raise ValueError(
+                f"temperature ({self.temperature:g}) must be 0 with speculative: drafts are checked greedily"
+            )
+        return self

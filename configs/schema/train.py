@@ -16,10 +16,14 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    kind: Literal["cosine", "wsd"] = Field("cosine", description="warm-up, then cosine, or stable and linear decay")
+    kind: Literal["cosine", "wsd", "steps"] = Field(
+        "cosine", description="warm-up, then cosine; stable and linear decay; or stable and lower after each of at"
+    )
     warmup_steps: int = Field(0, ge=0)
     final_fraction: float = Field(0.1, ge=0, le=1, description="last learning rate over the peak")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps in which it decays")
+    at: tuple[float, ...] = Field((0.8, 0.9), description="steps: shares of the steps after which it falls")
+    factor: float = Field(0.316, gt=0, le=1, description="steps: what it is multiplied by there")
 
 
 #: What Millrace tells DeepSpeed itself, from the recipe's keys.
@@ -60,7 +64,14 @@ class TrainSection(Section):
     schedule: ScheduleSection = ScheduleSection()
     clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: none")
     precision: Literal["fp32", "bf16"] = "bf16"
+    mask_documents: bool = Field(
+        False, description="tokens see their own document only, positions count from its start"
+    )
     balance_step: float = Field(0.001, ge=0, description="router bias step a global batch (gamma); 0: none")
+    sequence_loss: float = Field(0.0, ge=0, description="weight of the sequence-wise balance loss (alpha); V3: 1e-4")
+    load_balance_loss: float = Field(0.0, ge=0, description="weight of the classic load-balance loss; Switch: 1e-2")
+    router_z_loss: float = Field(0.0, ge=0, description="weight of the router's z-loss; ST-MoE: 1e-3")
+    mtp_loss: float = Field(0.3, ge=0, description="weight of multi-token prediction (lambda), over all its depths")
 
     micro_batch: Free[int | None] = Field(
         None, gt=0, description="samples a rank at a time; accumulation follows; default: all of a rank's share at once"
@@ -69,7 +80,9 @@ class TrainSection(Section):
     expert_parallel: Free[int | None] = Field(
         None, ge=1, description="ranks that share a layer's experts between them; default: the most that divide both"
     )
-    checkpointing: Free[Literal["none", "full"]] = Field("none", description="recompute layers in the backward pass")
+    checkpointing: Free[Literal["none", "selective", "full"]] = Field(
+        "none", description="recompute in the backward pass: what is wide and cheap, or whole layers"
+    )
     prefetch: Free[int] = Field(2, ge=0, description="global batches read ahead by a thread; 0: read when needed")
     log_every: Free[int] = Field(1, gt=0)
     eval_every: Free[int] = Field(0, ge=0, description="steps between validations; 0: at the end only")

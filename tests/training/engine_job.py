@@ -12,7 +12,6 @@ import torch
 
 from configs.load import load_recipe
 from configs.schema import Recipe
-from training.assemble import lm_loss
 from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.save import save
 from training.data.batch import Batch
@@ -23,6 +22,7 @@ from training.engine.distributed import join, leave
 from training.engine.loop import Hook, StepResult, Trainer
 from training.engine.signals import StopRequest
 from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.objective import Objective
 from training.optimizers import build_optimizer
 from training.schedules import learning_rate
 
@@ -43,12 +43,15 @@ class MadeTokens:
         labels = tokens[:, 1:].clone()
         for row in range(size):
             labels[row, : row * 3] = -100
-        return Batch(tokens[:, :-1].contiguous(), labels)
+        starts = torch.arange(0, size * length + 1, length // 2, dtype=torch.int32)
+        return Batch(tokens[:, :-1].contiguous(), labels, starts)
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
         whole = self.global_batch(step)
         picks = torch.arange(len(whole.inputs)).reshape(-1, ranks, micro_batch)[:, rank]
-        return [Batch(whole.inputs[p], whole.labels[p]) for p in picks]
+        length = whole.inputs.shape[1]
+        starts = torch.arange(0, micro_batch * length + 1, length // 2, dtype=torch.int32)
+        return [Batch(whole.inputs[p], whole.labels[p], starts) for p in picks]
 
 
 class Recorder(Hook):
@@ -57,11 +60,13 @@ class Recorder(Hook):
         self.norms: list[float] = []
         self.biases: list[list[float]] = []
         self.loads: list[list[float]] = []
+        self.terms: list[dict[str, float]] = []
 
     def after_step(self, result: StepResult) -> None:
         self.losses.append(result.loss)
         self.norms.append(result.grad_norm)
         self.biases = [load.bias for load in result.loads]
+        self.terms.append(result.terms)
         self.loads = [load.share for load in result.loads]
 
 
@@ -81,22 +86,24 @@ def main(out: str, overrides: list[str]) -> None:
     resumption = Resumption(found, topology) if found else None
     engine = build_engine(model, optimizer, resumption.config(config) if resumption else config, ranks)
     assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
-    start = resumption.load(engine, ranks) if resumption else 0
+    balancer = Balancer(engine.module, train.balance_step)
+    start = resumption.load(engine, ranks, balancer.restore) if resumption else 0
     recorder = Recorder()
     trainer = Trainer(
         engine,
         MadeTokens(recipe),
-        lm_loss,
+        Objective(recipe.model, train),
         lambda step: learning_rate(step, train.steps, train.learning_rate, train.schedule),
-        Balancer(engine.module, train.balance_step),
+        balancer,
         ranks,
         [recorder],
         StopRequest(),
         train.clip if clips_itself(train) else None,
     )
     trainer.run(start, train.steps, train.stop_at)
-    save(engine, checkpoints, train.stop_at or train.steps, "key", topology, ranks, keep=2)
-    dtype = next(str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS))
+    state = {"step": train.stop_at or train.steps, "balance": balancer.state()}
+    save(engine, checkpoints, state, "key", topology, ranks, keep=2)
+    dtype = next((str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS)), None)
     if ranks.first:
         (Path(out) / "seen.json").write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))
     leave()

@@ -1,12 +1,17 @@
 """Causal attention's written-out form against PyTorch's, and rotary positions."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema.model import YarnSection
 from training.layers import attention
 from training.layers.attention import causal_attention
+from training.layers.documents import Documents
 from training.layers.positions import inverse_frequencies, rotate_pairs, rotation, softmax_scale
 
 
@@ -15,12 +20,11 @@ from training.layers.positions import inverse_frequencies, rotate_pairs, rotatio
 def test_equals_torch(length: int, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_LONGEST_BLOCKED", longest)
     generator = torch.Generator().manual_seed(length)
-    leaves = [torch.randn(2, length, 3, width, generator=generator) for width in (24, 24, 16)]
+    leaves = [torch.randn(2, 3, length, width, generator=generator) for width in (24, 24, 16)]
     ours = [leaf.clone().requires_grad_() for leaf in leaves]
     theirs = [leaf.clone().double().requires_grad_() for leaf in leaves]
     out = causal_attention(ours[0], ours[1], ours[2], 0.3)
-    q, k, v = (leaf.transpose(1, 2) for leaf in theirs)
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(*theirs, is_causal=True, scale=0.3)
     torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=1e-5)
     weights = torch.randn(out.shape, generator=generator)
     (out * weights).sum().backward()
@@ -30,10 +34,59 @@ def test_equals_torch(length: int, longest: int, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(one.grad, other.grad.float(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("longest", [20, 2048])
+@pytest.mark.parametrize("lengths", [[[300], [300]], [[5, 123, 1, 171], [128, 172]], [[1] * 300, [150, 150]]])
+def test_documents_are_as_if_alone(lengths: list[list[int]], longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_LONGEST_BLOCKED", longest)
+    generator = torch.Generator().manual_seed(1)
+    ours = [torch.randn(2, 3, 300, width, generator=generator).requires_grad_() for width in (24, 24, 16)]
+    theirs = [leaf.detach().double().requires_grad_() for leaf in ours]
+    starts = torch.tensor([0, *accumulate(length for row in lengths for length in row)], dtype=torch.int32)
+    documents = Documents(starts, 2, 300)
+    out = causal_attention(ours[0], ours[1], ours[2], 0.3, documents)
+    rows = []
+    for row, sizes in enumerate(lengths):
+        parts = zip(*(leaf[row].split(sizes, dim=1) for leaf in theirs), strict=True)
+        rows.append(torch.cat([F.scaled_dot_product_attention(*p, is_causal=True, scale=0.3) for p in parts], dim=1))
+    expected = torch.stack(rows)
+    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=1e-5)
+    weights = torch.randn(out.shape, generator=generator)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_mask_for_gpus_keeps_documents_apart() -> None:
+    """FlexAttention itself, uncompiled, with our block mask."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 3, 256, width, generator=generator) for width in (24, 24, 16))
+    documents = Documents(torch.tensor([0, 100, 256, 256 + 17, 512], dtype=torch.int32), 2, 256)
+    out = flex_attention(q, k, v, block_mask=documents.block_mask(), scale=0.3)
+    torch.testing.assert_close(out, causal_attention(q, k, v, 0.3, documents), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_over_documents_costs_the_sum_of_their_squares() -> None:
+    """Products counted: sixteen documents of 128 cost a sixteenth of one of 2,048, but for whole blocks."""
+
+    def flops(sizes: list[int]) -> int:
+        q, k, v = (torch.randn(1, 2, sum(sizes), 16) for _ in range(3))
+        documents = Documents(torch.tensor([0, *accumulate(sizes)], dtype=torch.int32), 1, sum(sizes))
+        with FlopCounterMode(display=False) as counter:
+            causal_attention(q, k, v, 0.3, documents)
+        return counter.get_total_flops()
+
+    whole, split, uneven = flops([2048]), flops([128] * 16), flops([1024] + [64] * 16)
+    # In blocks of 128 rows: a document of n blocks costs n (n + 1) / 2 of them.
+    assert whole / split == pytest.approx(136 / 16)
+    assert whole / uneven == pytest.approx(136 / (36 + 8))
+
+
 def test_rotated_products_depend_on_distance_alone() -> None:
     q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
     turn = rotation(torch.arange(50), 8, 10_000.0)
-    turned_q, turned_k = (rotate_pairs(x.expand(1, 50, 1, 8), turn)[0, :, 0] for x in (q, k))
+    turned_q, turned_k = (rotate_pairs(x.expand(1, 1, 50, 8), turn)[0, 0] for x in (q, k))
     products = turned_q @ turned_k.T
     for distance in (0, 3, 20):
         diagonal = products.diagonal(-distance)
@@ -42,7 +95,7 @@ def test_rotated_products_depend_on_distance_alone() -> None:
 
 
 def test_rotation_of_bf16_is_computed_in_fp32() -> None:
-    x = torch.randn(1, 400, 2, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    x = torch.randn(1, 2, 400, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     turn = rotation(torch.arange(400), 8, 10_000.0)
     assert turn[0].dtype == torch.float32
     assert torch.equal(rotate_pairs(x, turn), rotate_pairs(x.float(), turn).to(torch.bfloat16))

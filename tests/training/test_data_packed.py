@@ -20,6 +20,7 @@ from tokenizer.train import train
 from training.data.batch import IGNORED
 from training.data.packed import PackedSamples
 from training.data.sources import pretraining_data
+from training.layers.documents import Documents
 
 PAD = 3
 LENGTH = 32
@@ -75,7 +76,7 @@ def test_pieces_are_stretches_of_one_document(packed) -> None:
                 at = place[owner[piece[0]], piece[0]]
                 assert text[at : at + len(piece)] == piece
                 assert at == 0 if len(text) <= LENGTH else at % LENGTH == 0
-        assert (batch.positions().flatten()[np.array(starts[:-1])] == 0).all()
+        assert (Documents(batch.starts, *batch.inputs.shape).positions().flatten()[np.array(starts[:-1])] == 0).all()
     flat_lengths = np.array(LENGTHS).ravel()
     assert pieces == (-(-flat_lengths // LENGTH)).sum()
 
@@ -119,15 +120,15 @@ def test_one_source_has_no_mixture_in_its_identity(tmp_path, monkeypatch) -> Non
     recipe, layout = a_run(tmp_path, monkeypatch)
     run = pretrain_run(recipe, layout)
     assert set(run.identity) == {"seed", "model", "train"} and set(run.inputs) == {"tokens"}
-    data = pretraining_data(recipe, layout, boundaries=True)
-    assert data.micro_batches(0, 0, 1, 8)[0].starts is not None
     assert pretraining_data(recipe, layout).micro_batches(0, 0, 1, 8)[0].starts is None
+    masked = load_recipe(RECIPE, [f"run.root={tmp_path}", "train.mask_documents=true"])
+    assert pretraining_data(masked, layout).micro_batches(0, 0, 1, 8)[0].starts is not None
 
 
 @pytest.mark.parametrize("kind", ["windows", "best_fit"])
 def test_several_sources_by_weight_packed_or_not(tmp_path, monkeypatch, kind) -> None:
     sources = (("web", 1), ("code", 3))
-    recipe, layout = a_run(tmp_path, monkeypatch, f"train.packing={kind}", sources=sources)
+    recipe, layout = a_run(tmp_path, monkeypatch, f"train.packing={kind}", "train.mask_documents=true", sources=sources)
     if kind == "best_fit":
         with pytest.raises(RequestError, match="run `make data`"):
             pretrain_run(recipe, layout)
@@ -140,7 +141,7 @@ def test_several_sources_by_weight_packed_or_not(tmp_path, monkeypatch, kind) ->
         with pytest.raises(RequestError, match=f"rm -r {layout.packing} &&"):
             pretraining_data(recipe, layout)
         (tmp_path / "away").rename(index)
-    data = pretraining_data(recipe, layout, boundaries=True)
+    data = pretraining_data(recipe, layout)
     batches = [batch for step in range(100) for batch in data.micro_batches(step, 0, 1, 4)]
     # The second source's tokens begin at 10,010.
     code = sum(int((batch.inputs.amax(1) >= 10_000).sum()) for batch in batches)

@@ -12,6 +12,11 @@ from tests.training.shards import END, documents, write
 from training.data import disk_reads
 from training.data.batch import IGNORED, Batch
 from training.data.windows import TokenWindows
+from training.layers.documents import Documents
+
+
+def documents_of(batch: Batch) -> Documents:
+    return Documents(batch.starts, *batch.inputs.shape)
 
 
 @pytest.fixture
@@ -129,7 +134,7 @@ def test_boundaries_are_those_of_a_plain_loop(tmp_path, kind) -> None:
     for batch in batches:
         starts, ids, places = by_hand(batch)
         assert batch.starts.dtype == torch.int32 and batch.starts.tolist() == starts
-        assert batch.document_ids().tolist() == ids and batch.positions().tolist() == places
+        assert documents_of(batch).ids_BT.tolist() == ids and documents_of(batch).positions().tolist() == places
 
 
 @pytest.mark.gpu
@@ -142,4 +147,4 @@ def test_boundaries_on_a_gpu_and_from_pinned_memory(tmp_path) -> None:
     assert pinned.inputs.is_pinned() and pinned.labels.is_pinned() and pinned.starts.is_pinned()
     there = pinned.to(torch.device("cuda"))
     assert (there.inputs.cpu() == batch.inputs).all() and (there.labels.cpu() == batch.labels).all()
-    assert (there.positions().cpu() == batch.positions()).all()
+    assert (documents_of(there).positions().cpu() == documents_of(batch).positions()).all()

@@ -1,12 +1,14 @@
-"""The DeepSeek model: equal to transformers' at random weights, and what the engine relies on."""
+"""The DeepSeek model: what must change nothing, what each position may see, and what the engine relies on."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from configs.schema.model import ModelSection
+from configs.schema.model import AdaptiveSection, ModelSection, NoiseSection
 from tests.training.shapes import SHAPES, VOCAB, small
+from training.layers.routing import BALANCE_LOSSES
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 
@@ -20,61 +22,6 @@ def tokens(batch: int = 2, length: int = 40, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def disturb(model: DeepseekForCausalLM) -> None:
-    """Norm weights away from one, and biases so uneven that some experts get everything and some nothing."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-        for buffer in model.buffers():
-            buffer.copy_(torch.randn(buffer.shape, generator=generator))
-
-
-def reference(config: ModelSection) -> Any:
-    transformers = pytest.importorskip("transformers")
-    fields = config.model_dump(exclude={"family", "vocab_size", "rope_scaling", "rope_theta"})
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    if config.rope_scaling is not None:
-        rope = {**rope, "rope_type": "yarn", **config.rope_scaling.model_dump()}
-    theirs = transformers.DeepseekV3Config(
-        **fields,
-        vocab_size=VOCAB,
-        rope_parameters=rope,
-        num_key_value_heads=config.num_attention_heads,
-        pad_token_id=None,
-        attn_implementation="eager",
-        experts_implementation="eager",
-    )
-    return transformers.DeepseekV3ForCausalLM(theirs)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_equals_transformers(name: str) -> None:
-    config = SHAPES[name]
-    ours, theirs = build(config), reference(config)
-    disturb(ours)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    ids = tokens()
-    logits, expected = ours(ids), theirs(input_ids=ids).logits
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5)) / logits.numel() ** 0.5
-    (logits * weights).sum().backward()
-    (expected * weights).sum().backward()
-    gradients = dict(theirs.named_parameters())
-    for key, parameter in ours.named_parameters():
-        assert parameter.grad is not None, key
-        torch.testing.assert_close(parameter.grad, gradients[key].grad, atol=1e-5, rtol=1e-5, msg=key)
-
-
-@pytest.mark.parametrize("name", ["plain", "tied"])
-def test_loads_a_state_dict_of_transformers(name: str) -> None:
-    theirs = reference(SHAPES[name])
-    ours = DeepseekForCausalLM(SHAPES[name], VOCAB)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    torch.testing.assert_close(ours(tokens()), theirs(input_ids=tokens()).logits, atol=1e-5, rtol=1e-5)
-
-
 def test_position_sees_only_the_past() -> None:
     model = build(SHAPES["groups"]).eval()
     ids = tokens(1, 20)
@@ -84,41 +31,186 @@ def test_position_sees_only_the_past() -> None:
     assert not torch.allclose(model(ids)[0, 12:], model(changed)[0, 12:])
 
 
-@pytest.mark.parametrize("name", ["groups", "no_dense_layer"])
-def test_checkpointing_changes_nothing(name: str) -> None:
-    plain, kept = build(SHAPES[name]), build(SHAPES[name])
-    kept.set_checkpointing("full")
-    for model in (plain, kept):
-        model(tokens()).square().mean().backward()
-    for (key, one), other in zip(plain.named_parameters(), kept.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, msg=key, atol=0, rtol=0)
+#: Configurations for which something must hold whatever the kind of gate, and with multi-token prediction.
+KINDS = {
+    "groups": SHAPES["groups"],
+    "v2": small(scoring_func="softmax", topk_method="greedy", norm_topk_prob=False, q_lora_rank=24),
+    "adaptive": small(num_experts_per_tok=4, adaptive_experts=AdaptiveSection(mass=0.4)),
+    "noisy": small(router_noise=NoiseSection(kind="learned"), q_lora_rank=24),
+    "mtp": small(num_nextn_predict_layers=2),
+    "odd_widths": SHAPES["odd_widths"],
+}
+BALANCE = tuple(BALANCE_LOSSES)
 
 
-def test_recomputation_reuses_the_routing_of_the_forward_pass() -> None:
-    plain, kept = build(SHAPES["groups"]), build(SHAPES["groups"])
-    kept.set_checkpointing("full")
+def losses(model: DeepseekForCausalLM, starts: torch.Tensor | None = None) -> torch.Tensor:
+    """Every loss of the model on the same tokens, summed: through it every parameter has a gradient."""
+    ids = tokens()
+    targets = [ids.roll(-distance, 1) for distance in range(1, 2 + len(model.prediction_layers))]
+    torch.manual_seed(7)
+    found = model(ids, targets, starts, BALANCE)
+    assert set(found) == {"cross_entropy", *BALANCE} | {f"mtp_{k}" for k in range(1, len(targets))}
+    return torch.stack(list(found.values())).sum() / ids.numel()
+
+
+def same_gradients(one: DeepseekForCausalLM, other: DeepseekForCausalLM, tolerance: float = 0.0) -> None:
+    for (key, parameter), counterpart in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert parameter.grad is not None and counterpart.grad is not None, key
+        torch.testing.assert_close(parameter.grad, counterpart.grad, msg=key, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("mode", ["full", "selective"])
+@pytest.mark.parametrize("name", KINDS)
+def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
+    """Bit for bit, noise included; and every parameter has its gradient."""
+    plain, kept = build(KINDS[name]), build(KINDS[name])
+    kept.set_checkpointing(mode)
+    values = [losses(model) for model in (plain, kept)]
+    assert torch.equal(*values)
+    for value in values:
+        value.backward()
+    same_gradients(plain, kept)
+    counts = [[router.take_counts() for router in model.routers.values()] for model in (plain, kept)]
+    assert all(torch.equal(one, other) for one, other in zip(*counts, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["full", "selective"])
+@pytest.mark.parametrize("name", ["groups", "adaptive"])
+def test_recomputation_reuses_the_routing_of_the_forward_pass(name: str, mode: Any) -> None:
+    plain, kept = build(KINDS[name]), build(KINDS[name])
+    kept.set_checkpointing(mode)
     for model in (plain, kept):
-        loss = model(tokens()).square().mean()
+        loss = losses(model)
         gate = model.model.layers[1].mlp.gate
         gate.e_score_correction_bias.copy_(torch.arange(8.0))  # a choice made now would be another one
         loss.backward()
-    for (key, one), other in zip(plain.named_parameters(), kept.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, msg=key, atol=0, rtol=0)
+    same_gradients(plain, kept)
 
 
 def test_checkpointing_recomputes_in_training_only() -> None:
     model = build(small())
     calls = []
     model.model.layers[1].mlp.gate.register_forward_hook(lambda *_: calls.append(1))
-    model.set_checkpointing("full")
-    model(tokens()).mean().backward()
-    assert len(calls) == 2
-    model.eval()
-    model(tokens()).mean().backward()
-    assert len(calls) == 3
-    model.train().set_checkpointing("none")
-    model(tokens()).mean().backward()
-    assert len(calls) == 4
+    seen = []
+    for mode, training in (("full", True), ("selective", True), ("full", False), ("none", True)):
+        model.train(training).set_checkpointing(mode)  # type: ignore[arg-type]
+        calls.clear()
+        model(tokens()).mean().backward()
+        seen.append(len(calls))
+    assert seen == [2, 2, 1, 1]
+
+
+def test_selective_checkpointing_keeps_the_latents_and_computes_no_narrow_product_again() -> None:
+    """Matrix products of a training step, counted: selective repeats fewer than full, none repeats none."""
+    products = {}
+    for mode in ("none", "selective", "full"):
+        model = build(small(q_lora_rank=24))
+        model.set_checkpointing(mode)  # type: ignore[arg-type]
+        with FlopCounterMode(display=False) as counter:
+            losses(model).backward()
+        products[mode] = counter.get_total_flops()
+    assert products["none"] < products["selective"] < products["full"]
+
+
+@pytest.mark.parametrize("name", ["groups", "mtp", "v2"])
+def test_packed_documents_are_as_if_alone(name: str) -> None:
+    """Logits, losses and gradients of documents in one sample are those of each run by itself."""
+    together, alone = build(KINDS[name]), build(KINDS[name])
+    depth = len(together.prediction_layers)
+    ids = tokens(2, 40)
+    bounds = [(0, 0, 7), (0, 7, 8), (0, 8, 40), (1, 0, 40)]
+    starts = torch.tensor([row * 40 + first for row, first, _ in bounds] + [80], dtype=torch.int32)
+    targets = [torch.full_like(ids, -100) for _ in range(1 + depth)]
+    pieces = []
+    for row, first, last in bounds:
+        document = ids[row : row + 1, first:last]
+        own = [torch.full_like(document, -100) for _ in targets]
+        for distance, labels in enumerate(own, start=1):
+            labels[:, :-distance] = document[:, distance:]
+            targets[distance - 1][row, first:last] = labels[0]
+        pieces.append((document, own))
+    logits = together(ids, starts=starts)
+    for (row, first, last), (document, _) in zip(bounds, pieces, strict=True):
+        torch.testing.assert_close(logits[row, first:last], alone(document)[0], atol=1e-5, rtol=1e-4)
+    sum(together(ids, targets, starts).values()).backward()
+    sum(value for document, own in pieces for value in alone(document, own).values()).backward()
+    for (key, one), other in zip(together.named_parameters(), alone.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None, key
+        assert (one.grad - other.grad).norm() <= 1e-4 * other.grad.norm() + 1e-6, key
+
+
+def test_positions_begin_anew_in_every_document() -> None:
+    """Far into a sample a document is to the last bit what it is at its beginning."""
+    model = build(SHAPES["yarn"])
+    ids = tokens(1, 128)
+    twice = torch.cat((ids, ids), dim=1)
+    starts = torch.tensor([0, 128, 256], dtype=torch.int32)
+    logits = model(twice, starts=starts)
+    assert torch.equal(logits[0, :128], logits[0, 128:])
+
+
+def test_compiled_regions_equal_eager_without_breaks_or_recompilation() -> None:
+    eager, compiled = build(KINDS["mtp"]), build(KINDS["mtp"])
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled.compile_regions()
+    for step in range(4):
+        for model in (eager, compiled):
+            model.zero_grad()
+            losses(model).backward()
+        same_gradients(eager, compiled, tolerance=1e-5)
+        if step == 0:
+            graphs = counters["stats"]["unique_graphs"]
+            assert graphs >= 3
+    assert counters["stats"]["unique_graphs"] == graphs, "recompiled in steady state"
+    assert not counters["graph_break"]
+
+
+def test_multi_token_prediction_sees_only_what_it_may() -> None:
+    """Depth k at position t depends on tokens up to t + k and no further."""
+    model = build(KINDS["mtp"]).eval()
+    ids = tokens(1, 20)
+    changed = ids.clone()
+    changed[0, 12] = (changed[0, 12] + 1) % VOCAB
+    found = []
+    for text in (ids, changed):
+        hidden, depths = model.hidden(text), []
+        turn = model.model.rotation(torch.arange(20))
+        for depth, layer in enumerate(model.prediction_layers, start=1):
+            hidden = layer.predict(hidden, model.model.embed_tokens(text.roll(-depth, 1)), turn)
+            depths.append(hidden)
+        found.append(depths)
+    for depth, (one, other) in enumerate(zip(*found, strict=True), start=1):
+        torch.testing.assert_close(one[0, : 12 - depth], other[0, : 12 - depth])
+        assert not torch.allclose(one[0, 12 - depth], other[0, 12 - depth])
+
+
+def test_initialisation_is_its_table() -> None:
+    """Standard deviations on a built model of every kind of parameter, at V3's 0.006."""
+    config = small(
+        hidden_size=256,
+        moe_intermediate_size=64,
+        intermediate_size=512,
+        q_lora_rank=96,
+        kv_lora_rank=96,
+        num_nextn_predict_layers=1,
+        attention_bias=True,
+        mlp_bias=True,
+        router_noise=NoiseSection(kind="learned"),
+        initializer_range=0.006,
+    )
+    model = build(config)
+    kinds = set()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        kinds.add(name.rsplit(".", 1)[1] if "proj" not in name else name.split(".")[-2])
+        if value.dim() > 1:
+            far = 5 / (2 * value.numel()) ** 0.5  # five standard errors
+            assert abs(value.std().item() / 0.006 - 1) < far, name
+            assert abs(value.mean().item()) < 5 * 0.006 / value.numel() ** 0.5, name
+        else:
+            assert torch.all(value == (0.0 if "bias" in name else 1.0)), name
+    assert {"eh_proj", "kv_a_proj_with_mqa", "e_score_correction_bias", "weight"} <= kinds
 
 
 def test_weights_follow_the_seed_and_the_name_alone() -> None:

@@ -15,6 +15,7 @@ from training.data.batch import IGNORED
 from training.evaluate.baselines import bigram_nats, compressed_bytes
 from training.evaluate.loss import measure
 from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.objective import Objective
 
 VOCABULARY = 7
 
@@ -65,7 +66,7 @@ def test_measure_is_the_sum_over_targets() -> None:
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, 3)
     batches = [MadeTokens(recipe).global_batch(step) for step in range(2)]
-    measured = measure(model, batches, torch.device("cpu"), "test")
+    measured = measure(model, Objective(recipe.model, recipe.train), batches, torch.device("cpu"), "test")
     with torch.no_grad():
         expected = sum(
             float(F.cross_entropy(model(b.inputs).flatten(0, 1), b.labels.flatten(), reduction="sum")) for b in batches

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,13 @@ class Resumption:
         """DeepSpeed's configuration for the engine that will be restored."""
         return {**config, "checkpoint": {"load_universal": True}} if self.changes else config
 
-    def load(self, engine: Any, ranks: Ranks) -> int:
-        """Restore the engine; every rank must call it. Returns the steps done."""
+    def load(self, engine: Any, ranks: Ranks, restore_balance: Callable[[dict[str, Any]], None]) -> int:
+        """Restore the engine and what was saved of balancing; every rank must call it. Returns the steps done."""
         folder = self.found.folder
         if not self.changes:
             _, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
             self._restore_rng(ranks)
+            restore_balance(state["balance"])
             return int(state["step"])
         universal = folder.with_name(f".{folder.name}.universal")
         if ranks.first:
@@ -103,6 +105,7 @@ class Resumption:
         dist.barrier()
         if ranks.first:
             shutil.rmtree(universal)
+        restore_balance(state["balance"])
         return int(state["step"])
 
     def _restore_rng(self, ranks: Ranks) -> None:

@@ -28,18 +28,28 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     return state
 
 
-def save(engine: Any, folder: Path, step: int, run_key: str, topology: Topology, ranks: Ranks, keep: int) -> Path:
-    """Save the engine's state after ``step`` steps under ``folder``; every rank must call it.
+def save(
+    engine: Any,
+    folder: Path,
+    client_state: dict[str, Any],
+    run_key: str,
+    topology: Topology,
+    ranks: Ranks,
+    keep: int,
+) -> Path:
+    """Save the engine's state under ``folder``; every rank must call it.
 
     Args:
         engine: DeepSpeed engine.
         folder: ``checkpoints/`` of the training run.
-        step: optimiser steps done; the sample count follows from it.
+        client_state: our own: ``step``, optimiser steps done, from which the sample count follows, and ``balance``, the
+            routers' loads (``Balancer.state``).
         run_key: identity of the run, noted in the manifest.
         topology: ranks, expert_parallel, zero_stage, precision.
         ranks: this process.
         keep: newest checkpoints kept.
     """
+    step = int(client_state["step"])
     target = folder / folder_name(step)
     work = folder / f".{target.name}.partial"
     if ranks.first:
@@ -47,7 +57,7 @@ def save(engine: Any, folder: Path, step: int, run_key: str, topology: Topology,
             shutil.rmtree(torn)
         work.mkdir(parents=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=work.name, client_state={"step": step}, save_latest=False)
+    engine.save_checkpoint(str(folder), tag=work.name, client_state=client_state, save_latest=False)
     torch.save(rng_state(ranks.device), work / f"rng-{ranks.rank:05d}.pt")
     dist.barrier()
     if ranks.first:

@@ -31,19 +31,6 @@ class Batch:
         """Positions that are predicted."""
         return int((self.labels != IGNORED).sum())
 
-    def document_ids(self) -> torch.Tensor:
-        """[B, T] int64: the number of each position's document in the micro-batch, from 0."""
-        assert self.starts is not None, "these samples know no documents"
-        begins = torch.zeros(self.inputs.numel(), dtype=torch.int64, device=self.starts.device)
-        begins[self.starts[1:-1].long()] = 1
-        return begins.cumsum(0).view(self.inputs.shape)
-
-    def positions(self) -> torch.Tensor:
-        """[B, T] int64: each position counted from the beginning of its document, or of what a sample holds of it."""
-        assert self.starts is not None, "these samples know no documents"
-        places = torch.arange(self.inputs.numel(), device=self.starts.device).view(self.inputs.shape)
-        return places - self.starts.long()[self.document_ids()]
-
     def to(self, device: torch.device) -> "Batch":
         """On a device; from pinned memory to a GPU the copy does not block."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))

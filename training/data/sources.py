@@ -14,13 +14,14 @@ from training.data.rows import Samples
 from training.data.windows import TokenWindows
 
 
-def pretraining_data(recipe: Recipe, layout: RunLayout, boundaries: bool = False) -> PretrainingData:
+def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData:
     """Global batches of the recipe's source, or of its sources by weight.
+
+    With ``train.mask_documents`` batches say where documents begin; packed ones always do.
 
     Args:
         recipe: of the run.
         layout: of the run.
-        boundaries: batches say where documents begin; packed ones always do.
 
     Raises:
         RequestError: shards or packing are missing or damaged, are not the recipe's, or hold less than one sample.
@@ -39,7 +40,21 @@ def pretraining_data(recipe: Recipe, layout: RunLayout, boundaries: bool = False
         for name, folder in folders.items():
             samples[name] = PackedSamples(layout.tokens / folder, layout.packing / folder, length, pad)
     else:
-        end_of_text = Tokenizer.load(layout.tokenizer).end_of_text_id if boundaries else None
+        end_of_text = _boundary(recipe, layout)
         for name, folder in folders.items():
             samples[name] = TokenWindows(layout.tokens / folder, "train", length, end_of_text)
     return PretrainingData(samples, recipe.train.global_batch, recipe.run.seed, weights)
+
+
+def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
+    """The validation split in windows, which say where documents begin if ``train.mask_documents`` asks for it.
+
+    Raises:
+        RequestError: shards are missing or damaged.
+    """
+    return TokenWindows(layout.tokens, "val", recipe.train.context_length, _boundary(recipe, layout))
+
+
+def _boundary(recipe: Recipe, layout: RunLayout) -> int | None:
+    """The token that ends documents, where batches are to say where they begin."""
+    return Tokenizer.load(layout.tokenizer).end_of_text_id if recipe.train.mask_documents else None

@@ -66,11 +66,15 @@ class TokenWindows:
             self._shards[shard].announce(local * length, np.full_like(local, length + 1))
         for shard, places, local in groups:
             tokens[places] = self._windows[shard][local]
+        return Rows(tokens, self._begins(tokens))
+
+    def _begins(self, tokens: NDArray[np.integer]) -> NDArray[np.bool_] | None:
+        """[n, T]: where documents begin in rows of T+1 tokens, if that is looked for."""
         if self._end_of_text is None:
-            return Rows(tokens)
-        begins = np.ones((len(indices), length), dtype=bool)
+            return None
+        begins = np.ones((len(tokens), self.context_length), dtype=bool)
         np.equal(tokens[:, :-2], self._end_of_text, out=begins[:, 1:])
-        return Rows(tokens, begins)
+        return begins
 
     def spread(self, count: int, batch: int) -> list[Batch]:
         """At most ``count`` windows at even distances over the whole split, in batches."""
@@ -94,7 +98,7 @@ class TokenWindows:
         for row, piece in enumerate(pieces):
             tokens[row, : len(piece)] = piece
             ignored[row, len(piece) - 1 :] = True
-        return Rows(tokens, ignored=ignored).batches(batch)
+        return Rows(tokens, self._begins(tokens), ignored).batches(batch)
 
 
 def _windows(tokens: NDArray[np.integer], count: int, length: int) -> NDArray[np.integer]:

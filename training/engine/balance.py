@@ -1,8 +1,8 @@
 """Auxiliary-loss-free load balancing (DeepSeek-V3 report, section 2.1.2) and the load statistics of every router.
 
-A router is any module with an ``e_score_correction_bias`` buffer whose output is (weights [T, K], selected [T, K],
-counts [E]): the model's own gate and AutoEP's router alike. AutoEP's own counter also counts evaluation and
-recomputation, so counts are taken here, in the forward pass of training only.
+A gate is any module with a ``router`` (see ``training.layers.routing``): the model's own and the expert-parallel one
+alike. Routers count in the forward pass of training only; AutoEP's own counter also counts evaluation, recomputation
+and unused slots.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class LayerLoad:
     Attributes:
         layer: name of the router's layer.
         share: tokens of each expert over the mean; 1.0 is even.
-        bias: the router's bias, after the update.
+        bias: the router's bias, after the update; empty where its method has none.
     """
 
     layer: str
@@ -41,44 +41,48 @@ class LayerLoad:
 
 
 class Balancer:
-    """Counts tokens an expert in training forwards and moves each router's bias once an optimiser step."""
+    """Gathers tokens an expert and moves each router's bias once an optimiser step."""
 
     def __init__(self, model: nn.Module, step: float) -> None:
+        """``step``: how far a bias moves (gamma); 0: not at all."""
         self._step = step
-        self._counting = False
-        self._routers = [
-            (name, module) for name, module in model.named_modules() if getattr(module, BIAS, None) is not None
+        # A router is found at its gate: only there is its bias.
+        self._gates: list[tuple[str, Any]] = [
+            (name, module) for name, module in model.named_modules() if hasattr(module, BIAS) and _router(module)
         ]
-        self._counts = [torch.zeros_like(self._bias(i), dtype=torch.float64) for i in range(len(self._routers))]
-        for index, (_, router) in enumerate(self._routers):
-            router.register_forward_hook(self._hook(index))
-
-    def counting(self, on: bool) -> None:
-        """Count from here on, or stop: on in the forward pass of training, off in backward (recomputation) and else."""
-        self._counting = on
 
     def update(self) -> list[LayerLoad]:
-        """Sum the counts over all ranks, move the biases by gamma * sign(mean - count), and start counting anew."""
-        if not self._routers:
+        """Sum the counts over all ranks, tell the routers, and move the biases by gamma * sign(mean - count)."""
+        taken = [gate.router.take_counts() for _, gate in self._gates]
+        gates = [gate for gate, counts in zip(self._gates, taken, strict=True) if counts is not None]
+        if not gates:
             return []
-        sum_over_ranks(total := torch.cat(self._counts))
+        total = sum_over_ranks(torch.cat([counts for counts in taken if counts is not None]))
+        sizes = [len(counts) for counts in taken if counts is not None]
         loads = []
-        for index, (name, _) in enumerate(self._routers):
-            size = self._counts[index].numel()
-            counts, total = total[:size], total[size:]
-            bias = self._bias(index)
-            bias += self._step * torch.sign(counts.mean() - counts).to(bias.dtype)
+        for (name, gate), counts in zip(gates, total.split(sizes), strict=True):
             share = counts / counts.mean().clamp_min(1e-9)
-            loads.append(LayerLoad(name.rsplit(".mlp", 1)[0], share.tolist(), bias.tolist()))
-            self._counts[index].zero_()
+            gate.router.load_share = share.float()
+            bias = getattr(gate, BIAS)
+            if bias is not None:
+                bias += self._step * torch.sign(counts.mean() - counts).to(bias.dtype)
+            layer = name.rsplit(".mlp", 1)[0]
+            loads.append(LayerLoad(layer, share.tolist(), [] if bias is None else bias.tolist()))
         return loads
 
-    def _bias(self, index: int) -> torch.Tensor:
-        return getattr(self._routers[index][1], BIAS).detach()
+    def state(self) -> dict[str, list[float]]:
+        """Each router's load in the last global batch, by the name of its layer: what load-balance losses go by."""
+        shares = {name.rsplit(".mlp", 1)[0]: gate.router.load_share for name, gate in self._gates}
+        return {name: share.tolist() for name, share in shares.items() if share is not None}
 
-    def _hook(self, index: int) -> Any:
-        def count(_module: nn.Module, _inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
-            if self._counting:
-                self._counts[index] += output[2].detach()
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Set the routers' loads from ``state``, on any number of ranks."""
+        for name, gate in self._gates:
+            share = state.get(name.rsplit(".mlp", 1)[0])
+            if share is not None:
+                device = next(gate.parameters()).device
+                gate.router.load_share = torch.tensor(share, device=device)
 
-        return count
+
+def _router(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "router", None), nn.Module)

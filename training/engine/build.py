@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from training.engine.distributed import Ranks
+from training.engine.expert_parallel import adopt_routers
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks) -> Any:
-    """``deepspeed.initialize`` with our optimiser; the engine replaces expert layers by AutoEP's.
+    """``deepspeed.initialize`` with our optimiser; AutoEP replaces the expert layers, our gates their routers.
 
     Args:
         model: single-device model in fp32, the same weights on every rank.
@@ -29,4 +30,5 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     # On CPU it prints that its operator was built, which at each start but the first is not even so.
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model.to(ranks.device), optimizer=optimizer, config=config)
+    adopt_routers(engine.module)
     return engine

@@ -1,13 +1,14 @@
 """Validation and checkpoints at their steps; every rank takes part."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from training.data.batch import IGNORED, Batch
 from training.engine.distributed import Ranks, sum_over_ranks
-from training.engine.loop import Hook, LossFunction, StepResult
+from training.engine.loop import Hook, Objective, StepResult
 from training.engine.metrics import MetricsHook
 
 
@@ -17,18 +18,19 @@ class ValidationHook(Hook):
     def __init__(
         self,
         engine: Any,
-        loss: LossFunction,
+        objective: Objective,
         batches: Sequence[Batch],
         every: int,
         metrics: MetricsHook,
         ranks: Ranks,
     ) -> None:
-        self._engine, self._loss, self._every, self._metrics, self._ranks = engine, loss, every, metrics, ranks
+        self._engine, self._objective, self._every = engine, objective, every
+        self._metrics, self._ranks = metrics, ranks
         # Under expert parallelism every forward is a collective, so each rank does the same number of batches: the
         # last round is filled up with batches that have no targets.
         filled = list(batches)
         while len(filled) % ranks.size:
-            filled.append(Batch(filled[0].inputs, torch.full_like(filled[0].labels, IGNORED)))
+            filled.append(replace(filled[0], labels=torch.full_like(filled[0].labels, IGNORED)))
         self._batches = filled[ranks.rank :: ranks.size]
         self._last = -1
 
@@ -47,7 +49,7 @@ class ValidationHook(Hook):
         self._engine.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in self._batches:
-            loss, targets = self._loss(self._engine, batch.to(self._ranks.device))
+            loss, targets = self._objective.cross_entropy(self._engine, batch.to(self._ranks.device))
             sums += torch.stack([loss.double().cpu(), targets.double().cpu()])
         sum_over_ranks(sums)
         if self._ranks.first:

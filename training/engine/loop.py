@@ -1,10 +1,10 @@
 """The training loop: one optimiser step over one global batch, everything else in hooks."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,8 +14,23 @@ from training.engine.distributed import Ranks, sum_over_ranks
 from training.engine.gradients import clip_global_norm
 from training.engine.signals import StopRequest
 
-#: loss(model, batch) -> (sum of the loss over the batch's targets, number of targets).
-LossFunction = Callable[[Any, Batch], tuple[torch.Tensor, torch.Tensor]]
+
+class Objective(Protocol):
+    """What is minimised: the sum over its losses of weight times mean; ``cross_entropy`` is one of them."""
+
+    weights: Mapping[str, float]
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """What each loss's mean is over, in a batch."""
+        ...
+
+    def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """The sum of each loss over a batch."""
+        ...
+
+    def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum over a batch's targets in evaluation, and their number."""
+        ...
 
 
 class Ended(Enum):
@@ -32,12 +47,13 @@ class StepResult:
 
     Attributes:
         step: steps done so far, this one included.
-        loss: nats a target token, over the whole global batch.
+        loss: cross-entropy in nats a target token, over the whole global batch.
         learning_rate: of this step.
         grad_norm: before clipping.
         targets: tokens predicted, over all ranks.
         tokens: tokens computed, padding and prompts included.
         seconds: wall time.
+        terms: mean of each other loss of the objective, before its weight.
         loads: of each router.
     """
 
@@ -48,6 +64,7 @@ class StepResult:
     targets: int
     tokens: int
     seconds: float
+    terms: dict[str, float] = field(default_factory=dict)
     loads: list[LayerLoad] = field(default_factory=list)
 
 
@@ -71,7 +88,7 @@ class Trainer:
         self,
         engine: Any,
         data: Data,
-        loss: LossFunction,
+        objective: Objective,
         schedule: Callable[[int], float],
         balancer: Balancer,
         ranks: Ranks,
@@ -80,7 +97,7 @@ class Trainer:
         own_clip: float | None = None,
     ) -> None:
         """``own_clip``: clip here to this norm, where DeepSpeed was told not to; the rest is what the names say."""
-        self._engine, self._data, self._loss, self._schedule = engine, data, loss, schedule
+        self._engine, self._data, self._objective, self._schedule = engine, data, objective, schedule
         self._balancer, self._ranks, self._hooks = balancer, ranks, hooks
         self._stop, self._own_clip = stop, own_clip
 
@@ -108,34 +125,44 @@ class Trainer:
             group["lr"] = rate
         engine.train()
         batches = self._data.micro_batches(step, ranks.rank, ranks.size, engine.train_micro_batch_size_per_gpu())
-        sizes = [sum(b.targets for b in batches), sum(b.inputs.numel() for b in batches)]
-        targets, tokens = sum_over_ranks(torch.tensor(sizes, dtype=torch.float64)).tolist()
+        names = list(self._objective.weights)
+        counts, tokens = self._counts(batches)
         # DeepSpeed divides by the accumulation steps and averages over ranks: with this factor the gradient is that
-        # of the mean over the targets of the global batch, however they are spread over ranks and micro-batches.
-        scale = len(batches) * ranks.size / targets
-        total = torch.zeros(1, dtype=torch.float64)
+        # of the means over the global batch, however it is spread over ranks and micro-batches.
+        spread = len(batches) * ranks.size
+        scales = {name: spread * self._objective.weights[name] / max(1.0, counts[name]) for name in names}
+        totals = torch.zeros(len(names), dtype=torch.float64)
         for batch in batches:
-            self._balancer.counting(True)
-            loss, _ = self._loss(engine, batch.to(ranks.device))
-            self._balancer.counting(False)
-            engine.backward(loss * scale)
-            total += loss.detach().double().cpu()
+            sums = self._objective(engine, batch.to(ranks.device))
+            engine.backward(torch.stack([sums[name] * scales[name] for name in names]).sum())
+            totals += torch.stack([sums[name].detach() for name in names]).double().cpu()
             if self._own_clip is not None and engine.is_gradient_accumulation_boundary():
                 norm = clip_global_norm(engine.module, self._own_clip)
             engine.step()
         if self._own_clip is None:
             norm = engine.get_global_grad_norm()
         loads = self._balancer.update()
+        sum_over_ranks(totals)
+        means = {name: float(totals[i]) / max(1.0, counts[name]) for i, name in enumerate(names)}
         return StepResult(
             step=step + 1,
-            loss=float(sum_over_ranks(total)) / targets,
+            loss=means.pop("cross_entropy"),
             learning_rate=rate,
             grad_norm=float(norm),
-            targets=int(targets),
+            targets=int(counts["cross_entropy"]),
             tokens=int(tokens),
             seconds=time.monotonic() - began,
+            terms=means,
             loads=loads,
         )
+
+    def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
+        """What each loss's mean is over in the global batch, and the tokens that are computed."""
+        own = [self._objective.counts(batch) for batch in batches]
+        names = list(self._objective.weights)
+        sizes = [*(sum(counts[name] for counts in own) for name in names), sum(b.inputs.numel() for b in batches)]
+        *sums, tokens = sum_over_ranks(torch.tensor(sizes, dtype=torch.float64)).tolist()
+        return dict(zip(names, sums, strict=True)), tokens
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was signalled; all ranks leave at the same step."""

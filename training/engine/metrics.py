@@ -51,6 +51,7 @@ class MetricsHook(Hook):
             "kind": "train",
             "step": result.step,
             "loss": result.loss,
+            **result.terms,
             "learning_rate": result.learning_rate,
             "grad_norm": result.grad_norm,
             "targets": result.targets,

@@ -18,6 +18,8 @@ def lines(recipe: Recipe) -> list[str]:
     rows = [("parameters", "total", "active a token")]
     rows += [(part, f"{count:,}", f"{counts.active_by_part[part]:,}") for part, count in counts.by_part.items()]
     rows.append(("all", f"{counts.total:,}", f"{counts.active:,}"))
+    if counts.prediction:
+        rows.append(("token prediction", f"{counts.prediction:,}", f"{counts.active_prediction:,}"))
     context, train = recipe.train.context_length, recipe.train
     matrices = matrix_flops_per_token(recipe.model, recipe.vocab_size)
     attention = attention_flops_per_token(recipe.model, context)

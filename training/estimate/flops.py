@@ -1,7 +1,7 @@
 """Model FLOPs of a training step per token: what the mathematics asks for, not what an implementation spends."""
 
 from configs.schema.model import ModelSection
-from training.estimate.parameters import parameters
+from training.estimate.parameters import parameters, prediction_matrices
 
 
 def flops_per_token(model: ModelSection, vocab_size: int, context: int) -> float:
@@ -14,9 +14,14 @@ def flops_per_token(model: ModelSection, vocab_size: int, context: int) -> float
 
 
 def matrix_flops_per_token(model: ModelSection, vocab_size: int) -> float:
-    """6 for every active parameter that is in a matrix: 2 forward, and 2 for each of the two gradients."""
+    """6 for every active parameter that is in a matrix: 2 forward, and 2 for each of the two gradients.
+
+    Each depth of multi-token prediction has its own matrices and goes through the head once more.
+    """
     counts = parameters(model, vocab_size)
-    return 6.0 * (counts.active - counts.by_part["norms"])
+    main = counts.active - counts.by_part["norms"] - counts.by_part["biases"]
+    prediction = model.num_nextn_predict_layers * (prediction_matrices(model) + vocab_size * model.hidden_size)
+    return 6.0 * (main + prediction)
 
 
 def attention_flops_per_token(model: ModelSection, context: int) -> float:
@@ -26,4 +31,5 @@ def attention_flops_per_token(model: ModelSection, context: int) -> float:
     """
     widths = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
     per_position = 2.0 * model.num_attention_heads * widths
-    return 3.0 * model.num_hidden_layers * per_position * (context + 1) / 2
+    layers = model.num_hidden_layers + model.num_nextn_predict_layers
+    return 3.0 * layers * per_position * (context + 1) / 2

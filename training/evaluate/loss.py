@@ -3,14 +3,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
 from artefacts.progress import bar
-from training import losses
 from training.data.batch import Batch
-from training.engine.balance import BIAS
+from training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -37,28 +36,22 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: Iterable[Batch], device: torch.device, name: str) -> Measured:
-    """Run a single-device model over batches in evaluation mode."""
+def measure(model: Any, objective: Objective, batches: Iterable[Batch], device: torch.device, name: str) -> Measured:
+    """Run a single-device model (with ``routers``) over batches in evaluation mode."""
     model.eval()
-    counts: dict[str, torch.Tensor] = {}
-    hooks = []
-    for module_name, module in model.named_modules():
-        if getattr(module, BIAS, None) is not None:
-            layer = module_name.rsplit(".mlp", 1)[0]
-
-            def count(_m: nn.Module, _i: object, output: tuple[torch.Tensor, ...], layer: str = layer) -> None:
-                counts[layer] = counts.get(layer, 0) + output[2].double()
-
-            hooks.append(module.register_forward_hook(count))
     batches = list(batches)
     nats, targets = 0.0, 0
+    routers = model.routers
     with bar(len(batches), "batch", name) as progress:
         for batch in batches:
-            placed = batch.to(device)
-            total, number = losses.cross_entropy_sum(model(placed.inputs), placed.labels)
+            for router in routers.values():
+                router.recording = True
+            total, number = objective.cross_entropy(model, batch.to(device))
             nats, targets = nats + float(total), targets + int(number)
+            for router in routers.values():
+                router.recording = False
+                router.take()
             progress.update()
-    for hook in hooks:
-        hook.remove()
-    loads = {layer: (count / count.mean()).tolist() for layer, count in counts.items()}
+    counts = {layer: router.take_counts() for layer, router in routers.items()}
+    loads = {layer: (count / count.mean()).tolist() for layer, count in counts.items() if count is not None}
     return Measured(nats, targets, loads)

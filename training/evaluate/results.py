@@ -10,10 +10,11 @@ from configs.schema import Recipe
 from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.load import Tokenizer
 from training.data.chat import ChatExamples
-from training.data.windows import TokenWindows
+from training.data.sources import validation_windows
 from training.evaluate.baselines import bigram_nats, compressed_bytes
 from training.evaluate.loss import Measured, measure
 from training.generate import complete
+from training.objective import Objective
 from training.trained import best_device, load_model
 
 #: Training tokens that the bigram baseline counts at most.
@@ -34,12 +35,15 @@ def evaluate_run(
     """
     device = best_device()
     limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
-    windows = TokenWindows(layout.tokens, "val", recipe.train.context_length).in_order(batch, limit)
+    windows = validation_windows(recipe, layout).in_order(batch, limit)
+    objective = Objective(recipe.model, recipe.train)
+    # Each answer is a sample of its own.
+    on_answers = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
     text = _validation_text(layout, limit)
     text_bytes = len(text) if limit else int(counts["bytes"])
     tokenizer = Tokenizer.load(layout.tokenizer)
     model = load_model(recipe, pretrained, device)
-    base = measure(model, windows, device, "validation")
+    base = measure(model, objective, windows, device, "validation")
     results: dict[str, Any] = {
         "pretrain": {
             "checkpoint": pretrained.name,
@@ -56,15 +60,16 @@ def evaluate_run(
     }
     if finetuned is not None:
         examples = ChatExamples(layout.examples, "held-out", tokenizer.pad_id)
-        before = measure(model, examples.in_order(batch), device, "held-out answers, before")
+        before = measure(model, on_answers, examples.in_order(batch), device, "held-out answers, before")
         model = load_model(recipe, finetuned, device)
-        after = measure(model, examples.in_order(batch), device, "held-out answers, after")
+        after = measure(model, on_answers, examples.in_order(batch), device, "held-out answers, after")
+        tuned = measure(model, objective, windows, device, "validation, after")
         results["finetune"] = {
             "checkpoint": finetuned.name,
             "examples": len(examples),
             "held_out_loss_before": before.loss,
             "held_out_loss_after": after.loss,
-            "bits_per_byte": measure(model, windows, device, "validation, after").bits_per_byte(text_bytes),
+            "bits_per_byte": tuned.bits_per_byte(text_bytes),
         }
     if recipe.generate.prompt:
         completion = "".join(complete(recipe, model, tokenizer))

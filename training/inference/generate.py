@@ -1,6 +1,7 @@
-"""Continuing a prompt, token by token."""
+"""Continuing prompts, token by token, with a cache of what has been read."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,68 +15,129 @@ class CausalLM(Protocol):
 
     lm_head: Any
 
-    def hidden(self, input_ids_BT: torch.Tensor) -> torch.Tensor: ...
+    def hidden(
+        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: Any = None
+    ) -> torch.Tensor: ...
+
+    def new_cache(self, sequences: int, capacity: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may come out, and how much.
+
+    Attributes:
+        max_new_tokens: of each sequence.
+        context_length: tokens that the model can read; with one more, drawn from the last, a sequence ends.
+        vocabulary_size: ids of the tokenizer; the head's rows from there on are padding.
+        stop_ids: a sequence ends with the first of these.
+        banned_ids: never drawn unless they are stop ids (control tokens).
+    """
+
+    max_new_tokens: int
+    context_length: int
+    vocabulary_size: int
+    stop_ids: Collection[int] = ()
+    banned_ids: Collection[int] = ()
+
+    def check(self, prompt_ids: Sequence[int]) -> None:
+        """Refuse a prompt that cannot be continued.
+
+        Raises:
+            RequestError: it is empty, longer than the context, or holds an id outside the vocabulary.
+        """
+        if not prompt_ids:
+            raise RequestError("generate.prompt has no tokens: give it some text")
+        strange = next((i for i in prompt_ids if not 0 <= i < self.vocabulary_size), None)
+        if strange is not None:
+            raise RequestError(
+                f"prompt token {strange} is not in the vocabulary of {self.vocabulary_size}: "
+                "the tokenizer and the weights must come from the same run"
+            )
+        if len(prompt_ids) > self.context_length:
+            raise RequestError(
+                f"generate.prompt has {len(prompt_ids)} tokens, beyond model.max_position_embeddings "
+                f"({self.context_length}): shorten it"
+            )
+
+    def capacity(self, prompt: int) -> int:
+        """Tokens that are read of a sequence at most: the prompt and all new ones but the last."""
+        return min(self.context_length, prompt + self.max_new_tokens - 1)
+
+    def allow(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] in fp32 without padding rows, those of banned ids at minus infinity."""
+        allowed = logits[..., : self.vocabulary_size].float()
+        banned = sorted({i for i in self.banned_ids if i < self.vocabulary_size} - set(self.stop_ids))
+        if banned:
+            allowed[..., banned] = float("-inf")
+        return allowed
 
 
 def generate(
-    model: CausalLM,
-    prompt_ids: Sequence[int],
-    max_new_tokens: int,
-    sampling: Sampling,
-    *,
-    stop_ids: Collection[int],
-    banned_ids: Collection[int],
-    vocabulary_size: int,
-    context_length: int,
-    seed: int,
+    model: CausalLM, prompt_ids: Sequence[int], limits: Limits, sampling: Sampling, *, seed: int
 ) -> Iterator[int]:
-    """Yield up to ``max_new_tokens`` new ids; a stop id is the last one when it is drawn.
+    """Yield new ids of one sequence; a stop id is the last one when it is drawn.
 
-    ``banned_ids`` (control tokens) are never drawn unless they are stop ids, and neither are the rows of the head from
-    ``vocabulary_size`` on, which pad the tokenizer's vocabulary. Once prompt and answer exceed ``context_length`` the
-    model sees the latest ``context_length`` ids only. The same arguments give the same ids: drawing happens on the
-    CPU, from a generator of its own.
+    The same arguments give the same ids: drawing happens on the CPU, from a generator of its own.
 
-    Raises RequestError when the prompt is empty or holds an id outside the vocabulary.
+    Raises RequestError at once when the prompt cannot be continued (see :class:`Limits`).
     """
-    if not prompt_ids:
-        raise RequestError("the prompt has no tokens: give it some text")
-    strange = next((i for i in prompt_ids if not 0 <= i < vocabulary_size), None)
-    if strange is not None:
-        raise RequestError(
-            f"prompt token {strange} is not in the vocabulary of {vocabulary_size}: "
-            "the tokenizer and the weights must come from the same run"
-        )
-    forbidden = sorted({i for i in banned_ids if i < vocabulary_size} - set(stop_ids))
-    return _continue(
-        model, list(prompt_ids), max_new_tokens, sampling, stop_ids, forbidden, vocabulary_size, context_length, seed
-    )
+    limits.check(prompt_ids)
+    return (ids[0] for ids in _steps(model, [list(prompt_ids)], limits, sampling, seed))
 
 
-def _continue(
-    model: CausalLM,
-    ids: list[int],
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop_ids: Collection[int],
-    forbidden: list[int],
-    vocabulary_size: int,
-    context_length: int,
-    seed: int,
-) -> Iterator[int]:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    for _ in range(max_new_tokens):
-        logits_V = next_logits(model, ids[-context_length:])[:vocabulary_size]
-        logits_V[forbidden] = float("-inf")
-        ids.append(int(draw(probabilities(logits_V, sampling), generator)))
-        yield ids[-1]
-        if ids[-1] in stop_ids:
-            return
+def generate_batch(
+    model: CausalLM, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sampling, *, seed: int
+) -> list[list[int]]:
+    """New ids of several sequences of any lengths, read together; each is what ``seed`` + its number gives alone.
+
+    Raises RequestError when a prompt cannot be continued.
+    """
+    for prompt in prompts:
+        limits.check(prompt)
+    answers: list[list[int]] = [[] for _ in prompts]
+    for ids in _steps(model, [list(prompt) for prompt in prompts], limits, sampling, seed):
+        for row, token in ids.items():
+            answers[row].append(token)
+    return answers
 
 
 @torch.no_grad()
-def next_logits(model: CausalLM, ids: Sequence[int]) -> torch.Tensor:
-    """Logits [V] of the token that follows ``ids``, fp32 on the CPU."""
-    weight = model.lm_head.weight
-    last_D = model.hidden(torch.tensor([ids], device=weight.device))[0, -1]
-    return model.lm_head(last_D).float().cpu()
+def _steps(
+    model: CausalLM, prompts: list[list[int]], limits: Limits, sampling: Sampling, seed: int
+) -> Iterator[dict[int, int]]:
+    """The next id of every sequence that goes on, by its number, step by step."""
+    generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))]
+    longest = max(map(len, prompts))
+    cache = model.new_cache(len(prompts), limits.capacity(longest))
+    logits_BV = _read_prompts(model, prompts, cache)
+    left = {row: _budget(limits, prompt) for row, prompt in enumerate(prompts)}
+    while left:
+        allowed_BV = limits.allow(logits_BV).cpu()
+        chances_BV = probabilities(allowed_BV, sampling)
+        drawn = {row: int(draw(chances_BV[row], generators[row])) for row in left}
+        yield drawn
+        left = {row: count - 1 for row, count in left.items() if count > 1 and drawn[row] not in limits.stop_ids}
+        if not left:
+            return
+        # A sequence that has ended stays in the batch: its last place is written anew and nobody looks at the result.
+        ids_B1 = torch.tensor([[drawn.get(row, 0)] for row in range(len(prompts))], device=model.lm_head.weight.device)
+        before = cache.lengths
+        hidden_B1D = model.hidden(ids_B1, cache=cache)
+        cache.commit([length + (row in left) for row, length in enumerate(before)])
+        logits_BV = model.lm_head(hidden_B1D[:, -1])
+
+
+def _budget(limits: Limits, prompt: list[int]) -> int:
+    return min(limits.max_new_tokens, limits.context_length - len(prompt) + 1)
+
+
+def _read_prompts(model: CausalLM, prompts: list[list[int]], cache: Any) -> torch.Tensor:
+    """Logits [B, V] after each prompt, read together, filled up at the right."""
+    device = model.lm_head.weight.device
+    lengths = [len(prompt) for prompt in prompts]
+    padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
+    hidden_BTD = model.hidden(torch.tensor(padded, device=device), cache=cache)
+    cache.commit(lengths)
+    last = torch.tensor(lengths, device=device) - 1
+    return model.lm_head(hidden_BTD[torch.arange(len(prompts), device=device), last])

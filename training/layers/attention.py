@@ -1,43 +1,103 @@
 """Causal attention over whole sequences, for training and for reading a prompt."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-#: Rows of queries that the CPU path takes at a time, and the longest sequence it keeps attention weights for.
+from training.layers.documents import Documents
+
+#: Rows of queries that the CPU path takes at a time, and the longest span of keys that it keeps weights for.
 _BLOCK = 128
 _LONGEST_BLOCKED = 2048
 
 
-def causal_attention(q_BTNQ: torch.Tensor, k_BTNQ: torch.Tensor, v_BTNZ: torch.Tensor, scale: float) -> torch.Tensor:
-    """Scaled dot-product attention in which position t sees positions 0..t; returns [B, T, N, Z].
+def causal_attention(
+    q_BNTQ: torch.Tensor,
+    k_BNTQ: torch.Tensor,
+    v_BNTZ: torch.Tensor,
+    scale: float,
+    documents: Documents | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention in which position t sees positions 0..t; returns [B, N, T, Z].
+
+    With ``documents`` it sees those of its own document alone, and the cost grows with the sum of their squared
+    lengths: blocks of other documents are not computed, on CPU a block at a time, elsewhere by FlexAttention.
 
     On CPU PyTorch's fused kernel wants values as wide as queries and, with one thread, is 1.4 (fp32) to 2.7 (bf16)
-    times slower than blocks of plain matrix products at length 256; those store T * T / 2 weights a head for the
-    backward pass, so long sequences take the fused kernel all the same.
+    times slower than blocks of plain matrix products at length 256; those store the weights for the backward pass, so
+    long sequences take the fused kernel all the same, a document at a time.
     """
-    q, k, v = (t.transpose(1, 2) for t in (q_BTNQ, k_BTNQ, v_BTNZ))
-    if q.device.type != "cpu":
-        out_BNTZ = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    elif q.shape[2] <= _LONGEST_BLOCKED:
-        out_BNTZ = blocked_causal_attention(q, k, v, scale)
-    else:
-        width = v.shape[-1]
-        padded = F.pad(v, (0, max(q.shape[-1] - width, 0)))
-        out_BNTZ = F.scaled_dot_product_attention(q, k, padded, is_causal=True, scale=scale)[..., :width]
-    return out_BNTZ.transpose(1, 2)
+    on_cpu = q_BNTQ.device.type == "cpu"
+    if documents is None:
+        if on_cpu and q_BNTQ.shape[2] <= _LONGEST_BLOCKED:
+            return blocked_causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, scale)
+        return _fused(q_BNTQ, k_BNTQ, v_BNTZ, scale)
+    if not on_cpu:
+        return _flex(q_BNTQ, k_BNTQ, v_BNTZ, scale, documents)
+    rows = []
+    for row, spans in enumerate(documents.spans()):
+        q, k, v = q_BNTQ[row], k_BNTQ[row], v_BNTZ[row]
+        if max(end - start for start, end in spans) <= _LONGEST_BLOCKED:
+            rows.append(_blocked_row(q, k, v, scale, spans))
+        else:
+            pieces = [_fused(q[None, :, a:b], k[None, :, a:b], v[None, :, a:b], scale)[0] for a, b in spans]
+            rows.append(torch.cat(pieces, dim=1))
+    return torch.stack(rows)
+
+
+def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """PyTorch's kernel; where values are narrower than queries, CPU and some of the GPU's want them padded."""
+    width = v.shape[-1]
+    if q.device.type == "cpu":
+        v = F.pad(v, (0, max(q.shape[-1] - width, 0)))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[..., :width]
+
+
+def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, documents: Documents) -> torch.Tensor:
+    out: Any = documents.flex_attention()(q, k, v, block_mask=documents.block_mask(), scale=scale)
+    return out
 
 
 def blocked_causal_attention(
     q_BNTQ: torch.Tensor, k_BNTQ: torch.Tensor, v_BNTZ: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """The same written out: each block of queries meets only the keys up to its own last position; [B, N, T, Z]."""
+    """Written out: each block of queries meets only the keys up to its own last position; [B, N, T, Z]."""
     q, k, v = (t.flatten(0, 1) for t in (q_BNTQ, k_BNTQ, v_BNTZ))
     length = q.shape[1]
-    hidden_future = torch.full((_BLOCK, _BLOCK), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    hidden_future = _hidden_future(q)
     outs = []
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
         mask = F.pad(hidden_future[: end - start, : end - start], (start, 0))
-        scores = torch.baddbmm(mask, q[:, start:end], k[:, :end].transpose(1, 2), alpha=scale)
-        outs.append(scores.softmax(-1) @ v[:, :end])
+        outs.append(_attend(q[:, start:end], k[:, :end], v[:, :end], mask, scale))
     return torch.cat(outs, dim=1).unflatten(0, q_BNTQ.shape[:2])
+
+
+def _blocked_row(
+    q_NTQ: torch.Tensor, k_NTQ: torch.Tensor, v_NTZ: torch.Tensor, scale: float, spans: list[tuple[int, int]]
+) -> torch.Tensor:
+    """One sample's documents: a block of queries meets keys from the beginning of the first document it touches."""
+    hidden_future = _hidden_future(q_NTQ)
+    outs, first = [], 0
+    for start in range(0, spans[-1][1], _BLOCK):
+        end = min(start + _BLOCK, spans[-1][1])
+        while spans[first][1] <= start:
+            first += 1
+        begin = spans[first][0]
+        mask = F.pad(hidden_future[: end - start, : end - start], (start - begin, 0))
+        for other, _ in spans[first + 1 :]:
+            if other >= end:
+                break
+            # Queries of this document and of later ones see nothing before it.
+            mask[other - start :, : other - begin] = float("-inf")
+        outs.append(_attend(q_NTQ[:, start:end], k_NTQ[:, begin:end], v_NTZ[:, begin:end], mask, scale))
+    return torch.cat(outs, dim=1)
+
+
+def _hidden_future(like: torch.Tensor) -> torch.Tensor:
+    return torch.full((_BLOCK, _BLOCK), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(-1) @ v

@@ -5,6 +5,8 @@ from torch import nn
 
 from configs.schema.model import ModelSection
 from training.layers.attention import causal_attention
+from training.layers.documents import Documents
+from training.layers.latent_cache import LayerCache
 from training.layers.norms import RMSNorm
 from training.layers.positions import Rotation, rotate_pairs, softmax_scale
 
@@ -18,7 +20,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def __init__(self, config: ModelSection) -> None:
         super().__init__()
-        hidden, heads = config.hidden_size, config.num_attention_heads
+        hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
         self.heads = heads
         self.nope_dim, self.rope_dim, self.value_dim = (
             config.qk_nope_head_dim,
@@ -32,34 +34,73 @@ class MultiHeadLatentAttention(nn.Module):
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(hidden, heads * query_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=False)
+            self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank)
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * query_dim, bias=False)
         self.queries_have_latent = config.q_lora_rank is not None
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.latent_dim + self.rope_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.latent_dim + self.rope_dim, bias=bias)
         self.kv_a_layernorm = RMSNorm(self.latent_dim)
         self.kv_b_proj = nn.Linear(self.latent_dim, heads * (self.nope_dim + self.value_dim), bias=False)
-        self.o_proj = nn.Linear(heads * self.value_dim, hidden, bias=False)
+        self.o_proj = nn.Linear(heads * self.value_dim, hidden, bias=bias)
 
-    def forward(self, x_BTD: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]; ``rotation`` holds the T positions' cosines and sines."""
-        q_BTNQ = self._queries(x_BTD, rotation)
-        k_BTNQ, v_BTNZ = self._keys_values(x_BTD, rotation)
-        out_BTNZ = causal_attention(q_BTNQ, k_BTNQ, v_BTNZ, self.scale)
-        return self.o_proj(out_BTNZ.flatten(2))
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        rotation: Rotation,
+        documents: Documents | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """[B, T, D] -> [B, T, D].
 
-    def _queries(self, x_BTD: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        project = self._through_latent if self.queries_have_latent else self.q_proj
-        q = project(x_BTD)
-        nope_BTNP, rope_BTNR = q.unflatten(-1, (self.heads, -1)).split((self.nope_dim, self.rope_dim), dim=-1)
-        return torch.cat((nope_BTNP, rotate_pairs(rope_BTNR, rotation)), dim=-1)
+        ``rotation`` holds the T positions' cosines and sines. With a ``cache`` that holds earlier positions the T are
+        those that follow; all are entered into it.
+        """
+        if cache is not None and cache.continues:
+            return self.o_proj(self._absorbed(x_BTD, rotation, cache).flatten(2))
+        q_BNTQ, k_BNTQ, v_BNTZ, entry_BTc = self.expand(x_BTD, rotation)
+        if cache is not None:
+            cache.enter(entry_BTc)
+        out_BNTZ = causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, self.scale, documents)
+        return self.o_proj(out_BNTZ.transpose(1, 2).flatten(2))
 
-    def _through_latent(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+    def expand(
+        self, x_BTD: torch.Tensor, rotation: Rotation
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries and keys [B, N, T, Q], values [B, N, T, Z], and what a cache holds of the tokens [B, T, C + R]."""
+        nope_BNTP, rope_BNTR = self._queries(x_BTD, rotation)
+        q_BNTQ = torch.cat((nope_BNTP, rope_BNTR), dim=-1)
+        entry_BTc = self._entries(x_BTD, rotation)
+        latent_BTC, rope_BTR = entry_BTc.split((self.latent_dim, self.rope_dim), dim=-1)
+        expanded = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        nope_BNTP, v_BNTZ = expanded.split((self.nope_dim, self.value_dim), dim=-1)
+        rope_BNTR = rope_BTR[:, None].expand(-1, self.heads, -1, -1)
+        return q_BNTQ, torch.cat((nope_BNTP, rope_BNTR), dim=-1), v_BNTZ, entry_BTc
 
-    def _keys_values(self, x_BTD: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
+    def _queries(self, x_BTD: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
+        """The queries' two parts, [B, N, T, P] and rotated [B, N, T, R]."""
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))) if self.queries_have_latent else self.q_proj(x_BTD)
+        q_BNTQ = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        nope_BNTP, rope_BNTR = q_BNTQ.split((self.nope_dim, self.rope_dim), dim=-1)
+        return nope_BNTP, rotate_pairs(rope_BNTR, rotation)
+
+    def _entries(self, x_BTD: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """[B, T, C + R]: a token's normalised latent and its rotated key."""
         latent_BTC, rope_BTR = self.kv_a_proj_with_mqa(x_BTD).split((self.latent_dim, self.rope_dim), dim=-1)
-        expanded = self.kv_b_proj(self.kv_a_layernorm(latent_BTC)).unflatten(-1, (self.heads, -1))
-        nope_BTNP, v_BTNZ = expanded.split((self.nope_dim, self.value_dim), dim=-1)
-        rope_BT1R = rotate_pairs(rope_BTR[:, :, None], rotation)
-        return torch.cat((nope_BTNP, rope_BT1R.expand(-1, -1, self.heads, -1)), dim=-1), v_BTNZ
+        rotated_BTR = rotate_pairs(rope_BTR[:, None], rotation)[:, 0]
+        return torch.cat((self.kv_a_layernorm(latent_BTC), rotated_BTR), dim=-1)
+
+    def _absorbed(self, x_BTD: torch.Tensor, rotation: Rotation, cache: LayerCache) -> torch.Tensor:
+        """Attention to the cached latents themselves, [B, T, N, Z]: keys' and values' expansions go into q and out."""
+        cache.enter(self._entries(x_BTD, rotation))
+        nope_BNTP, rope_BNTR = self._queries(x_BTD, rotation)
+        expand_NeC = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
+        to_key_NPC, to_value_NZC = expand_NeC.split((self.nope_dim, self.value_dim), dim=1)
+        q_BNTc = torch.cat((nope_BNTP @ to_key_NPC, rope_BNTR), dim=-1)
+        entries_BLc, hidden = cache.entries(), cache.hidden()
+        # All heads look at the same entries: they are further rows of one product.
+        scores_BNTL = (q_BNTc.flatten(1, 2) @ entries_BLc.transpose(1, 2)).unflatten(1, q_BNTc.shape[1:3]) * self.scale
+        if hidden is not None:
+            scores_BNTL = scores_BNTL.masked_fill(hidden, float("-inf"))
+        weights_BNTL = scores_BNTL.softmax(-1, dtype=torch.float32).to(x_BTD.dtype)
+        latent_BNTC = (weights_BNTL.flatten(1, 2) @ entries_BLc[..., : self.latent_dim]).unflatten(1, q_BNTc.shape[1:3])
+        return (latent_BNTC @ to_value_NZC.transpose(1, 2)).transpose(1, 2)

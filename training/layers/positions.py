@@ -13,25 +13,27 @@ from configs.schema.model import YarnSection
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
-def rotation(positions_T: torch.Tensor, rope_dim: int, theta: float, yarn: YarnSection | None = None) -> Rotation:
-    """Cosines and sines, each [T, R/2] in fp32, that turn pair i of a head at each position.
+def rotation(positions: torch.Tensor, rope_dim: int, theta: float, yarn: YarnSection | None = None) -> Rotation:
+    """Cosines and sines in fp32 that turn pair i of a head at each position: [T, R/2], or [B, 1, T, R/2] of [B, T].
 
     Under YaRN they carry the factor by which ``mscale`` and ``mscale_all_dim`` differ; where the two are equal, as in
     DeepSeek-V3, that factor is 1 and the whole correction is in :func:`softmax_scale`.
     """
-    frequencies = inverse_frequencies(rope_dim, theta, yarn, positions_T.device)
-    angles = positions_T.float()[:, None] * frequencies
+    frequencies = inverse_frequencies(rope_dim, theta, yarn, positions.device)
+    angles = positions.float()[..., None] * frequencies
+    if positions.dim() == 2:
+        angles = angles[:, None]
     amplitude = 1.0 if yarn is None else _amplitude(yarn)
     return angles.cos() * amplitude, angles.sin() * amplitude
 
 
 def rotate_pairs(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn the interleaved pairs (x0, x1), (x2, x3), ... of ``x`` [B, T, heads, R]; computed in fp32.
+    """Turn the interleaved pairs (x0, x1), (x2, x3), ... of ``x`` [B, heads, T, R]; computed in fp32.
 
     The result holds all first members and then all second members of the pairs. Queries and keys come out in the same
     order, so their products are those of the interleaved layout, without the copy that would weave them together.
     """
-    cos, sin = (t[:, None, :] for t in rotation)
+    cos, sin = rotation
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 

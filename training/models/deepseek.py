@@ -1,31 +1,30 @@
-"""DeepSeek-V3 (arXiv 2412.19437): latent attention, leading dense layers, then mixtures of experts.
+"""DeepSeek-V3 and V2 (arXiv 2412.19437, 2405.04434): latent attention, leading dense layers, mixtures of experts, MTP.
 
 Modules carry the names of transformers' ``DeepseekV3ForCausalLM`` in its in-memory layout (transformers >= 5, experts
-stacked), so that a state dict of either loads into the other, and DeepSpeed's AutoEP knows the layers. Shape suffixes
-are listed in :mod:`training.layers`.
+stacked), so that a state dict of either loads into the other, and DeepSpeed's AutoEP knows the layers; the modules of
+multi-token prediction are the layers after the last, as in the released weights. Shape suffixes are listed in
+:mod:`training.layers`.
 """
 
 import zlib
-from functools import partial
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Literal
+from typing import cast
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from configs.schema.model import ModelSection
+from training.layers.checkpointing import Checkpointing, checkpointed
+from training.layers.documents import Documents
 from training.layers.feed_forward import FeedForward
+from training.layers.head import OutputHead
+from training.layers.latent_cache import LatentCache, LayerCache
 from training.layers.mla import MultiHeadLatentAttention
 from training.layers.moe import MixtureOfExperts
 from training.layers.norms import RMSNorm
 from training.layers.positions import Rotation, rotation
-
-Checkpointing = Literal["none", "full"]
-
-#: Which experts were chosen is kept from the forward pass. Computed again, a near-tie could fall the other way: the
-#: gradient would then be another function's, and under expert parallelism the ranks' exchanges would no longer match.
-_keep_routing = partial(create_selective_checkpoint_contexts, [torch.ops.aten.topk.default])
+from training.layers.routing import BALANCE_LOSSES, Router
 
 
 class DecoderLayer(nn.Module):
@@ -37,11 +36,66 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = MultiHeadLatentAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
+        if dense:
+            self.mlp: nn.Module = FeedForward(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        else:
+            self.router = Router(config)
+            self.mlp = MixtureOfExperts(config, self.router)
+        self.checkpointing: Checkpointing = "none"
 
-    def forward(self, x_BTD: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation)
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        rotation: Rotation,
+        documents: Documents | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        mode = self.checkpointing if self.training else "none"
+        if mode == "full":
+            return checkpointed(self._whole, mode, x_BTD, rotation, documents, cache)
+        x_BTD = checkpointed(self._attend, mode, x_BTD, rotation, documents, cache)
+        return checkpointed(self._feed, mode, x_BTD)
+
+    def _whole(
+        self, x_BTD: torch.Tensor, rotation: Rotation, documents: Documents | None, cache: LayerCache | None
+    ) -> torch.Tensor:
+        return self._feed(self._attend(x_BTD, rotation, documents, cache))
+
+    def _attend(
+        self, x_BTD: torch.Tensor, rotation: Rotation, documents: Documents | None, cache: LayerCache | None
+    ) -> torch.Tensor:
+        return x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, documents, cache)
+
+    def _feed(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class PredictionLayer(DecoderLayer):
+    """One depth of multi-token prediction (V3, section 2.2): from the depth before and the next token, one further on.
+
+    Embedding and head are the main model's. The projection takes the embedding first, as the released weights do (the
+    report writes it second), and hands its normalised result to the head and to the next depth.
+    """
+
+    def __init__(self, config: ModelSection, index: int) -> None:
+        super().__init__(config, index)
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.shared_head = nn.ModuleDict({"norm": RMSNorm(config.hidden_size, config.rms_norm_eps)})
+
+    def predict(
+        self,
+        hidden_BTD: torch.Tensor,
+        embedded_BTD: torch.Tensor,
+        rotation: Rotation,
+        documents: Documents | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """From the normalised hidden states of the depth before and the embeddings of the tokens so far ahead."""
+        x_BTD = self.eh_proj(torch.cat((self.enorm(embedded_BTD), self.hnorm(hidden_BTD)), dim=-1))
+        # Through __call__, so that hooks and compilation apply as to every layer.
+        return self.shared_head["norm"](self(x_BTD, rotation, documents, cache))
 
 
 class Decoder(nn.Module):
@@ -50,21 +104,28 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelSection, vocab_size: int) -> None:
         super().__init__()
         self.rope_dim, self.rope_theta, self.yarn = config.qk_rope_head_dim, config.rope_theta, config.rope_scaling
-        self.checkpointing: Checkpointing = "none"
+        self.depth = config.num_hidden_layers
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        layers: list[DecoderLayer] = [DecoderLayer(config, index) for index in range(self.depth)]
+        layers += [PredictionLayer(config, self.depth + k) for k in range(config.num_nextn_predict_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids_BT: torch.Tensor, turn: Rotation, documents: Documents | None, cache: LatentCache | None
+    ) -> torch.Tensor:
         x_BTD = self.embed_tokens(input_ids_BT)
-        positions_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-        turn = rotation(positions_T, self.rope_dim, self.rope_theta, self.yarn)
-        for layer in self.layers:
-            if self.checkpointing == "full" and self.training:
-                x_BTD = checkpoint(layer, x_BTD, turn, use_reentrant=False, context_fn=_keep_routing)
-            else:
-                x_BTD = layer(x_BTD, turn)
+        for index, layer in enumerate(self.blocks[: self.depth]):
+            x_BTD = layer(x_BTD, turn, documents, cache and cache.layer(index))
         return self.norm(x_BTD)
+
+    @property
+    def blocks(self) -> list[DecoderLayer]:
+        """Every layer, those of multi-token prediction last."""
+        return cast(list[DecoderLayer], list(self.layers))
+
+    def rotation(self, positions: torch.Tensor) -> Rotation:
+        return rotation(positions, self.rope_dim, self.rope_theta, self.yarn)
 
 
 class DeepseekForCausalLM(nn.Module):
@@ -78,40 +139,132 @@ class DeepseekForCausalLM(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(**{**config.model_dump(), "vocab_size": vocab_size, "hidden_act": "silu"})
         self.model = Decoder(config, vocab_size)
-        self.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False)
+        self.lm_head = OutputHead(config.hidden_size, vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    @property
+    def routers(self) -> dict[str, Router]:
+        """Every expert layer's router by the name of its layer."""
+        layers = enumerate(self.model.blocks)
+        return {f"model.layers.{index}": layer.router for index, layer in layers if hasattr(layer, "router")}
+
+    @property
+    def prediction_layers(self) -> list[PredictionLayer]:
+        """The modules of multi-token prediction, the first looks one token further than the main model."""
+        return cast(list[PredictionLayer], self.model.blocks[self.model.depth :])
+
     def set_checkpointing(self, mode: Checkpointing) -> None:
-        """``full``: in training, keep each layer's input and its routing, and compute the rest again backwards."""
-        self.model.checkpointing = mode
+        """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
+        for layer in self.model.blocks:
+            layer.checkpointing = mode
 
-    def hidden(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] -> normalised hidden states [B, T, D]: what the head reads."""
-        return self.model(input_ids_BT)
+    def compile_regions(self) -> None:
+        """Compile what compiles without graph breaks: every attention's way from hidden states to queries, keys and
+        values, and the dense and shared feed-forward layers. Routing, exchange between ranks and the attention kernels
+        stay as they are.
+        """
+        for layer in self.model.blocks:
+            attention, mlp = layer.self_attn, layer.mlp
+            attention.expand = torch.compile(attention.expand, fullgraph=True)  # type: ignore[method-assign]
+            dense = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
+            if dense is not None:
+                dense.compile(fullgraph=True)
 
-    def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] -> logits [B, T, V] in the dtype of the model."""
-        return self.lm_head(self.hidden(input_ids_BT))
+    def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> LatentCache:
+        """Room for ``capacity`` tokens of each of ``sequences``, in the main model's layers or in so many."""
+        weight, attention = self.lm_head.weight, self.model.blocks[0].self_attn
+        width = attention.latent_dim + attention.rope_dim
+        return LatentCache(layers or self.model.depth, sequences, capacity, width, weight.dtype, weight.device)
+
+    def hidden(
+        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: LatentCache | None = None
+    ) -> torch.Tensor:
+        """Token ids [B, T] -> normalised hidden states [B, T, D]: what the head reads.
+
+        ``starts`` as in :class:`Documents`; with a ``cache`` the ids follow those that are in it, and the caller
+        commits them.
+        """
+        documents, turn = self._places(input_ids_BT, starts, cache)
+        return self.model(input_ids_BT, turn, documents, cache)
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        targets: Sequence[torch.Tensor] | None = None,
+        starts: torch.Tensor | None = None,
+        balance: Sequence[str] = (),
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Token ids [B, T] -> logits [B, T, V] in the dtype of the model; with ``targets`` the sums of the losses.
+
+        Args:
+            input_ids_BT: token ids.
+            targets: labels [B, T] of the main model, then of each depth of multi-token prediction (depth k's stand k
+                positions further on in the text); depths without are not run.
+            starts: where documents begin, see :class:`Documents`; left out, every token sees all before it.
+            balance: the balancing losses that are wanted, see ``BALANCE_LOSSES``.
+
+        Returns:
+            Logits, or by name: ``cross_entropy`` and ``mtp_1`` ... in nats over their targets, and the balancing
+            losses, summed over the layers. Routers have then counted, in training.
+        """
+        if targets is None:
+            return self.lm_head(self.hidden(input_ids_BT, starts))
+        documents, turn = self._places(input_ids_BT, starts, None)
+        routers = list(self.routers.values()) if self.training else []
+        for router in routers:
+            router.recording = True
+        hidden_BTD = self.model(input_ids_BT, turn, documents, None)
+        losses = {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
+        for depth, (layer, labels) in enumerate(zip(self.prediction_layers, targets[1:], strict=False), start=1):
+            # The last positions wrap round to tokens that nothing predicted is allowed to see: causality and labels
+            # keep them out.
+            ahead_BTD = self.model.embed_tokens(input_ids_BT.roll(-depth, dims=1))
+            hidden_BTD = layer.predict(hidden_BTD, ahead_BTD, turn, documents)
+            losses[f"mtp_{depth}"] = self.lm_head(hidden_BTD, labels)
+        for router in routers:
+            router.recording = False
+        for router in routers:
+            if (decision := router.take()) is None:
+                continue
+            for name in balance:
+                value = BALANCE_LOSSES[name](router, decision, len(input_ids_BT))
+                losses[name] = losses[name] + value if name in losses else value
+        return losses
+
+    def _places(
+        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None, cache: LatentCache | None
+    ) -> tuple[Documents | None, Rotation]:
+        samples, length = input_ids_BT.shape
+        documents = None if starts is None else Documents(starts, samples, length)
+        if documents is not None:
+            positions = documents.positions()
+        elif cache is not None:
+            positions = cache.begin(length)
+        else:
+            positions = torch.arange(length, device=input_ids_BT.device)
+        return documents, self.model.rotation(positions)
 
 
 @torch.no_grad()
 def init_weights(model: DeepseekForCausalLM, seed: int) -> None:
     """Initialise every parameter and buffer in place:
 
-    | what                                                    | value                         |
-    |---------------------------------------------------------|-------------------------------|
-    | embeddings, head, projections, gate, experts            | N(0, initializer_range)       |
-    | norms                                                   | 1                             |
-    | e_score_correction_bias                                 | 0                             |
+    | what                                                              | value                         |
+    |-------------------------------------------------------------------|-------------------------------|
+    | embeddings, head, projections, gate, experts, noise, eh_proj      | N(0, initializer_range)       |
+    | norms                                                             | 1                             |
+    | biases of projections                                             | 0                             |
+    | e_score_correction_bias                                           | 0                             |
 
-    Each parameter has a generator of its own, seeded from (seed, its name), on its own device: the values do not depend
-    on the order of the modules or on which others exist, and are the same in fp32 as in bf16 up to rounding.
+    The range is 0.006 in V3 and V2. Each parameter has a generator of its own, seeded from (seed, its name), on its own
+    device: the values do not depend on the order of the modules or on which others exist, and are the same in fp32 as
+    in bf16 up to rounding.
     """
     std = model.config.initializer_range
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            parameter.fill_(1.0)
+            parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
             continue
         generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
         drawn = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)

@@ -48,11 +48,14 @@ def experts_section(run: RunFiles) -> str:
                 "little.",
             ),
             markup.figure(inline_svg(partial(balance_figure, records), "busiest expert over the mean")),
+        ]
+    if layers and records[-1]["experts"][layers[0]]["bias"]:
+        parts.append(
             markup.figure(
                 inline_svg(partial(bias_figure, records), "router bias by layer"),
                 "The bias that balancing adds to an expert's score when experts are chosen; one line an expert.",
-            ),
-        ]
+            )
+        )
     return markup.section("experts", "Experts", *parts, _load_table(records, run.evaluation.get("experts") or {}))
 
 

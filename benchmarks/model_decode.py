@@ -1,0 +1,77 @@
+"""Greedy decoding against transformers' ``generate`` with its cache: 256 new tokens after 256 of prompt.
+
+    python -m benchmarks.model_decode [--quick]
+
+The whole call counts, reading the prompt included; both give the same tokens (asserted in fp32). transformers runs with
+the fastest of its ways of computing experts.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.model_shapes import EXPERTS, SHAPES, VOCAB, ours, transformers_model
+from benchmarks.model_step import DTYPES
+from benchmarks.paired import Ratio, compare, seconds
+from training.inference.generate import Limits, generate_batch
+from training.inference.sampling import Sampling
+
+PROMPT, NEW = 256, 256
+
+
+def measure(quick: bool = False) -> list[Ratio]:
+    """Every size, precision and batch; ``quick``: 17M only, a round less, a quarter of the tokens."""
+    sizes = list(SHAPES)[: 1 if quick else None]
+    new, rounds = (NEW // 4, 2) if quick else (NEW, 3)
+    return [_one(size, *kind, batch, new, rounds) for size in sizes for kind in DTYPES.items() for batch in (1, 8)]
+
+
+def _one(size: str, precision: str, dtype: torch.dtype, batch: int, new: int, rounds: int) -> Ratio:
+    prompts = torch.randint(0, VOCAB, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
+    model = ours(size, dtype).eval()
+    limits = Limits(new, PROMPT + NEW, VOCAB)
+
+    def own() -> list[list[int]]:
+        return generate_batch(model, prompts.tolist(), limits, Sampling(temperature=0), seed=0)
+
+    name, peer = _fastest(size, dtype, prompts, new)
+    if dtype == torch.float32:
+        assert own() == peer(), "other tokens than transformers'"
+    title = f"decoding, {size} {precision}, batch {batch}, against transformers ({name} experts)"
+    return compare(title, lambda: seconds(own), lambda: seconds(peer), batch * new, "tokens/s", 2.0, rounds)
+
+
+def _fastest(size: str, dtype: torch.dtype, prompts: torch.Tensor, new: int) -> tuple[str, Callable[[], Any]]:
+    found = []
+    for name in EXPERTS:
+        model = transformers_model(size, dtype, name).eval()
+
+        def peer(model: Any = model, count: int = new) -> list[list[int]]:
+            out = model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+            return out[:, PROMPT:].tolist()
+
+        found.append((min(seconds(lambda: peer(count=8)) for _ in range(2)), name, peer))
+    _, name, peer = min(found, key=lambda entry: entry[0])
+    return name, peer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the smaller size only, fewer tokens and rounds")
+    for ratio in measure(parser.parse_args().quick):
+        print(ratio)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The DeepSeek models that benchmarks run, ours and transformers', with the same weights."""
+
+from typing import Any
+
+import torch
+
+from configs.schema.model import ModelSection
+from training.export.deepseek import released_config
+from training.models.deepseek import DeepseekForCausalLM, init_weights
+
+VOCAB = 8192
+_COMMON = {"n_shared_experts": 1, "first_k_dense_replace": 1, "qk_rope_head_dim": 16, "initializer_range": 0.02}
+#: 17 million parameters, 6.3 of them active a token; 60 million, 21 active. V3's gate, groups and latents in small.
+SHAPES = {
+    "17M": ModelSection(
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=1024,
+        moe_intermediate_size=112,
+        n_routed_experts=24,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        q_lora_rank=128,
+        kv_lora_rank=64,
+        qk_nope_head_dim=48,
+        v_head_dim=48,
+        **_COMMON,
+    ),
+    "60M": ModelSection(
+        hidden_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        intermediate_size=1536,
+        moe_intermediate_size=128,
+        n_routed_experts=32,
+        num_experts_per_tok=6,
+        n_group=4,
+        topk_group=2,
+        q_lora_rank=192,
+        kv_lora_rank=128,
+        qk_nope_head_dim=48,
+        v_head_dim=48,
+        **_COMMON,
+    ),
+}
+#: transformers' ways of computing experts; the loop is "eager".
+EXPERTS = ("eager", "grouped_mm", "batched_mm")
+
+
+def ours(name: str, dtype: torch.dtype) -> DeepseekForCausalLM:
+    model = DeepseekForCausalLM(SHAPES[name], VOCAB)
+    init_weights(model, 0)
+    return model.to(dtype)
+
+
+def transformers_model(name: str, dtype: torch.dtype, experts: str) -> Any:
+    """transformers' model of the shape with our weights; its attention by PyTorch's fused kernel."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    released = released_config(SHAPES[name], VOCAB)
+    for key in ("model_type", "architectures", "rope_scaling"):
+        released.pop(key)
+    config = DeepseekV3Config(**released, pad_token_id=None, attn_implementation="sdpa", experts_implementation=experts)
+    model = DeepseekV3ForCausalLM(config)
+    model.load_state_dict(ours(name, torch.float32).state_dict())
+    return model.to(dtype)

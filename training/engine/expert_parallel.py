@@ -1,0 +1,44 @@
+"""Our routing in AutoEP's expert layers: every gate and every balancing loss works there as on a single device."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ExpertParallelGate(nn.Module):
+    """Takes the place of AutoEP's router: its gate and bias, under their names, and the decision by the model's router.
+
+    AutoEP's own knows no softmax over groups, noise, adaptive k or balancing loss, and computes logits in the model's
+    dtype. The weight stays the parameter that optimiser, ZeRO and checkpoints know.
+    """
+
+    def __init__(self, theirs: Any, router: nn.Module) -> None:
+        super().__init__()
+        self.gate = theirs.gate
+        # The module and its hooks stay, by which ZeRO-3 gathers the weight; only what it computes changes.
+        self.gate.__class__ = _Fp32Linear
+        self.register_buffer("e_score_correction_bias", theirs.e_score_correction_bias)
+        self._router = (router,)  # the decoder layer's child, not ours
+
+    @property
+    def router(self) -> Any:
+        return self._router[0]
+
+    def forward(self, x_MD: torch.Tensor, expert_bias: None = None) -> Any:
+        """Routing of the tokens; ``expert_bias`` is what AutoEP passes for a bias of its own, which it has not."""
+        return self.router(x_MD, self.gate(x_MD), self.e_score_correction_bias)
+
+
+class _Fp32Linear(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.float(), self.weight.float())
+
+
+def adopt_routers(model: nn.Module) -> None:
+    """Put our gates into the expert layers that AutoEP has made, whose parent layers have a ``router``."""
+    for layer in model.modules():
+        mlp, router = getattr(layer, "mlp", None), getattr(layer, "router", None)
+        if getattr(mlp, "_is_autoep_layer", False) and isinstance(router, nn.Module):
+            mlp.router = ExpertParallelGate(mlp.router, router)  # type: ignore[union-attr]

@@ -1,0 +1,56 @@
+"""A model's weights to and from their names on disk, a tensor at a time."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from configs.errors import RequestError
+from training.export.deepseek import TABLE
+from training.export.names import Place
+
+
+@torch.no_grad()
+def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy weights under their names on disk into a model in place, a tensor at a time; experts go into their stacks.
+
+    Args:
+        model: whose names are those of the table in memory.
+        weights: (name on disk, tensor), as ``checkpoint.read_weights`` and released files have them.
+
+    Raises:
+        RequestError: a weight that the model does not have, or of another shape, or one that stays without a value.
+    """
+    targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    # What the table does not know, such as learned noise, our own checkpoints have under the name in memory.
+    left = {name: len(TABLE.on_disk(name, len(t))) if TABLE.knows(name) else 1 for name, t in targets.items()}
+    for name, tensor in weights:
+        place = Place(name) if name in targets else TABLE.in_memory(name)
+        if place is None:
+            continue
+        found = targets.get(place.name)
+        target = None if found is None or (place.expert or 0) >= len(found) else place.of(found)
+        if target is None or target.shape != tensor.shape:
+            has = "nothing" if target is None else f"shape {tuple(target.shape)}"
+            raise RequestError(f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}")
+        target.copy_(tensor)
+        left[place.name] -= 1
+    filled = {id(targets[name]) for name, count in left.items() if count <= 0}
+    missing = [name for name, count in left.items() if count > 0 and id(targets[name]) not in filled]
+    if missing:
+        raise RequestError(f"the weights lack {missing[0]} ({len(missing)} missing in all)")
+
+
+def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and buffer of a model under its names on disk; experts as views of their stacks.
+
+    Raises:
+        RequestError: the format cannot carry one.
+    """
+    prediction = range(model.model.depth, len(model.model.layers))
+    # Tied embeddings stand once, under the embedding's name.
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for called, place in TABLE.on_disk(name, len(tensor)):
+            yield called, place.of(tensor)
+        for copy in TABLE.copies_of(name, prediction):
+            yield copy, tensor

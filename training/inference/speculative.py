@@ -1,0 +1,118 @@
+"""Greedy generation that drafts with the model's own multi-token prediction and checks the drafts in one forward pass.
+
+DeepSeek-V3 (arXiv 2412.19437, section 5.4.3), after speculative decoding (arXiv 2211.17192): what comes out is what
+plain greedy generation gives.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from configs.errors import RequestError
+from training.inference.generate import Limits
+
+
+class Speculation:
+    """Generates greedily and counts how many drafts were right.
+
+    Attributes:
+        drafted: tokens that were guessed.
+        accepted: of these, the right ones.
+    """
+
+    def __init__(self, model: Any, limits: Limits) -> None:
+        """``model`` has ``prediction_layers``.
+
+        Raises:
+            RequestError: it has none.
+        """
+        if not model.prediction_layers:
+            raise RequestError(
+                "generate.speculative drafts with multi-token prediction, and model.num_nextn_predict_layers is 0: "
+                "leave generate.speculative out"
+            )
+        self._model, self._limits = model, limits
+        self.drafted, self.accepted = 0, 0
+
+    def generate(self, prompt_ids: Sequence[int]) -> Iterator[int]:
+        """Yield new ids of one sequence; a stop id is the last one.
+
+        Raises RequestError at once when the prompt cannot be continued.
+        """
+        self._limits.check(prompt_ids)
+        return self._generate(list(prompt_ids))
+
+    def _generate(self, ids: list[int]) -> Iterator[int]:
+        left = min(self._limits.max_new_tokens, self._limits.context_length - len(ids) + 1)
+        for token in self._verified(ids):
+            yield token
+            left -= 1
+            if left == 0 or token in self._limits.stop_ids:
+                return
+
+    @torch.no_grad()
+    def _verified(self, ids: list[int]) -> Iterator[int]:
+        """Tokens without end, as long as the context has room."""
+        model, capacity = self._model, self._limits.capacity(len(ids))
+        cache = model.new_cache(1, capacity)
+        drafter = _Drafter(model, capacity)
+        hidden_TD = model.hidden(self._tensor(ids), cache=cache)[0]
+        cache.commit([len(ids)])
+        ids.append(self._best(hidden_TD[-1:])[0])
+        yield ids[-1]
+        while len(ids) <= capacity:
+            read = len(ids) - 1
+            drafts = drafter.draft(ids, hidden_TD, self._best)[: capacity - read - 1]
+            hidden_TD = model.hidden(self._tensor([ids[-1], *drafts]), cache=cache)[0]
+            found = self._best(hidden_TD)
+            right = next((i for i, draft in enumerate(drafts) if draft != found[i]), len(drafts))
+            self.drafted, self.accepted = self.drafted + len(drafts), self.accepted + right
+            cache.commit([read + 1 + right])
+            hidden_TD = hidden_TD[: right + 1]
+            for token in found[: right + 1]:
+                ids.append(token)
+                yield token
+
+    def _best(self, hidden_TD: torch.Tensor) -> list[int]:
+        """The most likely allowed token after each position."""
+        best: list[int] = self._limits.allow(self._model.lm_head(hidden_TD)).argmax(-1).tolist()
+        return best
+
+    def _tensor(self, ids: list[int]) -> torch.Tensor:
+        return torch.tensor([ids], device=self._model.lm_head.weight.device)
+
+
+class _Drafter:
+    """Guesses as many tokens as there are depths of multi-token prediction.
+
+    Depth k at position i reads the depth before it at i and token i + k. Positions whose token is itself a guess are
+    read again once it is known, so each depth keeps the results of the one before that it has yet to read for good.
+    """
+
+    def __init__(self, model: Any, capacity: int) -> None:
+        self._model = model
+        depths = len(model.prediction_layers)
+        self._caches = [model.new_cache(1, capacity + depths, layers=1) for _ in range(depths)]
+        self._pending: list[torch.Tensor] = [model.lm_head.weight.new_empty(0, model.lm_head.in_features)] * depths
+
+    def draft(self, ids: list[int], hidden_TD: torch.Tensor, best: Any) -> list[int]:
+        """Guesses that follow ``ids``; ``hidden_TD``: of the positions read since the last call, but the last id's."""
+        positions = len(ids) - 1
+        drafts: list[int] = []
+        incoming_TD = hidden_TD
+        for depth, layer in enumerate(self._model.prediction_layers, start=1):
+            cache = self._caches[depth - 1]
+            first = cache.lengths[0]
+            before = positions - len(incoming_TD)  # first position of what comes in
+            source_TD = torch.cat((self._pending[depth - 1][: before - first], incoming_TD))
+            guessed = torch.tensor([(ids + drafts)[first + depth : positions + depth]], device=source_TD.device)
+            turn = self._model.model.rotation(cache.begin(len(source_TD)))
+            embedded = self._model.model.embed_tokens(guessed)
+            out_TD = layer.predict(source_TD[None], embedded, turn, None, cache.layer(0))[0]
+            known = max(0, len(ids) - depth)  # positions whose token depth steps on is known
+            cache.commit([known])
+            self._pending[depth - 1] = source_TD[known - first :]
+            drafts.append(best(out_TD[-1:])[0])
+            incoming_TD = out_TD
+        return drafts

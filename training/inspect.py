@@ -1,0 +1,58 @@
+"""``python -m training inspect``: every tensor of a recipe's model with its shape, and how many parameters it has."""
+
+import re
+from collections.abc import Iterator
+
+import torch
+
+from configs.command import DONE
+from configs.schema import Recipe
+from training.estimate.parameters import parameters
+from training.models.deepseek import DeepseekForCausalLM
+
+
+def inspect(recipe: Recipe) -> int:
+    """Print what ``lines`` gives; returns the exit status. Nothing is allocated, whatever the size."""
+    print("\n".join(lines(recipe)))
+    return DONE
+
+
+def lines(recipe: Recipe) -> list[str]:
+    """Every tensor, layers of one form once, then parameters, active parameters and router biases, counted twice.
+
+    Once in closed form, once on the built model: the two are compared here.
+    """
+    with torch.device("meta"):
+        model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+    counts = parameters(recipe.model, recipe.vocab_size)
+    built = sum(parameter.numel() for parameter in model.parameters())
+    assert built == counts.all, f"the closed form says {counts.all}, the built model has {built}"
+    found = [f"{name:<66} {shape}" for name, shape in _tree(model)]
+    rows = [("parameters", counts.total), ("active a token", counts.active)]
+    if counts.prediction:
+        rows.append(("multi-token prediction, in training", counts.prediction))
+    rows.append(("router biases", counts.router_biases))
+    return [*found, "", *(f"{name:<36}{count:>20,}" for name, count in rows)]
+
+
+def _tree(model: torch.nn.Module) -> Iterator[tuple[str, str]]:
+    """Name and shape of each tensor; layers that have the same tensors are told together, as in ``layers.{3..60}``."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    layers: dict[int, dict[str, str]] = {}
+    outside: dict[str, str] = {}
+    for name, tensor in tensors:
+        shape = " x ".join(f"{size:,}" for size in tensor.shape)
+        if match := re.match(r"model\.layers\.(\d+)\.(.*)", name):
+            layers.setdefault(int(match[1]), {})[match[2]] = shape
+        else:
+            outside[name] = shape
+    yield "model.embed_tokens.weight", outside.pop("model.embed_tokens.weight")
+    first = 0
+    for index in sorted(layers):
+        if index + 1 in layers and layers[index + 1] == layers[index]:
+            continue
+        span = str(index) if first == index else f"{{{first}..{index}}}"
+        for name, shape in layers[index].items():
+            yield f"model.layers.{span}.{name}", shape
+        first = index + 1
+    yield from outside.items()

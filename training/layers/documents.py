@@ -1,0 +1,71 @@
+"""Where documents lie in packed samples: positions, and the masks that keep them apart."""
+
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+
+class Documents:
+    """The documents of a micro-batch of B samples of T positions; built once a forward pass, used by every layer."""
+
+    def __init__(self, starts: torch.Tensor, samples: int, length: int) -> None:
+        """``starts``: int32, increasing, where in the B*T flattened positions a document begins, and B*T at the end.
+
+        Every sample begins one (see ``training.data.batch``).
+        """
+        self._starts, self._samples, self._length = starts, samples, length
+        begins = torch.zeros(samples * length, dtype=torch.int64, device=starts.device)
+        begins[starts[1:-1].long()] = 1
+        self.ids_BT = begins.cumsum(0).view(samples, length)
+        self._spans: list[list[tuple[int, int]]] | None = None
+        self._block_mask: Any = None
+
+    def positions(self) -> torch.Tensor:
+        """[B, T] int64: each position counted from the beginning of its document, or of what a sample holds of it."""
+        places = torch.arange(self._samples * self._length, device=self._starts.device)
+        return (places - self._starts.long()[self.ids_BT.flatten()]).view(self._samples, self._length)
+
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """(first position, one past the last) of each sample's documents; reads ``starts`` back from its device."""
+        if self._spans is None:
+            self._spans = [[] for _ in range(self._samples)]
+            cuts = self._starts.tolist()
+            for start, end in pairwise(cuts):
+                row = start // self._length
+                self._spans[row].append((start - row * self._length, end - row * self._length))
+        return self._spans
+
+    def block_mask(self) -> Any:
+        """FlexAttention's: blocks in which no query may see a key are not computed at all."""
+        if self._block_mask is None:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            ids_BT = self.ids_BT
+
+            def same_document(b: Any, _head: Any, query: Any, key: Any) -> Any:
+                return (query >= key) & (ids_BT[b, query] == ids_BT[b, key])
+
+            size = (self._samples, None, self._length, self._length)
+            self._block_mask = create_block_mask(same_document, *size, device=str(ids_BT.device))
+        return self._block_mask
+
+    @staticmethod
+    def flex_attention() -> Callable[..., torch.Tensor]:
+        """FlexAttention, compiled once a process: uncompiled it would compute every score."""
+        return _compiled_flex_attention()
+
+    def follow(self, distance: int) -> torch.Tensor:
+        """[B, T] bool: whether the position so far ahead is in the same sample and document."""
+        ahead = torch.zeros_like(self.ids_BT, dtype=torch.bool)
+        ahead[:, :-distance] = self.ids_BT[:, distance:] == self.ids_BT[:, :-distance]
+        return ahead
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., torch.Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)

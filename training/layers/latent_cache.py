@@ -1,0 +1,94 @@
+"""What decoding remembers: per token and layer its normalised latent and its rotated key, and nothing else."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+class LatentCache:
+    """The entries of every layer for B sequences of their own lengths, in one allocation.
+
+    Sequences stand at the left: row b holds ``lengths[b]`` entries, and what lies beyond is never looked at.
+    """
+
+    def __init__(
+        self, layers: int, sequences: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """``width``: numbers a token and layer, kv_lora_rank + qk_rope_head_dim; ``capacity``: tokens a sequence."""
+        self._storage = torch.zeros(layers, sequences, capacity, width, dtype=dtype, device=device)
+        self._lengths = [0] * sequences
+        self._incoming = 0
+        self._places: torch.Tensor | None = None
+        self._hidden: torch.Tensor | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence that have been read."""
+        return list(self._lengths)
+
+    @property
+    def nbytes(self) -> int:
+        return self._storage.nbytes
+
+    def begin(self, incoming: int) -> torch.Tensor:
+        """Make ready for ``incoming`` further tokens of each sequence; returns their positions [B, T].
+
+        Raises:
+            ValueError: the cache has no room for them.
+        """
+        capacity = self._storage.shape[2]
+        if max(self._lengths) + incoming > capacity:
+            raise ValueError(
+                f"the cache holds {capacity} tokens a sequence: {max(self._lengths)} are there and {incoming} more do "
+                "not fit"
+            )
+        device = self._storage.device
+        self._incoming = incoming
+        lengths = torch.tensor(self._lengths, device=device)
+        positions_BT = lengths[:, None] + torch.arange(incoming, device=device)
+        alike = len(set(self._lengths)) == 1
+        self._places = None if alike else positions_BT
+        self._hidden = None
+        if not alike or incoming > 1:
+            keys_L = torch.arange(max(self._lengths) + incoming, device=device)
+            self._hidden = (keys_L > positions_BT[..., None])[:, None]
+        return positions_BT
+
+    def commit(self, lengths: Sequence[int]) -> None:
+        """What each sequence's length is from now on: tokens that were read are kept, or dropped again."""
+        self._lengths = list(lengths)
+
+    def layer(self, index: int) -> "LayerCache":
+        return LayerCache(self, index)
+
+
+class LayerCache:
+    """One layer's part of a cache, as its attention uses it."""
+
+    def __init__(self, cache: LatentCache, index: int) -> None:
+        self._cache, self._index = cache, index
+
+    @property
+    def continues(self) -> bool:
+        """Whether the incoming tokens follow others."""
+        return max(self._cache._lengths) > 0
+
+    def enter(self, entries_BTc: torch.Tensor) -> None:
+        """Store the incoming tokens' entries [B, T, C + R] behind those that are there."""
+        cache = self._cache
+        stored = cache._storage[self._index]
+        if cache._places is None:
+            start = cache._lengths[0]
+            stored[:, start : start + cache._incoming] = entries_BTc
+        else:
+            rows = torch.arange(len(stored), device=stored.device)[:, None]
+            stored[rows, cache._places] = entries_BTc
+
+    def entries(self) -> torch.Tensor:
+        """[B, L, C + R]: what is stored, up to the longest sequence's last incoming token."""
+        cache = self._cache
+        return cache._storage[self._index][:, : max(cache._lengths) + cache._incoming]
+
+    def hidden(self) -> torch.Tensor | None:
+        """[B, 1, T, L] bool: which entries an incoming token must not see; None: it sees all."""
+        return self._cache._hidden

@@ -1,0 +1,73 @@
+"""What training minimises: cross-entropy, multi-token prediction and the balancing losses, each by its own count."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from configs.schema.model import ModelSection
+from configs.schema.train import TrainSection
+from training.data.batch import IGNORED, Batch
+from training.layers.documents import Documents
+
+
+class Objective:
+    """The weighted sum of the means of several losses over a global batch.
+
+    ``weights`` names them: ``cross_entropy`` and ``mtp_1`` ... are means over their target tokens, ``sequence_balance``
+    over sequences, ``load_balance`` and ``router_z`` over tokens. Losses of weight 0 are not computed.
+    """
+
+    def __init__(self, model: ModelSection, train: TrainSection) -> None:
+        depth = model.num_nextn_predict_layers if train.mtp_loss else 0
+        weights = {"cross_entropy": 1.0}
+        weights |= {f"mtp_{k}": train.mtp_loss / depth for k in range(1, depth + 1)}
+        if model.has_experts:
+            weights |= {
+                "sequence_balance": train.sequence_loss,
+                "load_balance": train.load_balance_loss,
+                "router_z": train.router_z_loss,
+            }
+        self.weights: Mapping[str, float] = {name: weight for name, weight in weights.items() if weight}
+        self._depth, self._separate = depth, train.mask_documents
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How many targets, sequences or tokens each loss is over in a batch."""
+        targets = self._targets(batch)
+        counts = {"cross_entropy": batch.targets}
+        counts |= {f"mtp_{k}": int((targets[k] != IGNORED).sum()) for k in range(1, self._depth + 1)}
+        counts |= {"sequence_balance": len(batch.inputs)}
+        counts |= dict.fromkeys(("load_balance", "router_z"), batch.inputs.numel())
+        return {name: counts[name] for name in self.weights}
+
+    def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """The sum of each loss over a batch, scalars in the graph."""
+        balance = [name for name in ("sequence_balance", "load_balance", "router_z") if name in self.weights]
+        sums: dict[str, torch.Tensor] = model(
+            batch.inputs, targets=self._targets(batch), starts=self._starts(batch), balance=balance
+        )
+        return sums
+
+    def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the cross-entropy over a batch's targets, and their number: what validation looks at."""
+        sums = model(batch.inputs, targets=[batch.labels], starts=self._starts(batch))
+        return sums["cross_entropy"], (batch.labels != IGNORED).sum()
+
+    def _starts(self, batch: Batch) -> torch.Tensor | None:
+        if not self._separate:
+            return None
+        assert batch.starts is not None, "train.mask_documents needs batches that know where documents begin"
+        return batch.starts
+
+    def _targets(self, batch: Batch) -> list[torch.Tensor]:
+        """Labels of the main model and of each depth: shifted on, those past the end or of other documents ignored."""
+        starts = self._starts(batch)
+        documents = None if starts is None else Documents(starts, *batch.inputs.shape)
+        found = [batch.labels]
+        for distance in range(1, self._depth + 1):
+            labels = F.pad(batch.labels[:, distance:], (0, distance), value=IGNORED)
+            if documents is not None:
+                labels = labels.where(documents.follow(distance), IGNORED)
+            found.append(labels)
+        return found
