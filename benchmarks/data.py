@@ -3,46 +3,11 @@
 ``python -m benchmarks.data [--quick] [--out FILE]``; memory as a corpus grows is ``python -m benchmarks.data_memory``.
 """
 
-import argparse
 import sys
-from importlib import import_module
-from pathlib import Path
 
-from benchmarks.machine import machine
-from benchmarks.paired import Ratio
+from benchmarks.table import run
 
 _MODULES = ("data_sources", "data_encode", "data_filters", "data_dedup", "data_loader", "data_pipeline")
 
-
-def table(found: list[Ratio]) -> str:
-    """The ratios as a Markdown table."""
-    lines = ["| what | times faster | spread | asked | ours | peer |", "| --- | --- | --- | --- | --- | --- |"]
-    for ratio in found:
-        asked = "" if ratio.target is None else f"{ratio.target:g} {'' if ratio.met else '(not met)'}".strip()
-        spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
-        ours, peers = (f"{value:.3g} {ratio.unit}" for value in (ratio.ours, ratio.peers))
-        lines.append(f"| {ratio.name} | **{ratio.median:.2f}** | {spread} | {asked} | {ours} | {peers} |")
-    return "\n".join(lines)
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less text and fewer rounds")
-    parser.add_argument("--only", choices=_MODULES, action="append", help="this benchmark (may be repeated)")
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
-    chosen = parser.parse_args(arguments)
-    found: list[Ratio] = []
-    for name in chosen.only or _MODULES:
-        print(f"{name} …", file=sys.stderr, flush=True)
-        for ratio in import_module(f"benchmarks.{name}").measure(chosen.quick):
-            print(ratio, file=sys.stderr, flush=True)
-            found.append(ratio)
-    text = f"{table(found)}\n\n{machine()}\n"
-    print(text)
-    if chosen.out:
-        chosen.out.write_text(f"# The data stages beside their peers\n\n{text}", encoding="utf-8")
-    return 0 if all(ratio.met for ratio in found) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run("python -m benchmarks.data", __doc__, "The data stages beside their peers", _MODULES, sys.argv[1:]))

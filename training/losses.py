@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from training.data.batch import IGNORED
 
@@ -50,35 +49,56 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_MD: torch.Tensor, weight_VD: torch.Tensor, labels_M: torch.Tensor, wanted: bool
     ) -> torch.Tensor:
+        ctx.spent = False
         rows, vocab = len(hidden_MD), len(weight_VD)
-        size = max(_FEWEST_ROWS, _CHUNK.get(hidden_MD.device.type, _CHUNK["cuda"]) // vocab)
+        size = min(max(rows, 1), max(_FEWEST_ROWS, _CHUNK.get(hidden_MD.device.type, _CHUNK["cuda"]) // vocab))
         total = hidden_MD.new_zeros((), dtype=torch.float32)
+        # Buffers for all pieces: on CPU fresh ones cost more in page faults than the arithmetic on them.
+        logits_RV = hidden_MD.new_empty(size, vocab)
+        wide_RV = (
+            logits_RV if logits_RV.dtype == torch.float32 else logits_RV.new_empty(size, vocab, dtype=torch.float32)
+        )
         dhidden_MD = torch.empty_like(hidden_MD) if wanted else None
-        # Summed in fp32: in bf16 the later pieces' share would be rounded away.
-        dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+        dweight_VD: torch.Tensor | None = None
         for start in range(0, rows, size):
             piece = slice(start, min(start + size, rows))
             hidden, labels = hidden_MD[piece], labels_M[piece]
-            logs = F.log_softmax(hidden @ weight_VD.t(), dim=-1, dtype=torch.float32)
             kept = labels != IGNORED
-            targets = labels.where(kept, 0)[:, None]
-            total -= logs.gather(1, targets).squeeze(1).where(kept, 0.0).sum()
-            if dhidden_MD is None or dweight_VD is None:
+            targets = labels.where(kept, 0)
+            logits = torch.mm(hidden, weight_VD.t(), out=logits_RV[: len(hidden)])
+            largest = logits.amax(1, keepdim=True).float()
+            of_target = logits.gather(1, targets[:, None]).float()
+            exponentials = torch.sub(logits, largest, out=wide_RV[: len(hidden)]).exp_()
+            sums = exponentials.sum(1, keepdim=True)
+            total += (sums.log() + largest - of_target).where(kept[:, None], 0.0).sum()
+            if dhidden_MD is None:
                 continue
-            gradient = logs.exp_().scatter_add_(1, targets, logs.new_full((len(labels), 1), -1.0))
-            if hidden_MD.device.type != "cpu":
-                gradient.mul_(kept[:, None])
-            narrow = gradient.to(hidden.dtype)
-            torch.mm(narrow, weight_VD, out=dhidden_MD[piece])
-            if weight_VD.dtype == torch.float32:
-                dweight_VD.addmm_(narrow.t(), hidden)
-            else:
-                dweight_VD += narrow.t() @ hidden
-        if dhidden_MD is not None and dweight_VD is not None:
-            ctx.save_for_backward(dhidden_MD, dweight_VD.to(weight_VD.dtype))
+            # softmax = exponentials / sums: the division goes to the narrow side of both products, and what the target
+            # takes off is single rows.
+            softmax = exponentials if logits.dtype == torch.float32 else logits.copy_(exponentials)
+            share = kept[:, None] / sums
+            torch.mm(softmax, weight_VD, out=dhidden_MD[piece])
+            dhidden_MD[piece].mul_(share).sub_(weight_VD[targets] * kept[:, None])
+            dweight_VD = _add_product(dweight_VD, softmax, (hidden * share).to(hidden.dtype))
+            dweight_VD.index_add_(0, targets, (hidden * kept[:, None]).float(), alpha=-1)
+        if dhidden_MD is not None:
+            dweight_VD = torch.zeros_like(weight_VD) if dweight_VD is None else dweight_VD.to(weight_VD.dtype)
+            ctx.save_for_backward(dhidden_MD, dweight_VD)
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        if ctx.spent:
+            raise RuntimeError("this loss has been gone backward through already: its gradients were given away")
+        ctx.spent = True
         dhidden_MD, dweight_VD = ctx.saved_tensors
-        return dhidden_MD * upstream[0], dweight_VD * upstream[0], None, None
+        return dhidden_MD.mul_(upstream[0]), dweight_VD.mul_(upstream[0]), None, None
+
+
+def _add_product(total_VD: torch.Tensor | None, softmax_RV: torch.Tensor, hidden_RD: torch.Tensor) -> torch.Tensor:
+    """``total + softmax.T @ hidden`` in fp32: in bf16 the later pieces' share would be rounded away."""
+    if total_VD is None:
+        return (softmax_RV.t() @ hidden_RD).float()
+    if softmax_RV.dtype == torch.float32:
+        return total_VD.addmm_(softmax_RV.t(), hidden_RD)
+    return total_VD.add_(softmax_RV.t() @ hidden_RD)

@@ -12,7 +12,7 @@ from configs.schema.model import YarnSection
 from training.layers import attention
 from training.layers.attention import causal_attention
 from training.layers.documents import Documents
-from training.layers.positions import inverse_frequencies, rotate_pairs, rotation, softmax_scale
+from training.layers.positions import inverse_frequencies, rotate_tail, rotation, softmax_scale
 
 
 @pytest.mark.parametrize("length", [1, 5, 128, 129, 300])
@@ -86,7 +86,7 @@ def test_attention_over_documents_costs_the_sum_of_their_squares() -> None:
 def test_rotated_products_depend_on_distance_alone() -> None:
     q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
     turn = rotation(torch.arange(50), 8, 10_000.0)
-    turned_q, turned_k = (rotate_pairs(x.expand(1, 1, 50, 8), turn)[0, 0] for x in (q, k))
+    turned_q, turned_k = (rotate_tail(x.expand(1, 1, 50, 8), turn)[0, 0] for x in (q, k))
     products = turned_q @ turned_k.T
     for distance in (0, 3, 20):
         diagonal = products.diagonal(-distance)
@@ -98,7 +98,7 @@ def test_rotation_of_bf16_is_computed_in_fp32() -> None:
     x = torch.randn(1, 2, 400, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     turn = rotation(torch.arange(400), 8, 10_000.0)
     assert turn[0].dtype == torch.float32
-    assert torch.equal(rotate_pairs(x, turn), rotate_pairs(x.float(), turn).to(torch.bfloat16))
+    assert torch.equal(rotate_tail(x, turn), rotate_tail(x.float(), turn).to(torch.bfloat16))
 
 
 def test_yarn_keeps_fast_pairs_and_slows_slow_ones() -> None:

@@ -27,8 +27,12 @@ class ExpertParallelGate(nn.Module):
         return self._router[0]
 
     def forward(self, x_MD: torch.Tensor, expert_bias: None = None) -> Any:
-        """Routing of the tokens; ``expert_bias`` is what AutoEP passes for a bias of its own, which it has not."""
-        return self.router(x_MD, self.gate(x_MD), self.e_score_correction_bias)
+        """Weights [M, K], experts [M, K] and slots of each expert [E] in int32, by which ranks exchange tokens.
+
+        ``expert_bias`` is what AutoEP passes for a bias of its own, which it has not.
+        """
+        weights_MK, selected_MK = self.router(x_MD, self.gate(x_MD), self.e_score_correction_bias)
+        return weights_MK, selected_MK, self.router.slots_per_expert(selected_MK)
 
 
 class _Fp32Linear(nn.Linear):

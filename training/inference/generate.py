@@ -113,9 +113,13 @@ def _steps(
     logits_BV = _read_prompts(model, prompts, cache)
     left = {row: _budget(limits, prompt) for row, prompt in enumerate(prompts)}
     while left:
-        allowed_BV = limits.allow(logits_BV).cpu()
-        chances_BV = probabilities(allowed_BV, sampling)
-        drawn = {row: int(draw(chances_BV[row], generators[row])) for row in left}
+        allowed_BV = limits.allow(logits_BV)
+        if sampling.greedy:
+            best = allowed_BV.argmax(-1).tolist()
+            drawn = {row: best[row] for row in left}
+        else:
+            chances_BV = probabilities(allowed_BV.cpu(), sampling)
+            drawn = {row: int(draw(chances_BV[row], generators[row])) for row in left}
         yield drawn
         left = {row: count - 1 for row, count in left.items() if count > 1 and drawn[row] not in limits.stop_ids}
         if not left:

@@ -23,6 +23,11 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.temperature < _COLDEST
+
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed: {self}")
@@ -31,7 +36,7 @@ class Sampling:
 def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Probabilities of the next token, fp32 [..., V], from logits [..., V]; all on one token where greedy."""
     logits = logits.float()
-    if sampling.temperature < _COLDEST:
+    if sampling.greedy:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, best, 1.0)
     # The largest is taken off first, so that a low temperature cannot overflow.

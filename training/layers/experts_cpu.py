@@ -4,6 +4,7 @@ Beside ``grouped_mm`` this saves the sorted copy of all rows and of their gradie
 Forward and backward are written out: autograd would keep every intermediate of every expert.
 """
 
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -21,40 +22,81 @@ def experts_on_cpu(
 
     A slot of weight 0 costs nothing, and neither does an expert that no token chose; its gradient is zero.
     """
+    if not torch.is_grad_enabled() and selected_MK.numel() <= _FEW:
+        return _few_tokens(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)
     out: torch.Tensor = _Experts.apply(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)
     return out
 
 
+def _few_tokens(
+    x_MD: torch.Tensor,
+    weights_MK: torch.Tensor,
+    selected_MK: torch.Tensor,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+) -> torch.Tensor:
+    """Decoding: few rows, whose experts' weights are all there is to read; as few operations around them as can be."""
+    order = selected_MK.flatten().argsort()
+    experts = selected_MK.flatten()[order].tolist()
+    tokens = order // selected_MK.shape[1]
+    rows_SD, spans, end = x_MD[tokens], [], 0
+    for expert, same in groupby(experts):
+        start, end = end, end + len(list(same))
+        spans.append((expert, start, end))
+    gate_up = torch.cat([F.linear(rows_SD[start:end], gate_up_E2FD[expert]) for expert, start, end in spans])
+    gate, up = gate_up.chunk(2, dim=1)
+    hidden = F.silu(gate).mul_(up).mul_(weights_MK.flatten()[order, None].to(x_MD.dtype))
+    out_SD = torch.cat([F.linear(hidden[start:end], down_EDF[expert]) for expert, start, end in spans])
+    return torch.zeros_like(x_MD).index_add_(0, tokens, out_SD)
+
+
+#: Slots (tokens times experts of each) up to which decoding takes them as they come.
+_FEW = 64
+#: Rows that an expert's share is filled up to a multiple of. In bf16 a product is compiled for its exact shape, and
+#: with any number of rows every expert would need another one at every step.
+_ALIGNED = {torch.float32: 16, torch.bfloat16: 32}
+
+
 class _Plan(NamedTuple):
-    """Slots in order of their experts.
+    """Rows in order of their experts, each expert's filled up with rows of weight 0.
 
     Attributes:
-        slots: [S] slots (token * K + k) of weight other than 0.
-        tokens: [S] the token of each.
-        places: [M, K] where each slot stands in that order; S for those of weight 0.
-        bounds: expert, first and last place of each expert that has any.
+        tokens: [R] the token of each row.
+        weights: [R, 1] its weight.
+        places: [M, K] the row of each slot; R for those of weight 0.
+        used: [S] the slots (token * K + k) of other weights, in order of their rows.
+        rows: [S] their rows.
+        bounds: expert, first row and one past the last of each expert that has any.
     """
 
-    slots: torch.Tensor
     tokens: torch.Tensor
+    weights: torch.Tensor
     places: torch.Tensor
+    used: torch.Tensor
+    rows: torch.Tensor
     bounds: list[tuple[int, int, int]]
 
 
-def _plan(weights_MK: torch.Tensor, selected_MK: torch.Tensor, experts: int) -> _Plan:
+def _plan(weights_MK: torch.Tensor, selected_MK: torch.Tensor, experts: int, aligned: int) -> _Plan:
     expert_of_slot = selected_MK.where(weights_MK != 0, experts).flatten()
-    sizes = expert_of_slot.bincount(minlength=experts + 1)[:experts].tolist()
-    slots = expert_of_slot.argsort(stable=True)
-    used = sum(sizes)
-    places = torch.empty_like(slots)
-    places[slots] = torch.arange(len(slots))
+    sizes = expert_of_slot.bincount(minlength=experts + 1)[:experts]
     bounds, end = [], 0
-    for expert, size in enumerate(sizes):
+    for expert, size in enumerate(sizes.tolist()):
         if size:
-            bounds.append((expert, end, end + size))
-        end += size
-    slots = slots[:used]
-    return _Plan(slots, slots // selected_MK.shape[1], places.clamp_(max=used).view_as(selected_MK), bounds)
+            start, end = end, end + -(-size // aligned) * aligned
+            bounds.append((expert, start, end))
+    ordered, slots = expert_of_slot.sort(stable=True)
+    used = slots[: int(sizes.sum())]
+    # How much further on an expert's rows are for what was filled up before it.
+    filled = (-sizes).remainder(aligned)
+    rows = torch.arange(len(used)) + (filled.cumsum(0) - filled)[ordered[: len(used)]]
+    tokens = torch.zeros(end, dtype=torch.int64)
+    tokens[rows] = used // selected_MK.shape[1]
+    weights = torch.zeros(end, dtype=weights_MK.dtype)
+    weights[rows] = weights_MK.flatten()[used]
+    places = torch.full((weights_MK.numel(),), end)
+    places[used] = rows
+    return _Plan(tokens, weights[:, None], places.view_as(selected_MK), used, rows, bounds)
 
 
 class _Experts(torch.autograd.Function):
@@ -67,45 +109,46 @@ class _Experts(torch.autograd.Function):
         gate_up_E2FD: torch.Tensor,
         down_EDF: torch.Tensor,
     ) -> torch.Tensor:
-        plan = _plan(weights_MK, selected_MK, len(down_EDF))
-        weights_S1 = weights_MK.flatten()[plan.slots, None]
-        gate_up_S2F = x_MD.new_empty(len(plan.slots), gate_up_E2FD.shape[1])
-        out_SD = x_MD.new_empty(len(plan.slots) + 1, x_MD.shape[1])
-        out_SD[-1] = 0
+        plan = _plan(weights_MK, selected_MK, len(down_EDF), _ALIGNED.get(x_MD.dtype, 1))
+        gate_up_R2F = x_MD.new_empty(len(plan.tokens), gate_up_E2FD.shape[1])
+        out_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
+        out_RD[-1] = 0
         for expert, start, end in plan.bounds:
             rows = x_MD.index_select(0, plan.tokens[start:end])
-            torch.mm(rows, gate_up_E2FD[expert].t(), out=gate_up_S2F[start:end])
-            gate, up = gate_up_S2F[start:end].chunk(2, dim=1)
-            hidden = F.silu(gate).mul_(up) * weights_S1[start:end]
-            torch.mm(hidden.to(x_MD.dtype), down_EDF[expert].t(), out=out_SD[start:end])
+            torch.mm(rows, gate_up_E2FD[expert].t(), out=gate_up_R2F[start:end])
+            gate, up = gate_up_R2F[start:end].chunk(2, dim=1)
+            hidden = F.silu(gate).mul_(up) * plan.weights[start:end]
+            torch.mm(hidden.to(x_MD.dtype), down_EDF[expert].t(), out=out_RD[start:end])
         ctx.plan = plan
-        ctx.save_for_backward(x_MD, weights_S1, gate_up_S2F, gate_up_E2FD, down_EDF)
-        return F.embedding_bag(plan.places, out_SD, mode="sum")
+        ctx.save_for_backward(x_MD, gate_up_R2F, gate_up_E2FD, down_EDF)
+        return F.embedding_bag(plan.places, out_RD, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_MD, weights_S1, gate_up_S2F, gate_up_E2FD, down_EDF = ctx.saved_tensors
+        x_MD, gate_up_R2F, gate_up_E2FD, down_EDF = ctx.saved_tensors
         plan: _Plan = ctx.plan
         dy_MD = upstream[0].contiguous()
         dgate_up_E2FD, ddown_EDF = torch.zeros_like(gate_up_E2FD), torch.zeros_like(down_EDF)
-        dx_SD = torch.empty(len(plan.slots) + 1, x_MD.shape[1], dtype=x_MD.dtype)
-        dx_SD[-1] = 0
-        dweights_S = torch.empty(len(plan.slots), dtype=weights_S1.dtype)
+        dx_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
+        dx_RD[-1] = 0
+        dweights_R = torch.empty(len(plan.tokens), dtype=plan.weights.dtype)
         for expert, start, end in plan.bounds:
-            tokens, weights = plan.tokens[start:end], weights_S1[start:end]
-            gate, up = gate_up_S2F[start:end].chunk(2, dim=1)
+            tokens, weights = plan.tokens[start:end], plan.weights[start:end]
+            gate, up = gate_up_R2F[start:end].chunk(2, dim=1)
             dy = dy_MD.index_select(0, tokens)
             dweighted = dy @ down_EDF[expert]
             silu = F.silu(gate)
             hidden = silu * up
-            dweights_S[start:end] = (hidden.float() * dweighted).sum(1)
+            dweights_R[start:end] = (hidden.float() * dweighted).sum(1)
             torch.mm(dy.t(), (hidden * weights).to(dy.dtype), out=ddown_EDF[expert])
             dhidden = (dweighted * weights).to(dy.dtype)
-            dgate = torch.ops.aten.silu_backward(dhidden * up, gate)
-            dgate_up = torch.cat((dgate, dhidden.mul_(silu)), dim=1)
+            dgate_up = torch.empty_like(gate_up_R2F[start:end])
+            dgate, dup = dgate_up.chunk(2, dim=1)
+            torch.ops.aten.silu_backward.grad_input(dhidden * up, gate, grad_input=dgate)
+            torch.mul(dhidden, silu, out=dup)
             torch.mm(dgate_up.t(), x_MD.index_select(0, tokens), out=dgate_up_E2FD[expert])
-            torch.mm(dgate_up, gate_up_E2FD[expert], out=dx_SD[start:end])
-        dweights = torch.zeros(plan.places.numel(), dtype=weights_S1.dtype)
-        dweights[plan.slots] = dweights_S
-        dx_MD = F.embedding_bag(plan.places, dx_SD, mode="sum")
+            torch.mm(dgate_up, gate_up_E2FD[expert], out=dx_RD[start:end])
+        dweights = torch.zeros(plan.places.numel(), dtype=plan.weights.dtype)
+        dweights[plan.used] = dweights_R[plan.rows]
+        dx_MD = F.embedding_bag(plan.places, dx_RD, mode="sum")
         return dx_MD, dweights.view_as(plan.places), None, dgate_up_E2FD, ddown_EDF

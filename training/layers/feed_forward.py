@@ -1,5 +1,7 @@
 """The gated feed-forward layer of the dense layers and of the shared experts."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,4 +23,25 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_silu_times(self.gate_proj(x), self.up_proj(x)))
+
+
+def _silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    if gate.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        out: torch.Tensor = _SiluTimesOnCpu.apply(gate, up)
+        return out
+    return F.silu(gate) * up
+
+
+class _SiluTimesOnCpu(torch.autograd.Function):
+    """Keeps its two inputs and not silu(gate) beside them, and works in place."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(upstream[0] * up, gate), F.silu(gate).mul_(upstream[0])

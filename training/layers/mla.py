@@ -8,7 +8,7 @@ from training.layers.attention import causal_attention
 from training.layers.documents import Documents
 from training.layers.latent_cache import LayerCache
 from training.layers.norms import RMSNorm
-from training.layers.positions import Rotation, rotate_pairs, softmax_scale
+from training.layers.positions import Rotation, rotate_tail, softmax_scale
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -57,43 +57,39 @@ class MultiHeadLatentAttention(nn.Module):
         """
         if cache is not None and cache.continues:
             return self.o_proj(self._absorbed(x_BTD, rotation, cache).flatten(2))
-        q_BNTQ, k_BNTQ, v_BNTZ, entry_BTc = self.expand(x_BTD, rotation)
+        q_BNTQ, k_BNTQ, v_BNTZ, *entry = self.expand(x_BTD, rotation)
         if cache is not None:
-            cache.enter(entry_BTc)
+            cache.enter(torch.cat(entry, dim=-1))
         out_BNTZ = causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, self.scale, documents)
         return self.o_proj(out_BNTZ.transpose(1, 2).flatten(2))
 
     def expand(
         self, x_BTD: torch.Tensor, rotation: Rotation
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries and keys [B, N, T, Q], values [B, N, T, Z], and what a cache holds of the tokens [B, T, C + R]."""
-        nope_BNTP, rope_BNTR = self._queries(x_BTD, rotation)
-        q_BNTQ = torch.cat((nope_BNTP, rope_BNTR), dim=-1)
-        entry_BTc = self._entries(x_BTD, rotation)
-        latent_BTC, rope_BTR = entry_BTc.split((self.latent_dim, self.rope_dim), dim=-1)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries and keys [B, N, T, Q], values [B, N, T, Z]; to cache: latents [B, T, C], keys [B, T, R]."""
+        q_BNTQ = rotate_tail(self._queries(x_BTD), rotation)
+        latent_BTC, rope_BTR = self._latents(x_BTD, rotation)
         expanded = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         nope_BNTP, v_BNTZ = expanded.split((self.nope_dim, self.value_dim), dim=-1)
         rope_BNTR = rope_BTR[:, None].expand(-1, self.heads, -1, -1)
-        return q_BNTQ, torch.cat((nope_BNTP, rope_BNTR), dim=-1), v_BNTZ, entry_BTc
+        return q_BNTQ, torch.cat((nope_BNTP, rope_BNTR), dim=-1), v_BNTZ, latent_BTC, rope_BTR
 
-    def _queries(self, x_BTD: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
-        """The queries' two parts, [B, N, T, P] and rotated [B, N, T, R]."""
+    def _queries(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """[B, N, T, Q], not yet rotated."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))) if self.queries_have_latent else self.q_proj(x_BTD)
-        q_BNTQ = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        nope_BNTP, rope_BNTR = q_BNTQ.split((self.nope_dim, self.rope_dim), dim=-1)
-        return nope_BNTP, rotate_pairs(rope_BNTR, rotation)
+        return q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _entries(self, x_BTD: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        """[B, T, C + R]: a token's normalised latent and its rotated key."""
+    def _latents(self, x_BTD: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
+        """A token's normalised latent [B, T, C] and its rotated key [B, T, R]."""
         latent_BTC, rope_BTR = self.kv_a_proj_with_mqa(x_BTD).split((self.latent_dim, self.rope_dim), dim=-1)
-        rotated_BTR = rotate_pairs(rope_BTR[:, None], rotation)[:, 0]
-        return torch.cat((self.kv_a_layernorm(latent_BTC), rotated_BTR), dim=-1)
+        return self.kv_a_layernorm(latent_BTC), rotate_tail(rope_BTR[:, None], rotation)[:, 0]
 
     def _absorbed(self, x_BTD: torch.Tensor, rotation: Rotation, cache: LayerCache) -> torch.Tensor:
         """Attention to the cached latents themselves, [B, T, N, Z]: keys' and values' expansions go into q and out."""
-        cache.enter(self._entries(x_BTD, rotation))
-        nope_BNTP, rope_BNTR = self._queries(x_BTD, rotation)
-        expand_NeC = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
+        cache.enter(torch.cat(self._latents(x_BTD, rotation), dim=-1))
+        q_BNTQ = rotate_tail(self._queries(x_BTD), rotation)
+        nope_BNTP, rope_BNTR = q_BNTQ.split((self.nope_dim, self.rope_dim), dim=-1)
+        expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)
         to_key_NPC, to_value_NZC = expand_NeC.split((self.nope_dim, self.value_dim), dim=1)
         q_BNTc = torch.cat((nope_BNTP @ to_key_NPC, rope_BNTR), dim=-1)
         entries_BLc, hidden = cache.entries(), cache.hidden()

@@ -13,7 +13,7 @@ from torch import nn
 from configs.schema.model import ModelSection
 from training.layers.experts_cpu import experts_on_cpu
 from training.layers.feed_forward import FeedForward, swiglu
-from training.layers.routing import Router, Routing
+from training.layers.routing import Router, Routing, tokens_per_expert
 
 
 class Gate(nn.Module):
@@ -91,7 +91,7 @@ def grouped_experts(
     """
     slots_S = routing.selected.flatten().argsort(stable=True)  # slot s of the sorted rows is (token, k) = divmod(s, K)
     rows_SD = x_MD.index_select(0, slots_S // routing.selected.shape[1])
-    ends_E = routing.counts.cumsum(0, dtype=torch.int32)
+    ends_E = tokens_per_expert(routing.selected, len(down_EDF)).cumsum(0, dtype=torch.int32)
     gate_up = F.grouped_mm(rows_SD, gate_up_E2FD.transpose(1, 2), offs=ends_E)
     # The gate weight goes in where rows are narrowest, before the last product.
     weighted = (swiglu(gate_up) * routing.weights.flatten()[slots_S, None]).to(x_MD.dtype)

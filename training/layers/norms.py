@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and torch.is_grad_enabled():
             out: torch.Tensor = _RMSNormOnCpu.apply(x, self.weight, self.eps)
             return out
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -34,7 +34,7 @@ class _RMSNormOnCpu(torch.autograd.Function):
         square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square()
         inverse = (square / x.shape[-1] + eps).rsqrt()
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse * weight).to(x.dtype)
+        return (wide * inverse).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -44,5 +44,5 @@ class _RMSNormOnCpu(torch.autograd.Function):
         along = gradient * normal
         to_weight = along.flatten(0, -2).sum(0)
         inward = (along @ weight.float() / x.shape[-1])[..., None]
-        to_x = (gradient * weight - normal * inward) * inverse
+        to_x = (gradient * weight).sub_(normal.mul_(inward)).mul_(inverse)
         return to_x.to(x.dtype), to_weight.to(weight.dtype), None

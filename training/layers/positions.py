@@ -5,6 +5,7 @@ model built on the meta device needs no second step. A table costs T * R/2 sines
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -27,15 +28,47 @@ def rotation(positions: torch.Tensor, rope_dim: int, theta: float, yarn: YarnSec
     return angles.cos() * amplitude, angles.sin() * amplitude
 
 
-def rotate_pairs(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn the interleaved pairs (x0, x1), (x2, x3), ... of ``x`` [B, heads, T, R]; computed in fp32.
+def rotate_tail(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turn the last R numbers of ``x`` [B, heads, T, P + R] in interleaved pairs (x0, x1), (x2, x3), ..., in fp32.
 
-    The result holds all first members and then all second members of the pairs. Queries and keys come out in the same
-    order, so their products are those of the interleaved layout, without the copy that would weave them together.
+    The first P pass through. Contiguous, in the dtype of ``x``.
     """
     cos, sin = rotation
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():
+            return _turned(x, torch.complex(cos, sin))
+        out: torch.Tensor = _RotateTailOnCpu.apply(x, cos, sin)
+        return out
+    nope, rope = x.split((x.shape[-1] - 2 * cos.shape[-1], 2 * cos.shape[-1]), dim=-1)
+    first, second = rope.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+    return torch.cat((nope, turned.to(x.dtype)), dim=-1)
+
+
+class _RotateTailOnCpu(torch.autograd.Function):
+    """The same as one copy and one product of complex numbers, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        turn = torch.complex(cos, sin)
+        ctx.save_for_backward(turn)
+        return _turned(x, turn)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (turn,) = ctx.saved_tensors
+        # Turned back about the same axis; an amplitude in the table applies to both ways.
+        return _turned(upstream[0], turn.conj()), None, None
+
+
+def _turned(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    out = x.clone(memory_format=torch.contiguous_format)
+    tail = out[..., -2 * turn.shape[-1] :].unflatten(-1, (-1, 2))
+    if out.dtype == torch.float32 and out.shape[-1] % 2 == 0:
+        torch.view_as_complex(tail).mul_(turn)
+    else:
+        tail.copy_(torch.view_as_real(torch.view_as_complex(tail.float()) * turn))
+    return out
 
 
 def inverse_frequencies(

@@ -21,17 +21,15 @@ DECIDING_OPERATIONS = [torch.ops.aten.topk.default, torch.ops.aten.cumsum.defaul
 
 
 class Routing(NamedTuple):
-    """Where tokens go, in the form of the result of AutoEP's router.
+    """Where tokens go.
 
     Attributes:
         weights: [M, K] in fp32; under adaptive k zero in the slots that a token does not use.
         selected: [M, K] int64, indices of experts.
-        counts: [E] int32, slots of each expert, unused ones included: what an exchange between ranks goes by.
     """
 
     weights: torch.Tensor
     selected: torch.Tensor
-    counts: torch.Tensor
 
 
 class Decision(NamedTuple):
@@ -59,7 +57,7 @@ class Router(nn.Module):
 
     def __init__(self, config: ModelSection) -> None:
         super().__init__()
-        self.top_k = config.num_experts_per_tok
+        self.experts, self.top_k = config.n_routed_experts, config.num_experts_per_tok
         self.scoring, self.method = config.scoring_func, config.topk_method
         self.groups, self.kept_groups = config.n_group, config.topk_group
         self.normalise, self.scaling = config.norm_topk_prob, config.routed_scaling_factor
@@ -84,7 +82,9 @@ class Router(nn.Module):
             weights_MK = weights_MK / (weights_MK.sum(-1, keepdim=True) + 1e-20)
         if self.recording:
             self._record(logits_ME, selected_MK, used_MK)
-        return Routing(weights_MK * self.scaling, selected_MK, tokens_per_expert(selected_MK, scores_ME.shape[1]))
+        if self.scaling != 1.0:
+            weights_MK = weights_MK * self.scaling
+        return Routing(weights_MK, selected_MK)
 
     @torch.no_grad()
     def select(self, scores_ME: torch.Tensor, bias_E: torch.Tensor | None = None) -> torch.Tensor:
@@ -130,6 +130,10 @@ class Router(nn.Module):
         used = torch.ones_like(selected_MK, dtype=torch.bool) if used_MK is None else used_MK
         chosen_ME = torch.zeros_like(logits_ME, dtype=torch.bool).scatter_(1, selected_MK, used)
         self._decision = Decision(logits_ME, chosen_ME.sum(0, dtype=torch.int32), chosen_ME)
+
+    def slots_per_expert(self, selected_MK: torch.Tensor) -> torch.Tensor:
+        """[E] int32, unused slots included: what an exchange between ranks goes by."""
+        return tokens_per_expert(selected_MK, self.experts)
 
     def take(self) -> Decision | None:
         """What was recorded last, once; its counts are added up for :meth:`take_counts`."""

@@ -1,0 +1,147 @@
+"""Peak memory of a training step: activation checkpointing, and the head's loss at a vocabulary of 128 thousand.
+
+    python -m benchmarks.model_memory [--quick]
+
+Each figure is the growth of resident memory of a fresh process over the forward and backward pass of one step,
+gradients included, beside the same step without what is measured.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.paired import Ratio
+from configs.schema.model import ModelSection
+from training.losses import linear_cross_entropy_sum
+from training.models.deepseek import DeepseekForCausalLM, init_weights
+
+ROOT = Path(__file__).parents[1]
+#: 12 layers, 4 sequences of 1,024 tokens: activations, not weights, are what there is to keep.
+SHAPE = ModelSection(
+    hidden_size=256,
+    num_hidden_layers=12,
+    num_attention_heads=4,
+    intermediate_size=1024,
+    moe_intermediate_size=112,
+    n_routed_experts=16,
+    num_experts_per_tok=4,
+    n_group=4,
+    topk_group=2,
+    q_lora_rank=128,
+    kv_lora_rank=64,
+    qk_nope_head_dim=48,
+    qk_rope_head_dim=16,
+    v_head_dim=48,
+    initializer_range=0.02,
+)
+VOCAB, WIDE_VOCAB, HIDDEN = 4096, 128 * 1024, 256
+
+
+def measure(quick: bool = False) -> list[Ratio]:
+    """Checkpointing and the loss; ``quick``: shorter sequences."""
+    length = 512 if quick else 1024
+    peaks = {mode: _peak(f"checkpointing-{mode}", length) for mode in ("none", "selective", "full")}
+    losses = {kind: _peak(f"loss-{kind}", length) for kind in ("plain", "pieces")}
+    layers = SHAPE.num_hidden_layers
+    return [
+        _less(f"memory of a step at {layers} layers, full checkpointing against none", peaks["full"], peaks["none"], 2),
+        _less("the same, selective against none", peaks["selective"], peaks["none"], None),
+        _less("memory of the loss at 131,072 ids, in pieces against plain", losses["pieces"], losses["plain"], 4),
+    ]
+
+
+def _less(name: str, ours: float, peers: float, target: float | None) -> Ratio:
+    times = peers / ours
+    return Ratio(name, times, times, times, target, ours / 1e6, peers / 1e6, "MB")
+
+
+def _peak(case: str, length: int) -> float:
+    """Bytes that a fresh process grows by."""
+    command = [sys.executable, "-m", "benchmarks.model_memory", "--case", case, "--length", str(length)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    # With the threshold fixed, what is freed is given back: the peak is that of what is in use.
+    environment.pop("MALLOC_MMAP_MAX_", None)
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(said.stdout)
+
+
+def _grown_by(work: Callable[[], None]) -> int:
+    """Growth of resident memory at its highest while ``work`` runs, sampled every millisecond."""
+    before, highest, done = _resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.is_set():
+            highest = max(highest, _resident())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    work()
+    done.set()
+    thread.join()
+    return highest - before
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _checkpointing(mode: str, length: int) -> int:
+    model = DeepseekForCausalLM(SHAPE, VOCAB)
+    init_weights(model, 0)
+    tokens = torch.randint(0, VOCAB, (4, length + 1))
+
+    def step() -> None:
+        losses = model(tokens[:, :-1], [tokens[:, 1:]])
+        losses["cross_entropy"].backward()
+        model.zero_grad()
+
+    # The first steps also start threads and fill caches.
+    model.set_checkpointing("full")
+    step()
+    model.set_checkpointing(mode)  # type: ignore[arg-type]
+    return _grown_by(step)
+
+
+def _loss(kind: str, length: int) -> int:
+    hidden = torch.randn(4 * length, HIDDEN).requires_grad_()
+    weight = (0.02 * torch.randn(WIDE_VOCAB, HIDDEN)).requires_grad_()
+    labels = torch.randint(0, WIDE_VOCAB, (4 * length,))
+
+    def step(rows: int) -> None:
+        if kind == "pieces":
+            loss = linear_cross_entropy_sum(hidden[:rows], weight, labels[:rows])
+        else:
+            loss = F.cross_entropy(F.linear(hidden[:rows], weight), labels[:rows], reduction="sum")
+        loss.backward()
+        hidden.grad = weight.grad = None
+
+    step(8)
+    return _grown_by(lambda: step(4 * length))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="shorter sequences")
+    parser.add_argument("--case", help="only this, in this process: bytes")
+    parser.add_argument("--length", type=int, default=1024, help="tokens a sequence of --case")
+    chosen = parser.parse_args()
+    if chosen.case:
+        what, _, kind = chosen.case.partition("-")
+        print({"checkpointing": _checkpointing, "loss": _loss}[what](kind, chosen.length))
+        return
+    for ratio in measure(chosen.quick):
+        print(ratio)
+
+
+if __name__ == "__main__":
+    main()

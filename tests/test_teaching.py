@@ -1,0 +1,36 @@
+"""The teaching recipe, by its commands: learns its walks through the alphabet and goes on with them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from artefacts.metrics import read_metrics
+
+pytestmark = pytest.mark.engine
+CHECKOUT = Path(__file__).parents[1]
+RECIPE = "configs/deepseek-teaching.yaml"
+
+
+def call(*words: str, root: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    environment.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
+    command = [sys.executable, "-m", *words, f"run.root={root}", "train.steps=300", "train.eval_every=100"]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
+    call("pipeline", "run", "--recipe", RECIPE, root=tmp_path)
+    call("launch", "recipe", "pretrain", "--recipe", RECIPE, root=tmp_path)
+    folder = tmp_path / "deepseek-teaching" / "pretrain"
+    assert read_metrics(folder / "metrics.jsonl")["validation"][-1]["loss"] < 0.1
+    details = json.loads((folder / "manifest.json").read_text())["details"]
+    assert details["parameters"]["total"] > 0
+    for prompt, expected in (("acegik", "moqsuwyACEGI"), ("XYZ0", "12345678")):
+        said = call("training", "generate", "--recipe", RECIPE, f"generate.prompt={prompt}", root=tmp_path)
+        assert said.startswith(prompt + expected)
