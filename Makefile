@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate verify stats ingest slurm-data test-recovery test-slurm bench-data bench-memory clean lock
+.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm-data test-recovery test-slurm bench-data bench-memory bench-model clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -73,6 +73,9 @@ report: $(SETUP)  ## one self-contained page with the curves and tables of the r
 estimate: $(SETUP)  ## parameters, active parameters and FLOPs a token of a recipe
 	@$(PYTHON) -m training estimate --recipe $(RECIPE) $(ARGS)
 
+inspect: $(SETUP)  ## every tensor of the model with its shape, and how many parameters it has
+	@$(PYTHON) -m training inspect --recipe $(RECIPE) $(ARGS)
+
 verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
 	@$(PYTHON) -m pipeline verify --recipe $(RECIPE) $(ARGS)
 
@@ -100,6 +103,10 @@ bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers 
 
 bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text (a quarter of an hour)
 	@$(PYTHON) -m benchmarks.data_memory $(ARGS)
+
+# With the allocator's settings that `python -m launch` gives every run, for both sides.
+bench-model: $(SETUP)  ## the DeepSeek model beside transformers: steps, decoding, memory (half an hour)
+	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(PYTHON) -m benchmarks.model $(ARGS)
 
 check: $(SETUP)  ## lint, format and types
 	@$(PYTHON) -m ruff check .

@@ -5,7 +5,7 @@ import platform
 from importlib import metadata, util
 from pathlib import Path
 
-_VERSIONS = ("numpy", "pyarrow", "sentencepiece", "tokenizers", "tiktoken", "datasets", "datatrove", "spacy")
+_VERSIONS = ("numpy", "pyarrow", "sentencepiece", "tokenizers", "tiktoken", "datasets", "datatrove", "spacy", "torch", "transformers")
 
 
 def machine() -> str:
