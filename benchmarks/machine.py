@@ -5,7 +5,18 @@ import platform
 from importlib import metadata, util
 from pathlib import Path
 
-_VERSIONS = ("numpy", "pyarrow", "sentencepiece", "tokenizers", "tiktoken", "datasets", "datatrove", "spacy", "torch", "transformers")
+_VERSIONS = (
+    "numpy",
+    "pyarrow",
+    "sentencepiece",
+    "tokenizers",
+    "tiktoken",
+    "datasets",
+    "datatrove",
+    "spacy",
+    "torch",
+    "transformers",
+)
 
 
 def machine() -> str:

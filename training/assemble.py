@@ -115,7 +115,9 @@ def _loop(
     start: int,
 ) -> Ended:
     train, folder = job.train, job.run.folder
-    flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length)
+    # Modules of multi-token prediction that have no weight do not run.
+    trained = recipe.model if train.mtp_loss else recipe.model.model_copy(update={"num_nextn_predict_layers": 0})
+    flops = flops_per_token(trained, recipe.vocab_size, train.context_length)
     metrics = MetricsHook(folder, job.run.stage, start, train.steps, flops, train.log_every, ranks)
 
     def save_at(step: int) -> None:

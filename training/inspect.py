@@ -18,15 +18,16 @@ def inspect(recipe: Recipe) -> int:
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """Every tensor, layers of one form once, then parameters, active parameters and router biases, counted twice.
+    """Every tensor, layers of one form once, then parameters, active parameters and router biases in closed form.
 
-    Once in closed form, once on the built model: the two are compared here.
+    The number of parameters is also counted on the built model, and the two are compared.
     """
     with torch.device("meta"):
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     counts = parameters(recipe.model, recipe.vocab_size)
     built = sum(parameter.numel() for parameter in model.parameters())
-    assert built == counts.all, f"the closed form says {counts.all}, the built model has {built}"
+    if built != counts.all:
+        raise AssertionError(f"the closed form says {counts.all} parameters, the built model has {built}")
     found = [f"{name:<66} {shape}" for name, shape in _tree(model)]
     rows = [("parameters", counts.total), ("active a token", counts.active)]
     if counts.prediction:

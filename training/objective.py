@@ -23,7 +23,7 @@ class Objective:
         depth = model.num_nextn_predict_layers if train.mtp_loss else 0
         weights = {"cross_entropy": 1.0}
         weights |= {f"mtp_{k}": train.mtp_loss / depth for k in range(1, depth + 1)}
-        if model.has_experts:
+        if model.num_hidden_layers + depth > model.first_k_dense_replace:
             weights |= {
                 "sequence_balance": train.sequence_loss,
                 "load_balance": train.load_balance_loss,

@@ -17,6 +17,12 @@ class YarnSection(Section):
     mscale: float = Field(1.0, ge=0)
     mscale_all_dim: float = Field(1.0, ge=0)
 
+    @model_validator(mode="after")
+    def _fits(self) -> "YarnSection":
+        if self.beta_slow > self.beta_fast:
+            raise ValueError(f"beta_slow ({self.beta_slow:g}) exceeds beta_fast ({self.beta_fast:g})")
+        return self
+
 
 class NoiseSection(Section):
     """Noise on the gate's logits in training (arXiv 1701.06538); none in evaluation."""
@@ -71,7 +77,7 @@ class ModelSection(Section):
     qk_nope_head_dim: int = Field(gt=0)
     qk_rope_head_dim: int = Field(gt=0)
     v_head_dim: int = Field(gt=0)
-    rope_theta: float = Field(10_000.0, gt=0)
+    rope_theta: float = Field(10_000.0, gt=1)
     rope_scaling: YarnSection | None = None
     attention_bias: bool = Field(False, description="biases on the projections from and to the hidden state")
     mlp_bias: bool = Field(False, description="biases in the dense layers and the shared experts (V2)")

@@ -91,6 +91,15 @@ class Recipe(Section):
                 f"train.global_batch_tokens holds {self.train.global_batch} samples, which {ranks} processes{micro} "
                 "do not divide: change launch.processes, train.micro_batch or train.global_batch_tokens"
             )
+        if self.model.compile and self.train.zero_stage == 3:
+            raise ValueError(
+                "model.compile needs train.zero_stage below 3: its gathering of weights cannot be compiled"
+            )
+        if self.model.num_nextn_predict_layers >= self.train.context_length:
+            raise ValueError(
+                f"model.num_nextn_predict_layers ({self.model.num_nextn_predict_layers}) looks further ahead than "
+                f"train.context_length ({self.train.context_length}) reaches"
+            )
         if self.launch.nodes > 1 and self.launch.kind == "local":
             raise ValueError(f"launch.nodes ({self.launch.nodes}) needs launch.kind=torchrun: local is one machine")
         if self.launch.kind == "torchrun" and self.launch.nodes > 1 and not self.launch.rendezvous:

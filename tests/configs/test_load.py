@@ -108,6 +108,25 @@ SEVERAL = "run: {name: a}\ndata: {sources: {books: {kind: text, path: a}, web: {
 
 
 @pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.compile=true", "train.zero_stage=3"], "model.compile needs train.zero_stage below 3"),
+        (["model.num_nextn_predict_layers=300"], "model.num_nextn_predict_layers (300) looks further ahead than"),
+        (["model.topk_method=greedy"], "model.n_group (4) has no effect with topk_method=greedy"),
+        (["model.adaptive_experts={mass: 0.5, minimum: 5}"], "model.adaptive_experts.minimum (5) exceeds"),
+        (["model.rope_scaling={beta_slow: 33}"], "model.rope_scaling.beta_slow (33) exceeds beta_fast"),
+        (["model.qk_rope_head_dim=7"], "model.qk_rope_head_dim (7) must be even"),
+        (["generate.speculative=true", "generate.temperature=0.5"], "generate.temperature (0.5) must be 0 with"),
+        (["model.router_noise={std: 0}"], "model.router_noise.std"),
+    ],
+)
+def test_faults_of_the_model_name_the_key(overrides: list[str], words: str) -> None:
+    with pytest.raises(RequestError) as fault:
+        load_recipe(DEMO, overrides)
+    assert words in str(fault.value)
+
+
+@pytest.mark.parametrize(
     ("override", "words"),
     [
         ("data.sources.wbe.weight=2", "data.sources.wbe.kind is missing; the sources are web, books; the kinds are "),

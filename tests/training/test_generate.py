@@ -86,14 +86,16 @@ def test_the_cache_holds_latent_and_rotated_key_and_nothing_else(model: Deepseek
     cache = model.new_cache(sequences=3, capacity=50)
     numbers = config.num_hidden_layers * 3 * 50 * (config.kv_lora_rank + config.qk_rope_head_dim)
     assert cache.nbytes == 4 * numbers
+    model.hidden(torch.zeros(3, 40, dtype=torch.int64), cache=cache)
     tensors = [value for value in vars(cache).values() if isinstance(value, torch.Tensor)]
     assert sum(tensor.numel() for tensor in tensors) == numbers
 
 
+@pytest.mark.parametrize("context", [64, 12])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(0.7, top_k=20, top_p=0.9)])
-def test_a_batch_of_unequal_prompts_is_each_alone(model: DeepseekForCausalLM, sampling: Sampling) -> None:
+def test_a_batch_of_unequal_prompts_is_each_alone(model: DeepseekForCausalLM, sampling: Sampling, context: int) -> None:
     prompts = [(5, 9, 11), (7,), (8, 8, 8, 8, 1, 2, 3, 4, 5), (50, 60)]
-    limits = replace(LIMITS, stop_ids={13, 14, 15})
+    limits = replace(LIMITS, stop_ids={13, 14, 15}, context_length=context)
     together = generate_batch(model, prompts, limits, sampling, seed=3)
     alone = [list(generate(model, prompt, limits, sampling, seed=3 + row)) for row, prompt in enumerate(prompts)]
     assert together == alone

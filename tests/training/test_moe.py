@@ -122,8 +122,7 @@ def test_adaptive_k_is_the_smallest_set_that_reaches_the_mass(
         while wanted < 4 and ordered.values[:wanted].sum() < mass:
             wanted += 1
         assert used == set(ordered.indices[:wanted].tolist())
-        assert torch.equal(decision.chosen[row].nonzero().flatten(), torch.tensor(sorted(used)))
-    assert torch.equal(decision.counts.long(), decision.chosen.sum(0))
+    assert torch.equal(decision.counts.long(), selected[weights > 0].bincount(minlength=8))
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.bfloat16().double()])
@@ -166,18 +165,20 @@ def test_balance_losses_are_those_of_the_papers() -> None:
     """By plain loops over sequences, tokens and experts."""
     config = small(num_experts_per_tok=3)
     gate = gate_with(config)
+    gate.e_score_correction_bias.copy_(torch.arange(8.0))  # steers the choice, and is no part of any loss
     gate.router.recording = True
-    routing = gate(inputs(12))
+    gate(inputs(12))
     decision = gate.router.take()
     assert decision is not None
     gate.router.load_share = torch.arange(8.0)
     scores = (inputs(12) @ gate.weight.T).sigmoid()
+    best = scores.topk(3).indices
     shares = scores / scores.sum(1, keepdim=True)
     sequence = 0.0
     for first in (0, 6):
         rows = range(first, first + 6)
         for expert in range(8):
-            chosen = sum(expert in routing.selected[row].tolist() for row in rows)
+            chosen = sum(expert in best[row].tolist() for row in rows)
             sequence += chosen * 8 / (3 * 6) * float(shares[list(rows), expert].mean())
     found = {name: float(loss(gate.router, decision, 2)) for name, loss in BALANCE_LOSSES.items()}
     assert found["sequence_balance"] == pytest.approx(sequence, rel=1e-5)

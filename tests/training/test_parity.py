@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from configs.errors import RequestError
 from configs.load import load_recipe
 from configs.schema.model import ModelSection
-from tests.training.random_shapes import V2, V3, draw
+from tests.training.random_shapes import V2, V3, YARNS, draw
 from tests.training.shapes import VOCAB, small
 from training.export.deepseek import model_section, released_config
 from training.export.weights import load_weights, released_weights
@@ -140,6 +141,25 @@ def test_parity_of_the_way_back(release: str) -> None:
 def test_parity_of_configuration_both_ways(release: str) -> None:
     for config in CONFIGURATIONS[release]:
         assert model_section(released_config(config, VOCAB)) == config.model_copy(update={"vocab_size": VOCAB})
+
+
+def test_configurations_as_they_are_found() -> None:
+    """transformers' own form of today, nulls, and what is refused."""
+    config = CONFIGURATIONS["v3"][0].model_copy(update={"rope_scaling": YARNS["uneven"], "rope_theta": 50_000.0})
+    released = released_config(config, VOCAB)
+    today = {key: value for key, value in released.items() if key not in ("rope_scaling", "rope_theta")}
+    scaling = {"rope_type": "yarn", "rope_theta": 50_000.0, **YARNS["uneven"].model_dump()}
+    found = model_section({**today, "rope_parameters": scaling})
+    assert found == config.model_copy(update={"vocab_size": VOCAB})
+    assert model_section({**released, "n_shared_experts": None}).n_shared_experts == 0
+    for change, words in (
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
+        ({"hidden_size": None}, "hidden_size"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            model_section({**released, **change})
 
 
 def test_parity_of_multi_token_prediction() -> None:

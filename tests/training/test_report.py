@@ -327,3 +327,12 @@ def test_report_knows_no_model_and_needs_no_torch():
         assert [name for name in upward if not name.startswith("training.report")] == [], path
     code = "import sys, training.report.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_other_losses_have_a_panel_each() -> None:
+    records = [{"step": s, "mtp_1": 5.0 / s, "mtp_2": 6.0 / s, "sequence_balance": 1.0 + 1 / s} for s in range(1, 30)]
+    assert curves.other_losses(records) == ["mtp_1", "mtp_2", "sequence_balance"]
+    drawn = [axes for axes in curves.other_losses_figure(records).axes if axes.lines]
+    assert [len(axes.lines) for axes in drawn] == [2, 2, 2]
+    assert drawn[1].get_title() == "Token prediction, 2 further on, nats"
+    assert curves.other_losses([]) == []

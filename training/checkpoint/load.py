@@ -94,7 +94,7 @@ class Resumption:
         if not self.changes:
             _, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
             self._restore_rng(ranks)
-            restore_balance(state["balance"])
+            restore_balance(state.get("balance", {}))
             return int(state["step"])
         universal = folder.with_name(f".{folder.name}.universal")
         if ranks.first:
@@ -105,7 +105,7 @@ class Resumption:
         dist.barrier()
         if ranks.first:
             shutil.rmtree(universal)
-        restore_balance(state["balance"])
+        restore_balance(state.get("balance", {}))
         return int(state["step"])
 
     def _restore_rng(self, ranks: Ranks) -> None:

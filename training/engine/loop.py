@@ -131,11 +131,11 @@ class Trainer:
         # of the means over the global batch, however it is spread over ranks and micro-batches.
         spread = len(batches) * ranks.size
         scales = {name: spread * self._objective.weights[name] / max(1.0, counts[name]) for name in names}
-        totals = torch.zeros(len(names), dtype=torch.float64)
+        totals = torch.zeros(len(names), dtype=torch.float64, device=ranks.device)
         for batch in batches:
             sums = self._objective(engine, batch.to(ranks.device))
             engine.backward(torch.stack([sums[name] * scales[name] for name in names]).sum())
-            totals += torch.stack([sums[name].detach() for name in names]).double().cpu()
+            totals += torch.stack([sums[name].detach() for name in names])
             if self._own_clip is not None and engine.is_gradient_accumulation_boundary():
                 norm = clip_global_norm(engine.module, self._own_clip)
             engine.step()

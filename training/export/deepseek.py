@@ -6,8 +6,10 @@ multi-token prediction carry copies of the embedding and the head there.
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from configs.errors import RequestError
-from configs.schema.model import ModelSection, YarnSection
+from configs.schema.model import ModelSection
 from training.export.names import NameTable, Stack
 
 _LAYER = "model.layers.{}."
@@ -118,17 +120,34 @@ def model_section(config: dict[str, Any]) -> ModelSection:
     for key, wanted in (("hidden_act", "silu"), ("moe_layer_freq", 1)):
         if config.get(key, wanted) != wanted:
             raise RequestError(f"config.json: {key} is {config[key]!r}, and only {wanted!r} is known")
-    fields = {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
-    scaling = config.get("rope_scaling")
-    if scaling is not None:
-        if scaling.get("type") != "yarn":
-            raise RequestError(f"config.json: rope_scaling of type {scaling.get('type')!r}; only 'yarn' is known")
-        fields["rope_scaling"] = YarnSection(**{key: value for key, value in scaling.items() if key != "type"})
-    # What V2's configuration leaves out is what its code does.
-    defaults = {"scoring_func": "softmax", "topk_method": "greedy"} if kind == "deepseek_v2" else {}
-    if kind == "deepseek_v2":
-        fields["norm_topk_prob"] = False
-    return ModelSection(**{**defaults, **fields})
+    if kind == "deepseek_v2" and config.get("norm_topk_prob"):
+        raise RequestError("config.json: norm_topk_prob is true, which the released code of deepseek_v2 does not do")
+    # What V2's configuration leaves out is what its code does; a null is an absence.
+    fields: dict[str, Any] = {"norm_topk_prob": False, "n_shared_experts": 0}
+    fields |= (
+        {"scoring_func": "softmax", "topk_method": "greedy"} if kind == "deepseek_v2" else {"norm_topk_prob": True}
+    )
+    fields |= {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
+    fields |= _rope(config)
+    try:
+        return ModelSection(**fields)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise RequestError(f"config.json: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling`` from either of the two forms that configurations have them in."""
+    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = scaling.pop("rope_theta", config.get("rope_theta"))
+    found = {} if theta is None else {"rope_theta": theta}
+    # Older configurations say "type", newer ones "rope_type", some both.
+    kinds = {scaling.pop(key) for key in ("type", "rope_type") if key in scaling}
+    if not kinds or kinds == {"default"}:
+        return found
+    if kinds != {"yarn"}:
+        raise RequestError(f"config.json: RoPE of type {', '.join(sorted(map(str, kinds)))}; only yarn is known")
+    return {**found, "rope_scaling": scaling}
 
 
 def _release(model: ModelSection) -> str:

@@ -52,5 +52,7 @@ def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         for called, place in TABLE.on_disk(name, len(tensor)):
             yield called, place.of(tensor)
-        for copy in TABLE.copies_of(name, prediction):
-            yield copy, tensor
+        tied = name == "model.embed_tokens.weight" and model.lm_head.weight is tensor
+        for original in [name, *(["lm_head.weight"] if tied else [])]:
+            for copy in TABLE.copies_of(original, prediction):
+                yield copy, tensor

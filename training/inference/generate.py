@@ -64,6 +64,10 @@ class Limits:
         """Tokens that are read of a sequence at most: the prompt and all new ones but the last."""
         return min(self.context_length, prompt + self.max_new_tokens - 1)
 
+    def budget(self, prompt: int) -> int:
+        """New tokens of a sequence at most."""
+        return min(self.max_new_tokens, self.context_length - prompt + 1)
+
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] in fp32 without padding rows, those of banned ids at minus infinity."""
         allowed = logits[..., : self.vocabulary_size].float()
@@ -93,6 +97,8 @@ def generate_batch(
 
     Raises RequestError when a prompt cannot be continued.
     """
+    if not prompts:
+        return []
     for prompt in prompts:
         limits.check(prompt)
     answers: list[list[int]] = [[] for _ in prompts]
@@ -111,7 +117,8 @@ def _steps(
     longest = max(map(len, prompts))
     cache = model.new_cache(len(prompts), limits.capacity(longest))
     logits_BV = _read_prompts(model, prompts, cache)
-    left = {row: _budget(limits, prompt) for row, prompt in enumerate(prompts)}
+    lengths = [len(prompt) for prompt in prompts]
+    left = {row: limits.budget(length) for row, length in enumerate(lengths)}
     while left:
         allowed_BV = limits.allow(logits_BV)
         if sampling.greedy:
@@ -124,16 +131,14 @@ def _steps(
         left = {row: count - 1 for row, count in left.items() if count > 1 and drawn[row] not in limits.stop_ids}
         if not left:
             return
-        # A sequence that has ended stays in the batch: its last place is written anew and nobody looks at the result.
         ids_B1 = torch.tensor([[drawn.get(row, 0)] for row in range(len(prompts))], device=model.lm_head.weight.device)
-        before = cache.lengths
+        # A sequence that has ended stays in the batch: its last place is written anew and nobody looks at the result.
+        before = [length - (row not in left) for row, length in enumerate(lengths)]
+        cache.commit(before)
         hidden_B1D = model.hidden(ids_B1, cache=cache)
-        cache.commit([length + (row in left) for row, length in enumerate(before)])
+        lengths = [length + 1 for length in before]
+        cache.commit(lengths)
         logits_BV = model.lm_head(hidden_B1D[:, -1])
-
-
-def _budget(limits: Limits, prompt: list[int]) -> int:
-    return min(limits.max_new_tokens, limits.context_length - len(prompt) + 1)
 
 
 def _read_prompts(model: CausalLM, prompts: list[list[int]], cache: Any) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Speculation:
         return self._generate(list(prompt_ids))
 
     def _generate(self, ids: list[int]) -> Iterator[int]:
-        left = min(self._limits.max_new_tokens, self._limits.context_length - len(ids) + 1)
+        left = self._limits.budget(len(ids))
         for token in self._verified(ids):
             yield token
             left -= 1

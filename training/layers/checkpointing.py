@@ -2,7 +2,7 @@
 
 ``none`` keeps all. ``full`` keeps a layer's input and computes the rest again. ``selective`` keeps what is cheap to
 keep for what it saves: the residual stream between attention and feed-forward, the narrow latents, and the results of
-fused attention kernels; it computes the expansions, the norms and the experts again. Neither decides a routing twice.
+PyTorch's fused attention; it computes the expansions, the norms and the experts again. Neither decides a routing twice.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,6 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.higher_order.flex_attention,
 }
 
 

@@ -41,15 +41,13 @@ class Documents:
     def block_mask(self) -> Any:
         """FlexAttention's: blocks in which no query may see a key are not computed at all."""
         if self._block_mask is None:
-            from torch.nn.attention.flex_attention import create_block_mask
-
             ids_BT = self.ids_BT
 
             def same_document(b: Any, _head: Any, query: Any, key: Any) -> Any:
                 return (query >= key) & (ids_BT[b, query] == ids_BT[b, key])
 
             size = (self._samples, None, self._length, self._length)
-            self._block_mask = create_block_mask(same_document, *size, device=str(ids_BT.device))
+            self._block_mask = _block_mask_maker(ids_BT.device.type)(same_document, *size, device=str(ids_BT.device))
         return self._block_mask
 
     @staticmethod
@@ -69,3 +67,11 @@ def _compiled_flex_attention() -> Callable[..., torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def _block_mask_maker(device: str) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    # Compiled, it never holds a mask of all pairs of positions.
+    return create_block_mask if device == "cpu" else torch.compile(create_block_mask)

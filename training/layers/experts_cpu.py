@@ -20,7 +20,7 @@ def experts_on_cpu(
 ) -> torch.Tensor:
     """Each token's SwiGLU experts times their weights (fp32), summed: [M, D] -> [M, D].
 
-    A slot of weight 0 costs nothing, and neither does an expert that no token chose; its gradient is zero.
+    In training a slot of weight 0 costs nothing, and an expert that no token chose never; its gradient is zero.
     """
     if not torch.is_grad_enabled() and selected_MK.numel() <= _FEW:
         return _few_tokens(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)
@@ -54,7 +54,7 @@ def _few_tokens(
 _FEW = 64
 #: Rows that an expert's share is filled up to a multiple of. In bf16 a product is compiled for its exact shape, and
 #: with any number of rows every expert would need another one at every step.
-_ALIGNED = {torch.float32: 16, torch.bfloat16: 32}
+_ALIGNED = {torch.bfloat16: 32}
 
 
 class _Plan(NamedTuple):

@@ -49,7 +49,8 @@ class LatentCache:
         alike = len(set(self._lengths)) == 1
         self._places = None if alike else positions_BT
         self._hidden = None
-        if not alike or incoming > 1:
+        # The first tokens of all see each other alone, which attention to whole sequences takes care of.
+        if max(self._lengths) and (not alike or incoming > 1):
             keys_L = torch.arange(max(self._lengths) + incoming, device=device)
             self._hidden = (keys_L > positions_BT[..., None])[:, None]
         return positions_BT

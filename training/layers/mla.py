@@ -77,7 +77,7 @@ class MultiHeadLatentAttention(nn.Module):
     def _queries(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """[B, N, T, Q], not yet rotated."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))) if self.queries_have_latent else self.q_proj(x_BTD)
-        return q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return q.view(*q.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _latents(self, x_BTD: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
         """A token's normalised latent [B, T, C] and its rotated key [B, T, R]."""
@@ -92,11 +92,13 @@ class MultiHeadLatentAttention(nn.Module):
         expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)
         to_key_NPC, to_value_NZC = expand_NeC.split((self.nope_dim, self.value_dim), dim=1)
         q_BNTc = torch.cat((nope_BNTP @ to_key_NPC, rope_BNTR), dim=-1)
-        entries_BLc, hidden = cache.entries(), cache.hidden()
+        entries_BLc, hidden, (samples, _, length, _) = cache.entries(), cache.hidden(), q_BNTc.shape
         # All heads look at the same entries: they are further rows of one product.
-        scores_BNTL = (q_BNTc.flatten(1, 2) @ entries_BLc.transpose(1, 2)).unflatten(1, q_BNTc.shape[1:3]) * self.scale
+        scores_BSL = q_BNTc.view(samples, -1, q_BNTc.shape[-1]) @ entries_BLc.transpose(1, 2)
+        scores_BNTL = scores_BSL.view(samples, self.heads, length, -1).mul_(self.scale)
         if hidden is not None:
             scores_BNTL = scores_BNTL.masked_fill(hidden, float("-inf"))
         weights_BNTL = scores_BNTL.softmax(-1, dtype=torch.float32).to(x_BTD.dtype)
-        latent_BNTC = (weights_BNTL.flatten(1, 2) @ entries_BLc[..., : self.latent_dim]).unflatten(1, q_BNTc.shape[1:3])
+        latent_BSC = weights_BNTL.view(scores_BSL.shape) @ entries_BLc[..., : self.latent_dim]
+        latent_BNTC = latent_BSC.view(samples, self.heads, length, -1)
         return (latent_BNTC @ to_value_NZC.transpose(1, 2)).transpose(1, 2)

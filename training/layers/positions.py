@@ -5,17 +5,28 @@ model built on the meta device needs no second step. A table costs T * R/2 sines
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from configs.schema.model import YarnSection
 
-Rotation = tuple[torch.Tensor, torch.Tensor]
+
+class Rotation(NamedTuple):
+    """How far each pair is turned at each position: [T, R/2], or [B, 1, T, R/2] of positions [B, T].
+
+    Attributes:
+        cos, sin: in fp32.
+        turn: the two as complex numbers, on CPU.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    turn: torch.Tensor | None
 
 
 def rotation(positions: torch.Tensor, rope_dim: int, theta: float, yarn: YarnSection | None = None) -> Rotation:
-    """Cosines and sines in fp32 that turn pair i of a head at each position: [T, R/2], or [B, 1, T, R/2] of [B, T].
+    """The turn of pair i of a head at each of the positions, [T] or [B, T].
 
     Under YaRN they carry the factor by which ``mscale`` and ``mscale_all_dim`` differ; where the two are equal, as in
     DeepSeek-V3, that factor is 1 and the whole correction is in :func:`softmax_scale`.
@@ -25,7 +36,8 @@ def rotation(positions: torch.Tensor, rope_dim: int, theta: float, yarn: YarnSec
     if positions.dim() == 2:
         angles = angles[:, None]
     amplitude = 1.0 if yarn is None else _amplitude(yarn)
-    return angles.cos() * amplitude, angles.sin() * amplitude
+    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
+    return Rotation(cos, sin, torch.complex(cos, sin) if cos.device.type == "cpu" else None)
 
 
 def rotate_tail(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -33,12 +45,12 @@ def rotate_tail(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
 
     The first P pass through. Contiguous, in the dtype of ``x``.
     """
-    cos, sin = rotation
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if rotation.turn is not None and not torch.compiler.is_compiling():
         if not torch.is_grad_enabled():
-            return _turned(x, torch.complex(cos, sin))
-        out: torch.Tensor = _RotateTailOnCpu.apply(x, cos, sin)
+            return _turned(x, rotation.turn)
+        out: torch.Tensor = _RotateTailOnCpu.apply(x, rotation.turn)
         return out
+    cos, sin = rotation.cos, rotation.sin
     nope, rope = x.split((x.shape[-1] - 2 * cos.shape[-1], 2 * cos.shape[-1]), dim=-1)
     first, second = rope.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
@@ -49,25 +61,24 @@ class _RotateTailOnCpu(torch.autograd.Function):
     """The same as one copy and one product of complex numbers, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        turn = torch.complex(cos, sin)
+    def forward(ctx: Any, x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(turn)
         return _turned(x, turn)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
         (turn,) = ctx.saved_tensors
         # Turned back about the same axis; an amplitude in the table applies to both ways.
-        return _turned(upstream[0], turn.conj()), None, None
+        return _turned(upstream[0], turn.conj()), None
 
 
 def _turned(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     out = x.clone(memory_format=torch.contiguous_format)
-    tail = out[..., -2 * turn.shape[-1] :].unflatten(-1, (-1, 2))
+    tail = out[..., -2 * turn.shape[-1] :].view(*out.shape[:-1], -1, 2)
     if out.dtype == torch.float32 and out.shape[-1] % 2 == 0:
         torch.view_as_complex(tail).mul_(turn)
     else:
-        tail.copy_(torch.view_as_real(torch.view_as_complex(tail.float()) * turn))
+        tail.copy_(torch.view_as_real(torch.view_as_complex(tail.float().contiguous()) * turn))
     return out
 
 

@@ -38,12 +38,10 @@ class Decision(NamedTuple):
     Attributes:
         logits: [M, E] in fp32, without noise, in the graph.
         counts: [E] int32, tokens of each expert; unused slots are not counted.
-        chosen: [M, E] bool, the experts that each token uses.
     """
 
     logits: torch.Tensor
     counts: torch.Tensor
-    chosen: torch.Tensor
 
 
 class Router(nn.Module):
@@ -127,9 +125,9 @@ class Router(nn.Module):
         return selected_MK, scores_ME.gather(1, selected_MK) * used_MK, used_MK
 
     def _record(self, logits_ME: torch.Tensor, selected_MK: torch.Tensor, used_MK: torch.Tensor | None) -> None:
-        used = torch.ones_like(selected_MK, dtype=torch.bool) if used_MK is None else used_MK
-        chosen_ME = torch.zeros_like(logits_ME, dtype=torch.bool).scatter_(1, selected_MK, used)
-        self._decision = Decision(logits_ME, chosen_ME.sum(0, dtype=torch.int32), chosen_ME)
+        used = torch.ones_like(selected_MK) if used_MK is None else used_MK.long()
+        counts_E = torch.zeros(self.experts, dtype=torch.int64, device=used.device)
+        self._decision = Decision(logits_ME, counts_E.scatter_add_(0, selected_MK.flatten(), used.flatten()).int())
 
     def slots_per_expert(self, selected_MK: torch.Tensor) -> torch.Tensor:
         """[E] int32, unused slots included: what an exchange between ranks goes by."""
@@ -165,12 +163,16 @@ def tokens_per_expert(selected_MK: torch.Tensor, experts: int) -> torch.Tensor:
 def sequence_balance(router: Router, decision: Decision, sequences: int) -> torch.Tensor:
     """Sum over the sequences of sum_i f_i P_i (DeepSeek-V3, equations 17 to 20); 1 a sequence where even.
 
-    f_i is the share of the sequence's slots that chose expert i, over the even one, and P_i its mean probability.
+    f_i is the share of the sequence's slots that would choose expert i by its score alone, without bias, groups and
+    noise, over the even one, and P_i its mean probability.
     """
-    chosen_BTE = decision.chosen.float().unflatten(0, (sequences, -1))
-    share_BE = chosen_BTE.mean(1) / chosen_BTE.mean((1, 2))[:, None]
-    mean_BE = router.probabilities(decision.logits).unflatten(0, (sequences, -1)).mean(1)
-    return (share_BE * mean_BE).sum()
+    probability_BTE = router.probabilities(decision.logits).unflatten(0, (sequences, -1))
+    best_BTK = probability_BTE.detach().topk(router.top_k, dim=-1).indices
+    share_BE = torch.zeros_like(probability_BTE[:, 0]).scatter_add(
+        1, best_BTK.flatten(1), torch.ones_like(best_BTK.flatten(1), dtype=torch.float32)
+    )
+    share_BE = share_BE * (router.experts / best_BTK[0].numel())
+    return (share_BE * probability_BTE.mean(1)).sum()
 
 
 def load_balance(router: Router, decision: Decision, _sequences: int) -> torch.Tensor:

@@ -166,10 +166,10 @@ class DeepseekForCausalLM(nn.Module):
         """
         for layer in self.model.blocks:
             attention, mlp = layer.self_attn, layer.mlp
-            attention.expand = torch.compile(attention.expand, fullgraph=True)  # type: ignore[method-assign]
+            attention.expand = torch.compile(attention.expand)  # type: ignore[method-assign]
             dense = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
             if dense is not None:
-                dense.compile(fullgraph=True)
+                dense.compile()
 
     def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> LatentCache:
         """Room for ``capacity`` tokens of each of ``sequences``, in the main model's layers or in so many."""

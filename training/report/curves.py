@@ -123,6 +123,39 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def other_losses(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the losses beside the cross-entropy: multi-token prediction by depth, then those of balancing."""
+    known = records[-1] if records else {}
+    depths = sorted(name for name in known if name.startswith("mtp_"))
+    return depths + [name for name in ("sequence_balance", "load_balance", "router_z") if name in known]
+
+
+def other_losses_figure(records: Sequence[dict[str, Any]]) -> Figure:
+    """Each of :func:`other_losses` in a panel, before its weight."""
+    names = other_losses(records)
+    figure = Figure(figsize=(9.0, 2.4 * -(-len(names) // 2)), layout=ConstrainedLayoutEngine(h_pad=0.12))
+    grid = figure.subplots(-(-len(names) // 2), 2, sharex=True, squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        steps, values = column(records, name)
+        axes.plot(*thin(steps, values), color=COLOURS[0], alpha=0.35, linewidth=0.8)
+        axes.plot(*thin(steps, smooth(values)), color=COLOURS[0])
+        axes.set_title(_titled(name))
+        axes.set_xlabel("step")
+        _whole_steps(axes)
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _titled(name: str) -> str:
+    titles = {
+        "sequence_balance": "Sequence-wise balance loss, all layers",
+        "load_balance": "Load-balance loss, all layers",
+        "router_z": "Router z-loss, all layers",
+    }
+    return titles.get(name, f"Token prediction, {name.removeprefix('mtp_')} further on, nats")
+
+
 def _plot_throughput(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     """Tokens a second on the left axis; model FLOP/s, a fixed multiple of it, on the right."""
     steps, speeds = column(records, "tokens_per_second")

@@ -9,7 +9,7 @@ from artefacts.metrics import Metrics
 from artefacts.pages import markup
 from artefacts.pages.figures import inline_svg
 from artefacts.pages.formats import decimal
-from training.report.curves import loss_figure, training_figure
+from training.report.curves import loss_figure, other_losses, other_losses_figure, training_figure
 from training.report.expert_figures import balance_figure, bias_figure, layer_label, load_figure
 from training.report.run_files import RunFiles
 from training.report.series import column, expert_layers
@@ -70,6 +70,9 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
         markup.figure(inline_svg(partial(loss_figure, metrics), f"loss of {stage}")),
         markup.note(f"Logged steps whose loss is no number, which are not drawn: {broken}.") if broken else "",
         markup.figure(inline_svg(partial(training_figure, records), f"course of {stage}")) if records else "",
+        markup.figure(inline_svg(partial(other_losses_figure, records), f"other losses of {stage}"))
+        if other_losses(records)
+        else "",
     ]
 
 
