@@ -5,6 +5,9 @@ import torch
 
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens
+from training.inference.generate import Limits, generate_batch
+from training.inference.sampling import Sampling
+from training.losses import linear_cross_entropy_sum
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 
@@ -38,3 +41,60 @@ def test_bf16_runs_on_the_grouped_path() -> None:
     loss, targets = Objective(recipe.model, recipe.train).cross_entropy(model, batch)
     (loss / targets).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_packed_documents_are_those_of_the_cpu() -> None:
+    """FlexAttention, compiled, against the blocks of the CPU."""
+    recipe = load_recipe(RECIPE, ["train.mask_documents=true", "model.num_nextn_predict_layers=1"])
+    batch = MadeTokens(recipe).global_batch(0)
+    seen = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+        init_weights(model, 1)
+        model.to(device).train()
+        sums = Objective(recipe.model, recipe.train)(model, batch.to(device))
+        sum(sums.values()).backward()
+        seen.append((float(sums["mtp_1"]), {n: p.grad.cpu() for n, p in model.named_parameters()}))
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-4)
+    for name, gradient in seen[0][1].items():
+        torch.testing.assert_close(seen[1][1][name], gradient, atol=1e-2, rtol=1e-3, msg=name)
+
+
+def test_a_step_does_not_wait_for_the_device() -> None:
+    """No host synchronisation in forward and backward on one device, in bf16, with every balancing loss."""
+    losses = ["train.sequence_loss=0.1", "train.load_balance_loss=0.1", "train.router_z_loss=0.1"]
+    recipe = load_recipe(RECIPE, ["train.precision=bf16", *losses])
+    batch = MadeTokens(recipe).global_batch(0).to(torch.device("cuda"))
+    model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+    init_weights(model, 1)
+    model.to("cuda", torch.bfloat16).train()
+    objective = Objective(recipe.model, recipe.train)
+    sum(objective(model, batch).values()).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(objective(model, batch).values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_ligers_loss_is_ours() -> None:
+    pytest.importorskip("liger_kernel")
+    hidden = torch.randn(100, 64, device="cuda").requires_grad_()
+    weight = torch.randn(300, 64, device="cuda").requires_grad_()
+    labels = torch.randint(0, 300, (100,), device="cuda")
+    labels[::3] = -100
+    loss = linear_cross_entropy_sum(hidden, weight, labels)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_decoding_is_that_of_the_cpu() -> None:
+    recipe = load_recipe(RECIPE)
+    limits = Limits(20, 100, recipe.vocab_size)
+    said = []
+    for device in ("cpu", "cuda"):
+        model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+        init_weights(model, 1)
+        prompts = [[5, 6, 7], [9], [1, 2, 3, 4, 5]]
+        said.append(generate_batch(model.to(device).eval(), prompts, limits, Sampling(temperature=0), seed=0))
+    assert said[0] == said[1]
