@@ -215,6 +215,7 @@ def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
         (["launch", "local", "finetune", "train.learning_rate=0.001"], "not finished for this recipe"),
         (["training", "pretrain", "train.steps=50"], "1 processes were started, the recipe says 2"),
         (["training", "generate", "generate.weights=/nowhere"], "/nowhere"),
+        (["training", "generate", "model.topk_method=greedy"], "was trained with model.topk_method=noaux_tc"),
         (
             [
                 "pipeline",

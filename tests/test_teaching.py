@@ -15,13 +15,13 @@ CHECKOUT = Path(__file__).parents[1]
 RECIPE = "configs/deepseek-teaching.yaml"
 
 
-def call(*words: str, root: Path) -> str:
+def call(*words: str, root: Path, expect: int = 0) -> str:
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     environment.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
     command = [sys.executable, "-m", *words, f"run.root={root}", "train.steps=300", "train.eval_every=100"]
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert done.returncode == expect, done.stderr[-3000:]
+    return done.stdout if expect == 0 else done.stdout + done.stderr
 
 
 def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
@@ -34,3 +34,10 @@ def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
     for prompt, expected in (("acegik", "moqsuwyACEGI"), ("XYZ0", "12345678")):
         said = call("training", "generate", "--recipe", RECIPE, f"generate.prompt={prompt}", root=tmp_path)
         assert said.startswith(prompt + expected)
+    for wrong, words in (
+        ("generate.prompt=ac?é", "the tokenizer has never seen '?', 'é'"),
+        ("generate.speculative=true", "model.num_nextn_predict_layers is 0"),
+        ("generate.prompt=" + "ac" * 70, "140 tokens, beyond model.max_position_embeddings (128)"),
+    ):
+        said = call("training", "generate", "--recipe", RECIPE, wrong, root=tmp_path, expect=2)
+        assert said.startswith("error: ") and words in said and said.count("\n") == 1

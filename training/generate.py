@@ -1,5 +1,6 @@
 """``python -m training generate``: a prompt's completion, streamed to stdout."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,21 +28,32 @@ def generate(recipe: Recipe) -> int:
         require_same_tokens(layout)
     checkpoint = Path(section.weights) if section.weights else newest_checkpoint(layout)
     model = load_model(recipe, checkpoint, best_device())
+    # Refuses what it must before anything is printed.
+    pieces = complete(recipe, model, Tokenizer.load(layout.tokenizer))
     if not section.chat:
         print(section.prompt, end="", flush=True)
-    for piece in complete(recipe, model, Tokenizer.load(layout.tokenizer)):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
     return command.DONE
 
 
 def complete(recipe: Recipe, model: DeepseekForCausalLM, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the completion of ``generate.prompt`` as text, in pieces that end at character borders."""
+    """The completion of ``generate.prompt`` as text, in pieces that end at character borders.
+
+    Raises:
+        RequestError: at once, when the prompt cannot be continued.
+    """
     section = recipe.generate
     if section.chat:
         prompt_ids = chat.prompt([{"role": "user", "content": section.prompt}], tokenizer)
     else:
         prompt_ids = tokenizer.encode(section.prompt)
+    if tokenizer.unknown_id in prompt_ids:
+        strange = sorted({c for c in section.prompt if tokenizer.unknown_id in tokenizer.encode(c)})
+        raise RequestError(
+            f"generate.prompt: the tokenizer has never seen {', '.join(map(repr, strange))}: leave it out"
+        )
     stops = set(tokenizer.stop_ids)
     limits = Limits(
         section.max_new_tokens,
@@ -51,10 +63,25 @@ def complete(recipe: Recipe, model: DeepseekForCausalLM, tokenizer: Tokenizer) -
         banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],
     )
     if section.speculative:
-        drawn = Speculation(model, limits).generate(prompt_ids)
+        drawn = _told(Speculation(model, limits), prompt_ids)
     else:
         sampling = Sampling(section.temperature, section.top_k, section.top_p)
         drawn = continue_ids(model, prompt_ids, limits, sampling, seed=section.seed)
+    return _texts(drawn, stops, tokenizer)
+
+
+def _told(drafting: Speculation, prompt_ids: list[int]) -> Iterator[int]:
+    """What drafting gives; at its end stderr says how many drafts were right."""
+    drawn = drafting.generate(prompt_ids)
+
+    def tell() -> Iterator[int]:
+        yield from drawn
+        print(f"\n{drafting.accepted} of {drafting.drafted} drafts were right", file=sys.stderr)
+
+    return tell()
+
+
+def _texts(drawn: Iterator[int], stops: set[int], tokenizer: Tokenizer) -> Iterator[str]:
     ids: list[int] = []
     said = ""
     for token in drawn:
