@@ -104,9 +104,8 @@ bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers 
 bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text (a quarter of an hour)
 	@$(PYTHON) -m benchmarks.data_memory $(ARGS)
 
-# With the allocator's settings that `python -m launch` gives every run, for both sides.
 bench-model: $(SETUP)  ## the DeepSeek model beside transformers: steps, decoding, memory (half an hour)
-	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(PYTHON) -m benchmarks.model $(ARGS)
+	@$(PYTHON) -m benchmarks.model $(ARGS)
 
 check: $(SETUP)  ## lint, format and types
 	@$(PYTHON) -m ruff check .

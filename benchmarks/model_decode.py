@@ -22,9 +22,9 @@ PROMPT, NEW = 256, 256
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Every size, precision and batch; ``quick``: 17M only, a round less, a quarter of the tokens."""
+    """Every size, precision and batch; ``quick``: 17M only, a quarter of the tokens."""
     sizes = list(SHAPES)[: 1 if quick else None]
-    new, rounds = (NEW // 4, 2) if quick else (NEW, 3)
+    new, rounds = (NEW // 4, 2) if quick else (NEW, 2)
     return [_one(size, *kind, batch, new, rounds) for size in sizes for kind in DTYPES.items() for batch in (1, 8)]
 
 
