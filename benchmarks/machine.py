@@ -16,17 +16,22 @@ _VERSIONS = (
     "spacy",
     "torch",
     "transformers",
+    "triton",
+    "liger-kernel",
 )
 
 
 def machine() -> str:
-    """Processor, cores and versions, one line."""
+    """Processor, cores, graphics card and versions, one line."""
+    import torch
+
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    found = [name for name in _VERSIONS if util.find_spec(name)]
+    found = [name for name in _VERSIONS if util.find_spec(name.replace("-", "_"))]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in found)
     cores = len(os.sched_getaffinity(0))
     processor = names[0] if names else platform.processor()
-    return f"{processor}, {cores} cores, Python {platform.python_version()}; {versions}"
+    card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{card}{processor}, {cores} cores, Python {platform.python_version()}; {versions}"
 
 
 def _cpuinfo() -> list[str]:

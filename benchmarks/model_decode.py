@@ -7,7 +7,7 @@ the fastest of its ways of computing experts.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,49 +21,60 @@ from training.inference.sampling import Sampling
 PROMPT, NEW = 256, 256
 
 
-def measure(quick: bool = False) -> list[Ratio]:
+def measure(quick: bool = False) -> Iterator[Ratio]:
     """Every size, precision and batch; ``quick``: 17M only, a quarter of the tokens."""
     sizes = list(SHAPES)[: 1 if quick else None]
     new, rounds = (NEW // 4, 2) if quick else (NEW, 2)
-    return [_one(size, *kind, batch, new, rounds) for size in sizes for kind in DTYPES.items() for batch in (1, 8)]
+    for size in sizes:
+        for precision, dtype in DTYPES.items():
+            for batch in (1, 8):
+                yield _one(size, precision, dtype, batch, new, rounds)
 
 
 def _one(size: str, precision: str, dtype: torch.dtype, batch: int, new: int, rounds: int) -> Ratio:
     prompts = torch.randint(0, VOCAB, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
-    model = ours(size, dtype).eval()
+    model = ours(SHAPES[size], dtype).eval()
     limits = Limits(new, PROMPT + NEW, VOCAB)
 
     def own() -> list[list[int]]:
         return generate_batch(model, prompts.tolist(), limits, Sampling(temperature=0), seed=0)
 
-    name, peer = _fastest(size, dtype, prompts, new)
+    name, peer = _fastest(size, dtype, prompts)
     if dtype == torch.float32:
-        assert own() == peer(), "other tokens than transformers'"
+        assert own() == peer(new), "other tokens than transformers'"
     title = f"decoding, {size} {precision}, batch {batch}, against transformers ({name} experts)"
-    return compare(title, lambda: seconds(own), lambda: seconds(peer), batch * new, "tokens/s", 2.0, rounds)
+    return compare(
+        title, lambda: seconds(own), lambda: seconds(lambda: peer(new)), batch * new, "tokens/s", 2.0, rounds
+    )
 
 
-def _fastest(size: str, dtype: torch.dtype, prompts: torch.Tensor, new: int) -> tuple[str, Callable[[], Any]]:
+def their_tokens(model: Any, prompts: torch.Tensor) -> Callable[[int], list[list[int]]]:
+    """transformers' ``generate`` with its cache: so many new tokens after ``prompts`` [B, T]."""
+
+    def tokens(count: int) -> list[list[int]]:
+        out = model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        said: list[list[int]] = out[:, prompts.shape[1] :].tolist()
+        return said
+
+    return tokens
+
+
+def _fastest(size: str, dtype: torch.dtype, prompts: torch.Tensor) -> tuple[str, Callable[[int], list[list[int]]]]:
     found = []
     for name in EXPERTS:
-        model = transformers_model(size, dtype, name).eval()
-
-        def peer(model: Any = model, count: int = new) -> list[list[int]]:
-            out = model.generate(
-                prompts,
-                attention_mask=torch.ones_like(prompts),
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-            return out[:, PROMPT:].tolist()
-
-        found.append((min(seconds(lambda: peer(count=8)) for _ in range(2)), name, peer))
-    _, name, peer = min(found, key=lambda entry: entry[0])
-    return name, peer
+        tokens = their_tokens(transformers_model(SHAPES[size], dtype, name).eval(), prompts)
+        found.append((min(seconds(lambda: tokens(8)) for _ in range(2)), name, tokens))  # noqa: B023
+    _, name, tokens = min(found, key=lambda entry: entry[0])
+    return name, tokens
 
 
 def main() -> None:

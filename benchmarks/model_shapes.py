@@ -49,20 +49,20 @@ SHAPES = {
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
 
 
-def ours(name: str, dtype: torch.dtype) -> DeepseekForCausalLM:
-    model = DeepseekForCausalLM(SHAPES[name], VOCAB)
+def ours(shape: ModelSection, dtype: torch.dtype, vocab: int = VOCAB) -> DeepseekForCausalLM:
+    model = DeepseekForCausalLM(shape, vocab)
     init_weights(model, 0)
     return model.to(dtype)
 
 
-def transformers_model(name: str, dtype: torch.dtype, experts: str) -> Any:
+def transformers_model(shape: ModelSection, dtype: torch.dtype, experts: str, vocab: int = VOCAB) -> Any:
     """transformers' model of the shape with our weights; its attention by PyTorch's fused kernel."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-    released = released_config(SHAPES[name], VOCAB)
+    released = released_config(shape, vocab)
     for key in ("model_type", "architectures", "rope_scaling"):
         released.pop(key)
     config = DeepseekV3Config(**released, pad_token_id=None, attn_implementation="sdpa", experts_implementation=experts)
     model = DeepseekV3ForCausalLM(config)
-    model.load_state_dict(ours(name, torch.float32).state_dict())
+    model.load_state_dict(ours(shape, torch.float32, vocab).state_dict())
     return model.to(dtype)

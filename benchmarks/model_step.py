@@ -10,7 +10,7 @@ ours, which allocates less. Ours is also stated as a share of the speed of plain
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,35 +23,33 @@ BATCH, LENGTH = 8, 256
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def measure(quick: bool = False) -> list[Ratio]:
+def measure(quick: bool = False) -> Iterator[Ratio]:
     """Every size and precision; ``quick``: 17M only, fewer rounds."""
-    found = []
     for size in list(SHAPES)[: 1 if quick else None]:
         for precision, dtype in DTYPES.items():
-            found += _one(size, precision, dtype, 3 if quick else 9)
-    return found
+            yield from _one(size, precision, dtype, 3 if quick else 9)
 
 
-def _one(size: str, precision: str, dtype: torch.dtype, rounds: int) -> list[Ratio]:
+def _one(size: str, precision: str, dtype: torch.dtype, rounds: int) -> Iterator[Ratio]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=generator)
     batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    own = _our_step(ours(size, dtype), *batch)
+    own = our_step(ours(SHAPES[size], dtype), *batch)
     name, peer = _fastest(size, dtype, *batch)
     difference = abs(own() - peer()) / abs(peer())
     assert difference < (1e-5 if dtype == torch.float32 else 2e-2), f"losses differ by {difference}"
     count = BATCH * LENGTH
     title = f"training step, {size} {precision}, against transformers ({name} experts)"
-    step = compare(title, lambda: seconds(own), lambda: seconds(peer), count, "tokens/s", 1.3, rounds)
+    yield compare(title, lambda: seconds(own), lambda: seconds(peer), count, "tokens/s", 1.3, rounds)
     flops = count * flops_per_token(SHAPES[size], VOCAB, LENGTH)
-    return [step, _share_of_ceiling(f"{size} {precision}", own, dtype, flops, rounds)]
+    yield _share_of_ceiling(f"{size} {precision}", own, dtype, flops, rounds)
 
 
-def _our_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
+def our_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
     def step() -> float:
         model.zero_grad()
         sums = model(inputs, [labels])
-        loss = sums["cross_entropy"] / (BATCH * LENGTH)
+        loss = sums["cross_entropy"] / labels.numel()
         loss.backward()
         return float(loss.detach())
 
@@ -59,7 +57,7 @@ def _our_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callabl
     return step
 
 
-def _their_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
+def their_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
     def step() -> float:
         model.zero_grad()
         # Its loss shifts labels itself, unless it is given shifted ones: then it has as many targets as ours.
@@ -76,11 +74,12 @@ def _fastest(
 ) -> tuple[str, Callable[[], float]]:
     """transformers' fastest experts here; a way five times slower than another on little text is left out."""
     few = {
-        name: _their_step(transformers_model(size, dtype, name), inputs[:1, :128], labels[:1, :128]) for name in EXPERTS
+        name: their_step(transformers_model(SHAPES[size], dtype, name), inputs[:1, :128], labels[:1, :128])
+        for name in EXPERTS
     }
     quick = {name: min(seconds(step) for _ in range(2)) for name, step in few.items()}
     close = [name for name in EXPERTS if quick[name] < 5 * min(quick.values())]
-    steps = {name: _their_step(transformers_model(size, dtype, name), inputs, labels) for name in close}
+    steps = {name: their_step(transformers_model(SHAPES[size], dtype, name), inputs, labels) for name in close}
     times = {name: min(seconds(step) for _ in range(4)) for name, step in steps.items()}
     best = min(times, key=times.__getitem__)
     return best, steps[best]

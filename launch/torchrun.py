@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from configs.schema import Recipe
@@ -26,7 +27,7 @@ def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: lis
     argv += [
         "--max-restarts=0",
         f"--signals-to-handle={SIGNALS}",
-        f"--shutdown-timeout={launch.grace_seconds}",
+        *([f"--shutdown-timeout={launch.grace_seconds}"] if _knows("--shutdown-timeout") else []),
         "-m",
         "training",
         verb,
@@ -35,6 +36,13 @@ def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: lis
         *overrides,
     ]
     return argv
+
+
+def _knows(option: str) -> bool:
+    """Whether the installed torchrun has an option; asked of its source, since importing torch takes seconds."""
+    found = find_spec("torch")
+    folders = (found and found.submodule_search_locations) or []
+    return any(option in Path(folder, "distributed/run.py").read_text(encoding="utf-8") for folder in folders)
 
 
 def worker_environment(recipe: Recipe) -> dict[str, str]:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizer import column, native
+from artefacts import native
+from tokenizer import column
 from tokenizer.column import Encoded
 
 #: Bytes of words and their ids that a cache keeps; what is new beyond is encoded and not kept.

@@ -53,5 +53,10 @@ class LaunchSection(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
     threads: int = Field(0, ge=0, description="CPU threads a process; 0: cores divided by processes")
-    grace_seconds: int = Field(60, ge=1, description="time that a signalled run has to save before it is killed")
+    grace_seconds: int = Field(
+        60,
+        ge=1,
+        description="time that a signalled run has to save before it is killed; "
+        "30 where torchrun has no --shutdown-timeout (torch 2.11)",
+    )
     slurm: SlurmSection = SlurmSection()

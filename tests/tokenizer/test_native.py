@@ -7,12 +7,12 @@ import sys
 import pyarrow
 import pytest
 
+from artefacts import native
 from tests.pipeline.corpora import ROOT, texts
-from tokenizer import native
 from tokenizer.bpe import BpeTokenizer
 from tokenizer.words import _SOURCE
 
-_START = "import sys; from pathlib import Path; from tokenizer import native; print(native.library(Path(sys.argv[1])))"
+_START = "import sys; from pathlib import Path; from artefacts import native; print(native.library(Path(sys.argv[1])))"
 
 compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -80,7 +80,7 @@ def test_processes_compile_at_once(cache):
 
 @compiles
 def test_a_damaged_library_is_compiled_again(cache):
-    damaged = cache / native._key(["cc"], _SOURCE) / "word_cache.so"
+    damaged = cache / native._key(["cc"], _SOURCE, ()) / "word_cache.so"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"half")
     assert native.library(_SOURCE) is not None

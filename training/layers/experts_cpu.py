@@ -4,11 +4,12 @@ Beside ``grouped_mm`` this saves the sorted copy of all rows and of their gradie
 Forward and backward are written out: autograd would keep every intermediate of every expert.
 """
 
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from training.layers import few_rows
 
 
 def experts_on_cpu(
@@ -22,36 +23,12 @@ def experts_on_cpu(
 
     In training a slot of weight 0 costs nothing, and an expert that no token chose never; its gradient is zero.
     """
-    if not torch.is_grad_enabled() and selected_MK.numel() <= _FEW:
-        return _few_tokens(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)
+    if (few := few_rows.experts(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)) is not None:
+        return few
     out: torch.Tensor = _Experts.apply(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)
     return out
 
 
-def _few_tokens(
-    x_MD: torch.Tensor,
-    weights_MK: torch.Tensor,
-    selected_MK: torch.Tensor,
-    gate_up_E2FD: torch.Tensor,
-    down_EDF: torch.Tensor,
-) -> torch.Tensor:
-    """Decoding: few rows, whose experts' weights are all there is to read; as few operations around them as can be."""
-    order = selected_MK.flatten().argsort()
-    experts = selected_MK.flatten()[order].tolist()
-    tokens = order // selected_MK.shape[1]
-    rows_SD, spans, end = x_MD[tokens], [], 0
-    for expert, same in groupby(experts):
-        start, end = end, end + len(list(same))
-        spans.append((expert, start, end))
-    gate_up = torch.cat([F.linear(rows_SD[start:end], gate_up_E2FD[expert]) for expert, start, end in spans])
-    gate, up = gate_up.chunk(2, dim=1)
-    hidden = F.silu(gate).mul_(up).mul_(weights_MK.flatten()[order, None].to(x_MD.dtype))
-    out_SD = torch.cat([F.linear(hidden[start:end], down_EDF[expert]) for expert, start, end in spans])
-    return torch.zeros_like(x_MD).index_add_(0, tokens, out_SD)
-
-
-#: Slots (tokens times experts of each) up to which decoding takes them as they come.
-_FEW = 64
 #: Rows that an expert's share is filled up to a multiple of. In bf16 a product is compiled for its exact shape, and
 #: with any number of rows every expert would need another one at every step.
 _ALIGNED = {torch.bfloat16: 32}

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from training.layers.few_rows import Linear
+
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up of [..., 2F], its first half the gate: [..., F]."""
@@ -18,9 +20,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, width: int, bias: bool = False) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, width, bias=bias)
-        self.up_proj = nn.Linear(hidden_size, width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden_size, bias=bias)
+        self.gate_proj = Linear(hidden_size, width, bias=bias)
+        self.up_proj = Linear(hidden_size, width, bias=bias)
+        self.down_proj = Linear(width, hidden_size, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(_silu_times(self.gate_proj(x), self.up_proj(x)))

@@ -1,12 +1,12 @@
 """The output head: logits, or the loss without ever holding them all."""
 
 import torch
-from torch import nn
 
+from training.layers.few_rows import Linear
 from training.losses import linear_cross_entropy_sum
 
 
-class OutputHead(nn.Linear):
+class OutputHead(Linear):
     """Hidden states [..., D] to logits [..., V], or with labels [...] to the summed cross-entropy in nats."""
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:

@@ -19,6 +19,7 @@ class LatentCache:
         self._lengths = [0] * sequences
         self._incoming = 0
         self._places: torch.Tensor | None = None
+        self._seen: torch.Tensor | None = None
         self._hidden: torch.Tensor | None = None
 
     @property
@@ -48,8 +49,9 @@ class LatentCache:
         positions_BT = lengths[:, None] + torch.arange(incoming, device=device)
         alike = len(set(self._lengths)) == 1
         self._places = None if alike else positions_BT
-        self._hidden = None
         # The first tokens of all see each other alone, which attention to whole sequences takes care of.
+        self._seen = positions_BT + 1 if max(self._lengths) else None
+        self._hidden = None
         if max(self._lengths) and (not alike or incoming > 1):
             keys_L = torch.arange(max(self._lengths) + incoming, device=device)
             self._hidden = (keys_L > positions_BT[..., None])[:, None]
@@ -89,6 +91,11 @@ class LayerCache:
         """[B, L, C + R]: what is stored, up to the longest sequence's last incoming token."""
         cache = self._cache
         return cache._storage[self._index][:, : max(cache._lengths) + cache._incoming]
+
+    def seen(self) -> torch.Tensor:
+        """[B, T] int64: how many entries a token that follows others sees, its own the last of them."""
+        assert self._cache._seen is not None
+        return self._cache._seen
 
     def hidden(self) -> torch.Tensor | None:
         """[B, 1, T, L] bool: which entries an incoming token must not see; None: it sees all."""

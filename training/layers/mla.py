@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from configs.schema.model import ModelSection
+from training.layers import few_rows
 from training.layers.attention import causal_attention
 from training.layers.documents import Documents
+from training.layers.few_rows import Linear
 from training.layers.latent_cache import LayerCache
 from training.layers.norms import RMSNorm
 from training.layers.positions import Rotation, rotate_tail, softmax_scale
@@ -32,16 +34,16 @@ class MultiHeadLatentAttention(nn.Module):
         self.scale = softmax_scale(query_dim, config.rope_scaling)
         # The two latent norms keep RMSNorm's default epsilon whatever rms_norm_eps says: so do the released weights.
         if config.q_lora_rank is None:
-            self.q_proj = nn.Linear(hidden, heads * query_dim, bias=False)
+            self.q_proj = Linear(hidden, heads * query_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
+            self.q_a_proj = Linear(hidden, config.q_lora_rank, bias=bias)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * query_dim, bias=False)
+            self.q_b_proj = Linear(config.q_lora_rank, heads * query_dim, bias=False)
         self.queries_have_latent = config.q_lora_rank is not None
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.latent_dim + self.rope_dim, bias=bias)
+        self.kv_a_proj_with_mqa = Linear(hidden, self.latent_dim + self.rope_dim, bias=bias)
         self.kv_a_layernorm = RMSNorm(self.latent_dim)
-        self.kv_b_proj = nn.Linear(self.latent_dim, heads * (self.nope_dim + self.value_dim), bias=False)
-        self.o_proj = nn.Linear(heads * self.value_dim, hidden, bias=bias)
+        self.kv_b_proj = Linear(self.latent_dim, heads * (self.nope_dim + self.value_dim), bias=False)
+        self.o_proj = Linear(heads * self.value_dim, hidden, bias=bias)
 
     def forward(
         self,
@@ -88,8 +90,11 @@ class MultiHeadLatentAttention(nn.Module):
         """Attention to the cached latents themselves, [B, T, N, Z]: keys' and values' expansions go into q and out."""
         cache.enter(torch.cat(self._latents(x_BTD, rotation), dim=-1))
         q_BNTQ = rotate_tail(self._queries(x_BTD), rotation)
-        nope_BNTP, rope_BNTR = q_BNTQ.split((self.nope_dim, self.rope_dim), dim=-1)
         expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)
+        few = few_rows.latent_attention(q_BNTQ, cache.entries(), expand_NeC, cache.seen(), self.scale)
+        if few is not None:
+            return few
+        nope_BNTP, rope_BNTR = q_BNTQ.split((self.nope_dim, self.rope_dim), dim=-1)
         to_key_NPC, to_value_NZC = expand_NeC.split((self.nope_dim, self.value_dim), dim=1)
         q_BNTc = torch.cat((nope_BNTP @ to_key_NPC, rope_BNTR), dim=-1)
         entries_BLc, hidden, (samples, _, length, _) = cache.entries(), cache.hidden(), q_BNTc.shape

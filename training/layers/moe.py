@@ -12,8 +12,10 @@ from torch import nn
 
 from configs.schema.model import ModelSection
 from training.layers.experts_cpu import experts_on_cpu
+from training.layers.experts_grouped import grouped_experts, weighted_swiglu
 from training.layers.feed_forward import FeedForward, swiglu
-from training.layers.routing import Router, Routing, tokens_per_expert
+from training.layers.few_rows import linear
+from training.layers.routing import Router, Routing
 
 
 class Gate(nn.Module):
@@ -37,7 +39,7 @@ class Gate(nn.Module):
         return self._router[0]
 
     def forward(self, x_MD: torch.Tensor) -> Routing:
-        logits_ME = F.linear(x_MD.float(), self.weight.float())
+        logits_ME = linear(x_MD.float(), self.weight.float())
         return self.router(x_MD, logits_ME, self.e_score_correction_bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Gate":
@@ -57,12 +59,13 @@ class Experts(nn.Module):
         experts, hidden, width = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+        self.activation = weighted_swiglu
 
     def forward(self, x_MD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Each token's experts on it, times their weights (fp32), summed: [M, D] -> [M, D]."""
         if x_MD.device.type == "cpu":
             return experts_on_cpu(x_MD, routing.weights, routing.selected, self.gate_up_proj, self.down_proj)
-        return grouped_experts(x_MD, routing, self.gate_up_proj, self.down_proj)
+        return grouped_experts(x_MD, routing, self.gate_up_proj, self.down_proj, self.activation)
 
 
 class MixtureOfExperts(nn.Module):
@@ -80,24 +83,6 @@ class MixtureOfExperts(nn.Module):
         x_MD = x_BTD.flatten(0, 1)
         y_BTD = self.experts(x_MD, self.gate(x_MD)).view_as(x_BTD)
         return y_BTD if self.shared_experts is None else y_BTD + self.shared_experts(x_BTD)
-
-
-def grouped_experts(
-    x_MD: torch.Tensor, routing: Routing, gate_up_E2FD: torch.Tensor, down_EDF: torch.Tensor
-) -> torch.Tensor:
-    """Tokens sorted by expert, two grouped matrix products over them, and the way back; nothing waits for the device.
-
-    The product takes rows of whole multiples of 16 bytes, which recipes are held to.
-    """
-    slots_S = routing.selected.flatten().argsort(stable=True)  # slot s of the sorted rows is (token, k) = divmod(s, K)
-    rows_SD = x_MD.index_select(0, slots_S // routing.selected.shape[1])
-    ends_E = tokens_per_expert(routing.selected, len(down_EDF)).cumsum(0, dtype=torch.int32)
-    gate_up = F.grouped_mm(rows_SD, gate_up_E2FD.transpose(1, 2), offs=ends_E)
-    # The gate weight goes in where rows are narrowest, before the last product.
-    weighted = (swiglu(gate_up) * routing.weights.flatten()[slots_S, None]).to(x_MD.dtype)
-    out_SD = F.grouped_mm(weighted, down_EDF.transpose(1, 2), offs=ends_E)
-    # Gathered back and summed in order: adding rows into place would depend on the order a GPU happens to run.
-    return out_SD.index_select(0, slots_S.argsort()).unflatten(0, routing.selected.shape).sum(1)
 
 
 def looped_experts(

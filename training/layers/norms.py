@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from training.layers.few_rows import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -22,7 +23,7 @@ class RMSNorm(nn.Module):
         if x.device.type == "cpu" and torch.is_grad_enabled():
             out: torch.Tensor = _RMSNormOnCpu.apply(x, self.weight, self.eps)
             return out
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class _RMSNormOnCpu(torch.autograd.Function):

@@ -18,6 +18,7 @@ from configs.schema.model import ModelSection
 from training.layers.checkpointing import Checkpointing, checkpointed
 from training.layers.documents import Documents
 from training.layers.feed_forward import FeedForward
+from training.layers.few_rows import Linear
 from training.layers.head import OutputHead
 from training.layers.latent_cache import LatentCache, LayerCache
 from training.layers.mla import MultiHeadLatentAttention
@@ -81,7 +82,7 @@ class PredictionLayer(DecoderLayer):
         super().__init__(config, index)
         self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = nn.ModuleDict({"norm": RMSNorm(config.hidden_size, config.rms_norm_eps)})
 
     def predict(
@@ -161,8 +162,8 @@ class DeepseekForCausalLM(nn.Module):
 
     def compile_regions(self) -> None:
         """Compile what compiles without graph breaks: every attention's way from hidden states to queries, keys and
-        values, and the dense and shared feed-forward layers. Routing, exchange between ranks and the attention kernels
-        stay as they are.
+        values, the dense and shared feed-forward layers, and on GPUs the experts' activation. Routing, exchange between
+        ranks and the attention kernels stay as they are.
         """
         for layer in self.model.blocks:
             attention, mlp = layer.self_attn, layer.mlp
@@ -170,6 +171,8 @@ class DeepseekForCausalLM(nn.Module):
             dense = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
             if dense is not None:
                 dense.compile()
+            if isinstance(mlp, MixtureOfExperts):
+                mlp.experts.activation = torch.compile(mlp.experts.activation)
 
     def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> LatentCache:
         """Room for ``capacity`` tokens of each of ``sequences``, in the main model's layers or in so many."""

@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 _FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC")
+#: Code for this machine's own processor, and perhaps for no other.
+_THIS_PROCESSOR = "-march=native"
 _SECONDS = 120
 #: Set once the missing compiler was reported, so that processes started later stay silent.
 _REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
@@ -25,30 +27,41 @@ def folder() -> Path:
 
 
 @functools.cache
-def library(source: Path) -> ctypes.CDLL | None:
-    """The shared library of a C file; None, and a line on stderr, where it cannot be had.
+def library(source: Path, *flags: str) -> ctypes.CDLL | None:
+    """The shared library of a C file, compiled with ``flags`` besides; None, and a line on stderr, if it cannot be had.
 
-    The file's name is a hash of the source, the compiler and the machine. Processes that need it at the same moment
-    each compile their own and rename it into place: there is no lock, and no reader sees half a file.
+    The file's name is a hash of the source, the compiler, the flags and the machine. Processes that need it at the same
+    moment each compile their own and rename it into place: there is no lock, and no reader sees half a file.
     """
     try:
         compiler = shlex.split(os.environ.get("CC") or "cc")
         if shutil.which(compiler[0]) is None:
             raise OSError(f"no C compiler ({compiler[0]})")
-        target = folder() / _key(compiler, source) / f"{source.stem}.so"
+        target = folder() / _key(compiler, source, flags) / f"{source.stem}.so"
         try:
             return ctypes.CDLL(str(target))
         except OSError:
-            return _compiled(compiler, source, target)
+            return _compiled([*compiler, *_FLAGS, *flags], source, target)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         _report(source, error)
         return None
 
 
-def _key(compiler: list[str], source: Path) -> str:
+def _key(compiler: list[str], source: Path, flags: tuple[str, ...]) -> str:
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
-    machine = f"{platform.system()} {platform.machine()} {' '.join(_FLAGS)}".encode()
+    machine = f"{platform.system()} {platform.machine()} {' '.join(_FLAGS + flags)}".encode()
+    if _THIS_PROCESSOR in flags:
+        machine += _instructions()
     return hashlib.sha256(b"\0".join([source.read_bytes(), version, machine])).hexdigest()[:32]
+
+
+def _instructions() -> bytes:
+    """What this processor can do: nodes that share a cache may differ."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
 
 
 def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
@@ -60,7 +73,7 @@ def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
         place = None
     with tempfile.TemporaryDirectory(prefix=".building-", dir=place) as work:
         built = Path(work) / target.name
-        command = [*compiler, *_FLAGS, "-o", str(built), str(source)]
+        command = [*compiler, "-o", str(built), str(source)]
         subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS)
         loaded = ctypes.CDLL(str(built))
         if place is not None:

@@ -1,0 +1,252 @@
+// Decoding on CPU: products of a few rows with matrices that are read once, in the order in which they lie.
+//
+// A row of a matrix W [n, k] meets all rows of x [m, k] while it is in registers. Numbers are fp32, or bf16 where `half`
+// is set; sums are fp32. Matrices are row-major and contiguous.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LANES = 16, TOGETHER = 8 };
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+
+#define INLINE static inline __attribute__((always_inline))
+// Below so many numbers of a matrix, threads cost more than they save.
+#define ENOUGH (1 << 15)
+
+INLINE float widened(uint16_t x) {
+    uint32_t wide = (uint32_t)x << 16;
+    float out;
+    memcpy(&out, &wide, sizeof out);
+    return out;
+}
+
+INLINE uint16_t narrowed(float x) {
+    uint32_t wide;
+    memcpy(&wide, &x, sizeof wide);
+    if ((wide & 0x7fffffff) > 0x7f800000) return (uint16_t)(wide >> 16) | 64;  // not a number stays none
+    return (uint16_t)((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);  // to nearest, ties to even
+}
+
+INLINE float get(const void *from, int64_t i, int half) {
+    return half ? widened(((const uint16_t *)from)[i]) : ((const float *)from)[i];
+}
+
+INLINE void put(void *to, int64_t i, float x, int half) {
+    if (half) ((uint16_t *)to)[i] = narrowed(x);
+    else ((float *)to)[i] = x;
+}
+
+INLINE lanes get_lanes(const void *from, int64_t i, int half) {
+    if (!half) return *(const lanes *)((const float *)from + i);
+    return (lanes)(__builtin_convertvector(*(const halves *)((const uint16_t *)from + i), bits) << 16);
+}
+
+INLINE const void *row_of(const void *matrix, int64_t row, int64_t width, int half) {
+    return (const char *)matrix + row * width * (half ? 2 : 4);
+}
+
+// out[r * stride] = w . x[r] for m <= TOGETHER rows of x [m, k] in fp32.
+INLINE void dots(const float *x, const void *w, float *out, int64_t m, int64_t k, int64_t stride, int half) {
+    lanes sum[TOGETHER][2];
+    float rest[TOGETHER];
+    int64_t i = 0;
+    for (int64_t r = 0; r < m; r++) sum[r][0] = sum[r][1] = (lanes){0};
+    for (; i + 2 * LANES <= k; i += 2 * LANES) {
+        lanes first = get_lanes(w, i, half), second = get_lanes(w, i + LANES, half);
+        for (int64_t r = 0; r < m; r++) {
+            sum[r][0] += first * get_lanes(x + r * k, i, 0);
+            sum[r][1] += second * get_lanes(x + r * k, i + LANES, 0);
+        }
+    }
+    for (; i + LANES <= k; i += LANES) {
+        lanes first = get_lanes(w, i, half);
+        for (int64_t r = 0; r < m; r++) sum[r][0] += first * get_lanes(x + r * k, i, 0);
+    }
+    for (int64_t r = 0; r < m; r++) {
+        lanes both = sum[r][0] + sum[r][1];
+        rest[r] = 0;
+        for (int lane = 0; lane < LANES; lane++) rest[r] += both[lane];
+    }
+    for (; i < k; i++) {
+        float number = get(w, i, half);
+        for (int64_t r = 0; r < m; r++) rest[r] += number * x[r * k + i];
+    }
+    for (int64_t r = 0; r < m; r++) out[r * stride] = rest[r];
+}
+
+// The same for any number of rows; each of the counts below is compiled by itself, with its sums in registers.
+INLINE void all_dots(const float *x, const void *w, float *out, int64_t m, int64_t k, int64_t stride, int half) {
+    int64_t r = 0;
+    for (; r + 8 <= m; r += 8) dots(x + r * k, w, out + r * stride, 8, k, stride, half);
+    for (; r + 4 <= m; r += 4) dots(x + r * k, w, out + r * stride, 4, k, stride, half);
+    for (; r + 2 <= m; r += 2) dots(x + r * k, w, out + r * stride, 2, k, stride, half);
+    for (; r < m; r++) dots(x + r * k, w, out + r * stride, 1, k, stride, half);
+}
+
+INLINE void product(const float *x, const void *w, const void *bias, void *y, int64_t m, int64_t n, int64_t k, int half) {
+#pragma omp parallel if (n * k >= ENOUGH)
+    {
+        float column[m];
+#pragma omp for schedule(static)
+        for (int64_t j = 0; j < n; j++) {
+            all_dots(x, row_of(w, j, k, half), column, m, k, 1, half);
+            float more = bias ? get(bias, j, half) : 0;
+            for (int64_t r = 0; r < m; r++) put(y, r * n + j, column[r] + more, half);
+        }
+    }
+}
+
+static float *in_fp32(const void *x, int64_t count) {
+    float *wide = malloc(sizeof(float) * count);
+    for (int64_t i = 0; wide && i < count; i++) wide[i] = get(x, i, 1);
+    return wide;
+}
+
+// y [m, n] = x [m, k] W^T + bias [n] (or none). Returns 0, or 1 where there is no memory.
+int few_linear(const void *x, const void *w, const void *bias, void *y, int64_t m, int64_t n, int64_t k, int half) {
+    if (!half) return product(x, w, bias, y, m, n, k, 0), 0;
+    float *wide = in_fp32(x, m * k);
+    if (!wide) return 1;
+    product(wide, w, bias, y, m, n, k, 1);
+    free(wide);
+    return 0;
+}
+
+// y [m, k] = w * x / sqrt(mean(x^2) + eps), row by row.
+void few_rms_norm(const void *x, const void *w, void *y, int64_t m, int64_t k, float eps, int half) {
+    for (int64_t r = 0; r < m; r++) {
+        const void *row = row_of(x, r, k, half);
+        float square = 0;
+        for (int64_t i = 0; i < k; i++) square += get(row, i, half) * get(row, i, half);
+        float inverse = 1 / sqrtf(square / k + eps);
+        for (int64_t i = 0; i < k; i++) put(y, r * k + i, get(row, i, half) * inverse * get(w, i, half), half);
+    }
+}
+
+typedef struct {
+    int64_t expert, first, count;  // an expert and its slots in the order below
+} share;
+
+// A slot is a token's k-th expert. Sorts slots by expert into `order`; returns how many experts have any.
+static int64_t by_expert(const int64_t *selected, int64_t slots, int64_t experts, int64_t *order, share *shares) {
+    int64_t used = 0, end = 0;
+    for (int64_t e = 0; e < experts; e++) {
+        int64_t first = end;
+        for (int64_t s = 0; s < slots; s++)
+            if (selected[s] == e) order[end++] = s;
+        if (end > first) shares[used++] = (share){e, first, end - first};
+    }
+    return used;
+}
+
+INLINE void run_experts(const float *rows, const float *weights, const int64_t *order, const share *shares, int64_t used,
+                        const void *gate_up, const void *down, float *hidden, float *out, int64_t slots, int64_t f,
+                        int64_t d, int half) {
+#pragma omp parallel if (used * f * d >= ENOUGH)
+    {
+        float gate[slots], up[slots];
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < used * f; i++) {
+            share s = shares[i / f];
+            int64_t j = i % f;
+            const void *matrix = row_of(gate_up, s.expert * 2 * f, d, half);
+            all_dots(rows + s.first * d, row_of(matrix, j, d, half), gate, s.count, d, 1, half);
+            all_dots(rows + s.first * d, row_of(matrix, f + j, d, half), up, s.count, d, 1, half);
+            for (int64_t r = 0; r < s.count; r++)
+                hidden[(s.first + r) * f + j] = gate[r] / (1 + expf(-gate[r])) * up[r] * weights[order[s.first + r]];
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < used * d; i++) {
+            share s = shares[i / d];
+            int64_t j = i % d;
+            const void *row = row_of(row_of(down, s.expert * d, f, half), j, f, half);
+            all_dots(hidden + s.first * f, row, out + s.first * d + j, s.count, f, d, half);
+        }
+    }
+}
+
+// y [m, d]: for every token the sum of its `top` SwiGLU experts, each times its weight [m, top] in fp32; gate_up is
+// [experts, 2 f, d] with the gate first, down [experts, d, f]. Returns 0, or 1 where there is no memory.
+int few_experts(const void *x, const float *weights, const int64_t *selected, const void *gate_up, const void *down,
+                void *y, int64_t m, int64_t top, int64_t experts, int64_t f, int64_t d, int half) {
+    int64_t slots = m * top;
+    int64_t *order = malloc(sizeof(int64_t) * slots);
+    share *shares = malloc(sizeof(share) * slots);
+    float *rows = malloc(sizeof(float) * slots * (2 * d + f));
+    int failed = !order || !shares || !rows;
+    if (!failed) {
+        float *out = rows + slots * d, *hidden = out + slots * d;
+        int64_t used = by_expert(selected, slots, experts, order, shares);
+        for (int64_t s = 0; s < slots; s++)
+            for (int64_t i = 0; i < d; i++) rows[s * d + i] = get(x, order[s] / top * d + i, half);
+        if (half) run_experts(rows, weights, order, shares, used, gate_up, down, hidden, out, slots, f, d, 1);
+        else run_experts(rows, weights, order, shares, used, gate_up, down, hidden, out, slots, f, d, 0);
+        // The rows' places serve for the sums, in fp32; a token's experts add up in order of their numbers.
+        memset(rows, 0, sizeof(float) * m * d);
+        for (int64_t s = 0; s < slots; s++)
+            for (int64_t i = 0; i < d; i++) rows[order[s] / top * d + i] += out[s * d + i];
+        for (int64_t i = 0; i < m * d; i++) put(y, i, rows[i], half);
+    }
+    free(order), free(shares), free(rows);
+    return failed;
+}
+
+// to[i] += factor * from[i] for i < k.
+INLINE void add_times(float *to, const void *from, float factor, int64_t k, int half) {
+    int64_t i = 0;
+    for (; i + LANES <= k; i += LANES) *(lanes *)(to + i) += factor * get_lanes(from, i, half);
+    for (; i < k; i++) to[i] += factor * get(from, i, half);
+}
+
+// One head of one token: its query [p + r] against `seen` entries of [c + r], by way of the head's share of the keys'
+// and values' expansion, [p + z, c]. `room` is for c + r + c + seen numbers.
+INLINE void attend(const void *query, const void *entries, const void *expansion, void *out, int64_t seen, int64_t p,
+                   int64_t r, int64_t z, int64_t c, float scale, float *room, int half) {
+    float *absorbed = room, *latent = room + c + r, *weight = latent + c, largest = -INFINITY, sum = 0;
+    memset(absorbed, 0, sizeof(float) * (c + r + c));
+    for (int64_t i = 0; i < p; i++) add_times(absorbed, row_of(expansion, i, c, half), get(query, i, half), c, half);
+    for (int64_t i = 0; i < r; i++) absorbed[c + i] = get(query, p + i, half);
+    for (int64_t l = 0; l < seen; l++) {
+        dots(absorbed, row_of(entries, l, c + r, half), weight + l, 1, c + r, 1, half);
+        weight[l] *= scale;
+        if (weight[l] > largest) largest = weight[l];
+    }
+    for (int64_t l = 0; l < seen; l++) sum += weight[l] = expf(weight[l] - largest);
+    for (int64_t l = 0; l < seen; l++) add_times(latent, row_of(entries, l, c + r, half), weight[l] / sum, c, half);
+    for (int64_t i = 0; i < z; i++) {
+        float value;
+        dots(latent, row_of(expansion, p + i, c, half), &value, 1, c, 1, half);
+        put(out, i, value, half);
+    }
+}
+
+// out [b, t, n, z]: every token's heads on what is cached of its sample. q [b, n, t, p + r]; entries [b, .., c + r], a
+// sample's `apart` numbers after the one before; expansion [n, p + z, c]; seen [b, t], entries that a token sees, from
+// the first on. Returns 0, or 1 where there is no memory.
+int few_attention(const void *q, const void *entries, const void *expansion, const int64_t *seen, void *out, int64_t b,
+                  int64_t n, int64_t t, int64_t p, int64_t r, int64_t z, int64_t c, int64_t apart, float scale,
+                  int half) {
+    int64_t most = 0, failed = 0;
+    for (int64_t i = 0; i < b * t; i++) most = seen[i] > most ? seen[i] : most;
+#pragma omp parallel if (b * n * t * most * c >= ENOUGH) reduction(| : failed)
+    {
+        float *room = malloc(sizeof(float) * (2 * c + r + most));
+        failed |= !room;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < b * n * t; i++) {
+            int64_t sample = i / (n * t), head = i / t % n, token = sample * t + i % t;
+            const void *query = row_of(q, i, p + r, half), *cached = row_of(entries, sample, apart, half);
+            const void *matrix = row_of(expansion, head, (p + z) * c, half);
+            void *to = (char *)out + (token * n + head) * z * (half ? 2 : 4);
+            if (!room) continue;
+            if (half) attend(query, cached, matrix, to, seen[token], p, r, z, c, scale, room, 1);
+            else attend(query, cached, matrix, to, seen[token], p, r, z, c, scale, room, 0);
+        }
+        free(room);
+    }
+    return failed;
+}
