@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from training.data.batch import IGNORED
+from training.layers.products import times_transposed
 
 #: Logits held at a time, and the fewest rows that they are for: with less, reading the head's matrix would dominate.
 _CHUNK = {"cpu": 2**22, "cuda": 2**27}
@@ -53,11 +54,11 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         rows, vocab = len(hidden_MD), len(weight_VD)
         size = min(max(rows, 1), max(_FEWEST_ROWS, _CHUNK.get(hidden_MD.device.type, _CHUNK["cuda"]) // vocab))
         total = hidden_MD.new_zeros((), dtype=torch.float32)
-        # Buffers for all pieces: on CPU fresh ones cost more in page faults than the arithmetic on them.
-        logits_RV = hidden_MD.new_empty(size, vocab)
-        wide_RV = (
-            logits_RV if logits_RV.dtype == torch.float32 else logits_RV.new_empty(size, vocab, dtype=torch.float32)
-        )
+        # For all pieces: on CPU fresh ones cost more in page faults than the arithmetic on them. In fp32 oneDNN's
+        # product gains more than that, and does not take them.
+        fp32 = hidden_MD.dtype == torch.float32
+        logits_RV = hidden_MD.new_empty(0 if fp32 else size, vocab)
+        wide_RV = hidden_MD.new_empty(0 if fp32 else size, vocab, dtype=torch.float32)
         dhidden_MD = torch.empty_like(hidden_MD) if wanted else None
         dweight_VD: torch.Tensor | None = None
         for start in range(0, rows, size):
@@ -65,20 +66,23 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             hidden, labels = hidden_MD[piece], labels_M[piece]
             kept = labels != IGNORED
             targets = labels.where(kept, 0)
-            logits = torch.mm(hidden, weight_VD.t(), out=logits_RV[: len(hidden)])
+            if fp32:
+                logits = times_transposed(hidden, weight_VD)
+            else:
+                logits = torch.mm(hidden, weight_VD.t(), out=logits_RV[: len(hidden)])
             largest = logits.amax(1, keepdim=True).float()
             of_target = logits.gather(1, targets[:, None]).float()
-            exponentials = torch.sub(logits, largest, out=wide_RV[: len(hidden)]).exp_()
+            exponentials = torch.sub(logits, largest, out=logits if fp32 else wide_RV[: len(hidden)]).exp_()
             sums = exponentials.sum(1, keepdim=True)
             total += (sums.log() + largest - of_target).where(kept[:, None], 0.0).sum()
             if dhidden_MD is None:
                 continue
             # softmax = exponentials / sums: the division goes to the narrow side of both products, and what the target
             # takes off is single rows.
-            softmax = exponentials if logits.dtype == torch.float32 else logits.copy_(exponentials)
+            softmax = exponentials if fp32 else logits.copy_(exponentials)
             share = kept[:, None] / sums
-            torch.mm(softmax, weight_VD, out=dhidden_MD[piece])
-            dhidden_MD[piece].mul_(share).sub_(weight_VD[targets] * kept[:, None])
+            of_all = times_transposed(softmax, weight_VD.t())
+            torch.sub(of_all.mul_(share), weight_VD[targets] * kept[:, None], out=dhidden_MD[piece])
             dweight_VD = _add_product(dweight_VD, softmax, (hidden * share).to(hidden.dtype))
             dweight_VD.index_add_(0, targets, (hidden * kept[:, None]).float(), alpha=-1)
         if dhidden_MD is not None:

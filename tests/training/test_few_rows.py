@@ -12,6 +12,7 @@ from artefacts import native
 from tests.training.shapes import SHAPES, VOCAB
 from training.layers import few_rows
 from training.layers.moe import looped_experts
+from training.layers.products import linear
 from training.layers.routing import Routing
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
@@ -55,10 +56,10 @@ def test_linear(precision: str, width: int) -> None:
 @compiles
 def test_linear_takes_any_leading_dimensions_and_strides() -> None:
     x, weight = drawn(3, 40, 4, dtype=torch.float32), drawn(7, 40, dtype=torch.float32)
-    close(few_rows.linear(x.transpose(1, 2), weight), F.linear(x.transpose(1, 2), weight), 1e-5)
-    close(few_rows.linear(x[0, :, 0], weight), F.linear(x[0, :, 0], weight), 1e-5)
+    close(linear(x.transpose(1, 2), weight), F.linear(x.transpose(1, 2), weight), 1e-5)
+    close(linear(x[0, :, 0], weight), F.linear(x[0, :, 0], weight), 1e-5)
     transposed = drawn(40, 7, dtype=torch.float32)
-    close(few_rows.linear(x[0].t(), transposed.t()), F.linear(x[0].t(), transposed.t()), 1e-5)
+    close(linear(x[0].t(), transposed.t()), F.linear(x[0].t(), transposed.t()), 1e-5)
 
 
 @compiles

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from training.layers.products import ONEDNN_PRODUCT
 from training.layers.routing import DECIDING_OPERATIONS
 
 Checkpointing = Literal["none", "full", "selective"]
@@ -36,7 +37,10 @@ def checkpointed(layer: Callable[..., torch.Tensor], mode: Checkpointing, *input
 
 
 def _cheap_to_keep(hidden_size: int, _context: Any, operation: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
-    narrow = operation is torch.ops.aten.mm.default and inputs[1].shape[1] < hidden_size
+    if operation is torch.ops.aten.mm.default:
+        narrow = inputs[1].shape[1] < hidden_size
+    else:
+        narrow = operation is ONEDNN_PRODUCT and inputs[1].shape[0] < hidden_size
     if narrow or operation in _ATTENTION or operation in DECIDING_OPERATIONS:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from training.layers import few_rows
+from training.layers.products import times_transposed
 
 
 def experts_on_cpu(
@@ -87,44 +88,44 @@ class _Experts(torch.autograd.Function):
         down_EDF: torch.Tensor,
     ) -> torch.Tensor:
         plan = _plan(weights_MK, selected_MK, len(down_EDF), _ALIGNED.get(x_MD.dtype, 1))
-        gate_up_R2F = x_MD.new_empty(len(plan.tokens), gate_up_E2FD.shape[1])
+        gate_ups = []
         out_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
         out_RD[-1] = 0
         for expert, start, end in plan.bounds:
             rows = x_MD.index_select(0, plan.tokens[start:end])
-            torch.mm(rows, gate_up_E2FD[expert].t(), out=gate_up_R2F[start:end])
-            gate, up = gate_up_R2F[start:end].chunk(2, dim=1)
+            gate_ups.append(times_transposed(rows, gate_up_E2FD[expert]))
+            gate, up = gate_ups[-1].chunk(2, dim=1)
             hidden = F.silu(gate).mul_(up) * plan.weights[start:end]
             torch.mm(hidden.to(x_MD.dtype), down_EDF[expert].t(), out=out_RD[start:end])
         ctx.plan = plan
-        ctx.save_for_backward(x_MD, gate_up_R2F, gate_up_E2FD, down_EDF)
+        ctx.save_for_backward(x_MD, gate_up_E2FD, down_EDF, *gate_ups)
         return F.embedding_bag(plan.places, out_RD, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_MD, gate_up_R2F, gate_up_E2FD, down_EDF = ctx.saved_tensors
+        x_MD, gate_up_E2FD, down_EDF, *gate_ups = ctx.saved_tensors
         plan: _Plan = ctx.plan
         dy_MD = upstream[0].contiguous()
         dgate_up_E2FD, ddown_EDF = torch.zeros_like(gate_up_E2FD), torch.zeros_like(down_EDF)
         dx_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
         dx_RD[-1] = 0
         dweights_R = torch.empty(len(plan.tokens), dtype=plan.weights.dtype)
-        for expert, start, end in plan.bounds:
+        for (expert, start, end), gate_up in zip(plan.bounds, gate_ups, strict=True):
             tokens, weights = plan.tokens[start:end], plan.weights[start:end]
-            gate, up = gate_up_R2F[start:end].chunk(2, dim=1)
+            gate, up = gate_up.chunk(2, dim=1)
             dy = dy_MD.index_select(0, tokens)
-            dweighted = dy @ down_EDF[expert]
+            dweighted = times_transposed(dy, down_EDF[expert].t())
             silu = F.silu(gate)
             hidden = silu * up
             dweights_R[start:end] = (hidden.float() * dweighted).sum(1)
             torch.mm(dy.t(), (hidden * weights).to(dy.dtype), out=ddown_EDF[expert])
             dhidden = (dweighted * weights).to(dy.dtype)
-            dgate_up = torch.empty_like(gate_up_R2F[start:end])
+            dgate_up = torch.empty_like(gate_up)
             dgate, dup = dgate_up.chunk(2, dim=1)
             torch.ops.aten.silu_backward.grad_input(dhidden * up, gate, grad_input=dgate)
             torch.mul(dhidden, silu, out=dup)
             torch.mm(dgate_up.t(), x_MD.index_select(0, tokens), out=dgate_up_E2FD[expert])
-            torch.mm(dgate_up, gate_up_E2FD[expert], out=dx_RD[start:end])
+            dx_RD[start:end] = times_transposed(dgate_up, gate_up_E2FD[expert].t())
         dweights = torch.zeros(plan.places.numel(), dtype=plan.weights.dtype)
         dweights[plan.used] = dweights_R[plan.rows]
         dx_MD = F.embedding_bag(plan.places, dx_RD, mode="sum")

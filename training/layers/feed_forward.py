@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.layers.few_rows import Linear
+from training.layers.products import Linear
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,8 @@
 """Linear layers, norms, experts and latent attention of few rows on CPU, without gradients: what decoding consists of.
 
 PyTorch's products read a matrix several rows at a time, which for a single row or eight means a third of the memory's
-speed. The C code beside this file reads each matrix once, in order; without a compiler the same results come from
-PyTorch. What is called here takes every case: more rows, gradients, other devices and dtypes go PyTorch's way, or give
-None where the caller has that way.
+speed. The C code beside this file reads each matrix once, in order. Every function here gives None where that is not
+the way (more rows, gradients, other devices and dtypes, no compiler): the caller has the way for all cases.
 """
 
 import ctypes
@@ -11,8 +10,6 @@ import functools
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from artefacts.native import library
 
@@ -23,19 +20,11 @@ _FEW = 16
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-class Linear(nn.Linear):
-    """``nn.Linear`` that is quick for few rows too."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in] -> [..., out]."""
-        return linear(x, self.weight, self.bias)
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
     """``x @ weight.T + bias``: [..., in] -> [..., out]; ``weight`` [out, in]."""
     code = _code_for(x, weight)
     if code is None:
-        return F.linear(x, weight, bias)
+        return None
     x = x.contiguous()
     outputs, inputs = weight.shape
     y = x.new_empty(*x.shape[:-1], outputs)
@@ -44,11 +33,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return y
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | None:
     """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension, accumulated in fp32."""
     code = _code_for(x, weight)
     if code is None:
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return None
     x = x.contiguous()
     y = torch.empty_like(x)
     places = x.data_ptr(), weight.data_ptr(), y.data_ptr()

@@ -2,7 +2,7 @@
 
 import torch
 
-from training.layers.few_rows import Linear
+from training.layers.products import Linear
 from training.losses import linear_cross_entropy_sum
 
 

@@ -7,10 +7,10 @@ from configs.schema.model import ModelSection
 from training.layers import few_rows
 from training.layers.attention import causal_attention
 from training.layers.documents import Documents
-from training.layers.few_rows import Linear
 from training.layers.latent_cache import LayerCache
 from training.layers.norms import RMSNorm
 from training.layers.positions import Rotation, rotate_tail, softmax_scale
+from training.layers.products import Linear
 
 
 class MultiHeadLatentAttention(nn.Module):

@@ -18,13 +18,13 @@ from configs.schema.model import ModelSection
 from training.layers.checkpointing import Checkpointing, checkpointed
 from training.layers.documents import Documents
 from training.layers.feed_forward import FeedForward
-from training.layers.few_rows import Linear
 from training.layers.head import OutputHead
 from training.layers.latent_cache import LatentCache, LayerCache
 from training.layers.mla import MultiHeadLatentAttention
 from training.layers.moe import MixtureOfExperts
 from training.layers.norms import RMSNorm
 from training.layers.positions import Rotation, rotation
+from training.layers.products import Linear
 from training.layers.routing import BALANCE_LOSSES, Router
 
 
