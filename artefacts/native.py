@@ -89,5 +89,6 @@ def _report(source: Path, error: Exception) -> None:
     os.environ[_REPORTED] = "1"
     said = error
     if isinstance(error, subprocess.CalledProcessError):
-        said = error.stderr.decode(errors="replace").strip().partition("\n")[0] or error
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        said = next((line for line in lines if "error:" in line), lines[0] if lines else error)
     print(f"{source.name} is not compiled ({said}): the same results, slower", file=sys.stderr, flush=True)

@@ -27,29 +27,31 @@ from training.losses import linear_cross_entropy_sum
 
 _RECIPE = load_recipe(Path(__file__).parents[1] / "configs/deepseek-0.5b.yaml", ["model.num_nextn_predict_layers=0"])
 VOCAB, SHAPE = _RECIPE.vocab_size, _RECIPE.model
-BATCH, LENGTH = 8, 1024
+#: Samples and tokens of each; a step of the smaller waits for the launches of its kernels.
+BATCHES = ((8, 1024), (16, 2048))
 
 
 def measure(quick: bool = False) -> Iterator[Ratio]:
-    """Steps, decoding, and the memory of the loss; ``quick``: fewer rounds and tokens."""
+    """Steps, the memory of the loss, and decoding; ``quick``: fewer rounds and tokens."""
     rounds = 3 if quick else 9
     model = ours(SHAPE, torch.bfloat16, VOCAB).cuda()
     peer = transformers_model(SHAPE, torch.bfloat16, "grouped_mm", VOCAB).cuda()
-    yield from _steps(model, peer, rounds)
+    for samples, length in BATCHES:
+        yield from _steps(model, peer, samples, length, rounds)
+    yield _loss_memory()
     for batch in (1, 8):
         yield _decoding(model, peer, batch, NEW // 4 if quick else NEW, 2 if quick else 3)
-    yield _loss_memory()
 
 
-def _steps(model: Any, peer: Any, rounds: int) -> Iterator[Ratio]:
-    tokens = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0)).cuda()
+def _steps(model: Any, peer: Any, samples: int, length: int, rounds: int) -> Iterator[Ratio]:
+    tokens = torch.randint(0, VOCAB, (samples, length + 1), generator=torch.Generator().manual_seed(0)).cuda()
     batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    own, other, count = our_step(model, *batch), their_step(peer, *batch), BATCH * LENGTH
+    own, other, count = our_step(model, *batch), their_step(peer, *batch), samples * length
     difference = abs(own() - other()) / abs(other())
     assert difference < 2e-2, f"losses differ by {difference}"
-    size = f"training step, 0.5B bf16, {BATCH} x {LENGTH:,}"
+    size = f"training step, 0.5B bf16, {samples} x {length:,}"
     yield _compare(f"{size}, against transformers (grouped_mm experts)", own, other, count, "tokens/s", rounds)
-    flops = count * flops_per_token(SHAPE, VOCAB, LENGTH)
+    flops = count * flops_per_token(SHAPE, VOCAB, length)
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     products, per_product = (lambda: torch.mm(a, a)), 2 * 8192**3
     pairs = [(flops / on_device(own, 1) / 1e12, per_product / on_device(products) / 1e12) for _ in range(rounds)]

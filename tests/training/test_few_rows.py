@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from artefacts import native
 from tests.training.shapes import SHAPES, VOCAB
-from training.layers import few_rows
+from training.layers import cpu_code, few_rows
 from training.layers.moe import looped_experts
 from training.layers.products import linear
 from training.layers.routing import Routing
@@ -114,7 +114,7 @@ def test_more_rows_gradients_and_other_dtypes_go_pytorchs_way(monkeypatch: pytes
     def unexpected() -> ctypes.CDLL:
         raise AssertionError("the C code was asked for")
 
-    monkeypatch.setattr(few_rows, "_code", unexpected)
+    monkeypatch.setattr(cpu_code, "_code", unexpected)
     weight = drawn(4, 8, dtype=torch.float32)
     few_rows.linear(drawn(17, 8, dtype=torch.float32), weight)
     few_rows.linear(drawn(1, 8, dtype=torch.float64), weight.double())
@@ -141,14 +141,14 @@ def test_without_a_compiler_decoding_is_the_same(
         return torch.cat(found, dim=1)
 
     expected = decoded()
-    few_rows._code.cache_clear()
+    cpu_code._code.cache_clear()
     native.library.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.delenv(native._REPORTED, raising=False)
     try:
         torch.testing.assert_close(decoded(), expected, atol=1e-5, rtol=1e-4)
         said = capsys.readouterr().err.splitlines()
-        assert said == ["few_rows.c is not compiled (no C compiler (no-such-compiler)): the same results, slower"]
+        assert said == ["cpu_code.c is not compiled (no C compiler (no-such-compiler)): the same results, slower"]
     finally:
-        few_rows._code.cache_clear()
+        cpu_code._code.cache_clear()
         native.library.cache_clear()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from training.layers import few_rows
 from training.layers.products import times_transposed
+from training.layers.swiglu import gradients_on_cpu, weighted_on_cpu
 
 
 def experts_on_cpu(
@@ -93,10 +94,11 @@ class _Experts(torch.autograd.Function):
         out_RD[-1] = 0
         for expert, start, end in plan.bounds:
             rows = x_MD.index_select(0, plan.tokens[start:end])
-            gate_ups.append(times_transposed(rows, gate_up_E2FD[expert]))
-            gate, up = gate_ups[-1].chunk(2, dim=1)
-            hidden = F.silu(gate).mul_(up) * plan.weights[start:end]
-            torch.mm(hidden.to(x_MD.dtype), down_EDF[expert].t(), out=out_RD[start:end])
+            gate_up = times_transposed(rows, gate_up_E2FD[expert])
+            gate_ups.append(gate_up)
+            gate, up = gate_up.chunk(2, dim=1)
+            hidden = weighted_on_cpu(gate, up, plan.weights[start:end])
+            torch.mm(hidden, down_EDF[expert].t(), out=out_RD[start:end])
         ctx.plan = plan
         ctx.save_for_backward(x_MD, gate_up_E2FD, down_EDF, *gate_ups)
         return F.embedding_bag(plan.places, out_RD, mode="sum")
@@ -112,20 +114,16 @@ class _Experts(torch.autograd.Function):
         dweights_R = torch.empty(len(plan.tokens), dtype=plan.weights.dtype)
         for (expert, start, end), gate_up in zip(plan.bounds, gate_ups, strict=True):
             tokens, weights = plan.tokens[start:end], plan.weights[start:end]
-            gate, up = gate_up.chunk(2, dim=1)
             dy = dy_MD.index_select(0, tokens)
-            dweighted = times_transposed(dy, down_EDF[expert].t())
-            silu = F.silu(gate)
-            hidden = silu * up
-            dweights_R[start:end] = (hidden.float() * dweighted).sum(1)
-            torch.mm(dy.t(), (hidden * weights).to(dy.dtype), out=ddown_EDF[expert])
-            dhidden = (dweighted * weights).to(dy.dtype)
+            dhidden = times_transposed(dy, down_EDF[expert].t())
             dgate_up = torch.empty_like(gate_up)
-            dgate, dup = dgate_up.chunk(2, dim=1)
-            torch.ops.aten.silu_backward.grad_input(dhidden * up, gate, grad_input=dgate)
-            torch.mul(dhidden, silu, out=dup)
+            (gate, up), (dgate, dup) = gate_up.chunk(2, dim=1), dgate_up.chunk(2, dim=1)
+            found = gradients_on_cpu(gate, up, weights, dhidden, dgate, dup)
+            assert found is not None
+            hidden, dweights_R[start:end] = found
+            torch.mm(dy.t(), hidden, out=ddown_EDF[expert])
             torch.mm(dgate_up.t(), x_MD.index_select(0, tokens), out=dgate_up_E2FD[expert])
-            dx_RD[start:end] = times_transposed(dgate_up, gate_up_E2FD[expert].t())
+            torch.mm(dgate_up, gate_up_E2FD[expert], out=dx_RD[start:end])
         dweights = torch.zeros(plan.places.numel(), dtype=plan.weights.dtype)
         dweights[plan.used] = dweights_R[plan.rows]
         dx_MD = F.embedding_bag(plan.places, dx_RD, mode="sum")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from training.layers.feed_forward import swiglu
 from training.layers.routing import Routing, tokens_per_expert
+from training.layers.swiglu import swiglu
 
 
 def weighted_swiglu(gate_up: torch.Tensor, weights_S: torch.Tensor) -> torch.Tensor:

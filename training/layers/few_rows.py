@@ -6,18 +6,13 @@ the way (more rows, gradients, other devices and dtypes, no compiler): the calle
 """
 
 import ctypes
-import functools
-from pathlib import Path
 
 import torch
 
-from artefacts.native import library
+from training.layers.cpu_code import code_for, is_half, succeeded
 
-_SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = ("-march=native", "-fopenmp", "-ffp-contract=fast")
 #: Rows up to which reading the matrix, not arithmetic, takes the time.
 _FEW = 16
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
@@ -29,7 +24,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     outputs, inputs = weight.shape
     y = x.new_empty(*x.shape[:-1], outputs)
     places = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
-    _succeeded(code.few_linear(*places, x.numel() // inputs, outputs, inputs, x.dtype == torch.bfloat16))
+    succeeded(code.few_linear(*places, x.numel() // inputs, outputs, inputs, is_half(x)))
     return y
 
 
@@ -41,7 +36,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
     x = x.contiguous()
     y = torch.empty_like(x)
     places = x.data_ptr(), weight.data_ptr(), y.data_ptr()
-    code.few_rms_norm(*places, x.numel() // x.shape[-1], x.shape[-1], eps, x.dtype == torch.bfloat16)
+    code.few_rms_norm(*places, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
     return y
 
 
@@ -60,8 +55,8 @@ def experts(
     y_MD = torch.empty_like(x_MD)
     tensors = (x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF, y_MD)
     count, hidden, width = down_EDF.shape
-    sizes = (*selected_MK.shape, count, width, hidden, x_MD.dtype == torch.bfloat16)
-    _succeeded(code.few_experts(*(tensor.data_ptr() for tensor in tensors), *sizes))
+    sizes = (*selected_MK.shape, count, width, hidden, is_half(x_MD))
+    succeeded(code.few_experts(*(tensor.data_ptr() for tensor in tensors), *sizes))
     return y_MD
 
 
@@ -82,32 +77,12 @@ def latent_attention(
     q_BNTQ, out_BTNZ = q_BNTQ.contiguous(), q_BNTQ.new_empty(samples, length, heads, values)
     places = [tensor.data_ptr() for tensor in (q_BNTQ, entries_BLc, expand_NeC, seen_BT, out_BTNZ)]
     sizes = (samples, heads, length, query - rope, rope, values, latent, entries_BLc.stride(0))
-    _succeeded(code.few_attention(*places, *sizes, scale, q_BNTQ.dtype == torch.bfloat16))
+    succeeded(code.few_attention(*places, *sizes, scale, is_half(q_BNTQ)))
     return out_BTNZ
 
 
 def _code_for(x: torch.Tensor, weight: torch.Tensor) -> ctypes.CDLL | None:
     """The C code, where it is for this: a few rows in memory, nobody asking for gradients."""
-    if torch.is_grad_enabled() or not x.is_cpu or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or x.numel() > _FEW * x.shape[-1] or not weight.is_contiguous():
         return None
-    if x.numel() > _FEW * x.shape[-1] or x.dtype not in _DTYPES or weight.dtype != x.dtype:
-        return None
-    return _code() if weight.is_contiguous() else None
-
-
-@functools.cache
-def _code() -> ctypes.CDLL | None:
-    code = library(_SOURCE, *_FLAGS)
-    if code is not None:
-        pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        code.few_linear.argtypes = [pointer] * 4 + [number] * 3 + [flag]
-        code.few_rms_norm.argtypes = [pointer] * 3 + [number] * 2 + [ctypes.c_float, flag]
-        code.few_rms_norm.restype = None
-        code.few_experts.argtypes = [pointer] * 6 + [number] * 5 + [flag]
-        code.few_attention.argtypes = [pointer] * 5 + [number] * 8 + [ctypes.c_float, flag]
-    return code
-
-
-def _succeeded(status: int) -> None:
-    if status:
-        raise MemoryError("no memory for a decoding step")
+    return code_for(x, weight)

@@ -13,9 +13,10 @@ from torch import nn
 from configs.schema.model import ModelSection
 from training.layers.experts_cpu import experts_on_cpu
 from training.layers.experts_grouped import grouped_experts, weighted_swiglu
-from training.layers.feed_forward import FeedForward, swiglu
+from training.layers.feed_forward import FeedForward
 from training.layers.products import linear
 from training.layers.routing import Router, Routing
+from training.layers.swiglu import swiglu
 
 
 class Gate(nn.Module):

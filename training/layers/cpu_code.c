@@ -1,7 +1,8 @@
-// Decoding on CPU: products of a few rows with matrices that are read once, in the order in which they lie.
+// What PyTorch does slowly on CPU. Numbers are fp32, or bf16 where `half` is set; sums are fp32. Matrices are row-major
+// and contiguous, but for rows that say how far they are apart.
 //
-// A row of a matrix W [n, k] meets all rows of x [m, k] while it is in registers. Numbers are fp32, or bf16 where `half`
-// is set; sums are fp32. Matrices are row-major and contiguous.
+// First decoding: products of a few rows with matrices that are read once, in the order in which they lie. A row of a
+// matrix W [n, k] meets all rows of x [m, k] while it is in registers. Then the SwiGLU of training in one pass.
 
 #include <math.h>
 #include <stdint.h>
@@ -249,4 +250,91 @@ int few_attention(const void *q, const void *entries, const void *expansion, con
         free(room);
     }
     return failed;
+}
+
+// Lanes i .. i + count - 1, those beyond 0.
+INLINE lanes get_some(const void *from, int64_t i, int64_t count, int half) {
+    if (count == LANES) return get_lanes(from, i, half);
+    lanes some = {0};
+    for (int64_t lane = 0; lane < count; lane++) some[lane] = get(from, i + lane, half);
+    return some;
+}
+
+INLINE void put_some(void *to, int64_t i, int64_t count, lanes x, int half) {
+    if (count < LANES)
+        for (int64_t lane = 0; lane < count; lane++) put(to, i + lane, x[lane], half);
+    else if (!half) *(lanes *)((float *)to + i) = x;
+    else {  // as `narrowed` does
+        bits wide = (bits)x, rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+        bits none = (bits)((wide & 0x7fffffff) > 0x7f800000);
+        *(halves *)((uint16_t *)to + i) = __builtin_convertvector((none & ((wide >> 16) | 64)) | (~none & rounded), halves);
+    }
+}
+
+INLINE lanes chosen(bits where, lanes yes, lanes no) { return (lanes)((where & (bits)yes) | (~where & (bits)no)); }
+
+// e^x, to the last place or two; below -87 and above 88 what it is there.
+INLINE lanes exponentials(lanes x) {
+    typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+    static const float taylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
+    const float to_whole = 3 << 22;  // added and taken off again, it rounds
+    x = chosen((bits)(x > 88), (lanes){0} + 88, x);
+    x = chosen((bits)(x < -87), (lanes){0} - 87, x);
+    lanes power = (x * 1.44269504f + to_whole) - to_whole;
+    lanes rest = x - power * 0.693359375f + power * 2.12194440e-4f, sum = {0};  // ln 2 in two parts
+    for (int i = 0; i < 8; i++) sum = sum * rest + taylor[i];
+    return (lanes)((whole)sum + (__builtin_convertvector(power, whole) << 23));
+}
+
+INLINE void swiglu_rows(const void *gate, const void *up, const float *weights, void *out, int64_t m, int64_t f,
+                        int64_t apart, int half) {
+#pragma omp parallel for schedule(static) if (m * f >= ENOUGH)
+    for (int64_t r = 0; r < m; r++) {
+        const void *g = row_of(gate, r, apart, half), *u = row_of(up, r, apart, half);
+        for (int64_t i = 0; i < f; i += LANES) {
+            int64_t count = f - i < LANES ? f - i : LANES;
+            lanes x = get_some(g, i, count, half), y = get_some(u, i, count, half);
+            lanes hidden = x / (1 + exponentials(-x)) * y * (weights ? weights[r] : 1);
+            put_some((char *)out + r * f * (half ? 2 : 4), i, count, hidden, half);
+        }
+    }
+}
+
+// out [m, f] = silu(gate) * up * weight; rows of gate and up lie `apart`, weights are [m] in fp32 or none.
+void swiglu(const void *gate, const void *up, const float *weights, void *out, int64_t m, int64_t f, int64_t apart,
+            int half) {
+    if (half) swiglu_rows(gate, up, weights, out, m, f, apart, 1);
+    else swiglu_rows(gate, up, weights, out, m, f, apart, 0);
+}
+
+INLINE void swiglu_rows_backward(const void *gate, const void *up, const float *weights, const void *upstream,
+                                 void *dgate, void *dup, void *out, float *dweights, int64_t m, int64_t f,
+                                 int64_t apart, int64_t dapart, int half) {
+#pragma omp parallel for schedule(static) if (m * f >= ENOUGH)
+    for (int64_t r = 0; r < m; r++) {
+        const void *g = row_of(gate, r, apart, half), *u = row_of(up, r, apart, half), *d = row_of(upstream, r, f, half);
+        char *dg = (char *)row_of(dgate, r, dapart, half), *du = (char *)row_of(dup, r, dapart, half);
+        float weight = weights ? weights[r] : 1, along = 0;
+        lanes sum = {0};
+        for (int64_t i = 0; i < f; i += LANES) {
+            int64_t count = f - i < LANES ? f - i : LANES;
+            lanes x = get_some(g, i, count, half), y = get_some(u, i, count, half), dy = get_some(d, i, count, half);
+            lanes sigmoid = 1 / (1 + exponentials(-x)), silu = x * sigmoid, hidden = silu * y;
+            sum += hidden * dy;
+            if (out) put_some((char *)row_of(out, r, f, half), i, count, hidden * weight, half);
+            put_some(dg, i, count, dy * weight * y * sigmoid * (1 + x * (1 - sigmoid)), half);
+            put_some(du, i, count, dy * weight * silu, half);
+        }
+        for (int lane = 0; lane < LANES; lane++) along += sum[lane];
+        if (dweights) dweights[r] = along;
+    }
+}
+
+// From the gradient of `out` above those of gate and up, whose rows lie `dapart`, and of the weights; and `out` again.
+// The last two are left out where they are null.
+void swiglu_backward(const void *gate, const void *up, const float *weights, const void *upstream, void *dgate,
+                     void *dup, void *out, float *dweights, int64_t m, int64_t f, int64_t apart, int64_t dapart,
+                     int half) {
+    if (half) swiglu_rows_backward(gate, up, weights, upstream, dgate, dup, out, dweights, m, f, apart, dapart, 1);
+    else swiglu_rows_backward(gate, up, weights, upstream, dgate, dup, out, dweights, m, f, apart, dapart, 0);
 }
