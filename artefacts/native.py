@@ -16,7 +16,7 @@ _FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC")
 #: Code for this machine's own processor, and perhaps for no other.
 _THIS_PROCESSOR = "-march=native"
 _SECONDS = 120
-#: Set once the missing compiler was reported, so that processes started later stay silent.
+#: Names what was reported as not compiled, so that processes started later stay silent.
 _REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
 
 
@@ -61,7 +61,8 @@ def _instructions() -> bytes:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
         return platform.processor().encode()
-    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
+    known = (line for line in lines if line.lower().startswith((b"flags", b"features")))
+    return next(known, platform.processor().encode())
 
 
 def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
@@ -73,7 +74,7 @@ def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
         place = None
     with tempfile.TemporaryDirectory(prefix=".building-", dir=place) as work:
         built = Path(work) / target.name
-        command = [*compiler, "-o", str(built), str(source)]
+        command = [*compiler, "-o", str(built), str(source), "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS)
         loaded = ctypes.CDLL(str(built))
         if place is not None:
@@ -84,11 +85,12 @@ def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
 
 
 def _report(source: Path, error: Exception) -> None:
-    if os.environ.get(_REPORTED):
+    reported = os.environ.get(_REPORTED, "").split()
+    if source.name in reported:
         return
-    os.environ[_REPORTED] = "1"
+    os.environ[_REPORTED] = " ".join([*reported, source.name])
     said = error
     if isinstance(error, subprocess.CalledProcessError):
         lines = error.stderr.decode(errors="replace").strip().splitlines()
         said = next((line for line in lines if "error:" in line), lines[0] if lines else error)
-    print(f"{source.name} is not compiled ({said}): the same results, slower", file=sys.stderr, flush=True)
+    print(f"{source.name} is not compiled ({said}): slower without it", file=sys.stderr, flush=True)

@@ -10,6 +10,9 @@ from configs.schema import Recipe
 #: SIGUSR1 is what SLURM is asked to send before the time is up; torchrun would die of it untold.
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
+#: Seconds that torchrun gives its workers after a signal where it cannot be told.
+_GRACE_OF_TORCHRUN = 30
+
 
 def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> list[str]:
     """Argv that starts this node's workers; they meet on a free port of this host, or where launch.rendezvous says."""
@@ -27,7 +30,7 @@ def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: lis
     argv += [
         "--max-restarts=0",
         f"--signals-to-handle={SIGNALS}",
-        *([f"--shutdown-timeout={launch.grace_seconds}"] if _knows("--shutdown-timeout") else []),
+        *_shutdown_timeout(launch.grace_seconds),
         "-m",
         "training",
         verb,
@@ -38,11 +41,23 @@ def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: lis
     return argv
 
 
+def _shutdown_timeout(seconds: int) -> list[str]:
+    if _knows("--shutdown-timeout"):
+        return [f"--shutdown-timeout={seconds}"]
+    if seconds > _GRACE_OF_TORCHRUN:
+        print(
+            f"this torchrun has no --shutdown-timeout: {_GRACE_OF_TORCHRUN} s after a signal workers are killed, "
+            f"whatever launch.grace_seconds ({seconds}) says; a newer torch has it",
+            file=sys.stderr,
+        )
+    return []
+
+
 def _knows(option: str) -> bool:
     """Whether the installed torchrun has an option; asked of its source, since importing torch takes seconds."""
     found = find_spec("torch")
-    folders = (found and found.submodule_search_locations) or []
-    return any(option in Path(folder, "distributed/run.py").read_text(encoding="utf-8") for folder in folders)
+    sources = (Path(folder, "distributed/run.py") for folder in (found and found.submodule_search_locations) or [])
+    return any(option in source.read_text(encoding="utf-8") for source in sources if source.is_file())
 
 
 def worker_environment(recipe: Recipe) -> dict[str, str]:

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from training.data.batch import IGNORED
 from training.layers.products import times_transposed
@@ -54,11 +55,12 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         rows, vocab = len(hidden_MD), len(weight_VD)
         size = min(max(rows, 1), max(_FEWEST_ROWS, _CHUNK.get(hidden_MD.device.type, _CHUNK["cuda"]) // vocab))
         total = hidden_MD.new_zeros((), dtype=torch.float32)
-        # For all pieces: on CPU fresh ones cost more in page faults than the arithmetic on them. In fp32 oneDNN's
-        # product gains more than that, and does not take them.
+        # Buffers for all pieces: on CPU fresh ones cost more in page faults than the arithmetic on them, but in fp32
+        # oneDNN's product, which takes none, gains more than that.
         fp32 = hidden_MD.dtype == torch.float32
-        logits_RV = hidden_MD.new_empty(0 if fp32 else size, vocab)
-        wide_RV = hidden_MD.new_empty(0 if fp32 else size, vocab, dtype=torch.float32)
+        fresh = fp32 and hidden_MD.is_cpu
+        logits_RV = hidden_MD.new_empty(0 if fresh else size, vocab)
+        wide_RV = logits_RV if fp32 else hidden_MD.new_empty(size, vocab, dtype=torch.float32)
         dhidden_MD = torch.empty_like(hidden_MD) if wanted else None
         dweight_VD: torch.Tensor | None = None
         for start in range(0, rows, size):
@@ -66,13 +68,13 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             hidden, labels = hidden_MD[piece], labels_M[piece]
             kept = labels != IGNORED
             targets = labels.where(kept, 0)
-            if fp32:
+            if fresh:
                 logits = times_transposed(hidden, weight_VD)
             else:
                 logits = torch.mm(hidden, weight_VD.t(), out=logits_RV[: len(hidden)])
             largest = logits.amax(1, keepdim=True).float()
             of_target = logits.gather(1, targets[:, None]).float()
-            exponentials = torch.sub(logits, largest, out=logits if fp32 else wide_RV[: len(hidden)]).exp_()
+            exponentials = torch.sub(logits, largest, out=logits if fresh else wide_RV[: len(hidden)]).exp_()
             sums = exponentials.sum(1, keepdim=True)
             total += (sums.log() + largest - of_target).where(kept[:, None], 0.0).sum()
             if dhidden_MD is None:
@@ -85,12 +87,14 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             torch.sub(of_all.mul_(share), weight_VD[targets] * kept[:, None], out=dhidden_MD[piece])
             dweight_VD = _add_product(dweight_VD, softmax, (hidden * share).to(hidden.dtype))
             dweight_VD.index_add_(0, targets, (hidden * kept[:, None]).float(), alpha=-1)
+            del logits, exponentials, softmax  # or the next piece's would lie beside them
         if dhidden_MD is not None:
             dweight_VD = torch.zeros_like(weight_VD) if dweight_VD is None else dweight_VD.to(weight_VD.dtype)
             ctx.save_for_backward(dhidden_MD, dweight_VD)
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         if ctx.spent:
             raise RuntimeError("this loss has been gone backward through already: its gradients were given away")

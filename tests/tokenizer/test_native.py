@@ -49,7 +49,7 @@ def model(tokenizer):
 def test_no_compiler(cache, model, monkeypatch, capsys):
     monkeypatch.setenv("CC", "no-such-compiler")
     assert encoded_without(model, capsys) == [
-        "word_cache.c is not compiled (no C compiler (no-such-compiler)): the same results, slower"
+        "word_cache.c is not compiled (no C compiler (no-such-compiler)): slower without it"
     ]
     assert not cache.exists()
 
@@ -61,7 +61,7 @@ def test_a_compiler_that_fails(cache, model, tmp_path, monkeypatch, capsys):
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
     said = encoded_without(model, capsys)
-    assert said == ["word_cache.c is not compiled (cannot open crt1.o): the same results, slower"]
+    assert said == ["word_cache.c is not compiled (cannot open crt1.o): slower without it"]
     assert not list(cache.rglob(".building-*"))
 
 
@@ -93,3 +93,23 @@ def test_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "file"))
     assert native.library(_SOURCE) is not None
     assert not capsys.readouterr().err
+
+
+@compiles
+def test_code_for_one_processor_is_not_taken_by_another(cache, monkeypatch):
+    plain, own = native._key(["cc"], _SOURCE, ()), native._key(["cc"], _SOURCE, ("-march=native",))
+    monkeypatch.setattr(native, "_instructions", lambda: b"flags: of another")
+    assert native._key(["cc"], _SOURCE, ()) == plain
+    assert native._key(["cc"], _SOURCE, ("-march=native",)) not in (own, plain)
+
+
+@compiles
+def test_what_the_compiler_says_is_wrong_is_said_once(cache, tmp_path, capsys):
+    for name in ("first.c", "second.c"):
+        (tmp_path / name).write_text("int f(void) { return missing; }")
+        assert native.library(tmp_path / name) is None
+        native.library.cache_clear()
+        assert native.library(tmp_path / name) is None
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in said] == ["first.c", "second.c"]
+    assert all("error:" in line and "missing" in line for line in said)

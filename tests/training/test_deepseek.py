@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema.model import AdaptiveSection, ModelSection, NoiseSection
 from tests.training.shapes import SHAPES, VOCAB, small
+from training.layers import checkpointing
 from training.layers.routing import BALANCE_LOSSES
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
@@ -110,6 +112,29 @@ def test_selective_checkpointing_keeps_the_latents_and_computes_no_narrow_produc
             losses(model).backward()
         products[mode] = counter.get_total_flops()
     assert products["none"] < products["selective"] < products["full"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_selective_checkpointing_keeps_nothing_of_narrow_experts(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products that are narrower than the residual stream are kept, the experts' are not: more of them keep no more."""
+    original, kept = checkpointing._cheap_to_keep, []
+
+    def spied(*arguments: Any, **more: Any) -> Any:
+        decided = original(*arguments, **more)
+        kept.append(decided is CheckpointPolicy.MUST_SAVE)
+        return decided
+
+    monkeypatch.setattr(checkpointing, "_cheap_to_keep", spied)
+    counts = []
+    for experts in (2, 8):
+        model = build(small(moe_intermediate_size=8, n_routed_experts=experts)).to(dtype)
+        model.set_checkpointing("selective")
+        kept.clear()
+        losses(model)
+        counts.append(sum(kept))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("name", ["groups", "mtp", "v2"])

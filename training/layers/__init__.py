@@ -9,5 +9,6 @@ Shapes are named by suffix throughout (``x_BTD`` is indexed [batch, position, hi
     N  attention heads                      S  token slots, M * K: one row per (token, expert) pair
     Q  query/key width of a head, P + R     P  its part without position; R  its rotated part
     Z  value width of a head                C  latent width (key/value), L  latent width (query)
-    V  vocabulary
+    V  vocabulary                           R  rows of the experts where they are more than S, else as above
+    c  an entry of the cache, C + R         e  what a latent is expanded to for a head, P + Z
 """

@@ -273,17 +273,18 @@ INLINE void put_some(void *to, int64_t i, int64_t count, lanes x, int half) {
 
 INLINE lanes chosen(bits where, lanes yes, lanes no) { return (lanes)((where & (bits)yes) | (~where & (bits)no)); }
 
-// e^x, to the last place or two; below -87 and above 88 what it is there.
+// e^x, to the last place or two; below -87 what it is there, and above 88 infinite.
 INLINE lanes exponentials(lanes x) {
     typedef int32_t whole __attribute__((vector_size(4 * LANES)));
     static const float taylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
     const float to_whole = 3 << 22;  // added and taken off again, it rounds
-    x = chosen((bits)(x > 88), (lanes){0} + 88, x);
+    bits beyond = (bits)(x > 88);
     x = chosen((bits)(x < -87), (lanes){0} - 87, x);
     lanes power = (x * 1.44269504f + to_whole) - to_whole;
     lanes rest = x - power * 0.693359375f + power * 2.12194440e-4f, sum = {0};  // ln 2 in two parts
     for (int i = 0; i < 8; i++) sum = sum * rest + taylor[i];
-    return (lanes)((whole)sum + (__builtin_convertvector(power, whole) << 23));
+    lanes out = (lanes)((whole)sum + (__builtin_convertvector(power, whole) << 23));
+    return chosen(beyond, (lanes){0} + INFINITY, out);
 }
 
 INLINE void swiglu_rows(const void *gate, const void *up, const float *weights, void *out, int64_t m, int64_t f,

@@ -1,6 +1,8 @@
 """The C code beside this file, for what PyTorch does slowly on CPU; compiled on first use, and done without otherwise.
 
-Numbers are passed as addresses of contiguous tensors in fp32 or bf16: see the functions in ``cpu_code.c``.
+Numbers are passed as addresses: who calls has made sure of dtypes, shapes and strides as ``cpu_code.c`` wants them.
+Its threads are OpenMP's. A library that was compiled with GCC shares them with torch's; with another compiler, or a
+torch that ships an OpenMP under another name, they are a second set.
 """
 
 import ctypes
@@ -28,9 +30,13 @@ _DTYPES = (torch.float32, torch.bfloat16)
 def code_for(*tensors: torch.Tensor) -> ctypes.CDLL | None:
     """The C code, where it can be had and is for these: on CPU, all of one dtype that it knows."""
     first = tensors[0]
-    if not first.is_cpu or first.dtype not in _DTYPES or torch.compiler.is_compiling():
+    if first.dtype not in _DTYPES or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    return _code() if all(tensor.dtype == first.dtype for tensor in tensors) else None
+    for tensor in tensors:
+        # Not those that stand for others, whose addresses mean nothing.
+        if not tensor.is_cpu or tensor.dtype != first.dtype or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return None
+    return _code()
 
 
 def is_half(tensor: torch.Tensor) -> bool:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from training.layers import few_rows
-from training.layers.products import times_transposed
 from training.layers.swiglu import gradients_on_cpu, weighted_on_cpu
 
 
@@ -89,36 +89,36 @@ class _Experts(torch.autograd.Function):
         down_EDF: torch.Tensor,
     ) -> torch.Tensor:
         plan = _plan(weights_MK, selected_MK, len(down_EDF), _ALIGNED.get(x_MD.dtype, 1))
-        gate_ups = []
+        gate_up_R2F = x_MD.new_empty(len(plan.tokens), gate_up_E2FD.shape[1])
         out_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
         out_RD[-1] = 0
         for expert, start, end in plan.bounds:
             rows = x_MD.index_select(0, plan.tokens[start:end])
-            gate_up = times_transposed(rows, gate_up_E2FD[expert])
-            gate_ups.append(gate_up)
+            gate_up = torch.mm(rows, gate_up_E2FD[expert].t(), out=gate_up_R2F[start:end])
             gate, up = gate_up.chunk(2, dim=1)
             hidden = weighted_on_cpu(gate, up, plan.weights[start:end])
             torch.mm(hidden, down_EDF[expert].t(), out=out_RD[start:end])
         ctx.plan = plan
-        ctx.save_for_backward(x_MD, gate_up_E2FD, down_EDF, *gate_ups)
+        ctx.save_for_backward(x_MD, gate_up_R2F, gate_up_E2FD, down_EDF)
         return F.embedding_bag(plan.places, out_RD, mode="sum")
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_MD, gate_up_E2FD, down_EDF, *gate_ups = ctx.saved_tensors
+        x_MD, gate_up_R2F, gate_up_E2FD, down_EDF = ctx.saved_tensors
         plan: _Plan = ctx.plan
         dy_MD = upstream[0].contiguous()
         dgate_up_E2FD, ddown_EDF = torch.zeros_like(gate_up_E2FD), torch.zeros_like(down_EDF)
         dx_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
         dx_RD[-1] = 0
         dweights_R = torch.empty(len(plan.tokens), dtype=plan.weights.dtype)
-        for (expert, start, end), gate_up in zip(plan.bounds, gate_ups, strict=True):
+        for expert, start, end in plan.bounds:
             tokens, weights = plan.tokens[start:end], plan.weights[start:end]
             dy = dy_MD.index_select(0, tokens)
-            dhidden = times_transposed(dy, down_EDF[expert].t())
-            dgate_up = torch.empty_like(gate_up)
-            (gate, up), (dgate, dup) = gate_up.chunk(2, dim=1), dgate_up.chunk(2, dim=1)
-            found = gradients_on_cpu(gate, up, weights, dhidden, dgate, dup)
+            gate, up = gate_up_R2F[start:end].chunk(2, dim=1)
+            dgate_up = torch.empty_like(gate_up_R2F[start:end])
+            dgate, dup = dgate_up.chunk(2, dim=1)
+            found = gradients_on_cpu(gate, up, weights, dy @ down_EDF[expert], dgate, dup)
             assert found is not None
             hidden, dweights_R[start:end] = found
             torch.mm(dy.t(), hidden, out=ddown_EDF[expert])

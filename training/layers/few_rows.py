@@ -17,7 +17,9 @@ _FEW = 16
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
     """``x @ weight.T + bias``: [..., in] -> [..., out]; ``weight`` [out, in]."""
-    code = _code_for(x, weight)
+    if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        return None
+    code = _code_for(x, weight) if bias is None else _code_for(x, weight, bias)
     if code is None:
         return None
     x = x.contiguous()
@@ -30,7 +32,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | None:
     """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension, accumulated in fp32."""
-    code = _code_for(x, weight)
+    code = _code_for(x, weight) if weight.shape == x.shape[-1:] else None
     if code is None:
         return None
     x = x.contiguous()
@@ -48,8 +50,8 @@ def experts(
     down_EDF: torch.Tensor,
 ) -> torch.Tensor | None:
     """Each token's SwiGLU experts times their weights (fp32), summed: [M, D]."""
-    code = _code_for(x_MD, gate_up_E2FD)
-    if code is None:
+    code = _code_for(x_MD, gate_up_E2FD, down_EDF)
+    if code is None or weights_MK.dtype != torch.float32 or selected_MK.dtype != torch.int64:
         return None
     x_MD, weights_MK, selected_MK = x_MD.contiguous(), weights_MK.contiguous(), selected_MK.contiguous()
     y_MD = torch.empty_like(x_MD)
@@ -69,20 +71,20 @@ def latent_attention(
     """
     samples, heads, length, query = q_BNTQ.shape
     code = _code_for(q_BNTQ[:, 0], expand_NeC)
-    if code is None:
+    if code is None or entries_BLc.dtype != q_BNTQ.dtype or entries_BLc.stride()[1:] != (entries_BLc.shape[2], 1):
         return None
     latent = expand_NeC.shape[2]
     rope = entries_BLc.shape[2] - latent
     values = expand_NeC.shape[1] - (query - rope)
     q_BNTQ, out_BTNZ = q_BNTQ.contiguous(), q_BNTQ.new_empty(samples, length, heads, values)
-    places = [tensor.data_ptr() for tensor in (q_BNTQ, entries_BLc, expand_NeC, seen_BT, out_BTNZ)]
+    places = [tensor.data_ptr() for tensor in (q_BNTQ, entries_BLc, expand_NeC, seen_BT.contiguous(), out_BTNZ)]
     sizes = (samples, heads, length, query - rope, rope, values, latent, entries_BLc.stride(0))
     succeeded(code.few_attention(*places, *sizes, scale, is_half(q_BNTQ)))
     return out_BTNZ
 
 
-def _code_for(x: torch.Tensor, weight: torch.Tensor) -> ctypes.CDLL | None:
-    """The C code, where it is for this: a few rows in memory, nobody asking for gradients."""
-    if torch.is_grad_enabled() or x.numel() > _FEW * x.shape[-1] or not weight.is_contiguous():
+def _code_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
+    """The C code, where it is for this: a few rows in memory, nobody asking for gradients or another precision."""
+    if torch.is_grad_enabled() or not 0 < x.numel() <= _FEW * x.shape[-1] or torch.is_autocast_enabled("cpu"):
         return None
-    return code_for(x, weight)
+    return code_for(x, *weights) if all(weight.is_contiguous() for weight in weights) else None

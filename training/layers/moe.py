@@ -14,7 +14,6 @@ from configs.schema.model import ModelSection
 from training.layers.experts_cpu import experts_on_cpu
 from training.layers.experts_grouped import grouped_experts, weighted_swiglu
 from training.layers.feed_forward import FeedForward
-from training.layers.products import linear
 from training.layers.routing import Router, Routing
 from training.layers.swiglu import swiglu
 
@@ -40,7 +39,7 @@ class Gate(nn.Module):
         return self._router[0]
 
     def forward(self, x_MD: torch.Tensor) -> Routing:
-        logits_ME = linear(x_MD.float(), self.weight.float())
+        logits_ME = F.linear(x_MD.float(), self.weight.float())
         return self.router(x_MD, logits_ME, self.e_score_correction_bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Gate":

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from training.layers import few_rows
 
@@ -18,8 +19,8 @@ ONEDNN_PRODUCT: Any = (
 )
 
 
-if ONEDNN_PRODUCT is not None:
-    # PyTorch's counter of FLOPs does not know it.
+if ONEDNN_PRODUCT is not None and torch.ops.mkldnn._linear_pointwise not in flop_registry:
+
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
         return 2 * math.prod(x_shape) * weight_shape[0]
@@ -39,22 +40,27 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         return F.linear(x, weight, bias)
     if (few := few_rows.linear(x, weight, bias)) is not None:
         return few
-    if torch.is_grad_enabled() and _by_onednn(x, weight):
-        out: torch.Tensor = _LinearOnCpu.apply(x, weight, bias)
-        return out
-    return times_transposed(x, weight, bias)
+    if not torch.is_grad_enabled() or not _by_onednn(x, weight, bias):
+        return times_transposed(x, weight, bias)
+    out: torch.Tensor = _LinearOnCpu.apply(x, weight, bias)
+    return out
 
 
 def times_transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The same without a gradient, for use within functions that have their own."""
-    if _by_onednn(x, weight):
-        out: torch.Tensor = ONEDNN_PRODUCT(x, weight, bias, "none", [], "")
-        return out
-    return F.linear(x, weight, bias)
+    if not _by_onednn(x, weight, bias):
+        return F.linear(x, weight, bias)
+    out: torch.Tensor = ONEDNN_PRODUCT(x, weight, bias, "none", [], "")
+    return out
 
 
-def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return ONEDNN_PRODUCT is not None and x.is_cpu and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether oneDNN is there and this is for it; what does not fit together is left to ``F.linear`` to refuse."""
+    if ONEDNN_PRODUCT is None or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
+        return False
+    fits = weight.dim() == 2 and x.shape[-1:] == weight.shape[1:] and x.numel() > 0 and weight.numel() > 0
+    plain = bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
+    return fits and plain and x.is_cpu and x.dtype == weight.dtype == torch.float32
 
 
 class _LinearOnCpu(torch.autograd.Function):
@@ -64,10 +70,11 @@ class _LinearOnCpu(torch.autograd.Function):
         return times_transposed(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dy = upstream[0]
         dx = times_transposed(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        dy_MO = dy.flatten(0, -2)
-        dweight = dy_MO.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return dx, dweight, dy_MO.sum(0) if ctx.needs_input_grad[2] else None
+        dy_rows = dy.reshape(-1, dy.shape[-1])
+        dweight = dy_rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        return dx, dweight, dy_rows.sum(0) if ctx.needs_input_grad[2] else None

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from training.layers.cpu_code import code_for, is_half
 
@@ -28,15 +29,20 @@ class _SiluTimesOnCpu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return weighted_on_cpu(gate.flatten(0, -2), up.flatten(0, -2)).view(gate.shape)
+        return weighted_on_cpu(_rows(gate), _rows(up)).view(gate.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, up = (tensor.flatten(0, -2) for tensor in ctx.saved_tensors)
-        dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-        gradients_on_cpu(gate, up, None, upstream[0].flatten(0, -2), dgate, dup)
+        gate_RF, up_RF, upstream_RF = map(_rows, (*ctx.saved_tensors, upstream[0]))
+        dgate_RF, dup_RF = torch.empty_like(gate_RF), torch.empty_like(up_RF)
+        gradients_on_cpu(gate_RF, up_RF, None, upstream_RF, dgate_RF, dup_RF)
         shape = upstream[0].shape
-        return dgate.view(shape), dup.view(shape)
+        return dgate_RF.view(shape), dup_RF.view(shape)
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1, tensor.shape[-1]).contiguous()
 
 
 def weighted_on_cpu(gate_RF: torch.Tensor, up_RF: torch.Tensor, weights_R1: torch.Tensor | None = None) -> torch.Tensor:
