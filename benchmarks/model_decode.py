@@ -8,12 +8,13 @@ the fastest of its ways of computing experts.
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.model_shapes import EXPERTS, SHAPES, VOCAB, ours, transformers_model
-from benchmarks.model_step import DTYPES
+from benchmarks.model_step import DTYPES, quickest
 from benchmarks.paired import Ratio, compare, seconds
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
@@ -71,8 +72,7 @@ def _fastest(size: str, dtype: torch.dtype, prompts: torch.Tensor) -> tuple[str,
     ways = {name: their_tokens(transformers_model(SHAPES[size], dtype, name).eval(), prompts) for name in EXPERTS}
     few = {name: min(_seconds_of(tokens, 4) for _ in range(2)) for name, tokens in ways.items()}
     close = [name for name in EXPERTS if few[name] < 5 * min(few.values())]
-    times = {name: min(_seconds_of(ways[name], NEW // 4) for _ in range(2)) for name in close}
-    best = min(times, key=times.__getitem__)
+    best = quickest({name: partial(ways[name], NEW // 4) for name in close}, 3)
     return best, ways[best]
 
 
