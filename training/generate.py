@@ -52,7 +52,7 @@ def complete(recipe: Recipe, model: DeepseekForCausalLM, tokenizer: Tokenizer) -
     if tokenizer.unknown_id in prompt_ids:
         strange = sorted({c for c in section.prompt if tokenizer.unknown_id in tokenizer.encode(c)})
         raise RequestError(
-            f"generate.prompt: the tokenizer has never seen {', '.join(map(repr, strange))}: leave it out"
+            f"generate.prompt: the tokenizer has never seen {', '.join(map(repr, strange))}: leave that out"
         )
     stops = set(tokenizer.stop_ids)
     limits = Limits(
@@ -67,6 +67,8 @@ def complete(recipe: Recipe, model: DeepseekForCausalLM, tokenizer: Tokenizer) -
     else:
         sampling = Sampling(section.temperature, section.top_k, section.top_p)
         drawn = continue_ids(model, prompt_ids, limits, sampling, seed=section.seed)
+    if limits.budget(len(prompt_ids)) < section.max_new_tokens:
+        drawn = _told_of_its_end(drawn, limits, len(prompt_ids))
     return _texts(drawn, stops, tokenizer)
 
 
@@ -75,10 +77,24 @@ def _told(drafting: Speculation, prompt_ids: list[int]) -> Iterator[int]:
     drawn = drafting.generate(prompt_ids)
 
     def tell() -> Iterator[int]:
-        yield from drawn
-        print(f"\n{drafting.accepted} of {drafting.drafted} drafts were right", file=sys.stderr)
+        try:
+            yield from drawn
+        finally:  # whoever reads stops at a stop token
+            print(f"\n{drafting.accepted} of {drafting.drafted} drafts were right", file=sys.stderr)
 
     return tell()
+
+
+def _told_of_its_end(drawn: Iterator[int], limits: Limits, prompt: int) -> Iterator[int]:
+    """The same; where the context ends it, stderr says so."""
+    left = limits.budget(prompt)
+    for token in drawn:
+        left -= 1
+        yield token
+    if not left:
+        print(
+            f"\nended where the context does: model.max_position_embeddings is {limits.context_length}", file=sys.stderr
+        )
 
 
 def _texts(drawn: Iterator[int], stops: set[int], tokenizer: Tokenizer) -> Iterator[str]:

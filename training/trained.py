@@ -16,6 +16,7 @@ from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
 from training.checkpoint.read import read_weights
 from training.export.weights import load_weights
+from training.layers import cpu_code
 from training.models.deepseek import DeepseekForCausalLM
 
 
@@ -39,6 +40,8 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Deepse
     load_weights(model, read_weights(checkpoint))
     if recipe.train.precision == "bf16":
         model = model.to(torch.bfloat16)
+    if device.type == "cpu":
+        cpu_code.ready()
     return model.to(device).eval()
 
 

@@ -39,6 +39,11 @@ def code_for(*tensors: torch.Tensor) -> ctypes.CDLL | None:
     return _code()
 
 
+def ready() -> bool:
+    """Compile now what else would be compiled in the middle of a first sentence; whether it is there."""
+    return _code() is not None
+
+
 def is_half(tensor: torch.Tensor) -> bool:
     return tensor.dtype == torch.bfloat16
 
