@@ -18,30 +18,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.model_shapes import SHAPES
 from benchmarks.paired import Ratio
-from configs.schema.model import ModelSection
 from training.losses import linear_cross_entropy_sum
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 ROOT = Path(__file__).parents[1]
 #: 12 layers, 4 sequences of 1,024 tokens: activations, not weights, are what there is to keep.
-SHAPE = ModelSection(
-    hidden_size=256,
-    num_hidden_layers=12,
-    num_attention_heads=4,
-    intermediate_size=1024,
-    moe_intermediate_size=112,
-    n_routed_experts=16,
-    num_experts_per_tok=4,
-    n_group=4,
-    topk_group=2,
-    q_lora_rank=128,
-    kv_lora_rank=64,
-    qk_nope_head_dim=48,
-    qk_rope_head_dim=16,
-    v_head_dim=48,
-    initializer_range=0.02,
-)
+SHAPE = SHAPES["17M"].model_copy(update={"num_hidden_layers": 12, "n_routed_experts": 16})
 VOCAB, WIDE_VOCAB, HIDDEN = 4096, 128 * 1024, 256
 
 

@@ -1,15 +1,18 @@
 """The DeepSeek model: what must change nothing, what each position may see, and what the engine relies on."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema.model import AdaptiveSection, ModelSection, NoiseSection
 from tests.training.shapes import SHAPES, VOCAB, small
 from training.layers import checkpointing
+from training.layers.products import ONEDNN_PRODUCT
 from training.layers.routing import BALANCE_LOSSES
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
@@ -103,15 +106,32 @@ def test_checkpointing_recomputes_in_training_only() -> None:
 
 
 def test_selective_checkpointing_keeps_the_latents_and_computes_no_narrow_product_again() -> None:
-    """Matrix products of a training step, counted: selective repeats fewer than full, none repeats none."""
-    products = {}
+    """Matrix products of a training step, counted: selective repeats fewer than full, and of the latents' none."""
+    products, of_latents = {}, {}
     for mode in ("none", "selective", "full"):
-        model = build(small(q_lora_rank=24))
+        model = build(small(q_lora_rank=20))
         model.set_checkpointing(mode)  # type: ignore[arg-type]
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, _ProductsByWidth() as widths:
             losses(model).backward()
         products[mode] = counter.get_total_flops()
+        # The latent of queries, and that of keys and values with the rotated key.
+        of_latents[mode] = widths.counts[20], widths.counts[16 + 8]
     assert products["none"] < products["selective"] < products["full"]
+    assert of_latents["selective"] == of_latents["none"] < of_latents["full"]
+
+
+class _ProductsByWidth(TorchDispatchMode):
+    """How many matrix products had a result of each width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, _types: Any, inputs: Any = (), more: Any = None) -> Any:
+        out = operation(*inputs, **(more or {}))
+        if operation in (torch.ops.aten.mm.default, ONEDNN_PRODUCT):
+            self.counts[out.shape[-1]] += 1
+        return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -88,7 +88,7 @@ class MixtureOfExperts(nn.Module):
 def looped_experts(
     x_MD: torch.Tensor, routing: Routing, gate_up_E2FD: torch.Tensor, down_EDF: torch.Tensor
 ) -> torch.Tensor:
-    """The plain reference for the ways above: every expert on every token, those not chosen times zero."""
+    """The plain reference for CPU's and the grouped way: every expert on every token, those not chosen times zero."""
     experts = len(down_EDF)
     weights_ME = torch.zeros(len(x_MD), experts, device=x_MD.device).scatter_add(1, routing.selected, routing.weights)
     out = torch.zeros_like(x_MD)
