@@ -165,6 +165,18 @@ def finetune_is_current(layout: RunLayout) -> bool:
     return _read_identity(layout.finetune).get("inputs") == {"examples": examples.fingerprint, "weights": finished[1]}
 
 
+def first_difference(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> str:
+    """The first key, dotted, at which two nested mappings differ, as ``model.hidden_size 192 -> 256``; empty: none."""
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if found := first_difference(old, new, f"{prefix}{key}."):
+                return found
+        elif old != new:
+            return f"{prefix}{key} {old} -> {new}"
+    return ""
+
+
 def _read_identity(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))

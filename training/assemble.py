@@ -14,17 +14,20 @@ from configs.errors import RequestError
 from configs.load import dump_recipe
 from configs.schema import Recipe
 from configs.schema.train import TrainSection
-from training.checkpoint.load import Resumption, newest_whole
-from training.checkpoint.save import Topology, folder_name, save
+from training.checkpoint.hook import CheckpointHook
+from training.checkpoint.load import Found, Resumption, newest_whole
+from training.checkpoint.retention import Retention
+from training.checkpoint.save import About, Saver, folder_name
 from training.data.batch import Batch, Data
 from training.data.prefetch import Prefetched
 from training.engine.balance import Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks, broadcast_value, join, leave
-from training.engine.hooks import CheckpointHook, ValidationHook
+from training.engine.hooks import ValidationHook
 from training.engine.loop import Ended, Trainer
 from training.engine.metrics import MetricsHook
+from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
 from training.estimate.flops import flops_per_token
 from training.estimate.parameters import parameters
@@ -63,13 +66,8 @@ class Job:
 
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """Train to the end, or until a signal; returns the exit status."""
-    topology: Topology = {
-        "ranks": recipe.ranks,
-        "expert_parallel": recipe.expert_parallel,
-        "zero_stage": job.train.zero_stage,
-        "precision": job.train.precision,
-    }
-    with _joined(recipe, job, topology) as (ranks, resumption):
+    about = _about(recipe, job)
+    with _joined(recipe, job, about) as (ranks, resumption):
         # What routers draw as noise: other numbers on each rank, and after a resume those that would have come.
         torch.manual_seed(recipe.run.seed * ranks.size + ranks.rank)
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
@@ -81,27 +79,44 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         experts = recipe.expert_parallel if recipe.model.has_experts else None
         config = deepspeed_config(job.train, ranks.size, experts, job.global_batch, job.micro_batch)
         optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel)
-        engine = build_engine(model, optimizer, resumption.config(config) if resumption else config, ranks)
+        engine = build_engine(model, optimizer, config, ranks)
         balancer = Balancer(engine.module, job.train.balance_step)
-        start = resumption.load(engine, ranks, balancer.restore) if resumption else 0
-        if resumption and ranks.first:
-            _tell_resumed(job, resumption)
+        start = 0
+        if resumption:
+            start = resumption.found.step
+            balancer.restore(resumption.load(engine, ranks)["balance"])
+            if ranks.first:
+                _tell_resumed(job, resumption)
         if job.notice and ranks.first:
             print(f"{job.run.stage}: {job.notice}", flush=True)
-        ended = _loop(recipe, job, engine, balancer, topology, ranks, stop, start)
+        ended = _loop(recipe, job, engine, balancer, about, ranks, stop, start)
         if ended is Ended.DONE and ranks.first:
-            _finish(recipe, job, topology)
+            _finish(recipe, job, about)
         if ended is Ended.LEFT and ranks.first:
             print(f"{job.run.stage}: left at step {job.train.stop_at} by train.stop_at, with nothing saved", flush=True)
         return {Ended.DONE: command.DONE, Ended.STOPPED: command.STOPPED, Ended.LEFT: command.FAILED}[ended]
+
+
+def _about(recipe: Recipe, job: Job) -> About:
+    return About(
+        identity=job.run.identity,
+        inputs=job.run.inputs,
+        model={**recipe.model.identity(), "vocab_size": recipe.vocab_size},
+        topology={
+            "ranks": recipe.ranks,
+            "expert_parallel": recipe.expert_parallel,
+            "zero_stage": job.train.zero_stage,
+            "precision": job.train.precision,
+        },
+    )
 
 
 def _tell_resumed(job: Job, resumption: Resumption) -> None:
     found = resumption.found
     for line in found.passed_over:
         print(f"warning: {line}", flush=True)
-    converted = f", converted: {resumption.changes}" if resumption.changes else ""
-    print(f"{job.run.stage}: resuming after step {found.step} from {found.folder}{converted}", flush=True)
+    changes = f", {resumption.changes}" if resumption.changes else ""
+    print(f"{job.run.stage}: resuming after step {found.step} from {found.folder}{changes}", flush=True)
 
 
 def _loop(
@@ -109,7 +124,7 @@ def _loop(
     job: Job,
     engine: Any,
     balancer: Balancer,
-    topology: Topology,
+    about: About,
     ranks: Ranks,
     stop: StopRequest,
     start: int,
@@ -119,12 +134,13 @@ def _loop(
     trained = recipe.model if train.mtp_loss else recipe.model.model_copy(update={"num_nextn_predict_layers": 0})
     flops = flops_per_token(trained, recipe.vocab_size, train.context_length)
     metrics = MetricsHook(folder, job.run.stage, start, train.steps, flops, train.log_every, ranks)
-
-    def save_at(step: int) -> None:
-        client_state = {"step": step, "balance": balancer.state()}
-        save(engine, folder / "checkpoints", client_state, job.run.key, topology, ranks, train.keep)
-
     objective = Objective(recipe.model, train)
+    validation = ValidationHook(engine, objective, job.validation, train.eval_every, metrics, ranks)
+    retention = Retention(train.keep, train.keep_every, train.keep_best)
+    saver = Saver(partitions(engine), folder / "checkpoints", about, ranks, retention)
+
+    def counts(step: int) -> dict[str, Any]:
+        return {"samples": step * job.global_batch, "validation_loss": validation.loss_at(step)}
 
     with Prefetched(job.data, train.prefetch, train.steps, ranks.device) as data:
         trainer = Trainer(
@@ -135,8 +151,8 @@ def _loop(
             balancer,
             ranks,
             [
-                ValidationHook(engine, objective, job.validation, train.eval_every, metrics, ranks),
-                CheckpointHook(save_at, train.save_every, start),
+                validation,
+                CheckpointHook(saver, train.save_every, start, counts, lambda: {"balance": balancer.state()}),
                 metrics,
             ],
             stop,
@@ -145,7 +161,7 @@ def _loop(
         return trainer.run(start, train.steps, train.stop_at)
 
 
-def _finish(recipe: Recipe, job: Job, topology: Topology) -> None:
+def _finish(recipe: Recipe, job: Job, about: About) -> None:
     """The run's manifest; ``weights`` is what later stages are made from."""
     last = job.run.folder / "checkpoints" / folder_name(job.train.steps)
     saved = manifest.require(last, f"make {job.run.stage}")
@@ -156,7 +172,7 @@ def _finish(recipe: Recipe, job: Job, topology: Topology) -> None:
         details={
             "checkpoint": last.name,
             "weights": saved.fingerprint,
-            "topology": topology,
+            "topology": about.topology,
             "parameters": {"total": counts.total, "active": counts.active},
         },
     )
@@ -164,10 +180,10 @@ def _finish(recipe: Recipe, job: Job, topology: Topology) -> None:
 
 
 @contextmanager
-def _joined(recipe: Recipe, job: Job, topology: Topology) -> Iterator[tuple[Ranks, Resumption | None]]:
-    """Join the other ranks. Rank 0 takes the folder's lock, finds what to resume from and opens the folder.
+def _joined(recipe: Recipe, job: Job, about: About) -> Iterator[tuple[Ranks, Resumption | None]]:
+    """Join the other ranks. Rank 0 takes the folder's lock, all find what to resume from, rank 0 opens the folder.
 
-    What it must refuse, it refuses before anything is moved aside, and all ranks are told why.
+    What must be refused is refused before anything is moved aside, and by all ranks.
     """
     ranks = join()
     with ExitStack() as stack:
@@ -177,18 +193,24 @@ def _joined(recipe: Recipe, job: Job, topology: Topology) -> Iterator[tuple[Rank
                 f"{ranks.size} processes were started, the recipe says {recipe.ranks}: start them with "
                 "`python -m launch`, or set launch.processes"
             )
-        refusal, resumption = "", None
-        if ranks.first:
-            try:
-                stack.enter_context(lock.hold(job.run.folder))
-                found = newest_whole(job.run.folder / "checkpoints") if job.run.begun() else None
-                if found is None:
-                    job.preflight()
-                resumption = Resumption(found, topology) if found else None
-                job.run.open(dump_recipe(recipe))
-            except RequestError as error:
-                refusal = str(error)
-        refusal, resumption = broadcast_value((refusal, resumption))
-        if refusal:
-            raise RequestError(refusal)
+        _first_alone(ranks, lambda: stack.enter_context(lock.hold(job.run.folder)))
+        found: Found | None = None
+        if broadcast_value(ranks.first and job.run.begun()):
+            found = newest_whole(job.run.folder / "checkpoints", ranks)
+        resumption = Resumption(found, about) if found else None
+        if found is None:
+            _first_alone(ranks, job.preflight)
+        _first_alone(ranks, lambda: job.run.open(dump_recipe(recipe)))
         yield ranks, resumption
+
+
+def _first_alone(ranks: Ranks, action: Callable[[], object]) -> None:
+    """Have rank 0 do something; what it must refuse, all ranks refuse."""
+    refusal = ""
+    if ranks.first:
+        try:
+            action()
+        except RequestError as error:
+            refusal = str(error)
+    if refusal := broadcast_value(refusal):
+        raise RequestError(refusal)

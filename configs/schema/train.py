@@ -34,6 +34,7 @@ _OWN_DEEPSPEED_KEYS = (
     "gradient_clipping",
     "steps_per_print",
     "zero_optimization.stage",
+    "zero_optimization.round_robin_gradients",
     "expert_parallel.enabled",
     "expert_parallel.autoep_size",
     "expert_parallel.preset_model",
@@ -89,6 +90,8 @@ class TrainSection(Section):
     eval_batches: Free[int] = Field(8, gt=0, description="global batches of a validation during training")
     save_every: Free[int] = Field(0, ge=0, description="steps between checkpoints; 0: at the end only")
     keep: Free[int] = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every: Free[int] = Field(0, ge=0, description="keep those at multiples of so many steps as well; 0: none")
+    keep_best: Free[int] = Field(0, ge=0, description="keep so many with the lowest validation loss as well")
     stop_at: Free[int | None] = Field(None, gt=0, description="rehearse a crash: fail after this step, saving nothing")
     deepspeed: dict[str, Any] = Field({}, description="passed to DeepSpeed as it is; our own keys are refused here")
 
@@ -106,6 +109,11 @@ class TrainSection(Section):
             raise ValueError(
                 f"global_batch_tokens ({self.global_batch_tokens}) is not a multiple of context_length "
                 f"({self.context_length})"
+            )
+        if self.keep_best and (not self.eval_every or self.save_every % self.eval_every):
+            raise ValueError(
+                f"keep_best ({self.keep_best}) goes by the validation at the step of a checkpoint: make save_every "
+                f"({self.save_every}) a multiple of eval_every ({self.eval_every})"
             )
         if self.schedule.warmup_steps >= self.steps:
             raise ValueError(f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps})")

@@ -13,13 +13,15 @@ import torch
 from configs.load import load_recipe
 from configs.schema import Recipe
 from training.checkpoint.load import Resumption, newest_whole
-from training.checkpoint.save import save
+from training.checkpoint.retention import Retention
+from training.checkpoint.save import About, Saver
 from training.data.batch import Batch
 from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import join, leave
 from training.engine.loop import Hook, StepResult, Trainer
+from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
@@ -82,12 +84,15 @@ def main(out: str, overrides: list[str]) -> None:
     config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch, recipe.micro_batch)
     checkpoints = Path(out) / "checkpoints"
     topology = {"ranks": ranks.size, "expert_parallel": recipe.expert_parallel, "zero_stage": train.zero_stage}
-    found = newest_whole(checkpoints)
-    resumption = Resumption(found, topology) if found else None
-    engine = build_engine(model, optimizer, resumption.config(config) if resumption else config, ranks)
+    about = About({"run": "test"}, {}, {}, topology)
+    found = newest_whole(checkpoints, ranks)
+    resumption = Resumption(found, about) if found else None
+    engine = build_engine(model, optimizer, config, ranks)
     assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
     balancer = Balancer(engine.module, train.balance_step)
-    start = resumption.load(engine, ranks, balancer.restore) if resumption else 0
+    if resumption:
+        balancer.restore(resumption.load(engine, ranks)["balance"])
+    start = found.step if found else 0
     recorder = Recorder()
     trainer = Trainer(
         engine,
@@ -101,8 +106,9 @@ def main(out: str, overrides: list[str]) -> None:
         train.clip if clips_itself(train) else None,
     )
     trainer.run(start, train.steps, train.stop_at)
-    state = {"step": train.stop_at or train.steps, "balance": balancer.state()}
-    save(engine, checkpoints, state, "key", topology, ranks, keep=2)
+    saver = Saver(partitions(engine), checkpoints, about, ranks, Retention(newest=2))
+    saver.begin(train.stop_at or train.steps, {}, {"balance": balancer.state()})
+    saver.finish()
     dtype = next((str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS)), None)
     if ranks.first:
         (Path(out) / "seen.json").write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))

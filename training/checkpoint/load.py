@@ -1,9 +1,5 @@
-"""Load: the newest whole checkpoint of a run, and which damaged ones were passed over."""
+"""Load: the newest whole checkpoint of a run, which damaged ones were passed over, and an engine restored from it."""
 
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +9,13 @@ import torch.distributed as dist
 
 from artefacts import manifest
 from artefacts.manifest import Manifest
+from artefacts.training_run import first_difference
 from configs.errors import RequestError
-from training.checkpoint.save import Topology
-from training.engine.distributed import Ranks
+from training.checkpoint.contents import Contents, Parameter
+from training.checkpoint.save import About
+from training.checkpoint.snapshot import MASTER
+from training.engine.distributed import Ranks, broadcast_value
+from training.engine.partitions import Partition, Stretch, partitions
 
 
 @dataclass(frozen=True)
@@ -35,100 +35,121 @@ class Found:
     passed_over: list[str]
 
 
-def newest_whole(checkpoints: Path) -> Found | None:
+def newest_whole(checkpoints: Path, ranks: Ranks | None = None) -> Found | None:
     """The newest checkpoint whose files are all as its manifest says, or None where there is none at all.
+
+    With ``ranks``, of which every one must call it, they divide the files between them.
 
     Raises:
         RequestError: there are checkpoints and every one is damaged; beginning anew must be the user's decision.
     """
+    names = sorted((path.name for path in checkpoints.glob("step-*")), reverse=True)
     passed_over: list[str] = []
-    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
-        try:
-            faults = manifest.faults(folder)
-            found = manifest.read(folder)
-        except RequestError as error:
-            passed_over.append(str(error))
-            continue
-        if faults or found is None:
-            passed_over.append(f"{folder.name} passed over: {faults[0]}")
-            continue
-        return Found(folder, int(found.counts["step"]), found, passed_over)
+    for name in names if ranks is None else broadcast_value(names):
+        found, faults = _examine(checkpoints / name, ranks)
+        if found is not None and not faults:
+            return Found(checkpoints / name, int(found.counts["step"]), found, passed_over)
+        passed_over.append(f"{name} passed over: {faults[0]}")
     if passed_over:
         raise RequestError(f"{passed_over[0]}; no checkpoint there is whole: `rm -r {checkpoints}` begins anew")
     return None
 
 
+def _examine(folder: Path, ranks: Ranks | None) -> tuple[Manifest | None, list[str]]:
+    """A checkpoint's manifest and faults, the same on every rank."""
+    found = None
+    try:
+        faults = manifest.faults(folder, share=(ranks.rank, ranks.size) if ranks else (0, 1))
+        found = manifest.read(folder)
+    except RequestError as error:
+        faults = [str(error)]
+    if ranks is None:
+        return found, faults
+    every: list[Any] = [None] * ranks.size
+    dist.all_gather_object(every, faults)
+    return found, [fault for faults in every for fault in faults]
+
+
 class Resumption:
-    """Restoring an engine from a checkpoint, of the same topology or, for ZeRO 1 and 2, of another.
+    """Restoring an engine from a checkpoint of the same topology or of any other."""
 
-    Another number of ranks, expert-parallel size or stage (1 and 2) goes over DeepSpeed's universal format, which
-    rank 0 writes beside the checkpoint and removes once it is read.
-    """
-
-    def __init__(self, found: Found, topology: Topology) -> None:
-        """Compare the topologies.
+    def __init__(self, found: Found, about: About) -> None:
+        """Compare what the checkpoint is of with what is to be trained.
 
         Raises:
-            RequestError: they differ, and one of them is of a stage that cannot be converted.
+            RequestError: it is of another run; with the first key that differs.
         """
         self.found = found
-        saved = found.manifest.details["topology"]
-        differing = [key for key in topology if saved.get(key) != topology[key]]
-        self.changes = ", ".join(f"{key} {saved.get(key)} -> {topology[key]}" for key in differing)
-        stages = {saved["zero_stage"], topology["zero_stage"]}
-        if self.changes and not stages <= {1, 2}:
-            # DeepSpeed 0.19.8 resumes ZeRO-3 with AutoEP from the universal format wrongly and without a word, and has
-            # no conversion for stage 0.
+        saved = found.manifest
+        asked = {"recipe": about.identity, "inputs": about.inputs}
+        if difference := first_difference({"recipe": saved.identity, "inputs": saved.inputs}, asked):
+            raise RequestError(f"{found.folder} is a checkpoint of another run: {difference}; move it away")
+        before = saved.details["topology"]
+        changed = [key for key, value in about.topology.items() if before.get(key) != value]
+        self.changes = ", ".join(f"{key} {before.get(key)} -> {about.topology[key]}" for key in changed)
+
+    @torch.no_grad()
+    def load(self, engine: Any, ranks: Ranks) -> dict[str, Any]:
+        """Restore the engine; every rank must call it. Returns our own state as it was given to ``Saver.begin``.
+
+        Each rank reads what it needs of the parameters that it holds, wherever it was written.
+
+        Raises:
+            RequestError: the checkpoint holds other parameters than the model has.
+        """
+        contents = broadcast_value(Contents(self.found.folder) if ranks.first else None)
+        assert contents is not None
+        here = partitions(engine)
+        _require_same_shapes(here.shapes(), contents)
+        for partition in here.trained:
+            with here.present(partition, changed=True):
+                _fill(partition, here.state(partition), contents)
+        for partition in here.frozen:
+            for stretch in partition.stretches:
+                _place(partition.master, stretch, contents, MASTER)
+        here.publish()
+        buffers = dict(engine.module.named_buffers())
+        for name, saved in contents.buffers().items():
+            buffers[name].copy_(saved)
+        details = self.found.manifest.details
+        here.restore_scaler(details["state"]["scaler"])
+        if details["topology"]["ranks"] == ranks.size:
+            _restore_random(contents.random_states(ranks.rank), ranks.device)
+        engine.global_steps = self.found.step
+        state: dict[str, Any] = details["state"]
+        return state
+
+
+def _require_same_shapes(shapes: dict[str, tuple[int, ...]], contents: Contents) -> None:
+    saved = {name: parameter.shape for name, parameter in contents.parameters.items()}
+    for name in sorted({*shapes, *saved}):
+        if shapes.get(name) != saved.get(name):
             raise RequestError(
-                f"{found.folder} was written by another topology ({self.changes}), and only ZeRO stages 1 and 2 can be "
-                "converted: resume with the one it was written by"
+                f"{contents.folder} is of another model: {name} is {saved.get(name, 'not there')}, the recipe's is "
+                f"{shapes.get(name, 'not there')}"
             )
 
-    def config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """DeepSpeed's configuration for the engine that will be restored."""
-        return {**config, "checkpoint": {"load_universal": True}} if self.changes else config
 
-    def load(self, engine: Any, ranks: Ranks, restore_balance: Callable[[dict[str, Any]], None]) -> int:
-        """Restore the engine and what was saved of balancing; every rank must call it. Returns the steps done."""
-        folder = self.found.folder
-        if not self.changes:
-            _, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
-            self._restore_rng(ranks)
-            restore_balance(state.get("balance", {}))
-            return int(state["step"])
-        universal = folder.with_name(f".{folder.name}.universal")
-        if ranks.first:
-            _convert(folder, universal)
-        dist.barrier()
-        _, state = engine.load_checkpoint(str(folder.parent), tag=universal.name)
-        self._restore_buffers(engine)
-        dist.barrier()
-        if ranks.first:
-            shutil.rmtree(universal)
-        restore_balance(state.get("balance", {}))
-        return int(state["step"])
-
-    def _restore_rng(self, ranks: Ranks) -> None:
-        rng = torch.load(self.found.folder / f"rng-{ranks.rank:05d}.pt", weights_only=True)
-        torch.set_rng_state(rng["cpu"])
-        if "cuda" in rng and ranks.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], ranks.device)
-
-    def _restore_buffers(self, engine: Any) -> None:
-        """The universal format leaves buffers out, the routers' biases with them."""
-        saved = torch.load(
-            self.found.folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False, mmap=True
-        )
-        buffers = dict(engine.module.named_buffers())
-        for name in saved["buffer_names"]:
-            buffers[name].copy_(saved["module"][name])
+def _fill(partition: Partition, state: dict[str, Any], contents: Contents) -> None:
+    for stretch in partition.stretches:
+        parameter = contents.parameters[stretch.name]
+        for key in parameter.states:
+            if key != MASTER and key not in state:
+                state[key] = torch.zeros_like(partition.master, requires_grad=False)
+            _place(partition.master if key == MASTER else state[key], stretch, contents, key)
+        state.update(_scalars(parameter, partition.master.device))
 
 
-def _convert(folder: Path, universal: Path) -> None:
-    """Write DeepSpeed's universal form of a checkpoint beside it."""
-    shutil.rmtree(universal, ignore_errors=True)
-    argv = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    argv += ["--input_folder", str(folder), "--output_folder", str(universal)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{folder}: converting it failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+def _place(into: torch.Tensor, stretch: Stretch, contents: Contents, key: str) -> None:
+    elements = contents.read(stretch.name, key, stretch.start, stretch.numel)
+    into.view(-1).narrow(0, stretch.offset, stretch.numel).copy_(elements)
+
+
+def _scalars(parameter: Parameter, device: torch.device) -> dict[str, torch.Tensor]:
+    return {key: torch.tensor(value, dtype=torch.float32, device=device) for key, value in parameter.scalars.items()}
+
+
+def _restore_random(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,6 +1,15 @@
-"""Save: DeepSpeed's sharded files and our manifest beside them, published by one rename, the oldest removed after."""
+"""Save without stopping: a step waits for the copy to host memory; threads write, and the whole is published after.
+
+Every rank writes one file. When all have, rank 0 adds the manifest and gives the folder its name: before, there is no
+checkpoint, after, a whole one. A write that fails costs this checkpoint and nothing else.
+"""
 
 import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +18,46 @@ import torch.distributed as dist
 
 from artefacts import manifest, publish
 from artefacts.manifest import Manifest
-from training.engine.distributed import Ranks
+from training.checkpoint import tensor_file
+from training.checkpoint.contents import rank_file
+from training.checkpoint.retention import Retention, superseded
+from training.checkpoint.snapshot import Snapshot
+from training.engine.distributed import Ranks, broadcast_value, sum_over_ranks
+from training.engine.partitions import Partitions
 
-#: What a checkpoint's files depend on: ranks, expert_parallel, zero_stage, precision.
+#: How a checkpoint's files were cut: ranks, expert_parallel, zero_stage, precision.
 Topology = dict[str, int | str]
+
+
+class SaveError(Exception):
+    """A checkpoint that had to be written was not."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a run's checkpoints say of it in their manifests.
+
+    Attributes:
+        identity: the recipe keys that the run depends on.
+        inputs: fingerprints of what it learns from.
+        model: the keys of the model, which say whether weights fit.
+        topology: of this start of it.
+    """
+
+    identity: dict[str, Any]
+    inputs: dict[str, str]
+    model: dict[str, Any]
+    topology: Topology
+
+
+@dataclass
+class _Begun:
+    """A checkpoint that is being written; ``entry`` becomes this rank's file's entry in the manifest."""
+
+    step: int
+    counts: dict[str, Any]
+    state: dict[str, Any]
+    entry: Future[dict[str, Any]]
 
 
 def folder_name(step: int) -> str:
@@ -20,67 +65,150 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """torch's random state on CPU and on this process's GPU."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+def checkpoint_step(folder: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(folder.name.removeprefix("step-"))
 
 
-def save(
-    engine: Any,
-    folder: Path,
-    client_state: dict[str, Any],
-    run_key: str,
-    topology: Topology,
-    ranks: Ranks,
-    keep: int,
-) -> Path:
-    """Save the engine's state under ``folder``; every rank must call it.
+class Saver:
+    """Writes one checkpoint at a time; every rank calls its methods alike."""
 
-    Args:
-        engine: DeepSpeed engine.
-        folder: ``checkpoints/`` of the training run.
-        client_state: our own: ``step``, optimiser steps done, from which the sample count follows, and ``balance``, the
-            routers' loads (``Balancer.state``).
-        run_key: identity of the run, noted in the manifest.
-        topology: ranks, expert_parallel, zero_stage, precision.
-        ranks: this process.
-        keep: newest checkpoints kept.
-    """
-    step = int(client_state["step"])
-    target = folder / folder_name(step)
-    work = folder / f".{target.name}.partial"
-    if ranks.first:
-        for torn in [*folder.glob(".step-*.partial"), *folder.glob(".step-*.universal")]:
-            shutil.rmtree(torn)
-        work.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(folder), tag=work.name, client_state=client_state, save_latest=False)
-    torch.save(rng_state(ranks.device), work / f"rng-{ranks.rank:05d}.pt")
-    dist.barrier()
-    if ranks.first:
-        for script in ("zero_to_fp32.py", "zero_to_torch.py", "latest_universal"):
-            # DeepSpeed leaves them beside its checkpoints; the scripts fail on AutoEP's (see checkpoint/read.py).
-            (folder / script).unlink(missing_ok=True)
+    def __init__(self, partitions: Partitions, folder: Path, about: About, ranks: Ranks, retention: Retention) -> None:
+        """``folder``: ``checkpoints/`` of the run, of which this rank's process group holds the lock."""
+        self._folder, self._about, self._ranks, self._retention = folder, about, ranks, retention
+        self._snapshot = Snapshot(partitions, ranks.device, ranks.first)
+        self._scaler_state = partitions.scaler_state
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._begun: _Begun | None = None
+        self._publishing: Future[None] | None = None
+        self._failure = ""
+        if ranks.first:
+            for torn in folder.glob(".step-*"):
+                shutil.rmtree(torn)
+        dist.barrier()
+
+    def begin(self, step: int, counts: dict[str, Any], state: dict[str, Any]) -> None:
+        """Copy the state after ``step`` steps and have it written; waits for a checkpoint still being written.
+
+        Args:
+            step: optimiser steps done.
+            counts: numbers for the manifest beside the step: samples, and ``validation_loss`` where it was measured.
+            state: our own, the same on every rank, as JSON's values.
+        """
+        if self._begun is not None:
+            began = time.monotonic()
+            self.drain()
+            if self._ranks.first:
+                waited = time.monotonic() - began
+                _warn(f"the checkpoint before step {step} took longer than the steps between: waited {waited:.1f} s")
+        tensors, metadata = self._snapshot.take()
+        entry = self._thread.submit(self._write, step, tensors, metadata)
+        self._begun = _Begun(step, counts, {**state, "scaler": self._scaler_state()}, entry)
+
+    def poll(self) -> list[float]:
+        """[1, 0] when this rank's file is written, [0, 1] when that failed, else [0, 0]: to be summed over ranks."""
+        if self._begun is None or not self._begun.entry.done():
+            return [0.0, 0.0]
+        return [0.0, 1.0] if self._begun.entry.exception() else [1.0, 0.0]
+
+    def polled(self, sums: Sequence[float]) -> None:
+        """Take note of the sum over all ranks; when no file is outstanding, publish the checkpoint, or drop it."""
+        if self._begun is not None and sum(sums) == self._ranks.size:
+            self._settle()
+
+    def drain(self) -> str:
+        """Wait until what was begun is published or dropped; returns what went wrong, empty: nothing."""
+        if self._begun is not None:
+            wait([self._begun.entry])
+            self.polled(sum_over_ranks(torch.tensor(self.poll())).tolist())
+        if self._publishing is not None:
+            wait([self._publishing])
+            if error := self._publishing.exception():
+                self._failure = _told(error)
+                _warn(f"a checkpoint could not be published: {self._failure}")
+            self._publishing = None
+        return broadcast_value(self._failure)
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint.
+
+        Raises:
+            SaveError: it could not be written.
+        """
+        failure = self.drain()
+        self._thread.shutdown()
+        if failure:
+            raise SaveError(f"the last checkpoint could not be saved: {failure}")
+
+    def _write(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict[str, Any]:
+        partial = self._partial(step)
+        partial.mkdir(parents=True, exist_ok=True)
+        return tensor_file.write(partial / rank_file(self._ranks.rank), tensors, metadata)
+
+    def _partial(self, step: int) -> Path:
+        return self._folder / f".{folder_name(step)}.partial"
+
+    def _settle(self) -> None:
+        """All ranks' files are written, or some failed: rank 0 publishes or drops; the rest forget."""
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        error = begun.entry.exception()
+        told: list[Any] | None = [None] * self._ranks.size if self._ranks.first else None
+        dist.gather_object(_told(error) if error else begun.entry.result(), told)
+        self._failure = ""
+        if told is None:
+            return
+        if self._publishing is not None:
+            wait([self._publishing])
+        failed = [(rank, word) for rank, word in enumerate(told) if isinstance(word, str)]
+        if failed:
+            rank, word = failed[0]
+            self._failure = f"rank {rank}: {word}"
+            kept = sorted(self._folder.glob("step-*"))
+            _warn(
+                f"the checkpoint at step {begun.step} could not be written ({self._failure}) and is dropped; training "
+                f"goes on, {f'the newest whole one is {kept[-1].name}' if kept else 'with none on disk'}"
+            )
+            shutil.rmtree(self._partial(begun.step), ignore_errors=True)
+            return
+        files = {rank_file(rank): entry for rank, entry in enumerate(told)}
+        self._publishing = self._thread.submit(self._publish, begun, files)
+
+    def _publish(self, begun: _Begun, files: dict[str, dict[str, Any]]) -> None:
+        partial, target = self._partial(begun.step), self._folder / folder_name(begun.step)
+        about = self._about
         manifest.write(
-            work,
+            partial,
             Manifest(
                 stage="checkpoint",
-                identity={"run": run_key},
-                inputs={},
+                identity=about.identity,
+                inputs=about.inputs,
                 versions=manifest.versions("torch", "deepspeed"),
-                counts={"step": step},
-                files=manifest.describe_files(work),
-                details={"topology": topology},
+                counts={"step": begun.step, **begun.counts},
+                files=files,
+                details={"topology": about.topology, "model": about.model, "state": begun.state},
             ),
         )
         # What stands under this name or a later one was passed over at resume as damaged.
-        for damaged in [path for path in folder.glob("step-*") if path.name >= target.name]:
+        for damaged in [path for path in self._folder.glob("step-*") if path.name >= target.name]:
             shutil.rmtree(damaged)
-        publish.rename_folder(work, target)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return target
+        publish.rename_folder(partial, target)
+        losses = {checkpoint_step(path): _validation_loss(path) for path in self._folder.glob("step-*")}
+        for step in superseded(losses, self._retention):
+            shutil.rmtree(self._folder / folder_name(step))
+
+
+def _validation_loss(folder: Path) -> float | None:
+    try:
+        found = manifest.read(folder)
+    except Exception:  # a damaged one is as good as none
+        return None
+    return None if found is None else found.counts.get("validation_loss")
+
+
+def _told(error: BaseException) -> str:
+    return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)
+
+
+def _warn(text: str) -> None:
+    print(f"\nwarning: {text}", file=sys.stderr, flush=True)

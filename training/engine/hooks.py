@@ -1,6 +1,6 @@
-"""Validation and checkpoints at their steps; every rank takes part."""
+"""Validation at its steps; every rank takes part."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ class ValidationHook(Hook):
         while len(filled) % ranks.size:
             filled.append(replace(filled[0], labels=torch.full_like(filled[0].labels, IGNORED)))
         self._batches = filled[ranks.rank :: ranks.size]
-        self._last = -1
+        self._last, self._loss = -1, 0.0
 
     def after_step(self, result: StepResult) -> None:
         if self._every and result.step % self._every == 0:
@@ -40,6 +40,10 @@ class ValidationHook(Hook):
 
     def at_end(self, step: int) -> None:
         self._validate(step)
+
+    def loss_at(self, step: int) -> float | None:
+        """The mean loss at a step, if the newest validation was there."""
+        return self._loss if step == self._last else None
 
     @torch.no_grad()
     def _validate(self, step: int) -> None:
@@ -52,28 +56,6 @@ class ValidationHook(Hook):
             loss, targets = self._objective.cross_entropy(self._engine, batch.to(self._ranks.device))
             sums += torch.stack([loss.double().cpu(), targets.double().cpu()])
         sum_over_ranks(sums)
+        self._loss = float(sums[0] / sums[1])
         if self._ranks.first:
-            self._metrics.write({"kind": "validation", "step": step, "loss": float(sums[0] / sums[1])})
-
-
-class CheckpointHook(Hook):
-    """Saves every so many steps, when a signal stops the run, and at the end."""
-
-    def __init__(self, save_at: Callable[[int], object], every: int, start: int) -> None:
-        """``start``: the step resumed from, which is saved already."""
-        self._save_at, self._every, self._last = save_at, every, start
-
-    def after_step(self, result: StepResult) -> None:
-        if self._every and result.step % self._every == 0:
-            self._save(result.step)
-
-    def at_stop(self, step: int) -> None:
-        self._save(step)
-
-    def at_end(self, step: int) -> None:
-        self._save(step)
-
-    def _save(self, step: int) -> None:
-        if step != self._last:
-            self._save_at(step)
-            self._last = step
+            self._metrics.write({"kind": "validation", "step": step, "loss": self._loss})

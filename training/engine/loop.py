@@ -74,6 +74,13 @@ class Hook:
     def after_step(self, result: StepResult) -> None:
         """After each optimiser step."""
 
+    def poll(self) -> Sequence[float]:
+        """Numbers of this rank's, always as many, to be summed over all ranks after each step."""
+        return ()
+
+    def polled(self, sums: Sequence[float]) -> None:
+        """Their sums over all ranks."""
+
     def at_stop(self, step: int) -> None:
         """A signal ended the loop after ``step`` steps."""
 
@@ -109,7 +116,7 @@ class Trainer:
                 hook.after_step(result)
             if stop_at is not None and result.step >= stop_at and result.step < steps:
                 return Ended.LEFT
-            if result.step < steps and self._asked_to_stop():
+            if self._asked_to_stop() and result.step < steps:
                 for hook in self._hooks:
                     hook.at_stop(result.step)
                 return Ended.STOPPED
@@ -165,5 +172,11 @@ class Trainer:
         return dict(zip(names, sums, strict=True)), tokens
 
     def _asked_to_stop(self) -> bool:
-        """Whether any rank was signalled; all ranks leave at the same step."""
-        return bool(sum_over_ranks(torch.tensor([float(self._stop.asked)])) > 0)
+        """Whether any rank was signalled; all ranks leave at the same step. What hooks ask goes along."""
+        asked = [list(hook.poll()) for hook in self._hooks]
+        sums = sum_over_ranks(torch.tensor([float(self._stop.asked), *(n for own in asked for n in own)])).tolist()
+        stop = sums.pop(0) > 0
+        for hook, own in zip(self._hooks, asked, strict=True):
+            hook.polled(sums[: len(own)])
+            sums = sums[len(own) :]
+        return stop

@@ -1,0 +1,117 @@
+"""What a checkpoint holds and where: any run of elements of any parameter, out of the files of any topology."""
+
+import bisect
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from artefacts.manifest import DamagedError
+from training.checkpoint import tensor_file
+from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
+
+_FILES = "rank-*.safetensors"
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file that a rank writes."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+@dataclass(frozen=True, order=True)
+class _Stored:
+    """Elements ``start`` .. ``start+numel``-1 of a parameter, in the tensors ``NUMBER.STATE`` of a file."""
+
+    start: int
+    numel: int
+    file: str
+    number: int
+    offset: int
+
+
+@dataclass
+class Parameter:
+    """A parameter of a checkpoint.
+
+    Attributes:
+        shape: over all expert-parallel ranks.
+        states: keys of what is kept of every element: ``master`` and the optimiser's own.
+        scalars: what the optimiser keeps of the parameter as a whole, such as its step.
+    """
+
+    shape: tuple[int, ...]
+    states: list[str]
+    scalars: dict[str, float]
+    _stored: list[_Stored] = field(default_factory=list)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+class Contents:
+    """The tensors of one checkpoint. Files are memory-mapped: what is held is what was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the tables of all its files.
+
+        Raises:
+            DamagedError: parts of a parameter are in none of them.
+        """
+        self.folder = folder
+        self.parameters: dict[str, Parameter] = {}
+        self._open: dict[str, Any] = {}
+        for path in sorted(folder.glob(_FILES)):
+            self._add(path.name, json.loads(tensor_file.read_metadata(path)["partitions"]))
+        for name, parameter in self.parameters.items():
+            parameter._stored.sort()
+            if sum(stored.numel for stored in parameter._stored) != parameter.numel:
+                raise DamagedError(f"{folder}: {name} is not whole", "use another checkpoint")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files: another process opens its own."""
+        return {**vars(self), "_open": {}}
+
+    def _add(self, file: str, table: list[dict[str, Any]]) -> None:
+        for number, partition in enumerate(table):
+            for name, shape, start, numel, offset in partition["stretches"]:
+                known = self.parameters.get(name)
+                if known is None:
+                    known = Parameter(tuple(shape), partition["states"], partition["scalars"])
+                    self.parameters[name] = known
+                known._stored.append(_Stored(start, numel, file, number, offset))
+
+    def read(self, name: str, state: str = MASTER, start: int = 0, numel: int | None = None) -> torch.Tensor:
+        """Consecutive elements of a parameter's state, flat."""
+        parameter = self.parameters[name]
+        end = parameter.numel if numel is None else start + numel
+        first = bisect.bisect_right(parameter._stored, start, key=lambda stored: stored.start) - 1
+        pieces = []
+        for stored in parameter._stored[first:]:
+            if stored.start >= end:
+                break
+            low, high = max(start, stored.start), min(end, stored.start + stored.numel)
+            begin = stored.offset + low - stored.start
+            pieces.append(self._file(stored.file).get_slice(f"{stored.number}.{state}")[begin : begin + high - low])
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """The module's buffers, by name."""
+        return self._named(rank_file(0), BUFFER)
+
+    def random_states(self, rank: int) -> dict[str, torch.Tensor]:
+        """torch's random states of a rank: ``cpu``, and ``cuda`` where there was a GPU."""
+        return self._named(rank_file(rank), RANDOM)
+
+    def _named(self, file: str, prefix: str) -> dict[str, torch.Tensor]:
+        opened = self._file(file)
+        return {n.removeprefix(prefix): opened.get_tensor(n) for n in opened.keys() if n.startswith(prefix)}  # noqa: SIM118
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            self._open[name] = safe_open(self.folder / name, framework="pt")
+        return self._open[name]
