@@ -19,7 +19,7 @@ from training.data.batch import Batch
 from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
-from training.engine.distributed import join, leave
+from training.engine.distributed import Ranks, join, leave
 from training.engine.loop import Hook, StepResult, Trainer
 from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
@@ -61,7 +61,7 @@ class Recorder(Hook):
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.biases: list[list[float]] = []
-        self.loads: list[list[float]] = []
+        self.loads: list[list[list[float]]] = []
         self.terms: list[dict[str, float]] = []
 
     def after_step(self, result: StepResult) -> None:
@@ -69,30 +69,29 @@ class Recorder(Hook):
         self.norms.append(result.grad_norm)
         self.biases = [load.bias for load in result.loads]
         self.terms.append(result.terms)
-        self.loads = [load.share for load in result.loads]
+        self.loads.append([load.share for load in result.loads])
 
 
-def main(out: str, overrides: list[str]) -> None:
+def train_once(out: Path, overrides: list[str], ranks: Ranks, begin_from: Path | None = None) -> None:
+    """Train from the newest checkpoint in ``out`` or ``begin_from``, or from nothing; leave one and ``seen.json``."""
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
-    torch.set_num_threads(1)
-    ranks = join()
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, recipe.run.seed)
+    shun_the_first_experts(model)
     model.set_checkpointing(train.checkpointing)
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
     config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch, recipe.micro_batch)
-    checkpoints = Path(out) / "checkpoints"
+    checkpoints = out / "checkpoints"
     topology = {"ranks": ranks.size, "expert_parallel": recipe.expert_parallel, "zero_stage": train.zero_stage}
     about = About({"run": "test"}, {}, {}, topology)
-    found = newest_whole(checkpoints, ranks)
+    found = newest_whole(begin_from or checkpoints, ranks)
     resumption = Resumption(found, about) if found else None
     engine = build_engine(model, optimizer, config, ranks)
     assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
     balancer = Balancer(engine.module, train.balance_step)
     if resumption:
         balancer.restore(resumption.load(engine, ranks)["balance"])
-    start = found.step if found else 0
     recorder = Recorder()
     trainer = Trainer(
         engine,
@@ -105,13 +104,27 @@ def main(out: str, overrides: list[str]) -> None:
         StopRequest(),
         train.clip if clips_itself(train) else None,
     )
-    trainer.run(start, train.steps, train.stop_at)
+    trainer.run(found.step if found else 0, train.steps, train.stop_at)
     saver = Saver(partitions(engine), checkpoints, about, ranks, Retention(newest=2))
     saver.begin(train.stop_at or train.steps, {}, {"balance": balancer.state()})
     saver.finish()
     dtype = next((str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS)), None)
     if ranks.first:
-        (Path(out) / "seen.json").write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))
+        (out / "seen.json").write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))
+    engine.destroy()
+
+
+def shun_the_first_experts(model: DeepseekForCausalLM) -> None:
+    """Begin with a bias that keeps half of the experts, all of some expert-parallel ranks, from getting a token."""
+    for name, buffer in model.named_buffers():
+        if name.endswith(BIAS):
+            buffer[: len(buffer) // 2] -= 0.3
+
+
+def main(out: str, overrides: list[str]) -> None:
+    torch.set_num_threads(1)
+    ranks = join()
+    train_once(Path(out), overrides, ranks)
     leave()
 
 

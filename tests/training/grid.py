@@ -1,0 +1,104 @@
+"""The grid of topologies, and many trainings of one plan in few processes."""
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[2]
+RANKS, STAGES, ACCUMULATION, CHECKPOINTING = (1, 2, 4), (0, 1, 2, 3), (1, 2), ("none", "full")
+#: Samples of a global batch in tests/training/engine.yaml.
+_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One topology and how it computes."""
+
+    ranks: int
+    expert_parallel: int
+    stage: int
+    accumulation: int = 1
+    checkpointing: str = "none"
+
+    def __str__(self) -> str:
+        kind = f"{self.ranks} ranks, EP {self.expert_parallel}, ZeRO {self.stage}"
+        return f"{kind}, accumulation {self.accumulation}, checkpointing {self.checkpointing}"
+
+    @property
+    def overrides(self) -> list[str]:
+        return [
+            f"launch.processes={self.ranks}",
+            f"train.expert_parallel={self.expert_parallel}",
+            f"train.zero_stage={self.stage}",
+            f"train.micro_batch={_SAMPLES // self.ranks // self.accumulation}",
+            f"train.checkpointing={self.checkpointing}",
+        ]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of a cell; ``begin_from``: a folder of checkpoints."""
+
+    cell: Cell
+    out: Path
+    more: tuple[str, ...] = ()
+    begin_from: Path | None = None
+
+    def seen(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.out / "seen.json").read_text())
+        return found
+
+
+def legal_cells() -> list[Cell]:
+    """Every cell whose expert-parallel size divides its ranks."""
+    every = itertools.product(RANKS, RANKS, STAGES, ACCUMULATION, CHECKPOINTING)
+    return [Cell(*values) for values in every if values[0] % values[1] == 0]
+
+
+def topologies() -> list[Cell]:
+    """Every legal ranks, expert-parallel size and stage."""
+    return [cell for cell in legal_cells() if cell.accumulation == 1 and cell.checkpointing == "none"]
+
+
+def pairs_of_topologies(sampled: int) -> list[tuple[Cell, Cell]]:
+    """Every ordered pair of different topologies with ZeRO 1 or 2, and so many of the other pairs."""
+    pairs = list(itertools.permutations(topologies(), 2))
+    among = [pair for pair in pairs if {cell.stage for cell in pair} <= {1, 2}]
+    others = [pair for pair in pairs if pair not in among]
+    return among + random.Random(0).sample(others, sampled)
+
+
+def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] | None = None) -> None:
+    """Do all tasks, those of one number of ranks in one start of so many processes."""
+    tasks = sorted(tasks, key=lambda task: task.cell.ranks)
+    for ranks, group in itertools.groupby(tasks, key=lambda task: task.cell.ranks):
+        plan = folder / f"plan-{ranks}.json"
+        entries = [
+            {
+                "out": str(task.out),
+                "overrides": [*task.cell.overrides, *task.more],
+                "from": str(task.begin_from) if task.begin_from else None,
+            }
+            for task in group
+        ]
+        plan.write_text(json.dumps(entries))
+        start_workers("tests/training/grid_job.py", ranks, [str(plan)], environment or {}, 60 + 30 * len(entries))
+
+
+def start_workers(script: str, ranks: int, arguments: list[str], environment: dict[str, str], seconds: int) -> None:
+    """Run a worker script of the tests under torchrun, one thread a process, to its good end."""
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
+    merged = {"DS_ACCELERATOR": "cpu", **environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    merged = {**os.environ, **merged}
+    merged.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
+    argv += [str(CHECKOUT / script), *arguments]
+    done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,32 @@
+"""One worker of the engine grid: many trainings one after another in the same processes.
+
+``torchrun ... tests/training/grid_job.py PLAN.json``: a list of {"out": FOLDER, "overrides": [key=value ...], "from":
+FOLDER of checkpoints to begin from, or null}; each is done as ``engine_job.py`` does one.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tests.training.engine_job import train_once
+from training.engine.distributed import join, leave
+
+
+def main(plan: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join()
+    for number, task in enumerate(json.loads(plan.read_text())):
+        began = time.monotonic()
+        out = Path(task["out"])
+        out.mkdir(parents=True, exist_ok=True)
+        train_once(out, task["overrides"], ranks, Path(task["from"]) if task["from"] else None)
+        if ranks.first:
+            print(f"{number + 1}: {out.name} in {time.monotonic() - began:.1f} s", flush=True)
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
