@@ -52,7 +52,10 @@ class TrainingRun:
     def open(self, recipe_text: str) -> None:
         """Make the folder ready to begin or resume; one of another identity is moved aside and the move printed."""
         if self.folder.exists() and not self.begun():
-            print(f"{self.folder}: another run, moved aside to {publish.move_aside(self.folder)}", flush=True)
+            there = _read_identity(self.folder)
+            before = {**there.get("identity", {}), "inputs": there.get("inputs", {})}
+            why = first_difference(before, {**self.identity, "inputs": self.inputs}) if there else "unreadable"
+            print(f"{self.folder}: another run ({why}), moved aside to {publish.move_aside(self.folder)}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         publish.write_text(self.folder / "recipe.yaml", recipe_text)
         publish.write_json(self.folder / IDENTITY, {"key": self.key, "identity": self.identity, "inputs": self.inputs})

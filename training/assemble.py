@@ -1,5 +1,6 @@
 """What pretraining and fine-tuning do alike: an engine around a model, hooks, resuming, the loop, the manifest."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from configs.schema.train import TrainSection
 from training.checkpoint.hook import CheckpointHook
 from training.checkpoint.load import Found, Resumption, newest_whole
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, Saver, folder_name
+from training.checkpoint.save import About, SaveError, Saver, folder_name
 from training.data.batch import Batch, Data
 from training.data.prefetch import Prefetched
 from training.engine.balance import Balancer
@@ -89,7 +90,12 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
                 _tell_resumed(job, resumption)
         if job.notice and ranks.first:
             print(f"{job.run.stage}: {job.notice}", flush=True)
-        ended = _loop(recipe, job, engine, balancer, about, ranks, stop, start)
+        try:
+            ended = _loop(recipe, job, engine, balancer, about, ranks, stop, start)
+        except SaveError as error:
+            if ranks.first:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            return command.FAILED
         if ended is Ended.DONE and ranks.first:
             _finish(recipe, job, about)
         if ended is Ended.LEFT and ranks.first:
@@ -158,7 +164,10 @@ def _loop(
             stop,
             train.clip if clips_itself(train) else None,
         )
-        return trainer.run(start, train.steps, train.stop_at)
+        ended = trainer.run(start, train.steps, train.stop_at)
+        if ended is Ended.LEFT:
+            saver.drain()  # a checkpoint that was begun is no part of what a crash is rehearsed to lose
+        return ended
 
 
 def _finish(recipe: Recipe, job: Job, about: About) -> None:

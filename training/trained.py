@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from artefacts import publish
 from artefacts.layout import RunLayout
 from artefacts.manifest import require_sound
-from artefacts.training_run import IDENTITY, finetune_is_current
+from artefacts.training_run import finetune_is_current
 from configs.errors import RequestError
 from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
@@ -34,8 +33,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Deepse
     Raises:
         RequestError: there is no such checkpoint, or it is damaged or of another model than the recipe's.
     """
-    require_sound(checkpoint, "make pretrain")
-    _require_same_model(recipe, checkpoint)
+    _require_same_model(recipe, checkpoint, require_sound(checkpoint, "make pretrain").details["model"])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
     if recipe.train.precision == "bf16":
@@ -45,16 +43,11 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Deepse
     return model.to(device).eval()
 
 
-def _require_same_model(recipe: Recipe, checkpoint: Path) -> None:
+def _require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]) -> None:
     """Refuse weights that were trained as another model: a gate of another kind fits them as well, and means nothing.
 
     A longer context is another matter: that is tried on purpose.
     """
-    run = checkpoint.parent.parent
-    # Fine-tuning's identity names the pretraining, which says what the model is.
-    files = [folder / IDENTITY for folder in (run, run.parent / "pretrain") if (folder / IDENTITY).exists()]
-    identities = (publish.read_json(file)["identity"] for file in files)
-    trained: dict[str, Any] = next((identity["model"] for identity in identities if "model" in identity), {})
     asked = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
     for key, value in trained.items():
         if key in asked and asked[key] != value and key != "max_position_embeddings":

@@ -5,6 +5,7 @@ from the newest checkpoint in FOLDER, saves one at its end (or at ``train.stop_a
 """
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from configs.load import load_recipe
 from configs.schema import Recipe
+from training.checkpoint.hook import CheckpointHook
 from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.retention import Retention
 from training.checkpoint.save import About, Saver
@@ -20,7 +22,7 @@ from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks, join, leave
-from training.engine.loop import Hook, StepResult, Trainer
+from training.engine.loop import Ended, Hook, StepResult, Trainer
 from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
 from training.models.deepseek import DeepseekForCausalLM, init_weights
@@ -72,7 +74,25 @@ class Recorder(Hook):
         self.loads.append([load.share for load in result.loads])
 
 
-def train_once(out: Path, overrides: list[str], ranks: Ranks, begin_from: Path | None = None) -> None:
+class FullDisk(Hook):
+    """After step ``first`` a file can grow no more than a little on the last rank, until after step ``last``."""
+
+    def __init__(self, first: int, last: int, ranks: Ranks) -> None:
+        self._first, self._last, self._there = first, last, ranks.rank == ranks.size - 1
+
+    def after_step(self, result: StepResult) -> None:
+        limits = {self._first: 1000, self._last: resource.RLIM_INFINITY}
+        if self._there and result.step in limits:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits[result.step], resource.RLIM_INFINITY))
+
+
+def train_once(
+    out: Path,
+    overrides: list[str],
+    ranks: Ranks,
+    begin_from: Path | None = None,
+    full_disk: tuple[int, int] | None = None,
+) -> None:
     """Train from the newest checkpoint in ``out`` or ``begin_from``, or from nothing; leave one and ``seen.json``."""
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
@@ -83,7 +103,11 @@ def train_once(out: Path, overrides: list[str], ranks: Ranks, begin_from: Path |
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
     config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch, recipe.micro_batch)
     checkpoints = out / "checkpoints"
-    topology = {"ranks": ranks.size, "expert_parallel": recipe.expert_parallel, "zero_stage": train.zero_stage}
+    topology: Topology = {
+        "ranks": ranks.size,
+        "expert_parallel": recipe.expert_parallel,
+        "zero_stage": train.zero_stage,
+    }
     about = About({"run": "test"}, {}, {}, topology)
     found = newest_whole(begin_from or checkpoints, ranks)
     resumption = Resumption(found, about) if found else None
@@ -93,6 +117,9 @@ def train_once(out: Path, overrides: list[str], ranks: Ranks, begin_from: Path |
     if resumption:
         balancer.restore(resumption.load(engine, ranks)["balance"])
     recorder = Recorder()
+    saver = Saver(partitions(engine), checkpoints, about, ranks, Retention(train.keep, train.keep_every))
+    start = found.step if found else 0
+    checkpoint = CheckpointHook(saver, train.save_every, start, lambda _: {}, lambda: {"balance": balancer.state()})
     trainer = Trainer(
         engine,
         MadeTokens(recipe),
@@ -100,14 +127,12 @@ def train_once(out: Path, overrides: list[str], ranks: Ranks, begin_from: Path |
         lambda step: learning_rate(step, train.steps, train.learning_rate, train.schedule),
         balancer,
         ranks,
-        [recorder],
+        [recorder, *([FullDisk(*full_disk, ranks)] if full_disk else []), checkpoint],
         StopRequest(),
         train.clip if clips_itself(train) else None,
     )
-    trainer.run(found.step if found else 0, train.steps, train.stop_at)
-    saver = Saver(partitions(engine), checkpoints, about, ranks, Retention(newest=2))
-    saver.begin(train.stop_at or train.steps, {}, {"balance": balancer.state()})
-    saver.finish()
+    if trainer.run(start, train.steps, train.stop_at) is Ended.LEFT:
+        checkpoint.at_stop(train.stop_at or 0)
     dtype = next((str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS)), None)
     if ranks.first:
         (out / "seen.json").write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))

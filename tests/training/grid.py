@@ -44,12 +44,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """One training of a cell; ``begin_from``: a folder of checkpoints."""
+    """One training of a cell; ``begin_from``: a folder of checkpoints; ``full_disk``: after which step, to which."""
 
     cell: Cell
     out: Path
     more: tuple[str, ...] = ()
     begin_from: Path | None = None
+    full_disk: tuple[int, int] | None = None
 
     def seen(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.out / "seen.json").read_text())
@@ -75,8 +76,9 @@ def pairs_of_topologies(sampled: int) -> list[tuple[Cell, Cell]]:
     return among + random.Random(0).sample(others, sampled)
 
 
-def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] | None = None) -> None:
-    """Do all tasks, those of one number of ranks in one start of so many processes."""
+def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] | None = None) -> str:
+    """Do all tasks, those of one number of ranks in one start of so many processes; returns what they said."""
+    said = ""
     tasks = sorted(tasks, key=lambda task: task.cell.ranks)
     for ranks, group in itertools.groupby(tasks, key=lambda task: task.cell.ranks):
         plan = folder / f"plan-{ranks}.json"
@@ -85,15 +87,18 @@ def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] |
                 "out": str(task.out),
                 "overrides": [*task.cell.overrides, *task.more],
                 "from": str(task.begin_from) if task.begin_from else None,
+                "full_disk": task.full_disk,
             }
             for task in group
         ]
         plan.write_text(json.dumps(entries))
-        start_workers("tests/training/grid_job.py", ranks, [str(plan)], environment or {}, 60 + 30 * len(entries))
+        patience = 60 + 30 * len(entries)
+        said += start_workers("tests/training/grid_job.py", ranks, [str(plan)], environment or {}, patience)
+    return said
 
 
-def start_workers(script: str, ranks: int, arguments: list[str], environment: dict[str, str], seconds: int) -> None:
-    """Run a worker script of the tests under torchrun, one thread a process, to its good end."""
+def start_workers(script: str, ranks: int, arguments: list[str], environment: dict[str, str], seconds: int) -> str:
+    """Run a worker script of the tests under torchrun, one thread a process, to its good end; returns its stderr."""
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
     merged = {"DS_ACCELERATOR": "cpu", **environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -101,4 +106,5 @@ def start_workers(script: str, ranks: int, arguments: list[str], environment: di
     merged.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
     argv += [str(CHECKOUT / script), *arguments]
     done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=seconds)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-20000:]
+    return done.stderr

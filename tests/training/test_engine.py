@@ -10,7 +10,6 @@ import torch
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens, shun_the_first_experts
 from tests.training.grid import start_workers
-from training.checkpoint.load import newest_whole
 from training.checkpoint.read import read_weights
 from training.data.batch import Batch
 from training.export.weights import load_weights
@@ -165,17 +164,3 @@ def test_resume_is_exact_to_the_last_bit(tmp_path, stage, precision) -> None:
     last = [sorted((tmp_path / kind / "checkpoints").glob("step-*"))[-1] for kind in ("whole", "halves")]
     ours, theirs = map(weights_of, last)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_a_damaged_checkpoint_is_passed_over(tmp_path) -> None:
-    run_job(tmp_path, 1, ["train.stop_at=2"])
-    run_job(tmp_path, 1, ["train.stop_at=4"])
-    newest = tmp_path / "checkpoints" / "step-00000004"
-    path = next(newest.glob("rank-*.safetensors"))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    found = newest_whole(tmp_path / "checkpoints")
-    assert found is not None
-    assert found.step == 2
-    assert "step-00000004" in found.passed_over[0]

@@ -81,8 +81,8 @@ class Resumption:
         """
         self.found = found
         saved = found.manifest
-        asked = {"recipe": about.identity, "inputs": about.inputs}
-        if difference := first_difference({"recipe": saved.identity, "inputs": saved.inputs}, asked):
+        asked = {**about.identity, "inputs": about.inputs}
+        if difference := first_difference({**saved.identity, "inputs": saved.inputs}, asked):
             raise RequestError(f"{found.folder} is a checkpoint of another run: {difference}; move it away")
         before = saved.details["topology"]
         changed = [key for key, value in about.topology.items() if before.get(key) != value]

@@ -138,7 +138,10 @@ class Saver:
         failure = self.drain()
         self._thread.shutdown()
         if failure:
-            raise SaveError(f"the last checkpoint could not be saved: {failure}")
+            raise SaveError(
+                f"the last checkpoint could not be saved ({failure}): mend that and give the same command, which goes "
+                "on from the newest whole one"
+            )
 
     def _write(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict[str, Any]:
         partial = self._partial(step)

@@ -1,0 +1,133 @@
+"""What is damaged, foreign or cannot be written: named, and nothing that was there is lost."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artefacts import manifest
+from configs.errors import RequestError
+from tests.training.grid import Cell, Task, run_tasks
+from tests.training.test_engine import follow
+from training.checkpoint.load import Resumption, newest_whole
+from training.checkpoint.save import About
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints after 2, 4, 6 and 8 steps of two ranks."""
+    folder = tmp_path_factory.mktemp("saved")
+    run_tasks([Task(Cell(2, 2, 1), folder, ("train.save_every=2", "train.keep=9"))], folder)
+    return folder / "checkpoints"
+
+
+@pytest.fixture
+def checkpoints(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink, flip])
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"])
+def test_the_one_before_a_damaged_one_is_used_and_the_damage_named(
+    checkpoints: Path, damage: Callable[[Path], object], name: str
+) -> None:
+    damage(checkpoints / "step-00000008" / name)
+    if name == "manifest.json" and damage is flip:
+        (checkpoints / "step-00000008" / name).write_bytes(b"\xff{")
+    found = newest_whole(checkpoints)
+    assert found is not None
+    assert found.step == 6
+    (line,) = found.passed_over
+    assert line.startswith("step-00000008 passed over: ")
+    assert name in line or line.endswith("no manifest")
+
+
+def test_when_all_are_damaged_the_user_decides(checkpoints: Path) -> None:
+    for folder in checkpoints.iterdir():
+        truncate(folder / "rank-00001.safetensors")
+    with pytest.raises(RequestError, match="no checkpoint there is whole: `rm -r"):
+        newest_whole(checkpoints)
+
+
+def test_ranks_pass_over_together_what_one_of_them_finds_damaged(checkpoints: Path, tmp_path: Path) -> None:
+    flip(checkpoints / "step-00000008" / "rank-00001.safetensors")
+    out = tmp_path / "out"
+    task = Task(Cell(2, 2, 2), out, begin_from=checkpoints)
+    run_tasks([task], tmp_path)
+    assert len(task.seen()["losses"]) == 2, "from step 6 to 8"
+
+
+def about(**changes: dict[str, Any]) -> About:
+    topology: dict[str, int | str] = {"ranks": 2, "expert_parallel": 2, "zero_stage": 1}
+    return About(**{"identity": {"run": "test"}, "inputs": {}, "model": {}, "topology": topology, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"identity": {"run": "test", "model": {"hidden_size": 64}}}, "model None -> {'hidden_size': 64}"),
+        ({"identity": {"run": "other"}}, "run test -> other"),
+        ({"inputs": {"tokens": "123"}}, "inputs.tokens None -> 123"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(saved, changes, difference) -> None:
+    found = newest_whole(saved)
+    assert found is not None
+    with pytest.raises(RequestError, match="is a checkpoint of another run: ") as caught:
+        Resumption(found, about(**changes))
+    assert difference in str(caught.value)
+    assert Resumption(found, about()).changes == ""
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, tmp_path) -> None:
+    with pytest.raises(
+        AssertionError, match=r"model\.layers\.0\.mlp\.down_proj\.weight is \(32, 48\), the recipe's is"
+    ):
+        run_tasks([Task(Cell(1, 1, 1), tmp_path, ("model.intermediate_size=64",), saved)], tmp_path)
+
+
+def test_training_goes_on_when_the_disk_is_full_and_says_so(tmp_path: Path) -> None:
+    """The last rank cannot write at steps 4 and 6: these checkpoints are dropped, 2 stays till 8 is whole."""
+    options = ("train.save_every=2", "train.keep=9")
+    task = Task(Cell(2, 2, 1), tmp_path / "out", options, full_disk=(3, 7))
+    said = run_tasks([task], tmp_path)
+    assert "the checkpoint at step 4 could not be written (rank 1: File too large" in said
+    assert "the newest whole one is step-00000002" in said
+    checkpoints = task.out / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000002", "step-00000008"]
+    assert all(manifest.faults(folder) == [] for folder in checkpoints.iterdir())
+    assert task.seen()["losses"] == pytest.approx(follow([])["losses"], abs=1e-5)
+
+
+def test_a_run_whose_last_checkpoint_fails_does_not_end_well(tmp_path: Path) -> None:
+    task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=4",), full_disk=(5, 9))
+    with pytest.raises(AssertionError, match=r"the last checkpoint could not be saved \(rank 1: File too large"):
+        run_tasks([task], tmp_path)
+    found = newest_whole(task.out / "checkpoints")
+    assert found is not None and found.step == 4
+
+
+def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "checkpoints").write_text("a file where the folder should be")
+    task = Task(Cell(2, 1, 1), out, ("train.save_every=4",))
+    with pytest.raises(AssertionError, match="the last checkpoint could not be saved") as caught:
+        run_tasks([task], tmp_path)
+    assert "the checkpoint at step 4 could not be written (rank 0: " in str(caught.value)
+    assert "training goes on, with none on disk" in str(caught.value)
