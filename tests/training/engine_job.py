@@ -103,12 +103,8 @@ def train_once(
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
     config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch, recipe.micro_batch)
     checkpoints = out / "checkpoints"
-    topology: Topology = {
-        "ranks": ranks.size,
-        "expert_parallel": recipe.expert_parallel,
-        "zero_stage": train.zero_stage,
-    }
-    about = About({"run": "test"}, {}, {}, topology)
+    sizes = {"ranks": ranks.size, "expert_parallel": recipe.expert_parallel}
+    about = About({"run": "test"}, {}, {}, {**sizes, "zero_stage": train.zero_stage})
     found = newest_whole(begin_from or checkpoints, ranks)
     resumption = Resumption(found, about) if found else None
     engine = build_engine(model, optimizer, config, ranks)
