@@ -3,12 +3,16 @@
 import contextlib
 import io
 import logging
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.cpp_extension import get_default_build_root
 
+from training.engine import prebuild
 from training.engine.distributed import Ranks
 from training.engine.expert_parallel import adopt_routers
 
@@ -29,6 +33,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # On CPU it prints that its operator was built, which at each start but the first is not even so.
     with contextlib.redirect_stdout(io.StringIO()):
+        if ranks.device.type == "cpu":
+            prebuild.build(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
         engine, *_ = deepspeed.initialize(model=model.to(ranks.device), optimizer=optimizer, config=config)
     adopt_routers(engine.module)
     return engine

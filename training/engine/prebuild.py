@@ -1,7 +1,8 @@
-"""Build DeepSpeed's shared-memory operator for CPU once, so that no training start has to, or waits for a dead build.
+"""Build and load DeepSpeed's shared-memory operator for CPU, so that no training start waits for a dead build.
 
-torch guards such a build with a plain ``lock`` file that a killed process leaves behind and on which every later
-start waits for ever. Here the build runs under a lock that dies with its process, so a ``lock`` found then is stale.
+torch guards such a build, and the look whether it must be built again at every start, with a plain ``lock`` file that a
+killed process leaves behind and on which every later start waits for ever. Here both happen under a lock that dies with
+its process, so a ``lock`` found then is stale. Once loaded in a process, the operator is not looked at again.
 
 ``python -m training.engine.prebuild`` builds it; ``make setup`` does so.
 """
@@ -18,11 +19,10 @@ _OPERATOR = "deepspeed_shm_comm"
 
 
 def build(extensions: Path) -> None:
-    """Build the operator into a folder, or find that it is there; waits for another that builds it."""
+    """Build the operator into a folder, or find that it is there, and load it; waits for another that does so."""
     extensions.mkdir(parents=True, exist_ok=True)
     with FileLock(extensions / f".{_OPERATOR}.lock"):
-        for stale in extensions.glob("*/lock"):
-            stale.unlink(missing_ok=True)
+        (extensions / _OPERATOR / "lock").unlink(missing_ok=True)
         from deepspeed.accelerator import get_accelerator
 
         builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
