@@ -34,6 +34,7 @@ _OWN_DEEPSPEED_KEYS = (
     "gradient_clipping",
     "steps_per_print",
     "zero_optimization.stage",
+    "zero_optimization.reduce_scatter",
     "zero_optimization.round_robin_gradients",
     "expert_parallel.enabled",
     "expert_parallel.autoep_size",

@@ -96,6 +96,7 @@ def train_once(
     """Train from the newest checkpoint in ``out`` or ``begin_from``, or from nothing; leave one and ``seen.json``."""
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
+    torch.manual_seed(ranks.rank)
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, recipe.run.seed)
     shun_the_first_experts(model)
