@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm-data test-recovery test-slurm bench-data bench-memory bench-model bench-gpu clean lock
+.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm-data test-recovery test-slurm bench-data bench-memory bench-model bench-engine bench-gpu clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -106,6 +106,9 @@ bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of g
 
 bench-model: $(SETUP)  ## the DeepSeek model beside transformers: steps, decoding, memory (half an hour)
 	@$(PYTHON) -m benchmarks.model $(ARGS)
+
+bench-engine: $(SETUP)  ## the loop beside a bare DeepSpeed loop, and what saving costs (ten minutes)
+	@$(PYTHON) -m benchmarks.engine $(ARGS)
 
 bench-gpu: $(SETUP)  ## the DeepSeek model on one GPU beside transformers and PyTorch's kernels (five minutes)
 	@$(PYTHON) -m benchmarks.gpu $(ARGS)
