@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,15 +37,14 @@ def arguments(root: Path, steps: int) -> list[str]:
 class Tally:
     """How the kills fell."""
 
-    launcher: int = 0
-    rank: int = 0
+    victims: Counter[str] = field(default_factory=Counter)
     starting: int = 0
     saving: int = 0
-    lives: list[int] = field(default_factory=list)
+    starts: int = 0
 
     @property
     def kills(self) -> int:
-        return self.launcher + self.rank
+        return self.victims.total()
 
 
 class Life:
@@ -57,11 +57,14 @@ class Life:
         argv = [sys.executable, "-m", "launch", "local", "pretrain", *arguments(root, steps)]
         self.process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=self._log, stderr=self._log)
 
-    def workers(self) -> list[psutil.Process]:
+    def children(self) -> dict[int, str]:
+        """torchrun's agent and its ranks, as far as they have been started: process number -> which it is."""
+        found = {}
         with contextlib.suppress(psutil.NoSuchProcess):
-            found = psutil.Process(self.process.pid).children(recursive=True)
-            return [p for p in found if "training" in p.cmdline() and p.status() != psutil.STATUS_ZOMBIE]
-        return []
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                if "training" in (words := process.cmdline()):
+                    found[process.pid] = "agent" if "torch.distributed.run" in words else "rank"
+        return found
 
     def saving(self) -> bool:
         return any(self.checkpoints.glob(".step-*.partial"))
@@ -101,13 +104,12 @@ def kill_once(life: Life, moment: str, generator: random.Random, tally: Tally) -
         return False
     if moment == "saving" and not until(life, life.saving, "checkpoint begun"):
         return False
-    workers = life.workers()
-    victim = generator.choice([life.process.pid, *(worker.pid for worker in workers)])
+    targets = {life.process.pid: "launcher", **life.children()}
+    victim = generator.choice(list(targets))
     if life.process.poll() is not None:
         return False
     life.kill(victim)
-    tally.launcher += victim == life.process.pid
-    tally.rank += victim != life.process.pid
+    tally.victims[targets[victim]] += 1
     tally.starting += moment == "starting"
     tally.saving += life.saving()  # what was being written is still there
     return True
@@ -125,7 +127,7 @@ def suffer(root: Path, steps: int, kills: int, log: Path, tally: Tally) -> None:
             for path in sorted(life.checkpoints.glob("step-*"))[1:]:
                 shutil.rmtree(path)
             (life.layout.pretrain / manifest.NAME).unlink()
-        tally.lives.append(life.steps_done())
+        tally.starts += 1
     assert Life(root, steps, log).process.wait(PATIENCE + steps) == 0, log.read_text()[-3000:]
 
 
@@ -162,9 +164,11 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path) -> None:
 def test_fifty_kills(tmp_path, capsys) -> None:
     tally = check(tmp_path, steps=300, kills=50)
     with capsys.disabled():
+        victims = ", ".join(f"{count} of the {name}" for name, count in tally.victims.items())
         print(
-            f"\n{tally.kills} kills in {len(tally.lives)} starts: {tally.launcher} of the launcher, {tally.rank} of a "
-            f"rank, {tally.starting} at a start, {tally.saving} while a checkpoint was being written"
+            f"\n{tally.kills} kills in {tally.starts} starts: {victims}; {tally.starting} at a start, {tally.saving} "
+            "while a checkpoint was being written"
         )
     assert tally.kills == 50
     assert tally.saving >= 10
+    assert min(tally.victims["launcher"], tally.victims["agent"], tally.victims["rank"]) > 0
