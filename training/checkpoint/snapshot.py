@@ -30,11 +30,12 @@ class Snapshot:
         """Copy; returns the tensors by name, valid until the next call, and the table of what is where in them."""
         tensors: dict[str, torch.Tensor] = {}
         table = []
-        kept = [*self._partitions.trained, *self._partitions.frozen]
-        for number, partition in enumerate(kept):
+        here = self._partitions
+        kept = [*((p, True) for p in here.trained), *((p, False) for p in here.frozen)]
+        for number, (partition, trained) in enumerate(kept):
             begin, end = _share(partition)
-            with self._partitions.present(partition):
-                state = self._partitions.state(partition) if partition in self._partitions.trained else {}
+            with here.present(partition):
+                state = here.state(partition) if trained else {}
                 elementwise = {MASTER: partition.master, **_elementwise(partition, state)}
                 for key, tensor in elementwise.items():
                     name = f"{number}.{key}"
@@ -44,7 +45,7 @@ class Snapshot:
             }
             table.append({"states": list(elementwise), "scalars": scalars, "stretches": [*_cut(partition, begin, end)]})
         if self._first:
-            for name, buffer in _persistent_buffers(self._partitions.engine.module).items():
+            for name, buffer in _persistent_buffers(here.engine.module).items():
                 tensors[BUFFER + name] = self._copy(BUFFER + name, buffer.detach())
         tensors[RANDOM + "cpu"] = torch.get_rng_state()
         if self._device.type == "cuda":
