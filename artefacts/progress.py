@@ -14,6 +14,17 @@ class _Bar(tqdm):
         return super().update(n)
 
 
+def tell(text: str) -> None:
+    """A line on stderr, above whatever bar stands there."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def warn(text: str) -> None:
+    """A warning on stderr."""
+    tell(f"warning: {text}")
+
+
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
     """A tqdm bar on stderr; where stderr is no terminal it refreshes every 20 seconds.
 

@@ -38,6 +38,11 @@ class TrainingRun:
     def key(self) -> str:
         return manifest.stage_key(self.identity, self.inputs)
 
+    @property
+    def stacks(self) -> Path:
+        """Where ranks write down where they stand when a run stands still."""
+        return self.folder / "stacks"
+
     def manifest(self) -> Manifest | None:
         """The manifest of the finished run with this identity, else None; without its weights it is not finished."""
         found = manifest.read(self.folder)

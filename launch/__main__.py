@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,10 +67,23 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry
         print(f"{run.folder}: up to date")
         return command.DONE
     _operator_built(environment)
+    began = time.time()
     status = supervise(argv, environment, recipe.launch.processes, recipe.launch.grace_seconds)
+    if status == command.FAILED and _stood_still(run.stacks, began):
+        print(
+            f"{verb}: no step in {recipe.train.watch.hang_seconds} s (train.watch.hang_seconds): where each rank stood "
+            f"is in {run.stacks}; the same command goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return command.STOPPED
     if status == command.STOPPED:
         print(f"{verb}: stopped with everything saved; the same command goes on", file=sys.stderr)
     return status
+
+
+def _stood_still(stacks: Path, since: float) -> bool:
+    """Whether ranks have written down their stacks."""
+    return any(path.stat().st_size and path.stat().st_mtime >= since for path in stacks.glob("rank-*.txt"))
 
 
 def _operator_built(environment: dict[str, str]) -> None:

@@ -1,6 +1,5 @@
 """What pretraining and fine-tuning do alike: an engine around a model, hooks, resuming, the loop, the manifest."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from artefacts import lock, manifest
+from artefacts.progress import tell
 from artefacts.training_run import TrainingRun
 from configs import command
 from configs.errors import RequestError
@@ -18,18 +18,21 @@ from configs.schema.train import TrainSection
 from training.checkpoint.hook import CheckpointHook
 from training.checkpoint.load import Found, Resumption, newest_whole
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, SaveError, Saver, folder_name
+from training.checkpoint.save import About, Saver, folder_name
 from training.data.batch import Batch, Data
 from training.data.prefetch import Prefetched
 from training.engine.balance import Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks, broadcast_value, join, leave
+from training.engine.errors import RunError
+from training.engine.hang import HangHook
 from training.engine.hooks import ValidationHook
 from training.engine.loop import Ended, Trainer
 from training.engine.metrics import MetricsHook
 from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
+from training.engine.watch import SkippedSteps, SpikeDetector, WatchHook
 from training.estimate.flops import flops_per_token
 from training.estimate.parameters import parameters
 from training.models.deepseek import DeepseekForCausalLM
@@ -82,19 +85,21 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel)
         engine = build_engine(model, optimizer, config, ranks)
         balancer = Balancer(engine.module, job.train.balance_step)
-        start = 0
+        start, skipped = 0, SkippedSteps(job.train.watch.skipped_in_a_row)
         if resumption:
             start = resumption.found.step
-            balancer.restore(resumption.load(engine, ranks)["balance"])
+            state = resumption.load(engine, ranks)
+            balancer.restore(state["balance"])
+            skipped.total = state["skipped"]
             if ranks.first:
                 _tell_resumed(job, resumption)
         if job.notice and ranks.first:
             print(f"{job.run.stage}: {job.notice}", flush=True)
         try:
-            ended = _loop(recipe, job, engine, balancer, about, ranks, stop, start)
-        except SaveError as error:
+            ended = _loop(recipe, job, engine, balancer, skipped, about, ranks, stop, start)
+        except RunError as error:
             if ranks.first:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                tell(f"error: {error}")
             return command.FAILED
         if ended is Ended.DONE and ranks.first:
             _finish(recipe, job, about)
@@ -130,6 +135,7 @@ def _loop(
     job: Job,
     engine: Any,
     balancer: Balancer,
+    skipped: SkippedSteps,
     about: About,
     ranks: Ranks,
     stop: StopRequest,
@@ -148,7 +154,14 @@ def _loop(
     def counts(step: int) -> dict[str, Any]:
         return {"samples": step * job.global_batch, "validation_loss": validation.loss_at(step)}
 
-    with Prefetched(job.data, train.prefetch, train.steps, ranks.device) as data:
+    def state() -> dict[str, Any]:
+        return {"balance": balancer.state(), "skipped": skipped.total}
+
+    spikes = SpikeDetector(train.watch.spike_window, train.watch.spike_deviations)
+    with (
+        HangHook(job.run.stacks, train.watch.hang_seconds, ranks.rank) as hang,
+        Prefetched(job.data, train.prefetch, train.steps, ranks.device) as data,
+    ):
         trainer = Trainer(
             engine,
             data,
@@ -158,8 +171,10 @@ def _loop(
             ranks,
             [
                 validation,
-                CheckpointHook(saver, train.save_every, start, counts, lambda: {"balance": balancer.state()}),
+                WatchHook(skipped, spikes, metrics, ranks.first),
+                CheckpointHook(saver, train.save_every, start, counts, state),
                 metrics,
+                hang,
             ],
             stop,
             train.clip if clips_itself(train) else None,

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from configs.schema.base import Free, Section
+from configs.schema.watch import WatchSection
 
 
 class OptimizerSection(Section):
@@ -93,6 +94,7 @@ class TrainSection(Section):
     keep: Free[int] = Field(2, ge=1, description="newest checkpoints kept")
     keep_every: Free[int] = Field(0, ge=0, description="keep those at multiples of so many steps as well; 0: none")
     keep_best: Free[int] = Field(0, ge=0, description="keep so many with the lowest validation loss as well")
+    watch: WatchSection = WatchSection()
     stop_at: Free[int | None] = Field(None, gt=0, description="rehearse a crash: fail after this step, saving nothing")
     deepspeed: dict[str, Any] = Field({}, description="passed to DeepSpeed as it is; our own keys are refused here")
 

@@ -4,10 +4,13 @@
 from the newest checkpoint in FOLDER, saves one at its end (or at ``train.stop_at``), and writes FOLDER/seen.json.
 """
 
+import ctypes
 import json
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,9 +25,12 @@ from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks, join, leave
+from training.engine.hang import HangHook
 from training.engine.loop import Ended, Hook, StepResult, Trainer
+from training.engine.metrics import MetricsHook
 from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
+from training.engine.watch import SkippedSteps, SpikeDetector, WatchHook
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optimizers import build_optimizer
@@ -61,6 +67,7 @@ class MadeTokens:
 class Recorder(Hook):
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.skipped: list[str | None] = []
         self.norms: list[float] = []
         self.biases: list[list[float]] = []
         self.loads: list[list[list[float]]] = []
@@ -68,10 +75,46 @@ class Recorder(Hook):
 
     def after_step(self, result: StepResult) -> None:
         self.losses.append(result.loss)
+        self.skipped.append(result.skipped)
         self.norms.append(result.grad_norm)
         self.biases = [load.bias for load in result.loads]
         self.terms.append(result.terms)
         self.loads.append([load.share for load in result.loads])
+
+
+class Faulty:
+    """Data and objective of which one rank's loss, or only its gradients, are no numbers at some steps."""
+
+    def __init__(self, recipe: Recipe, ranks: Ranks, rank: int, loss: Sequence[int], gradient: Sequence[int]) -> None:
+        self._data, self._objective = MadeTokens(recipe), Objective(recipe.model, recipe.train)
+        self._here, self._loss, self._gradient = ranks.rank == rank, loss, gradient
+        self._step = 0
+        self.weights, self.counts = self._objective.weights, self._objective.counts
+        self.cross_entropy = self._objective.cross_entropy
+
+    def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
+        self._step = step + 1
+        return self._data.micro_batches(step, rank, ranks, micro_batch)
+
+    def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        sums = self._objective(model, batch)
+        if self._here and self._step in self._loss:
+            sums["cross_entropy"] = sums["cross_entropy"] * float("inf")
+        if self._here and self._step in self._gradient:
+            # Adds nothing, and the slope of the root at nothing is infinite.
+            sums["cross_entropy"] = sums["cross_entropy"] + 0 * (0 * sums["cross_entropy"]).sqrt()
+        return sums
+
+
+class Hang(Hook):
+    """After a step one rank sleeps in C, the interpreter's lock in its hand."""
+
+    def __init__(self, ranks: Ranks, rank: int, step: int) -> None:
+        self._here, self._step = ranks.rank == rank, step
+
+    def after_step(self, result: StepResult) -> None:
+        if self._here and result.step == self._step:
+            ctypes.PyDLL(None).sleep(1000)
 
 
 class FullDisk(Hook):
@@ -92,6 +135,8 @@ def train_once(
     ranks: Ranks,
     begin_from: Path | None = None,
     full_disk: tuple[int, int] | None = None,
+    faults: dict[str, Any] | None = None,
+    hang: dict[str, int] | None = None,
 ) -> None:
     """Train from the newest checkpoint in ``out`` or ``begin_from``, or from nothing; leave one and ``seen.json``."""
     recipe = load_recipe(RECIPE, overrides)
@@ -110,26 +155,39 @@ def train_once(
     resumption = Resumption(found, about) if found else None
     engine = build_engine(model, optimizer, config, ranks)
     assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
-    balancer = Balancer(engine.module, train.balance_step)
+    balancer, skipped = Balancer(engine.module, train.balance_step), SkippedSteps(train.watch.skipped_in_a_row)
     if resumption:
-        balancer.restore(resumption.load(engine, ranks)["balance"])
+        state = resumption.load(engine, ranks)
+        balancer.restore(state["balance"])
+        skipped.total = state["skipped"]
     recorder = Recorder()
     saver = Saver(partitions(engine), checkpoints, about, ranks, Retention(train.keep, train.keep_every))
     start = found.step if found else 0
-    checkpoint = CheckpointHook(saver, train.save_every, start, lambda _: {}, lambda: {"balance": balancer.state()})
+
+    def state_now() -> dict[str, Any]:
+        return {"balance": balancer.state(), "skipped": skipped.total}
+
+    checkpoint = CheckpointHook(saver, train.save_every, start, lambda _: {}, state_now)
+    spikes = SpikeDetector(train.watch.spike_window, train.watch.spike_deviations)
+    metrics = MetricsHook(out, "test", start, train.steps, 1.0, 1, ranks)
+    watched = HangHook(out / "stacks", train.watch.hang_seconds, ranks.rank)
+    wrong = [*([FullDisk(*full_disk, ranks)] if full_disk else []), *([Hang(ranks, **hang)] if hang else [])]
+    hooks = [recorder, *wrong, WatchHook(skipped, spikes, metrics, ranks.first), checkpoint, metrics, watched]
+    faulty = Faulty(recipe, ranks, **faults) if faults else None
     trainer = Trainer(
         engine,
-        MadeTokens(recipe),
-        Objective(recipe.model, train),
+        faulty or MadeTokens(recipe),
+        faulty or Objective(recipe.model, train),
         lambda step: learning_rate(step, train.steps, train.learning_rate, train.schedule),
         balancer,
         ranks,
-        [recorder, *([FullDisk(*full_disk, ranks)] if full_disk else []), checkpoint],
+        hooks,
         StopRequest(),
         train.clip if clips_itself(train) else None,
     )
-    if trainer.run(start, train.steps, train.stop_at) is Ended.LEFT:
-        checkpoint.at_stop(train.stop_at or 0)
+    with watched:
+        if trainer.run(start, train.steps, train.stop_at) is Ended.LEFT:
+            checkpoint.at_stop(train.stop_at or 0)
     dtype = next((str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS)), None)
     if ranks.first:
         (out / "seen.json").write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))

@@ -44,13 +44,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """One training of a cell; ``begin_from``: a folder of checkpoints; ``full_disk``: after which step, to which."""
+    """One training of a cell, and what goes wrong in it.
+
+    Attributes:
+        cell: its topology.
+        out: where it writes.
+        more: overrides of the recipe.
+        begin_from: a folder of checkpoints.
+        full_disk: the steps after which, and until after which, the last rank can write no more.
+        faults: ``rank``, and the steps at which its ``loss`` or its ``gradient`` is no number.
+        hang: ``rank``, and the ``step`` after which it stands still.
+    """
 
     cell: Cell
     out: Path
     more: tuple[str, ...] = ()
     begin_from: Path | None = None
     full_disk: tuple[int, int] | None = None
+    faults: dict[str, Any] | None = None
+    hang: dict[str, int] | None = None
 
     def seen(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.out / "seen.json").read_text())
@@ -88,6 +100,8 @@ def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] |
                 "overrides": [*task.cell.overrides, *task.more],
                 "from": str(task.begin_from) if task.begin_from else None,
                 "full_disk": task.full_disk,
+                "faults": task.faults,
+                "hang": task.hang,
             }
             for task in group
         ]

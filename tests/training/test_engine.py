@@ -1,6 +1,7 @@
 """DeepSpeed processes over gloo give what one device without DeepSpeed gives."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,11 @@ VARIANTS = {
 }
 
 
-def follow(overrides: list[str]) -> dict[str, Any]:
-    """Plain PyTorch: one device, the whole global batch at once, clipping and balancing written out."""
+def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
+    """Plain PyTorch: one device, the whole global batch at once, clipping and balancing written out.
+
+    ``skipped``: steps that are to change nothing.
+    """
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
@@ -68,14 +72,16 @@ def follow(overrides: list[str]) -> dict[str, Any]:
         seen["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, train.steps, train.learning_rate, train.schedule)
+        seen["losses"].append(means.pop("cross_entropy").item())
+        seen["terms"].append({name: mean.item() for name, mean in means.items()})
+        counted = [gate.router.take_counts() for gate in gates]
+        if step + 1 in skipped:
+            continue
         optimizer.step()
-        for gate in gates:
-            count = gate.router.take_counts()
+        for gate, count in zip(gates, counted, strict=True):
             gate.router.load_share = (count / count.mean()).float()
             if gate.e_score_correction_bias is not None:
                 gate.e_score_correction_bias += train.balance_step * torch.sign(count.mean() - count).float()
-        seen["losses"].append(means.pop("cross_entropy").item())
-        seen["terms"].append({name: mean.item() for name, mean in means.items()})
     biases = [gate.e_score_correction_bias for gate in gates]
     seen["biases"] = [[] if bias is None else bias.tolist() for bias in biases]
     seen["weights"] = model.state_dict()

@@ -52,6 +52,6 @@ class CheckpointHook(Hook):
             self._last = step
 
     def _finish(self, step: int) -> None:
-        """Raises ``SaveError`` where the checkpoint at this step, begun now or before, is not on disk."""
+        """Raises ``RunError`` where the checkpoint at this step, begun now or before, is not on disk."""
         self._begin(step)
         self._saver.finish()

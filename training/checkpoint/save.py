@@ -5,7 +5,6 @@ checkpoint, after, a whole one. A write that fails costs this checkpoint and not
 """
 
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,19 +17,17 @@ import torch.distributed as dist
 
 from artefacts import manifest, publish
 from artefacts.manifest import Manifest
+from artefacts.progress import warn
 from training.checkpoint import tensor_file
 from training.checkpoint.contents import rank_file
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import Snapshot
 from training.engine.distributed import Ranks, broadcast_value, sum_over_ranks
+from training.engine.errors import RunError
 from training.engine.partitions import Partitions
 
 #: How a checkpoint's files were cut: ranks, expert_parallel, zero_stage, precision.
 Topology = dict[str, int | str]
-
-
-class SaveError(Exception):
-    """A checkpoint that had to be written was not."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class Saver:
             self.drain()
             if self._ranks.first:
                 waited = time.monotonic() - began
-                _warn(f"the checkpoint before step {step} took longer than the steps between: waited {waited:.1f} s")
+                warn(f"the checkpoint before step {step} took longer than the steps between: waited {waited:.1f} s")
         tensors, metadata = self._snapshot.take()
         entry = self._thread.submit(self._write, step, tensors, metadata)
         self._begun = _Begun(step, counts, {**state, "scaler": self._scaler_state()}, entry)
@@ -125,7 +122,7 @@ class Saver:
             wait([self._publishing])
             if error := self._publishing.exception():
                 self._failure = _told(error)
-                _warn(f"a checkpoint could not be published: {self._failure}")
+                warn(f"a checkpoint could not be published: {self._failure}")
             self._publishing = None
         return broadcast_value(self._failure)
 
@@ -133,12 +130,12 @@ class Saver:
         """Wait for the last checkpoint.
 
         Raises:
-            SaveError: it could not be written.
+            RunError: it could not be written.
         """
         failure = self.drain()
         self._thread.shutdown()
         if failure:
-            raise SaveError(
+            raise RunError(
                 f"the last checkpoint could not be saved ({failure}): mend that and give the same command, which goes "
                 "on from the newest whole one"
             )
@@ -168,7 +165,7 @@ class Saver:
             rank, word = failed[0]
             self._failure = f"rank {rank}: {word}"
             kept = sorted(self._folder.glob("step-*"))
-            _warn(
+            warn(
                 f"the checkpoint at step {begun.step} could not be written ({self._failure}) and is dropped; training "
                 f"goes on, {f'the newest whole one is {kept[-1].name}' if kept else 'with none on disk'}"
             )
@@ -211,7 +208,3 @@ def _validation_loss(folder: Path) -> float | None:
 
 def _told(error: BaseException) -> str:
     return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)
-
-
-def _warn(text: str) -> None:
-    print(f"\nwarning: {text}", file=sys.stderr, flush=True)

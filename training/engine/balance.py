@@ -35,6 +35,11 @@ class LayerLoad:
         return max(self.share)
 
     @property
+    def idle(self) -> int:
+        """Experts without a token."""
+        return sum(s == 0 for s in self.share)
+
+    @property
     def variation(self) -> float:
         """Coefficient of variation: standard deviation over mean."""
         return float((sum((s - 1.0) ** 2 for s in self.share) / len(self.share)) ** 0.5)
@@ -51,11 +56,14 @@ class Balancer:
             (name, module) for name, module in model.named_modules() if hasattr(module, BIAS) and _router(module)
         ]
 
-    def update(self) -> list[LayerLoad]:
-        """Sum the counts over all ranks, tell the routers, and move the biases by gamma * sign(mean - count)."""
+    def update(self, counted: bool = True) -> list[LayerLoad]:
+        """Sum the counts over all ranks, tell the routers, and move the biases by gamma * sign(mean - count).
+
+        ``counted``: False throws away what was counted, which was of a step that is skipped.
+        """
         taken = [gate.router.take_counts() for _, gate in self._gates]
         gates = [gate for gate, counts in zip(self._gates, taken, strict=True) if counts is not None]
-        if not gates:
+        if not gates or not counted:
             return []
         total = sum_over_ranks(torch.cat([counts for counts in taken if counts is not None]))
         sizes = [len(counts) for counts in taken if counts is not None]

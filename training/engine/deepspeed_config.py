@@ -36,7 +36,8 @@ def deepspeed_config(
             "disable_triton_grouped_mm": True,
         }
     if train.precision == "bf16":
-        own["bf16"] = {"enabled": True}
+        # Without the check stages 2 and 3 would take a step along a gradient that is no number.
+        own["bf16"] = {"enabled": True, "check_grad_overflow": True}
     if train.zero_stage in (1, 2):
         # With expert groups DeepSpeed's stages 1 and 2 require it.
         own["zero_optimization"]["reduce_scatter"] = True

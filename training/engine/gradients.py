@@ -4,6 +4,8 @@ There ``get_global_grad_norm`` is None, and clipping averages the ranks' norms i
 experts' gradients, which is another norm as soon as the ranks hold different experts.
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -35,9 +37,15 @@ def global_norm(module: nn.Module) -> float:
 
 @torch.no_grad()
 def clip_global_norm(module: nn.Module, limit: float) -> float:
-    """Scale all gradients so that their global norm is at most ``limit`` (0: leave them); returns the norm before."""
+    """Scale all gradients so that their global norm is at most ``limit`` (0: leave them); returns the norm before.
+
+    Where that is no finite number the gradients are dropped, so that a step does nothing.
+    """
     norm = global_norm(module)
-    if limit and norm > limit:
+    if not math.isfinite(norm):
+        for parameter in module.parameters():
+            parameter.grad = None
+    elif limit and norm > limit:
         for parameter in module.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(limit / norm)

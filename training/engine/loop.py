@@ -1,10 +1,11 @@
 """The training loop: one optimiser step over one global batch, everything else in hooks."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -54,7 +55,10 @@ class StepResult:
         tokens: tokens computed, padding and prompts included.
         seconds: wall time.
         terms: mean of each other loss of the objective, before its weight.
-        loads: of each router.
+        loads: of each router; none where the step was skipped.
+        skipped: why nothing was changed: ``non_finite``, the loss or gradient is no finite number, or ``loss_scale``,
+            it was scaled too far for fp16; None: something was.
+        loss_scale: under fp16.
     """
 
     step: int
@@ -66,6 +70,8 @@ class StepResult:
     seconds: float
     terms: dict[str, float] = field(default_factory=dict)
     loads: list[LayerLoad] = field(default_factory=list)
+    skipped: Literal["non_finite", "loss_scale"] | None = None
+    loss_scale: float | None = None
 
 
 class Hook:
@@ -141,14 +147,15 @@ class Trainer:
         totals = torch.zeros(len(names), dtype=torch.float64, device=ranks.device)
         for batch in batches:
             sums = self._objective(engine, batch.to(ranks.device))
-            engine.backward(torch.stack([sums[name] * scales[name] for name in names]).sum())
+            engine.backward(_telling(torch.stack([sums[name] * scales[name] for name in names]).sum()))
             totals += torch.stack([sums[name].detach() for name in names])
             if self._own_clip is not None and engine.is_gradient_accumulation_boundary():
                 norm = clip_global_norm(engine.module, self._own_clip)
             engine.step()
         if self._own_clip is None:
             norm = engine.get_global_grad_norm()
-        loads = self._balancer.update()
+        applied = math.isfinite(norm) and engine.was_step_applied()
+        loads = self._balancer.update(counted=applied)
         sum_over_ranks(totals)
         means = {name: float(totals[i]) / max(1.0, counts[name]) for i, name in enumerate(names)}
         return StepResult(
@@ -161,7 +168,14 @@ class Trainer:
             seconds=time.monotonic() - began,
             terms=means,
             loads=loads,
+            skipped=None if applied else self._reason(totals),
+            loss_scale=engine.optimizer.loss_scale if engine.fp16_enabled() else None,
         )
+
+    def _reason(self, totals: torch.Tensor) -> Literal["non_finite", "loss_scale"]:
+        """Why a step was skipped; under fp16 a finite loss says that the gradient alone was scaled too far."""
+        scaled = self._engine.fp16_enabled() and bool(totals.isfinite().all())
+        return "loss_scale" if scaled else "non_finite"
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
         """What each loss's mean is over in the global batch, and the tokens that are computed."""
@@ -180,3 +194,8 @@ class Trainer:
             hook.polled(sums[: len(own)])
             sums = sums[len(own) :]
         return stop
+
+
+def _telling(loss: torch.Tensor) -> torch.Tensor:
+    """The loss, but where it is no finite number so are all its gradients: then every rank sees it in their norm."""
+    return loss * (1 + 0 * loss.detach())

@@ -5,6 +5,7 @@ A resumed run repeats the steps after its checkpoint: readers take the last line
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,13 +48,14 @@ class MetricsHook(Hook):
         self._bar.update()
         if result.step % self._log_every:
             return
-        record = {
+        record: dict[str, Any] = {
             "kind": "train",
             "step": result.step,
             "loss": result.loss,
             **result.terms,
             "learning_rate": result.learning_rate,
             "grad_norm": result.grad_norm,
+            "skipped": result.skipped is not None,
             "targets": result.targets,
             "seconds": round(result.seconds, 4),
             "tokens_per_second": round(speed, 1),
@@ -64,22 +66,26 @@ class MetricsHook(Hook):
                     "load": [round(share, 4) for share in load.share],
                     "variation": round(load.variation, 4),
                     "max_over_mean": round(load.max_over_mean, 4),
+                    "idle": load.idle,
                     "bias": [round(b, 5) for b in load.bias],
                 }
                 for load in result.loads
             },
         }
+        if result.loss_scale is not None:
+            record["loss_scale"] = result.loss_scale
         self.write(record)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. Rank 0 only."""
+        record = {key: _finite(value) for key, value in record.items()}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for key, value in record.items():
-            if isinstance(value, int | float) and key not in ("step", "targets"):
+            if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
                 self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
         for layer, experts in record.get("experts", {}).items():
-            for key in ("variation", "max_over_mean"):
+            for key in ("variation", "max_over_mean", "idle"):
                 self._board.add_scalar(f"experts/{layer}/{key}", experts[key], record["step"])
             # Thousands of curves in a large model: every tenth step, and in the one writer (add_scalars opens more).
             for key in ("load", "bias") if record["step"] % _EXPERTS_EVERY == 0 else ():
@@ -97,6 +103,11 @@ class MetricsHook(Hook):
             self._bar.close()
             self._file.close()
             self._board.close()
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _open_for_appending(path: Path) -> TextIO:
