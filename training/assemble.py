@@ -37,7 +37,7 @@ from training.estimate.flops import flops_per_token
 from training.estimate.parameters import parameters
 from training.models.deepseek import DeepseekForCausalLM
 from training.objective import Objective
-from training.optimizers import build_optimizer
+from training.optimizers import adopt_partitions, build_optimizer
 from training.schedules import learning_rate
 
 
@@ -84,6 +84,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         config = deepspeed_config(job.train, ranks.size, experts, job.global_batch, job.micro_batch)
         optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel)
         engine = build_engine(model, optimizer, config, ranks)
+        adopt_partitions(optimizer, engine)
         balancer = Balancer(engine.module, job.train.balance_step)
         start, skipped = 0, SkippedSteps(job.train.watch.skipped_in_a_row)
         if resumption:
@@ -217,6 +218,8 @@ def _joined(recipe: Recipe, job: Job, about: About) -> Iterator[tuple[Ranks, Res
                 f"{ranks.size} processes were started, the recipe says {recipe.ranks}: start them with "
                 "`python -m launch`, or set launch.processes"
             )
+        if job.train.precision == "fp16" and ranks.device.type == "cpu":
+            raise RequestError("train.precision=fp16 needs GPUs, as DeepSpeed has none on CPU: set bf16 or fp32")
         _first_alone(ranks, lambda: stack.enter_context(lock.hold(job.run.folder)))
         found: Found | None = None
         if broadcast_value(ranks.first and job.run.begun()):

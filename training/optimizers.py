@@ -6,23 +6,48 @@ import torch
 from torch import nn
 
 from configs.schema.train import OptimizerSection
+from training.engine.partitions import Partition, Stretch, partitions
+from training.muon import Muon
+
+#: Tables of one row a token, which Muon is not for.
+_TABLES = ("embed_tokens.weight", "lm_head.weight")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, expert_parallel: int = 1) -> list[dict[str, Any]]:
-    """Weight decay on matrices only; routed experts in a group of their own, marked ``moe``.
+def orthogonal(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is of the kind that Muon is for: matrices of the hidden layers, and stacks of them."""
+    return len(shape) >= 2 and not name.endswith(_TABLES)
+
+
+def adopt_partitions(optimizer: torch.optim.Optimizer, engine: Any) -> None:
+    """Tell an optimiser that must know it how DeepSpeed has cut what it steps on; collective."""
+    if isinstance(optimizer, Muon):
+        optimizer.bind(partitions(engine).trained, orthogonal, engine.device)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, expert_parallel: int = 1, muon: bool = False
+) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; routed experts in a group of their own, marked ``moe``; for Muon tables in theirs.
 
     DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts, which it looks up by
     the group's name, and refuses (ZeRO-2) or fails (stage 0) where expert parameters stand among others.
     """
+    decayed = {"weight_decay": weight_decay}
     groups: dict[str, dict[str, Any]] = {
-        "matrices": {"params": [], "weight_decay": weight_decay, "name": "matrices"},
+        "matrices": {"params": [], **decayed, "name": "matrices", "orthogonal": muon},
+        "tables": {"params": [], **decayed, "name": "tables"},
         "vectors": {"params": [], "weight_decay": 0.0, "name": "vectors"},
-        "experts": {"params": [], "weight_decay": weight_decay, "name": f"ep_size_{expert_parallel}", "moe": True},
+        "experts": {"params": [], **decayed, "name": f"ep_size_{expert_parallel}", "moe": True, "orthogonal": muon},
     }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        kind = "experts" if ".experts." in name else "matrices" if parameter.ndim >= 2 else "vectors"
+        if ".experts." in name:
+            kind = "experts"
+        elif parameter.ndim < 2:
+            kind = "vectors"
+        else:
+            kind = "tables" if muon and not orthogonal(name, tuple(parameter.shape)) else "matrices"
         groups[kind]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
@@ -31,10 +56,15 @@ def build_optimizer(
     model: nn.Module, section: OptimizerSection, learning_rate: float, expert_parallel: int = 1
 ) -> torch.optim.Optimizer:
     """The recipe's optimiser over ``parameter_groups``."""
-    return torch.optim.AdamW(
-        parameter_groups(model, section.weight_decay, expert_parallel),
-        lr=learning_rate,
-        betas=(section.beta1, section.beta2),
-        eps=section.eps,
-        fused=True,
-    )
+    groups = parameter_groups(model, section.weight_decay, expert_parallel, section.name == "muon")
+    betas = (section.beta1, section.beta2)
+    if section.name == "muon":
+        muon = Muon(groups, learning_rate, section.momentum, betas, section.eps, section.weight_decay)
+        named = model.named_parameters()
+        whole = [Partition(p, [Stretch(name, tuple(p.shape), 0, p.numel(), 0)]) for name, p in named]
+        muon.bind(whole, orthogonal)
+        return muon
+    if section.name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=section.momentum, fused=True)
+    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=learning_rate, betas=betas, eps=section.eps, fused=True)

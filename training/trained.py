@@ -36,8 +36,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Deepse
     _require_same_model(recipe, checkpoint, require_sound(checkpoint, "make pretrain").details["model"])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
-    if recipe.train.precision == "bf16":
-        model = model.to(torch.bfloat16)
+    model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])
     if device.type == "cpu":
         cpu_code.ready()
     return model.to(device).eval()

@@ -68,7 +68,7 @@ class Recipe(Section):
 
     def _experts_fit(self) -> None:
         """Grouped matrix products take rows of whole multiples of 16 bytes."""
-        numbers = 8 if self.train.precision == "bf16" else 4
+        numbers = 4 if self.train.precision == "fp32" else 8
         for key in ("hidden_size", "moe_intermediate_size") if self.model.has_experts else ():
             if getattr(self.model, key) % numbers:
                 size = getattr(self.model, key)

@@ -7,13 +7,34 @@ from pydantic import Field, model_validator
 from configs.schema.base import Free, Section
 from configs.schema.watch import WatchSection
 
+#: Keys that an optimiser goes by, beside its name and weight_decay.
+_ADAM_KEYS = frozenset({"beta1", "beta2", "eps"})
+_OPTIMIZER_KEYS = {
+    "adamw": _ADAM_KEYS,
+    "adam": _ADAM_KEYS,
+    "sgd": frozenset({"momentum"}),
+    "muon": _ADAM_KEYS | {"momentum"},
+}
+
 
 class OptimizerSection(Section):
-    name: Literal["adamw"] = "adamw"
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0, description="on matrices; norms and the router bias have none")
+    name: Literal["adamw", "adam", "sgd", "muon"] = Field(
+        "adamw", description="muon: for matrices of the hidden layers and experts, adamw for the rest"
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="of adam, adamw, and muon's adamw")
+    beta2: float = Field(0.95, ge=0, lt=1, description="likewise")
+    eps: float = Field(1e-8, gt=0, description="likewise")
+    momentum: float = Field(0.95, ge=0, lt=1, description="of sgd and muon")
+    weight_decay: float = Field(
+        0.1, ge=0, description="on matrices, apart from the gradient but for adam and sgd; norms and biases have none"
+    )
+
+    @model_validator(mode="after")
+    def _has_no_key_of_another(self) -> "OptimizerSection":
+        foreign = self.model_fields_set - _OPTIMIZER_KEYS[self.name] - {"name", "weight_decay"}
+        if foreign:
+            raise ValueError(f"{min(foreign)} is no key of {self.name}: remove it, or choose another optimizer.name")
+        return self
 
 
 class ScheduleSection(Section):
@@ -40,6 +61,10 @@ _OWN_DEEPSPEED_KEYS = (
     "expert_parallel.enabled",
     "expert_parallel.autoep_size",
     "expert_parallel.preset_model",
+    "zero_optimization.offload_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "zero_allow_untested_optimizer",
+    "data_types",
     "bf16",
     "fp16",
     "optimizer",
@@ -66,7 +91,9 @@ class TrainSection(Section):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: none")
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "bf16", description="what is computed in; weights, their updates and sums of gradients are fp32 in any"
+    )
     mask_documents: bool = Field(
         False, description="tokens see their own document only, positions count from its start"
     )
@@ -80,6 +107,10 @@ class TrainSection(Section):
         None, gt=0, description="samples a rank at a time; accumulation follows; default: all of a rank's share at once"
     )
     zero_stage: Free[Literal[0, 1, 2, 3]] = 1
+    offload_optimizer: Free[Literal["none", "cpu", "nvme"]] = Field(
+        "none", description="keep optimiser state in host memory (zero_stage 1 to 3), or on disk (3)"
+    )
+    offload_path: Free[str | None] = Field(None, description="folder on a fast disk of each node, for nvme")
     expert_parallel: Free[int | None] = Field(
         None, ge=1, description="ranks that share a layer's experts between them; default: the most that divide both"
     )
@@ -118,9 +149,23 @@ class TrainSection(Section):
                 f"keep_best ({self.keep_best}) goes by the validation at the step of a checkpoint: make save_every "
                 f"({self.save_every}) a multiple of eval_every ({self.eval_every})"
             )
+        self._stage_fits()
         if self.schedule.warmup_steps >= self.steps:
             raise ValueError(f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps})")
         return self
+
+    def _stage_fits(self) -> None:
+        if self.zero_stage == 0 and self.precision != "fp32":
+            raise ValueError(
+                f"precision ({self.precision}) needs zero_stage 1 to 3, which keep fp32 weights and sums beside it: "
+                "zero_stage=1 computes the same as 0 in less memory"
+            )
+        if self.offload_optimizer == "cpu" and self.zero_stage == 0:
+            raise ValueError("offload_optimizer=cpu needs zero_stage 1 to 3")
+        if self.offload_optimizer == "nvme" and (self.zero_stage != 3 or self.optimizer.name == "muon"):
+            raise ValueError("offload_optimizer=nvme needs zero_stage=3 and another optimizer than muon")
+        if (self.offload_optimizer == "nvme") != (self.offload_path is not None):
+            raise ValueError("offload_path is the folder of offload_optimizer=nvme: give both or neither")
 
     @property
     def global_batch(self) -> int:

@@ -33,7 +33,7 @@ from training.engine.signals import StopRequest
 from training.engine.watch import SkippedSteps, SpikeDetector, WatchHook
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
-from training.optimizers import build_optimizer
+from training.optimizers import adopt_partitions, build_optimizer
 from training.schedules import learning_rate
 
 RECIPE = Path(__file__).with_name("engine.yaml")
@@ -154,6 +154,7 @@ def train_once(
     found = newest_whole(begin_from or checkpoints, ranks)
     resumption = Resumption(found, about) if found else None
     engine = build_engine(model, optimizer, config, ranks)
+    adopt_partitions(optimizer, engine)
     assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
     balancer, skipped = Balancer(engine.module, train.balance_step), SkippedSteps(train.watch.skipped_in_a_row)
     if resumption:

@@ -1,0 +1,175 @@
+"""Optimisers, precisions and offload: the same at every stage, on any ranks, and exact after a resume."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artefacts.metrics import read_metrics
+from configs.errors import RequestError
+from configs.load import load_recipe
+from tests.training.engine_job import RECIPE
+from tests.training.grid import Cell, Task, run_tasks
+from tests.training.test_engine import follow
+from tests.training.test_grid import complain, differences, different_weights
+from training.checkpoint.read import read_weights
+from training.muon import matrices, orthogonalized
+
+OPTIMIZERS = {
+    "muon": ("train.optimizer={name: muon, momentum: 0.9}",),
+    "sgd": ("train.optimizer={name: sgd, momentum: 0.9}", "train.learning_rate=0.3"),
+    "adam": ("train.optimizer={name: adam}",),
+}
+
+
+def test_muon_is_that_of_torch() -> None:
+    """One matrix of either shape under weight decay, ten steps; torch computes in bf16."""
+    from training.engine.partitions import Partition, Stretch
+    from training.muon import Muon
+
+    for shape in ((6, 10), (10, 6), (8, 8)):
+        ours = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+        theirs = torch.nn.Parameter(ours.detach().clone())
+        peer = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        group = {"params": [ours], "orthogonal": True}
+        muon = Muon([group], lr=0.02, momentum=0.9, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        muon.bind([Partition(ours, [Stretch("w", shape, 0, ours.numel(), 0)])], lambda *_: True)
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(10):
+            gradient = torch.randn(shape, generator=generator)
+            ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+            muon.step()
+            peer.step()
+        assert (ours - theirs).abs().max() < 0.02 * 0.1, "a tenth of a step, over ten of them"
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one_times_the_scale() -> None:
+    batch = torch.randn(3, 12, 30, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalized(batch) / (0.2 * 30**0.5))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_the_halves_of_a_fused_weight_are_matrices_of_their_own() -> None:
+    assert matrices("model.layers.1.mlp.experts.gate_up_proj", (8, 32, 16)) == (16, 16)
+    assert matrices("model.layers.1.mlp.experts.w2", (8, 32, 16)) == (32, 16)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_stage_and_topology_does_the_same(name: str, tmp_path: Path) -> None:
+    """Clipping is of the gradient and bites; DeepSpeed's own Muon clips the update and differs between stages."""
+    cells = [Cell(2, 2, stage) for stage in (0, 1, 2, 3)] + [Cell(2, 1, 1, 2), Cell(1, 1, 3), Cell(2, 1, 3)]
+    check(name, cells, tmp_path)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_four_ranks_do_the_same(name: str, tmp_path: Path) -> None:
+    check(name, [Cell(4, size, stage) for size in (1, 2, 4) for stage in (0, 1, 2, 3)], tmp_path)
+
+
+def check(name: str, cells: list[Cell], folder: Path) -> None:
+    more = OPTIMIZERS[name]
+    expected = follow(list(more))
+    assert min(expected["norms"]) > 0.5, "clipping must bite"
+    tasks = [Task(cell, folder / str(number), more) for number, cell in enumerate(cells)]
+    run_tasks(tasks, folder)
+    found = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
+    complain({cell: faults for cell, faults in found.items() if faults})
+
+
+def resumed(folder: Path, cells: list[tuple[Cell, tuple[str, ...]]]) -> list[tuple[Task, Task, Task]]:
+    """Each cell whole, and in two halves."""
+    runs = []
+    for number, (cell, more) in enumerate(cells):
+        whole = Task(cell, folder / f"whole-{number}", more)
+        first = Task(cell, folder / f"first-{number}", (*more, "train.stop_at=4"))
+        second = Task(cell, folder / f"second-{number}", more, first.out / "checkpoints")
+        runs.append((whole, first, second))
+    run_tasks([task for run in runs for task in run], folder)
+    return runs
+
+
+def last(task: Task) -> dict[str, Any]:
+    return dict(read_weights(task.out / "checkpoints" / "step-00000008"))
+
+
+@pytest.mark.engine
+def test_every_optimizer_precision_and_offload_resumes_to_the_last_bit(tmp_path: Path) -> None:
+    cells = [
+        (Cell(2, 2, 1), OPTIMIZERS["muon"]),
+        (Cell(2, 2, 3), OPTIMIZERS["muon"]),
+        (Cell(2, 2, 2), OPTIMIZERS["sgd"]),
+        (Cell(2, 1, 3), OPTIMIZERS["adam"]),
+        (Cell(2, 2, 1), ("train.precision=bf16",)),
+        *((Cell(2, 2, stage), ("train.offload_optimizer=cpu",)) for stage in (1, 2, 3)),
+    ]
+    for whole, first, second in resumed(tmp_path, cells):
+        name = f"{whole.cell} {whole.more}"
+        assert first.seen()["losses"] + second.seen()["losses"] == whole.seen()["losses"], name
+        ours, theirs = last(whole), last(second)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+@pytest.mark.engine
+def test_offload_computes_the_same(tmp_path: Path) -> None:
+    more = ("train.offload_optimizer=cpu",)
+    expected = follow([])
+    tasks = [Task(Cell(2, 2, stage), tmp_path / str(stage), more) for stage in (1, 2, 3)]
+    run_tasks(tasks, tmp_path)
+    found = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
+    complain({cell: faults for cell, faults in found.items() if faults})
+
+
+@pytest.mark.engine
+def test_bf16_follows_fp32_at_every_stage(tmp_path: Path) -> None:
+    """Norms too, over expert groups and micro-batches: sums of gradients are fp32."""
+    cells = [Cell(2, size, stage, accumulation) for stage in (1, 2, 3) for size, accumulation in ((2, 1), (1, 2))]
+    tasks = [Task(cell, tmp_path / str(number), ("train.precision=bf16",)) for number, cell in enumerate(cells)]
+    run_tasks(tasks, tmp_path)
+    expected = follow([])
+    for task in tasks:
+        seen, name = task.seen(), str(task.cell)
+        assert seen["losses"] == pytest.approx(expected["losses"], abs=0.05), name
+        # The first steps, before rounding has sent some token elsewhere.
+        assert seen["norms"][:3] == pytest.approx(expected["norms"][:3], rel=0.03), name
+
+
+@pytest.mark.engine
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: DeepSpeed has no fp16 on CPU")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_fp16_finds_its_loss_scale_and_resumes_with_it(stage: int, tmp_path: Path) -> None:
+    """A step whose scale was too large is skipped, changes nothing, and is not counted as a fault."""
+    cell, more = Cell(1, 1, stage), ("train.precision=fp16", "train.watch.skipped_in_a_row=0")
+    whole = Task(cell, tmp_path / "whole", more)
+    first = Task(cell, tmp_path / "first", (*more, "train.stop_at=4"))
+    second = Task(cell, tmp_path / "second", more, first.out / "checkpoints")
+    run_tasks([whole, first, second], tmp_path, {"DS_ACCELERATOR": "cuda"})
+    seen = whole.seen()
+    assert set(seen["skipped"]) <= {None, "loss_scale"}
+    assert seen["losses"][0] == pytest.approx(follow([])["losses"][0], abs=0.02)
+    halves = [first.seen(), second.seen()]
+    assert halves[0]["losses"] + halves[1]["losses"] == pytest.approx(seen["losses"], abs=0.02)
+    scales = [[r["loss_scale"] for r in read_metrics(t.out / "metrics.jsonl")["train"]] for t in (whole, first, second)]
+    assert scales[1] + scales[2] == scales[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["train.optimizer={name: adamw, momentum: 0.9}"], "momentum is no key of adamw"),
+        (["train.optimizer={name: sgd, beta2: 0.9}"], "beta2 is no key of sgd"),
+        (["train.optimizer.name=lion"], "train.optimizer.name"),
+        (["train.zero_stage=0", "train.precision=bf16"], "zero_stage=1 computes the same as 0"),
+        (["train.zero_stage=0", "train.offload_optimizer=cpu"], "needs zero_stage 1 to 3"),
+        (["train.offload_optimizer=nvme", "train.offload_path=/tmp"], "needs zero_stage=3"),
+        (["train.offload_path=/tmp"], "give both or neither"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        load_recipe(RECIPE, overrides)
