@@ -26,6 +26,7 @@ from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks, join, leave
 from training.engine.hang import HangHook
+from training.engine.hooks import ValidationHook
 from training.engine.loop import Ended, Hook, StepResult, Trainer
 from training.engine.metrics import MetricsHook
 from training.engine.partitions import partitions
@@ -172,8 +173,18 @@ def train_once(
     spikes = SpikeDetector(train.watch.spike_window, train.watch.spike_deviations)
     metrics = MetricsHook(out, "test", start, train.steps, 1.0, 1, ranks)
     watched = HangHook(out / "stacks", train.watch.hang_seconds, ranks.rank)
+    held_out = [MadeTokens(recipe).micro_batches(100 + number, 0, 1, 2)[0] for number in range(3)]
+    validation = ValidationHook(engine, Objective(recipe.model, train), held_out, train.eval_every, metrics, ranks)
     wrong = [*([FullDisk(*full_disk, ranks)] if full_disk else []), *([Hang(ranks, **hang)] if hang else [])]
-    hooks = [recorder, *wrong, WatchHook(skipped, spikes, metrics, ranks.first), checkpoint, metrics, watched]
+    hooks = [
+        recorder,
+        *wrong,
+        *([validation] if train.eval_every else []),
+        WatchHook(skipped, spikes, metrics, ranks.first),
+        checkpoint,
+        metrics,
+        watched,
+    ]
     faulty = Faulty(recipe, ranks, **faults) if faults else None
     trainer = Trainer(
         engine,

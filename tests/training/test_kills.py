@@ -156,8 +156,8 @@ def check(tmp_path: Path, steps: int, kills: int) -> Tally:
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path) -> None:
-    tally = check(tmp_path, steps=40, kills=4)
-    assert tally.kills == 4
+    tally = check(tmp_path, steps=24, kills=3)
+    assert tally.kills == 3
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_the_halves_of_a_fused_weight_are_matrices_of_their_own() -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["muon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adam"))])
 def test_every_stage_and_topology_does_the_same(name: str, tmp_path: Path) -> None:
     """Clipping is of the gradient and bites; DeepSpeed's own Muon clips the update and differs between stages."""
     cells = [Cell(2, 2, stage) for stage in (0, 1, 2, 3)] + [Cell(2, 1, 1, 2), Cell(1, 1, 3), Cell(2, 1, 3)]
@@ -115,6 +115,7 @@ def test_every_optimizer_precision_and_offload_resumes_to_the_last_bit(tmp_path:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_offload_computes_the_same(tmp_path: Path) -> None:
     more = ("train.offload_optimizer=cpu",)
     expected = follow([])

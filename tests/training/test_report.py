@@ -275,6 +275,17 @@ def test_losses_that_are_no_numbers(recipe, layout):
     assert "Experts" not in page.text
 
 
+def test_what_watching_told_is_listed(recipe, layout):
+    records = [train_record(step, 3.0, experts=0) for step in range(1, 60)]
+    records += [{"kind": "event", "step": step, "event": "spike", "loss": 9.0} for step in range(20, 45)]
+    records += [{"kind": "event", "step": 50, "event": "skipped", "reason": "non_finite", "loss": None}]
+    write_lines(layout.pretrain / "metrics.jsonl", records)
+    assert report(recipe) == DONE
+    page = Page(layout.report.read_text(encoding="utf-8"))
+    assert "Spikes of the loss: 25, at step 20, 21," in page.text and "39, …." in page.text
+    assert "no finite number: 1, at step 50." in page.text
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_first_steps_already_make_a_page(recipe, layout, steps):
     write_lines(layout.pretrain / "metrics.jsonl", [train_record(step, 8.0) for step in range(1, steps + 1)])

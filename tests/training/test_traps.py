@@ -1,8 +1,8 @@
 """What users of such systems suffer from, and where DeepSpeed and AutoEP are wrong or silent: a test for each.
 
-Three more are elsewhere: Muon's clipping in ``test_optimizers.py``, evaluation by rank 0 alone in ``test_watch.py``,
-two agents on one host in ``tests/test_river.py``. Tests whose names begin with ``test_deepspeed_has_no`` hold what
-DeepSpeed does: when one fails, it has been mended, and what goes around it can go.
+Two more are elsewhere: Muon's clipping in ``test_optimizers.py``, two agents on one host in ``tests/test_river.py``.
+Tests whose names begin with ``test_deepspeed_has_no`` hold what DeepSpeed does: when one fails, it has been mended, and
+what goes around it can go.
 """
 
 import os
@@ -15,6 +15,7 @@ import deepspeed
 import pytest
 import torch
 
+from artefacts.metrics import read_metrics
 from configs.errors import RequestError
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens
@@ -57,6 +58,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
         task("bf16", Cell(2, 2, 1), *BF16),
         task("bf16, recomputed", Cell(2, 2, 1, checkpointing="full"), *BF16),
         task("bf16, whole experts", Cell(2, 1, 1), *BF16),
+        task("validated", Cell(2, 2, 1), "train.eval_every=2"),
+        task("validated alone", Cell(1, 1, 1), "train.eval_every=2"),
         task("adaptive", Cell(2, 2, 1, checkpointing="full"), *VARIANTS["adaptive"]),
     ]
     run_tasks(tasks, folder)
@@ -124,6 +127,17 @@ def test_a_resume_in_the_same_topology_restores_the_right_experts(done) -> None:
 def test_stage_3_in_another_topology_is_right_beyond_the_first_step(done, reference) -> None:
     """DeepSpeed's universal checkpoint has the first step right and the second wrong."""
     assert done["stage 3 converted"].seen()["losses"] == pytest.approx(reference["losses"][4:], abs=1e-5)
+
+
+def test_evaluation_does_not_hang_where_batches_do_not_divide_and_moves_nothing(done, reference) -> None:
+    """Three batches over two ranks that share experts: with rank 0 alone in the last, its all-to-all would wait."""
+    both, alone = (read_metrics(done[name].out / "metrics.jsonl") for name in ("validated", "validated alone"))
+    losses = [[record["loss"] for record in metrics["validation"]] for metrics in (both, alone)]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    seen = done["validated"].seen()
+    assert seen["losses"] == pytest.approx(reference["losses"], abs=1e-5)
+    assert seen["loads"] == done["stage 1"].seen()["loads"]
 
 
 def test_slots_that_adaptive_routing_leaves_unused_are_not_counted(done) -> None:

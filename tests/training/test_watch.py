@@ -67,7 +67,7 @@ def test_only_steps_in_a_row_end_the_run() -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_step_that_is_no_number_changes_nothing_at_any_stage(tmp_path: Path, precision: str) -> None:
     """Of one rank alone, the loss or only its gradient: all ranks skip, and weights, state and biases stay."""
     bad = {"rank": 1, "loss": [3], "gradient": [5, 6]}

@@ -1,9 +1,8 @@
 """Curves of pretraining and fine-tuning, and the load of the experts."""
 
+import math
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from artefacts.metrics import Metrics
 from artefacts.pages import markup
@@ -12,7 +11,10 @@ from artefacts.pages.formats import decimal
 from training.report.curves import loss_figure, other_losses, other_losses_figure, training_figure
 from training.report.expert_figures import balance_figure, bias_figure, layer_label, load_figure
 from training.report.run_files import RunFiles
-from training.report.series import column, expert_layers
+from training.report.series import expert_layers
+
+#: Steps of one kind of event that are listed.
+_EVENTS = 20
 
 
 def pretraining_section(run: RunFiles) -> str:
@@ -64,16 +66,28 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
     records = metrics.get("train", [])
     if not metrics:
         return []
-    _, losses = column(records, "loss")
-    broken = int(np.sum(~np.isfinite(losses)))
+    broken = sum(record.get("loss") is None or not math.isfinite(record["loss"]) for record in records)
     return [
         markup.figure(inline_svg(partial(loss_figure, metrics), f"loss of {stage}")),
         markup.note(f"Logged steps whose loss is no number, which are not drawn: {broken}.") if broken else "",
+        markup.note(_events(metrics)) if metrics.get("event") else "",
         markup.figure(inline_svg(partial(training_figure, records), f"course of {stage}")) if records else "",
         markup.figure(inline_svg(partial(other_losses_figure, records), f"other losses of {stage}"))
         if other_losses(records)
         else "",
     ]
+
+
+def _events(metrics: Metrics) -> str:
+    """What watching the run told: how often, and at which steps."""
+    names = {"spike": "Spikes of the loss", "skipped": "Steps skipped for a loss or gradient that was no finite number"}
+    told = []
+    for kind, name in names.items():
+        steps = [event["step"] for event in metrics["event"] if event["event"] == kind]
+        if steps:
+            shown = ", ".join(map(str, steps[:_EVENTS])) + (", …" if len(steps) > _EVENTS else "")
+            told.append(f"{name}: {len(steps)}, at step {shown}.")
+    return " ".join(told)
 
 
 def _load_table(records: list[dict[str, Any]], evaluated: dict[str, Any]) -> str:
