@@ -67,16 +67,24 @@ class Balancer:
             return []
         total = sum_over_ranks(torch.cat([counts for counts in taken if counts is not None]))
         sizes = [len(counts) for counts in taken if counts is not None]
-        loads = []
-        for (name, gate), counts in zip(gates, total.split(sizes), strict=True):
-            share = counts / counts.mean().clamp_min(1e-9)
-            gate.router.load_share = share.float()
+        # One transfer there and one back: on a GPU each would be waited for, and there are many routers.
+        layers = total.cpu().split(sizes)
+        shares = [counts / counts.mean().clamp_min(1e-9) for counts in layers]
+        moves = [self._step * torch.sign(counts.mean() - counts).float() for counts in layers]
+        moved = torch.cat([torch.cat(shares).float(), torch.cat(moves)]).to(total.device).split([*sizes, *sizes])
+        biases = []
+        for (_, gate), share, move in zip(gates, moved[: len(gates)], moved[len(gates) :], strict=True):
+            gate.router.load_share = share
             bias = getattr(gate, BIAS)
             if bias is not None:
-                bias += self._step * torch.sign(counts.mean() - counts).to(bias.dtype)
-            layer = name.rsplit(".mlp", 1)[0]
-            loads.append(LayerLoad(layer, share.tolist(), [] if bias is None else bias.tolist()))
-        return loads
+                bias += move.to(bias.dtype)
+            biases.append(total.new_empty(0, dtype=torch.float32) if bias is None else bias.float())
+        told = torch.cat(biases).cpu().split([len(bias) for bias in biases])
+        names = [name.rsplit(".mlp", 1)[0] for name, _ in gates]
+        return [
+            LayerLoad(name, share.tolist(), bias.tolist())
+            for name, share, bias in zip(names, shares, told, strict=True)
+        ]
 
     def state(self) -> dict[str, list[float]]:
         """Each router's load in the last global batch, by the name of its layer: what load-balance losses go by."""

@@ -18,8 +18,8 @@ from training.engine.distributed import Ranks
 from training.engine.loop import Hook, StepResult
 
 FILE = "metrics.jsonl"
-#: Steps between the single experts' values in TensorBoard; metrics.jsonl has them all.
-_EXPERTS_EVERY = 10
+#: Steps between the routers' values in TensorBoard, and between the single experts'.
+_LAYERS_EVERY, _EXPERTS_EVERY = 10, 100
 
 
 class MetricsHook(Hook):
@@ -84,10 +84,11 @@ class MetricsHook(Hook):
         for key, value in record.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
                 self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
-        for layer, experts in record.get("experts", {}).items():
+        # Thousands of curves in a large model, each a tenth of a millisecond: now and then, and in the one writer
+        # (add_scalars opens more). metrics.jsonl has them all.
+        for layer, experts in record.get("experts", {}).items() if record["step"] % _LAYERS_EVERY == 0 else ():
             for key in ("variation", "max_over_mean", "idle"):
                 self._board.add_scalar(f"experts/{layer}/{key}", experts[key], record["step"])
-            # Thousands of curves in a large model: every tenth step, and in the one writer (add_scalars opens more).
             for key in ("load", "bias") if record["step"] % _EXPERTS_EVERY == 0 else ():
                 for expert, value in enumerate(experts[key]):
                     self._board.add_scalar(f"experts/{layer}/{key}/{expert}", value, record["step"])
