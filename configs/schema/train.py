@@ -31,7 +31,9 @@ class OptimizerSection(Section):
 
     @model_validator(mode="after")
     def _has_no_key_of_another(self) -> "OptimizerSection":
-        foreign = self.model_fields_set - _OPTIMIZER_KEYS[self.name] - {"name", "weight_decay"}
+        # A recipe as it was resolved names every key: what stands at its default asks for nothing.
+        asked = {key for key in self.model_fields_set if getattr(self, key) != type(self).model_fields[key].default}
+        foreign = asked - _OPTIMIZER_KEYS[self.name] - {"name", "weight_decay"}
         if foreign:
             raise ValueError(f"{min(foreign)} is no key of {self.name}: remove it, or choose another optimizer.name")
         return self
