@@ -155,8 +155,8 @@ def test_one_gpu_follows_the_single_device(reference, tmp_path, stage) -> None:
     [
         pytest.param(0, "fp32", marks=pytest.mark.slow),
         pytest.param(1, "bf16", marks=pytest.mark.slow),  # the demo in tests/test_river.py is such a resume
-        (2, "fp32"),
-        (3, "bf16"),
+        pytest.param(2, "fp32", marks=pytest.mark.slow),  # test_optimizers.py samples the rest
+        pytest.param(3, "bf16", marks=pytest.mark.slow),
     ],
 )
 def test_resume_is_exact_to_the_last_bit(tmp_path, stage, precision) -> None:
