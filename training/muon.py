@@ -45,12 +45,12 @@ def matrices(name: str, shape: Iterable[int]) -> Matrices:
 
 
 @torch.no_grad()
-def orthogonalized(batch_BRC: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def orthogonalized(batch_BRC: torch.Tensor) -> torch.Tensor:
     """Near-orthogonal factor of each matrix [B, R, C] by Newton-Schulz, times 0.2 sqrt(max(R, C)); in fp32.
 
-    ``dtype``: computed in; None: bf16 on a GPU, where it is far faster and the iteration forgives it, else fp32.
+    Computed in bf16 on a GPU, where it is far faster and the iteration forgives it, else in fp32.
     """
-    working = dtype or (torch.bfloat16 if batch_BRC.is_cuda else torch.float32)
+    working = torch.bfloat16 if batch_BRC.is_cuda else torch.float32
     tall = batch_BRC.shape[1] > batch_BRC.shape[2]
     x = batch_BRC.to(working)
     x = x.mT if tall else x

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from artefacts import manifest, publish
 from artefacts.manifest import Manifest
 from artefacts.progress import warn
+from configs.errors import RequestError
 from training.checkpoint import tensor_file
 from training.checkpoint.contents import rank_file
 from training.checkpoint.retention import Retention, superseded
@@ -104,6 +105,8 @@ class Saver:
 
     def poll(self) -> list[float]:
         """[1, 0] when this rank's file is written, [0, 1] when that failed, else [0, 0]: to be summed over ranks."""
+        if self._publishing is not None and self._publishing.done():
+            self._note_published()
         if self._begun is None or not self._begun.entry.done():
             return [0.0, 0.0]
         return [0.0, 1.0] if self._begun.entry.exception() else [1.0, 0.0]
@@ -118,12 +121,7 @@ class Saver:
         if self._begun is not None:
             wait([self._begun.entry])
             self.polled(sum_over_ranks(torch.tensor(self.poll())).tolist())
-        if self._publishing is not None:
-            wait([self._publishing])
-            if error := self._publishing.exception():
-                self._failure = _told(error)
-                warn(f"a checkpoint could not be published: {self._failure}")
-            self._publishing = None
+        self._note_published()
         return broadcast_value(self._failure)
 
     def finish(self) -> None:
@@ -155,11 +153,10 @@ class Saver:
         error = begun.entry.exception()
         told: list[Any] | None = [None] * self._ranks.size if self._ranks.first else None
         dist.gather_object(_told(error) if error else begun.entry.result(), told)
+        self._note_published()
         self._failure = ""
         if told is None:
             return
-        if self._publishing is not None:
-            wait([self._publishing])
         failed = [(rank, word) for rank, word in enumerate(told) if isinstance(word, str)]
         if failed:
             rank, word = failed[0]
@@ -173,6 +170,13 @@ class Saver:
             return
         files = {rank_file(rank): entry for rank, entry in enumerate(told)}
         self._publishing = self._thread.submit(self._publish, begun, files)
+
+    def _note_published(self) -> None:
+        """Wait for what rank 0 publishes, and say so where that failed."""
+        publishing, self._publishing = self._publishing, None
+        if publishing is not None and (error := publishing.exception()):
+            self._failure = _told(error)
+            warn(f"a checkpoint could not be published ({self._failure}) and is dropped; training goes on")
 
     def _publish(self, begun: _Begun, files: dict[str, dict[str, Any]]) -> None:
         partial, target = self._partial(begun.step), self._folder / folder_name(begun.step)
@@ -201,7 +205,7 @@ class Saver:
 def _validation_loss(folder: Path) -> float | None:
     try:
         found = manifest.read(folder)
-    except Exception:  # a damaged one is as good as none
+    except RequestError:  # damaged
         return None
     return None if found is None else found.counts.get("validation_loss")
 

@@ -5,8 +5,8 @@ elements of a parameter. A parameter of routed experts counts as one over all ra
 that a stretch has the same place in it whatever that group's size: checkpoints go by these places.
 
 What is read here of DeepSpeed 0.19 is what its own universal checkpoints are loaded through: ``_hp_mapping`` (stages 1
-and 2), ``fp16_groups`` beside ``fp32_partitioned_groups_flat`` (stage 3), ``fp16_groups`` beside ``fp32_groups`` (stage
-0 in low precision).
+and 2), ``fp16_groups`` beside ``fp32_partitioned_groups_flat`` (stage 3). At stage 0, which is fp32 alone, the
+parameters are the master weights.
 """
 
 from collections.abc import Iterator
@@ -109,10 +109,6 @@ class Partitions:
             optimizer.checkpoint_event_epilogue()
         elif hasattr(optimizer, "update_lp_params"):
             optimizer.update_lp_params()
-        elif hasattr(optimizer, "fp32_groups"):
-            for computed, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-                for parameter, master in zip(computed, masters, strict=True):
-                    parameter.copy_(master)
 
     def scaler_state(self) -> dict[str, float]:
         """The loss scaler's state under fp16; empty where nothing is scaled."""
@@ -128,9 +124,7 @@ class Partitions:
             setattr(scaler, key, value)
 
     def _scaler(self) -> Any:
-        if not self.engine.fp16_enabled():
-            return None
-        return getattr(self._optimizer, "loss_scaler", None) or self._optimizer.loss_scale_config
+        return self._optimizer.loss_scaler if self.engine.fp16_enabled() else None
 
 
 def partitions(engine: Any) -> Partitions:
@@ -139,11 +133,7 @@ def partitions(engine: Any) -> Partitions:
     if engine.zero_optimization_partition_weights():
         return _of_stage_3(engine, names)
     optimizer = engine.optimizer
-    frozen = [_whole(name, p, p) for p, name in names.items() if not p.requires_grad]
-    if hasattr(optimizer, "fp32_groups"):
-        pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-        both = [pair for computed, masters in pairs for pair in zip(computed, masters, strict=True)]
-        return Partitions(engine, [_whole(names[p], p, master) for p, master in both], frozen)
+    frozen = [_whole(name, p) for p, name in names.items() if not p.requires_grad]
     if engine.zero_optimization():
         groups = getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups
         flats = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
@@ -153,17 +143,17 @@ def partitions(engine: Any) -> Partitions:
         ]
         return Partitions(engine, trained, frozen)
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
-    return Partitions(engine, [_whole(names[p], p, p) for p in ordered], frozen)
+    return Partitions(engine, [_whole(names[p], p) for p in ordered], frozen)
 
 
-def _whole(name: str, parameter: nn.Parameter, master: torch.Tensor) -> Partition:
+def _whole(name: str, parameter: nn.Parameter) -> Partition:
     """A parameter that every rank of its data-parallel group holds whole."""
     shape, before = _over_experts(parameter, tuple(parameter.shape))
     replicas = None
     if not getattr(parameter, "allreduce", True):
         replicas = _groups()._get_expert_data_parallel_group(getattr(parameter, "group_name"))  # noqa: B009 - AutoEP's
     replica = (dist.get_rank(replicas), dist.get_world_size(replicas))
-    return Partition(master, [Stretch(name, shape, before, parameter.numel(), 0)], replica)
+    return Partition(parameter, [Stretch(name, shape, before, parameter.numel(), 0)], replica)
 
 
 def _mapped(group: list[nn.Parameter], names: dict[nn.Parameter, str]) -> list[Stretch]:
