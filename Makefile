@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm-data test-recovery test-slurm bench-data bench-memory bench-model bench-engine bench-gpu clean lock
+.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm-data test-parity test-recovery test-slurm bench-data bench-memory bench-model bench-engine bench-gpu clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -87,6 +87,9 @@ test: $(SETUP)  ## all tests that need no GPU and no SLURM, but the slow ones
 
 test-engine: $(SETUP)  ## every test that starts DeepSpeed processes, slow ones too
 	@$(PYTHON) -m pytest -q -m "engine and not gpu"
+
+test-parity: $(SETUP)  ## parity with transformers over all 96 random configurations
+	@$(PYTHON) -m pytest -q tests/training/test_parity.py
 
 test-recovery: $(SETUP)  ## every data stage killed at twenty moments
 	@$(PYTHON) -m pytest -q tests/pipeline/test_recovery.py

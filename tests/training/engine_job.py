@@ -1,13 +1,8 @@
-"""One worker of the engine tests: trains a small model on made tokens and leaves what it saw in a file.
-
-``torchrun ... tests/training/engine_job.py FOLDER key=value ...`` (overrides of ``tests/training/engine.yaml``) goes on
-from the newest checkpoint in FOLDER, saves one at its end (or at ``train.stop_at``), and writes FOLDER/seen.json.
-"""
+"""One rank's training of a small model (``engine.yaml``) on made tokens, which leaves what it saw in a file."""
 
 import ctypes
 import json
 import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +19,7 @@ from training.data.batch import Batch
 from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
-from training.engine.distributed import Ranks, join, leave
+from training.engine.distributed import Ranks
 from training.engine.hang import HangHook
 from training.engine.hooks import ValidationHook
 from training.engine.loop import Ended, Hook, StepResult, Trainer
@@ -139,7 +134,10 @@ def train_once(
     faults: dict[str, Any] | None = None,
     hang: dict[str, int] | None = None,
 ) -> None:
-    """Train from the newest checkpoint in ``out`` or ``begin_from``, or from nothing; leave one and ``seen.json``."""
+    """Train from the newest checkpoint in ``begin_from`` or ``out``, or from nothing, to the end or ``train.stop_at``.
+
+    Leaves a checkpoint there and ``seen.json`` in ``out``. What is to go wrong: see ``tests.training.grid.Task``.
+    """
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
     torch.manual_seed(ranks.rank)
@@ -211,14 +209,3 @@ def shun_the_first_experts(model: DeepseekForCausalLM) -> None:
     for name, buffer in model.named_buffers():
         if name.endswith(BIAS):
             buffer[: len(buffer) // 2] -= 0.3
-
-
-def main(out: str, overrides: list[str]) -> None:
-    torch.set_num_threads(1)
-    ranks = join()
-    train_once(Path(out), overrides, ranks)
-    leave()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])

@@ -2,16 +2,15 @@
 
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).parents[2]
+from tests.training import grid_job
+from tests.training.workers import fork_workers, torchrun_workers
+
 RANKS, STAGES, ACCUMULATION, CHECKPOINTING = (1, 2, 4), (0, 1, 2, 3), (1, 2), ("none", "full")
 #: Samples of a global batch in tests/training/engine.yaml.
 _SAMPLES = 8
@@ -89,7 +88,10 @@ def pairs_of_topologies(sampled: int) -> list[tuple[Cell, Cell]]:
 
 
 def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] | None = None) -> str:
-    """Do all tasks, those of one number of ranks in one start of so many processes; returns what they said."""
+    """Do all tasks, those of one number of ranks in one start of so many processes; returns what they said.
+
+    ``environment``: what is set otherwise than for CPU; with it torchrun starts the processes.
+    """
     said = ""
     tasks = sorted(tasks, key=lambda task: task.cell.ranks)
     for ranks, group in itertools.groupby(tasks, key=lambda task: task.cell.ranks):
@@ -107,18 +109,8 @@ def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] |
         ]
         plan.write_text(json.dumps(entries))
         patience = 60 + 30 * len(entries)
-        said += start_workers("tests/training/grid_job.py", ranks, [str(plan)], environment or {}, patience)
+        if environment:
+            said += torchrun_workers("tests/training/grid_job.py", ranks, [str(plan)], environment, patience)
+        else:
+            said += fork_workers(grid_job.main, ranks, plan, plan.with_suffix(".log"), patience)
     return said
-
-
-def start_workers(script: str, ranks: int, arguments: list[str], environment: dict[str, str], seconds: int) -> str:
-    """Run a worker script of the tests under torchrun, one thread a process, to its good end; returns its stderr."""
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
-    merged = {"DS_ACCELERATOR": "cpu", **environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    merged = {**os.environ, **merged}
-    merged.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
-    argv += [str(CHECKOUT / script), *arguments]
-    done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=seconds)
-    assert done.returncode == 0, done.stderr[-20000:]
-    return done.stderr

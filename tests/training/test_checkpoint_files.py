@@ -24,6 +24,7 @@ def test_the_library_reads_what_we_write(tmp_path) -> None:
     kinds = (torch.uint8, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.float64, torch.bool)
     tensors = {str(kind): (torch.rand(3, 5) * 100).to(kind) for kind in kinds}
     tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0), "part": torch.arange(9.0)[3:7]}
+    tensors["empty, with strides of 0"] = torch.empty_strided((0,), (0,))
     path = tmp_path / "x.safetensors"
     entry = tensor_file.write(path, tensors, {"said": "ü"})
     content = path.read_bytes()

@@ -1,6 +1,5 @@
 """DeepSpeed processes over gloo give what one device without DeepSpeed gives."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens, shun_the_first_experts
-from tests.training.grid import start_workers
+from tests.training.grid import Cell, Task, run_tasks
 from training.checkpoint.read import read_weights
 from training.data.batch import Batch
 from training.export.weights import load_weights
@@ -20,7 +19,6 @@ from training.optimizers import build_optimizer
 from training.schedules import learning_rate
 
 pytestmark = pytest.mark.engine
-CHECKOUT = Path(__file__).parents[2]
 
 #: Every kind of gate and loss that AutoEP has not itself: V2's gate and all losses; adaptive k; documents apart, MTP.
 VARIANTS = {
@@ -93,31 +91,24 @@ def reference() -> dict[str, Any]:
     return follow([])
 
 
-def run_job(folder: Path, ranks: int, overrides: list[str], accelerator: str = "cpu") -> dict[str, Any]:
-    arguments = [str(folder), f"launch.processes={ranks}", *overrides]
-    start_workers("tests/training/engine_job.py", ranks, arguments, {"DS_ACCELERATOR": accelerator}, 300)
-    return json.loads((folder / "seen.json").read_text())
-
-
 @pytest.mark.parametrize(
-    ("variant", "expert_parallel", "stage", "more"),
+    ("variant", "cell"),
     [
-        ("v2", 2, 2, ["train.micro_batch=1"]),
-        ("adaptive", 2, 1, ["train.checkpointing=full"]),
-        ("mtp", 2, 1, ["train.micro_batch=2", "train.checkpointing=selective"]),
-        pytest.param("v2", 1, 0, ["train.checkpointing=selective"], marks=pytest.mark.slow),
-        pytest.param("adaptive", 2, 3, ["train.micro_batch=2"], marks=pytest.mark.slow),
-        pytest.param("mtp", 2, 3, ["train.checkpointing=full"], marks=pytest.mark.slow),
-        pytest.param("v2", 2, 3, [], marks=pytest.mark.slow),
+        ("v2", Cell(2, 2, 2, 4)),
+        ("adaptive", Cell(2, 2, 1, 1, "full")),
+        ("mtp", Cell(2, 2, 1, 2, "selective")),
+        ("v2", Cell(2, 1, 0, 2, "selective")),
+        ("adaptive", Cell(2, 2, 3, 2)),
+        ("mtp", Cell(2, 2, 3, 2, "full")),
+        ("v2", Cell(2, 2, 3, 2)),
     ],
 )
-def test_every_gate_and_loss_is_the_same_under_expert_parallelism(
-    tmp_path, variant, expert_parallel, stage, more
-) -> None:
+def test_every_gate_and_loss_is_the_same_under_expert_parallelism(tmp_path, variant, cell) -> None:
     """Whatever the ranks, accumulation and checkpointing: losses, norms, terms, loads and biases."""
-    overrides = [f"train.expert_parallel={expert_parallel}", f"train.zero_stage={stage}", *more, *VARIANTS[variant]]
     expected = follow(VARIANTS[variant])
-    seen = run_job(tmp_path, 2, overrides)
+    task = Task(cell, tmp_path, tuple(VARIANTS[variant]))
+    run_tasks([task], tmp_path)
+    seen = task.seen()
     assert seen["losses"] == pytest.approx(expected["losses"], abs=1e-5)
     assert seen["norms"] == pytest.approx(expected["norms"], rel=1e-4)
     for ours, theirs in zip(seen["terms"], expected["terms"], strict=True):
@@ -145,28 +136,8 @@ def weights_of(checkpoint: Path, overrides: list[str] | None = None) -> dict[str
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_gpu_follows_the_single_device(reference, tmp_path, stage) -> None:
     """Other kernels, TF32 off: close, not equal; a routing that flips would show as far more."""
-    seen = run_job(tmp_path, 1, [f"train.zero_stage={stage}"], accelerator="cuda")
+    task = Task(Cell(1, 1, stage, 4), tmp_path)
+    run_tasks([task], tmp_path, {"DS_ACCELERATOR": "cuda"})
+    seen = task.seen()
     assert seen["losses"] == pytest.approx(reference["losses"], abs=1e-3)
     assert seen["norms"] == pytest.approx(reference["norms"], rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("stage", "precision"),
-    [
-        pytest.param(0, "fp32", marks=pytest.mark.slow),
-        pytest.param(1, "bf16", marks=pytest.mark.slow),  # the demo in tests/test_river.py is such a resume
-        pytest.param(2, "fp32", marks=pytest.mark.slow),  # test_optimizers.py samples the rest
-        pytest.param(3, "bf16", marks=pytest.mark.slow),
-    ],
-)
-def test_resume_is_exact_to_the_last_bit(tmp_path, stage, precision) -> None:
-    overrides = [f"train.zero_stage={stage}", f"train.precision={precision}"]
-    whole = run_job(tmp_path / "whole", 2, overrides)
-    first = run_job(tmp_path / "halves", 2, [*overrides, "train.stop_at=4"])
-    second = run_job(tmp_path / "halves", 2, overrides)
-    assert first["losses"] + second["losses"] == whole["losses"]
-    assert first["norms"] + second["norms"] == whole["norms"]
-    assert second["biases"] == whole["biases"]
-    last = [sorted((tmp_path / kind / "checkpoints").glob("step-*"))[-1] for kind in ("whole", "halves")]
-    ours, theirs = map(weights_of, last)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

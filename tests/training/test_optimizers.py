@@ -1,5 +1,8 @@
 """Optimisers, precisions and offload: the same at every stage, on any ranks, and exact after a resume."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from tests.training.engine_job import RECIPE
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import follow
 from tests.training.test_grid import complain, differences, different_weights
+from tests.training.workers import worker_environment
 from training.checkpoint.read import read_weights
 from training.muon import matrices, orthogonalized
 
@@ -100,6 +104,9 @@ def last(task: Task) -> dict[str, Any]:
 @pytest.mark.engine
 def test_every_optimizer_precision_and_offload_resumes_to_the_last_bit(tmp_path: Path) -> None:
     cells = [
+        (Cell(2, 2, 0), ()),
+        (Cell(2, 2, 2), ()),
+        (Cell(2, 2, 3, 2), ("train.precision=bf16",)),
         (Cell(2, 2, 1), OPTIMIZERS["muon"]),
         (Cell(2, 2, 3), OPTIMIZERS["muon"]),
         (Cell(2, 2, 2), OPTIMIZERS["sgd"]),
@@ -109,7 +116,9 @@ def test_every_optimizer_precision_and_offload_resumes_to_the_last_bit(tmp_path:
     ]
     for whole, first, second in resumed(tmp_path, cells):
         name = f"{whole.cell} {whole.more}"
-        assert first.seen()["losses"] + second.seen()["losses"] == whole.seen()["losses"], name
+        for key in ("losses", "norms"):
+            assert first.seen()[key] + second.seen()[key] == whole.seen()[key], name
+        assert second.seen()["biases"] == whole.seen()["biases"], name
         ours, theirs = last(whole), last(second)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
@@ -123,6 +132,41 @@ def test_offload_computes_the_same(tmp_path: Path) -> None:
     run_tasks(tasks, tmp_path)
     found = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
     complain({cell: faults for cell, faults in found.items() if faults})
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/usr/include/libaio.h").exists(), reason="needs libaio's headers (Debian: libaio-dev)")
+def test_offload_to_a_disk_computes_the_same_and_resumes_to_the_last_bit(tmp_path: Path) -> None:
+    """And another topology goes on from its checkpoint."""
+    build = "import pathlib, sys, training.engine.prebuild as p; p.build_file_access(pathlib.Path(sys.argv[1]))"
+    where = worker_environment()
+    subprocess.run(
+        [sys.executable, "-c", build, where["TORCH_EXTENSIONS_DIR"]], env={**os.environ, **where}, check=True
+    )
+    more = ("train.offload_optimizer=nvme", f"train.offload_path={tmp_path / 'disk'}")
+    ((whole, first, second),) = resumed(tmp_path, [(Cell(2, 2, 3), more)])
+    other = Task(Cell(2, 1, 1), tmp_path / "other", (), first.out / "checkpoints")
+    run_tasks([other], tmp_path)
+    expected = follow([])
+    assert differences(whole.seen(), expected) + different_weights(whole, expected) == []
+    assert differences(other.seen(), expected, 4) + different_weights(other, expected) == []
+    assert first.seen()["losses"] + second.seen()["losses"] == whole.seen()["losses"]
+    ours, theirs = last(whole), last(second)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.engine
+def test_offload_to_a_disk_says_what_it_lacks(tmp_path: Path) -> None:
+    more = ("train.offload_optimizer=nvme", f"train.offload_path={tmp_path / 'disk'}")
+    with pytest.raises(AssertionError, match=r"train\.offload_optimizer=nvme needs a C\+\+ compiler and libaio"):
+        run_tasks([Task(Cell(1, 1, 3), tmp_path / "out", more)], tmp_path, {"CC": "false"})
+    (tmp_path / "disk").rmdir()
+    (tmp_path / "disk").write_text("a file")
+    with pytest.raises(
+        AssertionError, match=r"train\.offload_path=.* cannot be made: File exists; name another folder"
+    ):
+        run_tasks([Task(Cell(1, 1, 3), tmp_path / "out", more)], tmp_path)
 
 
 @pytest.mark.engine

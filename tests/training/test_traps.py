@@ -19,8 +19,9 @@ from artefacts.metrics import read_metrics
 from configs.errors import RequestError
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens
-from tests.training.grid import CHECKOUT, Cell, Task, run_tasks
+from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import VARIANTS, follow
+from tests.training.workers import CHECKOUT
 from training.checkpoint.contents import Contents
 from training.checkpoint.read import read_weights
 from training.engine.balance import BIAS, Balancer

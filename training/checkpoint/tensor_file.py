@@ -59,4 +59,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
+    # An empty share may have strides that no view of its bytes can have.
+    if not tensor.numel():
+        return memoryview(b"")
     return tensor.reshape(-1).view(torch.uint8).numpy().data

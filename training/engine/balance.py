@@ -65,25 +65,24 @@ class Balancer:
         gates = [gate for gate, counts in zip(self._gates, taken, strict=True) if counts is not None]
         if not gates or not counted:
             return []
-        total = sum_over_ranks(torch.cat([counts for counts in taken if counts is not None]))
-        sizes = [len(counts) for counts in taken if counts is not None]
+        total_LE = sum_over_ranks(torch.stack([counts for counts in taken if counts is not None]))
         # One transfer there and one back: on a GPU each would be waited for, and there are many routers.
-        layers = total.cpu().split(sizes)
-        shares = [counts / counts.mean().clamp_min(1e-9) for counts in layers]
-        moves = [self._step * torch.sign(counts.mean() - counts).float() for counts in layers]
-        moved = torch.cat([torch.cat(shares).float(), torch.cat(moves)]).to(total.device).split([*sizes, *sizes])
-        biases = []
-        for (_, gate), share, move in zip(gates, moved[: len(gates)], moved[len(gates) :], strict=True):
-            gate.router.load_share = share
+        counts_LE = total_LE.cpu()
+        mean_L1 = counts_LE.mean(1, keepdim=True)
+        shares_LE = (counts_LE / mean_L1.clamp_min(1e-9)).float()
+        moves_LE = self._step * torch.sign(mean_L1 - counts_LE).float()
+        here = torch.stack([shares_LE, moves_LE]).to(total_LE.device).unbind(1)
+        biased: list[torch.Tensor] = []
+        for (_, gate), (share_E, move_E) in zip(gates, here, strict=True):
+            gate.router.load_share = share_E
             bias = getattr(gate, BIAS)
             if bias is not None:
-                bias += move.to(bias.dtype)
-            biases.append(total.new_empty(0, dtype=torch.float32) if bias is None else bias.float())
-        told = torch.cat(biases).cpu().split([len(bias) for bias in biases])
+                biased.append(bias.add_(move_E))
         names = [name.rsplit(".mlp", 1)[0] for name, _ in gates]
+        # All routers of a model have biases or none has: it is a matter of the routing method.
+        biases = torch.stack(biased).float().tolist() if biased else [[]] * len(gates)
         return [
-            LayerLoad(name, share.tolist(), bias.tolist())
-            for name, share, bias in zip(names, shares, told, strict=True)
+            LayerLoad(name, share, bias) for name, share, bias in zip(names, shares_LE.tolist(), biases, strict=True)
         ]
 
     def state(self) -> dict[str, list[float]]:

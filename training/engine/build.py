@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.cpp_extension import get_default_build_root
 
+from configs.errors import RequestError
 from training.engine import prebuild
 from training.engine.distributed import Ranks
 from training.engine.expert_parallel import adopt_routers
@@ -25,6 +26,9 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
         optimizer: over ``parameter_groups`` of that model.
         config: from ``deepspeed_config``.
         ranks: this process.
+
+    Raises:
+        RequestError: offloading to a disk was asked for, and the folder or the operator for it cannot be made here.
     """
     # DeepSpeed calls collectives that torch has renamed; it is theirs to mend and says so at every start.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -33,8 +37,20 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # On CPU it prints that its operator was built, which at each start but the first is not even so.
     with contextlib.redirect_stdout(io.StringIO()):
+        operators = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
         if ranks.device.type == "cpu":
-            prebuild.build(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
+            prebuild.build_shared_memory(operators)
+        offload = config["zero_optimization"].get("offload_optimizer", {})
+        if offload.get("device") == "nvme":
+            _require_folder(Path(offload["nvme_path"]))
+            prebuild.build_file_access(operators)
         engine, *_ = deepspeed.initialize(model=model.to(ranks.device), optimizer=optimizer, config=config)
     adopt_routers(engine.module)
     return engine
+
+
+def _require_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"train.offload_path={path} cannot be made: {error.strerror}; name another folder") from None

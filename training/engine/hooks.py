@@ -55,6 +55,7 @@ class ValidationHook(Hook):
         for batch in self._batches:
             loss, targets = self._objective.cross_entropy(self._engine, batch.to(self._ranks.device))
             sums += torch.stack([loss.double().cpu(), targets.double().cpu()])
+        self._engine.train()
         sum_over_ranks(sums)
         self._loss = float(sums[0] / sums[1])
         if self._ranks.first:

@@ -116,6 +116,7 @@ class Trainer:
 
     def run(self, start: int, steps: int, stop_at: int | None = None) -> Ended:
         """Do steps ``start`` .. ``steps``-1, unless a signal or ``stop_at`` ends it before; says which."""
+        self._engine.train()
         for step in range(start, steps):
             result = self._step(step)
             for hook in self._hooks:
@@ -136,7 +137,6 @@ class Trainer:
         rate = self._schedule(step)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        engine.train()
         batches = self._data.micro_batches(step, ranks.rank, ranks.size, engine.train_micro_batch_size_per_gpu())
         names = list(self._objective.weights)
         counts, tokens = self._counts(batches)

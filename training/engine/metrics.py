@@ -4,9 +4,11 @@
 A resumed run repeats the steps after its checkpoint: readers take the last line of a step (``read_metrics``).
 """
 
+import functools
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,8 +20,8 @@ from training.engine.distributed import Ranks
 from training.engine.loop import Hook, StepResult
 
 FILE = "metrics.jsonl"
-#: Steps between the routers' values in TensorBoard, and between the single experts'.
-_LAYERS_EVERY, _EXPERTS_EVERY = 10, 100
+#: Steps between the single experts' values in TensorBoard: thousands of curves in a large model.
+_EXPERTS_EVERY = 100
 
 
 class MetricsHook(Hook):
@@ -32,10 +34,10 @@ class MetricsHook(Hook):
         self._flops, self._device = flops_per_token, ranks.device
         if not ranks.first:
             return
-        from torch.utils.tensorboard import SummaryWriter
+        from training.engine.board import Board
 
         self._file = _open_for_appending(folder / FILE)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._board = Board(folder / "tensorboard", start + 1)
         self._steps = steps
         self._bar = bar(steps, "step", name, initial=start)
 
@@ -81,17 +83,7 @@ class MetricsHook(Hook):
         record = {key: _finite(value) for key, value in record.items()}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for key, value in record.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
-                self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
-        # Thousands of curves in a large model, each a tenth of a millisecond: now and then, and in the one writer
-        # (add_scalars opens more). metrics.jsonl has them all.
-        for layer, experts in record.get("experts", {}).items() if record["step"] % _LAYERS_EVERY == 0 else ():
-            for key in ("variation", "max_over_mean", "idle"):
-                self._board.add_scalar(f"experts/{layer}/{key}", experts[key], record["step"])
-            for key in ("load", "bias") if record["step"] % _EXPERTS_EVERY == 0 else ():
-                for expert, value in enumerate(experts[key]):
-                    self._board.add_scalar(f"experts/{layer}/{key}/{expert}", value, record["step"])
+        self._board.add(record["step"], dict(_curves(record)))
 
     def at_stop(self, step: int) -> None:
         self._close()
@@ -104,6 +96,19 @@ class MetricsHook(Hook):
             self._bar.close()
             self._file.close()
             self._board.close()
+
+
+def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What TensorBoard shows of a record; ``metrics.jsonl`` has all of it."""
+    for key, value in record.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
+            yield f"{record['kind']}/{key}", value
+    for layer, experts in record.get("experts", {}).items():
+        for key in ("variation", "max_over_mean", "idle"):
+            yield f"experts/{layer}/{key}", experts[key]
+        for key in ("load", "bias") if record["step"] % _EXPERTS_EVERY == 0 else ():
+            for expert, value in enumerate(experts[key]):
+                yield f"experts/{layer}/{key}/{expert}", value
 
 
 def _finite(value: Any) -> Any:
@@ -128,4 +133,10 @@ def memory_bytes(device: torch.device) -> int:
     """Peak bytes on the GPU, or resident bytes of this process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
+    return _this_process().memory_info().rss
+
+
+@functools.cache
+def _this_process() -> psutil.Process:
+    # Made anew it would read its start time from /proc at every step.
+    return psutil.Process()

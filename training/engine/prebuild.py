@@ -1,10 +1,10 @@
-"""Build and load DeepSpeed's shared-memory operator for CPU, so that no training start waits for a dead build.
+"""Build and load DeepSpeed's operators, so that no training start waits for a dead build.
 
 torch guards such a build, and the look whether it must be built again at every start, with a plain ``lock`` file that a
 killed process leaves behind and on which every later start waits for ever. Here both happen under a lock that dies with
-its process, so a ``lock`` found then is stale. Once loaded in a process, the operator is not looked at again.
+its process, so a ``lock`` found then is stale. Once loaded in a process, an operator is not looked at again.
 
-``python -m training.engine.prebuild`` builds it; ``make setup`` does so.
+``python -m training.engine.prebuild`` builds what every run on CPU needs; ``make setup`` does so.
 """
 
 import os
@@ -14,20 +14,44 @@ from pathlib import Path
 from filelock import FileLock
 
 from configs import command
+from configs.errors import RequestError
 
-_OPERATOR = "deepspeed_shm_comm"
+#: DeepSpeed's name of a builder -> folders of what it builds: exchange over shared memory, and files read and written
+#: while something else is done.
+_FOLDERS = {"ShareMemCommBuilder": ("deepspeed_shm_comm",), "AsyncIOBuilder": ("pin_memory", "async_io")}
 
 
-def build(extensions: Path) -> None:
-    """Build the operator into a folder, or find that it is there, and load it; waits for another that does so."""
+def build_shared_memory(extensions: Path) -> None:
+    """Build in a folder, or find there, and load what collectives on CPU go through; waits for another that does so."""
+    _build("ShareMemCommBuilder", extensions)
+
+
+def build_file_access(extensions: Path) -> None:
+    """Build in a folder, or find there, and load what offloading to a disk needs; minutes, the first time.
+
+    Raises:
+        RequestError: it cannot be built here.
+    """
+    if not _build("AsyncIOBuilder", extensions):
+        raise RequestError(
+            "train.offload_optimizer=nvme needs a C++ compiler and libaio with its headers on every node: install "
+            "them (Debian: libaio-dev), or set train.offload_optimizer=cpu"
+        )
+
+
+def _build(name: str, extensions: Path) -> bool:
+    """False: there is no such operator for this device, or not what it is built from."""
     extensions.mkdir(parents=True, exist_ok=True)
-    with FileLock(extensions / f".{_OPERATOR}.lock"):
-        (extensions / _OPERATOR / "lock").unlink(missing_ok=True)
+    with FileLock(extensions / f".{_FOLDERS[name][-1]}.lock"):
+        for folder in _FOLDERS[name]:
+            (extensions / folder / "lock").unlink(missing_ok=True)
         from deepspeed.accelerator import get_accelerator
 
-        builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-        if builder is not None:
-            builder.load(verbose=False)
+        builder = get_accelerator().create_op_builder(name)
+        if builder is None or not builder.is_compatible(verbose=False):
+            return False
+        builder.load(verbose=False)
+    return True
 
 
 def main(_arguments: object) -> int:
@@ -36,7 +60,7 @@ def main(_arguments: object) -> int:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if os.environ.get("DS_ACCELERATOR") == "cpu":
-        build(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
+        build_shared_memory(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
     return 0
 
 

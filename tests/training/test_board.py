@@ -1,0 +1,27 @@
+"""TensorBoard reads what we write."""
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from training.engine.board import Board
+
+
+def test_tensorboard_reads_the_curves_and_forgets_what_a_resume_does_again(tmp_path: Path) -> None:
+    first = Board(tmp_path, 1)
+    for step in range(1, 7):
+        first.add(step, {"train/loss": 10.0 - step, "train/grad_norm": float(step)})
+    first.close()
+    # Event files are named by the second, and read in the order of their names.
+    Path(*tmp_path.glob("events.*")).rename(tmp_path / "events.out.tfevents.0000000001.first")
+    second = Board(tmp_path, 5)
+    for step in range(5, 9):
+        second.add(step, {"train/loss": 20.0 - step})
+    second.close()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert [(s.step, s.value) for s in read.Scalars("train/loss")] == [
+        *((step, 10.0 - step) for step in range(1, 5)),
+        *((step, 20.0 - step) for step in range(5, 9)),
+    ]
+    assert [s.step for s in read.Scalars("train/grad_norm")] == [1, 2, 3, 4]
