@@ -4,7 +4,6 @@ import math
 
 from artefacts import manifest
 from artefacts.layout import RunLayout
-from artefacts.manifest import require_sound
 from artefacts.training_run import finetune_run
 from configs import command
 from configs.schema import Recipe
@@ -12,7 +11,7 @@ from configs.schema.finetune import FinetuneSection
 from configs.schema.train import ScheduleSection, TrainSection
 from tokenizer.load import Tokenizer
 from training.assemble import Job, run_job
-from training.checkpoint.read import read_weights
+from training.checkpoint.read import read_weights, require_checkpoint
 from training.data.chat import ChatData, ChatExamples
 from training.engine.signals import StopRequest
 from training.export.weights import load_weights
@@ -40,7 +39,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         micro_batch=micro_batch,
         data=ChatData(examples, section.batch_examples, recipe.run.seed),
         validation=held_out.in_order(micro_batch),
-        preflight=lambda: require_sound(weights, "make pretrain"),
+        preflight=lambda: require_checkpoint(weights, "make pretrain"),
         prepare=lambda model: load_weights(model, read_weights(weights)),
     )
     return run_job(recipe, job, stop)

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from artefacts.layout import RunLayout
-from artefacts.manifest import require_sound
 from artefacts.training_run import finetune_is_current
 from configs.errors import RequestError
 from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
-from training.checkpoint.read import read_weights
+from training.checkpoint.read import read_weights, require_checkpoint
 from training.export.weights import load_weights
 from training.layers import cpu_code
 from training.models.deepseek import DeepseekForCausalLM
@@ -33,7 +32,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Deepse
     Raises:
         RequestError: there is no such checkpoint, or it is damaged or of another model than the recipe's.
     """
-    _require_same_model(recipe, checkpoint, require_sound(checkpoint, "make pretrain").details["model"])
+    _require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "make pretrain").details["model"])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])

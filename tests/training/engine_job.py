@@ -133,10 +133,11 @@ def train_once(
     full_disk: tuple[int, int] | None = None,
     faults: dict[str, Any] | None = None,
     hang: dict[str, int] | None = None,
+    frozen: str | None = None,
 ) -> None:
     """Train from the newest checkpoint in ``begin_from`` or ``out``, or from nothing, to the end or ``train.stop_at``.
 
-    Leaves a checkpoint there and ``seen.json`` in ``out``. What is to go wrong: see ``tests.training.grid.Task``.
+    Leaves a checkpoint there and ``seen.json`` in ``out``. The rest: see ``tests.training.grid.Task``.
     """
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
@@ -144,6 +145,8 @@ def train_once(
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, recipe.run.seed)
     shun_the_first_experts(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(frozen is None or frozen not in name)
     model.set_checkpointing(train.checkpointing)
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
     config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch, recipe.micro_batch)
@@ -161,18 +164,24 @@ def train_once(
         balancer.restore(state["balance"])
         skipped.total = state["skipped"]
     recorder = Recorder()
-    saver = Saver(partitions(engine), checkpoints, about, ranks, Retention(train.keep, train.keep_every))
+    saver = Saver(
+        partitions(engine), checkpoints, about, ranks, Retention(train.keep, train.keep_every, train.keep_best)
+    )
     start = found.step if found else 0
 
     def state_now() -> dict[str, Any]:
         return {"balance": balancer.state(), "skipped": skipped.total}
 
-    checkpoint = CheckpointHook(saver, train.save_every, start, lambda _: {}, state_now)
     spikes = SpikeDetector(train.watch.spike_window, train.watch.spike_deviations)
     metrics = MetricsHook(out, "test", start, train.steps, 1.0, 1, ranks)
     watched = HangHook(out / "stacks", train.watch.hang_seconds, ranks.rank)
     held_out = [MadeTokens(recipe).micro_batches(100 + number, 0, 1, 2)[0] for number in range(3)]
     validation = ValidationHook(engine, Objective(recipe.model, train), held_out, train.eval_every, metrics, ranks)
+
+    def counts(step: int) -> dict[str, Any]:
+        return {"validation_loss": validation.loss_at(step)}
+
+    checkpoint = CheckpointHook(saver, train.save_every, start, counts, state_now)
     wrong = [*([FullDisk(*full_disk, ranks)] if full_disk else []), *([Hang(ranks, **hang)] if hang else [])]
     hooks = [
         recorder,

@@ -53,6 +53,7 @@ class Task:
         full_disk: the steps after which, and until after which, the last rank can write no more.
         faults: ``rank``, and the steps at which its ``loss`` or its ``gradient`` is no number.
         hang: ``rank``, and the ``step`` after which it stands still.
+        frozen: part of the names of parameters that are not trained.
     """
 
     cell: Cell
@@ -62,6 +63,7 @@ class Task:
     full_disk: tuple[int, int] | None = None
     faults: dict[str, Any] | None = None
     hang: dict[str, int] | None = None
+    frozen: str | None = None
 
     def seen(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.out / "seen.json").read_text())
@@ -104,6 +106,7 @@ def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] |
                 "full_disk": task.full_disk,
                 "faults": task.faults,
                 "hang": task.hang,
+                "frozen": task.frozen,
             }
             for task in group
         ]

@@ -1,8 +1,8 @@
 """One worker of the engine grid: many trainings one after another in the same processes.
 
 ``torchrun ... tests/training/grid_job.py PLAN.json``: a list of {"out": FOLDER, "overrides": [key=value ...], "from":
-FOLDER of checkpoints to begin from, or null, "full_disk", "faults", "hang": what is to go wrong, or null}; each is done
-as ``engine_job.py`` does one.
+FOLDER of checkpoints to begin from, or null, and what else ``tests.training.grid.Task`` has}; each is done as
+``engine_job.py`` does one.
 """
 
 import json
@@ -24,7 +24,8 @@ def main(plan: Path) -> None:
         out = Path(task["out"])
         out.mkdir(parents=True, exist_ok=True)
         begin_from = Path(task["from"]) if task["from"] else None
-        train_once(out, task["overrides"], ranks, begin_from, task["full_disk"], task["faults"], task["hang"])
+        special = {key: task[key] for key in ("full_disk", "faults", "hang", "frozen")}
+        train_once(out, task["overrides"], ranks, begin_from, **special)
         if ranks.first:
             print(f"{number + 1}: {out.name} in {time.monotonic() - began:.1f} s", flush=True)
     leave()

@@ -101,19 +101,25 @@ def last(task: Task) -> dict[str, Any]:
     return dict(read_weights(task.out / "checkpoints" / "step-00000008"))
 
 
-@pytest.mark.engine
-def test_every_optimizer_precision_and_offload_resumes_to_the_last_bit(tmp_path: Path) -> None:
-    cells = [
-        (Cell(2, 2, 0), ()),
-        (Cell(2, 2, 2), ()),
-        (Cell(2, 2, 3, 2), ("train.precision=bf16",)),
-        (Cell(2, 2, 1), OPTIMIZERS["muon"]),
-        (Cell(2, 2, 3), OPTIMIZERS["muon"]),
+BF16, OFFLOAD = ("train.precision=bf16",), ("train.offload_optimizer=cpu",)
+RESUMED = {
+    "adamw": [(Cell(2, 2, 0), ()), (Cell(2, 2, 2), ())],
+    "muon": [(Cell(2, 2, 1), OPTIMIZERS["muon"]), (Cell(2, 2, 3), OPTIMIZERS["muon"])],
+    "bf16": [(Cell(2, 2, 1), BF16), (Cell(2, 2, 3, 2), BF16)],
+    "offload": [(Cell(2, 2, 1), OFFLOAD), (Cell(2, 2, 3), OFFLOAD)],
+    "more": [
         (Cell(2, 2, 2), OPTIMIZERS["sgd"]),
         (Cell(2, 1, 3), OPTIMIZERS["adam"]),
-        (Cell(2, 2, 1), ("train.precision=bf16",)),
-        *((Cell(2, 2, stage), ("train.offload_optimizer=cpu",)) for stage in (1, 2, 3)),
-    ]
+        (Cell(2, 2, 2), BF16),
+        (Cell(2, 2, 2), OFFLOAD),
+    ],
+}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == "more" else k for k in RESUMED])
+def test_every_optimizer_precision_and_offload_resumes_to_the_last_bit(kind: str, tmp_path: Path) -> None:
+    cells = RESUMED[kind]
     for whole, first, second in resumed(tmp_path, cells):
         name = f"{whole.cell} {whole.more}"
         for key in ("losses", "norms"):
@@ -201,6 +207,16 @@ def test_fp16_finds_its_loss_scale_and_resumes_with_it(stage: int, tmp_path: Pat
     assert halves[0]["losses"] + halves[1]["losses"] == pytest.approx(seen["losses"], abs=0.02)
     scales = [[r["loss_scale"] for r in read_metrics(t.out / "metrics.jsonl")["train"]] for t in (whole, first, second)]
     assert scales[1] + scales[2] == scales[0]
+
+
+@pytest.mark.engine
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: DeepSpeed has no fp16 on CPU")
+def test_fp16_whose_scale_cannot_be_lowered_any_more_ends_the_run(tmp_path: Path) -> None:
+    more = ("train.precision=fp16", "train.steps=40", "train.watch.skipped_in_a_row=2")
+    bad = {"rank": 0, "loss": [], "gradient": list(range(1, 41))}
+    with pytest.raises(AssertionError, match="3 steps in a row had a loss or a gradient that is no finite number"):
+        run_tasks([Task(Cell(1, 1, 1), tmp_path / "out", more, faults=bad)], tmp_path, {"DS_ACCELERATOR": "cuda"})
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,21 @@
 """What is damaged, foreign or cannot be written: named, and nothing that was there is lost."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from artefacts import manifest
+from artefacts.metrics import read_metrics
 from configs.errors import RequestError
 from tests.training.grid import Cell, Task, run_tasks
-from tests.training.test_engine import follow
+from tests.training.test_engine import follow, weights_of
 from training.checkpoint.load import Resumption, newest_whole
+from training.checkpoint.read import require_checkpoint
 from training.checkpoint.save import About
 
 pytestmark = pytest.mark.engine
@@ -55,6 +59,21 @@ def test_the_one_before_a_damaged_one_is_used_and_the_damage_named(
     (line,) = found.passed_over
     assert line.startswith("step-00000008 passed over: ")
     assert name in line or line.endswith("no manifest")
+
+
+def test_a_checkpoint_of_another_format_is_named(checkpoints: Path) -> None:
+    newest = checkpoints / "step-00000008" / "manifest.json"
+    written = json.loads(newest.read_text())
+    del written["details"]["format"]
+    newest.write_text(json.dumps(written))
+    found = newest_whole(checkpoints)
+    assert found is not None and found.step == 6
+    assert found.passed_over == [
+        "step-00000008 passed over: saved in format None by another version of Millrace, this one reads 1"
+    ]
+    with pytest.raises(RequestError, match=r"step-00000008: saved in format None .* or move it away and run `make"):
+        require_checkpoint(newest.parent, "make pretrain")
+    require_checkpoint(checkpoints / "step-00000006", "make pretrain")
 
 
 def test_when_all_are_damaged_the_user_decides(checkpoints: Path) -> None:
@@ -131,3 +150,41 @@ def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
         run_tasks([task], tmp_path)
     assert "the checkpoint at step 4 could not be written (rank 0: " in str(caught.value)
     assert "training goes on, with none on disk" in str(caught.value)
+
+
+def test_the_newest_every_third_and_the_best_are_kept(tmp_path: Path) -> None:
+    """At a learning rate that grows until the loss does."""
+    schedule = "train.schedule={kind: cosine, warmup_steps: 7}"
+    options = ("train.save_every=1", "train.eval_every=1", "train.learning_rate=0.1", schedule)
+    kept = ("train.keep=1", "train.keep_every=3", "train.keep_best=1")
+    task = Task(Cell(2, 2, 1), tmp_path / "out", (*options, *kept))
+    run_tasks([task], tmp_path)
+    losses = {r["step"]: r["loss"] for r in read_metrics(task.out / "metrics.jsonl")["validation"]}
+    best = min(losses, key=losses.__getitem__)
+    assert best not in (3, 6, 8), "or this would show nothing"
+    names = sorted(path.name for path in (task.out / "checkpoints").iterdir())
+    assert names == [f"step-{step:08d}" for step in sorted({best, 3, 6, 8})]
+
+
+def test_what_is_not_trained_is_saved_and_restored_in_any_topology(tmp_path: Path) -> None:
+    cells = [Cell(2, 2, stage) for stage in (0, 1, 2, 3)]
+    firsts = [
+        Task(cell, tmp_path / f"first-{number}", ("train.stop_at=4",), frozen="embed_tokens")
+        for number, cell in enumerate(cells)
+    ]
+    seconds = [
+        Task(after, tmp_path / f"second-{number}", (), before.out / "checkpoints", frozen="embed_tokens")
+        for number, (before, after) in enumerate(zip(firsts, [*cells[1:], Cell(1, 1, 2)], strict=True))
+    ]
+    run_tasks(firsts, tmp_path)
+    run_tasks(seconds, tmp_path)
+    name = "model.embed_tokens.weight"
+    weights = [
+        weights_of(task.out / "checkpoints" / f"step-{step:08d}")
+        for task, step in [*((task, 4) for task in firsts), *((task, 8) for task in seconds)]
+    ]
+    assert all(torch.equal(other[name], weights[0][name]) for other in weights)
+    first, second = firsts[0].seen()["losses"], seconds[0].seen()["losses"]
+    assert all(task.seen()["losses"] == pytest.approx(first, abs=1e-5) for task in firsts)
+    assert all(task.seen()["losses"] == pytest.approx(second, abs=1e-5) for task in seconds)
+    assert first != pytest.approx(follow([])["losses"][:4], abs=1e-5), "the table is trained otherwise"

@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -175,8 +173,11 @@ def test_a_rank_that_stands_still_ends_the_run_to_be_started_again(root: Path) -
     while sum(1 for _ in read_records(metrics)) < 4:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
-    (rank,) = (p for p in psutil.Process(process.pid).children(recursive=True) if p.environ().get("RANK") == "1")
-    os.kill(rank.pid, signal.SIGSTOP)
+    ranks = {p.environ().get("RANK"): p for p in psutil.Process(process.pid).children(recursive=True)}
+    ranks["1"].suspend()
+    _, alive = psutil.wait_procs([ranks["0"]], timeout=60)
+    assert not alive
+    ranks["1"].kill()  # torchrun would give it half a minute for a signal that it cannot take
     _, said = process.communicate(timeout=120)
     assert process.returncode == 75, said
     stacks = layout.pretrain / "stacks"

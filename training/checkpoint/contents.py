@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from artefacts.manifest import DamagedError
+from artefacts.manifest import DamagedError, Manifest
 from training.checkpoint import tensor_file
 from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
 
 _FILES = "rank-*.safetensors"
+#: Of what is written here, in each checkpoint's manifest: raised when an older reader would get it wrong.
+FORMAT = 1
+
+
+def fault_of_format(saved: Manifest) -> str:
+    """Why a checkpoint cannot be read by its manifest, though it may be whole; empty: it can."""
+    found = saved.details.get("format")
+    return "" if found == FORMAT else f"saved in format {found} by another version of Millrace, this one reads {FORMAT}"
 
 
 def rank_file(rank: int) -> str:

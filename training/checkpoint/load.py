@@ -11,7 +11,7 @@ from artefacts import manifest
 from artefacts.manifest import Manifest
 from artefacts.training_run import first_difference
 from configs.errors import RequestError
-from training.checkpoint.contents import Contents, Parameter
+from training.checkpoint.contents import Contents, Parameter, fault_of_format
 from training.checkpoint.save import About
 from training.checkpoint.snapshot import MASTER
 from training.engine.distributed import Ranks, broadcast_value
@@ -61,6 +61,8 @@ def _examine(folder: Path, ranks: Ranks | None) -> tuple[Manifest | None, list[s
     try:
         faults = manifest.faults(folder, share=(ranks.rank, ranks.size) if ranks else (0, 1))
         found = manifest.read(folder)
+        if found is not None and (fault := fault_of_format(found)):
+            faults.append(fault)
     except RequestError as error:
         faults = [str(error)]
     if ranks is None:

@@ -14,11 +14,29 @@ from pathlib import Path
 import torch
 
 from artefacts import manifest
-from training.checkpoint.contents import Contents
+from artefacts.manifest import Manifest
+from configs.errors import RequestError
+from training.checkpoint.contents import Contents, fault_of_format
 
 #: AutoEP's stacks and the projections they are.
 _STACKS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _STACK = re.compile(r"(.*\.experts)\.(w[123])$")
+
+
+def require_checkpoint(folder: Path, command: str) -> Manifest:
+    """A checkpoint's manifest; its files are as it says.
+
+    Args:
+        folder: a ``step-NNNNNNNN`` folder.
+        command: what makes one.
+
+    Raises:
+        RequestError: there is none, it is damaged, or of another format.
+    """
+    found = manifest.require_sound(folder, command)
+    if fault := fault_of_format(found):
+        raise RequestError(f"{folder}: {fault}: go on with that version, or move it away and run `{command}`")
+    return found
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

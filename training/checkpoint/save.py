@@ -20,7 +20,7 @@ from artefacts.manifest import Manifest
 from artefacts.progress import warn
 from configs.errors import RequestError
 from training.checkpoint import tensor_file
-from training.checkpoint.contents import rank_file
+from training.checkpoint.contents import FORMAT, rank_file
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import Snapshot
 from training.engine.distributed import Ranks, broadcast_value, sum_over_ranks
@@ -190,7 +190,7 @@ class Saver:
                 versions=manifest.versions("torch", "deepspeed"),
                 counts={"step": begun.step, **begun.counts},
                 files=files,
-                details={"topology": about.topology, "model": about.model, "state": begun.state},
+                details={"format": FORMAT, "topology": about.topology, "model": about.model, "state": begun.state},
             ),
         )
         # What stands under this name or a later one was passed over at resume as damaged.

@@ -45,6 +45,9 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
             _require_folder(Path(offload["nvme_path"]))
             prebuild.build_file_access(operators)
         engine, *_ = deepspeed.initialize(model=model.to(ranks.device), optimizer=optimizer, config=config)
+    if engine.fp16_enabled():
+        # A gradient that is no number at the least scale is for the loop to count, not the end of the process.
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     adopt_routers(engine.module)
     return engine
 

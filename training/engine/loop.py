@@ -173,9 +173,11 @@ class Trainer:
         )
 
     def _reason(self, totals: torch.Tensor) -> Literal["non_finite", "loss_scale"]:
-        """Why a step was skipped; under fp16 a finite loss says that the gradient alone was scaled too far."""
-        scaled = self._engine.fp16_enabled() and bool(totals.isfinite().all())
-        return "loss_scale" if scaled else "non_finite"
+        """Why a step was skipped: under fp16, where the loss is finite, its scale, while that can be lowered."""
+        if not self._engine.fp16_enabled() or not bool(totals.isfinite().all()):
+            return "non_finite"
+        scaler = self._engine.optimizer.loss_scaler
+        return "loss_scale" if scaler.cur_scale > scaler.min_scale else "non_finite"
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
         """What each loss's mean is over in the global batch, and the tokens that are computed."""
