@@ -19,6 +19,25 @@ from training.objective import Objective
 from training.optimizers import build_optimizer
 
 SAMPLES, LENGTH = 8, 256
+#: Twelve layers so narrow that their computing is little beside what Python does, on any machine; see ``LENGTHS``.
+_NARROW = SHAPES["17M"].model_copy(
+    update={
+        "hidden_size": 32,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 16,
+        "num_experts_per_tok": 2,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+    }
+)
+_SHAPES = {**SHAPES, "narrow": _NARROW}
+#: Tokens of a sample, where they are others than ``LENGTH``.
+LENGTHS = {"narrow": 16}
 _OPERATORS = Path(__file__).parents[1] / ".cache" / "torch_extensions"
 
 
@@ -35,8 +54,8 @@ class Setup(NamedTuple):
 class SameTokens:
     """The same global batch at every step: reading data is no part of what is measured."""
 
-    def __init__(self, samples: int = SAMPLES) -> None:
-        tokens = torch.randint(0, VOCAB, (samples, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    def __init__(self, samples: int = SAMPLES, length: int = LENGTH) -> None:
+        tokens = torch.randint(0, VOCAB, (samples, length + 1), generator=torch.Generator().manual_seed(0))
         self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
     def micro_batches(self, _step: int, _rank: int, _ranks: int, micro_batch: int) -> list[Batch]:
@@ -54,10 +73,10 @@ def alone() -> Ranks:
 
 def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES) -> Setup:
     """An engine of one process over the model of a size, with the recipe's default optimiser."""
-    ranks, shape = alone(), SHAPES[size]
+    ranks, shape, length = alone(), _SHAPES[size], LENGTHS.get(size, LENGTH)
     train = TrainSection(
-        context_length=LENGTH,
-        global_batch_tokens=SAMPLES * LENGTH,
+        context_length=length,
+        global_batch_tokens=SAMPLES * length,
         steps=10**6,
         learning_rate=1e-4,
         precision=precision,  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import io
 import tempfile
 from pathlib import Path
 
-from benchmarks.engine_setup import LENGTH, SAMPLES, SameTokens, Setup, settle, setup
+from benchmarks.engine_setup import LENGTH, LENGTHS, SAMPLES, SameTokens, Setup, settle, setup
 from benchmarks.paired import Ratio, compare, seconds
 from training.checkpoint.hook import CheckpointHook
 from training.checkpoint.retention import Retention
@@ -30,16 +30,18 @@ TARGET = 1 / 1.03
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """A small model, where overhead shows most, and a larger one, in both precisions; ``quick``: the small one."""
-    small = [("17M", precision, accumulation) for precision in ("fp32", "bf16") for accumulation in (1, 2)]
+    """A narrow model, where overhead shows most, a small and a larger one; ``quick``: the narrow and the small one."""
+    small = [("narrow", precision, 1) for precision in ("fp32", "bf16")]
+    small += [("17M", precision, accumulation) for precision in ("fp32", "bf16") for accumulation in (1, 2)]
     cases = small if quick else [*small, ("60M", "fp32", 1), ("60M", "bf16", 1)]
     return [_against_bare(*case, rounds=5 if quick else 9) for case in cases]
 
 
 def _against_bare(size: str, precision: str, accumulation: int, rounds: int) -> Ratio:
     made = setup(size, precision, stage=1, micro_batch=SAMPLES // accumulation)
-    data = SameTokens()
-    steps = 40 if made.ranks.device.type == "cuda" else 3
+    length = LENGTHS.get(size, LENGTH)
+    data = SameTokens(length=length)
+    steps = 40 if made.ranks.device.type == "cuda" or size == "narrow" else 3
     with tempfile.TemporaryDirectory() as folder, Prefetched(data, 2, made.train.steps, made.ranks.device) as read:
         trainer = _trainer(made, read, Path(folder))
         done = 0
@@ -54,7 +56,7 @@ def _against_bare(size: str, precision: str, accumulation: int, rounds: int) -> 
 
         ours(), bare()
         name = f"step, {size} {precision}, accumulation {accumulation}, against a bare DeepSpeed loop"
-        return compare(name, ours, bare, steps * SAMPLES * LENGTH, "tokens/s", TARGET, rounds)
+        return compare(name, ours, bare, steps * SAMPLES * length, "tokens/s", TARGET, rounds)
 
 
 def _trainer(made: Setup, data: Prefetched, folder: Path) -> Trainer:
