@@ -3,7 +3,8 @@
     python -m benchmarks.engine_step [--quick]
 
 The bare loop is that of DeepSpeed's documentation: forward, ``engine.backward``, ``engine.step``. Ours has every hook
-of a run but validation: metrics to file and TensorBoard, checkpoints armed and none due.
+of a run but validation: metrics to file and TensorBoard, spikes and skipped steps watched, a hang waited for,
+checkpoints armed and none due.
 """
 
 import argparse
@@ -14,16 +15,19 @@ from pathlib import Path
 
 from benchmarks.engine_setup import LENGTH, LENGTHS, SAMPLES, SameTokens, Setup, settle, setup
 from benchmarks.paired import Ratio, compare, seconds
+from configs.schema.watch import WatchSection
 from training.checkpoint.hook import CheckpointHook
 from training.checkpoint.retention import Retention
 from training.checkpoint.save import About, Saver
 from training.data.prefetch import Prefetched
 from training.engine.balance import Balancer
 from training.engine.deepspeed_config import clips_itself
+from training.engine.hang import HangHook
 from training.engine.loop import Trainer
 from training.engine.metrics import MetricsHook
 from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
+from training.engine.watch import SkippedSteps, SpikeDetector, WatchHook
 
 #: Ours may take 3 % more than the bare loop.
 TARGET = 1 / 1.03
@@ -42,8 +46,12 @@ def _against_bare(size: str, precision: str, accumulation: int, rounds: int) -> 
     length = LENGTHS.get(size, LENGTH)
     data = SameTokens(length=length)
     steps = 40 if made.ranks.device.type == "cuda" or size == "narrow" else 3
-    with tempfile.TemporaryDirectory() as folder, Prefetched(data, 2, made.train.steps, made.ranks.device) as read:
-        trainer = _trainer(made, read, Path(folder))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        HangHook(Path(folder) / "stacks", WatchSection().hang_seconds, 0) as hang,
+        Prefetched(data, 2, made.train.steps, made.ranks.device) as read,
+    ):
+        trainer = _trainer(made, read, hang, Path(folder))
         done = 0
 
         def ours() -> float:
@@ -59,12 +67,15 @@ def _against_bare(size: str, precision: str, accumulation: int, rounds: int) -> 
         return compare(name, ours, bare, steps * SAMPLES * length, "tokens/s", TARGET, rounds)
 
 
-def _trainer(made: Setup, data: Prefetched, folder: Path) -> Trainer:
+def _trainer(made: Setup, data: Prefetched, hang: HangHook, folder: Path) -> Trainer:
     with contextlib.redirect_stderr(io.StringIO()):
         metrics = MetricsHook(folder, "bench", 0, made.train.steps, 1e6, 1, made.ranks)
     about = About({}, {}, {}, {"ranks": 1})
     saver = Saver(partitions(made.engine), folder / "checkpoints", about, made.ranks, Retention(1))
-    hooks = [CheckpointHook(saver, 10**6, 0, lambda _: {}, dict), metrics]
+    watch = WatchSection()
+    spikes = SpikeDetector(watch.spike_window, watch.spike_deviations)
+    watched = WatchHook(SkippedSteps(watch.skipped_in_a_row), spikes, metrics, made.ranks.first)
+    hooks = [watched, CheckpointHook(saver, 10**6, 0, lambda _: {}, dict), metrics, hang]
     clip = made.train.clip if clips_itself(made.train) else None
     balancer = Balancer(made.engine.module, made.train.balance_step)
     return Trainer(made.engine, data, made.objective, lambda _: 1e-4, balancer, made.ranks, hooks, StopRequest(), clip)

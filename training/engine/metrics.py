@@ -4,15 +4,13 @@
 A resumed run repeats the steps after its checkpoint: readers take the last line of a step (``read_metrics``).
 """
 
-import functools
-import json
-import math
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-import psutil
+import orjson
 import torch
 
 from artefacts.progress import bar
@@ -20,8 +18,9 @@ from training.engine.distributed import Ranks
 from training.engine.loop import Hook, StepResult
 
 FILE = "metrics.jsonl"
-#: Steps between the single experts' values in TensorBoard: thousands of curves in a large model.
-_EXPERTS_EVERY = 100
+#: Steps between the routers' values in TensorBoard, whose checksums are computed in Python, and between the single
+#: experts': thousands of curves in a large model.
+_LAYERS_EVERY, _EXPERTS_EVERY = 10, 100
 
 
 class MetricsHook(Hook):
@@ -80,8 +79,7 @@ class MetricsHook(Hook):
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. Rank 0 only."""
-        record = {key: _finite(value) for key, value in record.items()}
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(orjson.dumps(record) + b"\n")
         self._file.flush()
         self._board.add(record["step"], dict(_curves(record)))
 
@@ -103,7 +101,7 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in record.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
             yield f"{record['kind']}/{key}", value
-    for layer, experts in record.get("experts", {}).items():
+    for layer, experts in record.get("experts", {}).items() if record["step"] % _LAYERS_EVERY == 0 else ():
         for key in ("variation", "max_over_mean", "idle"):
             yield f"experts/{layer}/{key}", experts[key]
         for key in ("load", "bias") if record["step"] % _EXPERTS_EVERY == 0 else ():
@@ -111,32 +109,21 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"experts/{layer}/{key}/{expert}", value
 
 
-def _finite(value: Any) -> Any:
-    """None for a number that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _open_for_appending(path: Path) -> TextIO:
+def _open_for_appending(path: Path) -> BinaryIO:
     """A killed run may have left its last line torn: what follows begins on a line of its own."""
     torn = False
     if path.exists() and path.stat().st_size:
         with open(path, "rb") as stream:
             stream.seek(-1, os.SEEK_END)
             torn = stream.read() != b"\n"
-    file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+    file = open(path, "ab")  # noqa: SIM115 - open as long as the run
     if torn:
-        file.write("\n")
+        file.write(b"\n")
     return file
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak bytes on the GPU, or resident bytes of this process on CPU."""
+    """The most bytes that were in use: on the GPU, or of this process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _this_process().memory_info().rss
-
-
-@functools.cache
-def _this_process() -> psutil.Process:
-    # Made anew it would read its start time from /proc at every step.
-    return psutil.Process()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -113,7 +113,7 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
     _plot_throughput(grid[1, 0], records)
     steps, memory = column(records, "memory_bytes")
     grid[1, 1].plot(*thin(steps, memory), color=COLOURS[3])
-    grid[1, 1].set_title("Memory of rank 0 (GPU: peak, CPU: resident)")
+    grid[1, 1].set_title("Memory of rank 0, the most so far")
     grid[1, 1].yaxis.set_major_formatter(EngFormatter(unit="B"))
     for axes in grid.flat:
         _whole_steps(axes)
