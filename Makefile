@@ -110,7 +110,7 @@ bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of g
 bench-model: $(SETUP)  ## the DeepSeek model beside transformers: steps, decoding, memory (half an hour)
 	@$(PYTHON) -m benchmarks.model $(ARGS)
 
-bench-engine: $(SETUP)  ## the loop beside a bare DeepSpeed loop, and what saving costs (ten minutes)
+bench-engine: $(SETUP)  ## the loop beside a bare DeepSpeed loop, and what saving costs (a quarter of an hour)
 	@$(PYTHON) -m benchmarks.engine $(ARGS)
 
 bench-gpu: $(SETUP)  ## the DeepSeek model on one GPU beside transformers and PyTorch's kernels (five minutes)
