@@ -72,8 +72,10 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """Train to the end, or until a signal; returns the exit status."""
     about = _about(recipe, job)
     with _joined(recipe, job, about) as (ranks, resumption):
-        # What routers draw as noise: other numbers on each rank, and after a resume those that would have come.
-        torch.manual_seed(recipe.run.seed * ranks.size + ranks.rank)
+        # What routers draw as noise: other numbers on each rank, and new ones after a resume on more ranks or fewer.
+        # On as many, the checkpoint's own random states replace this.
+        begin = resumption.found.step if resumption else 0
+        torch.manual_seed((recipe.run.seed + begin) * ranks.size + ranks.rank)
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
         if resumption is None:
             job.prepare(model)
@@ -91,7 +93,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
             start = resumption.found.step
             state = resumption.load(engine, ranks)
             balancer.restore(state["balance"])
-            skipped.total = state["skipped"]
+            skipped.restore(state["skipped"])
             if ranks.first:
                 _tell_resumed(job, resumption)
         if job.notice and ranks.first:
@@ -156,7 +158,7 @@ def _loop(
         return {"samples": step * job.global_batch, "validation_loss": validation.loss_at(step)}
 
     def state() -> dict[str, Any]:
-        return {"balance": balancer.state(), "skipped": skipped.total}
+        return {"balance": balancer.state(), "skipped": skipped.state()}
 
     spikes = SpikeDetector(train.watch.spike_window, train.watch.spike_deviations)
     with (

@@ -95,6 +95,11 @@ class Recipe(Section):
             raise ValueError(
                 "model.compile needs train.zero_stage below 3: its gathering of weights cannot be compiled"
             )
+        if self.train.offload_optimizer == "nvme" and ranks > 1:
+            raise ValueError(
+                f"train.offload_optimizer=nvme on {ranks} processes: DeepSpeed 0.19 then steps along wrong gradients "
+                "without a word; set cpu, or launch.processes=1"
+            )
         if self.model.num_nextn_predict_layers >= self.train.context_length:
             raise ValueError(
                 f"model.num_nextn_predict_layers ({self.model.num_nextn_predict_layers}) looks further ahead than "

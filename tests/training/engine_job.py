@@ -134,6 +134,7 @@ def train_once(
     faults: dict[str, Any] | None = None,
     hang: dict[str, int] | None = None,
     frozen: str | None = None,
+    swap_to: str | None = None,
 ) -> None:
     """Train from the newest checkpoint in ``begin_from`` or ``out``, or from nothing, to the end or ``train.stop_at``.
 
@@ -150,6 +151,8 @@ def train_once(
     model.set_checkpointing(train.checkpointing)
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
     config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch, recipe.micro_batch)
+    if swap_to:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "nvme_path": swap_to}
     checkpoints = out / "checkpoints"
     sizes = {"ranks": ranks.size, "expert_parallel": recipe.expert_parallel}
     about = About({"run": "test"}, {}, {}, {**sizes, "zero_stage": train.zero_stage})
@@ -162,7 +165,7 @@ def train_once(
     if resumption:
         state = resumption.load(engine, ranks)
         balancer.restore(state["balance"])
-        skipped.total = state["skipped"]
+        skipped.restore(state["skipped"])
     recorder = Recorder()
     saver = Saver(
         partitions(engine), checkpoints, about, ranks, Retention(train.keep, train.keep_every, train.keep_best)
@@ -170,7 +173,7 @@ def train_once(
     start = found.step if found else 0
 
     def state_now() -> dict[str, Any]:
-        return {"balance": balancer.state(), "skipped": skipped.total}
+        return {"balance": balancer.state(), "skipped": skipped.state()}
 
     spikes = SpikeDetector(train.watch.spike_window, train.watch.spike_deviations)
     metrics = MetricsHook(out, "test", start, train.steps, 1.0, 1, ranks)

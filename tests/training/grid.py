@@ -54,6 +54,7 @@ class Task:
         faults: ``rank``, and the steps at which its ``loss`` or its ``gradient`` is no number.
         hang: ``rank``, and the ``step`` after which it stands still.
         frozen: part of the names of parameters that are not trained.
+        swap_to: folder to which DeepSpeed swaps, also where recipes may not ask for it.
     """
 
     cell: Cell
@@ -64,6 +65,7 @@ class Task:
     faults: dict[str, Any] | None = None
     hang: dict[str, int] | None = None
     frozen: str | None = None
+    swap_to: Path | None = None
 
     def seen(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.out / "seen.json").read_text())
@@ -107,6 +109,7 @@ def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] |
                 "faults": task.faults,
                 "hang": task.hang,
                 "frozen": task.frozen,
+                "swap_to": str(task.swap_to) if task.swap_to else None,
             }
             for task in group
         ]

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,7 @@ def test_the_newest_every_so_many_and_the_best_stay() -> None:
     assert superseded(losses, Retention(newest=2, best=1)) == [100, 200, 300, 500]
     assert superseded(losses, Retention(newest=1, every=500, best=2)) == [100, 200, 300]
     assert superseded({}, Retention(newest=1)) == []
+    assert superseded({1: math.nan, 2: 2.0, 3: 3.0, 4: math.nan}, Retention(newest=1, best=1)) == [1, 3]
 
 
 @given(

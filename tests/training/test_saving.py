@@ -91,6 +91,34 @@ def test_ranks_pass_over_together_what_one_of_them_finds_damaged(checkpoints: Pa
     assert len(task.seen()["losses"]) == 2, "from step 6 to 8"
 
 
+def test_what_was_passed_over_is_moved_aside_and_not_removed(checkpoints: Path, tmp_path: Path) -> None:
+    """It may be whole: of another version, or on a file server that was away."""
+    newest = checkpoints / "step-00000008" / "manifest.json"
+    written = json.loads(newest.read_text())
+    written["details"]["format"] = 2
+    newest.write_text(json.dumps(written))
+    task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=2", "train.keep=9"))
+    shutil.copytree(checkpoints, task.out / "checkpoints")
+    assert "step-00000008, which was passed over, is now " in run_tasks([task], tmp_path)
+    (aside,) = (task.out / "checkpoints" / "previous").iterdir()
+    assert manifest.faults(aside) == [] and aside.name.endswith("step-00000008")
+    found = newest_whole(task.out / "checkpoints")
+    assert found is not None and (found.step, found.passed_over) == (8, [])
+
+
+def test_a_file_that_one_rank_cannot_read_is_passed_over_by_all(checkpoints: Path, tmp_path: Path) -> None:
+    """The other rank must not wait for its word: the system's error is of one alone."""
+    newest = checkpoints / "step-00000008"
+    unreadable, written = newest / "rank-00001.safetensors", json.loads((newest / "manifest.json").read_text())
+    unreadable.unlink()
+    unreadable.symlink_to("/proc/self/mem")  # a file of no bytes, and an error to whoever reads it
+    written["files"][unreadable.name]["bytes"] = 0
+    (newest / "manifest.json").write_text(json.dumps(written))
+    task = Task(Cell(2, 2, 1), tmp_path / "out", begin_from=checkpoints)
+    run_tasks([task], tmp_path)
+    assert len(task.seen()["losses"]) == 2, "from step 6 to 8"
+
+
 def about(**changes: dict[str, Any]) -> About:
     topology: dict[str, int | str] = {"ranks": 2, "expert_parallel": 2, "zero_stage": 1}
     return About(**{"identity": {"run": "test"}, "inputs": {}, "model": {}, "topology": topology, **changes})
@@ -131,6 +159,18 @@ def test_training_goes_on_when_the_disk_is_full_and_says_so(tmp_path: Path) -> N
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000002", "step-00000008"]
     assert all(manifest.faults(folder) == [] for folder in checkpoints.iterdir())
     assert task.seen()["losses"] == pytest.approx(follow([])["losses"], abs=1e-5)
+
+
+def test_training_goes_on_when_its_numbers_cannot_be_written(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.jsonl").symlink_to("/dev/full")
+    task = Task(Cell(2, 2, 1), out)
+    said = run_tasks([task], tmp_path)
+    warning = "warning: metrics.jsonl or tensorboard/ cannot be written (No space left on device): training goes on"
+    assert said.count(warning) == 1
+    assert len(task.seen()["losses"]) == 8
+    assert manifest.faults(out / "checkpoints" / "step-00000008") == []
 
 
 def test_a_run_whose_last_checkpoint_fails_does_not_end_well(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.engine
 
 HALF = ("train.stop_at=4",)
 NOISE = ("model.router_noise={kind: fixed, std: 0.3}",)
+LEARNED = ("model.router_noise={kind: learned, std: 0.3}",)
 BF16 = ("train.precision=bf16",)
 
 
@@ -56,6 +57,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
         task("stage 3 converted", Cell(2, 1, 3), begin="half of stage 3"),
         task("noise", Cell(2, 2, 1), *NOISE),
         task("noise, recomputed", Cell(2, 2, 1, checkpointing="full"), *NOISE),
+        task("learned noise", Cell(2, 2, 1), *LEARNED),
+        task("learned noise, whole experts", Cell(2, 1, 1), *LEARNED),
         task("bf16", Cell(2, 2, 1), *BF16),
         task("bf16, recomputed", Cell(2, 2, 1, checkpointing="full"), *BF16),
         task("bf16, whole experts", Cell(2, 1, 1), *BF16),
@@ -90,6 +93,13 @@ def test_recomputation_does_not_route_again(done, kind) -> None:
     kept, recomputed = done[kind].seen(), done[f"{kind}, recomputed"].seen()
     assert kept["losses"] == recomputed["losses"]
     assert kept["loads"] == recomputed["loads"]
+
+
+def test_learned_noise_is_the_same_under_expert_parallelism(done) -> None:
+    apart, whole = done["learned noise"].seen(), done["learned noise, whole experts"].seen()
+    assert apart["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+    assert apart["norms"] == pytest.approx(whole["norms"], rel=1e-5)
+    assert apart["loads"] == whole["loads"]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -168,7 +178,7 @@ def built(ranks: Ranks, *overrides: str, optimizer: torch.optim.Optimizer | None
     return build_engine(model, chosen, config, ranks), Objective(recipe.model, recipe.train), MadeTokens(recipe)
 
 
-def test_evaluation_and_recomputation_move_no_counts(alone) -> None:
+def test_evaluation_moves_no_counts(alone) -> None:
     engine, objective, tokens = built(alone)
     balancer, batch = Balancer(engine.module, 0.1), tokens.global_batch(0)
     theirs = [module.tokens_per_expert for module in engine.module.modules() if hasattr(module, "ep_size")]
@@ -191,19 +201,42 @@ def test_deepspeed_has_no_bias_balancing_of_its_own(alone) -> None:
         built(alone, load_balance_coeff=0.001)
 
 
-def test_expert_parameters_have_a_group_of_their_own(alone) -> None:
-    """Without, ZeRO-2 refuses, and stage 0 fails obscurely."""
-    recipe = load_recipe(RECIPE)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_expert_parameters_have_a_group_of_their_own(alone, stage) -> None:
+    """Without, DeepSpeed refuses."""
+    recipe = load_recipe(RECIPE, [f"train.zero_stage={stage}"])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     groups = parameter_groups(model, 0.1)
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert all((".experts." in names[p]) == group.get("moe", False) for group in groups for p in group["params"])
+    config = deepspeed_config(recipe.train, 1, 1, 8, 8)
     with pytest.raises(AssertionError, match="moe"):
-        deepspeed.initialize(
-            model=model,
-            optimizer=torch.optim.AdamW(model.parameters()),
-            config=deepspeed_config(recipe.train, 1, 1, 8, 8),
-        )
+        deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters()), config=config)
+
+
+def test_deepspeed_has_no_right_clipping_with_muon(alone) -> None:
+    """Under ZeRO it clips the orthogonalised update: which is why ours is used. When this fails, theirs may be."""
+    moved = {}
+    for stage in (0, 1):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(16, 16, bias=False)
+        layer.weight.use_muon = True
+        config = {
+            "train_batch_size": 4,
+            "zero_optimization": {"stage": stage},
+            "gradient_clipping": 0.5,
+            "optimizer": {"type": "Muon", "params": {"lr": 0.1, "momentum": 0.9}},
+        }
+        engine, *_ = deepspeed.initialize(model=layer, model_parameters=layer.parameters(), config=config)
+        inputs, before = torch.randn(4, 16), layer.weight.detach().clone()
+        loss = engine(inputs).pow(2).mean()
+        (gradient,) = torch.autograd.grad(layer(inputs).pow(2).mean(), layer.weight)
+        assert gradient.norm() < 0.5, "nothing to clip"
+        engine.backward(loss)
+        engine.step()
+        moved[stage] = (layer.weight.detach() - before).norm().item()
+        engine.destroy()
+    assert moved[1] < 0.5 * moved[0]
 
 
 def test_reduce_scatter_which_expert_groups_need_cannot_be_switched_off() -> None:

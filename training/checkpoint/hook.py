@@ -46,6 +46,10 @@ class CheckpointHook(Hook):
     def at_end(self, step: int) -> None:
         self._finish(step)
 
+    def at_failure(self) -> None:
+        """What was begun before is whole, and written before the run's lock goes."""
+        self._saver.drain()
+
     def _begin(self, step: int) -> None:
         if step != self._last:
             self._saver.begin(step, self._counts(step), self._state())

@@ -63,7 +63,7 @@ def _examine(folder: Path, ranks: Ranks | None) -> tuple[Manifest | None, list[s
         found = manifest.read(folder)
         if found is not None and (fault := fault_of_format(found)):
             faults.append(fault)
-    except RequestError as error:
+    except (RequestError, OSError) as error:  # of one rank alone, perhaps: the others wait for its word
         faults = [str(error)]
     if ranks is None:
         return found, faults
@@ -99,8 +99,7 @@ class Resumption:
         Raises:
             RequestError: the checkpoint holds other parameters than the model has.
         """
-        contents = broadcast_value(Contents(self.found.folder) if ranks.first else None)
-        assert contents is not None
+        contents = self._contents(ranks)
         here = partitions(engine)
         _require_same_shapes(here.shapes(), contents)
         for partition in here.trained:
@@ -120,6 +119,19 @@ class Resumption:
         engine.global_steps = self.found.step
         state: dict[str, Any] = details["state"]
         return state
+
+    def _contents(self, ranks: Ranks) -> Contents:
+        """What rank 0 finds in it, on every rank; what it must refuse, all refuse."""
+        found: Contents | str | None = None
+        if ranks.first:
+            try:
+                found = Contents(self.found.folder)
+            except RequestError as error:
+                found = str(error)
+        found = broadcast_value(found)
+        if not isinstance(found, Contents):
+            raise RequestError(str(found))
+        return found
 
 
 def _require_same_shapes(shapes: dict[str, tuple[int, ...]], contents: Contents) -> None:

@@ -1,5 +1,6 @@
 """Which checkpoints stay: the newest, every so many steps, and the best by validation."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,13 +24,14 @@ def superseded(losses: Mapping[int, float | None], retention: Retention) -> list
     """The steps whose checkpoints go, in order.
 
     Args:
-        losses: of every checkpoint, by step: the validation loss at that step, or None where none was measured.
+        losses: of every checkpoint, by step: the validation loss at that step, or None where none was measured; one
+            that is no finite number is not among the best.
         retention: what to keep.
     """
     steps = sorted(losses)
     kept = set(steps[-retention.newest :])
     if retention.every:
         kept |= {step for step in steps if step % retention.every == 0}
-    measured = [(loss, step) for step, loss in losses.items() if loss is not None]
+    measured = [(loss, step) for step, loss in losses.items() if loss is not None and math.isfinite(loss)]
     kept |= {step for _, step in sorted(measured)[: retention.best]}
     return [step for step in steps if step not in kept]

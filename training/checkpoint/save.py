@@ -177,6 +177,8 @@ class Saver:
         if publishing is not None and (error := publishing.exception()):
             self._failure = _told(error)
             warn(f"a checkpoint could not be published ({self._failure}) and is dropped; training goes on")
+            for torn in self._folder.glob(".step-*.partial"):
+                shutil.rmtree(torn, ignore_errors=True)
 
     def _publish(self, begun: _Begun, files: dict[str, dict[str, Any]]) -> None:
         partial, target = self._partial(begun.step), self._folder / folder_name(begun.step)
@@ -193,13 +195,19 @@ class Saver:
                 details={"format": FORMAT, "topology": about.topology, "model": about.model, "state": begun.state},
             ),
         )
-        # What stands under this name or a later one was passed over at resume as damaged.
-        for damaged in [path for path in self._folder.glob("step-*") if path.name >= target.name]:
-            shutil.rmtree(damaged)
+        # What stands under this name or a later one was passed over at resume, perhaps as another version's: kept.
+        for passed_over in [path for path in self._folder.glob("step-*") if path.name >= target.name]:
+            warn(f"{passed_over.name}, which was passed over, is now {publish.move_aside(passed_over)}")
         publish.rename_folder(partial, target)
+        self._retain()
+
+    def _retain(self) -> None:
         losses = {checkpoint_step(path): _validation_loss(path) for path in self._folder.glob("step-*")}
         for step in superseded(losses, self._retention):
-            shutil.rmtree(self._folder / folder_name(step))
+            try:
+                shutil.rmtree(self._folder / folder_name(step))
+            except OSError as error:
+                warn(f"{folder_name(step)} should make room and could not be removed ({_told(error)})")
 
 
 def _validation_loss(folder: Path) -> float | None:

@@ -33,8 +33,9 @@ class Snapshot:
         here = self._partitions
         kept = [*((p, True) for p in here.trained), *((p, False) for p in here.frozen)]
         for number, (partition, trained) in enumerate(kept):
-            begin, end = _share(partition)
             with here.present(partition):
+                # Not before: of what lies on NVMe not even the size is here.
+                begin, end = _share(partition)
                 state = here.state(partition) if trained else {}
                 elementwise = {MASTER: partition.master, **_elementwise(partition, state)}
                 for key, tensor in elementwise.items():

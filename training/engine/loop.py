@@ -12,6 +12,7 @@ import torch
 from training.data.batch import Batch, Data
 from training.engine.balance import Balancer, LayerLoad
 from training.engine.distributed import Ranks, sum_over_ranks
+from training.engine.errors import RunError
 from training.engine.gradients import clip_global_norm
 from training.engine.signals import StopRequest
 
@@ -93,6 +94,9 @@ class Hook:
     def at_end(self, step: int) -> None:
         """All steps are done."""
 
+    def at_failure(self) -> None:
+        """A ``RunError`` ends the loop, on all ranks alike."""
+
 
 class Trainer:
     """Runs optimiser steps on an engine."""
@@ -115,7 +119,19 @@ class Trainer:
         self._stop, self._own_clip = stop, own_clip
 
     def run(self, start: int, steps: int, stop_at: int | None = None) -> Ended:
-        """Do steps ``start`` .. ``steps``-1, unless a signal or ``stop_at`` ends it before; says which."""
+        """Do steps ``start`` .. ``steps``-1, unless a signal or ``stop_at`` ends it before; says which.
+
+        Raises:
+            RunError: a hook found that the run cannot go on, or that it is not saved.
+        """
+        try:
+            return self._run(start, steps, stop_at)
+        except RunError:
+            for hook in self._hooks:
+                hook.at_failure()
+            raise
+
+    def _run(self, start: int, steps: int, stop_at: int | None) -> Ended:
         self._engine.train()
         for step in range(start, steps):
             result = self._step(step)

@@ -4,16 +4,18 @@
 A resumed run repeats the steps after its checkpoint: readers take the last line of a step (``read_metrics``).
 """
 
+import contextlib
+import errno
 import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 import torch
 
-from artefacts.progress import bar
+from artefacts.progress import bar, warn
 from training.engine.distributed import Ranks
 from training.engine.loop import Hook, StepResult
 
@@ -35,7 +37,8 @@ class MetricsHook(Hook):
             return
         from training.engine.board import Board
 
-        self._file = _open_for_appending(folder / FILE)
+        self._file = open(folder / FILE, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        self._torn, self._told = _is_torn(folder / FILE), False
         self._board = Board(folder / "tensorboard", start + 1)
         self._steps = steps
         self._bar = bar(steps, "step", name, initial=start)
@@ -79,9 +82,22 @@ class MetricsHook(Hook):
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. Rank 0 only."""
-        self._file.write(orjson.dumps(record) + b"\n")
-        self._file.flush()
-        self._board.add(record["step"], dict(_curves(record)))
+        try:
+            self._append(orjson.dumps(record) + b"\n")
+            self._board.add(record["step"], dict(_curves(record)))
+        except OSError as error:
+            if not self._told:
+                warn(f"{FILE} or tensorboard/ cannot be written ({error.strerror}): training goes on without a record")
+            self._told = True
+        else:
+            self._told = False
+
+    def _append(self, line: bytes) -> None:
+        whole = b"\n" + line if self._torn else line
+        self._torn = True
+        if self._file.write(whole) < len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
 
     def at_stop(self, step: int) -> None:
         self._close()
@@ -89,11 +105,15 @@ class MetricsHook(Hook):
     def at_end(self, step: int) -> None:
         self._close()
 
+    def at_failure(self) -> None:
+        self._close()
+
     def _close(self) -> None:
         if self._first:
             self._bar.close()
             self._file.close()
-            self._board.close()
+            with contextlib.suppress(OSError):  # told already
+                self._board.close()
 
 
 def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -109,17 +129,13 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"experts/{layer}/{key}/{expert}", value
 
 
-def _open_for_appending(path: Path) -> BinaryIO:
+def _is_torn(path: Path) -> bool:
     """A killed run may have left its last line torn: what follows begins on a line of its own."""
-    torn = False
-    if path.exists() and path.stat().st_size:
-        with open(path, "rb") as stream:
-            stream.seek(-1, os.SEEK_END)
-            torn = stream.read() != b"\n"
-    file = open(path, "ab")  # noqa: SIM115 - open as long as the run
-    if torn:
-        file.write(b"\n")
-    return file
+    if not path.stat().st_size:
+        return False
+    with open(path, "rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
 
 
 def memory_bytes(device: torch.device) -> int:

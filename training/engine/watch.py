@@ -22,6 +22,14 @@ class SkippedSteps:
         self.total = 0
         self.in_a_row = 0
 
+    def state(self) -> dict[str, int]:
+        """What a resume is to go on from."""
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Set what ``state`` gave."""
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
     def count(self, step: int, skipped: bool) -> None:
         """Note how step ``step`` went.
 
