@@ -1,6 +1,7 @@
 """What users of such systems suffer from, and where DeepSpeed and AutoEP are wrong or silent: a test for each.
 
-Two more are elsewhere: Muon's clipping in ``test_optimizers.py``, two agents on one host in ``tests/test_river.py``.
+Two more are elsewhere: clipping with our Muon in ``test_optimizers.py``, two agents on one host in
+``tests/test_river.py``.
 Tests whose names begin with ``test_deepspeed_has_no`` hold what DeepSpeed does: when one fails, it has been mended, and
 what goes around it can go.
 """
@@ -15,6 +16,7 @@ import deepspeed
 import pytest
 import torch
 
+from artefacts import manifest
 from artefacts.metrics import read_metrics
 from configs.errors import RequestError
 from configs.load import load_recipe
@@ -24,10 +26,13 @@ from tests.training.test_engine import VARIANTS, follow
 from tests.training.workers import CHECKOUT
 from training.checkpoint.contents import Contents
 from training.checkpoint.read import read_weights
+from training.checkpoint.retention import Retention
+from training.checkpoint.save import About, Saver
 from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
 from training.engine.distributed import Ranks, join, leave
+from training.engine.partitions import partitions
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optimizers import build_optimizer, parameter_groups
@@ -237,6 +242,26 @@ def test_deepspeed_has_no_right_clipping_with_muon(alone) -> None:
         moved[stage] = (layer.weight.detach() - before).norm().item()
         engine.destroy()
     assert moved[1] < 0.5 * moved[0]
+
+
+def test_a_checkpoint_that_cannot_be_published_takes_nothing_of_the_next(alone, tmp_path: Path) -> None:
+    """Other ranks may be writing that already, while rank 0 still learns of the failure."""
+    engine, *_ = built(alone)
+    saver = Saver(partitions(engine), tmp_path, About({}, {}, {}, {"ranks": 1}), alone, Retention(9))
+    (tmp_path / "step-00000009").mkdir()  # passed over: in the way of what is older
+    (tmp_path / "previous").write_text("a file where the folder should be")
+    begun_by_another = tmp_path / ".step-00000004.partial" / "rank-00001.safetensors"
+    begun_by_another.parent.mkdir()
+    begun_by_another.write_text("")
+    saver.begin(2, {}, {})
+    assert "File exists" in saver.drain()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".step-00000004.partial", "previous", "step-00000009"]
+    (tmp_path / "previous").unlink()
+    saver.begin(4, {}, {})
+    assert saver.drain() == ""
+    assert begun_by_another.name in {path.name for path in (tmp_path / "step-00000004").iterdir()}
+    assert manifest.faults(tmp_path / "step-00000004") == []
+    assert len(list((tmp_path / "previous").iterdir())) == 1
 
 
 def test_reduce_scatter_which_expert_groups_need_cannot_be_switched_off() -> None:

@@ -177,10 +177,17 @@ class Saver:
         if publishing is not None and (error := publishing.exception()):
             self._failure = _told(error)
             warn(f"a checkpoint could not be published ({self._failure}) and is dropped; training goes on")
-            for torn in self._folder.glob(".step-*.partial"):
-                shutil.rmtree(torn, ignore_errors=True)
 
     def _publish(self, begun: _Begun, files: dict[str, dict[str, Any]]) -> None:
+        try:
+            self._give_name(begun, files)
+        except BaseException:
+            # This one alone: other ranks may be writing the next already.
+            shutil.rmtree(self._partial(begun.step), ignore_errors=True)
+            raise
+        self._retain()
+
+    def _give_name(self, begun: _Begun, files: dict[str, dict[str, Any]]) -> None:
         partial, target = self._partial(begun.step), self._folder / folder_name(begun.step)
         about = self._about
         manifest.write(
@@ -199,7 +206,6 @@ class Saver:
         for passed_over in [path for path in self._folder.glob("step-*") if path.name >= target.name]:
             warn(f"{passed_over.name}, which was passed over, is now {publish.move_aside(passed_over)}")
         publish.rename_folder(partial, target)
-        self._retain()
 
     def _retain(self) -> None:
         losses = {checkpoint_step(path): _validation_loss(path) for path in self._folder.glob("step-*")}
