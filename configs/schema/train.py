@@ -110,7 +110,7 @@ class TrainSection(Section):
     )
     zero_stage: Free[Literal[0, 1, 2, 3]] = 1
     offload_optimizer: Free[Literal["none", "cpu", "nvme"]] = Field(
-        "none", description="keep optimiser state in host memory (zero_stage 1 to 3), or on disk (3)"
+        "none", description="keep optimiser state in host memory (zero_stage 1 to 3), or on disk (3, one process)"
     )
     offload_path: Free[str | None] = Field(None, description="folder on a fast disk of each node, for nvme")
     expert_parallel: Free[int | None] = Field(
