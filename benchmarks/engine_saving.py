@@ -15,8 +15,9 @@ import torch
 
 from benchmarks.engine_setup import SameTokens, Setup, settle, setup
 from benchmarks.paired import Ratio, compare, seconds
+from training.checkpoint.contents import folder_name
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, Saver, folder_name
+from training.checkpoint.save import About, Saver
 from training.engine.partitions import partitions
 
 

@@ -15,10 +15,11 @@ from configs.errors import RequestError
 from configs.load import dump_recipe
 from configs.schema import Recipe
 from configs.schema.train import TrainSection
+from training.checkpoint.contents import folder_name
 from training.checkpoint.hook import CheckpointHook
 from training.checkpoint.load import Found, Resumption, newest_whole
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, Saver, folder_name
+from training.checkpoint.save import About, Saver
 from training.data.batch import Batch, Data
 from training.data.prefetch import Prefetched
 from training.engine.balance import Balancer
@@ -152,7 +153,7 @@ def _loop(
     objective = Objective(recipe.model, train)
     validation = ValidationHook(engine, objective, job.validation, train.eval_every, metrics, ranks)
     retention = Retention(train.keep, train.keep_every, train.keep_best)
-    saver = Saver(partitions(engine), folder / "checkpoints", about, ranks, retention)
+    saver = Saver(partitions(engine), folder / "checkpoints", about, ranks, retention, start or None)
 
     def counts(step: int) -> dict[str, Any]:
         return {"samples": step * job.global_batch, "validation_loss": validation.loss_at(step)}

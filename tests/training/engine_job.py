@@ -167,10 +167,10 @@ def train_once(
         balancer.restore(state["balance"])
         skipped.restore(state["skipped"])
     recorder = Recorder()
-    saver = Saver(
-        partitions(engine), checkpoints, about, ranks, Retention(train.keep, train.keep_every, train.keep_best)
-    )
     start = found.step if found else 0
+    retention = Retention(train.keep, train.keep_every, train.keep_best)
+    resumed = found.step if found and not begin_from else None
+    saver = Saver(partitions(engine), checkpoints, about, ranks, retention, resumed)
 
     def state_now() -> dict[str, Any]:
         return {"balance": balancer.state(), "skipped": skipped.state()}

@@ -1,7 +1,10 @@
 """TensorBoard reads what we write."""
 
+import resource
+import signal
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.engine.board import Board
@@ -25,3 +28,16 @@ def test_tensorboard_reads_the_curves_and_forgets_what_a_resume_does_again(tmp_p
         *((step, 20.0 - step) for step in range(5, 9)),
     ]
     assert [s.step for s in read.Scalars("train/grad_norm")] == [1, 2, 3, 4]
+
+
+def test_a_full_disk_leaves_no_file_behind(tmp_path: Path) -> None:
+    """Of each start that fails: the next record would begin one more."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Board(tmp_path / "board", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list((tmp_path / "board").iterdir()) == []

@@ -14,6 +14,7 @@ from artefacts.metrics import read_metrics
 from configs.errors import RequestError
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import follow, weights_of
+from training.checkpoint.contents import FORMAT
 from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.read import require_checkpoint
 from training.checkpoint.save import About
@@ -69,7 +70,7 @@ def test_a_checkpoint_of_another_format_is_named(checkpoints: Path) -> None:
     found = newest_whole(checkpoints)
     assert found is not None and found.step == 6
     assert found.passed_over == [
-        "step-00000008 passed over: saved in format None by another version of Millrace, this one reads 1"
+        f"step-00000008 passed over: saved in format None by another version of Millrace, this one reads {FORMAT}"
     ]
     with pytest.raises(RequestError, match=r"step-00000008: saved in format None .* or move it away and run `make"):
         require_checkpoint(newest.parent, "make pretrain")
@@ -95,7 +96,7 @@ def test_what_was_passed_over_is_moved_aside_and_not_removed(checkpoints: Path, 
     """It may be whole: of another version, or on a file server that was away."""
     newest = checkpoints / "step-00000008" / "manifest.json"
     written = json.loads(newest.read_text())
-    written["details"]["format"] = 2
+    written["details"]["format"] = FORMAT - 1
     newest.write_text(json.dumps(written))
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=2", "train.keep=9"))
     shutil.copytree(checkpoints, task.out / "checkpoints")
@@ -104,6 +105,30 @@ def test_what_was_passed_over_is_moved_aside_and_not_removed(checkpoints: Path, 
     assert manifest.faults(aside) == [] and aside.name.endswith("step-00000008")
     found = newest_whole(task.out / "checkpoints")
     assert found is not None and (found.step, found.passed_over) == (8, [])
+
+
+def test_what_was_passed_over_takes_no_place_of_a_whole_one(checkpoints: Path, tmp_path: Path) -> None:
+    """Between the one resumed from and the next, where a signal had it written."""
+    shutil.rmtree(checkpoints / "step-00000008")
+    truncate(checkpoints / "step-00000006" / "rank-00000.safetensors")
+    shutil.copytree(checkpoints / "step-00000002", checkpoints / "step-00000002-good")
+    task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=4", "train.keep=2"))
+    shutil.copytree(checkpoints, task.out / "checkpoints")
+    assert "dropped" not in run_tasks([task], tmp_path)
+    names = sorted(path.name for path in (task.out / "checkpoints").iterdir())
+    assert names == ["previous", "step-00000002-good", "step-00000004", "step-00000008"]
+    (aside,) = (task.out / "checkpoints" / "previous").iterdir()
+    assert aside.name.endswith("step-00000006")
+
+
+def test_a_failed_save_names_the_newest_that_is_whole(checkpoints: Path, tmp_path: Path) -> None:
+    for step in (6, 8):
+        truncate(checkpoints / f"step-{step:08d}" / "rank-00000.safetensors")
+    task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=1", "train.keep=9"), full_disk=(5, 7))
+    shutil.copytree(checkpoints, task.out / "checkpoints")
+    said = run_tasks([task], tmp_path)
+    assert "the checkpoint at step 5 could not be written" in said
+    assert "the newest whole one is step-00000004" in said
 
 
 def test_a_file_that_one_rank_cannot_read_is_passed_over_by_all(checkpoints: Path, tmp_path: Path) -> None:
@@ -167,8 +192,8 @@ def test_training_goes_on_when_its_numbers_cannot_be_written(tmp_path: Path) -> 
     (out / "metrics.jsonl").symlink_to("/dev/full")
     task = Task(Cell(2, 2, 1), out)
     said = run_tasks([task], tmp_path)
-    warning = "warning: metrics.jsonl or tensorboard/ cannot be written (No space left on device): training goes on"
-    assert said.count(warning) == 1
+    assert said.count("warning: metrics.jsonl cannot be written (No space left on device): training goes on") == 1
+    assert "tensorboard/ cannot" not in said
     assert len(task.seen()["losses"]) == 8
     assert manifest.faults(out / "checkpoints" / "step-00000008") == []
 

@@ -167,7 +167,7 @@ def test_a_run_that_blows_up_ends_with_one_line(root: Path) -> None:
     _, said = process.communicate(timeout=180)
     assert process.returncode == 1
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "3 steps in a row" in line and "lower train.learning_rate" in line
+    assert "3 steps in a row" in line and "begin anew with a lower train.learning_rate" in line
     assert "Traceback" not in said
     layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
     assert not list((layout.pretrain / "checkpoints").glob("step-*"))

@@ -23,7 +23,7 @@ _PRELOADED = [
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "torch._dynamo",
-    "torch.utils.tensorboard",
+    "training.engine.board",
     "tests.training.grid_job",
 ]
 

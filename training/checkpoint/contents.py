@@ -16,13 +16,25 @@ from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
 
 _FILES = "rank-*.safetensors"
 #: Of what is written here, in each checkpoint's manifest: raised when an older reader would get it wrong.
-FORMAT = 1
+FORMAT = 2
 
 
 def fault_of_format(saved: Manifest) -> str:
     """Why a checkpoint cannot be read by its manifest, though it may be whole; empty: it can."""
     found = saved.details.get("format")
     return "" if found == FORMAT else f"saved in format {found} by another version of Millrace, this one reads {FORMAT}"
+
+
+def folder_name(step: int) -> str:
+    """Name of the checkpoint after ``step`` optimiser steps."""
+    return f"step-{step:08d}"
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """The steps whose checkpoints lie in a folder, in order; what else a user put there is none."""
+    numbers = [path.name.removeprefix("step-") for path in checkpoints.glob("step-*")]
+    steps = {int(number) for number in numbers if number.isascii() and number.isdigit()}
+    return sorted(step for step in steps if (checkpoints / folder_name(step)).is_dir())
 
 
 def rank_file(rank: int) -> str:

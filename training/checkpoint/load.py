@@ -11,7 +11,7 @@ from artefacts import manifest
 from artefacts.manifest import Manifest
 from artefacts.training_run import first_difference
 from configs.errors import RequestError
-from training.checkpoint.contents import Contents, Parameter, fault_of_format
+from training.checkpoint.contents import Contents, Parameter, fault_of_format, folder_name, saved_steps
 from training.checkpoint.save import About
 from training.checkpoint.snapshot import MASTER
 from training.engine.distributed import Ranks, broadcast_value
@@ -43,7 +43,7 @@ def newest_whole(checkpoints: Path, ranks: Ranks | None = None) -> Found | None:
     Raises:
         RequestError: there are checkpoints and every one is damaged; beginning anew must be the user's decision.
     """
-    names = sorted((path.name for path in checkpoints.glob("step-*")), reverse=True)
+    names = [folder_name(step) for step in reversed(saved_steps(checkpoints))]
     passed_over: list[str] = []
     for name in names if ranks is None else broadcast_value(names):
         found, faults = _examine(checkpoints / name, ranks)

@@ -4,6 +4,7 @@ Every rank writes one file. When all have, rank 0 adds the manifest and gives th
 checkpoint, after, a whole one. A write that fails costs this checkpoint and nothing else.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from artefacts.manifest import Manifest
 from artefacts.progress import warn
 from configs.errors import RequestError
 from training.checkpoint import tensor_file
-from training.checkpoint.contents import FORMAT, rank_file
+from training.checkpoint.contents import FORMAT, folder_name, rank_file, saved_steps
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import Snapshot
 from training.engine.distributed import Ranks, broadcast_value, sum_over_ranks
@@ -58,21 +59,30 @@ class _Begun:
     entry: Future[dict[str, Any]]
 
 
-def folder_name(step: int) -> str:
-    """Name of the checkpoint after ``step`` optimiser steps."""
-    return f"step-{step:08d}"
-
-
-def checkpoint_step(folder: Path) -> int:
-    """The step of a checkpoint, from its name."""
-    return int(folder.name.removeprefix("step-"))
-
-
 class Saver:
     """Writes one checkpoint at a time; every rank calls its methods alike."""
 
-    def __init__(self, partitions: Partitions, folder: Path, about: About, ranks: Ranks, retention: Retention) -> None:
-        """``folder``: ``checkpoints/`` of the run, of which this rank's process group holds the lock."""
+    def __init__(
+        self,
+        partitions: Partitions,
+        folder: Path,
+        about: About,
+        ranks: Ranks,
+        retention: Retention,
+        resumed: int | None = None,
+    ) -> None:
+        """Remove what a killed run left half written.
+
+        Args:
+            partitions: of the engine whose state is saved.
+            folder: ``checkpoints/`` of the run, of which this rank's process group holds the lock.
+            about: what manifests say of the run.
+            ranks: all that save.
+            retention: what to keep.
+            resumed: the step of the checkpoint in ``folder`` that the run goes on from, if any. Later ones there were
+                passed over, perhaps as another version's: they are moved aside when the next one is published.
+        """
+        self._newest = resumed
         self._folder, self._about, self._ranks, self._retention = folder, about, ranks, retention
         self._snapshot = Snapshot(partitions, ranks.device, ranks.first)
         self._scaler_state = partitions.scaler_state
@@ -161,10 +171,12 @@ class Saver:
         if failed:
             rank, word = failed[0]
             self._failure = f"rank {rank}: {word}"
-            kept = sorted(self._folder.glob("step-*"))
+            kept = (
+                "with none on disk" if self._newest is None else f"the newest whole one is {folder_name(self._newest)}"
+            )
             warn(
                 f"the checkpoint at step {begun.step} could not be written ({self._failure}) and is dropped; training "
-                f"goes on, {f'the newest whole one is {kept[-1].name}' if kept else 'with none on disk'}"
+                f"goes on, {kept}"
             )
             shutil.rmtree(self._partial(begun.step), ignore_errors=True)
             return
@@ -202,16 +214,20 @@ class Saver:
                 details={"format": FORMAT, "topology": about.topology, "model": about.model, "state": begun.state},
             ),
         )
-        # What stands under this name or a later one was passed over at resume, perhaps as another version's: kept.
-        for passed_over in [path for path in self._folder.glob("step-*") if path.name >= target.name]:
-            warn(f"{passed_over.name}, which was passed over, is now {publish.move_aside(passed_over)}")
+        for step in saved_steps(self._folder):
+            if self._newest is None or step > self._newest:
+                aside = publish.move_aside(self._folder / folder_name(step))
+                warn(f"{folder_name(step)}, which was passed over, is now {aside}")
         publish.rename_folder(partial, target)
+        self._newest = begun.step
 
     def _retain(self) -> None:
-        losses = {checkpoint_step(path): _validation_loss(path) for path in self._folder.glob("step-*")}
+        losses = {step: _validation_loss(self._folder / folder_name(step)) for step in saved_steps(self._folder)}
         for step in superseded(losses, self._retention):
+            going = self._folder / f".{folder_name(step)}.superseded"
             try:
-                shutil.rmtree(self._folder / folder_name(step))
+                os.rename(self._folder / folder_name(step), going)  # killed from here on, it is none and not a torn one
+                shutil.rmtree(going)
             except OSError as error:
                 warn(f"{folder_name(step)} should make room and could not be removed ({_told(error)})")
 

@@ -4,7 +4,6 @@
 A resumed run repeats the steps after its checkpoint: readers take the last line of a step (``read_metrics``).
 """
 
-import contextlib
 import errno
 import os
 import resource
@@ -15,9 +14,10 @@ from typing import Any
 import orjson
 import torch
 
-from artefacts.progress import bar, warn
+from artefacts.progress import bar
 from training.engine.distributed import Ranks
 from training.engine.loop import Hook, StepResult
+from training.engine.sink import Sink
 
 FILE = "metrics.jsonl"
 #: Steps between the routers' values in TensorBoard, whose checksums are computed in Python, and between the single
@@ -37,9 +37,10 @@ class MetricsHook(Hook):
             return
         from training.engine.board import Board
 
-        self._file = open(folder / FILE, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
-        self._torn, self._told = _is_torn(folder / FILE), False
-        self._board = Board(folder / "tensorboard", start + 1)
+        self._lines = Sink(FILE, lambda step: _Lines(folder / FILE))
+        self._curves = Sink("tensorboard/", lambda step: Board(folder / "tensorboard", step))
+        self._lines.open(start + 1)
+        self._curves.open(start + 1)
         self._steps = steps
         self._bar = bar(steps, "step", name, initial=start)
 
@@ -82,22 +83,9 @@ class MetricsHook(Hook):
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. Rank 0 only."""
-        try:
-            self._append(orjson.dumps(record) + b"\n")
-            self._board.add(record["step"], dict(_curves(record)))
-        except OSError as error:
-            if not self._told:
-                warn(f"{FILE} or tensorboard/ cannot be written ({error.strerror}): training goes on without a record")
-            self._told = True
-        else:
-            self._told = False
-
-    def _append(self, line: bytes) -> None:
-        whole = b"\n" + line if self._torn else line
-        self._torn = True
-        if self._file.write(whole) < len(whole):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._torn = False
+        step = record["step"]
+        self._lines.write(step, lambda lines: lines.add(orjson.dumps(record) + b"\n"))
+        self._curves.write(step, lambda board: board.add(step, dict(_curves(record))))
 
     def at_stop(self, step: int) -> None:
         self._close()
@@ -111,9 +99,8 @@ class MetricsHook(Hook):
     def _close(self) -> None:
         if self._first:
             self._bar.close()
-            self._file.close()
-            with contextlib.suppress(OSError):  # told already
-                self._board.close()
+            self._lines.close()
+            self._curves.close()
 
 
 def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -129,13 +116,26 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"experts/{layer}/{key}/{expert}", value
 
 
-def _is_torn(path: Path) -> bool:
-    """A killed run may have left its last line torn: what follows begins on a line of its own."""
-    if not path.stat().st_size:
-        return False
-    with open(path, "rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read() != b"\n"
+class _Lines:
+    """A file that lines are appended to, each with one write."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        # A killed run, or a full disk, may have left the last line torn: what follows begins on a line of its own.
+        self._torn = False
+        if size := path.stat().st_size:
+            with open(path, "rb") as stream:
+                stream.seek(size - 1)
+                self._torn = stream.read() != b"\n"
+
+    def add(self, line: bytes) -> None:
+        whole = b"\n" + line if self._torn else line
+        if self._file.write(whole) < len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -42,7 +42,7 @@ class SkippedSteps:
             raise RunError(
                 f"step {step}: {self.in_a_row} steps in a row had a loss or a gradient that is no finite number "
                 f"(train.watch.skipped_in_a_row={self._most}); nothing more is saved, the newest checkpoint is from "
-                "before: lower train.learning_rate, or look at the data from there on"
+                "before: look at the data from there on, or begin anew with a lower train.learning_rate"
             )
 
 
