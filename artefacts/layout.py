@@ -48,6 +48,15 @@ class RunLayout:
         return self.run / "finetune"
 
     @property
+    def logs(self) -> Path:
+        """What launchers and their processes said, over all starts."""
+        return self.run / "logs"
+
+    def launch(self, verb: str) -> Path:
+        """Stands for the launching of a command, of which there may be one at a time; never made."""
+        return self.run / f"{verb}-launch"
+
+    @property
     def evaluation(self) -> Path:
         return self.run / "evaluation"
 

@@ -5,6 +5,7 @@ The lock is the kernel's and dies with its process, so none is ever stale.
 
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ def hold(folder: Path) -> Iterator[None]:
     with _opened(folder) as descriptor:
         if not _taken(descriptor, fcntl.LOCK_EX):
             raise _refusal(folder)
-        _holder(folder).write_text(f"process {os.getpid()}")
+        _holder(folder).write_text(_oneself())
         try:
             yield
         finally:
@@ -88,6 +89,11 @@ def _taken(descriptor: int, how: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _oneself() -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"process {os.getpid()} on {socket.gethostname()}{f' (SLURM job {job})' if job else ''}"
 
 
 def _holder(folder: Path) -> Path:

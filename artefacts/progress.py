@@ -1,10 +1,12 @@
 """A progress bar on a terminal; elsewhere a line now and then, so that logs stay readable."""
 
+import os
 import sys
 from typing import Any
 
 from tqdm import tqdm
 
+from artefacts.worker import TERMINAL
 from configs import stopping
 
 
@@ -26,11 +28,13 @@ def warn(text: str) -> None:
 
 
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
-    """A tqdm bar on stderr; where stderr is no terminal it refreshes every 20 seconds.
+    """A tqdm bar on stderr; where nobody looks at a terminal it refreshes every 20 seconds.
+
+    A rank's output goes to a file; its launcher says whether that is shown on a terminal.
 
     Raises:
         KeyboardInterrupt: from ``update``; the command was asked to stop (StoppedError: by SIGTERM or SIGUSR1).
     """
     if not sys.stderr.isatty():
-        options.setdefault("mininterval", 20)
+        options.setdefault("mininterval", 1 if TERMINAL in os.environ else 20)
     return _Bar(total=total, unit=unit, desc=name, dynamic_ncols=True, unit_scale=True, file=sys.stderr, **options)

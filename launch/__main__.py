@@ -1,31 +1,21 @@
 """Start a recipe's processes: ``python -m launch KIND COMMAND --recipe R [--dry-run] [section.key=value ...]``."""
 
 import argparse
-import os
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from artefacts.layout import RunLayout
-from artefacts.training_run import finetune_run, pretrain_run
 from configs import command
-from configs.errors import RequestError
-from configs.schema import Recipe
-from launch.supervise import supervise
-from launch.torchrun import torchrun_command, worker_environment
+from configs.load import load_recipe
+from launch.start import COMMANDS, plan, start
 
 KINDS = {
     "local": "this machine, launch.processes processes",
     "torchrun": "this node of several, which meet at launch.rendezvous",
-    "recipe": "whatever launch.kind says",
+    "deepspeed": "DeepSpeed's launcher: this machine, or the hosts of launch.hostfile",
     "slurm": "jobs of a SLURM cluster, submitted here, as launch.slurm says",
+    "recipe": "whatever launch.kind says",
+    "allocation": "from within a SLURM job: all its nodes, and the job queued again when it is stopped",
     "demo": "the whole river of a recipe, with a stop and a resume on the way",
 }
-COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
-SLURM_COMMANDS = ("data",)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     for kind, purpose in KINDS.items():
         sub = kinds.add_parser(kind, help=purpose, description=purpose)
         if kind != "demo":
-            verbs = SLURM_COMMANDS if kind == "slurm" else sorted(COMMANDS)
+            verbs = [*sorted(COMMANDS), *(["data"] if kind == "slurm" else [])]
             sub.add_argument("verb", choices=verbs, metavar="COMMAND", help=" or ".join(verbs))
             sub.add_argument("--dry-run", action="store_true", help="print what would be started, start nothing")
         command.add_recipe_arguments(sub)
@@ -43,62 +33,31 @@ def main(arguments: Sequence[str]) -> int:
         from launch.demo import demo
 
         return demo(command.read_recipe(parsed), parsed.recipe, parsed.overrides)
-    overrides = [*parsed.overrides]
-    if parsed.kind == "slurm":
+    return _dispatch(parsed.kind, parsed.verb, parsed.recipe, parsed.overrides, parsed.dry_run)
+
+
+def _dispatch(kind: str, verb: str, recipe_path: str, overrides: list[str], dry_run: bool) -> int:
+    given = [*overrides]
+    if kind != "recipe":
+        given.append(f"launch.kind={'slurm' if kind == 'allocation' else kind}")
+    recipe = load_recipe(recipe_path, given)
+    if kind == "allocation":
+        from launch.allocation import run_in_allocation
+
+        return run_in_allocation(recipe, verb, recipe_path, overrides, dry_run)
+    if verb == "data":
         from launch.slurm_data import submit
 
-        return submit(command.read_recipe(parsed), parsed.recipe, overrides, parsed.dry_run)
-    if parsed.kind != "recipe":
-        overrides.append(f"launch.kind={parsed.kind}")
-        parsed.overrides = overrides
-    return start(command.read_recipe(parsed), parsed.verb, parsed.recipe, overrides, parsed.dry_run)
+        return submit(recipe, recipe_path, overrides, dry_run)
+    if recipe.launch.kind == "slurm":
+        from launch.slurm_training import submit_training
 
-
-def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
-    """Start a command's workers and see them through; answers at once where there is nothing to do."""
-    if verb == "finetune" and recipe.finetune is None:
-        raise RequestError(f"{recipe_path}: the recipe has no finetune section")
-    argv, environment = torchrun_command(recipe, verb, recipe_path, overrides), worker_environment(recipe)
+        return submit_training(recipe, verb, recipe_path, overrides, dry_run)
     if dry_run:
-        print(" ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(argv))
+        print(plan(recipe, verb, recipe_path, given).as_shell())
         return command.DONE
-    run = COMMANDS[verb](recipe, RunLayout.of(recipe))
-    if run.manifest() is not None:
-        print(f"{run.folder}: up to date")
-        return command.DONE
-    _operator_built(environment)
-    began = time.time()
-    status = supervise(argv, environment, recipe.launch.processes, recipe.launch.grace_seconds)
-    if status == command.FAILED and _stood_still(run.stacks, began):
-        print(
-            f"{verb}: no step in {recipe.train.watch.hang_seconds} s (train.watch.hang_seconds): where each rank stood "
-            f"is in {run.stacks}; the same command goes on from the newest checkpoint",
-            file=sys.stderr,
-        )
-        return command.STOPPED
-    if status == command.STOPPED:
-        print(f"{verb}: stopped with everything saved; the same command goes on", file=sys.stderr)
-    return status
-
-
-def _stood_still(stacks: Path, since: float) -> bool:
-    """Whether ranks have written down their stacks."""
-    return any(path.stat().st_size and path.stat().st_mtime >= since for path in stacks.glob("rank-*.txt"))
-
-
-def _operator_built(environment: dict[str, str]) -> None:
-    """DeepSpeed's CPU operator must be there before two workers wait for each other's build of it."""
-    folder = Path(environment["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
-    if list(folder.glob("*.so")):
-        return
-    argv = [sys.executable, "-m", "training.engine.prebuild"]
-    done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise RequestError(
-            f"DeepSpeed's CPU operator could not be built, is a C++ compiler installed? {' '.join(last)}"
-        )
+    return start(recipe, verb, recipe_path, given)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, restartable=True)

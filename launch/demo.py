@@ -103,7 +103,7 @@ class _River:
         return subprocess.run(argv, check=False).returncode
 
     def _launch(self, verb: str, more: list[str]) -> int:
-        from launch.__main__ import start
+        from launch.start import start
 
         overrides = [*self._overrides, *more]
         return start(load_recipe(self._path, overrides), verb, self._path, overrides)

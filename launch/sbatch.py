@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +20,13 @@ class Job(NamedTuple):
         name: of the step; a shell identifier.
         options: of sbatch, but for the dependency on the job before.
         script: what sbatch reads from its standard input.
+        keys: where the recipe says what, where that is not under ``launch.slurm`` by the name in ``_BLAMED``.
     """
 
     name: str
     options: tuple[str, ...]
     script: str
+    keys: Mapping[str, str] = {}
 
 
 #: What sbatch says -> the key under ``launch.slurm`` that it speaks of; the first that fits.
@@ -35,8 +37,10 @@ _BLAMED = (
     (r"time limit|time specification|--time", "time"),
     (r"feature|constraint", "constraint"),
     (r"job array", "array_tasks"),
+    (r"\bgres\b|generic resource|--gpus", "gpus"),
     (r"memory|--mem", "memory"),
     (r"cpu count|--cpus", "cpus"),
+    (r"node count|node configuration|more nodes|--nodes", "nodes"),
     (r"unrecognized option|invalid option|unknown option|ambiguous|requires an argument", "options"),
 )
 
@@ -110,19 +114,19 @@ def _argv(job: Job, after: str | None) -> list[str]:
 def _submit(job: Job, after: str | None) -> str:
     done = subprocess.run(_argv(job, after), input=job.script, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RequestError(f"sbatch refused the job {job.name}: {_explained(done.stderr)}")
+        raise RequestError(f"sbatch refused the job {job.name}: {_explained(done.stderr, job.keys)}")
     if done.stderr.strip():
         print(done.stderr.strip(), file=sys.stderr)
     # On a federation it is ID;CLUSTER.
     return done.stdout.strip().split(";")[0]
 
 
-def _explained(stderr: str) -> str:
+def _explained(stderr: str, keys: Mapping[str, str]) -> str:
     """sbatch's words in one line, and the recipe key that they speak of."""
     words = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in stderr.splitlines()]
     said = "; ".join(word for word in words if word) or "it gave no reason"
     key = next((key for pattern, key in _BLAMED if re.search(pattern, said, re.IGNORECASE)), None)
-    return f"{said} (see launch.slurm.{key})" if key else said
+    return f"{said} (see {keys.get(key, f'launch.slurm.{key}')})" if key else said
 
 
 def _cancel(ids: list[str]) -> str:

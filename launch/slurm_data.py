@@ -22,8 +22,8 @@ from artefacts.layout import RunLayout
 from configs.command import DONE
 from configs.errors import RequestError
 from configs.schema import Recipe
+from launch.plan import worker_environment
 from launch.sbatch import Job, as_shell, check_installed, resources, still_queued, submit_chain
-from launch.torchrun import worker_environment
 
 
 class Step(NamedTuple):

@@ -1,110 +1,177 @@
-"""Run a node's workers: pass signals on, end all when one dies, and say how it ended."""
+"""Run a start's workers: pass signals on, end all when one dies, show what they say, and tell how it ended."""
 
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import psutil
 
+from artefacts.worker import LOGS, STATUS, TERMINAL, listening, read_status
 from configs import command
 from configs.errors import RequestError
+from launch import hosts
+from launch.output import Output
+from launch.plan import Plan
 
 #: Every one is passed on as itself, but for those that workers do not know, which become SIGTERM.
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _AS_TERM = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PR_SET_PDEATHSIG = 1
 
+#: A plan, given the variables by which workers find the folders of this start.
+Planner = Callable[[Mapping[str, str]], Plan]
 
-def supervise(argv: list[str], environment: dict[str, str], workers: int, grace_seconds: int) -> int:
-    """Run torchrun to its end and return the exit status: 0, 1, or 75 when it stopped with everything saved.
 
-    A signal goes to the workers themselves: they save, leave their status in a file and exit 0, and torchrun ends
+class Ended:
+    """How a start ended: the exit status 0, 1 or 75, and the output to explain a failure from."""
+
+    def __init__(self, status: int, output: Output) -> None:
+        self.status, self.output = status, output
+
+
+def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: int) -> Ended:
+    """Run a plan to its end.
+
+    A signal goes to the workers themselves: they save, leave their status in a file and exit 0, and their agent ends
     without a fuss. Before they listen there is nothing to save, and all are ended at once. Workers that do not end
     within the grace time are killed.
+
+    Args:
+        planner: makes the plan.
+        logs: the run's folder of logs.
+        shared: folder that all hosts see, for the status files where workers are on other hosts; None: they are here.
+        grace_seconds: time that workers have to save.
 
     Raises:
         RequestError: a worker was asked for the impossible; with its words.
     """
-    with tempfile.TemporaryDirectory(prefix="millrace-") as folder:
-        status_file = Path(folder) / "status"
-        watched = _Watched(Path(folder), workers, grace_seconds)
+    with _status_folder(shared) as folder:
+        output = Output(logs, folder)
+        plan = planner({STATUS: str(folder), LOGS: str(logs.absolute()), **_terminal()})
+        if plan.hosts:
+            hosts.check(plan.hosts, folder)
+        watched = _Watched(plan, folder, grace_seconds)
         before = {number: signal.signal(number, watched.pass_on) for number in (*_PASSED_ON, *_AS_TERM)}
         try:
-            merged = {**os.environ, **environment, "MILLRACE_STATUS_FILE": str(status_file)}
-            status = watched.run(argv, merged)
+            with output.open_node_log() as log:
+                status = watched.run(log, output.follow)
         finally:
             watched.kill()
             for number, handler in before.items():
                 signal.signal(number, handler)
+        output.follow()
+        left = read_status(folder)
         if watched.ended_early:
-            return command.STOPPED
-        return _read_status(status_file, status)
+            return Ended(command.STOPPED, output)
+        if left and left[0] == command.WRONG_REQUEST:
+            raise RequestError(left[1])
+        if left:
+            return Ended(left[0], output)
+        return Ended(command.FAILED if status else command.DONE, output)
+
+
+@contextmanager
+def _status_folder(shared: Path | None) -> Iterator[Path]:
+    if shared is None:
+        with tempfile.TemporaryDirectory(prefix="millrace-") as folder:
+            yield Path(folder)
+        return
+    shared.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".launch-", dir=shared)).absolute()
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _terminal() -> dict[str, str]:
+    """Tells workers, whose output goes to files, that it is looked at on a terminal, and how wide that is."""
+    if not sys.stdout.isatty():
+        return {}
+    return {TERMINAL: "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
 
 
 class _Watched:
-    """torchrun's agent and the workers it starts, and what to do with a signal."""
+    """The agent, the workers it starts, and what to do with a signal."""
 
-    def __init__(self, folder: Path, workers: int, grace_seconds: int) -> None:
-        """``folder``: where each of so many workers leaves a file ``status.listening.N`` once it hears signals."""
-        self._folder, self._count, self._grace = folder, workers, grace_seconds
+    def __init__(self, plan: Plan, status: Path, grace_seconds: int) -> None:
+        self._plan, self._status, self._grace = plan, status, grace_seconds
         self._agent: subprocess.Popen[bytes] | None = None
         self._workers: set[psutil.Process] = set()
         self._deadline: float | None = None
         self.ended_early = False
 
-    def run(self, argv: list[str], environment: dict[str, str]) -> int:
+    def run(self, log: IO[bytes], follow: Callable[[], None]) -> int:
         """Start the agent and wait for it, noting its workers, which would outlive its death."""
         if self.ended_early:
             return command.STOPPED
-        self._agent = subprocess.Popen(argv, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+        environment = {**os.environ, **self._plan.environment}
+        self._agent = subprocess.Popen(
+            self._plan.argv,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
         while True:
             try:
                 return self._agent.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
-                self._workers.update(_children(self._agent.pid))
+                self._workers.update(_workers_of(self._agent.pid))
+                follow()
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self.kill()
 
     def pass_on(self, number: int, _frame: FrameType | None) -> None:
-        if len(list(self._folder.glob("status.listening.*"))) < self._count:
+        if listening(self._status) < self._plan.workers:
             self.ended_early = True
             self.kill()
             return
         self._deadline = self._deadline or time.monotonic() + self._grace
-        assert self._agent is not None
-        for process in _children(self._agent.pid):
-            _send(process, number if number in _PASSED_ON else signal.SIGTERM)
+        self._send(number if number in _PASSED_ON else signal.SIGTERM)
 
     def kill(self) -> None:
         """End whatever is left; torchrun gives each worker a session of its own, so no group holds them all."""
-        if self._agent is not None:
-            for worker in self._workers | set(_children(self._agent.pid)):
-                _send(worker, signal.SIGKILL)
-            if self._agent.returncode is None:
-                self._agent.kill()
+        if self._agent is None:
+            return
+        alive = self._agent.poll() is None
+        self._workers.update(_workers_of(self._agent.pid))
+        for worker in self._workers:
+            _send(worker, signal.SIGKILL)
+        if self._plan.hosts:
+            hosts.send(self._plan.hosts, signal.SIGKILL, self._status)
+        if alive:
+            self._agent.kill()
+            self._agent.wait()
+
+    def _send(self, number: int) -> None:
+        assert self._agent is not None
+        if self._plan.hosts:
+            hosts.send(self._plan.hosts, number, self._status)
+            return
+        for process in _workers_of(self._agent.pid):
+            _send(process, number)
 
 
 def _die_with_parent() -> None:
-    """In the agent, before it starts: SIGTERM when the launcher dies, at which torchrun ends its workers."""
+    """In the agent, before it starts: SIGTERM when the launcher dies, at which it ends its workers."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _read_status(file: Path, agent_status: int) -> int:
-    if file.exists():
-        code, _, message = file.read_text(encoding="utf-8").partition(" ")
-        if int(code) == command.WRONG_REQUEST:
-            raise RequestError(message)
-        return int(code)
-    return command.DONE if agent_status == 0 else command.FAILED
-
-
-def _children(pid: int) -> list[psutil.Process]:
+def _workers_of(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children()
     except psutil.NoSuchProcess:

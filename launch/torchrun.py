@@ -1,11 +1,16 @@
-"""The torchrun command line and the environment of a recipe's workers."""
+"""The torchrun command line of a node's workers."""
 
-import os
+import socket
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
+from configs.errors import RequestError
 from configs.schema import Recipe
+from launch.plan import Plan, worker_argv, worker_environment
 
 #: SIGUSR1 is what SLURM is asked to send before the time is up; torchrun would die of it untold.
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -14,8 +19,13 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _GRACE_OF_TORCHRUN = 30
 
 
-def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> list[str]:
-    """Argv that starts this node's workers; they meet on a free port of this host, or where launch.rendezvous says."""
+def torchrun(
+    recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
+) -> Plan:
+    """Start this node's workers; they meet on a free port of this host, or where launch.rendezvous says.
+
+    ``more``: further variables of the workers.
+    """
     launch = recipe.launch
     argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
     if launch.nodes == 1 and not launch.rendezvous:
@@ -26,19 +36,33 @@ def torchrun_command(recipe: Recipe, verb: str, recipe_path: str, overrides: lis
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={launch.rendezvous}",
             f"--rdzv-id={recipe.run.name}",
+            f"--rdzv-conf=join_timeout={launch.join_seconds}",
         ]
-    argv += [
-        "--max-restarts=0",
-        f"--signals-to-handle={SIGNALS}",
-        *_shutdown_timeout(launch.grace_seconds),
-        "-m",
-        "training",
-        verb,
-        "--recipe",
-        recipe_path,
-        *overrides,
-    ]
-    return argv
+    argv += ["--max-restarts=0", f"--signals-to-handle={SIGNALS}", *_shutdown_timeout(launch.grace_seconds)]
+    argv += ["-m", *worker_argv(verb, recipe_path, overrides)]
+    return Plan(argv, {**worker_environment(recipe), **(more or {})}, launch.processes)
+
+
+def check_port(recipe: Recipe) -> None:
+    """Raise ``RequestError`` where launch.rendezvous is of this host and another program listens at its port.
+
+    torchrun would take that program for its rendezvous, and wait for an answer.
+    """
+    host, _, port = (recipe.launch.rendezvous or "").rpartition(":")
+    if host not in (socket.gethostname(), socket.getfqdn(), "localhost", "127.0.0.1"):
+        return
+    for found in psutil.net_connections("tcp"):
+        if found.status == psutil.CONN_LISTEN and found.laddr.port == int(port) and not _is_torchrun(found.pid):
+            who = f"process {found.pid}" if found.pid else "another user's program"
+            raise RequestError(f"launch.rendezvous: port {port} of {host} is taken by {who}: name another port")
+
+
+def _is_torchrun(pid: int | None) -> bool:
+    """Whether a process is an agent of torchrun, such as that of another node on this host."""
+    try:
+        return pid is not None and "torch.distributed.run" in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
 
 
 def _shutdown_timeout(seconds: int) -> list[str]:
@@ -58,22 +82,3 @@ def _knows(option: str) -> bool:
     found = find_spec("torch")
     sources = (Path(folder, "distributed/run.py") for folder in (found and found.submodule_search_locations) or [])
     return any(option in source.read_text(encoding="utf-8") for source in sources if source.is_file())
-
-
-def worker_environment(recipe: Recipe) -> dict[str, str]:
-    """Variables of the workers that differ from the caller's or are made sure of; what the recipe says comes first."""
-    checkout = Path(__file__).resolve().parents[1]
-    launch, caller = recipe.launch, os.environ
-    cores = str(max(1, (os.cpu_count() or 1) // launch.processes))
-    searched = [str(checkout), *filter(None, caller.get("PYTHONPATH", "").split(os.pathsep))]
-    variables = {
-        "OMP_NUM_THREADS": str(launch.threads) if launch.threads else caller.get("OMP_NUM_THREADS", cores),
-        "TORCH_EXTENSIONS_DIR": caller.get("TORCH_EXTENSIONS_DIR", str(checkout / ".cache" / "torch_extensions")),
-        # Large blocks are kept and not given back: on CPU a step otherwise spends a tenth of its time in page faults.
-        "MALLOC_TRIM_THRESHOLD_": str(2**32),
-        "MALLOC_MMAP_MAX_": "0",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(searched)),
-    }
-    if launch.device != "auto":
-        variables["DS_ACCELERATOR"] = launch.device
-    return variables

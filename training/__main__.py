@@ -1,15 +1,14 @@
 """Model commands: ``python -m training VERB --recipe R [section.key=value ...]``.
 
 Under a launcher a worker that ends on purpose but not done (stopped by a signal, asked for the impossible) leaves its
-status in the file that ``MILLRACE_STATUS_FILE`` names and exits 0: torchrun would turn any status into 1, at length.
+status in a file (:mod:`artefacts.worker`) and exits 0: torchrun would turn any status into 1, at length.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from artefacts.worker import Worker
 from configs import command
 from configs.errors import RequestError
 from training.engine.signals import StopRequest
@@ -25,38 +24,50 @@ VERBS = {
 }
 
 
+#: Verbs that a launcher starts on every rank.
+LAUNCHED = ("pretrain", "finetune")
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, purpose in VERBS.items():
         command.add_recipe_arguments(verbs.add_parser(verb, help=purpose, description=purpose))
     parsed = command.parse(parser, arguments)
+    if parsed.verb not in LAUNCHED:
+        return _run(parsed.verb, parsed)
+    worker = Worker()
+    worker.keep_output()
     try:
-        status, message = _run(parsed.verb, parsed), ""
+        status, message = _train(parsed, worker), ""
     except RequestError as error:
         status, message = command.WRONG_REQUEST, str(error)
-    file = os.environ.get("MILLRACE_STATUS_FILE")
-    if file and status != command.DONE:
-        Path(file).write_text(f"{status} {message}", encoding="utf-8")
+    except Exception:
+        worker.note_failure()
+        raise
+    if status != command.DONE and worker.leave_status(status, message):
         return command.DONE
     if message:
         print(f"error: {message}", file=sys.stderr)
     return status
 
 
+def _train(parsed: argparse.Namespace, worker: Worker) -> int:
+    # Before torch is imported, which takes seconds in which a signal would kill.
+    stop = StopRequest()
+    worker.tell_listening()
+    recipe = command.read_recipe(parsed)
+    if parsed.verb == "finetune":
+        from training.finetune import finetune
+
+        return finetune(recipe, stop)
+    from training.pretrain import pretrain
+
+    return pretrain(recipe, stop)
+
+
 def _run(verb: str, parsed: argparse.Namespace) -> int:
     """Import only what the verb needs: reports and estimates answer without torch."""
-    if verb in ("pretrain", "finetune"):
-        # Before torch is imported, which takes seconds in which a signal would kill.
-        stop = StopRequest()
-        recipe = command.read_recipe(parsed)
-        if verb == "finetune":
-            from training.finetune import finetune
-
-            return finetune(recipe, stop)
-        from training.pretrain import pretrain
-
-        return pretrain(recipe, stop)
     recipe = command.read_recipe(parsed)
     if verb == "evaluate":
         from training.evaluate.command import evaluate

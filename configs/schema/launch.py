@@ -6,6 +6,71 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import Free, Section
 
+_TIME = r"^(\d+-\d{1,2}|\d+):[0-5]\d:[0-5]\d$"
+_MEMORY = r"^\d+[KMGT]?$"
+
+
+class SlurmTrainSection(Section):
+    """What a job of pretraining or fine-tuning asks for, beside what all jobs do; it has launch.nodes nodes."""
+
+    partition: Free[str | None] = Field(None, description="left out: launch.slurm.partition")
+    time: Free[str | None] = Field(None, pattern=_TIME, description="limit of a job; left out: launch.slurm.time")
+    min_nodes: Free[int | None] = Field(
+        None, ge=1, description="begin with fewer nodes than launch.nodes, down to so many, where not all are free"
+    )
+    gpus: Free[int | None] = Field(
+        None, ge=0, description="GPUs a node; left out: launch.processes, or none where launch.device=cpu"
+    )
+    cpus: Free[int | None] = Field(None, ge=1, description="CPUs a node; left out: what the partition gives")
+    memory: Free[str | None] = Field(
+        None, pattern=_MEMORY, description="memory a node, 0: all of it; left out: what the partition gives"
+    )
+    signal_seconds: Free[int] = Field(
+        180, ge=30, description="so long before its time is up the job is asked to save and leave"
+    )
+    requeues: Free[int] = Field(
+        1000, ge=0, description="most times that a job goes back into the queue: stopped, or failed after new steps"
+    )
+    chain: Free[int] = Field(
+        0,
+        ge=0,
+        description="an array of so many jobs, each goes on from the last, in place of going back into the queue",
+    )
+    python: Free[str | None] = Field(None, description="interpreter on the nodes; left out: that of the submission")
+    container: Free[tuple[str, ...]] = Field(
+        (), description="words before the command on each node, such as [apptainer, exec, --nv, image.sif]"
+    )
+    srun_options: Free[tuple[str, ...]] = Field(
+        (), description="more options of srun, such as [--container-image=image.sqsh]"
+    )
+    wheelhouse: Free[str | None] = Field(
+        None, description="folder of `make wheelhouse`: each node installs from it, on its own disk, before it begins"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_text(cls, given: Any) -> Any:
+        return _quoted_time(given)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SlurmTrainSection":
+        _check_options("srun_options", self.srun_options)
+        if self.wheelhouse and (self.python or self.container):
+            raise ValueError("wheelhouse makes the interpreter on each node: leave out python and container")
+        return self
+
+
+def _quoted_time(given: Any) -> Any:
+    """YAML reads an unquoted 24:00:00 to the base 60."""
+    if isinstance(given, dict) and isinstance(given.get("time"), int):
+        raise ValueError('time: put it in quotes, such as "24:00:00": YAML reads it as a number without')
+    return given
+
+
+def _check_options(key: str, words: tuple[str, ...]) -> None:
+    if wrong := [word for word in words if not word.startswith("-")]:
+        raise ValueError(f"{key}: {wrong[0]!r} is no option: write --name=value as one word")
+
 
 class SlurmSection(Section):
     """What is asked of SLURM for each job; see ``man sbatch``."""
@@ -16,40 +81,51 @@ class SlurmSection(Section):
     constraint: Free[str | None] = Field(None, description="features that a node must have")
     time: Free[str] = Field(
         "24:00:00",
-        pattern=r"^(\d+-\d{1,2}|\d+):[0-5]\d:[0-5]\d$",
+        pattern=_TIME,
         description='limit of a job: "HH:MM:SS" or D-HH:MM:SS',
     )
     array_tasks: Free[int] = Field(16, ge=1, description="tasks that share a data stage")
     array_limit: Free[int] = Field(0, ge=0, description="tasks that run at a time; 0: all")
-    cpus: Free[int] = Field(4, ge=1, description="CPUs, and so worker processes, a task")
+    cpus: Free[int] = Field(4, ge=1, description="CPUs, and so worker processes, a task of the data stages")
     memory: Free[str | None] = Field(
-        "8G", pattern=r"^\d+[KMGT]?$", description="memory a task, such as 8G; null: what the partition gives"
+        "8G",
+        pattern=_MEMORY,
+        description="memory a task of theirs, such as 8G; null: what the partition gives",
     )
     options: Free[tuple[str, ...]] = Field(
         (), description="more options of sbatch, which win over those above, such as [--nice=100, --exclude=n7]"
     )
 
+    train: SlurmTrainSection = SlurmTrainSection()
+
     @model_validator(mode="before")
     @classmethod
     def _as_text(cls, given: Any) -> Any:
-        """YAML reads an unquoted 24:00:00 to the base 60."""
-        if isinstance(given, dict) and isinstance(given.get("time"), int):
-            raise ValueError('time: put it in quotes, such as "24:00:00": YAML reads it as a number without')
-        return given
+        return _quoted_time(given)
 
     @model_validator(mode="after")
     def _fits(self) -> "SlurmSection":
-        if wrong := [word for word in self.options if not word.startswith("-")]:
-            raise ValueError(f"options: {wrong[0]!r} is no option: write --name=value as one word")
+        _check_options("options", self.options)
         return self
 
 
 class LaunchSection(Section):
-    kind: Literal["local", "torchrun"] = Field("local", description="local: this machine; torchrun: several")
+    kind: Literal["local", "torchrun", "deepspeed", "slurm"] = Field(
+        "local",
+        description="local: this machine; torchrun: this node of several, the same command on each; deepspeed: "
+        "DeepSpeed's launcher, here or on the hosts of a file; slurm: a job, submitted",
+    )
     processes: int = Field(1, ge=1, description="processes a node: one a GPU, or CPU processes")
     nodes: int = Field(1, ge=1)
     rendezvous: str | None = Field(
-        None, pattern=r"^[^\s:]+:\d+$", description="torchrun: HOST:PORT where the nodes meet, the same on every node"
+        None,
+        pattern=r"^[^\s:]+:\d+$",
+        description="torchrun: HOST:PORT where the nodes meet, the same on every node; deepspeed: of the first host",
+    )
+    hostfile: str | None = Field(None, description="deepspeed: file of HOST slots=N lines; left out: this machine")
+    join_seconds: int = Field(600, ge=1, description="time in which all nodes must have come together")
+    probe_seconds: int = Field(
+        60, ge=0, description="time for a first exchange between all ranks, before anything is loaded; 0: none"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
     threads: int = Field(0, ge=0, description="CPU threads a process; 0: cores divided by processes")
@@ -60,3 +136,15 @@ class LaunchSection(Section):
         "30 where torchrun has no --shutdown-timeout (torch 2.11)",
     )
     slurm: SlurmSection = SlurmSection()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "LaunchSection":
+        train = self.slurm.train
+        if (train.min_nodes or 0) > self.nodes:
+            raise ValueError(f"slurm.train.min_nodes ({train.min_nodes}) exceeds nodes ({self.nodes})")
+        if self.kind == "slurm" and train.signal_seconds < self.grace_seconds + 10:
+            raise ValueError(
+                f"slurm.train.signal_seconds ({train.signal_seconds}) leaves no time for grace_seconds "
+                f"({self.grace_seconds}) and 10 more to go back into the queue"
+            )
+        return self

@@ -105,14 +105,20 @@ class Recipe(Section):
                 f"model.num_nextn_predict_layers ({self.model.num_nextn_predict_layers}) looks further ahead than "
                 f"train.context_length ({self.train.context_length}) reaches"
             )
-        if self.launch.nodes > 1 and self.launch.kind == "local":
-            raise ValueError(f"launch.nodes ({self.launch.nodes}) needs launch.kind=torchrun: local is one machine")
-        if self.launch.kind == "torchrun" and self.launch.nodes > 1 and not self.launch.rendezvous:
-            raise ValueError("launch.rendezvous is missing: several nodes meet at one HOST:PORT")
+        self._launch_fits()
         if self.finetune and self.finetune.batch_examples % ranks:
             raise ValueError(
                 f"finetune.batch_examples ({self.finetune.batch_examples}) is not divisible by the {ranks} processes"
             )
+
+    def _launch_fits(self) -> None:
+        launch = self.launch
+        if launch.nodes > 1 and launch.kind == "local":
+            raise ValueError(f"launch.nodes ({launch.nodes}) needs launch.kind=torchrun: local is one machine")
+        if launch.kind == "torchrun" and launch.nodes > 1 and not launch.rendezvous:
+            raise ValueError("launch.rendezvous is missing: several nodes meet at one HOST:PORT")
+        if launch.kind == "deepspeed" and launch.nodes > 1 and not launch.hostfile:
+            raise ValueError("launch.hostfile is missing: it names the hosts that DeepSpeed's launcher starts on")
 
     @property
     def has_model(self) -> bool:

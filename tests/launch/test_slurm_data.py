@@ -130,7 +130,7 @@ def test_a_wrong_key_is_named(override, message):
 
 def test_the_section_changes_nothing_of_the_run():
     changed = load_recipe(RECIPE, ["launch.slurm.partition=other", "launch.slurm.cpus=9"])
-    assert changed.launch.slurm.identity() == load_recipe(RECIPE).launch.slurm.identity() == {}
+    assert changed.launch.slurm.identity() == load_recipe(RECIPE).launch.slurm.identity() == {"train": {}}
 
 
 def test_a_dry_run_prints_the_script_that_would_do_it(calls, tmp_path):

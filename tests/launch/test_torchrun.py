@@ -6,7 +6,6 @@ import pytest
 
 from configs.load import load_recipe
 from launch import torchrun
-from launch.torchrun import torchrun_command
 
 RECIPE = Path(__file__).parents[2] / "configs/demo.yaml"
 
@@ -21,7 +20,8 @@ def test_the_time_to_save_in_reaches_torchrun_where_it_can(
     (tmp_path / "torch/__init__.py").touch()
     source.write_text('parser.add_argument("--shutdown-timeout")' if known else "")
     monkeypatch.setattr(torchrun, "find_spec", lambda name: Spec([str(tmp_path / name)]))
-    argv = torchrun_command(load_recipe(RECIPE, [f"launch.grace_seconds={seconds}"]), "pretrain", "r.yaml", [])
+    recipe = load_recipe(RECIPE, [f"launch.grace_seconds={seconds}"])
+    argv = torchrun.torchrun(recipe, "pretrain", "r.yaml", []).argv
     assert (f"--shutdown-timeout={seconds}" in argv) == known
     assert any(part.startswith("--shutdown") for part in argv) == known
     said = capsys.readouterr().err

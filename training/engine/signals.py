@@ -1,8 +1,6 @@
 """Signals ask the loop to save and leave; they never interrupt a step. Ready before torch is imported."""
 
-import os
 import signal
-from pathlib import Path
 from types import FrameType
 
 
@@ -13,9 +11,6 @@ class StopRequest:
         self.asked = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
-        if file := os.environ.get("MILLRACE_STATUS_FILE"):
-            # Tells the launcher that a signal from here on is heard; before, it would kill.
-            Path(f"{file}.listening.{os.environ['LOCAL_RANK']}").touch()
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True

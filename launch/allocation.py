@@ -1,0 +1,156 @@
+"""Within a SLURM job, on its first node: start the launcher on every node, and afterwards decide on the job's future.
+
+A job that was stopped with everything saved goes back into the queue; so does one that failed, if it has got further
+than when it began. It goes on with as many of the nodes it is then given as the recipe can use.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from types import FrameType
+
+from artefacts import lock
+from artefacts.layout import RunLayout
+from artefacts.training_run import TrainingRun
+from configs import command
+from configs.errors import RequestError
+from configs.load import load_recipe
+from configs.schema import Recipe
+from launch.output import Output
+from launch.start import COMMANDS, IN_ALLOCATION, why_failed
+
+#: Seconds after a node's launcher has ended in which the others must, beside their own grace.
+_APART = 30
+#: What was for the submission alone.
+_ON_NODES = ("launch.kind=slurm", "launch.slurm.train.min_nodes=null")
+
+
+def run_in_allocation(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
+    """Run a command on the job's nodes, and put the job back into the queue where that is called for.
+
+    Raises:
+        RequestError: this is no SLURM job, the recipe cannot use its nodes, or a node found the request wrong.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        raise RequestError("`launch allocation` is for within a SLURM job: submit one by `launch slurm`")
+    nodes = node_names()
+    count = usable_nodes(recipe_path, overrides, len(nodes))
+    argv = srun(recipe, verb, recipe_path, overrides, count, f"{socket.gethostname()}:{_free_port()}")
+    if dry_run:
+        print(shlex.join(argv))
+        return command.DONE
+    layout = RunLayout.of(recipe)
+    run = COMMANDS[verb](recipe, layout)
+    if run.manifest() is not None:
+        print(f"{run.folder}: up to date", flush=True)
+        return command.DONE
+    before = newest_step(run)
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    print(f"{verb}: job {os.environ['SLURM_JOB_ID']}, {restarts} restarts, on {', '.join(nodes[:count])}", flush=True)
+    with ExitStack() as stack:
+        stack.enter_context(lock.hold(layout.launch(verb)))
+        output = Output(layout.logs / verb)
+        status = _srun_through(argv, {**os.environ, IN_ALLOCATION: ",".join(nodes[:count])})
+    if status == command.WRONG_REQUEST:
+        return status
+    if status not in (command.DONE, command.STOPPED):
+        _say(why_failed(recipe, verb, output, nodes[:count]))
+        status = command.FAILED
+    return _future(recipe, verb, status, newest_step(run) > before)
+
+
+def node_names() -> list[str]:
+    """The job's nodes; this one is the first."""
+    argv = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+
+
+def usable_nodes(recipe_path: str, overrides: list[str], there: int) -> int:
+    """The most of so many nodes that the recipe can be spread over.
+
+    Raises:
+        RequestError: it cannot be, on any number; with what is wrong on all of them.
+    """
+    wrong: RequestError | None = None
+    for count in range(there, 0, -1):
+        try:
+            load_recipe(recipe_path, [*overrides, *_ON_NODES, f"launch.nodes={count}"])
+        except RequestError as error:
+            wrong = wrong or error
+        else:
+            return count
+    raise wrong or RequestError("the job has no nodes")
+
+
+def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], nodes: int, rendezvous: str) -> list[str]:
+    """The command line that starts a launcher on each of so many nodes."""
+    train, cpus = recipe.launch.slurm.train, os.environ.get("SLURM_CPUS_PER_TASK")
+    argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    # From SLURM 22.05 on a step does not inherit it.
+    argv += [f"--cpus-per-task={cpus}"] if cpus else []
+    argv += [f"--wait={recipe.launch.grace_seconds + _APART}", "--kill-on-bad-exit=0", *train.srun_options]
+    argv += [*train.container, train.python or sys.executable, "-m", "launch", "torchrun", verb]
+    argv += ["--recipe", recipe_path, *overrides, *_ON_NODES]
+    return [*argv, f"launch.nodes={nodes}", f"launch.rendezvous={rendezvous}"]
+
+
+def newest_step(run: TrainingRun) -> int:
+    """The step of the newest checkpoint; 0: there is none."""
+    return max(
+        (int(path.name[5:]) for path in (run.folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()),
+        default=0,
+    )
+
+
+def _srun_through(argv: list[str], environment: dict[str, str]) -> int:
+    """Run srun to its end; SLURM signals the launchers itself, and what reaches this process goes to them too."""
+    process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL)
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _future(recipe: Recipe, verb: str, status: int, further: bool) -> int:
+    """Queue the job again, or the next of an array, or end them; returns the exit status."""
+    job, train = os.environ["SLURM_JOB_ID"], recipe.launch.slurm.train
+    goes_on = status == command.STOPPED or (status == command.FAILED and further)
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        if not goes_on:
+            _say(f"{verb}: the jobs of the array that are still to come are taken back")
+            subprocess.run(["scancel", "--state=PENDING", os.environ["SLURM_ARRAY_JOB_ID"]], check=False)
+        return status
+    if not goes_on:
+        if status == command.FAILED:
+            _say(f"{verb}: it got no further than where it began, so the job is not queued again")
+        return status
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= train.requeues:
+        _say(f"{verb}: queued again {train.requeues} times already (launch.slurm.train.requeues): submit it once more")
+        return status
+    _say(f"{verb}: back into the queue")
+    subprocess.run(["scontrol", "requeue", job], check=False)
+    # SLURM ends this process; where it could not queue the job again, the status tells.
+    time.sleep(_APART)
+    return status
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

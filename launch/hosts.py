@@ -1,0 +1,114 @@
+"""The hosts of a hostfile: who they are, whether they answer, and signals to the workers there.
+
+    python -m launch.hosts SIGNAL FOLDER
+
+sends a signal to this host's workers of one start, which the folder of its status files tells from all others.
+"""
+
+import contextlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from artefacts.worker import STATUS
+from configs.errors import RequestError
+
+
+def read(hostfile: Path, nodes: int, processes: int) -> list[str]:
+    """The first ``nodes`` hosts of a hostfile (lines of ``HOST slots=N``).
+
+    Raises:
+        RequestError: it cannot be read, is of another form, or holds too few hosts or slots.
+    """
+    try:
+        lines = hostfile.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RequestError(f"launch.hostfile: {hostfile}: {error.strerror}") from None
+    slots: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not (text := line.partition("#")[0].strip()):
+            continue
+        if not (found := re.fullmatch(r"(\S+)\s+slots=(\d+)", text)):
+            raise RequestError(f"launch.hostfile: {hostfile}, line {number}: write HOST slots=N, not {text!r}")
+        slots[found[1]] = int(found[2])
+    names = list(slots)[:nodes]
+    if len(names) < nodes:
+        raise RequestError(f"launch.hostfile: {hostfile} names {len(names)} hosts, launch.nodes is {nodes}")
+    if few := [name for name in names if slots[name] < processes]:
+        raise RequestError(
+            f"launch.hostfile: {hostfile} gives {few[0]} {slots[few[0]]} slots, launch.processes is {processes}"
+        )
+    return names
+
+
+def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
+    """Have every host see a folder of this one.
+
+    Raises:
+        RequestError: hosts do not answer in time, or do not see it; with their names.
+    """
+    silent, blind = [], []
+    for name, said in _on_each(
+        names, f"test -d {shlex.quote(str(folder))} && echo seen || echo unseen", seconds
+    ).items():
+        silent += [name] if not said else []
+        blind += [name] if said == "unseen" else []
+    if silent:
+        raise RequestError(f"launch.hostfile: no answer over ssh within {seconds} s from {', '.join(silent)}")
+    if blind:
+        raise RequestError(f"run.root: {folder} is not seen by {', '.join(blind)}: put it on a shared file system")
+
+
+def send(names: tuple[str, ...], number: int, status: Path, seconds: int = 20) -> None:
+    """Send a signal to the workers of one start on these hosts."""
+    checkout = Path(__file__).resolve().parents[1]
+    words = [sys.executable, "-m", "launch.hosts", signal.Signals(number).name, str(status)]
+    _on_each(names, f"cd {shlex.quote(str(checkout))} && {shlex.join(words)}", seconds)
+
+
+def _on_each(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str]:
+    """What a shell command says on each host; nothing for one that does not answer in time."""
+    argv = ["pdsh", "-R", "ssh", "-t", str(seconds), "-u", str(seconds), "-w", ",".join(names)]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [*argv, command.replace("%", "%%")],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds + 10,
+            check=False,
+        )
+        said = dict.fromkeys(names, "")
+        for line in done.stdout.splitlines():
+            name, _, text = line.partition(": ")
+            said[name] = text.strip()
+        return said
+    return dict.fromkeys(names, "")
+
+
+def workers_here(status: str) -> list[psutil.Process]:
+    """Workers on this host whose start leaves its status files in a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words, environment = process.cmdline(), process.environ()
+            if environment.get(STATUS) == status and words[1:4] == ["-u", "-m", "training"]:
+                found.append(process)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    name, status = arguments
+    for process in workers_here(status):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.Signals[name])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

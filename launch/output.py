@@ -1,0 +1,119 @@
+"""What a launcher shows of its workers: rank 0's output as it comes, and after a failure the first failing rank's."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from artefacts.worker import failure_note, failures, header, node_name, rank_log
+
+#: Lines of a log that tell of a failure.
+_TAIL = 30
+#: Seconds in which ranks that fail together write down that they do.
+_SETTLE = 1.0
+#: How torchrun tells of the rank that failed first.
+_ROOT_CAUSE = re.compile(r"Root Cause.*?rank +: (\d+) .*?exitcode +: (-?\d+)", re.DOTALL)
+
+
+class Output:
+    """The logs of one start, as this launcher sees them."""
+
+    def __init__(self, logs: Path, status: Path | None = None) -> None:
+        """``logs``: the run's folder of logs; ``status``: the launcher's own, see :mod:`artefacts.worker`."""
+        self._logs, self._first = logs, status and status / "first"
+        self._followed: IO[bytes] | None = None
+        self._node = logs / f"node-{node_name()}.txt"
+        logs.mkdir(parents=True, exist_ok=True)
+        with open(self._node, "ab") as file:
+            file.write(header("launcher"))
+        # By the clock of the file system that the others' files are on.
+        self._began = self._node.stat().st_mtime
+
+    def open_node_log(self) -> IO[bytes]:
+        """Where goes what the agent says, and what is not of a rank."""
+        return open(self._node, "ab")
+
+    def follow(self) -> None:
+        """Show what rank 0 has said since the last call, if it is one of this launcher's."""
+        if self._followed is None and self._first and self._first.exists():
+            self._followed = open(rank_log(self._logs, 0), "rb")  # noqa: SIM115 - followed until the end
+            self._followed.seek(int(self._first.read_text()))
+        if self._followed is None:
+            return
+        begins = self._followed.tell()
+        text = self._followed.read()
+        # Why it fails is shown after what failed first.
+        failed = [note["at"] for note in self._failures() if note["rank"] == 0]
+        _show(text[: max(0, failed[0] - begins)] if failed else text)
+
+    def explain(self) -> str:
+        """Why the workers failed: the rank that did so first, and the end of what it said."""
+        time.sleep(_SETTLE)
+        self.follow()
+        noted = self._failures()
+        for node, said in self._node_logs().items():
+            found = _ROOT_CAUSE.search(said)
+            if found and int(found[2]) < 0 and int(found[1]) not in [note["rank"] for note in noted]:
+                # One that was killed could write nothing; what others say of it came after.
+                name = signal.Signals(-int(found[2])).name
+                return self._of_rank(int(found[1]), f"was killed by {name} on {node}{_memory_hint(name)}")
+        if noted:
+            others = f", {len(noted) - 1} more after it" if len(noted) > 1 else ""
+            return self._of_rank(noted[0]["rank"], f"on {noted[0]['node']} failed first{others}")
+        return "\n".join(f"the end of {self._log_of(node)}:\n{_end(said)}" for node, said in self._node_logs().items())
+
+    def timed_out(self) -> bool:
+        """Whether torchrun gave up waiting for other nodes."""
+        return any("RendezvousTimeoutError" in said for said in self._node_logs().values())
+
+    def joined(self) -> list[str]:
+        """Nodes whose launchers have begun, with this one."""
+        return sorted(self._node_logs())
+
+    def _failures(self) -> list[dict[str, Any]]:
+        return [note for note in failures(self._logs) if self._is_new(failure_note(self._logs, note["rank"]))]
+
+    def _node_logs(self) -> dict[str, str]:
+        """What each node has said in this start; nodes by hand begin within a minute of each other."""
+        files = [file for file in self._logs.glob("node-*.txt") if self._is_new(file, 60)]
+        return {file.stem.removeprefix("node-"): _since_header(file) for file in files}
+
+    def _log_of(self, node: str) -> Path:
+        return self._logs / f"node-{node}.txt"
+
+    def _is_new(self, file: Path, apart: float = 0) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return file.stat().st_mtime >= self._began - apart
+        return False
+
+    def _of_rank(self, rank: int, what: str) -> str:
+        log = rank_log(self._logs, rank)
+        return f"rank {rank} {what}; the end of {log}:\n{_end(_since_header(log))}"
+
+
+def _since_header(log: Path) -> str:
+    """What a log says of its last start."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return text.removeprefix("--- ").rpartition("\n--- ")[2].partition("\n")[2]
+
+
+def _end(text: str) -> str:
+    lines = [line.rpartition("\r")[2] for line in text.splitlines()]
+    return "\n".join(f"  {line}" for line in lines[-_TAIL:])
+
+
+def _memory_hint(name: str) -> str:
+    return " (by the kernel, if memory ran out)" if name == "SIGKILL" else ""
+
+
+def _show(text: bytes) -> None:
+    if not text:
+        return
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        while text:
+            text = text[os.write(1, text) :]

@@ -1,0 +1,102 @@
+"""What can be known before any process is started: does the run fit its data, its disk, its GPUs and their memory?"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from artefacts.layout import RunLayout
+from artefacts.manifest import require_sound
+from artefacts.training_run import TrainingRun
+from configs.errors import RequestError
+from configs.schema import Recipe
+from training.estimate.parameters import parameters
+
+#: Bytes of optimiser state a parameter, beside its 4 of fp32 weight; Muon has half of it for its matrices.
+_STATE_BYTES = {"adamw": 8, "adam": 8, "muon": 8, "sgd": 4}
+
+
+def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = True) -> list[str]:
+    """Look at everything; returns warnings, a line each. ``here``: this is one of the nodes that it will run on.
+
+    Raises:
+        RequestError: the run cannot go well.
+    """
+    if not run.begun():
+        _check_data(recipe, run, layout)
+    if here:
+        check_gpus(recipe)
+    return check_disk(recipe, run)
+
+
+def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
+    require_sound(layout.tokens, "make data")
+    if run.stage == "finetune":
+        require_sound(layout.examples, "python -m pipeline examples")
+    elif recipe.packs:
+        require_sound(layout.packing, "make data")
+
+
+def check_gpus(recipe: Recipe) -> None:
+    """Raise ``RequestError`` where this node has fewer GPUs than it is to have processes."""
+    launch = recipe.launch
+    if launch.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
+        return
+    count = visible_gpus()
+    if count == 0 and launch.device == "cuda":
+        raise RequestError("launch.device=cuda, and this node shows no GPU: set launch.device=auto or cpu")
+    if 0 < count < launch.processes:
+        raise RequestError(
+            f"launch.processes ({launch.processes}) exceeds the {count} GPUs of this node: lower it, or set "
+            "launch.device=cpu"
+        )
+
+
+def visible_gpus() -> int:
+    """GPUs that processes started here may use; 0 where there is no driver."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
+    there = sum(line.startswith("GPU ") for line in listed)
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return there if chosen is None else min(there, len([name for name in chosen.split(",") if name.strip()]))
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """About the size of one checkpoint."""
+    return parameters(recipe.model, recipe.vocab_size).all * (4 + _STATE_BYTES[recipe.train.optimizer.name])
+
+
+def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
+    """Whether checkpoints find room; a warning where not all that are kept do.
+
+    Raises:
+        RequestError: there is no room for a single one.
+    """
+    size, checkpoints = checkpoint_bytes(recipe), run.folder / "checkpoints"
+    free = shutil.disk_usage(_nearest(run.folder)).free
+    if free < size:
+        raise RequestError(
+            f"{run.folder}: a checkpoint takes {_gigabytes(size)}, the disk has {_gigabytes(free)} free: free some "
+            "space, or set run.root to another disk"
+        )
+    train = recipe.train
+    most = train.keep + train.keep_best + 1
+    if train.save_every:
+        most = min(most, train.steps // train.save_every + 1)
+    missing = (most - len(list(checkpoints.glob("step-*")))) * size
+    if free < missing:
+        return [
+            f"warning: {run.folder}: {most} checkpoints of {_gigabytes(size)} come to stand there at a time, the disk "
+            f"has {_gigabytes(free)} free: lower train.keep, or some will be dropped"
+        ]
+    return []
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"

@@ -1,0 +1,128 @@
+"""Start a recipe's workers from this node and see them through."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from artefacts import lock
+from artefacts.layout import RunLayout
+from artefacts.training_run import TrainingRun, finetune_run, pretrain_run
+from configs import command
+from configs.errors import RequestError
+from configs.schema import Recipe
+from launch.deepspeed import deepspeed
+from launch.output import Output
+from launch.plan import Plan, worker_environment
+from launch.preflight import preflight
+from launch.supervise import supervise
+from launch.torchrun import check_port, torchrun
+
+COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
+#: Set where one command has looked already and started this one on several nodes.
+IN_ALLOCATION = "MILLRACE_ALLOCATION"
+
+
+def plan(
+    recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
+) -> Plan:
+    """What launch.kind starts on this node; ``more``: further variables of the workers.
+
+    Raises:
+        RequestError: the recipe's kind starts nothing on a node, or what it names is not there.
+    """
+    check_verb(recipe, verb, recipe_path)
+    if recipe.launch.kind == "deepspeed":
+        return deepspeed(recipe, verb, recipe_path, overrides, more)
+    return torchrun(recipe, verb, recipe_path, overrides, more)
+
+
+def check_verb(recipe: Recipe, verb: str, recipe_path: str) -> None:
+    """Raise ``RequestError`` where the recipe has nothing for this command."""
+    if verb == "finetune" and recipe.finetune is None:
+        raise RequestError(f"{recipe_path}: the recipe has no finetune section")
+
+
+def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> int:
+    """Start a command's workers and see them through; answers at once where there is nothing to do."""
+    check_verb(recipe, verb, recipe_path)
+    layout = RunLayout.of(recipe)
+    run = COMMANDS[verb](recipe, layout)
+    if run.manifest() is not None:
+        print(f"{run.folder}: up to date", flush=True)
+        return command.DONE
+    with ExitStack() as stack:
+        one_node = recipe.launch.kind in ("local", "deepspeed")
+        if one_node:
+            # Of several nodes each has a launcher; there the ranks find out.
+            stack.enter_context(lock.hold(layout.launch(verb)))
+        if IN_ALLOCATION not in os.environ:
+            for line in preflight(recipe, run, layout):
+                print(f"{verb}: {line}", flush=True)
+        check_port(recipe)
+        _operator_built(worker_environment(recipe))
+        return _see_through(recipe, verb, recipe_path, overrides, run, layout)
+
+
+def _see_through(
+    recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], run: TrainingRun, layout: RunLayout
+) -> int:
+    began = time.time()
+    on_hosts = recipe.launch.kind == "deepspeed" and recipe.launch.hostfile is not None
+    ended = supervise(
+        lambda more: plan(recipe, verb, recipe_path, overrides, more),
+        layout.logs / verb,
+        layout.run if on_hosts else None,
+        recipe.launch.grace_seconds,
+    )
+    status = ended.status
+    if status == command.FAILED and _stood_still(run.stacks, began):
+        _say(
+            f"{verb}: no step in {recipe.train.watch.hang_seconds} s (train.watch.hang_seconds): where each rank stood "
+            f"is in {run.stacks}; the same command goes on from the newest checkpoint"
+        )
+        return command.STOPPED
+    if status == command.STOPPED:
+        _say(f"{verb}: stopped with everything saved; the same command goes on")
+    if status == command.FAILED and IN_ALLOCATION not in os.environ:
+        _say(why_failed(recipe, verb, ended.output))
+    return status
+
+
+def why_failed(recipe: Recipe, verb: str, output: Output, nodes: Sequence[str] = ()) -> str:
+    """What to show of a failure; ``nodes``: those that were to take part, where their names are known."""
+    if output.timed_out():
+        joined = output.joined()
+        missing = sorted({*nodes} - {*joined})
+        named = f"; missing: {', '.join(missing)}" if missing else ""
+        return (
+            f"{verb}: {recipe.launch.nodes - len(joined)} of {recipe.launch.nodes} nodes did not join within "
+            f"{recipe.launch.join_seconds} s (launch.join_seconds): joined: {', '.join(joined)}{named}"
+        )
+    return f"{verb}: {output.explain()}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _stood_still(stacks: Path, since: float) -> bool:
+    """Whether ranks have written down their stacks."""
+    return any(path.stat().st_size and path.stat().st_mtime >= since for path in stacks.glob("rank-*.txt"))
+
+
+def _operator_built(environment: dict[str, str]) -> None:
+    """DeepSpeed's CPU operator must be there before two workers wait for each other's build of it."""
+    folder = Path(environment["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
+    if list(folder.glob("*.so")):
+        return
+    argv = [sys.executable, "-m", "training.engine.prebuild"]
+    done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise RequestError(
+            f"DeepSpeed's CPU operator could not be built, is a C++ compiler installed? {' '.join(last)}"
+        )
