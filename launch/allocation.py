@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, suppress
 from types import FrameType
 
@@ -140,9 +139,10 @@ def _future(recipe: Recipe, verb: str, status: int, further: bool) -> int:
         _say(f"{verb}: queued again {train.requeues} times already (launch.slurm.train.requeues): submit it once more")
         return status
     _say(f"{verb}: back into the queue")
-    subprocess.run(["scontrol", "requeue", job], check=False)
-    # SLURM ends this process; where it could not queue the job again, the status tells.
-    time.sleep(_APART)
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    # It is pending where SLURM itself has put it there, as it does with a job that it pre-empts.
+    if done.returncode and "pending" not in done.stderr:
+        _say(f"{verb}: {done.stderr.strip()}; submit it once more")
     return status
 
 

@@ -70,14 +70,17 @@ def _options(recipe: Recipe, verb: str) -> tuple[str, ...]:
         }
     )
     gpus = train.gpus if train.gpus is not None else launch.processes if launch.device != "cpu" else 0
-    fewest = f"{train.min_nodes}-" if train.min_nodes and train.min_nodes < launch.nodes else ""
+    # With a number of tasks a node, of a range of nodes the fewest are given.
+    few = bool(train.min_nodes and train.min_nodes < launch.nodes)
+    nodes = (
+        (f"--nodes={train.min_nodes}-{launch.nodes}",) if few else (f"--nodes={launch.nodes}", "--ntasks-per-node=1")
+    )
     # A percent sign begins a replacement symbol of SLURM's.
     log = str((RunLayout.of(recipe).logs / f"{verb}-").absolute()).replace("%", "%%")
     return (
         *resources(asked),
         f"--job-name={recipe.run.name}-{verb}",
-        f"--nodes={fewest}{launch.nodes}",
-        "--ntasks-per-node=1",
+        *nodes,
         *([f"--gpus-per-node={gpus}"] if gpus else []),
         f"--signal=USR1@{train.signal_seconds}",
         "--open-mode=append",

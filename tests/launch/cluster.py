@@ -53,7 +53,13 @@ SlurmdPidFile={folder}/%n.pid
 SlurmdLogFile={folder}/%n.log
 """
 _NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory}\n"
-_PARTITION = "PartitionName=main Nodes={names} Default=YES MaxTime=1-00:00:00 State=UP\n"
+#: Jobs of the second partition take nodes from those of the first, which are told, given time, and queued again.
+_PARTITIONS = """\
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes={names} Default=YES MaxTime=1-00:00:00 State=UP PriorityTier=1 GraceTime=40
+PartitionName=urgent Nodes={names} MaxTime=1-00:00:00 State=UP PriorityTier=2 PreemptMode=OFF
+"""
 _PATIENCE = 30.0
 
 
@@ -154,7 +160,7 @@ class SlurmCluster:
         for name, port in zip(self.names, ports[1:], strict=True):
             text += _NODE.format(name=name, host=host, port=port, cpus=self._cpus, memory=self._memory)
             (self.folder / f"{name}.spool").mkdir()
-        text += _PARTITION.format(names=",".join(self.names))
+        text += _PARTITIONS.format(names=",".join(self.names))
         (self.folder / "state").mkdir()
         (self.folder / "slurm.conf").write_text(text)
 
@@ -175,7 +181,7 @@ class SlurmCluster:
     def _all_idle(self) -> bool:
         if ended := [daemon.args for daemon in self._daemons if daemon.poll() is not None]:
             raise RuntimeError(f"{ended[0]} ended:\n{self._words()}")
-        listed = self.run("sinfo", "--noheader", "--Node", "--format=%T").stdout.split()
+        listed = self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").stdout.split()
         return listed == ["idle"] * len(self.names)
 
     def _wait(self, is_so: Callable[[], bool], complaint: str) -> None:

@@ -1,0 +1,63 @@
+"""Training runs that tests of launchers start: small, on shards that are made once."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from artefacts.metrics import read_records
+
+CHECKOUT = Path(__file__).parents[2]
+RECIPE = CHECKOUT / "tests" / "river.yaml"
+
+
+def make_data(root: Path) -> Path:
+    """Token shards and chat examples of the small recipe; returns the folder for ``data.root``."""
+    for stage in ("run", "examples"):
+        argv = [sys.executable, "-m", "pipeline", stage, "--recipe", str(RECIPE), f"run.root={root}"]
+        done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return root / "river"
+
+
+def launch(kind: str, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """``python -m launch KIND pretrain`` with overrides or options; output is captured."""
+    argv = [sys.executable, "-m", "launch", kind, "pretrain", "--recipe", str(RECIPE), *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(argv, cwd=CHECKOUT, env=env, text=True, **pipes)
+
+
+def ended(process: subprocess.Popen[str], expect: int | Sequence[int] = 0, timeout: float = 150) -> tuple[str, str]:
+    """What a launch said, once it has ended with a status."""
+    out, err = process.communicate(timeout=timeout)
+    wanted = [expect] if isinstance(expect, int) else expect
+    assert process.returncode in wanted, f"status {process.returncode}\n{out[-3000:]}\n{err[-5000:]}"
+    return out, err
+
+
+def steps(root: Path, name: str = "river") -> list[int]:
+    """Steps that a run has done, in order, those done twice twice."""
+    return [record["step"] for record in _records(root, name)]
+
+
+def losses(root: Path, name: str = "river") -> dict[int, float]:
+    """The last loss of each step."""
+    return {record["step"]: record["loss"] for record in _records(root, name)}
+
+
+def _records(root: Path, name: str) -> list[dict]:
+    file = root / name / "pretrain" / "metrics.jsonl"
+    return [record for record in read_records(file) if record["kind"] == "train"] if file.exists() else []
+
+
+def wait_until(is_so: Callable[[], object], what: str, seconds: float = 120) -> float:
+    """Wait; returns the seconds that it took."""
+    began = time.monotonic()
+    while not is_so():
+        if time.monotonic() > began + seconds:
+            pytest.fail(f"no {what} within {seconds:.0f} s")
+        time.sleep(0.02)
+    return time.monotonic() - began
