@@ -13,7 +13,8 @@ from configs.schema.train import TrainSection
 from training.data.batch import Batch
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
-from training.engine.distributed import Ranks, join
+from training.engine.distributed import Ranks
+from training.engine.joining import join
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optimizers import build_optimizer

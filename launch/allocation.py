@@ -58,7 +58,8 @@ def run_in_allocation(recipe: Recipe, verb: str, recipe_path: str, overrides: li
     if status == command.WRONG_REQUEST:
         return status
     if status not in (command.DONE, command.STOPPED):
-        _say(why_failed(recipe, verb, output, nodes[:count]))
+        if why := why_failed(recipe, output, nodes[:count]):
+            _say(f"{verb}: {why}")
         status = command.FAILED
     return _future(recipe, verb, status, newest_step(run) > before)
 

@@ -51,7 +51,7 @@ class Output:
         _show(text[: max(0, failed[0] - begins)] if failed else text)
 
     def explain(self) -> str:
-        """Why the workers failed: the rank that did so first, and the end of what it said."""
+        """Why the workers failed: the rank that did so first and the end of what it said; empty: rank 0 has told."""
         time.sleep(_SETTLE)
         self.follow()
         noted = self._failures()
@@ -64,7 +64,8 @@ class Output:
         if noted:
             others = f", {len(noted) - 1} more after it" if len(noted) > 1 else ""
             return self._of_rank(noted[0]["rank"], f"on {noted[0]['node']} failed first{others}")
-        return "\n".join(f"the end of {self._log_of(node)}:\n{_end(said)}" for node, said in self._node_logs().items())
+        said_by = {node: said for node, said in self._node_logs().items() if said.strip()}
+        return "\n".join(f"the end of {self._log_of(node)}:\n{_end(said)}" for node, said in said_by.items())
 
     def timed_out(self) -> bool:
         """Whether torchrun gave up waiting for other nodes."""

@@ -87,22 +87,22 @@ def _see_through(
         return command.STOPPED
     if status == command.STOPPED:
         _say(f"{verb}: stopped with everything saved; the same command goes on")
-    if status == command.FAILED and IN_ALLOCATION not in os.environ:
-        _say(why_failed(recipe, verb, ended.output))
+    if status == command.FAILED and IN_ALLOCATION not in os.environ and (why := why_failed(recipe, ended.output)):
+        _say(f"{verb}: {why}")
     return status
 
 
-def why_failed(recipe: Recipe, verb: str, output: Output, nodes: Sequence[str] = ()) -> str:
-    """What to show of a failure; ``nodes``: those that were to take part, where their names are known."""
+def why_failed(recipe: Recipe, output: Output, nodes: Sequence[str] = ()) -> str:
+    """What to show of a failure, beside what rank 0 has told; ``nodes``: those that were to take part, if known."""
     if output.timed_out():
         joined = output.joined()
         missing = sorted({*nodes} - {*joined})
         named = f"; missing: {', '.join(missing)}" if missing else ""
         return (
-            f"{verb}: {recipe.launch.nodes - len(joined)} of {recipe.launch.nodes} nodes did not join within "
+            f"{recipe.launch.nodes - len(joined)} of {recipe.launch.nodes} nodes did not join within "
             f"{recipe.launch.join_seconds} s (launch.join_seconds): joined: {', '.join(joined)}{named}"
         )
-    return f"{verb}: {output.explain()}"
+    return output.explain()
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from artefacts.worker import Worker
 from configs import command
 from configs.errors import RequestError
+from training.engine.errors import RunError
 from training.engine.signals import StopRequest
 
 VERBS = {
@@ -42,6 +43,10 @@ def main(arguments: Sequence[str]) -> int:
         status, message = _train(parsed, worker), ""
     except RequestError as error:
         status, message = command.WRONG_REQUEST, str(error)
+    except RunError as error:
+        worker.note_failure()
+        print(f"error: {error}", file=sys.stderr)
+        return command.FAILED
     except Exception:
         worker.note_failure()
         raise

@@ -25,10 +25,11 @@ from training.data.prefetch import Prefetched
 from training.engine.balance import Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
-from training.engine.distributed import Ranks, broadcast_value, join, leave
+from training.engine.distributed import Ranks, broadcast_value, leave
 from training.engine.errors import RunError
 from training.engine.hang import HangHook
 from training.engine.hooks import ValidationHook
+from training.engine.joining import join
 from training.engine.loop import Ended, Trainer
 from training.engine.metrics import MetricsHook
 from training.engine.partitions import partitions
@@ -213,7 +214,7 @@ def _joined(recipe: Recipe, job: Job, about: About) -> Iterator[tuple[Ranks, Res
 
     What must be refused is refused before anything is moved aside, and by all ranks.
     """
-    ranks = join()
+    ranks = join(recipe.launch.join_seconds, recipe.launch.probe_seconds)
     with ExitStack() as stack:
         stack.callback(leave)
         if ranks.size != recipe.ranks:

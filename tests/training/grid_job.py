@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from tests.training.engine_job import train_once
-from training.engine.distributed import join, leave
+from training.engine.distributed import leave
+from training.engine.joining import join
 
 
 def main(plan: Path) -> None:

@@ -10,7 +10,8 @@ from configs.schema.train import TrainSection
 from tests.training.shapes import small
 from training.data.batch import Batch
 from training.engine.balance import Balancer
-from training.engine.distributed import join, leave
+from training.engine.distributed import leave
+from training.engine.joining import join
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optimizers import build_optimizer

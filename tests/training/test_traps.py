@@ -31,7 +31,8 @@ from training.checkpoint.save import About, Saver
 from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
-from training.engine.distributed import Ranks, join, leave
+from training.engine.distributed import Ranks, leave
+from training.engine.joining import join
 from training.engine.partitions import partitions
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective

@@ -1,0 +1,154 @@
+"""The table of exit statuses, through each launcher on this host; SLURM's are in ``test_slurm_training.py``."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.runs import CHECKOUT, RECIPE, ended, launch, losses, make_data, steps, wait_until
+
+pytestmark = pytest.mark.engine
+
+#: One in `make test`; the others are slow.
+_KINDS = ["deepspeed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("local", "torchrun"))]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def _logs(root: Path) -> Path:
+    return root / "river" / "logs" / "pretrain"
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -> None:
+    """75 on SIGUSR1, 2 for a second launch meanwhile, 0 for the rest of the run, 0 again; all output is kept."""
+    given = [f"run.root={tmp_path}", f"data.root={data}", "train.precision=fp32", "train.global_batch_tokens=4096"]
+    given += ["train.steps=40"]
+    first = launch(kind, *given)
+    wait_until(lambda: len(steps(tmp_path)) > 1, "step")
+    if kind != "torchrun":
+        err = ended(launch(kind, *given), 2)[1]
+        assert f"is being written by process {first.pid} on {socket.gethostname()}: wait for it or stop it" in err
+    first.send_signal(signal.SIGUSR1)
+    out, err = ended(first, 75)
+    assert "stopped with everything saved" in err and "Traceback" not in out + err
+    out, _ = ended(launch(kind, *given))
+    assert "resuming after step" in out and "finished, 40 steps" in out
+    assert list(losses(tmp_path)) == list(range(1, 41))
+    assert "up to date" in ended(launch(kind, *given))[0]
+    for rank in (0, 1):
+        said = (_logs(tmp_path) / f"rank-{rank:05d}.txt").read_text()
+        assert said.count("--- ") == 2 and f", rank {rank}\n" in said
+    assert "finished" in (_logs(tmp_path) / "rank-00000.txt").read_text()
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_sigterm_is_75_and_a_wrong_request_2(kind: str, data: Path, tmp_path: Path) -> None:
+    given = [f"run.root={tmp_path}", f"data.root={data}", "train.steps=100000"]
+    started = launch(kind, *given)
+    wait_until(lambda: len(steps(tmp_path)) > 1, "step")
+    started.send_signal(signal.SIGTERM)
+    ended(started, 75)
+    (saved,) = (tmp_path / "river" / "pretrain" / "checkpoints").glob("step-*")
+    # What only a worker finds out: the checkpoint is another run's.
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["identity"]["seed"] = 99
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    _, err = ended(launch(kind, *given), 2)
+    lines = [line for line in err.splitlines() if not line.startswith("[")]
+    assert len(lines) == 1 and "seed" in lines[0], err
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_the_first_rank_that_fails_is_shown_first(kind: str, data: Path, tmp_path: Path) -> None:
+    """One is killed: status 1, its own output is shown, and what rank 0 says of the broken connection is not."""
+    started = launch(kind, f"run.root={tmp_path}", f"data.root={data}", "train.steps=100000")
+    wait_until(lambda: len(steps(tmp_path)) > 1, "step")
+    (victim,) = (
+        process
+        for process in psutil.Process(started.pid).children(recursive=True)
+        if process.environ().get("RANK") == "1" and "training" in process.cmdline()
+    )
+    victim.kill()
+    out, err = ended(started, 1)
+    if kind != "deepspeed":
+        assert f"pretrain: rank 1 was killed by SIGKILL on {socket.gethostname()} (by the kernel" in err, err
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_an_exception_is_status_1_and_shown(kind: str, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif os.environ.get('RANK') == '1':\n    sys.modules['training.data.windows'] = None\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    started = launch(kind, f"run.root={tmp_path}", f"data.root={data}", env={**os.environ, "PYTHONPATH": path})
+    out, err = ended(started, 1)
+    assert f"pretrain: rank 1 on {socket.gethostname()} failed first" in err
+    assert "import of training.data.windows halted" in err and (out + err).count("Traceback") == 1
+
+
+@pytest.mark.parametrize("kind", ["torchrun", "deepspeed"])
+def test_what_a_dry_run_prints_runs_in_a_shell(kind: str, data: Path, tmp_path: Path) -> None:
+    words = [f"run.root={tmp_path}", f"data.root={data}", "train.steps=6", "generate.prompt=a 'b' $HOME %n {c,d} \\"]
+    line, _ = ended(launch(kind, *words, "--dry-run"))
+    assert not (tmp_path / "river").exists()
+    done = subprocess.run(["bash", "-c", line], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_taken_port_is_named(data: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = [f"run.root={tmp_path}", f"data.root={data}", f"launch.rendezvous=127.0.0.1:{port}", "launch.nodes=2"]
+        _, err = ended(launch("torchrun", *words, "launch.processes=1"), 2)
+    assert (
+        err
+        == f"error: launch.rendezvous: port {port} of 127.0.0.1 is taken by process {os.getpid()}: name another port\n"
+    )
+
+
+def test_a_node_that_does_not_join_ends_the_wait(data: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [f"run.root={tmp_path}", f"data.root={data}", f"launch.rendezvous=127.0.0.1:{port}", "launch.nodes=2"]
+    _, err = ended(launch("torchrun", *words, "launch.processes=1", "launch.join_seconds=4"), 1)
+    said = f"pretrain: 1 of 2 nodes did not join within 4 s (launch.join_seconds): joined: {socket.gethostname()}\n"
+    assert err.endswith(said), err
+
+
+def test_no_room_for_a_checkpoint_is_refused_before_anything_starts(data: Path, tmp_path: Path) -> None:
+    """Of a model of 60 billion parameters no checkpoint fits on this disk."""
+    words = [
+        f"run.root={tmp_path}",
+        f"data.root={data}",
+        "model.hidden_size=65536",
+        "model.moe_intermediate_size=65536",
+    ]
+    _, err = ended(launch("local", *words), 2)
+    assert "a checkpoint takes" in err and "free some space, or set run.root to another disk" in err
+    assert not (tmp_path / "river" / "pretrain").exists()
+
+
+@pytest.mark.parametrize("kind", ["local", "torchrun", "deepspeed", "slurm"])
+def test_a_dry_run_imports_no_torch(kind: str) -> None:
+    code = (
+        "import sys; from launch.__main__ import main; "
+        f"main([{kind!r}, 'pretrain', '--dry-run', '--recipe', {str(RECIPE)!r}]); "
+        "print([m for m in ('torch', 'pyarrow', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
