@@ -52,6 +52,11 @@ class LaunchSection(Section):
         None, pattern=r"^[^\s:]+:\d+$", description="torchrun: HOST:PORT where the nodes meet, the same on every node"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
+    device_memory: Free[str | None] = Field(
+        None,
+        pattern=r"^[1-9]\d*[KMGT]?$",
+        description="what a process may use, such as 80G; left out: the GPU's, or on CPU the machine's share",
+    )
     threads: int = Field(0, ge=0, description="CPU threads a process; 0: cores divided by processes")
     grace_seconds: int = Field(
         60,

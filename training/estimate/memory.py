@@ -1,0 +1,158 @@
+"""Memory of a rank by part and phase, in closed form: the peak is that of the phase that takes most.
+
+Read from DeepSpeed 0.19's sources (``runtime/zero/stage_1_and_2.py``, ``stage3.py``, ``bf16_optimizer.py``), AutoEP's and
+ours; ``benchmarks/estimate.py`` measures how far off it is.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from configs.schema import Recipe
+from training.estimate.activations import Activations, activations
+from training.estimate.topology import Topology, topology
+
+#: Elementwise fp32 states that an optimiser keeps of a parameter; muon's are counted as adam's for its tables.
+_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "muon": 1}
+#: Measured, no formula: on CPU, threads' stacks and the products that oneDNN compiles for each number of an expert's rows
+#: (it keeps 1,024 of them, which a run needs some ten micro-batches to reach); on GPUs, what the matrix libraries reserve.
+_LIBRARIES = {("cpu", 4): 40_000_000, ("cpu", 2): 600_000_000, ("cuda", 4): 80_000_000, ("cuda", 2): 80_000_000}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank on the device it computes on.
+
+    Attributes:
+        parts: what lies there at the highest moment of training, by name.
+        phases: the highest of each phase: ``start``, ``forward and backward``, ``reduction``, ``step``, ``saving``.
+        host: in the host's memory beside it: offloaded state, the pinned copy of a checkpoint (0 on CPU: there it is one).
+    """
+
+    parts: dict[str, float]
+    phases: dict[str, float]
+    host: float = 0.0
+    modes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def phase(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    @property
+    def peak(self) -> float:
+        return self.phases[self.phase]
+
+
+def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | None = None, mode: str = "") -> Memory:
+    """Of a recipe on a device; ``micro_batch`` and ``mode`` (of checkpointing): others than the recipe's."""
+    samples = micro_batch or recipe.micro_batch
+    place = topology(recipe, device, samples)
+    chosen = mode or recipe.train.checkpointing
+    modes = {name: activations(recipe, place, samples, name) for name in ("none", "selective", "full")}
+    kept = modes[chosen]
+    weights, master, grads, states = _state(recipe, place)
+    gathered = min(place.local, place.live) * place.width if place.stage == 3 else 0.0
+    libraries = _LIBRARIES[device, place.width]
+    away = master + states if place.offloads != "none" and device == "cuda" else 0.0
+    base = weights + master + states + libraries + gathered - away
+    passes, buffers = _passes(place, kept, grads)
+    # A checkpoint's copy holds master weights and state (training/checkpoint/snapshot.py).
+    copy = (master or 4 * place.share) + states
+    if place.stage == 0:
+        copy /= max(1, recipe.ranks)
+    reduction = _reduction(place)
+    phases = {
+        "start": _start(place),
+        "forward and backward": base + passes,
+        "reduction": base + grads + reduction,
+        "step": base + grads + place.share * 2.0,
+    }
+    if device == "cpu":
+        phases["saving"] = base + passes + copy if recipe.train.save_every else base + copy + _kept_grads(place, grads)
+    parts = {
+        "weights": weights,
+        "gathered weights": gathered,
+        "master weights": 0.0 if away else master,
+        "optimiser state": 0.0 if away else states,
+        "gradients": grads,
+        "activations": kept.kept - kept.loss_kept,
+        "loss": kept.loss_kept + kept.loss_working,
+        "communication buffers": max(buffers, reduction),
+        "libraries": float(libraries),
+    }
+    totals = {name: found.kept for name, found in modes.items()}
+    return Memory(parts, phases, away + (copy if device == "cuda" else 0.0), totals)
+
+
+def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]:
+    """Bytes of weights that are computed with, fp32 masters, sums of gradients, optimiser state."""
+    sharded = place.stage == 3
+    weights = (place.share if sharded else place.local) * float(place.width)
+    # Stages 1 to 3 keep a flat fp32 copy of their share even where fp32 is computed in.
+    master = 4.0 * place.share if place.stage else 0.0
+    states = 4.0 * place.share * _STATES[recipe.train.optimizer.name]
+    if place.stage >= 2:
+        grads = 4.0 * place.share
+    else:
+        # DeepSpeed's optimiser for bf16 at stage 1 keeps those of the backward pass beside their fp32 sums.
+        grads = (4.0 + (place.width if place.stage == 1 and place.half else 0)) * place.local
+    return weights, master, grads, states
+
+
+def _kept_grads(place: Topology, grads: float) -> float:
+    """What of the gradients outlives a step: the flat fp32 sums of bf16's stage 1 and of stage 3."""
+    if place.stage == 1 and place.half:
+        return 4.0 * place.local
+    return grads if place.stage == 3 else 0.0
+
+
+def _start(place: Topology) -> float:
+    """The whole model in fp32, and the experts that AutoEP copies of it before the old ones go, one layer's twice.
+
+    training/assemble.py builds it on every rank and moves it to the device before anything is cut.
+    """
+    layer = place.local_experts / max(1, place.expert_layers)
+    return 4.0 * (place.plain + place.experts + place.local_experts + layer)
+
+
+def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, float]:
+    """Highest of a micro-batch's passes above the state, gradients included; and the buffers in it.
+
+    Backward from the last layer: what it and those before keep, the gradients of those after, what it works in.
+    """
+    buffer = _bucket(place) if place.stage >= 2 else 0.0
+    layers = len(kept.layers)
+    there = grads if place.accumulates else _kept_grads(place, grads)
+    left = kept.kept
+    highest = there + left + max(kept.loss_working, max(layer.forward for layer in kept.layers))
+    left -= kept.loss_kept
+    for done, layer in enumerate(reversed(kept.layers)):
+        share = (done + 1) / layers
+        highest = max(
+            highest,
+            there
+            + (grads - there) * share
+            + left
+            + layer.backward
+            + buffer * (1.0 if place.device == "cuda" else share),
+        )
+        left -= layer.kept
+    return highest, buffer
+
+
+def _bucket(place: Topology) -> float:
+    """The buffer for gradients on their way: whole on a GPU; of it, on CPU, the pages that are written to."""
+    elements = place.bucket if place.device == "cuda" else min(place.bucket, place.local)
+    return float(elements * place.width)
+
+
+def _reduction(place: Topology) -> float:
+    """At the end of the backward pass, when no activation is left: buffers beside the sums of gradients."""
+    largest = min(place.bucket, max(place.plain, place.local_experts))
+    if place.stage == 0:
+        return 4.0 * largest if place.share else 0.0
+    if place.stage == 1:
+        return 4.0 * largest
+    # The buffer, a flat copy in its dtype and, where that is half as wide, one in fp32.
+    flat = largest * (place.width + (4.0 if place.half else 0.0))
+    return _bucket(place) + (flat if place.stage == 2 else 4.0 * place.bucket / 10)
