@@ -46,6 +46,18 @@ def _grid() -> list[list[str]]:
     ]
 
 
+#: Another shape than that which the estimate's measured figures come from.
+_OTHER = [
+    "model.hidden_size=768",
+    "model.num_hidden_layers=5",
+    "model.moe_intermediate_size=256",
+    "model.n_routed_experts=32",
+    "model.num_experts_per_tok=6",
+    "model.q_lora_rank=null",
+    "tokenizer.vocab_size=32000",
+]
+
+
 def _cpu_points() -> list[list[str]]:
     """Of the grid every other point, so that each pair of two of its three axes comes up; and what it leaves out."""
     grid = _grid()
@@ -60,6 +72,8 @@ def _cpu_points() -> list[list[str]]:
         ["train.zero_stage=1", "model.num_nextn_predict_layers=1", "train.checkpointing=selective"],
         [two, "train.zero_stage=1", "train.save_every=1", "train.expert_parallel=1"],
         [two, "train.zero_stage=1", "train.optimizer.name=sgd", "train.checkpointing=full"],
+        [two, "train.zero_stage=1", "train.micro_batch=2", *_OTHER],
+        [two, "train.zero_stage=2", "train.checkpointing=selective", "train.expert_parallel=2", *_OTHER],
     ]
 
 
@@ -118,12 +132,13 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
         grown = _train(overrides, recipe.ranks, Path(folder), {**environment, "DS_ACCELERATOR": device})
     train = recipe.train
     name = (
-        f"ZeRO {train.zero_stage} {train.precision}, {train.checkpointing}, EP {recipe.expert_parallel} of {recipe.ranks}, "
-        f"{recipe.micro_batch} x {train.context_length}{' accumulated' if place.accumulates else ''}"
+        f"ZeRO {train.zero_stage} {train.precision}, {train.checkpointing}, "
+        f"EP {recipe.expert_parallel} of {recipe.ranks}, {recipe.micro_batch} x {train.context_length}"
     )
     extra = [
         text
         for text, there in (
+            ("accumulated", place.accumulates),
             ("saving", train.save_every),
             (train.optimizer.name, train.optimizer.name != "adamw"),
             ("MTP", recipe.model.num_nextn_predict_layers),
@@ -155,7 +170,7 @@ def _train(overrides: Sequence[str], ranks: int, folder: Path, environment: dict
 
 def train(folder: Path, overrides: list[str]) -> None:
     """One rank's part of a point: leaves its peak in a file."""
-    import deepspeed  # noqa: F401 - what importing takes belongs to no part
+    import deepspeed
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     import torch
     import torch._dynamo

@@ -60,30 +60,46 @@ def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) ->
     if place.half:
         # The sum of dweight in fp32 beside the piece's product, and that product widened to be added.
         working += vocab * hidden * (4 + 2 + 4) - vocab * hidden * place.width
-    # Each depth of prediction: the normalised pair, its projection's result and the norm's.
-    return Activations(layers, kept, working, 2 * row + depth * 5 * row + tokens * 16)
+    # The final norm's input; each depth of prediction: the normalised pair, its projection's result and the norm's.
+    return Activations(layers, kept, working, row + depth * 5 * row + tokens * 16)
 
 
 def _layer(recipe: Recipe, place: Topology, micro_batch: int, mode: str, dense: bool) -> Layer:
-    attention, attention_narrow = _attention(recipe, place, micro_batch)
+    attention, fused = _attention(recipe, place, micro_batch)
     feed, feed_working = _feed_forward(recipe, place, micro_batch, dense)
-    row = micro_batch * recipe.train.context_length * recipe.model.hidden_size * place.width
+    row = hidden = micro_batch * recipe.train.context_length * recipe.model.hidden_size * place.width
     whole = attention + feed
     if mode == "none":
         return Layer(whole, feed_working / 2, feed_working)
+    model = recipe.model
+    # Routing is not decided twice (training/layers/routing.py): logits, and the best with their scores.
+    decisions = 0 if dense else model.n_routed_experts * 4 + model.num_experts_per_tok * 12
+    row += micro_batch * recipe.train.context_length * decisions
     if mode == "full":
         # The layer's input stays; all the rest is computed again, and lies there while its gradients are.
         return Layer(row, max(attention, feed) / 2, whole - row + feed_working)
-    narrow = 2 * row + attention_narrow
+    narrow = row + hidden + fused + _narrow(recipe, place, micro_batch, dense)
     return Layer(narrow, max(attention, feed) / 2, max(attention, feed) - row + feed_working)
 
 
+def _narrow(recipe: Recipe, place: Topology, micro_batch: int, dense: bool) -> float:
+    """What ``selective`` keeps of products narrower than the hidden size (training/layers/checkpointing.py)."""
+    model = recipe.model
+    widths = [model.q_lora_rank or 0, model.kv_lora_rank + model.qk_rope_head_dim]
+    if dense:
+        widths += 2 * [model.intermediate_size]
+    else:
+        widths += 2 * [model.n_shared_experts * model.moe_intermediate_size]
+    numbers = sum(width for width in widths if width < model.hidden_size)
+    return micro_batch * recipe.train.context_length * numbers * place.width
+
+
 def _attention(recipe: Recipe, place: Topology, micro_batch: int) -> tuple[float, float]:
-    """Kept by attention and its norm (training/layers/mla.py); and the part that ``selective`` keeps as well.
+    """Kept by attention and its norm (training/layers/mla.py); and a fused kernel's results, which ``selective`` keeps.
 
     Numbers a token: the layer's input and its norm, the latents before and after their norms, queries and keys [N, Q],
-    values and the result [N, Z], the residual stream. On CPU the softmax's weights of blocks of 128 queries with all keys up
-    to their last.
+    values and the result [N, Z], the residual stream. On CPU the softmax's weights of blocks of 128 queries with all
+    keys up to their last.
     """
     model, length, width = recipe.model, recipe.train.context_length, place.width
     tokens, heads = micro_batch * length, model.num_attention_heads
@@ -100,10 +116,8 @@ def _attention(recipe: Recipe, place: Topology, micro_batch: int) -> tuple[float
     if blocked:
         spans = [min(start + _BLOCK, length) - start for start in range(0, length, _BLOCK)]
         weights = micro_batch * heads * sum(span * min((i + 1) * _BLOCK, length) for i, span in enumerate(spans))
-    narrow = tokens * latents * width
-    if not blocked:
-        narrow += tokens * heads * (result * width + 4)
-    return (tokens * numbers + weights) * width, narrow
+    fused = 0 if blocked else tokens * heads * (result * width + 4)
+    return (tokens * numbers + weights) * width, fused
 
 
 def _feed_forward(recipe: Recipe, place: Topology, micro_batch: int, dense: bool) -> tuple[float, float]:

@@ -44,7 +44,7 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
 
 
 def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
-    """Recipes that take less, with the keys that make them: checkpointing, experts, the stage, offload, all together."""
+    """Recipes that take less, with the keys that make them: checkpointing, experts, stage, offload, one on another."""
     train = recipe.train
     modes = ["none", "selective", "full"]
     for mode in modes[modes.index(train.checkpointing) + 1 :]:

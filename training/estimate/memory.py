@@ -1,7 +1,7 @@
 """Memory of a rank by part and phase, in closed form: the peak is that of the phase that takes most.
 
-Read from DeepSpeed 0.19's sources (``runtime/zero/stage_1_and_2.py``, ``stage3.py``, ``bf16_optimizer.py``), AutoEP's and
-ours; ``benchmarks/estimate.py`` measures how far off it is.
+Read from the sources of DeepSpeed 0.19 (``runtime/zero/stage_1_and_2.py``, ``stage3.py``, ``bf16_optimizer.py``), of
+AutoEP and ours; ``benchmarks/estimate.py`` measures how far off it is.
 """
 
 from dataclasses import dataclass, field
@@ -11,11 +11,13 @@ from configs.schema import Recipe
 from training.estimate.activations import Activations, activations
 from training.estimate.topology import Topology, topology
 
-#: Elementwise fp32 states that an optimiser keeps of a parameter; muon's are counted as adam's for its tables.
+#: Elementwise fp32 states that an optimiser keeps of a parameter; muon steps on tables as adamw does.
 _STATES = {"adamw": 2, "adam": 2, "sgd": 1, "muon": 1}
-#: Measured, no formula: on CPU, threads' stacks and the products that oneDNN compiles for each number of an expert's rows
-#: (it keeps 1,024 of them, which a run needs some ten micro-batches to reach); on GPUs, what the matrix libraries reserve.
-_LIBRARIES = {("cpu", 4): 40_000_000, ("cpu", 2): 600_000_000, ("cuda", 4): 80_000_000, ("cuda", 2): 80_000_000}
+#: Measured, no formula: threads' stacks on CPU; on GPUs what the matrix libraries reserve.
+_LIBRARIES = {"cpu": 40_000_000, "cuda": 80_000_000}
+#: Likewise, on CPU in bf16: oneDNN compiles products anew for each number of an expert's rows and keeps up to 1,024.
+#: 264, 430 and some 600 MB at 128, 256 and 512 rows an expert, after ten micro-batches.
+_COMPILED, _COMPILED_MOST = 27_000_000, 650_000_000
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Memory:
     Attributes:
         parts: what lies there at the highest moment of training, by name.
         phases: the highest of each phase: ``start``, ``forward and backward``, ``reduction``, ``step``, ``saving``.
-        host: in the host's memory beside it: offloaded state, the pinned copy of a checkpoint (0 on CPU: there it is one).
+        host: beside it in the host's memory: offloaded state, the pinned copy of a checkpoint; 0 on CPU.
+        modes: bytes kept for the backward pass under each mode of checkpointing.
     """
 
     parts: dict[str, float]
@@ -52,7 +55,7 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
     kept = modes[chosen]
     weights, master, grads, states = _state(recipe, place)
     gathered = min(place.local, place.live) * place.width if place.stage == 3 else 0.0
-    libraries = _LIBRARIES[device, place.width]
+    libraries = _libraries(recipe, place, samples)
     away = master + states if place.offloads != "none" and device == "cuda" else 0.0
     base = weights + master + states + libraries + gathered - away
     passes, buffers = _passes(place, kept, grads)
@@ -67,8 +70,10 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
         "reduction": base + grads + reduction,
         "step": base + grads + place.share * 2.0,
     }
-    if device == "cpu":
-        phases["saving"] = base + passes + copy if recipe.train.save_every else base + copy + _kept_grads(place, grads)
+    if device == "cpu" and recipe.train.save_every:
+        phases["saving"] = base + passes + copy  # the copy's memory is kept for the next one
+    elif device == "cpu" and recipe.train.stop_at is None:
+        phases["saving"] = base + copy + _kept_grads(place, grads)
     parts = {
         "weights": weights,
         "gathered weights": gathered,
@@ -78,7 +83,7 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
         "activations": kept.kept - kept.loss_kept,
         "loss": kept.loss_kept + kept.loss_working,
         "communication buffers": max(buffers, reduction),
-        "libraries": float(libraries),
+        "libraries": libraries,
     }
     totals = {name: found.kept for name, found in modes.items()}
     return Memory(parts, phases, away + (copy if device == "cuda" else 0.0), totals)
@@ -91,12 +96,23 @@ def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]
     # Stages 1 to 3 keep a flat fp32 copy of their share even where fp32 is computed in.
     master = 4.0 * place.share if place.stage else 0.0
     states = 4.0 * place.share * _STATES[recipe.train.optimizer.name]
+    if recipe.train.optimizer.name == "muon":
+        tables = recipe.vocab_size * recipe.model.hidden_size * (1 if recipe.model.tie_word_embeddings else 2)
+        states += 4.0 * tables / (recipe.ranks if place.stage else 1)
     if place.stage >= 2:
         grads = 4.0 * place.share
     else:
         # DeepSpeed's optimiser for bf16 at stage 1 keeps those of the backward pass beside their fp32 sums.
         grads = (4.0 + (place.width if place.stage == 1 and place.half else 0)) * place.local
     return weights, master, grads, states
+
+
+def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
+    if place.device == "cuda" or not (place.half and place.experts):
+        return float(_LIBRARIES[place.device])
+    slots = micro_batch * recipe.train.context_length * recipe.model.num_experts_per_tok
+    rows = slots * recipe.expert_parallel / recipe.model.n_routed_experts
+    return _LIBRARIES["cpu"] + min(_COMPILED_MOST, _COMPILED * rows**0.5)
 
 
 def _kept_grads(place: Topology, grads: float) -> float:
