@@ -54,7 +54,7 @@ def memory_lines(recipe: Recipe) -> list[str]:
     )
     if found.host:
         rows.append(
-            f"beside it in the host's memory, offloaded state and the pinned copy of a checkpoint: "
+            "in the host's memory at its highest, the model being built or offloaded state and a checkpoint's copy: "
             f"{_gib(found.host).strip()} a rank, {_gib(found.host * recipe.launch.processes).strip()} a node"
         )
     size = largest_micro_batch(recipe, device.bytes, device.kind)

@@ -27,7 +27,7 @@ class Memory:
     Attributes:
         parts: what lies there at the highest moment of training, by name.
         phases: the highest of each phase: ``start``, ``forward and backward``, ``reduction``, ``step``, ``saving``.
-        host: beside it in the host's memory: offloaded state, the pinned copy of a checkpoint; 0 on CPU.
+        host: in a GPU's host at its highest: the model when it is built, or offloaded state and a checkpoint's copy.
         modes: bytes kept for the backward pass under each mode of checkpointing.
     """
 
@@ -86,7 +86,9 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
         "libraries": libraries,
     }
     totals = {name: found.kept for name, found in modes.items()}
-    return Memory(parts, phases, away + (copy if device == "cuda" else 0.0), totals)
+    # On GPUs' hosts the model is built in fp32 before it goes to the device.
+    host = max(4.0 * (place.plain + place.experts), away + copy) if device == "cuda" else 0.0
+    return Memory(parts, phases, host, totals)
 
 
 def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]:
@@ -99,11 +101,9 @@ def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]
     if recipe.train.optimizer.name == "muon":
         tables = recipe.vocab_size * recipe.model.hidden_size * (1 if recipe.model.tie_word_embeddings else 2)
         states += 4.0 * tables / (recipe.ranks if place.stage else 1)
-    if place.stage >= 2:
-        grads = 4.0 * place.share
-    else:
-        # DeepSpeed's optimiser for bf16 at stage 1 keeps those of the backward pass beside their fp32 sums.
-        grads = (4.0 + (place.width if place.stage == 1 and place.half else 0)) * place.local
+    # DeepSpeed's optimiser for bf16 at stage 1 keeps those of the backward pass beside their fp32 sums.
+    whole = place.local * (4.0 + (place.width if place.flat_sums else 0))
+    grads = whole if place.stage < 2 else 4.0 * place.share
     return weights, master, grads, states
 
 
@@ -117,7 +117,7 @@ def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
 
 def _kept_grads(place: Topology, grads: float) -> float:
     """What of the gradients outlives a step: the flat fp32 sums of bf16's stage 1 and of stage 3."""
-    if place.stage == 1 and place.half:
+    if place.flat_sums:
         return 4.0 * place.local
     return grads if place.stage == 3 else 0.0
 
@@ -136,11 +136,12 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
 
     Backward from the last layer: what it and those before keep, the gradients of those after, what it works in.
     """
-    buffer = _bucket(place) if place.stage >= 2 else 0.0
+    buffer = _bucket(place)
+    held = buffer if place.stage == 3 else 0.0
     layers = len(kept.layers)
     there = grads if place.accumulates else _kept_grads(place, grads)
     left = kept.kept
-    highest = there + left + max(kept.loss_working, max(layer.forward for layer in kept.layers))
+    highest = there + left + held + max(kept.loss_working, max(layer.forward for layer in kept.layers))
     left -= kept.loss_kept
     for done, layer in enumerate(reversed(kept.layers)):
         share = (done + 1) / layers
@@ -150,25 +151,35 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
             + (grads - there) * share
             + left
             + layer.backward
-            + buffer * (1.0 if place.device == "cuda" else share),
+            + buffer * (share if place.stage == 2 and place.device == "cpu" else 1.0),
         )
         left -= layer.kept
     return highest, buffer
 
 
 def _bucket(place: Topology) -> float:
-    """The buffer for gradients on their way: whole on a GPU; of it, on CPU, the pages that are written to."""
-    elements = place.bucket if place.device == "cuda" else min(place.bucket, place.local)
-    return float(elements * place.width)
+    """DeepSpeed's buffer for gradients on their way, during the backward pass.
+
+    Stages 1 and 2 make it at a backward pass' first gradient, in the dtype that they sum in or that they compute in;
+    stage 3 holds one in fp32, and sends it off whenever the group of ranks changes, which experts' gradients do at
+    each layer. A GPU holds all of it, CPU the pages that are written to: at stage 1 only once the passes are over.
+    """
+    if place.stage == 0 or place.flat_sums:
+        return 0.0
+    width = place.width if place.stage == 2 else 4
+    if place.device == "cuda":
+        return float(place.bucket * width)
+    if place.stage == 3:
+        return 4.0 * min(place.bucket, place.local_experts / max(1, place.expert_layers))
+    return float(min(place.bucket, place.local) * width) if place.stage == 2 else 0.0
 
 
 def _reduction(place: Topology) -> float:
     """At the end of the backward pass, when no activation is left: buffers beside the sums of gradients."""
     largest = min(place.bucket, max(place.plain, place.local_experts))
-    if place.stage == 0:
-        return 4.0 * largest if place.share else 0.0
-    if place.stage == 1:
-        return 4.0 * largest
-    # The buffer, a flat copy in its dtype and, where that is half as wide, one in fp32.
-    flat = largest * (place.width + (4.0 if place.half else 0.0))
-    return _bucket(place) + (flat if place.stage == 2 else 4.0 * place.bucket / 10)
+    if place.stage < 2:
+        return _bucket(place) + 4.0 * largest
+    if place.stage == 2:
+        # A flat copy in the dtype that is computed in and, where that is half as wide, one in fp32.
+        return _bucket(place) + largest * (place.width + (4.0 if place.half else 0.0))
+    return _bucket(place)

@@ -18,6 +18,7 @@ class Topology:
         device: where it computes.
         stage: of ZeRO.
         width: bytes of a number that is computed with.
+        bf16: whether that is bfloat16.
         plain: parameters over all ranks that are no routed experts; every rank computes with all of them.
         experts: routed experts' parameters over all ranks.
         local_experts: those that this rank computes with.
@@ -32,6 +33,7 @@ class Topology:
     device: Literal["cpu", "cuda"]
     stage: int
     width: int
+    bf16: bool
     plain: int
     experts: int
     local_experts: int
@@ -46,6 +48,11 @@ class Topology:
     def local(self) -> int:
         """Parameters that a rank computes with."""
         return self.plain + self.local_experts
+
+    @property
+    def flat_sums(self) -> bool:
+        """Whether DeepSpeed's optimiser for bf16 at stage 1 does the work, with flat fp32 sums and no buffer."""
+        return self.stage == 1 and self.bf16
 
     @property
     def half(self) -> bool:
@@ -71,6 +78,7 @@ def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -
         device=device,
         stage=train.zero_stage,
         width=4 if train.precision == "fp32" else 2,
+        bf16=train.precision == "bf16",
         plain=plain,
         experts=experts,
         local_experts=local,
