@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm-data test-parity test-recovery test-slurm bench-data bench-memory bench-model bench-engine bench-gpu clean lock
+.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm-data test-parity test-recovery test-slurm bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -70,7 +70,7 @@ generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.t
 report: $(SETUP)  ## one self-contained page with the curves and tables of the run
 	@$(PYTHON) -m training report --recipe $(RECIPE) $(ARGS)
 
-estimate: $(SETUP)  ## parameters, active parameters and FLOPs a token of a recipe
+estimate: $(SETUP)  ## parameters, FLOPs a token and memory a rank of a recipe, and the micro-batch that fits
 	@$(PYTHON) -m training estimate --recipe $(RECIPE) $(ARGS)
 
 inspect: $(SETUP)  ## every tensor of the model with its shape, and how many parameters it has
@@ -112,6 +112,9 @@ bench-model: $(SETUP)  ## the DeepSeek model beside transformers: steps, decodin
 
 bench-engine: $(SETUP)  ## the loop beside a bare DeepSpeed loop, and what saving costs (a quarter of an hour)
 	@$(PYTHON) -m benchmarks.engine $(ARGS)
+
+bench-estimate: $(SETUP)  ## the estimate of memory beside measured peaks (half an hour); on a GPU: ARGS="--device cuda"
+	@$(PYTHON) -m benchmarks.estimate $(ARGS)
 
 bench-gpu: $(SETUP)  ## the DeepSeek model on one GPU beside transformers and PyTorch's kernels (five minutes)
 	@$(PYTHON) -m benchmarks.gpu $(ARGS)

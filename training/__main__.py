@@ -21,7 +21,7 @@ VERBS = {
     "generate": "complete a prompt",
     "report": "one self-contained page with the curves and tables of the run",
     "inspect": "every tensor of the model with its shape, and how many parameters it has",
-    "estimate": "parameters, active parameters and FLOPs a token, in closed form",
+    "estimate": "parameters, FLOPs a token, memory a rank by part and what micro-batch fits, in closed form",
 }
 
 

@@ -128,6 +128,11 @@ class LaunchSection(Section):
         60, ge=0, description="time for a first exchange between all ranks, before anything is loaded; 0: none"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
+    device_memory: Free[str | None] = Field(
+        None,
+        pattern=r"^[1-9]\d*[KMGT]?$",
+        description="what a process may use, such as 80G; left out: the GPU's, or on CPU the machine's share",
+    )
     threads: int = Field(0, ge=0, description="CPU threads a process; 0: cores divided by processes")
     grace_seconds: int = Field(
         60,

@@ -1,6 +1,19 @@
-"""Closed-form parameters and FLOPs of a model from its recipe, without importing torch."""
+"""Closed-form parameters, FLOPs and memory of a model from its recipe, without importing torch."""
 
+from training.estimate.device import Device, device_of
+from training.estimate.fitting import advice, largest_micro_batch
 from training.estimate.flops import flops_per_token
+from training.estimate.memory import Memory, memory
 from training.estimate.parameters import Parameters, parameters
 
-__all__ = ["Parameters", "flops_per_token", "parameters"]
+__all__ = [
+    "Device",
+    "Memory",
+    "Parameters",
+    "advice",
+    "device_of",
+    "flops_per_token",
+    "largest_micro_batch",
+    "memory",
+    "parameters",
+]

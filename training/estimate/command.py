@@ -1,19 +1,22 @@
-"""``python -m training estimate``: the size and cost of the recipe's model, before anything is built."""
+"""``python -m training estimate``: size, cost and memory of the recipe's training, before anything is built."""
 
 from configs.command import DONE
 from configs.schema import Recipe
+from training.estimate.device import device_of
+from training.estimate.fitting import advice, largest_micro_batch
 from training.estimate.flops import attention_flops_per_token, matrix_flops_per_token
+from training.estimate.memory import memory
 from training.estimate.parameters import parameters
 
 
 def estimate(recipe: Recipe) -> int:
-    """Print parameters by part, total and active, and training FLOPs a token and in all; returns the exit status."""
-    print("\n".join(lines(recipe)))
+    """Print parameters by part, training FLOPs, and a rank's memory by part and phase; returns the exit status."""
+    print("\n".join([*lines(recipe), "", *memory_lines(recipe)]))
     return DONE
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """The table that :func:`estimate` prints."""
+    """The table of parameters and FLOPs that :func:`estimate` prints."""
     counts = parameters(recipe.model, recipe.vocab_size)
     rows = [("parameters", "total", "active a token")]
     rows += [(part, f"{count:,}", f"{counts.active_by_part[part]:,}") for part, count in counts.by_part.items()]
@@ -31,3 +34,41 @@ def lines(recipe: Recipe) -> list[str]:
         f"(matrices {matrices:.4g}, causal attention {attention:.4g})",
         f"training FLOPs for {tokens:,} tokens: {(matrices + attention) * tokens:.4g}",
     ]
+
+
+def memory_lines(recipe: Recipe) -> list[str]:
+    """The table of a rank's memory: parts, activations by checkpointing, phases, and what fits."""
+    train, device = recipe.train, device_of(recipe)
+    found = memory(recipe, device.kind)
+    where = "GPU" if device.kind == "cuda" else "CPU"
+    title = (
+        f"memory of each of {recipe.ranks:,} ranks on {where}: ZeRO {train.zero_stage}, expert parallel "
+        f"{recipe.expert_parallel}, {train.precision}, micro-batch {recipe.micro_batch} x {train.context_length:,}, "
+        f"checkpointing {train.checkpointing}; routing taken as balanced"
+    )
+    rows = [title, *(f"  {part:<38}{_gib(size)}" for part, size in found.parts.items() if size)]
+    rows += [f"  {'kept for backward under ' + mode:<38}{_gib(size)}" for mode, size in found.modes.items()]
+    rows += [f"  peak of {phase:<30}{_gib(size)}" for phase, size in found.phases.items()]
+    rows.append(
+        f"peak {_gib(found.peak).strip()}, in {found.phase}; there are {_gib(device.bytes).strip()} ({device.source})"
+    )
+    if found.host:
+        rows.append(
+            "in the host's memory at its highest, the model being built or offloaded state and a checkpoint's copy: "
+            f"{_gib(found.host).strip()} a rank, {_gib(found.host * recipe.launch.processes).strip()} a node"
+        )
+    size = largest_micro_batch(recipe, device.bytes, device.kind)
+    if size is None:
+        rows.append(f"not even micro-batch 1 fits: {advice(recipe, device.bytes, device.kind)}")
+    else:
+        each = {mode: largest_micro_batch(recipe, device.bytes, device.kind, mode) for mode in found.modes}
+        rows.append(
+            f"largest micro-batch that fits: {size} (checkpointing "
+            + ", ".join(f"{mode}: {most or 'not even 1'}" for mode, most in each.items())
+            + ")"
+        )
+    return rows
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:12,.2f} GiB"

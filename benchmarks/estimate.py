@@ -1,0 +1,305 @@
+"""``make bench-estimate``: the estimate of memory beside the measured peak of real training, as one table.
+
+    python -m benchmarks.estimate [--device cpu|cuda] [--grid] [--only NUMBER] [--out FILE]
+
+Each point is trained for a few steps of made tokens in processes of its own, through recipe, engine, loop and optimiser
+as ``make pretrain`` does. CPU: a rank's growth of resident memory from after the imports and joining to its highest,
+with an allocator that gives back what is freed; that of the rank that grows most counts. GPU: what PyTorch allocated at
+its highest, and reserved. Nothing but the recipe decides an estimate.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.load import load_recipe
+from configs.schema import Recipe
+from training.estimate import memory
+from training.estimate.topology import topology
+
+ROOT = Path(__file__).parents[1]
+RECIPE = Path(__file__).with_name("estimate.yaml")
+ASKED = 10.0
+_SECONDS = 600
+
+
+def _grid() -> list[list[str]]:
+    """Every stage x checkpointing x expert-parallel size on two processes; stage 0 is fp32 alone."""
+    return [
+        [
+            "launch.processes=2",
+            f"train.zero_stage={stage}",
+            f"train.precision={'bf16' if stage else 'fp32'}",
+            f"train.checkpointing={mode}",
+            f"train.expert_parallel={size}",
+        ]
+        for stage in range(4)
+        for mode in ("none", "selective", "full")
+        for size in (1, 2)
+    ]
+
+
+#: Another shape than that which the estimate's measured figures come from.
+_OTHER = [
+    "model.hidden_size=768",
+    "model.num_hidden_layers=5",
+    "model.moe_intermediate_size=256",
+    "model.n_routed_experts=32",
+    "model.num_experts_per_tok=6",
+    "model.q_lora_rank=null",
+    "tokenizer.vocab_size=32000",
+]
+
+
+def _cpu_points() -> list[list[str]]:
+    """Of the grid every other point, so that each pair of two of its three axes comes up; and what it leaves out."""
+    grid = _grid()
+    chosen = [grid[i] for i in range(len(grid)) if (i // 6 + i // 2 + i) % 2 == 0]
+    two = "launch.processes=2"
+    return [
+        *chosen,
+        [two, "train.zero_stage=1", "train.precision=fp32", "train.micro_batch=2"],
+        [two, "train.zero_stage=2", "train.precision=fp32", "train.checkpointing=full"],
+        [two, "train.zero_stage=3", "train.precision=fp32", "train.expert_parallel=1"],
+        [two, "train.zero_stage=1", "train.micro_batch=4", "train.context_length=1024", "train.checkpointing=full"],
+        ["train.zero_stage=1", "model.num_nextn_predict_layers=1", "train.checkpointing=selective"],
+        [two, "train.zero_stage=1", "train.save_every=1", "train.expert_parallel=1"],
+        [two, "train.zero_stage=1", "train.optimizer.name=sgd", "train.checkpointing=full"],
+        [two, "train.zero_stage=1", "train.micro_batch=2", *_OTHER],
+        [two, "train.zero_stage=2", "train.checkpointing=selective", "train.expert_parallel=2", *_OTHER],
+    ]
+
+
+#: The same model on one GPU, wider and of longer samples: state and activations of several GB each.
+_WIDER = ["model.hidden_size=1024", "model.moe_intermediate_size=768", "train.context_length=2048"]
+
+
+def _cuda_points() -> list[list[str]]:
+    points = []
+    for stage, mode, precision, samples in (
+        (0, "none", "fp32", 4),
+        (0, "full", "fp32", 8),
+        (1, "none", "bf16", 4),
+        (1, "selective", "bf16", 8),
+        (1, "full", "bf16", 16),
+        (2, "none", "bf16", 4),
+        (2, "full", "bf16", 8),
+        (3, "selective", "bf16", 8),
+        (3, "full", "bf16", 16),
+    ):
+        keys = [f"zero_stage={stage}", f"checkpointing={mode}", f"precision={precision}", f"micro_batch={samples}"]
+        batch = f"train.global_batch_tokens={2048 * 16}"
+        points.append([*_WIDER, batch, *(f"train.{key}" for key in keys), "launch.device=cuda"])
+    return points
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training: what the estimate says and what was measured, in bytes; ``beside``: reserved on a GPU."""
+
+    name: str
+    state: float
+    estimated: float
+    measured: float
+    beside: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """The estimate over the measured, less one, in percent."""
+        return 100 * (self.estimated / self.measured - 1)
+
+
+def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environment: dict[str, str]) -> Point:
+    """Train a point and estimate it.
+
+    Raises:
+        RuntimeError: the training failed; with the end of what it said.
+    """
+    recipe = load_recipe(RECIPE, list(overrides))
+    place = topology(recipe, device, recipe.micro_batch)
+    found = memory(recipe, device)
+    state = recipe.ranks * sum(
+        found.parts[part] for part in ("weights", "master weights", "gradients", "optimiser state")
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        grown = _train(overrides, recipe.ranks, Path(folder), {**environment, "DS_ACCELERATOR": device})
+    train = recipe.train
+    name = (
+        f"ZeRO {train.zero_stage} {train.precision}, {train.checkpointing}, "
+        f"EP {recipe.expert_parallel} of {recipe.ranks}, {recipe.micro_batch} x {train.context_length}"
+    )
+    extra = [
+        text
+        for text, there in (
+            ("accumulated", place.accumulates),
+            ("saving", train.save_every),
+            (train.optimizer.name, train.optimizer.name != "adamw"),
+            ("MTP", recipe.model.num_nextn_predict_layers),
+        )
+        if there
+    ]
+    peaks = [grown[rank]["peak"] for rank in range(recipe.ranks)]
+    return Point(", ".join([name, *extra]), state, found.peak, max(peaks), max(g.get("beside", 0) for g in grown))
+
+
+def _train(overrides: Sequence[str], ranks: int, folder: Path, environment: dict[str, str]) -> list[dict[str, float]]:
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    argv += ["-m", "benchmarks.estimate", "--train", str(folder), *overrides]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    operators = os.environ.get("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
+    merged = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "TORCH_EXTENSIONS_DIR": operators,
+        **environment,
+    }
+    done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=_SECONDS, cwd=ROOT, check=False)
+    found = [folder / f"rank{rank}.json" for rank in range(ranks)]
+    if not all(path.is_file() for path in found):
+        raise RuntimeError(f"exit status {done.returncode}: {done.stderr[-1500:]}")
+    return [json.loads(path.read_text()) for path in found]
+
+
+def train(folder: Path, overrides: list[str]) -> None:
+    """One rank's part of a point: leaves its peak in a file."""
+    import deepspeed
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    import torch
+    import torch._dynamo
+
+    from artefacts.training_run import TrainingRun
+    from training import assemble
+    from training.engine.signals import StopRequest
+    from training.models.deepseek import init_weights
+
+    recipe = load_recipe(RECIPE, overrides)
+    baseline: list[int] = []
+    build = assemble.DeepseekForCausalLM
+
+    def after_joining(*arguments: Any) -> Any:
+        baseline.append(_baseline())
+        return build(*arguments)
+
+    assemble.DeepseekForCausalLM = after_joining  # type: ignore[assignment,misc]
+    job = assemble.Job(
+        run=TrainingRun("pretrain", folder / "run", {"made": True}, {}),
+        train=recipe.train,
+        global_batch=recipe.train.global_batch,
+        micro_batch=recipe.micro_batch,
+        data=_made(recipe),
+        validation=[],
+        preflight=lambda: None,
+        prepare=lambda model: init_weights(model, recipe.run.seed),
+    )
+    assemble.run_job(recipe, job, StopRequest())
+    if torch.cuda.is_available() and os.environ["DS_ACCELERATOR"] == "cuda":
+        peak, beside = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    else:
+        peak, beside = _status("VmHWM") - baseline[0], 0
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps({"peak": peak, "beside": beside}))
+
+
+def _made(recipe: Recipe) -> Any:
+    """Drawn tokens: routing is then about balanced, as the estimate takes it."""
+    import torch
+
+    from training.data.batch import Batch
+
+    class Made:
+        def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
+            size, length = recipe.train.global_batch // ranks, recipe.train.context_length
+            drawn = torch.Generator().manual_seed(step * ranks + rank)
+            tokens = torch.randint(0, recipe.vocab_size, (size, length + 1), generator=drawn)
+            inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+            return [Batch(*pair) for pair in zip(inputs.split(micro_batch), labels.split(micro_batch), strict=True)]
+
+    return Made()
+
+
+def _baseline() -> int:
+    """Resident memory now; the highest counts anew from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def table(points: Sequence[Point], device: str) -> str:
+    """The points as a Markdown table, the worst error below."""
+    head = "| what | state | estimated | measured | error |" + (" reserved |" if device == "cuda" else "")
+    lines = [head, "| --- |" + " --- |" * (head.count("|") - 2)]
+    for point in points:
+        cells = [f"{size / 1e9:.2f} GB" for size in (point.state, point.estimated, point.measured)]
+        cells += [f"{point.error:+.1f} %"] + ([f"{point.beside / 1e9:.2f} GB"] if device == "cuda" else [])
+        lines.append(f"| {point.name} | " + " | ".join(cells) + " |")
+    worst = max(points, key=lambda point: abs(point.error))
+    verdict = "met" if abs(worst.error) < ASKED else "NOT MET"
+    return "\n".join(lines) + f"\n\nworst error {abs(worst.error):.1f} % ({worst.name}); asked under 10 %: {verdict}"
+
+
+#: Freed blocks of 64 kB and more are given back, so that resident memory is what is in use.
+_GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+#: As launch/torchrun.py sets them for real runs.
+_KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_MAX_": "0"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--grid", action="store_true", help="CPU: the whole grid of stages, checkpointing and sizes")
+    parser.add_argument("--only", type=int, action="append", help="number of a point, from 0 (may be repeated)")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.train:
+        train(chosen.train, chosen.overrides)
+        return 0
+    device = chosen.device
+    listed = _cuda_points() if device == "cuda" else _grid() if chosen.grid else _cpu_points()
+    points, failed = [], 0
+    for number in chosen.only or range(len(listed)):
+        try:
+            points.append(measure(listed[number], device, _GIVING_BACK if device == "cpu" else {}))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            failed += 1
+            print(f"point {number} failed: {' '.join(listed[number])}: {error}", file=sys.stderr, flush=True)
+            continue
+        point = points[-1]
+        print(f"{number:2} {point.name}: {point.error:+.1f} %", file=sys.stderr, flush=True)
+    if not points:
+        return 1
+    text = table(points, device)
+    if device == "cpu":
+        text += "\n\n" + _more_as_launched(listed[0], points[0]) if not chosen.only else ""
+    from benchmarks.machine import machine
+
+    text += f"\n\n{machine()}\n"
+    print(text)
+    if chosen.out:
+        chosen.out.write_text(f"# Estimated memory beside measured\n\n{text}", encoding="utf-8")
+    return 0 if not failed and all(abs(point.error) < ASKED for point in points) else 1
+
+
+def _more_as_launched(overrides: Sequence[str], point: Point) -> str:
+    """How much more the first point takes where the allocator keeps what is freed, as in real runs."""
+    kept = measure(overrides, "cpu", _KEEPING).measured
+    return (
+        f"With the allocator of real runs, which keeps what is freed, {point.name} takes {kept / 1e9:.2f} GB, "
+        f"{100 * (kept / point.measured - 1):+.1f} %."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The largest micro-batch that fits, and what would fit where none does."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from configs.schema import Recipe
+from training.estimate.device import device_of
+from training.estimate.memory import memory
+
+Kind = Literal["cpu", "cuda"]
+
+
+def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = None, mode: str = "") -> int | None:
+    """The most samples a rank at a time whose peak is within ``available`` bytes; None: not even one.
+
+    Only those that, times the ranks, divide the global batch. ``mode`` of checkpointing: another than the recipe's.
+    """
+    kind = device or device_of(recipe).kind
+    share = recipe.train.global_batch // recipe.ranks
+    divisors = {d for d in range(1, int(share**0.5) + 1) if share % d == 0}
+    for size in sorted(divisors | {share // d for d in divisors}, reverse=True):
+        if memory(recipe, kind, size, mode).peak <= available:
+            return size
+    return None
+
+
+def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
+    """One line: what to change so that the recipe fits into ``available`` bytes a rank, the least change first."""
+    kind = device or device_of(recipe).kind
+    size = largest_micro_batch(recipe, available, kind)
+    if size is not None:
+        return f"set train.micro_batch={size}"
+    for change, changed in _changes(recipe, kind):
+        size = largest_micro_batch(changed, available, kind)
+        if size is not None:
+            return f"set {change} train.micro_batch={size}"
+    found = memory(recipe, kind, 1)
+    if found.phases["start"] > available:
+        return (
+            "no setting fits: every rank first holds the whole model in fp32 "
+            f"({found.phases['start'] / 2**30:,.0f} GiB); a smaller model or more memory a rank (launch.device_memory)"
+        )
+    return "nothing fits on so few ranks: more ranks (launch.nodes), a shorter train.context_length or a smaller model"
+
+
+def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
+    """Recipes that take less, with the keys that make them: checkpointing, experts, stage, offload, one on another."""
+    train = recipe.train
+    modes = ["none", "selective", "full"]
+    for mode in modes[modes.index(train.checkpointing) + 1 :]:
+        yield f"train.checkpointing={mode}", _with(recipe, checkpointing=mode)
+    base, keys = _with(recipe, checkpointing="full"), ["train.checkpointing=full"]
+    if train.checkpointing == "full":
+        keys = []
+    sizes = [n for n in range(2, recipe.ranks + 1) if not recipe.ranks % n and not recipe.model.n_routed_experts % n]
+    if recipe.model.has_experts and sizes and max(sizes) > recipe.expert_parallel:
+        base, keys = _with(base, expert_parallel=max(sizes)), [*keys, f"train.expert_parallel={max(sizes)}"]
+        yield " ".join(keys), base
+    stages = [stage for stage in (2, 3) if stage > train.zero_stage and not (stage == 3 and recipe.model.compile)]
+    for stage in stages if recipe.ranks > 1 else ():
+        yield " ".join([*keys, f"train.zero_stage={stage}"]), _with(base, zero_stage=stage)
+    if device == "cuda" and train.offload_optimizer == "none":
+        stage = max([train.zero_stage, 2, *stages])
+        both = [*keys, f"train.zero_stage={stage}", "train.offload_optimizer=cpu"]
+        yield " ".join(both), _with(base, zero_stage=stage, offload_optimizer="cpu")
+
+
+def _with(recipe: Recipe, **changes: object) -> Recipe:
+    """The recipe with other keys of ``train``."""
+    return recipe.model_copy(update={"train_section": recipe.train.model_copy(update=changes)})
