@@ -62,7 +62,7 @@ class _Limit:
         self._step, self._done = "", threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         # Its own connection: the other may be waiting in a call.
-        self._watching = store.clone()
+        self._watching = store.clone()  # type: ignore[attr-defined]  # its stubs leave it out
 
     def __enter__(self) -> "_Limit":
         self._store.set(f"probe/node/{self._ranks.rank}", node_name())
