@@ -21,6 +21,7 @@ from configs.errors import RequestError
 from configs.load import load_recipe
 from configs.schema import Recipe
 from launch.output import Output
+from launch.plan import free_port
 from launch.start import COMMANDS, IN_ALLOCATION, why_failed
 
 #: Seconds after a node's launcher has ended in which the others must, beside their own grace.
@@ -39,7 +40,7 @@ def run_in_allocation(recipe: Recipe, verb: str, recipe_path: str, overrides: li
         raise RequestError("`launch allocation` is for within a SLURM job: submit one by `launch slurm`")
     nodes = node_names()
     count = usable_nodes(recipe_path, overrides, len(nodes))
-    argv = srun(recipe, verb, recipe_path, overrides, count, f"{socket.gethostname()}:{_free_port()}")
+    argv = srun(recipe, verb, recipe_path, overrides, count, f"{socket.gethostname()}:{free_port()}")
     if dry_run:
         print(shlex.join(argv))
         return command.DONE
@@ -149,9 +150,3 @@ def _future(recipe: Recipe, verb: str, status: int, further: bool) -> int:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

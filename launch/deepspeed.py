@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from configs.errors import RequestError
 from configs.schema import Recipe
 from launch import hosts
-from launch.plan import Plan, worker_argv, worker_environment
+from launch.plan import Plan, free_port, worker_argv, worker_environment
 
 
 def deepspeed(
@@ -31,7 +30,7 @@ def deepspeed(
     if launch.hostfile is None:
         slots = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(launch.processes))}).encode()).decode()
         argv = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={slots}", "--master_addr=127.0.0.1"]
-        argv += [f"--master_port={_free_port()}", "--quiet", "--no_local_rank", "--no_python"]
+        argv += [f"--master_port={free_port()}", "--quiet", "--no_local_rank", "--no_python"]
         return Plan([*argv, *worker], environment, launch.processes)
     names = hosts.read(Path(launch.hostfile), launch.nodes, launch.processes)
     _check_paths()
@@ -39,7 +38,7 @@ def deepspeed(
     argv += [f"--num_nodes={launch.nodes}", f"--num_gpus={launch.processes}", "--force_multi", "--no_ssh_check"]
     address, _, port = (launch.rendezvous or "").rpartition(":")
     argv += [f"--master_addr={address}"] if address else []
-    argv += [f"--master_port={port or _free_port()}", "--quiet", "--no_local_rank", "--no_python"]
+    argv += [f"--master_port={port or free_port()}", "--quiet", "--no_local_rank", "--no_python"]
     # The environment goes by the command line: of the caller's, DeepSpeed hands on PYTHONPATH and little else.
     words = ["/usr/bin/env", *(f"{key}={value}" for key, value in environment.items()), *worker]
     return Plan([*argv, *map(_for_remote_shell, words)], environment, recipe.ranks, tuple(names))
@@ -61,9 +60,3 @@ def _for_remote_shell(word: str) -> str:
     """
     quoted = re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
     return quoted.replace("%", "%%")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,3 +53,10 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
     if launch.device != "auto":
         variables["DS_ACCELERATOR"] = launch.device
     return variables
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -10,10 +10,9 @@ from artefacts.manifest import require_sound
 from artefacts.training_run import TrainingRun
 from configs.errors import RequestError
 from configs.schema import Recipe
-from training.estimate.parameters import parameters
-
-#: Bytes of optimiser state a parameter, beside its 4 of fp32 weight; Muon has half of it for its matrices.
-_STATE_BYTES = {"adamw": 8, "adam": 8, "muon": 8, "sgd": 4}
+from training.estimate.device import device_of
+from training.estimate.fitting import advice
+from training.estimate.memory import checkpoint_bytes, memory
 
 
 def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = True) -> list[str]:
@@ -26,7 +25,7 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
         _check_data(recipe, run, layout)
     if here:
         check_gpus(recipe)
-    return check_disk(recipe, run)
+    return [*check_memory(recipe), *check_disk(recipe, run)]
 
 
 def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
@@ -62,9 +61,16 @@ def visible_gpus() -> int:
     return there if chosen is None else min(there, len([name for name in chosen.split(",") if name.strip()]))
 
 
-def checkpoint_bytes(recipe: Recipe) -> int:
-    """About the size of one checkpoint."""
-    return parameters(recipe.model, recipe.vocab_size).all * (4 + _STATE_BYTES[recipe.train.optimizer.name])
+def check_memory(recipe: Recipe) -> list[str]:
+    """A warning where the estimate is beyond what a process may use, with what would fit."""
+    device = device_of(recipe)
+    found = memory(recipe, device.kind)
+    if found.peak <= device.bytes:
+        return []
+    return [
+        f"warning: a rank is estimated to take {_gigabytes(found.peak)} ({found.phase}), and may use "
+        f"{_gigabytes(device.bytes)} ({device.source}): {advice(recipe, device.bytes, device.kind)}"
+    ]
 
 
 def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
@@ -98,5 +104,5 @@ def _nearest(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def _gigabytes(count: int) -> str:
+def _gigabytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB"

@@ -74,6 +74,9 @@ def test_models_read_no_environment() -> None:
     "arguments",
     [
         ["launch", "local", "pretrain", "--recipe", "configs/demo.yaml", "--dry-run"],
+        ["launch", "torchrun", "pretrain", "--recipe", "configs/demo.yaml", "--dry-run"],
+        ["launch", "deepspeed", "pretrain", "--recipe", "configs/demo.yaml", "--dry-run"],
+        ["launch", "slurm", "pretrain", "--recipe", "configs/demo.yaml", "--dry-run"],
         ["launch", "slurm", "data", "--recipe", "configs/demo.yaml", "--dry-run"],
         ["training", "estimate", "--recipe", "configs/demo.yaml"],
         ["launch", "--help"],

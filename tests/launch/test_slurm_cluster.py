@@ -12,18 +12,12 @@ from configs.errors import RequestError
 from configs.load import load_recipe
 from launch.sbatch import submit_chain
 from launch.slurm_data import chain
-from tests.launch.cluster import SlurmCluster, missing
+from tests.launch.cluster import missing
 from tests.pipeline.corpora import RECIPE, ROOT, digests, texts, write_jsonl
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 
 _ARTEFACTS = ("documents", "tokenizer", "tokens")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with SlurmCluster() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,6 @@ SLOW = ["train.global_batch_tokens=4096", "train.precision=fp32", "launch.nodes=
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with SlurmCluster() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from configs.schema import Recipe
 from training.estimate.activations import Activations, activations
+from training.estimate.parameters import parameters
 from training.estimate.topology import Topology, topology
 
 #: Elementwise fp32 states that an optimiser keeps of a parameter; muon steps on tables as adamw does.
@@ -91,16 +92,28 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
     return Memory(parts, phases, host, totals)
 
 
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """The size of one checkpoint over all ranks: fp32 weights and the optimiser's states of each, once."""
+    all_weights = parameters(recipe.model, recipe.vocab_size).all
+    return round(4.0 * all_weights + _optimizer_states(recipe, all_weights, 1))
+
+
+def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
+    """Bytes that the optimiser keeps of so many parameters, a share of the model's over so many ranks."""
+    states = 4.0 * count * _STATES[recipe.train.optimizer.name]
+    if recipe.train.optimizer.name == "muon":
+        tables = recipe.vocab_size * recipe.model.hidden_size * (1 if recipe.model.tie_word_embeddings else 2)
+        states += 4.0 * tables / ranks
+    return states
+
+
 def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]:
     """Bytes of weights that are computed with, fp32 masters, sums of gradients, optimiser state."""
     sharded = place.stage == 3
     weights = (place.share if sharded else place.local) * float(place.width)
     # Stages 1 to 3 keep a flat fp32 copy of their share even where fp32 is computed in.
     master = 4.0 * place.share if place.stage else 0.0
-    states = 4.0 * place.share * _STATES[recipe.train.optimizer.name]
-    if recipe.train.optimizer.name == "muon":
-        tables = recipe.vocab_size * recipe.model.hidden_size * (1 if recipe.model.tie_word_embeddings else 2)
-        states += 4.0 * tables / (recipe.ranks if place.stage else 1)
+    states = _optimizer_states(recipe, place.share, recipe.ranks if place.stage else 1)
     # DeepSpeed's optimiser for bf16 at stage 1 keeps those of the backward pass beside their fp32 sums.
     whole = place.local * (4.0 + (place.width if place.flat_sums else 0))
     grads = whole if place.stage < 2 else 4.0 * place.share
