@@ -7,6 +7,7 @@
 
 RECIPE ?= configs/demo.yaml
 ARGS ?=
+SLURM_TESTS ?= slow or not slow
 BASE_PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info < (3,13) else "")' 2>/dev/null)))
 
 VENV := .venv
@@ -15,11 +16,14 @@ PYTHON := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 endif
 
+# With WHEELHOUSE=FOLDER, setup takes everything from there and asks no network.
+OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links=$(WHEELHOUSE))
+
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm-data test-parity test-recovery test-slurm bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu clean lock
+.PHONY: help setup wheelhouse demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm slurm-data test-parity test-recovery test-launch test-slurm bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,10 +35,15 @@ setup: $(SETUP)  ## make .venv with every pinned package; skipped when nothing c
 $(VENV)/.ready: requirements.lock
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; pass BASE_PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(BASE_PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check `grep '^torch==' requirements.lock`
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/pip install -q --disable-pip-version-check $(OFFLINE) `grep '^torch==' requirements.lock`
+	$(VENV)/bin/pip install -q --disable-pip-version-check $(OFFLINE) -r requirements.lock
 	DS_ACCELERATOR=cpu $(VENV)/bin/python -m training.engine.prebuild
 	@touch $@
+
+wheelhouse: $(SETUP)  ## wheels of every pinned package, for nodes without network: there `make setup WHEELHOUSE=wheelhouse`
+	@$(PYTHON) -m pip wheel -q --disable-pip-version-check -w wheelhouse `grep '^torch==' requirements.lock`
+	@$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w wheelhouse -r requirements.lock
+	@du -sh wheelhouse
 
 demo: $(SETUP)  ## raw text to a fine-tuned model that answers, on two CPU cores, with a stop and a resume on the way
 	@$(PYTHON) -m launch demo --recipe $(RECIPE) $(ARGS)
@@ -44,6 +53,9 @@ data: $(SETUP)  ## gather and clean documents, train the tokenizer, write token 
 
 ingest: $(SETUP)  ## read and clean the source alone; a quick try: ARGS="--limit 1000"
 	@$(PYTHON) -m pipeline ingest --recipe $(RECIPE) $(ARGS)
+
+slurm: $(SETUP)  ## pretraining as a SLURM job that comes back by itself: ARGS="launch.slurm.train.partition=…"
+	@$(PYTHON) -m launch slurm pretrain --recipe $(RECIPE) $(ARGS)
 
 slurm-data: $(SETUP)  ## the data stages as SLURM job arrays: ARGS="launch.slurm.partition=…"
 	@$(PYTHON) -m launch slurm data --recipe $(RECIPE) $(ARGS)
@@ -94,8 +106,13 @@ test-parity: $(SETUP)  ## parity with transformers over all 96 random configurat
 test-recovery: $(SETUP)  ## every data stage killed at twenty moments
 	@$(PYTHON) -m pytest -q tests/pipeline/test_recovery.py
 
-test-slurm: $(SETUP)  ## the data stages on a real SLURM on this host (root; slurmctld slurmd slurm-client munge)
-	@$(PYTHON) -m pytest -q -m slurm
+test-slurm: $(SETUP)  ## a real SLURM on this host, and DeepSpeed over sshd; installs what is missing (root, Debian; a quarter of an hour)
+	@for tool in slurmctld slurmd munged sbatch sshd pdsh; do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing=1; done; \
+	  if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurmctld slurmd slurm-client munge openssh-server pdsh >/dev/null; fi
+	@$(PYTHON) -m pytest -q -m "slurm and ($(SLURM_TESTS))"
+
+test-launch: $(SETUP)  ## exit statuses through every launcher, the slow ones too
+	@$(PYTHON) -m pytest -q tests/launch -m "not slurm and not gpu"
 
 test-gpu: $(SETUP)  ## only the tests that need a CUDA device
 	@$(PYTHON) -m pytest -q -m gpu

@@ -92,6 +92,7 @@ def _print(capsys, text):
         print(f"\n{text}", end="")
 
 
+@pytest.mark.slow
 def test_sigterm_to_status_75(cluster, data, tmp_path, capsys):
     job = Submitted(cluster, tmp_path, f"data.root={data}", *SLOW, "train.steps=600", "launch.slurm.train.requeues=0")
     job.reach(3)
@@ -105,6 +106,7 @@ def test_sigterm_to_status_75(cluster, data, tmp_path, capsys):
     assert len(list((tmp_path / "river" / "pretrain" / "checkpoints").glob("step-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_chain_of_jobs_in_place_of_the_queue(cluster, data, tmp_path):
     given = [f"data.root={data}", *SLOW, "train.steps=40", "launch.slurm.train.chain=4"]
     job = Submitted(cluster, tmp_path, *given)
@@ -117,6 +119,7 @@ def test_a_chain_of_jobs_in_place_of_the_queue(cluster, data, tmp_path):
     assert "resuming after step" in said and "finished, 40 steps" in said
 
 
+@pytest.mark.slow
 def test_a_crash_after_new_steps_comes_back(cluster, data, tmp_path):
     job = Submitted(cluster, tmp_path, f"data.root={data}", *SLOW, "train.steps=300", "train.save_every=4")
     job.reach(6)
@@ -130,6 +133,7 @@ def test_a_crash_after_new_steps_comes_back(cluster, data, tmp_path):
     job.end()
 
 
+@pytest.mark.slow
 def test_a_crash_before_anything_is_saved_does_not_come_back(cluster, data, tmp_path):
     job = Submitted(cluster, tmp_path, f"data.root={data}", *SLOW, "train.steps=300")
     job.reach(3)
@@ -151,6 +155,7 @@ def _rank(cluster, number):
     raise AssertionError(f"rank {number} is nowhere")
 
 
+@pytest.mark.slow
 def test_a_node_that_never_joins_is_named(cluster, data, tmp_path):
     """The words before the command, meant for containers, let one node sleep."""
     hook = tmp_path / "hook.sh"
@@ -164,6 +169,7 @@ def test_a_node_that_never_joins_is_named(cluster, data, tmp_path):
     assert "got no further than where it began" in said
 
 
+@pytest.mark.slow
 def test_an_exception_is_shown_once_and_first(cluster, data, tmp_path):
     """The rank of the second node fails while it reads; the first rank's own error comes after it and is not shown."""
     hook = tmp_path / "hook.sh"
@@ -196,6 +202,7 @@ def test_what_the_site_has_not_is_named_by_its_key(cluster, data, tmp_path, over
     assert line.startswith("error: sbatch refused the job pretrain: ") and line.endswith(f"(see {key})"), line
 
 
+@pytest.mark.slow
 def test_what_a_dry_run_prints_runs_in_a_shell(cluster, data, tmp_path):
     words = [f"run.root={tmp_path}", f"data.root={data}", *SLOW, "train.steps=6", "--dry-run"]
     script, _ = ended(launch("slurm", *words))

@@ -1,0 +1,110 @@
+"""DeepSpeed's launcher over a hostfile: two hosts by name, through pdsh and a real sshd on loopback."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.plan import free_port
+from tests.launch.runs import ended, launch, losses, make_data, steps, wait_until
+from tests.launch.sshd import LoopbackSsh, missing
+
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
+
+
+@pytest.fixture(scope="module")
+def ssh():
+    with LoopbackSsh() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def given(data, tmp_path):
+    """Overrides of a run over hosts a and b, one process on each; with what a shell might take amiss."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=1  # the first\nb slots=2\n\n")
+    more = [
+        "train.precision=fp32",
+        "train.global_batch_tokens=4096",
+        "generate.prompt=a 'b' \"c\" $HOME %n `d` {e,f} \\",
+    ]
+    where = [f"run.root={tmp_path}", f"data.root={data}", f"launch.hostfile={hosts}", "launch.rendezvous=127.0.0.1:0"]
+    return [*where, "launch.nodes=2", "launch.processes=1", "train.steps=30", *more]
+
+
+def _with_port(given):
+    return [word.replace("127.0.0.1:0", f"127.0.0.1:{free_port()}") for word in given]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_a_signal_reaches_the_hosts_and_the_run_goes_on(ssh, given, data, tmp_path, number):
+    first = launch("deepspeed", *_with_port(given), env=ssh.env())
+    wait_until(lambda: len(steps(tmp_path)) > 2, "step")
+    first.send_signal(number)
+    _, err = ended(first, 75)
+    assert "stopped with everything saved" in err
+    out, _ = ended(launch("deepspeed", *_with_port(given), env=ssh.env()))
+    assert "resuming after step" in out and "finished, 30 steps" in out
+    local = [f"run.root={tmp_path}", "run.name=local", f"data.root={data}", *given[6:]]
+    ended(launch("local", *local))
+    assert losses(tmp_path) == losses(tmp_path, "local")
+    assert not list((tmp_path / "river").glob(".launch-*"))
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_all(ssh, given, tmp_path):
+    started = launch("deepspeed", *_with_port(given), env=ssh.env())
+    wait_until(lambda: len(steps(tmp_path)) > 2, "step")
+    mark = str(tmp_path / "river" / ".launch-")
+    ranks = [p for p in psutil.process_iter() if _environment(p).get("MILLRACE_STATUS", "").startswith(mark)]
+    workers = [p for p in ranks if "RANK" in _environment(p)]
+    assert sorted(_environment(p)["RANK"] for p in workers) == ["0", "1"]
+    next(p for p in workers if _environment(p)["RANK"] == "1").kill()
+    ended(started, 1)
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+@pytest.mark.slow
+def test_what_a_dry_run_prints_runs_in_a_shell(ssh, given, tmp_path):
+    line, _ = ended(launch("deepspeed", *_with_port(given), "--dry-run", env=ssh.env()))
+    done = subprocess.run(["bash", "-c", line], cwd="/", env=ssh.env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(losses(tmp_path)) == list(range(1, 31))
+    recipe = (tmp_path / "river" / "pretrain" / "recipe.yaml").read_text()
+    assert "$HOME %n `d` {e,f}" in recipe
+
+
+@pytest.mark.slow
+def test_a_host_that_does_not_answer_is_named(given, tmp_path):
+    _, err = ended(launch("deepspeed", *given), 2)
+    assert err == "error: launch.hostfile: no answer over ssh within 30 s from a, b\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "No such file or directory"),
+        ("a slots=1\n", "names 1 hosts, launch.nodes is 2"),
+        ("a slots=1\nb slots=0\n", "gives b 0 slots, launch.processes is 1"),
+        ("a slots=1\nb\n", "line 2: write HOST slots=N, not 'b'"),
+    ],
+)
+def test_a_wrong_hostfile_is_one_line(given, tmp_path, text, says):
+    hosts = Path(tmp_path / "hosts")
+    hosts.unlink() if text is None else hosts.write_text(text)
+    _, err = ended(launch("deepspeed", *given), 2)
+    assert err.startswith("error: launch.hostfile: ") and says in err and err.count("\n") == 1
