@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -138,5 +139,5 @@ def test_of_two_runs_at_once_the_second_is_refused(source, tmp_path):
         first.kill()
         first.communicate()
     folder = tmp_path / "demo" / "documents"
-    said = f"error: {folder} is being written by process {first.pid}: wait for it or stop it"
+    said = f"error: {folder} is being written by process {first.pid} on {socket.gethostname()}: wait for it or stop it"
     assert refused == ((2, said), (2, said))

@@ -1,10 +1,11 @@
 """The estimate of memory against what a built engine really keeps, and what is said of it."""
 
+import functools
 import gc
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from benchmarks.engine_setup import alone
 from configs.load import load_recipe
 from configs.schema import Recipe
+from tests.training.workers import fork_workers
 from training.data.batch import Batch
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
@@ -98,10 +100,14 @@ def _storages() -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def apart(check: Callable[..., None], folder: Path, *arguments: object) -> None:
+    """Run a check in a process of its own: DeepSpeed changes PyTorch for all that comes after it in one."""
+    fork_workers(functools.partial(_checked, check, arguments), 1, folder, folder / "log", 120)
+
+
+def _checked(check: Callable[..., None], arguments: tuple[object, ...], _folder: Path) -> None:
     torch.manual_seed(0)
-    yield
+    check(*arguments)
 
 
 @pytest.mark.engine
@@ -115,7 +121,11 @@ def _seeded() -> Iterator[None]:
         ["train.zero_stage=0", "train.precision=fp32", "model.first_k_dense_replace=3", "model.v_head_dim=16"],
     ],
 )
-def test_what_is_kept_without_checkpointing_is_what_autograd_saves(changes: list[str]) -> None:
+def test_what_is_kept_without_checkpointing_is_what_autograd_saves(changes: list[str], tmp_path: Path) -> None:
+    apart(_check_kept_without_checkpointing, tmp_path, changes)
+
+
+def _check_kept_without_checkpointing(changes: list[str]) -> None:
     recipe = recipe_of(*SMALL, *changes)
     expected = kept_for_backward(built(recipe)[0], recipe)
     found = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, "none").kept
@@ -125,7 +135,11 @@ def test_what_is_kept_without_checkpointing_is_what_autograd_saves(changes: list
 @pytest.mark.engine
 @pytest.mark.parametrize("mode", ["full", "selective"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_checkpointing_keeps_what_is_said(mode: str, precision: str) -> None:
+def test_checkpointing_keeps_what_is_said(mode: str, precision: str, tmp_path: Path) -> None:
+    apart(_check_checkpointing, tmp_path, mode, precision)
+
+
+def _check_checkpointing(mode: str, precision: str) -> None:
     stage = 0 if precision == "fp32" else 1
     keys = [f"train.zero_stage={stage}", f"train.precision={precision}", f"train.checkpointing={mode}"]
     recipe = recipe_of(*SMALL, *keys)
@@ -136,7 +150,11 @@ def test_checkpointing_keeps_what_is_said(mode: str, precision: str) -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp32")])
-def test_state_is_that_of_the_engine(stage: int, precision: str, optimizer: str) -> None:
+def test_state_is_that_of_the_engine(stage: int, precision: str, optimizer: str, tmp_path: Path) -> None:
+    apart(_check_state, tmp_path, stage, precision, optimizer)
+
+
+def _check_state(stage: int, precision: str, optimizer: str) -> None:
     keys = [f"train.zero_stage={stage}", f"train.precision={precision}", f"train.optimizer.name={optimizer}"]
     recipe = recipe_of(*SMALL, *keys, "train.micro_batch=8")
     engine, _ = built(recipe)

@@ -164,7 +164,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.engine
 def test_a_run_that_blows_up_ends_with_one_line(root: Path) -> None:
     process = start(root, "run.name=river", "train.learning_rate=1e25", "train.watch.skipped_in_a_row=2")
-    _, said = process.communicate(timeout=180)
+    said = "".join(process.communicate(timeout=180))
     assert process.returncode == 1
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "3 steps in a row" in line and "begin anew with a lower train.learning_rate" in line
