@@ -20,20 +20,27 @@ _SEEN = 1.0
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder (``.NAME.lock`` beside it) alone.
+def hold(folder: Path, what: str = "") -> Iterator[None]:
+    """Hold the lock of a folder (``.NAME.lock`` beside it) alone; ``what`` its holder does, for others to read.
 
     Raises:
         RequestError: another process holds it; the message names that process.
     """
     with _opened(folder) as descriptor:
         if not _taken(descriptor, fcntl.LOCK_EX):
-            raise _refusal(folder)
+            raise _refusal(folder, what)
         _holder(folder).write_text(_oneself())
         try:
             yield
         finally:
             _holder(folder).unlink(missing_ok=True)
+
+
+def refuse_if_held(folder: Path, what: str = "") -> None:
+    """Raise ``RequestError`` where a process holds the lock of a folder alone; ``what`` it does, beside its name."""
+    with _opened(folder) as descriptor:
+        if not _taken(descriptor, fcntl.LOCK_SH):
+            raise _refusal(folder, what)
 
 
 @contextmanager
@@ -108,6 +115,6 @@ def _named(folder: Path) -> str | None:
         return None
 
 
-def _refusal(folder: Path) -> RequestError:
+def _refusal(folder: Path, what: str = "") -> RequestError:
     who = _named(folder) or "tasks of another command"
-    return RequestError(f"{folder} is being written by {who}: wait for it or stop it")
+    return RequestError(f"{what or f'{folder} is being written'} by {who}: wait for it or stop it")

@@ -32,11 +32,12 @@ _SECONDS = 600
 
 def _grid() -> list[list[str]]:
     """Every stage x checkpointing x expert-parallel size on two processes; stage 0 is fp32 alone."""
+    half = "bf16" if _has_bf16() else "fp32"
     return [
         [
             "launch.processes=2",
             f"train.zero_stage={stage}",
-            f"train.precision={'bf16' if stage else 'fp32'}",
+            f"train.precision={half if stage else 'fp32'}",
             f"train.checkpointing={mode}",
             f"train.expert_parallel={size}",
         ]
@@ -44,6 +45,11 @@ def _grid() -> list[list[str]]:
         for mode in ("none", "selective", "full")
         for size in (1, 2)
     ]
+
+
+def _has_bf16() -> bool:
+    """Whether products in bf16 are made by oneDNN here: without AVX-512 PyTorch's own take ten minutes for a step."""
+    return "avx512bw" in Path("/proc/cpuinfo").read_text()
 
 
 #: Another shape than that which the estimate's measured figures come from.
@@ -63,18 +69,20 @@ def _cpu_points() -> list[list[str]]:
     grid = _grid()
     chosen = [grid[i] for i in range(len(grid)) if (i // 6 + i // 2 + i) % 2 == 0]
     two = "launch.processes=2"
-    return [
-        *chosen,
+    others = [
         [two, "train.zero_stage=1", "train.precision=fp32", "train.micro_batch=2"],
         [two, "train.zero_stage=2", "train.precision=fp32", "train.checkpointing=full"],
         [two, "train.zero_stage=3", "train.precision=fp32", "train.expert_parallel=1"],
-        [two, "train.zero_stage=1", "train.micro_batch=4", "train.context_length=1024", "train.checkpointing=full"],
+        [two, "train.zero_stage=1", "train.micro_batch=2", "train.context_length=1024", "train.checkpointing=full"],
         ["train.zero_stage=1", "model.num_nextn_predict_layers=1", "train.checkpointing=selective"],
         [two, "train.zero_stage=1", "train.save_every=1", "train.expert_parallel=1"],
         [two, "train.zero_stage=1", "train.optimizer.name=sgd", "train.checkpointing=full"],
         [two, "train.zero_stage=1", "train.micro_batch=2", *_OTHER],
         [two, "train.zero_stage=2", "train.checkpointing=selective", "train.expert_parallel=2", *_OTHER],
     ]
+    if not _has_bf16():
+        others = [[*point, "train.precision=fp32"] for point in others]
+    return [*chosen, *others]
 
 
 #: The same model on one GPU, wider and of longer samples: state and activations of several GB each.
@@ -96,6 +104,11 @@ def _cuda_points() -> list[list[str]]:
     ):
         keys = [f"zero_stage={stage}", f"checkpointing={mode}", f"precision={precision}", f"micro_batch={samples}"]
         batch = f"train.global_batch_tokens={2048 * 16}"
+        points.append([*_WIDER, batch, *(f"train.{key}" for key in keys), "launch.device=cuda"])
+    # Of a step's several micro-batches, and of one.
+    offloaded = [(1, "full", 16), (2, "full", 16), (2, "selective", 4), (3, "full", 8)]
+    for stage, mode, samples in offloaded:
+        keys = [f"zero_stage={stage}", f"checkpointing={mode}", f"micro_batch={samples}", "offload_optimizer=cpu"]
         points.append([*_WIDER, batch, *(f"train.{key}" for key in keys), "launch.device=cuda"])
     return points
 
@@ -141,6 +154,7 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
             ("accumulated", place.accumulates),
             ("saving", train.save_every),
             (train.optimizer.name, train.optimizer.name != "adamw"),
+            ("offloaded", train.offload_optimizer != "none"),
             ("MTP", recipe.model.num_nextn_predict_layers),
         )
         if there
@@ -164,7 +178,7 @@ def _train(overrides: Sequence[str], ranks: int, folder: Path, environment: dict
     done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=_SECONDS, cwd=ROOT, check=False)
     found = [folder / f"rank{rank}.json" for rank in range(ranks)]
     if not all(path.is_file() for path in found):
-        raise RuntimeError(f"exit status {done.returncode}: {done.stderr[-1500:]}")
+        raise RuntimeError(f"exit status {done.returncode}: {done.stderr[-4000:]}")
     return [json.loads(path.read_text()) for path in found]
 
 
@@ -197,7 +211,7 @@ def train(folder: Path, overrides: list[str]) -> None:
         data=_made(recipe),
         validation=[],
         preflight=lambda: None,
-        prepare=lambda model: init_weights(model, recipe.run.seed),
+        prepare=lambda model, experts: init_weights(model, recipe.run.seed, experts),
     )
     assemble.run_job(recipe, job, StopRequest())
     if torch.cuda.is_available() and os.environ["DS_ACCELERATOR"] == "cuda":
@@ -250,7 +264,7 @@ def table(points: Sequence[Point], device: str) -> str:
 
 #: Freed blocks of 64 kB and more are given back, so that resident memory is what is in use.
 _GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-#: As launch/torchrun.py sets them for real runs.
+#: As launch/plan.py sets them for real runs.
 _KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_MAX_": "0"}
 
 

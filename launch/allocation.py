@@ -22,7 +22,7 @@ from configs.load import load_recipe
 from configs.schema import Recipe
 from launch.output import Output
 from launch.plan import free_port
-from launch.start import COMMANDS, IN_ALLOCATION, why_failed
+from launch.start import COMMANDS, IN_ALLOCATION, launched, why_failed
 
 #: Seconds after a node's launcher has ended in which the others must, beside their own grace.
 _APART = 30
@@ -38,6 +38,14 @@ def run_in_allocation(recipe: Recipe, verb: str, recipe_path: str, overrides: li
     """
     if "SLURM_JOB_ID" not in os.environ:
         raise RequestError("`launch allocation` is for within a SLURM job: submit one by `launch slurm`")
+    try:
+        return _run(recipe, verb, recipe_path, overrides, dry_run)
+    except RequestError:
+        _end_array(verb)
+        raise
+
+
+def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool) -> int:
     nodes = node_names()
     count = usable_nodes(recipe_path, overrides, len(nodes))
     argv = srun(recipe, verb, recipe_path, overrides, count, f"{socket.gethostname()}:{free_port()}")
@@ -48,20 +56,27 @@ def run_in_allocation(recipe: Recipe, verb: str, recipe_path: str, overrides: li
     run = COMMANDS[verb](recipe, layout)
     if run.manifest() is not None:
         print(f"{run.folder}: up to date", flush=True)
+        _end_array(verb)
         return command.DONE
     before = newest_step(run)
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"{verb}: job {os.environ['SLURM_JOB_ID']}, {restarts} restarts, on {', '.join(nodes[:count])}", flush=True)
+    if nodes[count:]:
+        print(f"{verb}: {', '.join(nodes[count:])} idle, as the recipe's batch cannot use them", flush=True)
     with ExitStack() as stack:
-        stack.enter_context(lock.hold(layout.launch(verb)))
-        output = Output(layout.logs / verb)
-        status = _srun_through(argv, {**os.environ, IN_ALLOCATION: ",".join(nodes[:count])})
+        stack.enter_context(lock.hold(layout.launch(verb), launched(layout, verb)))
+        output = Output(layout.logs / verb, apart=0)
+        status, told = _srun_through(argv, {**os.environ, IN_ALLOCATION: ",".join(nodes[:count])})
     if status == command.WRONG_REQUEST:
+        _end_array(verb)
         return status
     if status not in (command.DONE, command.STOPPED):
         if why := why_failed(recipe, output, nodes[:count]):
             _say(f"{verb}: {why}")
         status = command.FAILED
+    if told:
+        _say(f"{verb}: the job was told to end, so whether it comes back is for SLURM to say")
+        return status
     return _future(recipe, verb, status, newest_step(run) > before)
 
 
@@ -108,17 +123,24 @@ def newest_step(run: TrainingRun) -> int:
     )
 
 
-def _srun_through(argv: list[str], environment: dict[str, str]) -> int:
-    """Run srun to its end; SLURM signals the launchers itself, and what reaches this process goes to them too."""
+def _srun_through(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run srun to its end; its exit status, and whether this process was told to end.
+
+    SLURM signals the launchers itself, and what reaches this process goes to them too. SIGTERM does where a job is
+    cancelled; where it is pre-empted or queued again from outside, the launchers alone are told.
+    """
+    told = False
     process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL)
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        nonlocal told
+        told = told or number == signal.SIGTERM
         with suppress(ProcessLookupError):
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        return process.wait()
+        return process.wait(), told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -130,8 +152,7 @@ def _future(recipe: Recipe, verb: str, status: int, further: bool) -> int:
     goes_on = status == command.STOPPED or (status == command.FAILED and further)
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         if not goes_on:
-            _say(f"{verb}: the jobs of the array that are still to come are taken back")
-            subprocess.run(["scancel", "--state=PENDING", os.environ["SLURM_ARRAY_JOB_ID"]], check=False)
+            _end_array(verb)
         return status
     if not goes_on:
         if status == command.FAILED:
@@ -146,6 +167,13 @@ def _future(recipe: Recipe, verb: str, status: int, further: bool) -> int:
     if done.returncode and "pending" not in done.stderr:
         _say(f"{verb}: {done.stderr.strip()}; submit it once more")
     return status
+
+
+def _end_array(verb: str) -> None:
+    """Take back the jobs of an array that are still to come; of a job that is in none, nothing."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        _say(f"{verb}: the jobs of the array that are still to come are taken back")
+        subprocess.run(["scancel", "--state=PENDING", os.environ["SLURM_ARRAY_JOB_ID"]], check=False)
 
 
 def _say(text: str) -> None:

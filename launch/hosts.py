@@ -59,7 +59,10 @@ def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
         silent += [name] if not said else []
         blind += [name] if said == "unseen" else []
     if silent:
-        raise RequestError(f"launch.hostfile: no answer over ssh within {seconds} s from {', '.join(silent)}")
+        raise RequestError(
+            f"launch.hostfile: no answer over ssh within {seconds} s from {', '.join(silent)}: `ssh HOST true` must "
+            "work without a password, as `PDSH_RCMD_TYPE=ssh pdsh -w HOST true`"
+        )
     if blind:
         raise RequestError(f"run.root: {folder} is not seen by {', '.join(blind)}: put it on a shared file system")
 

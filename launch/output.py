@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,13 +19,21 @@ _SETTLE = 1.0
 #: How torchrun tells of the rank that failed first.
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank +: (\d+) .*?exitcode +: (-?\d+)", re.DOTALL)
 
+#: How DeepSpeed's launcher tells of the exit status of the process that failed first, which it does not name.
+_DEEPSPEEDS = re.compile(r"exits with return code = -(\d+)")
+
 
 class Output:
     """The logs of one start, as this launcher sees them."""
 
-    def __init__(self, logs: Path, status: Path | None = None) -> None:
-        """``logs``: the run's folder of logs; ``status``: the launcher's own, see :mod:`artefacts.worker`."""
-        self._logs, self._first = logs, status and status / "first"
+    def __init__(self, logs: Path, status: Path | None = None, apart: float = 60) -> None:
+        """
+        Args:
+            logs: the run's folder of logs.
+            status: the launcher's own, see :mod:`artefacts.worker`.
+            apart: seconds by which another node's launcher of this start may have begun before this one.
+        """
+        self._logs, self._first, self._apart = logs, status and status / "first", apart
         self._followed: IO[bytes] | None = None
         self._node = logs / f"node-{node_name()}.txt"
         logs.mkdir(parents=True, exist_ok=True)
@@ -50,17 +59,21 @@ class Output:
         failed = [note["at"] for note in self._failures() if note["rank"] == 0]
         _show(text[: max(0, failed[0] - begins)] if failed else text)
 
-    def explain(self) -> str:
-        """Why the workers failed: the rank that did so first and the end of what it said; empty: rank 0 has told."""
+    def explain(self, gone: Sequence[int] = ()) -> str:
+        """Why the workers failed: the rank that did so first and the end of what it said; empty: rank 0 has told.
+
+        ``gone``: ranks of this node in the order in which they ended, which DeepSpeed's launcher does not tell.
+        """
         time.sleep(_SETTLE)
         self.follow()
         noted = self._failures()
         for node, said in self._node_logs().items():
-            found = _ROOT_CAUSE.search(said)
-            if found and int(found[2]) < 0 and int(found[1]) not in [note["rank"] for note in noted]:
-                # One that was killed could write nothing; what others say of it came after.
-                name = signal.Signals(-int(found[2])).name
-                return self._of_rank(int(found[1]), f"was killed by {name} on {node}{_memory_hint(name)}")
+            # One that was killed could write nothing; what others say of it came after.
+            silent = [rank for rank in gone if rank not in [note["rank"] for note in noted]]
+            if killed := _killed(said, silent if node == node_name() else []):
+                rank, name = killed
+                if rank not in [note["rank"] for note in noted]:
+                    return self._of_rank(rank, f"was killed by {name} on {node}{_memory_hint(name)}")
         if noted:
             others = f", {len(noted) - 1} more after it" if len(noted) > 1 else ""
             return self._of_rank(noted[0]["rank"], f"on {noted[0]['node']} failed first{others}")
@@ -79,8 +92,8 @@ class Output:
         return [note for note in failures(self._logs) if self._is_new(failure_note(self._logs, note["rank"]))]
 
     def _node_logs(self) -> dict[str, str]:
-        """What each node has said in this start; nodes by hand begin within a minute of each other."""
-        files = [file for file in self._logs.glob("node-*.txt") if self._is_new(file, 60)]
+        """What each node has said in this start."""
+        files = [file for file in self._logs.glob("node-*.txt") if self._is_new(file, self._apart)]
         return {file.stem.removeprefix("node-"): _since_header(file) for file in files}
 
     def _log_of(self, node: str) -> Path:
@@ -94,6 +107,15 @@ class Output:
     def _of_rank(self, rank: int, what: str) -> str:
         log = rank_log(self._logs, rank)
         return f"rank {rank} {what}; the end of {log}:\n{_end(_since_header(log))}"
+
+
+def _killed(said: str, silent: Sequence[int]) -> tuple[int, str] | None:
+    """The rank that an agent tells was killed, and the signal's name; ``silent``: ranks that ended without a word."""
+    if (found := _ROOT_CAUSE.search(said)) and int(found[2]) < 0:
+        return int(found[1]), signal.Signals(-int(found[2])).name
+    if silent and (found := _DEEPSPEEDS.search(said)):
+        return silent[0], signal.Signals(int(found[1])).name
+    return None
 
 
 def _since_header(log: Path) -> str:

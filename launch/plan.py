@@ -40,7 +40,7 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
     """Variables of the workers; what the recipe says comes before what the caller's environment says."""
     checkout = Path(__file__).resolve().parents[1]
     launch, caller = recipe.launch, os.environ
-    cores = str(max(1, (os.cpu_count() or 1) // launch.processes))
+    cores = str(max(1, len(os.sched_getaffinity(0)) // launch.processes))
     searched = [str(checkout), *filter(None, caller.get("PYTHONPATH", "").split(os.pathsep))]
     variables = {
         "OMP_NUM_THREADS": str(launch.threads) if launch.threads else caller.get("OMP_NUM_THREADS", cores),

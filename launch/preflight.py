@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from artefacts.layout import RunLayout
@@ -13,6 +14,9 @@ from configs.schema import Recipe
 from training.estimate.device import device_of
 from training.estimate.fitting import advice
 from training.estimate.memory import checkpoint_bytes, memory
+
+#: The estimate is within a tenth of what was measured (benchmarks/results/estimate.md).
+_SURELY = 1.1
 
 
 def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = True) -> list[str]:
@@ -58,19 +62,30 @@ def visible_gpus() -> int:
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
     there = sum(line.startswith("GPU ") for line in listed)
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return there if chosen is None else min(there, len([name for name in chosen.split(",") if name.strip()]))
+    return (
+        there
+        if chosen is None
+        else min(there, len([name for name in chosen.split(",") if name.strip() not in ("", "-1")]))
+    )
 
 
 def check_memory(recipe: Recipe) -> list[str]:
-    """A warning where the estimate is beyond what a process may use, with what would fit."""
+    """A warning where the estimate is beyond what a process may use, with what would fit.
+
+    Raises:
+        RequestError: on GPUs whose memory is known it is so by more than the estimate is off.
+    """
     device = device_of(recipe)
     found = memory(recipe, device.kind)
     if found.peak <= device.bytes:
         return []
-    return [
-        f"warning: a rank is estimated to take {_gigabytes(found.peak)} ({found.phase}), and may use "
+    said = (
+        f"a rank is estimated to take {_gigabytes(found.peak)} ({found.phase}), and may use "
         f"{_gigabytes(device.bytes)} ({device.source}): {advice(recipe, device.bytes, device.kind)}"
-    ]
+    )
+    if device.kind == "cuda" and device.known and found.peak > _SURELY * device.bytes:
+        raise RequestError(f"{said}; or, if it may use more, set launch.device_memory")
+    return [f"warning: {said}"]
 
 
 def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
@@ -97,6 +112,16 @@ def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
             f"has {_gigabytes(free)} free: lower train.keep, or some will be dropped"
         ]
     return []
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Raise ``RequestError`` where a folder that a key names cannot be made or written in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RequestError(f"{key}: {folder} cannot be written: {error.strerror}") from None
 
 
 def _nearest(folder: Path) -> Path:

@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
 #: What sbatch says -> the key under ``launch.slurm`` that it speaks of; the first that fits.
 _BLAMED = (
-    (r"partition specified|partition name", "partition"),
+    (r"partition specified|partition name|use this partition", "partition"),
     (r"\baccount\b", "account"),
     (r"\bqos\b|quality of service", "qos"),
     (r"time limit|time specification|--time", "time"),
@@ -40,7 +40,8 @@ _BLAMED = (
     (r"\bgres\b|generic resource|--gpus", "gpus"),
     (r"memory|--mem", "memory"),
     (r"cpu count|--cpus", "cpus"),
-    (r"node count|node configuration|more nodes|--nodes", "nodes"),
+    (r"node count|more nodes|--nodes", "nodes"),
+    (r"node configuration", "resources"),
     (r"unrecognized option|invalid option|unknown option|ambiguous|requires an argument", "options"),
 )
 
@@ -95,7 +96,8 @@ def submit_chain(jobs: Sequence[Job]) -> list[str]:
 
 def as_shell(jobs: Sequence[Job], folders: Sequence[Path]) -> str:
     """A shell script that makes the folders and does what ``submit_chain`` does, but for cancelling."""
-    lines = ["#!/bin/bash", "set -euo pipefail", *(shlex.join(["mkdir", "-p", str(folder)]) for folder in folders)]
+    # In a shell of its own, so that pasted into another it leaves that as it was.
+    lines = ["#!/bin/bash", "(", "set -euo pipefail", *(shlex.join(["mkdir", "-p", str(folder)]) for folder in folders)]
     before: str | None = None
     for job in jobs:
         dependency = f' --dependency=afterok:"${{{before}%%;*}}"' if before else ""
@@ -103,7 +105,7 @@ def as_shell(jobs: Sequence[Job], folders: Sequence[Path]) -> str:
         lines += ["", f"{job.name}=$({argv}{dependency} <<'END_OF_JOB'", job.script.rstrip("\n"), "END_OF_JOB", ")"]
         lines += [f'echo "{job.name} job ${job.name}"']
         before = job.name
-    return "\n".join(lines)
+    return "\n".join([*lines, ")"])
 
 
 def _argv(job: Job, after: str | None) -> list[str]:

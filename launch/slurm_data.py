@@ -11,7 +11,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from configs.command import DONE
 from configs.errors import RequestError
 from configs.schema import Recipe
 from launch.plan import worker_environment
+from launch.preflight import check_writable
 from launch.sbatch import Job, as_shell, check_installed, resources, still_queued, submit_chain
 
 
@@ -68,7 +68,7 @@ def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool
     data = RunLayout.of(recipe).data
     with _none_left(logs, data):
         for key, folder in (("run.root", logs), ("data.root", data)):
-            _check_writable(key, folder)
+            check_writable(key, folder)
         submitted = data / ".slurm-jobs"
         _check_none_queued(submitted)
         _check_sources(recipe, recipe_path, overrides)
@@ -134,15 +134,6 @@ def _none_left(*folders: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.rmdir()
         raise
-
-
-def _check_writable(key: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RequestError(f"{key}: {folder} cannot be written: {error.strerror}") from None
 
 
 def _check_none_queued(submitted: Path) -> None:

@@ -6,15 +6,16 @@ import shlex
 import sys
 from pathlib import Path
 
-from artefacts import publish
+from artefacts import lock, publish
 from artefacts.layout import RunLayout
+from artefacts.training_run import TrainingRun
 from configs.command import DONE
 from configs.errors import RequestError
 from configs.schema import Recipe
 from launch.plan import worker_environment
-from launch.preflight import preflight
+from launch.preflight import check_writable, preflight
 from launch.sbatch import Job, as_shell, check_installed, resources, still_queued, submit_chain
-from launch.start import COMMANDS, check_verb
+from launch.start import COMMANDS, check_verb, launched
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +37,15 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
         print(f"{run.folder}: up to date")
         return DONE
     check_installed()
+    check_writable("run.root", layout.run)
+    # Not the lock on launching, which the job itself takes, maybe at once.
+    with lock.hold(layout.launch(f"{verb}-job"), f"{layout.run}: {verb} is being submitted"):
+        lock.refuse_if_held(layout.launch(verb), launched(layout, verb))
+        lock.refuse_if_held(run.folder)
+        return _submit(recipe, verb, run, layout, job)
+
+
+def _submit(recipe: Recipe, verb: str, run: TrainingRun, layout: RunLayout, job: Job) -> int:
     submitted = layout.run / f".{verb}-job"
     if submitted.exists() and (ids := still_queued(submitted.read_text(encoding="utf-8").split())):
         raise RequestError(f"{run.folder}: job {ids[0]} is not done with it: wait, or `scancel {ids[0]}` first")
@@ -54,6 +64,7 @@ def training_job(recipe: Recipe, verb: str, recipe_path: str, overrides: list[st
     train = recipe.launch.slurm.train
     keys = {key: f"launch.slurm.train.{key}" for key in ("cpus", "memory", "gpus")} | {"nodes": "launch.nodes"}
     keys |= {key: f"launch.slurm.train.{key}" for key in ("partition", "time") if getattr(train, key)}
+    keys |= {"resources": "launch.nodes, and gpus, cpus and memory under launch.slurm.train"}
     keys |= {"array_tasks": "launch.slurm.train.chain"}
     return Job(verb, _options(recipe, verb), _script(recipe, verb, ["--recipe", recipe_path, *overrides]), keys)
 
@@ -101,7 +112,19 @@ def _script(recipe: Recipe, verb: str, arguments: list[str]) -> str:
         pinned = hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest()[:12]
         lines += [f'venv="${{TMPDIR:-/tmp}}/millrace-$UID-{pinned}"']
         make = shlex.join(
-            ["make", "-C", str(CHECKOUT), "setup", f"WHEELHOUSE={wheels}", f"BASE_PYTHON={_base_python()}"]
+            [
+                "env",
+                "-u",
+                "MAKEFLAGS",
+                "-u",
+                "PYTHON",
+                "make",
+                "-C",
+                str(CHECKOUT),
+                "setup",
+                f"WHEELHOUSE={wheels}",
+                f"BASE_PYTHON={_base_python()}",
+            ]
         )
         lines += [f'srun --ntasks-per-node=1 flock "$venv.lock" {make} VENV="$venv"']
         python = '"$venv/bin/python"'

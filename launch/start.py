@@ -35,6 +35,8 @@ def plan(
         RequestError: the recipe's kind starts nothing on a node, or what it names is not there.
     """
     check_verb(recipe, verb, recipe_path)
+    if recipe.launch.kind == "slurm":
+        raise RequestError(f"launch.kind=slurm starts nothing here: `python -m launch slurm {verb}` submits a job")
     if recipe.launch.kind == "deepspeed":
         return deepspeed(recipe, verb, recipe_path, overrides, more)
     return torchrun(recipe, verb, recipe_path, overrides, more)
@@ -46,6 +48,11 @@ def check_verb(recipe: Recipe, verb: str, recipe_path: str) -> None:
         raise RequestError(f"{recipe_path}: the recipe has no finetune section")
 
 
+def launched(layout: RunLayout, verb: str) -> str:
+    """What the holder of the lock on launching does."""
+    return f"{layout.run}: {verb} is being launched"
+
+
 def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> int:
     """Start a command's workers and see them through; answers at once where there is nothing to do."""
     check_verb(recipe, verb, recipe_path)
@@ -54,13 +61,15 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> 
     if run.manifest() is not None:
         print(f"{run.folder}: up to date", flush=True)
         return command.DONE
+    launch = recipe.launch
     with ExitStack() as stack:
-        one_node = recipe.launch.kind in ("local", "deepspeed")
-        if one_node:
-            # Of several nodes each has a launcher; there the ranks find out.
-            stack.enter_context(lock.hold(layout.launch(verb)))
         if IN_ALLOCATION not in os.environ:
-            for line in preflight(recipe, run, layout):
+            if launch.kind == "torchrun" and launch.nodes > 1:
+                # Each node has a launcher; the ranks of another start hold the folder itself.
+                lock.refuse_if_held(run.folder)
+            else:
+                stack.enter_context(lock.hold(layout.launch(verb), launched(layout, verb)))
+            for line in preflight(recipe, run, layout, here=launch.hostfile is None):
                 print(f"{verb}: {line}", flush=True)
         check_port(recipe)
         _operator_built(worker_environment(recipe))
@@ -79,30 +88,42 @@ def _see_through(
         recipe.launch.grace_seconds,
     )
     status = ended.status
+    if status == command.FAILED and run.manifest() is not None:
+        return command.DONE  # a signal came when all was done
     if status == command.FAILED and _stood_still(run.stacks, began):
         _say(
             f"{verb}: no step in {recipe.train.watch.hang_seconds} s (train.watch.hang_seconds): where each rank stood "
             f"is in {run.stacks}; the same command goes on from the newest checkpoint"
         )
-        return command.STOPPED
+        # In a job, whether it has got further decides if it is queued again.
+        return command.FAILED if IN_ALLOCATION in os.environ else command.STOPPED
     if status == command.STOPPED:
         _say(f"{verb}: stopped with everything saved; the same command goes on")
-    if status == command.FAILED and IN_ALLOCATION not in os.environ and (why := why_failed(recipe, ended.output)):
+    failed = status == command.FAILED and IN_ALLOCATION not in os.environ
+    if failed and (why := why_failed(recipe, ended.output, gone=ended.gone)):
         _say(f"{verb}: {why}")
     return status
 
 
-def why_failed(recipe: Recipe, output: Output, nodes: Sequence[str] = ()) -> str:
-    """What to show of a failure, beside what rank 0 has told; ``nodes``: those that were to take part, if known."""
+def why_failed(recipe: Recipe, output: Output, nodes: Sequence[str] = (), gone: Sequence[int] = ()) -> str:
+    """What to show of a failure, beside what rank 0 has told.
+
+    Args:
+        recipe: of the start.
+        output: of the start.
+        nodes: those that were to take part, if known.
+        gone: ranks of this node in the order in which they ended.
+    """
     if output.timed_out():
         joined = output.joined()
         missing = sorted({*nodes} - {*joined})
         named = f"; missing: {', '.join(missing)}" if missing else ""
+        count = len(nodes) or recipe.launch.nodes
         return (
-            f"{recipe.launch.nodes - len(joined)} of {recipe.launch.nodes} nodes did not join within "
+            f"{count - len(joined)} of {count} nodes did not join within "
             f"{recipe.launch.join_seconds} s (launch.join_seconds): joined: {', '.join(joined)}{named}"
         )
-    return output.explain()
+    return output.explain(gone)
 
 
 def _say(text: str) -> None:

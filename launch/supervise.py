@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -34,10 +34,16 @@ Planner = Callable[[Mapping[str, str]], Plan]
 
 
 class Ended:
-    """How a start ended: the exit status 0, 1 or 75, and the output to explain a failure from."""
+    """How a start ended.
 
-    def __init__(self, status: int, output: Output) -> None:
-        self.status, self.output = status, output
+    Attributes:
+        status: 0, 1 or 75.
+        output: to explain a failure from.
+        gone: ranks of this node in the order in which they ended.
+    """
+
+    def __init__(self, status: int, output: Output, gone: Sequence[int] = ()) -> None:
+        self.status, self.output, self.gone = status, output, gone
 
 
 def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: int) -> Ended:
@@ -78,7 +84,7 @@ def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: 
             raise RequestError(left[1])
         if left:
             return Ended(left[0], output)
-        return Ended(command.FAILED if status else command.DONE, output)
+        return Ended(command.FAILED if status else command.DONE, output, watched.gone)
 
 
 @contextmanager
@@ -108,7 +114,8 @@ class _Watched:
     def __init__(self, plan: Plan, status: Path, grace_seconds: int) -> None:
         self._plan, self._status, self._grace = plan, status, grace_seconds
         self._agent: subprocess.Popen[bytes] | None = None
-        self._workers: set[psutil.Process] = set()
+        self._workers: dict[psutil.Process, int | None] = {}
+        self.gone: list[int] = []
         self._deadline: float | None = None
         self.ended_early = False
 
@@ -126,14 +133,24 @@ class _Watched:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
+        if self.ended_early:  # by a signal while it was being started
+            self.kill()
         while True:
             try:
                 return self._agent.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
-                self._workers.update(_workers_of(self._agent.pid))
+                self._note_workers(self._agent)
                 follow()
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self.kill()
+
+    def _note_workers(self, agent: "subprocess.Popen[bytes]") -> None:
+        for worker in _workers_of(agent.pid):
+            if self._workers.get(worker) is None:
+                self._workers[worker] = _rank_of(worker)
+        for worker, rank in self._workers.items():
+            if rank is not None and rank not in self.gone and not _runs(worker):
+                self.gone.append(rank)
 
     def pass_on(self, number: int, _frame: FrameType | None) -> None:
         if listening(self._status) < self._plan.workers:
@@ -148,8 +165,7 @@ class _Watched:
         if self._agent is None:
             return
         alive = self._agent.poll() is None
-        self._workers.update(_workers_of(self._agent.pid))
-        for worker in self._workers:
+        for worker in {*self._workers, *_workers_of(self._agent.pid)}:
             _send(worker, signal.SIGKILL)
         if self._plan.hosts:
             hosts.send(self._plan.hosts, signal.SIGKILL, self._status)
@@ -176,6 +192,22 @@ def _workers_of(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children()
     except psutil.NoSuchProcess:
         return []
+
+
+def _rank_of(worker: psutil.Process) -> int | None:
+    """Its rank; None: it has none, or not yet, as between fork and exec."""
+    try:
+        rank = worker.environ().get("RANK")
+    except psutil.Error:
+        return None
+    return int(rank) if rank else None
+
+
+def _runs(worker: psutil.Process) -> bool:
+    try:
+        return worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _send(process: psutil.Process, number: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from artefacts.worker import STATUS
 from configs.errors import RequestError
 from configs.schema import Recipe
 from launch.plan import Plan, worker_argv, worker_environment
@@ -39,16 +40,23 @@ def torchrun(
             f"--rdzv-conf=join_timeout={launch.join_seconds}",
         ]
     argv += ["--max-restarts=0", f"--signals-to-handle={SIGNALS}", *_shutdown_timeout(launch.grace_seconds)]
+    if more:
+        # Else it leaves a folder behind in /tmp.
+        argv += [f"--log-dir={more[STATUS]}"]
     argv += ["-m", *worker_argv(verb, recipe_path, overrides)]
     return Plan(argv, {**worker_environment(recipe), **(more or {})}, launch.processes)
 
 
 def check_port(recipe: Recipe) -> None:
-    """Raise ``RequestError`` where launch.rendezvous is of this host and another program listens at its port.
+    """Raise ``RequestError`` where nobody knows launch.rendezvous' host, or it is this one and its port is taken.
 
     torchrun would take that program for its rendezvous, and wait for an answer.
     """
     host, _, port = (recipe.launch.rendezvous or "").rpartition(":")
+    try:
+        socket.getaddrinfo(host or "localhost", None)
+    except OSError as error:
+        raise RequestError(f"launch.rendezvous: {host} is no host that this one knows: {error.strerror}") from None
     if host not in (socket.gethostname(), socket.getfqdn(), "localhost", "127.0.0.1"):
         return
     for found in psutil.net_connections("tcp"):

@@ -27,6 +27,7 @@ from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks, broadcast_value, leave
 from training.engine.errors import RunError
+from training.engine.expert_parallel import local_experts
 from training.engine.hang import HangHook
 from training.engine.hooks import ValidationHook
 from training.engine.joining import join
@@ -55,7 +56,7 @@ class Job:
         data: the batches.
         validation: batches of the validations during training.
         preflight: what must hold before a run that begins from nothing is opened; raises RequestError.
-        prepare: gives the fp32 model its first weights.
+        prepare: gives the fp32 model its first weights; of the experts those in the range.
         notice: a line to print before the first step; empty: none.
     """
 
@@ -66,7 +67,7 @@ class Job:
     data: Data
     validation: Sequence[Batch]
     preflight: Callable[[], object]
-    prepare: Callable[[DeepseekForCausalLM], None]
+    prepare: Callable[[DeepseekForCausalLM, range], None]
     notice: str = ""
 
 
@@ -80,7 +81,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         torch.manual_seed((recipe.run.seed + begin) * ranks.size + ranks.rank)
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
         if resumption is None:
-            job.prepare(model)
+            job.prepare(model, local_experts(ranks.rank, recipe.model.n_routed_experts, recipe.expert_parallel))
         model.set_checkpointing(job.train.checkpointing)
         if recipe.model.compile:
             model.compile_regions()

@@ -40,7 +40,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         data=ChatData(examples, section.batch_examples, recipe.run.seed),
         validation=held_out.in_order(micro_batch),
         preflight=lambda: require_checkpoint(weights, "make pretrain"),
-        prepare=lambda model: load_weights(model, read_weights(weights)),
+        prepare=lambda model, experts: load_weights(model, read_weights(weights), experts),
     )
     return run_job(recipe, job, stop)
 

@@ -29,7 +29,7 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         data=data,
         validation=validation,
         preflight=lambda: [require_sound(folder, "make data") for folder in learnt_from],
-        prepare=lambda model: init_weights(model, recipe.run.seed),
+        prepare=lambda model, experts: init_weights(model, recipe.run.seed, experts),
         notice=f"{train.steps} steps read {_epochs(data.epochs(train.steps))}",
     )
     return run_job(recipe, job, stop)

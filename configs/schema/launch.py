@@ -67,6 +67,13 @@ def _quoted_time(given: Any) -> Any:
     return given
 
 
+def _seconds(limit: str) -> int:
+    """Of D-HH:MM:SS or HH:MM:SS."""
+    days, _, rest = limit.rpartition("-")
+    hours, minutes, seconds = (int(number) for number in rest.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def _check_options(key: str, words: tuple[str, ...]) -> None:
     if wrong := [word for word in words if not word.startswith("-")]:
         raise ValueError(f"{key}: {wrong[0]!r} is no option: write --name=value as one word")
@@ -130,7 +137,7 @@ class LaunchSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
     device_memory: Free[str | None] = Field(
         None,
-        pattern=r"^[1-9]\d*[KMGT]?$",
+        pattern=r"^[1-9]\d*[KMGT]$",
         description="what a process may use, such as 80G; left out: the GPU's, or on CPU the machine's share",
     )
     threads: int = Field(0, ge=0, description="CPU threads a process; 0: cores divided by processes")
@@ -147,6 +154,12 @@ class LaunchSection(Section):
         train = self.slurm.train
         if (train.min_nodes or 0) > self.nodes:
             raise ValueError(f"slurm.train.min_nodes ({train.min_nodes}) exceeds nodes ({self.nodes})")
+        limit = train.time or self.slurm.time
+        if self.kind == "slurm" and limit and _seconds(limit) <= train.signal_seconds:
+            raise ValueError(
+                f"slurm.train.signal_seconds ({train.signal_seconds}) is no less than the time limit ({limit}): the "
+                "job would be told to stop as it begins"
+            )
         if self.kind == "slurm" and train.signal_seconds < self.grace_seconds + 10:
             raise ValueError(
                 f"slurm.train.signal_seconds ({train.signal_seconds}) leaves no time for grace_seconds "

@@ -59,9 +59,12 @@ def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, t
         assert cluster.run("scontrol", "requeue", job.id).returncode == 0
         began = time.monotonic()
         wait_until(lambda lives=lives: job.said().count("resuming after step") == lives, f"resume {lives}")
+        saved = int(re.findall(r"resuming after step (\d+)", job.said())[-1])
+        assert saved >= step, "what was done since the last checkpoint was not saved"
+        job.reach(saved + 1)
         resumed = time.monotonic() - began
         assert resumed < 60
-        _print(capsys, f"from requeue {lives} to the resumed run: {resumed:.1f} s")
+        _print(capsys, f"from requeue {lives} to the first resumed step: {resumed:.1f} s")
     job.reach(26)
     saved = job.said().count(_SAVED)
     argv = ("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent")
@@ -129,8 +132,13 @@ def test_a_crash_after_new_steps_comes_back(cluster, data, tmp_path):
     said = job.said()
     assert re.search(r"pretrain: rank 1 was killed by SIGKILL on n[12] \(by the kernel", said), said
     assert said.index("rank 1 was killed") < said.index("back into the queue")
+    # Saved, since the ranks were told to end, and not queued again by us.
+    before = len(steps(tmp_path))
     cluster.run("scancel", job.id)
-    job.end()
+    wait_until(lambda: job.state() == "CANCELLED", "cancelled job")
+    time.sleep(12)
+    assert job.state() == "CANCELLED" and len(steps(tmp_path)) >= before
+    assert "the job was told to end" in job.said() or job.said().count("back into the queue") == 1, job.said()
 
 
 @pytest.mark.slow
@@ -140,6 +148,7 @@ def test_a_crash_before_anything_is_saved_does_not_come_back(cluster, data, tmp_
     _rank(cluster, 0).kill()
     state, said = job.end()
     assert state == "FAILED" and "pretrain: rank 0 was killed by SIGKILL" in said, said
+    assert "ExitCode=1:0" in cluster.run("scontrol", "show", "job", job.id).stdout
     assert "it got no further than where it began, so the job is not queued again" in said
 
 

@@ -20,6 +20,7 @@ from training.engine.balance import BIAS, Balancer
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
 from training.engine.distributed import Ranks
+from training.engine.expert_parallel import local_experts
 from training.engine.hang import HangHook
 from training.engine.hooks import ValidationHook
 from training.engine.loop import Ended, Hook, StepResult, Trainer
@@ -144,7 +145,8 @@ def train_once(
     train = recipe.train
     torch.manual_seed(ranks.rank)
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
-    init_weights(model, recipe.run.seed)
+    own = local_experts(ranks.rank, recipe.model.n_routed_experts, recipe.expert_parallel)
+    init_weights(model, recipe.run.seed, own)
     shun_the_first_experts(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(frozen is None or frozen not in name)

@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema.model import AdaptiveSection, ModelSection, NoiseSection
 from tests.training.shapes import SHAPES, VOCAB, small
+from training.engine.expert_parallel import local_experts
+from training.export.weights import load_weights, released_weights
 from training.layers import checkpointing
 from training.layers.products import ONEDNN_PRODUCT
 from training.layers.routing import BALANCE_LOSSES
@@ -276,6 +278,24 @@ def test_bf16_weights_are_the_rounded_fp32_ones() -> None:
     init_weights(narrow, 0)
     for value, expected in zip(narrow.parameters(), build(small()).parameters(), strict=True):
         assert torch.equal(value, expected.to(torch.bfloat16))
+
+
+@torch.no_grad()
+def test_a_rank_sets_its_own_experts_as_one_process_sets_all() -> None:
+    whole, parts = build(small()), [DeepseekForCausalLM(small(), VOCAB) for _ in range(2)]
+    released = list(released_weights(whole))
+    for fill in (lambda m, e: init_weights(m, 0, e), lambda m, e: load_weights(m, released, e)):
+        for rank, part in enumerate(parts):
+            for tensor in part.state_dict().values():
+                tensor.fill_(float("nan"))
+            own = local_experts(rank, small().n_routed_experts, 2)
+            fill(part, own)
+            for (name, tensor), expected in zip(part.state_dict().items(), whole.state_dict().values(), strict=True):
+                if tensor.dim() < 3:
+                    assert torch.equal(tensor, expected), name
+                    continue
+                assert torch.equal(tensor[own.start : own.stop], expected[own.start : own.stop]), name
+                assert tensor.isnan().any(dim=(1, 2)).sum() == len(tensor) - len(own), name
 
 
 @pytest.mark.parametrize("name", ["groups", "yarn", "odd_widths"])

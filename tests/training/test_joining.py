@@ -14,7 +14,7 @@ from training.engine.probe import slow_ranks
 pytestmark = pytest.mark.engine
 
 _JOIN = """
-import sys, time
+import os, sys, time
 from training.engine.joining import join
 from training.engine import joining
 late, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -22,6 +22,9 @@ found = joining.probe
 def late_probe(ranks, store, limit):
     if ranks.rank == late:
         store.set(f"probe/node/{ranks.rank}", "n7")
+        if len(sys.argv) > 3:
+            time.sleep(2)
+            os.kill(int(sys.argv[3]), 9)
         time.sleep(seconds)
     found(ranks, store, limit)
 joining.probe = late_probe
@@ -30,13 +33,18 @@ print(f"joined {ranks.rank} of {ranks.size}")
 """
 
 
-def _ranks(numbers: list[int], late: int = -1, seconds: float = 0) -> dict[int, tuple[int, str]]:
-    """Exit status and output of these of two ranks, of which one may come late to the first exchange."""
+def _ranks(numbers: list[int], late: int = -1, seconds: float = 0, kill: bool = False) -> dict[int, tuple[int, str]]:
+    """Exit status and output of these of two ranks; one may come late to the first exchange, and kill the store."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    started = {}
+    started, more = {}, []
+    if kill:
+        made = f"TCPStore('127.0.0.1', {meeting['MASTER_PORT']}, 2, True)"
+        code = f"from torch.distributed import TCPStore; store = {made}; input()"
+        store = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+        meeting["TORCHELASTIC_USE_AGENT_STORE"], more = "True", [str(store.pid)]
     for rank in numbers:
         environment = {**os.environ, **worker_environment(), **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        argv = [sys.executable, "-c", _JOIN, str(late), str(seconds)]
+        argv = [sys.executable, "-c", _JOIN, str(late), str(seconds), *more]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started[rank] = subprocess.Popen(argv, env=environment, cwd=CHECKOUT, text=True, **pipes)
     said = {rank: process.communicate(timeout=120)[0] for rank, process in started.items()}
@@ -65,6 +73,13 @@ def test_a_rank_that_does_not_answer_is_named() -> None:
     status, said = _ranks([0, 1], late=1, seconds=12)[0]
     assert status == 1
     assert "error: rank 1 on n7 did not come to an all-reduce within 4 s (launch.probe_seconds)" in said, said
+
+
+def test_a_store_that_is_gone_ends_the_wait_too() -> None:
+    """The node on which the ranks met is the one that is bad."""
+    status, said = _ranks([0, 1], late=0, seconds=12, kill=True)[1]
+    assert status == 1
+    assert "error: an all-reduce over all 2 ranks did not end within 4 s, and where they met (127.0.0.1) nobody" in said
 
 
 def test_slow_ranks_are_those_far_from_most() -> None:

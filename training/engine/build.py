@@ -22,7 +22,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     """``deepspeed.initialize`` with our optimiser; AutoEP replaces the expert layers, our gates their routers.
 
     Args:
-        model: single-device model in fp32, the same weights on every rank.
+        model: single-device model in fp32 on CPU, the same weights on every rank that has them; DeepSpeed moves it to
+            the device when the experts of other ranks are gone and the rest is in the dtype that is computed in.
         optimizer: over ``parameter_groups`` of that model.
         config: from ``deepspeed_config``.
         ranks: this process.
@@ -44,11 +45,11 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
         if offload.get("device") == "nvme":
             _require_folder(Path(offload["nvme_path"]))
             prebuild.build_file_access(operators)
-        engine, *_ = deepspeed.initialize(model=model.to(ranks.device), optimizer=optimizer, config=config)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.fp16_enabled():
         # A gradient that is no number at the least scale is for the loop to count, not the end of the process.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
-    adopt_routers(engine.module)
+    adopt_routers(engine.module, ranks.rank)
     return engine
 
 

@@ -1,10 +1,17 @@
-"""Our routing in AutoEP's expert layers: every gate and every balancing loss works there as on a single device."""
+"""Which experts a rank has, and our routing in AutoEP's layers: every gate and loss works there as on one device."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def local_experts(rank: int, experts: int, expert_parallel: int) -> range:
+    """Those of a rank as AutoEP spreads them: ranks in a row share a layer's experts, a run of them each."""
+    each = experts // expert_parallel
+    first = rank % expert_parallel * each
+    return range(first, first + each)
 
 
 class ExpertParallelGate(nn.Module):
@@ -40,9 +47,16 @@ class _Fp32Linear(nn.Linear):
         return F.linear(x.float(), self.weight.float())
 
 
-def adopt_routers(model: nn.Module) -> None:
-    """Put our gates into the expert layers that AutoEP has made, whose parent layers have a ``router``."""
+def adopt_routers(model: nn.Module, rank: int) -> None:
+    """Put our gates into the expert layers that AutoEP has made, whose parent layers have a ``router``.
+
+    Raises:
+        RuntimeError: AutoEP gave this rank others than :func:`local_experts`, whose weights nobody has set.
+    """
     for layer in model.modules():
-        mlp, router = getattr(layer, "mlp", None), getattr(layer, "router", None)
+        mlp: Any = getattr(layer, "mlp", None)
+        router = getattr(layer, "router", None)
         if getattr(mlp, "_is_autoep_layer", False) and isinstance(router, nn.Module):
-            mlp.router = ExpertParallelGate(mlp.router, router)  # type: ignore[union-attr]
+            if mlp.ep_rank != rank % mlp.ep_size:
+                raise RuntimeError(f"AutoEP made rank {rank} number {mlp.ep_rank} of {mlp.ep_size} that share experts")
+            mlp.router = ExpertParallelGate(mlp.router, router)

@@ -86,11 +86,23 @@ class _Limit:
     def _watch(self) -> None:
         if self._done.wait(self._seconds):
             return
-        Worker().note_failure()
-        tell(f"error: {self._said()} (launch.probe_seconds)")
-        os._exit(1)
+        try:
+            Worker().note_failure()
+            tell(f"error: {self._said()} (launch.probe_seconds)")
+        finally:
+            os._exit(1)
 
     def _said(self) -> str:
+        try:
+            return self._absent()
+        except (dist.DistError, RuntimeError):
+            # The node that holds the store may be the one that is bad.
+            return (
+                f"{self._step} over all {self._ranks.size} ranks did not end within {self._seconds} s, and where they "
+                f"met ({os.environ.get('MASTER_ADDR', 'here')}) nobody answers any more"
+            )
+
+    def _absent(self) -> str:
         absent = [rank for rank in range(self._ranks.size) if not self._has(f"probe/{self._step}/{rank}")]
         if not absent:
             return f"{self._step} over all {self._ranks.size} ranks did not end within {self._seconds} s"
@@ -117,7 +129,8 @@ def _all_to_all(ranks: Ranks) -> None:
 
 def _own_work(ranks: Ranks) -> float:
     """Seconds for a product and a copy, of which the first is not counted."""
-    matrix = torch.randn(1024, 1024, device=ranks.device)
+    size = 8192 if ranks.device.type == "cuda" else 1024  # some tens of milliseconds on either
+    matrix = torch.randn(size, size, device=ranks.device)
 
     def work() -> None:
         for _ in range(4):

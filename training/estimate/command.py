@@ -41,8 +41,9 @@ def memory_lines(recipe: Recipe) -> list[str]:
     train, device = recipe.train, device_of(recipe)
     found = memory(recipe, device.kind)
     where = "GPU" if device.kind == "cuda" else "CPU"
+    of_ranks = "the one rank" if recipe.ranks == 1 else f"each of {recipe.ranks:,} ranks"
     title = (
-        f"memory of each of {recipe.ranks:,} ranks on {where}: ZeRO {train.zero_stage}, expert parallel "
+        f"memory of {of_ranks} on {where}: ZeRO {train.zero_stage}, expert parallel "
         f"{recipe.expert_parallel}, {train.precision}, micro-batch {recipe.micro_batch} x {train.context_length:,}, "
         f"checkpointing {train.checkpointing}; routing taken as balanced"
     )
@@ -63,9 +64,9 @@ def memory_lines(recipe: Recipe) -> list[str]:
     else:
         each = {mode: largest_micro_batch(recipe, device.bytes, device.kind, mode) for mode in found.modes}
         rows.append(
-            f"largest micro-batch that fits: {size} (checkpointing "
+            f"largest micro-batch that fits: {size} (train.checkpointing "
             + ", ".join(f"{mode}: {most or 'not even 1'}" for mode, most in each.items())
-            + ")"
+            + f"; a rank's share of train.global_batch_tokens is {train.global_batch // recipe.ranks} samples)"
         )
     return rows
 

@@ -15,11 +15,19 @@ _ASSUMED = 80 * 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """Where a rank computes, what it may use in bytes, and where that figure comes from."""
+    """Where a rank computes.
+
+    Attributes:
+        kind: of device.
+        bytes: what a rank may use of it.
+        source: where that figure comes from.
+        known: whether it is more than a guess.
+    """
 
     kind: Literal["cpu", "cuda"]
     bytes: int
     source: str
+    known: bool = True
 
 
 def device_of(recipe: Recipe) -> Device:
@@ -28,7 +36,8 @@ def device_of(recipe: Recipe) -> Device:
     ``auto`` is GPUs where ``nvidia-smi`` finds one or the recipe is for several machines; else CPU.
     """
     launch = recipe.launch
-    found = None if launch.device == "cpu" else _gpu_bytes()
+    elsewhere = launch.kind == "slurm" or launch.hostfile is not None
+    found = None if launch.device == "cpu" or elsewhere else _gpu_bytes()
     on_gpus = launch.device == "cuda" or (launch.device == "auto" and (found is not None or launch.kind != "local"))
     kind: Literal["cpu", "cuda"] = "cuda" if on_gpus else "cpu"
     if launch.device_memory is not None:
@@ -38,18 +47,18 @@ def device_of(recipe: Recipe) -> Device:
         return Device(kind, whole // launch.processes, f"this machine's memory over {launch.processes} processes")
     if found is not None:
         return Device(kind, found, "nvidia-smi")
-    return Device(kind, _ASSUMED, "assumed, as no GPU is here: set launch.device_memory")
+    return Device(kind, _ASSUMED, "assumed, as no GPU of it is here: set launch.device_memory", known=False)
 
 
 def in_bytes(text: str) -> int:
     """``80G`` as bytes, of 1,024s."""
-    unit = _UNITS.get(text[-1])
-    return int(text[:-1]) * unit if unit else int(text)
+    return int(text[:-1]) * _UNITS[text[-1]]
 
 
 def _gpu_bytes() -> int | None:
-    """Memory of the smallest GPU of this machine, or None."""
-    if shutil.which("nvidia-smi") is None:
+    """Memory of the smallest GPU of this machine; None: it has none, or processes started here are to see none."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get("DS_ACCELERATOR") == "cpu"
+    if hidden or shutil.which("nvidia-smi") is None:
         return None
     asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:

@@ -37,8 +37,9 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
     found = memory(recipe, kind, 1)
     if found.phases["start"] > available:
         return (
-            "no setting fits: every rank first holds the whole model in fp32 "
-            f"({found.phases['start'] / 2**30:,.0f} GiB); a smaller model or more memory a rank (launch.device_memory)"
+            "no setting fits: every rank first holds all that it computes with "
+            f"({found.phases['start'] / 2**30:,.0f} GiB); more ranks that share experts (train.expert_parallel), a "
+            "smaller model or more memory a rank (launch.device_memory)"
         )
     return "nothing fits on so few ranks: more ranks (launch.nodes), a shorter train.context_length or a smaller model"
 

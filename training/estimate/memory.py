@@ -57,7 +57,7 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
     weights, master, grads, states = _state(recipe, place)
     gathered = min(place.local, place.live) * place.width if place.stage == 3 else 0.0
     libraries = _libraries(recipe, place, samples)
-    away = master + states if place.offloads != "none" and device == "cuda" else 0.0
+    away = master + states if place.offloaded else 0.0
     base = weights + master + states + libraries + gathered - away
     passes, buffers = _passes(place, kept, grads)
     # A checkpoint's copy holds master weights and state (training/checkpoint/snapshot.py).
@@ -87,8 +87,9 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
         "libraries": libraries,
     }
     totals = {name: found.kept for name, found in modes.items()}
-    # On GPUs' hosts the model is built in fp32 before it goes to the device.
-    host = max(4.0 * (place.plain + place.experts), away + copy) if device == "cuda" else 0.0
+    if place.offloaded and place.stage > 1:
+        away += 4.0 * place.share  # gradients go to the host as they come
+    host = max(_building(place), away + copy) if device == "cuda" else 0.0
     return Memory(parts, phases, host, totals)
 
 
@@ -116,7 +117,7 @@ def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]
     states = _optimizer_states(recipe, place.share, recipe.ranks if place.stage else 1)
     # DeepSpeed's optimiser for bf16 at stage 1 keeps those of the backward pass beside their fp32 sums.
     whole = place.local * (4.0 + (place.width if place.flat_sums else 0))
-    grads = whole if place.stage < 2 else 4.0 * place.share
+    grads = whole if place.stage < 2 else 0.0 if place.offloaded else 4.0 * place.share
     return weights, master, grads, states
 
 
@@ -136,12 +137,19 @@ def _kept_grads(place: Topology, grads: float) -> float:
 
 
 def _start(place: Topology) -> float:
-    """The whole model in fp32, and the experts that AutoEP copies of it before the old ones go, one layer's twice.
+    """Built: on a GPU's host in fp32; what reaches the GPU is as wide as it is computed with, at stage 3 yet whole."""
+    if place.device == "cpu":
+        return _building(place)
+    return place.width * (place.local + (place.share if place.stage == 3 else 0.0))
 
-    training/assemble.py builds it on every rank and moves it to the device before anything is cut.
+
+def _building(place: Topology) -> float:
+    """The model in fp32, of its experts this rank's, which AutoEP copies before the old ones go, one layer's twice.
+
+    Those of other ranks are never written (training/assemble.py), and memory that is not written is not taken.
     """
     layer = place.local_experts / max(1, place.expert_layers)
-    return 4.0 * (place.plain + place.experts + place.local_experts + layer)
+    return 4.0 * (place.local + place.local_experts + layer)
 
 
 def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, float]:
@@ -192,7 +200,7 @@ def _reduction(place: Topology) -> float:
     largest = min(place.bucket, max(place.plain, place.local_experts))
     if place.stage < 2:
         return _bucket(place) + 4.0 * largest
-    if place.stage == 2:
+    if place.stage == 2 and not place.offloaded:
         # A flat copy in the dtype that is computed in and, where that is half as wide, one in fp32.
         return _bucket(place) + largest * (place.width + (4.0 if place.half else 0.0))
     return _bucket(place)

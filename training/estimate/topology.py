@@ -52,7 +52,12 @@ class Topology:
     @property
     def flat_sums(self) -> bool:
         """Whether DeepSpeed's optimiser for bf16 at stage 1 does the work, with flat fp32 sums and no buffer."""
-        return self.stage == 1 and self.bf16
+        return self.stage == 1 and self.bf16 and self.offloads == "none"
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether master weights and optimiser state lie elsewhere than on the device."""
+        return self.offloads != "none" and self.device == "cuda"
 
     @property
     def half(self) -> bool:

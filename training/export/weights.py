@@ -11,12 +11,13 @@ from training.export.names import Place
 
 
 @torch.no_grad()
-def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
     """Copy weights under their names on disk into a model in place, a tensor at a time; experts go into their stacks.
 
     Args:
         model: whose names are those of the table in memory.
         weights: (name on disk, tensor), as ``checkpoint.read_weights`` and released files have them.
+        experts: those whose weights are needed; the others' are looked at and not copied.
 
     Raises:
         RequestError: a weight that the model does not have, or of another shape, or one that stays without a value.
@@ -33,7 +34,8 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
         if target is None or target.shape != tensor.shape:
             has = "nothing" if target is None else f"shape {tuple(target.shape)}"
             raise RequestError(f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}")
-        target.copy_(tensor)
+        if place.expert is None or experts is None or place.expert in experts:
+            target.copy_(tensor)
         left[place.name] -= 1
     filled = {id(targets[name]) for name, count in left.items() if count <= 0}
     missing = [name for name, count in left.items() if count > 0 and id(targets[name]) not in filled]

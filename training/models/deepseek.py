@@ -250,7 +250,7 @@ class DeepseekForCausalLM(nn.Module):
 
 
 @torch.no_grad()
-def init_weights(model: DeepseekForCausalLM, seed: int) -> None:
+def init_weights(model: DeepseekForCausalLM, seed: int, experts: range | None = None) -> None:
     """Initialise every parameter and buffer in place:
 
     | what                                                              | value                         |
@@ -260,17 +260,28 @@ def init_weights(model: DeepseekForCausalLM, seed: int) -> None:
     | biases of projections                                             | 0                             |
     | e_score_correction_bias                                           | 0                             |
 
-    The range is 0.006 in V3 and V2. Each parameter has a generator of its own, seeded from (seed, its name), on its own
-    device: the values do not depend on the order of the modules or on which others exist, and are the same in fp32 as
-    in bf16 up to rounding.
+    The range is 0.006 in V3 and V2. Each parameter, and each expert of a stack [E, ...], has a generator of its own,
+    seeded from (seed, its name), on its own device: the values do not depend on the order of the modules or on which
+    others exist, and are the same in fp32 as in bf16 up to rounding.
+
+    Args:
+        model: all of it, or what a process needs.
+        seed: from 0.
+        experts: those whose weights are needed; the others' stay undefined and, untouched, take no memory.
     """
-    std = model.config.initializer_range
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
-            continue
-        generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-        drawn = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
-        parameter.copy_(drawn.normal_(0.0, std, generator=generator))
+        elif parameter.dim() == 2:
+            _draw(parameter, f"{seed}/{name}", model.config.initializer_range)
+        else:
+            for expert in experts or range(len(parameter)):
+                _draw(parameter[expert], f"{seed}/{name}/{expert}", model.config.initializer_range)
     for buffer in model.buffers():
         buffer.zero_()
+
+
+def _draw(weight: torch.Tensor, called: str, std: float) -> None:
+    generator = torch.Generator(weight.device).manual_seed(zlib.crc32(called.encode()))
+    drawn = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    weight.copy_(drawn.normal_(0.0, std, generator=generator))

@@ -1,0 +1,138 @@
+"""Decisions of launchers that need no run: which nodes are missing, signals at an awkward moment, what is refused."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from artefacts import lock
+from artefacts.worker import header
+from configs.errors import RequestError
+from configs.load import load_recipe
+from launch import supervise as supervising
+from launch.output import Output
+from launch.plan import Plan
+from launch.preflight import check_memory, visible_gpus
+from launch.start import plan, why_failed
+from tests.launch.runs import RECIPE
+from training.estimate.device import device_of
+
+_LITE = RECIPE.parents[1] / "configs" / "deepseek-v2-lite.yaml"
+_TIMED_OUT = "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError\n"
+
+
+def _node_log(logs: Path, node: str, said: str, age: float) -> None:
+    logs.mkdir(parents=True, exist_ok=True)
+    file = logs / f"node-{node}.txt"
+    file.write_bytes(header("launcher") + said.encode())
+    os.utime(file, (time.time() - age,) * 2)
+
+
+def test_of_a_jobs_last_life_no_node_counts_as_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queued again within a minute, on two of the recipe's four nodes, of which one is bad."""
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    recipe = load_recipe(RECIPE, ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"])
+    _node_log(tmp_path, "n2", "", age=20)
+    _node_log(tmp_path, "n1", _TIMED_OUT, age=20)
+    output = Output(tmp_path, apart=0)
+    with output.open_node_log() as log:
+        log.write(_TIMED_OUT.encode())
+    said = why_failed(recipe, output, ["n1", "n2"])
+    assert said == "1 of 2 nodes did not join within 600 s (launch.join_seconds): joined: n1; missing: n2"
+
+
+def test_nodes_begun_by_hand_may_begin_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    _node_log(tmp_path, "n2", "", age=20)
+    _node_log(tmp_path, "n3", "", age=90)
+    assert Output(tmp_path).joined() == ["n1", "n2"]
+
+
+def test_a_signal_while_the_agent_is_being_started_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = supervising._Watched(Plan(["sleep", "60"], {}, workers=1), tmp_path, grace_seconds=5)
+    start = subprocess.Popen
+
+    def interrupted(*arguments, **named):
+        process = start(*arguments, **named)
+        watched.pass_on(signal.SIGTERM, None)
+        return process
+
+    monkeypatch.setattr(supervising.subprocess, "Popen", interrupted)
+    began = time.monotonic()
+    with open(tmp_path / "log", "wb") as log:
+        watched.run(log, lambda: None)
+    assert watched.ended_early and time.monotonic() - began < 10
+
+
+def test_ranks_are_noted_in_the_order_in_which_they_end(tmp_path: Path) -> None:
+    code = (
+        "import os, subprocess, sys, time\n"
+        "ends = [subprocess.Popen(['sleep', s], env={**os.environ, 'RANK': r}) for r, s in (('0', '3'), ('1', '1'))]\n"
+        "[end.wait() for end in ends]\n"
+    )
+    watched = supervising._Watched(Plan([sys.executable, "-c", code], {}, workers=2), tmp_path, grace_seconds=5)
+    with open(tmp_path / "log", "wb") as log:
+        assert watched.run(log, lambda: None) == 0
+    assert watched.gone[0] == 1
+
+
+def test_a_slurm_recipe_starts_nothing_on_a_node() -> None:
+    with pytest.raises(RequestError, match=r"launch\.kind=slurm starts nothing here"):
+        plan(load_recipe(RECIPE, ["launch.kind=slurm"]), "pretrain", "r.yaml", [])
+
+
+@pytest.mark.parametrize(("limit", "fits"), [("00:03:00", False), ("00:03:01", True), ("1-00:00:00", True)])
+def test_a_time_limit_leaves_time_to_be_told(limit: str, fits: bool) -> None:
+    words = ["launch.kind=slurm", f"launch.slurm.train.time={limit}"]
+    if fits:
+        assert load_recipe(RECIPE, words)
+        return
+    with pytest.raises(RequestError, match=r"signal_seconds \(180\) is no less than the time limit \(00:03:00\)"):
+        load_recipe(RECIPE, words)
+
+
+def test_who_holds_a_folder_alone_is_named(tmp_path: Path) -> None:
+    lock.refuse_if_held(tmp_path / "run")
+    with lock.hold(tmp_path / "run"), pytest.raises(RequestError, match=f"is being written by process {os.getpid()} "):
+        lock.refuse_if_held(tmp_path / "run")
+    with lock.share(tmp_path / "run", lambda: None):
+        lock.refuse_if_held(tmp_path / "run")
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose nvidia-smi tells of one GPU of 16 GB."""
+    script = tmp_path / "nvidia-smi"
+    script.write_text('#!/bin/sh\n[ "$1" = -L ] && echo "GPU 0: small" || echo 16384\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_what_surely_does_not_fit_is_refused(gpu: None) -> None:
+    lite = ["launch.nodes=1", "launch.processes=1", "train.expert_parallel=1"]
+    with pytest.raises(RequestError, match=r"17.2 GB \(nvidia-smi\): no setting fits: .* set launch.device_memory"):
+        check_memory(load_recipe(_LITE, lite))
+    assert check_memory(load_recipe(_LITE, [*lite, "launch.device_memory=2T"])) == []
+
+
+def test_a_job_runs_on_other_gpus_than_this_machines(gpu: None) -> None:
+    there = device_of(load_recipe(_LITE, ["launch.kind=slurm"]))
+    assert there.bytes == 80 * 2**30 and not there.known
+    (line,) = check_memory(
+        load_recipe(_LITE, ["launch.kind=slurm", "train.micro_batch=36", "train.checkpointing=none"])
+    )
+    assert line.startswith("warning: a rank is estimated to take")
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_gpus_that_are_hidden_are_none(gpu: None, hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert visible_gpus() == 1 and device_of(load_recipe(_LITE)).bytes == 2**34
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert visible_gpus() == 0 and not device_of(load_recipe(_LITE)).known
