@@ -55,7 +55,8 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
     modes = {name: activations(recipe, place, samples, name) for name in ("none", "selective", "full")}
     kept = modes[chosen]
     weights, master, grads, states = _state(recipe, place)
-    gathered = min(place.local, place.live) * place.width if place.stage == 3 else 0.0
+    # What no other rank has a copy of is not cut, and there is nothing to gather.
+    gathered = min(sum(place.replicated), place.live) * place.width if place.stage == 3 else 0.0
     libraries = _libraries(recipe, place, samples)
     away = master + states if place.offloaded else 0.0
     base = weights + master + states + libraries + gathered - away
@@ -64,11 +65,11 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
     copy = (master or 4 * place.share) + states
     if place.stage == 0:
         copy /= max(1, recipe.ranks)
-    reduction = _reduction(place)
+    reduction = _reduction(place, grads)
     phases = {
         "start": _start(place),
         "forward and backward": base + passes,
-        "reduction": base + grads + reduction,
+        "reduction": base + reduction,
         "step": base + grads + place.share * 2.0,
     }
     if device == "cpu" and recipe.train.save_every:
@@ -83,7 +84,7 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
         "gradients": grads,
         "activations": kept.kept - kept.loss_kept,
         "loss": kept.loss_kept + kept.loss_working,
-        "communication buffers": max(buffers, reduction),
+        "communication buffers": buffers,
         "libraries": libraries,
     }
     totals = {name: found.kept for name, found in modes.items()}
@@ -161,6 +162,8 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
     held = buffer if place.stage == 3 else 0.0
     layers = len(kept.layers)
     there = grads if place.accumulates else _kept_grads(place, grads)
+    # At stage 2 gradients are in the buffer alone until that is full or the passes are over.
+    summed = grads * max(0.0, 1 - place.bucket / place.local) if place.stage == 2 else grads
     left = kept.kept
     highest = there + left + held + max(kept.loss_working, max(layer.forward for layer in kept.layers))
     left -= kept.loss_kept
@@ -169,7 +172,7 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
         highest = max(
             highest,
             there
-            + (grads - there) * share
+            + max(0.0, summed - there) * share
             + left
             + layer.backward
             + buffer * (share if place.stage == 2 and place.device == "cpu" else 1.0),
@@ -195,12 +198,13 @@ def _bucket(place: Topology) -> float:
     return float(min(place.bucket, place.local) * width) if place.stage == 2 else 0.0
 
 
-def _reduction(place: Topology) -> float:
-    """At the end of the backward pass, when no activation is left: buffers beside the sums of gradients."""
-    largest = min(place.bucket, max(place.plain, place.local_experts))
+def _reduction(place: Topology, grads: float) -> float:
+    """At the end of the backward pass, when no activation is left: the sums of gradients and buffers beside them."""
     if place.stage < 2:
-        return _bucket(place) + 4.0 * largest
+        return grads + _bucket(place) + 4.0 * min(place.bucket, max(place.plain, place.local_experts))
     if place.stage == 2 and not place.offloaded:
-        # A flat copy in the dtype that is computed in and, where that is half as wide, one in fp32.
-        return _bucket(place) + largest * (place.width + (4.0 if place.half else 0.0))
-    return _bucket(place)
+        # Before the sums are made, flat copies of each group that other ranks have too: in the dtype that is computed
+        # in and, where that is half as wide, in fp32.
+        flat = min(place.bucket, max(place.replicated)) * (place.width + (4.0 if place.half else 0.0))
+        return _bucket(place) + (grads + flat if place.accumulates else max(grads, flat))
+    return grads + _bucket(place)

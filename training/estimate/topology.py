@@ -22,6 +22,8 @@ class Topology:
         plain: parameters over all ranks that are no routed experts; every rank computes with all of them.
         experts: routed experts' parameters over all ranks.
         local_experts: those that this rank computes with.
+        replicated: parameters of each group that is reduced by itself, plain ones and experts; 0: of which no other
+            rank has a copy.
         expert_layers: layers with routed experts.
         share: parameters whose master weights and optimiser state this rank keeps.
         bucket: elements of the buffer that gradients are reduced through.
@@ -37,6 +39,7 @@ class Topology:
     plain: int
     experts: int
     local_experts: int
+    replicated: tuple[int, int]
     expert_layers: int
     share: int
     bucket: int
@@ -87,6 +90,7 @@ def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -
         plain=plain,
         experts=experts,
         local_experts=local,
+        replicated=(plain if recipe.ranks > 1 else 0, local if recipe.ranks > parallel else 0),
         expert_layers=expert_layers,
         share=round(spread) if train.zero_stage else plain + local,
         bucket=int(zero.get("reduce_bucket_size", _BUCKET)),
