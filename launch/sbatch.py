@@ -128,7 +128,8 @@ def _explained(stderr: str, keys: Mapping[str, str]) -> str:
     words = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in stderr.splitlines()]
     said = "; ".join(word for word in words if word) or "it gave no reason"
     key = next((key for pattern, key in _BLAMED if re.search(pattern, said, re.IGNORECASE)), None)
-    return f"{said} (see {keys.get(key, f'launch.slurm.{key}')})" if key else said
+    default = "launch.slurm.cpus and memory" if key == "resources" else f"launch.slurm.{key}"
+    return f"{said} (see {keys.get(key, default)})" if key else said
 
 
 def _cancel(ids: list[str]) -> str:
