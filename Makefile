@@ -41,7 +41,7 @@ $(VENV)/.ready: requirements.lock
 	@touch $@
 
 wheelhouse: $(SETUP)  ## wheels of every pinned package, for nodes without network: there `make setup WHEELHOUSE=wheelhouse`
-	@$(PYTHON) -m pip wheel -q --disable-pip-version-check -w wheelhouse `grep '^torch==' requirements.lock`
+	@$(PYTHON) -m pip wheel -q --disable-pip-version-check -w wheelhouse -c requirements.lock `grep '^torch==' requirements.lock`
 	@$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w wheelhouse -r requirements.lock
 	@du -sh wheelhouse
 

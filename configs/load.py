@@ -148,17 +148,20 @@ class _Key(NamedTuple):
         generic: the key with NAME where the user gives a name.
         name: the name given there.
         kind: annotation of its value; None: there is no such key.
+        examples: values that it takes, where the schema has some.
     """
 
     generic: str
     name: str
     kind: Any
+    examples: list[Any]
 
 
 def _key(key: str) -> _Key:
     section: type[Section] | None = Recipe
     parts: list[str] = []
     kind: Any = None
+    examples: list[Any] = []
     name, named = "", False
     for part in key.split("."):
         if named:
@@ -168,8 +171,9 @@ def _key(key: str) -> _Key:
         parts.append(part)
         _, field = section.named_fields().get(part, ("", None)) if section else ("", None)
         section, kind = (inner_section(field), field.annotation) if field else (None, None)
+        examples = (field and field.examples) or []
         named = field is not None and section is not None and has_names(field)
-    return _Key(".".join(parts), name, kind)
+    return _Key(".".join(parts), name, kind, examples)
 
 
 def _takes_text(key: str) -> bool:
@@ -187,7 +191,7 @@ def _keys_of(section: str) -> list[str]:
 
 def _nearest(key: str) -> str:
     """The valid key that looks most like an unknown one."""
-    generic, name, _ = _key(key)
+    generic, name, *_ = _key(key)
     near = difflib.get_close_matches(generic, Recipe.keys(), n=1, cutoff=0.0)[0]
     return near.replace(".NAME.", f".{name}.") if name else near
 
@@ -204,6 +208,8 @@ def _explain(fault: ErrorDetails, where: str) -> str:
         return f"{where}: {key} is a section, not {fault['input']!r}: set keys of it, such as {key}.{first}"
     if fault["type"] == "tuple_type":
         return f"{where}: {key}: a list is wanted, such as [{fault['input']}]"
+    if fault["type"] == "string_pattern_mismatch":
+        return f"{where}: {key}: not {fault['input']!r}, but such as {' or '.join(_key(key).examples)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         if not key:

@@ -6,9 +6,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from artefacts.worker import failure_note, failures, header, node_name, rank_log
 
@@ -19,8 +19,9 @@ _SETTLE = 1.0
 #: How torchrun tells of the rank that failed first.
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank +: (\d+) .*?exitcode +: (-?\d+)", re.DOTALL)
 
-#: How DeepSpeed's launcher tells of the exit status of the process that failed first, which it does not name.
-_DEEPSPEEDS = re.compile(r"exits with return code = -(\d+)")
+#: How DeepSpeed's launcher tells of the signal by which the process that failed first ended, which it does not name;
+#: over a hostfile pdsh puts the host before it.
+_DEEPSPEEDS = re.compile(r"^(?:(\S+): )?\[.*exits with return code = -(\d+)", re.MULTILINE)
 
 
 class Output:
@@ -59,21 +60,24 @@ class Output:
         failed = [note["at"] for note in self._failures() if note["rank"] == 0]
         _show(text[: max(0, failed[0] - begins)] if failed else text)
 
-    def explain(self, gone: Sequence[int] = ()) -> str:
+    def explain(self, gone: Mapping[str, Sequence[int]] | None = None) -> str:
         """Why the workers failed: the rank that did so first and the end of what it said; empty: rank 0 has told.
 
-        ``gone``: ranks of this node in the order in which they ended, which DeepSpeed's launcher does not tell.
+        ``gone``: ranks of each host, where DeepSpeed's launcher has started them, in the order in which they may have
+        ended, which it does not tell.
         """
         time.sleep(_SETTLE)
         self.follow()
         noted = self._failures()
+        spoke = [note["rank"] for note in noted]
         for node, said in self._node_logs().items():
             # One that was killed could write nothing; what others say of it came after.
-            silent = [rank for rank in gone if rank not in [note["rank"] for note in noted]]
-            if killed := _killed(said, silent if node == node_name() else []):
-                rank, name = killed
-                if rank not in [note["rank"] for note in noted]:
-                    return self._of_rank(rank, f"was killed by {name} on {node}{_memory_hint(name)}")
+            silent = {host: [rank for rank in ranks if rank not in spoke] for host, ranks in (gone or {}).items()}
+            killed = _killed(said, node, silent if node == node_name() else {})
+            if killed and not {*killed.ranks} & {*spoke}:
+                others = "".join(f" or {rank}" for rank in killed.ranks[1:])
+                told = f"was killed by {killed.by} on {killed.host}{_memory_hint(killed.by)}"
+                return self._of_rank(killed.ranks[0], f"{others.lstrip()} {told}".lstrip())
         if noted:
             others = f", {len(noted) - 1} more after it" if len(noted) > 1 else ""
             return self._of_rank(noted[0]["rank"], f"on {noted[0]['node']} failed first{others}")
@@ -109,12 +113,20 @@ class Output:
         return f"rank {rank} {what}; the end of {log}:\n{_end(_since_header(log))}"
 
 
-def _killed(said: str, silent: Sequence[int]) -> tuple[int, str] | None:
-    """The rank that an agent tells was killed, and the signal's name; ``silent``: ranks that ended without a word."""
+class _Killed(NamedTuple):
+    ranks: Sequence[int]  # one of these
+    by: str
+    host: str
+
+
+def _killed(said: str, node: str, silent: Mapping[str, Sequence[int]]) -> _Killed | None:
+    """The rank that an agent on a node tells was killed; ``silent``: those of each host that ended without a word."""
     if (found := _ROOT_CAUSE.search(said)) and int(found[2]) < 0:
-        return int(found[1]), signal.Signals(-int(found[2])).name
-    if silent and (found := _DEEPSPEEDS.search(said)):
-        return silent[0], signal.Signals(int(found[1])).name
+        return _Killed([int(found[1])], signal.Signals(-int(found[2])).name, node)
+    for host, number in _DEEPSPEEDS.findall(said):
+        if ranks := silent.get(host or node):
+            # In what order those of another host ended nobody saw.
+            return _Killed(ranks if host else ranks[:1], signal.Signals(int(number)).name, host or node)
     return None
 
 

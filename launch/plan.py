@@ -25,6 +25,11 @@ class Plan:
     workers: int
     hosts: tuple[str, ...] = ()
 
+    def ranks_of_hosts(self) -> dict[str, list[int]]:
+        """Ranks of each of the hosts, as DeepSpeed's launcher numbers them."""
+        each = self.workers // len(self.hosts)
+        return {host: [*range(first * each, (first + 1) * each)] for first, host in enumerate(self.hosts)}
+
     def as_shell(self) -> str:
         """The command as one would type it, from any folder."""
         assigned = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]

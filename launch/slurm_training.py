@@ -12,6 +12,7 @@ from artefacts.training_run import TrainingRun
 from configs.command import DONE
 from configs.errors import RequestError
 from configs.schema import Recipe
+from launch.allocation import usable_nodes
 from launch.plan import worker_environment
 from launch.preflight import check_writable, preflight
 from launch.sbatch import Job, as_shell, check_installed, resources, still_queued, submit_chain
@@ -37,24 +38,43 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
         print(f"{run.folder}: up to date")
         return DONE
     check_installed()
+    check_least_nodes(recipe, recipe_path, overrides)
     check_writable("run.root", layout.run)
     # Not the lock on launching, which the job itself takes, maybe at once.
     with lock.hold(layout.launch(f"{verb}-job"), f"{layout.run}: {verb} is being submitted"):
+        _refuse_if_queued(run, _submitted(layout, verb))
         lock.refuse_if_held(layout.launch(verb), launched(layout, verb))
         lock.refuse_if_held(run.folder)
         return _submit(recipe, verb, run, layout, job)
 
 
-def _submit(recipe: Recipe, verb: str, run: TrainingRun, layout: RunLayout, job: Job) -> int:
-    submitted = layout.run / f".{verb}-job"
+def check_least_nodes(recipe: Recipe, recipe_path: str, overrides: list[str]) -> None:
+    """Raise ``RequestError`` where SLURM may give so few nodes that the recipe could use fewer still."""
+    least = recipe.launch.slurm.train.min_nodes
+    if least and (used := usable_nodes(recipe_path, overrides, least)) < least:
+        raise RequestError(
+            f"launch.slurm.train.min_nodes ({least}): the batch and the experts cannot be spread over {least} nodes, "
+            f"but over {used}: set min_nodes={used}"
+        )
+
+
+def _submitted(layout: RunLayout, verb: str) -> Path:
+    """The file with the number of the last job."""
+    return layout.run / f".{verb}-job"
+
+
+def _refuse_if_queued(run: TrainingRun, submitted: Path) -> None:
     if submitted.exists() and (ids := still_queued(submitted.read_text(encoding="utf-8").split())):
         raise RequestError(f"{run.folder}: job {ids[0]} is not done with it: wait, or `scancel {ids[0]}` first")
+
+
+def _submit(recipe: Recipe, verb: str, run: TrainingRun, layout: RunLayout, job: Job) -> int:
     # GPUs are those of the nodes, not of the machine that submits.
     for line in preflight(recipe, run, layout, here=False):
         print(f"{verb}: {line}", file=sys.stderr)
     layout.logs.mkdir(parents=True, exist_ok=True)
     (number,) = submit_chain([job])
-    publish.write_text(submitted, number)
+    publish.write_text(_submitted(layout, verb), number)
     print(f"{verb:<10} output in {layout.logs.absolute() / f'{verb}-{number}.out'}; `scancel {number}` ends it")
     return DONE
 

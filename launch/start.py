@@ -105,14 +105,16 @@ def _see_through(
     return status
 
 
-def why_failed(recipe: Recipe, output: Output, nodes: Sequence[str] = (), gone: Sequence[int] = ()) -> str:
+def why_failed(
+    recipe: Recipe, output: Output, nodes: Sequence[str] = (), gone: Mapping[str, Sequence[int]] | None = None
+) -> str:
     """What to show of a failure, beside what rank 0 has told.
 
     Args:
         recipe: of the start.
         output: of the start.
         nodes: those that were to take part, if known.
-        gone: ranks of this node in the order in which they ended.
+        gone: ranks of each host in the order in which they ended, see :class:`launch.supervise.Ended`.
     """
     if output.timed_out():
         joined = output.joined()

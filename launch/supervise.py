@@ -17,7 +17,7 @@ from typing import IO
 
 import psutil
 
-from artefacts.worker import LOGS, STATUS, TERMINAL, listening, read_status
+from artefacts.worker import LOGS, STATUS, TERMINAL, listening, node_name, read_status
 from configs import command
 from configs.errors import RequestError
 from launch import hosts
@@ -39,11 +39,11 @@ class Ended:
     Attributes:
         status: 0, 1 or 75.
         output: to explain a failure from.
-        gone: ranks of this node in the order in which they ended.
+        gone: ranks of each host in the order in which they ended, or of other hosts than this one, by their numbers.
     """
 
-    def __init__(self, status: int, output: Output, gone: Sequence[int] = ()) -> None:
-        self.status, self.output, self.gone = status, output, gone
+    def __init__(self, status: int, output: Output, gone: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.status, self.output, self.gone = status, output, gone or {}
 
 
 def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: int) -> Ended:
@@ -84,7 +84,8 @@ def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: 
             raise RequestError(left[1])
         if left:
             return Ended(left[0], output)
-        return Ended(command.FAILED if status else command.DONE, output, watched.gone)
+        gone = plan.ranks_of_hosts() if plan.hosts else {node_name(): watched.gone}
+        return Ended(command.FAILED if status else command.DONE, output, gone)
 
 
 @contextmanager

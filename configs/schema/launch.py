@@ -6,15 +6,15 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import Free, Section
 
-_TIME = r"^(\d+-\d{1,2}|\d+):[0-5]\d:[0-5]\d$"
-_MEMORY = r"^\d+[KMGT]?$"
+_TIME: dict[str, Any] = {"pattern": r"^(\d+-\d{1,2}|\d+):[0-5]\d:[0-5]\d$", "examples": ["24:00:00", "2-12:00:00"]}
+_MEMORY: dict[str, Any] = {"pattern": r"^\d+[KMGT]?$", "examples": ["8G"]}
 
 
 class SlurmTrainSection(Section):
     """What a job of pretraining or fine-tuning asks for, beside what all jobs do; it has launch.nodes nodes."""
 
     partition: Free[str | None] = Field(None, description="left out: launch.slurm.partition")
-    time: Free[str | None] = Field(None, pattern=_TIME, description="limit of a job; left out: launch.slurm.time")
+    time: Free[str | None] = Field(None, **_TIME, description="limit of a job; left out: launch.slurm.time")
     min_nodes: Free[int | None] = Field(
         None, ge=1, description="begin with fewer nodes than launch.nodes, down to so many, where not all are free"
     )
@@ -23,7 +23,7 @@ class SlurmTrainSection(Section):
     )
     cpus: Free[int | None] = Field(None, ge=1, description="CPUs a node; left out: what the partition gives")
     memory: Free[str | None] = Field(
-        None, pattern=_MEMORY, description="memory a node, 0: all of it; left out: what the partition gives"
+        None, **_MEMORY, description="memory a node, 0: all of it; left out: what the partition gives"
     )
     signal_seconds: Free[int] = Field(
         180, ge=30, description="so long before its time is up the job is asked to save and leave"
@@ -88,7 +88,7 @@ class SlurmSection(Section):
     constraint: Free[str | None] = Field(None, description="features that a node must have")
     time: Free[str] = Field(
         "24:00:00",
-        pattern=_TIME,
+        **_TIME,
         description='limit of a job: "HH:MM:SS" or D-HH:MM:SS',
     )
     array_tasks: Free[int] = Field(16, ge=1, description="tasks that share a data stage")
@@ -96,7 +96,7 @@ class SlurmSection(Section):
     cpus: Free[int] = Field(4, ge=1, description="CPUs, and so worker processes, a task of the data stages")
     memory: Free[str | None] = Field(
         "8G",
-        pattern=_MEMORY,
+        **_MEMORY,
         description="memory a task of theirs, such as 8G; null: what the partition gives",
     )
     options: Free[tuple[str, ...]] = Field(
@@ -127,6 +127,7 @@ class LaunchSection(Section):
     rendezvous: str | None = Field(
         None,
         pattern=r"^[^\s:]+:\d+$",
+        examples=["head:29500"],
         description="torchrun: HOST:PORT where the nodes meet, the same on every node; deepspeed: of the first host",
     )
     hostfile: str | None = Field(None, description="deepspeed: file of HOST slots=N lines; left out: this machine")
@@ -138,6 +139,7 @@ class LaunchSection(Section):
     device_memory: Free[str | None] = Field(
         None,
         pattern=r"^[1-9]\d*[KMGT]$",
+        examples=["80G"],
         description="what a process may use, such as 80G; left out: the GPU's, or on CPU the machine's share",
     )
     threads: int = Field(0, ge=0, description="CPU threads a process; 0: cores divided by processes")

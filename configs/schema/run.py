@@ -6,6 +6,8 @@ from configs.schema.base import Free, Section
 
 
 class RunSection(Section):
-    name: Free[str] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under run.root")
+    name: Free[str] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["owt-0.5b"], description="folder of the run under run.root"
+    )
     root: Free[str] = Field("runs", description="folder that holds runs; may be a shared file system")
     seed: int = Field(1234, ge=0, lt=2**63, description="seed of sampling, initialisation and data order")

@@ -1,9 +1,11 @@
 """Training runs that tests of launchers start: small, on shards that are made once."""
 
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,20 @@ def losses(root: Path, name: str = "river") -> dict[int, float]:
 def _records(root: Path, name: str) -> list[dict]:
     file = root / name / "pretrain" / "metrics.jsonl"
     return [record for record in read_records(file) if record["kind"] == "train"] if file.exists() else []
+
+
+@contextmanager
+def another_seed(root: Path) -> Iterator[None]:
+    """Meanwhile the only checkpoint of the run is one of another seed, which only a worker finds out."""
+    (file,) = (root / "river" / "pretrain" / "checkpoints").glob("step-*/manifest.json")
+    whole = file.read_text()
+    manifest = json.loads(whole)
+    manifest["identity"]["seed"] = 99
+    file.write_text(json.dumps(manifest))
+    try:
+        yield
+    finally:
+        file.write_text(whole)
 
 
 def wait_until(is_so: Callable[[], object], what: str, seconds: float = 120) -> float:

@@ -1,6 +1,5 @@
 """The table of exit statuses, through each launcher on this host; SLURM's are in ``test_slurm_training.py``."""
 
-import json
 import os
 import signal
 import socket
@@ -10,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch.runs import ended, launch, losses, make_data, steps, wait_until
+from tests.launch.runs import another_seed, ended, launch, losses, make_data, steps, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -23,6 +22,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("data"))
 
 
+def _shared_memory() -> set[str]:
+    """DeepSpeed's names of shared memory on this host."""
+    return {path.name for path in Path("/dev/shm").glob("deepspeed*")}
+
+
 def _logs(root: Path) -> Path:
     return root / "river" / "logs" / "pretrain"
 
@@ -32,8 +36,10 @@ def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -
     """75 on SIGUSR1, 2 for a second launch meanwhile, 0 for the rest of the run, 0 again; all output is kept."""
     given = [f"run.root={tmp_path}", f"data.root={data}", "train.precision=fp32", "train.global_batch_tokens=4096"]
     given += ["train.steps=40"]
+    shared = _shared_memory()
     first = launch(kind, *given)
     wait_until(lambda: len(steps(tmp_path)) > 1, "step")
+    assert _shared_memory() <= shared, "a killed run would leave it behind"
     err = ended(launch(kind, *given), 2)[1]
     named = f"process {first.pid} on {socket.gethostname()}: wait for it or stop it"
     assert f"river: pretrain is being launched by {named}" in err
@@ -58,12 +64,8 @@ def test_sigterm_is_75_and_a_wrong_request_2(kind: str, data: Path, tmp_path: Pa
     wait_until(lambda: len(steps(tmp_path)) > 1, "step")
     started.send_signal(signal.SIGTERM)
     ended(started, 75)
-    (saved,) = (tmp_path / "river" / "pretrain" / "checkpoints").glob("step-*")
-    # What only a worker finds out: the checkpoint is another run's.
-    manifest = json.loads((saved / "manifest.json").read_text())
-    manifest["identity"]["seed"] = 99
-    (saved / "manifest.json").write_text(json.dumps(manifest))
-    _, err = ended(launch(kind, *given), 2)
+    with another_seed(tmp_path):
+        _, err = ended(launch(kind, *given), 2)
     lines = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1 and "seed" in lines[0], err
 

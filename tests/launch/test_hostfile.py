@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from launch.plan import free_port
-from tests.launch.runs import ended, launch, losses, make_data, steps, wait_until
+from tests.launch.runs import another_seed, ended, launch, losses, make_data, steps, wait_until
 from tests.launch.sshd import LoopbackSsh, missing
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
@@ -45,11 +45,16 @@ def _with_port(given):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_reaches_the_hosts_and_the_run_goes_on(ssh, given, data, tmp_path, number):
+    """On the way, what only a worker finds out to be impossible: to go on from another run's checkpoint."""
     first = launch("deepspeed", *_with_port(given), env=ssh.env())
     wait_until(lambda: len(steps(tmp_path)) > 2, "step")
     first.send_signal(number)
     _, err = ended(first, 75)
     assert "stopped with everything saved" in err
+    with another_seed(tmp_path):
+        _, err = ended(launch("deepspeed", *_with_port(given), env=ssh.env()), 2)
+    (line,) = (line for line in err.splitlines() if not line.startswith("["))
+    assert line.startswith("error: ") and "seed" in line
     out, _ = ended(launch("deepspeed", *_with_port(given), env=ssh.env()))
     assert "resuming after step" in out and "finished, 30 steps" in out
     local = [f"run.root={tmp_path}", "run.name=local", f"data.root={data}", *given[6:]]
@@ -67,7 +72,9 @@ def test_a_rank_that_dies_ends_all(ssh, given, tmp_path):
     workers = [p for p in ranks if "RANK" in _environment(p)]
     assert sorted(_environment(p)["RANK"] for p in workers) == ["0", "1"]
     next(p for p in workers if _environment(p)["RANK"] == "1").kill()
-    ended(started, 1)
+    out, err = ended(started, 1)
+    assert "pretrain: rank 1 was killed by SIGKILL on b (by the kernel, if memory ran out); the end of " in err
+    assert "Traceback" not in out
     assert not psutil.wait_procs(workers, timeout=20)[1]
 
 

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from launch import supervise as supervising
 from launch.output import Output
 from launch.plan import Plan
 from launch.preflight import check_memory, visible_gpus
+from launch.slurm_training import check_least_nodes
 from launch.start import plan, why_failed
 from tests.launch.runs import RECIPE
 from training.estimate.device import device_of
@@ -94,6 +96,14 @@ def test_a_time_limit_leaves_time_to_be_told(limit: str, fits: bool) -> None:
         return
     with pytest.raises(RequestError, match=r"signal_seconds \(180\) is no less than the time limit \(00:03:00\)"):
         load_recipe(RECIPE, words)
+
+
+def test_fewer_nodes_than_asked_for_are_enough_for_the_batch() -> None:
+    given = ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"]
+    for least, said in ((2, ""), (3, r"min_nodes \(3\): .* over 3 nodes, but over 2: set min_nodes=2")):
+        words = [*given, f"launch.slurm.train.min_nodes={least}"]
+        with pytest.raises(RequestError, match=said) if said else nullcontext():
+            check_least_nodes(load_recipe(RECIPE, words), str(RECIPE), words)
 
 
 def test_who_holds_a_folder_alone_is_named(tmp_path: Path) -> None:

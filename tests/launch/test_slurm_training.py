@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.launch.cluster import SlurmCluster, missing
-from tests.launch.runs import CHECKOUT, RECIPE, ended, launch, losses, make_data, steps, wait_until
+from tests.launch.runs import CHECKOUT, RECIPE, another_seed, ended, launch, losses, make_data, steps, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 
@@ -35,6 +35,9 @@ class Submitted:
 
     def state(self) -> str:
         return self.cluster.states(self.id).get(self.id, "")
+
+    def exit_status(self) -> int:
+        return int(re.findall(r" ExitCode=(\d+):0", self.cluster.run("scontrol", "show", "job", self.id).stdout)[0])
 
     def end(self, seconds: float = 120) -> tuple[str, str]:
         """Its state and log once it has ended for good."""
@@ -96,17 +99,24 @@ def _print(capsys, text):
 
 
 @pytest.mark.slow
-def test_sigterm_to_status_75(cluster, data, tmp_path, capsys):
-    job = Submitted(cluster, tmp_path, f"data.root={data}", *SLOW, "train.steps=600", "launch.slurm.train.requeues=0")
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_a_signal_is_status_75_and_a_wrong_request_2(cluster, data, tmp_path, capsys, name):
+    given = [f"data.root={data}", *SLOW, "train.steps=600", "launch.slurm.train.requeues=0"]
+    job = Submitted(cluster, tmp_path, *given)
     job.reach(3)
-    cluster.run("scancel", "--signal=TERM", job.id)
+    cluster.run("scancel", f"--signal={name}", job.id)
     began = time.monotonic()
     state, said = job.end(60)
     took = time.monotonic() - began
-    _print(capsys, f"from SIGTERM to the end of the job: {took:.1f} s")
-    assert state == "FAILED" and "ExitCode=75:0" in cluster.run("scontrol", "show", "job", job.id).stdout
+    _print(capsys, f"from SIG{name} to the end of the job: {took:.1f} s")
+    assert state == "FAILED" and job.exit_status() == 75
     assert took < 20 and "queued again 0 times already" in said
     assert len(list((tmp_path / "river" / "pretrain" / "checkpoints").glob("step-*"))) == 1
+    with another_seed(tmp_path):
+        again = Submitted(cluster, tmp_path, *given)
+        state, said = again.end(60)
+    assert state == "FAILED" and again.exit_status() == 2
+    assert re.search(r"^error: .*seed", said, re.MULTILINE) and "into the queue" not in said
 
 
 @pytest.mark.slow
@@ -148,7 +158,7 @@ def test_a_crash_before_anything_is_saved_does_not_come_back(cluster, data, tmp_
     _rank(cluster, 0).kill()
     state, said = job.end()
     assert state == "FAILED" and "pretrain: rank 0 was killed by SIGKILL" in said, said
-    assert "ExitCode=1:0" in cluster.run("scontrol", "show", "job", job.id).stdout
+    assert job.exit_status() == 1
     assert "it got no further than where it began, so the job is not queued again" in said
 
 

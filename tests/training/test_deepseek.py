@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -296,6 +297,19 @@ def test_a_rank_sets_its_own_experts_as_one_process_sets_all() -> None:
                     continue
                 assert torch.equal(tensor[own.start : own.stop], expected[own.start : own.stop]), name
                 assert tensor.isnan().any(dim=(1, 2)).sum() == len(tensor) - len(own), name
+
+
+def test_memory_of_other_ranks_experts_stays_untaken() -> None:
+    """Resident memory, of 32 experts in 201 MB: DeepSeek-V3's would fill a node."""
+    shape = small(hidden_size=256, moe_intermediate_size=2048, n_routed_experts=32)
+    grown = []
+    for own in (range(4), range(32)):
+        before = psutil.Process().memory_info().rss
+        model = DeepseekForCausalLM(shape, VOCAB)
+        init_weights(model, 0, own)
+        grown.append(psutil.Process().memory_info().rss - before)
+        del model
+    assert grown[0] < 60e6 and grown[1] > 150e6
 
 
 @pytest.mark.parametrize("name", ["groups", "yarn", "odd_widths"])
