@@ -117,9 +117,9 @@ def test_the_resources_of_the_recipe_are_asked_for(tmp_path):
     ("override", "message"),
     [
         ("launch.slurm={time: 24:00:00}", "launch.slurm.time: put it in quotes"),
-        ("launch.slurm.time=90", "launch.slurm.time: string should match"),
+        ("launch.slurm.time=90", "launch.slurm.time: not '90', but such as 24:00:00"),
         ("launch.slurm.options=[nice]", "launch.slurm.options: 'nice' is no option"),
-        ("launch.slurm.memory=8 GB", "launch.slurm.memory: string should match"),
+        ("launch.slurm.memory=8 GB", "launch.slurm.memory: not '8 GB', but such as 8G"),
         ("launch.slurm.array_tasks=0", "launch.slurm.array_tasks: "),
     ],
 )

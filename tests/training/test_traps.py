@@ -8,6 +8,8 @@ what goes around it can go.
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -291,3 +293,20 @@ def test_a_lock_left_by_a_killed_build_does_not_stop_a_start(tmp_path) -> None:
     run_tasks([task], tmp_path, {"TORCH_EXTENSIONS_DIR": str(copy)})
     assert len(task.seen()["losses"]) == 4
     assert not lock.exists()
+
+
+def test_operators_are_not_built_anew_by_another_ninja(tmp_path) -> None:
+    """The first ninja on the path is of another version, or there is none; a build log of another begins all anew."""
+    other = tmp_path / "ninja"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    operators = os.environ.get("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
+    copy = Path(shutil.copytree(operators, tmp_path / "operators"))
+    (built,) = copy.glob("deepspeed_shm_comm/*.so")
+    before = built.stat().st_mtime_ns
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "TORCH_EXTENSIONS_DIR": str(copy), "DS_ACCELERATOR": "cpu"}
+    argv = [sys.executable, "-m", "training.engine.prebuild"]
+    done = subprocess.run(argv, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert built.stat().st_mtime_ns == before

@@ -42,6 +42,7 @@ def build_file_access(extensions: Path) -> None:
 def _build(name: str, extensions: Path) -> bool:
     """False: there is no such operator for this device, or not what it is built from."""
     extensions.mkdir(parents=True, exist_ok=True)
+    _find_our_ninja()
     with FileLock(extensions / f".{_FOLDERS[name][-1]}.lock"):
         for folder in _FOLDERS[name]:
             (extensions / folder / "lock").unlink(missing_ok=True)
@@ -52,6 +53,15 @@ def _build(name: str, extensions: Path) -> bool:
             return False
         builder.load(verbose=False)
     return True
+
+
+def _find_our_ninja() -> None:
+    """Put the pinned ninja first on the path: there may be none, and after one of another version all is built anew."""
+    import ninja
+
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    if ninja.BIN_DIR and folders[0] != ninja.BIN_DIR:
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, *folders])
 
 
 def main(_arguments: object) -> int:
