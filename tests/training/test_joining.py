@@ -17,18 +17,20 @@ _JOIN = """
 import os, sys, time
 from training.engine.joining import join
 from training.engine import joining
-late, seconds = int(sys.argv[1]), float(sys.argv[2])
+from training.engine.distributed import leave
+late, seconds, wait = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 found = joining.probe
 def late_probe(ranks, store, limit):
     if ranks.rank == late:
         store.set(f"probe/node/{ranks.rank}", "n7")
-        if len(sys.argv) > 3:
+        if len(sys.argv) > 4:
             time.sleep(2)
-            os.kill(int(sys.argv[3]), 9)
+            os.kill(int(sys.argv[4]), 9)
         time.sleep(seconds)
     found(ranks, store, limit)
 joining.probe = late_probe
-ranks = join(wait_seconds=4, probe_seconds=4)
+ranks = join(wait_seconds=wait, probe_seconds=wait if late < 0 else 4)
+leave()
 print(f"joined {ranks.rank} of {ranks.size}")
 """
 
@@ -36,7 +38,8 @@ print(f"joined {ranks.rank} of {ranks.size}")
 def _ranks(numbers: list[int], late: int = -1, seconds: float = 0, kill: bool = False) -> dict[int, tuple[int, str]]:
     """Exit status and output of these of two ranks; one may come late to the first exchange, and kill the store."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    started, more = {}, []
+    # All are to meet but where one is missing, however long they take to start.
+    started, more, wait = {}, [], 60 if len(numbers) == 2 else 4
     if kill:
         made = f"TCPStore('127.0.0.1', {meeting['MASTER_PORT']}, 2, True)"
         code = f"from torch.distributed import TCPStore; store = {made}; input()"
@@ -44,7 +47,7 @@ def _ranks(numbers: list[int], late: int = -1, seconds: float = 0, kill: bool = 
         meeting["TORCHELASTIC_USE_AGENT_STORE"], more = "True", [str(store.pid)]
     for rank in numbers:
         environment = {**os.environ, **worker_environment(), **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        argv = [sys.executable, "-c", _JOIN, str(late), str(seconds), *more]
+        argv = [sys.executable, "-c", _JOIN, str(late), str(seconds), str(wait), *more]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started[rank] = subprocess.Popen(argv, env=environment, cwd=CHECKOUT, text=True, **pipes)
     said = {rank: process.communicate(timeout=120)[0] for rank, process in started.items()}

@@ -3,6 +3,7 @@
 Each step of it is noted in the store that the ranks met at, which works when the network between them does not.
 """
 
+import datetime
 import os
 import threading
 import time
@@ -61,8 +62,7 @@ class _Limit:
         self._ranks, self._store, self._seconds = ranks, store, seconds
         self._step, self._done = "", threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        # Its own connection: the other may be waiting in a call.
-        self._watching = store.clone()  # type: ignore[attr-defined]  # its stubs leave it out
+        self._watching = _second_connection(store, seconds)
 
     def __enter__(self) -> "_Limit":
         self._store.set(f"probe/node/{self._ranks.rank}", node_name())
@@ -116,6 +116,16 @@ class _Limit:
     def _node(self, rank: int) -> str:
         key = f"probe/node/{rank}"
         return self._watching.get(key).decode() if self._has(key) else "an unknown node"
+
+
+def _second_connection(store: dist.Store, seconds: int) -> dist.Store:
+    """To the same store, tried for so long: the first may be waiting in a call, and what listened may be gone."""
+    usual = store.timeout  # type: ignore[attr-defined]  # its stubs leave both out
+    store.set_timeout(datetime.timedelta(seconds=seconds))
+    try:
+        return store.clone()  # type: ignore[attr-defined]
+    finally:
+        store.set_timeout(usual)
 
 
 def _all_to_all(ranks: Ranks) -> None:
