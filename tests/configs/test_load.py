@@ -54,7 +54,7 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["tokenizer.kind=characters", "model.vocab_size=100"], ["model.vocab_size (100)", "beyond the vocabulary"]),
         (["tokenizer.kind=characters", "tokenizer.path=a"], ["path and kind=huggingface go together"]),
         (["run.name=../elsewhere"], ["run.name: not '../elsewhere', but such as owt-0.5b"]),
-        (["model.moe_intermediate_size=15"], ["moe_intermediate_size (15)", "no multiple of 8"]),
+        (["train.precision=bf16", "model.moe_intermediate_size=15"], ["moe_intermediate_size (15)", "multiple of 8"]),
         (["launch.rendezvous=nonsense"], ["launch.rendezvous: not 'nonsense', but such as head:29500"]),
         (["launch.device_memory=lots"], ["launch.device_memory: not 'lots', but such as 80G"]),
         (["launch.slurm.time=soon"], ["launch.slurm.time: not 'soon', but such as 24:00:00 or 2-12:00:00"]),
