@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.model_shapes import SHAPES, VOCAB
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.train import TrainSection
 from training.data.batch import Batch
 from training.engine.build import build_engine
@@ -45,7 +45,7 @@ _OPERATORS = Path(__file__).parents[1] / ".cache" / "torch_extensions"
 class Setup(NamedTuple):
     """An engine and what goes with it."""
 
-    shape: ModelSection
+    shape: DeepseekSection
     train: TrainSection
     engine: Any
     objective: Objective

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from training.export.deepseek import released_config
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
@@ -12,7 +12,7 @@ VOCAB = 8192
 _COMMON = {"n_shared_experts": 1, "first_k_dense_replace": 1, "qk_rope_head_dim": 16, "initializer_range": 0.02}
 #: 17 million parameters, 6.3 of them active a token; 60 million, 21 active. V3's gate, groups and latents in small.
 SHAPES = {
-    "17M": ModelSection(
+    "17M": DeepseekSection(
         hidden_size=256,
         num_hidden_layers=6,
         num_attention_heads=4,
@@ -28,7 +28,7 @@ SHAPES = {
         v_head_dim=48,
         **_COMMON,
     ),
-    "60M": ModelSection(
+    "60M": DeepseekSection(
         hidden_size=512,
         num_hidden_layers=8,
         num_attention_heads=8,
@@ -49,13 +49,13 @@ SHAPES = {
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
 
 
-def ours(shape: ModelSection, dtype: torch.dtype, vocab: int = VOCAB) -> DeepseekForCausalLM:
+def ours(shape: DeepseekSection, dtype: torch.dtype, vocab: int = VOCAB) -> DeepseekForCausalLM:
     model = DeepseekForCausalLM(shape, vocab)
     init_weights(model, 0)
     return model.to(dtype)
 
 
-def transformers_model(shape: ModelSection, dtype: torch.dtype, experts: str, vocab: int = VOCAB) -> Any:
+def transformers_model(shape: DeepseekSection, dtype: torch.dtype, experts: str, vocab: int = VOCAB) -> Any:
     """transformers' model of the shape with our weights; its attention by PyTorch's fused kernel."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 

@@ -13,7 +13,8 @@ from pydantic_core import ErrorDetails
 
 from configs.errors import RequestError
 from configs.schema import Recipe
-from configs.schema.base import Section, has_names, inner_section
+from configs.schema.base import Section, has_names, inner_sections
+from configs.schema.models import FAMILIES, UNKNOWN_FAMILY
 
 
 class _RepeatedKeyError(yaml.YAMLError):
@@ -72,7 +73,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(_overridden(tree, overrides or []))
     except ValidationError as error:
-        fault = error.errors()[0]
+        # A slip in a required key's name is told, not that the key is missing.
+        fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     override = _at_fault(tree, overrides or [], fault)
     raise RequestError(_explain(fault, f"override {override}" if override else str(path)))
 
@@ -134,7 +136,7 @@ def _same(fault: ErrorDetails) -> tuple[Any, ...]:
 
 def _mentioned(name: str, fault: ErrorDetails) -> float:
     """Where what is said of a fault first mentions a key, in full or without the section that is at fault."""
-    section = ".".join(map(str, fault["loc"]))
+    section = _place(fault)
     said = f"{section} {fault['msg']}"
     keys = "|".join(re.escape(key) for key in (name, name.removeprefix(f"{section}.")))
     found = re.search(rf"(?<![\w.])({keys})(?!\w)", said)
@@ -158,7 +160,7 @@ class _Key(NamedTuple):
 
 
 def _key(key: str) -> _Key:
-    section: type[Section] | None = Recipe
+    sections: list[type[Section]] = [Recipe]
     parts: list[str] = []
     kind: Any = None
     examples: list[Any] = []
@@ -166,13 +168,15 @@ def _key(key: str) -> _Key:
     for part in key.split("."):
         if named:
             parts.append("NAME")
-            name, kind, named = part, section, False
+            name, kind, named = part, sections[0], False
             continue
         parts.append(part)
-        _, field = section.named_fields().get(part, ("", None)) if section else ("", None)
-        section, kind = (inner_section(field), field.annotation) if field else (None, None)
+        # A model section may be of any family: one that has the key tells of it.
+        fields = (section.named_fields().get(part, ("", None))[1] for section in sections)
+        field = next(filter(None, fields), None)
+        sections, kind = (inner_sections(field), field.annotation) if field else ([], None)
         examples = (field and field.examples) or []
-        named = field is not None and section is not None and has_names(field)
+        named = field is not None and bool(sections) and has_names(field)
     return _Key(".".join(parts), name, kind, examples)
 
 
@@ -189,18 +193,36 @@ def _keys_of(section: str) -> list[str]:
     return [key.removeprefix(prefix) for key in every if key.startswith(prefix)]
 
 
-def _nearest(key: str) -> str:
-    """The valid key that looks most like an unknown one."""
-    generic, name, *_ = _key(key)
-    near = difflib.get_close_matches(generic, Recipe.keys(), n=1, cutoff=0.0)[0]
+def _place(fault: ErrorDetails) -> str:
+    """The dotted key of a fault; pydantic puts the family behind ``model``."""
+    parts = [str(part) for part in fault["loc"]]
+    return ".".join(part for at, part in enumerate(parts) if not _is_family(parts, at))
+
+
+def _is_family(parts: list[str], at: int) -> bool:
+    return at > 0 and parts[at - 1] in ("model", "backbone") and parts[at] in FAMILIES
+
+
+def _nearest(fault: ErrorDetails) -> str:
+    """The valid key that looks most like an unknown one; of a model section's, one of its own family."""
+    generic, name, *_ = _key(_place(fault))
+    parts = [str(part) for part in fault["loc"]]
+    keys: list[str] = Recipe.keys()
+    for at in range(len(parts)):
+        if _is_family(parts, at):
+            prefix = generic.rpartition(".")[0] + "."
+            keys = FAMILIES[parts[at]].keys(prefix)
+    near = difflib.get_close_matches(generic, keys, n=1, cutoff=0.0)[0]
     return near.replace(".NAME.", f".{name}.") if name else near
 
 
 def _explain(fault: ErrorDetails, where: str) -> str:
     """One line for a fault: where it stands, what is wrong, and the nearest valid key."""
-    key = ".".join(str(part) for part in fault["loc"])
+    key = _place(fault)
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key}; the nearest key is {_nearest(key)}"
+        return f"{where}: unknown key {key}; the nearest key is {_nearest(fault)}"
+    if fault["type"] == UNKNOWN_FAMILY:
+        return f"{where}: {key}.family: {fault['input'].get('family')!r} is {fault['msg']}"
     if fault["type"] == "missing":
         return f"{where}: {key} is missing"
     if fault["type"] in ("model_type", "model_attributes_type"):

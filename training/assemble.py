@@ -38,7 +38,7 @@ from training.engine.signals import StopRequest
 from training.engine.watch import SkippedSteps, SpikeDetector, WatchHook
 from training.estimate.flops import flops_per_token
 from training.estimate.parameters import parameters
-from training.models.deepseek import DeepseekForCausalLM
+from training.models.families import build_model
 from training.objective import Objective
 from training.optimizers import adopt_partitions, build_optimizer
 from training.schedules import learning_rate
@@ -67,7 +67,7 @@ class Job:
     data: Data
     validation: Sequence[Batch]
     preflight: Callable[[], object]
-    prepare: Callable[[DeepseekForCausalLM, range], None]
+    prepare: Callable[[torch.nn.Module, range], None]
     notice: str = ""
 
 
@@ -79,9 +79,9 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         # On as many, the checkpoint's own random states replace this.
         begin = resumption.found.step if resumption else 0
         torch.manual_seed((recipe.run.seed + begin) * ranks.size + ranks.rank)
-        model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+        model = build_model(recipe.model, recipe.vocab_size)
         if resumption is None:
-            job.prepare(model, local_experts(ranks.rank, recipe.model.n_routed_experts, recipe.expert_parallel))
+            job.prepare(model, local_experts(ranks.rank, recipe.model.expert_count, recipe.expert_parallel))
         model.set_checkpointing(job.train.checkpointing)
         if recipe.model.compile:
             model.compile_regions()
@@ -148,9 +148,7 @@ def _loop(
     start: int,
 ) -> Ended:
     train, folder = job.train, job.run.folder
-    # Modules of multi-token prediction that have no weight do not run.
-    trained = recipe.model if train.mtp_loss else recipe.model.model_copy(update={"num_nextn_predict_layers": 0})
-    flops = flops_per_token(trained, recipe.vocab_size, train.context_length)
+    flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length, predicts=train.mtp_loss > 0)
     metrics = MetricsHook(folder, job.run.stage, start, train.steps, flops, train.log_every, ranks)
     objective = Objective(recipe.model, train)
     validation = ValidationHook(engine, objective, job.validation, train.eval_every, metrics, ranks)

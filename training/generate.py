@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from artefacts.layout import RunLayout
 from artefacts.training_run import require_same_tokens
@@ -15,7 +16,6 @@ from training.inference.generate import Limits
 from training.inference.generate import generate as continue_ids
 from training.inference.sampling import Sampling
 from training.inference.speculative import Speculation
-from training.models.deepseek import DeepseekForCausalLM
 from training.trained import best_device, load_model, newest_checkpoint
 
 
@@ -38,7 +38,7 @@ def generate(recipe: Recipe) -> int:
     return command.DONE
 
 
-def complete(recipe: Recipe, model: DeepseekForCausalLM, tokenizer: Tokenizer) -> Iterator[str]:
+def complete(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> Iterator[str]:
     """The completion of ``generate.prompt`` as text, in pieces that end at character borders.
 
     Raises:
@@ -57,7 +57,7 @@ def complete(recipe: Recipe, model: DeepseekForCausalLM, tokenizer: Tokenizer) -
     stops = set(tokenizer.stop_ids)
     limits = Limits(
         section.max_new_tokens,
-        context_length=recipe.model.max_position_embeddings,
+        context_length=recipe.model.longest or len(prompt_ids) + section.max_new_tokens,
         vocabulary_size=tokenizer.vocab_size,
         stop_ids=stops,
         banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],

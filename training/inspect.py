@@ -8,7 +8,7 @@ import torch
 from configs.command import DONE
 from configs.schema import Recipe
 from training.estimate.parameters import parameters
-from training.models.deepseek import DeepseekForCausalLM
+from training.models.families import build_model
 
 
 def inspect(recipe: Recipe) -> int:
@@ -23,7 +23,7 @@ def lines(recipe: Recipe) -> list[str]:
     The number of parameters is also counted on the built model, and the two are compared.
     """
     with torch.device("meta"):
-        model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+        model = build_model(recipe.model, recipe.vocab_size)
     counts = parameters(recipe.model, recipe.vocab_size)
     built = sum(parameter.numel() for parameter in model.parameters())
     if built != counts.all:
@@ -32,7 +32,8 @@ def lines(recipe: Recipe) -> list[str]:
     rows = [("parameters", counts.total), ("active a token", counts.active)]
     if counts.prediction:
         rows.append(("multi-token prediction, in training", counts.prediction))
-    rows.append(("router biases", counts.router_biases))
+    if recipe.model.has_experts:
+        rows.append(("router biases", counts.router_biases))
     return [*found, "", *(f"{name:<36}{count:>20,}" for name, count in rows)]
 
 

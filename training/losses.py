@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from training.data.batch import IGNORED
@@ -34,6 +35,12 @@ def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labe
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight_VD.requires_grad)
     loss: torch.Tensor = _LinearCrossEntropySum.apply(hidden_MD, weight_VD, labels_M, wanted)
     return loss
+
+
+def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The same of logits [..., V] that are there: an fp32 scalar."""
+    flat = logits.flatten(0, -2).float()
+    return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @cache

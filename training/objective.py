@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from configs.schema.model import ModelSection
+from configs.schema.models import ModelSection
 from configs.schema.train import TrainSection
 from training.data.batch import IGNORED, Batch
 from training.layers.documents import Documents
@@ -20,10 +20,10 @@ class Objective:
     """
 
     def __init__(self, model: ModelSection, train: TrainSection) -> None:
-        depth = model.num_nextn_predict_layers if train.mtp_loss else 0
+        depth = model.prediction_depth if train.mtp_loss else 0
         weights = {"cross_entropy": 1.0}
         weights |= {f"mtp_{k}": train.mtp_loss / depth for k in range(1, depth + 1)}
-        if model.num_hidden_layers + depth > model.first_k_dense_replace:
+        if model.mixtures - model.prediction_depth + depth > 0:
             weights |= {
                 "sequence_balance": train.sequence_loss,
                 "load_balance": train.load_balance_loss,
@@ -44,15 +44,22 @@ class Objective:
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The sum of each loss over a batch, scalars in the graph."""
         balance = [name for name in ("sequence_balance", "load_balance", "router_z") if name in self.weights]
-        sums: dict[str, torch.Tensor] = model(
-            batch.inputs, targets=self._targets(batch), starts=self._starts(batch), balance=balance
-        )
-        return sums
+        asked = {"balance": balance} if balance else {}
+        sums = model(batch.inputs, targets=self._targets(batch), **self._context(batch), **asked)
+        return dict(sums)
 
     def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the cross-entropy over a batch's targets, and their number: what validation looks at."""
-        sums = model(batch.inputs, targets=[batch.labels], starts=self._starts(batch))
+        sums = model(batch.inputs, targets=[batch.labels], **self._context(batch))
         return sums["cross_entropy"], (batch.labels != IGNORED).sum()
+
+    def _context(self, batch: Batch) -> dict[str, torch.Tensor | None]:
+        """What else a batch holds for the model."""
+        found = {name: getattr(batch, name) for name in ("lengths", "source", "source_lengths")}
+        return {
+            **({"starts": self._starts(batch)} if self._separate else {}),
+            **{name: tensor for name, tensor in found.items() if tensor is not None},
+        }
 
     def _starts(self, batch: Batch) -> torch.Tensor | None:
         if not self._separate:

@@ -8,7 +8,7 @@ from configs.schema import Recipe
 from training.assemble import Job, run_job
 from training.data.sources import pretraining_data, validation_windows
 from training.engine.signals import StopRequest
-from training.models.deepseek import init_weights
+from training.models.families import init_weights
 
 
 def pretrain(recipe: Recipe, stop: StopRequest) -> int:

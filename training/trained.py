@@ -15,7 +15,7 @@ from training.checkpoint.load import newest_whole
 from training.checkpoint.read import read_weights, require_checkpoint
 from training.export.weights import load_weights
 from training.layers import cpu_code
-from training.models.deepseek import DeepseekForCausalLM
+from training.models.families import build_model
 
 
 def best_device() -> torch.device:
@@ -26,14 +26,14 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> DeepseekForCausalLM:
+def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
     """The recipe's model with a checkpoint's weights, in the precision it was trained in, in evaluation mode.
 
     Raises:
         RequestError: there is no such checkpoint, or it is damaged or of another model than the recipe's.
     """
     _require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "make pretrain").details["model"])
-    model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+    model = build_model(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])
     if device.type == "cpu":

@@ -45,15 +45,20 @@ class Section(BaseModel):
         found: list[str] = []
         for name, (_, field) in cls.named_fields().items():
             found.append(prefix + name)
-            if (inner := inner_section(field)) is not None:
+            for inner in inner_sections(field):
                 found.extend(inner.keys(f"{prefix}{name}.{'NAME.' if has_names(field) else ''}"))
-        return found
+        return list(dict.fromkeys(found))
 
 
-def inner_section(field: FieldInfo) -> type[Section] | None:
-    """The section that a key stands for, or of which it holds several by name; None: it holds a value."""
-    kinds = [field.annotation, *get_args(field.annotation)]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+def inner_sections(field: FieldInfo) -> list[type[Section]]:
+    """The section that a key stands for, or of which it holds several by name, or one of several; none: a value."""
+    found: list[type[Section]] = []
+    kinds: list[Any] = [field.annotation]
+    for kind in kinds:
+        kinds.extend(get_args(kind))
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found.append(kind)
+    return found
 
 
 def has_names(field: FieldInfo) -> bool:

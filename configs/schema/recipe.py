@@ -10,7 +10,8 @@ from configs.schema.data import DataSection
 from configs.schema.evaluate import EvaluateSection, GenerateSection
 from configs.schema.finetune import FinetuneSection
 from configs.schema.launch import LaunchSection
-from configs.schema.model import ModelSection
+from configs.schema.models import AnyModelSection, ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.run import RunSection
 from configs.schema.tokenizer import TokenizerSection
 from configs.schema.train import TrainSection
@@ -26,7 +27,9 @@ class Recipe(Section):
     run: RunSection
     data: DataSection = DataSection()
     tokenizer: TokenizerSection = TokenizerSection()
-    model_section: ModelSection | None = Field(None, alias="model", description="left out: for the data stages alone")
+    model_section: AnyModelSection | None = Field(
+        None, alias="model", description="left out: for the data stages alone"
+    )
     train_section: TrainSection | None = Field(None, alias="train", description="left out: for the data stages alone")
     finetune: FinetuneSection | None = Field(None, description="left out: no fine-tuning")
     evaluate: EvaluateSection = EvaluateSection()
@@ -52,26 +55,28 @@ class Recipe(Section):
             )
         if not (self.has_model and self.train_section):
             return self
-        if self.train.context_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"train.context_length ({self.train.context_length}) exceeds model.max_position_embeddings "
-                f"({self.model.max_position_embeddings})"
-            )
-        if self.finetune and self.finetune.max_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"finetune.max_length ({self.finetune.max_length}) exceeds model.max_position_embeddings "
-                f"({self.model.max_position_embeddings})"
-            )
+        self._lengths_fit()
         self._topology_fits()
         self._experts_fit()
         return self
 
+    def _lengths_fit(self) -> None:
+        longest = self.model.longest
+        lengths = {"train.context_length": self.train.context_length}
+        if self.finetune:
+            lengths["finetune.max_length"] = self.finetune.max_length
+        for key, length in lengths.items():
+            if longest is not None and length > longest:
+                raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({longest})")
+
     def _experts_fit(self) -> None:
         """Grouped matrix products take rows of whole multiples of 16 bytes."""
         numbers = 4 if self.train.precision == "fp32" else 8
-        for key in ("hidden_size", "moe_intermediate_size") if self.model.has_experts else ():
-            if getattr(self.model, key) % numbers:
-                size = getattr(self.model, key)
+        model = self.model
+        if not (isinstance(model, DeepseekSection) and model.has_experts):
+            return
+        for key, size in (("hidden_size", model.hidden_size), ("moe_intermediate_size", model.moe_intermediate_size)):
+            if size % numbers:
                 raise ValueError(f"model.{key} ({size}) is no multiple of {numbers}, as {self.train.precision} needs")
 
     def _topology_fits(self) -> None:
@@ -80,10 +85,11 @@ class Recipe(Section):
             raise ValueError(
                 f"train.expert_parallel ({ep}) does not divide the {ranks} processes (launch.processes x launch.nodes)"
             )
-        if self.model.n_routed_experts % ep:
+        if self.model.expert_count % ep:
             raise ValueError(
-                f"model.n_routed_experts ({self.model.n_routed_experts}) is not divisible by train.expert_parallel "
-                f"({ep})"
+                f"model.n_routed_experts ({self.model.expert_count}) is not divisible by train.expert_parallel ({ep})"
+                if self.model.has_experts
+                else f"train.expert_parallel ({ep}): this model has no experts to share out: leave it out"
             )
         if self.train.global_batch % (self.micro_batch * ranks):
             micro = f" x train.micro_batch ({self.train.micro_batch})" if self.train.micro_batch else ""
@@ -100,9 +106,9 @@ class Recipe(Section):
                 f"train.offload_optimizer=nvme on {ranks} processes: DeepSpeed 0.19 then steps along wrong gradients "
                 "without a word; set cpu, or launch.processes=1"
             )
-        if self.model.num_nextn_predict_layers >= self.train.context_length:
+        if self.model.prediction_depth >= self.train.context_length:
             raise ValueError(
-                f"model.num_nextn_predict_layers ({self.model.num_nextn_predict_layers}) looks further ahead than "
+                f"model.num_nextn_predict_layers ({self.model.prediction_depth}) looks further ahead than "
                 f"train.context_length ({self.train.context_length}) reaches"
             )
         self._launch_fits()
@@ -160,7 +166,7 @@ class Recipe(Section):
     @property
     def expert_parallel(self) -> int:
         """Ranks that share a layer's experts: train.expert_parallel, else the most that divide ranks and experts."""
-        return self.train.expert_parallel or math.gcd(self.ranks, self.model.n_routed_experts)
+        return self.train.expert_parallel or math.gcd(self.ranks, self.model.expert_count)
 
     @property
     def micro_batch(self) -> int:

@@ -131,6 +131,7 @@ class PydocsSource:
         if self.packages and not tasks and self.packages != ("topics",):
             raise RequestError(f"{self.key}.packages: no source of {', '.join(self.packages)} is installed here")
         documents = list(_topics()) if self.packages is None or "topics" in self.packages else []
+        bad.good += len(documents) > 0
         with bar(sum(len(task) for task in tasks), "file", "parsing docstrings") as progress:
             parsed = processes.ordered(parse_files, [(task,) for task in tasks], min(workers, len(tasks) or 1))
             for task, (found, faults) in zip(tasks, parsed, strict=True):

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from typing import Any
 
-from configs.schema.model import ModelSection, YarnSection
+from configs.schema.models.deepseek import DeepseekSection, YarnSection
 from tests.training.shapes import small
 
 YARNS = {
@@ -35,7 +35,7 @@ V2: dict[str, list[Any]] = {**COMMON, "mlp_bias": [False, True]}
 LEAST = 5
 
 
-def draw(switches: dict[str, list[Any]], number: int, seed: int, **fixed: Any) -> list[ModelSection]:
+def draw(switches: dict[str, list[Any]], number: int, seed: int, **fixed: Any) -> list[DeepseekSection]:
     """``number`` configurations: each switch goes through its values in turn, in an order of its own."""
     generator = random.Random(seed)
     columns = {}
@@ -48,7 +48,7 @@ def draw(switches: dict[str, list[Any]], number: int, seed: int, **fixed: Any) -
     return [build({name: column[i] for name, column in columns.items()}, fixed) for i in range(number)]
 
 
-def build(chosen: dict[str, Any], fixed: dict[str, Any]) -> ModelSection:
+def build(chosen: dict[str, Any], fixed: dict[str, Any]) -> DeepseekSection:
     chosen = {**chosen, **fixed}
     groups, kept = chosen.pop("groups")
     if fixed.get("scoring_func") == "softmax":

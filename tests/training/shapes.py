@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from configs.schema.model import ModelSection, YarnSection
+from configs.schema.models.deepseek import DeepseekSection, YarnSection
 
 VOCAB = 101
 
 
-def small(**changes: Any) -> ModelSection:
+def small(**changes: Any) -> DeepseekSection:
     """A two-layer model (one dense, one mixture) of a few ten thousand parameters, with ``changes`` applied."""
     fields: dict[str, Any] = {
         "hidden_size": 32,
@@ -24,7 +24,7 @@ def small(**changes: Any) -> ModelSection:
         "initializer_range": 0.1,
         "routed_scaling_factor": 1.5,
     }
-    return ModelSection(**{**fields, **changes})
+    return DeepseekSection(**{**fields, **changes})
 
 
 #: Every branch of the model at least once.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.schema.model import YarnSection
+from configs.schema.models.deepseek import YarnSection
 from training.layers import attention
 from training.layers.attention import causal_attention
 from training.layers.documents import Documents

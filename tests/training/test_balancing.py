@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.train import TrainSection
 from tests.training.shapes import small
 from training.data.batch import Batch
@@ -34,7 +34,7 @@ def alone() -> Iterator[None]:
     leave()
 
 
-def worst_loads(model: ModelSection, **train: float) -> list[float]:
+def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
     """Busiest expert over the mean at each step of a training that begins with all tokens at two experts."""
     section = TrainSection(
         context_length=32, global_batch_tokens=1024, steps=STEPS, learning_rate=4e-4, clip=0, precision="fp32", **train

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.schema.model import AdaptiveSection, ModelSection, NoiseSection
+from configs.schema.models.deepseek import AdaptiveSection, DeepseekSection, NoiseSection
 from tests.training.shapes import SHAPES, VOCAB, small
 from training.engine.expert_parallel import local_experts
 from training.export.weights import load_weights, released_weights
@@ -20,7 +20,7 @@ from training.layers.routing import BALANCE_LOSSES
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 
-def build(config: ModelSection, seed: int = 0) -> DeepseekForCausalLM:
+def build(config: DeepseekSection, seed: int = 0) -> DeepseekForCausalLM:
     model = DeepseekForCausalLM(config, VOCAB)
     init_weights(model, seed)
     return model

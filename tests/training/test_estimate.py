@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.load import load_recipe
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from tests.training.shapes import SHAPES, VOCAB
 from training.estimate import flops_per_token, parameters
 from training.estimate.command import lines
@@ -17,7 +17,7 @@ from training.estimate.flops import attention_flops_per_token
 from training.layers import attention
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
-V3 = ModelSection(
+V3 = DeepseekSection(
     hidden_size=7168,
     num_hidden_layers=61,
     num_attention_heads=128,
@@ -35,7 +35,7 @@ V3 = ModelSection(
     qk_rope_head_dim=64,
     v_head_dim=128,
 )
-V2_LITE = ModelSection(
+V2_LITE = DeepseekSection(
     hidden_size=2048,
     num_hidden_layers=27,
     num_attention_heads=16,
@@ -52,7 +52,7 @@ V2_LITE = ModelSection(
 )
 
 
-def built(config: ModelSection, vocab_size: int = VOCAB) -> DeepseekForCausalLM:
+def built(config: DeepseekSection, vocab_size: int = VOCAB) -> DeepseekForCausalLM:
     with torch.device("meta"):
         return DeepseekForCausalLM(config, vocab_size)
 
@@ -77,7 +77,7 @@ def test_active_leaves_out_idle_experts_and_the_embedding(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "vocab_size", "total", "active"), [(V3, 129280, 671e9, 37e9), (V2_LITE, 102400, 15.7e9, 2.4e9)]
 )
-def test_published_sizes(config: ModelSection, vocab_size: int, total: float, active: float) -> None:
+def test_published_sizes(config: DeepseekSection, vocab_size: int, total: float, active: float) -> None:
     counts = parameters(config, vocab_size)
     assert counts.total == sum(p.numel() for p in built(config, vocab_size).parameters())
     assert counts.total == pytest.approx(total, rel=0.002)

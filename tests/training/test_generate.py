@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from configs.errors import RequestError
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from tests.training.shapes import SHAPES, VOCAB, small
 from training.inference.generate import Limits, generate, generate_batch
 from training.inference.sampling import Sampling
 from training.inference.speculative import Speculation, _Drafter
-from training.layers.latent_cache import LatentCache
+from training.layers.cache import Cache
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 LIMITS = Limits(max_new_tokens=30, context_length=64, vocabulary_size=VOCAB)
@@ -20,7 +20,7 @@ GREEDY = Sampling(temperature=0)
 PROMPT = (5, 9, 11)
 
 
-def built(config: ModelSection) -> DeepseekForCausalLM:
+def built(config: DeepseekSection) -> DeepseekForCausalLM:
     made = DeepseekForCausalLM(config, VOCAB)
     init_weights(made, 0)
     return made.eval()
@@ -192,6 +192,6 @@ def test_an_impossible_prompt_is_refused_at_once(
 
 def test_a_cache_that_is_too_small_says_so(model: DeepseekForCausalLM) -> None:
     cache = model.new_cache(1, 4)
-    assert isinstance(cache, LatentCache)
+    assert isinstance(cache, Cache)
     with pytest.raises(ValueError, match=r"the cache holds 4 tokens a sequence: 0 are there and 5 more do not fit"):
         model.hidden(torch.zeros(1, 5, dtype=torch.int64), cache=cache)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema.model import AdaptiveSection, ModelSection, NoiseSection
+from configs.schema.models.deepseek import AdaptiveSection, DeepseekSection, NoiseSection
 from tests.training.shapes import small
 from training.layers.experts_cpu import experts_on_cpu
 from training.layers.moe import Gate, MixtureOfExperts, grouped_experts, looped_experts
@@ -19,7 +19,7 @@ SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob":
 V2 = {**SOFTMAX, "topk_method": "group_limited_greedy"}
 
 
-def gate_with(config: ModelSection, seed: int = 0) -> Gate:
+def gate_with(config: DeepseekSection, seed: int = 0) -> Gate:
     gate = Gate(config, Router(config))
     torch.nn.init.normal_(gate.weight, std=0.3, generator=torch.Generator().manual_seed(seed))
     return gate

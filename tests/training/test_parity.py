@@ -7,7 +7,7 @@ import torch
 
 from configs.errors import RequestError
 from configs.load import load_recipe
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from tests.training.random_shapes import V2, V3, YARNS, draw
 from tests.training.shapes import VOCAB, small
 from training.export.deepseek import model_section, released_config
@@ -27,7 +27,7 @@ def tokens(batch: int = 2, length: int = 40, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def made(config: ModelSection) -> DeepseekForCausalLM:
+def made(config: DeepseekSection) -> DeepseekForCausalLM:
     """A model whose norms are not one and whose biases are not zero: routers' so uneven that some experts idle."""
     model = DeepseekForCausalLM(config, VOCAB)
     init_weights(model, 0)
@@ -41,7 +41,7 @@ def made(config: ModelSection) -> DeepseekForCausalLM:
     return model
 
 
-def theirs(config: ModelSection) -> Any:
+def theirs(config: DeepseekSection) -> Any:
     """transformers' model of our released configuration."""
     released = released_config(config, VOCAB)
     kind = {"deepseek_v3": "DeepseekV3", "deepseek_v2": "DeepseekV2"}[released.pop("model_type")]
@@ -59,7 +59,7 @@ def theirs(config: ModelSection) -> Any:
     return getattr(transformers, f"{kind}ForCausalLM")(made)
 
 
-def stacked(released: dict[str, torch.Tensor], config: ModelSection) -> dict[str, torch.Tensor]:
+def stacked(released: dict[str, torch.Tensor], config: DeepseekSection) -> dict[str, torch.Tensor]:
     """Weights on disk as transformers stacks them in memory when it loads them."""
     state = {name: tensor for name, tensor in released.items() if ".mlp.experts." not in name}
     for layer in range(config.first_k_dense_replace, config.num_hidden_layers):
@@ -73,7 +73,7 @@ def stacked(released: dict[str, torch.Tensor], config: ModelSection) -> dict[str
     return state
 
 
-def carry(ours: DeepseekForCausalLM, config: ModelSection) -> Any:
+def carry(ours: DeepseekForCausalLM, config: DeepseekSection) -> Any:
     """Our weights over their names on disk into transformers' model; nothing is left over or missing."""
     other = theirs(config)
     left = other.load_state_dict(stacked(dict(released_weights(ours)), config), strict=False)
@@ -86,7 +86,7 @@ def carry(ours: DeepseekForCausalLM, config: ModelSection) -> Any:
     return other
 
 
-def compare(ours: DeepseekForCausalLM, other: Any, config: ModelSection) -> None:
+def compare(ours: DeepseekForCausalLM, other: Any, config: DeepseekSection) -> None:
     ids = tokens()
     logits, expected = ours(ids), other(input_ids=ids).logits
     torch.testing.assert_close(logits, expected, atol=ATOL, rtol=0)

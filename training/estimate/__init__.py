@@ -1,10 +1,11 @@
 """Closed-form parameters, FLOPs and memory of a model from its recipe, without importing torch."""
 
+from training.estimate.counts import Parameters
 from training.estimate.device import Device, device_of
 from training.estimate.fitting import advice, largest_micro_batch
 from training.estimate.flops import flops_per_token
 from training.estimate.memory import Memory, memory
-from training.estimate.parameters import Parameters, parameters
+from training.estimate.parameters import parameters
 
 __all__ = [
     "Device",

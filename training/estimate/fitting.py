@@ -53,7 +53,7 @@ def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
     base, keys = _with(recipe, checkpointing="full"), ["train.checkpointing=full"]
     if train.checkpointing == "full":
         keys = []
-    sizes = [n for n in range(2, recipe.ranks + 1) if not recipe.ranks % n and not recipe.model.n_routed_experts % n]
+    sizes = [n for n in range(2, recipe.ranks + 1) if not recipe.ranks % n and not recipe.model.expert_count % n]
     if recipe.model.has_experts and sizes and max(sizes) > recipe.expert_parallel:
         base, keys = _with(base, expert_parallel=max(sizes)), [*keys, f"train.expert_parallel={max(sizes)}"]
         yield " ".join(keys), base

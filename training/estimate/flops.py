@@ -1,35 +1,32 @@
 """Model FLOPs of a training step per token: what the mathematics asks for, not what an implementation spends."""
 
-from configs.schema.model import ModelSection
-from training.estimate.parameters import parameters, prediction_matrices
+from configs.schema.models import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
+from training.estimate import deepseek, dense
 
 
-def flops_per_token(model: ModelSection, vocab_size: int, context: int) -> float:
+def flops_per_token(model: ModelSection, vocab_size: int, context: int, predicts: bool = True) -> float:
     """Forward and backward FLOPs of a token, averaged over the positions of a sequence of ``context`` tokens.
 
     A multiplication and an addition are two. Norms, rotations, softmax and what activation checkpointing computes
-    again are left out.
+    again are left out. Of an encoder-decoder a token is one of the target's, with as long a source before it.
+    ``predicts``: with the modules of multi-token prediction.
     """
-    return matrix_flops_per_token(model, vocab_size) + attention_flops_per_token(model, context)
+    return matrix_flops_per_token(model, vocab_size, predicts) + attention_flops_per_token(model, context, predicts)
 
 
-def matrix_flops_per_token(model: ModelSection, vocab_size: int) -> float:
-    """6 for every active parameter that is in a matrix: 2 forward, and 2 for each of the two gradients.
-
-    Each depth of multi-token prediction has its own matrices and goes through the head once more.
-    """
-    counts = parameters(model, vocab_size)
-    main = counts.active - counts.by_part["norms"] - counts.by_part["biases"]
-    prediction = model.num_nextn_predict_layers * (prediction_matrices(model) + vocab_size * model.hidden_size)
-    return 6.0 * (main + prediction)
+def matrix_flops_per_token(model: ModelSection, vocab_size: int, predicts: bool = True) -> float:
+    """6 for every active parameter that is in a matrix: 2 forward, and 2 for each of the two gradients."""
+    if isinstance(model, DeepseekSection):
+        return 6.0 * deepseek.matrix_parameters(model, vocab_size, predicts)
+    return 6.0 * dense.matrix_parameters(model, vocab_size)
 
 
-def attention_flops_per_token(model: ModelSection, context: int) -> float:
-    """Scores and weighted values against the (context + 1) / 2 positions that causal attention sees on average.
+def attention_flops_per_token(model: ModelSection, context: int, predicts: bool = True) -> float:
+    """Scores and weighted values against the positions that a token sees on average, (context + 1) / 2 where causal.
 
     Many published figures count all of ``context`` and are about twice as large.
     """
-    widths = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
-    per_position = 2.0 * model.num_attention_heads * widths
-    layers = model.num_hidden_layers + model.num_nextn_predict_layers
-    return 3.0 * layers * per_position * (context + 1) / 2
+    if isinstance(model, DeepseekSection):
+        return deepseek.attention_flops(model, context, predicts)
+    return dense.attention_flops(model, context)

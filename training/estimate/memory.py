@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from configs.schema import Recipe
+from configs.schema.models.deepseek import DeepseekSection
 from training.estimate.activations import Activations, activations
 from training.estimate.parameters import parameters
 from training.estimate.topology import Topology, topology
@@ -104,8 +105,7 @@ def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
     """Bytes that the optimiser keeps of so many parameters, a share of the model's over so many ranks."""
     states = 4.0 * count * _STATES[recipe.train.optimizer.name]
     if recipe.train.optimizer.name == "muon":
-        tables = recipe.vocab_size * recipe.model.hidden_size * (1 if recipe.model.tie_word_embeddings else 2)
-        states += 4.0 * tables / ranks
+        states += 4.0 * parameters(recipe.model, recipe.vocab_size).tables / ranks
     return states
 
 
@@ -125,6 +125,7 @@ def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]
 def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
     if place.device == "cuda" or not (place.half and place.experts):
         return float(_LIBRARIES[place.device])
+    assert isinstance(recipe.model, DeepseekSection)
     slots = micro_batch * recipe.train.context_length * recipe.model.num_experts_per_tok
     rows = slots * recipe.expert_parallel / recipe.model.n_routed_experts
     return _LIBRARIES["cpu"] + min(_COMPILED_MOST, _COMPILED * rows**0.5)
@@ -160,12 +161,12 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
     """
     buffer = _bucket(place)
     held = buffer if place.stage == 3 else 0.0
-    layers = len(kept.layers)
+    layers = max(1, len(kept.layers))
     there = grads if place.accumulates else _kept_grads(place, grads)
     # At stage 2 gradients are in the buffer alone until that is full or the passes are over.
     summed = grads * max(0.0, 1 - place.bucket / place.local) if place.stage == 2 else grads
     left = kept.kept
-    highest = there + left + held + max(kept.loss_working, max(layer.forward for layer in kept.layers))
+    highest = there + left + held + max([kept.loss_working, *(layer.forward for layer in kept.layers)])
     left -= kept.loss_kept
     for done, layer in enumerate(reversed(kept.layers)):
         share = (done + 1) / layers

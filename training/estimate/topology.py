@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from configs.schema import Recipe
+from configs.schema.models.deepseek import DeepseekSection
 from training.estimate.parameters import parameters
 
 #: DeepSpeed 0.19's defaults, in elements (deepspeed/runtime/zero/config.py).
@@ -72,10 +73,9 @@ def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -
     """The topology of a recipe's training at a micro-batch."""
     train, model = recipe.train, recipe.model
     counts = parameters(model, recipe.vocab_size)
-    layers = model.num_hidden_layers + model.num_nextn_predict_layers
-    expert_layers = max(0, layers - model.first_k_dense_replace)
-    expert = 3 * model.hidden_size * model.moe_intermediate_size
-    experts = expert_layers * model.n_routed_experts * expert
+    expert_layers = max(0, model.mixtures)
+    expert = 3 * model.hidden_size * model.moe_intermediate_size if isinstance(model, DeepseekSection) else 0
+    experts = expert_layers * model.expert_count * expert
     plain = counts.all - experts
     parallel = recipe.expert_parallel if experts else 1
     local = experts // parallel

@@ -37,11 +37,11 @@ class Measured:
 
 @torch.no_grad()
 def measure(model: Any, objective: Objective, batches: Iterable[Batch], device: torch.device, name: str) -> Measured:
-    """Run a single-device model (with ``routers``) over batches in evaluation mode."""
+    """Run a single-device model over batches in evaluation mode."""
     model.eval()
     batches = list(batches)
     nats, targets = 0.0, 0
-    routers = model.routers
+    routers = getattr(model, "routers", {})
     with bar(len(batches), "batch", name) as progress:
         for batch in batches:
             for router in routers.values():

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from configs.errors import RequestError
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from training.export.names import NameTable, Stack
 
 _LAYER = "model.layers.{}."
@@ -86,7 +86,7 @@ _SAME_KEYS = (
 )
 
 
-def released_config(model: ModelSection, vocab_size: int) -> dict[str, Any]:
+def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
     """``config.json`` of a model, as its release would have it.
 
     Raises:
@@ -108,7 +108,7 @@ def released_config(model: ModelSection, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def model_section(config: dict[str, Any]) -> ModelSection:
+def model_section(config: dict[str, Any]) -> DeepseekSection:
     """The recipe's model section of a released ``config.json``; the way back from :func:`released_config`.
 
     Raises:
@@ -130,7 +130,7 @@ def model_section(config: dict[str, Any]) -> ModelSection:
     fields |= {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
     fields |= _rope(config)
     try:
-        return ModelSection(**fields)
+        return DeepseekSection(**fields)
     except ValidationError as error:
         fault = error.errors()[0]
         raise RequestError(f"config.json: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
@@ -150,7 +150,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
     return {**found, "rope_scaling": scaling}
 
 
-def _release(model: ModelSection) -> str:
+def _release(model: DeepseekSection) -> str:
     """Which release a model is of."""
     refused = {
         "router_noise": model.router_noise is not None and model.router_noise.kind == "learned",

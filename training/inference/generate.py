@@ -21,6 +21,8 @@ class CausalLM(Protocol):
 
     def new_cache(self, sequences: int, capacity: int) -> Any: ...
 
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -131,7 +133,7 @@ def _steps(
         left = {row: count - 1 for row, count in left.items() if count > 1 and drawn[row] not in limits.stop_ids}
         if not left:
             return
-        ids_B1 = torch.tensor([[drawn.get(row, 0)] for row in range(len(prompts))], device=model.lm_head.weight.device)
+        ids_B1 = torch.tensor([[drawn.get(row, 0)] for row in range(len(prompts))], device=_device(model))
         # A sequence that has ended stays in the batch: its last place is written anew and nobody looks at the result.
         before = [length - (row not in left) for row, length in enumerate(lengths)]
         cache.commit(before)
@@ -143,10 +145,14 @@ def _steps(
 
 def _read_prompts(model: CausalLM, prompts: list[list[int]], cache: Any) -> torch.Tensor:
     """Logits [B, V] after each prompt, read together, filled up at the right."""
-    device = model.lm_head.weight.device
+    device = _device(model)
     lengths = [len(prompt) for prompt in prompts]
     padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
     hidden_BTD = model.hidden(torch.tensor(padded, device=device), cache=cache)
     cache.commit(lengths)
     last = torch.tensor(lengths, device=device) - 1
     return model.lm_head(hidden_BTD[torch.arange(len(prompts), device=device), last])
+
+
+def _device(model: CausalLM) -> torch.device:
+    return next(iter(model.parameters())).device

@@ -1,15 +1,97 @@
-"""Causal attention over whole sequences, for training and for reading a prompt."""
+"""Attention over whole sequences: causal, for training and for reading a prompt; and under any mask."""
 
+import dataclasses
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from training.layers.documents import Documents
+from training.layers.documents import Documents, flex_attention
+from training.layers.masks import Mask
 
 #: Rows of queries that the CPU path takes at a time, and the longest span of keys that it keeps weights for.
 _BLOCK = 128
 _LONGEST_BLOCKED = 2048
+
+
+def attention(
+    q_BNTQ: torch.Tensor,
+    k_BNLQ: torch.Tensor,
+    v_BNLZ: torch.Tensor,
+    scale: float,
+    mask: Mask,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Scaled dot-product attention under a mask, query t standing at position t; returns [B, N, T, Z].
+
+    With a window time and memory grow with the length, not with its square: on CPU blocks of queries meet the keys
+    that any of them sees, elsewhere FlexAttention leaves out the blocks that nobody sees. ``dropout``: share of the
+    weights that is set to 0.
+    """
+    if mask.plain and not dropout:
+        return causal_attention(q_BNTQ, k_BNLQ, v_BNLZ, scale, mask.documents)
+    if q_BNTQ.device.type != "cpu":
+        return _masked_on_device(q_BNTQ, k_BNLQ, v_BNLZ, scale, mask, dropout)
+    if mask.documents is None:
+        return _masked_blocks(q_BNTQ, k_BNLQ, v_BNLZ, scale, mask, dropout)
+    alone = dataclasses.replace(mask, documents=None)
+    rows = []
+    for row, spans in enumerate(mask.documents.spans()):
+        q, k, v = (tensor[row : row + 1] for tensor in (q_BNTQ, k_BNLQ, v_BNLZ))
+        pieces = [
+            _masked_blocks(q[..., a:b, :], k[..., a:b, :], v[..., a:b, :], scale, alone, dropout) for a, b in spans
+        ]
+        rows.append(torch.cat(pieces, dim=2))
+    return torch.cat(rows)
+
+
+def attention_weights(
+    q_BNTQ: torch.Tensor, k_BNLQ: torch.Tensor, scale: float, mask: Mask, first: int = 0
+) -> torch.Tensor:
+    """The softmax's weights [B, N, T, L] of the same, written out in fp32; ``first``: position of the first query."""
+    length, keys = q_BNTQ.shape[2], k_BNLQ.shape[2]
+    queries = torch.arange(first, first + length, device=q_BNTQ.device)
+    scores = (q_BNTQ.float() @ k_BNLQ.float().transpose(2, 3)) * scale
+    bias = mask.bias(queries, torch.arange(keys, device=q_BNTQ.device), torch.float32)
+    return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def _masked_blocks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: Mask, dropout: float
+) -> torch.Tensor:
+    """Each block of queries with the keys that any of them sees, of one sequence a row; [B, N, T, Z]."""
+    length, keys = q.shape[2], k.shape[2]
+    if mask.window is None and length > _LONGEST_BLOCKED:
+        bias = mask.bias(torch.arange(length), torch.arange(keys), q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+    outs = []
+    for start in range(0, length, _BLOCK):
+        end = min(start + _BLOCK, length)
+        first, last = mask.reach(start, end, keys)
+        bias = mask.bias(torch.arange(start, end), torch.arange(first, last), q.dtype)
+        scores = (q[:, :, start:end] @ k[:, :, first:last].transpose(2, 3)) * scale
+        weights = (scores if bias is None else scores + bias).softmax(-1)
+        outs.append((F.dropout(weights, dropout) if dropout else weights) @ v[:, :, first:last])
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+
+
+def _masked_on_device(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: Mask, dropout: float
+) -> torch.Tensor:
+    length, keys = q.shape[2], k.shape[2]
+    if mask.plain and mask.documents is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scale)
+    if not dropout and (mask.window is not None or mask.documents is not None):
+        score_mod, block_mask = mask.flex(length, keys, q.device)
+        out: torch.Tensor = flex_attention()(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale)
+        return out
+    # FlexAttention drops no weights.
+    bias = mask.bias(torch.arange(length, device=q.device), torch.arange(keys, device=q.device), q.dtype)
+    if mask.documents is not None:
+        ids_BT = mask.documents.ids_BT
+        apart = (ids_BT[:, None, :, None] != ids_BT[:, None, None, :]).to(q.dtype) * torch.finfo(q.dtype).min
+        bias = apart if bias is None else bias + apart
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 
 def causal_attention(
@@ -55,7 +137,7 @@ def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
 
 
 def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, documents: Documents) -> torch.Tensor:
-    out: Any = documents.flex_attention()(q, k, v, block_mask=documents.block_mask(), scale=scale)
+    out: Any = flex_attention()(q, k, v, block_mask=documents.block_mask(), scale=scale)
     return out
 
 

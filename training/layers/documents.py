@@ -39,21 +39,15 @@ class Documents:
         return self._spans
 
     def block_mask(self) -> Any:
-        """FlexAttention's: blocks in which no query may see a key are not computed at all."""
+        """FlexAttention's, of causal attention within documents."""
         if self._block_mask is None:
             ids_BT = self.ids_BT
 
-            def same_document(b: Any, _head: Any, query: Any, key: Any) -> Any:
+            def seen(b: Any, _head: Any, query: Any, key: Any) -> Any:
                 return (query >= key) & (ids_BT[b, query] == ids_BT[b, key])
 
-            size = (self._samples, None, self._length, self._length)
-            self._block_mask = _block_mask_maker(ids_BT.device.type)(same_document, *size, device=str(ids_BT.device))
+            self._block_mask = block_mask_of(seen, self._samples, self._length, self._length, ids_BT.device)
         return self._block_mask
-
-    @staticmethod
-    def flex_attention() -> Callable[..., torch.Tensor]:
-        """FlexAttention, compiled once a process: uncompiled it would compute every score."""
-        return _compiled_flex_attention()
 
     def follow(self, distance: int) -> torch.Tensor:
         """[B, T] bool: whether the position so far ahead is in the same sample and document."""
@@ -62,11 +56,18 @@ class Documents:
         return ahead
 
 
+def block_mask_of(seen: Callable[..., Any], samples: int | None, queries: int, keys: int, device: torch.device) -> Any:
+    """FlexAttention's mask of what ``seen(b, head, query, key)`` shows; blocks that show nothing are not computed."""
+    return _block_mask_maker(device.type)(seen, samples, None, queries, keys, device=str(device))
+
+
 @cache
-def _compiled_flex_attention() -> Callable[..., torch.Tensor]:
+def flex_attention() -> Callable[..., torch.Tensor]:
+    """FlexAttention, compiled once a process where there are GPUs: uncompiled it computes every score."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    eager: Any = flex_attention
+    return torch.compile(eager, dynamic=False) if torch.cuda.is_available() else eager
 
 
 @cache

@@ -1,10 +1,23 @@
-"""The gated feed-forward layer of the dense layers and of the shared experts."""
+"""Feed-forward layers: gated, as in DeepSeek's dense layers and shared experts, and two layers with an activation."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from configs.schema.models.transformer import TransformerSection
 from training.layers.products import Linear
 from training.layers.swiglu import silu_times
+
+#: Activations by their name in the recipe; swiglu needs two inputs and is ``FeedForward``.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+}
 
 
 class FeedForward(nn.Module):
@@ -18,3 +31,25 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(silu_times(self.gate_proj(x), self.up_proj(x)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers and an activation between them: [..., D] -> [..., D] through width F."""
+
+    def __init__(
+        self, hidden_size: int, width: int, activation: Literal["relu", "gelu", "gelu_new"], bias: bool
+    ) -> None:
+        super().__init__()
+        self.up_proj = Linear(hidden_size, width, bias=bias)
+        self.down_proj = Linear(width, hidden_size, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+def feed_forward(config: TransformerSection) -> nn.Module:
+    """The feed-forward layer of a dense transformer."""
+    if config.activation == "swiglu":
+        return FeedForward(config.hidden_size, config.width, config.bias)
+    return Mlp(config.hidden_size, config.width, config.activation, config.bias)

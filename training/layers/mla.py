@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from training.layers import few_rows
 from training.layers.attention import causal_attention
+from training.layers.cache import LayerCache
 from training.layers.documents import Documents
-from training.layers.latent_cache import LayerCache
 from training.layers.norms import RMSNorm
 from training.layers.positions import Rotation, rotate_tail, softmax_scale
 from training.layers.products import Linear
@@ -20,7 +20,7 @@ class MultiHeadLatentAttention(nn.Module):
     Queries go through a latent of their own when ``q_lora_rank`` is set.
     """
 
-    def __init__(self, config: ModelSection) -> None:
+    def __init__(self, config: DeepseekSection) -> None:
         super().__init__()
         hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
         self.heads = heads

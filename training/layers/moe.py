@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 from training.layers.experts_cpu import experts_on_cpu
 from training.layers.experts_grouped import grouped_experts, weighted_swiglu
 from training.layers.feed_forward import FeedForward
@@ -27,7 +27,7 @@ class Gate(nn.Module):
 
     e_score_correction_bias: torch.Tensor | None
 
-    def __init__(self, config: ModelSection, router: Router) -> None:
+    def __init__(self, config: DeepseekSection, router: Router) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32) if config.has_router_bias else None
@@ -54,7 +54,7 @@ class Gate(nn.Module):
 class Experts(nn.Module):
     """The routed experts' SwiGLU weights, stacked: ``gate_up_proj`` [E, 2F, D] and ``down_proj`` [E, D, F]."""
 
-    def __init__(self, config: ModelSection) -> None:
+    def __init__(self, config: DeepseekSection) -> None:
         super().__init__()
         experts, hidden, width = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
@@ -71,7 +71,7 @@ class Experts(nn.Module):
 class MixtureOfExperts(nn.Module):
     """Sum of the selected experts, each times its gate weight, and of the shared expert."""
 
-    def __init__(self, config: ModelSection, router: Router) -> None:
+    def __init__(self, config: DeepseekSection, router: Router) -> None:
         super().__init__()
         self.gate = Gate(config, router)
         self.experts = Experts(config)

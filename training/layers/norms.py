@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation."""
+"""Normalisation over the last dimension: by its root mean square, and by mean and deviation."""
 
 from typing import Any
 
@@ -8,6 +8,22 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from training.layers import few_rows
+
+
+class LayerNorm(nn.Module):
+    """``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension (arXiv 1607.06450); bias optional.
+
+    Takes and returns [..., size] in the dtype of ``x``; PyTorch accumulates in fp32.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-5, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""Rotary positions in interleaved pairs (arXiv 2104.09864) with YaRN context extension (arXiv 2309.00071).
+"""Rotary positions in interleaved pairs (arXiv 2104.09864) with YaRN context extension (arXiv 2309.00071); sinusoids.
 
 Everything is a pure function of the recipe: no table is stored, so casting a model to bf16 cannot round one, and a
 model built on the meta device needs no second step. A table costs T * R/2 sines and cosines once a forward pass.
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from configs.schema.model import YarnSection
+from configs.schema.models.deepseek import YarnSection
 
 
 class Rotation(NamedTuple):
@@ -80,6 +80,12 @@ def _turned(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     else:
         tail.copy_(torch.view_as_real(torch.view_as_complex(tail.float().contiguous()) * turn))
     return out
+
+
+def sinusoidal(positions: torch.Tensor, size: int, theta: float = 10_000.0) -> torch.Tensor:
+    """Sines and cosines in turn of the positions at falling frequencies (arXiv 1706.03762): [..., size] in fp32."""
+    angles = positions.float()[..., None] * inverse_frequencies(size, theta, None, positions.device)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
 
 def inverse_frequencies(

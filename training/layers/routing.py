@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
 
 #: Operations whose results decide where a token goes. Computed again, a near-tie could fall the other way: the gradient
 #: would then be another function's, and under expert parallelism the ranks' exchanges would no longer match.
@@ -53,7 +53,7 @@ class Router(nn.Module):
     ``load_share`` [E], set by whoever balances: each expert's tokens in the global batch before, over the mean.
     """
 
-    def __init__(self, config: ModelSection) -> None:
+    def __init__(self, config: DeepseekSection) -> None:
         super().__init__()
         self.experts, self.top_k = config.n_routed_experts, config.num_experts_per_tok
         self.scoring, self.method = config.scoring_func, config.topk_method

@@ -6,7 +6,6 @@ multi-token prediction are the layers after the last, as in the released weights
 :mod:`training.layers`.
 """
 
-import zlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import cast
@@ -14,12 +13,13 @@ from typing import cast
 import torch
 from torch import nn
 
-from configs.schema.model import ModelSection
+from configs.schema.models.deepseek import DeepseekSection
+from training.layers.cache import Cache, LayerCache
 from training.layers.checkpointing import Checkpointing, checkpointed
 from training.layers.documents import Documents
 from training.layers.feed_forward import FeedForward
 from training.layers.head import OutputHead
-from training.layers.latent_cache import LatentCache, LayerCache
+from training.layers.initial import draw_normal
 from training.layers.mla import MultiHeadLatentAttention
 from training.layers.moe import MixtureOfExperts
 from training.layers.norms import RMSNorm
@@ -31,7 +31,7 @@ from training.layers.routing import BALANCE_LOSSES, Router
 class DecoderLayer(nn.Module):
     """Attention and a feed-forward layer or mixture of experts, each on a normalised residual stream."""
 
-    def __init__(self, config: ModelSection, index: int) -> None:
+    def __init__(self, config: DeepseekSection, index: int) -> None:
         super().__init__()
         dense = index < config.first_k_dense_replace
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -78,7 +78,7 @@ class PredictionLayer(DecoderLayer):
     report writes it second), and hands its normalised result to the head and to the next depth.
     """
 
-    def __init__(self, config: ModelSection, index: int) -> None:
+    def __init__(self, config: DeepseekSection, index: int) -> None:
         super().__init__(config, index)
         self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -102,7 +102,7 @@ class PredictionLayer(DecoderLayer):
 class Decoder(nn.Module):
     """Embedding, layers and final norm: token ids [B, T] -> hidden states [B, T, D]."""
 
-    def __init__(self, config: ModelSection, vocab_size: int) -> None:
+    def __init__(self, config: DeepseekSection, vocab_size: int) -> None:
         super().__init__()
         self.rope_dim, self.rope_theta, self.yarn = config.qk_rope_head_dim, config.rope_theta, config.rope_scaling
         self.depth = config.num_hidden_layers
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, input_ids_BT: torch.Tensor, turn: Rotation, documents: Documents | None, cache: LatentCache | None
+        self, input_ids_BT: torch.Tensor, turn: Rotation, documents: Documents | None, cache: Cache | None
     ) -> torch.Tensor:
         x_BTD = self.embed_tokens(input_ids_BT)
         for index, layer in enumerate(self.blocks[: self.depth]):
@@ -136,7 +136,7 @@ class DeepseekForCausalLM(nn.Module):
     under the names of transformers' ``DeepseekV3Config``, where AutoEP looks them up.
     """
 
-    def __init__(self, config: ModelSection, vocab_size: int) -> None:
+    def __init__(self, config: DeepseekSection, vocab_size: int) -> None:
         super().__init__()
         self.config = SimpleNamespace(**{**config.model_dump(), "vocab_size": vocab_size, "hidden_act": "silu"})
         self.model = Decoder(config, vocab_size)
@@ -174,14 +174,14 @@ class DeepseekForCausalLM(nn.Module):
             if isinstance(mlp, MixtureOfExperts):
                 mlp.experts.activation = torch.compile(mlp.experts.activation)
 
-    def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> LatentCache:
+    def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> Cache:
         """Room for ``capacity`` tokens of each of ``sequences``, in the main model's layers or in so many."""
-        weight, attention = self.lm_head.weight, self.model.blocks[0].self_attn
+        attention = self.model.blocks[0].self_attn
         width = attention.latent_dim + attention.rope_dim
-        return LatentCache(layers or self.model.depth, sequences, capacity, width, weight.dtype, weight.device)
+        return Cache(layers or self.model.depth, sequences, capacity, width, self.lm_head.weight.detach())
 
     def hidden(
-        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: LatentCache | None = None
+        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: Cache | None = None
     ) -> torch.Tensor:
         """Token ids [B, T] -> normalised hidden states [B, T, D]: what the head reads.
 
@@ -236,7 +236,7 @@ class DeepseekForCausalLM(nn.Module):
         return losses
 
     def _places(
-        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None, cache: LatentCache | None
+        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None, cache: Cache | None
     ) -> tuple[Documents | None, Rotation]:
         samples, length = input_ids_BT.shape
         documents = None if starts is None else Documents(starts, samples, length)
@@ -273,15 +273,9 @@ def init_weights(model: DeepseekForCausalLM, seed: int, experts: range | None = 
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         elif parameter.dim() == 2:
-            _draw(parameter, f"{seed}/{name}", model.config.initializer_range)
+            draw_normal(parameter, f"{seed}/{name}", model.config.initializer_range)
         else:
             for expert in experts or range(len(parameter)):
-                _draw(parameter[expert], f"{seed}/{name}/{expert}", model.config.initializer_range)
+                draw_normal(parameter[expert], f"{seed}/{name}/{expert}", model.config.initializer_range)
     for buffer in model.buffers():
         buffer.zero_()
-
-
-def _draw(weight: torch.Tensor, called: str, std: float) -> None:
-    generator = torch.Generator(weight.device).manual_seed(zlib.crc32(called.encode()))
-    drawn = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-    weight.copy_(drawn.normal_(0.0, std, generator=generator))

@@ -1,10 +1,11 @@
-"""The model: fields carry the names of transformers' DeepseekV3Config, so that a released config reads as a recipe."""
+"""DeepSeek-V3 and V2: fields carry the names of DeepseekV3Config, so that a released config reads as a recipe."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Free, Section
+from configs.schema.base import Section
+from configs.schema.models.base import ModelSection
 
 
 class YarnSection(Section):
@@ -38,7 +39,7 @@ class AdaptiveSection(Section):
     minimum: int = Field(1, ge=1, description="experts that a token has at least")
 
 
-class ModelSection(Section):
+class DeepseekSection(ModelSection):
     """DeepSeek-V3 or V2 shape: multi-head latent attention and a mixture of shared and routed experts.
 
     | release | scoring_func | topk_method | norm_topk_prob |
@@ -51,7 +52,6 @@ class ModelSection(Section):
     """
 
     family: Literal["deepseek"] = "deepseek"
-    vocab_size: int | None = Field(None, gt=0, description="rows of the embedding; default: the tokenizer's")
     hidden_size: int = Field(gt=0)
     num_hidden_layers: int = Field(gt=0)
     num_attention_heads: int = Field(gt=0)
@@ -85,12 +85,18 @@ class ModelSection(Section):
     initializer_range: float = Field(0.006, gt=0)
     tie_word_embeddings: bool = False
     max_position_embeddings: int = Field(4096, gt=0)
-    compile: Free[bool] = Field(False, description="compile what compiles without graph breaks")
 
     @property
-    def has_experts(self) -> bool:
-        """Whether any layer is a mixture of experts."""
-        return self.mixtures > 0
+    def longest(self) -> int | None:
+        return self.max_position_embeddings
+
+    @property
+    def expert_count(self) -> int:
+        return self.n_routed_experts
+
+    @property
+    def prediction_depth(self) -> int:
+        return self.num_nextn_predict_layers
 
     @property
     def mixtures(self) -> int:
@@ -103,7 +109,7 @@ class ModelSection(Section):
         return self.topk_method == "noaux_tc"
 
     @model_validator(mode="after")
-    def _fits(self) -> "ModelSection":
+    def _fits(self) -> "DeepseekSection":
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even: RoPE turns pairs")
         if self.first_k_dense_replace > self.num_hidden_layers:
@@ -114,7 +120,7 @@ class ModelSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _routing_fits(self) -> "ModelSection":
+    def _routing_fits(self) -> "DeepseekSection":
         experts, chosen = self.n_routed_experts, self.num_experts_per_tok
         if chosen > experts:
             raise ValueError(f"num_experts_per_tok ({chosen}) exceeds n_routed_experts ({experts})")

@@ -1,21 +1,29 @@
-"""What decoding remembers: per token and layer its normalised latent and its rotated key, and nothing else."""
+"""What decoding remembers of each token and layer: keys and values of every head, or one latent for all of them."""
 
 from collections.abc import Sequence
 
 import torch
 
 
-class LatentCache:
+class Cache:
     """The entries of every layer for B sequences of their own lengths, in one allocation.
 
+    An entry is ``width`` numbers, or so many for each of ``heads``: a layer's are [B, L, width] or [B, N, L, width].
     Sequences stand at the left: row b holds ``lengths[b]`` entries, and what lies beyond is never looked at.
     """
 
     def __init__(
-        self, layers: int, sequences: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        sequences: int,
+        capacity: int,
+        width: int,
+        like: torch.Tensor,
+        heads: int | None = None,
     ) -> None:
-        """``width``: numbers a token and layer, kv_lora_rank + qk_rope_head_dim; ``capacity``: tokens a sequence."""
-        self._storage = torch.zeros(layers, sequences, capacity, width, dtype=dtype, device=device)
+        """``capacity``: tokens a sequence; ``like``: of the dtype and on the device that entries have."""
+        each = () if heads is None else (heads,)
+        self._storage = like.new_zeros(layers, sequences, *each, capacity, width)
         self._lengths = [0] * sequences
         self._incoming = 0
         self._places: torch.Tensor | None = None
@@ -37,7 +45,7 @@ class LatentCache:
         Raises:
             ValueError: the cache has no room for them.
         """
-        capacity = self._storage.shape[2]
+        capacity = self._storage.shape[-2]
         if max(self._lengths) + incoming > capacity:
             raise ValueError(
                 f"the cache holds {capacity} tokens a sequence: {max(self._lengths)} are there and {incoming} more do "
@@ -68,7 +76,7 @@ class LatentCache:
 class LayerCache:
     """One layer's part of a cache, as its attention uses it."""
 
-    def __init__(self, cache: LatentCache, index: int) -> None:
+    def __init__(self, cache: Cache, index: int) -> None:
         self._cache, self._index = cache, index
 
     @property
@@ -76,21 +84,29 @@ class LayerCache:
         """Whether the incoming tokens follow others."""
         return max(self._cache._lengths) > 0
 
-    def enter(self, entries_BTc: torch.Tensor) -> None:
-        """Store the incoming tokens' entries [B, T, C + R] behind those that are there."""
+    def enter(self, entries: torch.Tensor) -> None:
+        """Store the incoming tokens' entries, [B, T, width] or [B, N, T, width], behind those that are there."""
         cache = self._cache
         stored = cache._storage[self._index]
         if cache._places is None:
             start = cache._lengths[0]
-            stored[:, start : start + cache._incoming] = entries_BTc
+            stored[..., start : start + cache._incoming, :] = entries
         else:
             rows = torch.arange(len(stored), device=stored.device)[:, None]
-            stored[rows, cache._places] = entries_BTc
+            # Heads stand between the two indices: they come last in what these select.
+            if stored.dim() == 4:
+                stored[rows, :, cache._places] = entries.transpose(1, 2)
+            else:
+                stored[rows, cache._places] = entries
 
     def entries(self) -> torch.Tensor:
-        """[B, L, C + R]: what is stored, up to the longest sequence's last incoming token."""
+        """[B, L, width] or [B, N, L, width]: what is stored, up to the longest sequence's last incoming token."""
         cache = self._cache
-        return cache._storage[self._index][:, : max(cache._lengths) + cache._incoming]
+        return cache._storage[self._index][..., : max(cache._lengths) + cache._incoming, :]
+
+    def positions(self) -> torch.Tensor:
+        """[B, T] int64: of the incoming tokens."""
+        return self.seen() - 1
 
     def seen(self) -> torch.Tensor:
         """[B, T] int64: how many entries a token that follows others sees, its own the last of them."""

@@ -1,0 +1,103 @@
+"""DeepSeek models: how many parameters there are, how many act on a token, and the FLOPs of attention."""
+
+from configs.schema.models.deepseek import DeepseekSection
+from training.estimate.counts import Parameters
+
+
+def parameters(model: DeepseekSection, vocab_size: int) -> Parameters:
+    """Count by part for a model whose embedding and head have ``vocab_size`` rows."""
+    hidden, layers = model.hidden_size, model.num_hidden_layers
+    dense = model.first_k_dense_replace
+    matrix = vocab_size * hidden
+    layer = {part: layers * count for part, count in _layer(model).items()}
+    mixture = {part: (layers - dense) * count for part, count in _mixture(model).items()}
+    by_part = {
+        "embedding": 0 if model.tie_word_embeddings else matrix,
+        "attention": layer["attention"],
+        "dense feed-forward": dense * 3 * hidden * model.intermediate_size,
+        "gates": mixture["gates"],
+        "shared experts": mixture["shared experts"],
+        "routed experts": mixture["routed experts"],
+        "norms": layer["norms"] + hidden,
+        "biases": layer["biases"] + mixture["biases"] + dense * _feed_forward_biases(model, model.intermediate_size),
+        "head": matrix,
+    }
+    selected = (layers - dense) * _selected(model)
+    one = sum(_layer(model).values()) + sum(_mixture(model).values()) + 2 * hidden * hidden + 3 * hidden
+    idle = _mixture(model)["routed experts"] - _selected(model)
+    depth = model.num_nextn_predict_layers
+    tables = matrix * (1 if model.tie_word_embeddings else 2)
+    return Parameters(
+        by_part,
+        {**by_part, "embedding": 0, "routed experts": selected},
+        tables=tables,
+        prediction=depth * one,
+        active_prediction=depth * (one - idle),
+        router_biases=(layers - dense) * model.n_routed_experts if model.has_router_bias else 0,
+    )
+
+
+def prediction_matrices(model: DeepseekSection) -> int:
+    """Parameters in the matrices of one module of multi-token prediction that act on a token, without head."""
+    mixture = _mixture(model)
+    acting = mixture["gates"] + mixture["shared experts"] + _selected(model)
+    return attention_matrices(model) + acting + 2 * model.hidden_size**2
+
+
+def _layer(model: DeepseekSection) -> dict[str, int]:
+    """What every layer has."""
+    latents = model.kv_lora_rank + (model.q_lora_rank or 0)
+    biases = model.hidden_size + model.kv_lora_rank + model.qk_rope_head_dim + (model.q_lora_rank or 0)
+    return {
+        "attention": attention_matrices(model),
+        "norms": 2 * model.hidden_size + latents,
+        "biases": biases if model.attention_bias else 0,
+    }
+
+
+def _mixture(model: DeepseekSection) -> dict[str, int]:
+    """What a layer has that is a mixture of experts."""
+    expert = 3 * model.hidden_size * model.moe_intermediate_size
+    learned = model.router_noise is not None and model.router_noise.kind == "learned"
+    width = model.n_shared_experts * model.moe_intermediate_size
+    return {
+        "gates": (2 if learned else 1) * model.n_routed_experts * model.hidden_size,
+        "shared experts": model.n_shared_experts * expert,
+        "routed experts": model.n_routed_experts * expert,
+        "biases": _feed_forward_biases(model, width) if width else 0,
+    }
+
+
+def _selected(model: DeepseekSection) -> int:
+    """Parameters of the experts that a token has (at most, where their number adapts)."""
+    return model.num_experts_per_tok * 3 * model.hidden_size * model.moe_intermediate_size
+
+
+def _feed_forward_biases(model: DeepseekSection, width: int) -> int:
+    return 2 * width + model.hidden_size if model.mlp_bias else 0
+
+
+def attention_matrices(model: DeepseekSection) -> int:
+    """Parameters in the projections of one latent-attention layer, without its norms and biases."""
+    hidden, heads = model.hidden_size, model.num_attention_heads
+    query = heads * (model.qk_nope_head_dim + model.qk_rope_head_dim)
+    rank = model.q_lora_rank
+    queries = hidden * query if rank is None else rank * (hidden + query)
+    latent = hidden * (model.kv_lora_rank + model.qk_rope_head_dim)
+    expanded = model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
+    return queries + latent + expanded + heads * model.v_head_dim * hidden
+
+
+def matrix_parameters(model: DeepseekSection, vocab_size: int, predicts: bool) -> int:
+    """Active parameters in matrices; each depth of multi-token prediction has its own and goes through the head too."""
+    counts = parameters(model, vocab_size)
+    main = counts.active - counts.by_part["norms"] - counts.by_part["biases"]
+    depth = model.num_nextn_predict_layers if predicts else 0
+    return main + depth * (prediction_matrices(model) + vocab_size * model.hidden_size)
+
+
+def attention_flops(model: DeepseekSection, context: int, predicts: bool) -> float:
+    """Forward and backward, against the (context + 1) / 2 positions that causal attention sees on average."""
+    widths = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
+    layers = model.num_hidden_layers + (model.num_nextn_predict_layers if predicts else 0)
+    return 3.0 * layers * 2.0 * model.num_attention_heads * widths * (context + 1) / 2

@@ -1,0 +1,121 @@
+"""Dense models: how many parameters they have and the FLOPs of their attention, part by part."""
+
+from configs.schema.models import ModelSection
+from configs.schema.models.bigram import BigramSection
+from configs.schema.models.encoder import EncoderSection
+from configs.schema.models.encoder_decoder import EncoderDecoderSection
+from configs.schema.models.gpt import GptSection
+from configs.schema.models.transformer import TransformerSection
+from training.estimate.counts import Parameters
+
+
+def parameters(model: ModelSection, vocab_size: int) -> Parameters:
+    """Count by part for a model whose embedding and head have ``vocab_size`` rows."""
+    match model:
+        case BigramSection():
+            table = vocab_size * vocab_size
+            return Parameters({"embedding": table}, {"embedding": 0}, table)
+        case GptSection() | EncoderSection():
+            return _stack(model, vocab_size, model.tie_word_embeddings)
+        case EncoderDecoderSection():
+            return _encoder_decoder(model, vocab_size)
+    raise TypeError(f"{type(model).__name__} is no dense family")
+
+
+def _stack(model: GptSection | EncoderSection, vocab_size: int, tied: bool) -> Parameters:
+    """One stack of layers between an embedding and a head."""
+    layers, matrix = model.num_hidden_layers, vocab_size * model.hidden_size
+    # A post-norm stack ends with the last layer's norm.
+    final = 1 if isinstance(model, GptSection) or model.norm_first else 0
+    rms = isinstance(model, GptSection) and model.norm == "rms"
+    norms, norm_biases = _norms(model, 2 * layers + final, rms)
+    by_part = {
+        "embedding": 0 if tied else matrix,
+        "positions": _positions(model),
+        "attention": layers * 4 * model.hidden_size**2,
+        "feed-forward": layers * _feed_forward(model),
+        "norms": norms,
+        "biases": norm_biases + layers * (_attention_biases(model) + _feed_forward_biases(model)),
+        "head": matrix,
+    }
+    return _counts(by_part, ("embedding", "positions"), matrix * (1 if tied else 2) + _positions(model))
+
+
+def _encoder_decoder(model: EncoderDecoderSection, vocab_size: int) -> Parameters:
+    """Two embeddings, the encoder, the decoder with cross-attention, a head."""
+    encoder, decoder = model.num_hidden_layers, model.depth_of_decoder
+    matrix, tables = vocab_size * model.hidden_size, 1 if model.share_embeddings else 2
+    final = 2 if model.norm_first else 0
+    norms, norm_biases = _norms(model, 2 * encoder + 3 * decoder + final)
+    attentions = encoder + 2 * decoder
+    tied = 1 if model.tie_word_embeddings else 0
+    positions = _positions(model) * 2
+    by_part = {
+        # The head is a table of its own, or one of these.
+        "embeddings": (tables - tied) * matrix,
+        "positions": positions,
+        "encoder's attention": encoder * 4 * model.hidden_size**2,
+        "decoder's attention": decoder * 4 * model.hidden_size**2,
+        "cross-attention": decoder * 4 * model.hidden_size**2,
+        "feed-forward": (encoder + decoder) * _feed_forward(model),
+        "norms": norms,
+        "biases": norm_biases
+        + attentions * _attention_biases(model)
+        + (encoder + decoder) * _feed_forward_biases(model),
+        "head": matrix,
+    }
+    return _counts(by_part, ("embeddings", "positions"), (tables - tied + 1) * matrix + positions)
+
+
+def _counts(by_part: dict[str, int], looked_up: tuple[str, ...], tables: int) -> Parameters:
+    return Parameters(by_part, {**by_part, **dict.fromkeys(looked_up, 0)}, tables)
+
+
+def matrix_parameters(model: ModelSection, vocab_size: int) -> int:
+    """Active parameters in matrices."""
+    counts = parameters(model, vocab_size)
+    return counts.active - counts.by_part.get("norms", 0) - counts.by_part.get("biases", 0)
+
+
+def attention_flops(model: ModelSection, context: int) -> float:
+    """Forward and backward, against the positions that a token sees on average."""
+    if not isinstance(model, TransformerSection):
+        return 0.0
+    per_position = 3.0 * 2.0 * 2.0 * model.hidden_size
+    looks_ahead = model.learns != "text"
+    layers = model.num_hidden_layers * _seen(context, model.window, looks_ahead)
+    if isinstance(model, EncoderDecoderSection):
+        kept = -(-context // model.cross_downsample)
+        layers += model.depth_of_decoder * (_seen(context, model.window, False) + kept)
+    return per_position * layers
+
+
+def _seen(context: int, window: int | None, looks_ahead: bool) -> float:
+    """Positions that one of ``context`` sees on average."""
+    reach = min(window or context, context)
+    before = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
+    return 2 * before - 1 if looks_ahead else before
+
+
+def _positions(model: TransformerSection) -> int:
+    return model.max_position_embeddings * model.hidden_size if model.positions == "learned" else 0
+
+
+def _feed_forward(model: TransformerSection) -> int:
+    """Parameters in a layer's feed-forward matrices."""
+    return (3 if model.activation == "swiglu" else 2) * model.hidden_size * model.width
+
+
+def _feed_forward_biases(model: TransformerSection) -> int:
+    if not model.bias:
+        return 0
+    return (2 if model.activation == "swiglu" else 1) * model.width + model.hidden_size
+
+
+def _attention_biases(model: TransformerSection) -> int:
+    return 4 * model.hidden_size if model.bias else 0
+
+
+def _norms(model: TransformerSection, count: int, rms: bool = False) -> tuple[int, int]:
+    """Parameters of so many norms: their weights, and their biases."""
+    return count * model.hidden_size, count * model.hidden_size if model.bias and not rms else 0

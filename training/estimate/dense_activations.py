@@ -1,0 +1,69 @@
+"""What the layers of dense models keep of their forward pass, and what they work in.
+
+Counts follow the tensors that autograd saves (``tests/training/test_estimate_memory.py`` counts them in a built model).
+"""
+
+from configs.schema import Recipe
+from configs.schema.models.encoder_decoder import EncoderDecoderSection
+from configs.schema.models.transformer import TransformerSection
+from training.estimate.layer import LONGEST_BLOCKED, Layer, block_weights
+from training.estimate.topology import Topology
+
+
+def layers(recipe: Recipe, place: Topology, micro_batch: int, mode: str) -> tuple[list[Layer], int | None, float]:
+    """Every layer under a checkpointing mode, the width that the head reads (None: logits), and bytes of the rest."""
+    model, length = recipe.model, recipe.train.context_length
+    tokens = micro_batch * length
+    if not isinstance(model, TransformerSection):
+        return [], None, tokens * 8.0
+    looks_ahead = model.learns != "text"
+    stack = [_layer(model, place, micro_batch, length, mode, looks_ahead)] * model.num_hidden_layers
+    row = tokens * model.hidden_size * place.width
+    # The final norm's input, and where dropout is the mask of the embedding's.
+    other = row + (row if model.dropout else 0) + tokens * 16.0
+    if isinstance(model, EncoderDecoderSection):
+        stack = stack + [_layer(model, place, micro_batch, length, mode, False, True)] * model.depth_of_decoder
+        other += other
+    return stack, model.hidden_size, other
+
+
+def _layer(
+    model: TransformerSection,
+    place: Topology,
+    micro_batch: int,
+    length: int,
+    mode: str,
+    looks_ahead: bool,
+    cross: bool = False,
+) -> Layer:
+    tokens = micro_batch * length
+    row = tokens * model.hidden_size * place.width
+    dropped = row if model.dropout else 0
+    # The stream and its norm; queries, keys and values; what attention gives; a mask of what dropout took.
+    attention = 6 * row + dropped + _weights(model, place, micro_batch, length, length if looks_ahead else None)
+    if cross:
+        kept = -(-length // model.cross_downsample) if isinstance(model, EncoderDecoderSection) else length
+        memory = micro_batch * kept * model.hidden_size * place.width
+        attention += 4 * row + dropped + 2 * memory + _weights(model, place, micro_batch, length, kept, whole=True)
+    columns = {"relu": 1, "gelu": 2, "gelu_new": 2, "swiglu": 3 if place.device == "cpu" else 4}[model.activation]
+    wide = tokens * model.width * place.width
+    feed = 2 * row + dropped + columns * wide
+    whole = attention + feed
+    if mode == "none":
+        return Layer(whole, wide, 2 * wide)
+    if mode == "full":
+        return Layer(row, max(attention, feed) / 2, whole - row + 2 * wide)
+    between = (3 if cross else 2) * row
+    return Layer(between, max(attention, feed) / 2, max(attention, feed) - row + 2 * wide)
+
+
+def _weights(
+    model: TransformerSection, place: Topology, micro_batch: int, length: int, keys: int | None, whole: bool = False
+) -> float:
+    """Bytes of attention weights that are kept; ``whole``: no window limits them."""
+    window = None if whole else model.window
+    if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
+        return micro_batch * length * model.num_attention_heads * 4.0
+    count = micro_batch * model.num_attention_heads * block_weights(length, keys, window)
+    # Dropout keeps its mask and what it leaves too.
+    return count * place.width * (3.0 if model.dropout else 1.0)

@@ -1,0 +1,103 @@
+"""Which positions attention may look at, and how much less it does so with distance (ALiBi, arXiv 2108.12409)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from training.layers.documents import Documents, block_mask_of
+
+
+@dataclass
+class Mask:
+    """What holds for every layer of one forward pass.
+
+    Attributes:
+        causal: a query sees no position after its own.
+        window: positions that a query reaches, its own among them, back and, where it is not causal, ahead; None: all.
+        slopes_N: ALiBi: by how much a head's scores fall with each position of distance; None: not at all.
+        lengths_B: of the keys of each sequence those that are there, from the left; None: all.
+        documents: a query sees its own document alone; None: all.
+    """
+
+    causal: bool
+    window: int | None = None
+    slopes_N: torch.Tensor | None = None
+    lengths_B: torch.Tensor | None = None
+    documents: Documents | None = None
+    _block_masks: dict[tuple[int, int], Any] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but causality and documents hides anything."""
+        return self.causal and self.window is None and self.slopes_N is None and self.lengths_B is None
+
+    def reach(self, start: int, end: int, keys: int) -> tuple[int, int]:
+        """The keys, from and up to which, that queries ``start`` .. ``end``-1 see any of."""
+        first = 0 if self.window is None else max(0, start - self.window + 1)
+        last = end if self.causal else keys if self.window is None else end + self.window - 1
+        return first, min(last, keys)
+
+    def bias(self, queries: torch.Tensor, keys_L: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """What is added to scores [B, N, T, L], broadcast to them: minus infinity where a key is hidden.
+
+        Args:
+            queries: positions [T], or [B, T].
+            keys_L: positions.
+            dtype: of the scores.
+
+        Returns:
+            [T, L] where nothing differs between sequences and heads; None: nothing.
+        """
+        ahead = keys_L - queries[..., None]  # [T, L] or [B, T, L]
+        hidden = ahead > 0 if self.causal else None
+        if self.window is not None:
+            far = (ahead if self.causal else -ahead.abs()) <= -self.window
+            hidden = far if hidden is None else hidden | far
+        if ahead.dim() == 3:
+            ahead, hidden = ahead[:, None], None if hidden is None else hidden[:, None]
+        if self.lengths_B is not None:
+            missing = (keys_L >= self.lengths_B[:, None])[:, None, None]
+            hidden = missing if hidden is None else hidden | missing
+        added = None
+        if self.slopes_N is not None:
+            added = (-self.slopes_N[:, None, None] * ahead.abs()).to(dtype)
+        if hidden is None:
+            return added
+        if added is None:
+            added = torch.zeros((), dtype=dtype, device=hidden.device)
+        return added.masked_fill(hidden, float("-inf"))
+
+    def flex(self, queries: int, keys: int, device: torch.device) -> tuple[Any, Any]:
+        """FlexAttention's ``score_mod`` and ``block_mask`` of so many queries and keys; of the latter made once."""
+        slopes, lengths, window, causal = self.slopes_N, self.lengths_B, self.window, self.causal
+        ids_BT = None if self.documents is None else self.documents.ids_BT
+
+        def seen(b: Any, _head: Any, query: Any, key: Any) -> Any:
+            ahead = key - query
+            shown = ahead <= 0 if causal else ahead == ahead
+            if window is not None:
+                shown = shown & (ahead > -window) & (ahead < window)
+            if lengths is not None:
+                shown = shown & (key < lengths[b])
+            if ids_BT is not None:
+                shown = shown & (ids_BT[b, query] == ids_BT[b, key])
+            return shown
+
+        def lowered(score: Any, _b: Any, head: Any, query: Any, key: Any) -> Any:
+            return score - slopes[head] * (query - key).abs()  # type: ignore[index]
+
+        if (queries, keys) not in self._block_masks:
+            samples = next((len(each) for each in (lengths, ids_BT) if each is not None), None)
+            self._block_masks[queries, keys] = block_mask_of(seen, samples, queries, keys, device)
+        return None if slopes is None else lowered, self._block_masks[queries, keys]
+
+
+def alibi_slopes(heads: int, device: torch.device | None = None) -> torch.Tensor:
+    """Each head's slope [N] in fp32: a geometric row from 2^(-8/N); where N is no power of two, as the paper's code
+    does, those of the power below and every other one of the power above.
+    """
+    power = 2 ** (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
+    return torch.tensor(slopes, device=device)

@@ -1,0 +1,45 @@
+"""How a dense transformer learns where tokens stand: added vectors, turned queries and keys, or lower scores."""
+
+import torch
+from torch import nn
+
+from configs.schema.models.transformer import TransformerSection
+from training.layers.masks import alibi_slopes
+from training.layers.positions import Rotation, rotation, sinusoidal
+
+
+class Places(nn.Module):
+    """The kinds of ``model.positions``; only ``learned`` has a weight [longest, D]."""
+
+    def __init__(self, config: TransformerSection) -> None:
+        super().__init__()
+        self.kind, self.theta = config.positions, config.rope_theta
+        self.hidden_size, self.head_size, self.heads = config.hidden_size, config.head_size, config.num_attention_heads
+        self.longest = config.max_position_embeddings
+        learned = self.kind == "learned"
+        self.weight = nn.Parameter(torch.empty(self.longest, self.hidden_size)) if learned else None
+
+    def added(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """What is added to embeddings at positions [T] or [B, T]: [..., T, D]; None: nothing.
+
+        Raises:
+            ValueError: a learned table does not reach so far.
+        """
+        if self.kind == "sinusoidal":
+            return sinusoidal(positions, self.hidden_size, self.theta)
+        if self.weight is None:
+            return None
+        if positions.shape[-1] > self.longest:
+            raise ValueError(
+                f"a sequence of {positions.shape[-1]} tokens is longer than the {self.longest} learned positions "
+                "(model.max_position_embeddings)"
+            )
+        return nn.functional.embedding(positions, self.weight)
+
+    def rotation(self, positions: torch.Tensor) -> Rotation | None:
+        """How far queries and keys are turned; None: not at all."""
+        return rotation(positions, self.head_size, self.theta) if self.kind == "rope" else None
+
+    def slopes(self, device: torch.device) -> torch.Tensor | None:
+        """By how much each head's scores fall with distance [N]; None: not at all."""
+        return alibi_slopes(self.heads, device) if self.kind == "alibi" else None

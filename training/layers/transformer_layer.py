@@ -1,0 +1,98 @@
+"""A dense transformer layer: attention to itself, in decoders to an encoded sequence too, and a feed-forward layer."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from configs.schema.models.transformer import TransformerSection
+from training.layers.cache import LayerCache
+from training.layers.checkpointing import Checkpointing, checkpointed
+from training.layers.feed_forward import feed_forward
+from training.layers.masks import Mask
+from training.layers.multi_head import CrossAttention, Memory, SelfAttention
+from training.layers.norms import LayerNorm, RMSNorm
+from training.layers.positions import Rotation
+
+
+class TransformerLayer(nn.Module):
+    """Each part reads the residual stream and adds to it; dropout is on what it adds.
+
+    ``norm_first``: a norm before each part (pre-norm); else after each addition (post-norm, arXiv 1706.03762).
+    """
+
+    def __init__(
+        self,
+        config: TransformerSection,
+        norm_first: bool,
+        cross: bool = False,
+        norm: Literal["layer", "rms"] = "layer",
+    ) -> None:
+        super().__init__()
+        self.norm_first, self.dropout = norm_first, config.dropout
+        self.input_layernorm = make_norm(config, norm)
+        self.self_attn = SelfAttention(config)
+        if cross:
+            self.cross_attention_layernorm = make_norm(config, norm)
+            self.cross_attn = CrossAttention(config)
+        self.post_attention_layernorm = make_norm(config, norm)
+        self.mlp = feed_forward(config)
+        self.checkpointing: Checkpointing = "none"
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        mask: Mask,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+        memory: Memory | None = None,
+    ) -> torch.Tensor:
+        """[B, T, D] -> [B, T, D]; ``memory``: of the encoded sequence, for a layer with cross-attention."""
+        mode = self.checkpointing if self.training else "none"
+        if mode == "full":
+            return checkpointed(self._whole, mode, x_BTD, mask, rotation, cache, memory)
+        x_BTD = checkpointed(self._attend, mode, x_BTD, mask, rotation, cache)
+        if memory is not None:
+            x_BTD = checkpointed(self._look, mode, x_BTD, memory)
+        return checkpointed(self._feed, mode, x_BTD)
+
+    def _whole(
+        self,
+        x_BTD: torch.Tensor,
+        mask: Mask,
+        rotation: Rotation | None,
+        cache: LayerCache | None,
+        memory: Memory | None,
+    ) -> torch.Tensor:
+        x_BTD = self._attend(x_BTD, mask, rotation, cache)
+        return self._feed(x_BTD if memory is None else self._look(x_BTD, memory))
+
+    def _attend(
+        self, x_BTD: torch.Tensor, mask: Mask, rotation: Rotation | None, cache: LayerCache | None
+    ) -> torch.Tensor:
+        norm = self.input_layernorm
+        return self._added(x_BTD, norm, self.self_attn(self._read(x_BTD, norm), mask, rotation, cache))
+
+    def _look(self, x_BTD: torch.Tensor, memory: Memory) -> torch.Tensor:
+        norm = self.cross_attention_layernorm
+        return self._added(x_BTD, norm, self.cross_attn(self._read(x_BTD, norm), memory))
+
+    def _feed(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        norm = self.post_attention_layernorm
+        return self._added(x_BTD, norm, self.mlp(self._read(x_BTD, norm)))
+
+    def _read(self, x_BTD: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+        return norm(x_BTD) if self.norm_first else x_BTD
+
+    def _added(self, x_BTD: torch.Tensor, norm: nn.Module, part_BTD: torch.Tensor) -> torch.Tensor:
+        if self.dropout and self.training:
+            part_BTD = F.dropout(part_BTD, self.dropout)
+        return x_BTD + part_BTD if self.norm_first else norm(x_BTD + part_BTD)
+
+
+def make_norm(config: TransformerSection, norm: Literal["layer", "rms"] = "layer") -> nn.Module:
+    """A norm over the hidden size."""
+    if norm == "rms":
+        return RMSNorm(config.hidden_size, config.layer_norm_eps)
+    return LayerNorm(config.hidden_size, config.layer_norm_eps, config.bias)

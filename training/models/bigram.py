@@ -1,0 +1,79 @@
+"""The bigram model: one table whose row for a token is the logits of what follows; the smallest baseline."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from configs.schema.models.bigram import BigramSection
+from training.layers.cache import Cache
+from training.layers.checkpointing import Checkpointing
+from training.layers.initial import draw_normal
+from training.losses import cross_entropy_sum
+
+
+class LogitsHead(nn.Module):
+    """The head of a model whose hidden states [..., V] are logits already; with labels [...] their summed loss."""
+
+    def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return hidden if labels is None else cross_entropy_sum(hidden, labels)
+
+
+class BigramModel(nn.Module):
+    """The table [V, V]: token ids [B, T] -> logits [B, T, V]."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.embed_tokens(input_ids_BT)
+        return out
+
+
+class BigramForCausalLM(nn.Module):
+    """A language model that sees one token back. Weights are undefined until :func:`init_weights`."""
+
+    def __init__(self, config: BigramSection, vocab_size: int) -> None:
+        super().__init__()
+        self.section = config
+        self.model = BigramModel(vocab_size)
+        self.lm_head = LogitsHead()
+
+    def set_checkpointing(self, mode: Checkpointing) -> None:
+        """Nothing: there are no layers."""
+
+    def compile_regions(self) -> None:
+        """Nothing: there is one look into a table."""
+
+    def new_cache(self, sequences: int, capacity: int) -> Cache:
+        """A cache without layers, which counts what has been read."""
+        return Cache(0, sequences, capacity, 0, self.model.embed_tokens.weight.detach())
+
+    def hidden(
+        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: Cache | None = None
+    ) -> torch.Tensor:
+        """Token ids [B, T] -> logits [B, T, V], wherever documents begin; with a ``cache`` the ids follow its own."""
+        if cache is not None:
+            cache.begin(input_ids_BT.shape[1])
+        out: torch.Tensor = self.model(input_ids_BT)
+        return out
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        targets: Sequence[torch.Tensor] | None = None,
+        starts: torch.Tensor | None = None,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Token ids [B, T] -> logits [B, T, V]; with ``targets`` (labels [B, T]) the summed ``cross_entropy``."""
+        logits_BTV = self.hidden(input_ids_BT, starts)
+        if targets is None:
+            return logits_BTV
+        return {"cross_entropy": self.lm_head(logits_BTV, targets[0])}
+
+
+@torch.no_grad()
+def init_weights(model: BigramForCausalLM, seed: int) -> None:
+    """The table from N(0, initializer_range), in place."""
+    for name, parameter in model.named_parameters():
+        draw_normal(parameter, f"{seed}/{name}", model.section.initializer_range)

@@ -1,0 +1,55 @@
+"""Every family by its name in the recipe: how its model is built and given first values."""
+
+from typing import Any, Protocol, cast
+
+import torch
+
+from configs.schema.models import ModelSection
+from training.layers.checkpointing import Checkpointing
+from training.models import bigram, deepseek, gpt
+
+
+class Model(Protocol):
+    """What every family's model does; it is a ``torch.nn.Module``. Those that learn from text also are a ``CausalLM``
+    (:mod:`training.inference.generate`).
+    """
+
+    def set_checkpointing(self, mode: Checkpointing) -> None:
+        """What the layers keep in training."""
+
+    def compile_regions(self) -> None:
+        """Compile what compiles without graph breaks."""
+
+    def forward(self, *inputs: Any, **more: Any) -> Any:
+        """With ``targets`` the sums of the losses by name."""
+
+
+_CLASSES: dict[str, Any] = {
+    "deepseek": deepseek.DeepseekForCausalLM,
+    "gpt": gpt.GptForCausalLM,
+    "bigram": bigram.BigramForCausalLM,
+}
+
+
+def build_model(section: ModelSection, vocab_size: int) -> Any:
+    """The recipe's model with ``vocab_size`` rows, in fp32; its weights are undefined."""
+    return _CLASSES[cast(Any, section).family](section, vocab_size)
+
+
+def init_weights(model: torch.nn.Module, seed: int, experts: range | None = None) -> None:
+    """Give every parameter and buffer its first value, in place, as the family's table says.
+
+    Args:
+        model: of :func:`build_model`.
+        seed: from 0.
+        experts: of a mixture of experts those whose weights are needed; None: all.
+    """
+    match model:
+        case deepseek.DeepseekForCausalLM():
+            deepseek.init_weights(model, seed, experts)
+        case gpt.GptForCausalLM():
+            gpt.init_weights(model, seed)
+        case bigram.BigramForCausalLM():
+            bigram.init_weights(model, seed)
+        case _:
+            raise TypeError(f"{type(model).__name__} is no model of a family")
