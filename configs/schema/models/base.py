@@ -6,7 +6,6 @@ from pydantic import Field
 
 from configs.schema.base import Free, Section
 
-
 #: Type of the fault of a family that there is not.
 UNKNOWN_FAMILY = "unknown_family"
 
