@@ -6,6 +6,7 @@ from training.report.data_section import data_section
 from training.report.evaluation_sections import baselines, evaluation_section, models, samples_section
 from training.report.run_files import RunFiles
 from training.report.series import totals
+from training.report.task_section import scores, task_section
 from training.report.training_sections import experts_section, finetuning_section, pretraining_section
 
 
@@ -15,6 +16,7 @@ def build_page(run: RunFiles) -> str:
         pretraining_section(run),
         experts_section(run),
         evaluation_section(run),
+        task_section(run),
         finetuning_section(run),
         samples_section(run),
         data_section(run),
@@ -60,7 +62,7 @@ def _headline_of_training(run: RunFiles) -> dict[str, str]:
 
 def _headline_of_evaluation(run: RunFiles) -> dict[str, str]:
     measured, others = models(run), baselines(run)
-    facts = {}
+    facts = dict(scores(run.evaluation["task"])) if run.evaluation.get("task") else {}
     if "pretrained model" in measured:
         facts["Bits per byte"] = decimal(measured["pretrained model"])
     if measured and others:
@@ -72,7 +74,7 @@ def _headline_of_evaluation(run: RunFiles) -> dict[str, str]:
 def _missing(run: RunFiles) -> str:
     """One line on what the page leaves out, and which command makes it."""
     wanted = {
-        "the data": (not {"documents", "tokenizer", "tokens"} <= set(run.data), "make data"),
+        "the data": (not {"documents", "tokenizer", run.learnt_from} <= set(run.data), "make data"),
         "pretraining": (not run.pretrain_metrics, "make pretrain"),
         "the end of pretraining": (bool(run.pretrain_metrics) and run.pretrain is None, "make pretrain"),
         "fine-tuning": (run.wants_finetune and not run.finetune_metrics, "make finetune"),

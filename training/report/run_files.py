@@ -28,6 +28,7 @@ class RunFiles:
         evaluation: contents of ``evaluation/evaluation.json``; empty if there is none.
         recipe: the resolved recipe as YAML, as pretraining ran with it if it has.
         wants_finetune: the recipe has a finetune section.
+        learnt_from: the artefact that pretraining learns from, ``tokens`` or ``examples``.
     """
 
     name: str
@@ -39,6 +40,7 @@ class RunFiles:
     evaluation: dict[str, Any]
     recipe: str
     wants_finetune: bool
+    learnt_from: str = "tokens"
 
     def counts(self, artefact: str) -> dict[str, Any]:
         """Counts of a data artefact; empty where it is not there."""
@@ -69,6 +71,7 @@ def read_run(recipe: Recipe) -> RunFiles:
         evaluation=_read_evaluation(layout.evaluation / "evaluation.json"),
         recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
         wants_finetune=recipe.finetune is not None,
+        learnt_from="examples" if recipe.has_model and recipe.model.learns != "text" else "tokens",
     )
     if not (run.data or run.pretrain or run.pretrain_metrics or run.finetune_metrics):
         raise RequestError(f"{layout.run}: nothing to report yet: run `make data` and `make pretrain` first")

@@ -1,0 +1,65 @@
+"""How often predictions are right: of tokens, of whole sequences, of classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Predicted classes beside the true ones.
+
+    Attributes:
+        confusion: [C, C] examples, a row for each true class, a column for each predicted one.
+        names: of the classes.
+    """
+
+    confusion: NDArray[np.int64]
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, true: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> "ClassScores":
+        """Count pairs of true and predicted classes."""
+        count = len(names)
+        cells = np.bincount(np.asarray(true) * count + np.asarray(predicted), minlength=count * count)
+        return cls(cells.reshape(count, count), names)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples whose class is right."""
+        return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
+
+    @property
+    def majority(self) -> float:
+        """The accuracy of always saying the most frequent true class."""
+        return float(self.confusion.sum(1).max() / max(1, self.confusion.sum()))
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Of each class: name, examples, precision, recall, F1; 0 where a ratio has nothing to divide by."""
+        right = np.diag(self.confusion).astype(float)
+        true, said = self.confusion.sum(1), self.confusion.sum(0)
+        rows = []
+        for number, name in enumerate(self.names):
+            precision = right[number] / said[number] if said[number] else 0.0
+            recall = right[number] / true[number] if true[number] else 0.0
+            both = precision + recall
+            rows.append(
+                {
+                    "name": name,
+                    "examples": int(true[number]),
+                    "precision": float(precision),
+                    "recall": float(recall),
+                    "f1": float(2 * precision * recall / both) if both else 0.0,
+                }
+            )
+        return rows
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the F1 of the classes that have examples or were predicted."""
+        there = (self.confusion.sum(0) + self.confusion.sum(1)) > 0
+        scores = [row["f1"] for row, counted in zip(self.per_class(), there, strict=True) if counted]
+        return float(np.mean(scores)) if scores else 0.0

@@ -1,0 +1,79 @@
+"""What a model of a task (tags, pairs or labels) gets right on held-out examples."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from artefacts.pages import markup
+from artefacts.pages.figures import inline_svg
+from artefacts.pages.formats import decimal, share, whole
+from training.report.run_files import RunFiles
+
+#: Classes whose confusion is drawn with numbers in the cells.
+_NUMBERED = 20
+
+
+def task_section(run: RunFiles) -> str:
+    """Scores, of classes each one's too, and what the model made of some examples."""
+    facts = run.evaluation.get("task") or {}
+    if not facts:
+        return ""
+    rows = [[name, value] for name, value in scores(facts)]
+    return markup.section(
+        "task",
+        "On held-out examples",
+        markup.table(["", ""], rows),
+        *(_classes(facts) if facts["kind"] == "labels" else []),
+        markup.table(["source", "target", "output"], _samples(facts), "The first of them"),
+    )
+
+
+def scores(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of each score, as text."""
+    count = facts["examples"]
+    yield "examples", whole(count)
+    yield "loss (nats a target)", decimal(facts["loss"])
+    if facts["kind"] == "labels":
+        yield "accuracy", share(facts["accuracy"], 1)
+        yield "always the most frequent class", share(facts["majority"], 1)
+        yield "macro F1", decimal(facts["macro_f1"])
+        return
+    yield "tokens right", share(facts["token_accuracy"], 1)
+    yield "whole sequences right", share(facts["exact"], 1)
+
+
+def confusion_figure(names: list[str], counts: list[list[int]]) -> Figure:
+    """A heat map: a row for each true class, a column for each predicted one."""
+    size = 2.2 + 0.42 * len(names)
+    figure = Figure(figsize=(size + 0.6, size))
+    axes = figure.subplots()
+    shares = [[cell / max(1, sum(row)) for cell in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion")
+    axes.grid(visible=False)
+    for row, line in enumerate(counts) if len(names) <= _NUMBERED else ():
+        for column, cell in enumerate(line):
+            dark = shares[row][column] > 0.5
+            axes.text(column, row, str(cell), ha="center", va="center", color="white" if dark else "#1f2933")
+    return figure
+
+
+def _classes(facts: dict[str, Any]) -> list[str]:
+    names = [row["name"] for row in facts["classes"]]
+    rows = [
+        [row["name"], whole(row["examples"]), *(decimal(row[key]) for key in ("precision", "recall", "f1"))]
+        for row in facts["classes"]
+    ]
+    draw = partial(confusion_figure, names, facts["confusion"])
+    return [
+        markup.table(["class", "examples", "precision", "recall", "F1"], rows, "By class"),
+        markup.figure(inline_svg(draw, "confusion of classes")),
+    ]
+
+
+def _samples(facts: dict[str, Any]) -> list[list[str]]:
+    return [[sample[key] for key in ("source", "target", "output")] for sample in facts.get("samples", [])]
