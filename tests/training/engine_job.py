@@ -11,6 +11,7 @@ import torch
 
 from configs.load import load_recipe
 from configs.schema import Recipe
+from configs.schema.models.classifier import ClassifierSection
 from training.checkpoint.hook import CheckpointHook
 from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.retention import Retention
@@ -28,7 +29,7 @@ from training.engine.metrics import MetricsHook
 from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
 from training.engine.watch import SkippedSteps, SpikeDetector, WatchHook
-from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.models.families import build_model, init_weights
 from training.objective import Objective
 from training.optimizers import adopt_partitions, build_optimizer
 from training.schedules import learning_rate
@@ -37,7 +38,11 @@ RECIPE = Path(__file__).with_name("engine.yaml")
 
 
 class MadeTokens:
-    """Seeded batches with uneven target counts: some labels are masked, differently in each sample."""
+    """Seeded batches with uneven target counts: some labels are masked, differently in each sample.
+
+    Of families that learn otherwise than from text: each token stands for itself (tags), the source is the text
+    backwards (pairs), or the first token says the class (labels); sources and texts differ in length.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -51,14 +56,31 @@ class MadeTokens:
         for row in range(size):
             labels[row, : row * 3] = -100
         starts = torch.arange(0, size * length + 1, length // 2, dtype=torch.int32)
-        return Batch(tokens[:, :-1].contiguous(), labels, starts)
+        return self._as_learnt(Batch(tokens[:, :-1].contiguous(), labels, starts))
+
+    def _as_learnt(self, text: Batch) -> Batch:
+        model, size = self.recipe.model, len(text.inputs)
+        lengths = text.inputs.shape[1] - 2 * torch.arange(size)
+        if model.learns == "tags":
+            shown = torch.arange(text.inputs.shape[1]) < lengths[:, None]
+            return Batch(text.inputs, text.inputs.where(shown, -100), lengths=lengths)
+        if model.learns == "pairs":
+            return Batch(text.inputs, text.labels, source=text.inputs.flip(1), source_lengths=lengths)
+        if isinstance(model, ClassifierSection):
+            return Batch(text.inputs, text.inputs[:, 0] % model.classes, lengths=lengths)
+        return text
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
         whole = self.global_batch(step)
         picks = torch.arange(len(whole.inputs)).reshape(-1, ranks, micro_batch)[:, rank]
         length = whole.inputs.shape[1]
         starts = torch.arange(0, micro_batch * length + 1, length // 2, dtype=torch.int32)
-        return [Batch(whole.inputs[p], whole.labels[p], starts) for p in picks]
+        own = ("inputs", "labels", "lengths", "source", "source_lengths")
+        rows = {name: tensor for name in own if (tensor := getattr(whole, name)) is not None}
+        return [
+            Batch(**{name: tensor[p] for name, tensor in rows.items()}, starts=None if whole.starts is None else starts)
+            for p in picks
+        ]
 
 
 class Recorder(Hook):
@@ -144,15 +166,16 @@ def train_once(
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
     torch.manual_seed(ranks.rank)
-    model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
-    own = local_experts(ranks.rank, recipe.model.n_routed_experts, recipe.expert_parallel)
+    model = build_model(recipe.model, recipe.vocab_size)
+    own = local_experts(ranks.rank, recipe.model.expert_count, recipe.expert_parallel)
     init_weights(model, recipe.run.seed, own)
     shun_the_first_experts(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(frozen is None or frozen not in name)
     model.set_checkpointing(train.checkpointing)
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
-    config = deepspeed_config(train, ranks.size, recipe.expert_parallel, train.global_batch, recipe.micro_batch)
+    experts = recipe.expert_parallel if recipe.model.has_experts else None
+    config = deepspeed_config(train, ranks.size, experts, train.global_batch, recipe.micro_batch)
     if swap_to:
         config["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "nvme_path": swap_to}
     checkpoints = out / "checkpoints"
@@ -162,7 +185,8 @@ def train_once(
     resumption = Resumption(found, about) if found else None
     engine = build_engine(model, optimizer, config, ranks)
     adopt_partitions(optimizer, engine)
-    assert any(hasattr(module, "ep_size") for module in engine.module.modules()), "AutoEP replaced nothing"
+    replaced = any(hasattr(module, "ep_size") for module in engine.module.modules())
+    assert replaced == recipe.model.has_experts, "AutoEP replaced nothing, or what it should not"
     balancer, skipped = Balancer(engine.module, train.balance_step), SkippedSteps(train.watch.skipped_in_a_row)
     if resumption:
         state = resumption.load(engine, ranks)
@@ -218,7 +242,7 @@ def train_once(
     engine.destroy()
 
 
-def shun_the_first_experts(model: DeepseekForCausalLM) -> None:
+def shun_the_first_experts(model: torch.nn.Module) -> None:
     """Begin with a bias that keeps half of the experts, all of some expert-parallel ranks, from getting a token."""
     for name, buffer in model.named_buffers():
         if name.endswith(BIAS):
