@@ -74,7 +74,7 @@ class Recipe(Section):
 
     def _examples_fit(self) -> None:
         """What a model that learns from examples has no use for, and what it needs."""
-        family = f"model.family={cast(Any, self.model).family}"
+        family = f"model.family={self.family}"
         if self.finetune:
             raise ValueError(f"finetune: {family} learns from no running text, and holds no conversation: leave it out")
         if self.train.packing != "windows":
@@ -157,6 +157,16 @@ class Recipe(Section):
     def learns(self) -> Literal["text", "tags", "pairs", "labels"]:
         """What its model is trained on (see ``ModelSection``): ``text`` without one."""
         return self.model_section.learns if self.model_section else "text"
+
+    @property
+    def family(self) -> str:
+        """The family of its model."""
+        return str(cast(Any, self.model).family)
+
+    @property
+    def targets_are_text(self) -> bool:
+        """Whether its model's targets are made of tokens."""
+        return self.learns in ("tags", "pairs")
 
     @property
     def model(self) -> ModelSection:
