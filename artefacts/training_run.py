@@ -71,33 +71,53 @@ class TrainingRun:
 
 
 def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
-    """The pretraining run of a recipe over the published token shards.
+    """The pretraining run of a recipe over the published token shards, or examples.
 
     Raises:
-        RequestError: the shards or their packing are not there, or come from other inputs or another vocabulary; or
-            the recipe is one for data alone.
+        RequestError: what it learns from is not there, or comes from other inputs or another vocabulary; or the recipe
+            is one for data alone.
     """
     model, train = recipe.model.identity(), recipe.train.identity()
-    tokens = manifest.require(layout.tokens, "make data")
+    folder = layout.tokens if recipe.learns == "text" else layout.examples
+    data = manifest.require(folder, "make data")
     tokenizer = manifest.require(layout.tokenizer, "make tokenizer")
-    if tokens.inputs.get("tokenizer") != tokenizer.fingerprint:
-        raise RequestError(f"{layout.tokens} was made by another tokenizer than {layout.tokenizer}: run `make data`")
-    if tokens.details["vocab_size"] > recipe.vocab_size:
+    if data.inputs.get("tokenizer") != tokenizer.fingerprint:
+        raise RequestError(f"{folder} was made by another tokenizer than {layout.tokenizer}: run `make data`")
+    if recipe.learns != "text":
+        _require_same_examples(recipe, folder, data)
+    if data.details["vocab_size"] > recipe.vocab_size:
         raise RequestError(
-            f"{layout.tokens} holds token ids up to {tokens.details['vocab_size'] - 1}, beyond the model's vocabulary "
+            f"{folder} holds token ids up to {data.details['vocab_size'] - 1}, beyond the model's vocabulary "
             f"of {recipe.vocab_size}: set model.vocab_size or run `make data`"
         )
-    identity = {
+    identity: dict[str, Any] = {
         "seed": recipe.run.seed,
         "model": {**model, "vocab_size": recipe.vocab_size},
         "train": train,
     }
-    inputs = {"tokens": tokens.fingerprint}
-    if "sources" in tokens.counts:
-        identity["mixture"] = mixture_weights(recipe, layout, tokens)
+    inputs = {folder.name: data.fingerprint}
+    if recipe.learns == "text" and "sources" in data.counts:
+        identity["mixture"] = mixture_weights(recipe, layout, data)
     if recipe.train.packing == "best_fit":
-        inputs["packing"] = _packing(recipe, layout, tokens)
+        inputs["packing"] = _packing(recipe, layout, data)
     return TrainingRun("pretrain", layout.pretrain, identity, inputs)
+
+
+def examples_identity(recipe: Recipe) -> dict[str, Any]:
+    """The recipe keys that the examples depend on of a model that learns from no running text."""
+    found = {
+        "learns": recipe.learns,
+        "context_length": recipe.train.context_length,
+        "validation_fraction": recipe.data.tokens.validation_fraction,
+        "seed": recipe.run.seed,
+    }
+    return found | ({"classes": recipe.model.identity()["classes"]} if recipe.learns == "labels" else {})
+
+
+def _require_same_examples(recipe: Recipe, folder: Path, made: Manifest) -> None:
+    """Refuse examples that were made for another recipe, chat examples among them."""
+    if why := first_difference(made.identity, examples_identity(recipe)):
+        raise RequestError(f"{folder} was made for another recipe ({why}): run `make data`")
 
 
 def mixture_weights(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> dict[str, float]:
@@ -155,14 +175,16 @@ def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:
 
 
 def require_same_tokens(layout: RunLayout) -> None:
-    """Weights mean something only with the tokenizer and the shards that they were trained on.
+    """Weights mean something only with the tokenizer and the data that they were trained on.
 
     Raises:
         RequestError: the data were made anew since pretraining.
     """
-    trained = _read_identity(layout.pretrain).get("inputs", {}).get("tokens")
-    if trained is not None and trained != manifest.require(layout.tokens, "make data").fingerprint:
-        raise RequestError(f"{layout.pretrain} was trained on other shards than {layout.tokens}: run `make pretrain`")
+    inputs = _read_identity(layout.pretrain).get("inputs", {})
+    for folder in (layout.tokens, layout.examples):
+        trained = inputs.get(folder.name)
+        if trained is not None and trained != manifest.require(folder, "make data").fingerprint:
+            raise RequestError(f"{layout.pretrain} was trained on other data than {folder}: run `make pretrain`")
 
 
 def finetune_is_current(layout: RunLayout) -> bool:

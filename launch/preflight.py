@@ -33,6 +33,9 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
 
 
 def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
+    if recipe.learns != "text":
+        require_sound(layout.examples, "make data")
+        return
     require_sound(layout.tokens, "make data")
     if run.stage == "finetune":
         require_sound(layout.examples, "python -m pipeline examples")

@@ -47,8 +47,13 @@ _STEPS = (
 
 
 def steps(recipe: Recipe) -> tuple[Step, ...]:
-    """The jobs that a recipe takes, in order; the last one packs where the recipe asks for it, and verifies."""
+    """The jobs that a recipe takes, in order; the last one packs where the recipe asks for it, and verifies.
+
+    A model that learns from examples takes those in the place of token shards.
+    """
     *before, last = _STEPS
+    if recipe.learns != "text":
+        before, last = before[:-1], Step("examples", False, (("pipeline", "examples"),))
     pack = (("pipeline", "pack"),) if recipe.packs else ()
     return (*before, last._replace(commands=(*last.commands, *pack, ("pipeline", "verify"))))
 

@@ -48,8 +48,13 @@ def _run(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
         # The documents may take hours, and a slip in its path is told at once.
         ready.check(recipe)
+    if recipe.learns != "text":
+        # Examples are made for a context length, and that there is none is told at once.
+        _ = recipe.train
     _build_documents(recipe, WHOLE)
     _train_tokenizer(recipe)
+    if recipe.learns != "text":
+        return _examples(recipe, chosen)
     _build_tokens(recipe, WHOLE)
     return _pack(recipe, chosen) if recipe.packs else DONE
 
@@ -134,9 +139,12 @@ def _pack(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 def _examples(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    from pipeline import examples
+    if recipe.learns == "text":
+        from pipeline.examples import build
+    else:
+        from pipeline.task_examples import build
 
-    made = examples.build(recipe)
+    made = build(recipe)
     folder = RunLayout.of(recipe).examples
     if made is None:
         print(f"{folder}: up to date")
@@ -177,13 +185,16 @@ def _stats(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 _VERBS = {
-    "run": (_run, "all of it: source to documents, tokenizer, token shards"),
+    "run": (
+        _run,
+        "all of it: source to documents, tokenizer, token shards (or the examples of a model that takes those)",
+    ),
     "ingest": (_ingest, "read and clean the source, part by part; tables of what is there"),
     "dedup": (_dedup, "compare what was read: exact duplicates, long lines, near duplicates"),
     "clean": (_clean, "source to cleaned documents: what ingest and dedup left to do, then the documents' files"),
     "tokenize": (_tokenize, "documents to token shards, with the run's tokenizer"),
     "pack": (_pack, "token shards to an index of packed samples, for train.packing=best_fit; run does it too"),
-    "examples": (_examples, "chat examples for fine-tuning"),
+    "examples": (_examples, "chat examples for fine-tuning, or those of a model that learns from examples alone"),
     "verify": (
         _verify,
         "re-check every artefact and checkpoint, name what is damaged and what repairs it",

@@ -21,7 +21,7 @@ from configs.schema.clean import CleanSection
 from pipeline import dedup
 from pipeline.cleaning.cleaner import TOO_SHORT
 from pipeline.ingest import kept_path, rejected_path, with_digests
-from pipeline.rows import KEPT_SCHEMA, REJECTED_SCHEMA, RowFile
+from pipeline.rows import KEPT_SCHEMA, OWN_COLUMNS, REJECTED_SCHEMA, RowFile
 from tokenizer.sample import keyed_hashes
 
 #: Text of a clean shard, in bytes, about.
@@ -155,4 +155,4 @@ def verdict(parts: Path, section: CleanSection, number: int) -> dedup.Verdict:
 
 def _refused(table: pyarrow.Table, reason: str) -> pyarrow.Table:
     reasons = pyarrow.array([reason] * len(table), pyarrow.string())
-    return table.select(KEPT_SCHEMA.names[:4]).append_column("reason", reasons).cast(REJECTED_SCHEMA)
+    return table.select(OWN_COLUMNS).append_column("reason", reasons).cast(REJECTED_SCHEMA)

@@ -16,6 +16,8 @@ _KEY = "data.source(s.NAME)."
 _CURES = {
     "invalid ": f"set {_KEY}encoding (such as latin-1; of text, jsonl and csv)",
     "field ": f"set {_KEY}text_field",
+    "target field ": f"set {_KEY}target_field",
+    "empty target": "give every text its target, or take those without away",
     "a JSON array": "write a record a line, such as with `jq -c .[]`",
     "a record with too ": f"set {_KEY}delimiter, or quote the fields that hold it",
     "malformed ": f"see that {_KEY}kind is what these files are",

@@ -12,13 +12,15 @@ class Document(NamedTuple):
         id: unique within its source, the same on every reading; the corpus has ``id_prefix`` before it.
         text: the text.
         source: the file it came from, relative to the source's root, or the source's name.
-        kind: what sort of text it is (topic, module, class, function, text, record, pattern).
+        kind: what sort of text it is (topic, module, class, function, text, record, pattern, pair, sequence).
+        target: the text or the label that belongs to it, of a source that has such.
     """
 
     id: str
     text: str
     source: str
     kind: str
+    target: str | None = None
 
 
 def id_prefix(recipe: Recipe, source: str) -> str:

@@ -2,9 +2,9 @@
 
 Three steps, each of which can be shared by several tasks and goes on where it was stopped: ``ingest`` reads and cleans
 every part of every source, ``find_duplicates`` compares them all, ``build`` writes the shards and publishes them.
-``documents/clean-*.parquet`` holds id, text, source, kind, bytes (of UTF-8) and digest (first half of the text's
-sha256); ``rejected-*.parquet`` holds what was dropped, with the reason; ``unreadable.json`` where input could not be
-read (the first hundred places of each reason).
+``documents/clean-*.parquet`` holds id, text, source, kind, target (null where there is none), bytes (of the text, in
+UTF-8) and digest (first half of the text's sha256, with a target of both); ``rejected-*.parquet`` holds what was
+dropped, with the reason; ``unreadable.json`` where input could not be read (the first hundred places of each reason).
 """
 
 from collections import Counter
@@ -25,12 +25,17 @@ from configs.schema import Recipe
 from pipeline import origin
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
+from pipeline.document import Document
 from pipeline.share import WHOLE, Share
 from pipeline.sources import Source, open_source
 
 #: Counts of the parts, and of the shards, that add up.
 _READ = ("read", "read_bytes", "kept", "kept_bytes")
 _COUNTED = ("documents", "bytes", "outside_sample", "removed_lines")
+#: Kinds of source whose documents follow from the seed.
+_MADE_UP = ("patterns", "sequences")
+#: Keys that sources did not have from the first: at their defaults, documents of before are still what is asked for.
+_LATER = ("target_field", "symbols", "task")
 
 
 def ingest(recipe: Recipe, share: Share) -> list[str] | None:
@@ -128,16 +133,20 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     """The recipe keys that the documents depend on."""
     sections = recipe.data.named_sources
     # Where a source lies and how often it is drawn from do not matter; what it holds does: origin.inputs() says.
-    left_out = ("path", "revision", "weight")
+    left_out = ("path", "target_path", "revision", "weight")
     kept = {
-        name: {key: value for key, value in section.identity().items() if key not in left_out}
+        name: {
+            key: value
+            for key, value in section.identity().items()
+            if key not in left_out and (key not in _LATER or value != type(section).model_fields[key].default)
+        }
         for name, section in sections.items()
     }
     found: dict[str, Any] = {"sources": kept, "clean": recipe.data.clean.identity()}
     found["clean"]["decontaminate"].pop("path")
     if recipe.data.sources:
         found["ids"] = "begin with the source's name"
-    if any(section.sample_bytes or section.kind == "patterns" for section in sections.values()):
+    if any(section.sample_bytes or section.kind in _MADE_UP for section in sections.values()):
         found["seed"] = recipe.run.seed
     return found
 
@@ -154,7 +163,8 @@ def _stage(recipe: Recipe, sources: dict[str, Source], share: Share) -> Iterator
 
 def _parts(stage: Stage, sources: dict[str, Source]) -> Path:
     """The folder of the parts; of another cut of the same sources nothing is kept."""
-    cut = fingerprint.of_value([source.parting for source in sources.values()])
+    # An earlier version wrote fewer columns.
+    cut = fingerprint.of_value([*Document._fields, *(source.parting for source in sources.values())])
     return stage.scratch / f"parts-{cut[:12]}"
 
 

@@ -6,6 +6,7 @@ question and answer. An answer stands on one side only.
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,8 @@ def _about_functions(recipe: Recipe, dropped: Counter[str]) -> list[Example]:
     from pipeline.sources.pydocs import PydocsSource
 
     section = _pydocs(recipe)
-    source = PydocsSource.of(section or SourceSection(), recipe)
+    # Questions are about what a labelled document is without.
+    source = replace(PydocsSource.of(section or SourceSection(), recipe), target_field=None)
     held_out: frozenset[str] = frozenset()
     if section:
         path = RunLayout.of(recipe).tokens / "validation.parquet"

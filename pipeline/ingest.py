@@ -29,7 +29,7 @@ from pipeline.bad_inputs import BadInputs
 from pipeline.cleaning.cleaner import Cleaner
 from pipeline.dedup import KeyWriter
 from pipeline.document import Document, id_prefix
-from pipeline.rows import GROUP_BYTES, KEPT_SCHEMA, REJECTED_SCHEMA, RowFile
+from pipeline.rows import GROUP_BYTES, KEPT_SCHEMA, OWN_COLUMNS, REJECTED_SCHEMA, RowFile
 from pipeline.share import Share
 from pipeline.sources import Part, Source
 
@@ -152,6 +152,10 @@ def clean_part(
             counts["read"] += len(table)
             counts["read_bytes"] += _text_bytes(table["text"])
             table = table.set_column(1, "text", cleaned.texts)
+            if table["target"].null_count < len(table):
+                targets = _cleaner[0].targets(table["target"].chunk(0))
+                masked.update(targets.masked)
+                table = table.set_column(OWN_COLUMNS.index("target"), "target", targets.texts)
             fine = compute.is_null(cleaned.reasons)
             refused = table.append_column("reason", cleaned.reasons).filter(compute.invert(fine))
             dropped.update(refused["reason"].to_pylist())
@@ -190,7 +194,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     size = 0
     for document in documents:
         batch.append(document)
-        size += len(document.text)
+        size += len(document.text) + len(document.target or "")
         if size >= GROUP_BYTES:
             yield batch
             batch, size = [], 0
@@ -199,15 +203,19 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _table(documents: list[Document], prefix: str) -> pyarrow.Table:
-    columns = list(zip(*documents, strict=True))
+    columns = dict(zip(Document._fields, zip(*documents, strict=True), strict=True))
     if prefix:
-        columns[0] = tuple(prefix + identifier for identifier in columns[0])
+        columns["id"] = tuple(prefix + identifier for identifier in columns["id"])
+    arrays = {name: _column(values, KEPT_SCHEMA.field(name).type) for name, values in columns.items()}
+    return pyarrow.table(arrays)
+
+
+def _column(values: tuple[str | None, ...], kind: pyarrow.DataType) -> pyarrow.Array:
+    """An array of strings, without the surrogates that UTF-8 cannot hold."""
     try:
-        texts = pyarrow.array(columns[1], pyarrow.large_string())
+        return pyarrow.array(values, kind)
     except UnicodeEncodeError:
-        texts = pyarrow.array([_SURROGATES.sub("", text) for text in columns[1]], pyarrow.large_string())
-    others = [pyarrow.array(columns[place], pyarrow.string()) for place in (0, 2, 3)]
-    return pyarrow.table([others[0], texts, *others[1:]], names=list(Document._fields))
+        return pyarrow.array([value and _SURROGATES.sub("", value) for value in values], kind)
 
 
 def _text_bytes(texts: pyarrow.ChunkedArray) -> int:
@@ -215,15 +223,29 @@ def _text_bytes(texts: pyarrow.ChunkedArray) -> int:
 
 
 def with_digests(table: pyarrow.Table) -> pyarrow.Table:
-    """The documents with the size and digest of their texts, in the columns of ``KEPT_SCHEMA``."""
+    """The documents with the size and the digest of their texts, in the columns of ``KEPT_SCHEMA``.
+
+    A document with a target has a digest of both: the same text with another target is another document.
+    """
     texts = table["text"].combine_chunks()
     sizes = compute.binary_length(texts).cast(pyarrow.int64())
-    digests = b"".join(hashlib.sha256(text).digest()[:16] for text in _views(texts))
+    digests = b"".join(digest[:16] for digest in _digests(texts, table["target"].combine_chunks()))
     packed = pyarrow.FixedSizeBinaryArray.from_buffers(
         pyarrow.binary(16), len(texts), [None, pyarrow.py_buffer(digests)]
     )
-    table = table.select(["id", "text", "source", "kind"])
+    table = table.select(OWN_COLUMNS)
     return table.append_column("bytes", sizes).append_column("digest", packed).cast(KEPT_SCHEMA)
+
+
+def _digests(texts: pyarrow.LargeStringArray, targets: pyarrow.LargeStringArray) -> Iterator[bytes]:
+    """The sha256 of each text; where it has a target, that of its sha256 and the target's."""
+    found = (hashlib.sha256(text).digest() for text in _views(texts))
+    if targets.null_count == len(targets):
+        yield from found
+        return
+    others = zip(_views(compute.fill_null(targets, "")), targets.is_valid().to_pylist(), strict=True)
+    for digest, (target, there) in zip(found, others, strict=True):
+        yield hashlib.sha256(digest + hashlib.sha256(target).digest()).digest() if there else digest
 
 
 def _views(texts: pyarrow.LargeStringArray) -> Iterator[memoryview]:

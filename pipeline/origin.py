@@ -37,6 +37,8 @@ def _everything(recipe: Recipe, sources: dict[str, Source]) -> Iterator[_Read]:
             return {f"{name}: {key}": value for key, value in sources[name].inputs().items()}
 
         yield _Read(f"{recipe.data.key_of(section)}.path", section.path, name, own)
+        if section.target_path:
+            yield _targets(f"{recipe.data.key_of(section)}.target_path", section.target_path, f"{name} targets")
     if path := recipe.data.clean.decontaminate.path:
         from pipeline.cleaning import contamination
 
@@ -45,6 +47,13 @@ def _everything(recipe: Recipe, sources: dict[str, Source]) -> Iterator[_Read]:
             return {"decontaminate": files.fingerprints(found)["files"]}
 
         yield _Read(contamination.KEY, path, "", compared)
+
+
+def _targets(key: str, path: str, name: str) -> _Read:
+    def found() -> dict[str, str]:
+        return {f"{name}: {file}": value for file, value in files.fingerprints(files.find(path, ("",), key)).items()}
+
+    return _Read(key, path, name, found)
 
 
 def inputs(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:

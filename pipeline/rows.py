@@ -17,13 +17,15 @@ KEPT_SCHEMA = pyarrow.schema(
         ("text", pyarrow.large_string()),
         ("source", pyarrow.string()),
         ("kind", pyarrow.string()),
+        ("target", pyarrow.large_string()),
         ("bytes", pyarrow.int64()),
         ("digest", pyarrow.binary(16)),
     ]
 )
+#: What a document says of itself.
+OWN_COLUMNS = KEPT_SCHEMA.names[:5]
 REJECTED_SCHEMA = pyarrow.schema(
-    [(name, kind) for name, kind in zip(KEPT_SCHEMA.names[:4], KEPT_SCHEMA.types[:4], strict=True)]
-    + [("reason", pyarrow.string())]
+    [*(KEPT_SCHEMA.field(name) for name in OWN_COLUMNS), pyarrow.field("reason", pyarrow.string())]
 )
 
 
@@ -46,6 +48,8 @@ class RowFile:
             return
         self._waiting.append(table)
         self._size += table["text"].nbytes
+        if table["target"].null_count < len(table):
+            self._size += table["target"].nbytes
         if self._size >= GROUP_BYTES:
             self._flush()
 

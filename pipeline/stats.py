@@ -68,10 +68,10 @@ def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
 
 
 def _flat(counts: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Names and figures, each side's behind its name; reasons, which name keys, are left as they are."""
+    """Names and figures, each side's behind its name; reasons and classes are left as they are."""
     rows: dict[str, str] = {}
     for key, value in counts.items():
-        label = key if prefix in ("dropped: ", "bad inputs: ") else key.replace("_", " ")
+        label = key if prefix.endswith(("dropped: ", "bad inputs: ", "classes: ")) else key.replace("_", " ")
         if isinstance(value, dict):
             rows |= _flat(value, f"{prefix}{label}: ")
         else:

@@ -18,6 +18,7 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from pipeline import workers as processes
 from pipeline.share import WHOLE, Share
+from tokenizer.train import require
 
 #: Why a held-out document is in no shard.
 OVERLAP = "validation document that training documents contain"
@@ -30,17 +31,15 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
         The manifest; None where the shards are up to date, or the share's blocks are encoded.
 
     Raises:
-        RequestError: documents or tokenizer are missing or damaged, or the documents cannot be split.
+        RequestError: the model learns from examples; documents or tokenizer are missing or damaged, or the documents
+            cannot be split.
     """
+    if recipe.learns != "text":
+        command = repair.with_recipe(repair.COMMANDS["examples"])
+        raise RequestError(f"model.family={recipe.family} learns from examples, not from shards: run `{command}`")
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
-    tokenizer = manifest.require(layout.tokenizer, repair.with_recipe(repair.COMMANDS["tokenizer"]))
-    asked = recipe.tokenizer
-    if asked.kind != "huggingface" and tokenizer.identity != {"tokenizer": asked.identity(), "seed": recipe.run.seed}:
-        raise RequestError(
-            f"{layout.tokenizer} is of another recipe (tokenizer section or run.seed): "
-            f"run `{repair.with_recipe(repair.COMMANDS['tokenizer'])}`"
-        )
+    tokenizer = require(recipe)
     inputs = {"documents": documents.fingerprint, "tokenizer": tokenizer.fingerprint}
     identity = {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}
     with open_stage("tokens", layout.tokens, identity, inputs, shared=share != WHOLE) as stage:

@@ -14,7 +14,7 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
     "tokenizer": ("documents",),
     "tokens": ("documents", "tokenizer"),
     "packing": ("tokens",),
-    "examples": ("tokenizer", "tokens"),
+    "examples": ("documents", "tokenizer", "tokens"),
     "evaluation": (),
 }
 #: Training folders; each is also the name of the make target that fills it.

@@ -87,18 +87,21 @@ class CharacterTokenizer(Tokenizer):
 def fit(folder: Path, recipe: Recipe) -> bytes:
     """A tokenizer of every character in the documents artefact, as its file holds it; the same for any order of them.
 
-    All documents are read, a batch at a time, so that none has a character without an id.
+    All documents are read, a batch at a time, so that none (and no target that is made of tokens) has a character
+    without an id.
 
     Raises:
         RequestError: a shard is damaged, or there are more characters than ``tokenizer.vocab_size`` leaves room for.
     """
     import pyarrow.parquet as parquet
 
+    columns = ["text", "target"] if recipe.targets_are_text else ["text"]
     seen: set[str] = set()
     for path in sorted(folder.glob("clean-*.parquet")):
         with repair.reading("documents", path):
-            for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=["text"]):
-                seen.update(*batch.column("text").to_pylist())
+            for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=columns):
+                for column in batch.columns:
+                    seen.update(*column.drop_null().to_pylist())
     reserved = [*special.RESERVED, *special.spare(recipe.tokenizer.spare_tokens)]
     if (needed := len(reserved) + len(seen)) > recipe.tokenizer.vocab_size:
         raise RequestError(

@@ -41,8 +41,7 @@ def train(recipe: Recipe) -> Manifest | None:
         return take(recipe)
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
-    identity = {"tokenizer": recipe.tokenizer.identity(), "seed": recipe.run.seed}
-    with open_stage("tokenizer", layout.tokenizer, identity, {"documents": documents.fingerprint}) as stage:
+    with open_stage("tokenizer", layout.tokenizer, identity(recipe), {"documents": documents.fingerprint}) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)
@@ -52,7 +51,9 @@ def train(recipe: Recipe) -> Manifest | None:
         from tokenizer.load import CHARACTERS_NAME, MODEL_NAME, Tokenizer
         from tokenizer.measure import measured
 
-        texts = sample(layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed)
+        texts = sample(
+            layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed, targets=recipe.targets_are_text
+        )
         if recipe.tokenizer.kind == "characters":
             publish.write_bytes(stage.work / CHARACTERS_NAME, characters.fit(layout.documents, recipe))
         else:
@@ -64,6 +65,28 @@ def train(recipe: Recipe) -> Manifest | None:
             versions=manifest.versions("sentencepiece"),
             details={"vocab_size": tokenizer.vocab_size, "reserved": list(special.RESERVED)},
         )
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The recipe keys that a tokenizer of ours depends on."""
+    made_of = {"targets": True} if recipe.targets_are_text else {}
+    return {"tokenizer": recipe.tokenizer.identity(), "seed": recipe.run.seed, **made_of}
+
+
+def require(recipe: Recipe) -> Manifest:
+    """The manifest of the published tokenizer.
+
+    Raises:
+        RequestError: there is none, or it is another than the recipe asks for.
+    """
+    folder = RunLayout.of(recipe).tokenizer
+    made = manifest.require(folder, repair.with_recipe(repair.COMMANDS["tokenizer"]))
+    if recipe.tokenizer.kind != "huggingface" and made.identity != identity(recipe):
+        raise RequestError(
+            f"{folder} is of another recipe (tokenizer section, run.seed, or what the model learns): "
+            f"run `{repair.with_recipe(repair.COMMANDS['tokenizer'])}`"
+        )
+    return made
 
 
 def outcome(made: Manifest | None, recipe: Recipe) -> str:

@@ -12,7 +12,8 @@ from configs.schema.train import ScheduleSection, TrainSection
 from tokenizer.load import Tokenizer
 from training.assemble import Job, run_job
 from training.checkpoint.read import read_weights, require_checkpoint
-from training.data.chat import ChatData, ChatExamples
+from training.data.chat import ChatExamples
+from training.data.examples import ExampleData
 from training.engine.signals import StopRequest
 from training.export.weights import load_weights
 
@@ -37,7 +38,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         train=train,
         global_batch=section.batch_examples,
         micro_batch=micro_batch,
-        data=ChatData(examples, section.batch_examples, recipe.run.seed),
+        data=ExampleData(examples, section.batch_examples, recipe.run.seed),
         validation=held_out.in_order(micro_batch),
         preflight=lambda: require_checkpoint(weights, "make pretrain"),
         prepare=lambda model, experts: load_weights(model, read_weights(weights), experts),

@@ -1,4 +1,4 @@
-"""Pretraining: token shards to a checkpointed model."""
+"""Pretraining: token shards, or examples, to a checkpointed model."""
 
 from artefacts.layout import RunLayout
 from artefacts.manifest import require_sound
@@ -6,7 +6,7 @@ from artefacts.training_run import pretrain_run
 from configs import command
 from configs.schema import Recipe
 from training.assemble import Job, run_job
-from training.data.sources import pretraining_data, validation_windows
+from training.data.sources import held_out, pretraining_data
 from training.engine.signals import StopRequest
 from training.models.families import init_weights
 
@@ -19,8 +19,8 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         print(f"{run.folder}: up to date")
         return command.DONE
     data = pretraining_data(recipe, layout)
-    validation = validation_windows(recipe, layout).spread(train.eval_batches * train.global_batch, recipe.micro_batch)
-    learnt_from = [layout.tokens, *([layout.packing] if train.packing == "best_fit" else [])]
+    validation = held_out(recipe, layout).spread(train.eval_batches * train.global_batch, recipe.micro_batch)
+    learnt_from = [getattr(layout, name) for name in run.inputs]
     job = Job(
         run=run,
         train=train,

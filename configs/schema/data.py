@@ -16,32 +16,44 @@ _READ_BY = {
     "revision": ("hub",),
     "packages": ("pydocs",),
     "text_field": ("jsonl", "csv", "parquet", "hub"),
-    "encoding": ("text", "jsonl", "csv"),
+    "target_field": ("jsonl", "csv", "parquet", "pydocs"),
+    "target_path": ("parallel",),
+    "encoding": ("text", "jsonl", "csv", "parallel"),
     "delimiter": ("csv",),
     "merge": ("text",),
     "chunk": ("text",),
     "chunk_chars": ("text",),
     "chunk_overlap": ("text",),
-    "documents": ("patterns",),
-    "min_chars": ("patterns",),
-    "max_chars": ("patterns",),
+    "documents": ("patterns", "sequences"),
+    "min_chars": ("patterns", "sequences"),
+    "max_chars": ("patterns", "sequences"),
     "largest_step": ("patterns",),
+    "symbols": ("sequences",),
+    "task": ("sequences",),
 }
 #: Kinds of source that read nothing from a path.
-_WITHOUT_PATH = ("pydocs", "patterns")
+_WITHOUT_PATH = ("pydocs", "patterns", "sequences")
+#: What a document of pydocs has that can be learnt.
+_PYDOCS_TARGETS = ("kind", "package")
 
 
 class SourceSection(Section):
-    kind: Literal["pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub", "patterns"] = Field(
+    kind: Literal[
+        "pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub", "patterns", "parallel", "sequences"
+    ] = Field(
         "pydocs",
         description="pydocs: documentation of the installed Python; text, jsonl, csv, parquet: files; openwebtext: the "
         "original archives, whole, in pieces or as .7z; hub: a dataset repository, streamed; patterns: made up, walks "
-        "through an alphabet",
+        "through an alphabet; parallel: files of lines beside files of their targets; sequences: made up, random "
+        "letters to be copied or reversed",
     )
     path: str | None = Field(
         None,
-        description="file, folder, glob or URL (s3://, hf://, ...); hub: repository or local folder; unused by pydocs "
-        "and patterns",
+        description="file, folder, glob or URL (s3://, hf://, ...); hub: repository or local folder; unused by pydocs, "
+        "patterns and sequences",
+    )
+    target_path: str | None = Field(
+        None, description="parallel: file, folder, glob or URL whose line N belongs to line N of path; files by name"
     )
     config: str | None = Field(None, description="hub: the repository's configuration; left out: its default one")
     split: str = Field("train", description="hub: the repository's split")
@@ -56,10 +68,15 @@ class SourceSection(Section):
         description="field (jsonl) or column (csv, parquet, hub) that holds the text; meta.body: body within meta, "
         "unless one is called so (not csv)",
     )
+    target_field: str | None = Field(
+        None,
+        description="field (jsonl) or column (csv, parquet) with the text or label that belongs to the text; pydocs: "
+        "kind or package, of documents then without the line that names both; left out: there is none",
+    )
     encoding: str = Field(
         "utf-8",
-        description="text, jsonl, csv: how files are encoded, as Python calls it, such as latin-1 or shift_jis; utf-8: "
-        "with or without a byte order mark, of text also UTF-16 with one",
+        description="text, jsonl, csv, parallel: how files are encoded, as Python calls it, such as latin-1 or "
+        "shift_jis; utf-8: with or without a byte order mark, of text also UTF-16 with one",
     )
     delimiter: str | None = Field(
         None, description="csv: the character between two fields; left out: a comma, in .tsv files a tab"
@@ -72,10 +89,12 @@ class SourceSection(Section):
         8000, ge=0, description="text: cut files into documents of about so many characters; 0: whole files"
     )
     chunk_overlap: int = Field(0, ge=0, description="text: characters that a window repeats of the one before it")
-    documents: int = Field(2000, gt=0, description="patterns: how many are made")
-    min_chars: int = Field(400, ge=2, description="patterns: length of the shortest documents")
-    max_chars: int = Field(1200, ge=2, description="patterns: length of the longest documents")
+    documents: int = Field(2000, gt=0, description="patterns, sequences: how many are made")
+    min_chars: int = Field(400, ge=2, description="patterns, sequences: length of the shortest documents")
+    max_chars: int = Field(1200, ge=2, description="patterns, sequences: length of the longest documents")
     largest_step: int = Field(4, ge=1, le=61, description="patterns: letters from one to the next, at most")
+    symbols: int = Field(26, ge=2, le=62, description="sequences: letters of the alphabet")
+    task: Literal["copy", "reverse"] = Field("copy", description="sequences: what the target is of the text")
     sample_bytes: int | None = Field(None, gt=0, description="keep a seeded sample of about so many UTF-8 bytes")
     weight: float = Field(1.0, gt=0, description="of several sources: its share of the training samples, in proportion")
 
@@ -112,6 +131,10 @@ class SourceSection(Section):
         if self.kind in _WITHOUT_PATH and self.path:
             default = ", the default" if self.kind == "pydocs" else ""
             raise ValueError(f"path ({self.path}) is not read by kind={self.kind}{default}: set kind")
+        if self.kind == "parallel" and not self.target_path:
+            raise ValueError("target_path is missing: kind=parallel reads the targets from there")
+        if self.kind == "pydocs" and self.target_field not in (None, *_PYDOCS_TARGETS):
+            raise ValueError(f"target_field ({self.target_field}) of kind=pydocs is {' or '.join(_PYDOCS_TARGETS)}")
         if self.min_chars > self.max_chars:
             raise ValueError(f"min_chars ({self.min_chars}) is above max_chars ({self.max_chars})")
         if self.chunk_overlap and (self.chunk != "window" or self.chunk_overlap >= self.chunk_chars):
@@ -120,6 +143,11 @@ class SourceSection(Section):
                 f"({self.chunk_chars})"
             )
         return self
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether its documents have a target."""
+        return self.kind in ("parallel", "sequences") or self.target_field is not None
 
 
 class TokensSection(Section):

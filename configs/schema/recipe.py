@@ -1,6 +1,7 @@
 """The whole recipe, and what must hold between its sections."""
 
 import math
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -56,6 +57,8 @@ class Recipe(Section):
         if not (self.has_model and self.train_section):
             return self
         self._lengths_fit()
+        if self.learns != "text":
+            self._examples_fit()
         self._topology_fits()
         self._experts_fit()
         return self
@@ -68,6 +71,25 @@ class Recipe(Section):
         for key, length in lengths.items():
             if longest is not None and length > longest:
                 raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({longest})")
+
+    def _examples_fit(self) -> None:
+        """What a model that learns from examples has no use for, and what it needs."""
+        family = f"model.family={self.family}"
+        if self.finetune:
+            raise ValueError(f"finetune: {family} learns from no running text, and holds no conversation: leave it out")
+        if self.train.packing != "windows":
+            raise ValueError(f"train.packing ({self.train.packing}): {family} learns from examples: leave it out")
+        if self.train.mask_documents:
+            raise ValueError(f"train.mask_documents: {family} reads one example at a time: leave it out")
+        for name, source in self.data.named_sources.items():
+            key = self.data.key_of(source)
+            if not source.has_targets:
+                raise ValueError(
+                    f"{key} has no targets, from which {family} learns: set {key}.target_field, or kind=parallel or "
+                    "sequences"
+                )
+            if source.weight != 1:
+                raise ValueError(f"{key}.weight ({source.weight:g}): all examples of {name} count alike: leave it out")
 
     def _experts_fit(self) -> None:
         """Grouped matrix products take rows of whole multiples of 16 bytes."""
@@ -130,6 +152,21 @@ class Recipe(Section):
     def has_model(self) -> bool:
         """Whether there is a model section."""
         return self.model_section is not None
+
+    @property
+    def learns(self) -> Literal["text", "tags", "pairs", "labels"]:
+        """What its model is trained on (see ``ModelSection``): ``text`` without one."""
+        return self.model_section.learns if self.model_section else "text"
+
+    @property
+    def family(self) -> str:
+        """The family of its model."""
+        return str(cast(Any, self.model).family)
+
+    @property
+    def targets_are_text(self) -> bool:
+        """Whether its model's targets are made of tokens."""
+        return self.learns in ("tags", "pairs")
 
     @property
     def model(self) -> ModelSection:

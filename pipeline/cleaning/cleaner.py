@@ -40,6 +40,13 @@ class Cleaned(NamedTuple):
     masked: dict[str, int]
 
 
+class CleanedTargets(NamedTuple):
+    """Targets of documents after cleaning, and the pieces masked in them as in ``Cleaned``."""
+
+    texts: pyarrow.LargeStringArray
+    masked: dict[str, int]
+
+
 class Cleaner:
     """Cleans columns of texts. Made once a process: the models and the vocabulary that rules need live in it.
 
@@ -76,6 +83,15 @@ class Cleaner:
         if self._section.c4.enabled or self._section.mask:
             state.drop(self._lengths(state.kept()))
         return Cleaned(state.texts, state.reasons(), masked.counts)
+
+    def targets(self, texts: pyarrow.LargeStringArray) -> "CleanedTargets":
+        """What belongs to texts, with what is done to every text done to it too: normalised, personal data masked.
+
+        A null stays one; nothing is dropped for its target.
+        """
+        there = texts.is_valid()
+        masked = personal.mask(self._normaliser(column.large(texts.filter(there))), self._section.mask)
+        return CleanedTargets(compute.replace_with_mask(texts, there, masked.texts), masked.counts)
 
     def _lengths(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
         lengths = column.lengths(texts)

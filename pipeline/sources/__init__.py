@@ -78,7 +78,17 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
         return PatternsSource(
             section.documents, section.min_chars, section.max_chars, section.largest_step, recipe.run.seed
         )
+    if section.kind == "sequences":
+        from pipeline.sources.sequences import SequencesSource
+
+        return SequencesSource(
+            section.documents, section.min_chars, section.max_chars, section.symbols, section.task, recipe.run.seed
+        )
     assert section.path is not None
+    if section.kind == "parallel":
+        from pipeline.sources.parallel import ParallelSource
+
+        return ParallelSource(section.path, str(section.target_path), section.encoding, key=key)
     if section.kind == "hub":
         from pipeline.sources.hub import HubSource
 
@@ -102,11 +112,13 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
     if section.kind == "parquet":
         from pipeline.sources.parquet import ParquetSource
 
-        return ParquetSource(section.path, section.text_field, key=key)
+        return ParquetSource(section.path, section.text_field, section.target_field, key=key)
     if section.kind == "csv":
         from pipeline.sources.csv import CsvSource
 
-        return CsvSource(section.path, section.text_field, section.encoding, section.delimiter, key=key)
+        return CsvSource(
+            section.path, section.text_field, section.encoding, section.delimiter, section.target_field, key=key
+        )
     from pipeline.sources.jsonl import JsonlSource
 
-    return JsonlSource(section.path, section.text_field, section.encoding, key=key)
+    return JsonlSource(section.path, section.text_field, section.encoding, section.target_field, key=key)

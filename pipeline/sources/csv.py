@@ -30,11 +30,13 @@ class CsvSource(FileSource):
         text_field: column that holds the text.
         encoding: how the files are encoded.
         delimiter: character between two fields; None: as the file's ending says.
+        target_field: column that holds the target; None: there is none.
     """
 
     text_field: str
     encoding: str = coding.UTF8
     delimiter: str | None = None
+    target_field: str | None = None
 
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
 
@@ -58,7 +60,8 @@ class CsvSource(FileSource):
         header = next(records, None)
         if header is None:
             return
-        column = self._column(header, file)
+        column = self._column(header, file, "text_field", self.text_field)
+        targets = self._column(header, file, "target_field", self.target_field) if self.target_field else None
         number = malformed_lines = 0
         while True:
             number += 1
@@ -72,22 +75,27 @@ class CsvSource(FileSource):
             if record is None:
                 break
             where = f"{file.name} record {number}"
-            text = self._text(record, column, len(header), where, bad) if record else None
-            if text is not None:
-                bad.good += 1
-                yield Document(f"csv:{file.name}:{number}", text, file.name, "record")
+            text = self._text(record, column, targets, len(header), where, bad) if record else None
+            if text is None:
+                continue
+            target = record[targets] if targets is not None else None
+            if target is not None and not target.strip():
+                bad.add("empty target", where)
+                continue
+            bad.good += 1
+            yield Document(f"csv:{file.name}:{number}", text, file.name, "record", target)
         # One unclosed quote may have taken thousands of records.
         bad.lost_bytes += file.size * malformed_lines // records.line_num
 
-    def _column(self, header: list[str], file: File) -> int:
-        if self.text_field not in header:
+    def _column(self, header: list[str], file: File, key: str, column: str) -> int:
+        if column not in header:
             # A file of another kind may have a whole document for its header.
             named = shorten(", ".join(header).encode("utf-8", "backslashreplace").decode(), 200, placeholder=" …")
             raise RequestError(
-                f"{self.key}.text_field: {file.name} has no column {self.text_field!r}; columns there: {named}"
+                f"{self.key}.{key}: {file.name} has no column {column!r}; columns there: {named}"
                 f"{self._other_delimiter(header)}"
             )
-        return header.index(self.text_field)
+        return header.index(column)
 
     def _other_delimiter(self, header: list[str]) -> str:
         """A hint, where the only column there is looks like several."""
@@ -95,8 +103,11 @@ class CsvSource(FileSource):
         shown = "\\t" if met[:1] == ["\t"] else "".join(met[:1])
         return f" (one column: are its fields parted by {shown!r}? set {self.key}.delimiter='{shown}')" if met else ""
 
-    def _text(self, record: list[str], column: int, width: int, where: str, bad: BadInputs) -> str | None:
-        if column >= len(record):
+    def _text(
+        self, record: list[str], column: int, targets: int | None, width: int, where: str, bad: BadInputs
+    ) -> str | None:
+        """The text of a record; None: it has none, or it or its target cannot be read."""
+        if max(column, targets or 0) >= len(record):
             bad.add("a record with too few fields", f"{where}: {len(record)}")
             return None
         if any(record[width:]):
@@ -106,6 +117,7 @@ class CsvSource(FileSource):
         text = record[column]
         try:
             text.encode()
+            record[column if targets is None else targets].encode()
         except UnicodeEncodeError:
             bad.add(coding.fault(self.encoding), where)
             return None

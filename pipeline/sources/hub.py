@@ -285,7 +285,7 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
         if columns is None or columns == [field]:
             return dataset
         column = field if field in columns else field.partition(".")[0]
-        check_column(dataset.features.arrow_schema, field, path, key)
+        check_column(dataset.features.arrow_schema, field, path, f"{key}.text_field")
         try:
             return load(columns=[column], **by_rows)
         except ValueError:

@@ -27,10 +27,12 @@ class JsonlSource(FileSource):
         path: file, folder, glob or URL of .jsonl, .ndjson or .json, also .gz, .zst, .xz.
         text_field: field that holds the text; ``meta.body``: body in the record in meta, unless a field is called so.
         encoding: how the files are encoded; a file that is not in UTF-8 is read by one process.
+        target_field: field that holds the target, text or a number; None: there is none.
     """
 
     text_field: str
     encoding: str = coding.UTF8
+    target_field: str | None = None
 
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
@@ -65,33 +67,41 @@ class JsonlSource(FileSource):
         elif stream.peek(1)[:1] == b"[":  # type: ignore[attr-defined]
             bad.add("a JSON array, not JSON lines", name, file.size)
             return
-        text_of, prefix = getter(self.text_field), f"jsonl:{name}:"
+        fields_of, prefix = self._fields_of(), f"jsonl:{name}:"
         while (not stop or at < stop) and (line := stream.readline(_MOST_LINE_BYTES)):
             size = len(line)
-            text = None
+            found = None
             if size == _MOST_LINE_BYTES and not line.endswith(b"\n"):
                 bad.add(f"a line longer than {_MOST_LINE_BYTES >> 20} MB", f"{name} at byte {at}")
                 size += _to_line_end(stream)
             else:
                 try:
-                    text = text_of(orjson.loads(line))
+                    found = text, target = fields_of(orjson.loads(line))
                 except (ValueError, KeyError, TypeError):
                     # Rare: blank, malformed, not an object, or JSON that only the standard library takes.
-                    text = self._unusual(line, name, at, bad)
+                    found = self._unusual(line, name, at, bad)
                 else:
-                    if type(text) is not str:
-                        text = self._unusual(line, name, at, bad)
+                    if type(text) is not str or (self.target_field and (type(target) is not str or not target.strip())):
+                        found = self._unusual(line, name, at, bad)
             at += size
-            if text is None:
+            if found is None:
                 lost += 0 if line.isspace() else size
                 continue
             bad.good += 1
-            yield Document(f"{prefix}{at - size}", text, name, "record")
+            yield Document(f"{prefix}{at - size}", found[0], name, "record", found[1])
         # Of a compressed or recoded file the lines' share is known once it is read.
         bad.lost_bytes += lost * file.size // at if lost and (recoded or file.is_compressed) else lost
 
-    def _unusual(self, line: bytes, name: str, at: int, bad: BadInputs) -> str | None:
-        """The text of a line, which begins at byte ``at`` of the (decompressed) file; None: it has none."""
+    def _fields_of(self) -> Callable[[Any], tuple[Any, Any]]:
+        """What gives text and target of a record, the latter None where none is asked for."""
+        text_of = getter(self.text_field)
+        if self.target_field is None:
+            return lambda record: (text_of(record), None)
+        target_of = getter(self.target_field)
+        return lambda record: (text_of(record), target_of(record))
+
+    def _unusual(self, line: bytes, name: str, at: int, bad: BadInputs) -> tuple[str, str | None] | None:
+        """Text and target of a line, which begins at byte ``at`` of the (decompressed) file; None: it lacks one."""
         where = f"{name} at byte {at}"
         try:
             text = line.decode("utf-8-sig" if at == 0 else "utf-8")
@@ -107,16 +117,39 @@ class JsonlSource(FileSource):
         if not isinstance(record, dict):
             bad.add("not a JSON object", where)
             return None
-        value, reason = None, "is not text"
-        try:
-            value = getter(self.text_field)(record)
-        except (KeyError, TypeError):
-            reason = "missing"
+        value = _value(record, self.text_field)
         if not isinstance(value, str):
-            fields = ", ".join(map(str, record)) or "none"
-            bad.add(f"field {self.text_field!r} {reason}", f"{where}, fields there: {fields}")
+            bad.add(*_lacking("field", self.text_field, value, record, where))
             return None
-        return value
+        if self.target_field is None:
+            return value, None
+        target = _value(record, self.target_field)
+        if isinstance(target, bool | int | float):
+            target = json.dumps(target)
+        if target is None or (isinstance(target, str) and not target.strip()):
+            bad.add("empty target", where)
+        elif not isinstance(target, str):
+            bad.add(*_lacking("target field", self.target_field, target, record, where))
+        else:
+            return value, target
+        return None
+
+
+#: Of a field that is not there.
+_MISSING = object()
+
+
+def _value(record: dict[str, Any], field: str) -> Any:
+    try:
+        return getter(field)(record)
+    except (KeyError, TypeError):
+        return _MISSING
+
+
+def _lacking(what: str, field: str, value: Any, record: dict[str, Any], where: str) -> tuple[str, str]:
+    """Why a record has no text in a field, and where it was met."""
+    why = "missing" if value is _MISSING else "is not text"
+    return f"{what} {field!r} {why}", f"{where}, fields there: {', '.join(map(str, record)) or 'none'}"
 
 
 def getter(field: str) -> Callable[[Any], Any]:

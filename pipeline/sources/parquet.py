@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, ClassVar, NamedTuple
 
 from configs.errors import RequestError
@@ -41,9 +42,11 @@ class ParquetSource(FileSource):
     Attributes:
         path: file, folder, glob or URL of .parquet.
         text_field: column that holds the text; ``meta.body``: field body of column meta, unless a column is called so.
+        target_field: the same for the target, which may be a whole number or a truth value; None: there is none.
     """
 
     text_field: str
+    target_field: str | None = None
 
     endings: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
 
@@ -93,14 +96,35 @@ class ParquetSource(FileSource):
 
         # A column is read through a buffer: a row group may be as large as the file.
         opened = parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        check_column(opened.schema_arrow, self.text_field, piece.file.name, self.key)
+        check_column(opened.schema_arrow, self.text_field, piece.file.name, f"{self.key}.text_field")
+        asked = [self.text_field]
+        if self.target_field:
+            key = f"{self.key}.target_field"
+            check_column(opened.schema_arrow, self.target_field, piece.file.name, key, labels=True)
+            asked.append(self.target_field)
         name, row = piece.file.name, piece.row
         for group in range(piece.first, piece.stop):
             rows = _batch_rows(opened.metadata.row_group(group), self.text_field)
-            for batch in opened.iter_batches(rows, [group], [self.text_field], use_threads=False):
+            for batch in opened.iter_batches(rows, [group], asked, use_threads=False):
+                targets = self._targets(batch)
                 for text in texts_of(column_of(batch, self.text_field), name, row, bad):
-                    yield None if text is None else Document(f"parquet:{name}:{row}", text, name, "record")
+                    target = next(targets)
+                    if text is None or (self.target_field and not (target or "").strip()):
+                        if text is not None:
+                            bad.good -= 1
+                            bad.add("empty target", f"{name} row {row}")
+                        yield None
+                    else:
+                        yield Document(f"parquet:{name}:{row}", text, name, "record", target)
                     row += 1
+
+    def _targets(self, batch: Any) -> Iterator[str | None]:
+        """The target of each row of a batch; None where it has none."""
+        import pyarrow
+
+        if self.target_field is None:
+            return repeat(None)
+        return iter(column_of(batch, self.target_field).cast(pyarrow.large_string()).to_pylist())
 
 
 def _batch_rows(group: Any, field: str) -> int:
@@ -123,10 +147,10 @@ def _ranges(file: File, metadata: Any, most: int) -> Iterator[RowGroups]:
             first, row, size, rows = group + 1, row + rows, 0, 0
 
 
-def check_column(schema: Any, name: str, where: str, key: str) -> None:
+def check_column(schema: Any, name: str, where: str, key: str, labels: bool = False) -> None:
     """Refuse a table, of this ``pyarrow.Schema``, whose column of that name is missing or holds no text.
 
-    ``key`` is the recipe's key of the source.
+    ``key`` is the recipe's key that names it; ``labels``: whole numbers and truth values will do.
 
     Raises:
         RequestError: names the columns that there are.
@@ -136,11 +160,12 @@ def check_column(schema: Any, name: str, where: str, key: str) -> None:
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
     kind = _kind_of(schema, name)
     if kind is None:
-        raise RequestError(f"{key}.text_field: {where} has no column {name!r}; columns there: {listed}")
+        raise RequestError(f"{key}: {where} has no column {name!r}; columns there: {listed}")
     kind = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
+    tests += (types.is_integer, types.is_boolean) if labels else ()
     if not any(test(kind) for test in (*tests, types.is_null)):
-        raise RequestError(f"{key}.text_field: column {name!r} of {where} is not text; columns there: {listed}")
+        raise RequestError(f"{key}: column {name!r} of {where} is not text; columns there: {listed}")
 
 
 def _kind_of(schema: Any, name: str) -> Any:

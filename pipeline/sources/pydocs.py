@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from artefacts import fingerprint
 from artefacts.progress import bar
@@ -25,6 +25,8 @@ from pipeline.sources import KEY, Part
 
 #: Part of the cache's key: raise it when the same source files should give other documents.
 _PARSER = 1
+#: What is cached of a document; what is learnt of it does not depend on the parsing.
+_CACHED = ("id", "text", "source", "kind")
 #: Source files are parsed in tasks of about so many bytes.
 _TASK_BYTES = 1 << 20
 #: Text of a row group of the cache, which is one part.
@@ -38,17 +40,22 @@ class PydocsSource:
     Attributes:
         cache: folder of parsed environments.
         packages: top-level modules and packages to keep ("topics" for the language's); None: all.
+        target_field: ``kind`` or ``package``: what of a document is its target. Its first line, which names both, is
+            then no part of its text. None: documents have no target.
         key: the recipe's key of the source, for messages.
     """
 
     cache: Path
     packages: tuple[str, ...] | None = None
+    target_field: Literal["kind", "package"] | None = None
     key: str = field(default=KEY, kw_only=True)
 
     @classmethod
     def of(cls, section: SourceSection, recipe: Recipe) -> "PydocsSource":
         """The source of a recipe's section; its cache is shared by all runs under the same ``run.root``."""
-        return cls(Path(recipe.run.root) / ".cache" / "pydocs", section.packages, key=recipe.data.key_of(section))
+        cache = Path(recipe.run.root) / ".cache" / "pydocs"
+        target = cast(Literal["kind", "package"] | None, section.target_field)
+        return cls(cache, section.packages, target, key=recipe.data.key_of(section))
 
     @property
     def name(self) -> str:
@@ -103,7 +110,8 @@ class PydocsSource:
         if group == 0:
             bad.merge(_bad_inputs(file))
         for row in file.read_row_group(group).to_pylist():
-            yield Document(**row)
+            document = Document(**row)
+            yield document if self.target_field is None else _labelled(document, self.target_field)
 
     def first(self, limit: int, folder: Path) -> "PydocsSource":
         """A source of no more than is needed for ``limit`` documents, parsed into ``folder``; itself if cached."""
@@ -143,6 +151,13 @@ class PydocsSource:
                 if len(documents) >= limit:
                     break
         _write(self.path, _unique(documents), bad)
+
+
+def _labelled(document: Document, target: Literal["kind", "package"]) -> Document:
+    """A document with its kind or its top-level package as the target, and without the line that gives it away."""
+    package = document.id.removeprefix("pydocs:").partition(".")[0].partition("#")[0]
+    text = document.text if document.kind == "topic" else document.text.partition("\n\n")[2]
+    return document._replace(text=text, target=document.kind if target == "kind" else package)
 
 
 def _topics() -> Iterator[Document]:
@@ -207,7 +222,7 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    schema = pyarrow.schema([(name, pyarrow.string()) for name in Document._fields])
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in _CACHED])
     schema = schema.with_metadata({"bad_inputs": json.dumps(bad.dump())})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -216,7 +231,7 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
         size = 0
         for document in documents:
             # Escapes in docstrings may spell lone surrogates, which UTF-8 cannot hold.
-            group.append({k: v.encode("utf-8", "replace").decode() for k, v in document._asdict().items()})
+            group.append({name: getattr(document, name).encode("utf-8", "replace").decode() for name in _CACHED})
             size += len(document.text)
             if size >= _GROUP_BYTES:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema))

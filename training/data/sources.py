@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from artefacts import manifest
 from artefacts.layout import RunLayout
 from artefacts.training_run import mixture_weights
 from configs.schema import Recipe
 from tokenizer.load import Tokenizer
+from training.data.examples import ExampleData, Examples
 from training.data.packed import PackedSamples
 from training.data.pretraining import PretrainingData
 from training.data.rows import Samples
+from training.data.tasks import LabelExamples, PairExamples, TagExamples
 from training.data.windows import TokenWindows
 
 
-def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData:
-    """Global batches of the recipe's source, or of its sources by weight.
+def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | ExampleData:
+    """Global batches of the recipe's source, or of its sources by weight; of examples where its model takes those.
 
     With ``train.mask_documents`` batches say where documents begin; packed ones always do.
 
@@ -24,8 +27,11 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData:
         layout: of the run.
 
     Raises:
-        RequestError: shards or packing are missing or damaged, are not the recipe's, or hold less than one sample.
+        RequestError: shards, packing or examples are missing or damaged, are not the recipe's, or hold less than one
+            sample.
     """
+    if recipe.learns != "text":
+        return ExampleData(task_examples(recipe, layout, "train"), recipe.train.global_batch, recipe.run.seed)
     tokens = manifest.require(layout.tokens, "make data")
     weights: Mapping[str, float] = {"the training data": 1.0}
     folders = {"the training data": Path()}
@@ -44,6 +50,30 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData:
         for name, folder in folders.items():
             samples[name] = TokenWindows(layout.tokens / folder, "train", length, end_of_text)
     return PretrainingData(samples, recipe.train.global_batch, recipe.run.seed, weights)
+
+
+def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "held-out"]) -> Examples:
+    """One split of the examples of a model that learns from no running text.
+
+    Raises:
+        RequestError: they are missing or damaged.
+    """
+    if recipe.learns == "tags":
+        return TagExamples(layout.examples, split)
+    if recipe.learns == "labels":
+        return LabelExamples(layout.examples, split)
+    tokenizer = Tokenizer.load(layout.tokenizer)
+    begin = tokenizer.begin_id if tokenizer.has_chat_tokens else tokenizer.end_of_text_id
+    return PairExamples(layout.examples, split, begin, tokenizer.end_of_text_id)
+
+
+def held_out(recipe: Recipe, layout: RunLayout) -> TokenWindows | Examples:
+    """What validation looks at: the validation split in windows, or the held-out examples.
+
+    Raises:
+        RequestError: shards or examples are missing or damaged.
+    """
+    return validation_windows(recipe, layout) if recipe.learns == "text" else task_examples(recipe, layout, "held-out")
 
 
 def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:

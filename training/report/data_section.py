@@ -1,4 +1,4 @@
-"""What went in: documents kept and dropped, the tokenizer, token shards, fine-tuning examples."""
+"""What went in: documents kept and dropped, the tokenizer, token shards, examples."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +22,7 @@ def data_section(run: RunFiles) -> str:
             "Token shards",
         ),
         markup.table(["left out of validation", "documents"], _dropped_rows(tokens)),
-        markup.table(["split", "examples", "tokens", "target tokens"], _example_rows(examples), "Fine-tuning examples"),
+        markup.table(["split", "examples", "tokens", "targets"], _example_rows(examples), "Examples"),
         markup.table(["examples left out", "number"], _dropped_rows(examples)),
     )
 
@@ -64,7 +64,9 @@ def _token_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
 def _example_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
     for key, name in (("train", "train"), ("held_out", "held out")):
         if part := counts.get(key):
-            yield [name, *(whole(part.get(number, 0)) for number in ("examples", "tokens", "target_tokens"))]
+            # What chat examples count are tokens.
+            targets = part.get("targets", part.get("target_tokens", 0))
+            yield [name, *(whole(number) for number in (part.get("examples", 0), part.get("tokens", 0), targets))]
 
 
 def _dropped_rows(counts: dict[str, Any]) -> list[list[str]]:

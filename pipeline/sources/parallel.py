@@ -1,0 +1,160 @@
+"""Parallel files: line N of one belongs to line N of the other, as translations are published."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import IO, Any, ClassVar, NamedTuple
+
+from configs.errors import RequestError
+from pipeline.bad_inputs import BadInputs
+from pipeline.document import Document
+from pipeline.sources import Part, coding, file_source, files
+from pipeline.sources.file_source import FileSource
+from pipeline.sources.files import File
+
+#: Longest line that is read, in bytes.
+_MOST_LINE_BYTES = 256 << 20
+
+
+class Lines(NamedTuple):
+    """Consecutive lines of two files.
+
+    Attributes:
+        source, target: the files.
+        at: byte of each that the first of them begins at; 0 where a file is read from its beginning.
+        first: lines before them.
+        lines: how many there are.
+        size: stored bytes of both files that they take, about.
+    """
+
+    source: File
+    target: File
+    at: tuple[int, int]
+    first: int
+    lines: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ParallelSource(FileSource):
+    """Pairs of lines of two files, or of two folders or globs whose files pair off in order of name.
+
+    Lines are counted before any is read. Plain UTF-8 files are cut at line ends into parts of their own; others are
+    read by one process each. A pair of blank lines is passed over.
+
+    Attributes:
+        path: the texts: file, folder, glob or URL, also .gz, .zst, .xz.
+        target_path: their targets.
+        encoding: how the files are encoded.
+    """
+
+    target_path: str
+    encoding: str = coding.UTF8
+
+    endings: ClassVar[tuple[str, ...]] = ("",)
+
+    @cached_property
+    def _pairs(self) -> list[tuple[File, File]]:
+        targets = files.find(self.target_path, self.endings, f"{self.key}.target_path")
+        if len(self.files) != len(targets):
+            raise RequestError(
+                f"{self.key}: {self.path} holds {len(self.files):,} files and {self.target_path} {len(targets):,}: "
+                "each file needs one of targets"
+            )
+        return list(zip(self.files.values(), targets.values(), strict=True))
+
+    def size(self, workers: int) -> int | None:
+        return sum(source.size + target.size for source, target in self._pairs)
+
+    def details(self) -> dict[str, Any]:
+        return {**super().details(), "bytes": self.size(1)}
+
+    def parts(self, workers: int) -> Iterator[Part]:
+        """Each part: ``Lines``.
+
+        Raises:
+            RequestError: two files have different numbers of lines, or one cannot be read.
+        """
+        pieces = ((piece.size, piece) for pair in self._pairs for piece in self._cut(*pair))
+        return file_source.grouped(pieces, self.most_bytes)
+
+    def _cut(self, source: File, target: File) -> Iterator[Lines]:
+        """The lines of two files, in pieces of about ``most_bytes`` where both can be entered anywhere."""
+        whole = source.is_compressed or target.is_compressed or self.encoding != coding.UTF8
+        most = source.size + 1 if whole else self.most_bytes
+        places, begins = [(0, 0)], [0]
+        lines = at = 0
+        for lines, at in self._ends(source):
+            if at - places[-1][1] >= most:
+                places.append((lines, at))
+        wanted = {line for line, _ in places[1:]}
+        targets = end = 0
+        for targets, end in self._ends(target):
+            if targets in wanted:
+                begins.append(end)
+        if lines != targets:
+            raise RequestError(
+                f"{self.key}: {source.path} has {lines:,} lines and {target.path} {targets:,}: each line needs the one "
+                "with its target"
+            )
+        places.append((lines, at))
+        begins.append(end)
+        stored = (source.size + target.size) / max(at + end, 1)
+        for (first, begin), (last, stop), other, until in zip(places, places[1:], begins, begins[1:], strict=False):
+            size = int(stored * (stop - begin + until - other))
+            yield Lines(source, target, (begin, other), first, last - first, size)
+
+    def _ends(self, file: File) -> Iterator[tuple[int, int]]:
+        """Number of each line, from 1, and the bytes (of UTF-8) up to its end.
+
+        Raises:
+            RequestError: the file cannot be read.
+        """
+        at = 0
+        try:
+            with files.open_binary(file) as stream:
+                for number, line in enumerate(self._lines(stream), 1):
+                    at += len(line)
+                    if len(line) == _MOST_LINE_BYTES and not line.endswith(b"\n"):
+                        raise RequestError(f"{file.path}: a line longer than {_MOST_LINE_BYTES >> 20} MB")
+                    yield number, at
+        except files.DAMAGE as error:
+            raise RequestError(
+                f"{file.path}: cannot be read ({' '.join(str(error).split())}), and its lines not be counted: fetch or "
+                "mend it again"
+            ) from None
+
+    def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
+        stream = stream if self.encoding == coding.UTF8 else coding.as_utf8(stream, self.encoding)
+        return iter(lambda: stream.readline(_MOST_LINE_BYTES), b"")
+
+    def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        bad.bytes += part.size
+        for piece in part.where:
+            try:
+                yield from self._read(piece, bad)
+            except files.DAMAGE as error:
+                bad.add("unreadable file", f"{piece.source.name}: {error}", piece.size)
+
+    def _read(self, piece: Lines, bad: BadInputs) -> Iterator[Document]:
+        name = piece.source.name
+        with files.open_binary(piece.source) as source, files.open_binary(piece.target) as target:
+            for stream, at in zip((source, target), piece.at, strict=True):
+                if at:
+                    stream.seek(at)
+            pairs = zip(self._lines(source), self._lines(target), strict=False)
+            for number, pair in enumerate(islice(pairs, piece.lines), piece.first + 1):
+                where = f"{name} line {number}"
+                try:
+                    text, belongs = (
+                        line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n") for line in pair
+                    )
+                except UnicodeDecodeError:
+                    bad.add(coding.fault(self.encoding), where)
+                    continue
+                if belongs.strip():
+                    bad.good += 1
+                    yield Document(f"parallel:{name}:{number}", text, name, "pair", belongs)
+                elif text.strip():
+                    bad.add("empty target", where)

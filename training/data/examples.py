@@ -1,0 +1,106 @@
+"""What data sets of examples share: reading from parquet, the order of batches, padding."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from artefacts import repair
+from configs.errors import RequestError
+from training.data.batch import Batch
+from training.data.order import sample_indices
+
+Indices = Sequence[int] | NDArray[np.int64]
+
+
+class Lists:
+    """Lists of int32, one after the other in memory."""
+
+    def __init__(self, column: pyarrow.ChunkedArray) -> None:
+        """Take a column of lists without nulls."""
+        values = [chunk.flatten().to_numpy() for chunk in column.chunks]
+        lengths = [compute.list_value_length(chunk).to_numpy() for chunk in column.chunks]
+        self._values = np.concatenate([np.zeros(0, np.int32), *values])
+        self._starts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))])
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.int32]:
+        return self._values[self._starts[index] : self._starts[index + 1]]
+
+    def lengths(self, indices: Indices) -> NDArray[np.int64]:
+        """[B] int64."""
+        chosen = np.asarray(indices, np.int64)
+        return self._starts[chosen + 1] - self._starts[chosen]
+
+    def padded(self, indices: Indices, fill: int) -> NDArray[np.int64]:
+        """[B, T] int64, with ``fill`` behind those that are shorter than the longest."""
+        rows = np.full((len(indices), int(self.lengths(indices).max())), fill, np.int64)
+        for row, index in zip(rows, indices, strict=True):
+            own = self[index]
+            row[: len(own)] = own
+        return rows
+
+
+def read_columns(folder: Path, split: str, names: list[str], cure: str) -> pyarrow.Table:
+    """Columns of the files ``SPLIT-*.parquet`` of a folder.
+
+    ``cure``: the command that makes them.
+
+    Raises:
+        RequestError: there is no example, or a file is damaged.
+    """
+    tables = []
+    for path in sorted(folder.glob(f"{split}-*.parquet")):
+        with repair.reading("examples", path):
+            tables.append(pq.read_table(path, columns=names))
+    found = pyarrow.concat_tables(tables) if tables else pyarrow.table({})
+    if not len(found):
+        raise RequestError(f"{folder}: no {split} examples; run `{cure}`")
+    return found
+
+
+class Examples(ABC):
+    """Examples of one split, held in memory."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, indices: Indices) -> Batch:
+        """The examples of the given indices, padded to the longest of them."""
+
+    def in_order(self, batch: int) -> list[Batch]:
+        """Every example once."""
+        return self._batches(np.arange(len(self)), batch)
+
+    def spread(self, count: int, batch: int) -> list[Batch]:
+        """At most ``count`` examples at even distances over all, in batches."""
+        return self._batches(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)), batch)
+
+    def _batches(self, indices: NDArray[Any], size: int) -> list[Batch]:
+        return [self.read(indices[first : first + size]) for first in range(0, len(indices), size)]
+
+
+class ExampleData:
+    """Global batches of shuffled examples: batch ``step`` is the same on any number of ranks."""
+
+    def __init__(self, examples: Examples, global_batch: int, seed: int) -> None:
+        self._examples, self._global_batch, self._seed = examples, global_batch, seed
+
+    def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
+        """This rank's micro-batches of optimiser step ``step``."""
+        indices = sample_indices(step * self._global_batch, self._global_batch, len(self._examples), self._seed)
+        own = indices.reshape(-1, ranks, micro_batch)[:, rank]
+        return [self._examples.read(rows) for rows in own]
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How many times over the examples are read in so many steps."""
+        return {"the examples": steps * self._global_batch / len(self._examples)}
