@@ -39,22 +39,24 @@ def lines(recipe: Recipe) -> list[str]:
 
 def _tree(model: torch.nn.Module) -> Iterator[tuple[str, str]]:
     """Name and shape of each tensor; layers that have the same tensors are told together, as in ``layers.{3..60}``."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    layers: dict[int, dict[str, str]] = {}
     outside: dict[str, str] = {}
-    for name, tensor in tensors:
+    stacks: dict[str, dict[int, dict[str, str]]] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         shape = " x ".join(f"{size:,}" for size in tensor.shape)
-        if match := re.match(r"model\.layers\.(\d+)\.(.*)", name):
-            layers.setdefault(int(match[1]), {})[match[2]] = shape
-        else:
-            outside[name] = shape
-    yield "model.embed_tokens.weight", outside.pop("model.embed_tokens.weight")
+        if match := re.match(r"(.*\.layers)\.(\d+)\.(.*)", name):
+            stacks.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = shape
+            name = match[1]
+        outside[name] = shape
+    for name, shape in outside.items():
+        yield from _layers(name, stacks[name]) if name in stacks else [(name, shape)]
+
+
+def _layers(stack: str, layers: dict[int, dict[str, str]]) -> Iterator[tuple[str, str]]:
     first = 0
     for index in sorted(layers):
         if index + 1 in layers and layers[index + 1] == layers[index]:
             continue
         span = str(index) if first == index else f"{{{first}..{index}}}"
         for name, shape in layers[index].items():
-            yield f"model.layers.{span}.{name}", shape
+            yield f"{stack}.{span}.{name}", shape
         first = index + 1
-    yield from outside.items()

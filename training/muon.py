@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.optim.adamw import adamw
 
 from training.engine.partitions import Partition
+from training.layers.fused import matrices_in
 
 #: Of the quintic whose iteration takes all singular values near one (Jordan).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -39,9 +40,9 @@ class Matrices(NamedTuple):
 
 
 def matrices(name: str, shape: Iterable[int]) -> Matrices:
-    """The matrices of a parameter of two or more dimensions; the halves of a fused ``gate_up_proj`` are apart."""
+    """The matrices of a parameter of two or more dimensions; those that are fused in one weight are apart."""
     *_, rows, columns = shape
-    return Matrices(rows // 2 if name.endswith("gate_up_proj") else rows, columns)
+    return Matrices(rows // matrices_in(name), columns)
 
 
 @torch.no_grad()

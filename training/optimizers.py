@@ -9,8 +9,8 @@ from configs.schema.train import OptimizerSection
 from training.engine.partitions import Partition, Stretch, partitions
 from training.muon import Muon
 
-#: Tables of one row a token, which Muon is not for.
-_TABLES = ("embed_tokens.weight", "lm_head.weight")
+#: Tables of one row a token, position or class, which Muon is not for.
+_TABLES = ("embed_tokens.weight", "positions.weight", "lm_head.weight", "score.weight")
 
 
 def orthogonal(name: str, shape: tuple[int, ...]) -> bool:

@@ -71,10 +71,15 @@ def _counts(by_part: dict[str, int], looked_up: tuple[str, ...], tables: int) ->
     return Parameters(by_part, {**by_part, **dict.fromkeys(looked_up, 0)}, tables)
 
 
-def matrix_parameters(model: ModelSection, vocab_size: int) -> int:
-    """Active parameters in matrices."""
+def matrix_parameters(model: ModelSection, vocab_size: int) -> float:
+    """Active parameters in matrices, each as often as a token is multiplied by it."""
     counts = parameters(model, vocab_size)
-    return counts.active - counts.by_part.get("norms", 0) - counts.by_part.get("biases", 0)
+    matrices = counts.active - counts.by_part.get("norms", 0) - counts.by_part.get("biases", 0)
+    if isinstance(model, EncoderDecoderSection):
+        # Cross-attention makes keys and values of pooled positions, one for several tokens of the source.
+        seldom = model.depth_of_decoder * 2 * model.hidden_size**2
+        return matrices - seldom * (1 - 1 / model.cross_downsample)
+    return matrices
 
 
 def attention_flops(model: ModelSection, context: int) -> float:

@@ -11,4 +11,8 @@ Shapes are named by suffix throughout (``x_BTD`` is indexed [batch, position, hi
     Z  value width of a head                C  latent width (key/value), L  latent width (query)
     V  vocabulary                           R  rows of the experts where they are more than S, else as above
     c  an entry of the cache, C + R         e  what a latent is expanded to for a head, P + Z
+
+and where attention is dense, or between two sequences:
+
+    H  width of a head                      L  positions of the keys (S: of an encoded source)
 """

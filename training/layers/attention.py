@@ -45,14 +45,10 @@ def attention(
     return torch.cat(rows)
 
 
-def attention_weights(
-    q_BNTQ: torch.Tensor, k_BNLQ: torch.Tensor, scale: float, mask: Mask, first: int = 0
-) -> torch.Tensor:
-    """The softmax's weights [B, N, T, L] of the same, written out in fp32; ``first``: position of the first query."""
-    length, keys = q_BNTQ.shape[2], k_BNLQ.shape[2]
-    queries = torch.arange(first, first + length, device=q_BNTQ.device)
+def attention_weights(q_BNTQ: torch.Tensor, k_BNLQ: torch.Tensor, scale: float, mask: Mask) -> torch.Tensor:
+    """The softmax's weights [B, N, T, L] of the same, written out in fp32."""
     scores = (q_BNTQ.float() @ k_BNLQ.float().transpose(2, 3)) * scale
-    bias = mask.bias(queries, torch.arange(keys, device=q_BNTQ.device), torch.float32)
+    bias = mask.bias_of_all(q_BNTQ.shape[2], k_BNLQ.shape[2], torch.float32, q_BNTQ.device)
     return (scores if bias is None else scores + bias).softmax(-1)
 
 
@@ -86,11 +82,7 @@ def _masked_on_device(
         out: torch.Tensor = flex_attention()(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale)
         return out
     # FlexAttention drops no weights.
-    bias = mask.bias(torch.arange(length, device=q.device), torch.arange(keys, device=q.device), q.dtype)
-    if mask.documents is not None:
-        ids_BT = mask.documents.ids_BT
-        apart = (ids_BT[:, None, :, None] != ids_BT[:, None, None, :]).to(q.dtype) * torch.finfo(q.dtype).min
-        bias = apart if bias is None else bias + apart
+    bias = mask.bias_of_all(length, keys, q.dtype, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 

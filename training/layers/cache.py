@@ -69,6 +69,12 @@ class Cache:
         """What each sequence's length is from now on: tokens that were read are kept, or dropped again."""
         self._lengths = list(lengths)
 
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Sequence b becomes what sequence ``rows[b]`` was, and goes on from there."""
+        self._lengths = [self._lengths[row] for row in rows.tolist()]
+        used = self._storage[..., : max(self._lengths), :]
+        used.copy_(used.index_select(1, rows.to(used.device)))
+
     def layer(self, index: int) -> "LayerCache":
         return LayerCache(self, index)
 

@@ -39,7 +39,10 @@ class Mask:
         return first, min(last, keys)
 
     def bias(self, queries: torch.Tensor, keys_L: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """What is added to scores [B, N, T, L], broadcast to them: minus infinity where a key is hidden.
+        """What is added to scores [B, N, T, L], broadcast to them: the lowest number there is where a key is hidden.
+
+        Not minus infinity: padding may see nothing, and its softmax would then be no number, which spoils every
+        gradient that passes by.
 
         Args:
             queries: positions [T], or [B, T].
@@ -66,7 +69,17 @@ class Mask:
             return added
         if added is None:
             added = torch.zeros((), dtype=dtype, device=hidden.device)
-        return added.masked_fill(hidden, float("-inf"))
+        return added.masked_fill(hidden, torch.finfo(dtype).min)
+
+    def bias_of_all(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        """The same of whole sequences, documents and all; needs as much memory as all their scores of a head."""
+        bias = self.bias(torch.arange(queries, device=device), torch.arange(keys, device=device), dtype)
+        if self.documents is None:
+            return bias
+        ids_BT = self.documents.ids_BT
+        apart = ids_BT[:, None, :, None] != ids_BT[:, None, None, :]
+        bias = torch.zeros((), dtype=dtype, device=device) if bias is None else bias
+        return bias.masked_fill(apart, torch.finfo(dtype).min)
 
     def flex(self, queries: int, keys: int, device: torch.device) -> tuple[Any, Any]:
         """FlexAttention's ``score_mod`` and ``block_mask`` of so many queries and keys; of the latter made once."""

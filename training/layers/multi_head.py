@@ -13,7 +13,7 @@ from training.layers.masks import Mask
 from training.layers.positions import Rotation, rotate_tail
 from training.layers.products import Linear
 
-#: Told the weights [B, N, T, L] of every forward pass.
+#: Told the weights [B, N, T, L] of every forward pass over whole sequences.
 Listener = Callable[[torch.Tensor], None]
 
 
@@ -73,6 +73,13 @@ class SelfAttention(nn.Module):
         return out
 
 
+class Source(NamedTuple):
+    """An encoded sequence [B, S, D], and which of its positions are there; the mask is not causal."""
+
+    encoded: torch.Tensor
+    mask: Mask
+
+
 class Memory(NamedTuple):
     """What a decoder layer keeps of the encoder's output: keys and values [B, N, S, H], and which of them are there."""
 
@@ -86,24 +93,28 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: TransformerSection) -> None:
         super().__init__()
-        self.heads, self.dropout = config.num_attention_heads, config.dropout
+        self.heads, self.width, self.dropout = config.num_attention_heads, config.head_size, config.dropout
         self.scale = config.head_size**-0.5
         self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.kv_proj = Linear(config.hidden_size, 2 * config.hidden_size, bias=config.bias)
         self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.listener: Listener | None = None
 
-    def remember(self, encoded_BSD: torch.Tensor, mask: Mask) -> Memory:
+    def remember(self, source: Source) -> Memory:
         """Keys and values of an encoded sequence, of use for every position of the other one."""
-        k, v = self.kv_proj(encoded_BSD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return Memory(k, v, mask)
+        k, v = self.kv_proj(source.encoded).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return Memory(k, v, source.mask)
 
-    def forward(self, x_BTD: torch.Tensor, memory: Memory) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        q = self.q_proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def forward(self, x_BTD: torch.Tensor, source: Source | Memory) -> torch.Tensor:
+        """[B, T, D] -> [B, T, D].
+
+        Of fewer sources than there are sequences each is for as many sequences in a row, as beams are.
+        """
+        memory = self.remember(source) if isinstance(source, Source) else source
+        q = self.q_proj(x_BTD).view(len(memory.keys), -1, self.heads, self.width).transpose(1, 2)
         if self.listener is not None:
             self.listener(attention_weights(q, memory.keys, self.scale, memory.mask))
         dropout = self.dropout if self.training else 0.0
         out_BNTH = attention(q, memory.keys, memory.values, self.scale, memory.mask, dropout)
-        out: torch.Tensor = self.o_proj(out_BNTH.transpose(1, 2).flatten(2))
+        out: torch.Tensor = self.o_proj(out_BNTH.transpose(1, 2).reshape_as(x_BTD))
         return out

@@ -19,16 +19,27 @@ class Places(nn.Module):
         learned = self.kind == "learned"
         self.weight = nn.Parameter(torch.empty(self.longest, self.hidden_size)) if learned else None
 
-    def added(self, positions: torch.Tensor) -> torch.Tensor | None:
-        """What is added to embeddings at positions [T] or [B, T]: [..., T, D]; None: nothing.
+    def put(
+        self, x_BTD: torch.Tensor, positions: torch.Tensor, scale: float = 1.0, own_scale: float = 1.0
+    ) -> torch.Tensor:
+        """Embeddings, times ``scale``, at positions [T] or [B, T]; what is added to them is taken ``own_scale`` times.
 
         Raises:
             ValueError: a learned table does not reach so far.
         """
+        added = None
         if self.kind == "sinusoidal":
-            return sinusoidal(positions, self.hidden_size, self.theta)
-        if self.weight is None:
-            return None
+            added = sinusoidal(positions, self.hidden_size, self.theta)
+        elif self.kind == "learned":
+            added = self(positions)  # through __call__, by which ZeRO-3 gathers the table
+        x_BTD = x_BTD if scale == 1.0 else x_BTD * scale
+        if added is None:
+            return x_BTD
+        return x_BTD + (added if own_scale == 1.0 else added * own_scale).to(x_BTD.dtype)
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """Rows of the learned table: [..., T, D]."""
+        assert self.weight is not None
         if positions.shape[-1] > self.longest:
             raise ValueError(
                 f"a sequence of {positions.shape[-1]} tokens is longer than the {self.longest} learned positions "

@@ -11,7 +11,7 @@ from training.layers.cache import LayerCache
 from training.layers.checkpointing import Checkpointing, checkpointed
 from training.layers.feed_forward import feed_forward
 from training.layers.masks import Mask
-from training.layers.multi_head import CrossAttention, Memory, SelfAttention
+from training.layers.multi_head import CrossAttention, Memory, SelfAttention, Source
 from training.layers.norms import LayerNorm, RMSNorm
 from training.layers.positions import Rotation
 
@@ -46,15 +46,15 @@ class TransformerLayer(nn.Module):
         mask: Mask,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
-        memory: Memory | None = None,
+        source: Source | Memory | None = None,
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]; ``memory``: of the encoded sequence, for a layer with cross-attention."""
+        """[B, T, D] -> [B, T, D]; ``source``: the encoded sequence, for a layer with cross-attention."""
         mode = self.checkpointing if self.training else "none"
         if mode == "full":
-            return checkpointed(self._whole, mode, x_BTD, mask, rotation, cache, memory)
+            return checkpointed(self._whole, mode, x_BTD, mask, rotation, cache, source)
         x_BTD = checkpointed(self._attend, mode, x_BTD, mask, rotation, cache)
-        if memory is not None:
-            x_BTD = checkpointed(self._look, mode, x_BTD, memory)
+        if source is not None:
+            x_BTD = checkpointed(self._look, mode, x_BTD, source)
         return checkpointed(self._feed, mode, x_BTD)
 
     def _whole(
@@ -63,10 +63,10 @@ class TransformerLayer(nn.Module):
         mask: Mask,
         rotation: Rotation | None,
         cache: LayerCache | None,
-        memory: Memory | None,
+        source: Source | Memory | None,
     ) -> torch.Tensor:
         x_BTD = self._attend(x_BTD, mask, rotation, cache)
-        return self._feed(x_BTD if memory is None else self._look(x_BTD, memory))
+        return self._feed(x_BTD if source is None else self._look(x_BTD, source))
 
     def _attend(
         self, x_BTD: torch.Tensor, mask: Mask, rotation: Rotation | None, cache: LayerCache | None
@@ -74,9 +74,9 @@ class TransformerLayer(nn.Module):
         norm = self.input_layernorm
         return self._added(x_BTD, norm, self.self_attn(self._read(x_BTD, norm), mask, rotation, cache))
 
-    def _look(self, x_BTD: torch.Tensor, memory: Memory) -> torch.Tensor:
+    def _look(self, x_BTD: torch.Tensor, source: Source | Memory) -> torch.Tensor:
         norm = self.cross_attention_layernorm
-        return self._added(x_BTD, norm, self.cross_attn(self._read(x_BTD, norm), memory))
+        return self._added(x_BTD, norm, self.cross_attn(self._read(x_BTD, norm), source))
 
     def _feed(self, x_BTD: torch.Tensor) -> torch.Tensor:
         norm = self.post_attention_layernorm

@@ -6,7 +6,7 @@ import torch
 
 from configs.schema.models import ModelSection
 from training.layers.checkpointing import Checkpointing
-from training.models import bigram, deepseek, gpt
+from training.models import bigram, deepseek, encoder, encoder_decoder, gpt
 
 
 class Model(Protocol):
@@ -28,6 +28,8 @@ _CLASSES: dict[str, Any] = {
     "deepseek": deepseek.DeepseekForCausalLM,
     "gpt": gpt.GptForCausalLM,
     "bigram": bigram.BigramForCausalLM,
+    "encoder": encoder.EncoderForTokens,
+    "encoder_decoder": encoder_decoder.EncoderDecoder,
 }
 
 
@@ -51,5 +53,7 @@ def init_weights(model: torch.nn.Module, seed: int, experts: range | None = None
             gpt.init_weights(model, seed)
         case bigram.BigramForCausalLM():
             bigram.init_weights(model, seed)
+        case encoder.EncoderForTokens() | encoder_decoder.EncoderDecoder():
+            encoder.init_weights(model, seed)
         case _:
             raise TypeError(f"{type(model).__name__} is no model of a family")

@@ -38,9 +38,7 @@ class GptDecoder(nn.Module):
     def forward(
         self, input_ids_BT: torch.Tensor, positions: torch.Tensor, documents: Documents | None, cache: Cache | None
     ) -> torch.Tensor:
-        x_BTD = self.embed_tokens(input_ids_BT)
-        if (added := self.positions.added(positions)) is not None:
-            x_BTD = x_BTD + added.to(x_BTD.dtype)
+        x_BTD = self.positions.put(self.embed_tokens(input_ids_BT), positions)
         if self.dropout and self.training:
             x_BTD = F.dropout(x_BTD, self.dropout)
         mask = Mask(True, self.window, self.positions.slopes(x_BTD.device), documents=documents)

@@ -1,0 +1,174 @@
+"""The encoder-decoder Transformer (arXiv 1706.03762): a text for a text.
+
+Shape suffixes are listed in :mod:`training.layers`; S positions of the source, T of the target.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from configs.schema.models.encoder_decoder import EncoderDecoderSection
+from training.layers.cache import Cache
+from training.layers.checkpointing import Checkpointing
+from training.layers.head import OutputHead
+from training.layers.masks import Mask
+from training.layers.multi_head import Memory, Source
+from training.layers.places import Places
+from training.layers.transformer_layer import TransformerLayer, make_norm
+from training.models.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A source as the decoder's layers look at it, each with keys and values of its own."""
+
+    memories: list[Memory]
+
+
+class Decoder(nn.Module):
+    """Embedding and layers that also look at a source: token ids [B, T] -> hidden states [B, T, D]."""
+
+    def __init__(self, config: EncoderDecoderSection, vocab_size: int) -> None:
+        super().__init__()
+        self.dropout, self.window = config.dropout, config.window
+        self.scale = config.hidden_size**0.5
+        self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
+        self.positions = Places(config)
+        layers = [TransformerLayer(config, config.norm_first, cross=True) for _ in range(config.depth_of_decoder)]
+        self.layers = nn.ModuleList(layers)
+        self.norm = make_norm(config) if config.norm_first else nn.Identity()
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        positions: torch.Tensor,
+        sources: Sequence[Source | Memory],
+        cache: Cache | None,
+    ) -> torch.Tensor:
+        """``positions``: of the ids, [T] or [B, T]; ``sources``: what each layer looks at."""
+        x_BTD = self.positions.put(self.embed_tokens(input_ids_BT), positions, self.scale)
+        if self.dropout and self.training:
+            x_BTD = F.dropout(x_BTD, self.dropout)
+        mask = Mask(True, self.window, self.positions.slopes(x_BTD.device))
+        turn = self.positions.rotation(positions)
+        for index, (layer, source) in enumerate(zip(self.layers, sources, strict=True)):
+            x_BTD = layer(x_BTD, mask, turn, cache and cache.layer(index), source)
+        out: torch.Tensor = self.norm(x_BTD)
+        return out
+
+    @property
+    def blocks(self) -> list[TransformerLayer]:
+        """Every layer."""
+        return cast(list[TransformerLayer], list(self.layers))
+
+
+class EncoderDecoder(nn.Module):
+    """Encoder, decoder and head; sources and targets have ``vocab_size`` ids each, of one tokenizer.
+
+    Weights are undefined until :func:`training.models.encoder.init_weights` or ``load_state_dict``.
+    """
+
+    def __init__(self, config: EncoderDecoderSection, vocab_size: int) -> None:
+        super().__init__()
+        self.section = config
+        self.encoder = Encoder(config, vocab_size, scale_positions=False)
+        self.decoder = Decoder(config, vocab_size)
+        self.lm_head = OutputHead(config.hidden_size, vocab_size)
+        if config.share_embeddings:
+            self.decoder.embed_tokens.weight = self.encoder.embed_tokens.weight
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.decoder.embed_tokens.weight
+
+    @property
+    def blocks(self) -> list[TransformerLayer]:
+        """Every layer, the encoder's first."""
+        return self.encoder.blocks + self.decoder.blocks
+
+    def set_checkpointing(self, mode: Checkpointing) -> None:
+        """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
+        for layer in self.blocks:
+            layer.checkpointing = mode
+
+    def compile_regions(self) -> None:
+        """Compile the feed-forward layers."""
+        for layer in self.blocks:
+            layer.mlp.compile()
+
+    def encode(self, source: torch.Tensor, source_lengths: torch.Tensor | None = None) -> Encoded:
+        """Token ids [B, S] -> what the decoder looks at, of use for every token of the target.
+
+        ``source_lengths`` [B]: of each row those that are there.
+        """
+        read = self._read(source, source_lengths)
+        return Encoded([layer.cross_attn.remember(read) for layer in self.decoder.blocks])
+
+    def new_cache(self, sequences: int, capacity: int) -> Cache:
+        """Room for ``capacity`` tokens of each of ``sequences`` of the target, of each layer and head."""
+        config = self.section
+        heads, width = config.num_attention_heads, 2 * config.head_size
+        return Cache(config.depth_of_decoder, sequences, capacity, width, self.lm_head.weight.detach(), heads)
+
+    def hidden(self, input_ids_BT: torch.Tensor, encoded: Encoded, cache: Cache | None = None) -> torch.Tensor:
+        """Token ids [B, T] of the target -> hidden states [B, T, D]: what the head reads.
+
+        With a ``cache`` the ids follow those that are in it, and the caller commits them. ``encoded`` may be of fewer
+        sources, each of which is for as many rows of ids in a row.
+        """
+        return self._decode(input_ids_BT, encoded.memories, cache)
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        targets: Sequence[torch.Tensor] | None = None,
+        source: torch.Tensor | None = None,
+        source_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Token ids [B, T] of the target -> logits [B, T, V] in the dtype of the model; with ``targets`` the loss.
+
+        Args:
+            input_ids_BT: what the decoder reads, the true tokens before those that it predicts.
+            targets: labels [B, T], the only element.
+            source: token ids [B, S]; must be given.
+            source_lengths: [B], of each source those that are there; None: all.
+
+        Returns:
+            Logits, or the summed ``cross_entropy`` in nats by its name.
+        """
+        if source is None:
+            raise ValueError("an encoder-decoder needs a source for each sequence")
+        # The layers make keys and values of it themselves, where activation checkpointing does not keep them.
+        read = self._read(source, source_lengths)
+        hidden_BTD = self._decode(input_ids_BT, [read] * len(self.decoder.blocks), None)
+        if targets is None:
+            return self.lm_head(hidden_BTD)
+        return {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
+
+    def _decode(
+        self, input_ids_BT: torch.Tensor, sources: Sequence[Source | Memory], cache: Cache | None
+    ) -> torch.Tensor:
+        length = input_ids_BT.shape[1]
+        positions = torch.arange(length, device=input_ids_BT.device) if cache is None else cache.begin(length)
+        out: torch.Tensor = self.decoder(input_ids_BT, positions, sources, cache)
+        return out
+
+    def _read(self, source: torch.Tensor, source_lengths: torch.Tensor | None) -> Source:
+        encoded_BSD = self.encoder(source, source_lengths)
+        by = self.section.cross_downsample
+        if by > 1:
+            encoded_BSD = pooled(encoded_BSD, by, source_lengths)
+            source_lengths = None if source_lengths is None else (source_lengths + by - 1) // by
+        return Source(encoded_BSD, Mask(False, lengths_B=source_lengths))
+
+
+def pooled(x_BSD: torch.Tensor, by: int, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
+    """Means of ``by`` positions at a time: [B, S, D] -> [B, S / by rounded up, D]; padding is no part of them."""
+    samples, length, _ = x_BSD.shape
+    lengths_B = torch.full((samples,), length, device=x_BSD.device) if lengths_B is None else lengths_B
+    x_BSD = F.pad(x_BSD, (0, 0, 0, -length % by))
+    there_BS1 = (torch.arange(x_BSD.shape[1], device=x_BSD.device) < lengths_B[:, None])[..., None]
+    sums = x_BSD.masked_fill(~there_BS1, 0.0).unflatten(1, (-1, by)).sum(2)
+    return sums / there_BS1.unflatten(1, (-1, by)).sum(2).clamp_min(1).to(sums.dtype)
