@@ -29,6 +29,7 @@ _ATTENTION = (
 _FEED_FORWARD = [f"{name}_proj.{kind}" for name in ("gate", "up", "down") for kind in ("weight", "bias")]
 
 TABLE = NameTable(
+    "DeepSeek's released format",
     same=[
         "model.embed_tokens.weight",
         "model.norm.weight",
@@ -51,7 +52,6 @@ TABLE = NameTable(
         f"{_LAYER}embed_tokens.weight": "model.embed_tokens.weight",
         f"{_LAYER}shared_head.head.weight": "lm_head.weight",
     },
-    what="DeepSeek's released format",
 )
 
 #: Keys of the recipe's model section that config.json has under the same name.

@@ -5,7 +5,7 @@ several tensors on disk.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +34,14 @@ class Place:
         name: of the tensor in memory.
         expert: its row of a stack; None: the whole tensor.
         part, parts: which of how many equal parts of that row.
+        transposed: on disk a matrix stands the other way round.
     """
 
     name: str
     expert: int | None = None
     part: int = 0
     parts: int = 1
+    transposed: bool = False
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The view of the tensor in memory that this place is.
@@ -47,44 +49,74 @@ class Place:
         Raises:
             IndexError: it has no such row.
         """
-        return tensor if self.expert is None else tensor[self.expert].chunk(self.parts, dim=0)[self.part]
+        if self.expert is not None:
+            tensor = tensor[self.expert].chunk(self.parts, dim=0)[self.part]
+        return tensor.t() if self.transposed else tensor
 
 
 class NameTable:
     """Names in memory and on disk."""
 
-    def __init__(self, same: Sequence[str], stacks: Sequence[Stack], copies: dict[str, str], what: str) -> None:
+    def __init__(
+        self,
+        what: str,
+        same: Sequence[str] = (),
+        *,
+        renamed: Mapping[str, str] | None = None,
+        transposed: Collection[str] = (),
+        stacks: Sequence[Stack] = (),
+        copies: Mapping[str, str] | None = None,
+        zeros: Sequence[str] = (),
+        ignored: Sequence[str] = (),
+        prefix: str = "",
+    ) -> None:
         """Make a table.
 
         Args:
+            what: the format, for messages.
             same: names that are the same on both sides.
+            renamed: names in memory -> on disk.
+            transposed: those in memory of matrices that stand the other way round on disk.
             stacks: tensors that are several on disk.
             copies: names on disk of what is in memory under another name, which is written there too.
-            what: the format, for messages.
+            zeros: biases in memory that a model may lack: the format has them, and there they are zeros.
+            ignored: names on disk that hold nothing that was learnt.
+            prefix: files may leave it away from names on disk.
         """
-        self._same = [_pattern(name) for name in same]
+        names = {**dict(zip(same, same, strict=True)), **(renamed or {})}
+        self._names = [
+            (_pattern(name), name, _pattern(called), called, name in transposed) for name, called in names.items()
+        ]
         self._stacks = [(_pattern(stack.name), stack) for stack in stacks]
         self._parts = [(_pattern(part), stack, number) for stack in stacks for number, part in enumerate(stack.parts)]
-        self._copies = [(_pattern(name), name, original) for name, original in copies.items()]
-        self._what = what
+        self._copies = [(_pattern(name), name, original) for name, original in (copies or {}).items()]
+        self._zeros, self._ignored = _patterns(zeros), _patterns(ignored)
+        self._what, self._prefix = what, prefix
 
     def knows(self, name: str) -> bool:
         """Whether a tensor in memory has its place on disk."""
-        return any(pattern.fullmatch(name) for pattern in [*self._same, *(pattern for pattern, _ in self._stacks)])
+        patterns = [*(entry[0] for entry in self._names), *(pattern for pattern, _ in self._stacks)]
+        return _matches(patterns, name)
+
+    def may_lack(self, name: str) -> bool:
+        """Whether a model may be without a tensor that the format has: zeros on disk."""
+        return _matches(self._zeros, name)
 
     def in_memory(self, name: str) -> Place | None:
-        """Where a tensor on disk belongs; None: it is a copy of one that has its place.
+        """Where a tensor on disk belongs; None: it is a copy of one that has its place, or nothing that was learnt.
 
         Raises:
             RequestError: the table does not know it.
         """
-        if any(pattern.fullmatch(name) for pattern in self._same):
-            return Place(name)
-        for pattern, stack, number in self._parts:
-            if match := pattern.fullmatch(name):
-                return Place(stack.name.replace("{}", match[1]), int(match[2]), number, len(stack.parts))
-        if any(pattern.fullmatch(name) for pattern, _, _ in self._copies):
-            return None
+        for called in dict.fromkeys((name, self._prefix + name)):
+            for _, ours, pattern, _, transposed in self._names:
+                if match := pattern.fullmatch(called):
+                    return Place(ours.format(*match.groups()), transposed=transposed)
+            for pattern, stack, number in self._parts:
+                if match := pattern.fullmatch(called):
+                    return Place(stack.name.format(match[1]), int(match[2]), number, len(stack.parts))
+            if _matches([*(copy for copy, _, _ in self._copies), *self._ignored], called):
+                return None
         raise RequestError(f"{self._what} has no tensor named {name}: these weights are of another kind of model")
 
     def on_disk(self, name: str, experts: int) -> list[tuple[str, Place]]:
@@ -100,8 +132,9 @@ class NameTable:
                     for expert in range(experts)
                     for number, part in enumerate(stack.parts)
                 ]
-        if any(pattern.fullmatch(name) for pattern in self._same):
-            return [(name, Place(name))]
+        for pattern, _, _, called, transposed in self._names:
+            if match := pattern.fullmatch(name):
+                return [(called.format(*match.groups()), Place(name, transposed=transposed))]
         raise RequestError(f"{self._what} has no place for {name}: it cannot be exported to that")
 
     def copies_of(self, name: str, layers: Sequence[int]) -> list[str]:
@@ -111,3 +144,11 @@ class NameTable:
 
 def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
+
+
+def _patterns(names: Iterable[str]) -> list[re.Pattern[str]]:
+    return [_pattern(name) for name in names]
+
+
+def _matches(patterns: Iterable[re.Pattern[str]], name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in patterns)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from configs.errors import RequestError
-from training.export.deepseek import TABLE
-from training.export.names import Place
+from training.export.formats import table_of
+from training.export.names import NameTable, Place
 
 
 @torch.no_grad()
@@ -15,21 +15,24 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], expert
     """Copy weights under their names on disk into a model in place, a tensor at a time; experts go into their stacks.
 
     Args:
-        model: whose names are those of the table in memory.
+        model: of a family; its ``section`` says by which table names are read.
         weights: (name on disk, tensor), as ``checkpoint.read_weights`` and released files have them.
         experts: those whose weights are needed; the others' are looked at and not copied.
 
     Raises:
         RequestError: a weight that the model does not have, or of another shape, or one that stays without a value.
     """
+    table = table_of(model.section)
     targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     # What the table does not know, such as learned noise, our own checkpoints have under the name in memory.
-    left = {name: len(TABLE.on_disk(name, len(t))) if TABLE.knows(name) else 1 for name, t in targets.items()}
+    left = {name: len(table.on_disk(name, len(t))) if table.knows(name) else 1 for name, t in targets.items()}
     for name, tensor in weights:
-        place = Place(name) if name in targets else TABLE.in_memory(name)
+        place = Place(name) if name in targets else table.in_memory(name)
         if place is None:
             continue
         found = targets.get(place.name)
+        if found is None and _is_lacking(table, place, name, tensor):
+            continue
         target = None if found is None or (place.expert or 0) >= len(found) else place.of(found)
         if target is None or target.shape != tensor.shape:
             has = "nothing" if target is None else f"shape {tuple(target.shape)}"
@@ -43,18 +46,37 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], expert
         raise RequestError(f"the weights lack {missing[0]} ({len(missing)} missing in all)")
 
 
+def _is_lacking(table: NameTable, place: Place, name: str, tensor: torch.Tensor) -> bool:
+    """Whether a model without biases may pass over a tensor on disk, which is zeros then.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if table.may_lack(place.name) and tensor.any():
+        raise RequestError(f"the weights hold {name}, which is not zero, where the model has none: set model.bias=true")
+    return table.may_lack(place.name)
+
+
 def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer of a model under its names on disk; experts as views of their stacks.
+
+    Biases that the format has and the model lacks are zeros.
 
     Raises:
         RequestError: the format cannot carry one.
     """
-    prediction = range(model.model.depth, len(model.model.layers))
+    table = table_of(model.section)
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    layers = len(model.model.layers)
+    prediction = range(layers - model.section.prediction_depth, layers)
     # Tied embeddings stand once, under the embedding's name.
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        for called, place in TABLE.on_disk(name, len(tensor)):
+    for name, tensor in named.items():
+        for called, place in table.on_disk(name, len(tensor)):
             yield called, place.of(tensor)
         tied = name == "model.embed_tokens.weight" and model.lm_head.weight is tensor
         for original in [name, *(["lm_head.weight"] if tied else [])]:
-            for copy in TABLE.copies_of(original, prediction):
+            for copy in table.copies_of(original, prediction):
                 yield copy, tensor
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if name.endswith(".weight") and bias not in named and table.may_lack(bias):
+            yield table.on_disk(bias, 1)[0][0], tensor.new_zeros(len(tensor))

@@ -138,6 +138,7 @@ class DeepseekForCausalLM(nn.Module):
 
     def __init__(self, config: DeepseekSection, vocab_size: int) -> None:
         super().__init__()
+        self.section = config
         self.config = SimpleNamespace(**{**config.model_dump(), "vocab_size": vocab_size, "hidden_act": "silu"})
         self.model = Decoder(config, vocab_size)
         self.lm_head = OutputHead(config.hidden_size, vocab_size)

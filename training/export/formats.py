@@ -1,0 +1,51 @@
+"""The released format of each family that has one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from configs.errors import RequestError
+from configs.schema.models import ModelSection
+from training.export import deepseek, gpt2
+from training.export.names import NameTable
+
+
+@dataclass(frozen=True)
+class Format:
+    """Names of weights and ``config.json``.
+
+    Attributes:
+        table: names in memory and on disk.
+        released_config: ``config.json`` of a model section and its vocabulary; RequestError where it cannot carry it.
+        model_section: the way back; RequestError where the family cannot carry it.
+    """
+
+    table: NameTable
+    released_config: Callable[[Any, int], dict[str, Any]]
+    model_section: Callable[[dict[str, Any]], Any]
+
+
+_FORMATS = {
+    "deepseek": Format(deepseek.TABLE, deepseek.released_config, deepseek.model_section),
+    "gpt": Format(gpt2.TABLE, gpt2.released_config, gpt2.model_section),
+}
+
+
+def format_of(section: ModelSection) -> Format:
+    """The released format of a model's family.
+
+    Raises:
+        RequestError: it has none.
+    """
+    family = section.identity()["family"]
+    if family not in _FORMATS:
+        raise RequestError(
+            f"model.family={family} has no released format: {' and '.join(_FORMATS)} can be exported and imported"
+        )
+    return _FORMATS[family]
+
+
+def table_of(section: ModelSection) -> NameTable:
+    """The names of a model's weights; of a family without a released format those in memory, and no others."""
+    family = section.identity()["family"]
+    return _FORMATS[family].table if family in _FORMATS else NameTable(f"the {family} family")

@@ -1,0 +1,111 @@
+"""GPT-2 as released on the Hugging Face hub (transformers' ``GPT2LMHeadModel``): names of weights, and ``config.json``.
+
+Its matrices stand the other way round on disk, and every linear layer and norm has a bias there. Files are with or
+without ``transformer.`` before the names; old ones hold the causal mask too.
+"""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from configs.errors import RequestError
+from configs.schema.models.gpt import GptSection
+from training.export.names import NameTable
+
+_LAYER, _RELEASED_LAYER = "model.layers.{}.", "transformer.h.{}."
+_NORMS = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
+_MATRICES = {
+    "self_attn.qkv_proj": "attn.c_attn",
+    "self_attn.o_proj": "attn.c_proj",
+    "mlp.up_proj": "mlp.c_fc",
+    "mlp.down_proj": "mlp.c_proj",
+}
+_OF_LAYERS = {_LAYER + ours: _RELEASED_LAYER + theirs for ours, theirs in {**_NORMS, **_MATRICES}.items()}
+_WITH_BIAS = {"model.norm": "transformer.ln_f", **_OF_LAYERS}
+
+TABLE = NameTable(
+    "GPT-2's released format",
+    same=["lm_head.weight"],
+    renamed={
+        "model.embed_tokens.weight": "transformer.wte.weight",
+        "model.positions.weight": "transformer.wpe.weight",
+        **{f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in _WITH_BIAS.items() for kind in ("weight", "bias")},
+    },
+    transposed=[f"{_LAYER}{name}.weight" for name in _MATRICES],
+    zeros=[f"{name}.bias" for name in _WITH_BIAS],
+    ignored=[f"{_RELEASED_LAYER}attn.{name}" for name in ("bias", "masked_bias")],
+    prefix="transformer.",
+)
+
+#: Keys of the recipe's model section and what config.json calls them.
+_KEYS = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "activation": "activation_function",
+    "layer_norm_eps": "layer_norm_epsilon",
+    "initializer_range": "initializer_range",
+    "max_position_embeddings": "n_positions",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+#: What a config.json that leaves keys out means by that.
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50_257,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "activation_function": "gelu_new",
+    **dict.fromkeys(_DROPOUTS, 0.1),
+}
+_ACTIVATIONS = ("relu", "gelu", "gelu_new")
+#: Another name of the same function.
+_ALIASES = {"gelu_pytorch_tanh": "gelu_new"}
+
+
+def released_config(model: GptSection, vocab_size: int) -> dict[str, Any]:
+    """``config.json`` of a model, as transformers' ``GPT2Config`` has it; biases that it lacks are zeros there.
+
+    Raises:
+        RequestError: GPT-2 has no such model; the message names the key.
+    """
+    carried = {"positions": ("learned",), "window": (None,), "norm": ("layer",), "activation": _ACTIVATIONS}
+    for key, values in carried.items():
+        if (value := getattr(model, key)) not in values:
+            raise RequestError(f"GPT-2's released format has no model.{key}={value}: it cannot be exported")
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": vocab_size,
+        **{called: getattr(model, key) for key, called in _KEYS.items()},
+        **dict.fromkeys(_DROPOUTS, model.dropout),
+    }
+
+
+def model_section(config: dict[str, Any]) -> GptSection:
+    """The recipe's model section of a released ``config.json``; the way back from :func:`released_config`.
+
+    Raises:
+        RequestError: it asks for something that the family here does not have.
+    """
+    if config.get("model_type") != "gpt2":
+        raise RequestError(f"config.json: model_type is {config.get('model_type')!r}, not 'gpt2'")
+    for key, wanted in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        if config.get(key, wanted) != wanted:
+            raise RequestError(f"config.json: {key} is {config[key]!r}, and only {wanted!r} is known")
+    found = {**_DEFAULTS, **config}
+    if len({found[key] for key in _DROPOUTS}) > 1:
+        raise RequestError(f"config.json: {', '.join(_DROPOUTS)} differ, and the family has one dropout for all")
+    fields = {key: found[called] for key, called in _KEYS.items() if found.get(called) is not None}
+    fields["activation"] = _ALIASES.get(fields["activation"], fields["activation"])
+    try:
+        return GptSection(**fields, dropout=found[_DROPOUTS[0]], vocab_size=found["vocab_size"])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = str(fault["loc"][0]) if fault["loc"] else ""
+        raise RequestError(f"config.json: {_KEYS.get(key, key)}: {fault['msg']}") from None
