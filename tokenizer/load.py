@@ -119,6 +119,11 @@ class Tokenizer(ABC):
         return self._chat_token(special.BEGIN_ID)
 
     @property
+    def first_id(self) -> int:
+        """What a decoder reads before a target: ``<|begin|>``, or ``end_of_text_id`` of a tokenizer that has none."""
+        return self.begin_id if self.has_chat_tokens else self.end_of_text_id
+
+    @property
     def pad_id(self) -> int:
         """``<|pad|>``, which fills the shorter conversations of a batch."""
         return self._chat_token(special.PAD_ID)

@@ -53,6 +53,11 @@ class Objective:
         sums = model(batch.inputs, targets=[batch.labels], **self._context(batch))
         return sums["cross_entropy"], (batch.labels != IGNORED).sum()
 
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """What the model says of each target's place: [B, T, V], or of classes [B, C]."""
+        out: torch.Tensor = model(batch.inputs, **self._context(batch))
+        return out
+
     def _context(self, batch: Batch) -> dict[str, torch.Tensor | None]:
         """What else a batch holds for the model."""
         found = {name: getattr(batch, name) for name in ("lengths", "source", "source_lengths")}

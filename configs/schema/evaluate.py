@@ -19,6 +19,8 @@ class GenerateSection(Section):
     top_k: int = Field(0, ge=0, description="0: all")
     top_p: float = Field(1.0, gt=0, le=1)
     speculative: bool = Field(False, description="draft with multi-token prediction; the same text, greedy only")
+    beams: int = Field(1, gt=0, description="of an encoder-decoder: beginnings that beam search follows; 1: greedy")
+    length_penalty: float = Field(0.6, ge=0, description="of beam search: the higher, the longer (GNMT's alpha)")
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")

@@ -63,8 +63,7 @@ def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "he
     if recipe.learns == "labels":
         return LabelExamples(layout.examples, split)
     tokenizer = Tokenizer.load(layout.tokenizer)
-    begin = tokenizer.begin_id if tokenizer.has_chat_tokens else tokenizer.end_of_text_id
-    return PairExamples(layout.examples, split, begin, tokenizer.end_of_text_id)
+    return PairExamples(layout.examples, split, tokenizer.first_id, tokenizer.end_of_text_id)
 
 
 def held_out(recipe: Recipe, layout: RunLayout) -> TokenWindows | Examples:

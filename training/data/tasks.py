@@ -52,7 +52,7 @@ class PairExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """``source``: the texts; ``inputs``: begin and target; ``labels``: target and end; the lengths of both."""
+        """``source``: the texts; ``inputs``: begin and target; ``labels``: target and end; the sources' lengths."""
         lengths = self._targets.lengths(indices)
         inputs = np.pad(self._targets.padded(indices, _PAD), ((0, 0), (1, 0)), constant_values=self._begin)
         labels = np.pad(self._targets.padded(indices, IGNORED), ((0, 0), (0, 1)), constant_values=IGNORED)
@@ -60,7 +60,6 @@ class PairExamples(Examples):
         return Batch(
             torch.from_numpy(inputs),
             torch.from_numpy(labels),
-            lengths=torch.from_numpy(lengths + 1),
             source=torch.from_numpy(self._ids.padded(indices, _PAD)),
             source_lengths=torch.from_numpy(self._ids.lengths(indices)),
         )

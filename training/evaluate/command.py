@@ -14,6 +14,8 @@ from configs.schema import Recipe
 def evaluate(recipe: Recipe) -> int:
     """Evaluate the finished pretraining, and fine-tuning where there is one; returns the exit status."""
     layout = RunLayout.of(recipe)
+    if recipe.learns != "text":
+        return _evaluate_task(recipe, layout)
     tokens = manifest.require(layout.tokens, "make data")
     pretrained = finished_checkpoint(layout.pretrain)
     require_same_tokens(layout)
@@ -45,6 +47,28 @@ def evaluate(recipe: Recipe) -> int:
     return command.DONE
 
 
+def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
+    examples = manifest.require(layout.examples, "make data")
+    pretrained = finished_checkpoint(layout.pretrain)
+    require_same_tokens(layout)
+    if pretrained is None:
+        raise RequestError(f"{layout.pretrain} is not finished: run `make pretrain` first")
+    generate = recipe.generate
+    decoding = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
+    inputs = {"examples": examples.fingerprint, "pretrain": pretrained[1]}
+    with open_stage("evaluation", layout.evaluation, {"task": recipe.learns, **decoding}, inputs) as stage:
+        if stage.finished:
+            print(f"{layout.evaluation}: up to date")
+        else:
+            from training.evaluate.tasks import evaluate_task
+
+            results = evaluate_task(recipe, layout, pretrained[0])
+            publish.write_json(stage.work / "evaluation.json", results)
+            stage.publish(counts={}, versions=manifest.versions("torch"))
+    print("\n".join(_task_lines(publish.read_json(layout.evaluation / "evaluation.json")["task"])))
+    return command.DONE
+
+
 def _print(results: dict[str, Any]) -> None:
     pretrain, baselines = results["pretrain"], results["baselines"]
     print(f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes")
@@ -59,3 +83,22 @@ def _print(results: dict[str, Any]) -> None:
         print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
     worst = max((facts["max_over_mean"] for facts in results["experts"].values()), default=0.0)
     print(f"experts      busiest over mean {worst:.2f} on the validation text")
+
+
+def _task_lines(facts: dict[str, Any]) -> list[str]:
+    """What was found of a task, a line each."""
+    head = [f"held out     {facts['examples']:,} examples, loss {facts['loss']:.4f} nats a target"]
+    if facts["kind"] != "labels":
+        found = f"{facts['token_accuracy']:.2%} of the tokens, {facts['exact']:.2%} of the whole sequences"
+        return [*head, f"  right      {found}"]
+    width = max(len(row["name"]) for row in facts["classes"])
+    return [
+        *head,
+        f"  right      {facts['accuracy']:.2%}, always the most frequent class {facts['majority']:.2%}; "
+        f"macro F1 {facts['macro_f1']:.3f}",
+        *(
+            f"  {row['name']:<{width}} {row['examples']:>7,} examples, precision {row['precision']:.3f}, "
+            f"recall {row['recall']:.3f}, F1 {row['f1']:.3f}"
+            for row in facts["classes"]
+        ),
+    ]

@@ -1,0 +1,111 @@
+"""The evaluation of a run that learns tags, pairs or labels: its model on the held-out examples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from artefacts.progress import bar
+from configs.schema import Recipe
+from tokenizer.load import Tokenizer
+from training.answer import decode_targets
+from training.data.batch import IGNORED, Batch
+from training.data.sources import task_examples
+from training.evaluate.accuracy import ClassScores
+from training.objective import Objective
+from training.trained import best_device, load_model
+
+#: Examples whose output is kept as text.
+_SHOWN = 8
+
+
+@torch.no_grad()
+def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[str, Any]:
+    """Contents of ``evaluation.json``, under ``task``.
+
+    Of tags and pairs: loss, share of tokens right (of pairs with the true tokens before them), share of whole
+    sequences right (of pairs as decoding finds them). Of labels: accuracy, F1 and the confusion of classes.
+    """
+    device = best_device()
+    model = load_model(recipe, checkpoint, device)
+    tokenizer = Tokenizer.load(layout.tokenizer)
+    examples = task_examples(recipe, layout, "held-out")
+    batches = examples.in_order(recipe.evaluate.batch)
+    measured = _Measured(recipe, model, device, tokenizer)
+    with bar(len(examples), "example", "held-out examples") as progress:
+        for batch in batches:
+            measured.add(batch.to(device))
+            progress.update(len(batch.labels))
+    found = {
+        "kind": recipe.learns,
+        "checkpoint": checkpoint.name,
+        "examples": len(examples),
+        "loss": measured.nats / measured.targets,
+    }
+    if recipe.learns == "labels":
+        names = manifest.require(layout.examples, "make data").details["classes"]
+        scores = ClassScores.of(measured.true, measured.said, names)
+        return {"task": {**found, **_of_classes(scores)}}
+    sequences = {
+        "token_accuracy": measured.right / measured.targets,
+        "exact": measured.exact / len(examples),
+        "samples": measured.samples,
+    }
+    return {"task": {**found, **sequences}}
+
+
+def _of_classes(scores: ClassScores) -> dict[str, Any]:
+    return {
+        "accuracy": scores.accuracy,
+        "macro_f1": scores.macro_f1,
+        "majority": scores.majority,
+        "classes": scores.per_class(),
+        "confusion": scores.confusion.tolist(),
+    }
+
+
+class _Measured:
+    """What adds up over the batches."""
+
+    def __init__(self, recipe: Recipe, model: Any, device: torch.device, tokenizer: Tokenizer) -> None:
+        self._recipe, self._model, self._device, self._tokenizer = recipe, model, device, tokenizer
+        self._objective = Objective(recipe.model, recipe.train)
+        self.nats, self.targets, self.right, self.exact = 0.0, 0, 0, 0
+        self.true: list[int] = []
+        self.said: list[int] = []
+        self.samples: list[dict[str, str]] = []
+
+    def add(self, batch: Batch) -> None:
+        nats, targets = self._objective.cross_entropy(self._model, batch)
+        self.nats, self.targets = self.nats + float(nats), self.targets + int(targets)
+        best = self._objective.logits(self._model, batch).argmax(-1)
+        if self._recipe.learns == "labels":
+            self.true += batch.labels.tolist()
+            self.said += best.tolist()
+            return
+        kept = batch.labels != IGNORED
+        self.right += int(((best == batch.labels) & kept).sum())
+        wanted = [row[mask].tolist() for row, mask in zip(batch.labels, kept, strict=True)]
+        if self._recipe.learns == "tags":
+            sources = [row[:size].tolist() for row, size in zip(batch.inputs, map(len, wanted), strict=True)]
+            found = [row[mask].tolist() for row, mask in zip(best, kept, strict=True)]
+        else:
+            assert batch.source is not None and batch.source_lengths is not None
+            sizes = batch.source_lengths.tolist()
+            sources = [row[:size].tolist() for row, size in zip(batch.source, sizes, strict=True)]
+            found = decode_targets(
+                self._recipe, self._model, self._tokenizer, sources, self._recipe.train.context_length
+            )
+        self.exact += sum(one == other for one, other in zip(found, wanted, strict=True))
+        self._keep(sources, wanted, found)
+
+    def _keep(self, *columns: Sequence[Sequence[int]]) -> None:
+        names = ("source", "target", "output")
+        for row in zip(*columns, strict=True):
+            if len(self.samples) == _SHOWN:
+                return
+            texts = [self._tokenizer.decode(list(ids)) for ids in row]
+            self.samples.append(dict(zip(names, texts, strict=True)))
