@@ -211,7 +211,9 @@ def test_stopped_half_way_and_on_more_processes_the_same_bytes(run, tmp_path, mo
 def test_killed_and_started_again(tmp_path):
     line = [sys.executable, "-m", "pipeline"]
     given = ["--recipe", str(CONFIGS / "seq2seq-reverse.yaml"), *task_overrides(tmp_path)]
-    given += ["data.source.documents=400000", "data.clean.exact_dedup=false", "data.workers=2"]
+    given += ["data.source={kind: sequences, documents: 60000, min_chars: 100, max_chars: 300}", "data.workers=2"]
+    given += ["train={context_length: 320, global_batch_tokens: 320, steps: 1, learning_rate: 1}"]
+    given += ["model.max_position_embeddings=320"]
 
     def run(verb):
         return subprocess.run([*line, verb, *given], cwd=ROOT, capture_output=True, text=True)
