@@ -73,6 +73,34 @@ def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["finetune={learning_rate: 1e-3, max_length: 8}"],
+         ["finetune: model.family=encoder_decoder learns from no running text", "leave it out"]),
+        (["train.packing=best_fit"], ["train.packing (best_fit): model.family=encoder_decoder", "leave it out"]),
+        (["train.mask_documents=true"], ["train.mask_documents: model.family=encoder_decoder", "leave it out"]),
+        (["data.source={}"], ["data.source has no targets", "data.source.target_field", "kind=parallel"]),
+        (["data.source={}", "data.sources={a: {kind: sequences}, b: {kind: jsonl, path: a}}"],
+         ["data.sources.b has no targets", "data.sources.b.target_field"]),
+        (["data.source={}", "data.sources={a: {kind: sequences, weight: 2}}"], ["data.sources.a.weight (2)", "alike"]),
+        (["data.source={kind: parallel, path: a}"], ["target_path is missing"]),
+        (["data.source={kind: text, path: a, target_path: b}"], ["target_path is read by parallel only", "kind=text"]),
+        (["data.source={kind: text, path: a, target_field: b}"], ["target_field is read by jsonl, csv, parquet"]),
+        (["data.source={kind: pydocs, target_field: name}"], ["target_field (name)", "kind or package"]),
+        (["data.source.symbols=63"], ["data.source.symbols", "62"]),
+        (["data.source.path=a"], ["path (a)", "kind=sequences"]),
+    ],
+)  # fmt: skip
+def test_faults_of_examples_are_named(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(RequestError) as fault:
+        load_recipe(CHECKOUT / "configs" / "seq2seq-reverse.yaml", overrides)
+    message = str(fault.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
     ("overrides", "at_fault"),
     [
         (["data.source.split=x", "data.source.kind=jsonl", "data.source.path=a", "data.source.sample_bytes=9"], 0),

@@ -60,6 +60,12 @@ def _dry_run(*overrides):
     return done.stdout
 
 
+def test_a_model_that_takes_examples_takes_no_shards():
+    jobs = steps(load_recipe(ROOT / "configs" / "seq2seq-reverse.yaml"))
+    assert [step.name for step in jobs] == ["ingest", "dedup", "settle", "clean", "publish", "examples"]
+    assert jobs[-1].commands == (("pipeline", "examples"), ("pipeline", "verify")) and not jobs[-1].shared
+
+
 def test_arrays_share_a_stage_and_single_jobs_settle_it(tmp_path):
     jobs = _jobs(tmp_path, "launch.slurm.array_tasks=7", "launch.slurm.array_limit=3", "launch.slurm.cpus=2")
     assert [job.name for job in jobs] == ["ingest", "dedup", "settle", "clean", "publish", "tokenize", "assemble"]
