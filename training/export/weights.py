@@ -1,5 +1,6 @@
 """A model's weights to and from their names on disk, a tensor at a time."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -8,6 +9,37 @@ import torch
 from configs.errors import RequestError
 from training.export.deepseek import TABLE
 from training.export.names import Place
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
+    """Copy the weights of a backbone's own model, or of another classifier, into a classifier's backbone in place.
+
+    Heads and modules of multi-token prediction are left out. Arguments and faults as of :func:`load_weights`.
+
+    Raises:
+        RequestError: also where there are more layers than the backbone has.
+    """
+    beyond: set[str] = set()
+    predicting: set[str] = set()
+
+    def kept() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            layer = _LAYER.match(name)
+            if layer and int(layer[1]) >= len(model.model.layers):
+                beyond.add(layer[1])
+                predicting.update([layer[1]] if ".eh_proj." in name else [])
+            elif name.startswith("model."):
+                yield name, tensor
+
+    load_weights(torch.nn.ModuleDict({"model": model.model}), kept(), experts)
+    if beyond - predicting:
+        last = max(map(int, beyond - predicting))
+        raise RequestError(
+            f"the weights hold layer {last}, where the backbone has {len(model.model.layers)}: set "
+            "model.backbone.num_hidden_layers as they were trained"
+        )
 
 
 @torch.no_grad()
@@ -33,10 +65,14 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], expert
         target = None if found is None or (place.expert or 0) >= len(found) else place.of(found)
         if target is None or target.shape != tensor.shape:
             has = "nothing" if target is None else f"shape {tuple(target.shape)}"
-            raise RequestError(f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}")
+            said = f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}"
+            if name.endswith(("embed_tokens.weight", "lm_head.weight")) and target is not None:
+                said += ": their vocabulary, or their width, is another than the recipe's"
+            raise RequestError(said)
         if place.expert is None or experts is None or place.expert in experts:
             target.copy_(tensor)
-        left[place.name] -= 1
+        # A stack under its name in memory is all of its parts.
+        left[place.name] = 0 if place.expert is None else left[place.name] - 1
     filled = {id(targets[name]) for name, count in left.items() if count <= 0}
     missing = [name for name, count in left.items() if count > 0 and id(targets[name]) not in filled]
     if missing:
