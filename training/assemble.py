@@ -81,13 +81,14 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         torch.manual_seed((recipe.run.seed + begin) * ranks.size + ranks.rank)
         model = build_model(recipe.model, recipe.vocab_size)
         if resumption is None:
-            job.prepare(model, local_experts(ranks.rank, recipe.model.expert_count, recipe.expert_parallel))
+            job.prepare(model, local_experts(ranks.rank, recipe.model.trunk.expert_count, recipe.expert_parallel))
         model.set_checkpointing(job.train.checkpointing)
         if recipe.model.compile:
             model.compile_regions()
         experts = recipe.expert_parallel if recipe.model.has_experts else None
         config = deepspeed_config(job.train, ranks.size, experts, job.global_batch, job.micro_batch)
-        optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel)
+        rates = recipe.model.rate_scales
+        optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel, rates)
         engine = build_engine(model, optimizer, config, ranks)
         adopt_partitions(optimizer, engine)
         balancer = Balancer(engine.module, job.train.balance_step)

@@ -94,12 +94,15 @@ class Recipe(Section):
     def _experts_fit(self) -> None:
         """Grouped matrix products take rows of whole multiples of 16 bytes."""
         numbers = 4 if self.train.precision == "fp32" else 8
-        model = self.model
+        model = self.model.trunk
         if not (isinstance(model, DeepseekSection) and model.has_experts):
             return
+        inside = "" if model is self.model else "backbone."
         for key, size in (("hidden_size", model.hidden_size), ("moe_intermediate_size", model.moe_intermediate_size)):
             if size % numbers:
-                raise ValueError(f"model.{key} ({size}) is no multiple of {numbers}, as {self.train.precision} needs")
+                raise ValueError(
+                    f"model.{inside}{key} ({size}) is no multiple of {numbers}, as {self.train.precision} needs"
+                )
 
     def _topology_fits(self) -> None:
         ranks, ep = self.ranks, self.expert_parallel
@@ -111,7 +114,7 @@ class Recipe(Section):
             raise ValueError(
                 f"model.n_routed_experts ({self.model.expert_count}) is not divisible by train.expert_parallel ({ep})"
                 if self.model.has_experts
-                else f"train.expert_parallel ({ep}): this model has no experts to share out: leave it out"
+                else f"train.expert_parallel ({ep}): this model has no experts to train and share out: leave it out"
             )
         if self.train.global_batch % (self.micro_batch * ranks):
             micro = f" x train.micro_batch ({self.train.micro_batch})" if self.train.micro_batch else ""

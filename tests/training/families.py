@@ -7,13 +7,14 @@ import torch
 
 from configs.schema.models import ModelSection
 from configs.schema.models.bigram import BigramSection
+from configs.schema.models.classifier import ClassifierSection
 from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from configs.schema.models.gpt import GptSection
 from tests.training.shapes import SHAPES
 from training.models.families import build_model, init_weights
 
-VOCAB, LENGTH = 61, 9
+VOCAB, LENGTH, CLASSES = 61, 9, 3
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -34,6 +35,10 @@ def encoder(**changes: Any) -> EncoderSection:
 
 def encoder_decoder(**changes: Any) -> EncoderDecoderSection:
     return EncoderDecoderSection(**{**_SIZES, **changes})
+
+
+def classifier(backbone: ModelSection, **changes: Any) -> ClassifierSection:
+    return ClassifierSection(backbone=backbone, classes=CLASSES, **changes)
 
 
 #: Every family, and every branch of each at least once.
@@ -59,6 +64,11 @@ CASES: dict[str, ModelSection] = {
     "pairs, learned, pre-norm": encoder_decoder(positions="learned", norm_first=True, activation="swiglu"),
     "pairs, window, tied and shared": encoder_decoder(window=5, tie_word_embeddings=True, share_embeddings=True),
     "pairs, downsampled": encoder_decoder(cross_downsample=3, norm_first=True),
+    "classifier, encoder, first": classifier(encoder(), pooling="first"),
+    "classifier, encoder, mean": classifier(encoder(window=5, norm_first=True, tie_word_embeddings=True)),
+    "classifier, gpt, last": classifier(gpt(), pooling="last"),
+    "classifier, gpt, mean": classifier(gpt(positions="rope", activation="swiglu", norm="rms", bias=False)),
+    "classifier, deepseek": classifier(SHAPES["groups"], pooling="last"),
 }
 
 
@@ -104,9 +114,11 @@ def given(section: ModelSection, samples: int = 3, length: int = LENGTH, seed: i
         return torch.randint(0, most, shape, generator=generator)
 
     ids, labels = drawn(VOCAB, samples, length), drawn(VOCAB, samples, length)
-    lengths = torch.tensor([length, *range(length - 4, length)])[:samples]
+    lengths = torch.tensor([length if row == 0 else length - 4 + (row - 1) % 4 for row in range(samples)])
     if section.learns == "pairs":
         return Given(ids, labels, {"source": drawn(VOCAB, samples, length), "source_lengths": lengths})
+    if section.learns == "labels":
+        return Given(ids, drawn(CLASSES, samples), {"lengths": lengths})
     if section.learns == "tags":
         labels[torch.arange(length) >= lengths[:, None]] = -100
         return Given(ids, labels, {"lengths": lengths})

@@ -58,6 +58,9 @@ def test_orthogonalized_matrices_have_singular_values_near_one_times_the_scale()
 def test_the_halves_of_a_fused_weight_are_matrices_of_their_own() -> None:
     assert matrices("model.layers.1.mlp.experts.gate_up_proj", (8, 32, 16)) == (16, 16)
     assert matrices("model.layers.1.mlp.experts.w2", (8, 32, 16)) == (32, 16)
+    assert matrices("model.layers.1.self_attn.qkv_proj.weight", (48, 16)) == (16, 16)
+    assert matrices("decoder.layers.1.cross_attn.kv_proj.weight", (32, 16)) == (16, 16)
+    assert matrices("model.layers.1.self_attn.kv_b_proj.weight", (32, 16)) == (32, 16)
 
 
 @pytest.mark.engine

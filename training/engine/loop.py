@@ -152,7 +152,7 @@ class Trainer:
         engine, ranks = self._engine, self._ranks
         rate = self._schedule(step)
         for group in engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_scale", 1.0)
         batches = self._data.micro_batches(step, ranks.rank, ranks.size, engine.train_micro_batch_size_per_gpu())
         names = list(self._objective.weights)
         counts, tokens = self._counts(batches)

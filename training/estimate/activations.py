@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from configs.schema import Recipe
+from configs.schema.models.classifier import ClassifierSection
 from configs.schema.models.deepseek import DeepseekSection
 from training.estimate import deepseek_activations, dense_activations
 from training.estimate.layer import Layer
@@ -29,9 +30,9 @@ class Activations:
 
 def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) -> Activations:
     """Of a rank that computes so many samples at a time under a checkpointing mode."""
-    model, tokens = recipe.model, micro_batch * recipe.train.context_length
+    model, tokens = recipe.model.trunk, micro_batch * recipe.train.context_length
     if not isinstance(model, DeepseekSection):
-        layers, hidden, other = dense_activations.layers(recipe, place, micro_batch, mode)
+        layers, hidden, other = dense_activations.layers(recipe, model, place, micro_batch, mode)
         if hidden is None:
             # The bigram's logits, in fp32 twice in the loss.
             return Activations(layers, 8.0 * tokens * recipe.vocab_size, 4.0 * tokens * recipe.vocab_size, other)
@@ -50,6 +51,9 @@ def _loss(recipe: Recipe, place: Topology, tokens: int, hidden: int) -> tuple[fl
     dhidden and dweight are worked out in the forward pass (training/losses.py) and kept for the backward pass.
     """
     vocab = recipe.vocab_size
+    if isinstance(recipe.model, ClassifierSection):
+        # A vector and logits for a text, which is little beside its tokens.
+        return 0.0, 0.0
     rows = min(tokens, max(_FEWEST_ROWS, _CHUNK[place.device] // vocab))
     working = rows * vocab * (6 if place.half else 4)
     if place.half:

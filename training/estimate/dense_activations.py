@@ -4,15 +4,18 @@ Counts follow the tensors that autograd saves (``tests/training/test_estimate_me
 """
 
 from configs.schema import Recipe
+from configs.schema.models import ModelSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from configs.schema.models.transformer import TransformerSection
 from training.estimate.layer import LONGEST_BLOCKED, Layer, block_weights
 from training.estimate.topology import Topology
 
 
-def layers(recipe: Recipe, place: Topology, micro_batch: int, mode: str) -> tuple[list[Layer], int | None, float]:
+def layers(
+    recipe: Recipe, model: ModelSection, place: Topology, micro_batch: int, mode: str
+) -> tuple[list[Layer], int | None, float]:
     """Every layer under a checkpointing mode, the width that the head reads (None: logits), and bytes of the rest."""
-    model, length = recipe.model, recipe.train.context_length
+    length = recipe.train.context_length
     tokens = micro_batch * length
     if not isinstance(model, TransformerSection):
         return [], None, tokens * 8.0

@@ -1,6 +1,7 @@
 """Model FLOPs of a training step per token: what the mathematics asks for, not what an implementation spends."""
 
 from configs.schema.models import ModelSection
+from configs.schema.models.classifier import ClassifierSection
 from configs.schema.models.deepseek import DeepseekSection
 from training.estimate import deepseek, dense
 
@@ -16,7 +17,13 @@ def flops_per_token(model: ModelSection, vocab_size: int, context: int, predicts
 
 
 def matrix_flops_per_token(model: ModelSection, vocab_size: int, predicts: bool = True) -> float:
-    """6 for every active parameter that is in a matrix: 2 forward, and 2 for each of the two gradients."""
+    """6 for every active parameter that is in a matrix: 2 forward, and 2 for each of the two gradients.
+
+    A classifier's head, which reads a text and not a token, is left out; what is frozen counts as if it were not.
+    """
+    if isinstance(model, ClassifierSection):
+        head = 6.0 * vocab_size * model.backbone.hidden_size
+        return matrix_flops_per_token(model.backbone, vocab_size, predicts) - head
     if isinstance(model, DeepseekSection):
         return 6.0 * deepseek.matrix_parameters(model, vocab_size, predicts)
     return 6.0 * dense.matrix_parameters(model, vocab_size)
@@ -27,6 +34,7 @@ def attention_flops_per_token(model: ModelSection, context: int, predicts: bool 
 
     Many published figures count all of ``context`` and are about twice as large.
     """
-    if isinstance(model, DeepseekSection):
-        return deepseek.attention_flops(model, context, predicts)
-    return dense.attention_flops(model, context)
+    trunk = model.trunk
+    if isinstance(trunk, DeepseekSection):
+        return deepseek.attention_flops(trunk, context, predicts)
+    return dense.attention_flops(trunk, context)

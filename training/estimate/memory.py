@@ -125,9 +125,10 @@ def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]
 def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
     if place.device == "cuda" or not (place.half and place.experts):
         return float(_LIBRARIES[place.device])
-    assert isinstance(recipe.model, DeepseekSection)
-    slots = micro_batch * recipe.train.context_length * recipe.model.num_experts_per_tok
-    rows = slots * recipe.expert_parallel / recipe.model.n_routed_experts
+    model = recipe.model.trunk
+    assert isinstance(model, DeepseekSection)
+    slots = micro_batch * recipe.train.context_length * model.num_experts_per_tok
+    rows = slots * recipe.expert_parallel / model.n_routed_experts
     return _LIBRARIES["cpu"] + min(_COMPILED_MOST, _COMPILED * rows**0.5)
 
 

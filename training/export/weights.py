@@ -1,5 +1,6 @@
 """A model's weights to and from their names on disk, a tensor at a time."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,8 +10,38 @@ from configs.errors import RequestError
 from training.export.formats import table_of
 from training.export.names import NameTable, Place
 
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
-@torch.no_grad()
+
+def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
+    """Copy the weights of a backbone's own model, or of another classifier, into a classifier's backbone in place.
+
+    Heads and modules of multi-token prediction are left out. Arguments and faults as of :func:`load_weights`.
+
+    Raises:
+        RequestError: also where there are more layers than the backbone has.
+    """
+    beyond: set[str] = set()
+    predicting: set[str] = set()
+
+    def kept() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            layer = _LAYER.match(name)
+            if layer and int(layer[1]) >= len(model.model.layers):
+                beyond.add(layer[1])
+                predicting.update([layer[1]] if ".eh_proj." in name else [])
+            elif name.startswith("model."):
+                yield name, tensor
+
+    _load(torch.nn.ModuleDict({"model": model.model}), table_of(model.section), kept(), experts)
+    if beyond - predicting:
+        last = max(map(int, beyond - predicting))
+        raise RequestError(
+            f"the weights hold layer {last}, where the backbone has {len(model.model.layers)}: set "
+            "model.backbone.num_hidden_layers as they were trained"
+        )
+
+
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
     """Copy weights under their names on disk into a model in place, a tensor at a time; experts go into their stacks.
 
@@ -22,7 +53,13 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], expert
     Raises:
         RequestError: a weight that the model does not have, or of another shape, or one that stays without a value.
     """
-    table = table_of(model.section)
+    _load(model, table_of(model.section), weights, experts)
+
+
+@torch.no_grad()
+def _load(
+    model: torch.nn.Module, table: NameTable, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None
+) -> None:
     targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     # What the table does not know, such as learned noise, our own checkpoints have under the name in memory.
     left = {name: len(table.on_disk(name, len(t))) if table.knows(name) else 1 for name, t in targets.items()}
@@ -36,10 +73,14 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], expert
         target = None if found is None or (place.expert or 0) >= len(found) else place.of(found)
         if target is None or target.shape != tensor.shape:
             has = "nothing" if target is None else f"shape {tuple(target.shape)}"
-            raise RequestError(f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}")
+            said = f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}"
+            if name.endswith(("embed_tokens.weight", "lm_head.weight")) and target is not None:
+                said += ": their vocabulary, or their width, is another than the recipe's"
+            raise RequestError(said)
         if place.expert is None or experts is None or place.expert in experts:
             target.copy_(tensor)
-        left[place.name] -= 1
+        # A stack under its name in memory is all of its parts.
+        left[place.name] = 0 if place.expert is None else left[place.name] - 1
     filled = {id(targets[name]) for name, count in left.items() if count <= 0}
     missing = [name for name, count in left.items() if count > 0 and id(targets[name]) not in filled]
     if missing:

@@ -6,7 +6,8 @@ Sources: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2), DeepSeek-V2 (arXiv 2405.
 1701.06538), adaptive k (arXiv 2403.07652).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -203,3 +204,27 @@ BALANCE_LOSSES: dict[str, Callable[[Router, Decision, int], torch.Tensor]] = {
     "load_balance": load_balance,
     "router_z": router_z,
 }
+
+
+@contextmanager
+def recorded(routers: Sequence[Router]) -> Iterator[None]:
+    """Within it the routers leave their decisions to be taken."""
+    for router in routers:
+        router.recording = True
+    try:
+        yield
+    finally:
+        for router in routers:
+            router.recording = False
+
+
+def balance_losses(routers: Sequence[Router], names: Sequence[str], sequences: int) -> dict[str, torch.Tensor]:
+    """The balancing losses of those names, summed over the routers; takes what they recorded of so many sequences."""
+    losses: dict[str, torch.Tensor] = {}
+    for router in routers:
+        if (decision := router.take()) is None:
+            continue
+        for name in names:
+            value = BALANCE_LOSSES[name](router, decision, sequences)
+            losses[name] = losses[name] + value if name in losses else value
+    return losses

@@ -8,7 +8,7 @@ multi-token prediction are the layers after the last, as in the released weights
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from training.layers.moe import MixtureOfExperts
 from training.layers.norms import RMSNorm
 from training.layers.positions import Rotation, rotation
 from training.layers.products import Linear
-from training.layers.routing import BALANCE_LOSSES, Router
+from training.layers.routing import Router, balance_losses, recorded
 
 
 class DecoderLayer(nn.Module):
@@ -128,18 +128,36 @@ class Decoder(nn.Module):
     def rotation(self, positions: torch.Tensor) -> Rotation:
         return rotation(positions, self.rope_dim, self.rope_theta, self.yarn)
 
+    def compile_regions(self) -> None:
+        """Compile what compiles without graph breaks: every attention's way from hidden states to queries, keys and
+        values, the dense and shared feed-forward layers, and on GPUs the experts' activation. Routing, exchange between
+        ranks and the attention kernels stay as they are.
+        """
+        for layer in self.blocks:
+            attention, mlp = layer.self_attn, layer.mlp
+            attention.expand = torch.compile(attention.expand)  # type: ignore[method-assign]
+            dense = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
+            if dense is not None:
+                dense.compile()
+            if isinstance(mlp, MixtureOfExperts):
+                mlp.experts.activation = torch.compile(mlp.experts.activation)
+
+
+def released_config(config: DeepseekSection, vocab_size: int) -> SimpleNamespace:
+    """The recipe's fields under the names of transformers' ``DeepseekV3Config``, where AutoEP looks them up."""
+    return SimpleNamespace(**{**config.model_dump(), "vocab_size": vocab_size, "hidden_act": "silu"})
+
 
 class DeepseekForCausalLM(nn.Module):
     """A decoder and its head over ``vocab_size`` rows, which may exceed the tokenizer's (padding).
 
-    Weights are undefined until :func:`init_weights` or ``load_state_dict``. ``config`` holds the recipe's fields
-    under the names of transformers' ``DeepseekV3Config``, where AutoEP looks them up.
+    Weights are undefined until :func:`init_weights` or ``load_state_dict``.
     """
 
     def __init__(self, config: DeepseekSection, vocab_size: int) -> None:
         super().__init__()
         self.section = config
-        self.config = SimpleNamespace(**{**config.model_dump(), "vocab_size": vocab_size, "hidden_act": "silu"})
+        self.config = released_config(config, vocab_size)
         self.model = Decoder(config, vocab_size)
         self.lm_head = OutputHead(config.hidden_size, vocab_size)
         if config.tie_word_embeddings:
@@ -162,18 +180,8 @@ class DeepseekForCausalLM(nn.Module):
             layer.checkpointing = mode
 
     def compile_regions(self) -> None:
-        """Compile what compiles without graph breaks: every attention's way from hidden states to queries, keys and
-        values, the dense and shared feed-forward layers, and on GPUs the experts' activation. Routing, exchange between
-        ranks and the attention kernels stay as they are.
-        """
-        for layer in self.model.blocks:
-            attention, mlp = layer.self_attn, layer.mlp
-            attention.expand = torch.compile(attention.expand)  # type: ignore[method-assign]
-            dense = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
-            if dense is not None:
-                dense.compile()
-            if isinstance(mlp, MixtureOfExperts):
-                mlp.experts.activation = torch.compile(mlp.experts.activation)
+        """Compile what compiles without graph breaks."""
+        self.model.compile_regions()
 
     def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> Cache:
         """Room for ``capacity`` tokens of each of ``sequences``, in the main model's layers or in so many."""
@@ -216,25 +224,16 @@ class DeepseekForCausalLM(nn.Module):
             return self.lm_head(self.hidden(input_ids_BT, starts))
         documents, turn = self._places(input_ids_BT, starts, None)
         routers = list(self.routers.values()) if self.training else []
-        for router in routers:
-            router.recording = True
-        hidden_BTD = self.model(input_ids_BT, turn, documents, None)
-        losses = {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
-        for depth, (layer, labels) in enumerate(zip(self.prediction_layers, targets[1:], strict=False), start=1):
-            # The last positions wrap round to tokens that nothing predicted is allowed to see: causality and labels
-            # keep them out.
-            ahead_BTD = self.model.embed_tokens(input_ids_BT.roll(-depth, dims=1))
-            hidden_BTD = layer.predict(hidden_BTD, ahead_BTD, turn, documents)
-            losses[f"mtp_{depth}"] = self.lm_head(hidden_BTD, labels)
-        for router in routers:
-            router.recording = False
-        for router in routers:
-            if (decision := router.take()) is None:
-                continue
-            for name in balance:
-                value = BALANCE_LOSSES[name](router, decision, len(input_ids_BT))
-                losses[name] = losses[name] + value if name in losses else value
-        return losses
+        with recorded(routers):
+            hidden_BTD = self.model(input_ids_BT, turn, documents, None)
+            losses = {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
+            for depth, (layer, labels) in enumerate(zip(self.prediction_layers, targets[1:], strict=False), start=1):
+                # The last positions wrap round to tokens that nothing predicted is allowed to see: causality and labels
+                # keep them out.
+                ahead_BTD = self.model.embed_tokens(input_ids_BT.roll(-depth, dims=1))
+                hidden_BTD = layer.predict(hidden_BTD, ahead_BTD, turn, documents)
+                losses[f"mtp_{depth}"] = self.lm_head(hidden_BTD, labels)
+        return {**losses, **balance_losses(routers, balance, len(input_ids_BT))}
 
     def _places(
         self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None, cache: Cache | None
@@ -251,7 +250,7 @@ class DeepseekForCausalLM(nn.Module):
 
 
 @torch.no_grad()
-def init_weights(model: DeepseekForCausalLM, seed: int, experts: range | None = None) -> None:
+def init_weights(model: Any, seed: int, experts: range | None = None) -> None:
     """Initialise every parameter and buffer in place:
 
     | what                                                              | value                         |
@@ -266,7 +265,7 @@ def init_weights(model: DeepseekForCausalLM, seed: int, experts: range | None = 
     others exist, and are the same in fp32 as in bf16 up to rounding.
 
     Args:
-        model: all of it, or what a process needs.
+        model: with a ``config``; all of it, or what a process needs.
         seed: from 0.
         experts: those whose weights are needed; the others' stay undefined and, untouched, take no memory.
     """

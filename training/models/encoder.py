@@ -59,6 +59,11 @@ class Encoder(nn.Module):
         """Every layer."""
         return cast(list[TransformerLayer], list(self.layers))
 
+    def compile_regions(self) -> None:
+        """Compile the feed-forward layers."""
+        for layer in self.blocks:
+            layer.mlp.compile()
+
 
 class EncoderForTokens(nn.Module):
     """An encoder and its head over ``vocab_size`` rows, at each position for that position.
@@ -82,8 +87,7 @@ class EncoderForTokens(nn.Module):
 
     def compile_regions(self) -> None:
         """Compile the feed-forward layers."""
-        for layer in self.model.blocks:
-            layer.mlp.compile()
+        self.model.compile_regions()
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids [B, T] -> hidden states [B, T, D]: what the head reads; ``lengths`` [B] as in :class:`Encoder`."""

@@ -6,7 +6,7 @@ import torch
 
 from configs.schema.models import ModelSection
 from training.layers.checkpointing import Checkpointing
-from training.models import bigram, deepseek, encoder, encoder_decoder, gpt
+from training.models import bigram, classifier, deepseek, encoder, encoder_decoder, gpt
 
 
 class Model(Protocol):
@@ -30,6 +30,7 @@ _CLASSES: dict[str, Any] = {
     "bigram": bigram.BigramForCausalLM,
     "encoder": encoder.EncoderForTokens,
     "encoder_decoder": encoder_decoder.EncoderDecoder,
+    "classifier": classifier.Classifier,
 }
 
 
@@ -55,5 +56,7 @@ def init_weights(model: torch.nn.Module, seed: int, experts: range | None = None
             bigram.init_weights(model, seed)
         case encoder.EncoderForTokens() | encoder_decoder.EncoderDecoder():
             encoder.init_weights(model, seed)
+        case classifier.Classifier():
+            classifier.init_weights(model, seed, experts)
         case _:
             raise TypeError(f"{type(model).__name__} is no model of a family")

@@ -6,7 +6,7 @@ Shape suffixes are listed in :mod:`training.layers`.
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,16 @@ class GptDecoder(nn.Module):
         out: torch.Tensor = self.norm(x_BTD)
         return out
 
+    @property
+    def blocks(self) -> list[TransformerLayer]:
+        """Every layer."""
+        return cast(list[TransformerLayer], list(self.layers))
+
+    def compile_regions(self) -> None:
+        """Compile the feed-forward layers."""
+        for layer in self.blocks:
+            layer.mlp.compile()
+
 
 class GptForCausalLM(nn.Module):
     """A decoder and its head over ``vocab_size`` rows, which may exceed the tokenizer's (padding).
@@ -63,20 +73,14 @@ class GptForCausalLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    @property
-    def blocks(self) -> list[TransformerLayer]:
-        """Every layer."""
-        return cast(list[TransformerLayer], list(self.model.layers))
-
     def set_checkpointing(self, mode: Checkpointing) -> None:
         """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
-        for layer in self.blocks:
+        for layer in self.model.blocks:
             layer.checkpointing = mode
 
     def compile_regions(self) -> None:
         """Compile the feed-forward layers."""
-        for layer in self.blocks:
-            layer.mlp.compile()
+        self.model.compile_regions()
 
     def new_cache(self, sequences: int, capacity: int) -> Cache:
         """Room for ``capacity`` tokens of each of ``sequences``: keys and values of every layer and head."""
@@ -120,8 +124,8 @@ class GptForCausalLM(nn.Module):
 
 
 @torch.no_grad()
-def init_weights(model: GptForCausalLM, seed: int) -> None:
-    """Initialise every parameter in place, as GPT-2 does:
+def init_weights(model: Any, seed: int) -> None:
+    """Initialise every parameter of a model with a ``section`` in place, as GPT-2 does:
 
     | what                                             | value                                      |
     |--------------------------------------------------|--------------------------------------------|

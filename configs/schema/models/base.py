@@ -29,8 +29,18 @@ class ModelSection(Section):
         return None
 
     @property
+    def trunk(self) -> "ModelSection":
+        """What computes the hidden states: the model itself, or the one that it is built upon."""
+        return self
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Learning rates over ``train.learning_rate``, by what parameters' names begin with; the others' are 1."""
+        return {}
+
+    @property
     def mixtures(self) -> int:
-        """Layers that are a mixture of experts."""
+        """Layers that are a mixture of experts; of a frozen backbone none, as each rank then has all of it."""
         return 0
 
     @property

@@ -41,12 +41,20 @@ class ClassifierSection(ModelSection):
         return self.backbone.longest
 
     @property
+    def trunk(self) -> ModelSection:
+        return self.backbone
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        return {} if self.backbone_rate in (0, 1) else {"model.": self.backbone_rate}
+
+    @property
     def mixtures(self) -> int:
-        return self.backbone.mixtures
+        return self.backbone.mixtures if self.backbone_rate else 0
 
     @property
     def expert_count(self) -> int:
-        return self.backbone.expert_count
+        return self.backbone.expert_count if self.backbone_rate else 1
 
     @model_validator(mode="after")
     def _fits(self) -> "ClassifierSection":
@@ -56,4 +64,9 @@ class ClassifierSection(ModelSection):
             raise ValueError("backbone_rate=0 freezes weights that were drawn and never learnt: set weights too")
         if self.backbone.prediction_depth:
             raise ValueError("backbone.num_nextn_predict_layers: a classifier predicts no tokens: leave it out")
+        if self.pooling == "first" and self.backbone.learns == "text":
+            raise ValueError(
+                f"pooling=first: a {self.backbone.family} backbone looks back alone, so that the first token knows "
+                "nothing of the others: set last or mean"
+            )
         return self

@@ -1,0 +1,128 @@
+"""A classifier: the hidden states of a decoder or encoder, pooled over a text's tokens, through a fresh linear layer.
+
+The backbone's modules carry the names that they have in its own family's model, without the head: its checkpoints load
+into it (:func:`training.export.weights.load_backbone`), and DeepSpeed's AutoEP knows DeepSeek's layers.
+Shape suffixes are listed in :mod:`training.layers`; C classes.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from configs.schema.models.classifier import ClassifierSection
+from configs.schema.models.deepseek import DeepseekSection
+from configs.schema.models.gpt import GptSection
+from training.layers.checkpointing import Checkpointing
+from training.layers.products import Linear
+from training.layers.routing import Router, balance_losses, recorded
+from training.losses import cross_entropy_sum
+from training.models import deepseek, encoder, gpt
+
+
+class Classifier(nn.Module):
+    """Token ids [B, T] -> logits [B, C]. Weights are undefined until :func:`init_weights` or ``load_state_dict``.
+
+    A backbone of rate 0 takes no gradient, keeps nothing for the backward pass, and its routers' biases stay.
+    """
+
+    def __init__(self, config: ClassifierSection, vocab_size: int) -> None:
+        super().__init__()
+        self.section, self.pooling, self.dropout = config.backbone, config.pooling, config.dropout
+        self.frozen = config.backbone_rate == 0
+        self.model: gpt.GptDecoder | deepseek.Decoder | encoder.Encoder
+        match config.backbone:
+            case GptSection():
+                self.model = gpt.GptDecoder(config.backbone, vocab_size)
+            case DeepseekSection():
+                self.model = deepseek.Decoder(config.backbone, vocab_size)
+                self.config = deepseek.released_config(config.backbone, vocab_size)
+            case _:
+                self.model = encoder.Encoder(config.backbone, vocab_size)
+        self.model.requires_grad_(not self.frozen)
+        self.score = Linear(config.backbone.hidden_size, config.classes)
+
+    def set_checkpointing(self, mode: Checkpointing) -> None:
+        """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
+        for layer in self.model.blocks:
+            layer.checkpointing = mode
+
+    def compile_regions(self) -> None:
+        """Compile of the backbone what compiles without graph breaks."""
+        self.model.compile_regions()
+
+    def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids [B, T] -> the backbone's hidden states [B, T, D]; behind ``lengths`` [B] they mean nothing."""
+        positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+        match self.model:
+            case encoder.Encoder():
+                out = self.model(input_ids_BT, lengths)
+            case deepseek.Decoder():
+                out = self.model(input_ids_BT, self.model.rotation(positions), None, None)
+            case _:
+                out = self.model(input_ids_BT, positions, None, None)
+        return cast(torch.Tensor, out)
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        targets: Sequence[torch.Tensor] | None = None,
+        lengths: torch.Tensor | None = None,
+        balance: Sequence[str] = (),
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Token ids [B, T] -> logits [B, C] in the dtype of the model; with ``targets`` the sums of the losses.
+
+        Args:
+            input_ids_BT: token ids.
+            targets: labels [B], the only element.
+            lengths: [B], tokens of each row that are there; None: all.
+            balance: the balancing losses that are wanted of a backbone with experts, see ``BALANCE_LOSSES``.
+
+        Returns:
+            Logits, or by name ``cross_entropy`` in nats over the labels and the balancing losses.
+        """
+        if targets is None:
+            return self._score(input_ids_BT, lengths)
+        layers = self.model.modules() if self.training and not self.frozen else ()
+        routers = [layer for layer in layers if isinstance(layer, Router)]
+        with recorded(routers):
+            logits_BC = self._score(input_ids_BT, lengths)
+        losses = balance_losses(routers, balance, len(input_ids_BT))
+        return {"cross_entropy": cross_entropy_sum(logits_BC, targets[0]), **losses}
+
+    def _score(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        pooled_BD = pooled(self.hidden(input_ids_BT, lengths), self.pooling, lengths)
+        if self.dropout and self.training:
+            pooled_BD = F.dropout(pooled_BD, self.dropout)
+        out: torch.Tensor = self.score(pooled_BD)
+        return out
+
+
+def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
+    """One vector [B, D] for each text: its ``first`` or ``last`` token's, or the ``mean`` over those that are there."""
+    samples, length, _ = x_BTD.shape
+    if lengths_B is None:
+        lengths_B = torch.full((samples,), length, device=x_BTD.device)
+    if pooling == "first":
+        return x_BTD[:, 0]
+    if pooling == "last":
+        return x_BTD[torch.arange(samples, device=x_BTD.device), lengths_B - 1]
+    missing_BT = torch.arange(length, device=x_BTD.device) >= lengths_B[:, None]
+    total_BD = x_BTD.masked_fill(missing_BT[..., None], 0.0).sum(1, dtype=torch.float32)
+    return (total_BD / lengths_B[:, None]).to(x_BTD.dtype)
+
+
+def init_weights(model: Classifier, seed: int, experts: range | None = None) -> None:
+    """Initialise every parameter and buffer in place, as the backbone's family does: the head like its projections.
+
+    ``experts``: of a mixture of experts those whose weights are needed; None: all.
+    """
+    match model.model:
+        case gpt.GptDecoder():
+            gpt.init_weights(model, seed)
+        case deepseek.Decoder():
+            deepseek.init_weights(model, seed, experts)
+        case _:
+            encoder.init_weights(model, seed)
