@@ -73,10 +73,10 @@ pretrain: data  ## pretrain, or go on from the newest whole checkpoint
 finetune: examples pretrain  ## fine-tune the pretrained weights on the examples
 	@$(PYTHON) -m launch recipe finetune --recipe $(RECIPE) $(ARGS)
 
-evaluate: $(SETUP)  ## bits per byte beside a bigram model and zstd -19; held-out answers before and after
+evaluate: $(SETUP)  ## bits per byte beside baselines, held-out answers before and after; or ARGS="attention …", ARGS="temperature"
 	@$(PYTHON) -m training evaluate --recipe $(RECIPE) $(ARGS)
 
-generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.temperature=0"
+generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.temperature=0"; --trace: how each token came about
 	@$(PYTHON) -m training generate --recipe $(RECIPE) $(ARGS)
 
 report: $(SETUP)  ## one self-contained page with the curves and tables of the run

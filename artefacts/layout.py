@@ -61,6 +61,15 @@ class RunLayout:
         return self.run / "evaluation"
 
     @property
+    def attention(self) -> Path:
+        """Heat maps of a text, see ``python -m training evaluate attention``."""
+        return self.run / "attention"
+
+    @property
+    def temperatures(self) -> Path:
+        return self.run / "temperatures.json"
+
+    @property
     def stats(self) -> Path:
         return self.data / "data.html"
 

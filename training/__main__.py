@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from artefacts.worker import Worker
 from configs import command
 from configs.errors import RequestError
+from configs.schema import Recipe
+from training import options
 from training.engine.errors import RunError
 from training.engine.signals import StopRequest
 
@@ -33,8 +35,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, purpose in VERBS.items():
-        command.add_recipe_arguments(verbs.add_parser(verb, help=purpose, description=purpose))
+        sub = verbs.add_parser(verb, help=purpose, description=purpose)
+        options.add(verb, sub)
+        command.add_recipe_arguments(sub)
     parsed = command.parse(parser, arguments)
+    options.settle(parser, parsed)
     if parsed.verb not in LAUNCHED:
         return _run(parsed.verb, parsed)
     worker = Worker()
@@ -75,13 +80,11 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
     """Import only what the verb needs: reports and estimates answer without torch."""
     recipe = command.read_recipe(parsed)
     if verb == "evaluate":
-        from training.evaluate.command import evaluate
-
-        return evaluate(recipe)
+        return _evaluate(recipe, parsed)
     if verb == "generate":
         from training.generate import generate
 
-        return generate(recipe)
+        return generate(recipe, parsed.trace)
     if verb == "report":
         from training.report.command import report
 
@@ -93,6 +96,20 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
     from training.estimate.command import estimate
 
     return estimate(recipe)
+
+
+def _evaluate(recipe: Recipe, parsed: argparse.Namespace) -> int:
+    if parsed.what == "attention":
+        from training.evaluate.attention.command import evaluate_attention
+
+        return evaluate_attention(recipe, parsed.text, parsed.target, parsed.layers)
+    if parsed.what == "temperature":
+        from training.evaluate.temperature import evaluate_temperature
+
+        return evaluate_temperature(recipe)
+    from training.evaluate.command import evaluate
+
+    return evaluate(recipe)
 
 
 if __name__ == "__main__":

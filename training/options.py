@@ -1,0 +1,47 @@
+"""What the model commands take beside the recipe and its overrides."""
+
+import argparse
+
+#: What ``evaluate`` may be followed by.
+EVALUATIONS = {
+    "attention": "heat maps and numbers of every head on a text, in runs/NAME/attention",
+    "temperature": "the same prompt at temperatures from 0.1 to 2.0, with the same seed",
+}
+
+
+def add(verb: str, parser: argparse.ArgumentParser) -> None:
+    """A command's own options."""
+    if verb == "evaluate":
+        told = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
+        parser.description = f"{parser.description}. {told}"
+        parser.add_argument(
+            "--text", help="attention: what the model reads; default: generate.prompt, or how a validation text begins"
+        )
+        parser.add_argument("--target", help="attention: what the decoder of a model of pairs reads")
+        parser.add_argument(
+            "--layers", type=_numbers, default=(), metavar="0,2", help="attention: layers to draw; default: all"
+        )
+    if verb == "generate":
+        parser.add_argument(
+            "--trace", action="store_true", help="then a table: each token's probability, rank and alternatives"
+        )
+
+
+def settle(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Tell a word of ``evaluate``'s from overrides, as ``parsed.what``, and refuse options of another one."""
+    if parsed.verb != "evaluate":
+        return
+    words = [word for word in parsed.overrides if word in EVALUATIONS]
+    if len(words) > 1:
+        parser.error(f"evaluate: {' and '.join(words)}: one at a time")
+    parsed.what = words[0] if words else None
+    parsed.overrides = [word for word in parsed.overrides if word not in EVALUATIONS]
+    if parsed.what != "attention" and (parsed.text is not None or parsed.target is not None or parsed.layers):
+        parser.error("--text, --target and --layers belong to `evaluate attention`")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers are wanted, such as 0,2") from None
