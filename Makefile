@@ -85,7 +85,7 @@ report: $(SETUP)  ## one self-contained page with the curves and tables of the r
 estimate: $(SETUP)  ## parameters, FLOPs a token and memory a rank of a recipe, and the micro-batch that fits
 	@$(PYTHON) -m training estimate --recipe $(RECIPE) $(ARGS)
 
-inspect: $(SETUP)  ## every tensor of the model with its shape, and how many parameters it has
+inspect: $(SETUP)  ## every tensor and every module's output with its shape, and how many parameters; recipes in one table: ARGS="--compare configs/….yaml …"
 	@$(PYTHON) -m training inspect --recipe $(RECIPE) $(ARGS)
 
 verify: $(SETUP)  ## check every artefact and checkpoint against its manifest

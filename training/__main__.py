@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from artefacts.worker import Worker
 from configs import command
 from configs.errors import RequestError
+from configs.load import load_recipe
 from configs.schema import Recipe
 from training import options
 from training.engine.errors import RunError
@@ -22,7 +23,7 @@ VERBS = {
     "evaluate": "bits per byte against a bigram model and zstd -19, and the loss on held-out answers",
     "generate": "complete a prompt",
     "report": "one self-contained page with the curves and tables of the run",
-    "inspect": "every tensor of the model with its shape, and how many parameters it has",
+    "inspect": "every tensor and module output with its shape, parameters and FLOPs by part; or recipes in one table",
     "estimate": "parameters, FLOPs a token, memory a rank by part and what micro-batch fits, in closed form",
 }
 
@@ -37,7 +38,6 @@ def main(arguments: Sequence[str]) -> int:
     for verb, purpose in VERBS.items():
         sub = verbs.add_parser(verb, help=purpose, description=purpose)
         options.add(verb, sub)
-        command.add_recipe_arguments(sub)
     parsed = command.parse(parser, arguments)
     options.settle(parser, parsed)
     if parsed.verb not in LAUNCHED:
@@ -77,7 +77,11 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
 
 
 def _run(verb: str, parsed: argparse.Namespace) -> int:
-    """Import only what the verb needs: reports and estimates answer without torch."""
+    """Import only what the verb needs: reports, estimates and comparisons of recipes answer without torch."""
+    if verb == "inspect" and parsed.compare:
+        from training.estimate.comparison import compare
+
+        return compare([load_recipe(file, parsed.overrides) for file in parsed.compare])
     recipe = command.read_recipe(parsed)
     if verb == "evaluate":
         return _evaluate(recipe, parsed)

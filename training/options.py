@@ -2,6 +2,8 @@
 
 import argparse
 
+from configs import command
+
 #: What ``evaluate`` may be followed by.
 EVALUATIONS = {
     "attention": "heat maps and numbers of every head on a text, in runs/NAME/attention",
@@ -10,7 +12,16 @@ EVALUATIONS = {
 
 
 def add(verb: str, parser: argparse.ArgumentParser) -> None:
-    """A command's own options."""
+    """A command's arguments: the recipe, overrides and its own options."""
+    command.add_recipe_arguments(parser, required=verb != "inspect")
+    if verb == "inspect":
+        parser.add_argument(
+            "--compare",
+            nargs="+",
+            default=(),
+            metavar="FILE",
+            help="in place of all that one table of recipes, that of --recipe first; overrides are for each of them",
+        )
     if verb == "evaluate":
         told = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
         parser.description = f"{parser.description}. {told}"
@@ -28,9 +39,24 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def settle(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Tell a word of ``evaluate``'s from overrides, as ``parsed.what``, and refuse options of another one."""
-    if parsed.verb != "evaluate":
-        return
+    """Sort out what argparse cannot: words and files from overrides; and refuse options that do not go together."""
+    if parsed.verb == "inspect":
+        _settle_inspect(parser, parsed)
+    if parsed.verb == "evaluate":
+        _settle_evaluate(parser, parsed)
+
+
+def _settle_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    files = [word for word in parsed.compare if "=" not in word]
+    parsed.overrides = [*parsed.overrides, *(word for word in parsed.compare if "=" in word)]
+    if files and parsed.recipe is not None:
+        files = [parsed.recipe, *(file for file in files if file != parsed.recipe)]
+    if not files and (parsed.compare or parsed.recipe is None):
+        parser.error("inspect: give --recipe FILE, or --compare FILE …")
+    parsed.compare = files
+
+
+def _settle_evaluate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     words = [word for word in parsed.overrides if word in EVALUATIONS]
     if len(words) > 1:
         parser.error(f"evaluate: {' and '.join(words)}: one at a time")
