@@ -16,6 +16,7 @@ from configs.schema import Recipe
 from training import options
 from training.engine.errors import RunError
 from training.engine.signals import StopRequest
+from training.out_of_memory import ran_out, told
 
 VERBS = {
     "pretrain": "train the model on the token shards; resumes from the newest whole checkpoint",
@@ -41,7 +42,10 @@ def main(arguments: Sequence[str]) -> int:
     parsed = command.parse(parser, arguments)
     options.settle(parser, parsed)
     if parsed.verb not in LAUNCHED:
-        return _run(parsed.verb, parsed)
+        try:
+            return _run(parsed.verb, parsed)
+        except (RuntimeError, MemoryError, OSError) as error:
+            return _out_of_memory(error, parsed)
     worker = Worker()
     worker.keep_output()
     try:
@@ -52,9 +56,9 @@ def main(arguments: Sequence[str]) -> int:
         worker.note_failure()
         print(f"error: {error}", file=sys.stderr)
         return command.FAILED
-    except Exception:
+    except Exception as error:
         worker.note_failure()
-        raise
+        return _out_of_memory(error, parsed)
     if status != command.DONE and worker.leave_status(status, message):
         return command.DONE
     if message:
@@ -74,6 +78,17 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
     from training.pretrain import pretrain
 
     return pretrain(recipe, stop)
+
+
+def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
+    """Say what to change where memory ran out; raises any other error again."""
+    if not ran_out(error):
+        raise error
+    # Frames that failed hold what they had, and what is said needs some room too.
+    error.__traceback__ = None
+    doing = " ".join(filter(None, (parsed.verb, getattr(parsed, "what", None))))
+    print(f"error: {told(error, command.read_recipe(parsed), doing)}", file=sys.stderr)
+    return command.FAILED
 
 
 def _run(verb: str, parsed: argparse.Namespace) -> int:
