@@ -70,6 +70,11 @@ class RunLayout:
         return self.run / "temperatures.json"
 
     @property
+    def comparisons(self) -> Path:
+        """What ``python -m training compare`` leaves."""
+        return self.run / "compare"
+
+    @property
     def stats(self) -> Path:
         return self.data / "data.html"
 

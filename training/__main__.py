@@ -23,6 +23,7 @@ VERBS = {
     "finetune": "go on from the pretrained weights on chat examples; resumes likewise",
     "evaluate": "bits per byte against a bigram model and zstd -19, and the loss on held-out answers",
     "generate": "complete a prompt",
+    "compare": "the recipe's model in short trainings that differ in one thing, in runs/NAME/compare",
     "report": "one self-contained page with the curves and tables of the run",
     "inspect": "every tensor and module output with its shape, parameters and FLOPs by part; or recipes in one table",
     "estimate": "parameters, FLOPs a token, memory a rank by part and what micro-batch fits, in closed form",
@@ -94,9 +95,9 @@ def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
 def _run(verb: str, parsed: argparse.Namespace) -> int:
     """Import only what the verb needs: reports, estimates and comparisons of recipes answer without torch."""
     if verb == "inspect" and parsed.compare:
-        from training.estimate.comparison import compare
+        from training.estimate.comparison import compare as compare_recipes
 
-        return compare([load_recipe(file, parsed.overrides) for file in parsed.compare])
+        return compare_recipes([load_recipe(file, parsed.overrides) for file in parsed.compare])
     recipe = command.read_recipe(parsed)
     if verb == "evaluate":
         return _evaluate(recipe, parsed)
@@ -104,6 +105,10 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
         from training.generate import generate
 
         return generate(recipe, parsed.trace)
+    if verb == "compare":
+        from training.compare.command import compare
+
+        return compare(recipe, parsed.what, parsed.steps)
     if verb == "report":
         from training.report.command import report
 

@@ -10,9 +10,25 @@ EVALUATIONS = {
     "temperature": "the same prompt at temperatures from 0.1 to 2.0, with the same seed",
 }
 
+#: What ``compare`` is followed by.
+COMPARISONS = {
+    "optimizers": "SGD, Adam, AdamW and Muon, each at the best of a few learning rates",
+    "activations": "activation functions drawn, and a training with each that the family has",
+    "compile": "the model as it is and compiled",
+    "devices": "the model on every kind of device that is here",
+    "attention": "written-out, fused and windowed attention over lengths",
+}
+
 
 def add(verb: str, parser: argparse.ArgumentParser) -> None:
     """A command's arguments: the recipe, overrides and its own options."""
+    if verb == "compare":
+        told = "; ".join(f"{name}: {purpose}" for name, purpose in COMPARISONS.items())
+        parser.description = f"{parser.description}. {told}"
+        parser.add_argument("what", choices=COMPARISONS, metavar="WHAT", help=" | ".join(COMPARISONS))
+        parser.add_argument(
+            "--steps", type=_positive, default=50, help="optimiser steps of a training, or passes timed; default: 50"
+        )
     command.add_recipe_arguments(parser, required=verb != "inspect")
     if verb == "inspect":
         parser.add_argument(
@@ -64,6 +80,12 @@ def _settle_evaluate(parser: argparse.ArgumentParser, parsed: argparse.Namespace
     parsed.overrides = [word for word in parsed.overrides if word not in EVALUATIONS]
     if parsed.what != "attention" and (parsed.text is not None or parsed.target is not None or parsed.layers):
         parser.error("--text, --target and --layers belong to `evaluate attention`")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number from 1 is wanted")
+    return int(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

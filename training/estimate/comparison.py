@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from artefacts.pages.formats import compact
+from artefacts.tables import aligned
 from configs.command import DONE
 from configs.schema import Recipe
 from training.estimate.device import device_of
@@ -25,16 +26,7 @@ def lines(recipes: Sequence[Recipe]) -> list[str]:
     """A row a recipe: shape, exact parameters, FLOPs forward and backward at its context length, and what training
     takes at its own settings: the peak of a rank, and a checkpoint over all ranks. What a recipe has not is a dash.
     """
-    rows = [(*_HEAD, *_OF_TRAINING), *(_row(recipe) for recipe in recipes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    named = 2  # columns of text
-    return [
-        "  ".join(
-            cell.ljust(width) if column < named else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    return aligned([(*_HEAD, *_OF_TRAINING), *(_row(recipe) for recipe in recipes)], names=2)
 
 
 def _row(recipe: Recipe) -> tuple[str, ...]:
