@@ -23,7 +23,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheelhouse demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate report estimate inspect verify stats ingest slurm slurm-data test-parity test-recovery test-launch test-slurm bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu clean lock
+.PHONY: help setup wheelhouse demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate compare report estimate inspect verify stats ingest slurm slurm-data test-parity test-recovery test-launch test-slurm bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -73,19 +73,22 @@ pretrain: data  ## pretrain, or go on from the newest whole checkpoint
 finetune: examples pretrain  ## fine-tune the pretrained weights on the examples
 	@$(PYTHON) -m launch recipe finetune --recipe $(RECIPE) $(ARGS)
 
-evaluate: $(SETUP)  ## bits per byte beside a bigram model and zstd -19; held-out answers before and after
+evaluate: $(SETUP)  ## bits per byte beside baselines, held-out answers before and after; or ARGS="attention …", ARGS="temperature"
 	@$(PYTHON) -m training evaluate --recipe $(RECIPE) $(ARGS)
 
-generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.temperature=0"
+generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.temperature=0"; --trace: how each token came about
 	@$(PYTHON) -m training generate --recipe $(RECIPE) $(ARGS)
 
 report: $(SETUP)  ## one self-contained page with the curves and tables of the run
 	@$(PYTHON) -m training report --recipe $(RECIPE) $(ARGS)
 
+compare: $(SETUP)  ## short trainings that differ in one thing: ARGS="optimizers" (activations, compile, devices, attention; --steps 50)
+	@$(PYTHON) -m training compare --recipe $(RECIPE) $(ARGS)
+
 estimate: $(SETUP)  ## parameters, FLOPs a token and memory a rank of a recipe, and the micro-batch that fits
 	@$(PYTHON) -m training estimate --recipe $(RECIPE) $(ARGS)
 
-inspect: $(SETUP)  ## every tensor of the model with its shape, and how many parameters it has
+inspect: $(SETUP)  ## every tensor and every module's output with its shape, and how many parameters; recipes in one table: ARGS="--compare configs/….yaml …"
 	@$(PYTHON) -m training inspect --recipe $(RECIPE) $(ARGS)
 
 verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
@@ -130,7 +133,10 @@ bench-model: $(SETUP)  ## the DeepSeek model beside transformers: steps, decodin
 bench-engine: $(SETUP)  ## the loop beside a bare DeepSpeed loop, and what saving costs (a quarter of an hour)
 	@$(PYTHON) -m benchmarks.engine $(ARGS)
 
-bench-estimate: $(SETUP)  ## the estimate of memory beside measured peaks (half an hour); on a GPU: ARGS="--device cuda"
+bench-compare: $(SETUP)  ## short trainings that differ in one thing: ARGS="optimizers" (activations, compile, devices, attention; --steps 50)
+	@$(PYTHON) -m training compare --recipe $(RECIPE) $(ARGS)
+
+estimate: $(SETUP)  ## the estimate of memory beside measured peaks (half an hour); on a GPU: ARGS="--device cuda"
 	@$(PYTHON) -m benchmarks.estimate $(ARGS)
 
 bench-gpu: $(SETUP)  ## the DeepSeek model on one GPU beside transformers and PyTorch's kernels (five minutes)

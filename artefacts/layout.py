@@ -61,6 +61,20 @@ class RunLayout:
         return self.run / "evaluation"
 
     @property
+    def attention(self) -> Path:
+        """Heat maps of a text, see ``python -m training evaluate attention``."""
+        return self.run / "attention"
+
+    @property
+    def temperatures(self) -> Path:
+        return self.run / "temperatures.json"
+
+    @property
+    def comparisons(self) -> Path:
+        """What ``python -m training compare`` leaves."""
+        return self.run / "compare"
+
+    @property
     def stats(self) -> Path:
         return self.data / "data.html"
 

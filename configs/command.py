@@ -16,9 +16,9 @@ DONE, FAILED, WRONG_REQUEST, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 OVERRIDE_HELP = "override of a recipe key, such as train.learning_rate=0.002"
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--recipe FILE`` and any number of ``section.key=value``."""
-    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML file of the run")
+def add_recipe_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """``--recipe FILE``, which may be left out unless ``required``, and any number of ``section.key=value``."""
+    parser.add_argument("--recipe", required=required, metavar="FILE", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
 
 

@@ -16,6 +16,8 @@ from artefacts.worker import failure_note, failures, header, node_name, rank_log
 _TAIL = 30
 #: Seconds in which ranks that fail together write down that they do.
 _SETTLE = 1.0
+#: In the first line of an explanation: a rank was ended by a signal that only root, its user or the kernel send.
+WAS_KILLED = "was killed by SIGKILL"
 #: How torchrun tells of the rank that failed first.
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank +: (\d+) .*?exitcode +: (-?\d+)", re.DOTALL)
 
@@ -76,7 +78,8 @@ class Output:
             killed = _killed(said, node, silent if node == node_name() else {})
             if killed and not {*killed.ranks} & {*spoke}:
                 others = "".join(f" or {rank}" for rank in killed.ranks[1:])
-                told = f"was killed by {killed.by} on {killed.host}{_memory_hint(killed.by)}"
+                hint = " (by the kernel, if memory ran out)" if killed.by == "SIGKILL" else ""
+                told = f"was killed by {killed.by} on {killed.host}{hint}"
                 return self._of_rank(killed.ranks[0], f"{others.lstrip()} {told}".lstrip())
         if noted:
             others = f", {len(noted) - 1} more after it" if len(noted) > 1 else ""
@@ -139,10 +142,6 @@ def _since_header(log: Path) -> str:
 def _end(text: str) -> str:
     lines = [line.rpartition("\r")[2] for line in text.splitlines()]
     return "\n".join(f"  {line}" for line in lines[-_TAIL:])
-
-
-def _memory_hint(name: str) -> str:
-    return " (by the kernel, if memory ran out)" if name == "SIGKILL" else ""
 
 
 def _show(text: bytes) -> None:

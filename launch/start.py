@@ -15,11 +15,14 @@ from configs import command
 from configs.errors import RequestError
 from configs.schema import Recipe
 from launch.deepspeed import deepspeed
-from launch.output import Output
+from launch.output import WAS_KILLED, Output
 from launch.plan import Plan, worker_environment
 from launch.preflight import preflight
 from launch.supervise import supervise
 from launch.torchrun import check_port, torchrun
+from training.estimate.device import device_of
+from training.estimate.fitting import relief
+from training.estimate.memory import memory
 
 COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
 #: Set where one command has looked already and started this one on several nodes.
@@ -125,7 +128,20 @@ def why_failed(
             f"{count - len(joined)} of {count} nodes did not join within "
             f"{recipe.launch.join_seconds} s (launch.join_seconds): joined: {', '.join(joined)}{named}"
         )
-    return output.explain(gone)
+    said = output.explain(gone)
+    return f"{said}\n{_if_memory_ran_out(recipe)}" if WAS_KILLED in said.partition("\n")[0] else said
+
+
+def _if_memory_ran_out(recipe: Recipe) -> str:
+    """What to change where it was the kernel that killed a rank."""
+    device = device_of(recipe)
+    if device.kind == "cpu":
+        return f"if memory ran out: {relief(recipe, device.bytes, device.kind)}"
+    needed = memory(recipe, device.kind).host * recipe.launch.processes
+    return (
+        f"if memory ran out, it was the host's, of which a node is estimated to need {needed / 1e9:,.1f} GB: lower "
+        "launch.processes, or give a node more (launch.slurm.train.memory)"
+    )
 
 
 def _say(text: str) -> None:

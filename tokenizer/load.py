@@ -100,6 +100,11 @@ class Tokenizer(ABC):
     def piece(self, token: int) -> str:
         """How the vocabulary spells an id."""
 
+    def label(self, token: int) -> str:
+        """``piece`` as it can stand in a table or a figure: blanks and what is not printed are made visible."""
+        spelt = self.piece(token).replace(" ", "␣").replace("▁", "␣")
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in spelt) or "''"
+
     @abstractmethod
     def is_reserved(self, token: int) -> bool:
         """Whether an id is a control token, which no text encodes to, or the unknown one."""

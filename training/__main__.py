@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from artefacts.worker import Worker
 from configs import command
 from configs.errors import RequestError
+from configs.load import load_recipe
+from configs.schema import Recipe
+from training import options
 from training.engine.errors import RunError
 from training.engine.signals import StopRequest
+from training.out_of_memory import ran_out, told
 
 VERBS = {
     "pretrain": "train the model on the token shards; resumes from the newest whole checkpoint",
     "finetune": "go on from the pretrained weights on chat examples; resumes likewise",
     "evaluate": "bits per byte against a bigram model and zstd -19, and the loss on held-out answers",
     "generate": "complete a prompt",
+    "compare": "the recipe's model in short trainings that differ in one thing, in runs/NAME/compare",
     "report": "one self-contained page with the curves and tables of the run",
-    "inspect": "every tensor of the model with its shape, and how many parameters it has",
+    "inspect": "every tensor and module output with its shape, parameters and FLOPs by part; or recipes in one table",
     "estimate": "parameters, FLOPs a token, memory a rank by part and what micro-batch fits, in closed form",
 }
 
@@ -33,10 +38,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, purpose in VERBS.items():
-        command.add_recipe_arguments(verbs.add_parser(verb, help=purpose, description=purpose))
+        sub = verbs.add_parser(verb, help=purpose, description=purpose)
+        options.add(verb, sub)
     parsed = command.parse(parser, arguments)
+    options.settle(parser, parsed)
     if parsed.verb not in LAUNCHED:
-        return _run(parsed.verb, parsed)
+        try:
+            return _run(parsed.verb, parsed)
+        except (RuntimeError, MemoryError, OSError) as error:
+            return _out_of_memory(error, parsed)
     worker = Worker()
     worker.keep_output()
     try:
@@ -47,9 +57,9 @@ def main(arguments: Sequence[str]) -> int:
         worker.note_failure()
         print(f"error: {error}", file=sys.stderr)
         return command.FAILED
-    except Exception:
+    except Exception as error:
         worker.note_failure()
-        raise
+        return _out_of_memory(error, parsed)
     if status != command.DONE and worker.leave_status(status, message):
         return command.DONE
     if message:
@@ -71,17 +81,34 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
     return pretrain(recipe, stop)
 
 
+def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
+    """Say what to change where memory ran out; raises any other error again."""
+    if not ran_out(error):
+        raise error
+    # Frames that failed hold what they had, and what is said needs some room too.
+    error.__traceback__ = None
+    doing = " ".join(filter(None, (parsed.verb, getattr(parsed, "what", None))))
+    print(f"error: {told(error, command.read_recipe(parsed), doing)}", file=sys.stderr)
+    return command.FAILED
+
+
 def _run(verb: str, parsed: argparse.Namespace) -> int:
-    """Import only what the verb needs: reports and estimates answer without torch."""
+    """Import only what the verb needs: reports, estimates and comparisons of recipes answer without torch."""
+    if verb == "inspect" and parsed.compare:
+        from training.estimate.comparison import compare as compare_recipes
+
+        return compare_recipes([load_recipe(file, parsed.overrides) for file in parsed.compare])
     recipe = command.read_recipe(parsed)
     if verb == "evaluate":
-        from training.evaluate.command import evaluate
-
-        return evaluate(recipe)
+        return _evaluate(recipe, parsed)
     if verb == "generate":
         from training.generate import generate
 
-        return generate(recipe)
+        return generate(recipe, parsed.trace)
+    if verb == "compare":
+        from training.compare.command import compare
+
+        return compare(recipe, parsed.what, parsed.steps)
     if verb == "report":
         from training.report.command import report
 
@@ -93,6 +120,20 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
     from training.estimate.command import estimate
 
     return estimate(recipe)
+
+
+def _evaluate(recipe: Recipe, parsed: argparse.Namespace) -> int:
+    if parsed.what == "attention":
+        from training.evaluate.attention.command import evaluate_attention
+
+        return evaluate_attention(recipe, parsed.text, parsed.target, parsed.layers)
+    if parsed.what == "temperature":
+        from training.evaluate.temperature import evaluate_temperature
+
+        return evaluate_temperature(recipe)
+    from training.evaluate.command import evaluate
+
+    return evaluate(recipe)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """``python -m training generate``: a prompt's completion, streamed to stdout."""
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from artefacts.layout import RunLayout
-from artefacts.training_run import require_same_tokens
 from configs import command
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -16,33 +14,63 @@ from training.inference.generate import Limits
 from training.inference.generate import generate as continue_ids
 from training.inference.sampling import Sampling
 from training.inference.speculative import Speculation
-from training.trained import best_device, load_model, newest_checkpoint
+from training.inference.trace import Step, lines, traced
+from training.trained import best_device, load_model, wanted_checkpoint
 
 
-def generate(recipe: Recipe) -> int:
-    """Print the prompt (but a chat's) and what the model makes of it; returns the exit status."""
+def generate(recipe: Recipe, trace: bool = False) -> int:
+    """Print the prompt (but a chat's) and what the model makes of it; returns the exit status.
+
+    ``trace``: then a table of how each new token came about.
+    """
     layout, section = RunLayout.of(recipe), recipe.generate
     if not section.prompt:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
-    if not section.weights:
-        require_same_tokens(layout)
-    checkpoint = Path(section.weights) if section.weights else newest_checkpoint(layout)
-    model = load_model(recipe, checkpoint, best_device())
+    if trace and section.speculative:
+        raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
+    model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device())
+    tokenizer = Tokenizer.load(layout.tokenizer)
+    steps: list[Step] = []
     # Refuses what it must before anything is printed.
-    pieces = complete(recipe, model, Tokenizer.load(layout.tokenizer))
+    pieces = complete(recipe, model, tokenizer, steps.append if trace else None)
     if not section.chat:
         print(section.prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+    if trace:
+        print("\n".join(["", *lines(steps, tokenizer.label)]))
     return command.DONE
 
 
-def complete(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> Iterator[str]:
+def complete(
+    recipe: Recipe, model: Any, tokenizer: Tokenizer, tell: Callable[[Step], None] | None = None
+) -> Iterator[str]:
     """The completion of ``generate.prompt`` as text, in pieces that end at character borders.
+
+    ``tell`` is told how each token came about.
 
     Raises:
         RequestError: at once, when the prompt cannot be continued.
+    """
+    section, (prompt_ids, limits) = recipe.generate, asked(recipe, tokenizer)
+    sampling = Sampling(section.temperature, section.top_k, section.top_p)
+    if section.speculative:
+        drawn = _told(Speculation(model, limits), prompt_ids)
+    elif tell is not None:
+        drawn = traced(model, prompt_ids, limits, sampling, seed=section.seed, tell=tell)
+    else:
+        drawn = continue_ids(model, prompt_ids, limits, sampling, seed=section.seed)
+    if limits.budget(len(prompt_ids)) < section.max_new_tokens:
+        drawn = _told_of_its_end(drawn, limits, len(prompt_ids))
+    return _texts(drawn, set(limits.stop_ids), tokenizer)
+
+
+def asked(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
+    """The ids of ``generate.prompt``, and what may follow.
+
+    Raises:
+        RequestError: the tokenizer has never seen some of the prompt.
     """
     section = recipe.generate
     if section.chat:
@@ -54,22 +82,13 @@ def complete(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> Iterator[str]:
         raise RequestError(
             f"generate.prompt: the tokenizer has never seen {', '.join(map(repr, strange))}: leave that out"
         )
-    stops = set(tokenizer.stop_ids)
-    limits = Limits(
+    return prompt_ids, Limits(
         section.max_new_tokens,
         context_length=recipe.model.longest or len(prompt_ids) + section.max_new_tokens,
         vocabulary_size=tokenizer.vocab_size,
-        stop_ids=stops,
+        stop_ids=set(tokenizer.stop_ids),
         banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],
     )
-    if section.speculative:
-        drawn = _told(Speculation(model, limits), prompt_ids)
-    else:
-        sampling = Sampling(section.temperature, section.top_k, section.top_p)
-        drawn = continue_ids(model, prompt_ids, limits, sampling, seed=section.seed)
-    if limits.budget(len(prompt_ids)) < section.max_new_tokens:
-        drawn = _told_of_its_end(drawn, limits, len(prompt_ids))
-    return _texts(drawn, stops, tokenizer)
 
 
 def _told(drafting: Speculation, prompt_ids: list[int]) -> Iterator[int]:

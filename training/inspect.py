@@ -1,14 +1,16 @@
-"""``python -m training inspect``: every tensor of a recipe's model with its shape, and how many parameters it has."""
-
-import re
-from collections.abc import Iterator
+"""``python -m training inspect``: what a recipe's model is made of, and how large each part is."""
 
 import torch
 
 from configs.command import DONE
 from configs.schema import Recipe
+from training.estimate.command import lines as estimated
 from training.estimate.parameters import parameters
 from training.models.families import build_model
+from training.shapes import folded, output_shapes, shape_of
+
+#: Tokens of a sequence where neither the recipe nor the model says how many.
+_LENGTH = 16
 
 
 def inspect(recipe: Recipe) -> int:
@@ -18,9 +20,10 @@ def inspect(recipe: Recipe) -> int:
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """Every tensor, layers of one form once, then parameters, active parameters and router biases in closed form.
+    """Every tensor with its shape, every module with its output's, parameters and FLOPs by part, and the sums.
 
-    The number of parameters is also counted on the built model, and the two are compared.
+    Layers of one form are told once. The number of parameters in closed form is also counted on the built model, and
+    the two are compared.
     """
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.vocab_size)
@@ -28,35 +31,28 @@ def lines(recipe: Recipe) -> list[str]:
     built = sum(parameter.numel() for parameter in model.parameters())
     if built != counts.all:
         raise AssertionError(f"the closed form says {counts.all} parameters, the built model has {built}")
-    found = [f"{name:<66} {shape}" for name, shape in _tree(model)]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    found = [f"{name:<66} {shape}" for name, shape in folded([(name, shape_of(each)) for name, each in tensors])]
     rows = [("parameters", counts.total), ("active a token", counts.active)]
     if counts.prediction:
         rows.append(("multi-token prediction, in training", counts.prediction))
     if recipe.model.has_experts:
         rows.append(("router biases", counts.router_biases))
-    return [*found, "", *(f"{name:<36}{count:>20,}" for name, count in rows)]
+    return [
+        *found,
+        "",
+        *outputs(recipe),
+        "",
+        *([*estimated(recipe), ""] if recipe.train_section else []),
+        *(f"{name:<36}{count:>20,}" for name, count in rows),
+    ]
 
 
-def _tree(model: torch.nn.Module) -> Iterator[tuple[str, str]]:
-    """Name and shape of each tensor; layers that have the same tensors are told together, as in ``layers.{3..60}``."""
-    outside: dict[str, str] = {}
-    stacks: dict[str, dict[int, dict[str, str]]] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        shape = " x ".join(f"{size:,}" for size in tensor.shape)
-        if match := re.match(r"(.*\.layers)\.(\d+)\.(.*)", name):
-            stacks.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = shape
-            name = match[1]
-        outside[name] = shape
-    for name, shape in outside.items():
-        yield from _layers(name, stacks[name]) if name in stacks else [(name, shape)]
-
-
-def _layers(stack: str, layers: dict[int, dict[str, str]]) -> Iterator[tuple[str, str]]:
-    first = 0
-    for index in sorted(layers):
-        if index + 1 in layers and layers[index + 1] == layers[index]:
-            continue
-        span = str(index) if first == index else f"{{{first}..{index}}}"
-        for name, shape in layers[index].items():
-            yield f"{stack}.{span}.{name}", shape
-        first = index + 1
+def outputs(recipe: Recipe) -> list[str]:
+    """What each module gives for one sequence of the recipe's length."""
+    train, longest = recipe.train_section, recipe.model.longest
+    length = train.context_length if train else min(longest or _LENGTH, _LENGTH)
+    rows = list(folded([*output_shapes(recipe.model, recipe.vocab_size, length).items()]))
+    width, wide = max(len(name) for name, _ in rows), max(len(kind) for _, (kind, _) in rows)
+    head = f"{'module':<{width}} {'kind':<{wide}} output for token ids 1 x {length:,}"
+    return [head, *(f"{name:<{width}} {kind:<{wide}} {shape}" for name, (kind, shape) in rows)]

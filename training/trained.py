@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from artefacts.layout import RunLayout
-from artefacts.training_run import finetune_is_current
+from artefacts.training_run import finetune_is_current, require_same_tokens
 from configs.errors import RequestError
 from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
@@ -53,6 +53,18 @@ def _require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any
                 f"{checkpoint} was trained with model.{key}={value}, the recipe says {asked[key]}: give the recipe and "
                 "the overrides that it was trained with"
             )
+
+
+def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
+    """``generate.weights``, or else the newest checkpoint of the run.
+
+    Raises:
+        RequestError: there is none, or the data were made anew since it was trained.
+    """
+    if recipe.generate.weights:
+        return Path(recipe.generate.weights)
+    require_same_tokens(layout)
+    return newest_checkpoint(layout)
 
 
 def newest_checkpoint(layout: RunLayout) -> Path:

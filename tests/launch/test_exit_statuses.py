@@ -1,6 +1,7 @@
 """The table of exit statuses, through each launcher on this host; SLURM's are in ``test_slurm_training.py``."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -83,6 +84,7 @@ def test_the_first_rank_that_fails_is_shown_first(kind: str, data: Path, tmp_pat
     victim.kill()
     out, err = ended(started, 1)
     assert f"pretrain: rank 1 was killed by SIGKILL on {socket.gethostname()} (by the kernel" in err, err
+    assert re.search(r"^if memory ran out: set .*train\.micro_batch=", err, re.MULTILINE), err
     assert "Traceback" not in out
 
 

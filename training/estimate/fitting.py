@@ -9,6 +9,9 @@ from training.estimate.memory import memory
 
 Kind = Literal["cpu", "cuda"]
 
+#: Of a recipe's estimated peak, what another may take that is to fit where this one did not.
+_SURELY_LESS = 0.9
+
 
 def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = None, mode: str = "") -> int | None:
     """The most samples a rank at a time whose peak is within ``available`` bytes; None: not even one.
@@ -42,6 +45,19 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
             "smaller model or more memory a rank (launch.device_memory)"
         )
     return "nothing fits on so few ranks: more ranks (launch.nodes), a shorter train.context_length or a smaller model"
+
+
+def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
+    """One line for a recipe that was tried and took more than there was: never what it has.
+
+    ``available``: bytes a rank as far as they are known; the estimate may have held that they suffice.
+    """
+    kind = device or device_of(recipe).kind
+    bound = min(available, int(_SURELY_LESS * memory(recipe, kind).peak))
+    return (
+        f"{advice(recipe, bound, kind)}; a lower train.micro_batch (accumulation follows), train.checkpointing=full "
+        "and a shorter train.context_length all take less"
+    )
 
 
 def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:

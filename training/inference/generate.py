@@ -1,6 +1,6 @@
 """Continuing prompts, token by token, with a cache of what has been read."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +8,9 @@ import torch
 
 from configs.errors import RequestError
 from training.inference.sampling import Sampling, draw, probabilities
+
+#: Told the logits [B, V] of each step as ``Limits.allow`` left them, and the ids that were drawn, by sequence.
+Observer = Callable[[torch.Tensor, dict[int, int]], None]
 
 
 class CausalLM(Protocol):
@@ -80,7 +83,13 @@ class Limits:
 
 
 def generate(
-    model: CausalLM, prompt_ids: Sequence[int], limits: Limits, sampling: Sampling, *, seed: int
+    model: CausalLM,
+    prompt_ids: Sequence[int],
+    limits: Limits,
+    sampling: Sampling,
+    *,
+    seed: int,
+    observe: Observer | None = None,
 ) -> Iterator[int]:
     """Yield new ids of one sequence; a stop id is the last one when it is drawn.
 
@@ -89,7 +98,7 @@ def generate(
     Raises RequestError at once when the prompt cannot be continued (see :class:`Limits`).
     """
     limits.check(prompt_ids)
-    return (ids[0] for ids in _steps(model, [list(prompt_ids)], limits, sampling, seed))
+    return (ids[0] for ids in _steps(model, [list(prompt_ids)], limits, sampling, seed, observe))
 
 
 def generate_batch(
@@ -112,7 +121,12 @@ def generate_batch(
 
 @torch.no_grad()
 def _steps(
-    model: CausalLM, prompts: list[list[int]], limits: Limits, sampling: Sampling, seed: int
+    model: CausalLM,
+    prompts: list[list[int]],
+    limits: Limits,
+    sampling: Sampling,
+    seed: int,
+    observe: Observer | None = None,
 ) -> Iterator[dict[int, int]]:
     """The next id of every sequence that goes on, by its number, step by step."""
     generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))]
@@ -129,6 +143,8 @@ def _steps(
         else:
             chances_BV = probabilities(allowed_BV.cpu(), sampling)
             drawn = {row: int(draw(chances_BV[row], generators[row])) for row in left}
+        if observe is not None:
+            observe(allowed_BV, drawn)
         yield drawn
         left = {row: count - 1 for row, count in left.items() if count > 1 and drawn[row] not in limits.stop_ids}
         if not left:

@@ -1,6 +1,7 @@
 """Attention over whole sequences: causal, for training and for reading a prompt; and under any mask."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from training.layers.masks import Mask
 #: Rows of queries that the CPU path takes at a time, and the longest span of keys that it keeps weights for.
 _BLOCK = 128
 _LONGEST_BLOCKED = 2048
+
+#: Told the weights [B, N, T, L] of every forward pass over whole sequences.
+Listener = Callable[[torch.Tensor], None]
 
 
 def attention(

@@ -5,9 +5,10 @@ from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
 from training.layers import few_rows
-from training.layers.attention import causal_attention
+from training.layers.attention import Listener, attention_weights, causal_attention
 from training.layers.cache import LayerCache
 from training.layers.documents import Documents
+from training.layers.masks import Mask
 from training.layers.norms import RMSNorm
 from training.layers.positions import Rotation, rotate_tail, softmax_scale
 from training.layers.products import Linear
@@ -44,6 +45,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(self.latent_dim)
         self.kv_b_proj = Linear(self.latent_dim, heads * (self.nope_dim + self.value_dim), bias=False)
         self.o_proj = Linear(heads * self.value_dim, hidden, bias=bias)
+        self.listener: Listener | None = None
 
     def forward(
         self,
@@ -62,6 +64,8 @@ class MultiHeadLatentAttention(nn.Module):
         q_BNTQ, k_BNTQ, v_BNTZ, *entry = self.expand(x_BTD, rotation)
         if cache is not None:
             cache.enter(torch.cat(entry, dim=-1))
+        if self.listener is not None:
+            self.listener(attention_weights(q_BNTQ, k_BNTQ, self.scale, Mask(True)))
         out_BNTZ = causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, self.scale, documents)
         return self.o_proj(out_BNTZ.transpose(1, 2).flatten(2))
 

@@ -1,20 +1,16 @@
 """Multi-head attention (arXiv 1706.03762) of a sequence to itself, and to another one that was encoded."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
-from training.layers.attention import attention, attention_weights
+from training.layers.attention import Listener, attention, attention_weights
 from training.layers.cache import LayerCache
 from training.layers.masks import Mask
 from training.layers.positions import Rotation, rotate_tail
 from training.layers.products import Linear
-
-#: Told the weights [B, N, T, L] of every forward pass over whole sequences.
-Listener = Callable[[torch.Tensor], None]
 
 
 class SelfAttention(nn.Module):

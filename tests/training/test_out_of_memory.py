@@ -1,0 +1,111 @@
+"""Memory that runs out ends a command with status 1 and one line, which says what to change."""
+
+import errno
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.load import load_recipe
+from training.__main__ import main
+from training.estimate.fitting import relief
+from training.estimate.memory import memory
+from training.out_of_memory import ran_out, told
+
+CHECKOUT = Path(__file__).parents[2]
+RECIPE = "configs/gpt-oz.yaml"
+ON_CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "3000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+ON_GPU = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.19 GiB of which 1.1 GiB is free."
+)
+#: Run as the command, in an address space that is so much larger than what it takes to have imported everything.
+LIMITED = """
+import resource, sys
+import deepspeed, psutil, pyarrow.parquet
+from configs import command
+from training.__main__ import main
+size = psutil.Process().memory_info().vms + int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ON_CPU, ON_GPU, MemoryError(), RuntimeError("MPS backend out of memory"), RuntimeError("std::bad_alloc"),
+     OSError(errno.ENOMEM, "Cannot allocate memory")],
+)  # fmt: skip
+def test_these_are_memory_that_ran_out(error: BaseException) -> None:
+    assert ran_out(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("size mismatch"), ValueError("out of memory"), OSError(errno.ENOSPC, "No space left")]
+)
+def test_these_are_not(error: BaseException) -> None:
+    assert not ran_out(error)
+
+
+@pytest.mark.parametrize(
+    ("doing", "words"),
+    [
+        ("generate", r"lower generate\.max_new_tokens \(100\)"),
+        ("evaluate", r"lower evaluate\.batch \(16\)"),
+        ("evaluate attention", r"shorten --text$"),
+        ("pretrain", r"set train\.micro_batch=\d+; .*train\.checkpointing=full and a shorter train\.context_length"),
+        ("compare optimizers", r"train\.micro_batch=\d+"),
+        ("report", r"free some$"),
+    ],
+)
+def test_what_is_said(doing: str, words: str) -> None:
+    said = told(ON_CPU, load_recipe(RECIPE), doing)
+    assert re.match(
+        r"out of memory: this process had [\d.]+ GB of the host's memory, and asked for 3\.00 GB more: ", said
+    )
+    assert re.search(words, said) and "\n" not in said
+    assert "asked for 2.15 GB more" in told(ON_GPU, load_recipe(RECIPE), doing)
+
+
+@pytest.mark.parametrize("micro_batch", [32, 4, 1])
+def test_what_was_tried_is_never_advised(micro_batch: int) -> None:
+    """Though the estimate holds that there is room enough."""
+    recipe = load_recipe(RECIPE, [f"train.micro_batch={micro_batch}"])
+    said = relief(recipe, 10**15, "cpu")
+    asked = dict(re.findall(r"(train\.\w+)=(\w+)", said.partition(";")[0]))
+    if asked:
+        changed = load_recipe(RECIPE, [f"{key}={value}" for key, value in asked.items()])
+        assert memory(changed, "cpu").peak < 0.9 * memory(recipe, "cpu").peak
+    else:
+        assert micro_batch == 1 and said.startswith("nothing fits on so few ranks")
+
+
+def test_another_fault_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr("training.generate.generate", fails)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        main(["generate", "--recipe", RECIPE])
+
+
+@pytest.mark.engine
+def test_a_real_allocation_that_fails(tmp_path: Path) -> None:
+    """Training, then evaluation, in too small an address space: the line on stderr, no traceback, status 1."""
+    given = ["--recipe", RECIPE, f"run.root={tmp_path}", "train.steps=60", "data.source.packages=[json]"]
+    prepared = subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", *given], cwd=CHECKOUT, capture_output=True, text=True
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    words = ["pretrain", *given, "train.global_batch_tokens=262144"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(800_000_000), *words], cwd=CHECKOUT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert re.match(r"error: out of memory: this process had .* more: set train\.micro_batch=\d+;", line), line

@@ -1,0 +1,121 @@
+"""Ways to compute the attention of the recipe's heads, over lengths: how time grows, and that they agree.
+
+``written out`` holds every score; ``full`` is what models without a window use (PyTorch's fused kernel, on CPU blocks
+of plain products up to some length); ``window`` what those with one use, whose cost grows with the length and not with
+its square (FlexAttention, on CPU blocks).
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from artefacts.pages.figures import COLOURS
+from configs import command
+from configs.errors import RequestError
+from configs.schema import Recipe
+from training.compare.output import leave
+from training.layers.attention import attention, attention_weights
+from training.layers.masks import Mask
+from training.trained import best_device
+
+#: The longest sequence over the recipe's context length, the most scores that are written out, and how many lengths,
+#: each half of the next; of the shortest half is the window where the model has none.
+_LONGEST, _SCORES, _LENGTHS = 8, 2**27, 5
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def ways(scale: float, window: int) -> dict[str, Attend]:
+    """Functions of queries, keys and values [1, N, T, H], by name."""
+    return {
+        "written out": lambda q, k, v: attention_weights(q, k, scale, Mask(True)) @ v,
+        "full": lambda q, k, v: attention(q, k, v, scale, Mask(True)),
+        "window, written out": lambda q, k, v: attention_weights(q, k, scale, Mask(True, window)) @ v,
+        "window": lambda q, k, v: attention(q, k, v, scale, Mask(True, window)),
+    }
+
+
+def compare_attention(recipe: Recipe, steps: int) -> int:
+    """Print milliseconds of a forward and backward pass of one layer at each length; returns the exit status.
+
+    ``steps``: passes that are timed, of which the quickest is told.
+
+    Raises:
+        RequestError: the model has no attention.
+    """
+    model: Any = getattr(recipe.model, "backbone", recipe.model)
+    if not hasattr(model, "num_attention_heads"):
+        raise RequestError(f"model.family={model.family} has no attention: there is nothing to compare")
+    heads, context, device = model.num_attention_heads, recipe.train.context_length, best_device()
+    size = getattr(model, "head_size", 0) or model.qk_nope_head_dim + model.qk_rope_head_dim
+    lengths = lengths_for(heads, context)
+    window = getattr(model, "window", None) or lengths[0] // 2
+    found = {name: [_milliseconds(way, heads, n, size, device, steps) for n in lengths]
+             for name, way in ways(size**-0.5, window).items()}  # fmt: skip
+    apart = differences(heads, lengths[-1], size, window, device)
+    rows = [("attention", *(f"{length:,}" for length in lengths), "grows as", "differs by")]
+    rows += [
+        (name, *(f"{ms:.2f}" for ms in times), f"T^{_power(lengths, times):.1f}", f"{apart.get(name, 0.0):.1g}")
+        for name, times in found.items()
+    ]
+    print(f"milliseconds forward and backward: {heads} heads of {size}, window {window}, on {device.type}, by length T")
+    results = {"lengths": lengths, "window": window, "device": device.type, "milliseconds": found, "differences": apart}
+    leave(recipe, "attention", rows, results, partial(_figure, lengths, found))
+    return command.DONE
+
+
+def lengths_for(heads: int, context: int) -> list[int]:
+    """Lengths to look at, the longest several times the context, but not with more scores than memory has room for."""
+    most = min(_LONGEST * context, math.isqrt(_SCORES // heads))
+    return [max(2, most >> halved) for halved in reversed(range(_LENGTHS))]
+
+
+def differences(heads: int, length: int, size: int, window: int, device: torch.device) -> dict[str, float]:
+    """By how much a number of what each way gives differs at most from what is written out."""
+    found, (q, k, v) = ways(size**-0.5, window), _drawn(heads, length, size, device)
+    with torch.no_grad():
+        return {
+            name: float((found[name](q, k, v) - found[plain](q, k, v)).abs().max())
+            for name, plain in (("full", "written out"), ("window", "window, written out"))
+        }
+
+
+def _drawn(heads: int, length: int, size: int, device: torch.device) -> list[torch.Tensor]:
+    """Queries, keys and values [1, N, T, H]."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, heads, length, size, generator=generator).to(device) for _ in range(3)]
+
+
+def _milliseconds(way: Attend, heads: int, length: int, size: int, device: torch.device, passes: int) -> float:
+    """Least time of a forward and backward pass over one sequence, the first left out."""
+    leaves = [tensor.requires_grad_() for tensor in _drawn(heads, length, size, device)]
+    times = []
+    for _ in range(passes + 1):
+        began = time.perf_counter()
+        total = way(*leaves).sum()
+        gradients = torch.autograd.grad(total, leaves)
+        float(gradients[0].sum())  # the device has finished with it
+        times.append(time.perf_counter() - began)
+    return 1000 * min(times[1:])
+
+
+def _power(lengths: list[int], times: list[float]) -> float:
+    """Of the length, by which time grew between the last two."""
+    return math.log(times[-1] / times[-2]) / math.log(lengths[-1] / lengths[-2])
+
+
+def _figure(lengths: list[int], found: dict[str, list[float]]) -> Figure:
+    figure = Figure(figsize=(8.0, 4.2))
+    axes = figure.subplots()
+    for (name, times), colour in zip(found.items(), COLOURS, strict=False):
+        axes.loglog(lengths, times, "o-", color=colour, label=name)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.set(xlabel="length", ylabel="ms, forward and backward", title="One layer's attention of one sequence")
+    axes.legend(loc="upper left")
+    return figure

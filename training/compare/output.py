@@ -1,0 +1,65 @@
+"""What a comparison leaves in ``runs/NAME/compare``: ``NAME.json``, figures, and a table on the terminal."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from artefacts import publish
+from artefacts.layout import RunLayout
+from artefacts.pages.figures import COLOURS, png
+from artefacts.tables import aligned
+from configs.schema import Recipe
+from training.compare.trial import Trial
+
+#: Of neighbouring curves, which may lie on each other.
+_STYLES = ("-", "-", "--", "-.")
+
+
+def leave(
+    recipe: Recipe,
+    name: str,
+    rows: Sequence[Sequence[str]],
+    results: dict[str, Any],
+    draw: Callable[[], Figure] | None = None,
+) -> None:
+    """Write the results and, where there is one, the figure; print the table (the head first) and where they are."""
+    folder = RunLayout.of(recipe).comparisons
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = [folder / f"{name}.json"]
+    publish.write_json(written[0], results)
+    if draw is not None:
+        written.append(folder / f"{name}.png")
+        publish.write_bytes(written[1], png(draw))
+    print("\n".join(aligned(rows)))
+    print(" ".join(map(str, written)))
+
+
+def as_json(trial: Trial) -> dict[str, Any]:
+    """A trial's numbers."""
+    return {
+        "losses": trial.losses,
+        "final_loss": trial.final,
+        "step_seconds": trial.step_seconds,
+        "first_step_seconds": trial.seconds[0],
+    }
+
+
+def losses(title: str, trials: dict[str, Trial]) -> Callable[[], Figure]:
+    """Draws the losses of trials over their steps."""
+    return partial(_losses, title, trials)
+
+
+def _losses(title: str, trials: dict[str, Trial]) -> Figure:
+    figure = Figure(figsize=(8.0, 4.2))
+    axes = figure.subplots()
+    for (name, trial), colour, style in zip(trials.items(), COLOURS, _STYLES, strict=False):
+        steps, label = range(1, len(trial.losses) + 1), f"{name}, last {trial.final:.3f}"
+        axes.plot(steps, trial.losses, style, color=colour, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
+    axes.legend(loc="upper right")
+    return figure

@@ -1,0 +1,61 @@
+"""The folder of a text's attention: heat maps, the numbers, and the weights themselves."""
+
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artefacts import publish
+from artefacts.pages.figures import png
+from artefacts.progress import bar
+from training.evaluate.attention.collect import AttentionMap
+from training.evaluate.attention.figures import head_figure, layer_figure
+
+
+@dataclass(frozen=True)
+class LabelledMap:
+    """A map and the tokens of its queries and keys, as they are shown."""
+
+    map: AttentionMap
+    queries: Sequence[str]
+    keys: Sequence[str]
+
+    @property
+    def file(self) -> str:
+        """What its files' names begin with."""
+        kind = self.map.name.removesuffix(str(self.map.layer)).strip() or "layer"
+        return f"{kind}-{self.map.layer:02d}"
+
+
+def write_folder(folder: Path, maps: Sequence[LabelledMap], about: dict[str, Any]) -> None:
+    """Fill a folder beside, then put it in the place of the one before, of which nothing stays.
+
+    ``layer-NN-head-NN.png`` is a head, ``layer-NN.png`` all of a layer, ``attention.json`` holds ``about``, and
+    ``weights.npz`` the weights [N, T, L] of each map by its name.
+    """
+    beside = publish.beside(folder)
+    beside.mkdir(parents=True)
+    try:
+        with bar(sum(one.map.heads + 1 for one in maps), "figure", "heat maps") as progress:
+            for one in maps:
+                (beside / f"{one.file}.png").write_bytes(png(partial(layer_figure, one.map)))
+                progress.update()
+                for head in range(one.map.heads):
+                    draw = partial(head_figure, one.map, head, one.queries, one.keys)
+                    (beside / f"{one.file}-head-{head:02d}.png").write_bytes(png(draw))
+                    progress.update()
+        publish.write_json(beside / "attention.json", about)
+        weights = io.BytesIO()
+        arrays: dict[str, Any] = {one.map.name: one.map.weights_NTL for one in maps}
+        np.savez_compressed(weights, **arrays)
+        (beside / "weights.npz").write_bytes(weights.getvalue())
+        if folder.exists():
+            shutil.rmtree(folder)
+        publish.rename_folder(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,95 @@
+"""What the model commands take beside the recipe and its overrides."""
+
+import argparse
+
+from configs import command
+
+#: What ``evaluate`` may be followed by.
+EVALUATIONS = {
+    "attention": "heat maps and numbers of every head on a text, in runs/NAME/attention",
+    "temperature": "the same prompt at temperatures from 0.1 to 2.0, with the same seed",
+}
+
+#: What ``compare`` is followed by.
+COMPARISONS = {
+    "optimizers": "SGD, Adam, AdamW and Muon, each at the best of a few learning rates",
+    "activations": "activation functions drawn, and a training with each that the family has",
+    "compile": "the model as it is and compiled",
+    "devices": "the model on every kind of device that is here",
+    "attention": "written-out, fused and windowed attention over lengths",
+}
+
+
+def add(verb: str, parser: argparse.ArgumentParser) -> None:
+    """A command's arguments: the recipe, overrides and its own options."""
+    if verb == "compare":
+        told = "; ".join(f"{name}: {purpose}" for name, purpose in COMPARISONS.items())
+        parser.description = f"{parser.description}. {told}"
+        parser.add_argument("what", choices=COMPARISONS, metavar="WHAT", help=" | ".join(COMPARISONS))
+        parser.add_argument(
+            "--steps", type=_positive, default=50, help="optimiser steps of a training, or passes timed; default: 50"
+        )
+    command.add_recipe_arguments(parser, required=verb != "inspect")
+    if verb == "inspect":
+        parser.add_argument(
+            "--compare",
+            nargs="+",
+            default=(),
+            metavar="FILE",
+            help="in place of all that one table of recipes, that of --recipe first; overrides are for each of them",
+        )
+    if verb == "evaluate":
+        told = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
+        parser.description = f"{parser.description}. {told}"
+        parser.add_argument(
+            "--text", help="attention: what the model reads; default: generate.prompt, or how a validation text begins"
+        )
+        parser.add_argument("--target", help="attention: what the decoder of a model of pairs reads")
+        parser.add_argument(
+            "--layers", type=_numbers, default=(), metavar="0,2", help="attention: layers to draw; default: all"
+        )
+    if verb == "generate":
+        parser.add_argument(
+            "--trace", action="store_true", help="then a table: each token's probability, rank and alternatives"
+        )
+
+
+def settle(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Sort out what argparse cannot: words and files from overrides; and refuse options that do not go together."""
+    if parsed.verb == "inspect":
+        _settle_inspect(parser, parsed)
+    if parsed.verb == "evaluate":
+        _settle_evaluate(parser, parsed)
+
+
+def _settle_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    files = [word for word in parsed.compare if "=" not in word]
+    parsed.overrides = [*parsed.overrides, *(word for word in parsed.compare if "=" in word)]
+    if files and parsed.recipe is not None:
+        files = [parsed.recipe, *(file for file in files if file != parsed.recipe)]
+    if not files and (parsed.compare or parsed.recipe is None):
+        parser.error("inspect: give --recipe FILE, or --compare FILE …")
+    parsed.compare = files
+
+
+def _settle_evaluate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    words = [word for word in parsed.overrides if word in EVALUATIONS]
+    if len(words) > 1:
+        parser.error(f"evaluate: {' and '.join(words)}: one at a time")
+    parsed.what = words[0] if words else None
+    parsed.overrides = [word for word in parsed.overrides if word not in EVALUATIONS]
+    if parsed.what != "attention" and (parsed.text is not None or parsed.target is not None or parsed.layers):
+        parser.error("--text, --target and --layers belong to `evaluate attention`")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number from 1 is wanted")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers are wanted, such as 0,2") from None
