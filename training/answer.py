@@ -21,7 +21,7 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
     Raises:
         RequestError: the prompt has a character that the tokenizer has never seen, or is too long for the model.
     """
-    ids = prompt_ids(recipe, tokenizer)
+    ids = encoded_prompt(recipe, tokenizer)
     _limits(recipe, tokenizer, recipe.generate.max_new_tokens).check(ids)
     if recipe.learns == "pairs":
         (target,) = decode_targets(recipe, model, tokenizer, [ids], recipe.generate.max_new_tokens)
@@ -35,7 +35,7 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
     return [f"{chance:6.1%}  {name}" for chance, name in chances]
 
 
-def prompt_ids(recipe: Recipe, tokenizer: Tokenizer) -> list[int]:
+def encoded_prompt(recipe: Recipe, tokenizer: Tokenizer) -> list[int]:
     """Ids of ``generate.prompt``.
 
     Raises:

@@ -10,6 +10,7 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from tokenizer import chat
 from tokenizer.load import Tokenizer
+from training.answer import answer, encoded_prompt
 from training.inference.generate import Limits
 from training.inference.generate import generate as continue_ids
 from training.inference.sampling import Sampling
@@ -28,8 +29,14 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     if trace and section.speculative:
         raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
+    if recipe.learns != "text" and (trace or section.chat or section.speculative):
+        asked_for = "--trace" if trace else "generate.chat" if section.chat else "generate.speculative"
+        raise RequestError(f"{asked_for} goes with models of running text, not with model.family={recipe.family}")
     model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device())
     tokenizer = Tokenizer.load(layout.tokenizer)
+    if recipe.learns != "text":
+        print("\n".join(answer(recipe, layout, model, tokenizer)))
+        return command.DONE
     steps: list[Step] = []
     # Refuses what it must before anything is printed.
     pieces = complete(recipe, model, tokenizer, steps.append if trace else None)
@@ -73,15 +80,9 @@ def asked(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
         RequestError: the tokenizer has never seen some of the prompt.
     """
     section = recipe.generate
+    prompt_ids = encoded_prompt(recipe, tokenizer)
     if section.chat:
         prompt_ids = chat.prompt([{"role": "user", "content": section.prompt}], tokenizer)
-    else:
-        prompt_ids = tokenizer.encode(section.prompt)
-    if tokenizer.unknown_id in prompt_ids:
-        strange = sorted({c for c in section.prompt if tokenizer.unknown_id in tokenizer.encode(c)})
-        raise RequestError(
-            f"generate.prompt: the tokenizer has never seen {', '.join(map(repr, strange))}: leave that out"
-        )
     return prompt_ids, Limits(
         section.max_new_tokens,
         context_length=recipe.model.longest or len(prompt_ids) + section.max_new_tokens,

@@ -57,7 +57,7 @@ def test_modules_of_token_prediction_stay_behind_and_layers_do_not() -> None:
     [
         ({"model.embed_tokens.weight": torch.zeros(7, 32)}, r"embed_tokens.weight of shape \(7, 32\).*vocabulary"),
         ({"encoder.embed_tokens.weight": torch.zeros(VOCAB, 32)}, "the weights lack model.embed_tokens.weight"),
-        ({"model.layers.0.mlp.gate.weight": torch.zeros(8, 32)}, "hold model.layers.0.mlp.gate.weight"),
+        ({"model.layers.0.mlp.gate.weight": torch.zeros(8, 32)}, "no tensor named model.layers.0.mlp.gate.weight"),
     ],
 )
 def test_what_does_not_fit_is_named(weights: dict[str, torch.Tensor], said: str) -> None:
