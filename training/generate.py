@@ -28,7 +28,7 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     if trace and section.speculative:
         raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
-    model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device())
+    model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
     tokenizer = Tokenizer.load(layout.tokenizer)
     steps: list[Step] = []
     # Refuses what it must before anything is printed.
