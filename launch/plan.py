@@ -45,7 +45,7 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
     """Variables of the workers; what the recipe says comes before what the caller's environment says."""
     checkout = Path(__file__).resolve().parents[1]
     launch, caller = recipe.launch, os.environ
-    cores = str(max(1, len(os.sched_getaffinity(0)) // launch.processes))
+    cores = str(max(1, _cores() // launch.processes))
     searched = [str(checkout), *filter(None, caller.get("PYTHONPATH", "").split(os.pathsep))]
     variables = {
         "OMP_NUM_THREADS": str(launch.threads) if launch.threads else caller.get("OMP_NUM_THREADS", cores),
@@ -58,6 +58,11 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
     if launch.device != "auto":
         variables["DS_ACCELERATOR"] = launch.device
     return variables
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system tells; macOS does not."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from artefacts.manifest import require_sound
 from artefacts.training_run import TrainingRun
 from configs.errors import RequestError
 from configs.schema import Recipe
-from training.estimate.device import device_of
+from training.estimate.device import device_of, has_mps
 from training.estimate.fitting import advice
 from training.estimate.memory import checkpoint_bytes, memory
 
@@ -44,8 +44,14 @@ def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
 
 
 def check_gpus(recipe: Recipe) -> None:
-    """Raise ``RequestError`` where this node has fewer GPUs than it is to have processes."""
+    """Raise ``RequestError`` where this node has fewer GPUs than it is to have processes, or not the kind asked for."""
     launch = recipe.launch
+    if launch.device == "mps":
+        if not has_mps():
+            raise RequestError(
+                "launch.device=mps, and this machine is no Mac with Apple silicon: set launch.device=auto or cpu"
+            )
+        return
     if launch.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
         return
     count = visible_gpus()

@@ -135,7 +135,7 @@ def why_failed(
 def _if_memory_ran_out(recipe: Recipe) -> str:
     """What to change where it was the kernel that killed a rank."""
     device = device_of(recipe)
-    if device.kind == "cpu":
+    if device.kind != "cuda":
         return f"if memory ran out: {relief(recipe, device.bytes, device.kind)}"
     needed = memory(recipe, device.kind).host * recipe.launch.processes
     return (

@@ -184,7 +184,9 @@ class _Watched:
 
 
 def _die_with_parent() -> None:
-    """In the agent, before it starts: SIGTERM when the launcher dies, at which it ends its workers."""
+    """In the agent, before it starts: SIGTERM when the launcher dies, at which it ends its workers. Linux alone can."""
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

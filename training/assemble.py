@@ -214,7 +214,8 @@ def _joined(recipe: Recipe, job: Job, about: About) -> Iterator[tuple[Ranks, Res
 
     What must be refused is refused before anything is moved aside, and by all ranks.
     """
-    ranks = join(recipe.launch.join_seconds, recipe.launch.probe_seconds)
+    launch = recipe.launch
+    ranks = join(launch.join_seconds, launch.probe_seconds, device=launch.device)
     with ExitStack() as stack:
         stack.callback(leave)
         if ranks.size != recipe.ranks:

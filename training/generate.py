@@ -32,7 +32,7 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
     if recipe.learns != "text" and (trace or section.chat or section.speculative):
         asked_for = "--trace" if trace else "generate.chat" if section.chat else "generate.speculative"
         raise RequestError(f"{asked_for} goes with models of running text, not with model.family={recipe.family}")
-    model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device())
+    model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
     tokenizer = Tokenizer.load(layout.tokenizer)
     if recipe.learns != "text":
         print("\n".join(answer(recipe, layout, model, tokenizer)))

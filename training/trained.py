@@ -1,6 +1,5 @@
 """A trained model on one device, out of a run's checkpoints."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,19 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
 from training.checkpoint.read import read_weights, require_checkpoint
+from training.devices import choose
 from training.export.weights import load_weights
 from training.layers import cpu_code
 from training.models.families import build_model
 
 
-def best_device() -> torch.device:
-    """A GPU where there is one; else CPU, and DeepSpeed, whose classes stand in checkpoints, is told so."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return torch.device("cpu")
+def best_device(recipe: Recipe) -> torch.device:
+    """``launch.device``, or the best that is here.
+
+    Raises:
+        RequestError: it is not here.
+    """
+    return choose(recipe.launch.device)
 
 
 def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:

@@ -135,7 +135,9 @@ class LaunchSection(Section):
     probe_seconds: int = Field(
         60, ge=0, description="time for a first exchange between all ranks, before anything is loaded; 0: none"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: GPUs where there are any, else Apple's (mps, a single process), else cpu"
+    )
     device_memory: Free[str | None] = Field(
         None,
         pattern=r"^[1-9]\d*[KMGT]$",
@@ -156,6 +158,8 @@ class LaunchSection(Section):
         train = self.slurm.train
         if (train.min_nodes or 0) > self.nodes:
             raise ValueError(f"slurm.train.min_nodes ({train.min_nodes}) exceeds nodes ({self.nodes})")
+        if self.device == "mps" and (self.processes * self.nodes > 1 or self.kind == "slurm" or self.hostfile):
+            raise ValueError("device=mps is one process on this machine: leave out processes, nodes, slurm, hostfile")
         limit = train.time or self.slurm.time
         if self.kind == "slurm" and limit and _seconds(limit) <= train.signal_seconds:
             raise ValueError(

@@ -109,3 +109,18 @@ def test_a_real_allocation_that_fails(tmp_path: Path) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert re.match(r"error: out of memory: this process had .* more: set train\.micro_batch=\d+;", line), line
+
+
+def test_on_a_gpu_its_own_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, found in {
+        "is_available": True,
+        "is_initialized": True,
+        "mem_get_info": (3 * 10**9, 80 * 10**9),
+        "max_memory_allocated": 70 * 10**9,
+        "memory_reserved": 2 * 10**9,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    said = told(ON_GPU, load_recipe(RECIPE), "generate")
+    assert said.startswith(
+        "out of memory: this process had 70.00 GB of the GPU's 80.00 GB, and asked for 2.15 GB more:"
+    )

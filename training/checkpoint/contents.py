@@ -124,7 +124,7 @@ class Contents:
         return self._named(rank_file(0), BUFFER)
 
     def random_states(self, rank: int) -> dict[str, torch.Tensor]:
-        """torch's random states of a rank: ``cpu``, and ``cuda`` where there was a GPU."""
+        """torch's random states of a rank: ``cpu``, and ``cuda`` or ``mps`` where there was a GPU."""
         return self._named(rank_file(rank), RANDOM)
 
     def _named(self, file: str, prefix: str) -> dict[str, torch.Tensor]:

@@ -167,3 +167,5 @@ def _restore_random(states: dict[str, torch.Tensor], device: torch.device) -> No
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
+    if "mps" in states and device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])

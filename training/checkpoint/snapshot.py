@@ -52,6 +52,9 @@ class Snapshot:
         if self._device.type == "cuda":
             tensors[RANDOM + "cuda"] = torch.cuda.get_rng_state(self._device)
             torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            tensors[RANDOM + "mps"] = torch.mps.get_rng_state()
+            torch.mps.synchronize()
         return tensors, {"partitions": json.dumps(table, separators=(",", ":"))}
 
     def _copy(self, name: str, tensor: torch.Tensor) -> torch.Tensor:

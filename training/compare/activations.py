@@ -39,7 +39,7 @@ def compare_activations(recipe: Recipe, steps: int) -> int:
     for name in get_args(Activation):
         changed = recipe.model_copy(update={"model_section": model.model_copy(update={"activation": name})})
         counts[name] = parameters(changed.model, recipe.vocab_size).total
-        trials[name] = trial(changed, data, Setting(steps, best_device()), name)
+        trials[name] = trial(changed, data, Setting(steps, best_device(recipe)), name)
     leave(recipe, "activations", _rows(trials, counts), _results(trials, counts), losses("By activation", trials))
     return command.DONE
 

@@ -51,7 +51,7 @@ def compare_attention(recipe: Recipe, steps: int) -> int:
     model: Any = getattr(recipe.model, "backbone", recipe.model)
     if not hasattr(model, "num_attention_heads"):
         raise RequestError(f"model.family={model.family} has no attention: there is nothing to compare")
-    heads, context, device = model.num_attention_heads, recipe.train.context_length, best_device()
+    heads, context, device = model.num_attention_heads, recipe.train.context_length, best_device(recipe)
     size = getattr(model, "head_size", 0) or model.qk_nope_head_dim + model.qk_rope_head_dim
     lengths = lengths_for(heads, context)
     window = getattr(model, "window", None) or lengths[0] // 2

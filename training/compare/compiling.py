@@ -12,9 +12,9 @@ from training.trained import best_device
 def compare_compiled(recipe: Recipe, steps: int) -> int:
     """Print time a step and by how much the losses differ at most, and draw them; returns the exit status."""
     data = run_data(recipe)
-    eager = trial(recipe, data, Setting(steps, best_device()), "eager")
+    eager = trial(recipe, data, Setting(steps, best_device(recipe)), "eager")
     torch.compiler.reset()
-    compiled = trial(recipe, data, Setting(steps, best_device(), compiled=True), "compiled")
+    compiled = trial(recipe, data, Setting(steps, best_device(recipe), compiled=True), "compiled")
     trials = {"eager": eager, "compiled": compiled}
     difference = max(abs(one - other) for one, other in zip(eager.losses, compiled.losses, strict=True))
     rows = [("model", "first step, s", "ms a step", "final loss")]

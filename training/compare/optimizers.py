@@ -22,7 +22,7 @@ def compare_optimizers(recipe: Recipe, steps: int) -> int:
     for name in _RATES:
         section = _section(recipe, name)
         rates[name] = best_rate(recipe, data, section, steps)
-        trials[name] = trial(recipe, data, Setting(steps, best_device(), section, rates[name]), name)
+        trials[name] = trial(recipe, data, Setting(steps, best_device(recipe), section, rates[name]), name)
     rows = [("optimiser", "rate", "final loss", "ms a step")]
     rows += [
         (name, f"{rates[name]:.3g}", f"{each.final:.4f}", f"{1000 * each.step_seconds:.1f}")
@@ -35,7 +35,7 @@ def compare_optimizers(recipe: Recipe, steps: int) -> int:
 
 def best_rate(recipe: Recipe, data: Data, section: OptimizerSection, steps: int) -> float:
     """Of the rates to try, the one whose loss is lowest after a fifth of the steps."""
-    setting = Setting(max(1, round(_TRIED * steps)), best_device(), section)
+    setting = Setting(max(1, round(_TRIED * steps)), best_device(recipe), section)
     found: dict[float, float] = {}
     for factor in _RATES[section.name]:
         rate = factor * recipe.train.learning_rate

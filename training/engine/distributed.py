@@ -36,6 +36,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """What sums are kept in: fp64, which MPS has not."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def sum_over_ranks(values: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
     """The sum of a tensor over all ranks, in place and returned."""
     # A group of one has nothing to wait for, and the call alone takes a fifth of a millisecond.

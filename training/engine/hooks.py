@@ -54,7 +54,7 @@ class ValidationHook(Hook):
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in self._batches:
             loss, targets = self._objective.cross_entropy(self._engine, batch.to(self._ranks.device))
-            sums += torch.stack([loss.double().cpu(), targets.double().cpu()])
+            sums += torch.stack([loss.cpu().double(), targets.cpu().double()])
         self._engine.train()
         sum_over_ranks(sums)
         self._loss = float(sums[0] / sums[1])

@@ -7,18 +7,22 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import RequestError
+from training.devices import choose
 from training.engine.distributed import Ranks
 from training.engine.errors import RunError
 from training.engine.probe import probe
 
 
-def join(wait_seconds: int = 600, probe_seconds: int = 0, collective_seconds: int = 1800) -> Ranks:
-    """Join the process group: gloo on CPU, NCCL on GPUs. Alone, without a launcher, a group of one.
+def join(
+    wait_seconds: int = 600, probe_seconds: int = 0, collective_seconds: int = 1800, device: str = "auto"
+) -> Ranks:
+    """Join the process group: NCCL on GPUs, else gloo. Alone, without a launcher, a group of one.
 
     Args:
         wait_seconds: for all ranks to be there.
         probe_seconds: for a first exchange between them (:mod:`training.engine.probe`); 0: none.
         collective_seconds: for each collective afterwards.
+        device: ``launch.device``.
 
     Raises:
         RequestError: GPUs were asked for and there is none, or there are fewer than processes on this node.
@@ -32,27 +36,24 @@ def join(wait_seconds: int = 600, probe_seconds: int = 0, collective_seconds: in
     local_size = os.environ.pop("LOCAL_SIZE", os.environ["WORLD_SIZE"])
     os.environ.setdefault("LOCAL_WORLD_SIZE", local_size)
     rank, size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    device = _device(local_rank)
+    chosen = _device(device, local_rank)
     store = _meet(rank, size, wait_seconds)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
         store=dist.PrefixStore("group", store),
         rank=rank,
         world_size=size,
         timeout=datetime.timedelta(seconds=collective_seconds),
     )
-    ranks = Ranks(rank, size, local_rank, device)
+    ranks = Ranks(rank, size, local_rank, chosen)
     probe(ranks, store, probe_seconds)
     return ranks
 
 
-def _device(local_rank: int) -> torch.device:
-    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    if os.environ.get("DS_ACCELERATOR") == "cuda" and not cuda:
-        raise RequestError("launch.device=cuda, and torch sees no GPU here: set launch.device=auto or cpu")
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        return torch.device("cpu")
+def _device(asked: str, local_rank: int) -> torch.device:
+    chosen = choose(asked, processes=int(os.environ["LOCAL_WORLD_SIZE"]))
+    if chosen.type != "cuda":
+        return chosen
     if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
         raise RequestError(
             f"{os.environ['LOCAL_WORLD_SIZE']} processes on a node of {torch.cuda.device_count()} GPUs: lower "

@@ -11,7 +11,7 @@ import torch
 
 from training.data.batch import Batch, Data
 from training.engine.balance import Balancer, LayerLoad
-from training.engine.distributed import Ranks, sum_over_ranks
+from training.engine.distributed import Ranks, sum_over_ranks, widest
 from training.engine.errors import RunError
 from training.engine.gradients import clip_global_norm
 from training.engine.signals import StopRequest
@@ -160,7 +160,7 @@ class Trainer:
         # of the means over the global batch, however it is spread over ranks and micro-batches.
         spread = len(batches) * ranks.size
         scales = {name: spread * self._objective.weights[name] / max(1.0, counts[name]) for name in names}
-        totals = torch.zeros(len(names), dtype=torch.float64, device=ranks.device)
+        totals = torch.zeros(len(names), dtype=widest(ranks.device), device=ranks.device)
         for batch in batches:
             sums = self._objective(engine, batch.to(ranks.device))
             engine.backward(_telling(torch.stack([sums[name] * scales[name] for name in names]).sum()))

@@ -142,4 +142,6 @@ def memory_bytes(device: torch.device) -> int:
     """The most bytes that were in use: on the GPU, or of this process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -159,3 +159,5 @@ def _timed(work: Callable[[], None], ranks: Ranks) -> float:
 def _settle(ranks: Ranks) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)
+    elif ranks.device.type == "mps":
+        torch.mps.synchronize()

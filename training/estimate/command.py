@@ -40,7 +40,7 @@ def memory_lines(recipe: Recipe) -> list[str]:
     """The table of a rank's memory: parts, activations by checkpointing, phases, and what fits."""
     train, device = recipe.train, device_of(recipe)
     found = memory(recipe, device.kind)
-    where = "GPU" if device.kind == "cuda" else "CPU"
+    where = {"cuda": "GPU", "mps": "MPS", "cpu": "CPU"}[device.kind]
     of_ranks = "the one rank" if recipe.ranks == 1 else f"each of {recipe.ranks:,} ranks"
     title = (
         f"memory of {of_ranks} on {where}: ZeRO {train.zero_stage}, expert parallel "

@@ -1,12 +1,17 @@
 """Which device a recipe will run on and how much of its memory a rank may use, found without torch."""
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from configs.schema import Recipe
+
+#: Of device; ``mps`` shares the host's memory.
+Kind = Literal["cpu", "cuda", "mps"]
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 #: Bytes where GPUs are meant and none is here to ask.
@@ -24,7 +29,7 @@ class Device:
         known: whether it is more than a guess.
     """
 
-    kind: Literal["cpu", "cuda"]
+    kind: Kind
     bytes: int
     source: str
     known: bool = True
@@ -33,21 +38,37 @@ class Device:
 def device_of(recipe: Recipe) -> Device:
     """``launch.device`` and ``launch.device_memory``; what is left to find is asked of this machine.
 
-    ``auto`` is GPUs where ``nvidia-smi`` finds one or the recipe is for several machines; else CPU.
+    ``auto`` is GPUs where ``nvidia-smi`` finds one or the recipe is for several machines; else MPS for a single process
+    on a Mac with Apple silicon; else CPU.
     """
     launch = recipe.launch
     elsewhere = launch.kind == "slurm" or launch.hostfile is not None
-    found = None if launch.device == "cpu" or elsewhere else _gpu_bytes()
+    found = None if launch.device in ("cpu", "mps") or elsewhere else _gpu_bytes()
     on_gpus = launch.device == "cuda" or (launch.device == "auto" and (found is not None or launch.kind != "local"))
-    kind: Literal["cpu", "cuda"] = "cuda" if on_gpus else "cpu"
+    kind: Kind = "cuda" if on_gpus else "mps" if _on_mps(recipe, elsewhere) else "cpu"
     if launch.device_memory is not None:
         return Device(kind, in_bytes(launch.device_memory), "launch.device_memory")
     if not on_gpus:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if kind == "mps":
+            return Device(kind, whole, "this machine's memory, which its GPU shares")
         return Device(kind, whole // launch.processes, f"this machine's memory over {launch.processes} processes")
     if found is not None:
         return Device(kind, found, "nvidia-smi")
     return Device(kind, _ASSUMED, "assumed, as no GPU of it is here: set launch.device_memory", known=False)
+
+
+def has_mps() -> bool:
+    """Whether this machine is one whose GPU torch knows as MPS."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def _on_mps(recipe: Recipe, elsewhere: bool) -> bool:
+    launch = recipe.launch
+    if launch.device != "auto":
+        return launch.device == "mps"
+    hidden = os.environ.get("DS_ACCELERATOR", "mps") != "mps"
+    return has_mps() and recipe.ranks == 1 and not elsewhere and not hidden
 
 
 def in_bytes(text: str) -> int:

@@ -1,13 +1,10 @@
 """The largest micro-batch that fits, and what would fit where none does."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 from configs.schema import Recipe
-from training.estimate.device import device_of
+from training.estimate.device import Kind, device_of
 from training.estimate.memory import memory
-
-Kind = Literal["cpu", "cuda"]
 
 #: Of a recipe's estimated peak, what another may take that is to fit where this one did not.
 _SURELY_LESS = 0.9

@@ -4,12 +4,12 @@ Read from the sources of DeepSpeed 0.19 (``runtime/zero/stage_1_and_2.py``, ``st
 AutoEP and ours; ``benchmarks/estimate.py`` measures how far off it is.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 from configs.schema import Recipe
 from configs.schema.models.deepseek import DeepseekSection
 from training.estimate.activations import Activations, activations
+from training.estimate.device import Kind
 from training.estimate.parameters import parameters
 from training.estimate.topology import Topology, topology
 
@@ -48,8 +48,10 @@ class Memory:
         return self.phases[self.phase]
 
 
-def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | None = None, mode: str = "") -> Memory:
+def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: str = "") -> Memory:
     """Of a recipe on a device; ``micro_batch`` and ``mode`` (of checkpointing): others than the recipe's."""
+    if device == "mps":
+        return _unified(memory(recipe, "cuda", micro_batch, mode))
     samples = micro_batch or recipe.micro_batch
     place = topology(recipe, device, samples)
     chosen = mode or recipe.train.checkpointing
@@ -93,6 +95,12 @@ def memory(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int | No
         away += 4.0 * place.share  # gradients go to the host as they come
     host = max(_building(place), away + copy) if device == "cuda" else 0.0
     return Memory(parts, phases, host, totals)
+
+
+def _unified(found: Memory) -> Memory:
+    """Of a GPU that shares its host's memory: what the host holds beside it comes on top."""
+    phases = {name: size + found.host for name, size in found.phases.items()}
+    return replace(found, parts={**found.parts, "the host's side": found.host}, phases=phases, host=0.0)
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:

@@ -33,7 +33,7 @@ def evaluate_run(
         pretrained: checkpoint folder.
         finetuned: checkpoint folder, or None.
     """
-    device = best_device()
+    device = best_device(recipe)
     limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
     windows = validation_windows(recipe, layout).in_order(batch, limit)
     objective = Objective(recipe.model, recipe.train)

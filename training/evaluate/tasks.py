@@ -29,7 +29,7 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
     Of tags and pairs: loss, share of tokens right (of pairs with the true tokens before them), share of whole
     sequences right (of pairs as decoding finds them). Of labels: accuracy, F1 and the confusion of classes.
     """
-    device = best_device()
+    device = best_device(recipe)
     model = load_model(recipe, checkpoint, device)
     tokenizer = Tokenizer.load(layout.tokenizer)
     examples = task_examples(recipe, layout, "held-out")

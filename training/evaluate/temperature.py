@@ -52,7 +52,7 @@ def evaluate_temperature(recipe: Recipe) -> int:
     if not section.prompt:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     checkpoint = wanted_checkpoint(recipe, layout)
-    model = load_model(recipe, checkpoint, best_device())
+    model = load_model(recipe, checkpoint, best_device(recipe))
     tokenizer = Tokenizer.load(layout.tokenizer)
     prompt_ids, limits = asked(recipe, tokenizer)
     sampling = Sampling(1.0, section.top_k, section.top_p)

@@ -139,11 +139,13 @@ class Router(nn.Module):
         """What was recorded last, once; its counts are added up for :meth:`take_counts`."""
         decision, self._decision = self._decision, None
         if decision is not None:
-            self._counts = decision.counts.double() if self._counts is None else self._counts + decision.counts
+            # MPS has no fp64.
+            counts = decision.counts.float() if decision.counts.is_mps else decision.counts.double()
+            self._counts = counts if self._counts is None else self._counts + counts
         return decision
 
     def take_counts(self) -> torch.Tensor | None:
-        """Tokens of each expert [E] in fp64 over all that was taken since the last call; None: nothing was."""
+        """Tokens of each expert [E] in fp64 (MPS: fp32) over all that was taken since the last call; None: nothing."""
         counts, self._counts = self._counts, None
         return counts
 

@@ -35,7 +35,7 @@ def evaluate_attention(
     Raises:
         RequestError: the model has no attention or no such layer, or cannot read the text.
     """
-    layout, device = RunLayout.of(recipe), best_device()
+    layout, device = RunLayout.of(recipe), best_device(recipe)
     _require_layers(recipe, layers)
     checkpoint = wanted_checkpoint(recipe, layout)
     tokenizer = Tokenizer.load(layout.tokenizer)

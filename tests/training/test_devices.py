@@ -1,0 +1,101 @@
+"""Which device is chosen, and what the estimate and preflight make of a Mac, which there is none of here."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+from configs.errors import RequestError
+from configs.load import load_recipe
+from launch import preflight
+from launch.plan import worker_environment
+from training.devices import choose
+from training.engine import joining
+from training.engine.distributed import widest
+from training.estimate import device, memory
+from training.estimate.device import device_of
+from training.trained import best_device
+
+RECIPE = "configs/deepseek-demo.yaml"
+
+
+@pytest.fixture(autouse=True)
+def without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # so that what is set meanwhile is taken back
+    monkeypatch.delenv("DS_ACCELERATOR")
+
+
+def here(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "cuda", "mps", "processes", "chosen"),
+    [
+        ("auto", None, True, True, 1, "cuda"),
+        ("auto", None, False, True, 1, "mps"),
+        ("auto", None, False, True, 2, "cpu"),
+        ("auto", None, False, False, 1, "cpu"),
+        ("auto", "cpu", True, True, 1, "cpu"),
+        ("auto", "mps", True, True, 1, "mps"),
+        ("cpu", "cuda", True, True, 1, "cpu"),
+        ("mps", "cpu", True, True, 1, "mps"),
+        ("cuda", None, True, True, 4, "cuda"),
+    ],
+)
+def test_the_choice(
+    asked: str, told: str | None, cuda: bool, mps: bool, processes: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, cuda, mps)
+    if told:
+        monkeypatch.setenv("DS_ACCELERATOR", told)
+    assert choose(asked, processes) == torch.device(chosen)
+    assert os.environ["DS_ACCELERATOR"] == chosen
+
+
+@pytest.mark.parametrize(("asked", "said"), [("mps", "sees no MPS"), ("cuda", "sees no GPU")])
+def test_what_is_not_here_is_refused(asked: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch)
+    recipe = load_recipe(RECIPE, [f"launch.device={asked}", "launch.processes=1"])
+    with pytest.raises(RequestError, match=f"launch.device={asked}, and torch {said}.*set launch.device=auto or cpu"):
+        best_device(recipe)
+    assert worker_environment(recipe)["DS_ACCELERATOR"] == asked
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(RequestError, match=said):
+        joining._device(asked, 0)
+
+
+@pytest.mark.parametrize("more", [["launch.processes=2"], ["launch.processes=1", "launch.kind=slurm"]])
+def test_mps_is_one_process_of_one_machine(more: list[str]) -> None:
+    with pytest.raises(RequestError, match=r"launch\.device=mps is one process on this machine"):
+        load_recipe(RECIPE, ["launch.device=mps", *more])
+
+
+def test_a_mac_has_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU and its host hold adds up; on a Mac ``auto`` is MPS, elsewhere asking for it is refused."""
+    recipe = load_recipe(RECIPE, ["launch.device=auto", "launch.processes=1"])
+    monkeypatch.setattr(device, "_gpu_bytes", lambda: None)
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert device_of(recipe).kind == "cpu"
+    asked = load_recipe(RECIPE, ["launch.device=mps", "launch.processes=1"])
+    with pytest.raises(RequestError, match="no Mac with Apple silicon"):
+        preflight.check_gpus(asked)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(device.platform, "machine", lambda: "arm64")
+    for each in (recipe, asked):
+        preflight.check_gpus(each)
+        assert (device_of(each).kind, device_of(each).bytes) == ("mps", whole)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert device_of(recipe).kind == "cpu"
+    gpu, mac = memory(recipe, "cuda"), memory(recipe, "mps")
+    assert gpu.host > 0 and mac.host == 0 and mac.peak == gpu.peak + gpu.host
+    assert sum(mac.parts.values()) == pytest.approx(sum(gpu.parts.values()) + gpu.host)
+    small = load_recipe(RECIPE, ["launch.device=mps", "launch.processes=1", "launch.device_memory=100M"])
+    (warning,) = preflight.check_memory(small)
+    assert "launch.device_memory" in warning
+
+
+def test_mps_has_no_fp64() -> None:
+    assert widest(torch.device("mps")) == torch.float32 and widest(torch.device("cpu")) == torch.float64
