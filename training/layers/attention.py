@@ -1,12 +1,13 @@
 """Attention over whole sequences: causal, for training and for reading a prompt; and under any mask."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from training.layers.blocked import Block, blocked_attention
 from training.layers.documents import Documents, flex_attention
 from training.layers.masks import Mask
 
@@ -64,15 +65,20 @@ def _masked_blocks(
     if mask.window is None and length > _LONGEST_BLOCKED:
         bias = mask.bias(torch.arange(length), torch.arange(keys), q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
-    outs = []
+    return blocked_attention(q, k, v, scale, _blocks(mask, length, keys, q.dtype), dropout)
+
+
+def _blocks(mask: Mask, length: int, keys: int, dtype: torch.dtype) -> Iterator[Block]:
+    """Blocks of queries under a mask, but for its documents."""
+    made: dict[tuple[int, ...], torch.Tensor | None] = {}
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
         first, last = mask.reach(start, end, keys)
-        bias = mask.bias(torch.arange(start, end), torch.arange(first, last), q.dtype)
-        scores = (q[:, :, start:end] @ k[:, :, first:last].transpose(2, 3)) * scale
-        weights = (scores if bias is None else scores + bias).softmax(-1)
-        outs.append((F.dropout(weights, dropout) if dropout else weights) @ v[:, :, first:last])
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+        # Within a window most blocks are alike, where no lengths tell them apart.
+        kind = (end - start, start - first, last - first, 0 if mask.lengths_B is None else start)
+        if kind not in made:
+            made = {kind: mask.bias(torch.arange(start, end), torch.arange(first, last), dtype)}
+        yield Block(start, end, first, last, made[kind])
 
 
 def _masked_on_device(
@@ -109,19 +115,19 @@ def causal_attention(
     on_cpu = q_BNTQ.device.type == "cpu"
     if documents is None:
         if on_cpu and q_BNTQ.shape[2] <= _LONGEST_BLOCKED:
-            return blocked_causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, scale)
+            return _masked_blocks(q_BNTQ, k_BNTQ, v_BNTZ, scale, Mask(True), 0.0)
         return _fused(q_BNTQ, k_BNTQ, v_BNTZ, scale)
     if not on_cpu:
         return _flex(q_BNTQ, k_BNTQ, v_BNTZ, scale, documents)
     rows = []
     for row, spans in enumerate(documents.spans()):
-        q, k, v = q_BNTQ[row], k_BNTQ[row], v_BNTZ[row]
+        q, k, v = (tensor[row : row + 1] for tensor in (q_BNTQ, k_BNTQ, v_BNTZ))
         if max(end - start for start, end in spans) <= _LONGEST_BLOCKED:
-            rows.append(_blocked_row(q, k, v, scale, spans))
+            rows.append(blocked_attention(q, k, v, scale, _document_blocks(spans, q)))
         else:
-            pieces = [_fused(q[None, :, a:b], k[None, :, a:b], v[None, :, a:b], scale)[0] for a, b in spans]
-            rows.append(torch.cat(pieces, dim=1))
-    return torch.stack(rows)
+            pieces = [_fused(q[..., a:b, :], k[..., a:b, :], v[..., a:b, :], scale) for a, b in spans]
+            rows.append(torch.cat(pieces, dim=2))
+    return torch.cat(rows)
 
 
 def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
@@ -137,45 +143,23 @@ def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, docum
     return out
 
 
-def blocked_causal_attention(
-    q_BNTQ: torch.Tensor, k_BNTQ: torch.Tensor, v_BNTZ: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Written out: each block of queries meets only the keys up to its own last position; [B, N, T, Z]."""
-    q, k, v = (t.flatten(0, 1) for t in (q_BNTQ, k_BNTQ, v_BNTZ))
-    length = q.shape[1]
-    hidden_future = _hidden_future(q)
-    outs = []
-    for start in range(0, length, _BLOCK):
-        end = min(start + _BLOCK, length)
-        mask = F.pad(hidden_future[: end - start, : end - start], (start, 0))
-        outs.append(_attend(q[:, start:end], k[:, :end], v[:, :end], mask, scale))
-    return torch.cat(outs, dim=1).unflatten(0, q_BNTQ.shape[:2])
-
-
-def _blocked_row(
-    q_NTQ: torch.Tensor, k_NTQ: torch.Tensor, v_NTZ: torch.Tensor, scale: float, spans: list[tuple[int, int]]
-) -> torch.Tensor:
+def _document_blocks(spans: list[tuple[int, int]], like: torch.Tensor) -> Iterator[Block]:
     """One sample's documents: a block of queries meets keys from the beginning of the first document it touches."""
-    hidden_future = _hidden_future(q_NTQ)
-    outs, first = [], 0
+    hidden_future = _hidden_future(like)
+    first = 0
     for start in range(0, spans[-1][1], _BLOCK):
         end = min(start + _BLOCK, spans[-1][1])
         while spans[first][1] <= start:
             first += 1
         begin = spans[first][0]
-        mask = F.pad(hidden_future[: end - start, : end - start], (start - begin, 0))
+        bias = F.pad(hidden_future[: end - start, : end - start], (start - begin, 0))
         for other, _ in spans[first + 1 :]:
             if other >= end:
                 break
             # Queries of this document and of later ones see nothing before it.
-            mask[other - start :, : other - begin] = float("-inf")
-        outs.append(_attend(q_NTQ[:, start:end], k_NTQ[:, begin:end], v_NTZ[:, begin:end], mask, scale))
-    return torch.cat(outs, dim=1)
+            bias[other - start :, : other - begin] = float("-inf")
+        yield Block(start, end, begin, end, bias)
 
 
 def _hidden_future(like: torch.Tensor) -> torch.Tensor:
     return torch.full((_BLOCK, _BLOCK), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
-
-
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    return torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(-1) @ v

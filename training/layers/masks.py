@@ -64,12 +64,13 @@ class Mask:
             hidden = missing if hidden is None else hidden | missing
         added = None
         if self.slopes_N is not None:
-            added = (-self.slopes_N[:, None, None] * ahead.abs()).to(dtype)
+            added = (ahead.abs().float() * -self.slopes_N[:, None, None]).to(dtype)
         if hidden is None:
             return added
         if added is None:
             added = torch.zeros((), dtype=dtype, device=hidden.device)
-        return added.masked_fill(hidden, torch.finfo(dtype).min)
+        lowest = torch.finfo(dtype).min
+        return added.masked_fill_(hidden, lowest) if hidden.dim() <= added.dim() else added.masked_fill(hidden, lowest)
 
     def bias_of_all(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
         """The same of whole sequences, documents and all; needs as much memory as all their scores of a head."""
