@@ -7,23 +7,16 @@ gradients included, beside the same step without what is measured.
 """
 
 import argparse
-import os
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.model_shapes import SHAPES
 from benchmarks.paired import Ratio
+from benchmarks.resident import fresh_peak, grown_by
 from training.losses import linear_cross_entropy_sum
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
-ROOT = Path(__file__).parents[1]
 #: 12 layers, 4 sequences of 1,024 tokens: activations, not weights, are what there is to keep.
 SHAPE = SHAPES["17M"].model_copy(update={"num_hidden_layers": 12, "n_routed_experts": 16})
 VOCAB, WIDE_VOCAB, HIDDEN = 4096, 128 * 1024, 256
@@ -48,35 +41,7 @@ def _less(name: str, ours: float, peers: float, target: float | None) -> Ratio:
 
 
 def _peak(case: str, length: int) -> float:
-    """Bytes that a fresh process grows by."""
-    command = [sys.executable, "-m", "benchmarks.model_memory", "--case", case, "--length", str(length)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    # With the threshold fixed, what is freed is given back: the peak is that of what is in use.
-    environment.pop("MALLOC_MMAP_MAX_", None)
-    said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return float(said.stdout)
-
-
-def _grown_by(work: Callable[[], None]) -> int:
-    """Growth of resident memory at its highest while ``work`` runs, sampled every millisecond."""
-    before, highest, done = _resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.is_set():
-            highest = max(highest, _resident())
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    work()
-    done.set()
-    thread.join()
-    return highest - before
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return fresh_peak("benchmarks.model_memory", "--case", case, "--length", str(length))
 
 
 def _checkpointing(mode: str, length: int) -> int:
@@ -93,7 +58,7 @@ def _checkpointing(mode: str, length: int) -> int:
     model.set_checkpointing("full")
     step()
     model.set_checkpointing(mode)  # type: ignore[arg-type]
-    return _grown_by(step)
+    return grown_by(step)
 
 
 def _loss(kind: str, length: int) -> int:
@@ -110,7 +75,7 @@ def _loss(kind: str, length: int) -> int:
         hidden.grad = weight.grad = None
 
     step(8)
-    return _grown_by(lambda: step(4 * length))
+    return grown_by(lambda: step(4 * length))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The estimate of memory against what a built engine really keeps, and what is said of it."""
 
+import dataclasses
 import functools
 import gc
 import subprocess
@@ -24,7 +25,9 @@ from training.estimate.activations import activations
 from training.estimate.command import memory_lines
 from training.estimate.device import in_bytes
 from training.estimate.topology import topology
+from training.models import families
 from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.models.families import build_model
 from training.objective import Objective
 from training.optimizers import adopt_partitions, build_optimizer
 
@@ -63,7 +66,14 @@ def built(recipe: Recipe) -> tuple[Any, Any]:
 
 def batch_of(recipe: Recipe) -> Batch:
     tokens = torch.randint(0, recipe.vocab_size, (recipe.micro_batch, recipe.train.context_length + 1))
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    if recipe.model.learns == "text":
+        return batch
+    lengths = torch.full((recipe.micro_batch,), recipe.train.context_length)
+    if recipe.model.learns == "pairs":
+        return dataclasses.replace(batch, source=tokens[:, 1:].contiguous(), source_lengths=lengths)
+    labels = batch.labels[:, 0] % 2 if recipe.model.learns == "labels" else batch.labels
+    return dataclasses.replace(batch, labels=labels, lengths=lengths)
 
 
 def kept_for_backward(engine: Any, recipe: Recipe) -> int:
@@ -71,7 +81,7 @@ def kept_for_backward(engine: Any, recipe: Recipe) -> int:
 
     Autograd's, by its hooks; what selective checkpointing keeps beside it are Python's objects.
     """
-    own = {parameter.untyped_storage().data_ptr() for parameter in engine.module.parameters()}
+    own = {parameter.untyped_storage().data_ptr() for parameter in engine.parameters()}
     own |= set(_storages())
     found: dict[int, int] = {}
     held = []
@@ -144,6 +154,42 @@ def _check_checkpointing(mode: str, precision: str) -> None:
     recipe = recipe_of(*SMALL, *keys)
     found = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, mode).kept
     assert found == pytest.approx(kept_for_backward(built(recipe)[0], recipe), rel=0.05)
+
+
+_DENSE = "hidden_size: 128, num_hidden_layers: 3, num_attention_heads: 4, max_position_embeddings: 512"
+DENSE = {
+    "gpt": "model={family: gpt, " + _DENSE + "}",
+    "gpt, dropout": "model={family: gpt, dropout: 0.1, " + _DENSE + "}",
+    "gpt, rope, swiglu, rms": "model={family: gpt, norm: rms, positions: rope, activation: swiglu, bias: false, "
+    + _DENSE
+    + "}",
+    "gpt, window": "model={family: gpt, window: 64, activation: relu, " + _DENSE + "}",
+    "gpt, alibi": "model={family: gpt, positions: alibi, activation: gelu_new, " + _DENSE + "}",
+    "encoder": "model={family: encoder, " + _DENSE + "}",
+    "pairs": "model={family: encoder_decoder, " + _DENSE + "}",
+    "pairs, dropout": "model={family: encoder_decoder, dropout: 0.1, norm_first: true, " + _DENSE + "}",
+    "pairs, downsampled": "model={family: encoder_decoder, cross_downsample: 4, window: 64, " + _DENSE + "}",
+    "classifier": "model={family: classifier, classes: 2, backbone: {family: gpt, " + _DENSE + "}}",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "mode"),
+    [
+        *((name, "fp32", mode) for name in DENSE for mode in ("none", "selective")),
+        *((name, "fp32", "full") for name in ("gpt", "encoder", "pairs", "pairs, dropout")),
+        *((name, "bf16", "none") for name in ("gpt, dropout", "pairs, downsampled")),
+    ],
+)
+def test_dense_models_keep_what_is_said(name: str, precision: str, mode: str) -> None:
+    keys = (DENSE[name], "tokenizer.vocab_size=1024", "train.context_length=256", "train.global_batch_tokens=1024")
+    recipe = recipe_of(*keys, f"train.precision={precision}", "train.micro_batch=4", name="configs/gpt-oz.yaml")
+    model = build_model(recipe.model, recipe.vocab_size)
+    families.init_weights(model, 0)
+    model.set_checkpointing(mode)
+    model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    found = activations(recipe, topology(recipe, "cpu", 4), 4, mode).kept
+    assert found == pytest.approx(kept_for_backward(model, recipe), rel=0.05)
 
 
 @pytest.mark.engine

@@ -22,11 +22,12 @@ def layers(
     looks_ahead = model.learns != "text"
     stack = [_layer(model, place, micro_batch, length, mode, looks_ahead)] * model.num_hidden_layers
     row = tokens * model.hidden_size * place.width
-    # The final norm's input, and where dropout is the mask of the embedding's.
-    other = row + (row if model.dropout else 0) + tokens * 16.0
+    # The final norm's input, which a post-norm stack has not, and where dropout is the mask of the embedding's.
+    other = (row if getattr(model, "norm_first", True) else 0) + (row if model.dropout else 0) + tokens * 16.0
     if isinstance(model, EncoderDecoderSection):
         stack = stack + [_layer(model, place, micro_batch, length, mode, False, True)] * model.depth_of_decoder
-        other += other
+        # What the encoder gives all decoder layers.
+        other += other + row / model.cross_downsample
     return stack, model.hidden_size, other
 
 
@@ -68,5 +69,5 @@ def _weights(
     if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
         return micro_batch * length * model.num_attention_heads * 4.0
     count = micro_batch * model.num_attention_heads * block_weights(length, keys, window)
-    # Dropout keeps its mask and what it leaves too.
-    return count * place.width * (3.0 if model.dropout else 1.0)
+    # Dropout keeps which of them it leaves, a byte each.
+    return count * (place.width + (1.0 if model.dropout else 0.0))
