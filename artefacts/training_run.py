@@ -14,8 +14,11 @@ from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
 from configs.schema import Recipe
+from configs.schema.models.classifier import ClassifierSection
 
 IDENTITY = "identity.json"
+#: Among a run's inputs the weights that a classifier's backbone begins with.
+BACKBONE = "backbone"
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,52 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
     inputs = {folder.name: data.fingerprint}
     if recipe.learns == "text" and "sources" in data.counts:
         identity["mixture"] = mixture_weights(recipe, layout, data)
+    if (checkpoint := backbone_checkpoint(recipe)) is not None:
+        inputs[BACKBONE] = _of_backbone(recipe, checkpoint, tokenizer)
     if recipe.train.packing == "best_fit":
         inputs["packing"] = _packing(recipe, layout, data)
     return TrainingRun("pretrain", layout.pretrain, identity, inputs)
+
+
+def backbone_checkpoint(recipe: Recipe) -> Path | None:
+    """The checkpoint of ``model.weights``, which may be that or a run's folder; None: the recipe names none.
+
+    Raises:
+        RequestError: there is none there.
+    """
+    if not isinstance(recipe.model, ClassifierSection) or recipe.model.weights is None:
+        return None
+    given = Path(recipe.model.weights).expanduser()
+    for folder in (given, given / "pretrain"):
+        if (found := finished_checkpoint(folder)) is not None and found[0].is_dir():
+            return found[0]
+    if given.name.startswith("step-") and manifest.read(given) is not None:
+        return given
+    raise RequestError(f"model.weights={given}: neither a run whose pretraining is finished nor a checkpoint")
+
+
+def _of_backbone(recipe: Recipe, checkpoint: Path, tokenizer: Manifest) -> str:
+    """Fingerprint of a backbone's checkpoint.
+
+    Raises:
+        RequestError: it was trained with another tokenizer than this run has, or as another model.
+    """
+    made = manifest.require(checkpoint, "make pretrain")
+    assert isinstance(recipe.model, ClassifierSection)
+    asked = {**recipe.model.backbone.identity(), "vocab_size": recipe.vocab_size}
+    trained = made.details["model"].get("backbone", made.details["model"])
+    free = ("max_position_embeddings", "dropout", "num_nextn_predict_layers", "tie_word_embeddings")
+    for key, value in trained.items():
+        if key in asked and key not in free and asked[key] != value:
+            name = "model.vocab_size" if key == "vocab_size" else f"model.backbone.{key}"
+            raise RequestError(f"{checkpoint} was trained with {key}={value}: set {name}={value}, not {asked[key]}")
+    theirs = manifest.read(checkpoint.parents[2] / "tokenizer")
+    if theirs is not None and theirs.fingerprint != tokenizer.fingerprint:
+        raise RequestError(
+            f"{checkpoint} was trained with another tokenizer than this run's: set tokenizer.kind=run "
+            f"tokenizer.path={checkpoint.parents[2]}"
+        )
+    return made.fingerprint
 
 
 def examples_identity(recipe: Recipe) -> dict[str, Any]:

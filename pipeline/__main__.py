@@ -43,7 +43,7 @@ def _share(chosen: argparse.Namespace) -> Share:
 
 
 def _run(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    if recipe.tokenizer.kind == "huggingface":
+    if recipe.tokenizer.is_ready:
         from tokenizer import ready
 
         # The documents may take hours, and a slip in its path is told at once.

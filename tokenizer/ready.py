@@ -1,4 +1,6 @@
-"""Publish a ready Hugging Face tokenizer as the ``tokenizer`` artefact of a run."""
+"""Publish a ready tokenizer, in Hugging Face's format or of another run, as the ``tokenizer`` artefact of a run."""
+
+from pathlib import Path
 
 from artefacts import fingerprint, manifest, publish, repair
 from artefacts.layout import RunLayout
@@ -8,7 +10,7 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from tokenizer import repository
 from tokenizer.choose import sample
-from tokenizer.huggingface import HuggingFaceTokenizer
+from tokenizer.load import Tokenizer
 from tokenizer.measure import MEASURED_BYTES, measured
 
 
@@ -20,7 +22,7 @@ def check(recipe: Recipe) -> None:
     """
     path = str(recipe.tokenizer.path)
     made = manifest.read(RunLayout.of(recipe).tokenizer)
-    if made is None or not _inputs(path).items() <= made.inputs.items():
+    if made is None or not _inputs(recipe, path).items() <= made.inputs.items():
         _read(recipe, path)
 
 
@@ -36,9 +38,9 @@ def take(recipe: Recipe) -> Manifest | None:
     layout = RunLayout.of(recipe)
     path = str(recipe.tokenizer.path)
     documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
-    identity = {"kind": "huggingface", "seed": recipe.run.seed}
+    identity = {"kind": recipe.tokenizer.kind, "seed": recipe.run.seed}
     inputs = {"documents": documents.fingerprint}
-    with open_stage("tokenizer", layout.tokenizer, identity, inputs | _inputs(path)) as stage:
+    with open_stage("tokenizer", layout.tokenizer, identity, inputs | _inputs(recipe, path)) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)
@@ -54,16 +56,30 @@ def take(recipe: Recipe) -> Manifest | None:
         )
 
 
-def _inputs(path: str) -> dict[str, str]:
+def _inputs(recipe: Recipe, path: str) -> dict[str, str]:
     """What the artefact is made of beside the documents."""
+    if recipe.tokenizer.kind == "run":
+        return {"tokenizer of a run": manifest.require(_of_run(path), "make tokenizer").fingerprint}
     if repository.is_local(path):
         return {f"tokenizer {file.name}": fingerprint.of_file(file) for file in repository.files(path)}
     return {"tokenizer": f"hub:{path}"}
 
 
-def _read(recipe: Recipe, path: str) -> tuple[HuggingFaceTokenizer, dict[str, bytes]]:
+def _of_run(path: str) -> Path:
+    """The tokenizer artefact of a run's folder, or of its data's, or itself."""
+    given = Path(path).expanduser()
+    return given / "tokenizer" if (given / "tokenizer").is_dir() else given
+
+
+def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
     """The tokenizer and its files' content, by name."""
-    tokenizer, contents = repository.read(repository.files(path), path)
+    tokenizer: Tokenizer
+    if recipe.tokenizer.kind == "run":
+        folder = _of_run(path)
+        made = manifest.require_sound(folder, "make tokenizer")
+        tokenizer, contents = Tokenizer.load(folder), {name: (folder / name).read_bytes() for name in made.files}
+    else:
+        tokenizer, contents = repository.read(repository.files(path), path)
     if recipe.has_model and tokenizer.vocab_size > recipe.vocab_size:
         raise RequestError(
             f"tokenizer.path={path} has {tokenizer.vocab_size} ids, the model's vocabulary {recipe.vocab_size}: "

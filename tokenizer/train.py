@@ -35,7 +35,7 @@ def train(recipe: Recipe) -> Manifest | None:
         RequestError: no cleaned documents, damaged ones, a vocabulary that the text cannot fill or that cannot hold its
             characters, or a ready tokenizer that is not there or too large for the model.
     """
-    if recipe.tokenizer.kind == "huggingface":
+    if recipe.tokenizer.is_ready:
         from tokenizer.ready import take
 
         return take(recipe)
@@ -81,7 +81,7 @@ def require(recipe: Recipe) -> Manifest:
     """
     folder = RunLayout.of(recipe).tokenizer
     made = manifest.require(folder, repair.with_recipe(repair.COMMANDS["tokenizer"]))
-    if recipe.tokenizer.kind != "huggingface" and made.identity != identity(recipe):
+    if not recipe.tokenizer.is_ready and made.identity != identity(recipe):
         raise RequestError(
             f"{folder} is of another recipe (tokenizer section, run.seed, or what the model learns): "
             f"run `{repair.with_recipe(repair.COMMANDS['tokenizer'])}`"

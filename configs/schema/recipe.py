@@ -41,7 +41,7 @@ class Recipe(Section):
     def _fits(self) -> "Recipe":
         if self.finetune and self.finetune.examples.kind == "instructions" and not self.finetune.examples.path:
             raise ValueError("finetune.examples.path is missing: finetune.examples.kind=instructions reads from there")
-        trained = self.tokenizer.kind != "huggingface"
+        trained = not self.tokenizer.is_ready
         if trained and self.has_model and self.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"model.vocab_size ({self.model.vocab_size}) is below tokenizer.vocab_size "

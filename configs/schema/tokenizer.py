@@ -8,13 +8,15 @@ from configs.schema.base import Section
 
 
 class TokenizerSection(Section):
-    kind: Literal["bpe", "characters", "huggingface"] = Field(
+    kind: Literal["bpe", "characters", "huggingface", "run"] = Field(
         "bpe",
-        description="bpe: trained on the documents; characters: each that they have is an id; huggingface: taken as it "
-        "is from path",
+        description="bpe: trained on the documents; characters: each that they have is an id; huggingface, run: "
+        "taken as it is from path",
     )
     path: str | None = Field(
-        None, description="huggingface: tokenizer.json, a folder with one, or a hub repository such as gpt2"
+        None,
+        description="huggingface: tokenizer.json, a folder with one, or a hub repository such as gpt2; run: folder of "
+        "a run, or its tokenizer/",
     )
     vocab_size: int = Field(
         32_000, gt=0, le=2**31 - 1, description="pieces, reserved ones and bytes included; characters: at most"
@@ -24,8 +26,13 @@ class TokenizerSection(Section):
     )
     spare_tokens: int = Field(8, ge=0, le=256, description="reserved control tokens without a meaning yet")
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is taken from elsewhere and not made of the documents."""
+        return self.kind in ("huggingface", "run")
+
     @model_validator(mode="after")
     def _fits(self) -> "TokenizerSection":
-        if (self.kind == "huggingface") != (self.path is not None):
-            raise ValueError("path and kind=huggingface go together")
+        if self.is_ready != (self.path is not None):
+            raise ValueError("path goes with kind=huggingface and kind=run, and they with it")
         return self

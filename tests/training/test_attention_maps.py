@@ -19,6 +19,7 @@ from training.evaluate.attention import command
 from training.evaluate.attention.collect import AttentionMap, attention_maps
 from training.evaluate.attention.statistics import head_numbers
 from training.layers.masks import Mask
+from training.layers.multi_head import Source
 from training.layers.transformer_layer import TransformerLayer
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.models.families import build_model
@@ -83,7 +84,7 @@ class TwoStacks(nn.Module):
         for layer in self.encoder["layers"]:  # type: ignore[union-attr]
             x = layer(x, Mask(False))
         for layer in self.decoder["layers"]:  # type: ignore[union-attr]
-            y = layer(y, Mask(True), memory=layer.cross_attn.remember(x, Mask(False)))
+            y = layer(y, Mask(True), source=Source(x, Mask(False)))
         return y
 
 

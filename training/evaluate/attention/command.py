@@ -44,7 +44,7 @@ def evaluate_attention(
     if recipe.model.learns == "pairs":
         if target is None:
             raise RequestError("evaluate attention: this model reads a text and its target: give --target '…' as well")
-        source, read = read, _checked(recipe, tokenizer, "--target", target)
+        source, read = read, [tokenizer.first_id, *_checked(recipe, tokenizer, "--target", target)]
     elif target is not None:
         raise RequestError("--target is for a model of pairs: leave it out")
     model = load_model(recipe, checkpoint, device)
