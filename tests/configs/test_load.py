@@ -34,6 +34,12 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["train.expert_parallel=3"], ["train.expert_parallel (3)", "2 processes"]),
         (["model.n_routed_experts=15", "model.n_group=1", "model.topk_group=1", "train.expert_parallel=2"],
          ["model.n_routed_experts (15)", "train.expert_parallel"]),
+        (["model={family: classifier, classes: 2, pooling: first, backbone: {family: gpt, hidden_size: 8,"
+          " num_hidden_layers: 1, num_attention_heads: 2}}"], ["model.pooling=first", "last or mean"]),
+        (["model={family: encoder, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}",
+          "train.mask_documents=true"], ["train.mask_documents", "false"]),
+        (["model={family: encoder, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}",
+          "train.expert_parallel=2"], ["train.expert_parallel (2)", "no experts"]),
         (["launch.processes=3"], ["3 processes", "launch.processes"]),
         (["model.qk_rope_head_dim=15"], ["qk_rope_head_dim (15)", "even"]),
         (["model.num_experts_per_tok=17"], ["num_experts_per_tok (17)"]),

@@ -98,6 +98,23 @@ def test_weights_are_those_that_attention_uses(name: str) -> None:
     same((weights @ v).transpose(1, 2)[seen], attention(q, k, v, 0.3, mask).transpose(1, 2)[seen])
 
 
+def test_dropout_sets_weights_to_nothing_and_raises_the_others() -> None:
+    """In one block, against PyTorch's gradient of the same with the same draws."""
+    inputs = [[drawn(3, HEADS, 100, 8, seed=seed).requires_grad_() for seed in range(3)] for _ in range(2)]
+    torch.manual_seed(4)
+    out = attention(*inputs[0], 0.3, Mask(True, 20), dropout=0.4)
+    torch.manual_seed(4)
+    q, k, v = inputs[1]
+    weights = attention_weights(q, k, 0.3, Mask(True, 20))
+    chosen = torch.empty(3 * HEADS, 100, 100, dtype=torch.bool).bernoulli_(0.6).view_as(weights)
+    expected = weights * chosen / 0.6 @ v
+    same(out, expected)
+    for result in (out, expected):
+        result.square().sum().backward()
+    for one, other in zip(*inputs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4)
+
+
 @masks
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_attention_is_that_of_the_blocks(name: str) -> None:

@@ -5,8 +5,11 @@ import torch
 
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens
+from tests.training.test_dense_layers import HEADS, LENGTH, MASKS, drawn, there
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
+from training.layers.attention import attention
+from training.layers.masks import Mask
 from training.losses import linear_cross_entropy_sum
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
@@ -41,6 +44,23 @@ def test_bf16_runs_on_the_grouped_path() -> None:
     loss, targets = Objective(recipe.model, recipe.train).cross_entropy(model, batch)
     (loss / targets).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masked_attention_is_that_of_the_cpu(name: str) -> None:
+    """FlexAttention with windows, PyTorch's fused kernels under a bias without."""
+    mask, seen = MASKS[name], there(MASKS[name], 3)
+    found = []
+    for device in ("cpu", "cuda"):
+        moved = {key: getattr(mask, key) for key in ("slopes_N", "lengths_B")}
+        moved = {key: None if tensor is None else tensor.to(device) for key, tensor in moved.items()}
+        inputs = [drawn(3, HEADS, LENGTH, 16, seed=seed).to(device).requires_grad_() for seed in range(3)]
+        q, k, v = inputs
+        out = attention(q, k, v, 0.25, Mask(mask.causal, mask.window, **moved)).transpose(1, 2).cpu()[seen]
+        out.square().sum().backward()
+        found.append([out, *(tensor.grad.cpu() for tensor in inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)
 
 
 def test_packed_documents_are_those_of_the_cpu() -> None:

@@ -31,7 +31,7 @@ def lines(recipe: Recipe) -> list[str]:
         *(f"{name:<20}{total:>20}{active:>20}" for name, total, active in rows),
         "",
         f"training FLOPs a token at context {context:,}: {matrices + attention:.4g} "
-        f"(matrices {matrices:.4g}, causal attention {attention:.4g})",
+        f"(matrices {matrices:.4g}, attention {attention:.4g})",
         f"training FLOPs for {tokens:,} tokens: {(matrices + attention) * tokens:.4g}",
     ]
 
