@@ -127,16 +127,13 @@ bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers 
 bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text (a quarter of an hour)
 	@$(PYTHON) -m benchmarks.data_memory $(ARGS)
 
-bench-model: $(SETUP)  ## the DeepSeek model beside transformers: steps, decoding, memory (half an hour)
+bench-model: $(SETUP)  ## DeepSeek, GPT-2 and attention windows beside their peers: steps, decoding, memory (most of an hour)
 	@$(PYTHON) -m benchmarks.model $(ARGS)
 
 bench-engine: $(SETUP)  ## the loop beside a bare DeepSpeed loop, and what saving costs (a quarter of an hour)
 	@$(PYTHON) -m benchmarks.engine $(ARGS)
 
-bench-compare: $(SETUP)  ## short trainings that differ in one thing: ARGS="optimizers" (activations, compile, devices, attention; --steps 50)
-	@$(PYTHON) -m training compare --recipe $(RECIPE) $(ARGS)
-
-estimate: $(SETUP)  ## the estimate of memory beside measured peaks (half an hour); on a GPU: ARGS="--device cuda"
+bench-estimate: $(SETUP)  ## the estimate of memory beside measured peaks (half an hour); on a GPU: ARGS="--device cuda"
 	@$(PYTHON) -m benchmarks.estimate $(ARGS)
 
 bench-gpu: $(SETUP)  ## the DeepSeek model on one GPU beside transformers and PyTorch's kernels (five minutes)
