@@ -75,6 +75,10 @@ class RunLayout:
         return self.run / "compare"
 
     @property
+    def export(self) -> Path:
+        return self.run / "export"
+
+    @property
     def stats(self) -> Path:
         return self.data / "data.html"
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "packing": "python -m pipeline pack",
     "examples": "python -m pipeline examples",
     "evaluation": "python -m training evaluate",
+    "export": "python -m training export",
 }
 
 

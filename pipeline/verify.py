@@ -16,6 +16,7 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
     "packing": ("tokens",),
     "examples": ("documents", "tokenizer", "tokens"),
     "evaluation": (),
+    "export": (),
 }
 #: Training folders; each is also the name of the make target that fills it.
 _TRAINED = ("pretrain", "finetune")

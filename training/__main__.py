@@ -24,6 +24,8 @@ VERBS = {
     "evaluate": "bits per byte against a bigram model and zstd -19, and the loss on held-out answers",
     "generate": "complete a prompt",
     "compare": "the recipe's model in short trainings that differ in one thing, in runs/NAME/compare",
+    "export": "the newest weights as a Hugging Face model directory, proven to be the same model",
+    "import": "a Hugging Face model directory's weights as the finished pretraining of the recipe",
     "report": "one self-contained page with the curves and tables of the run",
     "inspect": "every tensor and module output with its shape, parameters and FLOPs by part; or recipes in one table",
     "estimate": "parameters, FLOPs a token, memory a rank by part and what micro-batch fits, in closed form",
@@ -105,6 +107,14 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
         from training.generate import generate
 
         return generate(recipe, parsed.trace)
+    if verb == "export":
+        from training.export_command import export
+
+        return export(recipe)
+    if verb == "import":
+        from training.import_command import import_model
+
+        return import_model(recipe, parsed.source)
     if verb == "compare":
         from training.compare.command import compare
 

@@ -1,6 +1,7 @@
 """What the model commands take beside the recipe and its overrides."""
 
 import argparse
+from pathlib import Path
 
 from configs import command
 
@@ -47,6 +48,15 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--target", help="attention: what the decoder of a model of pairs reads")
         parser.add_argument(
             "--layers", type=_numbers, default=(), metavar="0,2", help="attention: layers to draw; default: all"
+        )
+    if verb == "import":
+        parser.add_argument(
+            "--from",
+            dest="source",
+            type=Path,
+            required=True,
+            metavar="FOLDER",
+            help="model directory in Hugging Face's layout: config.json and .safetensors, or pytorch_model.bin",
         )
     if verb == "generate":
         parser.add_argument(

@@ -33,7 +33,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
     Raises:
         RequestError: there is no such checkpoint, or it is damaged or of another model than the recipe's.
     """
-    _require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "make pretrain").details["model"])
+    require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "make pretrain").details["model"])
     model = build_model(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])
@@ -42,7 +42,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
     return model.to(device).eval()
 
 
-def _require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]) -> None:
+def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]) -> None:
     """Refuse weights that were trained as another model: a gate of another kind fits them as well, and means nothing.
 
     A longer context is another matter: that is tried on purpose.

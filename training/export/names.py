@@ -102,6 +102,12 @@ class NameTable:
         """Whether a model may be without a tensor that the format has: zeros on disk."""
         return _matches(self._zeros, name)
 
+    def reads(self, name: str) -> bool:
+        """Whether a tensor on disk has its place in memory."""
+        return any(pattern.fullmatch(name) for pattern, _, _ in self._parts) or any(
+            pattern.fullmatch(name) for _, _, pattern, _, _ in self._names
+        )
+
     def in_memory(self, name: str) -> Place | None:
         """Where a tensor on disk belongs; None: it is a copy of one that has its place, or nothing that was learnt.
 

@@ -1,12 +1,13 @@
 """A model's weights to and from their names on disk, a tensor at a time."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from configs.errors import RequestError
+from configs.schema.models import ModelSection
 from training.export.formats import table_of
 from training.export.names import NameTable, Place
 
@@ -98,6 +99,34 @@ def _is_lacking(table: NameTable, place: Place, name: str, tensor: torch.Tensor)
     return table.may_lack(place.name)
 
 
+def released_stream(
+    section: ModelSection, weights: Iterable[tuple[str, torch.Tensor]], names: Collection[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A checkpoint's tensors under their names on disk, one at a time, as :func:`released_weights` gives a model's.
+
+    Args:
+        section: of the model.
+        weights: (name in memory, or on disk already, tensor), as ``checkpoint.read_weights`` has them.
+        names: all of their names.
+
+    Raises:
+        RequestError: the format cannot carry one.
+    """
+    table = table_of(section)
+    layers: int = section.identity()["num_hidden_layers"]
+    prediction = range(layers, layers + section.prediction_depth)
+    for name, tensor in weights:
+        for called, place in _places(table, name, len(tensor)):
+            yield called, place.of(tensor)
+        tied = name == "model.embed_tokens.weight" and "lm_head.weight" not in names
+        for original in [name, *(["lm_head.weight"] if tied else [])]:
+            for copy in table.copies_of(original, prediction):
+                yield copy, tensor
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if name.endswith(".weight") and bias not in names and table.may_lack(bias):
+            yield table.on_disk(bias, 1)[0][0], tensor.new_zeros(len(tensor))
+
+
 def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer of a model under its names on disk; experts as views of their stacks.
 
@@ -106,18 +135,13 @@ def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         RequestError: the format cannot carry one.
     """
-    table = table_of(model.section)
     named = dict([*model.named_parameters(), *model.named_buffers()])
-    layers = len(model.model.layers)
-    prediction = range(layers - model.section.prediction_depth, layers)
     # Tied embeddings stand once, under the embedding's name.
-    for name, tensor in named.items():
-        for called, place in table.on_disk(name, len(tensor)):
-            yield called, place.of(tensor)
-        tied = name == "model.embed_tokens.weight" and model.lm_head.weight is tensor
-        for original in [name, *(["lm_head.weight"] if tied else [])]:
-            for copy in table.copies_of(original, prediction):
-                yield copy, tensor
-        bias = f"{name.removesuffix('.weight')}.bias"
-        if name.endswith(".weight") and bias not in named and table.may_lack(bias):
-            yield table.on_disk(bias, 1)[0][0], tensor.new_zeros(len(tensor))
+    return released_stream(model.section, named.items(), named)
+
+
+def _places(table: NameTable, name: str, rows: int) -> list[tuple[str, Place]]:
+    """What a tensor is called on disk; a part of a stack, which a checkpoint holds by itself, is so already."""
+    if not table.knows(name) and table.reads(name):
+        return [(name, Place(name))]
+    return table.on_disk(name, rows)

@@ -1,0 +1,156 @@
+"""Export and import over a run on disk: the folder is the model, and nothing else is published."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artefacts import manifest
+from artefacts.layout import RunLayout
+from artefacts.manifest import Manifest
+from configs.errors import RequestError
+from configs.schema import Recipe
+from tests.training.shapes import small
+from tests.training.tiny_run import GPT, TEXT, tiny_model, tiny_recipe
+from tokenizer.load import Tokenizer
+from training import import_command
+from training.checkpoint.read import read_weights
+from training.checkpoint.save import About
+from training.checkpoint.whole import write_whole
+from training.export import folder as export_folder
+from training.export import proof
+from training.export.proof import weights_in
+from training.export_command import export
+from training.trained import load_model
+
+transformers = pytest.importorskip("transformers")
+DEEPSEEK = small(num_nextn_predict_layers=1, tie_word_embeddings=True).model_dump()
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt": GPT,
+    "gpt_untied_without_biases": {**GPT, "tie_word_embeddings": False, "bias": False, "activation": "gelu_new"},
+    "deepseek": DEEPSEEK,
+}
+
+
+def with_data(recipe: Recipe) -> RunLayout:
+    """Manifests of the data that a tiny run has."""
+    layout = RunLayout.of(recipe)
+    files = manifest.describe_files(layout.tokenizer)
+    made = Manifest("tokenizer", {}, {}, {}, {}, files, {"vocab_size": 80, "reserved": []})
+    manifest.write(layout.tokenizer, made)
+    files = manifest.describe_files(layout.tokens)
+    inputs = {"tokenizer": made.fingerprint}
+    manifest.write(layout.tokens, Manifest("tokens", {}, inputs, {}, {}, files, {"vocab_size": 80}))
+    return layout
+
+
+def trained(root: Path, model: dict[str, Any], *overrides: str) -> tuple[Recipe, RunLayout, Any]:
+    """A tiny run whose weights lie in a checkpoint."""
+    root.mkdir(parents=True, exist_ok=True)
+    recipe = tiny_recipe(root, model, *overrides)
+    layout, made = with_data(recipe), tiny_model(recipe)
+    about = About({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
+    write_whole(layout.pretrain / "checkpoints", made, about)
+    return recipe, layout, made
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folder_is_the_model_there_and_back(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_folder, "_FILE_BYTES", 20_000)  # several files and an index
+    recipe, layout, made = trained(tmp_path / "one", MODELS[name])
+    assert export(recipe) == 0
+    said = capsys.readouterr().out
+    assert "read back bit for bit; transformers' logits differ by " in said
+    assert manifest.faults(layout.export) == [] and (layout.export / "model.safetensors.index.json").exists()
+    assert export(recipe) == 0 and "up to date" in capsys.readouterr().out
+    other = tiny_recipe(tmp_path, MODELS[name])
+    theirs = with_data(other)
+    assert import_command.import_model(other, layout.export) == 0
+    again = load_model(other, theirs.pretrain / "checkpoints" / "step-00000000", torch.device("cpu"))
+    for (key, ours), found in zip(made.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, found), key
+    assert import_command.import_model(other, layout.export) == 0 and "up to date" in capsys.readouterr().out
+
+
+def test_bf16_is_exported_as_that(tmp_path: Path) -> None:
+    recipe, layout, made = trained(tmp_path, GPT, "train.precision=bf16")
+    assert export(recipe) == 0
+    weights = dict(weights_in(layout.export))
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert torch.equal(weights["transformer.wte.weight"], made.model.embed_tokens.weight.to(torch.bfloat16))
+
+
+def test_its_tokenizer_is_transformers(tmp_path: Path) -> None:
+    recipe, layout, _ = trained(tmp_path, GPT)
+    export(recipe)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(layout.export), Tokenizer.load(layout.tokenizer)
+    assert theirs.encode(TEXT) == ours.encode(TEXT) and theirs.decode(ours.encode(TEXT)) == TEXT
+    assert theirs.eos_token_id == ours.end_of_text_id
+
+
+def test_what_is_not_the_model_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, layout, _ = trained(tmp_path, GPT)
+    monkeypatch.setattr(proof, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="transformers' logits differ by"):
+        export(recipe)
+    assert not layout.export.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"positions": "rope"}, "no model.positions=rope: it cannot be exported"),
+        ({"window": 8}, "no model.window=8"),
+        ({"activation": "swiglu"}, "no model.activation=swiglu"),
+    ],
+)
+def test_what_the_format_lacks_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        export(tiny_recipe(tmp_path, {**GPT, **changes}))
+
+
+def test_families_without_a_format_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"model\.family=bigram has no released format"):
+        export(tiny_recipe(tmp_path, {"family": "bigram"}))
+
+
+def test_another_model_is_not_imported(tmp_path: Path) -> None:
+    recipe, layout, _ = trained(tmp_path / "one", GPT)
+    export(recipe)
+    wrong = {
+        r"has num_attention_heads=2, the recipe model.num_attention_heads=4": {**GPT, "num_attention_heads": 4},
+        "has a vocabulary of 80, the recipe one of 90: set model.vocab_size=80": {**GPT, "vocab_size": 90},
+    }
+    for said, model in wrong.items():
+        other = tiny_recipe(tmp_path, model)
+        with pytest.raises(RequestError, match=said):
+            import_command.import_model(other, layout.export)
+        assert not RunLayout.of(other).pretrain.exists()
+    with pytest.raises(RequestError, match=r"no config\.json is there"):
+        import_command.import_model(recipe, tmp_path)
+    path = layout.export / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    other = tiny_recipe(tmp_path, GPT)
+    with_data(other)
+    with pytest.raises(RequestError, match="damaged"):
+        import_command.import_model(other, layout.export)
+    assert not RunLayout.of(other).pretrain.exists() or not list(RunLayout.of(other).pretrain.glob("checkpoints/*"))
+
+
+def test_the_older_file_is_read(tmp_path: Path) -> None:
+    recipe, layout, made = trained(tmp_path / "one", GPT)
+    export(recipe)
+    weights = dict(weights_in(layout.export))
+    (layout.export / "model.safetensors").unlink()
+    # As in old files: no prefix, and the causal mask among the weights.
+    older = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    torch.save({**older, "h.0.attn.bias": torch.ones(1, 1, 64, 64)}, layout.export / "pytorch_model.bin")
+    other = tiny_recipe(tmp_path, GPT)
+    theirs = with_data(other)
+    assert import_command.import_model(other, layout.export) == 0
+    found = dict(read_weights(theirs.pretrain / "checkpoints" / "step-00000000"))
+    fresh = dict(made.named_parameters())
+    assert found.keys() == fresh.keys() and all(torch.equal(found[name], fresh[name]) for name in found)

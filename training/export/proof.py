@@ -1,0 +1,74 @@
+"""Proof that an exported folder is the model: read back bit for bit, and beside transformers' own."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from configs.errors import RequestError
+from training.export.weights import load_weights
+
+#: Prompts, and tokens of each, that logits are compared on.
+_PROMPTS, _LENGTH = 3, 32
+#: The largest difference of logits in fp32, as a share of the largest logit where that is above 1.
+TOLERANCE = 1e-4
+
+
+def weights_in(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every safetensors file of a model directory.
+
+    Raises:
+        RequestError: there is none, or one is damaged.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise RequestError(f"{folder}: no .safetensors is there")
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    yield name, opened.get_tensor(name)
+        except Exception as error:  # the library's own class, and Rust's panics
+            raise RequestError(f"{path}: damaged ({' '.join(str(error).split())})") from None
+
+
+@torch.no_grad()
+def require_same_weights(folder: Path, model: Any, fresh: Any) -> None:
+    """Read a folder into ``fresh`` and compare with ``model``, which has its weights in the folder's precision.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    load_weights(fresh, weights_in(folder))
+    wanted = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, tensor in [*fresh.named_parameters(), *fresh.named_buffers()]:
+        if not torch.equal(tensor, wanted[name]):
+            raise RuntimeError(f"{folder}: {name} came back changed: nothing is exported")
+
+
+@torch.no_grad()
+def difference_to_transformers(folder: Path, model: Any, vocabulary: int) -> float | None:
+    """The largest difference of logits between transformers' model of the folder and ours, both in fp32.
+
+    As a share of the largest logit where that is above 1. None: transformers is not installed.
+
+    Raises:
+        RuntimeError: it is above ``TOLERANCE``.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    length = min(_LENGTH, model.section.longest or _LENGTH)
+    ids = torch.randint(0, vocabulary, (_PROMPTS, length), generator=torch.Generator().manual_seed(0))
+    ours, their = model.float()(ids), theirs(ids, use_cache=False).logits
+    found = float((ours - their).abs().max() / ours.abs().max().clamp_min(1.0))
+    if not found <= TOLERANCE:
+        raise RuntimeError(
+            f"{folder}: transformers' logits differ by {found:.1e}, above {TOLERANCE:g}: nothing is exported"
+        )
+    return found

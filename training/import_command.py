@@ -1,0 +1,126 @@
+"""``python -m training import``: a Hugging Face model directory as the finished pretraining of a run.
+
+What begins from pretraining then begins from these weights: generation, evaluation, fine-tuning, export.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artefacts import fingerprint, lock, manifest
+from artefacts.layout import RunLayout
+from artefacts.training_run import pretrain_run
+from configs.command import DONE
+from configs.errors import RequestError
+from configs.load import dump_recipe
+from configs.schema import Recipe
+from training.checkpoint.save import About
+from training.checkpoint.whole import write_whole
+from training.estimate.parameters import parameters
+from training.export.formats import format_of
+from training.export.proof import weights_in
+from training.export.weights import load_weights
+from training.models.families import build_model
+
+#: The older file of weights.
+_PICKLED = "pytorch_model.bin"
+#: Keys in which a recipe may differ from config.json: what is compared by itself, or changes no weight's meaning.
+_FREE = ("vocab_size", "bias", "dropout", "initializer_range")
+
+
+def import_model(recipe: Recipe, folder: Path) -> int:
+    """Make ``pretrain/`` of a model directory's weights; returns the exit status.
+
+    Raises:
+        RequestError: there is no such directory, its model is another than the recipe's, or the run has no data yet.
+    """
+    layout = RunLayout.of(recipe)
+    config = _config(folder)
+    _require_same(recipe, folder, config)
+    run = pretrain_run(recipe, layout)
+    if run.manifest() is not None:
+        print(f"{run.folder}: up to date")
+        return DONE
+    with lock.hold(run.folder):
+        model = build_model(recipe.model, recipe.vocab_size)
+        load_weights(model, _weights(folder))
+        run.open(dump_recipe(recipe))
+        topology: dict[str, int | str] = {"ranks": 1, "expert_parallel": 1, "zero_stage": 0, "precision": "fp32"}
+        identity = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
+        about = About(run.identity, run.inputs, identity, topology)
+        checkpoint, saved = write_whole(run.folder / "checkpoints", model, about)
+        counts = parameters(recipe.model, recipe.vocab_size)
+        files = {path.name: fingerprint.of_file(path) for path in _files(folder)}
+        run.finish(
+            counts={"steps": 0},
+            versions=manifest.versions("torch"),
+            details={
+                "checkpoint": checkpoint.name,
+                "weights": saved.fingerprint,
+                "topology": topology,
+                "parameters": {"total": counts.total, "active": counts.active},
+                "imported": files,
+            },
+        )
+    print(f"import: {counts.total:,} parameters of {folder} are {checkpoint}; nothing was trained")
+    return DONE
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(
+            f"--from {folder}: no config.json is there: give a model directory in Hugging Face's layout"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{folder / 'config.json'}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise RequestError(f"{folder / 'config.json'}: not an object")
+    return found
+
+
+def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a model that is not the recipe's, by the first key that differs."""
+    theirs = format_of(recipe.model).model_section(config)
+    asked, found = recipe.model.identity(), theirs.identity()
+    for key, value in found.items():
+        if key not in _FREE and asked.get(key) != value and not _same_width(key, recipe, theirs):
+            raise RequestError(f"{folder} has {key}={value}, the recipe model.{key}={asked.get(key)}: set it so")
+    if theirs.vocab_size != recipe.vocab_size:
+        raise RequestError(
+            f"{folder} has a vocabulary of {theirs.vocab_size}, the recipe one of {recipe.vocab_size}: "
+            f"set model.vocab_size={theirs.vocab_size}"
+        )
+
+
+def _same_width(key: str, recipe: Recipe, theirs: Any) -> bool:
+    """Whether widths that are written out on one side only are the same."""
+    return key == "intermediate_size" and getattr(recipe.model, "width", None) == getattr(theirs, "width", 0)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that hold the weights."""
+    found = sorted(folder.glob("*.safetensors"))
+    return found or [path for path in [folder / _PICKLED] if path.is_file()]
+
+
+def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of a model directory, of safetensors or the older pickled file, from which only tensors are taken.
+
+    Raises:
+        RequestError: there is neither, or it is damaged.
+    """
+    if not (files := _files(folder)):
+        raise RequestError(f"{folder}: neither .safetensors nor {_PICKLED} is there")
+    if files[0].name != _PICKLED:
+        yield from weights_in(folder)
+        return
+    try:
+        found = torch.load(files[0], map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever unpickling raises
+        raise RequestError(f"{files[0]}: damaged ({' '.join(str(error).split())[:200]})") from None
+    yield from found.items()
