@@ -1,13 +1,27 @@
 """The head's loss in pieces equals PyTorch's on all logits at once."""
 
+import shutil
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from training import losses
+from training.layers import cpu_code
 from training.losses import linear_cross_entropy_sum
+
+
+@pytest.fixture(params=["compiled", "pytorch"], autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "pytorch":
+            patch.setattr(cpu_code, "_code", lambda: None)
+        elif shutil.which("cc") is None:
+            pytest.skip("no C compiler")
+        yield
 
 
 def both(
@@ -26,7 +40,7 @@ def both(
     return results
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 40), vocab=st.integers(1, 70), piece=st.integers(1, 20), seed=st.integers(0, 999))
 def test_any_piece_equals_torch(rows: int, vocab: int, piece: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -69,3 +83,14 @@ def test_huge_logits_stay_finite() -> None:
     loss.backward()
     assert loss.item() == 6e4
     torch.testing.assert_close(weight.grad, torch.tensor([[1.0], [-1.0], [0.0]]))
+
+
+def test_faults_are_told_and_not_hidden() -> None:
+    hidden, weight = torch.randn(3, 9).requires_grad_(), torch.randn(5, 9)
+    for wrong in (5, -1):
+        with pytest.raises((IndexError, RuntimeError)):
+            linear_cross_entropy_sum(hidden, weight, torch.tensor([0, wrong, 1]))
+    for number in (float("nan"), float("inf")):
+        spoilt = torch.randn(40, 9)
+        spoilt[17] = number
+        assert linear_cross_entropy_sum(hidden, spoilt, torch.tensor([0, 2, 1])).isnan()

@@ -24,6 +24,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
         return original(x, *rest)
 
     monkeypatch.setattr(products, "ONEDNN_PRODUCT", spied)
+    monkeypatch.setattr(products, "onednn_in_fp32", lambda: True)
     return seen
 
 
@@ -79,8 +80,9 @@ def test_where_onednn_is_not_asked(taken: list[torch.Size], monkeypatch: pytest.
         assert linear(x, weight).dtype == torch.bfloat16
     both(x.double(), weight.double(), None)
     assert not taken
-    monkeypatch.setattr(products, "ONEDNN_PRODUCT", None)
+    monkeypatch.setattr(products, "onednn_in_fp32", lambda: False)
     both(x, weight, torch.randn(31))
+    assert not taken
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -96,7 +98,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "swiglu", "norm"])
-def test_second_gradients_are_refused_and_not_wrong(name: str) -> None:
+def test_second_gradients_are_refused_and_not_wrong(name: str, taken: list[torch.Size]) -> None:
     x = torch.randn(40, 24, requires_grad=True)
     layers: dict[str, Any] = {
         "linear": Linear(24, 24),

@@ -2,7 +2,8 @@
 // and contiguous, but for rows that say how far they are apart.
 //
 // First decoding: products of a few rows with matrices that are read once, in the order in which they lie. A row of a
-// matrix W [n, k] meets all rows of x [m, k] while it is in registers. Then the SwiGLU of training in one pass.
+// matrix W [n, k] meets all rows of x [m, k] while it is in registers. Then, of training, each in one pass: SwiGLU, GELU
+// by tanh, and the softmax of the loss.
 
 #include <math.h>
 #include <stdint.h>
@@ -338,4 +339,67 @@ void swiglu_backward(const void *gate, const void *up, const float *weights, con
                      int half) {
     if (half) swiglu_rows_backward(gate, up, weights, upstream, dgate, dup, out, dweights, m, f, apart, dapart, 1);
     else swiglu_rows_backward(gate, up, weights, upstream, dgate, dup, out, dweights, m, f, apart, dapart, 0);
+}
+
+// GELU's approximation by tanh: x times a share, as (1 + tanh(u / 2)) / 2 is the sigmoid of u; and its derivative.
+INLINE lanes gelu_of(lanes x, lanes *slope) {
+    const float twice = 1.595769122f, cubic = 0.044715f;
+    lanes u = twice * (x + cubic * x * x * x), falling = exponentials(-(lanes)((bits)u & 0x7fffffff));
+    lanes more = 1 / (1 + falling), less = falling * more, share = chosen((bits)(u < 0), less, more);
+    *slope = share + x * more * less * twice * (1 + 3 * cubic * x * x);
+    return x * share;
+}
+
+enum { PIECE = 4096 };
+
+INLINE void gelu_pieces(const void *x, const void *upstream, void *out, int64_t k, int half) {
+#pragma omp parallel for schedule(static) if (k >= ENOUGH)
+    for (int64_t first = 0; first < k; first += PIECE) {
+        int64_t end = first + PIECE < k ? first + PIECE : k;
+        for (int64_t i = first; i < end; i += LANES) {
+            int64_t count = end - i < LANES ? end - i : LANES;
+            lanes slope, y = gelu_of(get_some(x, i, count, half), &slope);
+            put_some(out, i, count, upstream ? slope * get_some(upstream, i, count, half) : y, half);
+        }
+    }
+}
+
+// out [k] = gelu(x) by tanh, or with the gradient above it x's.
+void gelu(const void *x, const void *upstream, void *out, int64_t k, int half) {
+    if (half) gelu_pieces(x, upstream, out, k, 1);
+    else gelu_pieces(x, upstream, out, k, 0);
+}
+
+INLINE void softmax_row(void *row, int64_t target, float *sum, float *loss, int64_t v, int half) {
+    lanes high = (lanes){0} - INFINITY, total = {0};
+    float largest = -INFINITY, of_target = get(row, target, half);
+    int64_t whole = v - v % LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        lanes x = get_lanes(row, i, half);
+        high = chosen((bits)(x > high), x, high);
+    }
+    for (int lane = 0; lane < LANES; lane++) largest = high[lane] > largest ? high[lane] : largest;
+    for (int64_t i = whole; i < v; i++) largest = get(row, i, half) > largest ? get(row, i, half) : largest;
+    for (int64_t i = 0; i < v; i += LANES) {
+        int64_t count = v - i < LANES ? v - i : LANES;
+        lanes e = exponentials(get_some(row, i, count, half) - largest);
+        for (int64_t lane = count; lane < LANES; lane++) e[lane] = 0;
+        total += e;
+        put_some(row, i, count, e, half);
+    }
+    *sum = 0;
+    for (int lane = 0; lane < LANES; lane++) *sum += total[lane];
+    *loss = logf(*sum) + largest - of_target;
+    put(row, target, expf(of_target - largest) - *sum, half);
+}
+
+// Logits [m, v] become exp(logits - the row's largest), whose `sums` [m] are told, less the sum at the row's target:
+// divided by it, the gradient of the row's loss in nats, which `losses` [m] are.
+void softmax_loss(void *logits, const int64_t *targets, float *sums, float *losses, int64_t m, int64_t v, int half) {
+#pragma omp parallel for schedule(static) if (m * v >= ENOUGH)
+    for (int64_t r = 0; r < m; r++) {
+        void *row = (void *)row_of(logits, r, v, half);
+        if (half) softmax_row(row, targets[r], sums + r, losses + r, v, 1);
+        else softmax_row(row, targets[r], sums + r, losses + r, v, 0);
+    }
 }

@@ -23,6 +23,8 @@ _ARGUMENTS = {
     "few_attention": [_POINTER] * 5 + [_NUMBER] * 8 + [_FACTOR, _FLAG],
     "swiglu": [_POINTER] * 4 + [_NUMBER] * 3 + [_FLAG],
     "swiglu_backward": [_POINTER] * 8 + [_NUMBER] * 4 + [_FLAG],
+    "gelu": [_POINTER] * 3 + [_NUMBER, _FLAG],
+    "softmax_loss": [_POINTER] * 4 + [_NUMBER] * 2 + [_FLAG],
 }
 _DTYPES = (torch.float32, torch.bfloat16)
 

@@ -1,7 +1,6 @@
 """Feed-forward layers: gated, as in DeepSeek's dense layers and shared experts, and two layers with an activation."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
+from training.layers.gelu import gelu_new
 from training.layers.products import Linear
 from training.layers.swiglu import silu_times
 
@@ -16,7 +16,7 @@ from training.layers.swiglu import silu_times
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_new": gelu_new,
 }
 
 

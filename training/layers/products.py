@@ -1,7 +1,9 @@
 """Matrix products with transposed weights, ``x @ w.T``, by the fastest library that PyTorch has for them."""
 
+import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from training.layers import few_rows
 
 #: oneDNN's product, which ``F.linear`` takes in bf16 but not in fp32: there MKL has two thirds of its speed on AMD's
-#: processors (for these products; it is the faster one for the gradients of weights).
+#: processors (for these products; it is the faster one for the gradients of weights), and is the faster one on Intel's.
 ONEDNN_PRODUCT: Any = (
     torch.ops.mkldnn._linear_pointwise.default if hasattr(torch.ops.mkldnn, "_linear_pointwise") else None
 )
@@ -54,9 +56,19 @@ def times_transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     return out
 
 
+@functools.cache
+def onednn_in_fp32() -> bool:
+    """Whether oneDNN multiplies fp32 here. By the processor's maker, not by measuring: all processes compute alike."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        told = ""
+    return ONEDNN_PRODUCT is not None and "GenuineIntel" not in told
+
+
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether oneDNN is there and this is for it; what does not fit together is left to ``F.linear`` to refuse."""
-    if ONEDNN_PRODUCT is None or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
+    """Whether oneDNN is the faster one and this is for it; what does not fit is left to ``F.linear`` to refuse."""
+    if not onednn_in_fp32() or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
     fits = weight.dim() == 2 and x.shape[-1:] == weight.shape[1:] and x.numel() > 0 and weight.numel() > 0
     plain = bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
