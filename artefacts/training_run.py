@@ -116,12 +116,12 @@ def backbone_checkpoint(recipe: Recipe) -> Path | None:
     """
     if not isinstance(recipe.model, ClassifierSection) or recipe.model.weights is None:
         return None
-    given = Path(recipe.model.weights).expanduser()
+    given = Path(recipe.model.weights).expanduser().resolve()
+    if given.name.startswith("step-") and manifest.read(given) is not None:
+        return given
     for folder in (given, given / "pretrain"):
         if (found := finished_checkpoint(folder)) is not None and found[0].is_dir():
             return found[0]
-    if given.name.startswith("step-") and manifest.read(given) is not None:
-        return given
     raise RequestError(f"model.weights={given}: neither a run whose pretraining is finished nor a checkpoint")
 
 
@@ -140,11 +140,12 @@ def _of_backbone(recipe: Recipe, checkpoint: Path, tokenizer: Manifest) -> str:
         if key in asked and key not in free and asked[key] != value:
             name = "model.vocab_size" if key == "vocab_size" else f"model.backbone.{key}"
             raise RequestError(f"{checkpoint} was trained with {key}={value}: set {name}={value}, not {asked[key]}")
-    theirs = manifest.read(checkpoint.parents[2] / "tokenizer")
+    run = checkpoint.parents[min(2, len(checkpoint.parents) - 1)]
+    theirs = manifest.read(run / "tokenizer")
     if theirs is not None and theirs.fingerprint != tokenizer.fingerprint:
         raise RequestError(
             f"{checkpoint} was trained with another tokenizer than this run's: set tokenizer.kind=run "
-            f"tokenizer.path={checkpoint.parents[2]}"
+            f"tokenizer.path={run}"
         )
     return made.fingerprint
 

@@ -208,10 +208,10 @@ def _nearest(fault: ErrorDetails) -> str:
     generic, name, *_ = _key(_place(fault))
     parts = [str(part) for part in fault["loc"]]
     keys: list[str] = Recipe.keys()
-    for at in range(len(parts)):
+    for at, part in enumerate(parts):
         if _is_family(parts, at):
-            prefix = generic.rpartition(".")[0] + "."
-            keys = FAMILIES[parts[at]].keys(prefix)
+            before = [each for place, each in enumerate(parts[:at]) if not _is_family(parts, place)]
+            keys = FAMILIES[part].keys(".".join(before) + ".")
     near = difflib.get_close_matches(generic, keys, n=1, cutoff=0.0)[0]
     return near.replace(".NAME.", f".{name}.") if name else near
 

@@ -1,5 +1,6 @@
 """Parallel files: line N of one belongs to line N of the other, as translations are published."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +83,8 @@ class ParallelSource(FileSource):
     def _cut(self, source: File, target: File) -> Iterator[Lines]:
         """The lines of two files, in pieces of about ``most_bytes`` where both can be entered anywhere."""
         whole = source.is_compressed or target.is_compressed or self.encoding != coding.UTF8
-        most = source.size + 1 if whole else self.most_bytes
+        # What is decompressed or decoded may be longer than the file.
+        most = math.inf if whole else self.most_bytes
         places, begins = [(0, 0)], [0]
         lines = at = 0
         for lines, at in self._ends(source):

@@ -155,6 +155,10 @@ SEVERAL = "run: {name: a}\ndata: {sources: {books: {kind: text, path: a}, web: {
         (["model.qk_rope_head_dim=7"], "model.qk_rope_head_dim (7) must be even"),
         (["generate.speculative=true", "generate.temperature=0.5"], "generate.temperature (0.5) must be 0 with"),
         (["model.router_noise={std: 0}"], "model.router_noise.std"),
+        (
+            ["model.rope_scaling.factr=4"],
+            "unknown key model.rope_scaling.factr; the nearest key is model.rope_scaling.factor",
+        ),
     ],
 )
 def test_faults_of_the_model_name_the_key(overrides: list[str], words: str) -> None:

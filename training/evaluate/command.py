@@ -81,8 +81,9 @@ def _print(results: dict[str, Any]) -> None:
             f"answers      {tuned['examples']} held out: loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"
         )
         print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
-    worst = max((facts["max_over_mean"] for facts in results["experts"].values()), default=0.0)
-    print(f"experts      busiest over mean {worst:.2f} on the validation text")
+    if results["experts"]:
+        worst = max(facts["max_over_mean"] for facts in results["experts"].values())
+        print(f"experts      busiest over mean {worst:.2f} on the validation text")
 
 
 def _task_lines(facts: dict[str, Any]) -> list[str]:

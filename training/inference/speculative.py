@@ -27,10 +27,10 @@ class Speculation:
         Raises:
             RequestError: it has none.
         """
-        if not model.prediction_layers:
+        if not getattr(model, "prediction_layers", None):
             raise RequestError(
-                "generate.speculative drafts with multi-token prediction, and model.num_nextn_predict_layers is 0: "
-                "leave generate.speculative out"
+                "generate.speculative drafts with multi-token prediction, and this model has none "
+                "(model.num_nextn_predict_layers is 0): leave generate.speculative out"
             )
         self._model, self._limits = model, limits
         self.drafted, self.accepted = 0, 0

@@ -44,7 +44,7 @@ def evaluate_attention(
     if recipe.model.learns == "pairs":
         if target is None:
             raise RequestError("evaluate attention: this model reads a text and its target: give --target '…' as well")
-        source, read = read, [tokenizer.first_id, *_checked(recipe, tokenizer, "--target", target)]
+        source, read = read, [tokenizer.first_id, *_checked(recipe, tokenizer, "--target", target, more=1)]
     elif target is not None:
         raise RequestError("--target is for a model of pairs: leave it out")
     model = load_model(recipe, checkpoint, device)
@@ -87,11 +87,12 @@ def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | No
     raise RequestError("evaluate attention: there is no text to look at: give --text '…'")
 
 
-def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str) -> list[int]:
+def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: int = 0) -> list[int]:
+    """Ids of a text that a map has room for, and for so many ``more``."""
     ids = tokenizer.encode(text)
     if not ids:
         raise RequestError(f"{key} has no tokens: give it some text")
-    most = min(_MOST, recipe.model.longest or _MOST)
+    most = min(_MOST, recipe.model.longest or _MOST) - more
     if len(ids) > most:
         raise RequestError(f"{key} has {len(ids)} tokens, and a map shows {most} at most: shorten it")
     if tokenizer.unknown_id in ids:
