@@ -136,8 +136,6 @@ class Recipe(Section):
                 f"model.num_nextn_predict_layers ({self.model.prediction_depth}) looks further ahead than "
                 f"train.context_length ({self.train.context_length}) reaches"
             )
-        if self.train.mask_documents and self.model.learns != "text":
-            raise ValueError("train.mask_documents keeps documents of one text apart, and here each has its own: false")
         self._launch_fits()
         if self.finetune and self.finetune.batch_examples % ranks:
             raise ValueError(

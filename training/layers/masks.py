@@ -69,7 +69,7 @@ class Mask:
             return added
         if added is None:
             added = torch.zeros((), dtype=dtype, device=hidden.device)
-        lowest = torch.finfo(dtype).min
+        lowest = hiding(dtype)
         return added.masked_fill_(hidden, lowest) if hidden.dim() <= added.dim() else added.masked_fill(hidden, lowest)
 
     def bias_of_all(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
@@ -80,7 +80,7 @@ class Mask:
         ids_BT = self.documents.ids_BT
         apart = ids_BT[:, None, :, None] != ids_BT[:, None, None, :]
         bias = torch.zeros((), dtype=dtype, device=device) if bias is None else bias
-        return bias.masked_fill(apart, torch.finfo(dtype).min)
+        return bias.masked_fill(apart, hiding(dtype))
 
     def flex(self, queries: int, keys: int, device: torch.device) -> tuple[Any, Any]:
         """FlexAttention's ``score_mod`` and ``block_mask`` of so many queries and keys; of the latter made once."""
@@ -105,6 +105,14 @@ class Mask:
             samples = next((len(each) for each in (lengths, ids_BT) if each is not None), None)
             self._block_masks[queries, keys] = block_mask_of(seen, samples, queries, keys, device)
         return None if slopes is None else lowered, self._block_masks[queries, keys]
+
+
+def hiding(dtype: torch.dtype) -> float:
+    """What hides a key when it is added to its score.
+
+    Half of the lowest number: with a score beside it, it is a number still, and a row that sees nothing no 0/0.
+    """
+    return torch.finfo(dtype).min / 2
 
 
 def alibi_slopes(heads: int, device: torch.device | None = None) -> torch.Tensor:
