@@ -225,7 +225,8 @@ def _text_bytes(texts: pyarrow.ChunkedArray) -> int:
 def with_digests(table: pyarrow.Table) -> pyarrow.Table:
     """The documents with the size and the digest of their texts, in the columns of ``KEPT_SCHEMA``.
 
-    A document with a target has a digest of both: the same text with another target is another document.
+    A document with a target has half of its text's and half of one of both: the same text with another target is
+    another document, and falls to the same side (``pipeline/split.py``).
     """
     texts = table["text"].combine_chunks()
     sizes = compute.binary_length(texts).cast(pyarrow.int64())
@@ -238,14 +239,16 @@ def with_digests(table: pyarrow.Table) -> pyarrow.Table:
 
 
 def _digests(texts: pyarrow.LargeStringArray, targets: pyarrow.LargeStringArray) -> Iterator[bytes]:
-    """The sha256 of each text; where it has a target, that of its sha256 and the target's."""
+    """The sha256 of each text; where it has a target, eight bytes of that, then of its sha256 and the target's."""
     found = (hashlib.sha256(text).digest() for text in _views(texts))
     if targets.null_count == len(targets):
         yield from found
         return
     others = zip(_views(compute.fill_null(targets, "")), targets.is_valid().to_pylist(), strict=True)
     for digest, (target, there) in zip(found, others, strict=True):
-        yield hashlib.sha256(digest + hashlib.sha256(target).digest()).digest() if there else digest
+        # Blanks around a target are no part of it (``pipeline/task_blocks.py``).
+        both = digest + hashlib.sha256(bytes(target).strip()).digest()
+        yield digest[:8] + hashlib.sha256(both).digest()[:8] if there else digest
 
 
 def _views(texts: pyarrow.LargeStringArray) -> Iterator[memoryview]:

@@ -30,31 +30,37 @@ class Limits(NamedTuple):
         below: for each source, the least hash that is not held out.
         forced: sources of which the hash held out none, so that the document with the smallest one was taken.
         held_out_bytes: text of all held-out documents.
+        by_text: documents have targets, and all of one text are on one side.
     """
 
     seed: int
     below: dict[str, int]
     forced: list[str]
     held_out_bytes: int
+    by_text: bool = False
 
     def held_out(self, dataset: str, digests: pyarrow.ChunkedArray) -> NDArray[np.bool_]:
         """Mask of the held-out documents, from their digests."""
-        return _hashes(self.seed, digests) < np.uint64(self.below[dataset])
+        return _hashes(self.seed, digests, self.by_text) < np.uint64(self.below[dataset])
 
 
-def _hashes(seed: int, digests: pyarrow.ChunkedArray) -> NDArray[np.uint64]:
-    """A uniform number for each document, from the seed and both halves of its digest, which are uniform themselves."""
+def _hashes(seed: int, digests: pyarrow.ChunkedArray, by_text: bool) -> NDArray[np.uint64]:
+    """A uniform number for each document, from the seed and both halves of its digest, which are uniform themselves.
+
+    ``by_text``: from the half alone that is the text's (``pipeline/ingest.py``).
+    """
     key = keyed_hashes(seed, "validation", [""])
     found = [np.zeros(0, np.uint64)]
     for chunk in digests.chunks:
         # Sixteen bytes a digest, one after the other.
         halves = np.frombuffer(chunk.buffers()[1], "<u8").reshape(-1, 2)[chunk.offset : chunk.offset + len(chunk)]
-        found.append(overlap.mix(overlap.mix(halves[:, 0] ^ key) ^ halves[:, 1]))
+        first = overlap.mix(halves[:, 0] ^ key)
+        found.append(first if by_text else overlap.mix(first ^ halves[:, 1]))
     return np.concatenate(found)
 
 
-def settle(files: dict[str, list[Path]], seed: int, fraction: float) -> Limits:
-    """The limits for the documents of each source.
+def settle(files: dict[str, list[Path]], seed: int, fraction: float, by_text: bool = False) -> Limits:
+    """The limits for the documents of each source; ``by_text`` as in :class:`Limits`.
 
     Raises:
         RequestError: nothing would be left to train on.
@@ -63,11 +69,11 @@ def settle(files: dict[str, list[Path]], seed: int, fraction: float) -> Limits:
     below, forced, size = {}, [], 0
     for dataset, paths in files.items():
         below[dataset] = usual
-        found = [_extent(path, seed, usual) for path in paths]
+        found = [_extent(path, seed, usual, by_text) for path in paths]
         if not any(extent.held_out for extent in found):
             forced.append(dataset)
             below[dataset] = min(extent.smallest for extent in found) + 1
-            found = [_extent(path, seed, below[dataset]) for path in paths]
+            found = [_extent(path, seed, below[dataset], by_text) for path in paths]
         documents = sum(extent.documents for extent in found)
         if sum(extent.held_out for extent in found) == documents:
             raise RequestError(
@@ -75,7 +81,7 @@ def settle(files: dict[str, list[Path]], seed: int, fraction: float) -> Limits:
                 "data.tokens.validation_fraction (for text files, a smaller chunk_chars gives more documents)"
             )
         size += sum(extent.held_out_bytes for extent in found)
-    return Limits(seed, below, forced, size)
+    return Limits(seed, below, forced, size, by_text)
 
 
 class _Extent(NamedTuple):
@@ -85,8 +91,8 @@ class _Extent(NamedTuple):
     smallest: int
 
 
-def _extent(path: Path, seed: int, below: int) -> _Extent:
-    hashes = _hashes(seed, shards.read_column(path, "digest"))
+def _extent(path: Path, seed: int, below: int, by_text: bool) -> _Extent:
+    hashes = _hashes(seed, shards.read_column(path, "digest"), by_text)
     chosen = hashes < np.uint64(below)
     size = int(np.sum(shards.read_column(path, "bytes").to_numpy()[chosen]))
     return _Extent(len(hashes), int(np.sum(chosen)), size, int(hashes.min(initial=np.uint64(2**64 - 2))))

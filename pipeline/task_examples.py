@@ -90,7 +90,7 @@ def _encode(
     from pipeline import blocks, split, task_blocks
     from tokenizer.load import Tokenizer
 
-    limits = split.settle(files, recipe.run.seed, recipe.data.tokens.validation_fraction)
+    limits = split.settle(files, recipe.run.seed, recipe.data.tokens.validation_fraction, by_text=True)
     if limits.forced:
         names = ", ".join(limits.forced)
         print(f"{names}: no document falls to validation by its hash: the one with the smallest hash is held out")

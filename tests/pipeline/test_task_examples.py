@@ -298,3 +298,16 @@ def test_row_groups_grow_with_their_targets(tmp_path, monkeypatch):
     documents.build(task_recipe(tmp_path, "pairs", *given))
     (path,) = (tmp_path / "seq2seq-reverse" / "documents").glob("clean-*")
     assert parquet.ParquetFile(path).num_row_groups >= 4
+
+
+def test_one_text_is_on_one_side(tmp_path):
+    """Translations of a sentence, and targets that differ by a blank, do not fall to both."""
+    texts = [f"number {n}" for n in range(60)]
+    records = [(text, target) for text in texts for target in ("one", "two", " one")]
+    given = write_records(tmp_path / "a.jsonl", records)
+    asked = task_recipe(tmp_path, "pairs", *given, "data.tokens.validation_fraction=0.3")
+    made = _build(asked)
+    seen = {side: {tuple(row["ids"]) for row in rows} for side, rows in _sides(asked).items()}
+    assert not seen["train"] & seen["held-out"] and len(seen["train"] | seen["held-out"]) == 60
+    counts = made.counts
+    assert counts["train"]["examples"] + counts["held_out"]["examples"] == 120
