@@ -14,7 +14,7 @@ _KEPT = 100
 _KEY = "data.source(s.NAME)."
 #: Begin of a reason -> what to do about such inputs.
 _CURES = {
-    "invalid ": f"set {_KEY}encoding (such as latin-1; of text, jsonl and csv)",
+    "invalid ": f"set {_KEY}encoding (such as latin-1; of text, jsonl, csv and parallel)",
     "field ": f"set {_KEY}text_field",
     "target field ": f"set {_KEY}target_field",
     "empty target": "give every text its target, or take those without away",

@@ -1,18 +1,14 @@
 """Pretraining: token shards, or examples, to a checkpointed model."""
 
-import torch
-
 from artefacts.layout import RunLayout
 from artefacts.manifest import require_sound
-from artefacts.training_run import BACKBONE, backbone_checkpoint, pretrain_run
+from artefacts.training_run import BACKBONE, pretrain_run
 from configs import command
 from configs.schema import Recipe
 from training.assemble import Job, run_job
-from training.checkpoint.read import read_weights, require_checkpoint
 from training.data.sources import held_out, pretraining_data
 from training.engine.signals import StopRequest
-from training.export.weights import load_backbone
-from training.models.families import init_weights
+from training.first_weights import first_weights
 
 
 def pretrain(recipe: Recipe, stop: StopRequest) -> int:
@@ -33,18 +29,10 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         data=data,
         validation=validation,
         preflight=lambda: [require_sound(folder, "make data") for folder in learnt_from],
-        prepare=lambda model, experts: _prepare(recipe, model, experts),
+        prepare=lambda model, experts: first_weights(recipe, model, experts),
         notice=f"{train.steps} steps read {_epochs(data.epochs(train.steps))}",
     )
     return run_job(recipe, job, stop)
-
-
-def _prepare(recipe: Recipe, model: torch.nn.Module, experts: range) -> None:
-    """First values; those of a backbone from where it was trained, if the recipe says so."""
-    init_weights(model, recipe.run.seed, experts)
-    if (checkpoint := backbone_checkpoint(recipe)) is not None:
-        require_checkpoint(checkpoint, "make pretrain")
-        load_backbone(model, read_weights(checkpoint), experts)
 
 
 def _epochs(epochs: dict[str, float]) -> str:

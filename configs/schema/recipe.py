@@ -85,8 +85,8 @@ class Recipe(Section):
             key = self.data.key_of(source)
             if not source.has_targets:
                 raise ValueError(
-                    f"{key} has no targets, from which {family} learns: set {key}.target_field, or kind=parallel or "
-                    "sequences"
+                    f"{key} has no targets, from which {family} learns: set {key}.target_field (jsonl, csv, parquet, "
+                    "pydocs), or kind=parallel or sequences"
                 )
             if source.weight != 1:
                 raise ValueError(f"{key}.weight ({source.weight:g}): all examples of {name} count alike: leave it out")

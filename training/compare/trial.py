@@ -16,7 +16,8 @@ from configs.schema import Recipe
 from configs.schema.train import OptimizerSection, ScheduleSection
 from training.data.batch import Batch, Data
 from training.data.sources import pretraining_data
-from training.models.families import build_model, init_weights
+from training.first_weights import first_weights
+from training.models.families import build_model
 from training.objective import Objective
 from training.optimizers import build_optimizer
 from training.schedules import learning_rate
@@ -81,13 +82,14 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
     """Train the recipe's model, drawn anew from its seed, as a setting says; ``name`` stands at the progress bar."""
     train = recipe.train
     model = build_model(recipe.model, recipe.vocab_size)
-    init_weights(model, recipe.run.seed)
+    first_weights(recipe, model)
     model = model.to(setting.device).train()
     model.set_checkpointing(train.checkpointing)
     if setting.compiled:
         model.compile_regions()
     rate = setting.rate or train.learning_rate
-    optimizer = build_optimizer(model, setting.optimizer or train.optimizer, rate)
+    chosen = setting.optimizer or train.optimizer
+    optimizer = build_optimizer(model, chosen, rate, rate_scales=recipe.model.rate_scales)
     schedule = ScheduleSection(warmup_steps=int(_WARMUP * setting.steps), final_fraction=train.schedule.final_fraction)
     objective = Objective(recipe.model, train)
     torch.manual_seed(recipe.run.seed)
@@ -95,7 +97,7 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
     with bar(setting.steps, "step", name) as progress:
         for step in range(setting.steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, setting.steps, rate, schedule)
+                group["lr"] = group["rate_scale"] * learning_rate(step, setting.steps, rate, schedule)
             batches = data.micro_batches(step, 0, 1, recipe.micro_batch)
             began = time.perf_counter()
             loss = _step(model, optimizer, objective, batches, train.clip, setting.device)

@@ -15,6 +15,7 @@ from training.answer import decode_targets
 from training.data.batch import IGNORED, Batch
 from training.data.sources import task_examples
 from training.evaluate.accuracy import ClassScores
+from training.losses import cross_entropy_sum
 from training.objective import Objective
 from training.trained import best_device, load_model
 
@@ -79,9 +80,10 @@ class _Measured:
         self.samples: list[dict[str, str]] = []
 
     def add(self, batch: Batch) -> None:
-        nats, targets = self._objective.cross_entropy(self._model, batch)
-        self.nats, self.targets = self.nats + float(nats), self.targets + int(targets)
-        best = self._objective.logits(self._model, batch).argmax(-1)
+        logits = self._objective.logits(self._model, batch)
+        self.nats += float(cross_entropy_sum(logits, batch.labels))
+        self.targets += batch.targets
+        best = logits.argmax(-1)
         if self._recipe.learns == "labels":
             self.true += batch.labels.tolist()
             self.said += best.tolist()

@@ -61,6 +61,11 @@ def read_run(recipe: Recipe) -> RunFiles:
     layout = RunLayout.of(recipe)
     folders = (layout.documents, layout.tokenizer, layout.tokens, layout.examples)
     found = {folder.name: manifest.read(folder) for folder in folders}
+    on_examples = recipe.learns != "text"
+    if on_examples:
+        # Of another family that was trained in this folder before.
+        found.pop(layout.tokens.name)
+    evaluation = _read_evaluation(layout.evaluation / "evaluation.json")
     run = RunFiles(
         name=recipe.run.name,
         data={name: made for name, made in found.items() if made is not None},
@@ -68,10 +73,10 @@ def read_run(recipe: Recipe) -> RunFiles:
         finetune=manifest.read(layout.finetune),
         pretrain_metrics=read_metrics(layout.pretrain / "metrics.jsonl"),
         finetune_metrics=read_metrics(layout.finetune / "metrics.jsonl"),
-        evaluation=_read_evaluation(layout.evaluation / "evaluation.json"),
+        evaluation=evaluation if ("task" in evaluation) == on_examples else {},
         recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
         wants_finetune=recipe.finetune is not None,
-        learnt_from="examples" if recipe.has_model and recipe.model.learns != "text" else "tokens",
+        learnt_from="examples" if on_examples else "tokens",
     )
     if not (run.data or run.pretrain or run.pretrain_metrics or run.finetune_metrics):
         raise RequestError(f"{layout.run}: nothing to report yet: run `make data` and `make pretrain` first")
