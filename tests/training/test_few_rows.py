@@ -177,3 +177,68 @@ def test_without_a_compiler_decoding_is_the_same(
     finally:
         cpu_code._code.cache_clear()
         native.library.cache_clear()
+
+
+@compiles
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("precision", DTYPES)
+def test_layer_norm(precision: str, width: int) -> None:
+    dtype, tolerance = DTYPES[precision]
+    x, weight, bias = (
+        3 + drawn(7, width, dtype=dtype),
+        drawn(width, dtype=dtype, seed=1),
+        drawn(width, dtype=dtype, seed=2),
+    )
+    for shift in (None, bias):
+        wide = None if shift is None else shift.double()
+        expected = F.layer_norm(x.double(), (width,), weight.double(), wide, 1e-5)
+        close(few_rows.layer_norm(x, weight, shift, 1e-5), expected, 4 * tolerance)
+
+
+@compiles
+@pytest.mark.parametrize("width", [1, 15, 16, 64, 100])
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("sloped", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 7, 500])
+def test_attention_to_cached_heads(precision: str, width: int, window: int | None, sloped: bool) -> None:
+    """Sequences of unequal lengths in a cache with room to spare, one or several tokens of each."""
+    dtype, tolerance = DTYPES[precision]
+    slopes = torch.tensor([0.5, 0.1, 0.02]) if sloped else None
+    storage = drawn(2, 3, 60, 2 * width, dtype=dtype)
+    entries = storage[:, :, :50]
+    for tokens in (1, 4):
+        q = drawn(2, 3, tokens, width, dtype=dtype, seed=tokens)
+        seen = torch.tensor([[50 - tokens], [20]]) + torch.arange(1, tokens + 1)
+        found = few_rows.attention(q, entries, seen, 0.3, window, slopes)
+        k, v = entries.double().chunk(2, dim=-1)
+        ahead = torch.arange(50) - (seen[..., None] - 1)
+        hidden = (ahead > 0) | (ahead <= -(window or 1000))
+        scores = q.double() @ k.transpose(2, 3) * 0.3
+        if slopes is not None:
+            scores = scores + slopes.double()[:, None, None] * ahead[:, None]
+        expected = scores.masked_fill(hidden[:, None], float("-inf")).softmax(-1) @ v
+        close(found, expected.transpose(1, 2), tolerance)
+
+
+@compiles
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gelu(precision: str, width: int, tanh: bool) -> None:
+    dtype, tolerance = DTYPES[precision]
+    x = 3 * drawn(9, width, dtype=dtype)
+    close(
+        few_rows.gelu(x, tanh),
+        F.gelu(x.double(), approximate="tanh" if tanh else "none"),
+        tolerance if dtype == torch.bfloat16 else 1e-6,
+    )
+
+
+@compiles
+def test_gelu_is_exact_everywhere() -> None:
+    """To a few units in the last place of fp32, far out too."""
+    x = torch.linspace(-20, 20, 200_001)[:, None].expand(-1, 1)
+    found = torch.cat([few_rows.gelu(piece) for piece in x.split(16)])
+    assert (found.double() - F.gelu(x.double())).abs().max() < 5e-7
+    far = torch.tensor([[-1e8, 1e8, 0.0, float("nan")]])
+    torch.testing.assert_close(few_rows.gelu(far), F.gelu(far), equal_nan=True)

@@ -3,7 +3,7 @@
 //
 // First decoding: products of a few rows with matrices that are read once, in the order in which they lie. A row of a
 // matrix W [n, k] meets all rows of x [m, k] while it is in registers. Then, of training, each in one pass: SwiGLU, GELU
-// by tanh, and the softmax of the loss.
+// and the softmax of the loss.
 
 #include <math.h>
 #include <stdint.h>
@@ -51,6 +51,15 @@ INLINE const void *row_of(const void *matrix, int64_t row, int64_t width, int ha
     return (const char *)matrix + row * width * (half ? 2 : 4);
 }
 
+// The sum of all lanes, in halves: one after the other they would wait for each other.
+INLINE float total_of(lanes x) {
+    typedef float eight __attribute__((vector_size(32), aligned(4)));
+    typedef float four __attribute__((vector_size(16), aligned(4)));
+    eight both = *(eight *)&x + *((eight *)&x + 1);
+    four quarter = *(four *)&both + *((four *)&both + 1);
+    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
 // out[r * stride] = w . x[r] for m <= TOGETHER rows of x [m, k] in fp32.
 INLINE void dots(const float *x, const void *w, float *out, int64_t m, int64_t k, int64_t stride, int half) {
     lanes sum[TOGETHER][2];
@@ -69,9 +78,7 @@ INLINE void dots(const float *x, const void *w, float *out, int64_t m, int64_t k
         for (int64_t r = 0; r < m; r++) sum[r][0] += first * get_lanes(x + r * k, i, 0);
     }
     for (int64_t r = 0; r < m; r++) {
-        lanes both = sum[r][0] + sum[r][1];
-        rest[r] = 0;
-        for (int lane = 0; lane < LANES; lane++) rest[r] += both[lane];
+        rest[r] = total_of(sum[r][0] + sum[r][1]);
     }
     for (; i < k; i++) {
         float number = get(w, i, half);
@@ -102,6 +109,27 @@ INLINE void product(const float *x, const void *w, const void *bias, void *y, in
     }
 }
 
+enum { STREAMS = 4 };
+
+// The same for a single row of x, the matrix as several streams that memory is read from at a time.
+INLINE void product_of_one(const float *x, const void *w, const void *bias, void *y, int64_t n, int64_t k, int half) {
+    int64_t apart = (n + STREAMS - 1) / STREAMS;
+#pragma omp parallel for schedule(static) if (n * k >= ENOUGH)
+    for (int64_t j = 0; j < apart; j++) {
+        const void *rows[STREAMS];
+        lanes sum[STREAMS] = {{0}};
+        int64_t i = 0;
+        for (int64_t r = 0; r < STREAMS; r++) rows[r] = row_of(w, j + r * apart < n ? j + r * apart : j, k, half);
+        for (; i + LANES <= k; i += LANES)
+            for (int64_t r = 0; r < STREAMS; r++) sum[r] += get_lanes(rows[r], i, half) * get_lanes(x, i, 0);
+        for (int64_t r = 0; r < STREAMS && j + r * apart < n; r++) {
+            float found = total_of(sum[r]);
+            for (int64_t rest = i; rest < k; rest++) found += get(rows[r], rest, half) * x[rest];
+            put(y, j + r * apart, found + (bias ? get(bias, j + r * apart, half) : 0), half);
+        }
+    }
+}
+
 static float *in_fp32(const void *x, int64_t count) {
     float *wide = malloc(sizeof(float) * count);
     for (int64_t i = 0; wide && i < count; i++) wide[i] = get(x, i, 1);
@@ -110,10 +138,12 @@ static float *in_fp32(const void *x, int64_t count) {
 
 // y [m, n] = x [m, k] W^T + bias [n] (or none). Returns 0, or 1 where there is no memory.
 int few_linear(const void *x, const void *w, const void *bias, void *y, int64_t m, int64_t n, int64_t k, int half) {
+    if (!half && m == 1) return product_of_one(x, w, bias, y, n, k, 0), 0;
     if (!half) return product(x, w, bias, y, m, n, k, 0), 0;
     float *wide = in_fp32(x, m * k);
     if (!wide) return 1;
-    product(wide, w, bias, y, m, n, k, 1);
+    if (m == 1) product_of_one(wide, w, bias, y, n, k, 1);
+    else product(wide, w, bias, y, m, n, k, 1);
     free(wide);
     return 0;
 }
@@ -126,6 +156,21 @@ void few_rms_norm(const void *x, const void *w, void *y, int64_t m, int64_t k, f
         for (int64_t i = 0; i < k; i++) square += get(row, i, half) * get(row, i, half);
         float inverse = 1 / sqrtf(square / k + eps);
         for (int64_t i = 0; i < k; i++) put(y, r * k + i, get(row, i, half) * inverse * get(w, i, half), half);
+    }
+}
+
+// y [m, k] = w * (x - mean) / sqrt(variance + eps) + bias (or none), row by row.
+void few_layer_norm(const void *x, const void *w, const void *bias, void *y, int64_t m, int64_t k, float eps, int half) {
+    for (int64_t r = 0; r < m; r++) {
+        const void *row = row_of(x, r, k, half);
+        float mean = 0, square = 0;
+        for (int64_t i = 0; i < k; i++) mean += get(row, i, half);
+        mean /= k;
+        for (int64_t i = 0; i < k; i++) square += (get(row, i, half) - mean) * (get(row, i, half) - mean);
+        float inverse = 1 / sqrtf(square / k + eps);
+        for (int64_t i = 0; i < k; i++)
+            put(y, r * k + i, (get(row, i, half) - mean) * inverse * get(w, i, half) + (bias ? get(bias, i, half) : 0),
+                half);
     }
 }
 
@@ -253,6 +298,52 @@ int few_attention(const void *q, const void *entries, const void *expansion, con
     return failed;
 }
 
+// One head of one token: its query [h] against entries `first` .. `seen` - 1, each a key and a value [2 h]; scores fall
+// by `slope` with every position of distance. `room` is for 2 h + seen numbers.
+INLINE void attend_head(const void *query, const void *entries, void *out, int64_t first, int64_t seen, int64_t h,
+                        float scale, float slope, float *room, int half) {
+    float *wide = room, *sum = room + h, *weight = room + 2 * h, largest = -INFINITY, all = 0;
+    for (int64_t i = 0; i < h; i++) wide[i] = get(query, i, half) * scale;
+    memset(sum, 0, sizeof(float) * h);
+    for (int64_t l = first; l < seen; l++) {
+        dots(wide, row_of(entries, l, 2 * h, half), weight + l, 1, h, 1, half);
+        weight[l] -= slope * (seen - 1 - l);
+        if (weight[l] > largest) largest = weight[l];
+    }
+    for (int64_t l = first; l < seen; l++) all += weight[l] = expf(weight[l] - largest);
+    for (int64_t l = first; l < seen; l++)
+        add_times(sum, row_of(row_of(entries, l, 2 * h, half), 1, h, half), weight[l] / all, h, half);
+    for (int64_t i = 0; i < h; i++) put(out, i, sum[i], half);
+}
+
+// out [b, t, n, h]: every token's heads on what is cached of its sample. q [b, n, t, h]; entries [b, n, .., 2 h], samples
+// and heads so many numbers apart; seen [b, t], entries up to a token's own, of which it reaches `window` (0: all);
+// slopes [n], or none. Returns 0, or 1 where there is no memory.
+int few_heads(const void *q, const void *entries, const int64_t *seen, const float *slopes, void *out, int64_t b,
+              int64_t n, int64_t t, int64_t h, int64_t samples_apart, int64_t heads_apart, int64_t window, float scale,
+              int half) {
+    int64_t most = 0, failed = 0;
+    for (int64_t i = 0; i < b * t; i++) most = seen[i] > most ? seen[i] : most;
+#pragma omp parallel if (b * n * t * most * h >= ENOUGH) reduction(| : failed)
+    {
+        float *room = malloc(sizeof(float) * (2 * h + most));
+        failed |= !room;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < b * n * t; i++) {
+            int64_t sample = i / (n * t), head = i / t % n, token = sample * t + i % t;
+            const void *cached = row_of(row_of(entries, sample, samples_apart, half), head, heads_apart, half);
+            int64_t first = window && seen[token] > window ? seen[token] - window : 0;
+            float slope = slopes ? slopes[head] : 0;
+            void *to = (char *)out + (token * n + head) * h * (half ? 2 : 4);
+            if (!room) continue;
+            if (half) attend_head(row_of(q, i, h, 1), cached, to, first, seen[token], h, scale, slope, room, 1);
+            else attend_head(row_of(q, i, h, 0), cached, to, first, seen[token], h, scale, slope, room, 0);
+        }
+        free(room);
+    }
+    return failed;
+}
+
 // Lanes i .. i + count - 1, those beyond 0.
 INLINE lanes get_some(const void *from, int64_t i, int64_t count, int half) {
     if (count == LANES) return get_lanes(from, i, half);
@@ -316,7 +407,7 @@ INLINE void swiglu_rows_backward(const void *gate, const void *up, const float *
     for (int64_t r = 0; r < m; r++) {
         const void *g = row_of(gate, r, apart, half), *u = row_of(up, r, apart, half), *d = row_of(upstream, r, f, half);
         char *dg = (char *)row_of(dgate, r, dapart, half), *du = (char *)row_of(dup, r, dapart, half);
-        float weight = weights ? weights[r] : 1, along = 0;
+        float weight = weights ? weights[r] : 1;
         lanes sum = {0};
         for (int64_t i = 0; i < f; i += LANES) {
             int64_t count = f - i < LANES ? f - i : LANES;
@@ -327,8 +418,7 @@ INLINE void swiglu_rows_backward(const void *gate, const void *up, const float *
             put_some(dg, i, count, dy * weight * y * sigmoid * (1 + x * (1 - sigmoid)), half);
             put_some(du, i, count, dy * weight * silu, half);
         }
-        for (int lane = 0; lane < LANES; lane++) along += sum[lane];
-        if (dweights) dweights[r] = along;
+        if (dweights) dweights[r] = total_of(sum);
     }
 }
 
@@ -341,8 +431,26 @@ void swiglu_backward(const void *gate, const void *up, const float *weights, con
     else swiglu_rows_backward(gate, up, weights, upstream, dgate, dup, out, dweights, m, f, apart, dapart, 0);
 }
 
-// GELU's approximation by tanh: x times a share, as (1 + tanh(u / 2)) / 2 is the sigmoid of u; and its derivative.
-INLINE lanes gelu_of(lanes x, lanes *slope) {
+// The standard normal distribution up to x, and its density times sqrt(2 pi). Below -|x| the distribution is the density
+// times a polynomial in t = 1 / (1 + 0.26 |x|), fitted to it for |x| < 14 (relative error 3e-8).
+INLINE lanes normal_up_to(lanes x, lanes *density) {
+    static const float fitted[] = {0.0305047896f, -0.152828461f, 0.251490753f,  -0.150948603f, 0.160947783f,
+                                   0.0510276383f, 0.103030284f,  0.103016744f, 0.10375906f};
+    lanes t = 1 / (1 + 0.26f * (lanes)((bits)x & 0x7fffffff)), sum = {0};
+    for (int i = 0; i < 9; i++) sum = sum * t + fitted[i];
+    *density = exponentials(-0.5f * x * x);
+    lanes beyond = *density * t * sum;
+    return chosen((bits)(x < 0), beyond, 1 - beyond);
+}
+
+// GELU, or with `tanh` its approximation: x times a share; `slope` is its derivative.
+INLINE lanes gelu_of(lanes x, lanes *slope, int tanh) {
+    if (!tanh) {
+        lanes density, share = normal_up_to(x, &density);
+        *slope = share + x * density * 0.3989422804f;
+        return x * share;
+    }
+    // (1 + tanh(u / 2)) / 2 is the sigmoid of u.
     const float twice = 1.595769122f, cubic = 0.044715f;
     lanes u = twice * (x + cubic * x * x * x), falling = exponentials(-(lanes)((bits)u & 0x7fffffff));
     lanes more = 1 / (1 + falling), less = falling * more, share = chosen((bits)(u < 0), less, more);
@@ -352,22 +460,24 @@ INLINE lanes gelu_of(lanes x, lanes *slope) {
 
 enum { PIECE = 4096 };
 
-INLINE void gelu_pieces(const void *x, const void *upstream, void *out, int64_t k, int half) {
+INLINE void gelu_pieces(const void *x, const void *upstream, void *out, int64_t k, int tanh, int half) {
 #pragma omp parallel for schedule(static) if (k >= ENOUGH)
     for (int64_t first = 0; first < k; first += PIECE) {
         int64_t end = first + PIECE < k ? first + PIECE : k;
         for (int64_t i = first; i < end; i += LANES) {
             int64_t count = end - i < LANES ? end - i : LANES;
-            lanes slope, y = gelu_of(get_some(x, i, count, half), &slope);
+            lanes slope, y = gelu_of(get_some(x, i, count, half), &slope, tanh);
             put_some(out, i, count, upstream ? slope * get_some(upstream, i, count, half) : y, half);
         }
     }
 }
 
-// out [k] = gelu(x) by tanh, or with the gradient above it x's.
-void gelu(const void *x, const void *upstream, void *out, int64_t k, int half) {
-    if (half) gelu_pieces(x, upstream, out, k, 1);
-    else gelu_pieces(x, upstream, out, k, 0);
+// out [k] = gelu(x), or with the gradient above it x's.
+void gelu(const void *x, const void *upstream, void *out, int64_t k, int tanh, int half) {
+    if (tanh && half) gelu_pieces(x, upstream, out, k, 1, 1);
+    else if (tanh) gelu_pieces(x, upstream, out, k, 1, 0);
+    else if (half) gelu_pieces(x, upstream, out, k, 0, 1);
+    else gelu_pieces(x, upstream, out, k, 0, 0);
 }
 
 INLINE void softmax_row(void *row, int64_t target, float *sum, float *loss, int64_t v, int half) {
@@ -387,8 +497,7 @@ INLINE void softmax_row(void *row, int64_t target, float *sum, float *loss, int6
         total += e;
         put_some(row, i, count, e, half);
     }
-    *sum = 0;
-    for (int lane = 0; lane < LANES; lane++) *sum += total[lane];
+    *sum = total_of(total);
     *loss = logf(*sum) + largest - of_target;
     put(row, target, expf(of_target - largest) - *sum, half);
 }

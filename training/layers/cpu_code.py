@@ -19,11 +19,13 @@ _POINTER, _NUMBER, _FACTOR, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_fl
 _ARGUMENTS = {
     "few_linear": [_POINTER] * 4 + [_NUMBER] * 3 + [_FLAG],
     "few_rms_norm": [_POINTER] * 3 + [_NUMBER] * 2 + [_FACTOR, _FLAG],
+    "few_layer_norm": [_POINTER] * 4 + [_NUMBER] * 2 + [_FACTOR, _FLAG],
+    "few_heads": [_POINTER] * 5 + [_NUMBER] * 7 + [_FACTOR, _FLAG],
     "few_experts": [_POINTER] * 6 + [_NUMBER] * 5 + [_FLAG],
     "few_attention": [_POINTER] * 5 + [_NUMBER] * 8 + [_FACTOR, _FLAG],
     "swiglu": [_POINTER] * 4 + [_NUMBER] * 3 + [_FLAG],
     "swiglu_backward": [_POINTER] * 8 + [_NUMBER] * 4 + [_FLAG],
-    "gelu": [_POINTER] * 3 + [_NUMBER, _FLAG],
+    "gelu": [_POINTER] * 3 + [_NUMBER] + [_FLAG] * 2,
     "softmax_loss": [_POINTER] * 4 + [_NUMBER] * 2 + [_FLAG],
 }
 _DTYPES = (torch.float32, torch.bfloat16)

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
-from training.layers.gelu import gelu_new
+from training.layers.gelu import gelu, gelu_new
 from training.layers.products import Linear
 from training.layers.swiglu import silu_times
 
 #: Activations by their name in the recipe; swiglu needs two inputs and is ``FeedForward``.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
-    "gelu": F.gelu,
+    "gelu": gelu,
     "gelu_new": gelu_new,
 }
 

@@ -1,4 +1,4 @@
-"""Linear layers, norms, experts and latent attention of few rows on CPU, without gradients: what decoding consists of.
+"""Linear layers, norms, GELU, experts and attention of few rows on CPU, without gradients: what decoding consists of.
 
 PyTorch's products read a matrix several rows at a time, which for a single row or eight means a third of the memory's
 speed. The C code beside this file reads each matrix once, in order. Every function here gives None where that is not
@@ -40,6 +40,55 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
     places = x.data_ptr(), weight.data_ptr(), y.data_ptr()
     code.few_rms_norm(*places, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
     return y
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor | None:
+    """``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension, in fp32."""
+    code = _code_for(x, weight) if bias is None else _code_for(x, weight, bias)
+    if code is None or weight.shape != x.shape[-1:]:
+        return None
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    places = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
+    code.few_layer_norm(*places, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
+    return y
+
+
+def gelu(x: torch.Tensor, tanh: bool = False) -> torch.Tensor | None:
+    """x times the standard normal distribution up to x, or its approximation by ``tanh``: [...]."""
+    code = _code_for(x)
+    if code is None:
+        return None
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    code.gelu(x.data_ptr(), None, y.data_ptr(), x.numel(), tanh, is_half(x))
+    return y
+
+
+def attention(
+    q_BNTH: torch.Tensor,
+    entries_BNLE: torch.Tensor,
+    seen_BT: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    slopes_N: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Attention of queries to cached entries, a key and a value each (E = 2H), up to their own: [B, T, N, H].
+
+    ``seen_BT`` (int64): entries up to a token's own, of which it reaches ``window``; ``slopes_N`` (fp32): ALiBi's.
+    """
+    samples, heads, length, width = q_BNTH.shape
+    code = _code_for(q_BNTH[:, 0])
+    apart = entries_BNLE.stride()
+    if code is None or entries_BNLE.dtype != q_BNTH.dtype or apart[2:] != (2 * width, 1):
+        return None
+    q_BNTH, seen_BT = q_BNTH.contiguous(), seen_BT.contiguous()
+    out_BTNH = q_BNTH.new_empty(samples, length, heads, width)
+    slopes = None if slopes_N is None else slopes_N.data_ptr()
+    places = q_BNTH.data_ptr(), entries_BNLE.data_ptr(), seen_BT.data_ptr(), slopes, out_BTNH.data_ptr()
+    sizes = (samples, heads, length, width, *apart[:2], window or 0)
+    succeeded(code.few_heads(*places, *sizes, scale, is_half(q_BNTH)))
+    return out_BTNH
 
 
 def experts(
