@@ -20,7 +20,7 @@ from training.trained import best_device, load_model, wanted_checkpoint
 
 
 def generate(recipe: Recipe, trace: bool = False) -> int:
-    """Print the prompt (but a chat's) and what the model makes of it; returns the exit status.
+    """Print the prompt (but a chat's, or with ``only_new``) and what the model makes of it; returns the exit status.
 
     ``trace``: then a table of how each new token came about.
     """
@@ -42,7 +42,7 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
     steps: list[Step] = []
     # Refuses what it must before anything is printed.
     pieces = complete(recipe, model, tokenizer, steps.append if trace else None)
-    if not section.chat:
+    if not (section.chat or section.only_new):
         print(section.prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -91,6 +91,7 @@ def asked(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
         vocabulary_size=tokenizer.vocab_size,
         stop_ids=set(tokenizer.stop_ids),
         banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],
+        crop=section.crop,
     )
 
 

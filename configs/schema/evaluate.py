@@ -1,5 +1,7 @@
 """Evaluation and generation."""
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from configs.schema.base import Free, Section
@@ -15,6 +17,11 @@ class GenerateSection(Section):
     weights: str | None = Field(None, description="checkpoint folder; default: newest fine-tuned, else pretrained")
     chat: bool = Field(False, description="wrap the prompt as a user's turn and answer as the assistant")
     max_new_tokens: int = Field(64, gt=0)
+    crop: bool = Field(
+        False,
+        description="beyond the context go on from its last tokens, each step read anew; else the text ends there",
+    )
+    only_new: Free[bool] = Field(False, description="print the new text without the prompt before it")
     temperature: float = Field(0.8, ge=0, description="0: greedy")
     top_k: int = Field(0, ge=0, description="0: all")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -29,4 +36,14 @@ class GenerateSection(Section):
             raise ValueError(
                 f"temperature ({self.temperature:g}) must be 0 with speculative: drafts are checked greedily"
             )
+        if self.speculative and self.crop:
+            raise ValueError("crop reads the text anew for each token beyond the context: leave speculative out")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Without the newer keys where they stand at their defaults: what was made before is still what it was."""
+        fields = type(self).model_fields
+        newer = ("crop", "beams", "length_penalty")
+        return {
+            key: value for key, value in super().identity().items() if key not in newer or value != fields[key].default
+        }

@@ -17,6 +17,8 @@ from tokenizer.train import train
 from training.estimate.parameters import parameters
 from training.export.gpt2 import model_section, released_config
 from training.export.weights import load_weights, released_weights
+from training.inference.generate import Limits, generate, generate_batch
+from training.inference.sampling import Sampling
 from training.models.families import build_model, init_weights
 from training.models.gpt import GptForCausalLM
 
@@ -236,3 +238,33 @@ def test_a_recipe_takes_the_older_files_of_its_tokenizer(tmp_path: Path) -> None
     assert found.vocab_size == own.get_vocab_size() <= recipe.vocab_size
     assert all(found.encode(text) == own.encode(text).ids for text in texts[:5])
     assert found.end_of_text_id == own.token_to_id("<|endoftext|>")
+
+
+@pytest.mark.parametrize("name", ["plain", "untied", "no_biases"])
+@pytest.mark.parametrize("prompt", [1, 7, 16, 30])
+def test_beyond_the_context_the_last_block_is_read_anew(name: str, prompt: int) -> None:
+    """nanoGPT's rule: each token from the last ``context_length`` ones, read from position 0; a batch as each alone."""
+    context, count = 16, 40
+    model = made(SHAPES[name].model_copy(update={"max_position_embeddings": context})).eval()
+    ids = tokens(prompt, 1)[0].tolist()
+    limits = Limits(count, context, VOCAB, crop=True)
+    expected = list(ids)
+    with torch.no_grad():
+        for _ in range(count):
+            expected.append(int(model(torch.tensor([expected[-context:]]))[0, -1].argmax()))
+    greedy = Sampling(temperature=0)
+    assert list(generate(model, ids, limits, greedy, seed=0)) == expected[prompt:]
+    drawing = Sampling(0.9, top_k=20)
+    prompts = [ids, [5], tokens(15, 1)[0].tolist()]
+    alone = [list(generate(model, one, limits, drawing, seed=3 + row)) for row, one in enumerate(prompts)]
+    assert generate_batch(model, prompts, limits, drawing, seed=3) == alone
+    assert {len(new) for new in alone} == {count}
+    if prompt <= context:
+        ending = list(generate(model, ids, Limits(count, context, VOCAB), greedy, seed=0))
+        assert ending == expected[prompt : context + 1]
+
+
+def test_what_was_evaluated_before_there_was_cropping_is_still_up_to_date() -> None:
+    plain = load_recipe("configs/gpt-oz.yaml").generate
+    assert "crop" not in plain.identity() and "only_new" not in plain.identity()
+    assert load_recipe("configs/gpt-oz.yaml", ["generate.crop=true"]).generate.identity()["crop"] is True

@@ -34,6 +34,7 @@ class Limits:
     Attributes:
         max_new_tokens: of each sequence.
         context_length: tokens that the model can read; with one more, drawn from the last, a sequence ends.
+        crop: it goes on, and what the model reads is the last ``context_length`` tokens, anew for each further one.
         vocabulary_size: ids of the tokenizer; the head's rows from there on are padding.
         stop_ids: a sequence ends with the first of these.
         banned_ids: never drawn unless they are stop ids (control tokens).
@@ -44,12 +45,14 @@ class Limits:
     vocabulary_size: int
     stop_ids: Collection[int] = ()
     banned_ids: Collection[int] = ()
+    crop: bool = False
 
     def check(self, prompt_ids: Sequence[int]) -> None:
         """Refuse a prompt that cannot be continued.
 
         Raises:
-            RequestError: it is empty, longer than the context, or holds an id outside the vocabulary.
+            RequestError: it is empty, longer than the context where that is not cropped, or holds an id outside the
+                vocabulary.
         """
         if not prompt_ids:
             raise RequestError("generate.prompt has no tokens: give it some text")
@@ -59,10 +62,10 @@ class Limits:
                 f"prompt token {strange} is not in the vocabulary of {self.vocabulary_size}: "
                 "the tokenizer and the weights must come from the same run"
             )
-        if len(prompt_ids) > self.context_length:
+        if len(prompt_ids) > self.context_length and not self.crop:
             raise RequestError(
                 f"generate.prompt has {len(prompt_ids)} tokens, beyond model.max_position_embeddings "
-                f"({self.context_length}): shorten it"
+                f"({self.context_length}): shorten it, or set generate.crop=true"
             )
 
     def capacity(self, prompt: int) -> int:
@@ -71,7 +74,7 @@ class Limits:
 
     def budget(self, prompt: int) -> int:
         """New tokens of a sequence at most."""
-        return min(self.max_new_tokens, self.context_length - prompt + 1)
+        return self.max_new_tokens if self.crop else min(self.max_new_tokens, self.context_length - prompt + 1)
 
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] in fp32 without padding rows, those of banned ids at minus infinity."""
@@ -130,11 +133,11 @@ def _steps(
 ) -> Iterator[dict[int, int]]:
     """The next id of every sequence that goes on, by its number, step by step."""
     generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))]
-    longest = max(map(len, prompts))
-    cache = model.new_cache(len(prompts), limits.capacity(longest))
-    logits_BV = _read_prompts(model, prompts, cache)
-    lengths = [len(prompt) for prompt in prompts]
-    left = {row: limits.budget(length) for row, length in enumerate(lengths)}
+    cache = model.new_cache(len(prompts), limits.capacity(max(map(len, prompts))))
+    read = [prompt[-limits.context_length :] for prompt in prompts]
+    logits_BV = _read_prompts(model, read, cache)
+    lengths = [len(prompt) for prompt in read]
+    left = {row: limits.budget(len(prompt)) for row, prompt in enumerate(prompts)}
     while left:
         allowed_BV = limits.allow(logits_BV)
         if sampling.greedy:
@@ -149,6 +152,12 @@ def _steps(
         left = {row: count - 1 for row, count in left.items() if count > 1 and drawn[row] not in limits.stop_ids}
         if not left:
             return
+        for row, token in drawn.items():
+            read[row].append(token)
+        if max(len(read[row]) for row in left) > limits.context_length:
+            read = [ids[-limits.context_length :] for ids in read]
+            logits_BV = _read_prompts(model, read)
+            continue
         ids_B1 = torch.tensor([[drawn.get(row, 0)] for row in range(len(prompts))], device=_device(model))
         # A sequence that has ended stays in the batch: its last place is written anew and nobody looks at the result.
         before = [length - (row not in left) for row, length in enumerate(lengths)]
@@ -159,13 +168,14 @@ def _steps(
         logits_BV = model.lm_head(hidden_B1D[:, -1])
 
 
-def _read_prompts(model: CausalLM, prompts: list[list[int]], cache: Any) -> torch.Tensor:
-    """Logits [B, V] after each prompt, read together, filled up at the right."""
+def _read_prompts(model: CausalLM, prompts: list[list[int]], cache: Any = None) -> torch.Tensor:
+    """Logits [B, V] after each prompt, read together, filled up at the right; with a ``cache``, into it."""
     device = _device(model)
     lengths = [len(prompt) for prompt in prompts]
     padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
     hidden_BTD = model.hidden(torch.tensor(padded, device=device), cache=cache)
-    cache.commit(lengths)
+    if cache is not None:
+        cache.commit(lengths)
     last = torch.tensor(lengths, device=device) - 1
     return model.lm_head(hidden_BTD[torch.arange(len(prompts), device=device), last])
 

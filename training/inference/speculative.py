@@ -22,15 +22,16 @@ class Speculation:
     """
 
     def __init__(self, model: Any, limits: Limits) -> None:
-        """``model`` has ``prediction_layers``.
+        """``model`` has ``prediction_layers``, as DeepSeek's has.
 
         Raises:
             RequestError: it has none.
         """
-        if not getattr(model, "prediction_layers", None):
+        if not getattr(model, "prediction_layers", ()):
+            ours = hasattr(model, "prediction_layers")
+            why = "model.num_nextn_predict_layers is 0" if ours else "the family has none"
             raise RequestError(
-                "generate.speculative drafts with multi-token prediction, and this model has none "
-                "(model.num_nextn_predict_layers is 0): leave generate.speculative out"
+                f"generate.speculative drafts with multi-token prediction, and {why}: leave generate.speculative out"
             )
         self._model, self._limits = model, limits
         self.drafted, self.accepted = 0, 0

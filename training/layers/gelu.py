@@ -1,7 +1,7 @@
 """GELU (arXiv 1606.08415) and its approximation by tanh, quick on CPU.
 
-With few rows PyTorch spends more on getting ready than on the arithmetic, and for the approximation it takes three times
-as long as the C code does at any size.
+With few rows PyTorch spends more on getting ready than on the arithmetic, and the approximation takes it twice as long
+as the C code at any size.
 """
 
 from typing import Any
