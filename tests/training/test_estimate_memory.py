@@ -183,7 +183,8 @@ DENSE = {
 )
 def test_dense_models_keep_what_is_said(name: str, precision: str, mode: str) -> None:
     keys = (DENSE[name], "tokenizer.vocab_size=1024", "train.context_length=256", "train.global_batch_tokens=1024")
-    recipe = recipe_of(*keys, f"train.precision={precision}", "train.micro_batch=4", name="configs/gpt-oz.yaml")
+    alone = ("launch.processes=1", "train.micro_batch=4", "data.source={kind: sequences}")
+    recipe = recipe_of(*keys, f"train.precision={precision}", *alone, name="configs/gpt-oz.yaml")
     model = build_model(recipe.model, recipe.vocab_size)
     families.init_weights(model, 0)
     model.set_checkpointing(mode)

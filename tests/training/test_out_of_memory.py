@@ -75,11 +75,11 @@ def test_what_is_said(doing: str, words: str) -> None:
 @pytest.mark.parametrize("micro_batch", [32, 4, 1])
 def test_what_was_tried_is_never_advised(micro_batch: int) -> None:
     """Though the estimate holds that there is room enough."""
-    recipe = load_recipe(RECIPE, [f"train.micro_batch={micro_batch}"])
+    recipe = load_recipe(RECIPE, [f"train.micro_batch={micro_batch}", "launch.processes=1"])
     said = relief(recipe, 10**15, "cpu")
     asked = dict(re.findall(r"(train\.\w+)=(\w+)", said.partition(";")[0]))
     if asked:
-        changed = load_recipe(RECIPE, [f"{key}={value}" for key, value in asked.items()])
+        changed = load_recipe(RECIPE, ["launch.processes=1", *(f"{key}={value}" for key, value in asked.items())])
         assert memory(changed, "cpu").peak < 0.9 * memory(recipe, "cpu").peak
     else:
         assert micro_batch == 1 and said.startswith("nothing fits on so few ranks")
@@ -98,6 +98,7 @@ def test_another_fault_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_real_allocation_that_fails(tmp_path: Path) -> None:
     """Training, then evaluation, in too small an address space: the line on stderr, no traceback, status 1."""
     given = ["--recipe", RECIPE, f"run.root={tmp_path}", "train.steps=60", "data.source.packages=[json]"]
+    given.append("launch.processes=1")
     prepared = subprocess.run(
         [sys.executable, "-m", "pipeline", "run", *given], cwd=CHECKOUT, capture_output=True, text=True
     )
