@@ -21,7 +21,7 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
     Raises:
         RequestError: the prompt has a character that the tokenizer has never seen, or is too long for the model.
     """
-    ids = encoded_prompt(recipe, tokenizer)
+    ids = encoded(recipe.generate.prompt, tokenizer, "generate.prompt")
     _limits(recipe, tokenizer, recipe.generate.max_new_tokens).check(ids)
     if recipe.learns == "pairs":
         (target,) = decode_targets(recipe, model, tokenizer, [ids], recipe.generate.max_new_tokens)
@@ -35,19 +35,16 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
     return [f"{chance:6.1%}  {name}" for chance, name in chances]
 
 
-def encoded_prompt(recipe: Recipe, tokenizer: Tokenizer) -> list[int]:
-    """Ids of ``generate.prompt``.
+def encoded(text: str, tokenizer: Tokenizer, key: str) -> list[int]:
+    """Ids of a text that a key or option gave.
 
     Raises:
         RequestError: the tokenizer has never seen some of it.
     """
-    prompt = recipe.generate.prompt
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(text)
     if tokenizer.unknown_id in ids:
-        strange = sorted({c for c in prompt if tokenizer.unknown_id in tokenizer.encode(c)})
-        raise RequestError(
-            f"generate.prompt: the tokenizer has never seen {', '.join(map(repr, strange))}: leave that out"
-        )
+        strange = sorted({c for c in text if tokenizer.unknown_id in tokenizer.encode(c)})
+        raise RequestError(f"{key}: the tokenizer has never seen {', '.join(map(repr, strange))}: leave that out")
     return ids
 
 

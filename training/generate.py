@@ -10,7 +10,7 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from tokenizer import chat
 from tokenizer.load import Tokenizer
-from training.answer import answer, encoded_prompt
+from training.answer import answer, encoded
 from training.inference.generate import Limits
 from training.inference.generate import generate as continue_ids
 from training.inference.sampling import Sampling
@@ -82,7 +82,7 @@ def asked(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
         RequestError: the tokenizer has never seen some of the prompt.
     """
     section = recipe.generate
-    prompt_ids = encoded_prompt(recipe, tokenizer)
+    prompt_ids = encoded(section.prompt, tokenizer, "generate.prompt")
     if section.chat:
         prompt_ids = chat.prompt([{"role": "user", "content": section.prompt}], tokenizer)
     return prompt_ids, Limits(

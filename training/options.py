@@ -43,7 +43,9 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
         told = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
         parser.description = f"{parser.description}. {told}"
         parser.add_argument(
-            "--text", help="attention: what the model reads; default: generate.prompt, or how a validation text begins"
+            "--text",
+            help="attention: what the model reads; default: generate.prompt, or of models of running text how a "
+            "validation text begins",
         )
         parser.add_argument("--target", help="attention: what the decoder of a model of pairs reads")
         parser.add_argument(

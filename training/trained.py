@@ -48,7 +48,8 @@ def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]
     A longer context is another matter: that is tried on purpose.
     """
     asked = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
-    for key, value in trained.items():
+    # Another family differs in most keys: it is told as that.
+    for key, value in sorted(trained.items(), key=lambda item: item[0] != "family"):
         if key in asked and asked[key] != value and key != "max_position_embeddings":
             raise RequestError(
                 f"{checkpoint} was trained with model.{key}={value}, the recipe says {asked[key]}: give the recipe and "

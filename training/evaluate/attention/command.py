@@ -11,6 +11,7 @@ from configs.errors import RequestError
 from configs.schema import Recipe
 from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.load import Tokenizer
+from training.answer import encoded
 from training.evaluate.attention.collect import AttentionMap, attention_maps, attentions
 from training.evaluate.attention.folder import LabelledMap, write_folder
 from training.evaluate.attention.statistics import head_numbers, lines
@@ -68,7 +69,7 @@ def _require_layers(recipe: Recipe, layers: Collection[int]) -> None:
         there = attentions(build_model(model, recipe.vocab_size))
     if not there:
         raise RequestError(f"model.family={model.family} has no attention: there are no maps to draw")
-    sizes = getattr(model, "backbone", model)
+    sizes: Any = recipe.model.trunk
     depth = max(sizes.num_hidden_layers, getattr(sizes, "depth_of_decoder", 0))
     if wrong := [layer for layer in layers if not 0 <= layer < depth]:
         raise RequestError(f"--layers: there is no layer {wrong[0]}: the model has 0 to {depth - 1}")
@@ -89,15 +90,12 @@ def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | No
 
 def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: int = 0) -> list[int]:
     """Ids of a text that a map has room for, and for so many ``more``."""
-    ids = tokenizer.encode(text)
+    ids = encoded(text, tokenizer, key)
     if not ids:
         raise RequestError(f"{key} has no tokens: give it some text")
     most = min(_MOST, recipe.model.longest or _MOST) - more
     if len(ids) > most:
         raise RequestError(f"{key} has {len(ids)} tokens, and a map shows {most} at most: shorten it")
-    if tokenizer.unknown_id in ids:
-        strange = sorted({c for c in text if tokenizer.unknown_id in tokenizer.encode(c)})
-        raise RequestError(f"{key}: the tokenizer has never seen {', '.join(map(repr, strange))}: leave that out")
     return ids
 
 
