@@ -275,7 +275,8 @@ def test_the_cure_is_said(tmp_path):
     _, bad = read(TextSource(str(tmp_path), 0))
     with pytest.raises(RequestError) as fault:
         bad.check(0.01, "corpus")
-    assert str(fault.value).endswith(": set data.source(s.NAME).encoding (such as latin-1; of text, jsonl and csv)")
+    cure = ": set data.source(s.NAME).encoding (such as latin-1; of text, jsonl, csv and parallel)"
+    assert str(fault.value).endswith(cure)
 
 
 def test_a_document_of_50_mb(tmp_path):

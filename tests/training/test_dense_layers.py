@@ -15,7 +15,7 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from tests.training.families import encoder, gpt
 from training.layers.attention import attention, attention_weights
 from training.layers.documents import Documents
-from training.layers.masks import Mask, alibi_slopes
+from training.layers.masks import Mask, alibi_sides, alibi_slopes
 from training.layers.multi_head import SelfAttention, Source
 from training.layers.positions import sinusoidal
 from training.layers.transformer_layer import TransformerLayer
@@ -33,8 +33,10 @@ MASKS = {
     "window both ways": Mask(False, 5),
     "lengths": Mask(False, lengths_B=LENGTHS),
     "alibi": Mask(True, slopes_N=alibi_slopes(HEADS)),
-    "alibi both ways": Mask(False, slopes_N=alibi_slopes(HEADS), lengths_B=LENGTHS),
-    "all of them": Mask(False, 9, alibi_slopes(HEADS), LENGTHS),
+    "slopes both ways": Mask(False, slopes_N=alibi_slopes(HEADS), lengths_B=LENGTHS),
+    "alibi both ways": Mask(False, None, alibi_slopes(HEADS, None, False), LENGTHS, sides_N=alibi_sides(HEADS)),
+    "sides": Mask(False, sides_N=alibi_sides(HEADS)),
+    "all of them": Mask(False, 9, alibi_slopes(HEADS), LENGTHS, sides_N=alibi_sides(HEADS)),
     "all that is causal": Mask(True, 130, alibi_slopes(HEADS), LENGTHS),
 }
 masks = pytest.mark.parametrize("name", MASKS)
@@ -50,6 +52,10 @@ def explicit(mask: Mask, samples: int, length: int = LENGTH) -> torch.Tensor:
     if mask.slopes_N is not None:
         added -= mask.slopes_N.double()[:, None, None] * (query - key).abs()
     added = added.masked_fill(~seen, float("-inf"))
+    if mask.sides_N is not None:
+        before, after = key < query, key > query
+        added[:, mask.sides_N == -1] = added[:, mask.sides_N == -1].masked_fill(after, float("-inf"))
+        added[:, mask.sides_N == 1] = added[:, mask.sides_N == 1].masked_fill(before, float("-inf"))
     if mask.lengths_B is not None:
         added = added.masked_fill(key >= mask.lengths_B[:samples, None, None, None], float("-inf"))
     return added
@@ -224,6 +230,14 @@ def test_a_layer_is_that_of_torch(cross: bool, norm_first: bool) -> None:
 def test_slopes_are_those_of_bloom(heads: int) -> None:
     there = build_alibi_tensor(torch.ones(1, 3), heads, torch.float32)
     torch.testing.assert_close(alibi_slopes(heads), there.view(heads, 3)[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("heads", "slopes", "sides"),
+    [(1, [2**-8], [0]), (3, [2**-4, 2**-4, 2**-8], [-1, 1, 0]), (4, [2**-4, 2**-4, 2**-8, 2**-8], [-1, 1, -1, 1])],
+)
+def test_alibi_both_ways_has_heads_for_each_side(heads: int, slopes: list[float], sides: list[int]) -> None:
+    assert alibi_slopes(heads, causal=False).tolist() == slopes and alibi_sides(heads).tolist() == sides
 
 
 def test_sinusoids_are_those_of_the_paper() -> None:

@@ -52,7 +52,7 @@ def test_masked_attention_is_that_of_the_cpu(name: str) -> None:
     mask, seen = MASKS[name], there(MASKS[name], 3)
     found = []
     for device in ("cpu", "cuda"):
-        moved = {key: getattr(mask, key) for key in ("slopes_N", "lengths_B")}
+        moved = {key: getattr(mask, key) for key in ("slopes_N", "lengths_B", "sides_N")}
         moved = {key: None if tensor is None else tensor.to(device) for key, tensor in moved.items()}
         inputs = [drawn(3, HEADS, LENGTH, 16, seed=seed).to(device).requires_grad_() for seed in range(3)]
         q, k, v = inputs

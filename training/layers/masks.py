@@ -18,6 +18,7 @@ class Mask:
         slopes_N: ALiBi: by how much a head's scores fall with each position of distance; None: not at all.
         lengths_B: of the keys of each sequence those that are there, from the left; None: all.
         documents: a query sees its own document alone; None: all.
+        sides_N: a head at -1 sees no position after the query's, one at 1 none before, one at 0 both; None: all both.
     """
 
     causal: bool
@@ -25,12 +26,14 @@ class Mask:
     slopes_N: torch.Tensor | None = None
     lengths_B: torch.Tensor | None = None
     documents: Documents | None = None
+    sides_N: torch.Tensor | None = None
     _block_masks: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
         """Whether nothing but causality and documents hides anything."""
-        return self.causal and self.window is None and self.slopes_N is None and self.lengths_B is None
+        narrowed = self.window, self.slopes_N, self.lengths_B, self.sides_N
+        return self.causal and all(each is None for each in narrowed)
 
     def reach(self, start: int, end: int, keys: int) -> tuple[int, int]:
         """The keys, from and up to which, that queries ``start`` .. ``end``-1 see any of."""
@@ -59,6 +62,9 @@ class Mask:
             hidden = far if hidden is None else hidden | far
         if ahead.dim() == 3:
             ahead, hidden = ahead[:, None], None if hidden is None else hidden[:, None]
+        if self.sides_N is not None:
+            aside = ahead * self.sides_N[:, None, None] < 0
+            hidden = aside if hidden is None else hidden | aside
         if self.lengths_B is not None:
             missing = (keys_L >= self.lengths_B[:, None])[:, None, None]
             hidden = missing if hidden is None else hidden | missing
@@ -84,7 +90,8 @@ class Mask:
 
     def flex(self, queries: int, keys: int, device: torch.device) -> tuple[Any, Any]:
         """FlexAttention's ``score_mod`` and ``block_mask`` of so many queries and keys; of the latter made once."""
-        slopes, lengths, window, causal = self.slopes_N, self.lengths_B, self.window, self.causal
+        slopes, sides, lengths, window = self.slopes_N, self.sides_N, self.lengths_B, self.window
+        causal = self.causal
         ids_BT = None if self.documents is None else self.documents.ids_BT
 
         def seen(b: Any, _head: Any, query: Any, key: Any) -> Any:
@@ -99,12 +106,17 @@ class Mask:
             return shown
 
         def lowered(score: Any, _b: Any, head: Any, query: Any, key: Any) -> Any:
-            return score - slopes[head] * (query - key).abs()  # type: ignore[index]
+            if slopes is not None:
+                score = score - slopes[head] * (query - key).abs()
+            if sides is not None:
+                # Here, as blocks are made for all heads at once.
+                score = torch.where((key - query) * sides[head] < 0, hiding(torch.float32), score)
+            return score
 
         if (queries, keys) not in self._block_masks:
             samples = next((len(each) for each in (lengths, ids_BT) if each is not None), None)
             self._block_masks[queries, keys] = block_mask_of(seen, samples, queries, keys, device)
-        return None if slopes is None else lowered, self._block_masks[queries, keys]
+        return None if slopes is None and sides is None else lowered, self._block_masks[queries, keys]
 
 
 def hiding(dtype: torch.dtype) -> float:
@@ -115,11 +127,28 @@ def hiding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
-def alibi_slopes(heads: int, device: torch.device | None = None) -> torch.Tensor:
+def alibi_slopes(heads: int, device: torch.device | None = None, causal: bool = True) -> torch.Tensor:
     """Each head's slope [N] in fp32: a geometric row from 2^(-8/N); where N is no power of two, as the paper's code
     does, those of the power below and every other one of the power above.
+
+    Where heads look both ways, a head that looks back and one that looks ahead have one slope, see :func:`alibi_sides`.
     """
+    if not causal:
+        return alibi_slopes((heads + 1) // 2, device).repeat_interleave(2)[:heads]
     power = 2 ** (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
     return torch.tensor(slopes, device=device)
+
+
+def alibi_sides(heads: int, device: torch.device | None = None) -> torch.Tensor:
+    """To which side each head [N] of a stack that is not causal looks: -1 back, 1 ahead, 0 both (of an odd number the
+    last).
+
+    A score that falls to both sides alike tells no "before" from "after", and a stack of such scores none at all: it
+    reads a word and the same word backwards alike. The paper's author advises heads of one side each.
+    """
+    sides = torch.tensor([-1, 1], device=device).repeat((heads + 1) // 2)
+    if heads % 2:
+        sides[heads - 1] = 0
+    return sides[:heads]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
-from training.layers.masks import alibi_slopes
+from training.layers.masks import alibi_sides, alibi_slopes
 from training.layers.positions import Rotation, rotation, sinusoidal
 
 
@@ -51,6 +51,10 @@ class Places(nn.Module):
         """How far queries and keys are turned; None: not at all."""
         return rotation(positions, self.head_size, self.theta) if self.kind == "rope" else None
 
-    def slopes(self, device: torch.device) -> torch.Tensor | None:
+    def slopes(self, device: torch.device, causal: bool = True) -> torch.Tensor | None:
         """By how much each head's scores fall with distance [N]; None: not at all."""
-        return alibi_slopes(self.heads, device) if self.kind == "alibi" else None
+        return alibi_slopes(self.heads, device, causal) if self.kind == "alibi" else None
+
+    def sides(self, device: torch.device) -> torch.Tensor | None:
+        """To which side each head of a stack that is not causal looks [N]; None: to both."""
+        return alibi_sides(self.heads, device) if self.kind == "alibi" else None

@@ -47,7 +47,8 @@ class Encoder(nn.Module):
         x_BTD = self.positions.put(self.embed_tokens(input_ids_BT), positions, self.scale, self.own_scale)
         if self.dropout and self.training:
             x_BTD = F.dropout(x_BTD, self.dropout)
-        mask = Mask(False, self.window, self.positions.slopes(x_BTD.device), lengths_B)
+        slopes, sides = self.positions.slopes(x_BTD.device, causal=False), self.positions.sides(x_BTD.device)
+        mask = Mask(False, self.window, slopes, lengths_B, sides_N=sides)
         turn = self.positions.rotation(positions)
         for layer in self.layers:
             x_BTD = layer(x_BTD, mask, turn)

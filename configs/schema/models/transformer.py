@@ -23,7 +23,7 @@ class TransformerSection(ModelSection):
     positions: Positions = Field(
         "learned",
         description="sinusoidal and learned are added to the embedding, rope turns queries and keys, alibi "
-        "lowers the scores of what is far",
+        "lowers the scores of what is far (where the family looks both ways, half of the heads look to each side)",
     )
     rope_theta: float = Field(10_000.0, gt=1, description="of rope and sinusoidal positions: their longest period")
     window: int | None = Field(
