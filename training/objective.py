@@ -16,7 +16,7 @@ class Objective:
     """The weighted sum of the means of several losses over a global batch.
 
     ``weights`` names them: ``cross_entropy`` and ``mtp_1`` ... are means over their target tokens, ``sequence_balance``
-    over sequences, ``load_balance`` and ``router_z`` over tokens. Losses of weight 0 are not computed.
+    over sequences, ``load_balance`` and ``router_z`` over tokens without padding. Losses of weight 0 are not computed.
     """
 
     def __init__(self, model: ModelSection, train: TrainSection) -> None:
@@ -38,7 +38,7 @@ class Objective:
         counts = {"cross_entropy": batch.targets}
         counts |= {f"mtp_{k}": int((targets[k] != IGNORED).sum()) for k in range(1, self._depth + 1)}
         counts |= {"sequence_balance": len(batch.inputs)}
-        counts |= dict.fromkeys(("load_balance", "router_z"), batch.inputs.numel())
+        counts |= dict.fromkeys(("load_balance", "router_z"), batch.tokens)
         return {name: counts[name] for name in self.weights}
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:

@@ -9,7 +9,9 @@ from configs.schema.base import Free, Section
 
 class EvaluateSection(Section):
     batch: Free[int] = Field(16, gt=0, description="samples at a time")
-    max_tokens: int | None = Field(None, gt=0, description="validation tokens looked at; default: all")
+    max_tokens: int | None = Field(
+        None, gt=0, description="held-out tokens looked at; of examples, batches until so many targets; default: all"
+    )
 
 
 class GenerateSection(Section):

@@ -61,6 +61,7 @@ class Recipe(Section):
             self._examples_fit()
         self._topology_fits()
         self._experts_fit()
+        self._losses_fit()
         return self
 
     def _lengths_fit(self) -> None:
@@ -103,6 +104,17 @@ class Recipe(Section):
                 raise ValueError(
                     f"model.{inside}{key} ({size}) is no multiple of {numbers}, as {self.train.precision} needs"
                 )
+
+    def _losses_fit(self) -> None:
+        """No weight of a loss that the model does not have."""
+        family, train = f"model.family={self.family}", self.train
+        if not self.model.has_experts:
+            for key in ("sequence_loss", "load_balance_loss", "router_z_loss"):
+                if weight := getattr(train, key):
+                    raise ValueError(f"train.{key} ({weight:g}): {family} here has no experts: leave it out")
+        default = TrainSection.model_fields["mtp_loss"].default
+        if not isinstance(self.model.trunk, DeepseekSection) and train.mtp_loss != default:
+            raise ValueError(f"train.mtp_loss ({train.mtp_loss:g}): {family} predicts one token ahead: leave it out")
 
     def _topology_fits(self) -> None:
         ranks, ep = self.ranks, self.expert_parallel

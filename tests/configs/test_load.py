@@ -83,6 +83,8 @@ def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
          ["finetune: model.family=encoder_decoder learns from no running text", "leave it out"]),
         (["train.packing=best_fit"], ["train.packing (best_fit): model.family=encoder_decoder", "leave it out"]),
         (["train.mask_documents=true"], ["train.mask_documents: model.family=encoder_decoder", "leave it out"]),
+        (["train.mtp_loss=0.1"], ["train.mtp_loss (0.1): model.family=encoder_decoder", "one token ahead"]),
+        (["train.sequence_loss=1e-4"], ["train.sequence_loss (0.0001): model.family=encoder_decoder", "no experts"]),
         (["data.source={}"], ["data.source has no targets", "data.source.target_field", "kind=parallel"]),
         (["data.source={}", "data.sources={a: {kind: sequences}, b: {kind: jsonl, path: a}}"],
          ["data.sources.b has no targets", "data.sources.b.target_field"]),

@@ -117,14 +117,20 @@ def test_routers_are_balanced_as_in_the_language_model() -> None:
     model, source = built(section).train(), built(SHAPES["groups"]).train()
     load_backbone(model, released_weights(source))
     batch = given(section)
-    names = ["sequence_balance", "router_z"]
-    found = model(batch.ids, [batch.labels], batch.more["lengths"], names)
-    expected = source(batch.ids, [batch.ids], None, names)
+    lengths = batch.more["lengths"]
+    assert lengths.min() < batch.ids.shape[1], "no padding"
+    names = ["sequence_balance", "load_balance", "router_z"]
+    routers = [one.model.layers[1].mlp.gate.router for one in (model, source)]
+    for router in routers:
+        router.load_share = torch.linspace(0, 2, router.experts)
+    found = model(batch.ids, [batch.labels], lengths, names)
+    # Row by row, so that there is no padding.
+    rows = [row[:length][None] for row, length in zip(batch.ids, lengths.tolist(), strict=True)]
+    expected = [source(row, [row], None, names) for row in rows]
     for name in names:
-        torch.testing.assert_close(found[name], expected[name])
-    gates = [one.model.layers[1].mlp.gate for one in (model, source)]
-    counts, expected_counts = (gate.router.take_counts() for gate in gates)
-    assert counts.sum() == batch.ids.numel() * 4 and torch.equal(counts, expected_counts)
+        torch.testing.assert_close(found[name], sum(losses[name] for losses in expected))
+    counts, expected_counts = (router.take_counts() for router in routers)
+    assert counts.sum() == lengths.sum() * 4 and torch.equal(counts, expected_counts)
 
 
 @pytest.mark.engine

@@ -39,6 +39,11 @@ class Batch:
         """Positions that are predicted."""
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of ``inputs`` that are there."""
+        return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())
+
     def to(self, device: torch.device) -> "Batch":
         """On a device; from pinned memory to a GPU the copy does not block."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))

@@ -54,9 +54,11 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
     if pretrained is None:
         raise RequestError(f"{layout.pretrain} is not finished: run `make pretrain` first")
     generate = recipe.generate
-    decoding = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
+    asked = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
+    if recipe.evaluate.max_tokens is not None:
+        asked |= {"max_tokens": recipe.evaluate.max_tokens}
     inputs = {"examples": examples.fingerprint, "pretrain": pretrained[1]}
-    with open_stage("evaluation", layout.evaluation, {"task": recipe.learns, **decoding}, inputs) as stage:
+    with open_stage("evaluation", layout.evaluation, {"task": recipe.learns, **asked}, inputs) as stage:
         if stage.finished:
             print(f"{layout.evaluation}: up to date")
         else:

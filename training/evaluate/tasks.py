@@ -36,14 +36,17 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
     examples = task_examples(recipe, layout, "held-out")
     batches = examples.in_order(recipe.evaluate.batch)
     measured = _Measured(recipe, model, device, tokenizer)
+    limit = recipe.evaluate.max_tokens
     with bar(len(examples), "example", "held-out examples") as progress:
         for batch in batches:
             measured.add(batch.to(device))
             progress.update(len(batch.labels))
+            if limit is not None and measured.targets >= limit:
+                break
     found = {
         "kind": recipe.learns,
         "checkpoint": checkpoint.name,
-        "examples": len(examples),
+        "examples": measured.examples,
         "loss": measured.nats / measured.targets,
     }
     if recipe.learns == "labels":
@@ -52,7 +55,7 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
         return {"task": {**found, **_of_classes(scores)}}
     sequences = {
         "token_accuracy": measured.right / measured.targets,
-        "exact": measured.exact / len(examples),
+        "exact": measured.exact / measured.examples,
         "samples": measured.samples,
     }
     return {"task": {**found, **sequences}}
@@ -75,6 +78,7 @@ class _Measured:
         self._recipe, self._model, self._device, self._tokenizer = recipe, model, device, tokenizer
         self._objective = Objective(recipe.model, recipe.train)
         self.nats, self.targets, self.right, self.exact = 0.0, 0, 0, 0
+        self.examples = 0
         self.true: list[int] = []
         self.said: list[int] = []
         self.samples: list[dict[str, str]] = []
@@ -83,6 +87,7 @@ class _Measured:
         logits = self._objective.logits(self._model, batch)
         self.nats += float(cross_entropy_sum(logits, batch.labels))
         self.targets += batch.targets
+        self.examples += len(batch.labels)
         best = logits.argmax(-1)
         if self._recipe.learns == "labels":
             self.true += batch.labels.tolist()

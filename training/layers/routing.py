@@ -38,18 +38,20 @@ class Decision(NamedTuple):
 
     Attributes:
         logits: [M, E] in fp32, without noise, in the graph.
-        counts: [E] int32, tokens of each expert; unused slots are not counted.
+        counts: [E] int32, tokens of each expert; unused slots and padding are not counted.
+        there: [M] bool, tokens that are no padding; None: all.
     """
 
     logits: torch.Tensor
     counts: torch.Tensor
+    there: torch.Tensor | None = None
 
 
 class Router(nn.Module):
     """Chooses at most K of E experts for every token from fp32 logits.
 
-    While ``recording`` is true a forward leaves its :class:`Decision` to be taken. Recomputation happens in the
-    backward pass, when nothing records, so nothing counts twice.
+    While ``recording`` is true a forward leaves its :class:`Decision` to be taken, of the tokens that are ``there_M``
+    (None: all). Recomputation happens in the backward pass, when nothing records, so nothing counts twice.
 
     ``load_share`` [E], set by whoever balances: each expert's tokens in the global batch before, over the mean.
     """
@@ -64,6 +66,7 @@ class Router(nn.Module):
         if self.noise_kind is not None and self.noise_kind.kind == "learned":
             self.noise = nn.Linear(config.hidden_size, config.n_routed_experts, bias=False)
         self.recording = False
+        self.there_M: torch.Tensor | None = None
         self.load_share: torch.Tensor | None = None
         self._decision: Decision | None = None
         self._counts: torch.Tensor | None = None
@@ -128,8 +131,11 @@ class Router(nn.Module):
 
     def _record(self, logits_ME: torch.Tensor, selected_MK: torch.Tensor, used_MK: torch.Tensor | None) -> None:
         used = torch.ones_like(selected_MK) if used_MK is None else used_MK.long()
+        if self.there_M is not None:
+            used = used * self.there_M[:, None]
         counts_E = torch.zeros(self.experts, dtype=torch.int64, device=used.device)
-        self._decision = Decision(logits_ME, counts_E.scatter_add_(0, selected_MK.flatten(), used.flatten()).int())
+        counts_E.scatter_add_(0, selected_MK.flatten(), used.flatten())
+        self._decision = Decision(logits_ME, counts_E.int(), self.there_M)
 
     def slots_per_expert(self, selected_MK: torch.Tensor) -> torch.Tensor:
         """[E] int32, unused slots included: what an exchange between ranks goes by."""
@@ -178,11 +184,15 @@ def sequence_balance(router: Router, decision: Decision, sequences: int) -> torc
     """
     probability_BTE = router.probabilities(decision.logits).unflatten(0, (sequences, -1))
     best_BTK = probability_BTE.detach().topk(router.top_k, dim=-1).indices
+    there_BT1 = torch.ones_like(probability_BTE[..., :1])
+    if decision.there is not None:
+        there_BT1 = decision.there.view(there_BT1.shape).to(there_BT1.dtype)
     share_BE = torch.zeros_like(probability_BTE[:, 0]).scatter_add(
-        1, best_BTK.flatten(1), torch.ones_like(best_BTK.flatten(1), dtype=torch.float32)
+        1, best_BTK.flatten(1), there_BT1.expand(best_BTK.shape).flatten(1)
     )
-    share_BE = share_BE * (router.experts / best_BTK[0].numel())
-    return (share_BE * probability_BTE.mean(1)).sum()
+    tokens_B1 = there_BT1.sum(1)
+    share_BE = share_BE * (router.experts / router.top_k) / tokens_B1
+    return (share_BE * (probability_BTE * there_BT1).sum(1) / tokens_B1).sum()
 
 
 def load_balance(router: Router, decision: Decision, _sequences: int) -> torch.Tensor:
@@ -191,13 +201,18 @@ def load_balance(router: Router, decision: Decision, _sequences: int) -> torch.T
     f_i is ``load_share``, that of the global batch before: the present one's is not known until all its micro-batches
     are through, and taken from one of them it would depend on how many there are.
     """
-    probability_ME = router.probabilities(decision.logits)
+    probability_ME = _of_those_there(router.probabilities(decision.logits), decision)
     return probability_ME.sum() if router.load_share is None else (probability_ME * router.load_share).sum()
 
 
 def router_z(_router: Router, decision: Decision, _sequences: int) -> torch.Tensor:
     """Sum over the tokens of logsumexp(logits) squared (ST-MoE, arXiv 2202.08906)."""
-    return decision.logits.logsumexp(-1).square().sum()
+    return _of_those_there(decision.logits.logsumexp(-1, keepdim=True), decision).square().sum()
+
+
+def _of_those_there(x_ME: torch.Tensor, decision: Decision) -> torch.Tensor:
+    """Rows of padding set to 0."""
+    return x_ME if decision.there is None else x_ME * decision.there[:, None]
 
 
 #: Balancing losses before their coefficients, of a router's decision over the M tokens of so many sequences.
@@ -209,15 +224,15 @@ BALANCE_LOSSES: dict[str, Callable[[Router, Decision, int], torch.Tensor]] = {
 
 
 @contextmanager
-def recorded(routers: Sequence[Router]) -> Iterator[None]:
-    """Within it the routers leave their decisions to be taken."""
+def recorded(routers: Sequence[Router], there_M: torch.Tensor | None = None) -> Iterator[None]:
+    """Within it the routers leave their decisions to be taken; ``there_M``: which tokens are no padding, None: all."""
     for router in routers:
-        router.recording = True
+        router.recording, router.there_M = True, there_M
     try:
         yield
     finally:
         for router in routers:
-            router.recording = False
+            router.recording, router.there_M = False, None
 
 
 def balance_losses(routers: Sequence[Router], names: Sequence[str], sequences: int) -> dict[str, torch.Tensor]:

@@ -8,15 +8,16 @@ from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
 from training.layers.cache import LayerCache
-from training.layers.checkpointing import Checkpointing, checkpointed
+from training.layers.checkpointing import checkpointed
 from training.layers.feed_forward import feed_forward
+from training.layers.layered import Layer
 from training.layers.masks import Mask
 from training.layers.multi_head import CrossAttention, Memory, SelfAttention, Source
 from training.layers.norms import LayerNorm, RMSNorm
 from training.layers.positions import Rotation
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Layer):
     """Each part reads the residual stream and adds to it; dropout is on what it adds.
 
     ``norm_first``: a norm before each part (pre-norm); else after each addition (post-norm, arXiv 1706.03762).
@@ -38,7 +39,6 @@ class TransformerLayer(nn.Module):
             self.cross_attn = CrossAttention(config)
         self.post_attention_layernorm = make_norm(config, norm)
         self.mlp = feed_forward(config)
-        self.checkpointing: Checkpointing = "none"
 
     def forward(
         self,
@@ -56,6 +56,10 @@ class TransformerLayer(nn.Module):
         if source is not None:
             x_BTD = checkpointed(self._look, mode, x_BTD, source)
         return checkpointed(self._feed, mode, x_BTD)
+
+    def compile_regions(self) -> None:
+        """The feed-forward layer; attention is compiled kernels already."""
+        self.mlp.compile()
 
     def _whole(
         self,

@@ -7,8 +7,8 @@ from torch import nn
 
 from configs.schema.models.bigram import BigramSection
 from training.layers.cache import Cache
-from training.layers.checkpointing import Checkpointing
 from training.layers.initial import draw_normal
+from training.layers.layered import Layered
 from training.losses import cross_entropy_sum
 
 
@@ -31,7 +31,7 @@ class BigramModel(nn.Module):
         return out
 
 
-class BigramForCausalLM(nn.Module):
+class BigramForCausalLM(Layered):
     """A language model that sees one token back. Weights are undefined until :func:`init_weights`."""
 
     def __init__(self, config: BigramSection, vocab_size: int) -> None:
@@ -39,12 +39,6 @@ class BigramForCausalLM(nn.Module):
         self.section = config
         self.model = BigramModel(vocab_size)
         self.lm_head = LogitsHead()
-
-    def set_checkpointing(self, mode: Checkpointing) -> None:
-        """Nothing: there are no layers."""
-
-    def compile_regions(self) -> None:
-        """Nothing: there is one look into a table."""
 
     def new_cache(self, sequences: int, capacity: int) -> Cache:
         """A cache without layers, which counts what has been read."""

@@ -10,19 +10,18 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from configs.schema.models.classifier import ClassifierSection
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.models.gpt import GptSection
-from training.layers.checkpointing import Checkpointing
+from training.layers.layered import Layered
 from training.layers.products import Linear
 from training.layers.routing import Router, balance_losses, recorded
 from training.losses import cross_entropy_sum
 from training.models import deepseek, encoder, gpt
 
 
-class Classifier(nn.Module):
+class Classifier(Layered):
     """Token ids [B, T] -> logits [B, C]. Weights are undefined until :func:`init_weights` or ``load_state_dict``.
 
     A backbone of rate 0 takes no gradient, keeps nothing for the backward pass, and its routers' biases stay.
@@ -43,15 +42,6 @@ class Classifier(nn.Module):
                 self.model = encoder.Encoder(config.backbone, vocab_size)
         self.model.requires_grad_(not self.frozen)
         self.score = Linear(config.backbone.hidden_size, config.classes)
-
-    def set_checkpointing(self, mode: Checkpointing) -> None:
-        """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
-        for layer in self.model.blocks:
-            layer.checkpointing = mode
-
-    def compile_regions(self) -> None:
-        """Compile of the backbone what compiles without graph breaks."""
-        self.model.compile_regions()
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids [B, T] -> the backbone's hidden states [B, T, D]; behind ``lengths`` [B] they mean nothing."""
@@ -87,7 +77,10 @@ class Classifier(nn.Module):
             return self._score(input_ids_BT, lengths)
         layers = self.model.modules() if self.training and not self.frozen else ()
         routers = [layer for layer in layers if isinstance(layer, Router)]
-        with recorded(routers):
+        there_M = None
+        if lengths is not None:
+            there_M = (torch.arange(input_ids_BT.shape[1], device=lengths.device) < lengths[:, None]).flatten()
+        with recorded(routers, there_M):
             logits_BC = self._score(input_ids_BT, lengths)
         losses = balance_losses(routers, balance, len(input_ids_BT))
         return {"cross_entropy": cross_entropy_sum(logits_BC, targets[0]), **losses}

@@ -15,11 +15,12 @@ from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
 from training.layers.cache import Cache, LayerCache
-from training.layers.checkpointing import Checkpointing, checkpointed
+from training.layers.checkpointing import checkpointed
 from training.layers.documents import Documents
 from training.layers.feed_forward import FeedForward
 from training.layers.head import OutputHead
 from training.layers.initial import draw_normal
+from training.layers.layered import Layer, Layered
 from training.layers.mla import MultiHeadLatentAttention
 from training.layers.moe import MixtureOfExperts
 from training.layers.norms import RMSNorm
@@ -28,7 +29,7 @@ from training.layers.products import Linear
 from training.layers.routing import Router, balance_losses, recorded
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Layer):
     """Attention and a feed-forward layer or mixture of experts, each on a normalised residual stream."""
 
     def __init__(self, config: DeepseekSection, index: int) -> None:
@@ -42,7 +43,6 @@ class DecoderLayer(nn.Module):
         else:
             self.router = Router(config)
             self.mlp = MixtureOfExperts(config, self.router)
-        self.checkpointing: Checkpointing = "none"
 
     def forward(
         self,
@@ -69,6 +69,18 @@ class DecoderLayer(nn.Module):
 
     def _feed(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+    def compile_regions(self) -> None:
+        """Attention's way from hidden states to queries, keys and values, the dense or shared feed-forward layer, and
+        on GPUs the experts' activation. Routing, exchange between ranks and the attention kernels stay as they are.
+        """
+        attention, mlp = self.self_attn, self.mlp
+        attention.expand = torch.compile(attention.expand)  # type: ignore[method-assign]
+        dense = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
+        if dense is not None:
+            dense.compile()
+        if isinstance(mlp, MixtureOfExperts):
+            mlp.experts.activation = torch.compile(mlp.experts.activation)
 
 
 class PredictionLayer(DecoderLayer):
@@ -99,7 +111,7 @@ class PredictionLayer(DecoderLayer):
         return self.shared_head["norm"](self(x_BTD, rotation, documents, cache))
 
 
-class Decoder(nn.Module):
+class Decoder(Layered):
     """Embedding, layers and final norm: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(self, config: DeepseekSection, vocab_size: int) -> None:
@@ -116,31 +128,12 @@ class Decoder(nn.Module):
         self, input_ids_BT: torch.Tensor, turn: Rotation, documents: Documents | None, cache: Cache | None
     ) -> torch.Tensor:
         x_BTD = self.embed_tokens(input_ids_BT)
-        for index, layer in enumerate(self.blocks[: self.depth]):
+        for index, layer in enumerate(list(self.layers)[: self.depth]):
             x_BTD = layer(x_BTD, turn, documents, cache and cache.layer(index))
         return self.norm(x_BTD)
 
-    @property
-    def blocks(self) -> list[DecoderLayer]:
-        """Every layer, those of multi-token prediction last."""
-        return cast(list[DecoderLayer], list(self.layers))
-
     def rotation(self, positions: torch.Tensor) -> Rotation:
         return rotation(positions, self.rope_dim, self.rope_theta, self.yarn)
-
-    def compile_regions(self) -> None:
-        """Compile what compiles without graph breaks: every attention's way from hidden states to queries, keys and
-        values, the dense and shared feed-forward layers, and on GPUs the experts' activation. Routing, exchange between
-        ranks and the attention kernels stay as they are.
-        """
-        for layer in self.blocks:
-            attention, mlp = layer.self_attn, layer.mlp
-            attention.expand = torch.compile(attention.expand)  # type: ignore[method-assign]
-            dense = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else mlp
-            if dense is not None:
-                dense.compile()
-            if isinstance(mlp, MixtureOfExperts):
-                mlp.experts.activation = torch.compile(mlp.experts.activation)
 
 
 def released_config(config: DeepseekSection, vocab_size: int) -> SimpleNamespace:
@@ -148,7 +141,7 @@ def released_config(config: DeepseekSection, vocab_size: int) -> SimpleNamespace
     return SimpleNamespace(**{**config.model_dump(), "vocab_size": vocab_size, "hidden_act": "silu"})
 
 
-class DeepseekForCausalLM(nn.Module):
+class DeepseekForCausalLM(Layered):
     """A decoder and its head over ``vocab_size`` rows, which may exceed the tokenizer's (padding).
 
     Weights are undefined until :func:`init_weights` or ``load_state_dict``.
@@ -172,16 +165,7 @@ class DeepseekForCausalLM(nn.Module):
     @property
     def prediction_layers(self) -> list[PredictionLayer]:
         """The modules of multi-token prediction, the first looks one token further than the main model."""
-        return cast(list[PredictionLayer], self.model.blocks[self.model.depth :])
-
-    def set_checkpointing(self, mode: Checkpointing) -> None:
-        """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
-        for layer in self.model.blocks:
-            layer.checkpointing = mode
-
-    def compile_regions(self) -> None:
-        """Compile what compiles without graph breaks."""
-        self.model.compile_regions()
+        return cast(list[PredictionLayer], list(self.model.layers)[self.model.depth :])
 
     def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> Cache:
         """Room for ``capacity`` tokens of each of ``sequences``, in the main model's layers or in so many."""

@@ -4,7 +4,7 @@ Shape suffixes are listed in :mod:`training.layers`.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +12,16 @@ from torch import nn
 
 from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
-from training.layers.checkpointing import Checkpointing
 from training.layers.fused import matrices_in
 from training.layers.head import OutputHead
 from training.layers.initial import draw_normal, draw_xavier
+from training.layers.layered import Layered
 from training.layers.masks import Mask
 from training.layers.places import Places
 from training.layers.transformer_layer import TransformerLayer, make_norm
 
 
-class Encoder(nn.Module):
+class Encoder(Layered):
     """Embedding and layers that look both ways: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(
@@ -55,18 +55,8 @@ class Encoder(nn.Module):
         out: torch.Tensor = self.norm(x_BTD)
         return out
 
-    @property
-    def blocks(self) -> list[TransformerLayer]:
-        """Every layer."""
-        return cast(list[TransformerLayer], list(self.layers))
 
-    def compile_regions(self) -> None:
-        """Compile the feed-forward layers."""
-        for layer in self.blocks:
-            layer.mlp.compile()
-
-
-class EncoderForTokens(nn.Module):
+class EncoderForTokens(Layered):
     """An encoder and its head over ``vocab_size`` rows, at each position for that position.
 
     Weights are undefined until :func:`init_weights` or ``load_state_dict``. The weights of every layer's attention go
@@ -80,15 +70,6 @@ class EncoderForTokens(nn.Module):
         self.lm_head = OutputHead(config.hidden_size, vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-
-    def set_checkpointing(self, mode: Checkpointing) -> None:
-        """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
-        for layer in self.model.blocks:
-            layer.checkpointing = mode
-
-    def compile_regions(self) -> None:
-        """Compile the feed-forward layers."""
-        self.model.compile_regions()
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids [B, T] -> hidden states [B, T, D]: what the head reads; ``lengths`` [B] as in :class:`Encoder`."""

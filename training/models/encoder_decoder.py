@@ -5,7 +5,6 @@ Shape suffixes are listed in :mod:`training.layers`; S positions of the source, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,8 @@ from torch import nn
 
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from training.layers.cache import Cache
-from training.layers.checkpointing import Checkpointing
 from training.layers.head import OutputHead
+from training.layers.layered import Layered
 from training.layers.masks import Mask
 from training.layers.multi_head import Memory, Source
 from training.layers.places import Places
@@ -29,7 +28,7 @@ class Encoded:
     memories: list[Memory]
 
 
-class Decoder(nn.Module):
+class Decoder(Layered):
     """Embedding and layers that also look at a source: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(self, config: EncoderDecoderSection, vocab_size: int) -> None:
@@ -60,13 +59,8 @@ class Decoder(nn.Module):
         out: torch.Tensor = self.norm(x_BTD)
         return out
 
-    @property
-    def blocks(self) -> list[TransformerLayer]:
-        """Every layer."""
-        return cast(list[TransformerLayer], list(self.layers))
 
-
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Layered):
     """Encoder, decoder and head; sources and targets have ``vocab_size`` ids each, of one tokenizer.
 
     Weights are undefined until :func:`training.models.encoder.init_weights` or ``load_state_dict``.
@@ -82,21 +76,6 @@ class EncoderDecoder(nn.Module):
             self.decoder.embed_tokens.weight = self.encoder.embed_tokens.weight
         if config.tie_word_embeddings:
             self.lm_head.weight = self.decoder.embed_tokens.weight
-
-    @property
-    def blocks(self) -> list[TransformerLayer]:
-        """Every layer, the encoder's first."""
-        return self.encoder.blocks + self.decoder.blocks
-
-    def set_checkpointing(self, mode: Checkpointing) -> None:
-        """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
-        for layer in self.blocks:
-            layer.checkpointing = mode
-
-    def compile_regions(self) -> None:
-        """Compile the feed-forward layers."""
-        for layer in self.blocks:
-            layer.mlp.compile()
 
     def encode(self, source: torch.Tensor, source_lengths: torch.Tensor | None = None) -> Encoded:
         """Token ids [B, S] -> what the decoder looks at, of use for every token of the target.

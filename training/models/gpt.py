@@ -6,7 +6,7 @@ Shape suffixes are listed in :mod:`training.layers`.
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,16 @@ from torch import nn
 
 from configs.schema.models.gpt import GptSection
 from training.layers.cache import Cache
-from training.layers.checkpointing import Checkpointing
 from training.layers.documents import Documents
 from training.layers.head import OutputHead
 from training.layers.initial import draw_normal
+from training.layers.layered import Layered
 from training.layers.masks import Mask
 from training.layers.places import Places
 from training.layers.transformer_layer import TransformerLayer, make_norm
 
 
-class GptDecoder(nn.Module):
+class GptDecoder(Layered):
     """Embedding, layers and final norm: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(self, config: GptSection, vocab_size: int) -> None:
@@ -48,18 +48,8 @@ class GptDecoder(nn.Module):
         out: torch.Tensor = self.norm(x_BTD)
         return out
 
-    @property
-    def blocks(self) -> list[TransformerLayer]:
-        """Every layer."""
-        return cast(list[TransformerLayer], list(self.layers))
 
-    def compile_regions(self) -> None:
-        """Compile the feed-forward layers."""
-        for layer in self.blocks:
-            layer.mlp.compile()
-
-
-class GptForCausalLM(nn.Module):
+class GptForCausalLM(Layered):
     """A decoder and its head over ``vocab_size`` rows, which may exceed the tokenizer's (padding).
 
     Weights are undefined until :func:`init_weights` or ``load_state_dict``.
@@ -72,15 +62,6 @@ class GptForCausalLM(nn.Module):
         self.lm_head = OutputHead(config.hidden_size, vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-
-    def set_checkpointing(self, mode: Checkpointing) -> None:
-        """What the layers keep in training, see :mod:`training.layers.checkpointing`."""
-        for layer in self.model.blocks:
-            layer.checkpointing = mode
-
-    def compile_regions(self) -> None:
-        """Compile the feed-forward layers."""
-        self.model.compile_regions()
 
     def new_cache(self, sequences: int, capacity: int) -> Cache:
         """Room for ``capacity`` tokens of each of ``sequences``: keys and values of every layer and head."""
