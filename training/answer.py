@@ -69,4 +69,5 @@ def _limits(recipe: Recipe, tokenizer: Tokenizer, most: int) -> Limits:
         vocabulary_size=tokenizer.vocab_size,
         stop_ids={tokenizer.end_of_text_id},
         banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],
+        can_crop=False,
     )

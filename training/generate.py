@@ -29,11 +29,8 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     if trace and section.speculative:
         raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
-    if recipe.learns != "text" and (trace or section.chat or section.speculative):
-        asked_for = "--trace" if trace else "generate.chat" if section.chat else "generate.speculative"
-        raise RequestError(f"{asked_for} goes with models of running text, not with model.family={recipe.family}")
-    if section.beams > 1 and recipe.learns != "pairs":
-        raise RequestError(f"generate.beams goes with encoder-decoders, not with model.family={recipe.family}: set 1")
+    if recipe.learns != "text" and trace:
+        raise RequestError(f"--trace goes with models of running text, not with model.family={recipe.family}")
     model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
     tokenizer = Tokenizer.load(layout.tokenizer)
     if recipe.learns != "text":

@@ -35,15 +35,22 @@ def import_model(recipe: Recipe, folder: Path) -> int:
     """Make ``pretrain/`` of a model directory's weights; returns the exit status.
 
     Raises:
-        RequestError: there is no such directory, its model is another than the recipe's, or the run has no data yet.
+        RequestError: there is no such directory, its model is another than the recipe's, the run has no data yet, or
+            holds other weights already.
     """
     layout = RunLayout.of(recipe)
     config = _config(folder)
     _require_same(recipe, folder, config)
     run = pretrain_run(recipe, layout)
-    if run.manifest() is not None:
+    files = {path.name: fingerprint.of_file(path) for path in _files(folder)}
+    if (finished := run.manifest()) is not None and finished.details.get("imported") == files:
         print(f"{run.folder}: up to date")
         return DONE
+    if run.begun() and any((run.folder / "checkpoints").glob("step-*")):
+        raise RequestError(
+            f"{run.folder} holds weights already that are not those of {folder}: give run.name another name, or "
+            f"move {run.folder} away"
+        )
     with lock.hold(run.folder):
         model = build_model(recipe.model, recipe.vocab_size)
         load_weights(model, _weights(folder))
@@ -53,7 +60,6 @@ def import_model(recipe: Recipe, folder: Path) -> int:
         about = About(run.identity, run.inputs, identity, topology)
         checkpoint, saved = write_whole(run.folder / "checkpoints", model, about)
         counts = parameters(recipe.model, recipe.vocab_size)
-        files = {path.name: fingerprint.of_file(path) for path in _files(folder)}
         run.finish(
             counts={"steps": 0},
             versions=manifest.versions("torch"),
@@ -123,4 +129,6 @@ def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         found = torch.load(files[0], map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever unpickling raises
         raise RequestError(f"{files[0]}: damaged ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise RequestError(f"{files[0]}: not a table of tensors by name")
     yield from found.items()

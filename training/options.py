@@ -37,7 +37,7 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
             nargs="+",
             default=(),
             metavar="FILE",
-            help="in place of all that one table of recipes, that of --recipe first; overrides are for each of them",
+            help="in place of all that one table of these recipes; overrides are for each of them",
         )
     if verb == "evaluate":
         told = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
@@ -77,8 +77,6 @@ def settle(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
 def _settle_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     files = [word for word in parsed.compare if "=" not in word]
     parsed.overrides = [*parsed.overrides, *(word for word in parsed.compare if "=" in word)]
-    if files and parsed.recipe is not None:
-        files = [parsed.recipe, *(file for file in files if file != parsed.recipe)]
     if not files and (parsed.compare or parsed.recipe is None):
         parser.error("inspect: give --recipe FILE, or --compare FILE …")
     parsed.compare = files

@@ -19,6 +19,9 @@ from configs.schema.train import TrainSection
 
 #: Tokens that the tokenizer reserves before its spare ones, in id order (see tokenizer/special.py).
 RESERVED_TOKENS = 8
+#: Keys of ``generate`` that only models of running text read, and those that only models of pairs do.
+_OF_TEXT = ("chat", "crop", "only_new", "temperature", "top_k", "top_p", "speculative")
+_OF_PAIRS = ("beams", "length_penalty")
 _LACKS = "the recipe has no {} section, which this command needs: add one, such as that of configs/demo.yaml"
 
 
@@ -57,8 +60,11 @@ class Recipe(Section):
         if not (self.has_model and self.train_section):
             return self
         self._lengths_fit()
-        if self.learns != "text":
+        if self.learns == "text":
+            self._texts_fit()
+        else:
             self._examples_fit()
+        self._generation_fits()
         self._topology_fits()
         self._experts_fit()
         self._losses_fit()
@@ -72,6 +78,23 @@ class Recipe(Section):
         for key, length in lengths.items():
             if longest is not None and length > longest:
                 raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({longest})")
+
+    def _texts_fit(self) -> None:
+        """No targets: they would be cut from the text and never learnt."""
+        for source in self.data.named_sources.values():
+            if source.target_field is not None:
+                key = f"{self.data.key_of(source)}.target_field"
+                raise ValueError(f"{key}: model.family={self.family} learns from running text: leave it out")
+
+    def _generation_fits(self) -> None:
+        """No key of ``generate`` that the family does not read, but at its default."""
+        unread = (*(() if self.learns == "text" else _OF_TEXT), *(() if self.learns == "pairs" else _OF_PAIRS))
+        for key in unread:
+            value = getattr(self.generate, key)
+            if value != GenerateSection.model_fields[key].default:
+                readers = "models of running text" if key in _OF_TEXT else "encoder-decoders"
+                family = f"model.family={self.family}"
+                raise ValueError(f"generate.{key} ({value}) goes with {readers}, not with {family}: leave it out")
 
     def _examples_fit(self) -> None:
         """What a model that learns from examples has no use for, and what it needs."""
@@ -112,9 +135,12 @@ class Recipe(Section):
             for key in ("sequence_loss", "load_balance_loss", "router_z_loss"):
                 if weight := getattr(train, key):
                     raise ValueError(f"train.{key} ({weight:g}): {family} here has no experts: leave it out")
-        default = TrainSection.model_fields["mtp_loss"].default
-        if not isinstance(self.model.trunk, DeepseekSection) and train.mtp_loss != default:
-            raise ValueError(f"train.mtp_loss ({train.mtp_loss:g}): {family} predicts one token ahead: leave it out")
+        depth, has_experts = self.model.prediction_depth, self.model.has_experts
+        for key, read in (("mtp_loss", depth > 0), ("balance_step", has_experts)):
+            weight, default = getattr(train, key), TrainSection.model_fields[key].default
+            if not read and weight not in (0, default):
+                what = "predicts one token ahead" if key == "mtp_loss" else "has no experts"
+                raise ValueError(f"train.{key} ({weight:g}): {family} here {what}: leave it out")
 
     def _topology_fits(self) -> None:
         ranks, ep = self.ranks, self.expert_parallel

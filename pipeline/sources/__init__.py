@@ -67,7 +67,13 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
     Raises:
         RequestError: there is nothing at its path.
     """
-    key = recipe.data.key_of(section)
+    if not section.path:
+        return _made_here(section, recipe)
+    return _of_files(section, section.path, recipe.data.key_of(section))
+
+
+def _made_here(section: SourceSection, recipe: Recipe) -> Source:
+    """Texts that every machine has, or that are made up."""
     if section.kind == "pydocs":
         from pipeline.sources.pydocs import PydocsSource
 
@@ -78,26 +84,27 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
         return PatternsSource(
             section.documents, section.min_chars, section.max_chars, section.largest_step, recipe.run.seed
         )
-    if section.kind == "sequences":
-        from pipeline.sources.sequences import SequencesSource
+    from pipeline.sources.sequences import SequencesSource
 
-        return SequencesSource(
-            section.documents, section.min_chars, section.max_chars, section.symbols, section.task, recipe.run.seed
-        )
-    assert section.path is not None
+    return SequencesSource(
+        section.documents, section.min_chars, section.max_chars, section.symbols, section.task, recipe.run.seed
+    )
+
+
+def _of_files(section: SourceSection, path: str, key: str) -> Source:
     if section.kind == "parallel":
         from pipeline.sources.parallel import ParallelSource
 
-        return ParallelSource(section.path, str(section.target_path), section.encoding, key=key)
+        return ParallelSource(path, str(section.target_path), section.encoding, key=key)
     if section.kind == "hub":
         from pipeline.sources.hub import HubSource
 
-        return HubSource(section.path, section.text_field, section.split, section.config, section.revision, key=key)
+        return HubSource(path, section.text_field, section.split, section.config, section.revision, key=key)
     if section.kind == "text":
         from pipeline.sources.text import TextSource
 
         return TextSource(
-            section.path,
+            path,
             section.chunk_chars,
             section.chunk,
             section.chunk_overlap,
@@ -108,17 +115,15 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
     if section.kind == "openwebtext":
         from pipeline.sources.openwebtext import OpenWebTextSource
 
-        return OpenWebTextSource(section.path, key=key)
+        return OpenWebTextSource(path, key=key)
     if section.kind == "parquet":
         from pipeline.sources.parquet import ParquetSource
 
-        return ParquetSource(section.path, section.text_field, section.target_field, key=key)
+        return ParquetSource(path, section.text_field, section.target_field, key=key)
     if section.kind == "csv":
         from pipeline.sources.csv import CsvSource
 
-        return CsvSource(
-            section.path, section.text_field, section.encoding, section.delimiter, section.target_field, key=key
-        )
+        return CsvSource(path, section.text_field, section.encoding, section.delimiter, section.target_field, key=key)
     from pipeline.sources.jsonl import JsonlSource
 
-    return JsonlSource(section.path, section.text_field, section.encoding, section.target_field, key=key)
+    return JsonlSource(path, section.text_field, section.encoding, section.target_field, key=key)

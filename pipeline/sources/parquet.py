@@ -108,23 +108,27 @@ class ParquetSource(FileSource):
             for batch in opened.iter_batches(rows, [group], asked, use_threads=False):
                 targets = self._targets(batch)
                 for text in texts_of(column_of(batch, self.text_field), name, row, bad):
-                    target = next(targets)
-                    if text is None or (self.target_field and not (target or "").strip()):
+                    target, fault = next(targets)
+                    if text is None or fault:
                         if text is not None:
                             bad.good -= 1
-                            bad.add("empty target", f"{name} row {row}")
+                            bad.add(fault, f"{name} row {row}")
                         yield None
                     else:
                         yield Document(f"parquet:{name}:{row}", text, name, "record", target)
                     row += 1
 
-    def _targets(self, batch: Any) -> Iterator[str | None]:
-        """The target of each row of a batch; None where it has none."""
+    def _targets(self, batch: Any) -> Iterator[tuple[str | None, str]]:
+        """The target of each row of a batch, where one is asked for, and what is wrong with it, or nothing."""
         import pyarrow
+        import pyarrow.types as types
 
         if self.target_field is None:
-            return repeat(None)
-        return iter(column_of(batch, self.target_field).cast(pyarrow.large_string()).to_pylist())
+            return repeat((None, ""))
+        column = column_of(batch, self.target_field)
+        if types.is_integer(column.type) or types.is_boolean(column.type):
+            column = column.cast(pyarrow.large_string())
+        return map(_target, _values(column))
 
 
 def _batch_rows(group: Any, field: str) -> int:
@@ -209,15 +213,29 @@ def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str
         yield from _converted(column.slice(at, step), name, first + at, bad)
 
 
-def _converted(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str | None]:
-    try:
-        values = column.to_pylist()
-    except UnicodeDecodeError:
-        import pyarrow
+def _values(column: Any) -> list[str | bytes | None]:
+    """Of a column of text each row's, as bytes where not all of it is UTF-8."""
+    import pyarrow
 
+    try:
+        found: list[str | bytes | None] = column.to_pylist()
+    except UnicodeDecodeError:
         plain = column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
-        values = plain.cast(pyarrow.large_binary()).to_pylist()
-    for row, value in enumerate(values, first):
+        found = plain.cast(pyarrow.large_binary()).to_pylist()
+    return found
+
+
+def _target(value: str | bytes | None) -> tuple[str | None, str]:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return None, "invalid UTF-8"
+    return (value, "") if value and value.strip() else (None, "empty target")
+
+
+def _converted(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str | None]:
+    for row, value in enumerate(_values(column), first):
         if isinstance(value, bytes):
             try:
                 value = value.decode()

@@ -11,8 +11,9 @@ from artefacts.layout import RunLayout
 from pipeline import documents
 from pipeline.bad_inputs import BadInputs
 from pipeline.preview import preview
-from pipeline.sources import patterns
-from pipeline.sources.patterns import ALPHABET, PatternsSource, walk
+from pipeline.sources import made_up
+from pipeline.sources.made_up import ALPHABET
+from pipeline.sources.patterns import PatternsSource, walk
 from tests.pipeline.corpora import recipe
 
 
@@ -57,7 +58,7 @@ def test_documents_are_what_is_asked_for_however_cut(count, least, more, largest
         assert least <= len(text) <= least + more and 1 <= step <= largest_step
         assert all((b - a) % len(ALPHABET) == step for a, b in pairwise(places))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patterns, "_PART_BYTES", part_bytes)
+        patch.setattr(made_up, "_PART_BYTES", part_bytes)
         assert _read(source) == found
 
 
@@ -73,7 +74,7 @@ def test_the_documents_stage(tmp_path, monkeypatch):
     made = documents.build(asked)
     assert made is not None and made.counts["documents"] == 300 and not made.counts["dropped"]
     assert documents.build(asked) is None
-    monkeypatch.setattr(patterns, "_PART_BYTES", 50_000)
+    monkeypatch.setattr(made_up, "_PART_BYTES", 50_000)
     kept = _texts(asked)
     parted = _made(tmp_path / "parts", "data.workers=2")
     documents.build(parted)

@@ -19,12 +19,12 @@ from pipeline import documents
 from pipeline.bad_inputs import BadInputs
 from pipeline.preview import preview
 from pipeline.rejected import rejected
-from pipeline.sources import sequences
+from pipeline.sources import made_up, sequences
 from pipeline.sources.csv import CsvSource
 from pipeline.sources.jsonl import JsonlSource
+from pipeline.sources.made_up import ALPHABET
 from pipeline.sources.parallel import ParallelSource
 from pipeline.sources.parquet import ParquetSource
-from pipeline.sources.patterns import ALPHABET
 from pipeline.sources.pydocs import PydocsSource
 from pipeline.sources.sequences import SequencesSource
 from tests.pipeline.corpora import ROOT, of_jsonl, texts, write_jsonl
@@ -86,6 +86,16 @@ def test_parquet(tmp_path, kind):
     assert bad.good == 2 and bad.examples == {"empty target": ["a.parquet row 1"]}
     with pytest.raises(RequestError, match=r"data.source.target_field: column 'weight' of a.parquet is not text"):
         _read(ParquetSource(str(tmp_path / "a.parquet"), "text", "weight"))
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.binary()])
+def test_a_parquet_target_that_is_not_utf8_costs_its_row_alone(tmp_path, kind):
+    offsets, data = pyarrow.array([0, 1, 2, 3], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"a\xffc")
+    labels = pyarrow.Array.from_buffers(kind, 3, [None, offsets, data])
+    parquet.write_table(pyarrow.table({"text": ["x", "y", "z"], "label": labels}), tmp_path / "a.parquet")
+    found, bad = _read(ParquetSource(str(tmp_path / "a.parquet"), "text", "label"))
+    assert _pairs(found) == [("x", "a"), ("z", "c")]
+    assert bad.good == 2 and bad.examples == {"invalid UTF-8": ["a.parquet row 1"]}
 
 
 def test_kinds_and_packages_of_documentation(tmp_path):
@@ -182,7 +192,7 @@ def test_sequences_are_what_is_asked_for_however_cut(count, least, more, symbols
         assert document.target == document.text[::-1] and least <= len(document.text) <= least + more
         assert set(document.text) <= set(ALPHABET[:symbols])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequences, "_PART_BYTES", part_bytes)
+        patch.setattr(made_up, "_PART_BYTES", part_bytes)
         patch.setattr(sequences, "_DRAWN", part_bytes)
         assert _read(source)[0] == found
     copied, _ = _read(SequencesSource(2 * count, least, least + more, symbols, "copy", seed))

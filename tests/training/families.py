@@ -21,12 +21,11 @@ _SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 16,
-    "initializer_range": 0.2,
 }
 
 
 def gpt(**changes: Any) -> GptSection:
-    return GptSection(**{**_SIZES, **changes})
+    return GptSection(**{**_SIZES, "initializer_range": 0.2, **changes})
 
 
 def encoder(**changes: Any) -> EncoderSection:

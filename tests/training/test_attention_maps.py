@@ -98,6 +98,17 @@ def test_two_stacks_and_cross_attention_are_told_apart() -> None:
     assert both_ways.after == pytest.approx(float(found[0].weights_NTL[0].diagonal(1).mean()), rel=1e-5)
 
 
+def test_heads_of_one_side_are_measured_by_what_they_see() -> None:
+    counts = np.arange(1, 7)
+    back = np.tril(np.ones((6, 6))) / counts[:, None]
+    both = np.full((6, 6), 1 / 6)
+    found = head_numbers(AttentionMap("0", 0, False, np.stack([back, back[::-1, ::-1], both]).astype(np.float32)))
+    assert [each.entropy_share for each in found] == pytest.approx([1.0] * 3)
+    steps = sum(1 / n for n in counts[1:]) / 5
+    assert [each.before for each in found] == [pytest.approx(steps), None, pytest.approx(1 / 6)]
+    assert [each.after for each in found] == [None, pytest.approx(steps), pytest.approx(1 / 6)]
+
+
 def test_even_attention_has_the_most_entropy() -> None:
     counts = np.arange(1, 7)
     even = np.tril(np.ones((6, 6))) / counts[:, None]

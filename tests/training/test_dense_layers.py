@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from tests.training.families import encoder, gpt
-from training.layers.attention import attention, attention_weights
+from training.layers.attention import attention, attention_weights, flexed
 from training.layers.documents import Documents
 from training.layers.masks import Mask, alibi_sides, alibi_slopes
 from training.layers.multi_head import SelfAttention, Source
@@ -127,9 +127,8 @@ def test_flex_attention_is_that_of_the_blocks(name: str) -> None:
     """What a GPU computes, here uncompiled."""
     mask = dataclasses.replace(MASKS[name], _block_masks={})
     q, k, v = (drawn(3, HEADS, LENGTH, 16, seed=seed) for seed in range(3))
-    score_mod, block_mask = mask.flex(LENGTH, LENGTH, q.device)
     with torch.no_grad():
-        out: Any = flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=0.25)
+        out = flexed(q, k, v, 0.25, mask, flex_attention)
     seen = there(mask, 3)
     same(out.transpose(1, 2)[seen], attention(q, k, v, 0.25, mask).transpose(1, 2)[seen])
 

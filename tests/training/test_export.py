@@ -9,6 +9,7 @@ import torch
 from artefacts import manifest
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
+from artefacts.training_run import pretrain_run
 from configs.errors import RequestError
 from configs.schema import Recipe
 from tests.training.shapes import small
@@ -73,6 +74,15 @@ def test_a_folder_is_the_model_there_and_back(
     for (key, ours), found in zip(made.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(ours, found), key
     assert import_command.import_model(other, layout.export) == 0 and "up to date" in capsys.readouterr().out
+    # Other weights, and those of a training that has begun, are not passed over for what is asked for.
+    third, elsewhere, different = trained(tmp_path / "three", {**MODELS[name], "initializer_range": 0.3})
+    assert export(third) == 0
+    run = pretrain_run(third, elsewhere)
+    run.open("")
+    write_whole(run.folder / "checkpoints", different, About(run.identity, {}, {}, {}))
+    for one in (other, third):
+        with pytest.raises(RequestError, match=r"holds weights already that are not those of .* run\.name another"):
+            import_command.import_model(one, elsewhere.export)
 
 
 def test_bf16_is_exported_as_that(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def test_what_is_printed_of_a_recipe(name: str) -> None:
 
 
 def test_recipes_are_compared_without_torch() -> None:
-    files = ["configs/gpt-oz.yaml", "configs/deepseek-v3.yaml", "configs/gpt-oz.yaml"]
-    words = ["inspect", "--recipe", files[0], "--compare", *files[1:], "train.context_length=64"]
+    files = ["configs/gpt-oz.yaml", "configs/deepseek-v3.yaml"]
+    words = ["inspect", "--recipe", "configs/demo.yaml", "--compare", *files, "train.context_length=64"]
     code = f"import sys; sys.modules['torch'] = None\nfrom training.__main__ import main\nsys.exit(main({words!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

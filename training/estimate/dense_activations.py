@@ -67,7 +67,13 @@ def _weights(
     """Bytes of attention weights that are kept; ``whole``: no window limits them."""
     window = None if whole else model.window
     if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
-        return micro_batch * length * model.num_attention_heads * 4.0
+        kept = micro_batch * length * model.num_attention_heads * 4.0
+        sloped = model.positions == "alibi" and not whole
+        if (sloped and window is None) or (model.dropout and (sloped or window is not None)):
+            # A mask of all pairs of positions, by head where its slopes differ, by sample where its length does.
+            each = (model.num_attention_heads if sloped else 1) * (micro_batch if keys is not None else 1)
+            kept += each * length * (keys or length) * place.width
+        return kept
     count = micro_batch * model.num_attention_heads * block_weights(length, keys, window)
     # Dropout keeps which of them it leaves, a byte each.
     return count * (place.width + (1.0 if model.dropout else 0.0))

@@ -88,11 +88,12 @@ class _Measured:
         self.nats += float(cross_entropy_sum(logits, batch.labels))
         self.targets += batch.targets
         self.examples += len(batch.labels)
-        best = logits.argmax(-1)
         if self._recipe.learns == "labels":
             self.true += batch.labels.tolist()
-            self.said += best.tolist()
+            self.said += logits.argmax(-1).tolist()
             return
+        # Rows beyond the tokenizer's are no answer.
+        best = logits[..., : self._tokenizer.vocab_size].argmax(-1)
         kept = batch.labels != IGNORED
         self.right += int(((best == batch.labels) & kept).sum())
         wanted = [row[mask].tolist() for row, mask in zip(batch.labels, kept, strict=True)]

@@ -99,10 +99,11 @@ def model_section(config: dict[str, Any]) -> GptSection:
         if config.get(key, wanted) != wanted:
             raise RequestError(f"config.json: {key} is {config[key]!r}, and only {wanted!r} is known")
     found = {**_DEFAULTS, **config}
-    if len({found[key] for key in _DROPOUTS}) > 1:
+    if any(found[key] != found[_DROPOUTS[0]] for key in _DROPOUTS):
         raise RequestError(f"config.json: {', '.join(_DROPOUTS)} differ, and the family has one dropout for all")
     fields = {key: found[called] for key, called in _KEYS.items() if found.get(called) is not None}
-    fields["activation"] = _ALIASES.get(fields["activation"], fields["activation"])
+    if isinstance(activation := fields.get("activation"), str):
+        fields["activation"] = _ALIASES.get(activation, activation)
     try:
         return GptSection(**fields, dropout=found[_DROPOUTS[0]], vocab_size=found["vocab_size"])
     except ValidationError as error:

@@ -46,6 +46,7 @@ class Limits:
     stop_ids: Collection[int] = ()
     banned_ids: Collection[int] = ()
     crop: bool = False
+    can_crop: bool = True
 
     def check(self, prompt_ids: Sequence[int]) -> None:
         """Refuse a prompt that cannot be continued.
@@ -65,7 +66,7 @@ class Limits:
         if len(prompt_ids) > self.context_length and not self.crop:
             raise RequestError(
                 f"generate.prompt has {len(prompt_ids)} tokens, beyond model.max_position_embeddings "
-                f"({self.context_length}): shorten it, or set generate.crop=true"
+                f"({self.context_length}): shorten it{', or set generate.crop=true' if self.can_crop else ''}"
             )
 
     def capacity(self, prompt: int) -> int:
@@ -138,6 +139,7 @@ def _steps(
     logits_BV = _read_prompts(model, read, cache)
     lengths = [len(prompt) for prompt in read]
     left = {row: limits.budget(len(prompt)) for row, prompt in enumerate(prompts)}
+    cropped = False
     while left:
         allowed_BV = limits.allow(logits_BV)
         if sampling.greedy:
@@ -154,7 +156,9 @@ def _steps(
             return
         for row, token in drawn.items():
             read[row].append(token)
-        if max(len(read[row]) for row in left) > limits.context_length:
+        # From then on for good: what was read so is not in the cache.
+        cropped = cropped or max(len(read[row]) for row in left) > limits.context_length
+        if cropped:
             read = [ids[-limits.context_length :] for ids in read]
             logits_BV = _read_prompts(model, read)
             continue

@@ -30,8 +30,10 @@ def attention(
     """Scaled dot-product attention under a mask, query t standing at position t; returns [B, N, T, Z].
 
     With a window time and memory grow with the length, not with its square: on CPU blocks of queries meet the keys
-    that any of them sees, elsewhere FlexAttention leaves out the blocks that nobody sees. ``dropout``: share of the
-    weights that is set to 0.
+    that any of them sees, elsewhere FlexAttention leaves out the blocks that nobody sees. Only elsewhere and with
+    dropout, which FlexAttention has not, does it make a mask of all pairs of positions.
+
+    ``dropout``: share of the weights that is set to 0.
     """
     if mask.plain and not dropout:
         return causal_attention(q_BNTQ, k_BNLQ, v_BNLZ, scale, mask.documents)
@@ -88,12 +90,27 @@ def _masked_on_device(
     if mask.plain and mask.documents is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scale)
     if not dropout and (mask.window is not None or mask.documents is not None):
-        score_mod, block_mask = mask.flex(length, keys, q.device)
-        out: torch.Tensor = flex_attention()(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale)
-        return out
+        return flexed(q, k, v, scale, mask, flex_attention())
     # FlexAttention drops no weights.
     bias = mask.bias_of_all(length, keys, q.dtype, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+
+def flexed(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: Mask, attend: Callable[..., Any]
+) -> torch.Tensor:
+    """FlexAttention ``attend`` under a mask, [B, N, T, Z].
+
+    It is compiled for each length: examples, whose lengths differ from batch to batch, are filled up to whole blocks.
+    """
+    length, keys = q.shape[2], k.shape[2]
+    if mask.documents is None:
+        mask = mask.of_keys(len(q), keys, q.device)
+        q = F.pad(q, (0, 0, 0, -length % _BLOCK))
+        k, v = (F.pad(tensor, (0, 0, 0, -keys % _BLOCK)) for tensor in (k, v))
+    score_mod, block_mask = mask.flex(q.shape[2], k.shape[2], q.device)
+    out: torch.Tensor = attend(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale)
+    return out[:, :, :length]
 
 
 def causal_attention(

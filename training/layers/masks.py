@@ -1,6 +1,6 @@
 """Which positions attention may look at, and how much less it does so with distance (ALiBi, arXiv 2108.12409)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -87,6 +87,12 @@ class Mask:
         apart = ids_BT[:, None, :, None] != ids_BT[:, None, None, :]
         bias = torch.zeros((), dtype=dtype, device=device) if bias is None else bias
         return bias.masked_fill(apart, hiding(dtype))
+
+    def of_keys(self, samples: int, keys: int, device: torch.device) -> "Mask":
+        """The same where more keys follow than there are: nobody sees those."""
+        if self.causal or self.lengths_B is not None:
+            return self
+        return replace(self, lengths_B=torch.full((samples,), keys, device=device), _block_masks={})
 
     def flex(self, queries: int, keys: int, device: torch.device) -> tuple[Any, Any]:
         """FlexAttention's ``score_mod`` and ``block_mask`` of so many queries and keys; of the latter made once."""

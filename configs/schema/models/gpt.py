@@ -19,5 +19,6 @@ class GptSection(TransformerSection):
     """
 
     family: Literal["gpt"] = "gpt"
+    initializer_range: float = Field(0.02, gt=0)
     norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which has no bias")
     tie_word_embeddings: bool = Field(True, description="the output head is the embedding")

@@ -35,7 +35,6 @@ class TransformerSection(ModelSection):
     dropout: float = Field(0.0, ge=0, lt=1, description="of embeddings, attention weights and what layers add")
     bias: bool = Field(True, description="biases of linear layers and of LayerNorm")
     layer_norm_eps: float = Field(1e-5, gt=0)
-    initializer_range: float = Field(0.02, gt=0)
     max_position_embeddings: int = Field(
         1024, gt=0, description="longest sequence; learned positions have such a table"
     )
@@ -65,6 +64,8 @@ class TransformerSection(ModelSection):
                 f"hidden_size ({self.hidden_size}) over num_attention_heads ({self.num_attention_heads}) gives heads "
                 f"of {self.head_size}: positions=rope turns pairs and needs an even number"
             )
+        if self.positions not in ("rope", "sinusoidal") and self.rope_theta != 10_000:
+            raise ValueError(f"rope_theta ({self.rope_theta:g}): {self.positions} positions have none: leave it out")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size ({self.hidden_size}) must be even: sinusoidal positions come in pairs")
         return self

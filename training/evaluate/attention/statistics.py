@@ -17,8 +17,8 @@ class HeadNumbers:
         layer: name of the layer's map.
         head: from 0.
         to_itself: weight of the query's own position; None: of another sequence there is none.
-        before: weight of the position before, over the queries that have one.
-        after: weight of the position after, likewise; None: it is hidden.
+        before: weight of the position before, over the queries that have one; None: the head sees nothing before.
+        after: weight of the position after, likewise.
         entropy: of a query's weights, in nats.
         entropy_share: entropy over that of even weights on all the positions that the query sees, over the queries that
             see more than one.
@@ -38,23 +38,27 @@ class HeadNumbers:
 
 def head_numbers(found: AttentionMap) -> list[HeadNumbers]:
     """The numbers of every head of a map."""
-    # What any head looks at, all of them see: a single one's weight may have been rounded to zero.
-    seen_T = (found.weights_NTL > 0).any(0).sum(-1)
-    ahead = not found.cross and bool(np.triu(found.weights_NTL, 1).any())
-    return [_numbers(found, head, weights, seen_T, ahead) for head, weights in enumerate(found.weights_NTL)]
+    # What any head looks at, all of them see that look to its side: a single weight may have been rounded to zero.
+    seen_TL = np.asarray((found.weights_NTL > 0).any(0))
+    return [_numbers(found, head, weights, seen_TL) for head, weights in enumerate(found.weights_NTL)]
 
 
-def _numbers(
-    found: AttentionMap, head: int, weights: NDArray[np.float32], seen_T: NDArray[np.int64], ahead: bool
-) -> HeadNumbers:
+def _numbers(found: AttentionMap, head: int, weights: NDArray[np.float32], seen_TL: NDArray[np.bool_]) -> HeadNumbers:
     weights_TL = weights.astype(np.float64)
+    back = not found.cross and bool(np.tril(weights_TL, -1).any())
+    ahead = not found.cross and bool(np.triu(weights_TL, 1).any())
+    if back and not ahead:
+        seen_TL = np.tril(seen_TL)
+    elif ahead and not back:
+        seen_TL = np.triu(seen_TL)
+    seen_T = seen_TL.sum(-1)
     entropy_T = -(weights_TL * np.log(np.where(weights_TL > 0, weights_TL, 1.0))).sum(-1)
     several = seen_T > 1
     return HeadNumbers(
         layer=found.name,
         head=head,
         to_itself=None if found.cross else _mean(weights_TL.diagonal()),
-        before=None if found.cross else _mean(weights_TL.diagonal(-1)),
+        before=_mean(weights_TL.diagonal(-1)) if back else None,
         after=_mean(weights_TL.diagonal(1)) if ahead else None,
         entropy=float(entropy_T.mean()),
         entropy_share=_mean(entropy_T[several] / np.log(seen_T[several])),
