@@ -1,10 +1,21 @@
-"""Scores of classes against their definition, written out over the list of examples."""
+"""Scores of classes against their definition, written out over the list of examples; and what counts as an answer."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
+import torch
 
+from configs.load import load_recipe
+from tokenizer import special
+from tokenizer.characters import CharacterTokenizer
+from training.data.batch import IGNORED, Batch
 from training.evaluate.accuracy import ClassScores
+from training.evaluate.tasks import Measured
+from training.models.families import build_model, init_weights
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -37,3 +48,24 @@ def test_scores_are_their_definition(seed: int) -> None:
 def test_a_class_that_nobody_has_or_says_does_not_count() -> None:
     scores = ClassScores.of([0, 1, 1], [0, 1, 1], ["a", "b", "never"])
     assert scores.accuracy == scores.macro_f1 == 1.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "kind"), [("encoder-copy", "tags"), ("seq2seq-reverse", "pairs")])
+def test_rows_beyond_the_tokenizer_are_no_answer(name: str, kind: str) -> None:
+    """The model has more rows than the tokenizer ids, and here likes those best."""
+    recipe = load_recipe(CHECKOUT / "configs" / f"{name}.yaml", [])
+    tokenizer = CharacterTokenizer(json.dumps({"reserved": special.RESERVED, "characters": "abc"}).encode())
+    model = build_model(recipe.model, recipe.vocab_size)
+    init_weights(model, 0)
+    # Larger than the others by the same in every direction that a hidden state may have.
+    bias = torch.zeros(recipe.vocab_size).index_fill(0, torch.arange(tokenizer.vocab_size, recipe.vocab_size), 1e3)
+    model.lm_head.register_forward_hook(lambda _head, _given, out: out + bias)
+    measured = Measured(recipe, model.eval(), torch.device("cpu"), tokenizer)
+    ids, lengths = torch.tensor([tokenizer.encode("abca"), [*tokenizer.encode("bb"), 0, 0]]), torch.tensor([4, 2])
+    labels = ids.masked_fill(torch.arange(4) >= lengths[:, None], IGNORED)
+    pairs = {"source": ids, "source_lengths": lengths} if kind == "pairs" else {"lengths": lengths}
+    measured.add(Batch(ids, labels, **pairs))
+    assert measured.examples == 2 and measured.targets == 6
+    assert [sample["target"] for sample in measured.samples] == ["abca", "bb"]
+    assert recipe.learns == kind and all(set(sample["output"]) <= set("abc") for sample in measured.samples)

@@ -35,7 +35,7 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
     tokenizer = Tokenizer.load(layout.tokenizer)
     examples = task_examples(recipe, layout, "held-out")
     batches = examples.in_order(recipe.evaluate.batch)
-    measured = _Measured(recipe, model, device, tokenizer)
+    measured = Measured(recipe, model, device, tokenizer)
     limit = recipe.evaluate.max_tokens
     with bar(len(examples), "example", "held-out examples") as progress:
         for batch in batches:
@@ -71,7 +71,7 @@ def _of_classes(scores: ClassScores) -> dict[str, Any]:
     }
 
 
-class _Measured:
+class Measured:
     """What adds up over the batches."""
 
     def __init__(self, recipe: Recipe, model: Any, device: torch.device, tokenizer: Tokenizer) -> None:
