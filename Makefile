@@ -82,8 +82,8 @@ generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.t
 export: $(SETUP)  ## the newest weights as a Hugging Face model directory, proven to be the same model
 	@$(PYTHON) -m training export --recipe $(RECIPE) $(ARGS)
 
-import: data  ## a Hugging Face model directory in place of pretraining: ARGS="--from FOLDER"
-	@$(PYTHON) -m training import --recipe $(RECIPE) $(ARGS)
+import: data  ## a Hugging Face model directory in place of pretraining: FROM=FOLDER
+	@$(PYTHON) -m training import --recipe $(RECIPE) --from "$(FROM)" $(ARGS)
 
 report: $(SETUP)  ## one self-contained page with the curves and tables of the run
 	@$(PYTHON) -m training report --recipe $(RECIPE) $(ARGS)

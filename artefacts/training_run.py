@@ -116,13 +116,26 @@ def backbone_checkpoint(recipe: Recipe) -> Path | None:
     """
     if not isinstance(recipe.model, ClassifierSection) or recipe.model.weights is None:
         return None
-    given = Path(recipe.model.weights).expanduser().resolve()
+    return given_checkpoint(recipe.model.weights, "model.weights")
+
+
+def given_checkpoint(path: str, key: str) -> Path:
+    """The checkpoint that a recipe's ``key`` names: itself, or a run's folder.
+
+    Raises:
+        RequestError: there is none there.
+    """
+    given = Path(path).expanduser().resolve()
     if given.name.startswith("step-") and manifest.read(given) is not None:
         return given
     for folder in (given, given / "pretrain"):
         if (found := finished_checkpoint(folder)) is not None and found[0].is_dir():
             return found[0]
-    raise RequestError(f"model.weights={given}: neither a run whose pretraining is finished nor a checkpoint")
+    released = "; a model directory in Hugging Face's layout begins a run by `make import`"
+    raise RequestError(
+        f"{key}={given}: neither a run whose pretraining is finished nor a checkpoint"
+        f"{released if (given / 'config.json').is_file() else ''}"
+    )
 
 
 def _of_backbone(recipe: Recipe, checkpoint: Path, tokenizer: Manifest) -> str:

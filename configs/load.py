@@ -95,7 +95,9 @@ def _overridden(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RequestError(f"{override!r} is not an override: write section.key=value")
+        raise RequestError(
+            f"{override!r} is not an override: write section.key=value, in quotes where the value has spaces"
+        )
     try:
         value = text if _takes_text(key) and text != "null" else yaml.load(text, Loader=_Loader)
     except _RepeatedKeyError as error:

@@ -150,9 +150,11 @@ def _examples(recipe: Recipe, chosen: argparse.Namespace) -> int:
         print(f"{folder}: up to date")
     else:
         train, held_out = made.counts["train"], made.counts["held_out"]
+        reasons = {reason: count for reason, count in made.counts["dropped"].items() if count}
+        why = f" ({', '.join(f'{count:,} {reason}' for reason, count in reasons.items())})" if reasons else ""
         print(
             f"{folder}: {train['examples']:,} examples to train on, {held_out['examples']:,} held out; "
-            f"{sum(made.counts['dropped'].values()):,} left out"
+            f"{sum(reasons.values()):,} left out{why}"
         )
     return DONE
 

@@ -78,7 +78,7 @@ def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
         named = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
         raise RequestError(
             f"model.classes is {asked}, the documents have {len(names):,} classes ({named}): set model.classes, or see "
-            "to the targets of data.source"
+            "to the targets of data.source and to what data.clean dropped (`make stats`)"
         )
     return names
 

@@ -17,6 +17,7 @@ from configs.command import DONE
 from configs.errors import RequestError
 from configs.load import dump_recipe
 from configs.schema import Recipe
+from tokenizer.load import JSON_NAME, Tokenizer
 from training.checkpoint.save import About
 from training.checkpoint.whole import write_whole
 from training.estimate.parameters import parameters
@@ -42,6 +43,7 @@ def import_model(recipe: Recipe, folder: Path) -> int:
     config = _config(folder)
     _require_same(recipe, folder, config)
     run = pretrain_run(recipe, layout)
+    _require_same_tokens(Tokenizer.load(layout.tokenizer), folder)
     files = {path.name: fingerprint.of_file(path) for path in _files(folder)}
     if (finished := run.manifest()) is not None and finished.details.get("imported") == files:
         print(f"{run.folder}: up to date")
@@ -101,6 +103,36 @@ def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
             f"{folder} has a vocabulary of {theirs.vocab_size}, the recipe one of {recipe.vocab_size}: "
             f"set model.vocab_size={theirs.vocab_size}"
         )
+
+
+def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
+    """Refuse weights that were trained on other tokens than the run's data have, where the folder says which."""
+    pieces = _pieces(folder)
+    differ = (i for i in range(tokenizer.vocab_size) if i in pieces and pieces[i] != tokenizer.piece(i))
+    if (token := next(differ, None)) is not None:
+        raise RequestError(
+            f"token {token} is {pieces[token]!r} in {folder} and {tokenizer.piece(token)!r} in the run's data: set "
+            f"tokenizer.kind=huggingface tokenizer.path={folder}, and run `make data`"
+        )
+
+
+def _pieces(folder: Path) -> dict[int, str]:
+    """How a model directory's tokenizer spells its ids; empty where it has none that can be read."""
+    if (path := folder / JSON_NAME).is_file():
+        from tokenizers import Tokenizer as Released
+
+        try:
+            found = Released.from_file(str(path)).get_vocab()
+        except Exception as error:  # whatever the library raises
+            raise RequestError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    elif (path := folder / "vocab.json").is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise RequestError(f"{path}: cannot be read ({error})") from None
+    else:
+        found = {}
+    return {token: piece for piece, token in found.items()}
 
 
 def _same_width(key: str, recipe: Recipe, theirs: Any) -> bool:

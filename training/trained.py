@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from artefacts.layout import RunLayout
-from artefacts.training_run import finetune_is_current, require_same_tokens
+from artefacts.training_run import finetune_is_current, given_checkpoint, require_same_tokens
 from configs.errors import RequestError
 from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
@@ -64,7 +64,7 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
         RequestError: there is none, or the data were made anew since it was trained.
     """
     if recipe.generate.weights:
-        return Path(recipe.generate.weights)
+        return given_checkpoint(recipe.generate.weights, "generate.weights")
     require_same_tokens(layout)
     return newest_checkpoint(layout)
 

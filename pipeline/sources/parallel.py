@@ -147,16 +147,19 @@ class ParallelSource(FileSource):
                     stream.seek(at)
             pairs = zip(self._lines(source), self._lines(target), strict=False)
             for number, pair in enumerate(islice(pairs, piece.lines), piece.first + 1):
-                where = f"{name} line {number}"
-                try:
-                    text, belongs = (
-                        line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n") for line in pair
-                    )
-                except UnicodeDecodeError:
-                    bad.add(coding.fault(self.encoding), where)
+                codec = "utf-8-sig" if number == 1 else "utf-8"
+                read: list[str] = []
+                for line, file in zip(pair, (piece.source, piece.target), strict=True):
+                    try:
+                        read.append(line.decode(codec).rstrip("\r\n"))
+                    except UnicodeDecodeError:
+                        bad.add(coding.fault(self.encoding), f"{file.name} line {number}")
+                        break
+                if len(read) < 2:
                     continue
+                text, belongs = read
                 if belongs.strip():
                     bad.good += 1
                     yield Document(f"parallel:{name}:{number}", text, name, "pair", belongs)
                 elif text.strip():
-                    bad.add("empty target", where)
+                    bad.add("empty target", f"{piece.target.name} line {number}")

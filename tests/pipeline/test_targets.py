@@ -174,7 +174,7 @@ def test_other_encodings_and_damage(tmp_path):
     (tmp_path / "b").write_bytes(b"ae\n\xff\n")
     (tmp_path / "a").write_text("ä\nö\n", encoding="utf-8")
     found, bad = _read(ParallelSource(str(tmp_path / "a"), str(tmp_path / "b")))
-    assert _pairs(found) == [("ä", "ae")] and bad.examples == {"invalid UTF-8": ["a line 2"]}
+    assert _pairs(found) == [("ä", "ae")] and bad.examples == {"invalid UTF-8": ["b line 2"]}
     (tmp_path / "b.gz").write_bytes(gzip.compress(b"ae\noe\n")[:-4])
     with pytest.raises(RequestError, match=r"b.gz: cannot be read .* its lines not be counted"):
         list(ParallelSource(str(tmp_path / "a"), str(tmp_path / "b.gz")).parts(1))

@@ -233,7 +233,7 @@ def test_slopes_are_those_of_bloom(heads: int) -> None:
 
 @pytest.mark.parametrize(
     ("heads", "slopes", "sides"),
-    [(1, [2**-8], [0]), (3, [2**-4, 2**-4, 2**-8], [-1, 1, 0]), (4, [2**-4, 2**-4, 2**-8, 2**-8], [-1, 1, -1, 1])],
+    [(1, [2**-8], [0]), (3, [2**-4, 2**-4, 2**-2], [-1, 1, 0]), (4, [2**-2, 2**-2, 2**-6, 2**-6], [-1, 1, -1, 1])],
 )
 def test_alibi_both_ways_has_heads_for_each_side(heads: int, slopes: list[float], sides: list[int]) -> None:
     assert alibi_slopes(heads, causal=False).tolist() == slopes and alibi_sides(heads).tolist() == sides

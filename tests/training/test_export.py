@@ -1,5 +1,7 @@
 """Export and import over a run on disk: the folder is the model, and nothing else is published."""
 
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from training.export_command import export
 from training.trained import load_model
 
 transformers = pytest.importorskip("transformers")
+CHECKOUT = Path(__file__).parents[2]
 DEEPSEEK = small(num_nextn_predict_layers=1, tie_word_embeddings=True).model_dump()
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": GPT,
@@ -83,6 +86,33 @@ def test_a_folder_is_the_model_there_and_back(
     for one in (other, third):
         with pytest.raises(RequestError, match=r"holds weights already that are not those of .* run\.name another"):
             import_command.import_model(one, elsewhere.export)
+
+
+def test_weights_of_other_tokens_are_not_imported(tmp_path: Path) -> None:
+    recipe, layout, _ = trained(tmp_path / "one", GPT)
+    export(recipe)
+    path = layout.export / "tokenizer.json"
+    released = json.loads(path.read_text())
+    vocab = released["model"]["vocab"]
+    letter, other = (key for key, token in vocab.items() if token in (20, 21))
+    vocab[letter], vocab[other] = vocab[other], vocab[letter]
+    path.write_text(json.dumps(released))
+    asked = tiny_recipe(tmp_path, GPT)
+    with_data(asked)
+    said = rf"token 20 is '{other}' in .*export and '{letter}' in the run's data: set tokenizer.kind=huggingface"
+    with pytest.raises(RequestError, match=said):
+        import_command.import_model(asked, layout.export)
+    path.write_text("{}")
+    with pytest.raises(RequestError, match=r"tokenizer.json: cannot be read"):
+        import_command.import_model(asked, layout.export)
+    assert not RunLayout.of(asked).pretrain.exists()
+
+
+def test_make_hands_the_folder_to_import_alone(tmp_path: Path) -> None:
+    words = ["make", "-n", "SETUP=", "import", "FROM=some folder", "ARGS=run.name=mine"]
+    lines = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line for line in lines if "--from" in line] == [line for line in lines if " -m training import " in line]
+    assert '--from "some folder" run.name=mine' in lines[-1] and any(" -m pipeline run " in line for line in lines)
 
 
 def test_bf16_is_exported_as_that(tmp_path: Path) -> None:

@@ -137,10 +137,11 @@ def alibi_slopes(heads: int, device: torch.device | None = None, causal: bool = 
     """Each head's slope [N] in fp32: a geometric row from 2^(-8/N); where N is no power of two, as the paper's code
     does, those of the power below and every other one of the power above.
 
-    Where heads look both ways, a head that looks back and one that looks ahead have one slope, see :func:`alibi_sides`.
+    Where the stack looks both ways, a head that looks back and one that looks ahead share a slope, every other one of
+    the same row, see :func:`alibi_sides`.
     """
     if not causal:
-        return alibi_slopes((heads + 1) // 2, device).repeat_interleave(2)[:heads]
+        return alibi_slopes(heads, device)[::2].repeat_interleave(2)[:heads]
     power = 2 ** (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]

@@ -48,13 +48,14 @@ def _headline_of_training(run: RunFiles) -> dict[str, str]:
     if not records:
         return {}
     seen, seconds = totals(records)
+    unit = "Targets" if run.learnt_from == "examples" else "Tokens"
     facts = {
         "Steps" if run.pretrain else "Steps so far": whole(records[-1]["step"]),
-        "Tokens seen": compact(seen),
+        f"{unit} seen": compact(seen),
         "Time in steps": duration(seconds),
     }
     if seconds:
-        facts["Tokens a second"] = compact(seen / seconds)
+        facts[f"{unit} a second"] = compact(seen / seconds)
     if points := run.pretrain_metrics.get("validation"):
         facts["Validation loss"] = f"{decimal(points[-1]['loss'])} nats"
     return facts
