@@ -126,7 +126,7 @@ def given_checkpoint(path: str, key: str) -> Path:
         RequestError: there is none there.
     """
     given = Path(path).expanduser().resolve()
-    if given.name.startswith("step-") and manifest.read(given) is not None:
+    if (saved := manifest.read(given)) is not None and saved.stage == "checkpoint":
         return given
     for folder in (given, given / "pretrain"):
         if (found := finished_checkpoint(folder)) is not None and found[0].is_dir():
