@@ -116,7 +116,8 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
         _list_unreadable(parts, stage.work)
         if not counts["documents"]:
             names = ", ".join(source.name for source in sources.values())
-            raise RequestError(f"{names}: no document is left after cleaning: {_listed(counts['dropped'])}")
+            dropped = _listed(counts["dropped"])
+            raise RequestError(f"{names}: no document is left after cleaning: {dropped}: loosen those keys")
         return stage.publish(counts, manifest.versions("pyarrow", "numpy"), details)
 
 

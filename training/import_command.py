@@ -93,7 +93,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
     """Refuse a model that is not the recipe's, by the first key that differs."""
-    theirs = format_of(recipe.model).model_section(config)
+    released = format_of(recipe.model)
+    try:
+        theirs = released.model_section(config)
+    except RequestError as error:
+        raise RequestError(f"{folder}: {error}") from None
     asked, found = recipe.model.identity(), theirs.identity()
     for key, value in found.items():
         if key not in _FREE and asked.get(key) != value and not _same_width(key, recipe, theirs):

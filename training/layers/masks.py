@@ -153,7 +153,7 @@ def alibi_sides(heads: int, device: torch.device | None = None) -> torch.Tensor:
     last).
 
     A score that falls to both sides alike tells no "before" from "after", and a stack of such scores none at all: it
-    reads a word and the same word backwards alike. The paper's author advises heads of one side each.
+    reads a word and the same word backwards alike. The paper has causal models alone, where this does not arise.
     """
     sides = torch.tensor([-1, 1], device=device).repeat((heads + 1) // 2)
     if heads % 2:
