@@ -23,7 +23,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheelhouse demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate compare export import report estimate inspect verify stats ingest slurm slurm-data test-parity test-recovery test-launch test-slurm bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu clean lock
+.PHONY: help setup wheelhouse demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate compare export from import report estimate inspect verify stats ingest slurm slurm-data test-parity test-recovery test-launch test-slurm bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu clean lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -82,7 +82,11 @@ generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.t
 export: $(SETUP)  ## the newest weights as a Hugging Face model directory, proven to be the same model
 	@$(PYTHON) -m training export --recipe $(RECIPE) $(ARGS)
 
-import: data  ## a Hugging Face model directory in place of pretraining: FROM=FOLDER
+# Before the data are made, which may take days.
+from:
+	@test -f "$(FROM)/config.json" || { echo "error: FROM=$(FROM): no config.json is there: give a model directory in Hugging Face's layout, FROM=FOLDER" >&2; exit 2; }
+
+import: from data  ## a Hugging Face model directory in place of pretraining: FROM=FOLDER
 	@$(PYTHON) -m training import --recipe $(RECIPE) --from "$(FROM)" $(ARGS)
 
 report: $(SETUP)  ## one self-contained page with the curves and tables of the run

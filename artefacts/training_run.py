@@ -229,7 +229,7 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
 def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:
     """The last checkpoint of a finished training folder and its fingerprint, or None."""
     found = manifest.read(folder)
-    if found is None:
+    if found is None or found.stage not in ("pretrain", "finetune"):
         return None
     return folder / "checkpoints" / found.details["checkpoint"], found.details["weights"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -66,14 +67,15 @@ def test_an_encoder_decoder_learns_and_decodes(tmp_path: Path) -> None:
     greedy = run.evaluate()
     assert greedy["examples"] > few["examples"] and {"source", "target", "output"} == set(greedy["samples"][0])
     assert greedy["samples"][0]["target"] == greedy["samples"][0]["source"][::-1]
-    assert run.call("training", "generate", "generate.prompt=banana", "generate.beams=2") != ""
+    said = run.call("training", "generate", "generate.prompt=banana", "generate.beams=2")
+    assert said.count("\n") == 1 and said.strip() and set(said.strip()) <= set(string.ascii_lowercase)
     run.call("training", "report")
     assert "whole sequences" in (run.folder / "report.html").read_text()
 
 
 def test_a_classifier_says_a_class(tmp_path: Path) -> None:
-    texts = [{"text": f"{words} {n}", "label": label} for n in range(60) for words, label in
-             (("good fine nice", "yes"), ("bad poor sad", "no"))]  # fmt: skip
+    kinds = ("good fine nice", "yes"), ("bad poor sad", "no")
+    texts = [{"text": f"{words} {n}", "label": label} for words, label in kinds for n in range(60)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in texts))
     source = f"{{kind: jsonl, path: {tmp_path / 'texts.jsonl'}, target_field: label}}"
     data = f"data.source={source}", "data.clean.min_chars=0", "data.tokens.validation_fraction=0.2"
@@ -81,6 +83,9 @@ def test_a_classifier_says_a_class(tmp_path: Path) -> None:
     characters = "tokenizer.kind=characters", "tokenizer.vocab_size=40"
     run = Run("classifier", tmp_path, "model.classes=2", *data, *short, *characters)
     run.train()
+    # Those of a class stand together, and the first few are of both all the same.
+    few = run.evaluate("evaluate.max_tokens=8", "evaluate.batch=8")
+    assert few["examples"] == 8 and few["majority"] < 1
     found = run.evaluate()
     assert found["accuracy"] == 1 and found["macro_f1"] == 1
     assert [row["name"] for row in found["classes"]] == ["no", "yes"]

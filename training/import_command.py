@@ -17,7 +17,8 @@ from configs.command import DONE
 from configs.errors import RequestError
 from configs.load import dump_recipe
 from configs.schema import Recipe
-from tokenizer.load import JSON_NAME, Tokenizer
+from tokenizer.bpe import BpeTokenizer
+from tokenizer.load import JSON_NAME, MODEL_NAME, Tokenizer
 from training.checkpoint.save import About
 from training.checkpoint.whole import write_whole
 from training.estimate.parameters import parameters
@@ -39,7 +40,7 @@ def import_model(recipe: Recipe, folder: Path) -> int:
         RequestError: there is no such directory, its model is another than the recipe's, the run has no data yet, or
             holds other weights already.
     """
-    layout = RunLayout.of(recipe)
+    layout, folder = RunLayout.of(recipe), folder.expanduser()
     config = _config(folder)
     _require_same(recipe, folder, config)
     run = pretrain_run(recipe, layout)
@@ -50,8 +51,8 @@ def import_model(recipe: Recipe, folder: Path) -> int:
         return DONE
     if run.begun() and any((run.folder / "checkpoints").glob("step-*")):
         raise RequestError(
-            f"{run.folder} holds weights already that are not those of {folder}: give run.name another name, or "
-            f"move {run.folder} away"
+            f"{run.folder} holds weights already that were not imported from {folder}, or not to the end: give "
+            f"run.name another name, or move {run.folder} away"
         )
     with lock.hold(run.folder):
         model = build_model(recipe.model, recipe.vocab_size)
@@ -114,9 +115,12 @@ def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
     pieces = _pieces(folder)
     differ = (i for i in range(tokenizer.vocab_size) if i in pieces and pieces[i] != tokenizer.piece(i))
     if (token := next(differ, None)) is not None:
+        # Millrace's own exports have no other file where the tokenizer is SentencePiece's.
+        cure = "make the data with the tokenizer of the run that it is from (tokenizer.kind=run)"
+        if not (folder / MODEL_NAME).is_file():
+            cure = f"set tokenizer.kind=huggingface tokenizer.path={folder}, and run `make data`"
         raise RequestError(
-            f"token {token} is {pieces[token]!r} in {folder} and {tokenizer.piece(token)!r} in the run's data: set "
-            f"tokenizer.kind=huggingface tokenizer.path={folder}, and run `make data`"
+            f"token {token} is {pieces[token]!r} in {folder} and {tokenizer.piece(token)!r} in the run's data: {cure}"
         )
 
 
@@ -134,6 +138,11 @@ def _pieces(folder: Path) -> dict[int, str]:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise RequestError(f"{path}: cannot be read ({error})") from None
+        if not isinstance(found, dict):
+            raise RequestError(f"{path}: not an object")
+    elif (path := folder / MODEL_NAME).is_file():
+        own = BpeTokenizer(path.read_bytes())
+        return {token: own.piece(token) for token in range(own.vocab_size)}
     else:
         found = {}
     return {token: piece for piece, token in found.items()}

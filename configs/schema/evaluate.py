@@ -16,7 +16,10 @@ class EvaluateSection(Section):
 
 class GenerateSection(Section):
     prompt: str = Field("", description="text to go on from; a user's turn with chat")
-    weights: str | None = Field(None, description="checkpoint folder; default: newest fine-tuned, else pretrained")
+    weights: str | None = Field(
+        None,
+        description="a checkpoint, or pretrain/ or finetune/ of a run; default: the newest fine-tuned, else pretrained",
+    )
     chat: bool = Field(False, description="wrap the prompt as a user's turn and answer as the assistant")
     max_new_tokens: int = Field(64, gt=0)
     crop: bool = Field(

@@ -15,6 +15,7 @@ from tests.training.families import VOCAB, built, classifier, encoder, given, gp
 from tests.training.one_step import moved_by_a_step
 from tests.training.shapes import SHAPES, small
 from tests.training.workers import fork_workers
+from training.data.batch import Batch
 from training.engine.balance import Balancer
 from training.export.weights import load_backbone, released_weights
 from training.models.classifier import pooled
@@ -129,6 +130,11 @@ def test_routers_are_balanced_as_in_the_language_model() -> None:
     expected = [source(row, [row], None, names) for row in rows]
     for name in names:
         torch.testing.assert_close(found[name], sum(losses[name] for losses in expected))
+    train = TrainSection(
+        context_length=9, global_batch_tokens=27, steps=1, learning_rate=1e-3, router_z_loss=0.1, load_balance_loss=0.1
+    )
+    divisors = Objective(section, train).counts(Batch(batch.ids, batch.labels, lengths=lengths))
+    assert divisors["router_z"] == divisors["load_balance"] == int(lengths.sum())
     counts, expected_counts = (router.take_counts() for router in routers)
     assert counts.sum() == lengths.sum() * 4 and torch.equal(counts, expected_counts)
 

@@ -84,7 +84,7 @@ def test_a_folder_is_the_model_there_and_back(
     run.open("")
     write_whole(run.folder / "checkpoints", different, About(run.identity, {}, {}, {}))
     for one in (other, third):
-        with pytest.raises(RequestError, match=r"holds weights already that are not those of .* run\.name another"):
+        with pytest.raises(RequestError, match=r"holds weights already that were not imported .* run\.name another"):
             import_command.import_model(one, elsewhere.export)
 
 
@@ -108,7 +108,14 @@ def test_weights_of_other_tokens_are_not_imported(tmp_path: Path) -> None:
     assert not RunLayout.of(asked).pretrain.exists()
 
 
-def test_make_hands_the_folder_to_import_alone(tmp_path: Path) -> None:
+def test_make_looks_for_the_folder_first() -> None:
+    words = ["make", "SETUP=", "import", "FROM=nowhere", "ARGS=run.name=mine"]
+    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: FROM=nowhere: no config.json is there: give a model")
+    assert not done.stdout
+
+
+def test_make_hands_the_folder_to_import_alone() -> None:
     words = ["make", "-n", "SETUP=", "import", "FROM=some folder", "ARGS=run.name=mine"]
     lines = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line for line in lines if "--from" in line] == [line for line in lines if " -m training import " in line]

@@ -81,6 +81,10 @@ class Examples(ABC):
         """Every example once."""
         return self._batches(np.arange(len(self)), batch)
 
+    def shuffled(self, batch: int, seed: int) -> list[Batch]:
+        """Every example once, in an order of the seed's."""
+        return self._batches(sample_indices(0, len(self), len(self), seed), batch)
+
     def spread(self, count: int, batch: int) -> list[Batch]:
         """At most ``count`` examples at even distances over all, in batches."""
         return self._batches(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)), batch)

@@ -20,7 +20,8 @@ def layers(
     if not isinstance(model, TransformerSection):
         return [], None, tokens * 8.0
     looks_ahead = model.learns != "text"
-    stack = [_layer(model, place, micro_batch, length, mode, looks_ahead)] * model.num_hidden_layers
+    apart = recipe.train.mask_documents
+    stack = [_layer(model, place, micro_batch, length, mode, looks_ahead, apart=apart)] * model.num_hidden_layers
     row = tokens * model.hidden_size * place.width
     # The final norm's input, which a post-norm stack has not, and where dropout is the mask of the embedding's.
     other = (row if getattr(model, "norm_first", True) else 0) + (row if model.dropout else 0) + tokens * 16.0
@@ -39,12 +40,14 @@ def _layer(
     mode: str,
     looks_ahead: bool,
     cross: bool = False,
+    apart: bool = False,
 ) -> Layer:
     tokens = micro_batch * length
     row = tokens * model.hidden_size * place.width
     dropped = row if model.dropout else 0
     # The stream and its norm; queries, keys and values; what attention gives; a mask of what dropout took.
-    attention = 6 * row + dropped + _weights(model, place, micro_batch, length, length if looks_ahead else None)
+    ahead = length if looks_ahead else None
+    attention = 6 * row + dropped + _weights(model, place, micro_batch, length, ahead, apart=apart)
     if cross:
         kept = -(-length // model.cross_downsample) if isinstance(model, EncoderDecoderSection) else length
         memory = micro_batch * kept * model.hidden_size * place.width
@@ -62,16 +65,23 @@ def _layer(
 
 
 def _weights(
-    model: TransformerSection, place: Topology, micro_batch: int, length: int, keys: int | None, whole: bool = False
+    model: TransformerSection,
+    place: Topology,
+    micro_batch: int,
+    length: int,
+    keys: int | None,
+    whole: bool = False,
+    apart: bool = False,
 ) -> float:
-    """Bytes of attention weights that are kept; ``whole``: no window limits them."""
+    """Bytes of attention weights that are kept; ``whole``: no window limits them, ``apart``: documents are."""
     window = None if whole else model.window
     if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
         kept = micro_batch * length * model.num_attention_heads * 4.0
         sloped = model.positions == "alibi" and not whole
-        if (sloped and window is None) or (model.dropout and (sloped or window is not None)):
-            # A mask of all pairs of positions, by head where its slopes differ, by sample where its length does.
-            each = (model.num_attention_heads if sloped else 1) * (micro_batch if keys is not None else 1)
+        blocks = window is not None or apart
+        if (sloped and not blocks) or (model.dropout and (sloped or blocks)):
+            # A mask of all pairs of positions, by head where its slopes differ, by sample where these differ.
+            each = (model.num_attention_heads if sloped else 1) * (micro_batch if keys is not None or apart else 1)
             kept += each * length * (keys or length) * place.width
         return kept
     count = micro_batch * model.num_attention_heads * block_weights(length, keys, window)

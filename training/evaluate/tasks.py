@@ -34,9 +34,10 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
     model = load_model(recipe, checkpoint, device)
     tokenizer = Tokenizer.load(layout.tokenizer)
     examples = task_examples(recipe, layout, "held-out")
-    batches = examples.in_order(recipe.evaluate.batch)
+    limit, batch_size = recipe.evaluate.max_tokens, recipe.evaluate.batch
+    # They lie in the order of their sources, where those of a class may stand together.
+    batches = examples.in_order(batch_size) if limit is None else examples.shuffled(batch_size, recipe.run.seed)
     measured = Measured(recipe, model, device, tokenizer)
-    limit = recipe.evaluate.max_tokens
     with bar(len(examples), "example", "held-out examples") as progress:
         for batch in batches:
             measured.add(batch.to(device))

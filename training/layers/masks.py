@@ -28,6 +28,7 @@ class Mask:
     documents: Documents | None = None
     sides_N: torch.Tensor | None = None
     _block_masks: dict[tuple[int, int], Any] = field(default_factory=dict)
+    _widened: dict[int, "Mask"] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
@@ -92,7 +93,10 @@ class Mask:
         """The same where more keys follow than there are: nobody sees those."""
         if self.causal or self.lengths_B is not None:
             return self
-        return replace(self, lengths_B=torch.full((samples,), keys, device=device), _block_masks={})
+        if keys not in self._widened:
+            lengths_B = torch.full((samples,), keys, device=device)
+            self._widened[keys] = replace(self, lengths_B=lengths_B, _block_masks={}, _widened={})
+        return self._widened[keys]
 
     def flex(self, queries: int, keys: int, device: torch.device) -> tuple[Any, Any]:
         """FlexAttention's ``score_mod`` and ``block_mask`` of so many queries and keys; of the latter made once."""
