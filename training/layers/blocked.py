@@ -34,7 +34,7 @@ def blocked_attention(
 ) -> torch.Tensor:
     """Scaled dot-product attention [B, N, T, Z]; the weights of each block are kept for the backward pass.
 
-    ``blocks``: every query is in one; gone through once. ``dropout``: share of the weights that is set to 0.
+    ``blocks``: every query is in one, in order; gone through once. ``dropout``: share of the weights that is set to 0.
     """
     out: torch.Tensor = _BlockedAttention.apply(q_BNTQ, k_BNLQ, v_BNLZ, scale, blocks, dropout)
     return out
@@ -52,18 +52,18 @@ class _BlockedAttention(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         q, k, v = (tensor.flatten(0, 1) for tensor in (q_BNTQ, k_BNLQ, v_BNLZ))
-        out = v.new_empty(*q.shape[:2], v.shape[-1])
-        ctx.spans, kept = [], []
+        ctx.spans, kept, out = [], [], []
         for start, end, first, last, bias in blocks:
             scores = _scores(q[:, start:end], k[:, first:last], scale, bias, q_BNTQ.shape[:2])
             weights = scores.softmax(-1)
             chosen = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-            torch.bmm(_dropped(weights, chosen, dropout), v[:, first:last], out=out[:, start:end])
+            # Not into a slice of the whole: PyTorch would multiply one matrix of the batch after the other.
+            out.append(_dropped(weights, chosen, dropout) @ v[:, first:last])
             ctx.spans.append((start, end, first, last))
             kept += [weights] if chosen is None else [weights, chosen]
         ctx.scale, ctx.dropout, ctx.shape = scale, dropout, q_BNTQ.shape[:2]
         ctx.save_for_backward(q, k, v, *kept)
-        return out.unflatten(0, ctx.shape)
+        return (out[0] if len(out) == 1 else torch.cat(out, dim=1)).unflatten(0, ctx.shape)
 
     @staticmethod
     @once_differentiable
@@ -71,18 +71,29 @@ class _BlockedAttention(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         dout = upstream[0].flatten(0, 1)
         dq, nothing = torch.empty_like(q), q.new_zeros(1, 1, 1)
-        # Blocks overlap: in bf16 their sums would lose what each adds.
-        dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for start, end, first, last in ctx.spans:
-            weights, chosen = kept.pop(0), kept.pop(0) if ctx.dropout else None
+        dk = dv = None
+        # From the last on, which under a causal mask meets all keys.
+        for start, end, first, last in reversed(ctx.spans):
+            chosen, weights = kept.pop() if ctx.dropout else None, kept.pop()
             upper = dout[:, start:end]
-            dv[:, first:last] += _dropped(weights, chosen, ctx.dropout).transpose(1, 2) @ upper
+            dv = _added(dv, v, first, last, _dropped(weights, chosen, ctx.dropout).transpose(1, 2) @ upper)
             dweights = _dropped(upper @ v[:, first:last].transpose(1, 2), chosen, ctx.dropout)
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
             dq[:, start:end] = torch.baddbmm(nothing, dscores, k[:, first:last], beta=0, alpha=ctx.scale)
-            dk[:, first:last] += dscores.transpose(1, 2) @ q[:, start:end]
+            dk = _added(dk, k, first, last, dscores.transpose(1, 2) @ q[:, start:end])
+        assert dk is not None and dv is not None
         grads = (dq, dk.mul_(ctx.scale).to(k.dtype), dv.to(v.dtype))
         return *(grad.unflatten(0, ctx.shape) for grad in grads), None, None, None
+
+
+def _added(total: torch.Tensor | None, like: torch.Tensor, first: int, last: int, part: torch.Tensor) -> torch.Tensor:
+    """The gradient of all keys so far and a block's, in fp32: in bf16 the sums would lose what each block adds."""
+    if total is None and part.shape == like.shape:
+        return part.float()
+    if total is None:
+        total = torch.zeros_like(like, dtype=torch.float32)
+    total[:, first:last] += part
+    return total
 
 
 def _scores(
