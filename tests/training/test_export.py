@@ -1,6 +1,7 @@
 """Export and import over a run on disk: the folder is the model, and nothing else is published."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -108,16 +109,21 @@ def test_weights_of_other_tokens_are_not_imported(tmp_path: Path) -> None:
     assert not RunLayout.of(asked).pretrain.exists()
 
 
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """As from a shell, also where make runs the tests."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "SETUP=", *words]
+    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+
+
 def test_make_looks_for_the_folder_first() -> None:
-    words = ["make", "SETUP=", "import", "FROM=nowhere", "ARGS=run.name=mine"]
-    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True)
+    done = make("import", "FROM=nowhere", "ARGS=run.name=mine")
     assert done.returncode == 2 and done.stderr.startswith("error: FROM=nowhere: no config.json is there: give a model")
     assert not done.stdout
 
 
 def test_make_hands_the_folder_to_import_alone() -> None:
-    words = ["make", "-n", "SETUP=", "import", "FROM=some folder", "ARGS=run.name=mine"]
-    lines = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = make("-n", "import", "FROM=some folder", "ARGS=run.name=mine").stdout.splitlines()
     assert [line for line in lines if "--from" in line] == [line for line in lines if " -m training import " in line]
     assert '--from "some folder" run.name=mine' in lines[-1] and any(" -m pipeline run " in line for line in lines)
 

@@ -21,6 +21,8 @@ MODELS = {
 }
 #: Data are made up in the tests; recipes of some families ask for targets.
 TARGETS = "data.source={kind: sequences}"
+#: The recipe that they start from has experts.
+NO_EXPERTS = "train.balance_step=0"
 #: ZeRO-0 on one process is what the others are held to; checkpointing and accumulation change nothing.
 PLAIN = Cell(1, 1, 0)
 CELLS = (Cell(2, 1, 1, 2, "full"), Cell(2, 1, 2, 1, "selective"), Cell(2, 1, 3), Cell(1, 1, 1))
@@ -30,7 +32,7 @@ PAIRS = ((Cell(1, 1, 0), Cell(2, 1, 3)), (Cell(2, 1, 1, 2, "full"), Cell(1, 1, 1
 def test_topologies_and_resumes_are_one_process(tmp_path: Path) -> None:
     tasks: dict[tuple[Any, ...], Task] = {}
     for name, model in MODELS.items():
-        more = (f"model={model}", TARGETS)
+        more = (f"model={model}", TARGETS, NO_EXPERTS)
         for cell in (PLAIN, *CELLS):
             tasks[name, cell] = Task(cell, tmp_path / f"{name}-{len(tasks)}", more)
         for before, _ in PAIRS:
@@ -42,7 +44,7 @@ def test_topologies_and_resumes_are_one_process(tmp_path: Path) -> None:
         for before, after in PAIRS:
             begun = tasks[name, before, "stopped"].out / "checkpoints"
             out = tmp_path / f"{name}-resumed-{len(resumes)}"
-            resumes[name, (before, after)] = Task(after, out, (f"model={model}", TARGETS), begin_from=begun)
+            resumes[name, (before, after)] = Task(after, out, (f"model={model}", TARGETS, NO_EXPERTS), begin_from=begun)
     run_tasks(resumes.values(), tmp_path)
     for (name, *what), task in {**tasks, **resumes}.items():
         reference, seen = tasks[name, PLAIN].seen(), task.seen()
