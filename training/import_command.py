@@ -125,7 +125,11 @@ def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _pieces(folder: Path) -> dict[int, str]:
-    """How a model directory's tokenizer spells its ids; empty where it has none that can be read."""
+    """How a model directory's tokenizer spells its ids; empty where it has none.
+
+    Raises:
+        RequestError: its file is damaged.
+    """
     if (path := folder / JSON_NAME).is_file():
         from tokenizers import Tokenizer as Released
 

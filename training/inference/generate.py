@@ -35,6 +35,7 @@ class Limits:
         max_new_tokens: of each sequence.
         context_length: tokens that the model can read; with one more, drawn from the last, a sequence ends.
         crop: it goes on, and what the model reads is the last ``context_length`` tokens, anew for each further one.
+        can_crop: whoever asks could ask for that; False: a prompt that is too long can only be made shorter.
         vocabulary_size: ids of the tokenizer; the head's rows from there on are padding.
         stop_ids: a sequence ends with the first of these.
         banned_ids: never drawn unless they are stop ids (control tokens).
