@@ -1,7 +1,7 @@
 # Each target is one command, which also works alone with --help. Stages skip what is finished by the manifests they
 # wrote: a changed recipe section makes only what depends on it again. `make` lists the targets.
 #
-#   make demo                                     the whole river in ten minutes
+#   make demo                                     everything, from text to answers, in ten minutes
 #   make pretrain RECIPE=configs/node.yaml ARGS="train.learning_rate=2e-4 launch.processes=8"
 #   make PYTHON=python3 test-gpu                  with an environment of your own, no .venv
 
@@ -11,151 +11,191 @@ SLURM_TESTS ?= slow or not slow
 BASE_PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info < (3,13) else "")' 2>/dev/null)))
 
 VENV := .venv
+# What runs needs SETUP; checks, tests and benchmarks need DEV, which adds to the same environment.
 ifeq ($(origin PYTHON),undefined)
 PYTHON := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 endif
 
 # With WHEELHOUSE=FOLDER, setup takes everything from there and asks no network.
-OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links=$(WHEELHOUSE))
+OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links="$(WHEELHOUSE)")
+# The locks are complete, so nothing is resolved (--no-deps); of 17,000 modules those that runs import are compiled, once
+# and here: many environments forbid it later (PYTHONDONTWRITEBYTECODE), and a thousand ranks would do it at a time.
+INSTALL := "$(VENV)/bin/python" -m pip install -q --disable-pip-version-check --no-compile $(OFFLINE)
+USED := datasets, deepspeed, matplotlib.pyplot, torch._dynamo, torch.distributed.run, training.engine.board, \
+  training.evaluate.command, training.pretrain, training.report.command
+# C++ tests of its own in torch's wheel for CPUs: 0.12 GB that nothing runs.
+UNUSED = "$(VENV)"/lib/python*/site-packages/torch/test "$(VENV)"/lib/python*/site-packages/torch/bin/test_*
 
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
+RUN = @"$(PYTHON)" -m
+WITH_RECIPE = --recipe "$(RECIPE)" $(ARGS)
+# As many test processes as cores; groups keep together what shares a fixture (tests/conftest.py).
+PYTEST = @"$(PYTHON)" -m pytest -q
+PARALLEL = -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
-.PHONY: help setup wheelhouse demo test test-engine test-gpu check data tokenizer examples pretrain finetune evaluate generate compare export from import report estimate inspect verify stats ingest slurm slurm-data test-parity test-recovery test-launch test-slurm bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu clean lock
+# Stages build on each other's results, which make does not see: -j must not start two of them together.
+.NOTPARALLEL:
+.PHONY: help setup demo data tokenizer examples pretrain finetune import from \
+  evaluate generate compare export report estimate inspect verify stats ingest slurm slurm-data wheelhouse \
+  check test test-all test-engine test-parity test-recovery test-launch test-slurm test-gpu \
+  bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu lock clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo "  RECIPE=configs/….yaml (now $(RECIPE)), ARGS=\"section.key=value …\", PYTHON=python3 for an environment of your own"
 
-setup: $(SETUP)  ## make .venv with every pinned package; skipped when nothing changed
-
-# torch first and by its exact pin: pulled in by another package it would be another build.
-$(VENV)/.ready: requirements.lock
-	@test -n "$(BASE_PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; pass BASE_PYTHON=/path/to/python3.12" >&2; exit 2; }
-	$(BASE_PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check $(OFFLINE) `grep '^torch==' requirements.lock`
-	$(VENV)/bin/pip install -q --disable-pip-version-check $(OFFLINE) -r requirements.lock
-	DS_ACCELERATOR=cpu $(VENV)/bin/python -m training.engine.prebuild
-	@touch $@
-
-wheelhouse: $(SETUP)  ## wheels of every pinned package, for nodes without network: there `make setup WHEELHOUSE=wheelhouse`
-	@$(PYTHON) -m pip wheel -q --disable-pip-version-check -w wheelhouse -c requirements.lock `grep '^torch==' requirements.lock`
-	@$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w wheelhouse -r requirements.lock
-	@du -sh wheelhouse
+##@ Run
 
 demo: $(SETUP)  ## raw text to a fine-tuned model that answers, on two CPU cores, with a stop and a resume on the way
-	@$(PYTHON) -m launch demo --recipe $(RECIPE) $(ARGS)
+	$(RUN) launch demo $(WITH_RECIPE)
 
 data: $(SETUP)  ## gather and clean documents, train the tokenizer, write token shards
-	@$(PYTHON) -m pipeline run --recipe $(RECIPE) $(ARGS)
-
-ingest: $(SETUP)  ## read and clean the source alone; a quick try: ARGS="--limit 1000"
-	@$(PYTHON) -m pipeline ingest --recipe $(RECIPE) $(ARGS)
-
-slurm: $(SETUP)  ## pretraining as a SLURM job that comes back by itself: ARGS="launch.slurm.train.partition=…"
-	@$(PYTHON) -m launch slurm pretrain --recipe $(RECIPE) $(ARGS)
-
-slurm-data: $(SETUP)  ## the data stages as SLURM job arrays: ARGS="launch.slurm.partition=…"
-	@$(PYTHON) -m launch slurm data --recipe $(RECIPE) $(ARGS)
+	$(RUN) pipeline run $(WITH_RECIPE)
 
 tokenizer: $(SETUP)  ## train the tokenizer on the cleaned documents
-	@$(PYTHON) -m pipeline clean --recipe $(RECIPE) $(ARGS)
-	@$(PYTHON) -m tokenizer train --recipe $(RECIPE) $(ARGS)
+	$(RUN) pipeline clean $(WITH_RECIPE)
+	$(RUN) tokenizer train $(WITH_RECIPE)
 
 examples: data  ## chat examples for fine-tuning
-	@$(PYTHON) -m pipeline examples --recipe $(RECIPE) $(ARGS)
+	$(RUN) pipeline examples $(WITH_RECIPE)
 
 pretrain: data  ## pretrain, or go on from the newest whole checkpoint
-	@$(PYTHON) -m launch recipe pretrain --recipe $(RECIPE) $(ARGS)
+	$(RUN) launch recipe pretrain $(WITH_RECIPE)
 
 finetune: examples pretrain  ## fine-tune the pretrained weights on the examples
-	@$(PYTHON) -m launch recipe finetune --recipe $(RECIPE) $(ARGS)
+	$(RUN) launch recipe finetune $(WITH_RECIPE)
 
 evaluate: $(SETUP)  ## bits per byte beside baselines, held-out answers before and after; or ARGS="attention …", ARGS="temperature"
-	@$(PYTHON) -m training evaluate --recipe $(RECIPE) $(ARGS)
+	$(RUN) training evaluate $(WITH_RECIPE)
 
 generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.temperature=0"; --trace: how each token came about
-	@$(PYTHON) -m training generate --recipe $(RECIPE) $(ARGS)
+	$(RUN) training generate $(WITH_RECIPE)
 
 export: $(SETUP)  ## the newest weights as a Hugging Face model directory, proven to be the same model
-	@$(PYTHON) -m training export --recipe $(RECIPE) $(ARGS)
+	$(RUN) training export $(WITH_RECIPE)
 
 # Before the data are made, which may take days.
 from:
 	@test -f "$(FROM)/config.json" || { echo "error: FROM=$(FROM): no config.json is there: give a model directory in Hugging Face's layout, FROM=FOLDER" >&2; exit 2; }
 
 import: from data  ## a Hugging Face model directory in place of pretraining: FROM=FOLDER
-	@$(PYTHON) -m training import --recipe $(RECIPE) --from "$(FROM)" $(ARGS)
+	$(RUN) training import --from "$(FROM)" $(WITH_RECIPE)
+
+##@ Look
 
 report: $(SETUP)  ## one self-contained page with the curves and tables of the run
-	@$(PYTHON) -m training report --recipe $(RECIPE) $(ARGS)
+	$(RUN) training report $(WITH_RECIPE)
 
 compare: $(SETUP)  ## short trainings that differ in one thing: ARGS="optimizers" (activations, compile, devices, attention; --steps 50)
-	@$(PYTHON) -m training compare --recipe $(RECIPE) $(ARGS)
+	$(RUN) training compare $(WITH_RECIPE)
 
 estimate: $(SETUP)  ## parameters, FLOPs a token and memory a rank of a recipe, and the micro-batch that fits
-	@$(PYTHON) -m training estimate --recipe $(RECIPE) $(ARGS)
+	$(RUN) training estimate $(WITH_RECIPE)
 
 inspect: $(SETUP)  ## every tensor and every module's output with its shape, and how many parameters; recipes in one table: ARGS="--compare configs/….yaml …"
-	@$(PYTHON) -m training inspect --recipe $(RECIPE) $(ARGS)
+	$(RUN) training inspect $(WITH_RECIPE)
 
-verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
-	@$(PYTHON) -m pipeline verify --recipe $(RECIPE) $(ARGS)
+##@ Data
+
+ingest: $(SETUP)  ## read and clean the source alone; a quick try: ARGS="--limit 1000"
+	$(RUN) pipeline ingest $(WITH_RECIPE)
 
 stats: $(SETUP)  ## what the data stages kept and dropped: a table, and data.html with plots
-	@$(PYTHON) -m pipeline stats --recipe $(RECIPE) $(ARGS)
+	$(RUN) pipeline stats $(WITH_RECIPE)
 
-test: $(SETUP)  ## all tests that need no GPU and no SLURM, but the slow ones
-	@$(PYTHON) -m pytest -q -m "not gpu and not slow and not slurm"
+verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
+	$(RUN) pipeline verify $(WITH_RECIPE)
 
-test-engine: $(SETUP)  ## every test that starts DeepSpeed processes, slow ones too
-	@$(PYTHON) -m pytest -q -m "engine and not gpu"
+##@ Cluster
 
-test-parity: $(SETUP)  ## parity with transformers over all 96 random configurations
-	@$(PYTHON) -m pytest -q tests/training/test_parity.py
+slurm: $(SETUP)  ## pretraining as a SLURM job that comes back by itself: ARGS="launch.slurm.train.partition=…"
+	$(RUN) launch slurm pretrain $(WITH_RECIPE)
 
-test-recovery: $(SETUP)  ## every data stage killed at twenty moments
-	@$(PYTHON) -m pytest -q tests/pipeline/test_recovery.py
+slurm-data: $(SETUP)  ## the data stages as SLURM job arrays: ARGS="launch.slurm.partition=…"
+	$(RUN) launch slurm data $(WITH_RECIPE)
 
-test-slurm: $(SETUP)  ## a real SLURM on this host, and DeepSpeed over sshd; installs what is missing (root, Debian; a quarter of an hour)
+wheelhouse: $(SETUP)  ## wheels of every package that runs need, for nodes without network: there `make setup WHEELHOUSE=wheelhouse`
+	$(RUN) pip wheel -q --disable-pip-version-check -w wheelhouse -c requirements.lock `grep '^torch==' requirements.lock`
+	$(RUN) pip wheel -q --disable-pip-version-check --no-deps -w wheelhouse -r requirements.lock
+	@du -sh wheelhouse
+
+##@ Develop
+
+setup: $(SETUP)  ## make .venv with what runs need, pinned; skipped when nothing changed, and done by every target
+
+check: $(DEV)  ## lint, format and types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy -p configs -p artefacts -p tokenizer -p pipeline -p training -p launch
+
+test: $(DEV)  ## all tests that need no GPU and no SLURM, but the slow ones (ten minutes)
+	$(PYTEST) $(PARALLEL) -m "not gpu and not slow and not slurm"
+
+test-all: $(DEV)  ## every test that a machine without a GPU can run, the slow ones and SLURM's too (hours)
+	$(PYTEST) $(PARALLEL) -m "not gpu and not slurm"
+	@$(MAKE) --no-print-directory test-slurm
+
+test-engine: $(DEV)  ## every test that starts DeepSpeed processes, slow ones too
+	$(PYTEST) $(PARALLEL) -m "engine and not gpu"
+
+test-parity: $(DEV)  ## parity with transformers over all 96 random configurations
+	$(PYTEST) tests/training/test_parity.py
+
+test-recovery: $(DEV)  ## every data stage killed at twenty moments
+	$(PYTEST) tests/pipeline/test_recovery.py
+
+test-launch: $(DEV)  ## exit statuses through every launcher, the slow ones too
+	$(PYTEST) $(PARALLEL) tests/launch -m "not slurm and not gpu"
+
+test-slurm: $(DEV)  ## a real SLURM on this host, and DeepSpeed over sshd; installs what is missing (root, Debian; a quarter of an hour)
 	@for tool in slurmctld slurmd munged sbatch sshd pdsh; do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing=1; done; \
 	  if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurmctld slurmd slurm-client munge openssh-server pdsh >/dev/null; fi
-	@$(PYTHON) -m pytest -q -m "slurm and ($(SLURM_TESTS))"
+	$(PYTEST) -m "slurm and ($(SLURM_TESTS))"
 
-test-launch: $(SETUP)  ## exit statuses through every launcher, the slow ones too
-	@$(PYTHON) -m pytest -q tests/launch -m "not slurm and not gpu"
+test-gpu: $(DEV)  ## only the tests that need a CUDA device
+	$(PYTEST) -m gpu
 
-test-gpu: $(SETUP)  ## only the tests that need a CUDA device
-	@$(PYTHON) -m pytest -q -m gpu
+bench-data: $(DEV)  ## the data stages beside datatrove, datasets, tokenizers and tiktoken (a quarter of an hour)
+	$(RUN) benchmarks.data $(ARGS)
 
-bench-data: $(SETUP)  ## the data stages beside datatrove, datasets, tokenizers and tiktoken (a quarter of an hour)
-	@$(PYTHON) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
-	@$(PYTHON) -m benchmarks.data $(ARGS)
+bench-memory: $(DEV)  ## memory and time of the data stages on up to 5 GB of generated text (a quarter of an hour)
+	$(RUN) benchmarks.data_memory $(ARGS)
 
-bench-memory: $(SETUP)  ## memory and time of the data stages on up to 5 GB of generated text (a quarter of an hour)
-	@$(PYTHON) -m benchmarks.data_memory $(ARGS)
+bench-model: $(DEV)  ## DeepSeek, GPT-2 and attention windows beside their peers: steps, decoding, memory (most of an hour)
+	$(RUN) benchmarks.model $(ARGS)
 
-bench-model: $(SETUP)  ## DeepSeek, GPT-2 and attention windows beside their peers: steps, decoding, memory (most of an hour)
-	@$(PYTHON) -m benchmarks.model $(ARGS)
+bench-engine: $(DEV)  ## the loop beside a bare DeepSpeed loop, and what saving costs (a quarter of an hour)
+	$(RUN) benchmarks.engine $(ARGS)
 
-bench-engine: $(SETUP)  ## the loop beside a bare DeepSpeed loop, and what saving costs (a quarter of an hour)
-	@$(PYTHON) -m benchmarks.engine $(ARGS)
+bench-estimate: $(DEV)  ## the estimate of memory beside measured peaks (half an hour); on a GPU: ARGS="--device cuda"
+	$(RUN) benchmarks.estimate $(ARGS)
 
-bench-estimate: $(SETUP)  ## the estimate of memory beside measured peaks (half an hour); on a GPU: ARGS="--device cuda"
-	@$(PYTHON) -m benchmarks.estimate $(ARGS)
+bench-gpu: $(DEV)  ## the DeepSeek model on one GPU beside transformers and PyTorch's kernels (five minutes)
+	$(RUN) benchmarks.gpu $(ARGS)
 
-bench-gpu: $(SETUP)  ## the DeepSeek model on one GPU beside transformers and PyTorch's kernels (five minutes)
-	@$(PYTHON) -m benchmarks.gpu $(ARGS)
-
-check: $(SETUP)  ## lint, format and types
-	@$(PYTHON) -m ruff check .
-	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m mypy -p configs -p artefacts -p tokenizer -p pipeline -p training -p launch
-
-lock:  ## write requirements.lock anew from pyproject.toml, in an environment of its own
+lock:  ## write requirements.lock and requirements-dev.lock from pyproject.toml, in an environment of its own
 	@.ci/lock
 
 clean:  ## remove .venv and caches; runs stay
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf "$(VENV)" .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# torch first and by its exact pin: pulled in by another package it would be another build.
+$(VENV)/.ready: requirements.lock
+	@test -n "$(BASE_PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; pass BASE_PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@echo "setup: torch and what Millrace runs with into $(VENV), once: some minutes, 1.2 GB"
+	@"$(BASE_PYTHON)" -m venv "$(VENV)"
+	@$(INSTALL) -c requirements.lock `grep '^torch==' requirements.lock`
+	@$(INSTALL) --no-deps -r requirements.lock
+	@rm -rf $(UNUSED)
+	@env -u PYTHONDONTWRITEBYTECODE DS_ACCELERATOR=cpu "$(VENV)/bin/python" -c "import $(USED)"
+	@touch "$@"
+
+$(VENV)/.ready-dev: requirements-dev.lock $(VENV)/.ready
+	@echo "setup: what checks, tests and benchmarks need on top of it, once: 0.4 GB"
+	@$(INSTALL) --no-deps -r requirements-dev.lock
+	@touch "$@"

@@ -16,8 +16,9 @@ from typing import Any
 from configs.errors import RequestError, UnreachableError
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources import KEY, Part, files, retry
+from pipeline.sources import KEY, Part, files
 from pipeline.sources.parquet import check_column, column_of, texts_of
+from pipeline.sources.retry import FIRST_ATTEMPTS, in_one_line, retry
 
 #: Rows that are held at a time; few, as their length is known only once they are here. Beside them the library holds
 #: what it reads at once: of Parquet the column of a row group as it is stored, of other formats a block of its own.
@@ -75,16 +76,16 @@ class HubSource:
         missing = (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
         where = f"{self.key}.path: {self.repository}"
         try:
-            info = retry.patiently(
+            info = retry(
                 lambda: HfApi().repo_info(self.repository, repo_type="dataset", revision=self.revision),
                 f"{where} on the Hugging Face hub ({_PIN})",
                 missing,
-                retry.FIRST_ATTEMPTS,
+                FIRST_ATTEMPTS,
             )
         except missing as error:
             raise RequestError(
                 f"{where} (revision {self.revision or 'newest'}) is neither a folder nor a dataset of the Hugging Face "
-                f"hub that you may read: {retry.in_one_line(error)}"
+                f"hub that you may read: {in_one_line(error)}"
             ) from None
         return str(info.sha)
 
@@ -181,32 +182,32 @@ class _Columns:
         self._where = f"{source.repository}: {name}"
         self._size = size
         self._bad = bad
+        self._stream: Iterator[Any] | None = None
         self._taken = 0
         self._last: bytes | None = None
+        self._damaged = False
 
     def __iter__(self) -> Iterator[Any]:
-        failed = damaged = 0
-        while True:
-            before = self._taken
-            try:
-                yield from self._from_the_start()
-            except RequestError:
+        while (column := retry(self._next, self._where)) is not None:
+            yield column
+
+    def _next(self) -> Any:
+        """The next column, from the stream or a new one at the same place; None: that was the last."""
+        try:
+            if self._stream is None:
+                self._stream = self._from_the_start()
+            column = next(self._stream, None)
+        except Exception as error:
+            self._stream = None
+            damaged_before, self._damaged = self._damaged, _is_damage(error) or self._damaged
+            # A transfer cut short looks alike, so it is tried once more.
+            if not (_is_damage(error) and damaged_before):
                 raise
-            except Exception as error:
-                if self._taken > before:
-                    failed = damaged = 0
-                failed += 1
-                if _is_damage(error):
-                    # A transfer cut short looks alike, so it is tried once more.
-                    damaged += 1
-                    if damaged == 2:
-                        # How many rows are lost nobody says, so the whole file counts.
-                        where = f"{self._where}: row {self._taken}: {_said(error)}"
-                        self._bad.add("unreadable file", where, self._size)
-                        return
-                retry.wait(failed, self._where, error)
-            else:
-                return
+            # How many rows are lost nobody says, so the whole file counts.
+            self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_said(error)}", self._size)
+            return None
+        self._damaged = False
+        return column
 
     def _from_the_start(self) -> Iterator[Any]:
         at = 0
@@ -259,7 +260,7 @@ def _builder(path: str, config: str | None, commit: str | None, key: str) -> Any
 
     # The library itself tries each request again.
     where = f"{key}.path: {path}"
-    return retry.patiently(lambda: datasets.load_dataset_builder(path, config, revision=commit), where, _FINAL, 2)
+    return retry(lambda: datasets.load_dataset_builder(path, config, revision=commit), where, _FINAL, 2)
 
 
 @functools.lru_cache(maxsize=4)
@@ -277,10 +278,10 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
     by_rows = {"batch_size": _BATCH_ROWS}
     try:
         try:
-            dataset = retry.patiently(lambda: load(**by_rows), where, final, 2)
+            dataset = retry(lambda: load(**by_rows), where, final, 2)
         except ValueError:
             by_rows = {}
-            dataset = retry.patiently(load, where, final, 2)
+            dataset = retry(load, where, final, 2)
         columns = dataset.column_names
         if columns is None or columns == [field]:
             return dataset

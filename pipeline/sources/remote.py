@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 from configs.errors import RequestError
-from pipeline.sources import retry
+from pipeline.sources.retry import FIRST_ATTEMPTS, in_one_line, retry
 
 #: The recipe's key that a path is given by, unless the caller names another.
 KEY = "data.source.path"
@@ -44,10 +44,10 @@ def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
-        cure = f"pip install {package}" if package else retry.in_one_line(error)
+        cure = f"pip install {package}" if package else in_one_line(error)
         raise RequestError(f"{key}: {url}: reading {protocol}:// needs a package: {cure}") from None
     except ValueError as error:
-        raise RequestError(f"{key}: {url}: {retry.in_one_line(error)}") from None
+        raise RequestError(f"{key}: {url}: {in_one_line(error)}") from None
     return system, path
 
 
@@ -73,9 +73,9 @@ def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
 
     final = (PermissionError, ImportError, ValueError)
     try:
-        return retry.patiently(ask, f"{key}: {url}", final, retry.FIRST_ATTEMPTS)
+        return retry(ask, f"{key}: {url}", final, FIRST_ATTEMPTS)
     except final as error:
-        raise RequestError(f"{key}: {url}: {retry.in_one_line(error)}") from None
+        raise RequestError(f"{key}: {url}: {in_one_line(error)}") from None
 
 
 def tag_of(info: dict[str, Any]) -> str | None:
@@ -114,7 +114,7 @@ class RemoteFile(io.RawIOBase):
         want = min(len(buffer), self._size - self._at)
         if want <= 0:
             return 0
-        found = retry.patiently(lambda: self._read(want), self._url)
+        found = retry(lambda: self._read(want), self._url)
         buffer[: len(found)] = found
         self._at += len(found)
         return len(found)

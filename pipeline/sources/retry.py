@@ -1,8 +1,9 @@
-"""Patience with networks: a bounded number of attempts, waiting twice as long after each."""
+"""Calls to networks are repeated: a bounded number of attempts, waiting twice as long after each."""
 
-import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from configs.errors import RequestError, UnreachableError
 
@@ -16,36 +17,29 @@ FIRST_ATTEMPTS = 3
 FIRST_WAIT = 1.0
 
 
-def wait(failed: int, what: str, error: Exception, attempts: int = ATTEMPTS) -> None:
-    """Wait before another of ``attempts``, after ``failed`` in a row.
-
-    Raises:
-        UnreachableError: those were all.
-    """
-    if failed >= attempts:
-        raise UnreachableError(
-            f"{what}: failed {failed} times in a row, the last time with {in_one_line(error)}: "
-            "check the network and start again; what is finished is kept"
-        ) from None
-    time.sleep(FIRST_WAIT * 2 ** (failed - 1))
-
-
-def patiently(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] = (), attempts: int = ATTEMPTS) -> T:
+def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] = (), attempts: int = ATTEMPTS) -> T:
     """The result of ``call``, tried again when it fails with anything but ``final``.
 
     Raises:
         UnreachableError: the attempts are used up.
     """
-    failed = 0
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            # Each client library has its own family of network errors, so it is the others that are named.
-            if isinstance(error, (RequestError, *final)):
-                raise
-            failed += 1
-            wait(failed, what, error, attempts)
+
+    def give_up(state: RetryCallState) -> T:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        raise UnreachableError(
+            f"{what}: failed {attempts} times in a row, the last time with {in_one_line(error)}: "
+            "check the network and start again; what is finished is kept"
+        ) from None
+
+    return Retrying(
+        # Each client library has its own family of network errors, so it is the others that are named.
+        retry=retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, (RequestError, *final))),
+        stop=stop_after_attempt(attempts),
+        wait=wait_exponential(multiplier=FIRST_WAIT, min=0),
+        retry_error_callback=give_up,
+    )(call)
 
 
 def in_one_line(error: BaseException) -> str:

@@ -87,9 +87,9 @@ def test_rows_that_changed_meanwhile_are_refused(repository, monkeypatch):
 def test_waiting_doubles(monkeypatch):
     waited = []
     monkeypatch.setattr(retry, "FIRST_WAIT", 1.0)
-    monkeypatch.setattr(retry.time, "sleep", waited.append)
+    monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
     with pytest.raises(RequestError, match="it: failed 6 times in a row, the last time with ValueError: inv"):
-        retry.patiently(lambda: int("x"), "it")
+        retry.retry(lambda: int("x"), "it")
     assert waited == [1, 2, 4, 8, 16]
 
 
