@@ -18,6 +18,11 @@ _TAIL = 30
 _SETTLE = 1.0
 #: In the first line of an explanation: a rank was ended by a signal that only root, its user or the kernel send.
 WAS_KILLED = "was killed by SIGKILL"
+#: The same where nobody has told of the signal.
+WAS_SILENT = "ended without a word"
+#: How gloo and NCCL tell, in a rank's output, that another one had ended before.
+_PEER_IS_GONE = re.compile(r"Connection (reset|closed) by peer|ncclRemoteError|remote process exited")
+
 #: How torchrun tells of the rank that failed first.
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank +: (\d+) .*?exitcode +: (-?\d+)", re.DOTALL)
 
@@ -81,11 +86,24 @@ class Output:
                 hint = " (by the kernel, if memory ran out)" if killed.by == "SIGKILL" else ""
                 told = f"was killed by {killed.by} on {killed.host}{hint}"
                 return self._of_rank(killed.ranks[0], f"{others.lstrip()} {told}".lstrip())
+        if noted and (silent_rank := self._ended_before(noted[0]["rank"], spoke, gone)) is not None:
+            hint = "(killed by the kernel, if memory ran out)"
+            return self._of_rank(silent_rank, f"{WAS_SILENT} on {node_name()} {hint}")
         if noted:
             others = f", {len(noted) - 1} more after it" if len(noted) > 1 else ""
             return self._of_rank(noted[0]["rank"], f"on {noted[0]['node']} failed first{others}")
         said_by = {node: said for node, said in self._node_logs().items() if said.strip()}
         return "\n".join(f"the end of {self._log_of(node)}:\n{_end(said)}" for node, said in said_by.items())
+
+    def _ended_before(self, rank: int, spoke: Sequence[int], gone: Mapping[str, Sequence[int]] | None) -> int | None:
+        """A rank of this node that had ended, without a word, when ``rank`` failed for want of it; None: there is none.
+
+        Of those that end within a second DeepSpeed's launcher may tell of another than the first.
+        """
+        silent = [each for each in (gone or {}).get(node_name(), []) if each not in spoke]
+        if silent and _PEER_IS_GONE.search(_since_header(rank_log(self._logs, rank))):
+            return silent[0]
+        return None
 
     def timed_out(self) -> bool:
         """Whether torchrun gave up waiting for other nodes."""

@@ -1,6 +1,8 @@
 """What a launcher runs on this node: a command line and what its processes need in their environment."""
 
+import contextlib
 import os
+import random
 import shlex
 import socket
 from dataclasses import dataclass
@@ -66,7 +68,12 @@ def _cores() -> int:
 
 
 def free_port() -> int:
-    """A port of this host that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    """A port of this host that nobody listens on.
+
+    Seconds pass until a rank does: of those below 32,768, which Linux gives to no connection by itself.
+    """
+    while True:
+        port = random.SystemRandom().randint(15_000, 31_999)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port

@@ -1,7 +1,6 @@
 """Start a recipe's workers from this node and see them through."""
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ from configs import command
 from configs.errors import RequestError
 from configs.schema import Recipe
 from launch.deepspeed import deepspeed
-from launch.output import WAS_KILLED, Output
-from launch.plan import Plan, worker_environment
+from launch.output import WAS_KILLED, WAS_SILENT, Output
+from launch.plan import Plan
 from launch.preflight import preflight
 from launch.supervise import supervise
 from launch.torchrun import check_port, torchrun
@@ -75,7 +74,6 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> 
             for line in preflight(recipe, run, layout, here=launch.hostfile is None):
                 print(f"{verb}: {line}", flush=True)
         check_port(recipe)
-        _operator_built(worker_environment(recipe))
         return _see_through(recipe, verb, recipe_path, overrides, run, layout)
 
 
@@ -129,7 +127,8 @@ def why_failed(
             f"{recipe.launch.join_seconds} s (launch.join_seconds): joined: {', '.join(joined)}{named}"
         )
     said = output.explain(gone)
-    return f"{said}\n{_if_memory_ran_out(recipe)}" if WAS_KILLED in said.partition("\n")[0] else said
+    first = said.partition("\n")[0]
+    return f"{said}\n{_if_memory_ran_out(recipe)}" if WAS_KILLED in first or WAS_SILENT in first else said
 
 
 def _if_memory_ran_out(recipe: Recipe) -> str:
@@ -151,17 +150,3 @@ def _say(text: str) -> None:
 def _stood_still(stacks: Path, since: float) -> bool:
     """Whether ranks have written down their stacks."""
     return any(path.stat().st_size and path.stat().st_mtime >= since for path in stacks.glob("rank-*.txt"))
-
-
-def _operator_built(environment: dict[str, str]) -> None:
-    """DeepSpeed's CPU operator must be there before two workers wait for each other's build of it."""
-    folder = Path(environment["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
-    if list(folder.glob("*.so")):
-        return
-    argv = [sys.executable, "-m", "training.engine.prebuild"]
-    done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise RequestError(
-            f"DeepSpeed's CPU operator could not be built, is a C++ compiler installed? {' '.join(last)}"
-        )

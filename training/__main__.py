@@ -70,9 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train(parsed: argparse.Namespace, worker: Worker) -> int:
-    # Before torch is imported, which takes seconds in which a signal would kill.
-    stop = StopRequest()
-    worker.tell_listening()
+    stop = StopRequest(worker.tell_listening)
     recipe = command.read_recipe(parsed)
     if parsed.verb == "finetune":
         from training.finetune import finetune

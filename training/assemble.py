@@ -74,7 +74,7 @@ class Job:
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """Train to the end, or until a signal; returns the exit status."""
     about = _about(recipe, job)
-    with _joined(recipe, job, about) as (ranks, resumption):
+    with _joined(recipe, job, about, stop) as (ranks, resumption):
         # What routers draw as noise: other numbers on each rank, and new ones after a resume on more ranks or fewer.
         # On as many, the checkpoint's own random states replace this.
         begin = resumption.found.step if resumption else 0
@@ -209,13 +209,15 @@ def _finish(recipe: Recipe, job: Job, about: About) -> None:
 
 
 @contextmanager
-def _joined(recipe: Recipe, job: Job, about: About) -> Iterator[tuple[Ranks, Resumption | None]]:
-    """Join the other ranks. Rank 0 takes the folder's lock, all find what to resume from, rank 0 opens the folder.
+def _joined(recipe: Recipe, job: Job, about: About, stop: StopRequest) -> Iterator[tuple[Ranks, Resumption | None]]:
+    """Join the other ranks and listen to signals.
 
-    What must be refused is refused before anything is moved aside, and by all ranks.
+    Rank 0 takes the folder's lock, all find what to resume from, rank 0 opens the folder. What must be refused is
+    refused before anything is moved aside, and by all ranks.
     """
     launch = recipe.launch
     ranks = join(launch.join_seconds, launch.probe_seconds, device=launch.device)
+    stop.listen()
     with ExitStack() as stack:
         stack.callback(leave)
         if ranks.size != recipe.ranks:

@@ -11,7 +11,7 @@ from configs.schema import Recipe
 from tokenizer import chat
 from tokenizer.load import Tokenizer
 from training.answer import answer, encoded
-from training.inference.generate import Limits
+from training.inference.generate import Limits, generate_batch
 from training.inference.generate import generate as continue_ids
 from training.inference.sampling import Sampling
 from training.inference.speculative import Speculation
@@ -29,12 +29,19 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     if trace and section.speculative:
         raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
-    if recipe.learns != "text" and trace:
-        raise RequestError(f"--trace goes with models of running text, not with model.family={recipe.family}")
+    if trace and section.samples > 1:
+        raise RequestError("generate --trace follows one completion: leave generate.samples out")
+    if recipe.learns != "text" and (trace or section.samples > 1):
+        what = "--trace" if trace else "generate.samples"
+        raise RequestError(f"{what} goes with models of running text, not with model.family={recipe.family}")
     model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
     tokenizer = Tokenizer.load(layout.tokenizer)
     if recipe.learns != "text":
         print("\n".join(answer(recipe, layout, model, tokenizer)))
+        return command.DONE
+    if section.samples > 1:
+        shown = "" if section.chat or section.only_new else section.prompt
+        print("\n---\n".join(shown + text for text in completions(recipe, model, tokenizer)))
         return command.DONE
     steps: list[Step] = []
     # Refuses what it must before anything is printed.
@@ -70,6 +77,18 @@ def complete(
     if limits.budget(len(prompt_ids)) < section.max_new_tokens:
         drawn = _told_of_its_end(drawn, limits, len(prompt_ids))
     return _texts(drawn, set(limits.stop_ids), tokenizer)
+
+
+def completions(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> list[str]:
+    """``generate.samples`` completions of ``generate.prompt``, drawn together; each is what its seed gives alone.
+
+    Raises:
+        RequestError: the prompt cannot be continued.
+    """
+    section, (prompt_ids, limits) = recipe.generate, asked(recipe, tokenizer)
+    sampling = Sampling(section.temperature, section.top_k, section.top_p)
+    drawn = generate_batch(model, [prompt_ids] * section.samples, limits, sampling, seed=section.seed)
+    return ["".join(_texts(iter(ids), set(limits.stop_ids), tokenizer)) for ids in drawn]
 
 
 def asked(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:

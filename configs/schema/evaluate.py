@@ -22,6 +22,7 @@ class GenerateSection(Section):
     )
     chat: bool = Field(False, description="wrap the prompt as a user's turn and answer as the assistant")
     max_new_tokens: int = Field(64, gt=0)
+    samples: int = Field(1, gt=0, description="completions, drawn together; the seed of each is one higher")
     crop: bool = Field(
         False,
         description="beyond the context go on from its last tokens, each step read anew; else the text ends there",
@@ -41,6 +42,8 @@ class GenerateSection(Section):
             raise ValueError(
                 f"temperature ({self.temperature:g}) must be 0 with speculative: drafts are checked greedily"
             )
+        if self.samples > 1 and (self.speculative or not self.temperature):
+            raise ValueError(f"samples ({self.samples}) need a temperature above 0: greedily all would be the same")
         if self.speculative and self.crop:
             raise ValueError("crop reads the text anew for each token beyond the context: leave speculative out")
         return self
@@ -48,7 +51,7 @@ class GenerateSection(Section):
     def identity(self) -> dict[str, Any]:
         """Without the newer keys where they stand at their defaults: what was made before is still what it was."""
         fields = type(self).model_fields
-        newer = ("crop", "beams", "length_penalty")
+        newer = ("crop", "beams", "length_penalty", "samples")
         return {
             key: value for key, value in super().identity().items() if key not in newer or value != fields[key].default
         }

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from artefacts import native
+from tests.training.plain_experts import looped_experts
 from tests.training.shapes import SHAPES, VOCAB
 from training.layers import cpu_code, few_rows
-from training.layers.moe import looped_experts
 from training.layers.products import linear
 from training.layers.routing import Routing
 from training.models.deepseek import DeepseekForCausalLM, init_weights

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema.models.deepseek import AdaptiveSection, DeepseekSection, NoiseSection
+from tests.training.plain_experts import looped_experts
 from tests.training.shapes import small
 from training.layers.experts_cpu import experts_on_cpu
-from training.layers.moe import Gate, MixtureOfExperts, grouped_experts, looped_experts
+from training.layers.moe import Gate, MixtureOfExperts, grouped_experts
 from training.layers.routing import BALANCE_LOSSES, Router, Routing, tokens_per_expert
 
 SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}

@@ -12,11 +12,11 @@ import torch
 from artefacts.metrics import read_metrics
 from configs.errors import RequestError
 from configs.load import load_recipe
+from tests.fork_server import worker_environment
 from tests.training.engine_job import RECIPE
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import follow
 from tests.training.test_grid import complain, differences, different_weights
-from tests.training.workers import worker_environment
 from training.checkpoint.read import read_weights
 from training.muon import matrices, orthogonalized
 
@@ -150,13 +150,33 @@ needs_libaio = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def file_access() -> None:
-    """DeepSpeed's operator, which takes minutes to build."""
+def build_file_access(**more: str) -> Path:
+    """DeepSpeed's operator, which takes minutes to build; returns the folder of what is built."""
     build = "import pathlib, sys, training.engine.prebuild as p; p.build_file_access(pathlib.Path(sys.argv[1]))"
     where = worker_environment()
     argv = [sys.executable, "-c", build, where["TORCH_EXTENSIONS_DIR"]]
-    subprocess.run(argv, env={**os.environ, **where}, check=True)
+    subprocess.run(argv, env={**os.environ, **where, **more}, check=True, timeout=600)
+    return Path(where["TORCH_EXTENSIONS_DIR"])
+
+
+@pytest.fixture(scope="module")
+def file_access() -> Path:
+    return build_file_access()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@needs_libaio
+def test_a_dead_build_and_another_ninja_do_not_stop_a_start(file_access: Path, tmp_path: Path) -> None:
+    """torch would wait at the lock of a killed build for ever, and build all again after a ninja of another version."""
+    other = tmp_path / "ninja"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    (file_access / "async_io" / "lock").touch()
+    (operator,) = file_access.glob("async_io/*.so")
+    before = operator.stat().st_mtime_ns
+    build_file_access(PATH=os.pathsep.join([str(tmp_path), os.environ["PATH"]]))
+    assert operator.stat().st_mtime_ns == before and not (file_access / "async_io" / "lock").exists()
 
 
 @pytest.mark.engine

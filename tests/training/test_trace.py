@@ -78,6 +78,23 @@ def test_generate_prints_the_trace_after_the_completion(
     assert "".join(row.split()[1] for row in rows) == spelt and len(rows) == 5
 
 
+def test_several_completions_are_those_of_their_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_trained(monkeypatch, generate_command, tiny_model(tiny_recipe(tmp_path, GPT)))
+    words = ["generate", "--recipe", str(tmp_path / "recipe.yaml"), "generate.prompt=The ", "generate.max_new_tokens=5"]
+    alone = []
+    for seed in (4, 5, 6):
+        assert main([*words, f"generate.seed={seed}"]) == 0
+        alone.append(capsys.readouterr().out)
+    assert len(set(alone)) == 3
+    assert main([*words, "generate.seed=4", "generate.samples=3"]) == 0
+    assert capsys.readouterr().out == "---\n".join(alone)
+    for more, told in (("generate.temperature=0", "need a temperature above 0"), ("--trace", "leave generate.samples")):
+        with pytest.raises(RequestError, match=told):
+            main([*words, "generate.samples=3", more])
+
+
 def test_a_trace_of_drafts_is_refused(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, GPT, "generate.speculative=true", "generate.temperature=0", "generate.prompt=a")
     with pytest.raises(RequestError, match=r"leave generate\.speculative out"):

@@ -7,9 +7,6 @@ what goes around it can go.
 """
 
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import VARIANTS, follow
-from tests.training.workers import CHECKOUT
 from training.checkpoint.contents import Contents
 from training.checkpoint.read import read_weights
 from training.checkpoint.retention import Retention
@@ -40,7 +36,7 @@ from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optimizers import build_optimizer, parameter_groups
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("traps")]
 
 HALF = ("train.stop_at=4",)
 NOISE = ("model.router_noise={kind: fixed, std: 0.3}",)
@@ -169,7 +165,6 @@ def test_slots_that_adaptive_routing_leaves_unused_are_not_counted(done) -> None
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Ranks]:
     """A group of one; DeepSpeed keeps the groups that it made, so there is but one."""
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     yield join()
     leave()
@@ -195,6 +190,12 @@ def test_evaluation_moves_no_counts(alone) -> None:
         objective.cross_entropy(engine, batch)
     assert all(counts.any() for counts in theirs), "AutoEP's own counter moves in evaluation: not what to go by"
     assert balancer.update() == []
+
+
+def test_no_operator_is_built_for_inference(alone) -> None:
+    """On CPU DeepSpeed would have each start compile, or wait at the lock of a compilation that was killed."""
+    built(alone)
+    assert deepspeed.comm.comm.cdb.shm_comm_op is None
 
 
 def test_deepspeed_has_no_gradient_norm_at_stage_0_in_fp32(alone) -> None:
@@ -282,31 +283,3 @@ def test_reading_data_leaves_the_global_random_numbers_alone() -> None:
         for step in range(8):
             data.micro_batches(step, 0, 2, 2)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_lock_left_by_a_killed_build_does_not_stop_a_start(tmp_path) -> None:
-    operators = os.environ.get("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
-    copy = Path(shutil.copytree(operators, tmp_path / "operators"))
-    lock = copy / "deepspeed_shm_comm" / "lock"
-    lock.touch()
-    task = Task(Cell(2, 2, 1), tmp_path / "out", HALF)
-    run_tasks([task], tmp_path, {"TORCH_EXTENSIONS_DIR": str(copy)})
-    assert len(task.seen()["losses"]) == 4
-    assert not lock.exists()
-
-
-def test_operators_are_not_built_anew_by_another_ninja(tmp_path) -> None:
-    """The first ninja on the path is of another version, or there is none; a build log of another begins all anew."""
-    other = tmp_path / "ninja"
-    other.write_text("#!/bin/sh\nexit 1\n")
-    other.chmod(0o755)
-    operators = os.environ.get("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
-    copy = Path(shutil.copytree(operators, tmp_path / "operators"))
-    (built,) = copy.glob("deepspeed_shm_comm/*.so")
-    before = built.stat().st_mtime_ns
-    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "TORCH_EXTENSIONS_DIR": str(copy), "DS_ACCELERATOR": "cpu"}
-    argv = [sys.executable, "-m", "training.engine.prebuild"]
-    done = subprocess.run(argv, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert built.stat().st_mtime_ns == before

@@ -1,12 +1,16 @@
 """A plain model made a DeepSpeed engine: ZeRO, AutoEP, precision, the client optimiser."""
 
 import contextlib
+import gc
+import importlib
 import io
 import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -36,21 +40,40 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # On CPU it prints that its operator was built, which at each start but the first is not even so.
-    with contextlib.redirect_stdout(io.StringIO()):
-        operators = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-        if ranks.device.type == "cpu":
-            prebuild.build_shared_memory(operators)
-        offload = config["zero_optimization"].get("offload_optimizer", {})
-        if offload.get("device") == "nvme":
-            _require_folder(Path(offload["nvme_path"]))
-            prebuild.build_file_access(operators)
+    offload = config["zero_optimization"].get("offload_optimizer", {})
+    if offload.get("device") == "nvme":
+        _require_folder(Path(offload["nvme_path"]))
+        prebuild.build_file_access(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
+    with _quick_start():
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.fp16_enabled():
         # A gradient that is no number at the least scale is for the loop to count, not the end of the process.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     adopt_routers(engine.module, ranks.rank)
     return engine
+
+
+@contextlib.contextmanager
+def _quick_start() -> Iterator[None]:
+    """Without what costs DeepSpeed's initialization seconds on every rank and is of no use to us."""
+    import deepspeed
+
+    # Of the operators that it probes for here it builds one, on CPU: collectives of inference over shared memory. Each
+    # start would need a C++ compiler, and wait at a lock that a killed process leaves behind.
+    deepspeed.ops.__compatible_ops__ = {}
+    # It collects garbage eight times, to report memory on stdout: what has been imported is not looked through again.
+    gc.collect()
+    gc.freeze()
+    # It imports its own Muon to know it by its class, and with it the compiler for its kernels; ours is another Muon.
+    with patch.object(torch, "compile", _uncompiled):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _uncompiled(function: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
+    """``torch.compile``, also as the maker of a decorator, of functions that stay as they are."""
+    return _uncompiled if function is None else function
 
 
 def _require_folder(path: Path) -> None:

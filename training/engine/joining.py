@@ -31,9 +31,8 @@ def join(
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
-    # DeepSpeed's launcher has another name for it, at which its operator for inference puts memory of each rank into
-    # /dev/shm, which nobody takes away again.
-    local_size = os.environ.pop("LOCAL_SIZE", os.environ["WORLD_SIZE"])
+    # DeepSpeed's launcher has another name for it.
+    local_size = os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"])
     os.environ.setdefault("LOCAL_WORLD_SIZE", local_size)
     rank, size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     chosen = _device(device, local_rank)

@@ -1,16 +1,24 @@
-"""Signals ask the loop to save and leave; they never interrupt a step. Ready before torch is imported."""
+"""Signals ask the loop to save and leave; they never interrupt a step."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGUSR1 (what SLURM and torchrun send before the time is up)."""
+    """Set by SIGTERM or SIGUSR1 (what SLURM and torchrun send before the time is up), once it listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell_listening: Callable[[], None] = lambda: None) -> None:
         self.asked = False
+        self._tell_listening = tell_listening
+
+    def listen(self) -> None:
+        """From here on signals ask, and whoever sends them is told so. Before, there is nothing to save and they end
+        the process: one that waits for others to join would not hear them.
+        """
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
+        self._tell_listening()
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True

@@ -15,7 +15,6 @@ from training.layers.experts_cpu import experts_on_cpu
 from training.layers.experts_grouped import grouped_experts, weighted_swiglu
 from training.layers.feed_forward import FeedForward
 from training.layers.routing import Router, Routing
-from training.layers.swiglu import swiglu
 
 
 class Gate(nn.Module):
@@ -83,16 +82,3 @@ class MixtureOfExperts(nn.Module):
         x_MD = x_BTD.flatten(0, 1)
         y_BTD = self.experts(x_MD, self.gate(x_MD)).view_as(x_BTD)
         return y_BTD if self.shared_experts is None else y_BTD + self.shared_experts(x_BTD)
-
-
-def looped_experts(
-    x_MD: torch.Tensor, routing: Routing, gate_up_E2FD: torch.Tensor, down_EDF: torch.Tensor
-) -> torch.Tensor:
-    """The plain reference for CPU's and the grouped way: every expert on every token, those not chosen times zero."""
-    experts = len(down_EDF)
-    weights_ME = torch.zeros(len(x_MD), experts, device=x_MD.device).scatter_add(1, routing.selected, routing.weights)
-    out = torch.zeros_like(x_MD)
-    for expert in range(experts):
-        hidden = swiglu(F.linear(x_MD, gate_up_E2FD[expert])) * weights_ME[:, expert, None]
-        out = out + F.linear(hidden.to(x_MD.dtype), down_EDF[expert])
-    return out

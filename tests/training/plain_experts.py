@@ -1,0 +1,20 @@
+"""Routed experts written out, which CPU's and the grouped way are held to."""
+
+import torch
+import torch.nn.functional as F
+
+from training.layers.routing import Routing
+from training.layers.swiglu import swiglu
+
+
+def looped_experts(
+    x_MD: torch.Tensor, routing: Routing, gate_up_E2FD: torch.Tensor, down_EDF: torch.Tensor
+) -> torch.Tensor:
+    """Every expert on every token, those not chosen times zero."""
+    experts = len(down_EDF)
+    weights_ME = torch.zeros(len(x_MD), experts, device=x_MD.device).scatter_add(1, routing.selected, routing.weights)
+    out = torch.zeros_like(x_MD)
+    for expert in range(experts):
+        hidden = swiglu(F.linear(x_MD, gate_up_E2FD[expert])) * weights_ME[:, expert, None]
+        out = out + F.linear(hidden.to(x_MD.dtype), down_EDF[expert])
+    return out
