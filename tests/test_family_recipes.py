@@ -1,17 +1,15 @@
 """The small recipes of models that learn from examples, by their commands: data, training, evaluation, use, report."""
 
 import json
-import os
 import string
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fork_server import run_command
+
 pytestmark = pytest.mark.engine
-CHECKOUT = Path(__file__).parents[1]
 
 
 class Run:
@@ -22,19 +20,14 @@ class Run:
         self._overrides = f"run.root={root}", *overrides
 
     def call(self, *words: str, expect: int = 0) -> str:
-        command = [sys.executable, "-m", *words[:2], "--recipe", f"configs/{self.name}.yaml", *self._overrides]
-        command += words[2:]
-        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-        done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == expect, f"{command}\n{done.stderr[-3000:]}"
+        recipe = ["--recipe", f"configs/{self.name}.yaml", *self._overrides]
+        done = run_command([*words[:2], *recipe, *words[2:]], expect)
         return done.stdout if expect == 0 else done.stderr
 
     def train(self) -> None:
         self.call("pipeline", "run")
-        command = [sys.executable, "-m", "launch", "recipe", "pretrain"]
-        command += ["--recipe", f"configs/{self.name}.yaml", *self._overrides]
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        # One process: as a rank it needs no launcher.
+        self.call("training", "pretrain")
 
     def evaluate(self, *overrides: str) -> dict[str, Any]:
         self.call("training", "evaluate", *overrides)

@@ -1,7 +1,6 @@
 """The teaching recipe, by its commands: learns its walks through the alphabet and goes on with them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,24 +8,24 @@ from pathlib import Path
 import pytest
 
 from artefacts.metrics import read_metrics
+from tests.fork_server import CHECKOUT, run_command
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.engine
-CHECKOUT = Path(__file__).parents[1]
 RECIPE = "configs/deepseek-teaching.yaml"
+SHORT = ("train.steps=300", "train.eval_every=100")
 
 
 def call(*words: str, root: Path, expect: int = 0) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    environment.setdefault("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
-    command = [sys.executable, "-m", *words, f"run.root={root}", "train.steps=300", "train.eval_every=100"]
-    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == expect, done.stderr[-3000:]
+    done = run_command([*words, f"run.root={root}", *SHORT], expect)
     return done.stdout + done.stderr
 
 
 def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
     call("pipeline", "run", "--recipe", RECIPE, root=tmp_path)
-    call("launch", "recipe", "pretrain", "--recipe", RECIPE, root=tmp_path)
+    argv = [sys.executable, "-m", "launch", "recipe", "pretrain", "--recipe", RECIPE, f"run.root={tmp_path}", *SHORT]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
     folder = tmp_path / "deepseek-teaching" / "pretrain"
     assert read_metrics(folder / "metrics.jsonl")["validation"][-1]["loss"] < 0.1
     details = json.loads((folder / "manifest.json").read_text())["details"]

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -150,7 +149,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_does_not_count(tmp_path: Path
     code = (
         "import time; from pathlib import Path; from artefacts import lock\n"
         f"with lock.hold(Path({str(tmp_path / 'thing')!r})):\n"
-        "    print('held', flush=True); time.sleep(60)"
+        "    print('held', flush=True); time.sleep(3600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -159,9 +158,8 @@ def test_a_second_writer_is_refused_and_a_dead_one_does_not_count(tmp_path: Path
         pass
     holder.kill()
     holder.wait()
-    began = time.monotonic()
     with lock.hold(tmp_path / "thing"):
-        assert time.monotonic() - began < 5
+        pass
 
 
 def test_a_training_folder_resumes_or_moves_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 # The signal arrives in a destructor, where Python prints an exception and goes on.
@@ -36,7 +38,7 @@ run(main, restartable=True)
 )
 def test_a_signal_that_a_destructor_swallows_stops_the_next_step(name, status, said):
     line = [sys.executable, "-c", _COMMAND, name]
-    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert found.returncode == status and found.stdout == "went on\n"
     assert found.stderr.splitlines()[-1] == f"{said} goes on where it was"
 
@@ -57,7 +59,7 @@ run(main, restartable=True)
 
 
 def test_a_fault_that_a_signal_has_become_is_the_signal():
-    found = subprocess.run([sys.executable, "-c", _IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", _IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert found.returncode == 75
     assert found.stderr == "stopped by SIGTERM: the same command goes on where it was\n"
 
@@ -79,7 +81,7 @@ run(main)
 def test_a_file_over_the_limit_is_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", _TOO_LARGE]
-    found = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert found.returncode == 1 and found.stderr.count("\n") == 1 and "(ulimit -f) allows" in found.stderr
 
 
@@ -94,5 +96,5 @@ run(lambda arguments: 0, restartable=True)
 
 
 def test_a_signal_after_the_end_changes_nothing():
-    found = subprocess.run([sys.executable, "-c", _ENDED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", _ENDED], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert (found.returncode, found.stderr) == (0, "")

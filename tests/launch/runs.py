@@ -3,14 +3,12 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from artefacts.metrics import read_records
+from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).parents[2]
 RECIPE = CHECKOUT / "tests" / "river.yaml"
@@ -32,9 +30,9 @@ def launch(kind: str, *words: str, env: Mapping[str, str] | None = None) -> subp
     return subprocess.Popen(argv, cwd=CHECKOUT, env=env, text=True, **pipes)
 
 
-def ended(process: subprocess.Popen[str], expect: int | Sequence[int] = 0, timeout: float = 150) -> tuple[str, str]:
+def ended(process: subprocess.Popen[str], expect: int | Sequence[int] = 0) -> tuple[str, str]:
     """What a launch said, once it has ended with a status."""
-    out, err = process.communicate(timeout=timeout)
+    out, err = process.communicate(timeout=PATIENCE)
     wanted = [expect] if isinstance(expect, int) else expect
     assert process.returncode in wanted, f"status {process.returncode}\n{out[-3000:]}\n{err[-5000:]}"
     return out, err
@@ -67,13 +65,3 @@ def another_seed(root: Path) -> Iterator[None]:
         yield
     finally:
         file.write_text(whole)
-
-
-def wait_until(is_so: Callable[[], object], what: str, seconds: float = 120) -> float:
-    """Wait; returns the seconds that it took."""
-    began = time.monotonic()
-    while not is_so():
-        if time.monotonic() > began + seconds:
-            pytest.fail(f"no {what} within {seconds:.0f} s")
-        time.sleep(0.02)
-    return time.monotonic() - began

@@ -8,8 +8,9 @@ import psutil
 import pytest
 
 from launch.plan import free_port
-from tests.launch.runs import another_seed, ended, launch, losses, make_data, steps, wait_until
+from tests.launch.runs import another_seed, ended, launch, losses, make_data, steps
 from tests.launch.sshd import LoopbackSsh, missing
+from tests.patience import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 
@@ -75,7 +76,7 @@ def test_a_rank_that_dies_ends_all(ssh, given, tmp_path):
     out, err = ended(started, 1)
     assert "pretrain: rank 1 was killed by SIGKILL on b (by the kernel, if memory ran out); the end of " in err
     assert "Traceback" not in out
-    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert not psutil.wait_procs(workers, timeout=PATIENCE)[1]
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from tests.launch.cluster import SlurmCluster, missing
-from tests.launch.runs import CHECKOUT, RECIPE, another_seed, ended, launch, losses, make_data, steps, wait_until
+from tests.launch.runs import CHECKOUT, RECIPE, another_seed, ended, launch, losses, make_data, steps
+from tests.patience import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 
@@ -39,7 +40,7 @@ class Submitted:
     def exit_status(self) -> int:
         return int(re.findall(r" ExitCode=(\d+):0", self.cluster.run("scontrol", "show", "job", self.id).stdout)[0])
 
-    def end(self, seconds: float = 120) -> tuple[str, str]:
+    def end(self, seconds: float = PATIENCE) -> tuple[str, str]:
         """Its state and log once it has ended for good."""
         wait_until(lambda: self.state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), "end of the job", seconds)
         return self.state(), self.log.read_text()
@@ -66,7 +67,6 @@ def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, t
         assert saved >= step, "what was done since the last checkpoint was not saved"
         job.reach(saved + 1)
         resumed = time.monotonic() - began
-        assert resumed < 60
         _print(capsys, f"from requeue {lives} to the first resumed step: {resumed:.1f} s")
     job.reach(26)
     saved = job.said().count(_SAVED)
@@ -78,7 +78,7 @@ def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, t
     cluster.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=bad")
     try:
         assert cluster.wait_for([urgent], 60) == {urgent: "COMPLETED"}
-        state, said = job.end(180)
+        state, said = job.end()
     finally:
         cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
     assert state == "COMPLETED", said
@@ -106,15 +106,15 @@ def test_a_signal_is_status_75_and_a_wrong_request_2(cluster, data, tmp_path, ca
     job.reach(3)
     cluster.run("scancel", f"--signal={name}", job.id)
     began = time.monotonic()
-    state, said = job.end(60)
+    state, said = job.end()
     took = time.monotonic() - began
     _print(capsys, f"from SIG{name} to the end of the job: {took:.1f} s")
     assert state == "FAILED" and job.exit_status() == 75
-    assert took < 20 and "queued again 0 times already" in said
+    assert "queued again 0 times already" in said
     assert len(list((tmp_path / "river" / "pretrain" / "checkpoints").glob("step-*"))) == 1
     with another_seed(tmp_path):
         again = Submitted(cluster, tmp_path, *given)
-        state, said = again.end(60)
+        state, said = again.end()
     assert state == "FAILED" and again.exit_status() == 2
     assert re.search(r"^error: .*seed", said, re.MULTILINE) and "into the queue" not in said
 

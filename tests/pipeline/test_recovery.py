@@ -15,6 +15,7 @@ import pytest
 
 from configs.load import load_recipe
 from pipeline.verify import verify
+from tests.patience import PATIENCE
 from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write, write_jsonl
 
 #: Every rule that keeps state between documents is on, so that every sort of file is written.
@@ -40,6 +41,7 @@ _STAGES = {
     "pack": "packing",
     "examples": "examples",
 }
+pytestmark = pytest.mark.xdist_group("recovery")
 #: Kills of each stage: some in every run of the tests, all of them in ``make test-recovery``.
 _KILLS = 20
 
@@ -132,7 +134,7 @@ def _killed(verb, root, source, random_, seconds, *more):
     else:
         process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive, "workers outlived the killed stage"
     return hit
 

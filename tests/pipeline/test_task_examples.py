@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pyarrow.parquet as parquet
 import pytest
@@ -19,6 +18,7 @@ from pipeline import blocks, documents, ingest, rows, task_examples, tokens
 from pipeline.stats import stats
 from pipeline.task_blocks import NO_TARGET, OTHER_LENGTH, TOO_LONG
 from pipeline.verify import verify
+from tests.patience import wait_until
 from tests.pipeline.corpora import ROOT, digests
 from tests.pipeline.corpora import texts as made_up
 from tests.pipeline.task_corpora import CONFIGS, RECIPES, task_overrides, task_recipe, write_records
@@ -211,7 +211,7 @@ def test_stopped_half_way_and_on_more_processes_the_same_bytes(run, tmp_path, mo
 def test_killed_and_started_again(tmp_path):
     line = [sys.executable, "-m", "pipeline"]
     given = ["--recipe", str(CONFIGS / "seq2seq-reverse.yaml"), *task_overrides(tmp_path)]
-    given += ["data.source={kind: sequences, documents: 60000, min_chars: 100, max_chars: 300}", "data.workers=2"]
+    given += ["data.source={kind: sequences, documents: 20000, min_chars: 100, max_chars: 300}", "data.workers=2"]
     given += ["train={context_length: 320, global_batch_tokens: 320, steps: 1, learning_rate: 1}"]
     given += ["model.max_position_embeddings=320"]
 
@@ -223,17 +223,20 @@ def test_killed_and_started_again(tmp_path):
     folder = tmp_path / "seq2seq-reverse" / "examples"
     wanted = digests(folder)
     shutil.rmtree(folder)
-    hits = 0
-    for seconds in (0.2, 0.6, 1.0):
+
+    def written():
+        try:
+            return sorted((folder.parent / ".examples.partial").rglob("*"))
+        except FileNotFoundError:  # one was renamed meanwhile
+            return None
+
+    for _ in range(3):
+        before = written()
         asked = [*line, "examples", *given]
         process = subprocess.Popen(asked, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (folder.parent / ".examples.partial").exists():
-            time.sleep(0.002)
-        time.sleep(seconds)
-        hits += process.poll() is None
+        wait_until(lambda before=before, process=process: written() != before or process.poll() is not None, "new file")
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert hits, "the stage is over too soon to be hit at work"
+        assert process.wait() == -signal.SIGKILL, "the stage is over too soon to be hit at work"
     assert run("examples").returncode == 0 and digests(folder) == wanted
 
 

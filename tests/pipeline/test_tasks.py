@@ -5,7 +5,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from artefacts import lock
 from configs.load import load_recipe
 from pipeline.__main__ import main
+from tests.patience import wait_until
 from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write_jsonl
 from tokenizer.train import train
 
@@ -120,17 +120,10 @@ def test_a_task_of_another_recipe_is_refused_beside_tasks(source, tmp_path):
         assert _run(tmp_path, source, *one, "1")[0] == 0
 
 
-def _until(is_so, process, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_of_two_runs_at_once_the_second_is_refused(source, tmp_path):
     first = _start(tmp_path, source, "run")
     holder = tmp_path / "demo" / ".documents.holder"
-    _until(lambda: holder.exists() and holder.read_text(), first)
+    wait_until(lambda: (holder.exists() and holder.read_text()) or first.poll() is not None, "holder of the lock")
     # It must not be done before the second has looked.
     psutil.Process(first.pid).suspend()
     try:

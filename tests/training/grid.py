@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
 from tests.training import grid_job
 from tests.training.workers import fork_workers, torchrun_workers
 
@@ -114,7 +115,7 @@ def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] |
             for task in group
         ]
         plan.write_text(json.dumps(entries))
-        patience = 60 + 30 * len(entries)
+        patience = PATIENCE + 60 * len(entries)
         if environment:
             said += torchrun_workers("tests/training/grid_job.py", ranks, [str(plan)], environment, patience)
         else:

@@ -144,7 +144,7 @@ def test_routers_are_balanced_as_in_the_language_model() -> None:
 def test_the_engine_scales_the_rate_and_freezes(stage: int, tmp_path: Path) -> None:
     """One step of SGD from the same weights at rates 1, 0.25 and 0; AutoEP has the experts that are trained."""
     check = functools.partial(_check_rates, stage)
-    fork_workers(check, 1, tmp_path, tmp_path / "log", 240)
+    fork_workers(check, 1, tmp_path, tmp_path / "log")
 
 
 def _check_rates(stage: int, _folder: Path) -> None:

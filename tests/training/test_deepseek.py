@@ -303,11 +303,11 @@ def test_a_rank_sets_its_own_experts_as_one_process_sets_all() -> None:
 
 
 def test_memory_of_other_ranks_experts_stays_untaken() -> None:
-    """Resident memory, of 32 experts in 201 MB: DeepSeek-V3's would fill a node."""
+    """Resident memory, of 4 and of all 32 experts in 201 MB: DeepSeek-V3's would fill a node."""
     # In a process of its own: memory that earlier tests have given back would be taken again without growth.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         grown = pool.submit(_grown_by_models, (range(4), range(32))).result()
-    assert grown[0] < 60e6 and grown[1] > 150e6
+    assert grown[0] < grown[1] / 2
 
 
 def _grown_by_models(owned: Sequence[range]) -> list[int]:

@@ -5,7 +5,7 @@ import functools
 import gc
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +102,25 @@ def kept_for_backward(engine: Any, recipe: Recipe) -> int:
 
 
 def _storages() -> dict[int, int]:
-    """Address and bytes of every tensor's memory that Python knows of."""
+    """Address and bytes of every tensor's memory that Python knows of, but what is frozen."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """What is there from before is not looked through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def apart(check: Callable[..., None], folder: Path, *arguments: object) -> None:
     """Run a check in a process of its own: DeepSpeed changes PyTorch for all that comes after it in one."""
-    fork_workers(functools.partial(_checked, check, arguments), 1, folder, folder / "log", 120)
+    fork_workers(functools.partial(_checked, check, arguments), 1, folder, folder / "log")
 
 
 def _checked(check: Callable[..., None], arguments: tuple[object, ...], _folder: Path) -> None:
@@ -181,7 +190,7 @@ DENSE = {
         *((name, "bf16", "none") for name in ("gpt, dropout", "pairs, downsampled")),
     ],
 )
-def test_dense_models_keep_what_is_said(name: str, precision: str, mode: str) -> None:
+def test_dense_models_keep_what_is_said(frozen, name: str, precision: str, mode: str) -> None:
     keys = (DENSE[name], "tokenizer.vocab_size=1024", "train.context_length=256", "train.global_batch_tokens=1024")
     alone = ("launch.processes=1", "train.micro_batch=4", "data.source={kind: sequences}")
     recipe = recipe_of(*keys, f"train.precision={precision}", *alone, name="configs/gpt-oz.yaml")

@@ -209,7 +209,7 @@ def test_first_values_follow_seed_and_name(name: str) -> None:
 @pytest.mark.engine
 def test_every_stage_of_zero_takes_the_same_step(tmp_path: Path) -> None:
     """Stage 3 has a weight only while its module is called; learned positions and tied tables are where that fails."""
-    fork_workers(_check_stages, 1, tmp_path, tmp_path / "log", 240)
+    fork_workers(_check_stages, 1, tmp_path, tmp_path / "log")
 
 
 def _check_stages(_folder: Path) -> None:

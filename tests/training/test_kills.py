@@ -19,12 +19,10 @@ from artefacts import manifest
 from artefacts.layout import RunLayout
 from artefacts.metrics import read_records
 from configs.load import load_recipe
+from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).parents[2]
 RECIPE = CHECKOUT / "tests" / "river.yaml"
-#: Longest that a start may be seen to do nothing new, on a busy machine.
-PATIENCE = 120
-
 pytestmark = pytest.mark.engine
 
 
@@ -128,7 +126,7 @@ def suffer(root: Path, steps: int, kills: int, log: Path, tally: Tally) -> None:
                 shutil.rmtree(path)
             (life.layout.pretrain / manifest.NAME).unlink()
         tally.starts += 1
-    assert Life(root, steps, log).process.wait(PATIENCE + steps) == 0, log.read_text()[-3000:]
+    assert Life(root, steps, log).process.wait(PATIENCE) == 0, log.read_text()[-3000:]
 
 
 def last_checkpoint(root: Path) -> manifest.Manifest:

@@ -1,6 +1,7 @@
 """Memory that runs out ends a command with status 1 and one line, which says what to change."""
 
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from configs.load import load_recipe
+from tests.fork_server import run_command
 from training.__main__ import main
 from training.estimate.fitting import relief
 from training.estimate.memory import memory
@@ -24,11 +26,13 @@ ON_CPU = RuntimeError(
 ON_GPU = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.19 GiB of which 1.1 GiB is free."
 )
-#: Run as the command, in an address space that is so much larger than what it takes to have imported everything.
+#: Run as the command, in an address space that is so much larger than what it takes to have imported everything: room
+#: for all that libraries take by the way, none for one allocation above it, whatever memory the machine has.
 LIMITED = """
 import resource, sys
 import deepspeed, psutil, pyarrow.parquet
 from configs import command
+from tests.fork_server import run_command
 from training.__main__ import main
 size = psutil.Process().memory_info().vms + int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
@@ -96,20 +100,19 @@ def test_another_fault_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.engine
 def test_a_real_allocation_that_fails(tmp_path: Path) -> None:
-    """Training, then evaluation, in too small an address space: the line on stderr, no traceback, status 1."""
-    given = ["--recipe", RECIPE, f"run.root={tmp_path}", "train.steps=60", "data.source.packages=[json]"]
-    given.append("launch.processes=1")
-    prepared = subprocess.run(
-        [sys.executable, "-m", "pipeline", "run", *given], cwd=CHECKOUT, capture_output=True, text=True
-    )
-    assert prepared.returncode == 0, prepared.stderr
-    words = ["pretrain", *given, "train.global_batch_tokens=262144"]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(800_000_000), *words], cwd=CHECKOUT, capture_output=True, text=True
-    )
+    """Training with activations of 19 GB in 8 GB of address space: the line on stderr, no traceback, status 1."""
+    given = ["--recipe", RECIPE, f"run.root={tmp_path}", "data.source.packages=[json]", "model.hidden_size=576"]
+    run_command(["pipeline", "run", *given])
+    words = ["pretrain", *given, "launch.processes=1", f"train.global_batch_tokens={2**23}"]
+    argv = [sys.executable, "-c", LIMITED, str(8 * 10**9), *words]
+    # Each thread would reserve address space of its own.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, cwd=CHECKOUT, env=one_thread, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert re.match(r"error: out of memory: this process had .* more: set train\.micro_batch=\d+;", line), line
+    # What it had and what would fit are this machine's.
+    told = r"error: out of memory: this process had [\d,.]+ GB of the host's memory, and asked for 19\.33 GB more: \S"
+    assert re.match(told, line), line
 
 
 def test_on_a_gpu_its_own_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ import torch
 from artefacts.layout import RunLayout
 from artefacts.metrics import read_metrics, read_records
 from configs.load import load_recipe
+from tests.patience import PATIENCE, wait_until
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import follow, weights_of
 from training.engine.errors import RunError
@@ -137,10 +137,8 @@ def test_skipped_steps_in_a_row_are_counted_on_after_a_resume(tmp_path: Path) ->
 @pytest.mark.engine
 def test_every_rank_writes_down_where_it_stands_though_one_never_lets_go_of_the_interpreter(tmp_path: Path) -> None:
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.watch.hang_seconds=4",), hang={"rank": 1, "step": 3})
-    began = time.monotonic()
     with pytest.raises(AssertionError):
         run_tasks([task], tmp_path)
-    assert time.monotonic() - began < 90
     stacks = [(task.out / "stacks" / f"rank-0000{rank}.txt").read_text() for rank in (0, 1)]
     assert "in after_step" in stacks[1] and "engine_job.py" in stacks[1]
     assert "in sum_over_ranks" in stacks[0], "waits for the other in a collective"
@@ -164,7 +162,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.engine
 def test_a_run_that_blows_up_ends_with_one_line(root: Path) -> None:
     process = start(root, "run.name=river", "train.learning_rate=1e25", "train.watch.skipped_in_a_row=2")
-    said = "".join(process.communicate(timeout=180))
+    said = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode == 1
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "3 steps in a row" in line and "begin anew with a lower train.learning_rate" in line
@@ -182,16 +180,13 @@ def test_a_rank_that_stands_still_ends_the_run_to_be_started_again(root: Path) -
     shutil.rmtree(layout.pretrain, ignore_errors=True)
     process = start(root, "train.steps=100000", "train.watch.hang_seconds=6", "launch.grace_seconds=5")
     metrics = layout.pretrain / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while sum(1 for _ in read_records(metrics)) < 4:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: sum(1 for _ in read_records(metrics)) >= 4 or process.poll() is not None, "step")
     ranks = {p.environ().get("RANK"): p for p in psutil.Process(process.pid).children(recursive=True)}
     ranks["1"].suspend()
-    _, alive = psutil.wait_procs([ranks["0"]], timeout=60)
+    _, alive = psutil.wait_procs([ranks["0"]], timeout=PATIENCE)
     assert not alive
     ranks["1"].kill()  # torchrun would give it half a minute for a signal that it cannot take
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, said
     stacks = layout.pretrain / "stacks"
     assert f"no step in 6 s (train.watch.hang_seconds): where each rank stood is in {stacks}; the same" in said
