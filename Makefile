@@ -33,9 +33,9 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 RUN = @"$(PYTHON)" -m
 WITH_RECIPE = --recipe "$(RECIPE)" $(ARGS)
-# As many test processes as cores; groups keep together what shares a fixture (tests/conftest.py).
+# A test process for each core; what shares a fixture stays in one (tests/conftest.py).
 PYTEST = @"$(PYTHON)" -m pytest -q
-PARALLEL = -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+PARALLEL = -n auto --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 # Stages build on each other's results, which make does not see: -j must not start two of them together.

@@ -23,7 +23,8 @@ from tests.patience import PATIENCE, wait_until
 from training.trained import newest_checkpoint
 
 RECIPE = CHECKOUT / "tests" / "river.yaml"
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("river")]
+#: In a list, so that its tests stay together (tests/conftest.py).
+pytestmark = [pytest.mark.engine]
 
 
 def call(*words: str, root: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,6 @@ _STAGES = {
     "pack": "packing",
     "examples": "examples",
 }
-pytestmark = pytest.mark.xdist_group("recovery")
 #: Kills of each stage: some in every run of the tests, all of them in ``make test-recovery``.
 _KILLS = 20
 

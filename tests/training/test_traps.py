@@ -36,7 +36,8 @@ from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optimizers import build_optimizer, parameter_groups
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("traps")]
+#: In a list, so that its tests stay together (tests/conftest.py).
+pytestmark = [pytest.mark.engine]
 
 HALF = ("train.stop_at=4",)
 NOISE = ("model.router_noise={kind: fixed, std: 0.3}",)

@@ -61,14 +61,16 @@ def _quick_start() -> Iterator[None]:
     # Of the operators that it probes for here it builds one, on CPU: collectives of inference over shared memory. Each
     # start would need a C++ compiler, and wait at a lock that a killed process leaves behind.
     deepspeed.ops.__compatible_ops__ = {}
-    # It collects garbage eight times, to report memory on stdout: what has been imported is not looked through again.
-    gc.collect()
+    # It collects garbage eight times, to report memory on stdout: what has been imported is not looked through then.
     gc.freeze()
     # It imports its own Muon to know it by its class, and with it the compiler for its kernels; ours is another Muon.
     with patch.object(torch, "compile", _uncompiled):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def _uncompiled(function: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
