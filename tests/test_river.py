@@ -39,6 +39,7 @@ def call(*words: str, root: Path, expect: int = 0) -> subprocess.CompletedProces
     return done
 
 
+# Half a minute: the whole demo, three real starts of training among it; all tests below look at it.
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs in which the demo of the small recipe has run to its end."""
@@ -146,6 +147,7 @@ def test_a_changed_recipe_moves_the_run_aside_and_keeps_the_data(root: Path, lay
     assert newest_checkpoint(layout).parent.parent == layout.pretrain
 
 
+# Twenty seconds: three real starts, one signalled, one resumed, one on another number of processes.
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLayout, tmp_path: Path, number) -> None:
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
@@ -251,6 +253,7 @@ def test_shards_of_another_tokenizer_are_refused(layout: RunLayout, tmp_path: Pa
     assert done.stderr.count("\n") == 1
 
 
+# Fifteen seconds: two agents of torchrun at once, then the same run on one.
 def test_two_nodes_meet_over_c10d(layout: RunLayout, tmp_path: Path) -> None:
     """Two launches, as on two nodes, each with one worker; the run is the same as with two workers on one node."""
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=6", "launch.processes=1"]

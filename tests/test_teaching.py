@@ -21,6 +21,7 @@ def call(*words: str, root: Path, expect: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+# Half a minute: with fewer steps the model has not learnt its walks.
 def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
     call("pipeline", "run", "--recipe", RECIPE, root=tmp_path)
     argv = [sys.executable, "-m", "launch", "recipe", "pretrain", "--recipe", RECIPE, f"run.root={tmp_path}", *SHORT]

@@ -40,6 +40,7 @@ def _ranks(started: subprocess.Popen[str]) -> dict[str, psutil.Process]:
     return {each.environ()["RANK"]: each for each in below if "RANK" in each.environ() and "training" in each.cmdline()}
 
 
+# Twenty seconds: two real starts; the table of exit statuses is a launcher's, with its agent and ranks.
 @pytest.mark.parametrize("kind", _KINDS)
 def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -> None:
     """75 on SIGUSR1, 2 for a second launch meanwhile, 0 for the rest of the run, 0 again; all output is kept."""

@@ -74,6 +74,7 @@ def test_the_case_bites(reference, tmp_path) -> None:
     assert max(last[:4]) > 0, "and later some"
 
 
+# Twenty seconds: every ninth legal cell, so that ranks, expert parallelism, stages and checkpointing all occur.
 def test_a_sample_of_the_grid(reference, tmp_path) -> None:
     check_cells([cell for number, cell in enumerate(legal_cells()) if number % 9 == 4], tmp_path, reference)
 

@@ -173,6 +173,7 @@ def test_a_run_that_blows_up_ends_with_one_line(root: Path) -> None:
     assert [event["event"] for event in events] == ["skipped"] * 3
 
 
+# Twenty seconds, of which six are the limit: as long as that no rank may be taken for dead on a busy machine.
 @pytest.mark.engine
 def test_a_rank_that_stands_still_ends_the_run_to_be_started_again(root: Path) -> None:
     """Stopped from outside it cannot tell where it stands; the other does, and the launcher says 75."""
