@@ -20,7 +20,8 @@ from tests.pipeline.corpora import RECIPE, ROOT, texts, write_jsonl
 _AWKWARD = """data.source.path=it's "a" {b} $HOME `c` *"""
 
 _SBATCH = """\
-#!{python} -ES
+#!/bin/sh
+"exec" "{python}" "-ES" "$0" "$@"
 import json, os, sys
 from pathlib import Path
 calls = Path({calls!r})
