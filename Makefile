@@ -136,7 +136,7 @@ check: $(DEV)  ## lint, format and types
 test: $(DEV)  ## all tests that need no GPU and no SLURM, but the slow ones (ten minutes)
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slow and not slurm"
 
-test-all: $(DEV)  ## every test that a machine without a GPU can run, the slow ones and SLURM's too (hours)
+test-all: $(DEV)  ## every test that a machine without a GPU can run, the slow ones and SLURM's too
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slurm"
 	@$(MAKE) --no-print-directory test-slurm
 

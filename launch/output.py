@@ -18,9 +18,9 @@ _TAIL = 30
 _SETTLE = 1.0
 #: In the first line of an explanation: a rank was ended by a signal that only root, its user or the kernel send.
 WAS_KILLED = "was killed by SIGKILL"
-#: The same where nobody has told of the signal.
+#: The same where the signal is not known.
 WAS_SILENT = "ended without a word"
-#: How gloo and NCCL tell, in a rank's output, that another one had ended before.
+#: How gloo and NCCL report, in a rank's output, that another rank is gone.
 _PEER_IS_GONE = re.compile(r"Connection (reset|closed) by peer|ncclRemoteError|remote process exited")
 
 #: How torchrun tells of the rank that failed first.
@@ -98,7 +98,7 @@ class Output:
     def _ended_before(self, rank: int, spoke: Sequence[int], gone: Mapping[str, Sequence[int]] | None) -> int | None:
         """A rank of this node that had ended, without a word, when ``rank`` failed for want of it; None: there is none.
 
-        Of those that end within a second DeepSpeed's launcher may tell of another than the first.
+        Of ranks that end within a second DeepSpeed's launcher may report another than the first.
         """
         silent = [each for each in (gone or {}).get(node_name(), []) if each not in spoke]
         if silent and _PEER_IS_GONE.search(_since_header(rank_log(self._logs, rank))):

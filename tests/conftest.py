@@ -8,7 +8,7 @@ import pytest
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 #: Each takes a gigabyte or two.
 _MOST_PROCESSES = 8
-#: Of files with this line each test is taken by itself: most start training, and they share no dear fixture.
+#: Of files with this line each test is taken by itself: most start training, and they share no expensive fixture.
 _ALONE = "\npytestmark = pytest.mark.engine\n"
 
 # Before torch is imported: threads of several processes on one core wait for each other at every step.

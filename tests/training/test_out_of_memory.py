@@ -32,7 +32,6 @@ LIMITED = """
 import resource, sys
 import deepspeed, psutil, pyarrow.parquet
 from configs import command
-from tests.fork_server import run_command
 from training.__main__ import main
 size = psutil.Process().memory_info().vms + int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
