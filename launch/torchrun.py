@@ -30,7 +30,8 @@ def torchrun(
     launch = recipe.launch
     argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
     if launch.nodes == 1 and not launch.rendezvous:
-        argv += ["--standalone"]
+        # By its address: torchrun would hand its ranks the host's own name, which not every machine can resolve.
+        argv += ["--standalone", "--local-addr=127.0.0.1"]
     else:
         argv += [
             f"--nnodes={launch.nodes}",

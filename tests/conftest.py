@@ -1,6 +1,8 @@
 """What holds for all tests: how many processes share them, and how (``pytest -n auto --dist loadscope``)."""
 
 import os
+import random
+import sys
 from typing import Any
 
 import pytest
@@ -8,8 +10,6 @@ import pytest
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 #: Each takes a gigabyte or two.
 _MOST_PROCESSES = 8
-#: Of files with this line each test is taken by itself: most start training, and they share no expensive fixture.
-_ALONE = "\npytestmark = pytest.mark.engine\n"
 
 # Before torch is imported: threads of several processes on one core wait for each other at every step.
 if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -24,19 +24,41 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files stay together, so that no fixture is made twice, but for those whose tests take long by themselves."""
+    """A file's tests stay in one process, so that no fixture is made twice, but for files that name the mark `apart`.
+
+    Here only the names of tests are known, so it is looked for in the file's text.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return nodeid if _ALONE in (config.rootpath / file).read_text(encoding="utf-8") else file
+            return nodeid if "pytest.mark.apart" in (config.rootpath / file).read_text(encoding="utf-8") else file
 
     return Scheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests that start training come first, as they take longest: so no process ends with one, alone."""
+    """Files with tests that start training come first: they take longest, and one that came last would run alone."""
     training = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(key=lambda item: item.path not in training)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """What fixtures and tests draw without a generator of their own is the same in any order of tests."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    _seed()
+
+
+def _seed() -> None:
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fork_server import run_command
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 
 class Run:

@@ -11,7 +11,7 @@ from artefacts.metrics import read_metrics
 from tests.fork_server import CHECKOUT, run_command
 from tests.patience import PATIENCE
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 RECIPE = "configs/deepseek-teaching.yaml"
 SHORT = ("train.steps=300", "train.eval_every=100")
 

@@ -14,7 +14,7 @@ from launch.plan import free_port
 from tests.launch.runs import another_seed, ended, launch, losses, make_data, steps
 from tests.patience import wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 #: One in `make test`; the others are slow.
 _KINDS = ["deepspeed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("local", "torchrun"))]

@@ -18,7 +18,7 @@ from training.objective import Objective
 from training.optimizers import build_optimizer
 from training.schedules import learning_rate
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 #: Every kind of gate and loss that AutoEP has not itself: V2's gate and all losses; adaptive k; documents apart, MTP.
 VARIANTS = {

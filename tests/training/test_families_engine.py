@@ -8,7 +8,7 @@ import pytest
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_grid import HALF, LOSS, NORM
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 _SIZES = "hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, max_position_embeddings: 64"
 MODELS = {
     "gpt": f"{{family: gpt, {_SIZES}}}",

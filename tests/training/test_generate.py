@@ -40,7 +40,8 @@ def walker() -> DeepseekForCausalLM:
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):
-        start, step = torch.randint(0, VOCAB, (16, 1), generator=generator), torch.randint(1, 3, (16, 1))
+        start = torch.randint(0, VOCAB, (16, 1), generator=generator)
+        step = torch.randint(1, 3, (16, 1), generator=generator)
         ids = (start + step * torch.arange(28)) % VOCAB
         targets = [ids[:, 1 + depth : 25 + depth] for depth in range(3)]
         loss = sum(value for value in model(ids[:, :24], targets).values()) / targets[0].numel()

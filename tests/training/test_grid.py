@@ -20,7 +20,7 @@ from tests.training.grid import (
 )
 from tests.training.test_engine import follow, weights_of
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 HALF = 4
 #: What a difference in the order of sums may come to; weights after Adam's division by small numbers.
 LOSS, NORM, WEIGHT = 1e-5, 1e-5, 1e-4

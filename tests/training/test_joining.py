@@ -17,7 +17,7 @@ from training.engine.distributed import leave
 from training.engine.joining import join
 from training.engine.probe import slow_ranks
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 _STORE = """
 import sys, torch.distributed as dist

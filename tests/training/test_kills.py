@@ -23,7 +23,7 @@ from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).parents[2]
 RECIPE = CHECKOUT / "tests" / "river.yaml"
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 
 def arguments(root: Path, steps: int) -> list[str]:

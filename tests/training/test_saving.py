@@ -19,7 +19,7 @@ from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.read import require_checkpoint
 from training.checkpoint.save import About
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 
 @pytest.fixture(scope="module")

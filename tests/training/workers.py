@@ -48,8 +48,8 @@ def torchrun_workers(
     script: str, ranks: int, arguments: list[str], environment: Mapping[str, str], seconds: float
 ) -> str:
     """Run a script of the tests under torchrun, one thread a process, to its good end; returns its stderr."""
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    argv += [str(CHECKOUT / script), *arguments]
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    argv += [f"--nproc-per-node={ranks}", str(CHECKOUT / script), *arguments]
     merged = {**os.environ, **worker_environment(), **environment}
     done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stderr[-20000:]
