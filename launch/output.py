@@ -19,10 +19,13 @@ _SETTLE = 1.0
 #: In the first line of an explanation: a rank was ended by a signal that only root, its user or the kernel send.
 WAS_KILLED = "was killed by SIGKILL"
 #: The same where the signal is not known.
-WAS_SILENT = "ended without a word"
-#: How gloo and NCCL report, in a rank's output, that another rank is gone.
-_PEER_IS_GONE = re.compile(r"Connection (reset|closed) by peer|ncclRemoteError|remote process exited")
+WAS_SILENT = "ended without reporting an error"
 
+#: How gloo, NCCL and torch's store report, in a rank's output, that another rank is gone.
+_PEER_IS_GONE = re.compile(
+    r"gloo/transport/\S+ .*(reset by peer|closed by peer|Broken pipe|refused)"
+    r"|ncclRemoteError|remote process exited|Connection was likely closed"
+)
 #: How torchrun tells of the rank that failed first.
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank +: (\d+) .*?exitcode +: (-?\d+)", re.DOTALL)
 
@@ -67,11 +70,13 @@ class Output:
         failed = [note["at"] for note in self._failures() if note["rank"] == 0]
         _show(text[: max(0, failed[0] - begins)] if failed else text)
 
-    def explain(self, gone: Mapping[str, Sequence[int]] | None = None) -> str:
+    def explain(self, gone: Mapping[str, Sequence[int]] | None = None, one_host: bool = False) -> str:
         """Why the workers failed: the rank that did so first and the end of what it said; empty: rank 0 has told.
 
-        ``gone``: ranks of each host, where DeepSpeed's launcher has started them, in the order in which they may have
-        ended, which it does not tell.
+        Args:
+            gone: ranks of each host, where DeepSpeed's launcher has started them, in the order in which they may have
+                ended, which it does not tell.
+            one_host: this host has all ranks.
         """
         time.sleep(_SETTLE)
         self.follow()
@@ -86,19 +91,19 @@ class Output:
                 hint = " (by the kernel, if memory ran out)" if killed.by == "SIGKILL" else ""
                 told = f"was killed by {killed.by} on {killed.host}{hint}"
                 return self._of_rank(killed.ranks[0], f"{others.lstrip()} {told}".lstrip())
-        if noted and (silent_rank := self._ended_before(noted[0]["rank"], spoke, gone)) is not None:
-            hint = "(killed by the kernel, if memory ran out)"
-            return self._of_rank(silent_rank, f"{WAS_SILENT} on {node_name()} {hint}")
+        if one_host and noted and (first := self._lost_by(noted[0]["rank"], spoke, gone)) is not None:
+            return self._of_rank(first, f"{WAS_SILENT} on {node_name()} (killed by the kernel, if memory ran out)")
         if noted:
             others = f", {len(noted) - 1} more after it" if len(noted) > 1 else ""
             return self._of_rank(noted[0]["rank"], f"on {noted[0]['node']} failed first{others}")
         said_by = {node: said for node, said in self._node_logs().items() if said.strip()}
         return "\n".join(f"the end of {self._log_of(node)}:\n{_end(said)}" for node, said in said_by.items())
 
-    def _ended_before(self, rank: int, spoke: Sequence[int], gone: Mapping[str, Sequence[int]] | None) -> int | None:
-        """A rank of this node that had ended, without a word, when ``rank`` failed for want of it; None: there is none.
+    def _lost_by(self, rank: int, spoke: Sequence[int], gone: Mapping[str, Sequence[int]] | None) -> int | None:
+        """The rank whose end made ``rank`` fail, the first to report an error; None: it failed by itself.
 
-        Of ranks that end within a second DeepSpeed's launcher may report another than the first.
+        On one host that can only be one that reported nothing. When ranks end within a second of each other,
+        DeepSpeed's launcher may name another than the first.
         """
         silent = [each for each in (gone or {}).get(node_name(), []) if each not in spoke]
         if silent and _PEER_IS_GONE.search(_since_header(rank_log(self._logs, rank))):
@@ -141,7 +146,7 @@ class _Killed(NamedTuple):
 
 
 def _killed(said: str, node: str, silent: Mapping[str, Sequence[int]]) -> _Killed | None:
-    """The rank that an agent on a node tells was killed; ``silent``: those of each host that ended without a word."""
+    """The rank that an agent on a node tells was killed; ``silent``: those of each host that reported no error."""
     if (found := _ROOT_CAUSE.search(said)) and int(found[2]) < 0:
         return _Killed([int(found[1])], signal.Signals(-int(found[2])).name, node)
     for host, number in _DEEPSPEEDS.findall(said):

@@ -126,7 +126,7 @@ def why_failed(
             f"{count - len(joined)} of {count} nodes did not join within "
             f"{recipe.launch.join_seconds} s (launch.join_seconds): joined: {', '.join(joined)}{named}"
         )
-    said = output.explain(gone)
+    said = output.explain(gone, one_host=recipe.launch.nodes == 1)
     first = said.partition("\n")[0]
     return f"{said}\n{_if_memory_ran_out(recipe)}" if WAS_KILLED in first or WAS_SILENT in first else said
 

@@ -138,7 +138,9 @@ class _Watched:
             self.kill()
         while True:
             try:
-                return self._agent.wait(timeout=0.2)
+                status = self._agent.wait(timeout=0.2)
+                self._note_workers(self._agent)
+                return status
             except subprocess.TimeoutExpired:
                 self._note_workers(self._agent)
                 follow()

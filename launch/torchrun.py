@@ -1,5 +1,6 @@
 """The torchrun command line of a node's workers."""
 
+import contextlib
 import socket
 import sys
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ def torchrun(
             f"--rdzv-endpoint={launch.rendezvous}",
             f"--rdzv-id={recipe.run.name}",
             f"--rdzv-conf=join_timeout={launch.join_seconds}",
+            *_local_address(launch.rendezvous or ""),
         ]
     argv += ["--max-restarts=0", f"--signals-to-handle={SIGNALS}", *_shutdown_timeout(launch.grace_seconds)]
     if more:
@@ -46,6 +48,23 @@ def torchrun(
         argv += [f"--log-dir={more[STATUS]}"]
     argv += ["-m", *worker_argv(verb, recipe_path, overrides)]
     return Plan(argv, {**worker_environment(recipe), **(more or {})}, launch.processes)
+
+
+def _local_address(rendezvous: str) -> list[str]:
+    """Where this host's own name cannot be resolved: its address on the way to the rendezvous, HOST:PORT.
+
+    By such a name torchrun's other ranks would look for this one's for ever.
+    """
+    with contextlib.suppress(OSError):
+        socket.getaddrinfo(socket.gethostname(), None)
+        return []
+    host, _, port = rendezvous.rpartition(":")
+    with contextlib.suppress(OSError):  # check_port says what is wrong with the rendezvous
+        family, kind, _, _, there = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as udp:
+            udp.connect(there)  # sends nothing
+            return [f"--local-addr={udp.getsockname()[0]}"]
+    return []
 
 
 def check_port(recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ status in a file (:mod:`artefacts.worker`) and exits 0: torchrun would turn any 
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str]) -> int:
 def _train(parsed: argparse.Namespace, worker: Worker) -> int:
     stop = StopRequest(worker.tell_listening)
     recipe = command.read_recipe(parsed)
+    # DeepSpeed imports it, and where there is a CUDA compiler and no GPU every rank would say so.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if parsed.verb == "finetune":
         from training.finetune import finetune
 

@@ -48,17 +48,34 @@ def test_of_a_jobs_last_life_no_node_counts_as_joined(tmp_path: Path, monkeypatc
     assert said == "1 of 2 nodes did not join within 600 s (launch.join_seconds): joined: n1; missing: n2"
 
 
-def test_a_rank_that_ended_before_the_one_that_told_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 1 was killed, rank 0 failed for want of it, and DeepSpeed's launcher tells of rank 0 alone."""
+_GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:14505"
+
+
+@pytest.mark.parametrize(
+    ("error", "gone", "one_host", "named"),
+    [
+        (_GLOO, [1, 0], True, "rank 1 ended without reporting an error on n1"),
+        # Both within one look at them.
+        (_GLOO, [0, 1], True, "rank 1 ended without reporting an error on n1"),
+        # On another host may be the one that is gone.
+        (_GLOO, [1, 0], False, "rank 0 on n1 failed first"),
+        # Rank 1 was ended by the launcher.
+        ("OSError: s3://text/a: [Errno 104] Connection reset by peer", [0, 1], True, "rank 0 on n1 failed first"),
+        (_GLOO, [0], True, "rank 0 on n1 failed first"),
+    ],
+)
+def test_a_rank_that_was_killed_is_named_and_not_the_one_that_missed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, gone: list[int], one_host: bool, named: str
+) -> None:
+    """Rank 0 reports an error, rank 1 ended without, and DeepSpeed's launcher tells of rank 0 alone."""
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv(LOGS, str(tmp_path))
     output = Output(tmp_path)
-    for rank, said in ((1, "step 2\n"), (0, "RuntimeError: Connection reset by peer\n")):
-        rank_log(tmp_path, rank).write_bytes(header(f"rank {rank}") + said.encode())
+    for rank, said in ((1, "step 2"), (0, error)):
+        rank_log(tmp_path, rank).write_bytes(header(f"rank {rank}") + f"{said}\n".encode())
     monkeypatch.setenv("RANK", "0")
     Worker().note_failure()
-    for gone, said in (([0, 1], "rank 1 ended without a word on n1"), ([0], "rank 0 on n1 failed first")):
-        assert output.explain({"n1": gone}).startswith(said)
+    assert output.explain({"n1": gone}, one_host).startswith(named)
 
 
 def test_nodes_begun_by_hand_may_begin_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,15 +101,26 @@ def test_a_signal_while_the_agent_is_being_started_ends_it(tmp_path: Path, monke
 
 
 def test_ranks_are_noted_in_the_order_in_which_they_end(tmp_path: Path) -> None:
+    """Rank 1 ends once both have been seen, rank 0 once rank 1 has been seen to have ended."""
     code = (
-        "import os, subprocess, sys, time\n"
-        "ends = [subprocess.Popen(['sleep', s], env={**os.environ, 'RANK': r}) for r, s in (('0', '3'), ('1', '1'))]\n"
+        "import os, subprocess, sys\n"
+        "wait = 'import os, sys, time\\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)'\n"
+        "ends = [subprocess.Popen([sys.executable, '-c', wait, os.path.join(sys.argv[1], rank)], "
+        "env={**os.environ, 'RANK': rank}) for rank in ('0', '1')]\n"
         "[end.wait() for end in ends]\n"
     )
-    watched = supervising._Watched(Plan([sys.executable, "-c", code], {}, workers=2), tmp_path, grace_seconds=5)
+
+    def follow() -> None:
+        if {0, 1} <= {*watched._workers.values()}:
+            (tmp_path / "1").touch()
+        if watched.gone == [1]:
+            (tmp_path / "0").touch()
+
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    watched = supervising._Watched(Plan(argv, {}, workers=2), tmp_path, grace_seconds=5)
     with open(tmp_path / "log", "wb") as log:
-        assert watched.run(log, lambda: None) == 0
-    assert watched.gone[0] == 1
+        assert watched.run(log, follow) == 0
+    assert watched.gone == [1, 0]
 
 
 def test_a_slurm_recipe_starts_nothing_on_a_node() -> None:

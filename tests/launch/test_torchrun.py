@@ -1,6 +1,8 @@
 """The torchrun command line with torchruns that know an option and that do not."""
 
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,28 @@ def test_the_time_to_save_in_reaches_torchrun_where_it_can(
     assert any(part.startswith("--shutdown") for part in argv) == known
     said = capsys.readouterr().err
     assert (f"launch.grace_seconds ({seconds})" in said) == (not known and seconds > 30)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_host_that_cannot_resolve_its_own_name_is_met_by_its_address(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *arguments: Any, **named: Any) -> Any:
+        if host == socket.gethostname() and not known:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve("127.0.0.1" if host == socket.gethostname() else host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for words, address in (
+        ([], ["--local-addr=127.0.0.1"]),
+        (["launch.nodes=2", "launch.rendezvous=127.0.0.1:29500"], [] if known else ["--local-addr=127.0.0.1"]),
+        (["launch.nodes=2", f"launch.rendezvous={socket.gethostname()}:29500"], []),
+    ):
+        recipe = load_recipe(RECIPE, ["launch.kind=torchrun", "launch.processes=1", *words])
+        argv = torchrun.torchrun(recipe, "pretrain", "r.yaml", []).argv
+        assert [part for part in argv if part.startswith("--local-addr")] == address
 
 
 class Spec:

@@ -122,7 +122,7 @@ def test_a_member_that_is_too_large(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr("pipeline.sources.tar.MOST_MEMBER_BYTES", 1000)
     monkeypatch.setattr("pipeline.sources.seven_zip.MOST_MEMBER_BYTES", 1000)
-    made = pages(["one", random.Random(1).randbytes(40_000).hex(), "two"])
+    made = pages(["one", random.Random(1).randbytes(400_000).hex(), "two"])
     if name.endswith(".7z"):
         with py7zr.SevenZipFile(tmp_path / name, "w") as archive:
             for page, content in made:
