@@ -20,8 +20,8 @@ endif
 
 # With WHEELHOUSE=FOLDER, setup takes everything from there and asks no network.
 OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links="$(WHEELHOUSE)")
-# The locks are complete, so nothing is resolved (--no-deps); of 17,000 modules those that runs import are compiled, once
-# and here: many environments forbid it later (PYTHONDONTWRITEBYTECODE), and a thousand ranks would do it at a time.
+# The locks are complete, so nothing is resolved (--no-deps). Of 17,000 modules those that runs import are compiled here,
+# once: PYTHONDONTWRITEBYTECODE often forbids it later, and otherwise a thousand ranks would compile at the same time.
 INSTALL := "$(VENV)/bin/python" -m pip install -q --disable-pip-version-check --no-compile $(OFFLINE)
 USED := datasets, deepspeed, matplotlib.pyplot, torch._dynamo, torch.distributed.run, training.engine.board, \
   training.evaluate.command, training.pretrain, training.report.command
@@ -76,7 +76,7 @@ evaluate: $(SETUP)  ## bits per byte beside baselines, held-out answers before a
 generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.temperature=0"; --trace: how each token came about
 	$(RUN) training generate $(WITH_RECIPE)
 
-export: $(SETUP)  ## the newest weights as a Hugging Face model directory, proven to be the same model
+export: $(SETUP)  ## the newest weights as a Hugging Face model directory, read back and compared
 	$(RUN) training export $(WITH_RECIPE)
 
 # Before the data are made, which may take days.
@@ -187,7 +187,7 @@ clean:  ## remove .venv and caches; runs stay
 # torch first and by its exact pin: pulled in by another package it would be another build.
 $(VENV)/.ready: requirements.lock
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; pass BASE_PYTHON=/path/to/python3.12" >&2; exit 2; }
-	@echo "setup: torch and what Millrace runs with into $(VENV), once: some minutes, 1.2 GB"
+	@echo "setup: torch and what Millrace runs with into $(VENV), once: a minute or more; 1.2 GB, 5.5 with CUDA"
 	@"$(BASE_PYTHON)" -m venv "$(VENV)"
 	@$(INSTALL) -c requirements.lock `grep '^torch==' requirements.lock`
 	@$(INSTALL) --no-deps -r requirements.lock

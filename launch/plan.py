@@ -1,6 +1,5 @@
 """What a launcher runs on this node: a command line and what its processes need in their environment."""
 
-import contextlib
 import os
 import random
 import shlex
@@ -8,7 +7,11 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.errors import RequestError
 from configs.schema import Recipe
+
+#: Ports that are tried; of two at random one is free on any host.
+_PORTS_TRIED = 100
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,18 @@ def _cores() -> int:
 def free_port() -> int:
     """A port of this host that nobody listens on.
 
-    Seconds pass until a rank does: of those below 32,768, which Linux gives to no connection by itself.
+    It is one below 32,768, where Linux's range for outgoing connections begins: a rank binds it only seconds later.
+
+    Raises:
+        RequestError: no port can be had here.
     """
-    while True:
+    last = ""
+    for _ in range(_PORTS_TRIED):
         port = random.SystemRandom().randint(15_000, 31_999)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+                return port
+            except OSError as error:
+                last = str(error)
+    raise RequestError(f"this host gives no port to the launcher: {_PORTS_TRIED} were refused, the last one: {last}")

@@ -5,10 +5,12 @@ import random
 import sys
 from typing import Any
 
+import psutil
 import pytest
 
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-#: Each takes a gigabyte or two.
+#: Bytes that each may take, with the ranks that it starts.
+_MEMORY = 2**31
 _MOST_PROCESSES = 8
 
 # Before torch is imported: threads of several processes on one core wait for each other at every step.
@@ -18,8 +20,8 @@ if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """A process for each core that this one may use."""
-    return min(_CORES, _MOST_PROCESSES)
+    """A process for each core that this one may use, as far as there is memory."""
+    return max(1, min(_CORES, psutil.virtual_memory().total // _MEMORY, _MOST_PROCESSES))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -96,7 +96,15 @@ def test_again_does_nothing(root: Path, layout: RunLayout) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["pipeline run", "pipeline examples", "launch local pretrain", "training evaluate", "training report"]
+    "command",
+    [
+        "pipeline run",
+        "pipeline examples",
+        "launch local pretrain",
+        "launch demo",
+        "training evaluate",
+        "training report",
+    ],
 )
 def test_finished_stages_answer_without_torch(root: Path, command: str) -> None:
     package, *verbs = command.split()
@@ -106,6 +114,20 @@ def test_finished_stages_answer_without_torch(root: Path, command: str) -> None:
         f"runpy.run_module({package!r}, run_name='__main__', alter_sys=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_start_of_training_imports_no_compiler(root: Path, tmp_path: Path) -> None:
+    """DeepSpeed would import torch's for a Muon of its own: two seconds on every rank."""
+    words = [f"run.root={tmp_path}", f"data.root={root / 'river'}", "launch.processes=1", "train.steps=5"]
+    code = (
+        f"import runpy, sys; sys.argv = {['training', 'pretrain', '--recipe', str(RECIPE), *words]!r}\n"
+        "try: runpy.run_module('training', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "assert 'deepspeed' in sys.modules and 'torch._inductor.codegen' not in sys.modules"
+    )
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -25,7 +25,7 @@ VERBS = {
     "evaluate": "bits per byte against a bigram model and zstd -19, and the loss on held-out answers",
     "generate": "complete a prompt",
     "compare": "the recipe's model in short trainings that differ in one thing, in runs/NAME/compare",
-    "export": "the newest weights as a Hugging Face model directory, proven to be the same model",
+    "export": "the newest weights as a Hugging Face model directory, read back and compared",
     "import": "a Hugging Face model directory's weights as the finished pretraining of the recipe",
     "report": "one self-contained page with the curves and tables of the run",
     "inspect": "every tensor and module output with its shape, parameters and FLOPs by part; or recipes in one table",

@@ -22,7 +22,7 @@ class GenerateSection(Section):
     )
     chat: bool = Field(False, description="wrap the prompt as a user's turn and answer as the assistant")
     max_new_tokens: int = Field(64, gt=0)
-    samples: int = Field(1, gt=0, description="completions, drawn together; the seed of each is one higher")
+    samples: int = Field(1, gt=0, description="completions, drawn together; completion N from 0 has seed + N")
     crop: bool = Field(
         False,
         description="beyond the context go on from its last tokens, each step read anew; else the text ends there",
@@ -43,7 +43,7 @@ class GenerateSection(Section):
                 f"temperature ({self.temperature:g}) must be 0 with speculative: drafts are checked greedily"
             )
         if self.samples > 1 and (self.speculative or not self.temperature):
-            raise ValueError(f"samples ({self.samples}) need a temperature above 0: greedily all would be the same")
+            raise ValueError(f"samples ({self.samples}) needs temperature above 0: greedy completions are all the same")
         if self.speculative and self.crop:
             raise ValueError("crop reads the text anew for each token beyond the context: leave speculative out")
         return self

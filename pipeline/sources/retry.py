@@ -37,7 +37,7 @@ def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] =
         # Each client library has its own family of network errors, so it is the others that are named.
         retry=retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, (RequestError, *final))),
         stop=stop_after_attempt(attempts),
-        wait=wait_exponential(multiplier=FIRST_WAIT, min=0),
+        wait=wait_exponential(multiplier=FIRST_WAIT),
         retry_error_callback=give_up,
     )(call)
 

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from launch.plan import free_port
+from tests.patience import PATIENCE
+
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 
 _CONFIGURATION = """\
@@ -60,7 +63,6 @@ PreemptMode=REQUEUE
 PartitionName=main Nodes={names} Default=YES MaxTime=1-00:00:00 State=UP PriorityTier=1 GraceTime=40
 PartitionName=urgent Nodes={names} MaxTime=1-00:00:00 State=UP PriorityTier=2 PreemptMode=OFF
 """
-_PATIENCE = 30.0
 
 
 def missing() -> str | None:
@@ -128,7 +130,7 @@ class SlurmCluster:
                 process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, *argv: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """A SLURM command on this cluster, its output captured."""
         return subprocess.run(argv, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False)
 
@@ -137,7 +139,7 @@ class SlurmCluster:
         listed = self.run("squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%i %T").stdout
         return dict(line.split() for line in listed.splitlines())
 
-    def wait_for(self, jobs: list[str], seconds: float) -> dict[str, str]:
+    def wait_for(self, jobs: list[str]) -> dict[str, str]:
         """Wait until no task of these jobs is waiting or running; their states by id.
 
         Raises:
@@ -149,8 +151,8 @@ class SlurmCluster:
             found.update({task: state for job in jobs for task, state in self.states(job).items()})
             return not set(found.values()) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}
 
-        if not self._until(ended, seconds):
-            raise TimeoutError(f"after {seconds:.0f} s: {found}")
+        if not self._until(ended, PATIENCE):
+            raise TimeoutError(f"after {PATIENCE} s: {found}")
         return found
 
     def _configure(self) -> None:
@@ -185,7 +187,7 @@ class SlurmCluster:
         return listed == ["idle"] * len(self.names)
 
     def _wait(self, is_so: Callable[[], bool], complaint: str) -> None:
-        if not self._until(is_so, _PATIENCE):
+        if not self._until(is_so, PATIENCE):
             raise TimeoutError(f"SLURM did not start, {complaint}:\n{self._words()}")
 
     @staticmethod
@@ -213,9 +215,8 @@ class SlurmCluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of this host that nobody listens on."""
-    with contextlib.ExitStack() as opened:
-        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports of this host that nobody listens on, each another."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return sorted(found)

@@ -38,6 +38,11 @@ def ended(process: subprocess.Popen[str], expect: int | Sequence[int] = 0) -> tu
     return out, err
 
 
+def shared_memory() -> set[str]:
+    """DeepSpeed's names of shared memory on this host."""
+    return {path.name for path in Path("/dev/shm").glob("deepspeed*")}
+
+
 def steps(root: Path, name: str = "river") -> list[int]:
     """Steps that a run has done, in order, those done twice twice."""
     return [record["step"] for record in _records(root, name)]

@@ -4,10 +4,10 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from launch.plan import free_port
+from tests.patience import wait_until
 
 _SERVER = """\
 Port {port}
@@ -50,11 +50,12 @@ class LoopbackSsh:
             (self._folder / name).write_text(text.format(port=port, folder=self._folder))
         Path("/run/sshd").mkdir(exist_ok=True)
         self._server = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(self._folder / "server")])
-        deadline = time.monotonic() + 20
-        while subprocess.run(["ssh", "-F", str(self._folder / "client"), "a", "true"], check=False).returncode:
-            assert time.monotonic() < deadline and self._server.poll() is None
-            time.sleep(0.2)
+        wait_until(self._answers, "answer of sshd")
         return self
+
+    def _answers(self) -> bool:
+        assert self._server.poll() is None, "sshd has ended"
+        return subprocess.run(["ssh", "-F", str(self._folder / "client"), "a", "true"], check=False).returncode == 0
 
     def __exit__(self, *_: object) -> None:
         self._server.terminate()

@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from artefacts.worker import node_name
 from launch.plan import free_port
-from tests.launch.runs import another_seed, ended, launch, losses, make_data, steps
+from tests.launch.runs import another_seed, ended, launch, losses, make_data, shared_memory, steps
 from tests.patience import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
@@ -24,11 +25,6 @@ _KINDS = ["deepspeed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("data"))
-
-
-def _shared_memory() -> set[str]:
-    """DeepSpeed's names of shared memory on this host."""
-    return {path.name for path in Path("/dev/shm").glob("deepspeed*")}
 
 
 def _logs(root: Path) -> Path:
@@ -50,14 +46,14 @@ def _ranks(started: subprocess.Popen[str]) -> dict[str, psutil.Process]:
 def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -> None:
     """75 on SIGUSR1, 2 for a second launch meanwhile, 0 for the rest of the run, 0 again; all output is kept."""
     given = [f"run.root={tmp_path}", f"data.root={data}", "train.precision=fp32", "train.steps=40"]
-    shared = _shared_memory()
+    shared = shared_memory()
     first = launch(kind, *given)
     wait_until(lambda: steps(tmp_path), "step")
     # The first must not be done before the second has looked, nor before the signal.
     ranks = _ranks(first).values()
     for rank in ranks:
         rank.suspend()
-    assert _shared_memory() <= shared, "a killed run would leave it behind"
+    assert shared_memory() <= shared, "a killed run would leave it behind"
     err = ended(launch(kind, *given), 2)[1]
     named = f"process {first.pid} on {socket.gethostname()}: wait for it or stop it"
     assert f"river: pretrain is being launched by {named}" in err
@@ -98,7 +94,7 @@ def test_the_first_rank_that_fails_is_shown_first(kind: str, data: Path, tmp_pat
     _ranks(started)["1"].kill()
     out, err = ended(started, 1)
     # DeepSpeed's launcher tells the signal unless the other rank has failed within the same second.
-    host = re.escape(socket.gethostname())
+    host = re.escape(node_name())
     how = rf"(was killed by SIGKILL|ended without reporting an error) on {host} \((killed )?by the kernel"
     assert re.search(rf"^pretrain: rank 1 {how}", err, re.MULTILINE), err
     assert re.search(r"^if memory ran out: set .*train\.micro_batch=", err, re.MULTILINE), err
@@ -113,7 +109,7 @@ def test_an_exception_is_status_1_and_shown(kind: str, data: Path, tmp_path: Pat
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     started = launch(kind, f"run.root={tmp_path}", f"data.root={data}", env={**os.environ, "PYTHONPATH": path})
     out, err = ended(started, 1)
-    assert f"pretrain: rank 1 on {socket.gethostname()} failed first" in err
+    assert f"pretrain: rank 1 on {node_name()} failed first" in err
     assert "import of training.data.windows halted" in err and (out + err).count("Traceback") == 1
 
 
@@ -144,7 +140,7 @@ def test_a_node_that_does_not_join_ends_the_wait(data: Path, tmp_path: Path) -> 
     where = f"launch.rendezvous=127.0.0.1:{free_port()}"
     words = [f"run.root={tmp_path}", f"data.root={data}", where, "launch.nodes=2"]
     _, err = ended(launch("torchrun", *words, "launch.processes=1", "launch.join_seconds=4"), 1)
-    said = f"pretrain: 1 of 2 nodes did not join within 4 s (launch.join_seconds): joined: {socket.gethostname()}\n"
+    said = f"pretrain: 1 of 2 nodes did not join within 4 s (launch.join_seconds): joined: {node_name()}\n"
     assert err.endswith(said), err
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -13,6 +12,7 @@ from configs.load import load_recipe
 from launch.sbatch import submit_chain
 from launch.slurm_data import chain
 from tests.launch.cluster import missing
+from tests.patience import wait_until
 from tests.pipeline.corpora import RECIPE, ROOT, digests, texts, write_jsonl
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
@@ -48,18 +48,11 @@ def _run(module, *arguments, env=None):
     return done.stdout
 
 
-def _wait_until(is_so, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_two_nodes_run_one_job_together(cluster, tmp_path):
     command = "srun --label bash -c 'echo \"$SLURMD_NODENAME of $SLURM_NNODES\"'"
     options = ("--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/out")
     job = cluster.run("sbatch", *options, f"--wrap={command}").stdout.strip()
-    assert cluster.wait_for([job], 30) == {job: "COMPLETED"}
+    assert cluster.wait_for([job]) == {job: "COMPLETED"}
     assert sorted((tmp_path / "out").read_text().splitlines()) == ["0: n1 of 2", "1: n2 of 2"]
 
 
@@ -70,14 +63,14 @@ def test_the_jobs_make_what_one_process_makes(cluster, given, tmp_path):
     printed = _run("launch slurm data", *given, *slurm, f"run.root={root}", env=cluster.env())
     jobs = {line.split()[0]: line.split()[2] for line in printed.splitlines()}
     task = f"{jobs['ingest']}_0"
-    _wait_until(lambda: list(root.glob("demo/.documents.partial/scratch/*/000000.json")))
+    wait_until(lambda: list(root.glob("demo/.documents.partial/scratch/*/000000.json")), "first part")
     assert cluster.run("scontrol", "requeue", task).returncode == 0
     again = [sys.executable, "-m", "launch", "slurm", "data", "--recipe", str(RECIPE), *given, f"run.root={root}"]
     refused = subprocess.run(again, cwd=ROOT, env=cluster.env(), capture_output=True, text=True)
     assert refused.returncode == 2 and f"its data jobs {', '.join(jobs.values())} are not done" in refused.stderr
 
     _run("pipeline run", *given, "data.workers=1", f"run.root={tmp_path / 'alone'}")
-    states = cluster.wait_for([*jobs.values()], 240)
+    states = cluster.wait_for([*jobs.values()])
     logs = {path.name: path.read_text() for path in (root / "demo" / "logs").iterdir()}
     assert set(states.values()) == {"COMPLETED"} and len(states) == 4 * 2 + 3, logs
     assert "DUE TO JOB REQUEUE" in logs[f"data-ingest-{task}.out"]
@@ -93,7 +86,7 @@ def test_a_step_that_fails_takes_the_rest_along(cluster, given, tmp_path):
     more = ["data.clean.min_chars=90000", f"run.root={tmp_path}"]
     printed = _run("launch slurm data", *given, *slurm, *more, env=cluster.env())
     jobs = {line.split()[0]: line.split()[2] for line in printed.splitlines()}
-    states = cluster.wait_for([*jobs.values()], 120)
+    states = cluster.wait_for([*jobs.values()])
     assert states[jobs["publish"]] == "FAILED"
     assert states[jobs["assemble"]] == "CANCELLED"
     log = (tmp_path / "demo" / "logs" / f"data-publish-{jobs['publish']}.out").read_text()

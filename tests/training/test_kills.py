@@ -19,6 +19,7 @@ from artefacts import manifest
 from artefacts.layout import RunLayout
 from artefacts.metrics import read_records
 from configs.load import load_recipe
+from tests.launch.runs import shared_memory
 from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).parents[2]
@@ -143,14 +144,12 @@ def check(tmp_path: Path, steps: int, kills: int) -> Tally:
     whole = [sys.executable, "-m", "launch", "local", "pretrain", *arguments(alone, steps)]
     subprocess.run(whole, cwd=CHECKOUT, check=True, capture_output=True)
     tally = Tally()
-    shared = set(os.listdir("/dev/shm"))
+    shared = shared_memory()
     suffer(killed, steps, kills, tmp_path / "log", tally)
     expected, found = last_checkpoint(alone), last_checkpoint(killed)
     assert found.counts["step"] == steps
     assert found.files == expected.files, "the killed run's last checkpoint is not the other's, byte for byte"
-    # Python's own semaphores are those of other tests at work.
-    left = {name for name in set(os.listdir("/dev/shm")) - shared if not name.startswith("sem.")}
-    assert not left, f"shared memory is left behind: {left}"
+    assert not (left := shared_memory() - shared), f"shared memory is left behind: {left}"
     return tally
 
 

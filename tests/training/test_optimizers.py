@@ -155,7 +155,7 @@ def build_file_access(**more: str) -> Path:
     build = "import pathlib, sys, training.engine.prebuild as p; p.build_file_access(pathlib.Path(sys.argv[1]))"
     where = worker_environment()
     argv = [sys.executable, "-c", build, where["TORCH_EXTENSIONS_DIR"]]
-    subprocess.run(argv, env={**os.environ, **where, **more}, check=True, timeout=600)
+    subprocess.run(argv, env={**os.environ, **where, **more}, check=True)
     return Path(where["TORCH_EXTENSIONS_DIR"])
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_skipped_steps_in_a_row_are_counted_on_after_a_resume(tmp_path: Path) ->
 @pytest.mark.engine
 def test_every_rank_writes_down_where_it_stands_though_one_never_lets_go_of_the_interpreter(tmp_path: Path) -> None:
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.watch.hang_seconds=4",), hang={"rank": 1, "step": 3})
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=rf"exit codes \[.*-{signal.SIGALRM:d}\b"):
         run_tasks([task], tmp_path)
     stacks = [(task.out / "stacks" / f"rank-0000{rank}.txt").read_text() for rank in (0, 1)]
     assert "in after_step" in stacks[1] and "engine_job.py" in stacks[1]

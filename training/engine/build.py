@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -61,16 +60,27 @@ def _quick_start() -> Iterator[None]:
     # Of the operators that it probes for here it builds one, on CPU: collectives of inference over shared memory. Each
     # start would need a C++ compiler, and wait at a lock that a killed process leaves behind.
     deepspeed.ops.__compatible_ops__ = {}
+    # It imports its own Muon to know it by its class, and with it the compiler for its kernels; ours is another Muon.
+    with _nothing_compiled():
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     # It collects garbage eight times, to report memory on stdout: what has been imported is not looked through then.
     gc.freeze()
-    # It imports its own Muon to know it by its class, and with it the compiler for its kernels; ours is another Muon.
-    with patch.object(torch, "compile", _uncompiled):
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         gc.unfreeze()
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Meanwhile ``torch.compile`` leaves functions as they are."""
+    compiled = torch.compile
+    torch.compile = _uncompiled  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiled
 
 
 def _uncompiled(function: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:

@@ -13,8 +13,9 @@ class StopRequest:
         self._tell_listening = tell_listening
 
     def listen(self) -> None:
-        """From here on signals ask, and whoever sends them is told so. Before, there is nothing to save and they end
-        the process: one that waits for others to join would not hear them.
+        """From here on a signal asks the loop to save and stop, and the launcher knows that it may send one.
+
+        Earlier there is nothing to save, and a rank that waits for others could not react: signals end the process.
         """
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)

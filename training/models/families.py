@@ -1,28 +1,11 @@
 """Every family by its name in the recipe: how its model is built and given first values."""
 
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 
 from configs.schema.models import ModelSection
-from training.layers.checkpointing import Checkpointing
 from training.models import bigram, classifier, deepseek, encoder, encoder_decoder, gpt
-
-
-class Model(Protocol):
-    """What every family's model does; it is a ``torch.nn.Module``. Those that learn from text also are a ``CausalLM``
-    (:mod:`training.inference.generate`).
-    """
-
-    def set_checkpointing(self, mode: Checkpointing) -> None:
-        """What the layers keep in training."""
-
-    def compile_regions(self) -> None:
-        """Compile what compiles without graph breaks."""
-
-    def forward(self, *inputs: Any, **more: Any) -> Any:
-        """With ``targets`` the sums of the losses by name."""
-
 
 _CLASSES: dict[str, Any] = {
     "deepseek": deepseek.DeepseekForCausalLM,
@@ -35,7 +18,12 @@ _CLASSES: dict[str, Any] = {
 
 
 def build_model(section: ModelSection, vocab_size: int) -> Any:
-    """The recipe's model with ``vocab_size`` rows, in fp32; its weights are undefined."""
+    """The recipe's model with ``vocab_size`` rows, in fp32; its weights are undefined.
+
+    A ``torch.nn.Module`` with ``set_checkpointing`` (what layers keep in training) and ``compile_regions``, whose
+    forward with ``targets`` gives the sums of the losses by name; one that learns from text is a ``CausalLM``
+    (:mod:`training.inference.generate`) too.
+    """
     return _CLASSES[cast(Any, section).family](section, vocab_size)
 
 
