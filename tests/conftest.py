@@ -1,5 +1,6 @@
 """What holds for all tests: how many processes share them, and how (``pytest -n auto --dist loadscope``)."""
 
+import contextlib
 import os
 import random
 import sys
@@ -45,6 +46,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with tests that start training come first: they take longest, and one that came last would run alone."""
     training = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(key=lambda item: item.path not in training)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
+    """End the launchers that a failed test leaves behind: they would go on training beside the tests after it."""
+    if call.excinfo is None or call.excinfo.errisinstance(pytest.skip.Exception):
+        return
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "launch" in child.cmdline():
+                child.terminate()
 
 
 @pytest.hookimpl(tryfirst=True)
