@@ -220,7 +220,7 @@ def _kill_some(tasks, root, verb, random_, since):
     """Kill one to all of some tasks, each after some write of theirs; how many of them were still at work."""
     hits = 0
     for process in random_.sample(tasks, random_.randint(1, len(tasks))):
-        _until_written(process, root, verb, since, random_.randint(1, 5))
+        _until_written(process, root, verb, since, random_.randint(1, 2))
         if process.poll() is None:
             hits += 1
             os.killpg(process.pid, signal.SIGKILL)
