@@ -16,9 +16,15 @@ ifeq ($(origin PYTHON),undefined)
 PYTHON := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
+else
+SETUP := own-python
+DEV := own-python-for-tests
 endif
+# make takes any variable, and would go on with the demo's recipe.
+$(foreach name,recipe args python,$(if $(filter command,$(origin $(name))),$(error $(name)=…: write it in capitals)))
 
-# With WHEELHOUSE=FOLDER, setup takes everything from there and asks no network.
+# With TORCH_INDEX=URL, torch may come from there; with WHEELHOUSE=FOLDER, all from there, and no network is asked.
+TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links="$(WHEELHOUSE)")
 # The locks are complete, so nothing is resolved (--no-deps). Of 17,000 modules those that runs import are compiled here,
 # once: PYTHONDONTWRITEBYTECODE often forbids it later, and otherwise a thousand ranks would compile at the same time.
@@ -35,19 +41,22 @@ RUN = @"$(PYTHON)" -m
 WITH_RECIPE = --recipe "$(RECIPE)" $(ARGS)
 # A test process for each core; what shares a fixture stays in one (tests/conftest.py).
 PYTEST = @"$(PYTHON)" -m pytest -q
+CHECK_OWN = @command -v "$(PYTHON)" >/dev/null || { echo "error: PYTHON=$(PYTHON): no such program" >&2; exit 2; }; \
+  "$(PYTHON)" .ci/environment.py
 PARALLEL = -n auto --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 # Stages build on each other's results, which make does not see: -j must not start two of them together.
 .NOTPARALLEL:
-.PHONY: help setup demo data tokenizer examples pretrain finetune import from \
+.PHONY: help own-python own-python-for-tests setup demo data tokenizer examples pretrain finetune import from \
   evaluate generate compare export report estimate inspect verify stats ingest slurm slurm-data wheelhouse \
   check test test-all test-engine test-parity test-recovery test-launch test-slurm test-gpu \
   bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo; echo "  RECIPE=configs/….yaml (now $(RECIPE)), ARGS=\"section.key=value …\", PYTHON=python3 for an environment of your own"
+	@echo; echo "  RECIPE=configs/….yaml (now $(RECIPE)), ARGS=\"section.key=value …\", PYTHON=python3 for an environment of your own,"
+	@echo "  BASE_PYTHON=/path/to/python3.12 to make .venv from, TORCH_INDEX=https://download.pytorch.org/whl/cpu for torch without CUDA (1.2 GB, not 5.5)"
 
 ##@ Run
 
@@ -133,7 +142,7 @@ check: $(DEV)  ## lint, format and types
 	$(RUN) ruff format --check .
 	$(RUN) mypy -p configs -p artefacts -p tokenizer -p pipeline -p training -p launch
 
-test: $(DEV)  ## all tests that need no GPU and no SLURM, but the slow ones (ten minutes)
+test: $(DEV)  ## all tests that need no GPU and no SLURM, except the slow ones (ten minutes)
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slow and not slurm"
 
 test-all: $(DEV)  ## every test that a machine without a GPU can run, the slow ones and SLURM's too
@@ -184,15 +193,22 @@ lock:  ## write requirements.lock and requirements-dev.lock from pyproject.toml,
 clean:  ## remove .venv and caches; runs stay
 	rm -rf "$(VENV)" .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
+own-python:
+	$(CHECK_OWN)
+
+own-python-for-tests:
+	$(CHECK_OWN) pytest hypothesis
+
 # torch first and by its exact pin: pulled in by another package it would be another build.
 $(VENV)/.ready: requirements.lock
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; pass BASE_PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@echo "setup: torch and what Millrace runs with into $(VENV), once: a minute or more; 1.2 GB, 5.5 with CUDA"
 	@"$(BASE_PYTHON)" -m venv "$(VENV)"
-	@$(INSTALL) -c requirements.lock `grep '^torch==' requirements.lock`
+	@$(INSTALL) $(TORCH_FROM) -c requirements.lock `grep '^torch==' requirements.lock`
 	@$(INSTALL) --no-deps -r requirements.lock
 	@rm -rf $(UNUSED)
 	@env -u PYTHONDONTWRITEBYTECODE DS_ACCELERATOR=cpu "$(VENV)/bin/python" -c "import $(USED)"
+	@"$(VENV)/bin/python" -c 'import platform, torch; print(f"setup: done, Python {platform.python_version()}, torch {torch.__version__}")'
 	@touch "$@"
 
 $(VENV)/.ready-dev: requirements-dev.lock $(VENV)/.ready

@@ -1,0 +1,51 @@
+"""What `make` says before it starts anything."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """As from a shell, also where the tests were started by make."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+    return subprocess.run(["make", *words], cwd=CHECKOUT, env=kept, capture_output=True, text=True)
+
+
+def test_help_lists_every_target() -> None:
+    listed = {line.split()[0] for line in make().stdout.splitlines() if line.startswith("  ")}
+    text = (CHECKOUT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (phony,) = [line.split()[1:] for line in text.splitlines() if line.startswith(".PHONY:")]
+    assert {*phony} - listed == {"from", "own-python", "own-python-for-tests"}
+
+
+def test_an_environment_of_ones_own_without_packages(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    bare = tmp_path / "bare" / "bin" / "python"
+    for target in ("setup", "inspect", "test"):
+        done = make(target, f"PYTHON={bare}")
+        said = done.stderr.splitlines()[0]
+        assert done.returncode == 2 and said.startswith(f"error: PYTHON={bare} lacks torch, deepspeed, ")
+        assert ("hypothesis" in said) == (target == "test")
+    assert make("setup", f"PYTHON={sys.executable}").returncode == 0
+
+
+def test_a_python_that_is_none_or_too_old(tmp_path: Path) -> None:
+    assert make("inspect", "PYTHON=/no/python").stderr.startswith("error: PYTHON=/no/python: no such program\n")
+    script = (CHECKOUT / ".ci" / "environment.py").read_text(encoding="utf-8")
+    old = "import sys\nsys.version_info = (3, 9, 2)\nsys.executable = 'python3.9'\n" + script
+    done = subprocess.run([sys.executable, "-c", old], capture_output=True, text=True)
+    assert (
+        done.returncode == 2 and done.stderr == "error: PYTHON=python3.9 is Python 3.9: Millrace needs 3.11 or 3.12\n"
+    )
+
+
+def test_variables_in_small_letters() -> None:
+    done = make("generate", "recipe=configs/gpt-oz.yaml")
+    assert done.returncode == 2 and "recipe=…: write it in capitals" in done.stderr
