@@ -90,7 +90,7 @@ def test_several_completions_are_those_of_their_seeds(
     assert len(set(alone)) == 3
     assert main([*words, "generate.seed=4", "generate.samples=3"]) == 0
     assert capsys.readouterr().out == "---\n".join(alone)
-    for more, told in (("generate.temperature=0", "need a temperature above 0"), ("--trace", "leave generate.samples")):
+    for more, told in (("generate.temperature=0", "needs temperature above 0"), ("--trace", "leave generate.samples")):
         with pytest.raises(RequestError, match=told):
             main([*words, "generate.samples=3", more])
 
