@@ -145,7 +145,7 @@ check: $(DEV)  ## lint, format and types
 test: $(DEV)  ## all tests that need no GPU and no SLURM, except the slow ones (ten minutes)
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slow and not slurm"
 
-test-all: $(DEV)  ## every test that a machine without a GPU can run, the slow ones and SLURM's too (most of an hour)
+test-all: $(DEV)  ## every test that a machine without a GPU can run, the slow ones and SLURM's too (forty minutes)
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slurm"
 	@$(MAKE) --no-print-directory test-slurm
 
