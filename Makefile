@@ -129,7 +129,7 @@ slurm-data: $(SETUP)  ## the data stages as SLURM job arrays: ARGS="launch.slurm
 	$(RUN) launch slurm data $(WITH_RECIPE)
 
 wheelhouse: $(SETUP)  ## wheels of every package that runs need, for nodes without network: there `make setup WHEELHOUSE=wheelhouse`
-	$(RUN) pip wheel -q --disable-pip-version-check -w wheelhouse -c requirements.lock `grep '^torch==' requirements.lock`
+	$(RUN) pip wheel -q --disable-pip-version-check -w wheelhouse $(TORCH_FROM) -c requirements.lock `grep '^torch==' requirements.lock`
 	$(RUN) pip wheel -q --disable-pip-version-check --no-deps -w wheelhouse -r requirements.lock
 	@du -sh wheelhouse
 

@@ -29,6 +29,6 @@ if __name__ == "__main__":
         sys.exit(2)
     lacks = [*missing(sys.argv[1:])]
     if lacks:
-        cure = "install them with its pip from requirements.lock and requirements-dev.lock, or leave PYTHON out"
-        print(here + " lacks " + ", ".join(lacks) + ": " + cure, file=sys.stderr)
+        fix = "install them with its pip from requirements.lock and requirements-dev.lock, or leave PYTHON out"
+        print(here + " lacks " + ", ".join(lacks) + ": " + fix, file=sys.stderr)
         sys.exit(2)

@@ -75,7 +75,7 @@ class Output:
 
         Args:
             gone: ranks of each host, where DeepSpeed's launcher has started them, in the order in which they may have
-                ended, which it does not tell.
+                ended, which the launcher does not report.
             one_host: this host has all ranks.
         """
         time.sleep(_SETTLE)
@@ -146,7 +146,7 @@ class _Killed(NamedTuple):
 
 
 def _killed(said: str, node: str, silent: Mapping[str, Sequence[int]]) -> _Killed | None:
-    """The rank that an agent on a node tells was killed; ``silent``: those of each host that reported no error."""
+    """The rank that a node's agent reports as killed; ``silent``: those of each host that reported no error."""
     if (found := _ROOT_CAUSE.search(said)) and int(found[2]) < 0:
         return _Killed([int(found[1])], signal.Signals(-int(found[2])).name, node)
     for host, number in _DEEPSPEEDS.findall(said):

@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
-    """End the launchers that a failed test leaves behind: they would go on training beside the tests after it."""
+    """End the launchers that a failed test leaves running: they would train beside the tests after it."""
     if call.excinfo is None or call.excinfo.errisinstance(pytest.skip.Exception):
         return
     for child in psutil.Process().children():

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     """As from a shell, also where the tests were started by make."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))}
-    return subprocess.run(["make", *words], cwd=CHECKOUT, env=kept, capture_output=True, text=True)
+    return subprocess.run(["make", *words], cwd=CHECKOUT, env=kept, capture_output=True, encoding="utf-8")
 
 
 def test_help_lists_every_target() -> None:

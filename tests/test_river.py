@@ -23,7 +23,6 @@ from tests.patience import PATIENCE, wait_until
 from training.trained import newest_checkpoint
 
 RECIPE = CHECKOUT / "tests" / "river.yaml"
-#: In a list, so that its tests stay together (tests/conftest.py).
 pytestmark = [pytest.mark.engine]
 
 

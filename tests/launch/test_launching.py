@@ -67,7 +67,7 @@ _GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553
 def test_a_rank_that_was_killed_is_named_and_not_the_one_that_missed_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, gone: list[int], one_host: bool, named: str
 ) -> None:
-    """Rank 0 reports an error, rank 1 ended without, and DeepSpeed's launcher tells of rank 0 alone."""
+    """Rank 0 reports an error, rank 1 ended without, and DeepSpeed's launcher reports rank 0 alone."""
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv(LOGS, str(tmp_path))
     output = Output(tmp_path)

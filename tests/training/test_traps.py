@@ -36,7 +36,6 @@ from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optimizers import build_optimizer, parameter_groups
 
-#: In a list, so that its tests stay together (tests/conftest.py).
 pytestmark = [pytest.mark.engine]
 
 HALF = ("train.stop_at=4",)
