@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from artefacts import fingerprint, publish
+from artefacts import fingerprint, hints, publish
 from configs.errors import RequestError
 
 NAME = "manifest.json"
@@ -138,8 +138,8 @@ def _checked(made: Manifest) -> Manifest:
     return made
 
 
-def require(folder: Path, command: str) -> Manifest:
-    """The manifest of a folder that another stage must have written.
+def require(folder: Path, target: str) -> Manifest:
+    """The manifest of a folder that another stage must have written; ``target``: of make, which builds it.
 
     Raises:
         RequestError: it is not there, or damaged; the message says which command makes it.
@@ -147,9 +147,9 @@ def require(folder: Path, command: str) -> Manifest:
     try:
         found = read(folder)
     except DamagedError as error:
-        raise DamagedError(error.fault, f"move {folder} away and run `{command}`") from None
+        raise DamagedError(error.fault, f"move {folder} away and run `{hints.make(target)}`") from None
     if found is None:
-        raise RequestError(f"{folder} is not there or not finished: run `{command}` first")
+        raise RequestError(f"{folder} is not there or not finished: run `{hints.make(target)}` first")
     return found
 
 
@@ -157,16 +157,16 @@ def require(folder: Path, command: str) -> Manifest:
 _CHECKED_BYTES = 2**30
 
 
-def require_sound(folder: Path, command: str) -> Manifest:
-    """The manifest of a folder that is about to be used and is as it says.
+def require_sound(folder: Path, target: str) -> Manifest:
+    """The manifest of a folder that is about to be used and is as it says; ``target``: of make, which builds it.
 
     Raises:
         RequestError: it is not there, or damaged; the message says which command makes it.
     """
-    found = require(folder, command)
+    found = require(folder, target)
     small = sum(entry["bytes"] for entry in found.files.values()) <= _CHECKED_BYTES
     if wrong := faults(folder, content=small):
-        raise RequestError(f"{wrong[0]}: damaged; `rm -r {folder}`, then `{command}`")
+        raise RequestError(f"{wrong[0]}: damaged; `rm -r {folder}`, then `{hints.make(target)}`")
     return found
 
 

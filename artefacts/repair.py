@@ -1,53 +1,32 @@
 """What to do about a damaged or missing data artefact: the command that makes it, in the line that names it."""
 
-import re
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
-from artefacts import manifest
+from artefacts import hints, manifest
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
 
-#: Artefact -> the command that makes it.
-COMMANDS = {
-    "documents": "python -m pipeline clean",
-    "tokenizer": "python -m tokenizer train",
-    "tokens": "python -m pipeline tokenize",
-    "packing": "python -m pipeline pack",
-    "examples": "python -m pipeline examples",
-    "evaluation": "python -m training evaluate",
-    "export": "python -m training export",
+#: Artefact -> the target of make that builds it.
+TARGETS = {
+    "documents": "data",
+    "tokenizer": "tokenizer",
+    "tokens": "data",
+    "packing": "data",
+    "examples": "examples",
+    "evaluation": "evaluate",
+    "export": "export",
 }
 
 
-def with_recipe(command: str, recipe: str | None = None) -> str:
-    """A command as it is typed: with its recipe (left out: this process's own) and this process's overrides."""
-    return shlex.join([*shlex.split(command), "--recipe", recipe or _recipe(), *_overrides()])
-
-
-def _recipe() -> str:
-    """The recipe among this process's arguments, which its workers have too; PATH where there is none."""
-    for word, following in pairwise([*sys.argv, ""]):
-        name, _, path = word.partition("=")
-        if name == "--recipe" and (path or following):
-            return path or following
-    return "PATH"
-
-
-def _overrides() -> list[str]:
-    return [word for word in sys.argv[1:] if re.match(r"\w+(\.[\w-]+)+=", word)]
-
-
 def cure(name: str, folder: Path, recipe: str | None = None) -> str:
-    """How the artefact ``name`` that lies in ``folder`` is made anew; ``recipe`` as ``with_recipe`` takes it."""
+    """How the artefact ``name`` that lies in ``folder`` is built again; ``recipe`` as ``hints.make`` takes it."""
     here = shlex.quote(str(folder))
     # What the documents were made from may be gone.
     away = f"mv {here} {shlex.quote(f'{folder}.damaged')}" if name == "documents" else f"rm -r {here}"
-    return f"repair: {away} && {with_recipe(COMMANDS[name], recipe)}"
+    return f"repair: {away} && {hints.make(TARGETS[name], recipe)}"
 
 
 def check_sizes(name: str, folder: Path) -> None:
@@ -69,7 +48,7 @@ def read_manifest(name: str, folder: Path) -> Manifest | None:
     try:
         return manifest.read(folder)
     except manifest.DamagedError as error:
-        if name not in COMMANDS:
+        if name not in TARGETS:
             raise
         raise manifest.DamagedError(error.fault, cure(name, folder)) from None
 

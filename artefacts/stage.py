@@ -4,17 +4,18 @@ Beside its target a stage has ``.NAME.partial``, which holds ``key`` (what is be
 published) and ``scratch/`` (what only a restarted build needs). Files in them are written whole (by
 ``publish.write_bytes`` or a rename), so a restarted stage may keep those it finds. ``publish`` writes the manifest,
 renames ``work/`` to the target and only then removes the rest: whenever it is killed, nothing that was built is lost.
-An artefact of another recipe or input is moved aside first, never overwritten.
+An artefact of another recipe or input is moved aside first, never overwritten, and what differs is printed.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artefacts import lock, manifest, publish, repair
+from artefacts.differences import explained
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
 
@@ -63,23 +64,42 @@ _KEY = "key"
 
 @contextmanager
 def open_stage(
-    name: str, target: Path, identity: dict[str, Any], inputs: dict[str, str], shared: bool = False
+    name: str,
+    target: Path,
+    identity: dict[str, Any],
+    inputs: dict[str, str],
+    shared: bool = False,
+    check_replacing: Callable[[str], None] | None = None,
 ) -> Iterator[Stage]:
-    """Begin or continue building ``target``, under its lock; ``shared``: beside other tasks of the same building.
+    """Begin or continue building ``target``, under its lock.
+
+    Args:
+        name: of the artefact.
+        target: its folder.
+        identity: the recipe keys that it depends on.
+        inputs: fingerprints of what it is made from.
+        shared: next to other tasks of the same building.
+        check_replacing: called with what differs before the building of another artefact than the one that is there.
 
     Raises:
         RequestError: another process is building it, or (shared) tasks of another recipe or input are; or it is
-            finished and a file of it is missing or of another size.
+            finished and a file of it is missing or of another size; or what ``check_replacing`` raises.
     """
     partial = target.parent / f".{target.name}.partial"
     key = manifest.stage_key(identity, inputs)
 
     def finished() -> bool:
-        found = repair.read_manifest(name, target)
-        return found is not None and found.key == key
+        there = repair.read_manifest(name, target)
+        return there is not None and there.key == key
 
     def prepare() -> None:
-        _prepare(partial, key, finished())
+        there = repair.read_manifest(name, target)
+        if there is not None and there.key != key:
+            why = explained(there.identity, there.inputs, identity, inputs)
+            if check_replacing:
+                check_replacing(why)
+            print(f"{target}: to be built again: {why}", flush=True)
+        _prepare(partial, key, there is not None and there.key == key)
 
     with lock.share(target, prepare) if shared else lock.hold(target):
         if not shared:

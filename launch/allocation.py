@@ -15,7 +15,7 @@ from types import FrameType
 
 from artefacts import lock
 from artefacts.layout import RunLayout
-from artefacts.training_run import TrainingRun
+from artefacts.training_folder import TrainingRun, checkpoints
 from configs import command
 from configs.errors import RequestError
 from configs.load import load_recipe
@@ -54,6 +54,9 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
         return command.DONE
     layout = RunLayout.of(recipe)
     run = COMMANDS[verb](recipe, layout)
+    run.check_replacing(recipe.run.replace)
+    for line in run.restore():
+        print(f"{verb}: {line}", flush=True)
     if run.manifest() is not None:
         print(f"{run.folder}: up to date", flush=True)
         _end_array(verb)
@@ -117,10 +120,7 @@ def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], node
 
 def newest_step(run: TrainingRun) -> int:
     """The step of the newest checkpoint; 0: there is none."""
-    return max(
-        (int(path.name[5:]) for path in (run.folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()),
-        default=0,
-    )
+    return max((int(path.name[5:]) for path in checkpoints(run.folder)), default=0)
 
 
 def _srun_through(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:

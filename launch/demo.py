@@ -134,8 +134,8 @@ def _compare_rehearsal(folder: Path) -> None:
 
 def table(recipe: Recipe, layout: RunLayout) -> list[str]:
     """What came out, a line each, from the manifests and records of the run."""
-    documents, tokens = manifest.require(layout.documents, "make data"), manifest.require(layout.tokens, "make data")
-    pretrain = manifest.require(layout.pretrain, "make pretrain")
+    documents, tokens = manifest.require(layout.documents, "data"), manifest.require(layout.tokens, "data")
+    pretrain = manifest.require(layout.pretrain, "pretrain")
     results = publish.read_json(layout.evaluation / "evaluation.json")
     steps = read_metrics(layout.pretrain / "metrics.jsonl").get("train", [])
     if not steps:

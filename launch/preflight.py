@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artefacts.layout import RunLayout
 from artefacts.manifest import require_sound
-from artefacts.training_run import TrainingRun
+from artefacts.training_folder import TrainingRun
 from configs.errors import RequestError
 from configs.schema import Recipe
 from training.estimate.device import device_of, has_mps
@@ -25,6 +25,7 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
     Raises:
         RequestError: the run cannot go well.
     """
+    run.check_replacing(recipe.run.replace)
     if not run.begun():
         _check_data(recipe, run, layout)
     if here:
@@ -34,13 +35,13 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
 
 def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
     if recipe.learns != "text":
-        require_sound(layout.examples, "make data")
+        require_sound(layout.examples, "data")
         return
-    require_sound(layout.tokens, "make data")
+    require_sound(layout.tokens, "data")
     if run.stage == "finetune":
-        require_sound(layout.examples, "python -m pipeline examples")
+        require_sound(layout.examples, "examples")
     elif recipe.packs:
-        require_sound(layout.packing, "make data")
+        require_sound(layout.packing, "data")
 
 
 def check_gpus(recipe: Recipe) -> None:

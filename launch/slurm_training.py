@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artefacts import lock, publish
 from artefacts.layout import RunLayout
-from artefacts.training_run import TrainingRun
+from artefacts.training_folder import TrainingRun
 from configs.command import DONE
 from configs.errors import RequestError
 from configs.schema import Recipe

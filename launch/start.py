@@ -9,7 +9,8 @@ from pathlib import Path
 
 from artefacts import lock
 from artefacts.layout import RunLayout
-from artefacts.training_run import TrainingRun, finetune_run, pretrain_run
+from artefacts.training_folder import TrainingRun
+from artefacts.training_run import finetune_run, pretrain_run
 from configs import command
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -60,6 +61,8 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> 
     check_verb(recipe, verb, recipe_path)
     layout = RunLayout.of(recipe)
     run = COMMANDS[verb](recipe, layout)
+    for line in run.restore():
+        print(f"{verb}: {line}", flush=True)
     if run.manifest() is not None:
         print(f"{run.folder}: up to date", flush=True)
         return command.DONE

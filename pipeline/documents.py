@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from artefacts import fingerprint, manifest, publish, repair
+from artefacts import fingerprint, hints, manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.pages.formats import compact
 from artefacts.progress import bar
+from artefacts.replacing import guard
 from artefacts.stage import Stage, open_stage
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -158,7 +159,9 @@ def _stage(recipe: Recipe, sources: dict[str, Source], share: Share) -> Iterator
     read = origin.inputs_or_remembered(
         recipe, sources, identity(recipe), repair.read_manifest("documents", target), target
     )
-    with open_stage("documents", target, identity(recipe), read, shared=share != WHOLE) as stage:
+    with open_stage(
+        "documents", target, identity(recipe), read, shared=share != WHOLE, check_replacing=guard(recipe, "documents")
+    ) as stage:
         yield stage
 
 
@@ -266,7 +269,7 @@ def _assemble(recipe: Recipe, parts: Path, stage: Stage, share: Share) -> list[d
 
     plan = assemble.plan(finished_parts(parts))
     if not (parts / "sample.json").exists():
-        command = repair.with_recipe("python -m pipeline dedup")
+        command = hints.python("pipeline dedup")
         raise RequestError(f"duplicates are not settled yet: run `{command}` (without --task) first")
     sampled = assemble.Sampled(recipe.run.seed, publish.read_json(parts / "sample.json"))
     counts = parts / "shards"

@@ -14,6 +14,7 @@ from artefacts import manifest, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
+from artefacts.replacing import guard
 from artefacts.stage import open_stage
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -48,7 +49,7 @@ def build(recipe: Recipe) -> Manifest | None:
     if section is None:
         raise RequestError("the recipe has no finetune section: there are no examples to make")
     layout = RunLayout.of(recipe)
-    tokenizer = manifest.require(layout.tokenizer, repair.with_recipe(repair.COMMANDS["tokenizer"]))
+    tokenizer = manifest.require(layout.tokenizer, "tokenizer")
     inputs = {"tokenizer": tokenizer.fingerprint}
     examples = {key: value for key, value in section.examples.identity().items() if key != "path"}
     identity: dict[str, Any] = {"examples": examples, "max_length": section.max_length, "seed": recipe.run.seed}
@@ -59,9 +60,8 @@ def build(recipe: Recipe) -> Manifest | None:
         inputs |= files.fingerprints(instructions.find(str(section.examples.path)))
     elif source := _pydocs(recipe):
         identity["packages"] = source.identity()["packages"]
-        command = repair.with_recipe("python -m pipeline run")
-        inputs["tokens"] = manifest.require(layout.tokens, command).fingerprint
-    with open_stage("examples", layout.examples, identity, inputs) as stage:
+        inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
+    with open_stage("examples", layout.examples, identity, inputs, check_replacing=guard(recipe, "examples")) as stage:
         if stage.finished:
             return None
         repair.check_sizes("tokenizer", layout.tokenizer)

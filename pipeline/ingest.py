@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from artefacts import publish, repair
+from artefacts import hints, publish
 from artefacts.progress import bar
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -109,7 +109,7 @@ def finished_parts(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RequestError: not every part is finished.
     """
-    command = repair.with_recipe("python -m pipeline ingest")
+    command = hints.python("pipeline ingest")
     if not (folder / "parts.json").exists():
         raise RequestError(f"the source is not read yet: run `{command}` (every task of it) first")
     count = publish.read_json(folder / "parts.json")["parts"]

@@ -12,6 +12,7 @@ from artefacts import manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
+from artefacts.replacing import guard
 from artefacts.stage import Stage, open_stage
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -27,9 +28,11 @@ def build(recipe: Recipe) -> Manifest | None:
     layout, train = RunLayout.of(recipe), recipe.train
     if train.packing != "best_fit":
         raise RequestError(f"train.packing={train.packing} needs no index: there is nothing to pack")
-    tokens = manifest.require(layout.tokens, repair.with_recipe("python -m pipeline run"))
+    tokens = manifest.require(layout.tokens, "data")
     identity = {"packing": train.packing, "context_length": train.context_length}
-    with open_stage("packing", layout.packing, identity, {"tokens": tokens.fingerprint}) as stage:
+    with open_stage(
+        "packing", layout.packing, identity, {"tokens": tokens.fingerprint}, check_replacing=guard(recipe, "packing")
+    ) as stage:
         if stage.finished:
             return None
         repair.check_sizes("tokens", layout.tokens)

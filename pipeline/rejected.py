@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from artefacts import repair
+from artefacts import hints, repair
 from artefacts.layout import RunLayout
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -26,7 +26,7 @@ def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
     folder = RunLayout.of(recipe).documents
     made = repair.read_manifest("documents", folder)
     if made is None:
-        command = repair.with_recipe(repair.COMMANDS["documents"])
+        command = hints.make("data")
         raise RequestError(f"{folder} is not there or not finished: run `{command}` first")
     repair.check_sizes("documents", folder)
     counts: dict[str, int] = dict(sorted(made.counts["dropped"].items(), key=lambda item: (-item[1], item[0])))

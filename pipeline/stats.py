@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from artefacts import publish, repair
+from artefacts import hints, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
@@ -21,7 +21,7 @@ def stats(recipe: Recipe) -> tuple[list[str], Path]:
     layout = RunLayout.of(recipe)
     found = {name: made for name in _ARTEFACTS if (made := repair.read_manifest(name, getattr(layout, name)))}
     if not found:
-        command = repair.with_recipe("python -m pipeline run")
+        command = hints.make("data")
         raise RequestError(f"{layout.data} holds no data artefact: run `{command}` first")
     from pipeline.stats_page import build_page
 

@@ -8,10 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from artefacts import fingerprint, manifest, publish, repair
+from artefacts import fingerprint, hints, manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
+from artefacts.replacing import guard
 from artefacts.stage import Stage, open_stage
 from artefacts.training_run import examples_identity
 from configs.errors import RequestError
@@ -32,13 +33,15 @@ def build(recipe: Recipe) -> Manifest | None:
             ``model.classes`` says; or no example is left for a side.
     """
     layout = RunLayout.of(recipe)
-    made = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
+    made = manifest.require(layout.documents, "data")
     if fingerprint.of_value(made.identity) != fingerprint.of_value(documents.identity(recipe)):
-        command = repair.with_recipe(repair.COMMANDS["documents"])
+        command = hints.make("data")
         raise RequestError(f"{layout.documents} is of another recipe (data section or run.seed): run `{command}`")
     tokenizer = require(recipe)
     inputs = {"documents": made.fingerprint, "tokenizer": tokenizer.fingerprint}
-    with open_stage("examples", layout.examples, examples_identity(recipe), inputs) as stage:
+    with open_stage(
+        "examples", layout.examples, examples_identity(recipe), inputs, check_replacing=guard(recipe, "examples")
+    ) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)

@@ -9,10 +9,11 @@ that leaves is put together into shards.
 from pathlib import Path
 from typing import Any
 
-from artefacts import lock, manifest, publish, repair
+from artefacts import hints, lock, manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
+from artefacts.replacing import guard
 from artefacts.stage import Stage, open_stage
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -35,14 +36,16 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
             cannot be split.
     """
     if recipe.learns != "text":
-        command = repair.with_recipe(repair.COMMANDS["examples"])
+        command = hints.make("examples")
         raise RequestError(f"model.family={recipe.family} learns from examples, not from shards: run `{command}`")
     layout = RunLayout.of(recipe)
-    documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
+    documents = manifest.require(layout.documents, "data")
     tokenizer = require(recipe)
     inputs = {"documents": documents.fingerprint, "tokenizer": tokenizer.fingerprint}
     identity = {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}
-    with open_stage("tokens", layout.tokens, identity, inputs, shared=share != WHOLE) as stage:
+    with open_stage(
+        "tokens", layout.tokens, identity, inputs, shared=share != WHOLE, check_replacing=guard(recipe, "tokens")
+    ) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)

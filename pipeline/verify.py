@@ -1,10 +1,12 @@
 """Re-check every artefact of a run against its manifest, and that the data artefacts belong together."""
 
+import shlex
 from pathlib import Path
 
-from artefacts import fingerprint, manifest, repair
+from artefacts import fingerprint, hints, manifest, repair, weights
 from artefacts.layout import RunLayout
 from artefacts.pages.formats import compact
+from artefacts.training_folder import IDENTITY, checkpoints, finished, own_identity
 from configs.errors import RequestError
 from configs.schema import Recipe
 
@@ -15,7 +17,7 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
     "tokens": ("documents", "tokenizer"),
     "packing": ("tokens",),
     "examples": ("documents", "tokenizer", "tokens"),
-    "evaluation": (),
+    "evaluation": ("tokens", "examples"),
     "export": (),
 }
 #: Training folders; each is also the name of the make target that fills it.
@@ -35,17 +37,15 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
     folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_MADE_FROM, *_TRAINED)}
     there = {name: folder for name, folder in folders.items() if folder.exists()}
     if not there:
-        raise RequestError(
-            f"{layout.data} holds no artefact: run `{repair.with_recipe('python -m pipeline run', recipe_path)}` first"
-        )
+        raise RequestError(f"{layout.data} holds no artefact: run `{hints.make('data', recipe_path)}` first")
     whole: list[str] = []
     faults: list[str] = []
     for name, folder in there.items():
         if name in _TRAINED:
-            _check_training(name, folder, whole, faults)
+            _check_training(name, layout, recipe_path, whole, faults)
         else:
             cure = repair.cure(name, folder, recipe_path)
-            found = _damage(folder) or _strangers(name, folder, folders)
+            found = _damage(folder) or _strangers(name, folder, folders) or _other_weights(name, folder, layout)
             _note(folder, found, cure, whole, faults)
             if name == "documents" and not found:
                 _compare_source(recipe, recipe_path, folder, whole, faults)
@@ -63,9 +63,7 @@ def _compare_source(recipe: Recipe, recipe_path: str, folder: Path, whole: list[
     except RequestError as error:
         whole.append(f"{folder}: not compared with its source: {error}")
         return
-    again = (
-        f"repair: {repair.with_recipe(repair.COMMANDS['documents'], recipe_path)}, which moves these documents aside"
-    )
+    again = f"repair: {hints.make('data', recipe_path)}, which moves these documents aside"
     if fingerprint.of_value(made.identity) != fingerprint.of_value(documents.identity(recipe)):
         faults.append(f"{folder}: stale: the recipe's data section has changed since; {again}")
     elif made.inputs != now:
@@ -73,19 +71,44 @@ def _compare_source(recipe: Recipe, recipe_path: str, folder: Path, whole: list[
         faults.append(f"{folder}: stale: the source has changed since ({', '.join(changed)}); {again}")
 
 
-def _check_training(name: str, folder: Path, whole: list[str], faults: list[str]) -> None:
-    """Check each checkpoint, and the manifest of the folder where the training is finished."""
-    for checkpoint in sorted((folder / "checkpoints").glob("step-*")):
-        cure = f"repair: rm -r {checkpoint} && make {name}, which goes on from the checkpoint before it"
+def _check_training(name: str, layout: RunLayout, recipe_path: str, whole: list[str], faults: list[str]) -> None:
+    """Check each checkpoint, the folder's own files, and whether the data are those that it was trained on."""
+    folder: Path = getattr(layout, name)
+    again = hints.make(name, recipe_path)
+    for checkpoint in checkpoints(folder):
+        cure = f"repair: rm -r {shlex.quote(str(checkpoint))} && {again}, which resumes from the checkpoint before it"
         _note(checkpoint, _damage(checkpoint), cure, whole, faults)
-    again = f"make {name}, which goes on from the newest checkpoint"
+    if checkpoints(folder) and not own_identity(folder):
+        faults.append(f"{folder / IDENTITY}: missing or damaged; repair: {again}, which writes it again")
+    if why := weights.stale(layout, name):
+        faults.append(f"{folder}: stale: {why}; repair: {hints.make(name, recipe_path, 'run.replace=true')}")
     try:
         made = manifest.read(folder)
+    except manifest.DamagedError as error:
+        faults.append(f"{error.fault}; repair: {again}, which writes it again")
+        return
     except RequestError as error:
-        faults.append(f"{_fault(error)}; repair: rm {folder / manifest.NAME} && {again}")
+        faults.append(str(error))
         return
     if made is not None and not (last := folder / "checkpoints" / str(made.details.get("checkpoint"))).is_dir():
-        faults.append(f"{last}: missing; repair: {again}")
+        faults.append(f"{last}: missing; repair: {again}, which resumes from the newest checkpoint")
+
+
+def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
+    """A line where an evaluation or an export is not of the weights that the run has now."""
+    made = manifest.read(folder)
+    assert made is not None
+    now: dict[str, str] = {}
+    if name == "export":
+        stage = str(made.details.get("stage"))
+        for newest in checkpoints(layout.run / stage)[-1:] if stage in _TRAINED else []:
+            saved = manifest.read(newest)
+            now |= {"checkpoint": saved.fingerprint} if saved else {}
+    if name == "evaluation":
+        ended = {stage: finished(getattr(layout, stage)) for stage in _TRAINED}
+        now = {stage: last.details["weights"] for stage, last in ended.items() if last}
+    others = [key for key, value in now.items() if made.inputs.get(key, value) != value]
+    return [f"{folder}: stale: made of other weights than the run has now ({', '.join(others)})"] if others else []
 
 
 def _note(folder: Path, found: list[str], cure: str, whole: list[str], faults: list[str]) -> None:

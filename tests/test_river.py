@@ -12,15 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artefacts import manifest
+from artefacts import manifest, weights
 from artefacts.layout import RunLayout
 from artefacts.metrics import read_records
-from artefacts.training_run import finetune_is_current
 from configs.load import load_recipe
 from launch.plan import free_port
 from tests.fork_server import CHECKOUT, run_command
 from tests.patience import PATIENCE, wait_until
-from training.trained import newest_checkpoint
 
 RECIPE = CHECKOUT / "tests" / "river.yaml"
 pytestmark = [pytest.mark.engine]
@@ -154,18 +152,25 @@ def test_generate_is_a_function_of_its_seed(root: Path) -> None:
     assert first.startswith("Return the")
 
 
-def test_a_changed_recipe_moves_the_run_aside_and_keeps_the_data(root: Path, layout: RunLayout) -> None:
+def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path, layout: RunLayout) -> None:
     words = ["launch", "local", "pretrain", "train.learning_rate=0.002", "train.steps=6"]
-    assert finetune_is_current(layout)
+    assert not weights.stale(layout, "finetune")
     tokens = (layout.tokens / manifest.NAME).stat().st_mtime_ns
     finished = (layout.pretrain / manifest.NAME).read_bytes()
-    done = call(*words, root=root)
+    refused = call(*words, root=root, expect=2)
+    assert "holds another run (train.learning_rate 0.005 -> 0.002, train.steps 44 -> 6)" in refused.stderr
+    assert (layout.pretrain / manifest.NAME).read_bytes() == finished
+    done = call(*words, "run.replace=true", root=root)
     assert "moved aside" in done.stdout
     (aside,) = (layout.run / "previous").glob("*-pretrain")
     assert (aside / manifest.NAME).read_bytes() == finished
     assert (layout.tokens / manifest.NAME).stat().st_mtime_ns == tokens
-    assert not finetune_is_current(layout)
-    assert newest_checkpoint(layout).parent.parent == layout.pretrain
+    # The fine-tuned weights are of the other run, and neither is taken unasked.
+    for verb in ("generate", "evaluate", "export"):
+        refused = call("training", verb, "generate.prompt=Return the", root=root, expect=2)
+        assert "finetune is not current" in refused.stderr and "generate.stage=pretrain" in refused.stderr
+    chosen = call("training", "generate", "generate.prompt=Return the", "generate.stage=pretrain", root=root)
+    assert f"weights: pretrained, step 6 of 6: {layout.pretrain / 'checkpoints'}" in chosen.stderr
 
 
 # Twenty seconds: three real starts, one signalled, one resumed, one on another number of processes.
@@ -234,10 +239,13 @@ def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["launch", "local", "pretrain", "tokenizer.vocab_size=500"], "beyond the model's vocabulary of 500"),
-        (["launch", "local", "finetune", "train.learning_rate=0.001"], "not finished for this recipe"),
+        (["launch", "local", "finetune", "train.learning_rate=0.001"], "holds another run (train.learning_rate"),
         (["training", "pretrain", "train.steps=50"], "1 processes were started, the recipe says 2"),
         (["training", "generate", "generate.weights=/nowhere"], "/nowhere"),
-        (["training", "generate", "model.topk_method=greedy"], "was trained with model.topk_method=noaux_tc"),
+        (
+            ["training", "generate", "model.topk_method=greedy", "generate.stage=pretrain"],
+            "was trained with model.topk_method=noaux_tc",
+        ),
         (
             [
                 "pipeline",

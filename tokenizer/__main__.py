@@ -5,7 +5,7 @@ import random
 import sys
 from collections.abc import Sequence
 
-from artefacts import manifest, repair
+from artefacts import manifest
 from artefacts.layout import RunLayout
 from configs.command import DONE, add_recipe_arguments, parse, read_recipe, run
 from configs.errors import RequestError
@@ -74,7 +74,7 @@ def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from tokenizer.load import Tokenizer
 
     folder = RunLayout.of(recipe).tokenizer
-    made = manifest.require(folder, repair.with_recipe(repair.COMMANDS["tokenizer"]))
+    made = manifest.require(folder, "tokenizer")
     tokenizer = Tokenizer.load(folder)
     ids = range(tokenizer.vocab_size)
     reserved = [token for token in ids if tokenizer.is_reserved(token)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artefacts import repair
+from artefacts import hints, repair
 from configs.errors import RequestError
 from tokenizer import special
 from tokenizer.column import Encoded
@@ -54,8 +54,7 @@ class Tokenizer(ABC):
 
             return BpeTokenizer(path.read_bytes())
         except FileNotFoundError:
-            command = repair.with_recipe(repair.COMMANDS["tokenizer"])
-            raise RequestError(f"{path} is not there: run `{command}` first") from None
+            raise RequestError(f"{path} is not there: run `{hints.make('tokenizer')}` first") from None
         except RequestError as error:
             raise RequestError(f"{path}: {error}; {repair.cure('tokenizer', path.parent)}") from None
 

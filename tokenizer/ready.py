@@ -5,6 +5,7 @@ from pathlib import Path
 from artefacts import fingerprint, manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
+from artefacts.replacing import guard
 from artefacts.stage import open_stage
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -37,10 +38,16 @@ def take(recipe: Recipe) -> Manifest | None:
     """
     layout = RunLayout.of(recipe)
     path = str(recipe.tokenizer.path)
-    documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
+    documents = manifest.require(layout.documents, "data")
     identity = {"kind": recipe.tokenizer.kind, "seed": recipe.run.seed}
     inputs = {"documents": documents.fingerprint}
-    with open_stage("tokenizer", layout.tokenizer, identity, inputs | _inputs(recipe, path)) as stage:
+    with open_stage(
+        "tokenizer",
+        layout.tokenizer,
+        identity,
+        inputs | _inputs(recipe, path),
+        check_replacing=guard(recipe, "tokenizer"),
+    ) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)
@@ -59,7 +66,7 @@ def take(recipe: Recipe) -> Manifest | None:
 def _inputs(recipe: Recipe, path: str) -> dict[str, str]:
     """What the artefact is made of beside the documents."""
     if recipe.tokenizer.kind == "run":
-        return {"tokenizer of a run": manifest.require(_of_run(path), "make tokenizer").fingerprint}
+        return {"tokenizer of a run": manifest.require(_of_run(path), "tokenizer").fingerprint}
     if repository.is_local(path):
         return {f"tokenizer {file.name}": fingerprint.of_file(file) for file in repository.files(path)}
     return {"tokenizer": f"hub:{path}"}
@@ -76,7 +83,7 @@ def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
     tokenizer: Tokenizer
     if recipe.tokenizer.kind == "run":
         folder = _of_run(path)
-        made = manifest.require_sound(folder, "make tokenizer")
+        made = manifest.require_sound(folder, "tokenizer")
         tokenizer, contents = Tokenizer.load(folder), {name: (folder / name).read_bytes() for name in made.files}
     else:
         tokenizer, contents = repository.read(repository.files(path), path)

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from artefacts import manifest, publish, repair
+from artefacts import hints, manifest, publish, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
+from artefacts.replacing import guard
 from artefacts.stage import open_stage
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -40,8 +41,14 @@ def train(recipe: Recipe) -> Manifest | None:
 
         return take(recipe)
     layout = RunLayout.of(recipe)
-    documents = manifest.require(layout.documents, repair.with_recipe(repair.COMMANDS["documents"]))
-    with open_stage("tokenizer", layout.tokenizer, identity(recipe), {"documents": documents.fingerprint}) as stage:
+    documents = manifest.require(layout.documents, "data")
+    with open_stage(
+        "tokenizer",
+        layout.tokenizer,
+        identity(recipe),
+        {"documents": documents.fingerprint},
+        check_replacing=guard(recipe, "tokenizer"),
+    ) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)
@@ -80,11 +87,11 @@ def require(recipe: Recipe) -> Manifest:
         RequestError: there is none, or it is another than the recipe asks for.
     """
     folder = RunLayout.of(recipe).tokenizer
-    made = manifest.require(folder, repair.with_recipe(repair.COMMANDS["tokenizer"]))
+    made = manifest.require(folder, "tokenizer")
     if not recipe.tokenizer.is_ready and made.identity != identity(recipe):
         raise RequestError(
             f"{folder} is of another recipe (tokenizer section, run.seed, or what the model learns): "
-            f"run `{repair.with_recipe(repair.COMMANDS['tokenizer'])}`"
+            f"run `{hints.make('tokenizer')}`"
         )
     return made
 

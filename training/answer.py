@@ -30,7 +30,7 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
     logits = model(torch.tensor([ids], device=device))[0].float()
     if recipe.learns == "tags":
         return [tokenizer.decode(logits[:, : tokenizer.vocab_size].argmax(-1).tolist())]
-    names = manifest.require(layout.examples, "make data").details["classes"]
+    names = manifest.require(layout.examples, "data").details["classes"]
     chances = sorted(zip(logits.softmax(-1).tolist(), names, strict=True), reverse=True)
     return [f"{chance:6.1%}  {name}" for chance, name in chances]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from artefacts import lock, manifest
+from artefacts import lock
 from artefacts.progress import tell
-from artefacts.training_run import TrainingRun
+from artefacts.training_folder import TrainingRun
 from configs import command
 from configs.errors import RequestError
 from configs.load import dump_recipe
@@ -109,13 +109,14 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
                 tell(f"error: {error}")
             return command.FAILED
         if ended is Ended.DONE and ranks.first:
-            _finish(recipe, job, about)
+            _finish(job)
         if ended is Ended.LEFT and ranks.first:
             print(f"{job.run.stage}: left at step {job.train.stop_at} by train.stop_at, with nothing saved", flush=True)
         return {Ended.DONE: command.DONE, Ended.STOPPED: command.STOPPED, Ended.LEFT: command.FAILED}[ended]
 
 
 def _about(recipe: Recipe, job: Job) -> About:
+    counts = parameters(recipe.model, recipe.vocab_size)
     return About(
         identity=job.run.identity,
         inputs=job.run.inputs,
@@ -125,6 +126,11 @@ def _about(recipe: Recipe, job: Job) -> About:
             "expert_parallel": recipe.expert_parallel,
             "zero_stage": job.train.zero_stage,
             "precision": job.train.precision,
+        },
+        run={
+            "stage": job.run.stage,
+            "steps": job.train.steps,
+            "parameters": {"total": counts.total, "active": counts.active},
         },
     )
 
@@ -190,21 +196,10 @@ def _loop(
         return ended
 
 
-def _finish(recipe: Recipe, job: Job, about: About) -> None:
-    """The run's manifest; ``weights`` is what later stages are made from."""
+def _finish(job: Job) -> None:
+    """The run's manifest; its ``weights`` are what later stages are made from."""
     last = job.run.folder / "checkpoints" / folder_name(job.train.steps)
-    saved = manifest.require(last, f"make {job.run.stage}")
-    counts = parameters(recipe.model, recipe.vocab_size)
-    job.run.finish(
-        counts={"steps": job.train.steps},
-        versions=manifest.versions("torch", "deepspeed"),
-        details={
-            "checkpoint": last.name,
-            "weights": saved.fingerprint,
-            "topology": about.topology,
-            "parameters": {"total": counts.total, "active": counts.active},
-        },
-    )
+    job.run.finish(last)
     print(f"{job.run.stage}: finished, {job.train.steps} steps, weights in {last}", flush=True)
 
 
@@ -234,7 +229,7 @@ def _joined(recipe: Recipe, job: Job, about: About, stop: StopRequest) -> Iterat
         resumption = Resumption(found, about) if found else None
         if found is None:
             _first_alone(ranks, job.preflight)
-        _first_alone(ranks, lambda: job.run.open(dump_recipe(recipe)))
+        _first_alone(ranks, lambda: job.run.open(dump_recipe(recipe), recipe.run.replace))
         yield ranks, resumption
 
 

@@ -37,9 +37,10 @@ def export(recipe: Recipe) -> int:
     layout = RunLayout.of(recipe)
     config = format_of(recipe.model).released_config(recipe.model, recipe.vocab_size)
     checkpoint = wanted_checkpoint(recipe, layout)
-    saved = require_checkpoint(checkpoint, "make pretrain")
+    saved = require_checkpoint(checkpoint, "pretrain")
     require_same_model(recipe, checkpoint, saved.details["model"])
-    made = manifest.require(layout.tokenizer, "make tokenizer")
+    made = manifest.require(layout.tokenizer, "tokenizer")
+    stage_name = saved.details.get("run", {}).get("stage", "")
     inputs = {"checkpoint": saved.fingerprint, "tokenizer": made.fingerprint}
     identity = {"model": recipe.model.identity(), "precision": recipe.train.precision}
     with open_stage("export", layout.export, identity, inputs) as stage:
@@ -56,7 +57,7 @@ def export(recipe: Recipe) -> int:
         stage.publish(
             {"numbers": numbers},
             manifest.versions("torch", "safetensors", "transformers"),
-            {"checkpoint": checkpoint.name, "proof": proof},
+            {"checkpoint": checkpoint.name, "stage": stage_name, "step": saved.counts["step"], "proof": proof},
         )
     print(f"{layout.export}: {numbers:,} numbers in {recipe.train.precision}; {proof}")
     if remark:

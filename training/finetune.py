@@ -2,9 +2,8 @@
 
 import math
 
-from artefacts import manifest
 from artefacts.layout import RunLayout
-from artefacts.training_run import finetune_run
+from artefacts.training_run import finetune_run, finished_checkpoint
 from configs import command
 from configs.schema import Recipe
 from configs.schema.finetune import FinetuneSection
@@ -32,7 +31,9 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
     held_out = ChatExamples(layout.examples, "held-out", pad)
     train = _train_section(recipe, section, len(examples))
     micro_batch = _micro_batch(recipe, section)
-    weights = layout.pretrain / "checkpoints" / manifest.require(layout.pretrain, "make pretrain").details["checkpoint"]
+    pretrained = finished_checkpoint(layout.pretrain)
+    assert pretrained is not None, "finetune_run refuses a pretraining that is not finished"
+    weights = pretrained[0]
     job = Job(
         run=run,
         train=train,
@@ -40,7 +41,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         micro_batch=micro_batch,
         data=ExampleData(examples, section.batch_examples, recipe.run.seed),
         validation=held_out.in_order(micro_batch),
-        preflight=lambda: require_checkpoint(weights, "make pretrain"),
+        preflight=lambda: require_checkpoint(weights, "pretrain"),
         prepare=lambda model, experts: load_weights(model, read_weights(weights), experts),
     )
     return run_job(recipe, job, stop)

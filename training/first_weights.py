@@ -17,5 +17,5 @@ def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None 
     """
     init_weights(model, recipe.run.seed, experts)
     if (checkpoint := backbone_checkpoint(recipe)) is not None:
-        require_checkpoint(checkpoint, "make pretrain")
+        require_checkpoint(checkpoint, "pretrain")
         load_backbone(model, read_weights(checkpoint), experts)

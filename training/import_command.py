@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from artefacts import fingerprint, lock, manifest
+from artefacts import fingerprint, hints, lock
 from artefacts.layout import RunLayout
+from artefacts.training_folder import has_weights
 from artefacts.training_run import pretrain_run
 from configs.command import DONE
 from configs.errors import RequestError
@@ -49,31 +50,31 @@ def import_model(recipe: Recipe, folder: Path) -> int:
     if (finished := run.manifest()) is not None and finished.details.get("imported") == files:
         print(f"{run.folder}: up to date")
         return DONE
-    if run.begun() and any((run.folder / "checkpoints").glob("step-*")):
+    if run.begun() and has_weights(run.folder):
         raise RequestError(
             f"{run.folder} holds weights already that were not imported from {folder}, or not to the end: give "
             f"run.name another name, or move {run.folder} away"
         )
+    run.check_replacing(recipe.run.replace)
     with lock.hold(run.folder):
         model = build_model(recipe.model, recipe.vocab_size)
         load_weights(model, _weights(folder))
-        run.open(dump_recipe(recipe))
-        topology: dict[str, int | str] = {"ranks": 1, "expert_parallel": 1, "zero_stage": 0, "precision": "fp32"}
-        identity = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
-        about = About(run.identity, run.inputs, identity, topology)
-        checkpoint, saved = write_whole(run.folder / "checkpoints", model, about)
+        run.open(dump_recipe(recipe), recipe.run.replace)
         counts = parameters(recipe.model, recipe.vocab_size)
-        run.finish(
-            counts={"steps": 0},
-            versions=manifest.versions("torch"),
-            details={
-                "checkpoint": checkpoint.name,
-                "weights": saved.fingerprint,
-                "topology": topology,
+        about = About(
+            run.identity,
+            run.inputs,
+            model={**recipe.model.identity(), "vocab_size": recipe.vocab_size},
+            topology={"ranks": 1, "expert_parallel": 1, "zero_stage": 0, "precision": "fp32"},
+            run={
+                "stage": "pretrain",
+                "steps": 0,
                 "parameters": {"total": counts.total, "active": counts.active},
                 "imported": files,
             },
         )
+        checkpoint, _ = write_whole(run.folder / "checkpoints", model, about)
+        run.finish(checkpoint)
     print(f"import: {counts.total:,} parameters of {folder} are {checkpoint}; nothing was trained")
     return DONE
 
@@ -118,7 +119,7 @@ def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
         # Millrace's own exports have no other file where the tokenizer is SentencePiece's.
         cure = "make the data with the tokenizer of the run that it is from (tokenizer.kind=run)"
         if not (folder / MODEL_NAME).is_file():
-            cure = f"set tokenizer.kind=huggingface tokenizer.path={folder}, and run `make data`"
+            cure = f"set tokenizer.kind=huggingface tokenizer.path={folder}, and run `{hints.make('data')}`"
         raise RequestError(
             f"token {token} is {pieces[token]!r} in {folder} and {tokenizer.piece(token)!r} in the run's data: {cure}"
         )

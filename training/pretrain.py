@@ -28,7 +28,7 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         micro_batch=recipe.micro_batch,
         data=data,
         validation=validation,
-        preflight=lambda: [require_sound(folder, "make data") for folder in learnt_from],
+        preflight=lambda: [require_sound(folder, "data") for folder in learnt_from],
         prepare=lambda model, experts: first_weights(recipe, model, experts),
         notice=f"{train.steps} steps read {_epochs(data.epochs(train.steps))}",
     )

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from artefacts import manifest, weights
 from artefacts.layout import RunLayout
-from artefacts.training_run import finetune_is_current, given_checkpoint, require_same_tokens
+from artefacts.training_folder import has_weights
+from artefacts.training_run import given_checkpoint
 from configs.errors import RequestError
 from configs.schema import Recipe
 from training.checkpoint.load import newest_whole
@@ -33,7 +35,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
     Raises:
         RequestError: there is no such checkpoint, or it is damaged or of another model than the recipe's.
     """
-    require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "make pretrain").details["model"])
+    require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "pretrain").details["model"])
     model = build_model(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])
@@ -58,29 +60,27 @@ def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]
 
 
 def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
-    """``generate.weights``, or else the newest checkpoint of the run.
+    """``generate.weights``, or else the newest checkpoint of ``generate.stage``; a line on stderr says what it is.
 
     Raises:
-        RequestError: there is none, or the data were made anew since it was trained.
+        RequestError: there is none; it was trained with another tokenizer or as another model; or the stage is not
+            given, and the fine-tuned weights were not trained from what is there now.
     """
-    if recipe.generate.weights:
-        return given_checkpoint(recipe.generate.weights, "generate.weights")
-    require_same_tokens(layout)
-    return newest_checkpoint(layout)
-
-
-def newest_checkpoint(layout: RunLayout) -> Path:
-    """The fine-tuned checkpoint of a run, or else its pretrained one; unfinished runs count too.
-
-    Fine-tuning that began from a pretraining since replaced does not count.
-
-    Raises:
-        RequestError: neither is there.
-    """
-    for folder in (layout.finetune, layout.pretrain) if finetune_is_current(layout) else (layout.pretrain,):
-        found = newest_whole(folder / "checkpoints")
-        if found is not None:
-            for line in found.passed_over:
-                print(f"warning: {line}", file=sys.stderr)
-            return found.folder
-    raise RequestError(f"{layout.run} holds no checkpoint: run `make pretrain` first")
+    section = recipe.generate
+    if section.weights:
+        checkpoint = given_checkpoint(section.weights, "generate.weights")
+        saved, why = manifest.require(checkpoint, "pretrain"), ""
+    else:
+        stage = section.stage or ("finetune" if has_weights(layout.finetune) else "pretrain")
+        if stage == "finetune" and section.stage is None:
+            weights.check_finetuning(layout)
+        newest = newest_whole(getattr(layout, stage) / "checkpoints")
+        if newest is None:
+            raise weights.none_yet(layout, stage)
+        for passed_over in newest.passed_over:
+            print(f"warning: {passed_over}", file=sys.stderr)
+        checkpoint, saved, why = newest.folder, newest.manifest, weights.stale(layout, stage)
+    weights.check_tokenizer(checkpoint, saved, layout)
+    require_same_model(recipe, checkpoint, saved.details["model"])
+    print(weights.line(checkpoint, saved, why), file=sys.stderr, flush=True)
+    return checkpoint

@@ -1,6 +1,6 @@
 """Evaluation and generation."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,12 @@ class GenerateSection(Section):
     prompt: str = Field("", description="text to go on from; a user's turn with chat")
     weights: str | None = Field(
         None,
-        description="a checkpoint, or pretrain/ or finetune/ of a run; default: the newest fine-tuned, else pretrained",
+        description="a checkpoint, or pretrain/ or finetune/ of a run; default: the newest of generate.stage",
+    )
+    stage: Literal["pretrain", "finetune"] | None = Field(
+        None,
+        description="which of the run's weights generate, evaluate and export read; default: the fine-tuned ones where "
+        "there are any, else the pretrained ones",
     )
     chat: bool = Field(False, description="wrap the prompt as a user's turn and answer as the assistant")
     max_new_tokens: int = Field(64, gt=0)
@@ -38,6 +43,8 @@ class GenerateSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "GenerateSection":
+        if self.weights and self.stage:
+            raise ValueError(f"stage ({self.stage}) chooses among the run's own weights: leave it or weights out")
         if self.speculative and self.temperature:
             raise ValueError(
                 f"temperature ({self.temperature:g}) must be 0 with speculative: drafts are checked greedily"
@@ -51,7 +58,7 @@ class GenerateSection(Section):
     def identity(self) -> dict[str, Any]:
         """Without the newer keys where they stand at their defaults: what was made before is still what it was."""
         fields = type(self).model_fields
-        newer = ("crop", "beams", "length_penalty", "samples")
+        newer = ("crop", "beams", "length_penalty", "samples", "stage")
         return {
             key: value for key, value in super().identity().items() if key not in newer or value != fields[key].default
         }

@@ -10,4 +10,9 @@ class RunSection(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["owt-0.5b"], description="folder of the run under run.root"
     )
     root: Free[str] = Field("runs", description="folder that holds runs; may be a shared file system")
+    replace: Free[bool] = Field(
+        False,
+        description="where a changed key makes this another run: move the old weights and the data that they were "
+        "trained on aside; otherwise the change is refused",
+    )
     seed: int = Field(1234, ge=0, lt=2**63, description="seed of sampling, initialisation and data order")

@@ -11,7 +11,6 @@ from artefacts import lock, manifest, publish
 from artefacts import stage as stage_module
 from artefacts.metrics import read_metrics, read_records
 from artefacts.stage import open_stage
-from artefacts.training_run import TrainingRun
 from configs.errors import RequestError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -160,24 +159,6 @@ def test_a_second_writer_is_refused_and_a_dead_one_does_not_count(tmp_path: Path
     holder.wait()
     with lock.hold(tmp_path / "thing"):
         pass
-
-
-def test_a_training_folder_resumes_or_moves_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = TrainingRun("pretrain", tmp_path / "pretrain", {"lr": 1}, {"tokens": "t"})
-    run.open("recipe")
-    (run.folder / "metrics.jsonl").write_text("kept")
-    run.open("recipe")
-    assert (run.folder / "metrics.jsonl").read_text() == "kept"
-    run.finish({}, {}, {"checkpoint": "step-00000001", "weights": "w"})
-    assert run.manifest() is None, "without its weights it is not finished"
-    (run.folder / "checkpoints" / "step-00000001").mkdir(parents=True)
-    assert run.manifest() is not None
-    other = TrainingRun("pretrain", tmp_path / "pretrain", {"lr": 2}, {"tokens": "t"})
-    assert other.manifest() is None
-    other.open("recipe")
-    assert "moved aside" in capsys.readouterr().out
-    (aside,) = (tmp_path / "previous").iterdir()
-    assert (aside / "metrics.jsonl").read_text() == "kept"
 
 
 def test_metrics_survive_repeats_and_torn_lines(tmp_path: Path) -> None:

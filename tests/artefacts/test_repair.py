@@ -1,6 +1,11 @@
+import json
+import os
+import subprocess
 from pathlib import Path
 
-from artefacts import repair
+import pytest
+
+from artefacts import hints, repair
 
 
 def test_a_command_is_the_one_to_type(monkeypatch):
@@ -13,14 +18,33 @@ def test_a_command_is_the_one_to_type(monkeypatch):
         "data.sources.my-books.weight=2",
     ]
     monkeypatch.setattr("sys.argv", line)
-    given = "--recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
-    assert repair.with_recipe("python -m pipeline dedup") == f"python -m pipeline dedup {given}"
+    given = "-m pipeline dedup --recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
+    interpreter, _, rest = hints.python("pipeline dedup").partition(" ")
+    assert rest == given and Path(interpreter).is_file()
     cure = repair.cure("tokens", Path("runs x/tokens"))
-    assert cure == f"repair: rm -r 'runs x/tokens' && python -m pipeline tokenize {given}"
+    typed = """make data RECIPE="my recipes/a.yaml" ARGS="'run.root=runs x' data.sources.my-books.weight=2\""""
+    assert cure == f"repair: rm -r 'runs x/tokens' && {typed}"
     monkeypatch.setattr("sys.argv", ["pipeline", "--recipe=b.yaml", "stats"])
-    assert repair.with_recipe("python -m pipeline run") == "python -m pipeline run --recipe b.yaml"
+    assert hints.make("data") == "make data RECIPE=b.yaml"
 
 
-def test_without_a_recipe_its_place_is_shown(monkeypatch):
+def test_the_default_recipe_is_left_out(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["training", "export", "--recipe", "configs/demo.yaml", "launch.kind=local"])
+    assert hints.make("pretrain") == "make pretrain"
+    assert hints.make("finetune", None, "run.replace=true") == "make finetune ARGS=run.replace=true"
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
-    assert repair.with_recipe("python -m pipeline run") == "python -m pipeline run --recipe PATH"
+    assert "--recipe FILE" in hints.python("pipeline run")
+
+
+@pytest.mark.parametrize("prompt", ["it's $5", 'say "no" to $HOME!', "plain", "two words", "`ls` \\ \\n"])
+def test_what_is_typed_comes_back_through_make_and_the_shell(prompt, tmp_path, monkeypatch):
+    """The hint is pasted into a shell, whose make prints the arguments that its command gets."""
+    (tmp_path / "Makefile").write_text(
+        "data:\n\t@python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' --recipe \"$(RECIPE)\" $(ARGS)\n"
+    )
+    given = ["--recipe", "my r.yaml", f"generate.prompt={prompt}", "run.seed=1"]
+    monkeypatch.setattr("sys.argv", ["generate", *given])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    typed = ["bash", "-c", hints.make("data")]
+    done = subprocess.run(typed, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == given

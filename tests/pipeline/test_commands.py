@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from artefacts import manifest
+from artefacts import manifest, publish
 from artefacts.layout import RunLayout
 from pipeline import documents, tokens
 from pipeline.stats import stats
@@ -121,7 +121,7 @@ def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
     finally:
         path.write_bytes(content)
     assert found.returncode == 1
-    assert "train-00001.bin: content differs" in found.stderr and "python -m pipeline tokenize" in found.stderr
+    assert "train-00001.bin: content differs" in found.stderr and "make data RECIPE=" in found.stderr
     assert "documents: whole" in found.stdout
 
 
@@ -140,20 +140,22 @@ def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
     for folder in checkpoints:
         made(folder, {}, "weights.pt")
     manifest.write(
-        layout.pretrain, manifest.Manifest("pretrain", {}, {}, {}, {}, {}, {"checkpoint": checkpoints[1].name})
+        layout.pretrain,
+        manifest.Manifest("pretrain", {}, {}, {}, {}, {}, {"checkpoint": checkpoints[1].name, "weights": "w"}),
     )
     made(layout.evaluation, {}, "evaluation.json")
+    publish.write_json(layout.pretrain / "identity.json", {"identity": {}, "inputs": {}})
     whole, faults = verify(asked, "r.yaml")
     assert len(whole) == 3 and not faults
     (checkpoints[1] / "weights.pt").write_text("damaged")
     (layout.evaluation / "evaluation.json").unlink()
     whole, (evaluated, trained) = verify(asked, "r.yaml")
     assert len(whole) == 1 and f"rm -r {checkpoints[1]} && make pretrain" in trained
-    assert f"rm -r {layout.evaluation} && python -m training evaluate --recipe r.yaml" in evaluated
+    assert f"rm -r {layout.evaluation} && make evaluate RECIPE=r.yaml" in evaluated
     shutil.rmtree(checkpoints[1])
     assert f"{checkpoints[1]}: missing; repair: make pretrain" in verify(asked, "r.yaml")[1][1]
     (layout.pretrain / manifest.NAME).write_text("[]")
-    assert f"rm {layout.pretrain / manifest.NAME} && make pretrain" in verify(asked, "r.yaml")[1][1]
+    assert "repair: make pretrain RECIPE=r.yaml, which writes it again" in verify(asked, "r.yaml")[1][1]
 
 
 def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
@@ -201,7 +203,7 @@ def test_ingest_alone_refuses_what_cannot_be_read(tmp_path, source):
 @pytest.mark.parametrize(
     ("artefact", "name", "said"),
     [
-        ("tokenizer", "tokenizer.model", "missing; repair: rm -r {0} && python -m tokenizer train --recipe"),
+        ("tokenizer", "tokenizer.model", "missing; repair: rm -r {0} && make tokenizer "),
         ("documents", "clean-00000.parquet", "the manifest says"),
         ("tokens", manifest.NAME, "damaged manifest"),
     ],
@@ -222,7 +224,7 @@ def test_a_damaged_artefact_is_not_up_to_date(finished, source, artefact, name, 
     assert (
         again.returncode == 2
         and said.format(folder) in line
-        and re.search(rf"repair: (rm -r|mv) {folder}.* && python -m", line)
+        and re.search(rf"repair: (rm -r|mv) {folder}.* && make ", line)
     )
     assert line.removeprefix("error: ") in checked.stderr and "move the folder away" not in line + checked.stderr
     assert checked.returncode == 1

@@ -198,7 +198,7 @@ def test_a_damaged_list_of_validation_documents_is_named(run, tmp_path):
     shutil.copytree(asked.run.root + "/.cache", tmp_path / ".cache")
     path = RunLayout.of(other).tokens / "validation.parquet"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(RequestError, match=rf"{path}: .*; repair: rm -r {path.parent} && python -m pipeline tokenize"):
+    with pytest.raises(RequestError, match=rf"{path}: .*; repair: rm -r {path.parent} && make data"):
         examples.build(other)
 
 

@@ -137,5 +137,5 @@ def test_other_shards_are_packed_anew(tmp_path, capsys) -> None:
 def test_windows_need_no_index_and_shards_must_be_there(tmp_path) -> None:
     with pytest.raises(RequestError, match="nothing to pack"):
         packing.build(asked(tmp_path, "train.packing=windows"))
-    with pytest.raises(RequestError, match="run `python -m pipeline run --recipe PATH`"):
+    with pytest.raises(RequestError, match="run `make data"):
         packing.build(asked(tmp_path))

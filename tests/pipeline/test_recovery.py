@@ -340,7 +340,7 @@ def test_verify_says_when_the_source_has_changed(states, source, tmp_path):
     last = moved / "7.jsonl"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     (fault,) = verify(asked, "r.yaml")[1]
-    assert "stale: the source has changed since" in fault and "python -m pipeline clean" in fault
+    assert "stale: the source has changed since" in fault and "make data" in fault
     shutil.rmtree(moved)
     whole, faults = verify(asked, "r.yaml")
     assert not faults and any("not compared with its source" in line for line in whole)

@@ -164,9 +164,9 @@ def test_up_to_date_whole_and_made_from_what_is_there(run, tmp_path):
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
     (fault,) = verify(moved, "r.yaml")[1]
-    assert str(path) in fault and "repair: rm -r" in fault and "python -m pipeline examples" in fault
+    assert str(path) in fault and "repair: rm -r" in fault and "make examples" in fault
     path.write_bytes(content[:-1])
-    with pytest.raises(RequestError, match=r"repair: .*python -m pipeline examples"):
+    with pytest.raises(RequestError, match=r"repair: .*make examples"):
         task_examples.build(moved)
 
 
@@ -288,10 +288,10 @@ def test_what_is_of_another_recipe_is_refused(tmp_path):
     given = write_records(tmp_path / "a.jsonl", [(f"text {n}", f"target {n}") for n in range(30)])
     asked = task_recipe(tmp_path, "pairs", *given)
     _build(asked)
-    with pytest.raises(RequestError, match="learns from examples, not from shards: run `python -m pipeline examples"):
+    with pytest.raises(RequestError, match="learns from examples, not from shards: run `make examples"):
         tokens.build(asked)
     other = task_recipe(tmp_path, "pairs", *given, "data.clean.max_chars=1000")
-    with pytest.raises(RequestError, match=r"documents is of another recipe .*run `python -m pipeline clean"):
+    with pytest.raises(RequestError, match=r"documents is of another recipe .*run `make data"):
         task_examples.build(other)
     labels = task_recipe(tmp_path, "labels", *given, "model.classes=30", f"data.root={RunLayout.of(asked).data}")
     with pytest.raises(RequestError, match=r"tokenizer is of another recipe .*what the model learns"):

@@ -131,7 +131,7 @@ def test_damaged_documents_are_named_with_their_cure(tmp_path, damage):
         (train, of_jsonl(tmp_path, source, "tokenizer.vocab_size=420")),
         (tokens.build, of_jsonl(tmp_path, source, "data.tokens.shard_tokens=1000")),
     )
-    cure = rf"{path}: .*; repair: mv {layout.documents} {layout.documents}.damaged && python -m pipeline clean --recipe"
+    cure = rf"{path}: .*; repair: mv {layout.documents} {layout.documents}.damaged && make data"
     for stage, other in others:
         with pytest.raises(RequestError, match=cure) as raised:
             stage(other)
@@ -183,13 +183,11 @@ def test_one_document_cannot_be_split(tmp_path):
 def test_earlier_stages_are_needed(tmp_path, monkeypatch):
     asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(20)))
     monkeypatch.setattr(sys, "argv", ["pipeline", "tokenize", "--recipe", "my recipe.yaml", "run.seed=1"])
-    with pytest.raises(
-        RequestError, match=r"run `python -m pipeline clean --recipe 'my recipe.yaml' run.seed=1` first"
-    ):
+    with pytest.raises(RequestError, match=r"run `make data RECIPE=\"my recipe.yaml\" ARGS=run.seed=1` first"):
         tokens.build(asked)
     documents.build(asked)
     monkeypatch.setattr(sys, "argv", ["pipeline", "tokenize", "--recipe=r.yaml"])
-    with pytest.raises(RequestError, match=r"run `python -m tokenizer train --recipe r\.yaml` first"):
+    with pytest.raises(RequestError, match=r"run `make tokenizer RECIPE=r\.yaml` first"):
         tokens.build(asked)
 
 

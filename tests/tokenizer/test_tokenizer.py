@@ -120,12 +120,12 @@ def test_a_vocabulary_too_large_is_one_clear_line(tmp_path):
 
 
 def test_documents_are_needed_first(tmp_path):
-    with pytest.raises(RequestError, match="run `python -m pipeline clean"):
+    with pytest.raises(RequestError, match="run `make data"):
         train(of_jsonl(tmp_path, tmp_path / "a.jsonl"))
 
 
 def test_no_model_and_a_damaged_model(tmp_path):
-    with pytest.raises(RequestError, match="tokenizer train"):
+    with pytest.raises(RequestError, match="make tokenizer"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
     with pytest.raises(RequestError, match="not a SentencePiece model"):

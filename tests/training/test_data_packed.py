@@ -85,7 +85,7 @@ def test_a_damaged_index_is_named(packed) -> None:
     folder, _ = packed
     path = folder / "packing" / "train-00001.samples.npy"
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(RequestError, match=r"samples\.npy: damaged .*python -m pipeline pack"):
+    with pytest.raises(RequestError, match=r"samples\.npy: damaged .*make data"):
         PackedSamples(folder / "tokens", folder / "packing", LENGTH, PAD)
     path.unlink()
     with pytest.raises(RequestError, match=r"samples\.npy: damaged"):
@@ -119,7 +119,7 @@ def a_run(root, monkeypatch, *more, sources=()):
 def test_one_source_has_no_mixture_in_its_identity(tmp_path, monkeypatch) -> None:
     recipe, layout = a_run(tmp_path, monkeypatch)
     run = pretrain_run(recipe, layout)
-    assert set(run.identity) == {"seed", "model", "train"} and set(run.inputs) == {"tokens"}
+    assert set(run.identity) == {"seed", "model", "train"} and set(run.inputs) == {"tokens", "tokenizer"}
     assert pretraining_data(recipe, layout).micro_batches(0, 0, 1, 8)[0].starts is None
     masked = load_recipe(RECIPE, [f"run.root={tmp_path}", "train.mask_documents=true"])
     assert pretraining_data(masked, layout).micro_batches(0, 0, 1, 8)[0].starts is not None
@@ -130,12 +130,12 @@ def test_several_sources_by_weight_packed_or_not(tmp_path, monkeypatch, kind) ->
     sources = (("web", 1), ("code", 3))
     recipe, layout = a_run(tmp_path, monkeypatch, f"train.packing={kind}", "train.mask_documents=true", sources=sources)
     if kind == "best_fit":
-        with pytest.raises(RequestError, match="run `make data`"):
+        with pytest.raises(RequestError, match="run `make data"):
             pretrain_run(recipe, layout)
         assert packing.build(recipe) is not None
     run = pretrain_run(recipe, layout)
     assert run.identity["mixture"] == {"code": 3.0, "web": 1.0}
-    assert set(run.inputs) == ({"tokens", "packing"} if kind == "best_fit" else {"tokens"})
+    assert set(run.inputs) == {"tokens", "tokenizer"} | ({"packing"} if kind == "best_fit" else set())
     if kind == "best_fit":
         (index := layout.packing / "web" / "train-00000.pieces.npy").rename(tmp_path / "away")
         with pytest.raises(RequestError, match=f"rm -r {layout.packing} &&"):

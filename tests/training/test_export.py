@@ -82,7 +82,7 @@ def test_a_folder_is_the_model_there_and_back(
     third, elsewhere, different = trained(tmp_path / "three", {**MODELS[name], "initializer_range": 0.3})
     assert export(third) == 0
     run = pretrain_run(third, elsewhere)
-    run.open("")
+    run.open("", replace=True)
     write_whole(run.folder / "checkpoints", different, About(run.identity, {}, {}, {}))
     for one in (other, third):
         with pytest.raises(RequestError, match=r"holds weights already that were not imported .* run\.name another"):

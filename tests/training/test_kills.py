@@ -132,8 +132,8 @@ def suffer(root: Path, steps: int, kills: int, log: Path, tally: Tally) -> None:
 
 def last_checkpoint(root: Path) -> manifest.Manifest:
     layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
-    finished = manifest.require(layout.pretrain, "make pretrain")
-    return manifest.require_sound(layout.pretrain / "checkpoints" / finished.details["checkpoint"], "make pretrain")
+    finished = manifest.require(layout.pretrain, "pretrain")
+    return manifest.require_sound(layout.pretrain / "checkpoints" / finished.details["checkpoint"], "pretrain")
 
 
 def check(tmp_path: Path, steps: int, kills: int) -> Tally:

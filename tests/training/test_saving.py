@@ -73,8 +73,8 @@ def test_a_checkpoint_of_another_format_is_named(checkpoints: Path) -> None:
         f"step-00000008 passed over: saved in format None by another version of Millrace, this one reads {FORMAT}"
     ]
     with pytest.raises(RequestError, match=r"step-00000008: saved in format None .* or move it away and run `make"):
-        require_checkpoint(newest.parent, "make pretrain")
-    require_checkpoint(checkpoints / "step-00000006", "make pretrain")
+        require_checkpoint(newest.parent, "pretrain")
+    require_checkpoint(checkpoints / "step-00000006", "pretrain")
 
 
 def test_when_all_are_damaged_the_user_decides(checkpoints: Path) -> None:
@@ -152,9 +152,9 @@ def about(**changes: dict[str, Any]) -> About:
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"identity": {"run": "test", "model": {"hidden_size": 64}}}, "model None -> {'hidden_size': 64}"),
+        ({"identity": {"run": "test", "model": {"hidden_size": 64}}}, "model null -> {…}"),
         ({"identity": {"run": "other"}}, "run test -> other"),
-        ({"inputs": {"tokens": "123"}}, "inputs.tokens None -> 123"),
+        ({"inputs": {"tokens": "123"}}, "inputs.tokens null -> 123"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(saved, changes, difference) -> None:

@@ -16,7 +16,7 @@ from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
 
 _FILES = "rank-*.safetensors"
 #: Of what is written here, in each checkpoint's manifest: raised when an older reader would get it wrong.
-FORMAT = 2
+FORMAT = 3
 
 
 def fault_of_format(saved: Manifest) -> str:

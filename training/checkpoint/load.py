@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from artefacts import manifest
+from artefacts.differences import first_difference
 from artefacts.manifest import Manifest
-from artefacts.training_run import first_difference
 from configs.errors import RequestError
 from training.checkpoint.contents import Contents, Parameter, fault_of_format, folder_name, saved_steps
 from training.checkpoint.save import About

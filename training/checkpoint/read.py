@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from artefacts import manifest
+from artefacts import hints, manifest
 from artefacts.manifest import Manifest
 from configs.errors import RequestError
 from training.checkpoint.contents import Contents, fault_of_format
@@ -23,19 +23,21 @@ _STACKS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _STACK = re.compile(r"(.*\.experts)\.(w[123])$")
 
 
-def require_checkpoint(folder: Path, command: str) -> Manifest:
+def require_checkpoint(folder: Path, target: str) -> Manifest:
     """A checkpoint's manifest; its files are as it says.
 
     Args:
         folder: a ``step-NNNNNNNN`` folder.
-        command: what makes one.
+        target: of make, which trains one.
 
     Raises:
         RequestError: there is none, it is damaged, or of another format.
     """
-    found = manifest.require_sound(folder, command)
+    found = manifest.require_sound(folder, target)
     if fault := fault_of_format(found):
-        raise RequestError(f"{folder}: {fault}: go on with that version, or move it away and run `{command}`")
+        raise RequestError(
+            f"{folder}: {fault}: go on with that version, or move it away and run `{hints.make(target)}`"
+        )
     return found
 
 
@@ -51,7 +53,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         RequestError: the folder is no checkpoint.
     """
-    manifest.require(folder, "make pretrain")
+    manifest.require(folder, "pretrain")
     contents = Contents(folder)
     for name, parameter in contents.parameters.items():
         match = _STACK.match(name)

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,15 @@ class About:
         inputs: fingerprints of what it learns from.
         model: the keys of the model, which say whether weights fit.
         topology: of this start of it.
+        run: what the manifest of the finished run will say: ``stage``, ``steps``, ``parameters``, and of weights that
+            were not trained here ``imported``, the fingerprints of their files.
     """
 
     identity: dict[str, Any]
     inputs: dict[str, str]
     model: dict[str, Any]
     topology: Topology
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -211,7 +214,7 @@ class Saver:
                 versions=manifest.versions("torch", "deepspeed"),
                 counts={"step": begun.step, **begun.counts},
                 files=files,
-                details={"format": FORMAT, "topology": about.topology, "model": about.model, "state": begun.state},
+                details=details(about, begun.state),
             ),
         )
         for step in saved_steps(self._folder):
@@ -230,6 +233,17 @@ class Saver:
                 shutil.rmtree(going)
             except OSError as error:
                 warn(f"{folder_name(step)} should make room and could not be removed ({_told(error)})")
+
+
+def details(about: About, state: dict[str, Any]) -> dict[str, Any]:
+    """Details of a checkpoint's manifest; ``state``: our own."""
+    return {
+        "format": FORMAT,
+        "topology": about.topology,
+        "model": about.model,
+        "run": about.run,
+        "state": state,
+    }
 
 
 def _validation_loss(folder: Path) -> float | None:

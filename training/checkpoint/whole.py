@@ -9,8 +9,8 @@ import torch
 from artefacts import manifest, publish
 from artefacts.manifest import Manifest
 from training.checkpoint import tensor_file
-from training.checkpoint.contents import FORMAT, folder_name, rank_file
-from training.checkpoint.save import About
+from training.checkpoint.contents import folder_name, rank_file
+from training.checkpoint.save import About, details
 from training.checkpoint.snapshot import BUFFER, MASTER
 
 
@@ -38,7 +38,7 @@ def write_whole(checkpoints: Path, model: torch.nn.Module, about: About) -> tupl
         versions=manifest.versions("torch"),
         counts={"step": 0, "samples": 0, "validation_loss": None},
         files={rank_file(0): entry},
-        details={"format": FORMAT, "topology": about.topology, "model": about.model, "state": {}},
+        details=details(about, {}),
     )
     manifest.write(partial, made)
     publish.rename_folder(partial, target)

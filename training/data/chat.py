@@ -18,7 +18,7 @@ class ChatExamples(Examples):
         Raises:
             RequestError: there is no example, or a file is damaged.
         """
-        table = read_columns(folder, split, ["ids", "labels"], "python -m pipeline examples")
+        table = read_columns(folder, split, ["ids", "labels"], "examples")
         self._ids, self._labels = Lists(table["ids"]), Lists(table["labels"])
         self._pad = pad_id
 

@@ -11,7 +11,7 @@ import pyarrow.compute as compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from artefacts import repair
+from artefacts import hints, repair
 from configs.errors import RequestError
 from training.data.batch import Batch
 from training.data.order import sample_indices
@@ -49,10 +49,10 @@ class Lists:
         return rows
 
 
-def read_columns(folder: Path, split: str, names: list[str], cure: str) -> pyarrow.Table:
+def read_columns(folder: Path, split: str, names: list[str], target: str) -> pyarrow.Table:
     """Columns of the files ``SPLIT-*.parquet`` of a folder.
 
-    ``cure``: the command that makes them.
+    ``target``: of make, which builds them.
 
     Raises:
         RequestError: there is no example, or a file is damaged.
@@ -63,7 +63,7 @@ def read_columns(folder: Path, split: str, names: list[str], cure: str) -> pyarr
             tables.append(pq.read_table(path, columns=names))
     found = pyarrow.concat_tables(tables) if tables else pyarrow.table({})
     if not len(found):
-        raise RequestError(f"{folder}: no {split} examples; run `{cure}`")
+        raise RequestError(f"{folder}: no {split} examples; run `{hints.make(target)}`")
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts import manifest, repair
+from artefacts import hints, manifest, repair
 from configs.errors import RequestError
 from pipeline.best_fit import PIECE
 from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
@@ -33,7 +33,7 @@ class PackedSamples:
         """
         prefixes = shard_prefixes(tokens, "train")
         if not prefixes:
-            raise RequestError(f"{tokens}: no train shards; run `make data`")
+            raise RequestError(f"{tokens}: no train shards; run `{hints.make('data')}`")
         self.context_length, self._pad = context_length, pad
         self._shards = [IndexedDataset(prefix, scattered=True) for prefix in prefixes]
         self._disk = DiskReads()

@@ -32,7 +32,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
     """
     if recipe.learns != "text":
         return ExampleData(task_examples(recipe, layout, "train"), recipe.train.global_batch, recipe.run.seed)
-    tokens = manifest.require(layout.tokens, "make data")
+    tokens = manifest.require(layout.tokens, "data")
     weights: Mapping[str, float] = {"the training data": 1.0}
     folders = {"the training data": Path()}
     if "sources" in tokens.counts:

@@ -12,7 +12,7 @@ from training.data.batch import IGNORED, Batch
 from training.data.examples import Examples, Indices, Lists, read_columns
 
 _PAD = 0
-_CURE = "make data"
+_TARGET = "data"
 
 
 class TagExamples(Examples):
@@ -24,7 +24,7 @@ class TagExamples(Examples):
         Raises:
             RequestError: there is no example, or a file is damaged.
         """
-        table = read_columns(folder, split, ["ids", "targets"], _CURE)
+        table = read_columns(folder, split, ["ids", "targets"], _TARGET)
         self._ids, self._targets = Lists(table["ids"]), Lists(table["targets"])
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class PairExamples(Examples):
 
     def __init__(self, folder: Path, split: str, begin_id: int, end_id: int) -> None:
         """As ``TagExamples``; the decoder reads ``begin_id`` before a target, and learns ``end_id`` behind it."""
-        table = read_columns(folder, split, ["ids", "targets"], _CURE)
+        table = read_columns(folder, split, ["ids", "targets"], _TARGET)
         self._ids, self._targets = Lists(table["ids"]), Lists(table["targets"])
         self._begin, self._end = begin_id, end_id
 
@@ -70,7 +70,7 @@ class LabelExamples(Examples):
 
     def __init__(self, folder: Path, split: str) -> None:
         """As ``TagExamples``."""
-        table = read_columns(folder, split, ["ids", "label"], _CURE)
+        table = read_columns(folder, split, ["ids", "label"], _TARGET)
         self._ids, self._labels = Lists(table["ids"]), table["label"].to_numpy().astype(np.int64)
 
     def __len__(self) -> int:

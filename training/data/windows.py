@@ -7,6 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from artefacts import hints
 from configs.errors import RequestError
 from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
 from training.data.batch import Batch
@@ -45,7 +46,7 @@ class TokenWindows:
         """
         prefixes = shard_prefixes(folder, split)
         if not prefixes:
-            raise RequestError(f"{folder}: no {split} shards; run `make data`")
+            raise RequestError(f"{folder}: no {split} shards; run `{hints.make('data')}`")
         self.context_length, self._end_of_text = context_length, end_of_text
         self._shards = [IndexedDataset(prefix, scattered=True) for prefix in prefixes]
         self._kind = self._shards[0].tokens.dtype

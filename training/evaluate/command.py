@@ -1,11 +1,14 @@
 """``python -m training evaluate``: ``evaluation/evaluation.json`` and what it says, in a table."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
-from artefacts import manifest, publish
+from artefacts import hints, manifest, publish, weights
 from artefacts.layout import RunLayout
 from artefacts.stage import open_stage
-from artefacts.training_run import finetune_is_current, finished_checkpoint, require_same_tokens
+from artefacts.training_folder import has_weights
+from artefacts.training_run import finished_checkpoint
 from configs import command
 from configs.errors import RequestError
 from configs.schema import Recipe
@@ -16,16 +19,13 @@ def evaluate(recipe: Recipe) -> int:
     layout = RunLayout.of(recipe)
     if recipe.learns != "text":
         return _evaluate_task(recipe, layout)
-    tokens = manifest.require(layout.tokens, "make data")
-    pretrained = finished_checkpoint(layout.pretrain)
-    require_same_tokens(layout)
-    finetuned = finished_checkpoint(layout.finetune) if finetune_is_current(layout) else None
-    if pretrained is None:
-        raise RequestError(f"{layout.pretrain} is not finished: run `make pretrain` first")
+    tokens = manifest.require(layout.tokens, "data")
+    pretrained = _finished(layout, "pretrain")
+    finetuned = None if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
     inputs = {"tokens": tokens.fingerprint, "pretrain": pretrained[1]}
     if finetuned is not None:
         inputs["finetune"] = finetuned[1]
-        inputs["examples"] = manifest.require(layout.examples, "python -m pipeline examples").fingerprint
+        inputs["examples"] = manifest.require(layout.examples, "examples").fingerprint
     identity = {
         "evaluate": recipe.evaluate.identity(),
         "generate": recipe.generate.identity(),
@@ -48,11 +48,8 @@ def evaluate(recipe: Recipe) -> int:
 
 
 def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
-    examples = manifest.require(layout.examples, "make data")
-    pretrained = finished_checkpoint(layout.pretrain)
-    require_same_tokens(layout)
-    if pretrained is None:
-        raise RequestError(f"{layout.pretrain} is not finished: run `make pretrain` first")
+    examples = manifest.require(layout.examples, "data")
+    pretrained = _finished(layout, "pretrain")
     generate = recipe.generate
     asked = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
     if recipe.evaluate.max_tokens is not None:
@@ -69,6 +66,41 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
             stage.publish(counts={}, versions=manifest.versions("torch"))
     print("\n".join(_task_lines(publish.read_json(layout.evaluation / "evaluation.json")["task"])))
     return command.DONE
+
+
+def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
+    """The last checkpoint of a stage and its fingerprint; a line on stderr says what it is.
+
+    Raises:
+        RequestError: the stage is not finished, or data that it was trained on were replaced since: what is held out
+            now may be what it has learnt.
+    """
+    folder = getattr(layout, stage)
+    if (last := finished_checkpoint(folder)) is None or not last[0].is_dir():
+        raise RequestError(f"{folder} is not finished: run `{hints.make(stage)}` first")
+    saved = manifest.require(last[0], stage)
+    weights.check_tokenizer(last[0], saved, layout)
+    if why := weights.stale(layout, stage):
+        raise RequestError(
+            f"{folder} is not current ({why}): it cannot be measured on data that it may have been trained on. Use "
+            "the recipe and ARGS that it was trained with, or train again: "
+            f"`{hints.make(stage, None, 'run.replace=true')}`"
+        )
+    print(weights.line(last[0], saved), file=sys.stderr, flush=True)
+    return last
+
+
+def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
+    """The fine-tuned checkpoint and its fingerprint; None: there is none, and none is asked for."""
+    if recipe.generate.stage == "finetune":
+        return _finished(layout, "finetune")
+    if not has_weights(layout.finetune):
+        return None
+    weights.check_finetuning(layout)
+    if finished_checkpoint(layout.finetune) is None:
+        print(f"{layout.finetune}: training is not finished: evaluated without it", file=sys.stderr)
+        return None
+    return _finished(layout, "finetune")
 
 
 def _print(results: dict[str, Any]) -> None:

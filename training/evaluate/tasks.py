@@ -51,7 +51,7 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
         "loss": measured.nats / measured.targets,
     }
     if recipe.learns == "labels":
-        names = manifest.require(layout.examples, "make data").details["classes"]
+        names = manifest.require(layout.examples, "data").details["classes"]
         scores = ClassScores.of(measured.true, measured.said, names)
         return {"task": {**found, **_of_classes(scores)}}
     sequences = {

@@ -1,8 +1,9 @@
 """``python -m training report``: the run's page, and its loss curve as a picture for a README."""
 
+import sys
 from functools import partial
 
-from artefacts import publish
+from artefacts import publish, weights
 from artefacts.layout import RunLayout
 from artefacts.pages.figures import png
 from configs.command import DONE
@@ -21,6 +22,8 @@ def report(recipe: Recipe) -> int:
     """
     layout = RunLayout.of(recipe)
     run = read_run(recipe)
+    for line in [*weights.unfinished(layout), *weights.outdated(layout)]:
+        print(line, file=sys.stderr)
     publish.write_text(layout.report, build_page(run))
     print(layout.report)
     if run.pretrain_metrics:

@@ -9,6 +9,7 @@ from artefacts import manifest
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.metrics import Metrics, read_metrics
+from artefacts.training_folder import finished
 from configs.errors import RequestError
 from configs.load import dump_recipe
 from configs.schema import Recipe
@@ -69,8 +70,8 @@ def read_run(recipe: Recipe) -> RunFiles:
     run = RunFiles(
         name=recipe.run.name,
         data={name: made for name, made in found.items() if made is not None},
-        pretrain=manifest.read(layout.pretrain),
-        finetune=manifest.read(layout.finetune),
+        pretrain=finished(layout.pretrain),
+        finetune=finished(layout.finetune),
         pretrain_metrics=read_metrics(layout.pretrain / "metrics.jsonl"),
         finetune_metrics=read_metrics(layout.finetune / "metrics.jsonl"),
         evaluation=evaluation if ("task" in evaluation) == on_examples else {},

@@ -1,0 +1,86 @@
+"""Where two identities differ, in the recipe's own keys."""
+
+import re
+from typing import Any
+
+#: Keys that an identity has under a shorter name than the recipe.
+_KEYS = {
+    "sources": "data.sources",
+    "clean": "data.clean",
+    "tokens": "data.tokens",
+    "examples": "finetune.examples",
+    "max_length": "finetune.max_length",
+    "seed": "run.seed",
+    "context_length": "train.context_length",
+    "validation_fraction": "data.tokens.validation_fraction",
+    "classes": "model.classes",
+    "mixture": "data.sources weights:",
+}
+#: Keys of an identity, and of inputs, whose values say nothing to a reader.
+_WITHOUT_VALUES = {
+    "pretrain": "other pretrained weights",
+    "weights": "other pretrained weights",
+    "backbone": "other weights of the backbone",
+    "documents": "other documents",
+    "tokenizer": "another tokenizer",
+    "tokens": "other tokens",
+    "packing": "another packing of the tokens",
+    "checkpoint": "another checkpoint",
+}
+#: Differences that a message lists.
+_SHOWN = 3
+_LONGEST_VALUE = 40
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    """Every key, dotted, at which two nested mappings differ, as ``model.hidden_size 192 -> 256``."""
+    lines: list[str] = []
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key} {_value(old)} -> {_value(new)}")
+    return lines
+
+
+def first_difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The first of ``differences``; empty: there is none."""
+    return next(iter(differences(before, after)), "")
+
+
+def explained(
+    identity: dict[str, Any], inputs: dict[str, str], new_identity: dict[str, Any], new_inputs: dict[str, str]
+) -> str:
+    """What an artefact was made from, and what is asked for now, where the two differ; empty: they do not.
+
+    Recipe keys come with both values, ``train.steps 100 -> 150``; inputs by their names.
+    """
+    keys = [_in_recipe(line, "ids" not in new_identity) for line in differences(identity, new_identity)]
+    others = [_of_input(name) for name in sorted({*inputs, *new_inputs}) if inputs.get(name) != new_inputs.get(name)]
+    lines = list(dict.fromkeys([*keys, *others]))
+    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return ", ".join(lines[:_SHOWN]) + more
+
+
+def _in_recipe(line: str, single_source: bool) -> str:
+    key, _, values = line.partition(" ")
+    first, dot, rest = key.partition(".")
+    if first in _WITHOUT_VALUES and not dot:
+        return _WITHOUT_VALUES[first]
+    named = f"{_KEYS.get(first, first)}{dot}{rest}"
+    if single_source:
+        named = re.sub(r"^data\.sources\.[^.]+", "data.source", named)
+    return f"{named} {values}"
+
+
+def _of_input(name: str) -> str:
+    """Fingerprints of sources are named ``SOURCE: files``."""
+    return _WITHOUT_VALUES.get(name) or f"other content of the source {name.partition(':')[0]}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{…}"
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

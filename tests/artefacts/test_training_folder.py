@@ -1,0 +1,115 @@
+"""A training folder resumes what it holds, refuses another run, and loses nothing with its small files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from artefacts import manifest
+from artefacts.training_folder import IDENTITY, finished, read_identity
+from configs.errors import RequestError
+from tests.artefacts.training_runs import begun, saved
+
+#: What a crash of the machine, or a hand, makes of a small file.
+DAMAGE = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "of another kind": lambda content: b"[]",
+    "missing": None,
+}
+
+
+def damage(path: Path, how: str) -> None:
+    change = DAMAGE[how]
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+
+
+def test_a_run_resumes_and_another_without_weights_is_moved_aside(tmp_path, capsys) -> None:
+    run = begun(tmp_path)
+    (run.folder / "metrics.jsonl").write_text("kept")
+    run.open("recipe", replace=False)
+    assert (run.folder / "metrics.jsonl").read_text() == "kept"
+    begun(tmp_path, rate=2)
+    assert "another run (train.rate null -> 2), moved aside to" in capsys.readouterr().out
+    (aside,) = (tmp_path / "previous").iterdir()
+    assert (aside / "metrics.jsonl").read_text() == "kept"
+
+
+def test_weights_are_not_moved_aside_unasked(tmp_path, capsys) -> None:
+    saved(begun(tmp_path, rate=1), 2)
+    other = begun(tmp_path / "elsewhere", rate=2, clip=3)
+    object.__setattr__(other, "folder", tmp_path / "pretrain")
+    with pytest.raises(RequestError) as refused:
+        other.open("recipe", replace=False)
+    assert "holds another run (train.clip null -> 3, train.rate 1 -> 2)" in str(refused.value)
+    assert "run.name=" in str(refused.value) and "run.replace=true" in str(refused.value)
+    other.open("recipe", replace=True)
+    assert "moved aside" in capsys.readouterr().out and other.begun()
+
+
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "SLURM_ARRAY_TASK_ID"])
+def test_a_job_that_comes_back_replaces_nothing(tmp_path, monkeypatch, name) -> None:
+    saved(begun(tmp_path, rate=1), 2)
+    other = begun(tmp_path / "elsewhere", rate=2)
+    object.__setattr__(other, "folder", tmp_path / "pretrain")
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(RequestError, match="only resumes"):
+        other.open("recipe", replace=True)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_lost_manifest_is_written_again_from_the_last_checkpoint(tmp_path, how) -> None:
+    run = begun(tmp_path)
+    saved(run, 2)
+    assert run.manifest() is None
+    made = run.finish(saved(run, 4, imported={"model.safetensors": "f"}))
+    assert made.details["imported"] and made.details["checkpoint"] == "step-00000004"
+    if how == "missing":
+        return  # is a run that was stopped before its end
+    damage(run.folder / manifest.NAME, how)
+    assert run.manifest() == made == finished(run.folder)
+    (line,) = run.restore()
+    assert "written again from checkpoints/step-00000004" in line
+    assert manifest.read(run.folder) == made and run.restore() == []
+
+
+def test_a_damaged_manifest_of_a_run_that_is_not_finished_goes(tmp_path) -> None:
+    run = begun(tmp_path)
+    saved(run, 2)
+    (run.folder / manifest.NAME).touch()
+    assert finished(run.folder) is None
+    assert "removed, as the training is not finished" in run.restore()[0]
+    assert not (run.folder / manifest.NAME).exists() and run.begun()
+
+
+def test_a_damaged_manifest_without_a_checkpoint_says_so(tmp_path) -> None:
+    run = begun(tmp_path)
+    (run.folder / manifest.NAME).touch()
+    with pytest.raises(RequestError, match="no checkpoint is left of this training"):
+        run.manifest()
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_lost_identity_is_written_again_from_a_checkpoint(tmp_path, how) -> None:
+    run = begun(tmp_path)
+    saved(run, 2)
+    newest = saved(run, 3)
+    (newest / manifest.NAME).write_text("{")  # passed over
+    before = (run.folder / IDENTITY).read_bytes()
+    damage(run.folder / IDENTITY, how)
+    assert run.begun() and read_identity(run.folder) == json.loads(before)
+    (line,) = run.restore()
+    assert "identity.json was missing or damaged: written again" in line
+    assert (run.folder / IDENTITY).read_bytes() == before
+
+
+def test_weights_without_any_word_of_what_they_are_are_kept(tmp_path) -> None:
+    run = begun(tmp_path)
+    (saved(run, 2) / manifest.NAME).unlink()
+    (run.folder / IDENTITY).unlink()
+    with pytest.raises(RequestError, match="the checkpoints' manifests cannot be read"):
+        run.open("recipe", replace=False)

@@ -1,0 +1,34 @@
+"""A training folder with small checkpoints, made without a model."""
+
+from pathlib import Path
+from typing import Any
+
+from artefacts import manifest
+from artefacts.manifest import Manifest
+from artefacts.training_folder import TrainingRun
+
+
+def begun(root: Path, stage: str = "pretrain", inputs: dict[str, str] | None = None, **identity: Any) -> TrainingRun:
+    """A run whose folder is open."""
+    run = TrainingRun(stage, root / stage, {"train": {"steps": 4, **identity}}, inputs or {"tokens": "t"})
+    run.open("recipe", replace=True)
+    return run
+
+
+def saved(run: TrainingRun, step: int, **details: Any) -> Path:
+    """A checkpoint of the run after so many steps."""
+    folder = run.folder / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "rank-00000.safetensors").write_text(f"weights {step} {details}")
+    about = {"stage": run.stage, "steps": run.identity["train"]["steps"], "parameters": {"total": 9, "active": 9}}
+    made = Manifest(
+        "checkpoint",
+        run.identity,
+        run.inputs,
+        {"torch": "2"},
+        {"step": step},
+        manifest.describe_files(folder),
+        {"topology": {"ranks": 1}, "run": about | details},
+    )
+    manifest.write(folder, made)
+    return folder
