@@ -20,8 +20,16 @@ else
 SETUP := own-python
 DEV := own-python-for-tests
 endif
-# make takes any variable, and would go on with the demo's recipe.
-$(foreach name,recipe args python,$(if $(filter command,$(origin $(name))),$(error $(name)=…: write it in capitals)))
+# make takes any word with = for a variable, and would go on without it.
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+$(foreach name,$(GIVEN),$(if $(findstring .,$(name)),$(error $(name)=$(value $(name)): keys of the recipe go into ARGS="$(name)=$(value $(name))")))
+$(foreach name,recipe args python prompt from,$(if $(filter $(name),$(GIVEN)),$(error $(name)=$(value $(name)): write the name in capitals)))
+# As it was typed: a $ in it is no variable of make's, and the shell sees it only as a variable of its own.
+ifneq ($(origin PROMPT),undefined)
+override PROMPT := $(value PROMPT)
+export PROMPT
+WITH_PROMPT = "generate.prompt=$$PROMPT"
+endif
 
 # With TORCH_INDEX=URL, torch may come from there; with WHEELHOUSE=FOLDER, all from there, and no network is asked.
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
@@ -34,6 +42,8 @@ USED := datasets, deepspeed, matplotlib.pyplot, torch._dynamo, torch.distributed
 # C++ tests of its own in torch's wheel for CPUs: 0.12 GB that nothing runs.
 UNUSED = "$(VENV)"/lib/python*/site-packages/torch/test "$(VENV)"/lib/python*/site-packages/torch/bin/test_*
 
+# The commands of one make share ARGS: what any of its targets reads may be given.
+export MILLRACE_TARGETS := $(MAKECMDGOALS)
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
@@ -82,8 +92,8 @@ finetune: examples pretrain  ## fine-tune the pretrained weights on the examples
 evaluate: $(SETUP)  ## bits per byte beside baselines, held-out answers before and after; or ARGS="attention …", ARGS="temperature"
 	$(RUN) training evaluate $(WITH_RECIPE)
 
-generate: $(SETUP)  ## complete a prompt: ARGS="generate.prompt='…' generate.temperature=0"; --trace: how each token came about
-	$(RUN) training generate $(WITH_RECIPE)
+generate: $(SETUP)  ## complete PROMPT="…"; ARGS="generate.temperature=0"; --prompt-file FILE (or -); --trace: how each token came about
+	$(RUN) training generate $(WITH_RECIPE) $(WITH_PROMPT)
 
 export: $(SETUP)  ## the newest weights as a Hugging Face model directory, read back and compared
 	$(RUN) training export $(WITH_RECIPE)

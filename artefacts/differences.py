@@ -56,11 +56,16 @@ def explained(
 
     Recipe keys come with both values, ``train.steps 100 -> 150``; inputs by their names.
     """
-    keys = [_in_recipe(line, "ids" not in new_identity) for line in differences(identity, new_identity)]
+    keys = changed_keys(identity, new_identity)
     others = [_of_input(name) for name in sorted({*inputs, *new_inputs}) if inputs.get(name) != new_inputs.get(name)]
     lines = list(dict.fromkeys([*keys, *others]))
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return ", ".join(lines[:_SHOWN]) + more
+
+
+def changed_keys(identity: dict[str, Any], new_identity: dict[str, Any]) -> list[str]:
+    """The recipe's keys in which two identities of an artefact differ, each with both values."""
+    return [_in_recipe(line, "ids" not in new_identity) for line in differences(identity, new_identity)]
 
 
 def _in_recipe(line: str, single_source: bool) -> str:

@@ -7,6 +7,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+from artefacts.command_keys import is_read, keys_of_target
+
 #: The recipe of a ``make`` without RECIPE.
 _DEFAULT_RECIPE = "configs/demo.yaml"
 #: What launchers add for the processes that they start, which nobody types.
@@ -14,12 +16,17 @@ _OF_LAUNCHERS = ("launch.kind=", "launch.rendezvous=")
 
 
 def make(target: str, recipe: str | None = None, *more: str) -> str:
-    """``make TARGET`` with RECIPE and ARGS; ``recipe``: left out, this process's own; ``more``: further overrides."""
+    """``make TARGET`` with RECIPE and, in ARGS, the overrides that it reads.
+
+    ``recipe``: left out, this process's own; ``more``: further overrides.
+    """
     words = ["make", target]
     path = recipe or _recipe()
     if path and Path(path) != Path(_DEFAULT_RECIPE):
         words.append(f"RECIPE={_quoted(path)}")
-    if overrides := [*_overrides(), *more]:
+    keys = keys_of_target(target)
+    overrides = [word for word in _overrides() if is_read(word.partition("=")[0], keys)]
+    if overrides := [*overrides, *more]:
         # make takes a dollar for a variable of its own.
         words.append(f"ARGS={_quoted(' '.join(map(shlex.quote, overrides)).replace('$', '$$'))}")
     return " ".join(words)

@@ -20,37 +20,37 @@ class RunLayout:
 
     @property
     def documents(self) -> Path:
-        return self.data / "documents"
+        return _followed(self.data / "documents")
 
     @property
     def tokenizer(self) -> Path:
-        return self.data / "tokenizer"
+        return _followed(self.data / "tokenizer")
 
     @property
     def tokens(self) -> Path:
-        return self.data / "tokens"
+        return _followed(self.data / "tokens")
 
     @property
     def packing(self) -> Path:
         """With the run, not with shared data: it depends on the run's context length."""
-        return self.run / "packing"
+        return _followed(self.run / "packing")
 
     @property
     def examples(self) -> Path:
-        return self.run / "examples"
+        return _followed(self.run / "examples")
 
     @property
     def pretrain(self) -> Path:
-        return self.run / "pretrain"
+        return _followed(self.run / "pretrain")
 
     @property
     def finetune(self) -> Path:
-        return self.run / "finetune"
+        return _followed(self.run / "finetune")
 
     @property
     def logs(self) -> Path:
         """What launchers and their processes said, over all starts."""
-        return self.run / "logs"
+        return _followed(self.run / "logs")
 
     def launch(self, verb: str) -> Path:
         """Stands for the launching of a command, of which there may be one at a time; never made."""
@@ -58,12 +58,12 @@ class RunLayout:
 
     @property
     def evaluation(self) -> Path:
-        return self.run / "evaluation"
+        return _followed(self.run / "evaluation")
 
     @property
     def attention(self) -> Path:
         """Heat maps of a text, see ``python -m training evaluate attention``."""
-        return self.run / "attention"
+        return _followed(self.run / "attention")
 
     @property
     def temperatures(self) -> Path:
@@ -72,11 +72,11 @@ class RunLayout:
     @property
     def comparisons(self) -> Path:
         """What ``python -m training compare`` leaves."""
-        return self.run / "compare"
+        return _followed(self.run / "compare")
 
     @property
     def export(self) -> Path:
-        return self.run / "export"
+        return _followed(self.run / "export")
 
     @property
     def stats(self) -> Path:
@@ -85,3 +85,8 @@ class RunLayout:
     @property
     def report(self) -> Path:
         return self.run / "report.html"
+
+
+def _followed(folder: Path) -> Path:
+    """A folder, or where a link of its name leads, such as to another disk, on which everything then stays."""
+    return folder.resolve() if folder.is_symlink() else folder

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from artefacts import publish
 from configs.errors import RequestError
 
 #: What the holder's file says while a task prepares the folder for all of them.
 _PREPARING = "a task that prepares it"
-#: Seconds for which a command that does not share must be seen to hold the lock: a killed one leaves its name behind.
+#: Seconds for which another command must be seen to hold the lock: some hold it for a moment, a killed one leaves its
+#: name behind.
 _SEEN = 1.0
 
 
@@ -23,12 +25,17 @@ _SEEN = 1.0
 def hold(folder: Path, what: str = "") -> Iterator[None]:
     """Hold the lock of a folder (``.NAME.lock`` beside it) alone; ``what`` its holder does, for others to read.
 
+    Whoever holds it for a moment is waited for.
+
     Raises:
-        RequestError: another process holds it; the message names that process.
+        RequestError: another process holds it; the message names that process. Or it cannot be written there.
     """
     with _opened(folder) as descriptor:
-        if not _taken(descriptor, fcntl.LOCK_EX):
-            raise _refusal(folder, what)
+        since = time.monotonic()
+        while not _taken(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > since + _SEEN:
+                raise _refusal(folder, what)
+            time.sleep(0.05)
         _holder(folder).write_text(_oneself())
         try:
             yield
@@ -82,8 +89,11 @@ def wait(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise publish.refused(folder.parent, error) or error from None
     try:
         yield descriptor
     finally:

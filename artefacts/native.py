@@ -1,5 +1,6 @@
 """C code of Millrace, compiled on first use by the machine's own compiler and kept for the next process."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -20,10 +21,24 @@ _SECONDS = 120
 _REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
 
 
-def folder() -> Path:
-    """Where compiled code is kept: ``native`` below ``MILLRACE_CACHE``, else below ``.cache`` of the checkout."""
+def folders() -> tuple[Path, Path]:
+    """Where compiled code is kept: below ``MILLRACE_CACHE``, or else ``.cache`` of the checkout; then the user's own.
+
+    The second serves where the first may not be written.
+    """
     chosen = os.environ.get("MILLRACE_CACHE")
-    return (Path(chosen) if chosen else Path(__file__).parents[1] / ".cache") / "native"
+    return (Path(chosen) if chosen else Path(__file__).parents[1] / ".cache") / "native", user_cache() / "native"
+
+
+def user_cache() -> Path:
+    """The user's own folder for what can be built again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
+
+
+def may_write(folder: Path) -> bool:
+    """Whether a folder can be made, or written where it is there."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 @functools.cache
@@ -37,11 +52,12 @@ def library(source: Path, *flags: str) -> ctypes.CDLL | None:
         compiler = shlex.split(os.environ.get("CC") or "cc")
         if shutil.which(compiler[0]) is None:
             raise OSError(f"no C compiler ({compiler[0]})")
-        target = folder() / _key(compiler, source, flags) / f"{source.stem}.so"
-        try:
-            return ctypes.CDLL(str(target))
-        except OSError:
-            return _compiled([*compiler, *_FLAGS, *flags], source, target)
+        name = Path(_key(compiler, source, flags), f"{source.stem}.so")
+        for folder in folders():
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(folder / name))
+        folder = next(filter(may_write, folders()), folders()[0])
+        return _compiled([*compiler, *_FLAGS, *flags], source, folder / name)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         _report(source, error)
         return None

@@ -1,5 +1,6 @@
 """Write beside the target, fsync, rename: a reader sees the old file or the new one, never half of one."""
 
+import errno
 import json
 import os
 import secrets
@@ -25,10 +26,28 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def refused(folder: Path, error: OSError) -> RequestError | None:
+    """What to say where a folder may not be written; None: the error is of another kind."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return None
+    return RequestError(
+        f"{folder} cannot be written ({error.strerror}): set run.root to a folder of yours, and link into it what you "
+        "want to use of that run (docs/troubles.md, Another user's run)"
+    )
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content atomically and durably."""
+    """Replace a file's content atomically and durably.
+
+    Raises:
+        RequestError: its folder may not be written.
+    """
     partial = beside(path)
-    with open(partial, "wb") as stream:
+    try:
+        stream = open(partial, "wb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise refused(path.parent, error) or error from None
+    with stream:
         stream.write(content)
     rename_file(partial, path)
     sync_folder(path.parent)

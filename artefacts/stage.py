@@ -101,6 +101,11 @@ def open_stage(
             print(f"{target}: to be built again: {why}", flush=True)
         _prepare(partial, key, there is not None and there.key == key)
 
+    if not shared and finished() and not partial.exists():
+        # Nothing is written, so nobody is in the way, and the folder may be another user's.
+        repair.check_sizes(name, target)
+        yield Stage(name, target, partial / "work", partial / "scratch", identity, inputs, True)
+        return
     with lock.share(target, prepare) if shared else lock.hold(target):
         if not shared:
             prepare()

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -41,6 +42,10 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
 
     ``restartable``: the command saves as it goes, so SIGTERM and SIGUSR1 stop it with status 75.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal cannot show is spelled out, not a fault of the command.
+            stream.reconfigure(errors="backslashreplace")
     if restartable:
         stopping.install()
     try:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from artefacts import unread
 from configs import command
 from configs.load import load_recipe
 from launch.start import COMMANDS, plan, start
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.kind == "demo":
         from launch.demo import demo
 
-        return demo(command.read_recipe(parsed), parsed.recipe, parsed.overrides)
+        recipe = command.read_recipe(parsed)
+        unread.check("demo", recipe, parsed.overrides)
+        return demo(recipe, parsed.recipe, parsed.overrides)
     return _dispatch(parsed.kind, parsed.verb, parsed.recipe, parsed.overrides, parsed.dry_run)
 
 
@@ -41,6 +44,7 @@ def _dispatch(kind: str, verb: str, recipe_path: str, overrides: list[str], dry_
     if kind != "recipe":
         given.append(f"launch.kind={'slurm' if kind == 'allocation' else kind}")
     recipe = load_recipe(recipe_path, given)
+    unread.check(verb, recipe, overrides)
     if kind == "allocation":
         from launch.allocation import run_in_allocation
 

@@ -3,6 +3,7 @@
 Every stage is its own command in its own process, as `make` would call it; a stage that is finished is not repeated.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from artefacts import manifest, publish
 from artefacts.layout import RunLayout
 from artefacts.metrics import read_metrics, read_records
 from artefacts.training_run import finetune_run, pretrain_run
+from artefacts.unread import TARGETS
 from configs import command
 from configs.errors import RequestError
 from configs.load import load_recipe
@@ -100,7 +102,8 @@ class _River:
 
     def _run(self, package: str, verb: str) -> int:
         argv = [sys.executable, "-m", package, verb, "--recipe", self._path, *self._overrides]
-        return subprocess.run(argv, check=False).returncode
+        # What any stage of it reads may be given.
+        return subprocess.run(argv, env={**os.environ, TARGETS: "demo"}, check=False).returncode
 
     def _launch(self, verb: str, more: list[str]) -> int:
         from launch.start import start

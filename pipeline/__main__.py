@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from artefacts import unread
 from artefacts.layout import RunLayout
 from configs.command import DONE, FAILED, add_recipe_arguments, parse, read_recipe, run
 from configs.errors import RequestError
@@ -30,7 +31,9 @@ def main(arguments: Sequence[str]) -> int:
                 "--limit", type=int, metavar="N", help="try the first N documents of each source, leaving no trace"
             )
     chosen = parse(parser, arguments)
-    return _VERBS[chosen.verb][0](read_recipe(chosen), chosen)
+    recipe = read_recipe(chosen)
+    unread.check(chosen.verb, recipe, chosen.overrides)
+    return _VERBS[chosen.verb][0](recipe, chosen)
 
 
 def _share(chosen: argparse.Namespace) -> Share:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artefacts import fingerprint, hints, manifest, publish, repair
+from artefacts.identities import documents_identity
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.pages.formats import compact
@@ -33,10 +34,6 @@ from pipeline.sources import Source, open_source
 #: Counts of the parts, and of the shards, that add up.
 _READ = ("read", "read_bytes", "kept", "kept_bytes")
 _COUNTED = ("documents", "bytes", "outside_sample", "removed_lines")
-#: Kinds of source whose documents follow from the seed.
-_MADE_UP = ("patterns", "sequences")
-#: Keys that sources did not have from the first: at their defaults, documents of before are still what is asked for.
-_LATER = ("target_field", "symbols", "task")
 
 
 def ingest(recipe: Recipe, share: Share) -> list[str] | None:
@@ -131,37 +128,14 @@ def opened(recipe: Recipe) -> dict[str, Source]:
     return {name: open_source(section, recipe) for name, section in recipe.data.named_sources.items()}
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """The recipe keys that the documents depend on."""
-    sections = recipe.data.named_sources
-    # Where a source lies and how often it is drawn from do not matter; what it holds does: origin.inputs() says.
-    left_out = ("path", "target_path", "revision", "weight")
-    kept = {
-        name: {
-            key: value
-            for key, value in section.identity().items()
-            if key not in left_out and (key not in _LATER or value != type(section).model_fields[key].default)
-        }
-        for name, section in sections.items()
-    }
-    found: dict[str, Any] = {"sources": kept, "clean": recipe.data.clean.identity()}
-    found["clean"]["decontaminate"].pop("path")
-    if recipe.data.sources:
-        found["ids"] = "begin with the source's name"
-    if any(section.sample_bytes or section.kind in _MADE_UP for section in sections.values()):
-        found["seed"] = recipe.run.seed
-    return found
-
-
 @contextmanager
 def _stage(recipe: Recipe, sources: dict[str, Source], share: Share) -> Iterator[Stage]:
     target = RunLayout.of(recipe).documents
     read = origin.inputs_or_remembered(
-        recipe, sources, identity(recipe), repair.read_manifest("documents", target), target
+        recipe, sources, documents_identity(recipe), repair.read_manifest("documents", target), target
     )
-    with open_stage(
-        "documents", target, identity(recipe), read, shared=share != WHOLE, check_replacing=guard(recipe, "documents")
-    ) as stage:
+    check = guard(recipe, "documents")
+    with open_stage("documents", target, documents_identity(recipe), read, share != WHOLE, check) as stage:
         yield stage
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artefacts import fingerprint, hints, manifest, publish, repair
+from artefacts.identities import documents_identity
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
@@ -17,7 +18,6 @@ from artefacts.stage import Stage, open_stage
 from artefacts.training_run import examples_identity
 from configs.errors import RequestError
 from configs.schema import Recipe
-from pipeline import documents
 from pipeline import workers as processes
 from tokenizer.train import require
 
@@ -34,7 +34,7 @@ def build(recipe: Recipe) -> Manifest | None:
     """
     layout = RunLayout.of(recipe)
     made = manifest.require(layout.documents, "data")
-    if fingerprint.of_value(made.identity) != fingerprint.of_value(documents.identity(recipe)):
+    if fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
         command = hints.make("data")
         raise RequestError(f"{layout.documents} is of another recipe (data section or run.seed): run `{command}`")
     tokenizer = require(recipe)

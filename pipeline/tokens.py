@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artefacts import hints, lock, manifest, publish, repair
+from artefacts.identities import tokens_identity
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
@@ -42,10 +43,8 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
     documents = manifest.require(layout.documents, "data")
     tokenizer = require(recipe)
     inputs = {"documents": documents.fingerprint, "tokenizer": tokenizer.fingerprint}
-    identity = {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}
-    with open_stage(
-        "tokens", layout.tokens, identity, inputs, shared=share != WHOLE, check_replacing=guard(recipe, "tokens")
-    ) as stage:
+    check = guard(recipe, "tokens")
+    with open_stage("tokens", layout.tokens, tokens_identity(recipe), inputs, share != WHOLE, check) as stage:
         if stage.finished:
             return None
         repair.check_sizes("documents", layout.documents)

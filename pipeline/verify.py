@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from artefacts import fingerprint, hints, manifest, repair, weights
+from artefacts.identities import documents_identity
 from artefacts.layout import RunLayout
 from artefacts.pages.formats import compact
 from artefacts.training_folder import IDENTITY, checkpoints, finished, own_identity
@@ -64,7 +65,7 @@ def _compare_source(recipe: Recipe, recipe_path: str, folder: Path, whole: list[
         whole.append(f"{folder}: not compared with its source: {error}")
         return
     again = f"repair: {hints.make('data', recipe_path)}, which moves these documents aside"
-    if fingerprint.of_value(made.identity) != fingerprint.of_value(documents.identity(recipe)):
+    if fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
         faults.append(f"{folder}: stale: the recipe's data section has changed since; {again}")
     elif made.inputs != now:
         changed = sorted(name for name in {*made.inputs, *now} if made.inputs.get(name) != now.get(name))

@@ -46,6 +46,26 @@ def test_a_python_that_is_none_or_too_old(tmp_path: Path) -> None:
     )
 
 
-def test_variables_in_small_letters() -> None:
-    done = make("generate", "recipe=configs/gpt-oz.yaml")
-    assert done.returncode == 2 and "recipe=…: write it in capitals" in done.stderr
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("recipe=configs/gpt-oz.yaml", "recipe=configs/gpt-oz.yaml: write the name in capitals"),
+        ("train.steps=999", 'train.steps=999: keys of the recipe go into ARGS="train.steps=999"'),
+        ("generate.prompt=two words", 'keys of the recipe go into ARGS="generate.prompt=two words"'),
+    ],
+)
+def test_words_that_make_would_ignore_are_refused(word: str, says: str) -> None:
+    done = make("generate", word)
+    assert done.returncode == 2 and says in done.stderr
+
+
+@pytest.mark.parametrize("prompt", ["it's $5 and $HOME", 'say "no"; $(shell ls) `ls` \\n', "# two\nlines"])
+def test_a_prompt_reaches_the_command_as_it_was_typed(prompt: str, tmp_path: Path) -> None:
+    shown = tmp_path / "python"
+    shown.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    shown.chmod(0o755)
+    done = make("generate", f"PYTHON={shown}", "RECIPE=my recipes/r.yaml", f"PROMPT={prompt}", "ARGS=run.seed=1")
+    arguments = done.stdout.split("\0")[1:-1]  # the first one is of the check of PYTHON
+    assert arguments == [
+        "-m", "training", "generate", "--recipe", "my recipes/r.yaml", "run.seed=1", f"generate.prompt={prompt}",
+    ]  # fmt: skip

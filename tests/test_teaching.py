@@ -45,4 +45,5 @@ def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
         ("generate.prompt=" + "ac" * 70, "140 tokens, beyond model.max_position_embeddings (128)"),
     ):
         said = call("training", "generate", "--recipe", RECIPE, wrong, root=tmp_path, expect=2)
-        assert said.startswith("error: ") and words in said and said.count("\n") == 1
+        line = said.splitlines()[-1]
+        assert line.startswith("error: ") and words in line and said.count("\n") <= 2

@@ -5,7 +5,7 @@ import random
 import sys
 from collections.abc import Sequence
 
-from artefacts import manifest
+from artefacts import manifest, unread
 from artefacts.layout import RunLayout
 from configs.command import DONE, add_recipe_arguments, parse, read_recipe, run
 from configs.errors import RequestError
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
             verb.add_argument("--show-special", action="store_true", help="show reserved tokens by name")
     chosen = parse(parser, arguments)
     recipe = read_recipe(chosen)
+    unread.check("tokenizer inspect" if chosen.verb == "inspect" else chosen.verb, recipe, chosen.overrides)
     {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[chosen.verb](recipe, chosen)
     return DONE
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from artefacts import fingerprint, manifest, publish, repair
+from artefacts.identities import tokenizer_identity
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.replacing import guard
@@ -39,12 +40,11 @@ def take(recipe: Recipe) -> Manifest | None:
     layout = RunLayout.of(recipe)
     path = str(recipe.tokenizer.path)
     documents = manifest.require(layout.documents, "data")
-    identity = {"kind": recipe.tokenizer.kind, "seed": recipe.run.seed}
     inputs = {"documents": documents.fingerprint}
     with open_stage(
         "tokenizer",
         layout.tokenizer,
-        identity,
+        tokenizer_identity(recipe),
         inputs | _inputs(recipe, path),
         check_replacing=guard(recipe, "tokenizer"),
     ) as stage:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from artefacts import hints, manifest, publish, repair
+from artefacts.identities import tokenizer_identity
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.replacing import guard
@@ -45,7 +46,7 @@ def train(recipe: Recipe) -> Manifest | None:
     with open_stage(
         "tokenizer",
         layout.tokenizer,
-        identity(recipe),
+        tokenizer_identity(recipe),
         {"documents": documents.fingerprint},
         check_replacing=guard(recipe, "tokenizer"),
     ) as stage:
@@ -74,12 +75,6 @@ def train(recipe: Recipe) -> Manifest | None:
         )
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """The recipe keys that a tokenizer of ours depends on."""
-    made_of = {"targets": True} if recipe.targets_are_text else {}
-    return {"tokenizer": recipe.tokenizer.identity(), "seed": recipe.run.seed, **made_of}
-
-
 def require(recipe: Recipe) -> Manifest:
     """The manifest of the published tokenizer.
 
@@ -88,7 +83,7 @@ def require(recipe: Recipe) -> Manifest:
     """
     folder = RunLayout.of(recipe).tokenizer
     made = manifest.require(folder, "tokenizer")
-    if not recipe.tokenizer.is_ready and made.identity != identity(recipe):
+    if not recipe.tokenizer.is_ready and made.identity != tokenizer_identity(recipe):
         raise RequestError(
             f"{folder} is of another recipe (tokenizer section, run.seed, or what the model learns): "
             f"run `{hints.make('tokenizer')}`"

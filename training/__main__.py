@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from artefacts import unread
 from artefacts.worker import Worker
 from configs import command
 from configs.errors import RequestError
@@ -102,6 +103,7 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
 
         return compare_recipes([load_recipe(file, parsed.overrides) for file in parsed.compare])
     recipe = command.read_recipe(parsed)
+    unread.check((verb == "evaluate" and parsed.what) or verb, recipe, parsed.overrides)
     if verb == "evaluate":
         return _evaluate(recipe, parsed)
     if verb == "generate":

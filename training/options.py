@@ -1,9 +1,11 @@
 """What the model commands take beside the recipe and its overrides."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from configs import command
+from configs.errors import RequestError
 
 #: What ``evaluate`` may be followed by.
 EVALUATIONS = {
@@ -62,6 +64,12 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
         )
     if verb == "generate":
         parser.add_argument(
+            "--prompt-file",
+            type=Path,
+            metavar="FILE",
+            help="the prompt, as it stands in a file in UTF-8, in place of generate.prompt; -: standard input",
+        )
+        parser.add_argument(
             "--trace", action="store_true", help="then a table: each token's probability, rank and alternatives"
         )
 
@@ -72,6 +80,26 @@ def settle(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
         _settle_inspect(parser, parsed)
     if parsed.verb == "evaluate":
         _settle_evaluate(parser, parsed)
+    if parsed.verb == "generate" and parsed.prompt_file is not None:
+        if any(word.startswith("generate.prompt=") for word in parsed.overrides):
+            raise RequestError("generate.prompt and --prompt-file are two prompts: leave one out")
+        parsed.overrides.append(f"generate.prompt={_read_prompt(parsed.prompt_file)}")
+
+
+def _read_prompt(path: Path) -> str:
+    """The text of a file, or of standard input, without the newline at its end.
+
+    Raises:
+        RequestError: it cannot be read, or is not UTF-8.
+    """
+    source = "standard input" if str(path) == "-" else str(path)
+    try:
+        text = (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode("utf-8")
+    except OSError as error:
+        raise RequestError(f"--prompt-file {source}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"--prompt-file {source} is not UTF-8 (byte {error.start})") from None
+    return text.removesuffix("\n")
 
 
 def _settle_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:

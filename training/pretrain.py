@@ -20,6 +20,9 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         return command.DONE
     data = pretraining_data(recipe, layout)
     validation = held_out(recipe, layout).spread(train.eval_batches * train.global_batch, recipe.micro_batch)
+    notice = f"{train.steps} steps read {_epochs(data.epochs(train.steps))}"
+    if not validation:
+        notice += "; no validation, as the held-out text is too short: raise data.tokens.validation_fraction"
     learnt_from = [getattr(layout, name) for name in run.inputs if name != BACKBONE]
     job = Job(
         run=run,
@@ -30,7 +33,7 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         validation=validation,
         preflight=lambda: [require_sound(folder, "data") for folder in learnt_from],
         prepare=lambda model, experts: first_weights(recipe, model, experts),
-        notice=f"{train.steps} steps read {_epochs(data.epochs(train.steps))}",
+        notice=notice,
     )
     return run_job(recipe, job, stop)
 

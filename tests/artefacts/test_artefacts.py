@@ -9,6 +9,7 @@ import pytest
 
 from artefacts import lock, manifest, publish
 from artefacts import stage as stage_module
+from artefacts.layout import RunLayout
 from artefacts.metrics import read_metrics, read_records
 from artefacts.stage import open_stage
 from configs.errors import RequestError
@@ -210,3 +211,43 @@ def test_tasks_of_another_recipe_are_refused(tmp_path: Path) -> None:
         open_stage("thing", tmp_path / "thing", {"n": 2}, {}, shared=True),
     ):
         pass
+
+
+def test_what_is_up_to_date_needs_no_lock(tmp_path: Path) -> None:
+    build(tmp_path / "thing", "one")
+    with lock.hold(tmp_path / "thing"):
+        assert build(tmp_path / "thing", "one") is None
+        with pytest.raises(RequestError, match="is being written by process"):
+            build(tmp_path / "thing", "two")
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    held = lock.hold(tmp_path / "thing")
+    held.__enter__()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", lambda seconds: held.__exit__(None, None, None))
+        with lock.hold(tmp_path / "thing"):
+            pass
+
+
+def test_a_folder_that_cannot_be_written_is_one_line() -> None:
+    # Of the kernel's own folders even root may write in none.
+    said = r"^/sys/kernel cannot be written \(.*\): set run\.root to a folder of yours"
+    with pytest.raises(RequestError, match=said), lock.hold(Path("/sys/kernel/thing")):
+        pass
+
+
+@pytest.mark.parametrize("there", ["empty", "matching"])
+def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, there: str) -> None:
+    disk, data = tmp_path / "disk", tmp_path / "run"
+    (disk / "tokens").mkdir(parents=True)
+    data.mkdir()
+    (data / "tokens").symlink_to(disk / "tokens")
+    layout = RunLayout(data, data)
+    if there == "matching":
+        build(disk / "tokens", "one")
+        assert build(layout.tokens, "one") is None
+    for content in ("one", "two"):
+        build(layout.tokens, content)
+        assert (data / "tokens").is_symlink() and (disk / "tokens" / "a.txt").read_text() == content
+    assert [path.name for path in (disk / "previous").iterdir()] and not (data / "previous").exists()

@@ -42,7 +42,7 @@ def test_what_is_typed_comes_back_through_make_and_the_shell(prompt, tmp_path, m
     (tmp_path / "Makefile").write_text(
         "data:\n\t@python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' --recipe \"$(RECIPE)\" $(ARGS)\n"
     )
-    given = ["--recipe", "my r.yaml", f"generate.prompt={prompt}", "run.seed=1"]
+    given = ["--recipe", "my r.yaml", f"data.source.path={prompt}", "run.seed=1"]
     monkeypatch.setattr("sys.argv", ["generate", *given])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     typed = ["bash", "-c", hints.make("data")]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from artefacts import manifest
+from artefacts.layout import RunLayout
 from artefacts.training_folder import IDENTITY, finished, read_identity
 from configs.errors import RequestError
 from tests.artefacts.training_runs import begun, saved
@@ -113,3 +114,15 @@ def test_weights_without_any_word_of_what_they_are_are_kept(tmp_path) -> None:
     (run.folder / IDENTITY).unlink()
     with pytest.raises(RequestError, match="the checkpoints' manifests cannot be read"):
         run.open("recipe", replace=False)
+
+
+def test_a_linked_folder_is_trained_in_where_the_link_leads(tmp_path) -> None:
+    disk, run = tmp_path / "disk" / "pretrain", tmp_path / "run"
+    disk.mkdir(parents=True)
+    run.mkdir()
+    (run / "pretrain").symlink_to(disk)
+    layout = RunLayout(run, run)
+    for rate in (1, 2):
+        begun(layout.pretrain.parent, rate=rate)
+        assert (run / "pretrain").is_symlink() and (disk / IDENTITY).is_file()
+    assert (disk.parent / "previous").is_dir() and not (run / "previous").exists()

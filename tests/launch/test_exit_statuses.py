@@ -115,7 +115,12 @@ def test_an_exception_is_status_1_and_shown(kind: str, data: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_what_a_dry_run_prints_runs_in_a_shell(kind: str, data: Path, tmp_path: Path) -> None:
-    words = [f"run.root={tmp_path}", f"data.root={data}", "train.steps=6", "generate.prompt=a 'b' $HOME %n {c,d} \\"]
+    words = [
+        f"run.root={tmp_path}",
+        f"data.root={data}",
+        "train.steps=6",
+        "launch.slurm.account=a 'b' $HOME %n {c,d} \\",
+    ]
     line, _ = ended(launch(kind, *words, "--dry-run"))
     assert not (tmp_path / "river").exists()
     done = subprocess.run(["bash", "-c", line], cwd="/", capture_output=True, text=True)

@@ -34,7 +34,7 @@ def given(data, tmp_path):
     more = [
         "train.precision=fp32",
         "train.global_batch_tokens=4096",
-        "generate.prompt=a 'b' \"c\" $HOME %n `d` {e,f} \\",
+        "launch.slurm.account=a 'b' \"c\" $HOME %n `d` {e,f} \\",
     ]
     where = [f"run.root={tmp_path}", f"data.root={data}", f"launch.hostfile={hosts}", "launch.rendezvous=127.0.0.1:0"]
     return [*where, "launch.nodes=2", "launch.processes=1", "train.steps=30", *more]

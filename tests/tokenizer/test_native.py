@@ -21,6 +21,7 @@ compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"
 def cache(tmp_path, monkeypatch):
     """A folder of its own for compiled code, and nothing loaded or reported before."""
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     monkeypatch.setenv(native._REPORTED, "1")
     monkeypatch.delenv(native._REPORTED)
     monkeypatch.delenv("CC", raising=False)
@@ -91,6 +92,10 @@ def test_a_damaged_library_is_compiled_again(cache):
 def test_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "file"))
+    assert native.library(_SOURCE) is not None
+    assert [path.name for path in (tmp_path / "own").rglob("*.so")] == ["word_cache.so"]
+    native.library.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert native.library(_SOURCE) is not None
     assert not capsys.readouterr().err
 

@@ -57,6 +57,13 @@ def test_in_order_predicts_every_token_once(folder) -> None:
     assert sum(batch.targets for batch in limited) == 100
 
 
+def test_a_split_without_a_full_window_is_looked_at_in_shorter_ones(tmp_path) -> None:
+    (batch,) = TokenWindows(write(tmp_path, "val", [[np.arange(10)], [np.arange(20, 27)]]), "val", 16).spread(8, 4)
+    labels = [label for label in batch.labels.flatten().tolist() if label != IGNORED]
+    assert labels == [*range(1, 10), *range(21, 27)]
+    assert TokenWindows(write(tmp_path / "one", "val", [[np.arange(1)]]), "val", 16).spread(8, 4) == []
+
+
 def test_several_sources_in_folders_of_their_own_are_read_in_order_of_name(tmp_path) -> None:
     for name, first in (("web", 500), ("code", 0)):
         write(tmp_path / name, "val", [[np.arange(first, first + 33)]])

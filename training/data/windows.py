@@ -78,7 +78,12 @@ class TokenWindows:
         return begins
 
     def spread(self, count: int, batch: int) -> list[Batch]:
-        """At most ``count`` windows at even distances over the whole split, in batches."""
+        """At most ``count`` windows at even distances over the whole split, in batches.
+
+        Of a split without a full window all of it, in shorter samples that are padded; empty: it has no label at all.
+        """
+        if not len(self):
+            return self.in_order(batch)
         indices = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64))
         return self.rows(indices).batches(batch)
 
@@ -94,6 +99,8 @@ class TokenWindows:
                 piece = shard.tokens[start : start + min(length, left) + 1]
                 left -= len(piece) - 1
                 pieces.append(piece)
+        if not pieces:
+            return []
         tokens = np.zeros((len(pieces), length + 1), self._kind)
         ignored = np.zeros((len(pieces), length), dtype=bool)
         for row, piece in enumerate(pieces):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from artefacts.progress import tell as log
 from training.data.batch import IGNORED, Batch
 from training.engine.distributed import Ranks, sum_over_ranks
 from training.engine.loop import Hook, Objective, StepResult
@@ -60,3 +61,4 @@ class ValidationHook(Hook):
         self._loss = float(sums[0] / sums[1])
         if self._ranks.first:
             self._metrics.write({"kind": "validation", "step": step, "loss": self._loss})
+            log(f"step {step}: validation loss {self._loss:.4f}")

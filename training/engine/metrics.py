@@ -1,6 +1,7 @@
 """Where a run's numbers go: a progress bar on rank 0, ``metrics.jsonl``, TensorBoard.
 
-``metrics.jsonl`` is appended to, a JSON object a line, each with ``step`` and ``kind`` (``train`` or ``validation``).
+``metrics.jsonl`` is appended to, a JSON object per line, each with ``step``, ``kind`` (``train`` or ``validation``) and
+``time``, the wall-clock time in UTC.
 A resumed run repeats the steps after its checkpoint: readers take the last line of a step (``read_metrics``).
 """
 
@@ -8,6 +9,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,9 @@ class MetricsHook(Hook):
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. Rank 0 only."""
-        step = record["step"]
-        self._lines.write(step, lambda lines: lines.add(orjson.dumps(record) + b"\n"))
+        step, now = record["step"], datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = orjson.dumps({**record, "time": now}) + b"\n"
+        self._lines.write(step, lambda lines: lines.add(line))
         self._curves.write(step, lambda board: board.add(step, dict(_curves(record))))
 
     def at_stop(self, step: int) -> None:

@@ -6,9 +6,11 @@ its process, so a ``lock`` found then is stale. Once loaded in a process, an ope
 """
 
 import os
+import shutil
 from pathlib import Path
 
-from artefacts import lock
+from artefacts import lock, native
+from artefacts.progress import tell
 from configs.errors import RequestError
 
 #: Folders of what is built: files read and written while something else is done.
@@ -22,6 +24,8 @@ def build_file_access(extensions: Path) -> None:
         RequestError: it cannot be built here.
     """
     _find_our_ninja()
+    if not native.may_write(extensions):
+        extensions = _own_copy(extensions)
     with lock.wait(extensions / "async_io"):
         for folder in _FOLDERS:
             (extensions / folder / "lock").unlink(missing_ok=True)
@@ -33,7 +37,19 @@ def build_file_access(extensions: Path) -> None:
                 "train.offload_optimizer=nvme needs a C++ compiler and libaio with its headers on every node: install "
                 "them (Debian: libaio-dev), or set train.offload_optimizer=cpu"
             )
+        if not any(extensions.glob("async_io/*.so")):
+            tell("compiling DeepSpeed's operator for offloading to a disk, once: a minute or two")
         builder.load(verbose=False)
+
+
+def _own_copy(extensions: Path) -> Path:
+    """A folder of this user's in place of one that may not be written, with what is built there."""
+    own = native.user_cache() / "torch_extensions"
+    for name in _FOLDERS:
+        if (extensions / name).is_dir() and not (own / name).exists():
+            shutil.copytree(extensions / name, own / name)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(own)
+    return own
 
 
 def _find_our_ninja() -> None:

@@ -1,0 +1,91 @@
+"""Overrides that a command does not read are refused: it would answer as if they were not there.
+
+What a run was made with is another matter: the same ARGS may be given to every command of a run.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from artefacts import manifest
+from artefacts.command_keys import READS, is_read, keys_of_target
+from artefacts.differences import changed_keys
+from artefacts.identities import documents_identity, tokenizer_identity, tokens_identity
+from artefacts.layout import RunLayout
+from configs.errors import RequestError
+from configs.schema import Recipe
+
+#: Names the targets of the ``make`` that this command is one of: what any of them reads may be given.
+TARGETS = "MILLRACE_TARGETS"
+
+#: Sections that say what was trained, and how.
+_OF_TRAINING = ("model.", "train.", "finetune.")
+#: Of a key that is not there.
+_NOWHERE = object()
+
+
+def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
+    """Raise ``RequestError`` for an override that neither the command reads nor the run was made with."""
+    targets = os.environ.get(TARGETS, "").split()
+    read = [*READS[command]]
+    for target in targets:
+        read += keys_of_target(target)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not is_read(key, read):
+            _check_made_with(command, recipe, key)
+
+
+def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
+    layout = RunLayout.of(recipe)
+    if key.startswith(("data.", "tokenizer.")) and manifest.read(layout.documents):
+        if why := _difference(recipe, layout, key):
+            raise RequestError(
+                f"{command} does not read {key}, and the data were made with another value ({why}): leave it out, or "
+                "run `make data` with it first"
+            )
+        return
+    for folder in (layout.finetune, layout.pretrain):
+        recorded = _recorded(folder / "recipe.yaml", key)
+        if recorded == _value(recipe.model_dump(mode="json", by_alias=True), key):
+            return
+        if recorded is not _NOWHERE and key.startswith(_OF_TRAINING):
+            raise RequestError(f"{command} does not read {key}, which was {recorded} in {folder}: leave it out")
+    raise RequestError(f"{command} does not read {key}: leave it out")
+
+
+def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
+    """How a key of the data sections differs from the one that the data were made with; empty: it does not."""
+    asked = (
+        (layout.documents, documents_identity(recipe)),
+        (layout.tokenizer, tokenizer_identity(recipe)),
+        (layout.tokens, tokens_identity(recipe)),
+    )
+    for folder, identity in asked:
+        made = manifest.read(folder)
+        for line in changed_keys(made.identity, identity) if made else ():
+            if is_read(line.partition(" ")[0], [key]):
+                return f"{folder}: {line}"
+    documents = manifest.read(layout.documents)
+    path = _value(recipe.model_dump(mode="json", by_alias=True), key)
+    recorded = documents.details.get("paths", {}).get(key, path) if documents else path
+    return "" if recorded == path else f"{layout.documents}: {key} {recorded} -> {path}"
+
+
+def _recorded(path: Any, key: str) -> Any:
+    """The value that a training recorded, or ``_NOWHERE``."""
+    try:
+        return _value(yaml.safe_load(path.read_text(encoding="utf-8")), key)
+    except (OSError, ValueError, yaml.YAMLError):
+        return _NOWHERE
+
+
+def _value(tree: Any, key: str) -> Any:
+    """The value of a dotted key, or ``_NOWHERE``."""
+    for name in key.split("."):
+        if not isinstance(tree, dict) or name not in tree:
+            return _NOWHERE
+        tree = tree[name]
+    return tree
