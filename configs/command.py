@@ -27,9 +27,22 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     """``parse_args`` that takes overrides anywhere; argparse alone loses those that stand behind an option."""
     parsed, rest = parser.parse_known_args(arguments)
     if unknown := [word for word in rest if word.startswith("-")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        verb = str(getattr(parsed, "verb", None) or getattr(parsed, "kind", ""))
+        options = ", ".join(_options(parser, verb))
+        raise RequestError(
+            f"{verb} has no option {unknown[0].partition('=')[0]}: its options are {options}; keys of the recipe are "
+            "written section.key=value, without dashes"
+        )
     parsed.overrides = [*parsed.overrides, *rest]
     return parsed
+
+
+def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
+    """Options of a command of a parser."""
+    groups = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    chosen: argparse.ArgumentParser = next((group.choices[verb] for group in groups if verb in group.choices), parser)
+    strings = (string for action in chosen._actions for string in action.option_strings)
+    return [string for string in strings if string.startswith("--")]
 
 
 def read_recipe(arguments: argparse.Namespace) -> Recipe:

@@ -16,6 +16,13 @@ from configs.schema import Recipe
 from configs.schema.base import Section, has_names, inner_sections
 from configs.schema.models import FAMILIES, UNKNOWN_FAMILY
 
+#: How alike two keys are of which one may be a slip of the other.
+_NEAR = 0.7
+#: Keys of a section that a message lists.
+_LISTED = 8
+#: What a pattern asks for, in words.
+_RULES = {"run.name": "letters, digits, '.', '_' and '-'"}
+
 
 class _RepeatedKeyError(yaml.YAMLError):
     """A key stands twice in one mapping."""
@@ -61,7 +68,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
-        raise RequestError(f"{path}: no such recipe; `ls configs` shows those that come with Millrace") from None
+        raise RequestError(f"{path}: no such recipe{_meant(path)}") from None
+    except IsADirectoryError:
+        raise RequestError(f"{path} is a folder: give a recipe in it, such as {_some_recipe(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: cannot be read: {error}") from None
     except _RepeatedKeyError as error:
@@ -77,6 +86,17 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     override = _at_fault(tree, overrides or [], fault)
     raise RequestError(_explain(fault, f"override {override}" if override else str(path)))
+
+
+def _meant(path: Path) -> str:
+    """The recipe that a path without its folder or ending stands for, or where recipes are."""
+    name = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
+    near = next((file for file in (path.with_name(name), Path("configs", name)) if file.is_file()), None)
+    return f": did you mean {near}?" if near else "; `ls configs` shows those that come with Millrace"
+
+
+def _some_recipe(folder: Path) -> Path:
+    return next(iter(sorted(folder.glob("*.yaml"))), folder / "NAME.yaml")
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -206,7 +226,7 @@ def _is_family(parts: list[str], at: int) -> bool:
 
 
 def _nearest(fault: ErrorDetails) -> str:
-    """The valid key that looks most like an unknown one; of a model section's, one of its own family."""
+    """What to say of an unknown key; of a model section's, keys of its own family are meant."""
     generic, name, *_ = _key(_place(fault))
     parts = [str(part) for part in fault["loc"]]
     keys: list[str] = Recipe.keys()
@@ -214,15 +234,30 @@ def _nearest(fault: ErrorDetails) -> str:
         if _is_family(parts, at):
             before = [each for place, each in enumerate(parts[:at]) if not _is_family(parts, place)]
             keys = FAMILIES[part].keys(".".join(before) + ".")
-    near = difflib.get_close_matches(generic, keys, n=1, cutoff=0.0)[0]
-    return near.replace(".NAME.", f".{name}.") if name else near
+    return f"; {_suggested(generic, keys)}".replace(".NAME.", f".{name}." if name else ".NAME.")
+
+
+def _suggested(key: str, keys: list[str]) -> str:
+    """The key of its section that is nearest, else one of the same name elsewhere, else what the section has."""
+    section, dot, leaf = key.rpartition(".")
+    own = [each.rpartition(".")[2] for each in keys if each.rpartition(".")[0] == section]
+    if near := difflib.get_close_matches(leaf, own, n=1, cutoff=_NEAR):
+        return f"the nearest key is {section}{dot}{near[0]}"
+    every: list[str] = Recipe.keys()
+    if elsewhere := [each for each in every if each.rpartition(".")[2] == leaf]:
+        return f"there is {' and '.join(elsewhere[:3])}"
+    if not own:
+        return f"the nearest key is {difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]}"
+    shown = difflib.get_close_matches(leaf, own, n=_LISTED, cutoff=0.0)
+    what = f"keys of {section}" if section else "sections"
+    return f"{what} are {', '.join(shown)}{', …' if len(own) > _LISTED else ''}"
 
 
 def _explain(fault: ErrorDetails, where: str) -> str:
     """One line for a fault: where it stands, what is wrong, and the nearest valid key."""
     key = _place(fault)
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key}; the nearest key is {_nearest(fault)}"
+        return f"{where}: unknown key {key}{_nearest(fault)}"
     if fault["type"] == UNKNOWN_FAMILY:
         return f"{where}: {key}.family: {fault['input'].get('family')!r} is {fault['msg']}"
     if fault["type"] == "missing":
@@ -233,7 +268,8 @@ def _explain(fault: ErrorDetails, where: str) -> str:
     if fault["type"] == "tuple_type":
         return f"{where}: {key}: a list is wanted, such as [{fault['input']}]"
     if fault["type"] == "string_pattern_mismatch":
-        return f"{where}: {key}: not {fault['input']!r}, but such as {' or '.join(_key(key).examples)}"
+        rule = f"{_RULES[key]}, " if key in _RULES else ""
+        return f"{where}: {key}: not {fault['input']!r}, but {rule}such as {' or '.join(_key(key).examples)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         if not key:

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, purpose in KINDS.items():
-        sub = kinds.add_parser(kind, help=purpose, description=purpose)
+        sub = kinds.add_parser(kind, help=purpose, description=purpose, allow_abbrev=False)
         if kind != "demo":
             verbs = [*sorted(COMMANDS), *(["data"] if kind == "slurm" else [])]
             sub.add_argument("verb", choices=verbs, metavar="COMMAND", help=" or ".join(verbs))

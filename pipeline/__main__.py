@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (_, does) in _VERBS.items():
-        verb = verbs.add_parser(name, help=does, description=does)
+        verb = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
         add_recipe_arguments(verb)
         if name in _SHARED:
             verb.add_argument("--tasks", type=int, metavar="N", help="share the work between N tasks")

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         ("decode", "ids to text"),
         ("inspect", "facts about the vocabulary, and sample pieces"),
     ):
-        verb = verbs.add_parser(name, help=does, description=does)
+        verb = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
         add_recipe_arguments(verb)
         if name == "encode":
             verb.add_argument("--text", help="text to encode; left out: standard input, as it stands")

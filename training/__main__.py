@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, purpose in VERBS.items():
-        sub = verbs.add_parser(verb, help=purpose, description=purpose)
+        sub = verbs.add_parser(verb, help=purpose, description=purpose, allow_abbrev=False)
         options.add(verb, sub)
     parsed = command.parse(parser, arguments)
     options.settle(parser, parsed)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from configs import command
@@ -28,7 +29,7 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
     if verb == "compare":
         told = "; ".join(f"{name}: {purpose}" for name, purpose in COMPARISONS.items())
         parser.description = f"{parser.description}. {told}"
-        parser.add_argument("what", choices=COMPARISONS, metavar="WHAT", help=" | ".join(COMPARISONS))
+        parser.usage = "%(prog)s WHAT [-h] [--steps STEPS] --recipe FILE [section.key=value ...]"
         parser.add_argument(
             "--steps", type=_positive, default=50, help="optimiser steps of a training, or passes timed; default: 50"
         )
@@ -80,6 +81,10 @@ def settle(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
         _settle_inspect(parser, parsed)
     if parsed.verb == "evaluate":
         _settle_evaluate(parser, parsed)
+    if parsed.verb == "compare":
+        parsed.what = _word(parsed, COMPARISONS)
+        if parsed.what is None:
+            raise RequestError(f"compare what? One of {', '.join(COMPARISONS)}")
     if parsed.verb == "generate" and parsed.prompt_file is not None:
         if any(word.startswith("generate.prompt=") for word in parsed.overrides):
             raise RequestError("generate.prompt and --prompt-file are two prompts: leave one out")
@@ -110,12 +115,26 @@ def _settle_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespace)
     parsed.compare = files
 
 
-def _settle_evaluate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    words = [word for word in parsed.overrides if word in EVALUATIONS]
+def _word(parsed: argparse.Namespace, known: Mapping[str, str]) -> str | None:
+    """The word among the overrides that says what to do, which is taken out; None: there is none.
+
+    Raises:
+        RequestError: there are several, or one that is not known.
+    """
+    words = [word for word in parsed.overrides if "=" not in word]
+    parsed.overrides = [word for word in parsed.overrides if "=" in word]
+    if strange := [word for word in words if word not in known]:
+        raise RequestError(
+            f"{parsed.verb} {strange[0]}: there are {', '.join(known)}; keys of the recipe are written as "
+            "section.key=value"
+        )
     if len(words) > 1:
-        parser.error(f"evaluate: {' and '.join(words)}: one at a time")
-    parsed.what = words[0] if words else None
-    parsed.overrides = [word for word in parsed.overrides if word not in EVALUATIONS]
+        raise RequestError(f"{parsed.verb} {' and '.join(words)}: one at a time")
+    return words[0] if words else None
+
+
+def _settle_evaluate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    parsed.what = _word(parsed, EVALUATIONS)
     if parsed.what != "attention" and (parsed.text is not None or parsed.target is not None or parsed.layers):
         parser.error("--text, --target and --layers belong to `evaluate attention`")
 

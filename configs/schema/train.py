@@ -153,7 +153,9 @@ class TrainSection(Section):
             )
         self._stage_fits()
         if self.schedule.warmup_steps >= self.steps:
-            raise ValueError(f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps})")
+            raise ValueError(
+                f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps}): lower it too"
+            )
         return self
 
     def _stage_fits(self) -> None:

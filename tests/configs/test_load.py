@@ -57,7 +57,11 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["tokenizer.kind=characters", "tokenizer.vocab_size=16"], ["tokenizer.vocab_size (16)", "beside 8 reserved"]),
         (["tokenizer.kind=characters", "model.vocab_size=100"], ["model.vocab_size (100)", "beyond the vocabulary"]),
         (["tokenizer.kind=characters", "tokenizer.path=a"], ["path goes with kind=huggingface and kind=run"]),
-        (["run.name=../elsewhere"], ["run.name: not '../elsewhere', but such as owt-0.5b"]),
+        (["run.name=../elsewhere"], ["run.name: not '../elsewhere', but letters, digits, ", " such as owt-0.5b"]),
+        (["model.seed=1"], ["unknown key model.seed; there is run.seed and generate.seed"]),
+        (["data.source.count=1"], ["unknown key data.source.count; keys of data.source are "]),
+        (["moddel.hidden_size=1"], ["unknown key moddel; the nearest key is model"]),
+        (["stuff.hidden_size=1"], ["unknown key stuff; sections are "]),
         (["train.precision=bf16", "model.moe_intermediate_size=15"], ["moe_intermediate_size (15)", "multiple of 8"]),
         (["launch.rendezvous=nonsense"], ["launch.rendezvous: not 'nonsense', but such as head:29500"]),
         (["launch.device_memory=lots"], ["launch.device_memory: not 'lots', but such as 80G"]),
@@ -277,6 +281,14 @@ def test_text_is_taken_as_it_stands(text: str) -> None:
 
 def test_no_value_is_null() -> None:
     assert load_recipe(DEMO, ["data.root=null"]).data.root is None
+
+
+def test_a_recipe_without_its_folder_or_ending_is_suggested(tmp_path: Path) -> None:
+    for path in ("demo", "demo.yaml", "configs/demo"):
+        with pytest.raises(RequestError, match=r"no such recipe: did you mean configs/demo\.yaml\?"):
+            load_recipe(path)
+    with pytest.raises(RequestError, match=r"configs is a folder: give a recipe in it, such as configs/\w"):
+        load_recipe("configs")
 
 
 def test_identity_leaves_topology_out() -> None:

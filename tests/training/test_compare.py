@@ -167,7 +167,11 @@ def test_lengths_stay_within_memory() -> None:
 def test_what_there_is_not_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RequestError, match="family=bigram has no attention"):
         attention.compare_attention(tiny_recipe(root, {"family": "bigram"}), 2)
-    for words in (["colours"], ["devices", "--steps", "0"]):
-        with pytest.raises(SystemExit) as ended:
+    for words in ([], ["colours"], ["train.steps=9", "colours"]):
+        with pytest.raises(RequestError, match="optimizers, activations, compile, devices, attention"):
             main(["compare", *words, "--recipe", "configs/gpt-oz.yaml"])
-        assert ended.value.code == 2
+    with pytest.raises(RequestError, match=r"has no option --steep: its options are --help, --steps, --recipe"):
+        main(["compare", "devices", "--steep=3", "--recipe", "configs/gpt-oz.yaml"])
+    with pytest.raises(SystemExit):
+        main(["compare", "devices", "--steps", "0", "--recipe", "configs/gpt-oz.yaml"])
+    assert "a number from 1" in capsys.readouterr().err
