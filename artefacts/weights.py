@@ -25,6 +25,12 @@ def line(checkpoint: Path, saved: Manifest, stale: str = "") -> str:
     return f"weights: {_STAGES.get(run.get('stage', ''), 'given')}, {state}: {checkpoint}{note}"
 
 
+def is_only_pretrained(saved: Manifest) -> bool:
+    """Whether a checkpoint's weights were trained here on running text alone, as its manifest says."""
+    run = saved.details.get("run", {})
+    return run.get("stage") == "pretrain" and not run.get("imported")
+
+
 def stale(layout: RunLayout, stage: str) -> str:
     """Why a training now would learn from something else than the stage's weights did; empty: it would not.
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -30,7 +31,21 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
         _check_data(recipe, run, layout)
     if here:
         check_gpus(recipe)
-    return [*check_memory(recipe), *check_disk(recipe, run)]
+    return [*_own_name(recipe), *check_memory(recipe), *check_disk(recipe, run)]
+
+
+def _own_name(recipe: Recipe) -> list[str]:
+    """A line where nodes are to meet and this one's own name leads nowhere; one node needs no name."""
+    if recipe.launch.nodes == 1:
+        return []
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:
+        return [
+            f"warning: this host's own name, {socket.gethostname()}, does not resolve: other nodes are given its address "
+            "on the way to launch.rendezvous; if they cannot reach it, add the name to /etc/hosts"
+        ]
+    return []
 
 
 def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:

@@ -83,4 +83,6 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
     weights.check_tokenizer(checkpoint, saved, layout)
     require_same_model(recipe, checkpoint, saved.details["model"])
     print(weights.line(checkpoint, saved, why), file=sys.stderr, flush=True)
+    if section.chat and weights.is_only_pretrained(saved):
+        print("note: these weights were never fine-tuned, and know no turns: set generate.chat=false", file=sys.stderr)
     return checkpoint

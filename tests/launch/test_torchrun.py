@@ -8,6 +8,7 @@ import pytest
 
 from configs.load import load_recipe
 from launch import torchrun
+from launch.preflight import _own_name
 
 RECIPE = Path(__file__).parents[2] / "configs/demo.yaml"
 
@@ -50,6 +51,8 @@ def test_a_host_that_cannot_resolve_its_own_name_is_met_by_its_address(
         recipe = load_recipe(RECIPE, ["launch.kind=torchrun", "launch.processes=1", *words])
         argv = torchrun.torchrun(recipe, "pretrain", "r.yaml", []).argv
         assert [part for part in argv if part.startswith("--local-addr")] == address
+        warned = any(socket.gethostname() in line for line in _own_name(recipe))
+        assert warned == (not known and recipe.launch.nodes == 2), "one node needs no name"
 
 
 class Spec:
