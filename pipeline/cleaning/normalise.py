@@ -1,4 +1,4 @@
-"""Newlines, mojibake, control characters, Unicode form, blank ends: of a column, and of one text.
+"""Line breaks, mojibake, control characters, Unicode form, blank ends: of a column, and of one text.
 
 A look at the bytes tells which texts need any of it; the others, nearly all of ordinary text, are not touched.
 """
@@ -19,16 +19,25 @@ from pipeline.cleaning.column import Ints, Mask
 
 Form = Literal["NFC", "NFKC", "none"]
 
-#: Control characters (C0 and C1) but tab and newline, byte order marks, and surrogates, which UTF-8 cannot hold.
-_UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
+#: What ``str.splitlines`` and XML 1.1 (section 2.11) take for one line break, other than LF alone. A vertical tab or
+#: form feed next to another break is part of it: a page break in front of a new line makes no empty line.
+_BREAKS = re.compile("[\x0b\x0c]*\r[\n\x85]?|[\x0b\x0c]+[\n\x85]?|[\x1c-\x1e\x85\u2028\u2029]")
+#: The unit separator stands between two words, as a tab does.
+_SEPARATOR = "\x1f"
+#: The other control characters (C0 and C1) but tab, byte order marks, and surrogates, which UTF-8 cannot hold.
+_UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ufeff\ud800-\udfff]")
 #: Code points below this are looked up in a table; a text with a higher one is looked at by itself.
 _KNOWN = 0x20000
 
 
 def normalise(text: str, form: Form) -> str:
-    """Newlines as LF, Unicode in ``form``, no control characters, no blank lines around, no space at the end."""
-    text = _UNWANTED.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    return _composed(text, form).rstrip().lstrip("\n")
+    """Line breaks as LF, Unicode in ``form``, no control characters, no blank lines around, no space at the end."""
+    return _composed(_plain(text), form).rstrip().lstrip("\n")
+
+
+def _plain(text: str) -> str:
+    """The text with LF for every line break, a space for a unit separator, and no other control character but tab."""
+    return _UNWANTED.sub("", _BREAKS.sub("\n", text).replace(_SEPARATOR, " "))
 
 
 def _composed(text: str, form: Form) -> str:
@@ -38,7 +47,7 @@ def _composed(text: str, form: Form) -> str:
 
 
 class _Faults(NamedTuple):
-    """Which texts may change; which have controls; which have wide characters."""
+    """Which texts may change; which have controls or line breaks other than LF; which have wide characters."""
 
     any: Mask
     controls: Mask
@@ -68,9 +77,12 @@ class Normaliser:
             if self._mend and is_wide:
                 fixed.append(normalise(self._mend(text), self._form))
             else:
-                text = _UNWANTED.sub("", text.replace("\r\n", "\n").replace("\r", "\n")) if has_controls else text
-                fixed.append(_composed(text, self._form).rstrip().lstrip("\n"))
+                fixed.append(_composed(_plain(text) if has_controls else text, self._form).rstrip().lstrip("\n"))
         return column.replaced(texts, indices, fixed)
+
+    def text(self, text: str) -> str:
+        """One text, as it would be in a column."""
+        return normalise(self._mend(text) if self._mend and not text.isascii() else text, self._form)
 
     def _faults(self, texts: column.Column) -> _Faults:
         offsets, content = texts
@@ -80,7 +92,7 @@ class Normaliser:
         controls = places[_CONTROL[found]]
         leads = places[found >= 0xC2]
         codes = np.minimum(column.wide(content, leads), _KNOWN)
-        controls = np.concatenate([controls, leads[(codes < 0xA0) | (codes == 0xFEFF)]])
+        controls = np.concatenate([controls, leads[(codes < 0xA0) | ((codes | 1) == 0x2029) | (codes == 0xFEFF)]])
         is_wide, has_controls = _holders(offsets, leads), _holders(offsets, controls)
         changed = has_controls | _holders(offsets, leads[~_inert(self._form)[codes]])
         if self._mend:
