@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from artefacts import publish
@@ -25,28 +25,48 @@ _SEEN = 1.0
 def hold(folder: Path, what: str = "") -> Iterator[None]:
     """Hold the lock of a folder (``.NAME.lock`` beside it) alone; ``what`` its holder does, for others to read.
 
-    Whoever holds it for a moment is waited for.
+    Whoever holds it for a moment is waited for. A command that is refused (``RequestError``) before it has begun
+    anything leaves no lock and no folder behind.
 
     Raises:
         RequestError: another process holds it; the message names that process. Or it cannot be written there.
     """
-    with _opened(folder) as descriptor:
+    is_new = not _file(folder).exists()
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
+    with ExitStack() as stack:
         since = time.monotonic()
-        while not _taken(descriptor, fcntl.LOCK_EX):
+        # Opened each time: a command that was refused may have removed the file.
+        while not _taken(stack.enter_context(_opened(folder)), fcntl.LOCK_EX, folder):
+            stack.close()
             if time.monotonic() > since + _SEEN:
                 raise _refusal(folder, what)
             time.sleep(0.05)
         _holder(folder).write_text(_oneself())
         try:
             yield
+        except RequestError:
+            if is_new and not folder.exists() and not (folder.parent / f".{folder.name}.partial").exists():
+                _remove(folder, new_parents)
+            raise
         finally:
             _holder(folder).unlink(missing_ok=True)
 
 
+def _remove(folder: Path, parents: list[Path]) -> None:
+    """Remove the lock of a folder, which this process holds alone, and those parents that are then empty."""
+    for path in (_holder(folder), _file(folder)):
+        path.unlink()
+    with suppress(OSError):
+        for parent in parents:
+            parent.rmdir()
+
+
 def refuse_if_held(folder: Path, what: str = "") -> None:
     """Raise ``RequestError`` where a process holds the lock of a folder alone; ``what`` it does, beside its name."""
+    if not _file(folder).exists():
+        return
     with _opened(folder) as descriptor:
-        if not _taken(descriptor, fcntl.LOCK_SH):
+        if not _taken(descriptor, fcntl.LOCK_SH, folder):
             raise _refusal(folder, what)
 
 
@@ -58,7 +78,7 @@ def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
         RequestError: a process that does not share holds it; the message names that process.
     """
     with _opened(folder) as descriptor:
-        if _taken(descriptor, fcntl.LOCK_EX):
+        if _taken(descriptor, fcntl.LOCK_EX, folder):
             _holder(folder).write_text(_PREPARING)
             prepare()
             _holder(folder).unlink(missing_ok=True)
@@ -71,7 +91,7 @@ def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
 def _wait_for_preparation(descriptor: int, folder: Path) -> None:
     """Share the lock once nobody holds it alone; refuse when that is not a task that prepares the folder."""
     since = time.monotonic()
-    while not _taken(descriptor, fcntl.LOCK_SH):
+    while not _taken(descriptor, fcntl.LOCK_SH, folder):
         if _named(folder) == _PREPARING:
             since = time.monotonic()
         elif time.monotonic() > since + _SEEN:
@@ -91,7 +111,7 @@ def wait(folder: Path) -> Iterator[None]:
 def _opened(folder: Path) -> Iterator[int]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(_file(folder), os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise publish.refused(folder.parent, error) or error from None
     try:
@@ -100,17 +120,22 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _taken(descriptor: int, how: int) -> bool:
+def _taken(descriptor: int, how: int, folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # A refused command may have removed the file since it was opened: a lock of that one keeps nobody out.
+        return os.path.samestat(os.fstat(descriptor), _file(folder).stat())
+    except (BlockingIOError, FileNotFoundError):
         return False
-    return True
 
 
 def _oneself() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     return f"process {os.getpid()} on {socket.gethostname()}{f' (SLURM job {job})' if job else ''}"
+
+
+def _file(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"
 
 
 def _holder(folder: Path) -> Path:

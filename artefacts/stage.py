@@ -4,7 +4,8 @@ Beside its target a stage has ``.NAME.partial``, which holds ``key`` (what is be
 published) and ``scratch/`` (what only a restarted build needs). Files in them are written whole (by
 ``publish.write_bytes`` or a rename), so a restarted stage may keep those it finds. ``publish`` writes the manifest,
 renames ``work/`` to the target and only then removes the rest: whenever it is killed, nothing that was built is lost.
-An artefact of another recipe or input is moved aside first, never overwritten, and what differs is printed.
+A command that is refused before it has written a file leaves nothing behind. An artefact of another recipe or input is
+moved aside first, never overwritten, and what differs is printed.
 """
 
 import shutil
@@ -114,7 +115,13 @@ def open_stage(
             raise RequestError(f"{target}: tasks of another recipe or source are at work there: wait for them")
         if done:
             repair.check_sizes(name, target)
-        yield Stage(name, target, partial / "work", partial / "scratch", identity, inputs, done)
+        try:
+            yield Stage(name, target, partial / "work", partial / "scratch", identity, inputs, done)
+        except RequestError:
+            # Other tasks may be about to write their first file there.
+            if not (done or shared or _holds_work(partial)):
+                shutil.rmtree(partial)
+            raise
 
 
 def _begun(partial: Path) -> str | None:
@@ -122,9 +129,15 @@ def _begun(partial: Path) -> str | None:
     return (partial / _KEY).read_text() if (partial / _KEY).exists() else None
 
 
+def _holds_work(partial: Path) -> bool:
+    """Whether anything was written there, locks of its steps aside."""
+    found = (path for name in ("work", "scratch") for path in (partial / name).rglob("*"))
+    return any(path.is_file() and path.suffix != ".lock" for path in found)
+
+
 def _discard(partial: Path, wanted: bool) -> None:
     """Clear what was begun there; unfinished work of another recipe or source is moved aside, where there is any."""
-    if wanted and any(path.is_file() for name in ("work", "scratch") for path in (partial / name).rglob("*")):
+    if wanted and _holds_work(partial):
         print(f"{partial}: begun from another recipe or source, moved aside to {publish.move_aside(partial)}")
     else:
         shutil.rmtree(partial)

@@ -1,8 +1,10 @@
 """The manifest contract: what has a manifest is whole, nothing published is overwritten, one writer at a time."""
 
+import fcntl
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,38 @@ def test_an_interrupted_stage_of_another_identity_starts_afresh(tmp_path: Path) 
         publish.write_text(stage.work / "first.txt", "old")
     with open_stage("thing", tmp_path / "thing", {"n": 2}, {}) as stage:
         assert not (stage.work / "first.txt").exists()
+
+
+def test_a_refused_stage_leaves_nothing_that_was_not_there(tmp_path: Path) -> None:
+    def refused(target: Path, begun: bool = False) -> list[str]:
+        with pytest.raises(RequestError, match="no"), open_stage("thing", target, {"n": 1}, {}) as stage:
+            if begun:
+                publish.write_text(stage.scratch / "part", "kept")
+            raise RequestError("no")
+        return sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+
+    assert refused(tmp_path / "new" / "run" / "thing") == [] and not (tmp_path / "new").exists()
+    build(tmp_path / "run" / "thing", "one")
+    before = sorted(tmp_path.rglob("*"))
+    assert refused(tmp_path / "run" / "other") == refused(tmp_path / "run" / "thing")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "new/.thing.partial/scratch/part" in refused(tmp_path / "new" / "thing", begun=True)
+    assert "new/.thing.partial/scratch/part" in refused(tmp_path / "new" / "thing")
+
+
+def test_a_lock_that_a_refused_command_removed_keeps_nobody_out(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "thing"
+    with ExitStack() as stack:
+        with pytest.raises(RequestError, match="no"), lock.hold(folder):
+            late = stack.enter_context(lock._opened(folder))
+            raise RequestError("no")
+        assert not folder.parent.exists()
+        with lock.hold(folder):
+            assert not lock._taken(late, fcntl.LOCK_EX, folder)
+            with pytest.raises(RequestError, match="is being written"), lock.hold(folder):
+                pass
+    lock.refuse_if_held(tmp_path / "nowhere" / "thing")
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
