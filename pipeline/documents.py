@@ -7,6 +7,7 @@ UTF-8) and digest (first half of the text's sha256, with a target of both); ``re
 dropped, with the reason; ``unreadable.json`` where input could not be read (the first hundred places of each reason).
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,8 +93,8 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
         The manifest; None where the documents are up to date, or the share's part of them is written.
 
     Raises:
-        RequestError: nothing to read, too many unreadable inputs, nothing left after cleaning, or (for one task of
-            several) an earlier step is not finished.
+        RequestError: nothing to read, too many unreadable inputs, nothing left of a source after cleaning, or (for one
+            task of several) an earlier step is not finished.
     """
     sources = opened(recipe)
     with _stage(recipe, sources, share) as stage:
@@ -106,16 +107,16 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
             read(recipe, sources, parts, share)
             _checked(recipe, sources, parts)
             _compare(recipe, parts, share)
+        from pipeline.source_checks import require_documents
+
         done = _assemble(recipe, parts, stage, share)
         if share != WHOLE:
             return None
         counts, details = _totals(sources, parts, done)
+        each = counts.get("sources", dict.fromkeys(sources, counts))
+        require_documents(recipe, {name: own["documents"] for name, own in each.items()}, each)
         details["paths"] = origin.paths(recipe, sources)
         _list_unreadable(parts, stage.work)
-        if not counts["documents"]:
-            names = ", ".join(source.name for source in sources.values())
-            dropped = _listed(counts["dropped"])
-            raise RequestError(f"{names}: no document is left after cleaning: {dropped}: loosen those keys")
         return stage.publish(counts, manifest.versions("pyarrow", "numpy"), details)
 
 
@@ -170,14 +171,19 @@ def by_source(parts: Path) -> dict[str, Any]:
 
 
 def _checked(recipe: Recipe, sources: dict[str, Source], parts: Path) -> None:
-    """Refuse a source of which too much could not be read."""
+    """Refuse a source of which too much could not be read, or nothing is left."""
     from pipeline.ingest import finished_parts
+    from pipeline.source_checks import check_reading
 
     finished_parts(parts)
     found = by_source(parts)
-    for name, source in sources.items():
-        bad = found[name]["bad"] if name in found else BadInputs()
-        bad.check(recipe.data.max_bad_fraction, source.name)
+    try:
+        check_reading(recipe, sources, found)
+    except RequestError:
+        # Another recipe has to read anew what this one could make nothing of.
+        if not any(counts["kept"] for counts in found.values()):
+            shutil.rmtree(parts)
+        raise
 
 
 def _compare(recipe: Recipe, parts: Path, share: Share) -> bool:
@@ -303,7 +309,3 @@ def _list_unreadable(parts: Path, work: Path) -> None:
     places = {name: found["bad"].examples for name, found in by_source(parts).items() if found["bad"].reasons}
     if places:
         publish.write_json(work / "unreadable.json", places)
-
-
-def _listed(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())

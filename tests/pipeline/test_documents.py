@@ -150,6 +150,38 @@ def test_several_sources_keep_their_shards_apart(tmp_path):
     assert made_of.counts["documents"] == 60
 
 
+@pytest.mark.parametrize(
+    ("left_over", "said"),
+    [
+        (["short"] * 12, r"12 shorter than data.clean.min_chars: loosen data.clean.min_chars, or"),
+        (
+            ["short"] * 3 + texts(2),
+            r"3 shorter .*, 2 the same text .*: loosen .*min_chars or data.clean.exact_dedup, or",
+        ),
+    ],
+)
+def test_a_source_with_nothing_left_is_refused_with_its_own_counts(tmp_path, left_over, said):
+    a, b = write_jsonl(tmp_path / "a.jsonl", ["short", *texts(40)]), write_jsonl(tmp_path / "b.jsonl", texts(5, seed=1))
+    sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
+    asked = recipe(tmp_path, "data.source={}", sources)
+    documents.build(asked)
+    before = digests(RunLayout.of(asked).documents)
+    write_jsonl(b, left_over)
+    with pytest.raises(
+        RequestError, match=rf"^data.sources.books: no document is left after cleaning: {said} take the"
+    ):
+        documents.build(asked)
+    assert digests(RunLayout.of(asked).documents) == before and not (tmp_path / "demo" / "previous").exists()
+
+
+def test_a_request_of_which_nothing_comes_leaves_nothing(tmp_path):
+    asked = of_jsonl(tmp_path / "run", write_jsonl(tmp_path / "a.jsonl", ["short"] * 3))
+    for refused in (asked, of_jsonl(tmp_path / "run", tmp_path / "a.jsonl", "data.source.text_field=nothing")):
+        with pytest.raises(RequestError):
+            documents.build(refused)
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_lone_surrogate_is_taken_out(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "a\ud800b" + texts(1)[0]}) + "\n")
