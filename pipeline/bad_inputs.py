@@ -1,6 +1,7 @@
 """Inputs that could not be read: counted by reason, with the first places of each, and by the bytes they take."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,7 @@ class BadInputs:
         bytes: stored bytes of the source that were to be read, those lost among them.
         lost_bytes: about so many of them were not read: a damaged file is one input, but may have held thousands.
         patience: of so many inputs one must be good; None: no matter.
+        cures: begin of a reason -> what to do about such inputs; of inputs that are no source's, their own.
     """
 
     good: int = 0
@@ -51,6 +53,7 @@ class BadInputs:
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     patience: int | None = None
+    cures: Mapping[str, str] = field(default_factory=lambda: _CURES)
 
     def add(self, reason: str, where: str, lost: int = 0) -> None:
         """Count an input that could not be read, and the stored bytes lost with it; what is not UTF-8 is spelt out.
@@ -95,7 +98,7 @@ class BadInputs:
     def _cures(self) -> str:
         """What to do, for the most frequent reasons first."""
         reasons = [reason for reason, _ in self.reasons.most_common()]
-        cures = [cure for reason in reasons for begin, cure in _CURES.items() if reason.startswith(begin)]
+        cures = [cure for reason in reasons for begin, cure in self.cures.items() if reason.startswith(begin)]
         # Where nothing is read, more patience does not help.
         return ", or ".join([*dict.fromkeys(cures), *(["raise data.max_bad_fraction"] if self.good else [])])
 

@@ -6,6 +6,7 @@ question and answer. An answer stands on one side only.
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from pipeline.document import id_prefix
 TOO_LONG = "longer than finetune.max_length"
 REPEATED = "the same conversation as an earlier example"
 OUTSIDE = "outside finetune.examples.max_examples"
+#: Key -> the reason that it leaves examples out for.
+_LIMITS = {"finetune.max_length": TOO_LONG, "finetune.examples.max_examples": OUTSIDE}
 
 
 class Example(NamedTuple):
@@ -52,7 +55,13 @@ def build(recipe: Recipe) -> Manifest | None:
     tokenizer = manifest.require(layout.tokenizer, "tokenizer")
     inputs = {"tokenizer": tokenizer.fingerprint}
     examples = {key: value for key, value in section.examples.identity().items() if key != "path"}
-    identity: dict[str, Any] = {"examples": examples, "max_length": section.max_length, "seed": recipe.run.seed}
+    clean = recipe.data.clean
+    identity: dict[str, Any] = {
+        "examples": examples,
+        "max_length": section.max_length,
+        "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
+        "seed": recipe.run.seed,
+    }
     if section.examples.kind == "instructions":
         from pipeline import instructions
         from pipeline.sources import files
@@ -74,22 +83,28 @@ def build(recipe: Recipe) -> Manifest | None:
 
 def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> tuple[list[Example], dict[str, Any]]:
     """Every usable example, in the order of its source, and counts of the reading."""
+    from pipeline.cleaning.normalise import Normaliser
+
+    normaliser = Normaliser(recipe.data.clean.unicode, recipe.data.clean.fix_text)
     if section.examples.kind == "pydocs":
-        found = _about_functions(recipe, dropped)
+        found = _about_functions(recipe, normaliser.text, dropped)
         return found, {"found": len(found) + sum(dropped.values())}
     from pipeline import instructions
 
-    bad = BadInputs()
+    path = str(section.examples.path)
+    bad = BadInputs(cures=instructions.CURES)
     found = []
-    for where, messages in instructions.conversations(instructions.find(str(section.examples.path)), bad):
+    for where, messages in instructions.conversations(instructions.find(path), normaliser.text, bad):
         said = [message["content"] for message in messages if message["role"] == "assistant"]
         asked = [message["content"] for message in messages if message["role"] == "user"]
         found.append(Example(messages, asked[-1] if asked else "", said[-1], where))
-    bad.check(recipe.data.max_bad_fraction, str(section.examples.path))
+    if not bad.good and not bad.reasons:
+        raise RequestError(f"finetune.examples.path: {path} holds no record: {instructions.TAKEN}")
+    bad.check(recipe.data.max_bad_fraction, f"finetune.examples.path: {path}")
     return found, {"found": bad.good, "bad_inputs": dict(bad.reasons)}
 
 
-def _about_functions(recipe: Recipe, dropped: Counter[str]) -> list[Example]:
+def _about_functions(recipe: Recipe, normalised: Callable[[str], str], dropped: Counter[str]) -> list[Example]:
     import pyarrow.parquet as parquet
 
     from pipeline.questions import questions
@@ -107,15 +122,12 @@ def _about_functions(recipe: Recipe, dropped: Counter[str]) -> list[Example]:
         ids = (identifier for identifier in table["id"].to_pylist() if identifier.startswith(prefix))
         held_out = frozenset(identifier.removeprefix(prefix) for identifier in ids)
     documents = source.documents(processes.count(recipe.data.workers))
-    return [
-        Example(
-            [{"role": "user", "content": found.question}, {"role": "assistant", "content": found.answer}],
-            found.question,
-            found.answer,
-            found.source,
-        )
-        for found in questions(documents, held_out, recipe.run.seed, dropped)
-    ]
+    examples = []
+    for found in questions(documents, held_out, recipe.run.seed, dropped):
+        question, answer = normalised(found.question), normalised(found.answer)
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        examples.append(Example(messages, question, answer, found.source))
+    return examples
 
 
 def _pydocs(recipe: Recipe) -> SourceSection | None:
@@ -143,32 +155,15 @@ def _unrepeated(found: list[Example], dropped: Counter[str]) -> list[Example]:
 
 
 def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
-    """Sample, render, split by the answer and write both sides."""
-    import numpy as np
-
+    """Render, sample, split and write both sides; their counts."""
     from tokenizer import chat
-    from tokenizer.load import Tokenizer
-    from tokenizer.sample import keyed_hashes, lowest, smallest
+    from tokenizer.sample import keyed_hashes, lowest
 
     section = recipe.finetune
     assert section is not None
-    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
-    rows = []
-    with bar(len(found), "example", "examples") as progress:
-        for example in found:
-            ids, labels = chat.render(example.messages, tokenizer)
-            progress.update()
-            if len(ids) > section.max_length:
-                dropped[TOO_LONG] += 1
-                continue
-            rows.append({"ids": ids, "labels": labels, **example._asdict()})
-    if (most := section.examples.max_examples) and len(rows) > most:
-        hashes = keyed_hashes(recipe.run.seed, "examples", (f"{row['question']}\0{row['answer']}" for row in rows))
-        chosen = smallest(hashes, np.ones(len(rows), np.int64), most)
-        dropped[OUTSIDE] = len(rows) - most
-        rows = [row for row, taken in zip(rows, chosen, strict=True) if taken]
+    rows = _sampled(_rendered(found, recipe, section.max_length, dropped), recipe.run.seed, section, dropped)
     if len(rows) < 2:
-        raise RequestError(f"{len(rows)} examples are left, two are the least: {dict(dropped)}")
+        raise _too_few(len(rows), section, dropped)
     hashes = keyed_hashes(recipe.run.seed, "held-out", (_plain(row["answer"]) for row in rows))
     held_out, _ = lowest(hashes, section.examples.held_out_fraction)
     if held_out.all():
@@ -183,6 +178,52 @@ def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[st
             "target_tokens": sum(sum(label != chat.IGNORED for label in row["labels"]) for row in side),
         }
     return counts
+
+
+def _rendered(found: list[Example], recipe: Recipe, max_length: int, dropped: Counter[str]) -> list[dict[str, Any]]:
+    """The examples that are not too long, with their ids and labels."""
+    from tokenizer import chat
+    from tokenizer.load import Tokenizer
+
+    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
+    rows = []
+    with bar(len(found), "example", "examples") as progress:
+        for example in found:
+            ids, labels = chat.render(example.messages, tokenizer)
+            progress.update()
+            if len(ids) > max_length:
+                dropped[TOO_LONG] += 1
+            else:
+                rows.append({"ids": ids, "labels": labels, **example._asdict()})
+    return rows
+
+
+def _sampled(
+    rows: list[dict[str, Any]], seed: int, section: FinetuneSection, dropped: Counter[str]
+) -> list[dict[str, Any]]:
+    """At most ``finetune.examples.max_examples`` of the rows."""
+    import numpy as np
+
+    from tokenizer.sample import keyed_hashes, smallest
+
+    most = section.examples.max_examples
+    if most is None or len(rows) <= most:
+        return rows
+    hashes = keyed_hashes(seed, "examples", (f"{row['question']}\0{row['answer']}" for row in rows))
+    chosen = smallest(hashes, np.ones(len(rows), np.int64), most)
+    dropped[OUTSIDE] = len(rows) - most
+    return [row for row, taken in zip(rows, chosen, strict=True) if taken]
+
+
+def _too_few(left: int, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
+    """Names what was left out, and what would leave more."""
+    why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+    cures = ["give more text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
+    cures += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]
+    return RequestError(
+        f"{'only one chat example is' if left else 'no chat example is'} left{why and f' ({why} left out)'}; "
+        f"fine-tuning needs at least two, one of them held out: {' or '.join(cures)}"
+    )
 
 
 def _write_side(work: Path, name: str, rows: list[dict[str, Any]]) -> None:

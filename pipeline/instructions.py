@@ -1,7 +1,10 @@
-"""Instruction files: JSON lines, or one JSON array, of instruction/input/output or of messages."""
+"""Instruction files: JSON lines, or one JSON array, of instruction/input/output or of messages.
+
+A field that may be left out may be null as well.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.bad_inputs import BadInputs
@@ -11,6 +14,24 @@ from pipeline.sources.files import File
 Messages = list[dict[str, str]]
 
 _ROLES = ("system", "user", "assistant")
+
+#: What a file is to hold, for messages.
+TAKEN = (
+    "it takes JSON lines (.jsonl, .ndjson) or one JSON array (.json) of records with instruction, output and maybe "
+    "input, or with messages of role and content"
+)
+#: Begin of a reason -> what to do about such records.
+CURES = {
+    "unreadable file": "fetch or mend these files of finetune.examples.path again, or take them away",
+    "invalid UTF-8": "save the files of finetune.examples.path as UTF-8",
+    "malformed ": f"see what finetune.examples.path names: {TAKEN}",
+    "not a JSON object": f"see what finetune.examples.path names: {TAKEN}",
+    "neither messages": "give each record of finetune.examples.path these fields",
+    **dict.fromkeys(
+        ("instruction is ", "input is ", "output is ", "a message's "),
+        "give these fields a text in every record of finetune.examples.path, or take those records out",
+    ),
+}
 
 
 def find(path: str) -> dict[str, File]:
@@ -22,8 +43,13 @@ def find(path: str) -> dict[str, File]:
     return files.find(path, (".jsonl", ".ndjson", ".json"), "finetune.examples.path")
 
 
-def conversations(found: dict[str, File], bad: BadInputs) -> Iterator[tuple[str, Messages]]:
-    """(where it stands, messages) of every usable record, in order; the others are counted in ``bad``."""
+def conversations(
+    found: dict[str, File], normalised: Callable[[str], str], bad: BadInputs
+) -> Iterator[tuple[str, Messages]]:
+    """(where it stands, messages) of every usable record, in order; the others are counted in ``bad``.
+
+    Every text goes through ``normalised``.
+    """
     for name, file in found.items():
         try:
             with files.open_binary(file) as stream:
@@ -35,7 +61,7 @@ def conversations(found: dict[str, File], bad: BadInputs) -> Iterator[tuple[str,
             bad.add("invalid UTF-8", f"{name}: byte {error.start}")
             continue
         for where, record in records:
-            messages = _writable(_messages(record))
+            messages = _messages(record, normalised)
             if isinstance(messages, str):
                 bad.add(messages, where)
             else:
@@ -60,41 +86,67 @@ def _records(text: str, name: str, bad: BadInputs) -> Iterator[tuple[str, Any]]:
                 bad.add("malformed line", f"{name} line {number}")
 
 
-def _writable(messages: Messages | str) -> Messages | str:
-    """The same, or why they cannot be written: escapes in JSON may spell lone surrogates, which UTF-8 cannot hold."""
-    try:
-        for message in messages if isinstance(messages, list) else []:
-            message["content"].encode()
-    except UnicodeEncodeError:
-        return "a lone surrogate, which is no character"
-    return messages
+class _UnusableError(Exception):
+    """Why a record cannot be used."""
 
 
-def _messages(record: Any) -> Messages | str:
+def _messages(record: Any, normalised: Callable[[str], str]) -> Messages | str:
     """Messages of a record, or why it has none."""
     if not isinstance(record, dict):
         return "not a JSON object"
-    if "messages" in record:
-        return _checked(record["messages"])
-    instruction, extra, output = (record.get(name, "") for name in ("instruction", "input", "output"))
-    if "instruction" not in record or "output" not in record:
-        return f"neither messages nor instruction and output (fields there: {', '.join(map(str, record)) or 'none'})"
-    if not all(isinstance(value, str) for value in (instruction, extra, output)):
-        return "instruction, input or output is not text"
-    if not instruction.strip() or not output.strip():
-        return "empty instruction or output"
-    asked = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+    # Where all records have the same columns, those of the other form are null.
+    fields = {name: value for name, value in record.items() if value is not None}
+    try:
+        if "messages" in fields:
+            return _conversation(fields["messages"], normalised)
+        if "instruction" not in record or "output" not in record:
+            there = ", ".join(map(str, record)) or "none"
+            return f"neither messages nor instruction and output (fields there: {there})"
+        names = ("instruction", "input", "output")
+        instruction, extra, output = (
+            _text(record[name] if name != "input" else fields.get(name, ""), name, normalised) for name in names
+        )
+    except _UnusableError as error:
+        return str(error)
+    for name, text in (("instruction", instruction), ("output", output)):
+        if not text:
+            return f"{name} is empty"
+    asked = f"{instruction}\n\n{extra}" if extra else instruction
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
 
 
-def _checked(messages: Any) -> Messages | str:
+def _conversation(messages: Any, normalised: Callable[[str], str]) -> Messages | str:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return "messages is not a list of objects"
-    plain = [{"role": message.get("role"), "content": message.get("content")} for message in messages]
-    if any(message["role"] not in _ROLES for message in plain):
-        return f"a role other than {', '.join(_ROLES)}"
-    if not all(isinstance(message["content"], str) for message in plain):
-        return "a message's content is not text"
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in plain):
+    plain = []
+    for message in messages:
+        for name in ("role", "content"):
+            if message.get(name) is None:
+                return f"a message's {name} is {'null' if name in message else 'missing'}"
+        if message["role"] not in _ROLES:
+            return f"a role other than {', '.join(_ROLES)}"
+        plain.append({"role": message["role"], "content": _text(message["content"], "a message's content", normalised)})
+    if not any(message["role"] == "assistant" and message["content"] for message in plain):
         return "no assistant message to learn from"
     return plain
+
+
+#: What JSON calls values that are no text.
+_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+def _text(value: Any, name: str, normalised: Callable[[str], str]) -> str:
+    """A normalised text.
+
+    Raises:
+        _UnusableError: the value is no text, or UTF-8 cannot hold it: escapes in JSON may spell lone surrogates.
+    """
+    if value is None:
+        raise _UnusableError(f"{name} is null")
+    if not isinstance(value, str):
+        raise _UnusableError(f"{name} is {_KINDS[type(value)]}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _UnusableError("a lone surrogate, which is no character") from None
+    return normalised(value)

@@ -100,8 +100,10 @@ class DecontaminateSection(Section):
 
 
 class CleanSection(Section):
-    fix_text: bool = Field(False, description="mend mojibake with ftfy (pip install ftfy)")
-    unicode: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode normalisation form")
+    fix_text: bool = Field(False, description="mend mojibake with ftfy (pip install ftfy), in chat examples too")
+    unicode: Literal["NFC", "NFKC", "none"] = Field(
+        "NFC", description="Unicode normalisation form, of documents and of chat examples"
+    )
     min_chars: int = Field(50, ge=0, description="drop shorter documents")
     max_chars: int = Field(200_000, gt=0, description="drop longer documents")
     c4: C4Section = C4Section()

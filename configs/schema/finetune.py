@@ -9,9 +9,11 @@ from configs.schema.base import Section
 
 class ExamplesSection(Section):
     kind: Literal["pydocs", "instructions"] = Field(
-        "pydocs", description="pydocs: questions about documented functions; instructions: a jsonl or json file"
+        "pydocs", description="pydocs: questions about documented functions; instructions: jsonl, ndjson or json files"
     )
-    path: str | None = Field(None, description="instructions: file of instruction/input/output or messages records")
+    path: str | None = Field(
+        None, description="instructions: file, folder or glob of instruction/input/output or messages records"
+    )
     held_out_fraction: float = Field(0.05, gt=0, lt=1, description="share of the examples kept for evaluation")
     max_examples: int | None = Field(None, gt=0, description="seeded sample of the examples")
 

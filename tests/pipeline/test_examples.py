@@ -1,4 +1,4 @@
-"""Chat examples: where they come from, what is left out, and that no answer stands on both sides."""
+"""Chat examples: where they come from, how they are read, what is left out, and that none gives another away."""
 
 import json
 import shutil
@@ -8,7 +8,8 @@ import pytest
 
 from artefacts.layout import RunLayout
 from configs.errors import RequestError
-from pipeline import documents, examples, tokens
+from pipeline import documents, examples, instructions, tokens
+from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.questions import HELD_OUT, NO_SENTENCE, PRIVATE, REPEATED, answer, questions
 from tests.pipeline.corpora import SHARED_DATA, digests, of_jsonl, recipe, texts, write_jsonl
@@ -176,7 +177,7 @@ def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
 def test_bad_records_are_counted_and_too_many_refused(tmp_path):
     good = [json.dumps({"instruction": f"Do {n}.", "output": f"Done {n}."}) for n in range(10)]
     bad = ['{"prompt": "x", "reply": "y"}', "{broken", '{"messages": [{"role": "tool", "content": "x"}]}']
-    with pytest.raises(RequestError, match=r"3 of 13 inputs .*fields there: prompt, reply"):
+    with pytest.raises(RequestError, match=r"3 of 13 inputs .*fields there: prompt, reply.*of finetune.examples.path"):
         examples.build(_instructed(tmp_path, "\n".join(good + bad)))
     asked = _instructed(tmp_path, "\n".join(good + bad), "data.max_bad_fraction=0.5")
     assert sum(examples.build(asked).counts["bad_inputs"].values()) == 3
@@ -189,6 +190,91 @@ def test_lone_surrogates_are_counted_as_bad(tmp_path):
     records.append('{"\\ud801": 1}')
     made = examples.build(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
     assert made.counts["found"] == 10 and sorted(made.counts["bad_inputs"].values()) == [1, 2]
+
+
+def test_messages_are_normalized_as_documents_are(tmp_path):
+    records = [
+        {"instruction": f"Do\r\ne\u0301 {n}.\x00\n", "input": " \r", "output": f"A\x0bB\u0301 {n}.\r\n"}
+        for n in range(8)
+    ]
+    turns = [("system", "Be\x85kind.\n"), ("user", "Hi\x07."), ("assistant", "e\u0301\u2028f ")]
+    records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    records.append({"instruction": "\x00", "output": "Nothing is asked."})
+    asked = _instructed(tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2")
+    made = examples.build(asked)
+    assert made.counts["bad_inputs"] == {"instruction is empty": 1}
+    rows = {row["question"]: row for side in _sides(asked) for row in side}
+    assert rows["Do\né 3."]["answer"] == "A\nB\u0301 3." and rows["Hi."]["answer"] == "é\nf"
+    tokenizer = Tokenizer.load(RunLayout.of(asked).tokenizer)
+    assert "Be\nkind." in tokenizer.decode(rows["Hi."]["ids"]) and "Do\né 3." in tokenizer.decode(
+        rows["Do\né 3."]["ids"]
+    )
+    other = _instructed(
+        tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2", "data.clean.unicode=none"
+    )
+    assert examples.build(other) is not None
+    assert "Do\ne\u0301 3." in {row["question"] for side in _sides(other) for row in side}
+
+
+def _file(tmp_path, record):
+    path = tmp_path / "made.jsonl"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    return instructions.find(str(path))
+
+
+def test_null_is_a_field_left_out(tmp_path):
+    fields = {"input": None, "system": None, "messages": None}
+    records = [{"instruction": f"Do {n}.", "output": f"Done {n}.", **fields} for n in range(9)]
+    turns = [{"role": role, "content": f"I am the {role}.", "name": None} for role in ("user", "assistant")]
+    records.append({"instruction": None, "input": None, "output": None, "messages": turns})
+    made = examples.build(asked := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
+    assert made.counts["found"] == 10 and not made.counts["bad_inputs"]
+    assert {"Do 3.", "I am the user."} <= {row["question"] for side in _sides(asked) for row in side}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"instruction": None, "output": "x"}, "instruction is null"),
+        ({"instruction": "x", "output": None}, "output is null"),
+        ({"instruction": "x", "output": 7}, "output is a number, not text"),
+        ({"instruction": "x", "input": ["y"], "output": "z"}, "input is a list, not text"),
+        ({"messages": [{"role": "user", "content": None}]}, "a message's content is null"),
+        ({"messages": [{"role": "user"}]}, "a message's content is missing"),
+        ({"messages": [{"role": None, "content": "x"}]}, "a message's role is null"),
+        ({"messages": [{"role": "assistant", "content": True}]}, "a message's content is true or false, not text"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path, record, reason):
+    bad = BadInputs()
+    assert not list(instructions.conversations(_file(tmp_path, record), str, bad)) and bad.reasons == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("made.csv", "instruction,output\nDo it.,Done.\n", "malformed line: 2 .*: it takes JSON lines"),
+        ("made.jsonl", "1\n2\n", "not a JSON object: 2 .*: it takes JSON lines"),
+        ("made.jsonl", "\n", "holds no record: it takes JSON lines"),
+        (
+            "made.jsonl",
+            json.dumps({"instruction": "Do it.", "output": "Done."}),
+            "only one chat example is left; .*: add records to finetune.examples.path$",
+        ),
+        (
+            "made.jsonl",
+            (json.dumps({"instruction": "Do it.", "output": "Done." * 400}) + "\n") * 2,
+            r"no chat example is left \(1 longer than finetune.max_length, 1 the same .* or raise finetune.max_length$",
+        ),
+    ],
+)
+def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, content, said):
+    asked = _instructed(tmp_path, content, name=name)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RequestError, match=said) as refused:
+        examples.build(asked)
+    assert "data.source" not in str(refused.value) and "{}" not in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_damaged_list_of_validation_documents_is_named(run, tmp_path):
