@@ -1,10 +1,11 @@
 """The examples stage: chat examples for fine-tuning, one side to train on and one held out.
 
 ``examples/train-*.parquet`` and ``held-out-*.parquet`` hold ids, labels (-100 where there is no loss), source,
-question and answer. An answer stands on one side only.
+question and answer. ``pipeline/example_split.py`` says which examples are held out.
 """
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -156,18 +157,17 @@ def _unrepeated(found: list[Example], dropped: Counter[str]) -> list[Example]:
 
 def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
     """Render, sample, split and write both sides; their counts."""
+    from pipeline.example_split import split
     from tokenizer import chat
-    from tokenizer.sample import keyed_hashes, lowest
 
     section = recipe.finetune
     assert section is not None
     rows = _sampled(_rendered(found, recipe, section.max_length, dropped), recipe.run.seed, section, dropped)
     if len(rows) < 2:
         raise _too_few(len(rows), section, dropped)
-    hashes = keyed_hashes(recipe.run.seed, "held-out", (_plain(row["answer"]) for row in rows))
-    held_out, _ = lowest(hashes, section.examples.held_out_fraction)
-    if held_out.all():
-        raise RequestError("every example falls to the held-out side: lower finetune.examples.held_out_fraction")
+    held_out, warning = split([row["messages"] for row in rows], recipe.run.seed, section.examples.held_out_fraction)
+    if warning:
+        print(warning, file=sys.stderr)
     counts: dict[str, Any] = {}
     for name, mask in (("train", ~held_out), ("held-out", held_out)):
         side = [row for row, taken in zip(rows, mask, strict=True) if taken]

@@ -14,7 +14,13 @@ class ExamplesSection(Section):
     path: str | None = Field(
         None, description="instructions: file, folder or glob of instruction/input/output or messages records"
     )
-    held_out_fraction: float = Field(0.05, gt=0, lt=1, description="share of the examples kept for evaluation")
+    held_out_fraction: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="share of the examples kept for evaluation, about; those with nearly the same question or the same "
+        "rare answer stay on one side",
+    )
     max_examples: int | None = Field(None, gt=0, description="seeded sample of the examples")
 
 

@@ -277,6 +277,18 @@ def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, co
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_labels_are_held_out_in_about_the_share_asked_for(tmp_path, capsys):
+    labels = ("positive", "negative")
+    records = [{"instruction": f"Is review {n} kind?", "output": labels[n % 2]} for n in range(200)]
+    made = examples.build(asked := _instructed(tmp_path, json.dumps(records), name="made.json"))
+    assert made.counts["held_out"]["examples"] == 10 and "finetune.examples" not in capsys.readouterr().err
+    assert {row["answer"] for row in _sides(asked)[0]} == {*labels}
+    records = [{"instruction": "Write a haiku.", "output": f"Haiku {n}."} for n in range(20)]
+    examples.build(asked := _instructed(tmp_path, json.dumps(records), name="made.json"))
+    assert "held out share a question with training examples" in capsys.readouterr().err
+    assert [len(side) for side in _sides(asked)] == [19, 1]
+
+
 def test_a_damaged_list_of_validation_documents_is_named(run, tmp_path):
     asked, _ = run
     shutil.copytree(RunLayout.of(asked).run, tmp_path / "demo")
@@ -298,4 +310,4 @@ def test_real_instructions(tmp_path):
     if not path.exists():
         pytest.skip("no instructions.json beside the checkout")
     made = examples.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
-    assert made.counts["found"] == 1100 and 20 < made.counts["held_out"]["examples"] < 100
+    assert made.counts["found"] == 1100 and 50 <= made.counts["held_out"]["examples"] <= 55
