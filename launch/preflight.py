@@ -42,8 +42,8 @@ def _own_name(recipe: Recipe) -> list[str]:
         socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
         return [
-            f"warning: this host's own name, {socket.gethostname()}, does not resolve: other nodes are given its address "
-            "on the way to launch.rendezvous; if they cannot reach it, add the name to /etc/hosts"
+            f"warning: this host's own name, {socket.gethostname()}, does not resolve: other nodes are given its "
+            "address on the way to launch.rendezvous; if they cannot reach it, add the name to /etc/hosts"
         ]
     return []
 
