@@ -5,6 +5,7 @@ What a run was made with is another matter: the same ARGS may be given to every 
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from artefacts.command_keys import READS, is_read, keys_of_target
 from artefacts.differences import changed_keys
 from artefacts.identities import documents_identity, tokenizer_identity, tokens_identity
 from artefacts.layout import RunLayout
+from artefacts.manifest import Manifest
 from configs.errors import RequestError
 from configs.schema import Recipe
 
@@ -40,7 +42,7 @@ def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
 
 def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
     layout = RunLayout.of(recipe)
-    if key.startswith(("data.", "tokenizer.")) and manifest.read(layout.documents):
+    if key.startswith(("data.", "tokenizer.")) and _made(layout.documents):
         if why := _difference(recipe, layout, key):
             raise RequestError(
                 f"{command} does not read {key}, and the data were made with another value ({why}): leave it out, or "
@@ -64,14 +66,22 @@ def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
         (layout.tokens, tokens_identity(recipe)),
     )
     for folder, identity in asked:
-        made = manifest.read(folder)
+        made = _made(folder)
         for line in changed_keys(made.identity, identity) if made else ():
             if is_read(line.partition(" ")[0], [key]):
                 return f"{folder}: {line}"
-    documents = manifest.read(layout.documents)
+    documents = _made(layout.documents)
     path = _value(recipe.model_dump(mode="json", by_alias=True), key)
     recorded = documents.details.get("paths", {}).get(key, path) if documents else path
     return "" if recorded == path else f"{layout.documents}: {key} {recorded} -> {path}"
+
+
+def _made(folder: Path) -> Manifest | None:
+    """The manifest of an artefact; None: there is none, or it is damaged, which others say better."""
+    try:
+        return manifest.read(folder)
+    except RequestError:
+        return None
 
 
 def _recorded(path: Any, key: str) -> Any:

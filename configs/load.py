@@ -104,6 +104,15 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
+def as_override(key: str, value: Any) -> str:
+    """The override that gives a key this value, as it can be copied into a shell's command line."""
+    text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    # Behind a lone value YAML ends the document.
+    text = " ".join(text.removesuffix("...\n").split())
+    override = f"{key}={text}"
+    return f"'{override}'" if " " in override else override
+
+
 def _overridden(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """A recipe's tree with overrides; the one given stays as it is."""
     tree = copy.deepcopy(tree)

@@ -4,11 +4,9 @@ What begins from pretraining then begins from these weights: generation, evaluat
 """
 
 import json
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from artefacts import fingerprint, hints, lock
 from artefacts.layout import RunLayout
@@ -16,22 +14,22 @@ from artefacts.training_folder import has_weights
 from artefacts.training_run import pretrain_run
 from configs.command import DONE
 from configs.errors import RequestError
-from configs.load import dump_recipe
+from configs.load import as_override, dump_recipe
 from configs.schema import Recipe
 from tokenizer.bpe import BpeTokenizer
 from tokenizer.load import JSON_NAME, MODEL_NAME, Tokenizer
 from training.checkpoint.save import About
 from training.checkpoint.whole import write_whole
 from training.estimate.parameters import parameters
+from training.export import config_json
+from training.export.directory import names_in, weight_files, weights_in
 from training.export.formats import format_of
-from training.export.proof import weights_in
+from training.export.prediction import PredictionLayers
 from training.export.weights import load_weights
-from training.models.families import build_model
+from training.models.families import build_model, init_weights
 
-#: The older file of weights.
-_PICKLED = "pytorch_model.bin"
 #: Keys in which a recipe may differ from config.json: what is compared by itself, or changes no weight's meaning.
-_FREE = ("vocab_size", "bias", "dropout", "initializer_range")
+_FREE = ("vocab_size", "bias", "dropout", "initializer_range", "num_nextn_predict_layers")
 
 
 def import_model(recipe: Recipe, folder: Path) -> int:
@@ -42,11 +40,11 @@ def import_model(recipe: Recipe, folder: Path) -> int:
             holds other weights already.
     """
     layout, folder = RunLayout.of(recipe), folder.expanduser()
-    config = _config(folder)
+    config = config_json.read(folder)
     _require_same(recipe, folder, config)
     run = pretrain_run(recipe, layout)
     _require_same_tokens(Tokenizer.load(layout.tokenizer), folder)
-    files = {path.name: fingerprint.of_file(path) for path in _files(folder)}
+    files = {path.name: fingerprint.of_file(path) for path in weight_files(folder)}
     if (finished := run.manifest()) is not None and finished.details.get("imported") == files:
         print(f"{run.folder}: up to date")
         return DONE
@@ -56,9 +54,9 @@ def import_model(recipe: Recipe, folder: Path) -> int:
             f"run.name another name, or move {run.folder} away"
         )
     run.check_replacing(recipe.run.replace)
+    prediction = PredictionLayers.of(recipe.model, names_in(folder), folder)
     with lock.hold(run.folder):
-        model = build_model(recipe.model, recipe.vocab_size)
-        load_weights(model, _weights(folder))
+        model = _model(recipe, folder, prediction)
         run.open(dump_recipe(recipe), recipe.run.replace)
         counts = parameters(recipe.model, recipe.vocab_size)
         about = About(
@@ -76,34 +74,42 @@ def import_model(recipe: Recipe, folder: Path) -> int:
         checkpoint, _ = write_whole(run.folder / "checkpoints", model, about)
         run.finish(checkpoint)
     print(f"import: {counts.total:,} parameters of {folder} are {checkpoint}; nothing was trained")
+    for line in prediction.report(config, recipe.model):
+        print(f"import: {line}")
     return DONE
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _model(recipe: Recipe, folder: Path, prediction: PredictionLayers) -> Any:
+    """The recipe's model with a directory's weights."""
+    model = build_model(recipe.model, recipe.vocab_size)
+    weights = prediction.kept(weights_in(folder))
+    if prediction.new:
+        init_weights(model, recipe.run.seed)
+        weights = chain(weights, prediction.begun(model))
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(
-            f"--from {folder}: no config.json is there: give a model directory in Hugging Face's layout"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise RequestError(f"{folder / 'config.json'}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise RequestError(f"{folder / 'config.json'}: not an object")
-    return found
+        load_weights(model, weights)
+    except RequestError as error:
+        raise RequestError(f"{folder}: {error}") from None
+    return model
 
 
 def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a model that is not the recipe's, by the first key that differs."""
+    """Refuse a model that is not the recipe's, by the first key that differs and with all that must be set."""
     released = format_of(recipe.model)
     try:
         theirs = released.model_section(config)
     except RequestError as error:
         raise RequestError(f"{folder}: {error}") from None
     asked, found = recipe.model.identity(), theirs.identity()
-    for key, value in found.items():
-        if key not in _FREE and asked.get(key) != value and not _same_width(key, recipe, theirs):
-            raise RequestError(f"{folder} has {key}={value}, the recipe model.{key}={asked.get(key)}: set it so")
+    differ = {
+        key: value
+        for key, value in found.items()
+        if key not in _FREE and asked.get(key) != value and not _same_width(key, recipe, theirs)
+    }
+    if differ:
+        key, value = next(iter(differ.items()))
+        cure = " ".join(as_override(f"model.{key}", value) for key, value in differ.items())
+        raise RequestError(f"{folder} has {key}={value}, the recipe model.{key}={asked.get(key)}: set {cure}")
     if theirs.vocab_size != recipe.vocab_size:
         raise RequestError(
             f"{folder} has a vocabulary of {theirs.vocab_size}, the recipe one of {recipe.vocab_size}: "
@@ -156,29 +162,3 @@ def _pieces(folder: Path) -> dict[int, str]:
 def _same_width(key: str, recipe: Recipe, theirs: Any) -> bool:
     """Whether widths that are written out on one side only are the same."""
     return key == "intermediate_size" and getattr(recipe.model, "width", None) == getattr(theirs, "width", 0)
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that hold the weights."""
-    found = sorted(folder.glob("*.safetensors"))
-    return found or [path for path in [folder / _PICKLED] if path.is_file()]
-
-
-def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of a model directory, of safetensors or the older pickled file, from which only tensors are taken.
-
-    Raises:
-        RequestError: there is neither, or it is damaged.
-    """
-    if not (files := _files(folder)):
-        raise RequestError(f"{folder}: neither .safetensors nor {_PICKLED} is there")
-    if files[0].name != _PICKLED:
-        yield from weights_in(folder)
-        return
-    try:
-        found = torch.load(files[0], map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever unpickling raises
-        raise RequestError(f"{files[0]}: damaged ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        raise RequestError(f"{files[0]}: not a table of tensors by name")
-    yield from found.items()

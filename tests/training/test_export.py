@@ -24,7 +24,7 @@ from training.checkpoint.save import About
 from training.checkpoint.whole import write_whole
 from training.export import folder as export_folder
 from training.export import proof
-from training.export.proof import weights_in
+from training.export.directory import weights_in
 from training.export_command import export
 from training.trained import load_model
 

@@ -149,7 +149,6 @@ def test_configuration_as_it_is_found() -> None:
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"activation_function": "silu"}, "activation_function"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        ({"attn_pdrop": 0.0}, "attn_pdrop differ"),
         ({"n_head": 7}, "hidden_size"),
     ):
         with pytest.raises(RequestError, match=words):

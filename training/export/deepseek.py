@@ -6,10 +6,9 @@ multi-token prediction carry copies of the embedding and the head there.
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from configs.errors import RequestError
-from configs.schema.models.deepseek import DeepseekSection
+from configs.schema.models.deepseek import DeepseekSection, YarnSection
+from training.export import config_json
 from training.export.names import NameTable, Stack
 
 _LAYER = "model.layers.{}."
@@ -52,6 +51,9 @@ TABLE = NameTable(
         f"{_LAYER}embed_tokens.weight": "model.embed_tokens.weight",
         f"{_LAYER}shared_head.head.weight": "lm_head.weight",
     },
+    # Tables of rotary positions, which older code kept among the weights.
+    ignored=[f"{_LAYER}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"],
+    prefix="model.",
 )
 
 #: Keys of the recipe's model section that config.json has under the same name.
@@ -85,6 +87,48 @@ _SAME_KEYS = (
     "max_position_embeddings",
 )
 
+#: What a config.json that leaves keys out means by that, by its model_type.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        "vocab_size": 129_280,
+        "norm_topk_prob": True,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "n_group": 8,
+        "topk_group": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+        "q_lora_rank": 1536,
+    },
+    "deepseek_v2": {
+        "vocab_size": 102_400,
+        "norm_topk_prob": False,
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 0,
+        "routed_scaling_factor": 1.0,
+        "q_lora_rank": 1536,
+        "max_position_embeddings": 2048,
+    },
+}
+#: What a null means by that.
+_NULLS: dict[str, Any] = {"n_shared_experts": 0, "n_group": 1, "topk_group": 1, "q_lora_rank": None}
+#: Keys that change what the same weights compute, and the value of each that models here have.
+_SUPPORTED: dict[str, Any] = {"hidden_act": "silu", "moe_layer_freq": 1}
+_SUPPORTED_OF: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "rope_interleave": True,
+        "mlp_bias": False,
+    },
+    # Its released code does not normalize, whatever the key says.
+    "deepseek_v2": {"scoring_func": "softmax", "norm_topk_prob": False},
+}
+
 
 def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
     """``config.json`` of a model, as its release would have it.
@@ -111,43 +155,57 @@ def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
 def model_section(config: dict[str, Any]) -> DeepseekSection:
     """The recipe's model section of a released ``config.json``; the way back from :func:`released_config`.
 
+    A key that is absent has the value that the release gives it; null says that the model has no such thing.
+
     Raises:
         RequestError: it asks for something that the family here does not have.
     """
     kind = config.get("model_type")
-    if kind not in ("deepseek_v2", "deepseek_v3"):
-        raise RequestError(f"config.json: model_type is {kind!r}; deepseek_v2 and deepseek_v3 are known")
-    for key, wanted in (("hidden_act", "silu"), ("moe_layer_freq", 1)):
-        if config.get(key, wanted) != wanted:
-            raise RequestError(f"config.json: {key} is {config[key]!r}, and only {wanted!r} is known")
-    if kind == "deepseek_v2" and config.get("norm_topk_prob"):
-        raise RequestError("config.json: norm_topk_prob is true, which the released code of deepseek_v2 does not do")
-    # What V2's configuration leaves out is what its code does; a null is an absence.
-    fields: dict[str, Any] = {"norm_topk_prob": False, "n_shared_experts": 0}
-    fields |= (
-        {"scoring_func": "softmax", "topk_method": "greedy"} if kind == "deepseek_v2" else {"norm_topk_prob": True}
-    )
-    fields |= {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
-    fields |= _rope(config)
-    try:
-        return DeepseekSection(**fields)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise RequestError(f"config.json: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    if kind not in _DEFAULTS:
+        known = " and ".join(_DEFAULTS)
+        raise RequestError(f"config.json: model_type is {kind!r}, and model.family=deepseek reads {known}")
+    config_json.require(config, {**_SUPPORTED, **_SUPPORTED_OF[kind]})
+    if (heads := config.get("num_key_value_heads")) not in (None, config.get("num_attention_heads")):
+        raise RequestError(f"config.json: num_key_value_heads is {heads!r}, and only num_attention_heads is supported")
+    nothing = {key: value for key, value in _NULLS.items() if key in config}
+    given = {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
+    fields: dict[str, Any] = {**_DEFAULTS[kind], **nothing, **given, **_rope(config)}
+    if fields["topk_method"] == "greedy":
+        fields |= {"n_group": 1, "topk_group": 1}  # greedy looks at no groups, whatever their number
+    elif kind == "deepseek_v2" and fields["topk_method"] != "group_limited_greedy":
+        raise RequestError(f"config.json: topk_method is {fields['topk_method']!r}, which deepseek_v2 does not have")
+    return config_json.section(DeepseekSection, fields)
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` from either of the two forms that configurations have them in."""
-    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    """``rope_theta`` and ``rope_scaling`` from either of the two forms that configurations have them in.
+
+    Where both are there, ``rope_scaling`` counts, as in transformers.
+    """
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    scaling = {name: value for name, value in (config.get(key) or {}).items() if value is not None}
     theta = scaling.pop("rope_theta", config.get("rope_theta"))
     found = {} if theta is None else {"rope_theta": theta}
     # Older configurations say "type", newer ones "rope_type", some both.
-    kinds = {scaling.pop(key) for key in ("type", "rope_type") if key in scaling}
+    kinds = {scaling.pop(name) for name in ("type", "rope_type") if name in scaling}
     if not kinds or kinds == {"default"}:
         return found
     if kinds != {"yarn"}:
-        raise RequestError(f"config.json: RoPE of type {', '.join(sorted(map(str, kinds)))}; only yarn is known")
-    return {**found, "rope_scaling": scaling}
+        raise RequestError(
+            f"config.json: {key} is of type {', '.join(sorted(map(str, kinds)))}, and only yarn is supported"
+        )
+    for name, plain in (("truncate", True), ("partial_rotary_factor", 1.0)):
+        if scaling.get(name) == plain:
+            del scaling[name]
+    if "factor" not in scaling:
+        raise RequestError(f"config.json: {key} has no factor")
+    if unknown := sorted(scaling.keys() - YarnSection.model_fields.keys()):
+        raise RequestError(f"config.json: {key} has {unknown[0]}={scaling[unknown[0]]!r}, which is not supported")
+    # Where these are absent the whole correction goes into the tables, which a 0 says in the recipe.
+    absent = {"mscale": 0.0, "mscale_all_dim": 0.0}
+    if (length := config.get("max_position_embeddings")) is not None:
+        absent["original_max_position_embeddings"] = length
+    return {**found, "rope_scaling": {**absent, **scaling}}
 
 
 def _release(model: DeepseekSection) -> str:

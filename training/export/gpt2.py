@@ -6,10 +6,9 @@ without ``transformer.`` before the names; old ones hold the causal mask too.
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from configs.errors import RequestError
 from configs.schema.models.gpt import GptSection
+from training.export import config_json
 from training.export.names import NameTable
 
 _LAYER, _RELEASED_LAYER = "model.layers.{}.", "transformer.h.{}."
@@ -62,6 +61,8 @@ _DEFAULTS: dict[str, Any] = {
 _ACTIVATIONS = ("relu", "gelu", "gelu_new")
 #: Another name of the same function.
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new"}
+#: Keys that change what the same weights compute, and the value of each that models here have.
+_SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 def released_config(model: GptSection, vocab_size: int) -> dict[str, Any]:
@@ -90,23 +91,12 @@ def model_section(config: dict[str, Any]) -> GptSection:
         RequestError: it asks for something that the family here does not have.
     """
     if config.get("model_type") != "gpt2":
-        raise RequestError(f"config.json: model_type is {config.get('model_type')!r}, not 'gpt2'")
-    for key, wanted in (
-        ("scale_attn_weights", True),
-        ("scale_attn_by_inverse_layer_idx", False),
-        ("add_cross_attention", False),
-    ):
-        if config.get(key, wanted) != wanted:
-            raise RequestError(f"config.json: {key} is {config[key]!r}, and only {wanted!r} is known")
+        raise RequestError(f"config.json: model_type is {config.get('model_type')!r}, and model.family=gpt reads gpt2")
+    config_json.require(config, _SUPPORTED)
     found = {**_DEFAULTS, **config}
-    if any(found[key] != found[_DROPOUTS[0]] for key in _DROPOUTS):
-        raise RequestError(f"config.json: {', '.join(_DROPOUTS)} differ, and the family has one dropout for all")
     fields = {key: found[called] for key, called in _KEYS.items() if found.get(called) is not None}
     if isinstance(activation := fields.get("activation"), str):
         fields["activation"] = _ALIASES.get(activation, activation)
-    try:
-        return GptSection(**fields, dropout=found[_DROPOUTS[0]], vocab_size=found["vocab_size"])
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = str(fault["loc"][0]) if fault["loc"] else ""
-        raise RequestError(f"config.json: {_KEYS.get(key, key)}: {fault['msg']}") from None
+    # Dropout is no part of the weights, so three that differ are no fault: the first is taken.
+    fields |= {"dropout": found[_DROPOUTS[0]], "vocab_size": found["vocab_size"]}
+    return config_json.section(GptSection, fields, _KEYS)

@@ -1,38 +1,18 @@
 """Proof that an exported folder is the model: read back bit for bit, and beside transformers' own."""
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from configs.errors import RequestError
+from training.export.directory import weights_in
 from training.export.weights import load_weights
 
 #: Prompts, and tokens of each, that logits are compared on.
 _PROMPTS, _LENGTH = 3, 32
 #: The largest difference of logits in fp32, as a share of the largest logit where that is above 1.
 TOLERANCE = 1e-4
-
-
-def weights_in(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every safetensors file of a model directory.
-
-    Raises:
-        RequestError: there is none, or one is damaged.
-    """
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise RequestError(f"{folder}: no .safetensors is there")
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    yield name, opened.get_tensor(name)
-        except Exception as error:  # the library's own class, and Rust's panics
-            raise RequestError(f"{path}: damaged ({' '.join(str(error).split())})") from None
 
 
 @torch.no_grad()

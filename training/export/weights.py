@@ -12,6 +12,8 @@ from training.export.formats import table_of
 from training.export.names import NameTable, Place
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
+#: What weights may be in; anything else is quantized and means nothing without its scales.
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
@@ -64,6 +66,9 @@ def _load(
     targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     # What the table does not know, such as learned noise, our own checkpoints have under the name in memory.
     left = {name: len(table.on_disk(name, len(t))) if table.knows(name) else 1 for name, t in targets.items()}
+    places: set[Place] = set()
+    # Tied tensors are one in memory and may be two on disk.
+    written: dict[int, str] = {}
     for name, tensor in weights:
         place = Place(name) if name in targets else table.in_memory(name)
         if place is None:
@@ -71,21 +76,53 @@ def _load(
         found = targets.get(place.name)
         if found is None and _is_lacking(table, place, name, tensor):
             continue
-        target = None if found is None or (place.expert or 0) >= len(found) else place.of(found)
-        if target is None or target.shape != tensor.shape:
-            has = "nothing" if target is None else f"shape {tuple(target.shape)}"
-            said = f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}"
-            if name.endswith(("embed_tokens.weight", "lm_head.weight")) and target is not None:
-                said += ": their vocabulary, or their width, is another than the recipe's"
-            raise RequestError(said)
+        target = _target(found, place, name, tensor)
+        if place in places:
+            raise RequestError(f"the weights hold {name} twice: keep the files of one model alone")
+        places.add(place)
+        if (other := written.setdefault(id(found), place.name)) != place.name and not torch.equal(
+            target, tensor.to(target)
+        ):
+            raise RequestError(
+                f"the weights hold {name} and {other} with different values, where the model has one tensor for both: "
+                "set model.tie_word_embeddings=false, in config.json too"
+            )
         if place.expert is None or experts is None or place.expert in experts:
             target.copy_(tensor)
         # A stack under its name in memory is all of its parts.
         left[place.name] = 0 if place.expert is None else left[place.name] - 1
     filled = {id(targets[name]) for name, count in left.items() if count <= 0}
-    missing = [name for name, count in left.items() if count > 0 and id(targets[name]) not in filled]
-    if missing:
-        raise RequestError(f"the weights lack {missing[0]} ({len(missing)} missing in all)")
+    _require_none_missing([name for name, count in left.items() if count > 0 and id(targets[name]) not in filled])
+
+
+def _target(found: torch.Tensor | None, place: Place, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The view of a tensor in memory that takes one on disk.
+
+    Raises:
+        RequestError: the model has no such tensor, or of another shape, or the one on disk is quantized.
+    """
+    target = None if found is None or (place.expert or 0) >= len(found) else place.of(found)
+    if target is None or target.shape != tensor.shape:
+        has = "nothing" if target is None else f"shape {tuple(target.shape)}"
+        message = f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}"
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and target is not None:
+            message += ": their vocabulary, or their width, is another than the recipe's"
+        raise RequestError(message)
+    if target.is_floating_point() and tensor.dtype not in _DTYPES:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise RequestError(f"the weights hold {name} as {kind}: quantized weights are not read, convert them to bf16")
+    return target
+
+
+def _require_none_missing(names: Collection[str]) -> None:
+    """Refuse weights that leave tensors of the model without a value, by the first of them."""
+    if not names:
+        return
+    first = next(iter(names))
+    cure = "they are incomplete, or of another model"
+    if first == "lm_head.weight":
+        cure = "if the embedding is the output head too, set model.tie_word_embeddings=true, in config.json too"
+    raise RequestError(f"the weights lack {first} ({len(names)} missing in all): {cure}")
 
 
 def _is_lacking(table: NameTable, place: Place, name: str, tensor: torch.Tensor) -> bool:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Section
+from configs.schema.base import Free, Section
 from configs.schema.models.base import ModelSection
 
 
@@ -72,6 +72,11 @@ class DeepseekSection(ModelSection):
     router_noise: NoiseSection | None = Field(None, description="left out: none")
     adaptive_experts: AdaptiveSection | None = Field(None, description="left out: always num_experts_per_tok")
     num_nextn_predict_layers: int = Field(0, ge=0, description="depth of multi-token prediction")
+    new_prediction_layers: Free[bool] = Field(
+        False,
+        description="when importing a model directory that lacks weights of num_nextn_predict_layers, begin these with "
+        "random values; otherwise without effect",
+    )
     q_lora_rank: int | None = Field(None, gt=0)
     kv_lora_rank: int = Field(gt=0)
     qk_nope_head_dim: int = Field(gt=0)

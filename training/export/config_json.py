@@ -1,0 +1,64 @@
+"""``config.json`` of a model directory: read, and turned into a section of the recipe."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from configs.errors import RequestError
+from configs.schema.models import ModelSection
+
+NAME = "config.json"
+SectionT = TypeVar("SectionT", bound=ModelSection)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The configuration of a model directory.
+
+    Raises:
+        RequestError: there is none, it is damaged, or it says that the weights are quantized.
+    """
+    path = folder / NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"{folder}: no {NAME} is there: give a model directory in Hugging Face's layout") from None
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise RequestError(f"{path}: not an object")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise RequestError(
+            f"{path}: quantization_config says that the weights are quantized ({method or 'unknown method'}): convert "
+            "them to bf16 (for DeepSeek's fp8, with fp8_cast_bf16.py of its repository) and remove that key"
+        )
+    return config
+
+
+def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """Check keys that change what the weights compute; one that is absent has its only supported value, null is false.
+
+    Raises:
+        RequestError: a key has another value.
+    """
+    for key, value in supported.items():
+        if config.get(key, value) != value and not (value is False and config[key] is None):
+            raise RequestError(f"{NAME}: {key} is {config[key]!r}, and only {value!r} is supported")
+
+
+def section(kind: type[SectionT], fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> SectionT:
+    """The recipe's section with these fields; ``names``: what ``config.json`` calls a field, if not the same.
+
+    Raises:
+        RequestError: a field is missing, or the family has no such model; the message names the key.
+    """
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = [(names or {}).get(str(part), str(part)) for part in fault["loc"]]
+        message = fault["msg"].removeprefix("Value error, ")
+        raise RequestError(": ".join([NAME, *([".".join(place)] if place else []), message])) from None

@@ -1,0 +1,85 @@
+"""Modules of multi-token prediction in a model directory: it may have them or not, and a recipe may want them or not.
+
+On disk they are the layers after the last. transformers drops their weights when it loads a model, so what it saves has
+none, while ``config.json`` still counts them.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.errors import RequestError
+from configs.schema.models import ModelSection
+
+_LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
+#: What such a layer has and no other.
+_MARK = "eh_proj.weight"
+
+
+@dataclass(frozen=True)
+class PredictionLayers:
+    """What becomes of the prediction layers, by their numbers among all layers.
+
+    Attributes:
+        left_out: on disk, and not in the recipe.
+        new: in the recipe, and not on disk.
+    """
+
+    left_out: frozenset[int]
+    new: tuple[int, ...]
+
+    @classmethod
+    def of(cls, section: ModelSection, names: Collection[str], folder: Path) -> "PredictionLayers":
+        """Compare the recipe's model with the names of a directory's tensors.
+
+        Raises:
+            RequestError: the recipe has layers that the directory lacks and does not ask to begin them.
+        """
+        depth, layers = section.prediction_depth, section.identity()["num_hidden_layers"]
+        marked = {int(match[1]) for name in names if name.endswith(_MARK) and (match := _LAYER.match(name))}
+        present = {int(match[1]) for name in names if (match := _LAYER.match(name))}
+        new = tuple(layer for layer in range(layers, layers + depth) if layer not in present)
+        if new and not getattr(section, "new_prediction_layers", False):
+            raise RequestError(
+                f"{folder} has no weights of model.layers.{new[0]}, a prediction layer, and the recipe has "
+                f"model.num_nextn_predict_layers={depth}: set it to {depth - len(new)}, or begin what is missing with "
+                "random values with model.new_prediction_layers=true"
+            )
+        return cls(frozenset(layer for layer in marked if layer >= layers + depth), new)
+
+    def kept(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights on disk without those of layers that are left out."""
+        for name, tensor in weights:
+            if self._layer(name) not in self.left_out:
+                yield name, tensor
+
+    def begun(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """The parameters and buffers of the new layers, as they stand in a model."""
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if self._layer(name) in self.new:
+                yield name, tensor
+
+    def report(self, config: dict[str, Any], section: ModelSection) -> list[str]:
+        """Lines about what is not taken over as it stands."""
+        depth, theirs = section.prediction_depth, config.get("num_nextn_predict_layers") or 0
+        lines = []
+        if theirs > depth or self.left_out:
+            lines.append(
+                f"num_nextn_predict_layers is {theirs} in config.json and {depth} in the recipe: "
+                f"{_count(max(len(self.left_out), theirs - depth))} not imported"
+            )
+        if self.new:
+            lines.append(f"{_count(len(self.new))} not in the directory: begun with random values from run.seed")
+        return lines
+
+    @staticmethod
+    def _layer(name: str) -> int | None:
+        return int(match[1]) if (match := _LAYER.match(name)) else None
+
+
+def _count(number: int) -> str:
+    return "1 prediction layer is" if number == 1 else f"{number} prediction layers are"
