@@ -70,6 +70,12 @@ def test_every_artefact_is_whole(layout: RunLayout) -> None:
     assert "<svg" in page or "data:image/" in page
 
 
+def test_every_file_follows_the_umask(layout: RunLayout) -> None:
+    os.umask(umask := os.umask(0))
+    files = [path for path in layout.run.rglob("*") if path.is_file()]
+    assert files and {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
 def test_metrics_hold_what_they_promise(layout: RunLayout) -> None:
     records = list(read_records(layout.pretrain / "metrics.jsonl"))
     steps = [record["step"] for record in records if record["kind"] == "train"]

@@ -137,6 +137,21 @@ def test_bf16_is_exported_as_that(tmp_path: Path) -> None:
     assert torch.equal(weights["transformer.wte.weight"], made.model.embed_tokens.weight.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o007])
+def test_every_file_follows_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        recipe, layout, _ = trained(tmp_path, GPT)
+        export(recipe)
+    finally:
+        os.umask(before)
+    paths = [*layout.export.rglob("*"), *layout.pretrain.rglob("*")]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in paths}
+    assert {"model.safetensors", "config.json", "rank-00000.safetensors"} <= modes.keys()
+    wrong = {path.name for path in paths if modes[path.name] != (0o777 if path.is_dir() else 0o666) & ~umask}
+    assert not wrong
+
+
 def test_its_tokenizer_is_transformers(tmp_path: Path) -> None:
     recipe, layout, _ = trained(tmp_path, GPT)
     export(recipe)

@@ -1,7 +1,7 @@
-"""One rank's tensors in one file of the safetensors format, which any tool of that name reads.
+"""Tensors in one file of the safetensors format, which any tool of that name reads: of a rank, or of a model directory.
 
 Written here and not by the library, because sizes, sha256 and fsync come in the same pass over the memory, in a thread
-that lets the training go on: the library holds the interpreter's lock while it writes.
+that lets the training go on: the library holds the interpreter's lock while it writes. Its files also ignore the umask.
 """
 
 import hashlib

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from artefacts import publish
 from tokenizer.load import CHARACTERS_NAME, JSON_NAME, MODEL_NAME, Tokenizer
+from training.checkpoint import tensor_file
 
 #: Bytes of a file of weights, about.
 _FILE_BYTES = 5 * 10**9
@@ -40,7 +40,8 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dty
 
 
 def _flush(folder: Path, number: int, waiting: dict[str, torch.Tensor]) -> list[str]:
-    save_file(waiting, _partial(folder, number), metadata={"format": "pt"})
+    # Not by the library: its files can be read by their owner alone, whatever the umask says.
+    tensor_file.write(_partial(folder, number), waiting, {"format": "pt"})
     return list(waiting)
 
 
