@@ -99,3 +99,18 @@ class BpeTokenizer(Tokenizer):
 
     def is_byte(self, token: int) -> bool:
         return bool(self._pieces.IsByte(token))
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs of pieces that are joined, the most urgent first: by the score of what they make."""
+        scores = {
+            self.piece(token): float(self._pieces.GetScore(token))
+            for token in range(self._first_text_id, self.vocab_size)
+            if not self.is_byte(token) and not self.is_reserved(token)
+        }
+        numbers = {piece: number for number, piece in enumerate(scores)}
+        found: list[tuple[str, str]] = []
+        for piece in sorted(scores, key=lambda piece: -scores[piece]):
+            halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+            known = [(left, right) for left, right in halves if left in scores and right in scores]
+            found += sorted(known, key=lambda pair: (numbers[pair[0]], numbers[pair[1]]))
+        return found

@@ -52,7 +52,7 @@ def export(recipe: Recipe) -> int:
         stream = released_stream(recipe.model, read_weights(checkpoint), names)
         numbers = write_weights(stage.work, stream, dtype)
         write_config(stage.work, config, dtype, tokenizer)
-        remark = write_tokenizer(stage.work, layout.tokenizer, tokenizer)
+        write_tokenizer(stage.work, layout.tokenizer, tokenizer)
         proof = _prove(recipe, stage.work, checkpoint, dtype, tokenizer.vocab_size)
         stage.publish(
             {"numbers": numbers},
@@ -60,8 +60,6 @@ def export(recipe: Recipe) -> int:
             {"checkpoint": checkpoint.name, "stage": stage_name, "step": saved.counts["step"], "proof": proof},
         )
     print(f"{layout.export}: {numbers:,} numbers in {recipe.train.precision}; {proof}")
-    if remark:
-        print(remark)
     return DONE
 
 

@@ -16,8 +16,9 @@ from configs.command import DONE
 from configs.errors import RequestError
 from configs.load import as_override, dump_recipe
 from configs.schema import Recipe
-from tokenizer.bpe import BpeTokenizer
 from tokenizer.load import JSON_NAME, MODEL_NAME, Tokenizer
+from tokenizer.released import spelling
+from tokenizer.special import RESERVED
 from training.checkpoint.save import About
 from training.checkpoint.whole import write_whole
 from training.estimate.parameters import parameters
@@ -119,16 +120,16 @@ def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
 
 def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
     """Refuse weights that were trained on other tokens than the run's data have, where the folder says which."""
-    pieces = _pieces(folder)
-    differ = (i for i in range(tokenizer.vocab_size) if i in pieces and pieces[i] != tokenizer.piece(i))
-    if (token := next(differ, None)) is not None:
-        # Millrace's own exports have no other file where the tokenizer is SentencePiece's.
-        cure = "make the data with the tokenizer of the run that it is from (tokenizer.kind=run)"
-        if not (folder / MODEL_NAME).is_file():
-            cure = f"set tokenizer.kind=huggingface tokenizer.path={folder}, and run `{hints.make('data')}`"
-        raise RequestError(
-            f"token {token} is {pieces[token]!r} in {folder} and {tokenizer.piece(token)!r} in the run's data: {cure}"
-        )
+    pieces = {token: spelling(piece) for token, piece in _pieces(folder).items()}
+    ours = (spelling(tokenizer.piece(token)) for token in range(tokenizer.vocab_size))
+    for token, piece in enumerate(ours):
+        if pieces.get(token, piece) == piece:
+            continue
+        cure = f"set tokenizer.kind=huggingface tokenizer.path={folder}, and run `{hints.make('data')}`"
+        if (folder / MODEL_NAME).is_file() and all(pieces.get(i) == name for i, name in enumerate(RESERVED)):
+            # It is an export of Millrace's, whose own tokenizer has the chat tokens too.
+            cure = "make the data with the tokenizer of the run that it is from (tokenizer.kind=run)"
+        raise RequestError(f"token {token} is {pieces[token]!r} in {folder} and {piece!r} in the run's data: {cure}")
 
 
 def _pieces(folder: Path) -> dict[int, str]:
@@ -152,8 +153,14 @@ def _pieces(folder: Path) -> dict[int, str]:
         if not isinstance(found, dict):
             raise RequestError(f"{path}: not an object")
     elif (path := folder / MODEL_NAME).is_file():
-        own = BpeTokenizer(path.read_bytes())
-        return {token: own.piece(token) for token in range(own.vocab_size)}
+        from sentencepiece import SentencePieceProcessor
+
+        processor = SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(path.read_bytes())
+        except (RuntimeError, OSError):
+            raise RequestError(f"{path}: not a SentencePiece model") from None
+        return {token: processor.IdToPiece(token) for token in range(processor.GetPieceSize())}
     else:
         found = {}
     return {token: piece for piece, token in found.items()}

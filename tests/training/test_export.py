@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.training_run import pretrain_run
 from configs.errors import RequestError
+from configs.load import load_recipe
 from configs.schema import Recipe
 from tests.training.shapes import small
 from tests.training.tiny_run import GPT, TEXT, tiny_model, tiny_recipe
-from tokenizer.load import Tokenizer
+from tokenizer.load import MODEL_NAME, Tokenizer
+from tokenizer.special import END_OF_TURN_ID
+from tokenizer.train import _fit
 from training import import_command
 from training.checkpoint.read import read_weights
 from training.checkpoint.save import About
@@ -31,6 +35,8 @@ from training.trained import load_model
 transformers = pytest.importorskip("transformers")
 CHECKOUT = Path(__file__).parents[2]
 DEEPSEEK = small(num_nextn_predict_layers=1, tie_word_embeddings=True).model_dump()
+#: Digits, indents, several newlines, what falls back to bytes, and SentencePiece's own sign for a space.
+ODD_TEXT = "def f(x):\n    return  x\n\n\n\ta\u2581b 2024 😀 é  -- -- ---\r\n the the then \x00<0x41> \n "
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": GPT,
     "gpt_untied_without_biases": {**GPT, "tie_word_embeddings": False, "bias": False, "activation": "gelu_new"},
@@ -152,12 +158,70 @@ def test_every_file_follows_the_umask(umask: int, tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_its_tokenizer_is_transformers(tmp_path: Path) -> None:
-    recipe, layout, _ = trained(tmp_path, GPT)
+def with_pieces(layout: RunLayout, text: str) -> Tokenizer:
+    """Give a tiny run a SentencePiece tokenizer of a text in place of its characters."""
+    size = ["tokenizer.kind=bpe", "tokenizer.vocab_size=325"]
+    (layout.tokenizer / "characters.json").unlink()
+    (layout.tokenizer / MODEL_NAME).write_bytes(_fit([text], load_recipe(CHECKOUT / "tests" / "river.yaml", size)))
+    return Tokenizer.load(layout.tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe"])
+def test_its_tokenizer_is_transformers(kind: str, tmp_path: Path) -> None:
+    recipe, layout, _ = trained(tmp_path, {**GPT, "vocab_size": 340})
+    if kind == "bpe":
+        with_pieces(layout, ODD_TEXT)
     export(recipe)
     theirs, ours = transformers.AutoTokenizer.from_pretrained(layout.export), Tokenizer.load(layout.tokenizer)
-    assert theirs.encode(TEXT) == ours.encode(TEXT) and theirs.decode(ours.encode(TEXT)) == TEXT
-    assert theirs.eos_token_id == ours.end_of_text_id
+    for text in (TEXT, ODD_TEXT) if kind == "bpe" else (TEXT,):
+        assert theirs.encode(text) == ours.encode(text)
+        assert theirs.decode(theirs.encode(text), skip_special_tokens=True) == text
+    ids = (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.unk_token_id)
+    assert ids == (ours.begin_id, ours.end_of_text_id, ours.pad_id, ours.unknown_id)
+    assert list(theirs("a")) == ["input_ids", "attention_mask"]
+    assert (layout.export / MODEL_NAME).exists() == (kind == "bpe")
+
+
+def test_an_export_with_pieces_is_imported_where_they_are_the_same(tmp_path: Path) -> None:
+    model = {**GPT, "vocab_size": 340}
+    recipe, layout, _ = trained(tmp_path / "one", model)
+    with_pieces(layout, ODD_TEXT)
+    export(recipe)
+    for name, text in (("two", ODD_TEXT), ("three", ODD_TEXT[::-1])):
+        (tmp_path / name).mkdir()
+        other = tiny_recipe(tmp_path / name, model)
+        with_pieces(RunLayout.of(other), text)
+        with_data(other)
+        if text == ODD_TEXT:
+            assert import_command.import_model(other, layout.export) == 0
+            continue
+        with pytest.raises(RequestError, match=r"in the run's data: make the data with .*tokenizer\.kind=run"):
+            import_command.import_model(other, layout.export)
+        # As exports were, and as other programs write it.
+        (layout.export / "tokenizer.json").unlink()
+        with pytest.raises(RequestError, match=r"in the run's data: make the data with .*tokenizer\.kind=run"):
+            import_command.import_model(other, layout.export)
+
+
+def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None:
+    """At the end of a turn too: there a fine-tuned model goes on with what it was never taught."""
+    recipe, layout, model = trained(tmp_path, {**GPT, "tie_word_embeddings": False})
+    with torch.no_grad():
+        model.model.norm.bias.fill_(1.0)
+        model.lm_head.weight[END_OF_TURN_ID] = 10.0
+    checkpoint = layout.pretrain / "checkpoints"
+    shutil.rmtree(checkpoint / "step-00000000")
+    about = About({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
+    write_whole(checkpoint, model, about)
+    export(recipe)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(layout.export)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(layout.export)
+    prompt = tokenizer(["A dog", "fox"], padding=True, return_tensors="pt")
+    said = theirs.generate(**prompt, max_new_tokens=20, do_sample=False)[:, prompt["input_ids"].shape[1] :]
+    assert said.tolist() == [[END_OF_TURN_ID], [END_OF_TURN_ID]]
+    stops = Tokenizer.load(layout.tokenizer).stop_ids
+    for name in ("config.json", "generation_config.json"):
+        assert set(json.loads((layout.export / name).read_text())["eos_token_id"]) == stops
 
 
 def test_what_is_not_the_model_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """A model directory as Hugging Face's libraries read it: config.json, safetensors, the tokenizer's files."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 import torch
 
 from artefacts import publish
-from tokenizer.load import CHARACTERS_NAME, JSON_NAME, MODEL_NAME, Tokenizer
+from tokenizer import released
+from tokenizer.huggingface import CONFIG_NAME
+from tokenizer.load import JSON_NAME, MODEL_NAME, Tokenizer
 from training.checkpoint import tensor_file
 
 #: Bytes of a file of weights, about.
@@ -63,45 +64,26 @@ def _give_names(folder: Path, files: list[list[str]]) -> None:
 
 
 def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, tokenizer: Tokenizer) -> None:
-    """``config.json`` and ``generation_config.json``."""
-    end = tokenizer.end_of_text_id
-    ends = {"bos_token_id": tokenizer.first_id, "eos_token_id": end, "pad_token_id": None}
-    publish.write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch."), **ends})
-    publish.write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.first_id, "eos_token_id": end})
+    """``config.json`` and ``generation_config.json``; generation ends at the tokens at which it ends here."""
+    ends = sorted(tokenizer.stop_ids)
+    tokens = {
+        "bos_token_id": tokenizer.first_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": tokenizer.pad_id if tokenizer.has_chat_tokens else None,
+    }
+    publish.write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch."), **tokens})
+    publish.write_json(folder / "generation_config.json", tokens)
 
 
-def write_tokenizer(folder: Path, made: Path, tokenizer: Tokenizer) -> str:
-    """The tokenizer's files; returns what to say of them, empty: transformers reads them."""
+def write_tokenizer(folder: Path, made: Path, tokenizer: Tokenizer) -> None:
+    """The tokenizer's files as transformers reads them; SentencePiece's own model stays beside them."""
     if (made / JSON_NAME).exists():
         for path in sorted(made.glob("*.json")):
             if path.name != "manifest.json":
                 publish.write_bytes(folder / path.name, path.read_bytes())
-        if not (folder / "tokenizer_config.json").exists():
-            _write_tokenizer_config(folder, tokenizer)
-        return ""
-    if (made / CHARACTERS_NAME).exists():
-        publish.write_text(folder / JSON_NAME, _of_characters(tokenizer))
-        _write_tokenizer_config(folder, tokenizer)
-        return ""
-    publish.write_bytes(folder / MODEL_NAME, (made / MODEL_NAME).read_bytes())
-    return f"{MODEL_NAME} is for SentencePiece itself: transformers' tokenizers do not read it as it was trained"
-
-
-def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer) -> None:
-    end = tokenizer.piece(tokenizer.end_of_text_id)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "clean_up_tokenization_spaces": False}
-    publish.write_json(folder / "tokenizer_config.json", config)
-
-
-def _of_characters(tokenizer: Tokenizer) -> str:
-    """A tokenizer of characters in the format of the library ``tokenizers``: a word a character."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    pieces = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}
-    unknown = tokenizer.piece(tokenizer.unknown_id or 0)
-    made = Tokenizer(models.WordLevel(pieces, unk_token=unknown))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    made.decoder = decoders.Fuse()
-    reserved = [name for name, token in pieces.items() if tokenizer.is_reserved(token)]
-    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in reserved])
-    return json.dumps(json.loads(made.to_str()), ensure_ascii=False)
+    else:
+        publish.write_text(folder / JSON_NAME, released.tokenizer_json(tokenizer))
+    if (made / MODEL_NAME).exists():
+        publish.write_bytes(folder / MODEL_NAME, (made / MODEL_NAME).read_bytes())
+    if not (folder / CONFIG_NAME).exists():
+        publish.write_json(folder / CONFIG_NAME, released.tokenizer_config(tokenizer))
