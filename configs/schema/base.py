@@ -1,8 +1,10 @@
 """What every section of a recipe shares: frozen, typed, unknown keys refused, identity told from topology."""
 
+import os
+import re
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
@@ -17,6 +19,24 @@ class _NotIdentity:
 
 #: ``Free[int]``: an int that may change between two starts of the same run.
 Free = Annotated[T, _NotIdentity()]
+
+
+def _expanded(path: str | None) -> str | None:
+    """A path with ``~`` and ``$NAME`` as a shell would have them; a URL as it is, and a path that is there as it is."""
+    if path is None or "://" in path or os.path.lexists(path):
+        return path
+    for name in (braced or plain for braced, plain in re.findall(r"\$(?:\{(\w+)\}|(\w+))", path)):
+        if name not in os.environ:
+            raise ValueError(f"{path}: the environment variable {name} is not set")
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - text, which may be no path of this machine
+    if expanded.startswith("~"):
+        raise ValueError(f"{path}: this machine has no user {expanded[1:].partition('/')[0]}")
+    return expanded
+
+
+#: Keys that name a file, a folder or, some of them, a URL.
+PathText = Annotated[str, AfterValidator(_expanded)]
+OptionalPath = Annotated[str | None, AfterValidator(_expanded)]
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Section
+from configs.schema.base import OptionalPath, Section
 
 #: Words of an n-gram.
 _Words = Annotated[int, Field(ge=1, le=64)]
@@ -90,7 +90,7 @@ class NearDuplicatesSection(Section):
 class DecontaminateSection(Section):
     """Overlap with evaluation sets by word sequences (Brown et al. 2020, appendix C)."""
 
-    path: str | None = Field(
+    path: OptionalPath = Field(
         None, description="evaluation texts: file, folder or glob of .txt, .jsonl (.gz, .zst); left out: off"
     )
     text_field: str = Field(

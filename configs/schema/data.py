@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from configs.schema.base import Free, Section
+from configs.schema.base import Free, OptionalPath, Section
 from configs.schema.clean import CleanSection
 
 #: Key -> kinds of source that read it; elsewhere it would be ignored in silence.
@@ -47,12 +47,12 @@ class SourceSection(Section):
         "through an alphabet; parallel: files of lines beside files of their targets; sequences: made up, random "
         "letters to be copied or reversed",
     )
-    path: str | None = Field(
+    path: OptionalPath = Field(
         None,
         description="file, folder, glob or URL (s3://, hf://, ...); hub: repository or local folder; unused by pydocs, "
         "patterns and sequences",
     )
-    target_path: str | None = Field(
+    target_path: OptionalPath = Field(
         None, description="parallel: file, folder, glob or URL whose line N belongs to line N of path; files by name"
     )
     config: str | None = Field(None, description="hub: the repository's configuration; left out: its default one")
@@ -162,7 +162,7 @@ class TokensSection(Section):
 
 
 class DataSection(Section):
-    root: Free[str | None] = Field(None, description="folder for documents, tokenizer and tokens; default: the run's")
+    root: Free[OptionalPath] = Field(None, description="folder for documents, tokenizer and tokens; default: the run's")
     source: SourceSection = SourceSection()
     sources: dict[str, SourceSection] = Field(
         {}, description="several sources by name instead of one; training draws from each by its weight"

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Free, Section
+from configs.schema.base import Free, OptionalPath, Section
 
 
 class EvaluateSection(Section):
@@ -16,7 +16,7 @@ class EvaluateSection(Section):
 
 class GenerateSection(Section):
     prompt: str = Field("", description="text to go on from; a user's turn with chat")
-    weights: str | None = Field(
+    weights: OptionalPath = Field(
         None,
         description="a checkpoint, or pretrain/ or finetune/ of a run; default: the newest of generate.stage",
     )

@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from configs.schema.base import Section
+from configs.schema.base import OptionalPath, Section
 
 
 class ExamplesSection(Section):
     kind: Literal["pydocs", "instructions"] = Field(
         "pydocs", description="pydocs: questions about documented functions; instructions: jsonl, ndjson or json files"
     )
-    path: str | None = Field(
+    path: OptionalPath = Field(
         None, description="instructions: file, folder or glob of instruction/input/output or messages records"
     )
     held_out_fraction: float = Field(

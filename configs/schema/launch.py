@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Free, Section
+from configs.schema.base import Free, OptionalPath, Section
 
 _TIME: dict[str, Any] = {"pattern": r"^(\d+-\d{1,2}|\d+):[0-5]\d:[0-5]\d$", "examples": ["24:00:00", "2-12:00:00"]}
 _MEMORY: dict[str, Any] = {"pattern": r"^\d+[KMGT]?$", "examples": ["8G"]}
@@ -43,7 +43,7 @@ class SlurmTrainSection(Section):
     srun_options: Free[tuple[str, ...]] = Field(
         (), description="more options of srun, such as [--container-image=image.sqsh]"
     )
-    wheelhouse: Free[str | None] = Field(
+    wheelhouse: Free[OptionalPath] = Field(
         None, description="folder of `make wheelhouse`: each node installs from it, on its own disk, before it begins"
     )
 
@@ -130,7 +130,7 @@ class LaunchSection(Section):
         examples=["head:29500"],
         description="torchrun: HOST:PORT where the nodes meet, the same on every node; deepspeed: of the first host",
     )
-    hostfile: str | None = Field(None, description="deepspeed: file of HOST slots=N lines; left out: this machine")
+    hostfile: OptionalPath = Field(None, description="deepspeed: file of HOST slots=N lines; left out: this machine")
     join_seconds: int = Field(600, ge=1, description="time in which all nodes must have come together")
     probe_seconds: int = Field(
         60, ge=0, description="time for a first exchange between all ranks, before anything is loaded; 0: none"

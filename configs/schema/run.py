@@ -2,14 +2,14 @@
 
 from pydantic import Field
 
-from configs.schema.base import Free, Section
+from configs.schema.base import Free, PathText, Section
 
 
 class RunSection(Section):
     name: Free[str] = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["owt-0.5b"], description="folder of the run under run.root"
     )
-    root: Free[str] = Field("runs", description="folder that holds runs; may be a shared file system")
+    root: Free[PathText] = Field("runs", description="folder that holds runs; may be a shared file system")
     replace: Free[bool] = Field(
         False,
         description="where a changed key makes this another run: move the old weights and the data that they were "

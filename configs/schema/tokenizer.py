@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Section
+from configs.schema.base import OptionalPath, Section
 
 
 class TokenizerSection(Section):
@@ -13,7 +13,7 @@ class TokenizerSection(Section):
         description="bpe: trained on the documents; characters: each that they have is an id; huggingface, run: "
         "taken as it is from path",
     )
-    path: str | None = Field(
+    path: OptionalPath = Field(
         None,
         description="huggingface: tokenizer.json, a folder with one, or a hub repository such as gpt2; run: folder of "
         "a run, or its tokenizer/",

@@ -283,6 +283,23 @@ def test_no_value_is_null() -> None:
     assert load_recipe(DEMO, ["data.root=null"]).data.root is None
 
 
+def test_paths_are_expanded_as_a_shell_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DISK", "/disk")
+    keys = ["run.root=~/runs", "data.root=$DISK/data", "generate.weights=${DISK}/w", "tokenizer.path=~/t"]
+    recipe = load_recipe(DEMO, [*keys, "tokenizer.kind=run", "data.source.kind=text", "data.source.path=$DISK/*.txt",
+                                "data.source.packages=null"])  # fmt: skip
+    assert recipe.run.root == f"{tmp_path}/runs" and recipe.data.root == "/disk/data"
+    assert recipe.generate.weights == "/disk/w" and recipe.tokenizer.path == f"{tmp_path}/t"
+    assert recipe.data.source.path == "/disk/*.txt"
+    (tmp_path / "$odd").mkdir()
+    assert load_recipe(DEMO, [f"run.root={tmp_path}/$odd"]).run.root == f"{tmp_path}/$odd", "it is there"
+    assert load_recipe(DEMO, ["run.root=123"]).run.root == "123"
+    for path, says in (("$NOWHERE_SET/runs", "NOWHERE_SET is not set"), ("~nobody-here/runs", "no user nobody-here")):
+        with pytest.raises(RequestError, match=rf"run\.root: .*{says}"):
+            load_recipe(DEMO, [f"run.root={path}"])
+
+
 def test_a_recipe_without_its_folder_or_ending_is_suggested(tmp_path: Path) -> None:
     for path in ("demo", "demo.yaml", "configs/demo"):
         with pytest.raises(RequestError, match=r"no such recipe: did you mean configs/demo\.yaml\?"):

@@ -1,5 +1,7 @@
 """A recipe's train section as DeepSpeed's configuration; a pure function, no torch."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from configs.schema.train import TrainSection
@@ -41,7 +43,7 @@ def deepspeed_config(
     if train.offload_optimizer != "none":
         own["zero_optimization"]["offload_optimizer"] = {"device": train.offload_optimizer}
     if train.offload_optimizer == "nvme":
-        own["zero_optimization"]["offload_optimizer"]["nvme_path"] = train.offload_path
+        own["zero_optimization"]["offload_optimizer"]["nvme_path"] = _on_this_node(train.offload_path)
     if train.zero_stage in (1, 2):
         # With expert groups DeepSpeed's stages 1 and 2 require it.
         own["zero_optimization"]["reduce_scatter"] = True
@@ -70,3 +72,8 @@ def _merge(own: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(merged.get(key), dict) and isinstance(value, dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _on_this_node(path: str | None) -> str:
+    """A folder of each node, whose disk may be named by a variable that only the nodes have."""
+    return os.path.expandvars(Path(path or "").expanduser())

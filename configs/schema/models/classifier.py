@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from configs.schema.base import Free
+from configs.schema.base import Free, OptionalPath
 from configs.schema.models.base import UNKNOWN_FAMILY, ModelSection
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.models.encoder import EncoderSection
@@ -29,7 +29,7 @@ class ClassifierSection(ModelSection):
     ]
     classes: int = Field(ge=2, description="labels that there are")
     pooling: Literal["mean", "first", "last"] = Field("mean", description="over a text's tokens, or one of them")
-    weights: Free[str | None] = Field(
+    weights: Free[OptionalPath] = Field(
         None, description="run folder or checkpoint whose weights the backbone begins with; left out: drawn"
     )
     backbone_rate: float = Field(
