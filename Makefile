@@ -92,7 +92,7 @@ finetune: examples pretrain  ## fine-tune the pretrained weights on the examples
 evaluate: $(SETUP)  ## bits per byte beside baselines, held-out answers before and after; or ARGS="attention …", ARGS="temperature"
 	$(RUN) training evaluate $(WITH_RECIPE)
 
-generate: $(SETUP)  ## complete PROMPT="…"; ARGS="generate.temperature=0"; --prompt-file FILE (or -); --trace: how each token came about
+generate: $(SETUP)  ## complete PROMPT="…": ARGS="generate.temperature=0"; --prompt-file FILE, - for standard input; --trace: how each token came about
 	$(RUN) training generate $(WITH_RECIPE) $(WITH_PROMPT)
 
 export: $(SETUP)  ## the newest weights as a Hugging Face model directory, read back and compared
