@@ -23,9 +23,11 @@ def make_data(root: Path) -> Path:
     return root / "river"
 
 
-def launch(kind: str, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def launch(
+    kind: str, *words: str, env: Mapping[str, str] | None = None, recipe: Path = RECIPE
+) -> subprocess.Popen[str]:
     """``python -m launch KIND pretrain`` with overrides or options; output is captured."""
-    argv = [sys.executable, "-m", "launch", kind, "pretrain", "--recipe", str(RECIPE), *words]
+    argv = [sys.executable, "-m", "launch", kind, "pretrain", "--recipe", str(recipe), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     return subprocess.Popen(argv, cwd=CHECKOUT, env=env, text=True, **pipes)
 

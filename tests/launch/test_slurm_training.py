@@ -28,9 +28,9 @@ def data(tmp_path_factory):
 class Submitted:
     """A job of pretraining, and its run's folder."""
 
-    def __init__(self, cluster: SlurmCluster, root: Path, *overrides: str) -> None:
+    def __init__(self, cluster: SlurmCluster, root: Path, *overrides: str, recipe: Path = RECIPE) -> None:
         self.cluster, self.root = cluster, root
-        out, _ = ended(launch("slurm", f"run.root={root}", *overrides, env=cluster.env()))
+        out, _ = ended(launch("slurm", f"run.root={root}", *overrides, env=cluster.env(), recipe=recipe))
         self.id = re.findall(r"job (\d+)", out)[0]
         self.log = root / "river" / "logs" / f"pretrain-{self.id}.out"
 
@@ -91,6 +91,22 @@ def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, t
     assert list(ours.values()) == pytest.approx(list(local.values()), rel=1e-5)
     on_two = [step for step in ours if step <= 26]
     assert [ours[step] for step in on_two] == [local[step] for step in on_two]
+
+
+# Twenty seconds: a job starts, saves, and is started again.
+def test_a_job_whose_recipe_was_edited_does_not_begin_again(cluster, data, tmp_path):
+    recipe = tmp_path / "edited.yaml"
+    recipe.write_text(RECIPE.read_text())
+    given = [f"data.root={data}", *SLOW, "train.save_every=4", "run.replace=true"]
+    job = Submitted(cluster, tmp_path, *given, recipe=recipe)
+    job.reach(6)
+    recipe.write_text(recipe.read_text().replace("steps: 44", "steps: 33"))
+    assert cluster.run("scontrol", "requeue", job.id).returncode == 0
+    state, said = job.end()
+    assert state == "FAILED" and job.exit_status() == 2, said
+    assert "holds another run (train.steps 44 -> 33): a job that SLURM starts again only resumes" in said
+    assert list((tmp_path / "river" / "pretrain" / "checkpoints").glob("step-*"))
+    assert not (tmp_path / "river" / "previous").exists()
 
 
 def _print(capsys, text):

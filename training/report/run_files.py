@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artefacts import manifest
+from artefacts import repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.metrics import Metrics, read_metrics
@@ -61,7 +61,7 @@ def read_run(recipe: Recipe) -> RunFiles:
     """
     layout = RunLayout.of(recipe)
     folders = (layout.documents, layout.tokenizer, layout.tokens, layout.examples)
-    found = {folder.name: manifest.read(folder) for folder in folders}
+    found = {folder.name: repair.read_manifest(folder.name, folder) for folder in folders}
     on_examples = recipe.learns != "text"
     if on_examples:
         # Of another family that was trained in this folder before.
