@@ -34,6 +34,14 @@ class DamagedError(RequestError):
         return "; ".join(self.args)
 
 
+class OtherFormatError(RequestError):
+    """A manifest of another version of Millrace: ``fault`` says so, without a cure."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"{fault}: use the one that made it, or move the folder away and rebuild")
+        self.fault = fault
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Contents of ``manifest.json``.
@@ -109,10 +117,7 @@ def read(folder: Path) -> Manifest | None:
     try:
         values = json.loads((folder / NAME).read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
-            raise RequestError(
-                f"{folder / NAME}: format {values['format']}, this Millrace reads {FORMAT}: use the one that made it, "
-                "or move the folder away and rebuild"
-            )
+            raise OtherFormatError(f"{folder / NAME}: format {values['format']}, this Millrace reads {FORMAT}")
         return _checked(Manifest(**values))
     except FileNotFoundError:
         return None

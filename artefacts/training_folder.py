@@ -7,13 +7,14 @@ every checkpoint's own manifest says the same, and they are written again from t
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artefacts import manifest, publish
 from artefacts.differences import explained
-from artefacts.manifest import DamagedError, Manifest
+from artefacts.manifest import DamagedError, Manifest, OtherFormatError
 from configs.errors import RequestError
 
 IDENTITY = "identity.json"
@@ -106,15 +107,17 @@ class TrainingRun:
         if own_identity(self.folder) is None:
             self._write_identity()
             lines.append(f"{self.folder / IDENTITY} was missing or damaged: written again from a checkpoint")
+        path = self.folder / manifest.NAME
         try:
-            manifest.read(self.folder)
+            fault = "" if manifest.read(self.folder) else f"{path} was missing"
         except DamagedError as error:
-            if (made := finished(self.folder)) is None:
-                (self.folder / manifest.NAME).unlink()
-                lines.append(f"{error.fault}: removed, as the training is not finished")
-            else:
-                manifest.write(self.folder, made)
-                lines.append(f"{error.fault}: written again from checkpoints/{made.details['checkpoint']}")
+            fault = error.fault
+        if fault and (made := _by_last_checkpoint(self.folder)):
+            manifest.write(self.folder, made)
+            lines.append(f"{fault}: written again from checkpoints/{made.details['checkpoint']}")
+        elif fault and path.exists() and has_weights(self.folder):
+            path.unlink()
+            lines.append(f"{fault}: removed, as the training is not finished")
         return lines
 
     def _write_identity(self) -> None:
@@ -165,15 +168,22 @@ def finished(folder: Path) -> Manifest | None:
     try:
         made = manifest.read(folder)
     except DamagedError as error:
-        newest = next(_readable_checkpoints(folder), None)
-        if newest is None:
+        if not has_weights(folder):
             raise DamagedError(error.fault, f"no checkpoint is left of this training: move {folder} away") from None
-        return _finished_by(*newest) if _is_last(newest[1]) else None
+        return _by_last_checkpoint(folder)
+    except OtherFormatError as error:
+        raise RequestError(
+            f"{error.fault}: use the one that made it, or remove that file: it is written again from the checkpoints"
+        ) from None
     return made if made is not None and made.stage in ("pretrain", "finetune") else None
 
 
-def _is_last(saved: Manifest) -> bool:
-    return bool(saved.details.get("run")) and saved.counts["step"] == saved.details["run"]["steps"]
+def _by_last_checkpoint(folder: Path) -> Manifest | None:
+    """The manifest of a training whose newest checkpoint is its last; None: it is not."""
+    for checkpoint, saved in _readable_checkpoints(folder):
+        is_last = bool(saved.details.get("run")) and saved.counts["step"] == saved.details["run"]["steps"]
+        return _finished_by(checkpoint, saved) if is_last else None
+    return None
 
 
 def _finished_by(checkpoint: Path, saved: Manifest) -> Manifest:
@@ -188,7 +198,7 @@ def _finished_by(checkpoint: Path, saved: Manifest) -> Manifest:
     return Manifest(run["stage"], saved.identity, saved.inputs, saved.versions, {"steps": run["steps"]}, {}, details)
 
 
-def _readable_checkpoints(folder: Path) -> Any:
+def _readable_checkpoints(folder: Path) -> Iterator[tuple[Path, Manifest]]:
     """(checkpoint, manifest) of those whose manifest can be read, the newest first."""
     for checkpoint in reversed(checkpoints(folder)):
         try:

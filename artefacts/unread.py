@@ -26,6 +26,8 @@ TARGETS = "MILLRACE_TARGETS"
 _OF_TRAINING = ("model.", "train.", "finetune.")
 #: Of a key that is not there.
 _NOWHERE = object()
+#: Of a key in a file that is damaged.
+_UNKNOWN = object()
 
 
 def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
@@ -51,7 +53,7 @@ def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
         return
     for folder in (layout.finetune, layout.pretrain):
         recorded = _recorded(folder / "recipe.yaml", key)
-        if recorded == _value(recipe.model_dump(mode="json", by_alias=True), key):
+        if recorded in (_UNKNOWN, _value(recipe.model_dump(mode="json", by_alias=True), key)):
             return
         if recorded is not _NOWHERE and key.startswith(_OF_TRAINING):
             raise RequestError(f"{command} does not read {key}, which was {recorded} in {folder}: leave it out")
@@ -85,11 +87,14 @@ def _made(folder: Path) -> Manifest | None:
 
 
 def _recorded(path: Any, key: str) -> Any:
-    """The value that a training recorded, or ``_NOWHERE``."""
+    """The value that a training recorded; ``_NOWHERE``: there was none, ``_UNKNOWN``: its recipe is damaged."""
     try:
-        return _value(yaml.safe_load(path.read_text(encoding="utf-8")), key)
-    except (OSError, ValueError, yaml.YAMLError):
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _value(tree, key) if isinstance(tree, dict) else _UNKNOWN
+    except FileNotFoundError:
         return _NOWHERE
+    except (OSError, ValueError, yaml.YAMLError):
+        return _UNKNOWN
 
 
 def _value(tree: Any, key: str) -> Any:

@@ -34,19 +34,18 @@ def is_only_pretrained(saved: Manifest) -> bool:
 def stale(layout: RunLayout, stage: str) -> str:
     """Why a training now would learn from something else than the stage's weights did; empty: it would not.
 
-    Data that were removed since say nothing.
+    Data that were removed since, or whose manifest cannot be read, say nothing.
     """
     reasons = []
     for name, trained in read_identity(getattr(layout, stage)).get("inputs", {}).items():
-        if name == "weights":
-            made = finished(layout.pretrain)
-            now, source = made and made.details["weights"], layout.pretrain
-        elif name == BACKBONE:
+        if name == BACKBONE:
             continue
-        else:
-            source = getattr(layout, name)
-            made = manifest.read(source)
-            now = made and made.fingerprint
+        source = layout.pretrain if name == "weights" else getattr(layout, name)
+        try:
+            made = finished(source) if name == "weights" else manifest.read(source)
+        except RequestError:
+            continue
+        now = made and (made.details["weights"] if name == "weights" else made.fingerprint)
         if now is not None and now != trained:
             reasons.append(f"{source} was replaced since")
     return ", ".join(reasons)

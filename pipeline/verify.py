@@ -1,6 +1,7 @@
 """Re-check every artefact of a run against its manifest, and that the data artefacts belong together."""
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from artefacts import fingerprint, hints, manifest, repair, weights
@@ -85,8 +86,11 @@ def _check_training(name: str, layout: RunLayout, recipe_path: str, whole: list[
         faults.append(f"{folder}: stale: {why}; repair: {hints.make(name, recipe_path, 'run.replace=true')}")
     try:
         made = manifest.read(folder)
-    except manifest.DamagedError as error:
-        faults.append(f"{error.fault}; repair: {again}, which writes it again")
+    except (manifest.DamagedError, manifest.OtherFormatError) as error:
+        remove = (
+            f"rm {shlex.quote(str(folder / manifest.NAME))} && " if isinstance(error, manifest.OtherFormatError) else ""
+        )
+        faults.append(f"{error.fault}; repair: {remove}{again}, which writes it again")
         return
     except RequestError as error:
         faults.append(str(error))
@@ -103,11 +107,14 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
     if name == "export":
         stage = str(made.details.get("stage"))
         for newest in checkpoints(layout.run / stage)[-1:] if stage in _TRAINED else []:
-            saved = manifest.read(newest)
-            now |= {"checkpoint": saved.fingerprint} if saved else {}
+            with suppress(RequestError):
+                saved = manifest.read(newest)
+                now |= {"checkpoint": saved.fingerprint} if saved else {}
     if name == "evaluation":
-        ended = {stage: finished(getattr(layout, stage)) for stage in _TRAINED}
-        now = {stage: last.details["weights"] for stage, last in ended.items() if last}
+        for stage in _TRAINED:
+            with suppress(RequestError):  # which is named where the stage is checked
+                last = finished(getattr(layout, stage))
+                now |= {stage: last.details["weights"]} if last else {}
     others = [key for key, value in now.items() if made.inputs.get(key, value) != value]
     return [f"{folder}: stale: made of other weights than the run has now ({', '.join(others)})"] if others else []
 

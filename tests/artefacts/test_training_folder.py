@@ -78,6 +78,19 @@ def test_a_lost_manifest_is_written_again_from_the_last_checkpoint(tmp_path, how
     assert manifest.read(run.folder) == made and run.restore() == []
 
 
+def test_a_manifest_of_another_version_gives_up_no_checkpoint(tmp_path) -> None:
+    run = begun(tmp_path)
+    run.finish(saved(run, 4))
+    path = run.folder / manifest.NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(RequestError, match=r"format 99, .*it is written again from the checkpoints"):
+        run.manifest()
+    path.unlink()
+    assert run.begun() and run.manifest() is None
+    assert run.restore() == [f"{path} was missing: written again from checkpoints/step-00000004"]
+    assert run.manifest() is not None
+
+
 def test_a_damaged_manifest_of_a_run_that_is_not_finished_goes(tmp_path) -> None:
     run = begun(tmp_path)
     saved(run, 2)
