@@ -53,11 +53,11 @@ def hold(folder: Path, what: str = "") -> Iterator[None]:
 
 
 def _remove(folder: Path, parents: list[Path]) -> None:
-    """Remove the lock of a folder, which this process holds alone, and those parents that are then empty."""
-    for path in (_holder(folder), _file(folder)):
+    """Remove what was noted next to a folder, whose lock this process holds, and what is then empty of its parents."""
+    for path in folder.parent.glob(f".{folder.name}.*"):
         path.unlink()
     with suppress(OSError):
-        for parent in parents:
+        for parent in [folder.parent, *parents[1:]]:
             parent.rmdir()
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from configs import stopping
-from configs.errors import STORAGE_FAULTS, RequestError, StoppedError, StorageError, WorkerKilledError
+from configs.errors import STORAGE_FAULTS, RequestError, StoppedError, StorageError, WorkerKilledError, utf8_fault
 from configs.load import load_recipe
 from configs.schema import Recipe
 
@@ -62,6 +62,8 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
     if restartable:
         stopping.install()
     try:
+        if fault := next(filter(None, map(utf8_fault, sys.argv[1:])), None):
+            raise RequestError(fault)
         status = main(sys.argv[1:])
         stopping.end()
     except (Exception, KeyboardInterrupt) as error:

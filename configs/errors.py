@@ -27,3 +27,18 @@ class StorageError(Exception):
 
     No OSError, which also a damaged or vanished file raises: such an input is counted, a failing disk ends the stage.
     """
+
+
+def spelled(text: str) -> str:
+    """A text with what UTF-8 cannot hold spelled out: bytes of a file's name, as ``\\xe9``, and lone surrogates."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def utf8_fault(text: str) -> str | None:
+    """What is wrong with a text that UTF-8 cannot hold, and so no manifest, and what to do; None: nothing."""
+    if (said := spelled(text)) == text:
+        return None
+    return f"{said} is not UTF-8: if it is a path, rename that file or folder, or give a link to it with another name"

@@ -11,7 +11,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.errors import RequestError
+from configs import recipe_yaml
+from configs.errors import RequestError, utf8_fault
+from configs.recipe_yaml import RecipeYamlError
 from configs.schema import Recipe
 from configs.schema.base import Section, has_names, inner_sections
 from configs.schema.models import FAMILIES, UNKNOWN_FAMILY
@@ -24,40 +26,6 @@ _LISTED = 8
 _RULES = {"run.name": "letters, digits, '.', '_' and '-'"}
 
 
-class _RepeatedKeyError(yaml.YAMLError):
-    """A key stands twice in one mapping."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 3e-4 as a string; recipes mean a number. Of a repeated key it would take the last in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise _RepeatedKeyError(
-                    f"line {line}: {key.value} stands in line {lines[key.value]} already: put the two together"
-                )
-            lines[key.value] = line
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-# The integer resolver must be asked first, or 256 would be the float 256.0.
-for _resolvers in _Loader.yaml_implicit_resolvers.values():
-    _resolvers.sort(key=lambda entry: entry[0] == "tag:yaml.org,2002:float")
-
-
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe of a YAML file with ``section.key=value`` overrides applied.
 
@@ -66,21 +34,24 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = recipe_yaml.parse(path.read_text(encoding="utf-8"), _kind_of)
     except FileNotFoundError:
         raise RequestError(f"{path}: no such recipe{_meant(path)}") from None
     except IsADirectoryError:
         raise RequestError(f"{path} is a folder: give a recipe in it, such as {_some_recipe(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: cannot be read: {error}") from None
-    except _RepeatedKeyError as error:
+    except RecipeYamlError as error:
         raise RequestError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         raise RequestError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise RequestError(f"{path}: a recipe is a mapping of sections (run, data, tokenizer, model, train, ...)")
+    whole = _overridden(tree, overrides or [])
+    if unwritable := _utf8_fault(whole):
+        raise RequestError(f"{path}: {unwritable}")
     try:
-        return Recipe.model_validate(_overridden(tree, overrides or []))
+        return Recipe.model_validate(whole)
     except ValidationError as error:
         # A slip in a required key's name is told, not that the key is missing.
         fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
@@ -128,9 +99,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
             f"{override!r} is not an override: write section.key=value, in quotes where the value has spaces"
         )
     try:
-        value = text if _takes_text(key) and text != "null" else yaml.load(text, Loader=_Loader)
-    except _RepeatedKeyError as error:
-        raise RequestError(f"override {override}: {error}") from None
+        value = text if _takes_text(key) and text != "null" else recipe_yaml.parse(text, _kind_of, key)
+    except RecipeYamlError as error:
+        raise RequestError(f"override {override}: {error.message}") from None
     except yaml.YAMLError:
         value = text
     *parents, leaf = key.split(".")
@@ -140,6 +111,19 @@ def _override(tree: dict[str, Any], override: str) -> None:
             node[parent] = {}
         node = node[parent]
     node[leaf] = value
+
+
+def _utf8_fault(value: Any, key: str = "") -> str | None:
+    """What is wrong with the first text of a tree that UTF-8 cannot hold; None: nothing."""
+    if isinstance(value, str):
+        fault = utf8_fault(value)
+        return f"{key}: {fault}" if fault else None
+    held: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        held = [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
+    elif isinstance(value, list):
+        held = [(key, inner) for inner in value]
+    return next(filter(None, (_utf8_fault(inner, name) for name, inner in held)), None)
 
 
 def _at_fault(tree: dict[str, Any], overrides: list[str], fault: ErrorDetails) -> str | None:
@@ -211,9 +195,13 @@ def _key(key: str) -> _Key:
     return _Key(".".join(parts), name, kind, examples)
 
 
+def _kind_of(key: str) -> Any:
+    return _key(key).kind
+
+
 def _takes_text(key: str) -> bool:
     """Whether a key holds text, which an override gives as it stands: in a prompt ``yes`` and ``# note`` are words."""
-    kind = _key(key).kind
+    kind = _kind_of(key)
     return kind is str or (str in get_args(kind) and type(None) in get_args(kind))
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.errors import RequestError
+from configs.errors import RequestError, spelled
+from pipeline import signatures
 
 #: Places of a reason that are named in a message, and that are kept to be looked up.
 _SHOWN = 3
@@ -16,13 +17,14 @@ _KEY = "data.source(s.NAME)."
 #: Begin of a reason -> what to do about such inputs.
 _CURES = {
     "invalid ": f"set {_KEY}encoding (such as latin-1; of text, jsonl, csv and parallel)",
-    "field ": f"set {_KEY}text_field",
-    "target field ": f"set {_KEY}target_field",
+    "field ": f"set {_KEY}text_field, or take away the records without a text in it",
+    "target field ": f"set {_KEY}target_field, or take away the records without a target in it",
     "empty target": "give every text its target, or take those without away",
     "a JSON array": "write a record a line, such as with `jq -c .[]`",
     "a record with too ": f"set {_KEY}delimiter, or quote the fields that hold it",
     "malformed ": f"see that {_KEY}kind is what these files are",
     "unreadable file": "fetch or mend these files again, or take them away",
+    **signatures.CURES,
 }
 
 
@@ -61,7 +63,7 @@ class BadInputs:
         Raises:
             NoneGoodError: it is the last that patience allows.
         """
-        reason, where = _writable(reason), _writable(where)
+        reason, where = spelled(reason), spelled(where)
         self.lost_bytes += lost
         self.reasons[reason] += 1
         kept = self.examples.setdefault(reason, [])
@@ -91,9 +93,8 @@ class BadInputs:
             "examples": self.examples,
         }
 
-    def _lines(self) -> list[str]:
-        shown = {reason: "; ".join(places[:_SHOWN]) for reason, places in self.examples.items()}
-        return [f"{reason}: {count:,} ({shown[reason]})" for reason, count in self.reasons.items()]
+    def _shown(self, reason: str) -> str:
+        return "; ".join(self.examples[reason][:_SHOWN])
 
     def _cures(self) -> str:
         """What to do, for the most frequent reasons first."""
@@ -114,14 +115,14 @@ class BadInputs:
         lost = min(self.lost_bytes / self.bytes, 1.0) if self.bytes else 0.0
         if not self.good or bad > most * (bad + self.good) or lost > most:
             share = f" (about {100 * lost:.3g} % of the bytes)" if lost else ""
+            # Where nothing is read, no limit is the reason.
+            limit = f", above data.max_bad_fraction ({most:g})" if self.good else ""
+            why = "; ".join(f"{reason}: {count:,} ({self._shown(reason)})" for reason, count in self.reasons.items())
             cures = self._cures()
             raise RequestError(
-                f"{what}: {bad:,} of {bad + self.good:,} inputs{share} cannot be read, "
-                f"above data.max_bad_fraction ({most:g}): {'; '.join(self._lines())}{cures and f': {cures}'}"
+                f"{what}: {bad:,} of {bad + self.good:,} inputs{share} cannot be read{limit}: {why}"
+                f"{cures and f': {cures}'}"
             )
-        for line in self._lines():
-            print(f"{_writable(what)}: left out: {line}")
-
-
-def _writable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+        for reason, count in self.reasons.items():
+            inputs = f"{count:,} of {bad + self.good:,} inputs"
+            print(f"{spelled(what)}: left out {inputs}: {reason} ({self._shown(reason)})")

@@ -64,10 +64,10 @@ def build(recipe: Recipe) -> Manifest | None:
         "seed": recipe.run.seed,
     }
     if section.examples.kind == "instructions":
-        from pipeline import instructions
-        from pipeline.sources import files
+        from pipeline import origin
+        from pipeline.sources.digests import SourceDigests
 
-        inputs |= files.fingerprints(instructions.find(str(section.examples.path)))
+        inputs |= origin.of_examples(str(section.examples.path), SourceDigests(layout.examples))
     elif source := _pydocs(recipe):
         identity["packages"] = source.identity()["packages"]
         inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint

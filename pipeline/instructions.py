@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline import signatures
 from pipeline.bad_inputs import BadInputs
 from pipeline.sources import files
 from pipeline.sources.files import File
@@ -53,7 +54,14 @@ def conversations(
     for name, file in found.items():
         try:
             with files.open_binary(file) as stream:
-                records = list(_records(stream.read().decode("utf-8-sig"), name, bad))
+                content, damage = files.up_to_damage(stream)
+            if fault := signatures.other_kind(content):
+                bad.add(fault, name)
+                continue
+            if damage:
+                bad.add("unreadable file", f"{name}: {damage}")
+                content = content[: content.rfind(b"\n") + 1]
+            records = list(_records(content.decode("utf-8-sig"), name, bad))
         except files.DAMAGE as error:
             bad.add("unreadable file", f"{name}: {error}")
             continue

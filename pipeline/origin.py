@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -11,7 +11,13 @@ from artefacts import fingerprint
 from artefacts.manifest import Manifest
 from configs.errors import UnreachableError
 from configs.schema import Recipe
+from pipeline import instructions
 from pipeline.sources import Source, files, remote
+from pipeline.sources.digests import SourceDigests
+from pipeline.sources.files import File
+
+#: Files that a message names.
+_SHOWN = 3
 
 
 class _Read(NamedTuple):
@@ -21,19 +27,19 @@ class _Read(NamedTuple):
         key: the recipe's key of its path.
         path: the path; None: it is read from elsewhere.
         name: what its entries among a manifest's inputs begin with, before a colon.
-        fingerprints: looks it up and gives those entries.
+        look: looks it up and gives those entries: what tells its content from another's, or its files.
     """
 
     key: str
     path: str | None
     name: str
-    fingerprints: Callable[[], dict[str, str]]
+    look: Callable[[], dict[str, str | dict[str, File]]]
 
 
 def _everything(recipe: Recipe, sources: dict[str, Source]) -> Iterator[_Read]:
     for name, section in recipe.data.named_sources.items():
 
-        def own(name: str = name) -> dict[str, str]:
+        def own(name: str = name) -> dict[str, str | dict[str, File]]:
             return {f"{name}: {key}": value for key, value in sources[name].inputs().items()}
 
         yield _Read(f"{recipe.data.key_of(section)}.path", section.path, name, own)
@@ -42,27 +48,47 @@ def _everything(recipe: Recipe, sources: dict[str, Source]) -> Iterator[_Read]:
     if path := recipe.data.clean.decontaminate.path:
         from pipeline.cleaning import contamination
 
-        def compared() -> dict[str, str]:
-            found = files.find(path, contamination.ENDINGS, contamination.KEY)
-            return {"decontaminate": files.fingerprints(found)["files"]}
+        def compared() -> dict[str, str | dict[str, File]]:
+            return {"decontaminate": files.find(path, contamination.ENDINGS, contamination.KEY)}
 
         yield _Read(contamination.KEY, path, "", compared)
 
 
 def _targets(key: str, path: str, name: str) -> _Read:
-    def found() -> dict[str, str]:
-        return {f"{name}: {file}": value for file, value in files.fingerprints(files.find(path, ("",), key)).items()}
-
-    return _Read(key, path, name, found)
+    return _Read(key, path, name, lambda: {f"{name}: files": files.find(path, ("",), key)})
 
 
-def inputs(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
+def inputs(recipe: Recipe, sources: dict[str, Source], digests: SourceDigests) -> dict[str, str]:
     """Fingerprints of everything that is read.
 
     Raises:
         RequestError: there is nothing at a path.
     """
-    return {name: value for read in _everything(recipe, sources) for name, value in read.fingerprints().items()}
+    found = {name: value for read in _everything(recipe, sources) for name, value in read.look().items()}
+    return _fingerprints(found, digests)
+
+
+def _fingerprints(found: Mapping[str, str | dict[str, File]], digests: SourceDigests) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else digests.of(name, value) for name, value in found.items()}
+
+
+def of_examples(path: str, digests: SourceDigests) -> dict[str, str]:
+    """Fingerprints of the files of ``finetune.examples.path``.
+
+    Raises:
+        RequestError: nothing is there.
+    """
+    return _fingerprints({"files": instructions.find(path)}, digests)
+
+
+def changed(made: dict[str, str], now: dict[str, str], digests: SourceDigests) -> str:
+    """What differs between the inputs of an artefact and those of now, by the files where they are known."""
+    said = []
+    for name in sorted(name for name in {*made, *now} if made.get(name) != now.get(name)):
+        names = digests.changed(name, made.get(name))
+        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        said.append(f"{name.removesuffix(': files')}: {', '.join(names[:_SHOWN])}{more}" if names else name)
+    return "; ".join(said)
 
 
 def paths(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
@@ -87,22 +113,36 @@ def inputs_or_remembered(
         made = None
     # Not in what an earlier version made.
     recorded = made.details.get("paths", {}) if made else {}
-    found: dict[str, str] = {}
+
+    def remembered(read: _Read, why: str) -> dict[str, str]:
+        print(f"{target}: taken as they are, not compared with their source: {why}", file=sys.stderr)
+        inputs = made.inputs if made is not None else {}
+        return {key: value for key, value in inputs.items() if key.rpartition(": ")[0] == read.name}
+
+    found: list[tuple[_Read, Mapping[str, str | dict[str, File]]]] = []
     for read in _everything(recipe, sources):
-        why = None
         if read.path is not None and recorded.get(read.key) == read.path and not _is_here(read.path):
-            why = f"{read.key}: {read.path} is not there any more"
-        else:
-            try:
-                found |= read.fingerprints()
-            except UnreachableError as error:
-                if made is None:
-                    raise
-                why = str(error)
-        if made is not None and why:
-            print(f"{target}: taken as they are, not compared with their source: {why}", file=sys.stderr)
-            found |= {key: value for key, value in made.inputs.items() if key.rpartition(": ")[0] == read.name}
-    return found
+            found.append((read, remembered(read, f"{read.key}: {read.path} is not there any more")))
+            continue
+        try:
+            found.append((read, read.look()))
+        except UnreachableError as error:
+            if made is None:
+                raise
+            found.append((read, remembered(read, str(error))))
+    # Nothing is noted before all of it is there.
+    digests = SourceDigests(target)
+    now: dict[str, str] = {}
+    for read, entries in found:
+        try:
+            now |= _fingerprints(entries, digests)
+        except UnreachableError as error:
+            if made is None:
+                raise
+            now |= remembered(read, str(error))
+    if made is not None and made.inputs != now:
+        print(f"{target}: the source has changed: {changed(made.inputs, now, digests)}", file=sys.stderr)
+    return now
 
 
 def _is_here(path: str) -> bool:

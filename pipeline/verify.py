@@ -49,28 +49,40 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
             cure = repair.cure(name, folder, recipe_path)
             found = _damage(folder) or _strangers(name, folder, folders) or _other_weights(name, folder, layout)
             _note(folder, found, cure, whole, faults)
-            if name == "documents" and not found:
-                _compare_source(recipe, recipe_path, folder, whole, faults)
+            if name in ("documents", "examples") and not found:
+                _compare_source(name, recipe, recipe_path, folder, whole, faults)
     return whole, faults
 
 
-def _compare_source(recipe: Recipe, recipe_path: str, folder: Path, whole: list[str], faults: list[str]) -> None:
-    """Whether the documents were made from what the recipe names now, where that can be read."""
+def _compare_source(
+    name: str, recipe: Recipe, recipe_path: str, folder: Path, whole: list[str], faults: list[str]
+) -> None:
+    """Whether documents or examples were made from what the recipe names now, all of it read, where that can be."""
     from pipeline import documents, origin
+    from pipeline.sources.digests import SourceDigests
 
     made = manifest.read(folder)
     assert made is not None
+    digests = SourceDigests(folder, trusted=False)
+    again = f"repair: {hints.make(repair.TARGETS[name], recipe_path)}, which moves these {name} aside"
+    if name == "documents" and fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
+        faults.append(f"{folder}: stale: the recipe's data section has changed since; {again}")
+        return
     try:
-        now = origin.inputs(recipe, documents.opened(recipe))
+        if name == "documents":
+            before, now = made.inputs, origin.inputs(recipe, documents.opened(recipe), digests)
+        elif "files" in made.inputs and recipe.finetune and recipe.finetune.examples.path:
+            before = {"files": made.inputs["files"]}
+            now = origin.of_examples(recipe.finetune.examples.path, digests)
+        else:
+            return
     except RequestError as error:
         whole.append(f"{folder}: not compared with its source: {error}")
         return
-    again = f"repair: {hints.make('data', recipe_path)}, which moves these documents aside"
-    if fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
-        faults.append(f"{folder}: stale: the recipe's data section has changed since; {again}")
-    elif made.inputs != now:
-        changed = sorted(name for name in {*made.inputs, *now} if made.inputs.get(name) != now.get(name))
-        faults.append(f"{folder}: stale: the source has changed since ({', '.join(changed)}); {again}")
+    if before != now:
+        faults.append(
+            f"{folder}: stale: the source has changed since ({origin.changed(before, now, digests)}); {again}"
+        )
 
 
 def _check_training(name: str, layout: RunLayout, recipe_path: str, whole: list[str], faults: list[str]) -> None:

@@ -173,7 +173,7 @@ def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path,
     assert (layout.tokens / manifest.NAME).stat().st_mtime_ns == tokens
     # The fine-tuned weights are of the other run, and neither is taken unasked.
     for verb in ("generate", "evaluate", "export"):
-        refused = call("training", verb, "generate.prompt=Return the", root=root, expect=2)
+        refused = call("training", verb, root=root, expect=2)
         assert "finetune is not current" in refused.stderr and "generate.stage=pretrain" in refused.stderr
     chosen = call("training", "generate", "generate.prompt=Return the", "generate.stage=pretrain", root=root)
     assert f"weights: pretrained, step 6 of 6: {layout.pretrain / 'checkpoints'}" in chosen.stderr

@@ -7,6 +7,7 @@ from configs.schema import Recipe
 from configs.schema.data import SourceSection
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
+from pipeline.sources.files import File
 
 #: The recipe's key of a single source.
 KEY = "data.source"
@@ -42,8 +43,8 @@ class Source(Protocol):
     def parting(self) -> str:
         """How it is cut into parts; differs when the same source would be cut otherwise."""
 
-    def inputs(self) -> dict[str, str]:
-        """Name -> fingerprint of what it reads; a change makes the documents stale."""
+    def inputs(self) -> dict[str, str | dict[str, File]]:
+        """Name -> files that it reads, or what tells its content from another's; a change makes the documents stale."""
 
     def size(self, workers: int) -> int | None:
         """Bytes of the source over all parts; None where that is not known beforehand."""

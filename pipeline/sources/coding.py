@@ -33,7 +33,7 @@ def as_utf8(stream: IO[bytes], encoding: str) -> IO[bytes]:
 
 
 class _Recoded(io.RawIOBase):
-    def __init__(self, stream: IO[bytes], encoding: str) -> None:
+    def __init__(self, stream: Any, encoding: str) -> None:
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder(encoding)(_MARKED)
         self._begun = False
@@ -45,7 +45,8 @@ class _Recoded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready and not self._ended:
-            block = self._stream.read(_BLOCK_BYTES)
+            # Of a stream that breaks, a longer read would lose what came before.
+            block = self._stream.read1(_BLOCK_BYTES)
             self._ended = not block
             text = self._decoder.decode(block, self._ended)
             if text and not self._begun:

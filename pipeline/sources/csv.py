@@ -8,7 +8,8 @@ from functools import partial
 from textwrap import shorten
 from typing import IO, ClassVar
 
-from configs.errors import RequestError
+from configs.errors import RequestError, spelled
+from pipeline import signatures
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.sources import Part, coding, file_source, files
@@ -50,6 +51,9 @@ class CsvSource(FileSource):
             yield from files.guarded(file, partial(self._records, file, bad), bad, (*files.DAMAGE, UnicodeError))
 
     def _records(self, file: File, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
+        if fault := signatures.other_kind(signatures.peek(stream)):
+            bad.add(fault, file.name, file.size)
+            return
         csv.field_size_limit(_MOST_FIELD_CHARS)
         # What cannot be decoded is told by its record, not by the block of the file that it lies in.
         if self.encoding != coding.UTF8:
@@ -90,7 +94,7 @@ class CsvSource(FileSource):
     def _column(self, header: list[str], file: File, key: str, column: str) -> int:
         if column not in header:
             # A file of another kind may have a whole document for its header.
-            named = shorten(", ".join(header).encode("utf-8", "backslashreplace").decode(), 200, placeholder=" …")
+            named = shorten(spelled(", ".join(header)), 200, placeholder=" …")
             raise RequestError(
                 f"{self.key}.{key}: {file.name} has no column {column!r}; columns there: {named}"
                 f"{self._other_delimiter(header)}"

@@ -1,4 +1,4 @@
-"""What the sources made of files share: finding, fingerprints, and how files are put together into parts."""
+"""What the sources made of files share: finding, and how files are put together into parts."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -65,8 +65,8 @@ class FileSource:
     def parting(self) -> str:
         return f"{type(self).__name__} in {self.most_bytes} bytes"
 
-    def inputs(self) -> dict[str, str]:
-        return files.fingerprints(self.files)
+    def inputs(self) -> dict[str, str | dict[str, File]]:
+        return {"files": self.files}
 
     def size(self, workers: int) -> int | None:
         return sum(file.size for file in self.files.values())

@@ -1,33 +1,25 @@
-"""Source files, here or behind a URL: found below a path, fingerprinted, opened whatever their compression."""
+"""Source files, here or behind a URL: found below a path, opened whatever their compression."""
 
 import glob
-import gzip
-import hashlib
 import io
-import lzma
+import math
 import os
-import zlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from configs.errors import STORAGE_FAULTS, RequestError, StorageError
+from configs.errors import STORAGE_FAULTS, RequestError, StorageError, spelled
 from pipeline.bad_inputs import BadInputs
 from pipeline.sources import remote
+from pipeline.sources.compressed import DAMAGE, ENDINGS, decompressed
 
 T = TypeVar("T")
 
-COMPRESSED = (".gz", ".zst", ".xz")
-#: Sources up to this size are fingerprinted by their whole content, larger ones by both ends of each file.
-_WHOLE_BYTES = 64 << 20
-_END_BYTES = 4096
 _BUFFER_BYTES = 1 << 20
-#: The same of a decompressor that loses what it has of a buffer when it meets damage.
-_SMALL_BUFFER_BYTES = 1 << 17
-
-#: What reading an unreadable or damaged file raises; a network that stays broken is a RequestError,
-#: a disk that fails a StorageError instead.
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_HEAD_BYTES = 4096
+#: A file changed so short a time ago may change again within the same tick of its file system's clock.
+_TICK_NS = 2 * 10**9
 
 
 class File(NamedTuple):
@@ -38,16 +30,22 @@ class File(NamedTuple):
         path: where it is: a path of this machine, or a URL.
         size: bytes, as stored.
         tag: what its storage says to tell its content from another's; None: nothing.
+        stamp: size and times, which differ once it is written to; None: they cannot tell.
     """
 
     name: str
     path: str
     size: int
     tag: str | None = None
+    stamp: str | None = None
 
     @property
     def is_compressed(self) -> bool:
-        return self.name.lower().endswith(COMPRESSED)
+        return self.name.lower().endswith(ENDINGS)
+
+    @property
+    def is_remote(self) -> bool:
+        return remote.is_url(self.path)
 
     def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
         """Its bytes, as stored; seekable, ``buffer`` of them read at a time.
@@ -55,9 +53,18 @@ class File(NamedTuple):
         Raises:
             StorageError: now or later, where the disk fails.
         """
-        if remote.is_url(self.path):
+        if self.is_remote:
             return io.BufferedReader(remote.RemoteFile(self.path, self.size, 8 * buffer), buffer)
         return io.BufferedReader(_LocalFile(self.path), buffer)
+
+
+def head(file: File) -> bytes:
+    """The first bytes of a file as stored; none where it cannot be read."""
+    try:
+        with file.open(_HEAD_BYTES) as stream:
+            return stream.read(_HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 class Found(NamedTuple):
@@ -94,19 +101,19 @@ def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Found
     if is_folder:
         shown = {name: f for name, f in found.items() if not any(part.startswith(".") for part in name.split("/"))}
         found = {name: file for name, file in shown.items() if plain_name(name).endswith(endings)}
-        ignored = tuple(sorted(_writable(name) for name in shown.keys() - found.keys()))
+        ignored = tuple(sorted(spelled(name) for name in shown.keys() - found.keys()))
         if not found:
             listed = ", ".join(ending for ending in endings if ending)
             raise RequestError(f"{key}: {pattern} holds no file ending in {listed or 'anything'}")
     if not found:
         raise RequestError(f"{key}: {pattern} is neither a file nor a folder, and no file matches it")
-    return Found({(safe := _writable(name)): file._replace(name=safe) for name, file in sorted(found.items())}, ignored)
+    return Found({(safe := spelled(name)): file._replace(name=safe) for name, file in sorted(found.items())}, ignored)
 
 
 def plain_name(name: str) -> str:
     """A file's name in small letters, without what says how it is compressed."""
     name = name.lower()
-    for ending in COMPRESSED:
+    for ending in ENDINGS:
         name = name.removesuffix(ending)
     return name
 
@@ -121,7 +128,7 @@ def _local(given: Path, key: str) -> tuple[bool, dict[str, File]]:
 
 def _found(given: Path) -> tuple[bool, dict[str, File]]:
     if given.is_file():
-        return False, {given.name: File(given.name, str(given), given.stat().st_size)}
+        return False, {given.name: _file(given.name, str(given), given.stat())}
     if given.is_dir():
         return True, {file.name: file for file in _below(str(given))}
     # pathlib globs below a folder only; a pattern may begin anywhere.
@@ -129,7 +136,17 @@ def _found(given: Path) -> tuple[bool, dict[str, File]]:
     paths = [path for path in matching if path.is_file() or not path.exists()]
     root = Path(_common([path.parent.as_posix() for path in paths])) if paths else given
     found = ((path.relative_to(root).as_posix(), path) for path in paths)
-    return False, {name: File(name, str(path), path.stat().st_size if path.exists() else 0) for name, path in found}
+    return False, {name: _file(name, str(path), path.stat() if path.exists() else None) for name, path in found}
+
+
+def _file(name: str, path: str, status: os.stat_result | None) -> File:
+    """A file of this machine; without a status a link to nothing."""
+    if status is None:
+        return File(name, path, 0)
+    # Setting its times back changes the last one all the same.
+    stamp = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+    recent = abs(time.time_ns() - status.st_mtime_ns) < _TICK_NS
+    return File(name, path, status.st_size, stamp=None if recent else stamp)
 
 
 def _below(root: str) -> Iterator[File]:
@@ -153,9 +170,9 @@ def _below(root: str) -> Iterator[File]:
                 if entry.is_dir():
                     (links if entry.is_symlink() else folders).append((entry.path, f"{prefix}{entry.name}/"))
                 elif entry.is_file():
-                    yield File(prefix + entry.name, entry.path, entry.stat().st_size)
+                    yield _file(prefix + entry.name, entry.path, entry.stat())
                 elif entry.is_symlink():
-                    yield File(prefix + entry.name, entry.path, 0)
+                    yield _file(prefix + entry.name, entry.path, None)
 
 
 def _remote(url: str, key: str) -> tuple[bool, dict[str, File]]:
@@ -176,38 +193,10 @@ def _remote(url: str, key: str) -> tuple[bool, dict[str, File]]:
     return is_folder, found
 
 
-def _writable(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _common(folders: list[str]) -> str:
     first, last = min(folders).split("/"), max(folders).split("/")
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return "/".join(first[:same]) or ("/" if folders[0].startswith("/") else ".")
-
-
-def fingerprints(found: dict[str, File]) -> dict[str, str]:
-    """One fingerprint for the files of a source: their names, sizes and content, of a large source only the ends.
-
-    Where the storage has its own checksum or version of a file, that stands for the content.
-    """
-    whole = hashlib.sha256()
-    ends_only = sum(file.size for file in found.values()) > _WHOLE_BYTES
-    for name, file in found.items():
-        whole.update(f"{name}\0{file.size}\0".encode())
-        if file.tag is not None:
-            whole.update(file.tag.encode())
-            continue
-        try:
-            with file.open(_END_BYTES) as stream:
-                if ends_only and file.size > 2 * _END_BYTES:
-                    whole.update(stream.read(_END_BYTES))
-                    stream.seek(-_END_BYTES, io.SEEK_END)
-                whole.update(stream.read())
-        except OSError as error:
-            # Reading it will fail alike, and be counted there.
-            whole.update(str(error.strerror).encode())
-    return {"files": whole.hexdigest()}
 
 
 def guarded(
@@ -245,6 +234,23 @@ def guarded_stream(
             bad.add("unreadable file", f"{name}: {error}", lost_bytes(size, raw.tell(), stop))
 
 
+def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception | None]:
+    """What is left of a buffered stream and None, or what comes before the damage and that.
+
+    Of more than ``most`` bytes it is so much that it is known to be more.
+    """
+    blocks: list[bytes] = []
+    size = 0
+    try:
+        # A longer read would lose what it has when it meets damage.
+        while size <= most and (block := stream.read1(_BUFFER_BYTES)):
+            blocks.append(block)
+            size += len(block)
+    except DAMAGE as error:
+        return b"".join(blocks), error
+    return b"".join(blocks), None
+
+
 def lost_bytes(size: int, at: int, stop: int | None = None) -> int:
     """Bytes to count as lost of a file of ``size`` whose reading broke at byte ``at`` (and was to stop at ``stop``).
 
@@ -256,22 +262,6 @@ def lost_bytes(size: int, at: int, stop: int | None = None) -> int:
 def open_binary(file: File) -> IO[bytes]:
     """The decompressed bytes of a plain, .gz, .zst or .xz file; damage raises one of ``DAMAGE``."""
     return decompressed(file.open(), file.name)
-
-
-def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
-    """The bytes of a stream whose name says how it is compressed; closing it closes ``stream``."""
-    name = name.lower()
-    if name.endswith(".gz"):
-        return _Owning(_ByBlocks(gzip.open(stream, "rb")), _BUFFER_BYTES, stream)
-    if name.endswith(".xz"):
-        return _Owning(_ByBlocks(lzma.open(stream, "rb")), _BUFFER_BYTES, stream)
-    if name.endswith(".zst"):
-        import pyarrow
-
-        # Arrow's reader, unlike zstandard's, notices a file that ends early.
-        opened = pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd")
-        return _Owning(opened, _SMALL_BUFFER_BYTES, stream)
-    return stream
 
 
 class _LocalFile(io.FileIO):
@@ -301,30 +291,3 @@ def _told_apart(error: OSError, path: object) -> Exception:
     if error.errno not in STORAGE_FAULTS:
         return error
     return StorageError(f"{path}: the disk failed to read it ({error}): see to it and run the same again")
-
-
-class _ByBlocks(io.RawIOBase):
-    """Gives out each block as it is decompressed, so that those before damage are not lost."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        block = self._stream.read1(len(buffer))
-        buffer[: len(block)] = block
-        return len(block)
-
-
-class _Owning(io.BufferedReader):
-    """A buffered reader that closes also what its raw stream reads from."""
-
-    def __init__(self, raw: Any, buffer: int, under: IO[bytes]) -> None:
-        super().__init__(raw, buffer)
-        self._under = under
-
-    def close(self) -> None:
-        super().close()
-        self._under.close()

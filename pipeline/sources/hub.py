@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from configs.errors import RequestError, UnreachableError
+from configs.errors import RequestError, UnreachableError, spelled
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.sources import KEY, Part, files
+from pipeline.sources.files import File
 from pipeline.sources.parquet import check_column, column_of, texts_of
 from pipeline.sources.retry import FIRST_ATTEMPTS, in_one_line, retry
 
@@ -89,10 +90,10 @@ class HubSource:
             ) from None
         return str(info.sha)
 
-    def inputs(self) -> dict[str, str]:
-        """The commit, or of a local folder the files; neither reads the data anew. Pin ``revision`` to keep it."""
+    def inputs(self) -> dict[str, str | dict[str, File]]:
+        """The commit, or of a local folder the files. Pin ``revision`` to keep it."""
         if self._folder:
-            return files.fingerprints(files.find(str(self._folder), ("",), f"{self.key}.path"))
+            return {"files": files.find(str(self._folder), ("",), f"{self.key}.path")}
         return {"commit": str(self.commit)}
 
     def details(self) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class HubSource:
             if self._folder:
                 name = Path(url).resolve().relative_to(self._folder.resolve()).as_posix()
             system, path = fsspec.core.url_to_fs(url)
-            found.append((name, int(system.info(path)["size"] or 0)))
+            found.append((spelled(name), int(system.info(path)["size"] or 0)))
         return found
 
     def parts(self, workers: int) -> Iterator[Part]:

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
+from types import NoneType
 from typing import IO, Any, ClassVar
 
 import orjson
 
+from pipeline import signatures
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.sources import Part, coding, file_source, files
@@ -43,7 +45,8 @@ class JsonlSource(FileSource):
     def _ranges(self) -> Iterator[tuple[int, tuple[File, int, int]]]:
         most = self.most_bytes
         for file in self.files.values():
-            if file.is_compressed or file.size <= most or self.encoding != coding.UTF8:
+            whole = file.is_compressed or file.size <= most or self.encoding != coding.UTF8
+            if whole or signatures.other_kind(head := files.head(file)) or _array(head):
                 yield file.size, (file, 0, 0)
             else:
                 for at in range(0, file.size, most):
@@ -58,14 +61,15 @@ class JsonlSource(FileSource):
 
     def _lines(self, file: File, start: int, stop: int, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
         name, at, lost = file.name, start, 0
+        fault = None if start else signatures.other_kind(signatures.peek(stream))
         if recoded := self.encoding != coding.UTF8:
             stream = coding.as_utf8(stream, self.encoding)
         if start:
             # A line belongs to the part that its first byte lies in.
             stream.seek(start - 1)
             at += _to_line_end(stream) - 1
-        elif stream.peek(1)[:1] == b"[":  # type: ignore[attr-defined]
-            bad.add("a JSON array, not JSON lines", name, file.size)
+        elif fault or (fault := _array(signatures.peek(stream))):
+            bad.add(fault, name, file.size)
             return
         fields_of, prefix = self._fields_of(), f"jsonl:{name}:"
         while (not stop or at < stop) and (line := stream.readline(_MOST_LINE_BYTES)):
@@ -135,8 +139,14 @@ class JsonlSource(FileSource):
         return None
 
 
+def _array(head: bytes) -> str | None:
+    return "a JSON array, not JSON lines" if signatures.is_json_array(head) else None
+
+
 #: Of a field that is not there.
 _MISSING = object()
+#: What a value is that is no text, as JSON calls it.
+_KINDS = {NoneType: "null", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 def _value(record: dict[str, Any], field: str) -> Any:
@@ -148,7 +158,7 @@ def _value(record: dict[str, Any], field: str) -> Any:
 
 def _lacking(what: str, field: str, value: Any, record: dict[str, Any], where: str) -> tuple[str, str]:
     """Why a record has no text in a field, and where it was met."""
-    why = "missing" if value is _MISSING else "is not text"
+    why = "missing" if value is _MISSING else f"is {_KINDS[type(value)]}"
     return f"{what} {field!r} {why}", f"{where}, fields there: {', '.join(map(str, record)) or 'none'}"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pipeline.sources import Part
+from pipeline.sources.files import File
 
 ALPHABET = string.ascii_letters + string.digits
 #: Text of a part, about.
@@ -35,7 +36,7 @@ class MadeUpSource:
     def parting(self) -> str:
         return f"{self.name} by {self._part_documents}"
 
-    def inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str | dict[str, File]]:
         """Nothing: no files are read."""
         return {}
 

@@ -19,6 +19,7 @@ from typing import IO, ClassVar, NamedTuple
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.sources import Part, file_source, files, seven_zip, tar
+from pipeline.sources.compressed import decompressed
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.files import File
 
@@ -172,20 +173,21 @@ def _ranges(file: File, most: int) -> Iterator[Part]:
 
 def _of_tar(file: File) -> Iterator[tuple[int, Content | Fault]]:
     """(bytes of the archive read so far, member) of a compressed tar, to its end or where it breaks."""
-    before = read = 0
+    before = read = at = 0
     try:
-        with file.open() as raw, files.decompressed(raw, file.name) as stream:
+        with file.open() as raw, decompressed(raw, file.name) as stream:
             try:
                 for position, member in enumerate(tar.members(stream)):
-                    before, read = read, raw.tell()
+                    # Damage that is met ahead of a member sets it back a little.
+                    before, read = read, max(read, raw.tell())
                     if fault := _fault(member, file.name, read - before):
                         yield read, fault
                     elif member.content is not None and member.name.endswith((".xz", ".txt")):
                         yield read, Content(file.name, member.name, position, member.content)
             finally:
-                read = raw.tell()
+                at = raw.tell()
     except _DAMAGE as error:
-        yield file.size, Fault("unreadable file", f"{file.name}: {error}", files.lost_bytes(file.size, read))
+        yield file.size, Fault("unreadable file", f"{file.name}: {error}", files.lost_bytes(file.size, at))
 
 
 def _of_seven_zip(file: File) -> Iterator[tuple[int, Content | Fault]]:

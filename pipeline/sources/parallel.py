@@ -8,9 +8,11 @@ from itertools import islice
 from typing import IO, Any, ClassVar, NamedTuple
 
 from configs.errors import RequestError
+from pipeline import signatures
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.sources import Part, coding, file_source, files
+from pipeline.sources.compressed import decompressed
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.files import File
 
@@ -26,7 +28,8 @@ class Lines(NamedTuple):
         at: byte of each that the first of them begins at; 0 where a file is read from its beginning.
         first: lines before them.
         lines: how many there are.
-        size: stored bytes of both files that they take, about.
+        size: stored bytes of both files that they take, about; those lost to a fault among them.
+        faults: reason, place and lost bytes of what could not be read behind them.
     """
 
     source: File
@@ -35,6 +38,7 @@ class Lines(NamedTuple):
     first: int
     lines: int
     size: int
+    faults: tuple[tuple[str, str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class ParallelSource(FileSource):
     """Pairs of lines of two files, or of two folders or globs whose files pair off in order of name.
 
     Lines are counted before any is read. Plain UTF-8 files are cut at line ends into parts of their own; others are
-    read by one process each. A pair of blank lines is passed over.
+    read by one process each. A pair of blank lines is passed over. Of a damaged file the lines before the damage are
+    read, which still belong to those of the same number.
 
     Attributes:
         path: the texts: file, folder, glob or URL, also .gz, .zst, .xz.
@@ -75,7 +80,7 @@ class ParallelSource(FileSource):
         """Each part: ``Lines``.
 
         Raises:
-            RequestError: two files have different numbers of lines, or one cannot be read.
+            RequestError: two files have different numbers of lines, or one has a line that is too long.
         """
         pieces = ((piece.size, piece) for pair in self._pairs for piece in self._cut(*pair))
         return file_source.grouped(pieces, self.most_bytes)
@@ -86,20 +91,26 @@ class ParallelSource(FileSource):
         # What is decompressed or decoded may be longer than the file.
         most = math.inf if whole else self.most_bytes
         places, begins = [(0, 0)], [0]
+        broken: dict[File, tuple[str, str, int]] = {}
         lines = at = 0
-        for lines, at in self._ends(source):
+        for lines, at in self._ends(source, broken):
             if at - places[-1][1] >= most:
                 places.append((lines, at))
         wanted = {line for line, _ in places[1:]}
         targets = end = 0
-        for targets, end in self._ends(target):
+        for targets, end in self._ends(target, broken):
             if targets in wanted:
                 begins.append(end)
-        if lines != targets:
+        # What a damaged file still has cannot be more than the other.
+        if lines != targets and (source if lines < targets else target) not in broken:
             raise RequestError(
                 f"{self.key}: {source.path} has {lines:,} lines and {target.path} {targets:,}: each line needs the one "
                 "with its target"
             )
+        if broken:
+            size = source.size + target.size
+            yield Lines(source, target, (0, 0), 0, min(lines, targets), size, tuple(broken.values()))
+            return
         places.append((lines, at))
         begins.append(end)
         stored = (source.size + target.size) / max(at + end, 1)
@@ -107,25 +118,28 @@ class ParallelSource(FileSource):
             size = int(stored * (stop - begin + until - other))
             yield Lines(source, target, (begin, other), first, last - first, size)
 
-    def _ends(self, file: File) -> Iterator[tuple[int, int]]:
-        """Number of each line, from 1, and the bytes (of UTF-8) up to its end.
+    def _ends(self, file: File, broken: dict[File, tuple[str, str, int]]) -> Iterator[tuple[int, int]]:
+        """Number of each line, from 1, and the bytes (of UTF-8) up to its end. Damage ends them and goes to ``broken``.
 
         Raises:
-            RequestError: the file cannot be read.
+            RequestError: a line is too long.
         """
-        at = 0
+        at = read = 0
         try:
-            with files.open_binary(file) as stream:
-                for number, line in enumerate(self._lines(stream), 1):
-                    at += len(line)
-                    if len(line) == _MOST_LINE_BYTES and not line.endswith(b"\n"):
-                        raise RequestError(f"{file.path}: a line longer than {_MOST_LINE_BYTES >> 20} MB")
-                    yield number, at
+            with file.open() as raw, decompressed(raw, file.name) as stream:
+                if fault := signatures.other_kind(signatures.peek(stream)):
+                    broken[file] = (fault, file.name, file.size)
+                    return
+                try:
+                    for number, line in enumerate(self._lines(stream), 1):
+                        at += len(line)
+                        if len(line) == _MOST_LINE_BYTES and not line.endswith(b"\n"):
+                            raise RequestError(f"{file.path}: a line longer than {_MOST_LINE_BYTES >> 20} MB")
+                        yield number, at
+                finally:
+                    read = raw.tell()
         except files.DAMAGE as error:
-            raise RequestError(
-                f"{file.path}: cannot be read ({' '.join(str(error).split())}), and its lines not be counted: fetch or "
-                "mend it again"
-            ) from None
+            broken[file] = ("unreadable file", f"{file.name}: {error}", files.lost_bytes(file.size, read))
 
     def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
         stream = stream if self.encoding == coding.UTF8 else coding.as_utf8(stream, self.encoding)
@@ -134,6 +148,10 @@ class ParallelSource(FileSource):
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
         bad.bytes += part.size
         for piece in part.where:
+            for fault in piece.faults:
+                bad.add(*fault)
+            if not piece.lines:
+                continue
             try:
                 yield from self._read(piece, bad)
             except files.DAMAGE as error:

@@ -22,6 +22,7 @@ from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.sources import KEY, Part
+from pipeline.sources.files import File
 
 #: Part of the cache's key: raise it when the same source files should give other documents.
 _PARSER = 1
@@ -61,7 +62,7 @@ class PydocsSource:
     def name(self) -> str:
         return "pydocs"
 
-    def inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str | dict[str, File]]:
         """Nothing: installing a package makes no corpus stale."""
         return {}
 

@@ -8,6 +8,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+from configs.errors import spelled
+
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
 #: Longest name or extended header that is believed.
@@ -83,7 +85,7 @@ def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: b
 def plain(name: str) -> str:
     """A member's name without what would lead out of a folder, and with what is not UTF-8 spelt out."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    return "/".join(parts).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return spelled("/".join(parts))
 
 
 def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extended, int]:

@@ -5,12 +5,14 @@ import io
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from configs.errors import RequestError
+from pipeline import signatures
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.sources import Part, coding, file_source, files
+from pipeline.sources.compressed import decompressed
 from pipeline.sources.cut import Piece, pieces
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.files import File
@@ -100,27 +102,43 @@ class TextSource(FileSource):
             yield from (Document(name, text, source, "text") for name, text, source in carried.documents)
             return
         for file in part.where:
-            try:
-                with files.open_binary(file) as stream:
-                    content = _most_of(stream)
-                if len(content) > _MOST_WHOLE_BYTES:
-                    cure = "unpacked" if self.chunk_chars else "set chunk_chars"
-                    bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB: {cure}", file.name, file.size)
-                    continue
-                text = decode(content, self.encoding)
-            except files.DAMAGE as error:
-                bad.add("unreadable file", f"{file.name}: {error}", file.size)
+            text = self._whole(file, bad)
+            if text is None:
                 continue
-            except UnicodeError as error:
-                where = f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
-                bad.add(coding.fault(self.encoding), f"{file.name}: {where}", file.size)
-                continue
-            del content
-            bad.good += 1
             # An empty file is an empty document, as an empty record is.
             found = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap) if text else [Piece(0, "")]
             for number, piece in enumerate(found):
                 yield Document(f"text:{file.name}:{number}", piece.text, file.name, "text")
+
+    def _whole(self, file: File, bad: BadInputs) -> str | None:
+        """The text of a file, of a damaged one what is before the damage; None: there is none."""
+        damage: Exception | None = None
+        content = b""
+        try:
+            with file.open() as raw, decompressed(raw, file.name) as stream:
+                if fault := signatures.other_kind(signatures.peek(stream)):
+                    bad.add(fault, file.name, file.size)
+                    return None
+                content, damage = files.up_to_damage(stream, _MOST_WHOLE_BYTES)
+                at = raw.tell()
+        except files.DAMAGE as error:
+            damage, at = error, 0
+        if damage is not None:
+            bad.add("unreadable file", f"{file.name}: {damage}", files.lost_bytes(file.size, at))
+            if not content:
+                return None
+        if len(content) > _MOST_WHOLE_BYTES:
+            cure = "unpacked" if self.chunk_chars else "set chunk_chars"
+            bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB: {cure}", file.name, file.size)
+            return None
+        try:
+            text = decode(content, self.encoding, is_cut=damage is not None)
+        except UnicodeError as error:
+            where = f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+            bad.add(coding.fault(self.encoding), f"{file.name}: {where}", file.size)
+            return None
+        bad.good += 1
+        return text
 
     def _carried(self, texts: list[File]) -> Iterator[Part]:
         """Parts of one text, made of files one after the other."""
@@ -139,16 +157,6 @@ class TextSource(FileSource):
                 begun, ready, size = reading.stored, [], 0
         if ready or reading.good or reading.faults:
             yield Part(reading.stored - begun, (_carry(ready, reading),), size)
-
-
-def _most_of(stream: IO[bytes]) -> bytes:
-    """The content of a stream, or so much of it that it is known to be longer than ``_MOST_WHOLE_BYTES``."""
-    blocks: list[bytes] = []
-    size = 0
-    while size <= _MOST_WHOLE_BYTES and (block := stream.read(_BLOCK_CHARS)):
-        blocks.append(block)
-        size += len(block)
-    return b"".join(blocks)
 
 
 def _utf8_bytes(text: str) -> int:
@@ -190,14 +198,19 @@ def _blocks(texts: list[File], reading: _Reading, coded: str) -> Iterator[str]:
         before = reading.stored
         chars = at = read = 0
         try:
-            with file.open() as raw, files.decompressed(raw, file.name) as stream:
+            with file.open() as raw, decompressed(raw, file.name) as stream:
+                if fault := signatures.other_kind(signatures.peek(stream)):
+                    reading.faults.append((fault, file.name, file.size))
+                    reading.stored = before + file.size
+                    continue
                 try:
                     for block in _decoded(stream, coded):
                         if not chars:
                             yield from _separated(file, reading)
                         chars += len(block)
                         reading.chars += len(block)
-                        read = min(raw.tell(), file.size)
+                        # Damage that is met ahead of a block sets it back a little.
+                        read = max(read, min(raw.tell(), file.size))
                         reading.stored = before + read
                         reading.newlines = len(block[-2:]) - len(block[-2:].rstrip("\n"))
                         yield block
@@ -211,7 +224,9 @@ def _blocks(texts: list[File], reading: _Reading, coded: str) -> Iterator[str]:
             where = f"{file.name}: within {_BLOCK_CHARS} characters after {chars}"
             reading.faults.append((coding.fault(coded), where, file.size - read))
         else:
-            reading.good += 1
+            reading.good += not chars
+        # Of a damaged file, too, what was read is read.
+        reading.good += chars > 0
         reading.stored = before + file.size
 
 
@@ -224,28 +239,35 @@ def _separated(file: File, reading: _Reading) -> Iterator[str]:
         yield between
 
 
-def _decoded(stream: IO[bytes], coded: str) -> Iterator[str]:
+def _decoded(stream: Any, coded: str) -> Iterator[str]:
     if coded == coding.UTF8:
-        start = stream.peek(2)[:2]  # type: ignore[attr-defined]
+        start = signatures.peek(stream)[:2]
         coded = "utf-16" if start in _UTF16_MARKS else "utf-8-sig"
-    text = io.TextIOWrapper(stream, coded)
-    while block := text.read(_BLOCK_CHARS):
-        yield block
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(coded)(), translate=True)
+    # Of a stream that breaks, longer reads (as of a TextIOWrapper) would lose what came before.
+    while block := stream.read1(_BLOCK_CHARS):
+        if text := decoder.decode(block):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text
 
 
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def decode(content: bytes, coded: str = coding.UTF8) -> str:
+def decode(content: bytes, coded: str = coding.UTF8, is_cut: bool = False) -> str:
     """Text of a file, newlines as LF. UTF-8 is with or without a byte order mark, and stands also for UTF-16 with one.
+
+    ``is_cut``: it may end within a character, which is left out.
 
     Raises:
         UnicodeDecodeError: it is not in its encoding.
         UnicodeError: the same of an encoding other than UTF-8.
     """
     if coded == coding.UTF8:
-        text = content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig")
+        coded = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
+        text = codecs.getincrementaldecoder(coded)().decode(content) if is_cut else content.decode(coded)
     else:
         # As a stream is decoded: of UTF-16 without its mark it does not guess.
-        text = codecs.getincrementaldecoder(coded)().decode(content, True).removeprefix("\ufeff")
+        text = codecs.getincrementaldecoder(coded)().decode(content, not is_cut).removeprefix("\ufeff")
     return text.replace("\r\n", "\n").replace("\r", "\n")

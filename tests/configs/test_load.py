@@ -209,7 +209,7 @@ def test_a_repeated_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as fault:
         load_recipe(path)
     assert str(fault.value).startswith(f"{path}: line 6: data stands in line 2 already")
-    with pytest.raises(RequestError, match=r"override data\.source={kind: .*: line 1: kind stands"):
+    with pytest.raises(RequestError, match=r"override data\.source={kind: .*: kind stands"):
         load_recipe(DEMO, ["data.source={kind: pydocs, kind: text}"])
     path.write_text(
         "run: {name: a}\ndata: {source: &base {kind: jsonl, path: a}, sources: {b: {<<: *base, path: c}}}\n"

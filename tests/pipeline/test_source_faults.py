@@ -14,7 +14,7 @@ from pipeline import documents, ingest
 from pipeline.__main__ import main
 from pipeline.bad_inputs import BadInputs
 from pipeline.share import Share
-from pipeline.sources import file_source, files, openwebtext
+from pipeline.sources import compressed, file_source, files, openwebtext
 from tests.pipeline.corpora import KINDS, RECIPE, digests, of_jsonl, overrides, recipe, texts, write, write_jsonl
 
 
@@ -98,6 +98,7 @@ def test_a_network_file_system_that_fails_is_no_damaged_input(number, monkeypatc
 def test_a_read_error_in_the_middle(kind, failing, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(file_source, "PART_BYTES", 8192)
     monkeypatch.setattr(openwebtext, "_PART_BYTES", 8192)
+    monkeypatch.setattr(compressed, "_INPUT_BYTES", 2048)
     given = [f"{key}={value}" for key, value in write(kind, texts(150), tmp_path / "source").items()]
     documents.build(recipe(tmp_path / "whole", *given))
     partial = tmp_path / "run" / "demo" / ".documents.partial"

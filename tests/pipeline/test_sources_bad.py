@@ -66,7 +66,9 @@ def test_compressed_lines(tmp_path, ending, harm):
     (tmp_path / f"b.jsonl{ending}").write_bytes(packed(b'{"text": "whole"}\n', ending))
     documents, bad = read(JsonlSource(str(tmp_path), "text"))
     assert sum(bad.reasons.values()) == bad.reasons["unreadable file"] == 1 and documents[-1].text == "whole"
-    assert [d.text for d in documents[:-1]] == (TEXTS * 9)[: len(documents) - 1]
+    # A flip may decode to something else, which only the checksum at the end knows.
+    if "checksum" not in bad.examples["unreadable file"][0]:
+        assert [d.text for d in documents[:-1]] == (TEXTS * 9)[: len(documents) - 1]
 
 
 def test_a_line_without_end(tmp_path, monkeypatch):
@@ -313,6 +315,6 @@ def test_the_first_places_are_kept_and_three_are_shown(capsys):
     assert whole.reasons == {"odd": 150} and len(whole.examples["odd"]) == 100
     assert whole.examples["odd"][:2] == ["place 0", "place 2"]
     whole.check(0.02, "corpus")
-    assert capsys.readouterr().out == "corpus: left out: odd: 150 (place 0; place 2; place 4)\n"
+    assert capsys.readouterr().out == "corpus: left out 150 of 10,149 inputs: odd (place 0; place 2; place 4)\n"
     with pytest.raises(RequestError, match=r"150 of 10,149 inputs .* data.max_bad_fraction \(0.01\)"):
         whole.check(0.01, "corpus")

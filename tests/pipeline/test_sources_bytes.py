@@ -99,7 +99,7 @@ def test_a_small_damaged_file_of_a_large_corpus_is_put_up_with(tmp_path, capsys)
     whole.merge(json.loads(json.dumps(bad.dump())))
     assert whole == bad
     whole.check(0.01, "corpus")
-    assert "left out: unreadable file: 1 (b.jsonl.gz" in capsys.readouterr().out
+    assert "left out 1 of 701 inputs: unreadable file (b.jsonl.gz" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a_data.xz"])

@@ -130,7 +130,7 @@ def test_text_fields_within_others(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     found, bad = _read(JsonlSource(str(tmp_path), "meta.body"))
     assert found == ["within", "exact"]
-    missing, no_text = "field 'meta.body' missing", "field 'meta.body' is not text"
+    missing, no_text = "field 'meta.body' missing", "field 'meta.body' is a number"
     assert bad.reasons == {missing: 2, no_text: 1, "not a JSON object": 1}
 
 

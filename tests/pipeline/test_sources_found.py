@@ -88,4 +88,4 @@ def test_a_try_ends_where_nothing_is_read(tmp_path):
         RequestError, match=r"web.jsonl: 1,000 of 1,000 inputs .*: field 'body' missing: 1,000 .*fields"
     ) as fault:
         preview(asked, 5)
-    assert str(fault.value).endswith("fields there: text): set data.source(s.NAME).text_field")
+    assert str(fault.value).endswith("text_field, or take away the records without a text in it")

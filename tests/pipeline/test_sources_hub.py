@@ -1,5 +1,6 @@
 """The hub source, offline, through the library's own calls on a local repository of the same layout."""
 
+import os
 import re
 
 import datasets
@@ -11,6 +12,7 @@ import pytest
 from configs.errors import RequestError
 from pipeline.bad_inputs import BadInputs
 from pipeline.sources import hub, retry
+from pipeline.sources.digests import fingerprint
 from pipeline.sources.hub import HubSource
 from tests.pipeline import corpora
 
@@ -131,11 +133,20 @@ def test_a_repository_of_lines(tmp_path):
 def test_a_local_repository_is_known_by_its_files(repository, tmp_path):
     source = HubSource(str(repository), "text")
     assert source.details() == {"repository": None, "revision": None}
-    before = source.inputs()
+    before = fingerprint(source.inputs()["files"])
     moved = repository.rename(tmp_path / "moved")
-    assert HubSource(str(moved), "text").inputs() == before
+    assert fingerprint(HubSource(str(moved), "text").inputs()["files"]) == before
     parquet.write_table(pyarrow.table({"text": ["x"]}), moved / "plain_text" / "train-00001-of-00003.parquet")
-    assert HubSource(str(moved), "text").inputs() != before
+    assert fingerprint(HubSource(str(moved), "text").inputs()["files"]) != before
+
+
+def test_names_of_data_files_that_are_not_utf8_are_spelled_out(repository):
+    for number, name in enumerate([b"train-caf\xe8.parquet", b"train-caf\xe9.parquet"]):
+        path = repository / "plain_text" / f"train-0000{number}-of-00003.parquet"
+        path.rename(path.with_name(os.fsdecode(name)))
+    found, _ = read(HubSource(str(repository), "text"))
+    names = {document.source for document in found}
+    assert len(names) == 3 and {r"plain_text/train-caf\xe8.parquet", r"plain_text/train-caf\xe9.parquet"} < names
 
 
 def test_the_revision_is_recorded_and_pinned(repository, monkeypatch):

@@ -111,7 +111,7 @@ def test_damage_ends_a_long_file(tmp_path, in_blocks):
     (tmp_path / "c.txt").write_text("whole")
     documents, bad = read(TextSource(str(tmp_path), 10))
     assert [document.source for document in documents][-1] == "c.txt"
-    assert bad.reasons == {"invalid UTF-8": 1, "unreadable file": 1} and bad.good == 1
+    assert bad.reasons == {"invalid UTF-8": 1, "unreadable file": 1} and bad.good == 3
     assert any(document.source == "b.txt.gz" for document in documents)
 
 

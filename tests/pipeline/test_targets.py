@@ -58,7 +58,7 @@ def test_json_lines(tmp_path):
     assert _pairs(found) == [("a", "x"), ("d", "3"), ("e", "true"), ("h", "ü")]
     assert bad.good == 4 and dict(bad.reasons) == {
         "empty target": 3,
-        "target field 'meta.label' is not text": 1,
+        "target field 'meta.label' is a list": 1,
         "target field 'meta.label' missing": 1,
         "field 'text' missing": 1,
     }
@@ -175,9 +175,26 @@ def test_other_encodings_and_damage(tmp_path):
     (tmp_path / "a").write_text("ä\nö\n", encoding="utf-8")
     found, bad = _read(ParallelSource(str(tmp_path / "a"), str(tmp_path / "b")))
     assert _pairs(found) == [("ä", "ae")] and bad.examples == {"invalid UTF-8": ["b line 2"]}
-    (tmp_path / "b.gz").write_bytes(gzip.compress(b"ae\noe\n")[:-4])
-    with pytest.raises(RequestError, match=r"b.gz: cannot be read .* its lines not be counted"):
-        list(ParallelSource(str(tmp_path / "a"), str(tmp_path / "b.gz")).parts(1))
+
+
+def test_the_lines_before_damage_still_belong_together(tmp_path):
+    (tmp_path / "a").write_text("".join(f"line {number}\n" for number in range(900)))
+    whole = gzip.compress("".join(f"target {number}\n" for number in range(900)).encode())
+    (tmp_path / "b.gz").write_bytes(whole[: len(whole) // 2])
+    source = ParallelSource(str(tmp_path / "a"), str(tmp_path / "b.gz"))
+    found, bad = _read(source)
+    assert 300 < len(found) < 600 and _pairs(found)[-1] == (f"line {len(found) - 1}", f"target {len(found) - 1}")
+    assert bad.examples == {"unreadable file": ["b.gz: cut off before its end"]} and 0 < bad.lost_bytes <= bad.bytes
+    (tmp_path / "b.gz").write_bytes(whole + b"garbage")
+    assert len(_read(source)[0]) == 900
+    # No damage lets a file have more lines than the whole one beside it.
+    (tmp_path / "a").write_text("line\n" * 50)
+    with pytest.raises(RequestError, match=r"a has 50 lines and .*b.gz 900"):
+        list(source.parts(1))
+    (tmp_path / "b.gz").unlink()
+    (tmp_path / "b.gz").symlink_to("gone")
+    found, bad = _read(source)
+    assert not found and bad.reasons == {"unreadable file": 1}
 
 
 @settings(max_examples=60, deadline=None)

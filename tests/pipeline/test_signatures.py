@@ -1,0 +1,117 @@
+"""Files that are of another kind than their names and the recipe say are called what they are."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import zipfile
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+import zstandard
+
+from configs.errors import RequestError
+from pipeline import instructions, signatures
+from pipeline.bad_inputs import BadInputs
+from pipeline.sources import file_source
+from pipeline.sources.csv import CsvSource
+from pipeline.sources.jsonl import JsonlSource
+from pipeline.sources.parallel import ParallelSource
+from pipeline.sources.text import TextSource
+
+LINES = b'{"text": "one"}\n{"text": "two"}\n' * 50
+
+
+def _zip():
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("a.jsonl", LINES)
+    return made.getvalue()
+
+
+def _parquet():
+    made = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": ["one", "two"]}), made)
+    return made.getvalue()
+
+
+KINDS = {
+    "gzip-compressed": gzip.compress(LINES),
+    "zstd-compressed": zstandard.ZstdCompressor().compress(LINES),
+    "xz-compressed": lzma.compress(LINES),
+    "bzip2-compressed": bz2.compress(LINES),
+    "a zip archive": _zip(),
+    "parquet": _parquet(),
+}
+SOURCES = {
+    "jsonl": lambda path: JsonlSource(path, "text"),
+    "latin": lambda path: JsonlSource(path, "text", "latin-1"),
+    "csv": lambda path: CsvSource(path, "text"),
+    "txt": lambda path: TextSource(path, 100),
+    "merged": lambda path: TextSource(path, 100, merge=True),
+    "lines": lambda path: ParallelSource(path, path),
+}
+
+
+def _read(source):
+    bad = BadInputs()
+    return [document.text for part in source.parts(1) for document in source.read(part, bad)], bad
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_source_names_it(tmp_path, monkeypatch, source, kind):
+    (tmp_path / f"a.{source}").write_bytes(KINDS[kind])
+    for part_bytes in (file_source.PART_BYTES, 64):
+        monkeypatch.setattr(file_source, "PART_BYTES", part_bytes)
+        found, bad = _read(SOURCES[source](str(tmp_path / f"a.{source}")))
+        assert not found and bad.reasons == {f"the file is {kind}": 1} and bad.lost_bytes <= bad.bytes
+    with pytest.raises(RequestError) as fault:
+        bad.check(0.01, "corpus")
+    assert "max_bad_fraction" not in str(fault.value)
+    assert str(fault.value).endswith(f": {signatures.CURES[f'the file is {kind}']}")
+
+
+def test_instructions_name_it_too(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(KINDS["gzip-compressed"])
+    bad = BadInputs()
+    assert not list(instructions.conversations(instructions.find(str(tmp_path)), str, bad))
+    assert bad.reasons == {"the file is gzip-compressed": 1}
+
+
+def test_text_that_begins_like_a_parquet_file_is_text(tmp_path):
+    (tmp_path / "a.txt").write_text("PAR1S is no parquet. BZh is no bzip2.")
+    assert _read(TextSource(str(tmp_path), 0))[0] == ["PAR1S is no parquet. BZh is no bzip2."]
+
+
+@pytest.mark.parametrize("before", ["", "\n", " \t\r\n\n", "\ufeff", "\ufeff\n "])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_json_array_is_named_whatever_is_before_it(tmp_path, monkeypatch, before, ending):
+    content = (before + json.dumps([{"text": str(number)} for number in range(99)], indent=1)).encode()
+    (tmp_path / f"a.json{ending}").write_bytes(gzip.compress(content) if ending else content)
+    for part_bytes in (file_source.PART_BYTES, 64):
+        monkeypatch.setattr(file_source, "PART_BYTES", part_bytes)
+        found, bad = _read(JsonlSource(str(tmp_path), "text"))
+        assert not found and bad.reasons == {"a JSON array, not JSON lines": 1} and bad.lost_bytes <= bad.bytes
+
+
+def test_what_is_in_a_field_is_said(tmp_path):
+    values = [None, True, 5, 0.5, [1], {"a": 1}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    _, bad = _read(JsonlSource(str(tmp_path), "text"))
+    assert bad.reasons == {
+        "field 'text' is null": 1,
+        "field 'text' is a boolean": 1,
+        "field 'text' is a number": 2,
+        "field 'text' is a list": 1,
+        "field 'text' is an object": 1,
+    }
+
+
+def test_one_line_left_out_is_not_the_file(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(LINES + b"{broken\n")
+    _, bad = _read(JsonlSource(str(tmp_path), "text"))
+    bad.check(0.01, "a.jsonl")
+    assert capsys.readouterr().out == "a.jsonl: left out 1 of 101 inputs: malformed line (a.jsonl at byte 1600)\n"
