@@ -23,6 +23,7 @@ TAKEN = (
 )
 #: Begin of a reason -> what to do about such records.
 CURES = {
+    **signatures.CURES,
     "unreadable file": "fetch or mend these files of finetune.examples.path again, or take them away",
     "invalid UTF-8": "save the files of finetune.examples.path as UTF-8",
     "malformed ": f"see what finetune.examples.path names: {TAKEN}",
