@@ -12,7 +12,7 @@ _TRAIN = (*_SHAPE, "data.root", "data.sources.NAME.weight")
 READS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("run", "ingest", "dedup", "clean", "tokenize", "pack", "examples"), _MAKE_DATA),
     **dict.fromkeys(("data", "tokenizer", "slurm-data", "train"), _MAKE_DATA),
-    **dict.fromkeys(("pretrain", "finetune", "import"), _TRAIN),
+    **dict.fromkeys(("pretrain", "finetune", "import", "slurm"), _TRAIN),
     "demo": (*_MAKE_DATA, "generate", "evaluate"),
     "verify": (*_WHERE, "data", "tokenizer"),
     **dict.fromkeys(("stats", "rejected", "report", "encode", "decode", "tokenizer inspect"), _WHERE),
@@ -26,7 +26,7 @@ READS: dict[str, tuple[str, ...]] = {
     "inspect": (*_SHAPE, "data.root"),
 }
 #: Targets of make that run several commands.
-_TARGET_READS = dict.fromkeys(("pretrain", "finetune", "import", "examples", "slurm"), _MAKE_DATA)
+_TARGET_READS = dict.fromkeys(("pretrain", "finetune", "import", "examples"), _MAKE_DATA)
 
 
 def keys_of_target(target: str) -> tuple[str, ...]:

@@ -53,12 +53,21 @@ def hold(folder: Path, what: str = "") -> Iterator[None]:
 
 
 def _remove(folder: Path, parents: list[Path]) -> None:
-    """Remove what was noted next to a folder, whose lock this process holds, and what is then empty of its parents."""
-    for path in folder.parent.glob(f".{folder.name}.*"):
-        path.unlink()
+    """Remove the lock of a folder, which this process holds, and those of these parents that are then empty."""
+    for path in (_holder(folder), _file(folder)):
+        path.unlink(missing_ok=True)
     with suppress(OSError):
-        for parent in [folder.parent, *parents[1:]]:
+        for parent in parents:
             parent.rmdir()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder alone; False where that cannot be seen."""
+    try:
+        with open(_file(folder), "rb+") as stream:
+            return not _taken(stream.fileno(), fcntl.LOCK_SH, folder)
+    except OSError:
+        return False
 
 
 def refuse_if_held(folder: Path, what: str = "") -> None:
@@ -112,6 +121,11 @@ def _opened(folder: Path) -> Iterator[int]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(_file(folder), os.O_RDWR | os.O_CREAT, 0o666)
+    except (FileExistsError, NotADirectoryError):
+        raise RequestError(
+            f"{folder.parent}: a file, or a link to nothing, is in the place of this folder (is a disk not mounted?): "
+            "move it away, or set run.root or run.name"
+        ) from None
     except OSError as error:
         raise publish.refused(folder.parent, error) or error from None
     try:

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import secrets
-import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -102,19 +101,31 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename_folder(beside: Path, target: Path) -> None:
-    """Publish a finished folder under its name; the name must be free."""
+    """Publish a finished folder under its name; the name must be free, or that of an empty folder."""
     sync_tree(beside)
     os.rename(beside, target)
     sync_folder(target.parent)
 
 
 def move_aside(folder: Path) -> Path:
-    """Move a superseded folder to ``previous/DATE-NAME`` beside it and return where it went."""
+    """Move a superseded folder to ``previous/DATE-NAME`` beside it, on its own disk, and return where it went.
+
+    Raises:
+        RequestError: it cannot be moved, as a disk is mounted there.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     shelf = folder.parent / "previous"
     shelf.mkdir(parents=True, exist_ok=True)
     aside, count = shelf / f"{stamp}-{folder.name}", 1
     while aside.exists():
         aside, count = shelf / f"{stamp}-{folder.name}-{count}", count + 1
-    shutil.move(folder, aside)
+    try:
+        os.rename(folder, aside)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EBUSY):
+            raise
+        raise RequestError(
+            f"{folder} cannot be moved aside ({error.strerror}): a disk is mounted there. Give the run a folder on "
+            "that disk, by a link or run.root, or empty it by hand"
+        ) from None
     return aside

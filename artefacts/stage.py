@@ -53,7 +53,7 @@ class Stage:
             details=details or {},
         )
         manifest.write(self.work, made)
-        if self.target.exists():
+        if self.target.exists() and any(self.target.iterdir()):
             print(f"{self.target}: moved aside to {publish.move_aside(self.target)}")
         publish.rename_folder(self.work, self.target)
         shutil.rmtree(self.work.parent)
@@ -86,42 +86,68 @@ def open_stage(
         RequestError: another process is building it, or (shared) tasks of another recipe or input are; or it is
             finished and a file of it is missing or of another size; or what ``check_replacing`` raises.
     """
-    partial = target.parent / f".{target.name}.partial"
-    key = manifest.stage_key(identity, inputs)
-
-    def finished() -> bool:
-        there = repair.read_manifest(name, target)
-        return there is not None and there.key == key
-
-    def prepare() -> None:
-        there = repair.read_manifest(name, target)
-        if there is not None and there.key != key:
-            why = explained(there.identity, there.inputs, identity, inputs)
-            if check_replacing:
-                check_replacing(why)
-            print(f"{target}: to be built again: {why}", flush=True)
-        _prepare(partial, key, there is not None and there.key == key)
-
-    if not shared and finished() and not partial.exists():
+    building = _Building(name, target, identity, inputs, check_replacing)
+    partial = building.partial
+    if not shared and building.finished() and not partial.exists():
         # Nothing is written, so nobody is in the way, and the folder may be another user's.
         repair.check_sizes(name, target)
-        yield Stage(name, target, partial / "work", partial / "scratch", identity, inputs, True)
+        yield building.stage(done=True)
         return
-    with lock.share(target, prepare) if shared else lock.hold(target):
+    if target.is_mount():
+        raise RequestError(
+            f"{target}: a disk is mounted there, to which what is built next to it cannot be renamed: link to a folder "
+            "on that disk, or set run.root or data.root to one"
+        )
+    with lock.share(target, building.prepare) if shared else lock.hold(target):
         if not shared:
-            prepare()
-        done = finished()
-        if not done and _begun(partial) != key:
+            building.prepare()
+        done = building.finished()
+        if not done and _begun(partial) != building.key:
             raise RequestError(f"{target}: tasks of another recipe or source are at work there: wait for them")
         if done:
             repair.check_sizes(name, target)
         try:
-            yield Stage(name, target, partial / "work", partial / "scratch", identity, inputs, done)
+            yield building.stage(done)
         except RequestError:
             # Other tasks may be about to write their first file there.
             if not (done or shared or _holds_work(partial)):
                 shutil.rmtree(partial)
             raise
+
+
+class _Building:
+    """What ``open_stage`` was asked for, and what of it is there."""
+
+    def __init__(
+        self,
+        name: str,
+        target: Path,
+        identity: dict[str, Any],
+        inputs: dict[str, str],
+        check_replacing: Callable[[str], None] | None,
+    ) -> None:
+        self._name, self._target, self._identity, self._inputs = name, target, identity, inputs
+        self._check_replacing = check_replacing
+        self.partial = target.parent / f".{target.name}.partial"
+        self.key = manifest.stage_key(identity, inputs)
+
+    def finished(self) -> bool:
+        there = repair.read_manifest(self._name, self._target)
+        return there is not None and there.key == self.key
+
+    def prepare(self) -> None:
+        """Make ready to build; what is there of another recipe or input is looked at first, and said."""
+        there = repair.read_manifest(self._name, self._target)
+        if there is not None and there.key != self.key:
+            why = explained(there.identity, there.inputs, self._identity, self._inputs)
+            if self._check_replacing:
+                self._check_replacing(why)
+            print(f"{self._target}: to be built again: {why}", flush=True)
+        _prepare(self.partial, self.key, there is not None and there.key == self.key)
+
+    def stage(self, done: bool) -> Stage:
+        work, scratch = self.partial / "work", self.partial / "scratch"
+        return Stage(self._name, self._target, work, scratch, self._identity, self._inputs, done)
 
 
 def _begun(partial: Path) -> str | None:

@@ -18,6 +18,8 @@ from artefacts.manifest import DamagedError, Manifest, OtherFormatError
 from configs.errors import RequestError
 
 IDENTITY = "identity.json"
+#: Set by all but the first job of a chain (``launch.slurm.train.chain``): other arrays of jobs are their users' own.
+LATER_IN_CHAIN = "MILLRACE_LATER_IN_CHAIN"
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,17 @@ class TrainingRun:
         return self.folder / "stacks"
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the finished run with this identity, else None; without its weights it is not finished."""
+        """The manifest of the finished run with this identity, else None.
+
+        Without its weights, or where a look at their files' sizes tells that they are damaged, it is not finished.
+        """
         made = finished(self.folder)
         if made is None or made.key != self.key:
             return None
-        return made if (self.folder / "checkpoints" / made.details["checkpoint"]).exists() else None
+        try:
+            return None if manifest.faults(self.folder / "checkpoints" / made.details["checkpoint"], False) else made
+        except RequestError:
+            return None
 
     def begun(self) -> bool:
         """Whether the folder holds this run, finished or not."""
@@ -68,7 +76,10 @@ class TrainingRun:
         """
         if self.begun() or not has_weights(self.folder) or (replace and not is_requeued()):
             return
-        cure = "give this run another name (run.name=…), or move the other one aside and start again (run.replace=true)"
+        wish = "finetune" if self.stage == "finetune" else "true"
+        cure = (
+            f"give this run another name (run.name=…), or move the other one aside (run.replace={wish}) and start again"
+        )
         if replace:
             cure = (
                 "a job that SLURM starts again only resumes: give back the keys that it began with, or submit it again"
@@ -100,7 +111,11 @@ class TrainingRun:
         return made
 
     def restore(self) -> list[str]:
-        """Write again what a crash of the machine left empty or torn; a line for each file."""
+        """Write again what a crash of the machine left empty or torn; a line for each file.
+
+        Raises:
+            RequestError: the manifest is of another version of Millrace.
+        """
         lines: list[str] = []
         if not self.begun():
             return lines
@@ -112,6 +127,9 @@ class TrainingRun:
             fault = "" if manifest.read(self.folder) else f"{path} was missing"
         except DamagedError as error:
             fault = error.fault
+        except OtherFormatError:
+            finished(self.folder)  # says what to do
+            raise
         if fault and (made := _by_last_checkpoint(self.folder)):
             manifest.write(self.folder, made)
             lines.append(f"{fault}: written again from checkpoints/{made.details['checkpoint']}")
@@ -131,9 +149,8 @@ class TrainingRun:
 
 
 def is_requeued() -> bool:
-    """Whether SLURM has started this job before, or another of its array."""
-    restarts, task = os.environ.get("SLURM_RESTART_COUNT", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    return restarts not in ("", "0") or task not in ("", "1")
+    """Whether SLURM has started this job before, or one before it in a chain of ours."""
+    return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0") or LATER_IN_CHAIN in os.environ
 
 
 def checkpoints(folder: Path) -> list[Path]:

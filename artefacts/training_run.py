@@ -133,7 +133,7 @@ def mixture_weights(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> dict
     if made != asked:
         raise RequestError(
             f"{layout.tokens} holds the sources {', '.join(made)}, the recipe names {', '.join(asked) or 'none'}: "
-            "run `{hints.make('data')}`"
+            f"run `{hints.make('data')}`"
         )
     return {name: recipe.data.sources[name].weight for name in made}
 
@@ -163,7 +163,9 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
         pretrain.check_replacing(replace=False)
         raise RequestError(f"{layout.pretrain} is not finished: run `{hints.make('pretrain')}` first")
     examples = manifest.require(layout.examples, "examples")
-    identity = {"seed": recipe.run.seed, "finetune": recipe.finetune.identity(), "pretrain": pretrain.key}
+    # The examples are an input: where they came from does not matter.
+    section = {key: value for key, value in recipe.finetune.identity().items() if key != "examples"}
+    identity = {"seed": recipe.run.seed, "finetune": section, "pretrain": pretrain.key}
     return TrainingRun(
         "finetune",
         layout.finetune,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from artefacts import manifest
+from artefacts import hints, manifest
 from artefacts.command_keys import READS, is_read, keys_of_target
 from artefacts.differences import changed_keys
 from artefacts.identities import documents_identity, tokenizer_identity, tokens_identity
@@ -23,7 +23,11 @@ from configs.schema import Recipe
 TARGETS = "MILLRACE_TARGETS"
 
 #: Sections that say what was trained, and how.
-_OF_TRAINING = ("model.", "train.", "finetune.")
+_OF_A_RUN = ("model.", "train.", "finetune.", "data.", "tokenizer.")
+#: Ends of keys of the data sections that the data do not depend on, but a training does.
+_NOT_OF_THE_DATA = (".weight", ".revision")
+#: Commands that look at a run, trained or not.
+_LOOK_AT_A_RUN = ("verify", "stats", "rejected", "report", "encode", "decode", "tokenizer inspect")
 #: Of a key that is not there.
 _NOWHERE = object()
 #: Of a key in a file that is damaged.
@@ -43,21 +47,44 @@ def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
 
 
 def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
-    layout = RunLayout.of(recipe)
-    if key.startswith(("data.", "tokenizer.")) and _made(layout.documents):
+    layout, asked = RunLayout.of(recipe), _value(recipe.model_dump(mode="json", by_alias=True), key)
+    of_data = key.startswith(("data.", "tokenizer."))
+    if of_data and _made(layout.documents):
         if why := _difference(recipe, layout, key):
             raise RequestError(
                 f"{command} does not read {key}, and the data were made with another value ({why}): leave it out, or "
-                "run `make data` with it first"
+                f"run `{hints.make('data')}` first"
             )
-        return
-    for folder in (layout.finetune, layout.pretrain):
-        recorded = _recorded(folder / "recipe.yaml", key)
-        if recorded in (_UNKNOWN, _value(recipe.model_dump(mode="json", by_alias=True), key)):
+        if not key.endswith(_NOT_OF_THE_DATA):
             return
-        if recorded is not _NOWHERE and key.startswith(_OF_TRAINING):
-            raise RequestError(f"{command} does not read {key}, which was {recorded} in {folder}: leave it out")
-    raise RequestError(f"{command} does not read {key}: leave it out")
+    if not _is_identity(recipe, key):
+        return
+    folder = layout.finetune if key.startswith("finetune.") else layout.pretrain
+    recorded = _recorded(folder / "recipe.yaml", key)
+    if recorded is _UNKNOWN or _same(key, recorded, asked):
+        return
+    # Before a training all of the run's keys may be given to what looks at its data.
+    if recorded is _NOWHERE and command in _LOOK_AT_A_RUN and key.startswith(_OF_A_RUN):
+        return
+    was = f", which was {recorded} in {folder}" if recorded is not _NOWHERE and key.startswith(_OF_A_RUN) else ""
+    raise RequestError(f"{command} does not read {key}{was}: leave it out")
+
+
+def _is_identity(recipe: Recipe, key: str) -> bool:
+    """Whether a key makes another run where it changes; such as topology, logging and retention do not."""
+    section, _, rest = key.partition(".")
+    held = {"train": recipe.train_section, "model": recipe.model_section, "finetune": recipe.finetune}.get(section)
+    if held is not None:
+        return _value(held.identity(), rest) is not _NOWHERE
+    return section != "launch"
+
+
+def _same(key: str, recorded: Any, asked: Any) -> bool:
+    """Whether a value is the one that a training recorded; a path may be written in another way."""
+    if recorded == asked:
+        return True
+    paths = key.endswith("path") and isinstance(recorded, str) and isinstance(asked, str)
+    return paths and Path(recorded).resolve() == Path(asked).resolve()
 
 
 def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:

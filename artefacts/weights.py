@@ -70,7 +70,7 @@ def check_finetuning(layout: RunLayout) -> None:
     if why := stale(layout, "finetune"):
         raise RequestError(
             f"{layout.finetune} is not current ({why}): fine-tune again "
-            f"(`{hints.make('finetune', None, 'run.replace=true')}`), or say which weights you want: "
+            f"(`{hints.make('finetune', None, 'run.replace=finetune')}`), or say which weights you want: "
             "generate.stage=finetune or generate.stage=pretrain"
         )
 
@@ -78,9 +78,7 @@ def check_finetuning(layout: RunLayout) -> None:
 def none_yet(layout: RunLayout, stage: str) -> RequestError:
     """There are no weights of a stage: what there is instead, and what makes them."""
     folder = getattr(layout, stage)
-    try:
-        lock.refuse_if_held(folder)
-    except RequestError:
+    if lock.is_held(folder):
         return RequestError(
             f"{folder} has no checkpoint yet: the training that runs there saves every train.save_every"
         )

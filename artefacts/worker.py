@@ -47,6 +47,11 @@ class Worker:
         self._status, self._logs = status and Path(status), logs and Path(logs)
         self.rank = int(os.environ.get("RANK", "0"))
 
+    @property
+    def is_launched(self) -> bool:
+        """Whether a launcher of ours has started this process, and looked at its arguments."""
+        return bool(self._status)
+
     def keep_output(self) -> None:
         """From now on all output of this process goes to the rank's log, that of native code too."""
         if not self._logs:

@@ -99,7 +99,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
             f"{override!r} is not an override: write section.key=value, in quotes where the value has spaces"
         )
     try:
-        value = text if _takes_text(key) and text != "null" else recipe_yaml.parse(text, _kind_of, key)
+        # Only of a key that may be left out does null mean that.
+        as_it_stands = _takes_text(key) and (text != "null" or _kind_of(key) is str)
+        value = text if as_it_stands else recipe_yaml.parse(text, _kind_of, key)
     except RecipeYamlError as error:
         raise RequestError(f"override {override}: {error.message}") from None
     except yaml.YAMLError:

@@ -15,7 +15,7 @@ from types import FrameType
 
 from artefacts import lock
 from artefacts.layout import RunLayout
-from artefacts.training_folder import TrainingRun, checkpoints
+from artefacts.training_folder import LATER_IN_CHAIN, TrainingRun, checkpoints
 from configs import command
 from configs.errors import RequestError
 from configs.load import load_recipe
@@ -53,8 +53,10 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
         print(shlex.join(argv))
         return command.DONE
     layout = RunLayout.of(recipe)
+    if os.environ.get("SLURM_ARRAY_TASK_ID", "1") != "1":
+        os.environ[LATER_IN_CHAIN] = "1"
     run = COMMANDS[verb](recipe, layout)
-    run.check_replacing(recipe.run.replace)
+    run.check_replacing(recipe.run.may_replace(run.stage))
     for line in run.restore():
         print(f"{verb}: {line}", flush=True)
     if run.manifest() is not None:

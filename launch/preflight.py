@@ -26,7 +26,7 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
     Raises:
         RequestError: the run cannot go well.
     """
-    run.check_replacing(recipe.run.replace)
+    run.check_replacing(recipe.run.may_replace(run.stage))
     if not run.begun():
         _check_data(recipe, run, layout)
     if here:

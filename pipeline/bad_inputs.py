@@ -23,7 +23,8 @@ _CURES = {
     "a JSON array": "write a record a line, such as with `jq -c .[]`",
     "a record with too ": f"set {_KEY}delimiter, or quote the fields that hold it",
     "malformed ": f"see that {_KEY}kind is what these files are",
-    "unreadable file": "fetch or mend these files again, or take them away",
+    "unreadable file": "fetch or mend these files again, or take them away (one that is not compressed needs a name "
+    "without .gz, .xz or .zst)",
     **signatures.CURES,
 }
 

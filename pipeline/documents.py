@@ -31,6 +31,7 @@ from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
 from pipeline.share import WHOLE, Share
 from pipeline.sources import Source, open_source
+from pipeline.sources.digests import digests_of
 
 #: Counts of the parts, and of the shards, that add up.
 _READ = ("read", "read_bytes", "kept", "kept_bytes")
@@ -132,12 +133,12 @@ def opened(recipe: Recipe) -> dict[str, Source]:
 @contextmanager
 def _stage(recipe: Recipe, sources: dict[str, Source], share: Share) -> Iterator[Stage]:
     target = RunLayout.of(recipe).documents
-    read = origin.inputs_or_remembered(
-        recipe, sources, documents_identity(recipe), repair.read_manifest("documents", target), target
-    )
+    made = repair.read_manifest("documents", target)
     check = guard(recipe, "documents")
-    with open_stage("documents", target, documents_identity(recipe), read, share != WHOLE, check) as stage:
-        yield stage
+    with digests_of(target) as digests:
+        read = origin.inputs_or_remembered(recipe, sources, made, target, digests)
+        with open_stage("documents", target, documents_identity(recipe), read, share != WHOLE, check) as stage:
+            yield stage
 
 
 def _parts(stage: Stage, sources: dict[str, Source]) -> Path:

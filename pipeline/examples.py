@@ -25,6 +25,7 @@ from configs.schema.finetune import FinetuneSection
 from pipeline import workers as processes
 from pipeline.bad_inputs import BadInputs
 from pipeline.document import id_prefix
+from pipeline.sources.digests import digests_of
 
 TOO_LONG = "longer than finetune.max_length"
 REPEATED = "the same conversation as an earlier example"
@@ -63,23 +64,24 @@ def build(recipe: Recipe) -> Manifest | None:
         "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
         "seed": recipe.run.seed,
     }
-    if section.examples.kind == "instructions":
-        from pipeline import origin
-        from pipeline.sources.digests import SourceDigests
+    check = guard(recipe, "examples")
+    with digests_of(layout.examples) as digests:
+        if section.examples.kind == "instructions":
+            from pipeline import origin
 
-        inputs |= origin.of_examples(str(section.examples.path), SourceDigests(layout.examples))
-    elif source := _pydocs(recipe):
-        identity["packages"] = source.identity()["packages"]
-        inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
-    with open_stage("examples", layout.examples, identity, inputs, check_replacing=guard(recipe, "examples")) as stage:
-        if stage.finished:
-            return None
-        repair.check_sizes("tokenizer", layout.tokenizer)
-        dropped: Counter[str] = Counter()
-        found, counts = _gather(recipe, section, dropped)
-        counts |= _write(_unrepeated(found, dropped), stage.work, recipe, dropped)
-        counts["dropped"] = dict(sorted(dropped.items()))
-        return stage.publish(counts, manifest.versions("sentencepiece", "pyarrow"))
+            inputs |= origin.of_examples(str(section.examples.path), digests)
+        elif source := _pydocs(recipe):
+            identity["packages"] = source.identity()["packages"]
+            inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
+        with open_stage("examples", layout.examples, identity, inputs, check_replacing=check) as stage:
+            if stage.finished:
+                return None
+            repair.check_sizes("tokenizer", layout.tokenizer)
+            dropped: Counter[str] = Counter()
+            found, counts = _gather(recipe, section, dropped)
+            counts |= _write(_unrepeated(found, dropped), stage.work, recipe, dropped)
+            counts["dropped"] = dict(sorted(dropped.items()))
+            return stage.publish(counts, manifest.versions("sentencepiece", "pyarrow"))
 
 
 def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> tuple[list[Example], dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from artefacts import fingerprint
+from artefacts.identities import documents_identity
 from artefacts.manifest import Manifest
 from configs.errors import UnreachableError
 from configs.schema import Recipe
@@ -99,17 +100,17 @@ def paths(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
 
 
 def inputs_or_remembered(
-    recipe: Recipe, sources: dict[str, Source], identity: dict[str, object], made: Manifest | None, target: Path
+    recipe: Recipe, sources: dict[str, Source], made: Manifest | None, target: Path, digests: SourceDigests
 ) -> dict[str, str]:
     """``inputs``; what ``made``, the manifest of ``target``, says of those that are gone or do not answer.
 
-    It must be of this ``identity``, and of a path on this machine it must have been read from the same one.
+    It must be of the recipe's identity, and of a path on this machine it must have been read from the same one.
 
     Raises:
         RequestError: something cannot be found and ``made`` does not know it.
         UnreachableError: the same of something over the network.
     """
-    if made is not None and fingerprint.of_value(made.identity) != fingerprint.of_value(identity):
+    if made is not None and fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
         made = None
     # Not in what an earlier version made.
     recorded = made.details.get("paths", {}) if made else {}
@@ -131,7 +132,6 @@ def inputs_or_remembered(
                 raise
             found.append((read, remembered(read, str(error))))
     # Nothing is noted before all of it is there.
-    digests = SourceDigests(target)
     now: dict[str, str] = {}
     for read, entries in found:
         try:

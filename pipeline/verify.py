@@ -5,10 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from artefacts import fingerprint, hints, manifest, repair, weights
+from artefacts.differences import explained
 from artefacts.identities import documents_identity
 from artefacts.layout import RunLayout
 from artefacts.pages.formats import compact
-from artefacts.training_folder import IDENTITY, checkpoints, finished, own_identity
+from artefacts.training_folder import IDENTITY, checkpoints, finished, has_weights, own_identity
 from configs.errors import RequestError
 from configs.schema import Recipe
 
@@ -64,9 +65,13 @@ def _compare_source(
     made = manifest.read(folder)
     assert made is not None
     digests = SourceDigests(folder, trusted=False)
-    again = f"repair: {hints.make(repair.TARGETS[name], recipe_path)}, which moves these {name} aside"
+    layout = RunLayout.of(recipe)
+    trained = has_weights(layout.pretrain if name == "documents" else layout.finetune)
+    command = hints.make(repair.TARGETS[name], recipe_path, *(["run.replace=true"] if trained else []))
+    again = f"repair: `{command}`, which moves these {name} aside"
     if name == "documents" and fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
-        faults.append(f"{folder}: stale: the recipe's data section has changed since; {again}")
+        why = explained(made.identity, {}, documents_identity(recipe), {})
+        faults.append(f"{folder}: made with other keys ({why}): give the ARGS that they were made with, or {again}")
         return
     try:
         if name == "documents":
@@ -89,26 +94,40 @@ def _check_training(name: str, layout: RunLayout, recipe_path: str, whole: list[
     """Check each checkpoint, the folder's own files, and whether the data are those that it was trained on."""
     folder: Path = getattr(layout, name)
     again = hints.make(name, recipe_path)
-    for checkpoint in checkpoints(folder):
-        cure = f"repair: rm -r {shlex.quote(str(checkpoint))} && {again}, which resumes from the checkpoint before it"
+    for number, checkpoint in enumerate(checkpoints(folder)):
+        here = shlex.quote(str(checkpoint))
+        resumes = "resumes from the checkpoint before it" if number else "begins again, as there is none before it"
+        cure = f"repair: `mv {here} {here}.damaged && {again}`, which {resumes}"
+        if _is_of_another_version(checkpoint):
+            cure = "it may be whole: use that version"
         _note(checkpoint, _damage(checkpoint), cure, whole, faults)
     if checkpoints(folder) and not own_identity(folder):
-        faults.append(f"{folder / IDENTITY}: missing or damaged; repair: {again}, which writes it again")
+        faults.append(f"{folder / IDENTITY}: missing or damaged; repair: `{again}`, which writes it again")
     if why := weights.stale(layout, name):
-        faults.append(f"{folder}: stale: {why}; repair: {hints.make(name, recipe_path, 'run.replace=true')}")
+        faults.append(f"{folder}: stale: {why}; repair: `{hints.make(name, recipe_path, 'run.replace=true')}`")
     try:
         made = manifest.read(folder)
     except (manifest.DamagedError, manifest.OtherFormatError) as error:
         remove = (
             f"rm {shlex.quote(str(folder / manifest.NAME))} && " if isinstance(error, manifest.OtherFormatError) else ""
         )
-        faults.append(f"{error.fault}; repair: {remove}{again}, which writes it again")
+        faults.append(f"{error.fault}; repair: `{remove}{again}`, which writes it again")
         return
     except RequestError as error:
         faults.append(str(error))
         return
     if made is not None and not (last := folder / "checkpoints" / str(made.details.get("checkpoint"))).is_dir():
-        faults.append(f"{last}: missing; repair: {again}, which resumes from the newest checkpoint")
+        faults.append(f"{last}: missing; repair: `{again}`, which resumes from the newest checkpoint")
+
+
+def _is_of_another_version(folder: Path) -> bool:
+    try:
+        manifest.read(folder)
+    except manifest.OtherFormatError:
+        return True
+    except RequestError:
+        return False
+    return False
 
 
 def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
@@ -149,7 +168,7 @@ def _damage(folder: Path) -> list[str]:
 
 def _fault(error: RequestError) -> str:
     """What is wrong, without the general cure where there is one: ours is more to the point."""
-    return error.fault if isinstance(error, manifest.DamagedError) else str(error)
+    return error.fault if isinstance(error, (manifest.DamagedError, manifest.OtherFormatError)) else str(error)
 
 
 def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:

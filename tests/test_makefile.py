@@ -12,9 +12,9 @@ CHECKOUT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 
-def make(*words: str) -> subprocess.CompletedProcess[str]:
-    """As from a shell, also where the tests were started by make."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+def make(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """As from a shell with ``more`` variables, also where the tests were started by make."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))} | more
     return subprocess.run(["make", *words], cwd=CHECKOUT, env=kept, capture_output=True, encoding="utf-8")
 
 
@@ -49,7 +49,10 @@ def test_a_python_that_is_none_or_too_old(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("recipe=configs/gpt-oz.yaml", "recipe=configs/gpt-oz.yaml: write the name in capitals"),
+        ("recipe=configs/gpt-oz.yaml", "recipe=configs/gpt-oz.yaml: variables are written in capitals"),
+        ("steps=9", "steps=9: variables are written in capitals (RECIPE, ARGS, PROMPT, …), and keys of the recipe as "),
+        ("PROMT=acegik", "PROMT=acegik: make takes RECIPE, ARGS, PROMPT"),
+        ("ARG=train.steps=9", "ARG=train.steps=9: make takes RECIPE, ARGS, PROMPT, FROM and PYTHON"),
         ("train.steps=999", 'train.steps=999: keys of the recipe go into ARGS="train.steps=999"'),
         ("generate.prompt=two words", 'keys of the recipe go into ARGS="generate.prompt=two words"'),
     ],
@@ -65,6 +68,8 @@ def test_a_prompt_reaches_the_command_as_it_was_typed(prompt: str, tmp_path: Pat
     shown.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
     shown.chmod(0o755)
     done = make("generate", f"PYTHON={shown}", "RECIPE=my recipes/r.yaml", f"PROMPT={prompt}", "ARGS=run.seed=1")
+    shell = make("generate", f"PYTHON={shown}", PROMPT="%n@%m")  # zsh's own
+    assert "generate.prompt" not in shell.stdout
     arguments = done.stdout.split("\0")[1:-1]  # the first one is of the check of PYTHON
     assert arguments == [
         "-m", "training", "generate", "--recipe", "my recipes/r.yaml", "run.seed=1", f"generate.prompt={prompt}",

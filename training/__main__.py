@@ -74,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
 def _train(parsed: argparse.Namespace, worker: Worker) -> int:
     stop = StopRequest(worker.tell_listening)
     recipe = command.read_recipe(parsed)
+    if not worker.is_launched:
+        unread.check(parsed.verb, recipe, parsed.overrides)
     # DeepSpeed imports it, and where there is a CUDA compiler and no GPU every rank would say so.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if parsed.verb == "finetune":

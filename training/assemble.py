@@ -229,7 +229,7 @@ def _joined(recipe: Recipe, job: Job, about: About, stop: StopRequest) -> Iterat
         resumption = Resumption(found, about) if found else None
         if found is None:
             _first_alone(ranks, job.preflight)
-        _first_alone(ranks, lambda: job.run.open(dump_recipe(recipe), recipe.run.replace))
+        _first_alone(ranks, lambda: job.run.open(dump_recipe(recipe), recipe.run.may_replace(job.run.stage)))
         yield ranks, resumption
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from artefacts import fingerprint, hints, lock
+from artefacts import fingerprint, hints, lock, publish
 from artefacts.layout import RunLayout
 from artefacts.training_folder import has_weights
 from artefacts.training_run import pretrain_run
@@ -49,16 +49,19 @@ def import_model(recipe: Recipe, folder: Path) -> int:
     if (finished := run.manifest()) is not None and finished.details.get("imported") == files:
         print(f"{run.folder}: up to date")
         return DONE
-    if run.begun() and has_weights(run.folder):
+    again = run.begun() and has_weights(run.folder)
+    if again and not recipe.run.may_replace("pretrain"):
         raise RequestError(
             f"{run.folder} holds weights already that were not imported from {folder}, or not to the end: give "
-            f"run.name another name, or move {run.folder} away"
+            "run.name another name, or move them aside (run.replace=true)"
         )
-    run.check_replacing(recipe.run.replace)
+    run.check_replacing(recipe.run.may_replace("pretrain"))
     prediction = PredictionLayers.of(recipe.model, names_in(folder), folder)
     with lock.hold(run.folder):
         model = _model(recipe, folder, prediction)
-        run.open(dump_recipe(recipe), recipe.run.replace)
+        if again:
+            print(f"{run.folder}: moved aside to {publish.move_aside(run.folder)}", flush=True)
+        run.open(dump_recipe(recipe), recipe.run.may_replace("pretrain"))
         counts = parameters(recipe.model, recipe.vocab_size)
         about = About(
             run.identity,

@@ -22,11 +22,14 @@ Free = Annotated[T, _NotIdentity()]
 
 
 def _expanded(path: str | None) -> str | None:
-    """A path with ``~`` and ``$NAME`` as a shell would have them; a URL as it is, and a path that is there as it is."""
-    if path is None or "://" in path or os.path.lexists(path):
+    """A path with ``~`` and ``$NAME`` as a shell would have them; a URL as it is.
+
+    A name with a dollar that is no variable's is a name where a file or folder is called so.
+    """
+    if path is None or "://" in path:
         return path
     for name in (braced or plain for braced, plain in re.findall(r"\$(?:\{(\w+)\}|(\w+))", path)):
-        if name not in os.environ:
+        if name not in os.environ and not os.path.lexists(path):
             raise ValueError(f"{path}: the environment variable {name} is not set")
     expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - text, which may be no path of this machine
     if expanded.startswith("~"):

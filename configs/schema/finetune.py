@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.schema.base import OptionalPath, Section
 
@@ -22,6 +22,14 @@ class ExamplesSection(Section):
         "rare answer stay on one side",
     )
     max_examples: int | None = Field(None, gt=0, description="seeded sample of the examples")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ExamplesSection":
+        if self.kind == "instructions" and not self.path:
+            raise ValueError("path is missing: kind=instructions reads the examples from there")
+        if self.kind != "instructions" and self.path:
+            raise ValueError(f"path ({self.path}) is not read by kind={self.kind}, the default: set kind=instructions")
+        return self
 
 
 class FinetuneSection(Section):

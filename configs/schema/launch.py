@@ -47,24 +47,12 @@ class SlurmTrainSection(Section):
         None, description="folder of `make wheelhouse`: each node installs from it, on its own disk, before it begins"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _as_text(cls, given: Any) -> Any:
-        return _quoted_time(given)
-
     @model_validator(mode="after")
     def _fits(self) -> "SlurmTrainSection":
         _check_options("srun_options", self.srun_options)
         if self.wheelhouse and (self.python or self.container):
             raise ValueError("wheelhouse makes the interpreter on each node: leave out python and container")
         return self
-
-
-def _quoted_time(given: Any) -> Any:
-    """YAML reads an unquoted 24:00:00 to the base 60."""
-    if isinstance(given, dict) and isinstance(given.get("time"), int):
-        raise ValueError('time: put it in quotes, such as "24:00:00": YAML reads it as a number without')
-    return given
 
 
 def _seconds(limit: str) -> int:
@@ -104,11 +92,6 @@ class SlurmSection(Section):
     )
 
     train: SlurmTrainSection = SlurmTrainSection()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_text(cls, given: Any) -> Any:
-        return _quoted_time(given)
 
     @model_validator(mode="after")
     def _fits(self) -> "SlurmSection":

@@ -42,8 +42,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
-        if self.finetune and self.finetune.examples.kind == "instructions" and not self.finetune.examples.path:
-            raise ValueError("finetune.examples.path is missing: finetune.examples.kind=instructions reads from there")
         trained = not self.tokenizer.is_ready
         if trained and self.has_model and self.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(

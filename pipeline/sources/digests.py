@@ -12,10 +12,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from artefacts import lock, native, publish
 from artefacts.progress import bar
+from configs.errors import RequestError
 from pipeline.sources.files import File
 
 #: Gives the fingerprint of the files of a source.
@@ -49,6 +51,8 @@ class SourceDigests:
         self._trusted = trusted
         self._lock = target.with_name(f"{target.name}.sources")
         self._path = target.with_name(f".{target.name}.sources.json")
+        self._target, self._is_new = target, not self._path.exists()
+        self._new_parents = [parent for parent in target.parents if not parent.exists()]
         self._record = _read(self._path)
         self._before: dict[str, dict[str, str]] = {}
         self._now: dict[str, dict[str, str]] = {}
@@ -66,7 +70,7 @@ class SourceDigests:
         digests = self._known(source, found)
         if not self._trusted:
             digests = _hashed(found)
-        elif not native.may_write(self._path.parent):
+        elif not native.may_write(self._path.parent):  # another user's: nothing is noted
             digests |= _hashed({name: file for name, file in found.items() if name not in digests})
         elif digests.keys() == found.keys():
             self._note(source, found, digests)
@@ -79,6 +83,17 @@ class SourceDigests:
                 self._note(source, found, digests)
         self._now[source] = {name: digests[name] for name in found}
         return _of_all(self._now[source])
+
+    def _forget(self) -> None:
+        """Remove what this object has written, where the artefact was refused before anything of it was begun."""
+        begun = self._target.exists() or self._target.with_name(f".{self._target.name}.partial").exists()
+        if not self._is_new or begun:
+            return
+        for path in (self._path, self._lock.with_name(f".{self._lock.name}.lock")):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for parent in self._new_parents:
+                parent.rmdir()
 
     def changed(self, source: str, since: str | None) -> list[str]:
         """Names of files that were changed, added or taken away since a source had a fingerprint.
@@ -108,6 +123,17 @@ class SourceDigests:
             self._record[source] = entries
             self._path.parent.mkdir(parents=True, exist_ok=True)
             publish.write_json(self._path, self._record)
+
+
+@contextmanager
+def digests_of(target: Path) -> Iterator[SourceDigests]:
+    """The fingerprints of an artefact's sources; where it is refused before it begins, no record is left."""
+    digests = SourceDigests(target)
+    try:
+        yield digests
+    except RequestError:
+        digests._forget()
+        raise
 
 
 def fingerprint(found: dict[str, File]) -> str:

@@ -259,6 +259,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
     held = lock.hold(tmp_path / "thing")
     held.__enter__()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "_SEEN", float("inf"))
         patch.setattr("time.sleep", lambda seconds: held.__exit__(None, None, None))
         with lock.hold(tmp_path / "thing"):
             pass
@@ -284,4 +285,12 @@ def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, there: s
     for content in ("one", "two"):
         build(layout.tokens, content)
         assert (data / "tokens").is_symlink() and (disk / "tokens" / "a.txt").read_text() == content
-    assert [path.name for path in (disk / "previous").iterdir()] and not (data / "previous").exists()
+    (aside,) = (disk / "previous").iterdir()
+    assert (aside / "a.txt").read_text() == "one", "an empty folder is filled, and not moved aside"
+    assert not (data / "previous").exists()
+
+
+def test_a_link_to_nothing_in_the_place_of_a_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(RequestError, match=r"run: a file, or a link to nothing, is in the place"):
+        build(tmp_path / "run" / "thing", "one")

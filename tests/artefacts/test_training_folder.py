@@ -7,7 +7,7 @@ import pytest
 
 from artefacts import manifest
 from artefacts.layout import RunLayout
-from artefacts.training_folder import IDENTITY, finished, read_identity
+from artefacts.training_folder import IDENTITY, LATER_IN_CHAIN, finished, read_identity
 from configs.errors import RequestError
 from tests.artefacts.training_runs import begun, saved
 
@@ -52,7 +52,7 @@ def test_weights_are_not_moved_aside_unasked(tmp_path, capsys) -> None:
     assert "moved aside" in capsys.readouterr().out and other.begun()
 
 
-@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "SLURM_ARRAY_TASK_ID"])
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", LATER_IN_CHAIN])
 def test_a_job_that_comes_back_replaces_nothing(tmp_path, monkeypatch, name) -> None:
     saved(begun(tmp_path, rate=1), 2)
     other = begun(tmp_path / "elsewhere", rate=2)
@@ -60,6 +60,9 @@ def test_a_job_that_comes_back_replaces_nothing(tmp_path, monkeypatch, name) -> 
     monkeypatch.setenv(name, "2")
     with pytest.raises(RequestError, match="only resumes"):
         other.open("recipe", replace=True)
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")  # of a user's own array, such as a sweep
+    other.open("recipe", replace=True)
 
 
 @pytest.mark.parametrize("how", DAMAGE)
@@ -83,8 +86,9 @@ def test_a_manifest_of_another_version_gives_up_no_checkpoint(tmp_path) -> None:
     run.finish(saved(run, 4))
     path = run.folder / manifest.NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(RequestError, match=r"format 99, .*it is written again from the checkpoints"):
-        run.manifest()
+    for read in (run.manifest, run.restore):
+        with pytest.raises(RequestError, match=r"format 99, .*it is written again from the checkpoints"):
+            read()
     path.unlink()
     assert run.begun() and run.manifest() is None
     assert run.restore() == [f"{path} was missing: written again from checkpoints/step-00000004"]

@@ -90,7 +90,9 @@ def test_data_under_weights_are_not_replaced_unasked(run, name) -> None:
     overrides = [f"run.root={run.layout.run.parent}", f"run.name={run.layout.run.name}"]
     recipe = load_recipe("configs/demo.yaml", overrides)
     folder = getattr(run.layout, name)
-    with pytest.raises(RequestError, match=r"was trained on .* would replace \(n one -> two.*\).*run\.replace=true"):
+    with pytest.raises(
+        RequestError, match=r"was trained on .* would replace \(n one -> two.*\).*run\.replace=(true|finetune)"
+    ):
         _rebuild(recipe, name, folder)
     replaced = load_recipe("configs/demo.yaml", [*overrides, "run.replace=true"])
     held = lock.hold(run.layout.finetune), lock.hold(run.layout.pretrain)
@@ -104,6 +106,23 @@ def _rebuild(recipe, name, folder) -> None:
     with open_stage(name, folder, {"n": "two"}, {}, check_replacing=replacing.guard(recipe, name)) as stage:
         (stage.work / "file").write_text("two")
         stage.publish({}, {})
+
+
+def test_data_that_another_run_learned_from_are_kept(run) -> None:
+    root = run.layout.run.parent
+    (root / "other").mkdir()
+    overrides = [f"run.root={root}", "run.name=other", f"data.root={run.layout.data}", "run.replace=true"]
+    recipe = load_recipe("configs/demo.yaml", overrides)
+    with pytest.raises(RequestError, match=r"r/pretrain was trained on .*or keep its data \(data\.root=…\)"):
+        _rebuild(recipe, "tokens", run.layout.tokens)
+
+
+def test_a_requeued_job_replaces_no_data(run, monkeypatch) -> None:
+    overrides = [f"run.root={run.layout.run.parent}", f"run.name={run.layout.run.name}", "run.replace=true"]
+    recipe = load_recipe("configs/demo.yaml", overrides)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(RequestError, match="which this would replace"):
+        _rebuild(recipe, "tokens", run.layout.tokens)
 
 
 def test_what_differs_is_printed_before_it_is_built_again(tmp_path, capsys) -> None:

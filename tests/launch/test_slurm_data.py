@@ -123,7 +123,6 @@ def test_the_resources_of_the_recipe_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("launch.slurm={time: 24:00:00}", "launch.slurm.time: put it in quotes"),
         ("launch.slurm.time=90", "launch.slurm.time: not '90', but such as 24:00:00"),
         ("launch.slurm.options=[nice]", "launch.slurm.options: 'nice' is no option"),
         ("launch.slurm.memory=8 GB", "launch.slurm.memory: not '8 GB', but such as 8G"),

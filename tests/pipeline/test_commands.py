@@ -150,12 +150,12 @@ def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
     (checkpoints[1] / "weights.pt").write_text("damaged")
     (layout.evaluation / "evaluation.json").unlink()
     whole, (evaluated, trained) = verify(asked, "r.yaml")
-    assert len(whole) == 1 and f"rm -r {checkpoints[1]} && make pretrain" in trained
+    assert len(whole) == 1 and f"mv {checkpoints[1]} {checkpoints[1]}.damaged && make pretrain" in trained
     assert f"rm -r {layout.evaluation} && make evaluate RECIPE=r.yaml" in evaluated
     shutil.rmtree(checkpoints[1])
-    assert f"{checkpoints[1]}: missing; repair: make pretrain" in verify(asked, "r.yaml")[1][1]
+    assert f"{checkpoints[1]}: missing; repair: `make pretrain" in verify(asked, "r.yaml")[1][1]
     (layout.pretrain / manifest.NAME).write_text("[]")
-    assert "repair: make pretrain RECIPE=r.yaml, which writes it again" in verify(asked, "r.yaml")[1][1]
+    assert "repair: `make pretrain RECIPE=r.yaml`, which writes it again" in verify(asked, "r.yaml")[1][1]
 
 
 def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):

@@ -230,7 +230,7 @@ def test_examples(tmp_path):
     assert not verify(asked, "r.yaml")[1]
     redact(path)
     (fault,) = verify(asked, "r.yaml")[1]
-    assert "the source has changed since (files: a.jsonl); repair: make examples" in fault
+    assert "the source has changed since (files: a.jsonl); repair: `make examples" in fault
     path.unlink()
     whole, faults = verify(asked, "r.yaml")
     assert not faults and "not compared with its source" in whole[-1]

@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_format_is_named(checkpoints: Path) -> None:
 def test_when_all_are_damaged_the_user_decides(checkpoints: Path) -> None:
     for folder in checkpoints.iterdir():
         truncate(folder / "rank-00001.safetensors")
-    with pytest.raises(RequestError, match="no checkpoint there is whole: `rm -r"):
+    with pytest.raises(RequestError, match="no checkpoint there can be read: move"):
         newest_whole(checkpoints)
 
 

@@ -51,7 +51,7 @@ def newest_whole(checkpoints: Path, ranks: Ranks | None = None) -> Found | None:
             return Found(checkpoints / name, int(found.counts["step"]), found, passed_over)
         passed_over.append(f"{name} passed over: {faults[0]}")
     if passed_over:
-        raise RequestError(f"{passed_over[0]}; no checkpoint there is whole: `rm -r {checkpoints}` begins anew")
+        raise RequestError(f"{passed_over[0]}; no checkpoint there can be read: move {checkpoints} away to begin again")
     return None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artefacts import repair
+from artefacts import hints, repair
 from artefacts.layout import RunLayout
 from artefacts.manifest import Manifest
 from artefacts.metrics import Metrics, read_metrics
@@ -80,7 +80,7 @@ def read_run(recipe: Recipe) -> RunFiles:
         learnt_from="examples" if on_examples else "tokens",
     )
     if not (run.data or run.pretrain or run.pretrain_metrics or run.finetune_metrics):
-        raise RequestError(f"{layout.run}: nothing to report yet: run `make data` and `make pretrain` first")
+        raise RequestError(f"{layout.run}: nothing to report yet: run `{hints.make('pretrain')}` first")
     return run
 
 
@@ -94,7 +94,11 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: damaged ({error}): move {path.parent} away and run `make evaluate`") from None
+        raise _damaged(path, str(error)) from None
     if not isinstance(value, dict):
-        raise RequestError(f"{path}: damaged (not an object): move {path.parent} away and run `make evaluate`")
+        raise _damaged(path, "not an object")
     return value
+
+
+def _damaged(path: Path, why: str) -> RequestError:
+    return RequestError(f"{path}: damaged ({why}): move {path.parent} away and run `{hints.make('evaluate')}`")
