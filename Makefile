@@ -24,7 +24,7 @@ endif
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 $(foreach name,$(GIVEN),$(if $(findstring .,$(name)),$(error $(name)=$(value $(name)): keys of the recipe go into ARGS="$(name)=$(value $(name))")))
 $(foreach name,$(filter-out %_proxy,$(GIVEN)),$(if $(shell printf %s '$(name)' | tr -d 'A-Z0-9_'),$(error $(name)=$(value $(name)): variables are written in capitals (RECIPE, ARGS, PROMPT, …), and keys of the recipe as ARGS="section.key=value")))
-KNOWN := RECIPE ARGS PROMPT FROM PYTHON VENV WHEELHOUSE CC CXX CFLAGS CXXFLAGS SHELL PATH HOME TMPDIR LANG TZ MAKE
+KNOWN := RECIPE ARGS PROMPT FROM PYTHON VENV SETUP DEV WHEELHOUSE CC CXX CFLAGS CXXFLAGS SHELL PATH HOME TMPDIR LANG TZ MAKE
 $(foreach name,$(filter-out $(KNOWN) %_proxy,$(GIVEN)),$(if $(findstring _,$(name)),,$(error $(name)=$(value $(name)): make takes RECIPE, ARGS, PROMPT, FROM and PYTHON)))
 # As it was typed: a $ in it is no variable of make's, and the shell sees it only as a variable of its own.
 ifeq ($(origin PROMPT),command line)
