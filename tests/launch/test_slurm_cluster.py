@@ -87,9 +87,9 @@ def test_a_step_that_fails_takes_the_rest_along(cluster, given, tmp_path):
     printed = _run("launch slurm data", *given, *slurm, *more, env=cluster.env())
     jobs = {line.split()[0]: line.split()[2] for line in printed.splitlines()}
     states = cluster.wait_for([*jobs.values()])
-    assert states[jobs["publish"]] == "FAILED"
-    assert states[jobs["assemble"]] == "CANCELLED"
-    log = (tmp_path / "demo" / "logs" / f"data-publish-{jobs['publish']}.out").read_text()
+    assert states[jobs["settle"]] == "FAILED"
+    assert states[jobs["publish"]] == states[jobs["assemble"]] == "CANCELLED"
+    log = (tmp_path / "demo" / "logs" / f"data-settle-{jobs['settle']}.out").read_text()
     assert "no document is left after cleaning" in log.splitlines()[-1]
 
 
