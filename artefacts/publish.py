@@ -108,7 +108,7 @@ def rename_folder(beside: Path, target: Path) -> None:
 
 
 def move_aside(folder: Path) -> Path:
-    """Move a superseded folder to ``previous/DATE-NAME`` beside it, on its own disk, and return where it went.
+    """Move a superseded folder to ``previous/DATE-NAME`` next to it, on its own disk, and return where it went.
 
     Raises:
         RequestError: it cannot be moved, as a disk is mounted there.

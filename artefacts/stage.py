@@ -136,7 +136,7 @@ class _Building:
         return there is not None and there.key == self.key
 
     def prepare(self) -> None:
-        """Make ready to build; what is there of another recipe or input is looked at first, and said."""
+        """Make ready to build; what differs from what is there is looked at first, and printed."""
         there = repair.read_manifest(self._name, self._target)
         if there is not None and there.key != self.key:
             why = explained(there.identity, there.inputs, self._identity, self._inputs)

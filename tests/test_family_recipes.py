@@ -48,6 +48,7 @@ def test_an_encoder_copies(tmp_path: Path) -> None:
     assert line.startswith("error: ") and "'ï'" in line
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_learns_and_decodes(tmp_path: Path) -> None:
     small = "model.hidden_size=64", "model.intermediate_size=128", "data.source.documents=2000"
     short = "train.steps=30", "train.schedule.warmup_steps=5"

@@ -166,7 +166,7 @@ def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path,
     refused = call(*words, root=root, expect=2)
     assert "holds another run (train.learning_rate 0.005 -> 0.002, train.steps 44 -> 6)" in refused.stderr
     assert (layout.pretrain / manifest.NAME).read_bytes() == finished
-    done = call(*words, "run.replace=true", root=root)
+    done = call(*words, "run.replace=true", "launch.processes=1", root=root)
     assert "moved aside" in done.stdout
     (aside,) = (layout.run / "previous").glob("*-pretrain")
     assert (aside / manifest.NAME).read_bytes() == finished

@@ -113,7 +113,9 @@ def test_an_exception_is_status_1_and_shown(kind: str, data: Path, tmp_path: Pat
     assert "import of training.data.windows halted" in err and (out + err).count("Traceback") == 1
 
 
-@pytest.mark.parametrize("kind", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)])
+# Fifteen seconds each: real starts by the launchers.
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["deepspeed", "torchrun"])
 def test_what_a_dry_run_prints_runs_in_a_shell(kind: str, data: Path, tmp_path: Path) -> None:
     words = [
         f"run.root={tmp_path}",
