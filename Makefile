@@ -39,8 +39,8 @@ OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links="$(WHEELHOUSE)")
 # The locks are complete, so nothing is resolved (--no-deps). Of 17,000 modules those that runs import are compiled here,
 # once: PYTHONDONTWRITEBYTECODE often forbids it later, and otherwise a thousand ranks would compile at the same time.
 INSTALL := "$(VENV)/bin/python" -m pip install -q --disable-pip-version-check --no-compile $(OFFLINE)
-USED := datasets, deepspeed, matplotlib.pyplot, torch._dynamo, torch.distributed.run, training.engine.board, \
-  training.evaluate.command, training.pretrain, training.report.command
+USED := datasets, deepspeed, matplotlib.pyplot, torch._dynamo, torch.distributed.run, training.trainer.callbacks.tensorboard, \
+  training.commands.evaluate, training.commands.pretrain, training.commands.report
 # C++ tests of its own in torch's wheel for CPUs: 0.12 GB that nothing runs.
 UNUSED = "$(VENV)"/lib/python*/site-packages/torch/test "$(VENV)"/lib/python*/site-packages/torch/bin/test_*
 
@@ -185,7 +185,7 @@ bench-data: $(DEV)  ## the data stages beside datatrove, datasets, tokenizers an
 	$(RUN) benchmarks.data $(ARGS)
 
 bench-memory: $(DEV)  ## memory and time of the data stages on up to 5 GB of generated text (a quarter of an hour)
-	$(RUN) benchmarks.data_memory $(ARGS)
+	$(RUN) benchmarks.data.memory $(ARGS)
 
 bench-model: $(DEV)  ## DeepSeek, GPT-2 and attention windows beside their peers: steps, decoding, memory (most of an hour)
 	$(RUN) benchmarks.model $(ARGS)

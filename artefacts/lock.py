@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from artefacts import publish
-from configs.errors import RequestError
+from artefacts import atomic
+from artefacts.errors import RequestError
 
 #: What the holder's file says while a task prepares the folder for all of them.
 _PREPARING = "a task that prepares it"
@@ -127,7 +127,7 @@ def _opened(folder: Path) -> Iterator[int]:
             "move it away, or set run.root or run.name"
         ) from None
     except OSError as error:
-        raise publish.refused(folder.parent, error) or error from None
+        raise atomic.refused(folder.parent, error) or error from None
     try:
         yield descriptor
     finally:

@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from artefacts import fingerprint, hints, publish
-from configs.errors import RequestError
+from artefacts import atomic, command_hints, fingerprint
+from artefacts.errors import RequestError
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -104,7 +104,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    publish.write_json(folder / NAME, asdict(manifest))
+    atomic.write_json(folder / NAME, asdict(manifest))
 
 
 def read(folder: Path) -> Manifest | None:
@@ -152,9 +152,9 @@ def require(folder: Path, target: str) -> Manifest:
     try:
         found = read(folder)
     except DamagedError as error:
-        raise DamagedError(error.fault, f"move {folder} away and run `{hints.make(target)}`") from None
+        raise DamagedError(error.fault, f"move {folder} away and run `{command_hints.make(target)}`") from None
     if found is None:
-        raise RequestError(f"{folder} is not there or not finished: run `{hints.make(target)}` first")
+        raise RequestError(f"{folder} is not there or not finished: run `{command_hints.make(target)}` first")
     return found
 
 
@@ -171,7 +171,7 @@ def require_sound(folder: Path, target: str) -> Manifest:
     found = require(folder, target)
     small = sum(entry["bytes"] for entry in found.files.values()) <= _CHECKED_BYTES
     if wrong := faults(folder, content=small):
-        raise RequestError(f"{wrong[0]}: damaged; `rm -r {folder}`, then `{hints.make(target)}`")
+        raise RequestError(f"{wrong[0]}: damaged; `rm -r {folder}`, then `{command_hints.make(target)}`")
     return found
 
 

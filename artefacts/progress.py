@@ -6,13 +6,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from artefacts.worker import TERMINAL
-from configs import stopping
+from artefacts import signals
+from artefacts.worker_status import TERMINAL
 
 
 class _Bar(tqdm):
     def update(self, n: float | None = 1) -> bool | None:
-        stopping.check()
+        signals.check()
         return super().update(n)
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artefacts import lock, manifest, publish, repair
+from artefacts import atomic, lock, manifest, repair_hints
 from artefacts.differences import explained
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from configs.errors import RequestError
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Stage:
         )
         manifest.write(self.work, made)
         if self.target.exists() and any(self.target.iterdir()):
-            print(f"{self.target}: moved aside to {publish.move_aside(self.target)}")
-        publish.rename_folder(self.work, self.target)
+            print(f"{self.target}: moved aside to {atomic.move_aside(self.target)}")
+        atomic.rename_folder(self.work, self.target)
         shutil.rmtree(self.work.parent)
         return made
 
@@ -90,7 +90,7 @@ def open_stage(
     partial = building.partial
     if not shared and building.finished() and not partial.exists():
         # Nothing is written, so nobody is in the way, and the folder may be another user's.
-        repair.check_sizes(name, target)
+        repair_hints.check_sizes(name, target)
         yield building.stage(done=True)
         return
     if target.is_mount():
@@ -105,7 +105,7 @@ def open_stage(
         if not done and _begun(partial) != building.key:
             raise RequestError(f"{target}: tasks of another recipe or source are at work there: wait for them")
         if done:
-            repair.check_sizes(name, target)
+            repair_hints.check_sizes(name, target)
         try:
             yield building.stage(done)
         except RequestError:
@@ -132,12 +132,12 @@ class _Building:
         self.key = manifest.stage_key(identity, inputs)
 
     def finished(self) -> bool:
-        there = repair.read_manifest(self._name, self._target)
+        there = repair_hints.read_manifest(self._name, self._target)
         return there is not None and there.key == self.key
 
     def prepare(self) -> None:
         """Make ready to build; what differs from what is there is looked at first, and printed."""
-        there = repair.read_manifest(self._name, self._target)
+        there = repair_hints.read_manifest(self._name, self._target)
         if there is not None and there.key != self.key:
             why = explained(there.identity, there.inputs, self._identity, self._inputs)
             if self._check_replacing:
@@ -164,7 +164,7 @@ def _holds_work(partial: Path) -> bool:
 def _discard(partial: Path, wanted: bool) -> None:
     """Clear what was begun there; unfinished work of another recipe or source is moved aside, where there is any."""
     if wanted and _holds_work(partial):
-        print(f"{partial}: begun from another recipe or source, moved aside to {publish.move_aside(partial)}")
+        print(f"{partial}: begun from another recipe or source, moved aside to {atomic.move_aside(partial)}")
     else:
         shutil.rmtree(partial)
 
@@ -178,6 +178,6 @@ def _prepare(partial: Path, key: str, finished: bool) -> None:
     if not finished:
         for folder in (partial / "work", partial / "scratch"):
             folder.mkdir(parents=True, exist_ok=True)
-        publish.write_text(partial / _KEY, key)
+        atomic.write_text(partial / _KEY, key)
     for torn in [path for path in partial.rglob(".*.partial") if path.is_file()]:
         torn.unlink()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artefacts import manifest, publish
+from artefacts import atomic, manifest
 from artefacts.differences import explained
+from artefacts.errors import RequestError
 from artefacts.manifest import DamagedError, Manifest, OtherFormatError
-from configs.errors import RequestError
 
 IDENTITY = "identity.json"
 #: Set by all but the first job of a chain (``launch.slurm.train.chain``): other arrays of jobs are their users' own.
@@ -95,9 +95,9 @@ class TrainingRun:
         self.check_replacing(replace)
         if self.folder.exists() and not self.begun() and any(self.folder.iterdir()):
             why = self._difference()
-            print(f"{self.folder}: another run ({why}), moved aside to {publish.move_aside(self.folder)}", flush=True)
+            print(f"{self.folder}: another run ({why}), moved aside to {atomic.move_aside(self.folder)}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        publish.write_text(self.folder / "recipe.yaml", recipe_text)
+        atomic.write_text(self.folder / "recipe.yaml", recipe_text)
         self._write_identity()
 
     def finish(self, checkpoint: Path) -> Manifest:
@@ -139,7 +139,7 @@ class TrainingRun:
         return lines
 
     def _write_identity(self) -> None:
-        publish.write_json(self.folder / IDENTITY, {"identity": self.identity, "inputs": self.inputs})
+        atomic.write_json(self.folder / IDENTITY, {"identity": self.identity, "inputs": self.inputs})
 
     def _difference(self) -> str:
         recorded = read_identity(self.folder)

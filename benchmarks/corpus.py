@@ -16,7 +16,7 @@ CACHE = ROOT / ".cache" / "bench"
 def docstrings() -> list[str]:
     """Distinct documentation topics and docstrings of the installed Python, those of at least 50 characters."""
     from configs.schema.data import SourceSection
-    from pipeline.bad_inputs import BadInputs
+    from pipeline.sources.bad_inputs import BadInputs
     from pipeline.sources.pydocs import PydocsSource
 
     source = PydocsSource(CACHE / "pydocs", SourceSection().packages)

@@ -189,10 +189,10 @@ def train(folder: Path, overrides: list[str]) -> None:
     import torch
     import torch._dynamo
 
-    from artefacts.training_run import TrainingRun
-    from training import assemble
+    from training import job as assemble
     from training.engine.signals import StopRequest
     from training.models.deepseek import init_weights
+    from training.runs import TrainingRun
 
     recipe = load_recipe(RECIPE, overrides)
     baseline: list[int] = []

@@ -22,7 +22,9 @@ def table(found: list[Ratio]) -> str:
 
 
 def run(program: str, purpose: str, title: str, modules: Sequence[str], arguments: list[str]) -> int:
-    """Measure every module of ``benchmarks`` (or those asked for) and print, or also write, the table.
+    """Measure every module of a package of ``benchmarks`` (or those of ``--only``) and print, or also write, the table.
+
+    ``program``: ``python -m benchmarks.PACKAGE``.
 
     Returns 0 where every figure that was asked for is met.
     """
@@ -34,7 +36,7 @@ def run(program: str, purpose: str, title: str, modules: Sequence[str], argument
     found: list[Ratio] = []
     for name in chosen.only or modules:
         print(f"{name} …", file=sys.stderr, flush=True)
-        for ratio in import_module(f"benchmarks.{name}").measure(chosen.quick):
+        for ratio in import_module(f"{program.split()[-1]}.{name}").measure(chosen.quick):
             print(ratio, file=sys.stderr, flush=True)
             found.append(ratio)
     text = f"{table(found)}\n\n{machine()}\n"

@@ -6,8 +6,8 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 
-from configs import stopping
-from configs.errors import STORAGE_FAULTS, RequestError, StoppedError, StorageError, WorkerKilledError, utf8_fault
+from artefacts import signals
+from artefacts.errors import STORAGE_FAULTS, RequestError, StoppedError, StorageError, WorkerKilledError, utf8_fault
 from configs.load import load_recipe
 from configs.schema import Recipe
 
@@ -60,16 +60,16 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
             # What a terminal cannot show is spelled out, not a fault of the command.
             stream.reconfigure(errors="backslashreplace")
     if restartable:
-        stopping.install()
+        signals.install()
     try:
         if fault := next(filter(None, map(utf8_fault, sys.argv[1:])), None):
             raise RequestError(fault)
         status = main(sys.argv[1:])
-        stopping.end()
+        signals.end()
     except (Exception, KeyboardInterrupt) as error:
-        stopping.end()
+        signals.end()
         # An import that a signal breaks off ends in a fault of its own.
-        status, said = _outcome(stopping.asked() or error, restartable)
+        status, said = _outcome(signals.asked() or error, restartable)
         if said:
             print(said, file=sys.stderr)
     sys.exit(status or DONE)

@@ -11,8 +11,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from artefacts.errors import RequestError, utf8_fault
 from configs import recipe_yaml
-from configs.errors import RequestError, utf8_fault
 from configs.recipe_yaml import RecipeYamlError
 from configs.schema import Recipe
 from configs.schema.base import Section, has_names, inner_sections

@@ -3,8 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from artefacts import unread
-from configs import command
+from configs import command, unread_keys
 from configs.load import load_recipe
 from launch.start import COMMANDS, plan, start
 
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         from launch.demo import demo
 
         recipe = command.read_recipe(parsed)
-        unread.check("demo", recipe, parsed.overrides)
+        unread_keys.check("demo", recipe, parsed.overrides)
         return demo(recipe, parsed.recipe, parsed.overrides)
     return _dispatch(parsed.kind, parsed.verb, parsed.recipe, parsed.overrides, parsed.dry_run)
 
@@ -44,17 +43,17 @@ def _dispatch(kind: str, verb: str, recipe_path: str, overrides: list[str], dry_
     if kind != "recipe":
         given.append(f"launch.kind={'slurm' if kind == 'allocation' else kind}")
     recipe = load_recipe(recipe_path, given)
-    unread.check(verb, recipe, overrides)
+    unread_keys.check(verb, recipe, overrides)
     if kind == "allocation":
-        from launch.allocation import run_in_allocation
+        from launch.slurm.in_job import run_in_allocation
 
         return run_in_allocation(recipe, verb, recipe_path, overrides, dry_run)
     if verb == "data":
-        from launch.slurm_data import submit
+        from launch.slurm.data_jobs import submit
 
         return submit(recipe, recipe_path, overrides, dry_run)
     if recipe.launch.kind == "slurm":
-        from launch.slurm_training import submit_training
+        from launch.slurm.training_job import submit_training
 
         return submit_training(recipe, verb, recipe_path, overrides, dry_run)
     if dry_run:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema import Recipe
 from launch import hosts
 from launch.plan import Plan, free_port, worker_argv, worker_environment

@@ -11,15 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from artefacts import manifest, publish
-from artefacts.layout import RunLayout
-from artefacts.metrics import read_metrics, read_records
-from artefacts.training_run import finetune_run, pretrain_run
-from artefacts.unread import TARGETS
+from artefacts import atomic, manifest
+from artefacts.errors import RequestError
+from artefacts.metrics_log import read_metrics, read_records
 from configs import command
-from configs.errors import RequestError
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from configs.unread_keys import TARGETS
+from training.runs import finetune_run, pretrain_run
 
 #: Steps done twice, before the rehearsed crash and after the resume, whose losses must be the same bit for bit.
 _REHEARSED = 20
@@ -132,14 +132,14 @@ def _compare_rehearsal(folder: Path) -> None:
             losses.setdefault(record["step"], []).append(record["loss"])
     twice = {step: seen for step, seen in losses.items() if len(seen) > 1}
     equal = sum(len(set(seen)) == 1 for seen in twice.values())
-    publish.write_json(folder / _REHEARSAL, {"steps": sorted(twice), "equal": equal})
+    atomic.write_json(folder / _REHEARSAL, {"steps": sorted(twice), "equal": equal})
 
 
 def table(recipe: Recipe, layout: RunLayout) -> list[str]:
     """What came out, a line each, from the manifests and records of the run."""
     documents, tokens = manifest.require(layout.documents, "data"), manifest.require(layout.tokens, "data")
     pretrain = manifest.require(layout.pretrain, "pretrain")
-    results = publish.read_json(layout.evaluation / "evaluation.json")
+    results = atomic.read_json(layout.evaluation / "evaluation.json")
     steps = read_metrics(layout.pretrain / "metrics.jsonl").get("train", [])
     if not steps:
         raise RequestError(f"{layout.pretrain / 'metrics.jsonl'} holds no step: lower train.log_every")
@@ -179,7 +179,7 @@ def _load_line(steps: list[dict[str, Any]]) -> str:
 def _rehearsal_line(path: Path) -> str:
     if not path.exists():
         return "not rehearsed in this run"
-    found = publish.read_json(path)
+    found = atomic.read_json(path)
     count = len(found["steps"])
     if not count:
         return "not rehearsed in this run"

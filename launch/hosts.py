@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from artefacts.worker import STATUS
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from artefacts.worker_status import STATUS
 
 
 def read(hostfile: Path, nodes: int, processes: int) -> list[str]:

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema import Recipe
 
 #: Ports that are tried; of two at random one is free on any host.

@@ -7,10 +7,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from artefacts.layout import RunLayout
+from artefacts.errors import RequestError
 from artefacts.manifest import require_sound
 from artefacts.training_folder import TrainingRun
-from configs.errors import RequestError
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.estimate.device import device_of, has_mps
 from training.estimate.fitting import advice

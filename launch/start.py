@@ -8,14 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from artefacts import lock
-from artefacts.layout import RunLayout
+from artefacts.errors import RequestError
 from artefacts.training_folder import TrainingRun
-from artefacts.training_run import finetune_run, pretrain_run
 from configs import command
-from configs.errors import RequestError
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from launch.deepspeed import deepspeed
-from launch.output import WAS_KILLED, WAS_SILENT, Output
+from launch.logs import WAS_KILLED, WAS_SILENT, Output
 from launch.plan import Plan
 from launch.preflight import preflight
 from launch.supervise import supervise
@@ -23,6 +22,7 @@ from launch.torchrun import check_port, torchrun
 from training.estimate.device import device_of
 from training.estimate.fitting import relief
 from training.estimate.memory import memory
+from training.runs import finetune_run, pretrain_run
 
 COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
 #: Set where one command has looked already and started this one on several nodes.

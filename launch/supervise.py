@@ -17,11 +17,11 @@ from typing import IO
 
 import psutil
 
-from artefacts.worker import LOGS, STATUS, TERMINAL, listening, node_name, read_status
+from artefacts.errors import RequestError
+from artefacts.worker_status import LOGS, STATUS, TERMINAL, listening, node_name, read_status
 from configs import command
-from configs.errors import RequestError
 from launch import hosts
-from launch.output import Output
+from launch.logs import Output
 from launch.plan import Plan
 
 #: Every one is passed on as itself, but for those that workers do not know, which become SIGTERM.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from artefacts.worker import STATUS
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from artefacts.worker_status import STATUS
 from configs.schema import Recipe
 from launch.plan import Plan, worker_argv, worker_environment
 

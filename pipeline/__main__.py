@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from artefacts import unread
-from artefacts.layout import RunLayout
+from artefacts.errors import RequestError
+from configs import unread_keys
 from configs.command import DONE, FAILED, add_recipe_arguments, parse, read_recipe, run
-from configs.errors import RequestError
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline.share import WHOLE, Share
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
             )
     chosen = parse(parser, arguments)
     recipe = read_recipe(chosen)
-    unread.check(chosen.verb, recipe, chosen.overrides)
+    unread_keys.check(chosen.verb, recipe, chosen.overrides)
     return _VERBS[chosen.verb][0](recipe, chosen)
 
 
@@ -47,10 +47,10 @@ def _share(chosen: argparse.Namespace) -> Share:
 
 def _run(recipe: Recipe, chosen: argparse.Namespace) -> int:
     if recipe.tokenizer.is_ready:
-        from tokenizer import ready
+        from tokenizer import pretrained
 
         # The documents may take hours, and a slip in its path is told at once.
-        ready.check(recipe)
+        pretrained.check(recipe)
     if recipe.learns != "text":
         # Examples are made for a context length, and that there is none is told at once.
         _ = recipe.train
@@ -66,11 +66,11 @@ def _ingest(recipe: Recipe, chosen: argparse.Namespace) -> int:
     if chosen.limit is not None:
         if chosen.limit < 1 or _share(chosen) != WHOLE:
             raise RequestError("--limit takes a number of documents from 1, and no --task")
-        from pipeline.preview import preview
+        from pipeline.reports.preview import preview
 
         lines: list[str] | None = preview(recipe, chosen.limit)
     else:
-        from pipeline import documents
+        from pipeline.documents import stage as documents
 
         lines = documents.ingest(recipe, _share(chosen))
     print("\n".join([f"{RunLayout.of(recipe).documents}: up to date"] if lines is None else lines))
@@ -78,7 +78,7 @@ def _ingest(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 def _dedup(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    from pipeline import documents
+    from pipeline.documents import stage as documents
 
     share = _share(chosen)
     settled = documents.find_duplicates(recipe, share)
@@ -92,7 +92,7 @@ def _clean(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 def _build_documents(recipe: Recipe, share: Share) -> int:
-    from pipeline import documents
+    from pipeline.documents import stage as documents
 
     made = documents.build(recipe, share)
     folder = RunLayout.of(recipe).documents
@@ -118,7 +118,7 @@ def _tokenize(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 def _build_tokens(recipe: Recipe, share: Share) -> int:
-    from pipeline import tokens
+    from pipeline.tokens import stage as tokens
 
     made = tokens.build(recipe, share)
     folder = RunLayout.of(recipe).tokens
@@ -135,7 +135,7 @@ def _build_tokens(recipe: Recipe, share: Share) -> int:
 
 
 def _pack(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    from pipeline import packing
+    from pipeline.tokens import packing
 
     print(packing.outcome(packing.build(recipe), recipe))
     return DONE
@@ -143,9 +143,9 @@ def _pack(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 def _examples(recipe: Recipe, chosen: argparse.Namespace) -> int:
     if recipe.learns == "text":
-        from pipeline.examples import build
+        from pipeline.examples.chat import build
     else:
-        from pipeline.task_examples import build
+        from pipeline.examples.supervised import build
 
     made = build(recipe)
     folder = RunLayout.of(recipe).examples
@@ -163,7 +163,7 @@ def _examples(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 def _verify(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    from pipeline.verify import verify
+    from pipeline.reports.verify import verify
 
     whole, faults = verify(recipe, chosen.recipe)
     for line in whole:
@@ -174,7 +174,7 @@ def _verify(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 def _rejected(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    from pipeline.rejected import rejected
+    from pipeline.reports.rejected import rejected
 
     for line in rejected(recipe, chosen.reason, chosen.limit):
         print(line)
@@ -182,7 +182,7 @@ def _rejected(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 def _stats(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    from pipeline.stats import stats
+    from pipeline.reports.stats import stats
 
     lines, page = stats(recipe)
     print("\n".join([*lines, f"plots: {page}"]))

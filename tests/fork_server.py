@@ -22,10 +22,10 @@ _PRELOADED = [
     "matplotlib.pyplot",
     "tests.training.grid_job",
     "torch._dynamo",
-    "training.engine.board",
-    "training.evaluate.command",
-    "training.generate",
-    "training.report.command",
+    "training.trainer.callbacks.tensorboard",
+    "training.commands.evaluate",
+    "training.inference.completion",
+    "training.commands.report",
     # The last: what it freezes no process forked from here looks through for garbage.
     "tests.freeze",
 ]

@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artefacts import manifest, weights
-from artefacts.layout import RunLayout
-from artefacts.metrics import read_records
+from artefacts import manifest
+from artefacts.metrics_log import read_records
+from configs import run_weights
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from launch.plan import free_port
 from tests.fork_server import CHECKOUT, run_command
 from tests.patience import PATIENCE, wait_until
@@ -160,7 +161,7 @@ def test_generate_is_a_function_of_its_seed(root: Path) -> None:
 
 def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path, layout: RunLayout) -> None:
     words = ["launch", "local", "pretrain", "train.learning_rate=0.002", "train.steps=6"]
-    assert not weights.stale(layout, "finetune")
+    assert not run_weights.stale(layout, "finetune")
     tokens = (layout.tokens / manifest.NAME).stat().st_mtime_ns
     finished = (layout.pretrain / manifest.NAME).read_bytes()
     refused = call(*words, root=root, expect=2)

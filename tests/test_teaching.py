@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from artefacts.metrics import read_metrics
+from artefacts.metrics_log import read_metrics
 from tests.fork_server import CHECKOUT, run_command
 from tests.patience import PATIENCE
 

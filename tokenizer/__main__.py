@@ -5,10 +5,11 @@ import random
 import sys
 from collections.abc import Sequence
 
-from artefacts import manifest, unread
-from artefacts.layout import RunLayout
+from artefacts import manifest
+from artefacts.errors import RequestError
+from configs import unread_keys
 from configs.command import DONE, add_recipe_arguments, parse, read_recipe, run
-from configs.errors import RequestError
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
             verb.add_argument("--show-special", action="store_true", help="show reserved tokens by name")
     chosen = parse(parser, arguments)
     recipe = read_recipe(chosen)
-    unread.check("tokenizer inspect" if chosen.verb == "inspect" else chosen.verb, recipe, chosen.overrides)
+    unread_keys.check("tokenizer inspect" if chosen.verb == "inspect" else chosen.verb, recipe, chosen.overrides)
     {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[chosen.verb](recipe, chosen)
     return DONE
 
@@ -43,7 +44,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 def _encode(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    from tokenizer.load import Tokenizer
+    from tokenizer.base import Tokenizer
 
     tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
     ids = tokenizer.encode(_given(arguments))
@@ -51,7 +52,7 @@ def _encode(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 def _decode(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    from tokenizer.load import Tokenizer
+    from tokenizer.base import Tokenizer
 
     tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
     words = _given(arguments).replace(",", " ").split()
@@ -72,7 +73,7 @@ def _given(arguments: argparse.Namespace) -> str:
 
 
 def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    from tokenizer.load import Tokenizer
+    from tokenizer.base import Tokenizer
 
     folder = RunLayout.of(recipe).tokenizer
     made = manifest.require(folder, "tokenizer")

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from configs.errors import RequestError
-from tokenizer import column, special
-from tokenizer.column import Encoded
-from tokenizer.load import Tokenizer, writable
-from tokenizer.words import WordCache
+from artefacts.errors import RequestError
+from tokenizer import arrow_text, special_tokens
+from tokenizer.arrow_text import Encoded
+from tokenizer.base import Tokenizer, writable
+from tokenizer.word_cache import WordCache
 
 #: SentencePiece writes a space as U+2581 and would decode a literal one to a space: it goes as its three bytes instead.
 _SPACE_MARK = "\u2581"
@@ -33,8 +33,8 @@ class BpeTokenizer(Tokenizer):
             self._pieces.LoadFromSerializedProto(model)
         except (RuntimeError, OSError):
             raise RequestError("not a SentencePiece model") from None
-        first = tuple(self._pieces.IdToPiece(i) for i in range(min(len(special.RESERVED), self.vocab_size)))
-        if first != special.RESERVED:
+        first = tuple(self._pieces.IdToPiece(i) for i in range(min(len(special_tokens.RESERVED), self.vocab_size)))
+        if first != special_tokens.RESERVED:
             raise RequestError(f"not one of Millrace's tokenizers: ids 0 to 7 are {', '.join(first)}")
         self._first_text_id = next(i for i in range(self.vocab_size) if not self.is_reserved(i))
         self._space_mark = [self._pieces.PieceToId(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
@@ -75,9 +75,9 @@ class BpeTokenizer(Tokenizer):
         self.prepare()
         closing = self.end_of_text_id if end else None
         if self._words is None:
-            return column.encode_lists(texts, self.encode_batch, closing)
+            return arrow_text.encode_lists(texts, self.encode_batch, closing)
         words = self._words
-        return column.joined([words.encode(chunk, closing) for chunk in column.chunks(texts)])
+        return arrow_text.joined([words.encode(chunk, closing) for chunk in arrow_text.chunks(texts)])
 
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
         parts: list[str] = []
@@ -95,7 +95,7 @@ class BpeTokenizer(Tokenizer):
         return str(self._pieces.IdToPiece(token))
 
     def is_reserved(self, token: int) -> bool:
-        return token < len(special.RESERVED) or bool(self._pieces.IsControl(token))
+        return token < len(special_tokens.RESERVED) or bool(self._pieces.IsControl(token))
 
     def is_byte(self, token: int) -> bool:
         return bool(self._pieces.IsByte(token))

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts import repair
-from configs.errors import RequestError
+from artefacts import repair_hints
+from artefacts.errors import RequestError
 from configs.schema import Recipe
-from tokenizer import column, special
-from tokenizer.column import Encoded
-from tokenizer.load import Tokenizer, writable
+from tokenizer import arrow_text, special_tokens
+from tokenizer.arrow_text import Encoded
+from tokenizer.base import Tokenizer, writable
 
 #: Code points of Unicode.
 _CODE_POINTS = 0x110000
@@ -39,11 +39,13 @@ class CharacterTokenizer(Tokenizer):
             reserved, characters = [str(name) for name in found["reserved"]], str(found["characters"])
         except (ValueError, KeyError, TypeError):
             raise RequestError("not a tokenizer of characters") from None
-        if tuple(reserved[: len(special.RESERVED)]) != special.RESERVED or list(characters) != sorted(set(characters)):
+        if tuple(reserved[: len(special_tokens.RESERVED)]) != special_tokens.RESERVED or list(characters) != sorted(
+            set(characters)
+        ):
             raise RequestError("not a tokenizer of characters as Millrace makes them")
         self._reserved = len(reserved)
         self._pieces = [*reserved, *characters]
-        self._ids = np.full(_CODE_POINTS, special.UNKNOWN_ID, np.int32)
+        self._ids = np.full(_CODE_POINTS, special_tokens.UNKNOWN_ID, np.int32)
         self._ids[_code_points(characters)] = np.arange(len(reserved), len(self._pieces))
 
     @property
@@ -60,14 +62,14 @@ class CharacterTokenizer(Tokenizer):
         import pyarrow.compute as compute
 
         parts: list[Encoded] = []
-        for chunk in column.chunks(texts):
+        for chunk in arrow_text.chunks(texts):
             lengths = compute.utf8_length(chunk).to_numpy().astype(np.int32)
             ids = self._ids[_code_points("".join(chunk.to_pylist()))]
             if end:
                 ids = np.insert(ids, np.cumsum(lengths), self.end_of_text_id)
                 lengths += 1
             parts.append((ids, lengths))
-        return column.joined(parts)
+        return arrow_text.joined(parts)
 
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
         checked = [self._checked(int(token)) for token in ids]
@@ -98,11 +100,11 @@ def fit(folder: Path, recipe: Recipe) -> bytes:
     columns = ["text", "target"] if recipe.targets_are_text else ["text"]
     seen: set[str] = set()
     for path in sorted(folder.glob("clean-*.parquet")):
-        with repair.reading("documents", path):
+        with repair_hints.reading("documents", path):
             for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=columns):
                 for column in batch.columns:
                     seen.update(*column.drop_null().to_pylist())
-    reserved = [*special.RESERVED, *special.spare(recipe.tokenizer.spare_tokens)]
+    reserved = [*special_tokens.RESERVED, *special_tokens.spare(recipe.tokenizer.spare_tokens)]
     if (needed := len(reserved) + len(seen)) > recipe.tokenizer.vocab_size:
         raise RequestError(
             f"tokenizer.vocab_size ({recipe.tokenizer.vocab_size}) is too small for this text: its {len(seen):,} "

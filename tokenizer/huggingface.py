@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.errors import RequestError
-from tokenizer import column
-from tokenizer.column import Encoded
-from tokenizer.load import Tokenizer, writable
+from artefacts.errors import RequestError
+from tokenizer import arrow_text
+from tokenizer.arrow_text import Encoded
+from tokenizer.base import Tokenizer, writable
 
 #: Lies beside ``tokenizer.json`` in most repositories; its ``eos_token`` is taken where no other name is known.
 CONFIG_NAME = "tokenizer_config.json"
@@ -103,7 +103,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return [found.ids for found in encoded]
 
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
-        return column.encode_lists(texts, self.encode_batch, self.end_of_text_id if end else None)
+        return arrow_text.encode_lists(texts, self.encode_batch, self.end_of_text_id if end else None)
 
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
         checked = [self._checked(int(token)) for token in ids]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tokenizer.load import Tokenizer
+from tokenizer.base import Tokenizer
 
 #: Text over which compression is measured, in bytes.
 MEASURED_BYTES = 2_000_000

@@ -7,8 +7,8 @@ which chat templates need, and Millrace as ordinary text.
 import json
 from typing import Any
 
+from tokenizer.base import Tokenizer
 from tokenizer.bpe import BpeTokenizer
-from tokenizer.load import Tokenizer
 
 #: SentencePiece's sign for a space.
 _SPACE_MARK = "\u2581"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from tokenizer.base import JSON_NAME
 from tokenizer.huggingface import CONFIG_NAME, HuggingFaceTokenizer
-from tokenizer.load import JSON_NAME
 
 #: The older layout, GPT-2's own: a byte-level BPE as its vocabulary and its merges.
 _OLDER = ("vocab.json", "merges.txt")

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from artefacts import hints, manifest, publish, repair
-from artefacts.identities import tokenizer_identity
-from artefacts.layout import RunLayout
+from artefacts import atomic, command_hints, manifest, repair_hints
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.replacing import guard
 from artefacts.stage import open_stage
-from configs.errors import RequestError
+from configs.data_guard import guard
+from configs.identities import tokenizer_identity
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from tokenizer import special
+from tokenizer import special_tokens
 
 #: Longest text handed to the trainer at once, in bytes of UTF-8; documents are cut at newlines to fit.
 _CHUNK_BYTES = 16_384
@@ -38,7 +38,7 @@ def train(recipe: Recipe) -> Manifest | None:
             characters, or a ready tokenizer that is not there or too large for the model.
     """
     if recipe.tokenizer.is_ready:
-        from tokenizer.ready import take
+        from tokenizer.pretrained import take
 
         return take(recipe)
     layout = RunLayout.of(recipe)
@@ -52,26 +52,26 @@ def train(recipe: Recipe) -> Manifest | None:
     ) as stage:
         if stage.finished:
             return None
-        repair.check_sizes("documents", layout.documents)
+        repair_hints.check_sizes("documents", layout.documents)
         # Here, so that "up to date" is said without numpy.
         from tokenizer import characters
-        from tokenizer.choose import sample
-        from tokenizer.load import CHARACTERS_NAME, MODEL_NAME, Tokenizer
+        from tokenizer.base import CHARACTERS_NAME, MODEL_NAME, Tokenizer
         from tokenizer.measure import measured
+        from tokenizer.training_sample import sample
 
         texts = sample(
             layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed, targets=recipe.targets_are_text
         )
         if recipe.tokenizer.kind == "characters":
-            publish.write_bytes(stage.work / CHARACTERS_NAME, characters.fit(layout.documents, recipe))
+            atomic.write_bytes(stage.work / CHARACTERS_NAME, characters.fit(layout.documents, recipe))
         else:
             chunks = [chunk for text in texts for chunk in _chunks(text)]
-            publish.write_bytes(stage.work / MODEL_NAME, _fit(chunks, recipe))
+            atomic.write_bytes(stage.work / MODEL_NAME, _fit(chunks, recipe))
         tokenizer = Tokenizer.load(stage.work)
         return stage.publish(
             counts=measured(tokenizer, texts),
             versions=manifest.versions("sentencepiece"),
-            details={"vocab_size": tokenizer.vocab_size, "reserved": list(special.RESERVED)},
+            details={"vocab_size": tokenizer.vocab_size, "reserved": list(special_tokens.RESERVED)},
         )
 
 
@@ -86,7 +86,7 @@ def require(recipe: Recipe) -> Manifest:
     if not recipe.tokenizer.is_ready and made.identity != tokenizer_identity(recipe):
         raise RequestError(
             f"{folder} is of another recipe (tokenizer section, run.seed, or what the model learns): "
-            f"run `{hints.make('tokenizer')}`"
+            f"run `{command_hints.make('tokenizer')}`"
         )
     return made
 
@@ -132,10 +132,10 @@ def _fit(chunks: list[str], recipe: Recipe) -> bytes:
         "allow_whitespace_only_pieces": True,
         "character_coverage": 0.9995,
         "user_defined_symbols": ["\n"],
-        "control_symbols": [*special.RESERVED[1:], *special.spare(recipe.tokenizer.spare_tokens)],
-        "unk_piece": special.UNKNOWN,
-        "unk_surface": special.UNKNOWN,
-        "unk_id": special.UNKNOWN_ID,
+        "control_symbols": [*special_tokens.RESERVED[1:], *special_tokens.spare(recipe.tokenizer.spare_tokens)],
+        "unk_piece": special_tokens.UNKNOWN,
+        "unk_surface": special_tokens.UNKNOWN,
+        "unk_id": special_tokens.UNKNOWN_ID,
         "bos_id": -1,
         "eos_id": -1,
         "pad_id": -1,

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Kinds of character; tokenizer/words.py has the same list. */
+/* Kinds of character; tokenizer/word_cache.py has the same list. */
 enum { LETTER, DIGIT, SPACE, NEWLINE, OTHER, QUOTE, WIDE, MARK, KINDS };
 
 enum {

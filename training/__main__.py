@@ -1,7 +1,7 @@
 """Model commands: ``python -m training VERB --recipe R [section.key=value ...]``.
 
 Under a launcher a worker that ends on purpose but not done (stopped by a signal, asked for the impossible) leaves its
-status in a file (:mod:`artefacts.worker`) and exits 0: torchrun would turn any status into 1, at length.
+status in a file (:mod:`artefacts.worker_status`) and exits 0: torchrun would turn any status into 1, at length.
 """
 
 import argparse
@@ -9,16 +9,15 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from artefacts import unread
-from artefacts.worker import Worker
-from configs import command
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from artefacts.worker_status import Worker
+from configs import command, unread_keys
 from configs.load import load_recipe
 from configs.schema import Recipe
-from training import options
+from training.commands import arguments as options
+from training.commands.out_of_memory import ran_out, told
 from training.engine.errors import RunError
 from training.engine.signals import StopRequest
-from training.out_of_memory import ran_out, told
 
 VERBS = {
     "pretrain": "train the model on the token shards; resumes from the newest whole checkpoint",
@@ -75,14 +74,14 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
     stop = StopRequest(worker.tell_listening)
     recipe = command.read_recipe(parsed)
     if not worker.is_launched:
-        unread.check(parsed.verb, recipe, parsed.overrides)
+        unread_keys.check(parsed.verb, recipe, parsed.overrides)
     # DeepSpeed imports it, and where there is a CUDA compiler and no GPU every rank would say so.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if parsed.verb == "finetune":
-        from training.finetune import finetune
+        from training.commands.finetune import finetune
 
         return finetune(recipe, stop)
-    from training.pretrain import pretrain
+    from training.commands.pretrain import pretrain
 
     return pretrain(recipe, stop)
 
@@ -105,48 +104,48 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
 
         return compare_recipes([load_recipe(file, parsed.overrides) for file in parsed.compare])
     recipe = command.read_recipe(parsed)
-    unread.check((verb == "evaluate" and parsed.what) or verb, recipe, parsed.overrides)
+    unread_keys.check((verb == "evaluate" and parsed.what) or verb, recipe, parsed.overrides)
     if verb == "evaluate":
         return _evaluate(recipe, parsed)
     if verb == "generate":
-        from training.generate import generate
+        from training.inference.completion import generate
 
         return generate(recipe, parsed.trace)
     if verb == "export":
-        from training.export_command import export
+        from training.commands.export import export
 
         return export(recipe)
     if verb == "import":
-        from training.import_command import import_model
+        from training.commands.import_model import import_model
 
         return import_model(recipe, parsed.source)
     if verb == "compare":
-        from training.compare.command import compare
+        from training.commands.compare import compare
 
         return compare(recipe, parsed.what, parsed.steps)
     if verb == "report":
-        from training.report.command import report
+        from training.commands.report import report
 
         return report(recipe)
     if verb == "inspect":
-        from training.inspect import inspect
+        from training.commands.inspect import inspect
 
         return inspect(recipe)
-    from training.estimate.command import estimate
+    from training.commands.estimate import estimate
 
     return estimate(recipe)
 
 
 def _evaluate(recipe: Recipe, parsed: argparse.Namespace) -> int:
     if parsed.what == "attention":
-        from training.evaluate.attention.command import evaluate_attention
+        from training.commands.attention import evaluate_attention
 
         return evaluate_attention(recipe, parsed.text, parsed.target, parsed.layers)
     if parsed.what == "temperature":
-        from training.evaluate.temperature import evaluate_temperature
+        from training.commands.temperature import evaluate_temperature
 
         return evaluate_temperature(recipe)
-    from training.evaluate.command import evaluate
+    from training.commands.evaluate import evaluate
 
     return evaluate(recipe)
 

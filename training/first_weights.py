@@ -2,11 +2,11 @@
 
 import torch
 
-from artefacts.training_run import backbone_checkpoint
 from configs.schema import Recipe
-from training.checkpoint.read import read_weights, require_checkpoint
+from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.export.weights import load_backbone
-from training.models.families import init_weights
+from training.models.registry import init_weights
+from training.runs import backbone_checkpoint
 
 
 def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None = None) -> None:

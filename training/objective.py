@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from configs.schema.models import ModelSection
 from configs.schema.train import TrainSection
 from training.data.batch import IGNORED, Batch
-from training.layers.documents import Documents
+from training.layers.packed_documents import Documents
 
 
 class Objective:

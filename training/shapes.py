@@ -10,9 +10,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs.schema.models import ModelSection
-from training.layers.head import OutputHead
+from training.layers.lm_head import OutputHead
 from training.layers.moe import Experts
-from training.models.families import build_model
+from training.models.registry import build_model
 
 V = TypeVar("V")
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.base import Section
 from configs.schema.data import DataSection
 from configs.schema.evaluate import EvaluateSection, GenerateSection
@@ -17,7 +17,7 @@ from configs.schema.run import RunSection
 from configs.schema.tokenizer import TokenizerSection
 from configs.schema.train import TrainSection
 
-#: Tokens that the tokenizer reserves before its spare ones, in id order (see tokenizer/special.py).
+#: Tokens that the tokenizer reserves before its spare ones, in id order (see tokenizer/special_tokens.py).
 RESERVED_TOKENS = 8
 #: Keys of ``generate`` that only models of running text read, and those that only models of pairs do.
 _OF_TEXT = ("chat", "crop", "only_new", "temperature", "top_k", "top_p", "speculative")

@@ -12,10 +12,10 @@ import pyarrow
 import pyarrow.compute as compute
 
 from configs.schema.clean import CleanSection
-from pipeline.cleaning import c4, column, gopher_quality, gopher_repetition, personal
-from pipeline.cleaning.contamination import Contamination
+from pipeline.cleaning import c4, column, gopher_quality, gopher_repetition, pii
+from pipeline.cleaning.decontamination import Contamination
 from pipeline.cleaning.language import Languages
-from pipeline.cleaning.normalise import Normaliser
+from pipeline.cleaning.normalize import Normaliser
 from pipeline.cleaning.verdict import Fault
 from pipeline.cleaning.words import Vocabulary
 
@@ -75,7 +75,7 @@ class Cleaner:
         if self._languages:
             state.drop(self._languages.faults(state.kept()))
         self._judge_words(state)
-        masked = personal.mask(state.kept(), self._section.mask)
+        masked = pii.mask(state.kept(), self._section.mask)
         if self._section.mask:
             state.edit(masked.texts)
         if self._contamination:
@@ -90,7 +90,7 @@ class Cleaner:
         A null stays one; nothing is dropped for its target.
         """
         there = texts.is_valid()
-        masked = personal.mask(self._normaliser(column.large(texts.filter(there))), self._section.mask)
+        masked = pii.mask(self._normaliser(column.large(texts.filter(there))), self._section.mask)
         return CleanedTargets(compute.replace_with_mask(texts, there, masked.texts), masked.counts)
 
     def _lengths(self, texts: pyarrow.LargeStringArray) -> list[Fault]:

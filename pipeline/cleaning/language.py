@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from pipeline.cleaning.verdict import Fault
 
 #: Characters from the start of a text that tell its language.

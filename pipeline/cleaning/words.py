@@ -16,7 +16,7 @@ import pyarrow
 
 from pipeline.cleaning import column
 from pipeline.cleaning.column import Bytes, Column, Ints, Mask, Spans
-from pipeline.cleaning.splitting import Splitter
+from pipeline.cleaning.word_splitting import Splitter
 
 #: Of Rae et al. 2021, appendix A.1.1; a chunk's ``stops`` has a bit for each.
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")

@@ -10,7 +10,7 @@ into parts, on the tasks, or on how many processes worked on them.
 
 from pipeline.dedup.keys import KeyWriter, kinds
 from pipeline.dedup.lines import remove_lines
-from pipeline.dedup.reducing import reduce
+from pipeline.dedup.reduce import reduce
 from pipeline.dedup.tasks import ReduceTask, plan, plan_lines
 from pipeline.dedup.verdicts import EXACT, KEPT, NEAR, Verdict, resolve, verdict
 

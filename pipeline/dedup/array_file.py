@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts import publish
-from configs.errors import RequestError
+from artefacts import atomic
+from artefacts.errors import RequestError
 
 SUFFIX = ".arrays"
 _MAGIC = b"MRARRAY1"
@@ -25,7 +25,7 @@ _HEADER = struct.Struct("<8sq8sqq24x")
 def write(path: Path, *arrays: NDArray[Any]) -> None:
     """Write arrays of one or two dimensions, replacing the file atomically and durably. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = publish.beside(path)
+    beside = atomic.beside(path)
     with open(beside, "wb") as stream:
         for number, array in enumerate(arrays):
             stream.write(bytes(-stream.tell() % _HEADER.size))
@@ -35,7 +35,7 @@ def write(path: Path, *arrays: NDArray[Any]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(beside, path)
-    publish.sync_folder(path.parent)
+    atomic.sync_folder(path.parent)
 
 
 def read(path: Path) -> list[NDArray[Any]]:

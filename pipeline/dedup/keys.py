@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from configs.schema.clean import CleanSection
 from pipeline.dedup import array_file
 from pipeline.dedup.lines import as_large, long_lines
+from pipeline.dedup.minhash import band_keys, sketch
 from pipeline.dedup.similarity import SIGNATURES, bins, signatures
-from pipeline.dedup.sketch import band_keys, sketch
-from pipeline.overlap import runs, sequences
+from pipeline.ngrams import runs, sequences
 
 DOCUMENTS, LINES, BANDS = "documents", "lines", "bands"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from configs.schema.clean import NearDuplicatesSection
 from pipeline.dedup import array_file
-from pipeline.dedup.sketch import Sketches
+from pipeline.dedup.minhash import Sketches
 
 SIGNATURES = "signatures"
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts import publish
-from configs.errors import RequestError
+from artefacts import atomic
+from artefacts.errors import RequestError
 from configs.schema.clean import CleanSection
 from pipeline.dedup import array_file
-from pipeline.dedup.clusters import flatten, join
 from pipeline.dedup.keys import BANDS, DOCUMENTS, LINES, kinds
 from pipeline.dedup.tasks import planned, result_path
+from pipeline.dedup.union_find import flatten, join
 
 #: Values of ``Verdict.documents``.
 KEPT, EXACT, NEAR = 0, 1, 2
@@ -103,7 +103,7 @@ def _mapped(folder: Path, length: int, dtype: Any) -> NDArray[Any]:
     """Zeros: in memory, or where they are many in a file without a name, which goes with the array."""
     if length * np.dtype(dtype).itemsize <= _IN_MEMORY:
         return np.zeros(length, dtype)
-    beside = publish.beside(_path(folder))
+    beside = atomic.beside(_path(folder))
     array = np.memmap(beside, dtype, "w+", shape=(length,))
     beside.unlink()
     return array

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, Protocol
 
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
-from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources.files import File
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.storage.files import File
 
 #: The recipe's key of a single source.
 KEY = "data.source"
@@ -80,12 +80,12 @@ def _made_here(section: SourceSection, recipe: Recipe) -> Source:
 
         return PydocsSource.of(section, recipe)
     if section.kind == "patterns":
-        from pipeline.sources.patterns import PatternsSource
+        from pipeline.sources.synthetic.patterns import PatternsSource
 
         return PatternsSource(
             section.documents, section.min_chars, section.max_chars, section.largest_step, recipe.run.seed
         )
-    from pipeline.sources.sequences import SequencesSource
+    from pipeline.sources.synthetic.sequences import SequencesSource
 
     return SequencesSource(
         section.documents, section.min_chars, section.max_chars, section.symbols, section.task, recipe.run.seed

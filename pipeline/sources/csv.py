@@ -8,13 +8,13 @@ from functools import partial
 from textwrap import shorten
 from typing import IO, ClassVar
 
-from configs.errors import RequestError, spelled
-from pipeline import signatures
-from pipeline.bad_inputs import BadInputs
+from artefacts.errors import RequestError, spelled
 from pipeline.document import Document
-from pipeline.sources import Part, coding, file_source, files
+from pipeline.sources import Part, file_source, signatures
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.file_source import FileSource
-from pipeline.sources.files import File
+from pipeline.sources.storage import encodings, files
+from pipeline.sources.storage.files import File
 
 #: Longest field that is read, in characters; an unclosed quote would otherwise take the rest of the file.
 _MOST_FIELD_CHARS = 256 << 20
@@ -35,7 +35,7 @@ class CsvSource(FileSource):
     """
 
     text_field: str
-    encoding: str = coding.UTF8
+    encoding: str = encodings.UTF8
     delimiter: str | None = None
     target_field: str | None = None
 
@@ -56,8 +56,8 @@ class CsvSource(FileSource):
             return
         csv.field_size_limit(_MOST_FIELD_CHARS)
         # What cannot be decoded is told by its record, not by the block of the file that it lies in.
-        if self.encoding != coding.UTF8:
-            stream = coding.as_utf8(stream, self.encoding)
+        if self.encoding != encodings.UTF8:
+            stream = encodings.as_utf8(stream, self.encoding)
         lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
         delimiter = self.delimiter or ("\t" if files.plain_name(file.name).endswith(".tsv") else ",")
         records = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -123,6 +123,6 @@ class CsvSource(FileSource):
             text.encode()
             record[column if targets is None else targets].encode()
         except UnicodeEncodeError:
-            bad.add(coding.fault(self.encoding), where)
+            bad.add(encodings.fault(self.encoding), where)
             return None
         return text

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
-from pipeline.sources import KEY, Part, files
-from pipeline.sources.files import File, Found
+from pipeline.sources import KEY, Part
+from pipeline.sources.storage import files
+from pipeline.sources.storage.files import File, Found
 
 #: Bytes of a part, at most: larger files are divided where they can be, smaller ones put together.
 PART_BYTES = 64 << 20

@@ -13,13 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from configs.errors import RequestError, UnreachableError, spelled
-from pipeline.bad_inputs import BadInputs
+from artefacts.errors import RequestError, UnreachableError, spelled
 from pipeline.document import Document
-from pipeline.sources import KEY, Part, files
-from pipeline.sources.files import File
+from pipeline.sources import KEY, Part
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.parquet import check_column, column_of, texts_of
-from pipeline.sources.retry import FIRST_ATTEMPTS, in_one_line, retry
+from pipeline.sources.storage import files
+from pipeline.sources.storage.files import File
+from pipeline.sources.storage.retry import FIRST_ATTEMPTS, in_one_line, retry
 
 #: Rows that are held at a time; few, as their length is known only once they are here. Beside them the library holds
 #: what it reads at once: of Parquet the column of a row group as it is stored, of other formats a block of its own.

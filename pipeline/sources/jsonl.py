@@ -10,12 +10,12 @@ from typing import IO, Any, ClassVar
 
 import orjson
 
-from pipeline import signatures
-from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources import Part, coding, file_source, files
+from pipeline.sources import Part, file_source, signatures
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.file_source import FileSource
-from pipeline.sources.files import File
+from pipeline.sources.storage import encodings, files
+from pipeline.sources.storage.files import File
 
 #: Longest line that is read, in bytes; a longer one is no record but a file of another kind.
 _MOST_LINE_BYTES = 256 << 20
@@ -33,7 +33,7 @@ class JsonlSource(FileSource):
     """
 
     text_field: str
-    encoding: str = coding.UTF8
+    encoding: str = encodings.UTF8
     target_field: str | None = None
 
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
@@ -45,7 +45,7 @@ class JsonlSource(FileSource):
     def _ranges(self) -> Iterator[tuple[int, tuple[File, int, int]]]:
         most = self.most_bytes
         for file in self.files.values():
-            whole = file.is_compressed or file.size <= most or self.encoding != coding.UTF8
+            whole = file.is_compressed or file.size <= most or self.encoding != encodings.UTF8
             if whole or signatures.other_kind(head := files.head(file)) or _array(head):
                 yield file.size, (file, 0, 0)
             else:
@@ -62,8 +62,8 @@ class JsonlSource(FileSource):
     def _lines(self, file: File, start: int, stop: int, bad: BadInputs, stream: IO[bytes]) -> Iterator[Document]:
         name, at, lost = file.name, start, 0
         fault = None if start else signatures.other_kind(signatures.peek(stream))
-        if recoded := self.encoding != coding.UTF8:
-            stream = coding.as_utf8(stream, self.encoding)
+        if recoded := self.encoding != encodings.UTF8:
+            stream = encodings.as_utf8(stream, self.encoding)
         if start:
             # A line belongs to the part that its first byte lies in.
             stream.seek(start - 1)
@@ -113,7 +113,7 @@ class JsonlSource(FileSource):
                 return None
             record: Any = json.loads(text)
         except UnicodeDecodeError:
-            bad.add(coding.fault(self.encoding), where)
+            bad.add(encodings.fault(self.encoding), where)
             return None
         except (ValueError, RecursionError):
             bad.add("malformed line", where)

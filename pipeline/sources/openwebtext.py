@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, ClassVar, NamedTuple
 
-from pipeline.bad_inputs import BadInputs
 from pipeline.document import Document
-from pipeline.sources import Part, file_source, files, seven_zip, tar
-from pipeline.sources.compressed import decompressed
+from pipeline.sources import Part, file_source
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.file_source import FileSource
-from pipeline.sources.files import File
+from pipeline.sources.storage import files, seven_zip, tar
+from pipeline.sources.storage.compressed import decompressed
+from pipeline.sources.storage.files import File
 
 #: Bytes of members that a part carries or covers.
 _PART_BYTES = 16 << 20

@@ -7,14 +7,14 @@ from functools import cached_property
 from itertools import islice
 from typing import IO, Any, ClassVar, NamedTuple
 
-from configs.errors import RequestError
-from pipeline import signatures
-from pipeline.bad_inputs import BadInputs
+from artefacts.errors import RequestError
 from pipeline.document import Document
-from pipeline.sources import Part, coding, file_source, files
-from pipeline.sources.compressed import decompressed
+from pipeline.sources import Part, file_source, signatures
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.file_source import FileSource
-from pipeline.sources.files import File
+from pipeline.sources.storage import encodings, files
+from pipeline.sources.storage.compressed import decompressed
+from pipeline.sources.storage.files import File
 
 #: Longest line that is read, in bytes.
 _MOST_LINE_BYTES = 256 << 20
@@ -56,7 +56,7 @@ class ParallelSource(FileSource):
     """
 
     target_path: str
-    encoding: str = coding.UTF8
+    encoding: str = encodings.UTF8
 
     endings: ClassVar[tuple[str, ...]] = ("",)
 
@@ -87,7 +87,7 @@ class ParallelSource(FileSource):
 
     def _cut(self, source: File, target: File) -> Iterator[Lines]:
         """The lines of two files, in pieces of about ``most_bytes`` where both can be entered anywhere."""
-        whole = source.is_compressed or target.is_compressed or self.encoding != coding.UTF8
+        whole = source.is_compressed or target.is_compressed or self.encoding != encodings.UTF8
         # What is decompressed or decoded may be longer than the file.
         most = math.inf if whole else self.most_bytes
         places, begins = [(0, 0)], [0]
@@ -142,7 +142,7 @@ class ParallelSource(FileSource):
             broken[file] = ("unreadable file", f"{file.name}: {error}", files.lost_bytes(file.size, read))
 
     def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
-        stream = stream if self.encoding == coding.UTF8 else coding.as_utf8(stream, self.encoding)
+        stream = stream if self.encoding == encodings.UTF8 else encodings.as_utf8(stream, self.encoding)
         return iter(lambda: stream.readline(_MOST_LINE_BYTES), b"")
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
@@ -171,7 +171,7 @@ class ParallelSource(FileSource):
                     try:
                         read.append(line.decode(codec).rstrip("\r\n"))
                     except UnicodeDecodeError:
-                        bad.add(coding.fault(self.encoding), f"{file.name} line {number}")
+                        bad.add(encodings.fault(self.encoding), f"{file.name} line {number}")
                         break
                 if len(read) < 2:
                     continue

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, ClassVar, NamedTuple
 
-from configs.errors import RequestError
-from pipeline.bad_inputs import BadInputs
+from artefacts.errors import RequestError
 from pipeline.document import Document
-from pipeline.sources import Part, file_source, files
+from pipeline.sources import Part, file_source
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.file_source import FileSource
-from pipeline.sources.files import File
+from pipeline.sources.storage import files
+from pipeline.sources.storage.files import File
 
 #: Rows that are held at a time, at most, and about how many bytes of text; beside them, a page of the column.
 _BATCH_ROWS = 1000

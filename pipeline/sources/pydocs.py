@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from artefacts import fingerprint
+from artefacts.errors import RequestError
 from artefacts.progress import bar
-from configs.errors import RequestError
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
-from pipeline import workers as processes
-from pipeline.bad_inputs import BadInputs
+from pipeline import parallel as processes
 from pipeline.document import Document
 from pipeline.sources import KEY, Part
-from pipeline.sources.files import File
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.storage.files import File
 
 #: Part of the cache's key: raise it when the same source files should give other documents.
 _PARSER = 1

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from configs.errors import RequestError
-from pipeline import signatures
-from pipeline.bad_inputs import BadInputs
+from artefacts.errors import RequestError
 from pipeline.document import Document
-from pipeline.sources import Part, coding, file_source, files
-from pipeline.sources.compressed import decompressed
-from pipeline.sources.cut import Piece, pieces
+from pipeline.sources import Part, file_source, signatures
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.chunking import Piece, pieces
 from pipeline.sources.file_source import FileSource
-from pipeline.sources.files import File
+from pipeline.sources.storage import encodings, files
+from pipeline.sources.storage.compressed import decompressed
+from pipeline.sources.storage.files import File
 
 #: Characters of a block of a long text, and bytes (of UTF-8) of its documents in a part.
 _BLOCK_CHARS = 1 << 20
@@ -59,7 +59,7 @@ class TextSource(FileSource):
     Attributes:
         path: file, folder, glob or URL of .txt, .text, .md or .rst, also .gz, .zst, .xz.
         chunk_chars: length of a document, about; 0: a file is a document.
-        chunk: where a document may end, see ``pipeline.sources.cut``.
+        chunk: where a document may end, see ``pipeline.sources.chunking``.
         chunk_overlap: characters that a window repeats of the one before it.
         merge: all files are one text, a blank line between two.
         encoding: how the files are encoded; UTF-8 stands also for UTF-16 with a byte order mark.
@@ -69,7 +69,7 @@ class TextSource(FileSource):
     chunk: Literal["paragraph", "sentence", "window"] = "paragraph"
     chunk_overlap: int = 0
     merge: bool = False
-    encoding: str = coding.UTF8
+    encoding: str = encodings.UTF8
 
     endings: ClassVar[tuple[str, ...]] = (".txt", ".text", ".md", ".rst")
 
@@ -135,7 +135,7 @@ class TextSource(FileSource):
             text = decode(content, self.encoding, is_cut=damage is not None)
         except UnicodeError as error:
             where = f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
-            bad.add(coding.fault(self.encoding), f"{file.name}: {where}", file.size)
+            bad.add(encodings.fault(self.encoding), f"{file.name}: {where}", file.size)
             return None
         bad.good += 1
         return text
@@ -222,7 +222,7 @@ def _blocks(texts: list[File], reading: _Reading, coded: str) -> Iterator[str]:
             reading.faults.append(("unreadable file", where, files.lost_bytes(file.size, at)))
         except UnicodeError:
             where = f"{file.name}: within {_BLOCK_CHARS} characters after {chars}"
-            reading.faults.append((coding.fault(coded), where, file.size - read))
+            reading.faults.append((encodings.fault(coded), where, file.size - read))
         else:
             reading.good += not chars
         # Of a damaged file, too, what was read is read.
@@ -240,7 +240,7 @@ def _separated(file: File, reading: _Reading) -> Iterator[str]:
 
 
 def _decoded(stream: Any, coded: str) -> Iterator[str]:
-    if coded == coding.UTF8:
+    if coded == encodings.UTF8:
         start = signatures.peek(stream)[:2]
         coded = "utf-16" if start in _UTF16_MARKS else "utf-8-sig"
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(coded)(), translate=True)
@@ -255,7 +255,7 @@ def _decoded(stream: Any, coded: str) -> Iterator[str]:
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def decode(content: bytes, coded: str = coding.UTF8, is_cut: bool = False) -> str:
+def decode(content: bytes, coded: str = encodings.UTF8, is_cut: bool = False) -> str:
     """Text of a file, newlines as LF. UTF-8 is with or without a byte order mark, and stands also for UTF-16 with one.
 
     ``is_cut``: it may end within a character, which is left out.
@@ -264,7 +264,7 @@ def decode(content: bytes, coded: str = coding.UTF8, is_cut: bool = False) -> st
         UnicodeDecodeError: it is not in its encoding.
         UnicodeError: the same of an encoding other than UTF-8.
     """
-    if coded == coding.UTF8:
+    if coded == encodings.UTF8:
         coded = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
         text = codecs.getincrementaldecoder(coded)().decode(content) if is_cut else content.decode(coded)
     else:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from artefacts import lock, manifest, publish
+from artefacts import atomic, lock, manifest
 from artefacts import stage as stage_module
-from artefacts.layout import RunLayout
-from artefacts.metrics import read_metrics, read_records
+from artefacts.errors import RequestError
+from artefacts.metrics_log import read_metrics, read_records
 from artefacts.stage import open_stage
-from configs.errors import RequestError
+from configs.run_layout import RunLayout
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def build(target: Path, content: str, inputs: dict[str, str] | None = None) -> m
     with open_stage("thing", target, {"content": content}, inputs or {}) as stage:
         if stage.finished:
             return None
-        publish.write_text(stage.work / "a.txt", content)
+        atomic.write_text(stage.work / "a.txt", content)
         return stage.publish(counts={"characters": len(content)}, versions={}, details={})
 
 
@@ -57,7 +57,7 @@ def test_an_interrupted_stage_goes_on_and_its_torn_files_are_swept(tmp_path: Pat
         pass
 
     with pytest.raises(KilledError), open_stage("thing", tmp_path / "thing", {}, {}) as stage:
-        publish.write_text(stage.work / "first.txt", "kept")
+        atomic.write_text(stage.work / "first.txt", "kept")
         (stage.work / ".second.txt.123.partial").write_text("torn")
         raise KilledError
     assert manifest.read(tmp_path / "thing") is None
@@ -77,10 +77,10 @@ def test_killed_while_publishing_nothing_is_built_twice(
     def killed(*arguments: object) -> None:
         raise KilledError
 
-    owner = {"describe_files": manifest, "sync_tree": publish, "rmtree": stage_module.shutil}[moment]
+    owner = {"describe_files": manifest, "sync_tree": atomic, "rmtree": stage_module.shutil}[moment]
     with monkeypatch.context() as patch, open_stage("thing", tmp_path / "thing", {}, {}) as stage:
-        publish.write_text(stage.work / "a.txt", "kept")
-        publish.write_text(stage.scratch / "part", "kept")
+        atomic.write_text(stage.work / "a.txt", "kept")
+        atomic.write_text(stage.scratch / "part", "kept")
         patch.setattr(owner, moment, killed)
         with pytest.raises(KilledError):
             stage.publish(counts={}, versions={})
@@ -98,7 +98,7 @@ def test_killed_while_publishing_nothing_is_built_twice(
 def test_a_build_under_way_outlives_a_look_at_the_finished_one(tmp_path: Path) -> None:
     build(tmp_path / "thing", "one")
     with open_stage("thing", tmp_path / "thing", {"content": "two"}, {}) as stage:
-        publish.write_text(stage.scratch / "part", "kept")
+        atomic.write_text(stage.scratch / "part", "kept")
     assert build(tmp_path / "thing", "one") is None
     with open_stage("thing", tmp_path / "thing", {"content": "two"}, {}) as stage:
         assert (stage.scratch / "part").exists()
@@ -106,7 +106,7 @@ def test_a_build_under_way_outlives_a_look_at_the_finished_one(tmp_path: Path) -
 
 def test_an_interrupted_stage_of_another_identity_starts_afresh(tmp_path: Path) -> None:
     with open_stage("thing", tmp_path / "thing", {"n": 1}, {}) as stage:
-        publish.write_text(stage.work / "first.txt", "old")
+        atomic.write_text(stage.work / "first.txt", "old")
     with open_stage("thing", tmp_path / "thing", {"n": 2}, {}) as stage:
         assert not (stage.work / "first.txt").exists()
 
@@ -115,7 +115,7 @@ def test_a_refused_stage_leaves_nothing_that_was_not_there(tmp_path: Path) -> No
     def refused(target: Path, begun: bool = False) -> list[str]:
         with pytest.raises(RequestError, match="no"), open_stage("thing", target, {"n": 1}, {}) as stage:
             if begun:
-                publish.write_text(stage.scratch / "part", "kept")
+                atomic.write_text(stage.scratch / "part", "kept")
             raise RequestError("no")
         return sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
 
@@ -209,7 +209,7 @@ def test_metrics_survive_repeats_and_torn_lines(tmp_path: Path) -> None:
 
 def test_unfinished_work_of_another_recipe_is_moved_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_stage("thing", tmp_path / "thing", {"n": 1}, {}) as stage:
-        publish.write_text(stage.scratch / "hours.txt", "of work")
+        atomic.write_text(stage.scratch / "hours.txt", "of work")
     with open_stage("thing", tmp_path / "thing", {"n": 2}, {}) as stage:
         assert not list(stage.scratch.iterdir())
     (aside,) = (tmp_path / "previous").iterdir()

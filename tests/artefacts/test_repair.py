@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from artefacts import hints, repair
+from artefacts import command_hints, repair_hints
 
 
 def test_a_command_is_the_one_to_type(monkeypatch):
@@ -19,21 +19,21 @@ def test_a_command_is_the_one_to_type(monkeypatch):
     ]
     monkeypatch.setattr("sys.argv", line)
     given = "-m pipeline dedup --recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
-    interpreter, _, rest = hints.python("pipeline dedup").partition(" ")
+    interpreter, _, rest = command_hints.python("pipeline dedup").partition(" ")
     assert rest == given and Path(interpreter).is_file()
-    cure = repair.cure("tokens", Path("runs x/tokens"))
+    cure = repair_hints.cure("tokens", Path("runs x/tokens"))
     typed = """make data RECIPE="my recipes/a.yaml" ARGS="'run.root=runs x' data.sources.my-books.weight=2\""""
     assert cure == f"repair: rm -r 'runs x/tokens' && {typed}"
     monkeypatch.setattr("sys.argv", ["pipeline", "--recipe=b.yaml", "stats"])
-    assert hints.make("data") == "make data RECIPE=b.yaml"
+    assert command_hints.make("data") == "make data RECIPE=b.yaml"
 
 
 def test_the_default_recipe_is_left_out(monkeypatch):
     monkeypatch.setattr("sys.argv", ["training", "export", "--recipe", "configs/demo.yaml", "launch.kind=local"])
-    assert hints.make("pretrain") == "make pretrain"
-    assert hints.make("finetune", None, "run.replace=true") == "make finetune ARGS=run.replace=true"
+    assert command_hints.make("pretrain") == "make pretrain"
+    assert command_hints.make("finetune", None, "run.replace=true") == "make finetune ARGS=run.replace=true"
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
-    assert "--recipe FILE" in hints.python("pipeline run")
+    assert "--recipe FILE" in command_hints.python("pipeline run")
 
 
 @pytest.mark.parametrize("prompt", ["it's $5", 'say "no" to $HOME!', "plain", "two words", "`ls` \\ \\n"])
@@ -45,6 +45,6 @@ def test_what_is_typed_comes_back_through_make_and_the_shell(prompt, tmp_path, m
     given = ["--recipe", "my r.yaml", f"data.source.path={prompt}", "run.seed=1"]
     monkeypatch.setattr("sys.argv", ["generate", *given])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
-    typed = ["bash", "-c", hints.make("data")]
+    typed = ["bash", "-c", command_hints.make("data")]
     done = subprocess.run(typed, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == given

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
+from artefacts.errors import RequestError
 from artefacts.training_folder import IDENTITY, LATER_IN_CHAIN, finished, read_identity
-from configs.errors import RequestError
+from configs.run_layout import RunLayout
 from tests.artefacts.training_runs import begun, saved
 
 #: What a crash of the machine, or a hand, makes of a small file.

@@ -2,13 +2,14 @@
 
 import pytest
 
-from artefacts import hints, manifest, unread
-from artefacts.command_keys import READS
-from artefacts.identities import documents_identity
-from artefacts.layout import RunLayout
+from artefacts import command_hints, manifest
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from configs.errors import RequestError
+from configs import unread_keys
+from configs.command_keys import READS
+from configs.identities import documents_identity
 from configs.load import dump_recipe, load_recipe
+from configs.run_layout import RunLayout
 
 RECIPE = "configs/demo.yaml"
 
@@ -16,7 +17,7 @@ RECIPE = "configs/demo.yaml"
 @pytest.fixture
 def check(tmp_path, monkeypatch):
     """``unread.check`` of a run whose documents and weights were made with a few overrides."""
-    monkeypatch.delenv(unread.TARGETS, raising=False)
+    monkeypatch.delenv(unread_keys.TARGETS, raising=False)
     root = f"run.root={tmp_path}"
     source = ["data.source.kind=text", "data.source.path=here.txt", "data.source.packages=null"]
     made = load_recipe(RECIPE, [root, *source, "train.steps=77", "train.save_every=5", "data.clean.min_chars=9"])
@@ -28,7 +29,7 @@ def check(tmp_path, monkeypatch):
     (layout.pretrain / "recipe.yaml").write_text(dump_recipe(made))
 
     def checked(command: str, *overrides: str) -> None:
-        unread.check(command, load_recipe(RECIPE, [root, *source, *overrides]), [root, *source, *overrides])
+        unread_keys.check(command, load_recipe(RECIPE, [root, *source, *overrides]), [root, *source, *overrides])
 
     return checked
 
@@ -60,15 +61,15 @@ def test_what_the_run_was_made_with_may_be_given(check) -> None:
 
 def test_the_commands_of_one_make_share_their_overrides(check, monkeypatch) -> None:
     overrides = ("train.steps=78", "generate.temperature=1")
-    monkeypatch.setenv(unread.TARGETS, "pretrain generate")
+    monkeypatch.setenv(unread_keys.TARGETS, "pretrain generate")
     for command in ("run", "pretrain", "generate"):
         check(command, *overrides)
-    monkeypatch.setenv(unread.TARGETS, "pretrain")
+    monkeypatch.setenv(unread_keys.TARGETS, "pretrain")
     with pytest.raises(RequestError, match=r"pretrain does not read generate\.temperature"):
         check("pretrain", *overrides)
 
 
 def test_a_hint_has_what_its_target_reads(monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["x", "--recipe", RECIPE, "generate.prompt=a", "run.name=b", "train.steps=9"])
-    assert hints.make("pretrain") == 'make pretrain ARGS="run.name=b train.steps=9"'
-    assert hints.make("evaluate") == 'make evaluate ARGS="generate.prompt=a run.name=b"'
+    assert command_hints.make("pretrain") == 'make pretrain ARGS="run.name=b train.steps=9"'
+    assert command_hints.make("evaluate") == 'make evaluate ARGS="generate.prompt=a run.name=b"'

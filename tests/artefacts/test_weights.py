@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from artefacts import lock, manifest, replacing, weights
-from artefacts.layout import RunLayout
+from artefacts import lock, manifest
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.stage import open_stage
-from configs.errors import RequestError
+from configs import data_guard, run_weights
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from tests.artefacts.training_runs import begun, saved
 
 
@@ -40,7 +41,7 @@ def run(tmp_path):
 
 def line(training, step: int, why: str = "") -> str:
     checkpoint = training.folder / "checkpoints" / f"step-{step:08d}"
-    return weights.line(checkpoint, manifest.require(checkpoint, "pretrain"), why)
+    return run_weights.line(checkpoint, manifest.require(checkpoint, "pretrain"), why)
 
 
 def test_the_line_says_stage_step_and_path(run) -> None:
@@ -54,35 +55,37 @@ def test_the_line_says_stage_step_and_path(run) -> None:
 
 
 def test_weights_are_current_until_what_they_learnt_from_is_replaced(run) -> None:
-    assert weights.stale(run.layout, "pretrain") == weights.stale(run.layout, "finetune") == ""
-    weights.check_finetuning(run.layout)
+    assert run_weights.stale(run.layout, "pretrain") == run_weights.stale(run.layout, "finetune") == ""
+    run_weights.check_finetuning(run.layout)
     made(run.layout.examples, content="two")
-    assert weights.stale(run.layout, "pretrain") == ""
+    assert run_weights.stale(run.layout, "pretrain") == ""
     with pytest.raises(RequestError, match=r"not current \(.*examples was replaced since\).*generate\.stage=pretrain"):
-        weights.check_finetuning(run.layout)
+        run_weights.check_finetuning(run.layout)
     again = begun(run.layout.run, "pretrain", {"tokens": "other"})
     again.finish(saved(again, 4, parameters="other"))
-    assert "pretrain was replaced since" in weights.stale(run.layout, "finetune")
-    assert len(weights.outdated(run.layout)) == 2
+    assert "pretrain was replaced since" in run_weights.stale(run.layout, "finetune")
+    assert len(run_weights.outdated(run.layout)) == 2
 
 
 def test_another_tokenizer_is_refused(run) -> None:
     checkpoint = run.pretrain.folder / "checkpoints" / "step-00000004"
     saved_there = manifest.require(checkpoint, "pretrain")
-    weights.check_tokenizer(checkpoint, saved_there, run.layout)
+    run_weights.check_tokenizer(checkpoint, saved_there, run.layout)
     made(run.layout.tokenizer, content="two")
     with pytest.raises(RequestError, match="trained with another tokenizer"):
-        weights.check_tokenizer(checkpoint, saved_there, run.layout)
+        run_weights.check_tokenizer(checkpoint, saved_there, run.layout)
 
 
 def test_what_has_no_weights_yet_says_why(run, tmp_path) -> None:
     layout = RunLayout(tmp_path / "new", tmp_path / "new")
-    assert "is not trained: run `make pretrain" in str(weights.none_yet(layout, "pretrain"))
+    assert "is not trained: run `make pretrain" in str(run_weights.none_yet(layout, "pretrain"))
     begun(layout.run)
-    assert "has saved no checkpoint yet" in str(weights.none_yet(layout, "pretrain"))
-    assert weights.unfinished(layout) == [f"{layout.pretrain}: training is not finished; it has no checkpoint yet"]
+    assert "has saved no checkpoint yet" in str(run_weights.none_yet(layout, "pretrain"))
+    assert run_weights.unfinished(layout) == [f"{layout.pretrain}: training is not finished; it has no checkpoint yet"]
     with lock.hold(layout.pretrain):
-        assert "the training that runs there saves every train.save_every" in str(weights.none_yet(layout, "pretrain"))
+        assert "the training that runs there saves every train.save_every" in str(
+            run_weights.none_yet(layout, "pretrain")
+        )
 
 
 @pytest.mark.parametrize("name", ["documents", "tokenizer", "tokens", "examples"])
@@ -103,7 +106,7 @@ def test_data_under_weights_are_not_replaced_unasked(run, name) -> None:
 
 
 def _rebuild(recipe, name, folder) -> None:
-    with open_stage(name, folder, {"n": "two"}, {}, check_replacing=replacing.guard(recipe, name)) as stage:
+    with open_stage(name, folder, {"n": "two"}, {}, check_replacing=data_guard.guard(recipe, name)) as stage:
         (stage.work / "file").write_text("two")
         stage.publish({}, {})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.load import dump_recipe, load_recipe
 
 CHECKOUT = Path(__file__).parents[2]

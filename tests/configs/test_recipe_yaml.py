@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.load import load_recipe
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"

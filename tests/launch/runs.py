@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from artefacts.metrics import read_records
+from artefacts.metrics_log import read_records
 from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).parents[2]

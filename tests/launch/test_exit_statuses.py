@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artefacts.worker import node_name
+from artefacts.worker_status import node_name
 from launch.plan import free_port
 from tests.launch.runs import another_seed, ended, launch, losses, make_data, shared_memory, steps
 from tests.patience import wait_until

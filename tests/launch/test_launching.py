@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from artefacts import lock
-from artefacts.worker import LOGS, Worker, header, rank_log
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from artefacts.worker_status import LOGS, Worker, header, rank_log
 from configs.load import load_recipe
 from launch import supervise as supervising
-from launch.output import Output
+from launch.logs import Output
 from launch.plan import Plan
 from launch.preflight import check_memory, visible_gpus
-from launch.slurm_training import check_least_nodes
+from launch.slurm.training_job import check_least_nodes
 from launch.start import plan, why_failed
 from tests.launch.runs import RECIPE
 from training.estimate.device import device_of

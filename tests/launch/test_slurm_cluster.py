@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.load import load_recipe
-from launch.sbatch import submit_chain
-from launch.slurm_data import chain
+from launch.slurm.data_jobs import chain
+from launch.slurm.sbatch import submit_chain
 from tests.launch.cluster import missing
 from tests.patience import wait_until
 from tests.pipeline.corpora import RECIPE, ROOT, digests, texts, write_jsonl

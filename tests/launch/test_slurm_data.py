@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.load import load_recipe
 from launch.__main__ import main
-from launch.sbatch import submit_chain
-from launch.slurm_data import chain, steps
+from launch.slurm.data_jobs import chain, steps
+from launch.slurm.sbatch import submit_chain
 from tests.pipeline.corpora import RECIPE, ROOT, texts, write_jsonl
 
 _AWKWARD = """data.source.path=it's "a" {b} $HOME `c` *"""

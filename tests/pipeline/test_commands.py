@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-from artefacts import manifest, publish
-from artefacts.layout import RunLayout
-from pipeline import documents, tokens
-from pipeline.stats import stats
-from pipeline.verify import verify
+from artefacts import atomic, manifest
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as documents
+from pipeline.reports.stats import stats
+from pipeline.reports.verify import verify
+from pipeline.tokens import stage as tokens
 from tests.patience import PATIENCE, wait_until
 from tests.pipeline.corpora import RECIPE, ROOT, digests, of_jsonl, overrides, recipe, texts, write_jsonl
 from tokenizer.train import train
@@ -73,7 +74,7 @@ def test_saying_up_to_date_imports_nothing_heavy(finished, source):
 def test_nothing_imports_torch(finished, source, tmp_path):
     code = (
         "import sys; from pipeline.__main__ import main; main(sys.argv[1:]); "
-        "import pipeline.examples, tokenizer.chat; assert 'torch' not in sys.modules"
+        "import pipeline.examples.chat, tokenizer.chat; assert 'torch' not in sys.modules"
     )
     line = [sys.executable, "-c", code, *_line("run", tmp_path, source / "0.jsonl")[3:]]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
@@ -144,7 +145,7 @@ def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
         manifest.Manifest("pretrain", {}, {}, {}, {}, {}, {"checkpoint": checkpoints[1].name, "weights": "w"}),
     )
     made(layout.evaluation, {}, "evaluation.json")
-    publish.write_json(layout.pretrain / "identity.json", {"identity": {}, "inputs": {}})
+    atomic.write_json(layout.pretrain / "identity.json", {"identity": {}, "inputs": {}})
     whole, faults = verify(asked, "r.yaml")
     assert len(whole) == 3 and not faults
     (checkpoints[1] / "weights.pt").write_text("damaged")

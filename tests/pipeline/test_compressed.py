@@ -8,14 +8,15 @@ import lzma
 import pytest
 import zstandard
 
-from pipeline import instructions
-from pipeline.bad_inputs import BadInputs
-from pipeline.sources import compressed, text
-from pipeline.sources.compressed import DAMAGE, decompressed
+from pipeline.examples import instructions
+from pipeline.sources import text
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.csv import CsvSource
 from pipeline.sources.jsonl import JsonlSource
 from pipeline.sources.openwebtext import OpenWebTextSource
 from pipeline.sources.parallel import ParallelSource
+from pipeline.sources.storage import compressed
+from pipeline.sources.storage.compressed import DAMAGE, decompressed
 from pipeline.sources.text import TextSource
 from tests.pipeline import corpora
 

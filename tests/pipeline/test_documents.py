@@ -5,11 +5,11 @@ import json
 import pyarrow.parquet as parquet
 import pytest
 
-from artefacts.layout import RunLayout
-from configs.errors import RequestError, UnreachableError
-from pipeline import documents
-from pipeline.assemble import DUPLICATE, NEAR_DUPLICATE
+from artefacts.errors import RequestError, UnreachableError
+from configs.run_layout import RunLayout
 from pipeline.cleaning.cleaner import TOO_SHORT
+from pipeline.documents import stage as documents
+from pipeline.documents.write_shards import DUPLICATE, NEAR_DUPLICATE
 from pipeline.share import WHOLE, Share
 from pipeline.sources import file_source
 from pipeline.sources.jsonl import JsonlSource

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from pipeline.example_split import split
+from pipeline.examples.split import split
 from tests.pipeline.corpora import texts
 
 _WORDS = sorted({word for text in texts(20) for word in text.lower().replace(".", "").split()})

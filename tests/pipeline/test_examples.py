@@ -6,15 +6,17 @@ import shutil
 import pyarrow.parquet as parquet
 import pytest
 
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
-from pipeline import documents, examples, instructions, tokens
-from pipeline.bad_inputs import BadInputs
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
 from pipeline.document import Document
-from pipeline.questions import HELD_OUT, NO_SENTENCE, PRIVATE, REPEATED, answer, questions
+from pipeline.documents import stage as documents
+from pipeline.examples import chat, instructions
+from pipeline.examples.pydocs_questions import HELD_OUT, NO_SENTENCE, PRIVATE, REPEATED, answer, questions
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.tokens import stage as tokens
 from tests.pipeline.corpora import SHARED_DATA, digests, of_jsonl, recipe, texts, write_jsonl
-from tokenizer.chat import IGNORED
-from tokenizer.load import Tokenizer
+from tokenizer.base import Tokenizer
+from tokenizer.chat_template import IGNORED
 from tokenizer.train import train
 
 
@@ -28,7 +30,7 @@ def run(tmp_path_factory):
     documents.build(asked)
     train(asked)
     tokens.build(asked)
-    return asked, examples.build(asked)
+    return asked, chat.build(asked)
 
 
 def _sides(asked):
@@ -72,7 +74,7 @@ def test_documents_of_a_source_with_a_name_are_held_out_too(tmp_path):
     documents.build(asked)
     train(asked)
     tokens.build(asked)
-    made = examples.build(asked)
+    made = chat.build(asked)
     held_out = set(parquet.read_table(RunLayout.of(asked).tokens / "validation.parquet")["id"].to_pylist())
     assert held_out and all(identifier.startswith("docs:pydocs:") for identifier in held_out)
     train_side, held_side = _sides(asked)
@@ -84,9 +86,9 @@ def test_the_same_bytes_again(run, tmp_path):
     asked, _ = run
     other = recipe(tmp_path, f"data.root={RunLayout.of(asked).data}", "finetune.examples.max_examples=null")
     other = other.model_copy(update={"data": other.data.model_copy(update={"source": asked.data.source})})
-    examples.build(other)
+    chat.build(other)
     assert digests(RunLayout.of(other).examples) == digests(RunLayout.of(asked).examples)
-    assert examples.build(asked) is None
+    assert chat.build(asked) is None
 
 
 def _function(name, doc):
@@ -155,8 +157,8 @@ def test_instructions_and_messages(tmp_path):
     records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     records.append(records[0])
     asked = _instructed(tmp_path, "\n".join(map(json.dumps, records)))
-    made = examples.build(asked)
-    assert made.counts["found"] == 42 and made.counts["dropped"] == {examples.REPEATED: 1}
+    made = chat.build(asked)
+    assert made.counts["found"] == 42 and made.counts["dropped"] == {chat.REPEATED: 1}
     rows = [row for side in _sides(asked) for row in side]
     assert len(rows) == 41
     assert {"Count to 1.\n\nnow", "Count to 2.", "Bye."} <= {row["question"] for row in rows}
@@ -169,8 +171,8 @@ def test_instructions_and_messages(tmp_path):
 def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
     records = [{"instruction": f"Say {n}.", "output": f"Number {n}. " * (30 if n < 5 else 1)} for n in range(60)]
     asked = _instructed(tmp_path, json.dumps(records), "finetune.examples.max_examples=20", name="made.json")
-    made = examples.build(asked)
-    assert made.counts["dropped"] == {examples.TOO_LONG: 5, examples.OUTSIDE: 35}
+    made = chat.build(asked)
+    assert made.counts["dropped"] == {chat.TOO_LONG: 5, chat.OUTSIDE: 35}
     assert made.counts["train"]["examples"] + made.counts["held_out"]["examples"] == 20
 
 
@@ -178,9 +180,9 @@ def test_bad_records_are_counted_and_too_many_refused(tmp_path):
     good = [json.dumps({"instruction": f"Do {n}.", "output": f"Done {n}."}) for n in range(10)]
     bad = ['{"prompt": "x", "reply": "y"}', "{broken", '{"messages": [{"role": "tool", "content": "x"}]}']
     with pytest.raises(RequestError, match=r"3 of 13 inputs .*fields there: prompt, reply.*of finetune.examples.path"):
-        examples.build(_instructed(tmp_path, "\n".join(good + bad)))
+        chat.build(_instructed(tmp_path, "\n".join(good + bad)))
     asked = _instructed(tmp_path, "\n".join(good + bad), "data.max_bad_fraction=0.5")
-    assert sum(examples.build(asked).counts["bad_inputs"].values()) == 3
+    assert sum(chat.build(asked).counts["bad_inputs"].values()) == 3
 
 
 def test_lone_surrogates_are_counted_as_bad(tmp_path):
@@ -188,7 +190,7 @@ def test_lone_surrogates_are_counted_as_bad(tmp_path):
     records.append('{"instruction": "Say it \\ud800.", "output": "Said."}')
     records.append('{"messages": [{"role": "assistant", "content": "\\udfff"}], "\\ud800": 1}')
     records.append('{"\\ud801": 1}')
-    made = examples.build(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
+    made = chat.build(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
     assert made.counts["found"] == 10 and sorted(made.counts["bad_inputs"].values()) == [1, 2]
 
 
@@ -201,7 +203,7 @@ def test_messages_are_normalized_as_documents_are(tmp_path):
     records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     records.append({"instruction": "\x00", "output": "Nothing is asked."})
     asked = _instructed(tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2")
-    made = examples.build(asked)
+    made = chat.build(asked)
     assert made.counts["bad_inputs"] == {"instruction is empty": 1}
     rows = {row["question"]: row for side in _sides(asked) for row in side}
     assert rows["Do\né 3."]["answer"] == "A\nB\u0301 3." and rows["Hi."]["answer"] == "é\nf"
@@ -212,7 +214,7 @@ def test_messages_are_normalized_as_documents_are(tmp_path):
     other = _instructed(
         tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2", "data.clean.unicode=none"
     )
-    assert examples.build(other) is not None
+    assert chat.build(other) is not None
     assert "Do\ne\u0301 3." in {row["question"] for side in _sides(other) for row in side}
 
 
@@ -227,7 +229,7 @@ def test_null_is_a_field_left_out(tmp_path):
     records = [{"instruction": f"Do {n}.", "output": f"Done {n}.", **fields} for n in range(9)]
     turns = [{"role": role, "content": f"I am the {role}.", "name": None} for role in ("user", "assistant")]
     records.append({"instruction": None, "input": None, "output": None, "messages": turns})
-    made = examples.build(asked := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
+    made = chat.build(asked := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
     assert made.counts["found"] == 10 and not made.counts["bad_inputs"]
     assert {"Do 3.", "I am the user."} <= {row["question"] for side in _sides(asked) for row in side}
 
@@ -272,7 +274,7 @@ def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, co
     asked = _instructed(tmp_path, content, name=name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RequestError, match=said) as refused:
-        examples.build(asked)
+        chat.build(asked)
     assert "data.source" not in str(refused.value) and "{}" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -280,11 +282,11 @@ def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, co
 def test_labels_are_held_out_in_about_the_share_asked_for(tmp_path, capsys):
     labels = ("positive", "negative")
     records = [{"instruction": f"Is review {n} kind?", "output": labels[n % 2]} for n in range(200)]
-    made = examples.build(asked := _instructed(tmp_path, json.dumps(records), name="made.json"))
+    made = chat.build(asked := _instructed(tmp_path, json.dumps(records), name="made.json"))
     assert made.counts["held_out"]["examples"] == 10 and "finetune.examples" not in capsys.readouterr().err
     assert {row["answer"] for row in _sides(asked)[0]} == {*labels}
     records = [{"instruction": "Write a haiku.", "output": f"Haiku {n}."} for n in range(20)]
-    examples.build(asked := _instructed(tmp_path, json.dumps(records), name="made.json"))
+    chat.build(asked := _instructed(tmp_path, json.dumps(records), name="made.json"))
     assert "held out share a question with training examples" in capsys.readouterr().err
     assert [len(side) for side in _sides(asked)] == [19, 1]
 
@@ -297,17 +299,17 @@ def test_a_damaged_list_of_validation_documents_is_named(run, tmp_path):
     path = RunLayout.of(other).tokens / "validation.parquet"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(RequestError, match=rf"{path}: .*; repair: rm -r {path.parent} && make data"):
-        examples.build(other)
+        chat.build(other)
 
 
 def test_a_missing_file_is_named_by_its_key(tmp_path):
     with pytest.raises(RequestError, match=r"finetune.examples.path: .* is neither a file nor a folder"):
-        examples.build(_over(tmp_path, tmp_path / "nowhere.json"))
+        chat.build(_over(tmp_path, tmp_path / "nowhere.json"))
 
 
 def test_real_instructions(tmp_path):
     path = SHARED_DATA / "instructions.json"
     if not path.exists():
         pytest.skip("no instructions.json beside the checkout")
-    made = examples.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
+    made = chat.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
     assert made.counts["found"] == 1100 and 50 <= made.counts["held_out"]["examples"] <= 55

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.errors import RequestError
-from pipeline.indexed_dataset import IndexedDataset, IndexedDatasetWriter, id_type
+from artefacts.errors import RequestError
+from pipeline.tokens.indexed_dataset import IndexedDataset, IndexedDatasetWriter, id_type
 
 DOCUMENTS = [[1, 2, 3], [4], [65_499, 0, 7, 2], [5, 5]]
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from artefacts.errors import RequestError, spelled
 from configs import command
-from configs.errors import RequestError, spelled
 from configs.load import load_recipe
 from pipeline.__main__ import main
 from tests.pipeline.corpora import RECIPE, texts, write_jsonl

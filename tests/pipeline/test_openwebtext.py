@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from configs.load import load_recipe
-from pipeline import documents
+from pipeline.documents import stage as documents
 from tests.pipeline import corpora
 
 RECIPE = corpora.ROOT / "configs" / "openwebtext.yaml"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import overlap
+from pipeline import ngrams
 
 MARKS = "\u00a0¡§«¶·»¿\u3000、。「」『』" + "".join(map(chr, range(0x2000, 0x2070)))
 WORD = re.compile(f"(?:(?![{MARKS}])[0-9a-z\x80-\U0010ffff])+")
@@ -27,7 +27,7 @@ def _column(*groups):
 
 def _measured(held, train, words, groups=2):
     at = len(held) // 2
-    compared = overlap.HeldOut.of([_column(held[:at]), _column(held[at:])], words)
+    compared = ngrams.HeldOut.of([_column(held[:at]), _column(held[at:])], words)
     for start in range(groups):
         compared.mark(compared.shared(_column(train[start::groups])))
     return compared.overlap().tolist()
@@ -66,7 +66,7 @@ def test_case_and_punctuation_make_no_difference():
 
 def test_a_sliced_column():
     column = _column(["zz zz", "a b c", "b c d"]).slice(1)
-    hashes, owners = overlap.sequences(column, 2)
+    hashes, owners = ngrams.sequences(column, 2)
     assert len(hashes) == 4 and owners.tolist() == [0, 0, 1, 1]
     assert hashes[1] == hashes[2]
 
@@ -74,5 +74,5 @@ def test_a_sliced_column():
 def test_millions_of_sequences_do_not_collide():
     rng = np.random.default_rng(0)
     text = " ".join(map(str, rng.integers(0, 10**9, 200_000)))
-    hashes, _ = overlap.sequences(_column([text]), 8)
+    hashes, _ = ngrams.sequences(_column([text]), 8)
     assert len(np.unique(hashes)) == len(hashes) == 199_993

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from configs.errors import RequestError
 from configs.load import load_recipe
-from pipeline import packing
-from pipeline.best_fit import best_fit, pack
+from configs.run_layout import RunLayout
+from pipeline.tokens import packing
+from pipeline.tokens.best_fit import best_fit, pack
 from tests.pipeline.corpora import RECIPE, digests
 from tests.training.shards import documents, write
 

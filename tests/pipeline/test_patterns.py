@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artefacts.layout import RunLayout
-from pipeline import documents
-from pipeline.bad_inputs import BadInputs
-from pipeline.preview import preview
-from pipeline.sources import made_up
-from pipeline.sources.made_up import ALPHABET
-from pipeline.sources.patterns import PatternsSource, walk
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as documents
+from pipeline.reports.preview import preview
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.synthetic import base
+from pipeline.sources.synthetic.base import ALPHABET
+from pipeline.sources.synthetic.patterns import PatternsSource, walk
 from tests.pipeline.corpora import recipe
 
 
@@ -58,7 +58,7 @@ def test_documents_are_what_is_asked_for_however_cut(count, least, more, largest
         assert least <= len(text) <= least + more and 1 <= step <= largest_step
         assert all((b - a) % len(ALPHABET) == step for a, b in pairwise(places))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made_up, "_PART_BYTES", part_bytes)
+        patch.setattr(base, "_PART_BYTES", part_bytes)
         assert _read(source) == found
 
 
@@ -74,7 +74,7 @@ def test_the_documents_stage(tmp_path, monkeypatch):
     made = documents.build(asked)
     assert made is not None and made.counts["documents"] == 300 and not made.counts["dropped"]
     assert documents.build(asked) is None
-    monkeypatch.setattr(made_up, "_PART_BYTES", 50_000)
+    monkeypatch.setattr(base, "_PART_BYTES", 50_000)
     kept = _texts(asked)
     parted = _made(tmp_path / "parts", "data.workers=2")
     documents.build(parted)

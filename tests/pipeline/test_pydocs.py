@@ -2,11 +2,11 @@
 
 import pytest
 
-from configs.errors import RequestError
-from pipeline import documents
-from pipeline.bad_inputs import BadInputs
-from pipeline.preview import preview
+from artefacts.errors import RequestError
+from pipeline.documents import stage as documents
+from pipeline.reports.preview import preview
 from pipeline.sources import pydocs, pydocs_parse
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.pydocs import PydocsSource
 from tests.pipeline.corpora import recipe
 

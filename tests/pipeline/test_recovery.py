@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from configs.load import load_recipe
-from pipeline.verify import verify
+from pipeline.reports.verify import verify
 from tests.patience import PATIENCE
 from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write, write_jsonl
 

@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from configs.errors import RequestError
-from pipeline import documents
+from artefacts.errors import RequestError
 from pipeline.__main__ import main
-from pipeline.assemble import DUPLICATE
 from pipeline.cleaning.cleaner import TOO_SHORT
-from pipeline.rejected import rejected
+from pipeline.documents import stage as documents
+from pipeline.documents.write_shards import DUPLICATE
+from pipeline.reports.rejected import rejected
 from tests.pipeline.corpora import RECIPE, of_jsonl, overrides, texts, write_jsonl
 
 

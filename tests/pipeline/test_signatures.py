@@ -12,10 +12,10 @@ import pyarrow.parquet as parquet
 import pytest
 import zstandard
 
-from configs.errors import RequestError
-from pipeline import instructions, signatures
-from pipeline.bad_inputs import BadInputs
-from pipeline.sources import file_source
+from artefacts.errors import RequestError
+from pipeline.examples import instructions
+from pipeline.sources import file_source, signatures
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.csv import CsvSource
 from pipeline.sources.jsonl import JsonlSource
 from pipeline.sources.parallel import ParallelSource

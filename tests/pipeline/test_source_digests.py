@@ -7,13 +7,14 @@ import threading
 
 import pytest
 
-from artefacts.layout import RunLayout
 from artefacts.stage import open_stage
-from pipeline import documents, origin
-from pipeline.sources import digests as module
-from pipeline.sources import files
-from pipeline.sources.digests import SourceDigests
-from pipeline.verify import verify
+from configs.run_layout import RunLayout
+from pipeline.documents import input_fingerprints
+from pipeline.documents import stage as documents
+from pipeline.reports.verify import verify
+from pipeline.sources.storage import digests as module
+from pipeline.sources.storage import files
+from pipeline.sources.storage.digests import SourceDigests
 from tests.pipeline import corpora
 from tests.pipeline.corpora import of_jsonl, recipe, texts, write_jsonl
 
@@ -154,7 +155,7 @@ def test_a_large_file_behind_a_url_is_sampled_at_both_ends_and_between(monkeypat
 
 def _inputs(asked, target, trusted=True):
     digests = SourceDigests(target, trusted)
-    return origin.inputs(asked, documents.opened(asked), digests), digests
+    return input_fingerprints.inputs(asked, documents.opened(asked), digests), digests
 
 
 @pytest.mark.parametrize("kind", corpora.KINDS)
@@ -167,7 +168,7 @@ def test_every_kind_of_source(tmp_path, kind):
     redact(last)
     for trusted in (False, True):
         after, digests = _inputs(asked, tmp_path / "documents", trusted)
-        assert after != before and last.name in origin.changed(before, after, digests)
+        assert after != before and last.name in input_fingerprints.changed(before, after, digests)
 
 
 @pytest.mark.parametrize("harmed", ["a.txt", "targets.txt", "tests.txt"])
@@ -186,7 +187,7 @@ def test_targets_and_evaluation_texts(tmp_path, harmed):
     before, _ = _inputs(asked, tmp_path / "documents")
     redact(tmp_path / harmed)
     after, digests = _inputs(asked, tmp_path / "documents")
-    assert after != before and origin.changed(before, after, digests).endswith(f": {harmed}")
+    assert after != before and input_fingerprints.changed(before, after, digests).endswith(f": {harmed}")
 
 
 def test_verify_and_a_new_start_name_the_file(tmp_path, capsys):
@@ -225,7 +226,7 @@ def test_examples(tmp_path):
     given = ("finetune.examples.kind=instructions", f"finetune.examples.path={path}")
     asked = recipe(tmp_path, *given)
     folder = RunLayout.of(asked).examples
-    with open_stage("examples", folder, {}, origin.of_examples(str(path), SourceDigests(folder))) as stage:
+    with open_stage("examples", folder, {}, input_fingerprints.of_examples(str(path), SourceDigests(folder))) as stage:
         stage.publish({}, {})
     assert not verify(asked, "r.yaml")[1]
     redact(path)

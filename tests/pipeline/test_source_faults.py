@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from artefacts.errors import StorageError
 from configs import command
-from configs.errors import StorageError
-from pipeline import documents, ingest
 from pipeline.__main__ import main
-from pipeline.bad_inputs import BadInputs
+from pipeline.documents import ingest
+from pipeline.documents import stage as documents
 from pipeline.share import Share
-from pipeline.sources import compressed, file_source, files, openwebtext
+from pipeline.sources import file_source, openwebtext
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.storage import compressed, files
 from tests.pipeline.corpora import KINDS, RECIPE, digests, of_jsonl, overrides, recipe, texts, write, write_jsonl
 
 

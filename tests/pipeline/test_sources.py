@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
-from pipeline import documents
-from pipeline.bad_inputs import BadInputs
-from pipeline.sources import file_source, files
-from pipeline.sources.digests import fingerprint
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as documents
+from pipeline.sources import file_source
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.jsonl import JsonlSource
+from pipeline.sources.storage import files
+from pipeline.sources.storage.digests import fingerprint
 from pipeline.sources.text import TextSource
 from tests.pipeline.corpora import SHARED_DATA, of_jsonl, packed, recipe, texts, write_jsonl
 

@@ -11,10 +11,10 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from configs.errors import RequestError
-from pipeline.bad_inputs import BadInputs
+from artefacts.errors import RequestError
 from pipeline.sources import jsonl as jsonl_module
 from pipeline.sources import openwebtext
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.csv import CsvSource
 from pipeline.sources.jsonl import JsonlSource
 from pipeline.sources.openwebtext import OpenWebTextSource

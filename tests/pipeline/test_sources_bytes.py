@@ -10,16 +10,17 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from configs.errors import RequestError
-from pipeline import documents
-from pipeline.bad_inputs import BadInputs
-from pipeline.sources import files, open_source, openwebtext
+from artefacts.errors import RequestError
+from pipeline.documents import stage as documents
+from pipeline.sources import open_source, openwebtext
 from pipeline.sources import text as text_module
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.csv import CsvSource
 from pipeline.sources.hub import HubSource
 from pipeline.sources.jsonl import JsonlSource
 from pipeline.sources.openwebtext import OpenWebTextSource
 from pipeline.sources.parquet import ParquetSource
+from pipeline.sources.storage import files
 from pipeline.sources.text import TextSource
 from tests.pipeline import corpora
 from tests.pipeline.corpora import packed, pages, tar_of
@@ -120,8 +121,8 @@ def test_a_tar_that_ends_between_two_members(tmp_path, monkeypatch, name):
 def test_a_member_that_is_too_large(tmp_path, monkeypatch, name):
     import py7zr
 
-    monkeypatch.setattr("pipeline.sources.tar.MOST_MEMBER_BYTES", 1000)
-    monkeypatch.setattr("pipeline.sources.seven_zip.MOST_MEMBER_BYTES", 1000)
+    monkeypatch.setattr("pipeline.sources.storage.tar.MOST_MEMBER_BYTES", 1000)
+    monkeypatch.setattr("pipeline.sources.storage.seven_zip.MOST_MEMBER_BYTES", 1000)
     made = pages(["one", random.Random(1).randbytes(400_000).hex(), "two"])
     if name.endswith(".7z"):
         with py7zr.SevenZipFile(tmp_path / name, "w") as archive:

@@ -6,9 +6,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from configs.errors import RequestError
-from pipeline.bad_inputs import BadInputs
+from artefacts.errors import RequestError
 from pipeline.sources import file_source, open_source
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.hub import HubSource
 from pipeline.sources.jsonl import JsonlSource
 from pipeline.sources.parquet import ParquetSource

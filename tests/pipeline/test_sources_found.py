@@ -5,11 +5,11 @@ import gzip
 import pytest
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
-from pipeline import documents
-from pipeline.bad_inputs import BadInputs
-from pipeline.preview import preview
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as documents
+from pipeline.reports.preview import preview
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.text import TextSource
 from tests.pipeline.corpora import recipe, texts, write_jsonl
 

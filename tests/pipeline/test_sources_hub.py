@@ -9,11 +9,12 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from configs.errors import RequestError
-from pipeline.bad_inputs import BadInputs
-from pipeline.sources import hub, retry
-from pipeline.sources.digests import fingerprint
+from artefacts.errors import RequestError
+from pipeline.sources import hub
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.hub import HubSource
+from pipeline.sources.storage import retry
+from pipeline.sources.storage.digests import fingerprint
 from tests.pipeline import corpora
 
 TEXTS = corpora.texts(50, seed=4, sentences=3)

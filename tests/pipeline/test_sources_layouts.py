@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from pipeline.bad_inputs import BadInputs
 from pipeline.sources import file_source, open_source, openwebtext, text
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.jsonl import JsonlSource
 from tests.pipeline import corpora
 
@@ -113,7 +113,7 @@ def test_real_pages(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["openwebtext-tar-xz", "7z"])
 def test_a_solid_archive_is_never_held_whole(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(openwebtext, "_PART_BYTES", 200_000)
-    monkeypatch.setattr("pipeline.sources.seven_zip._WAITING_BYTES", 200_000)
+    monkeypatch.setattr("pipeline.sources.storage.seven_zip._WAITING_BYTES", 200_000)
     # Text that compresses badly: a block of the archive must not hold all of it.
     many = [random.Random(at).randbytes(30_000).hex() for at in range(110)]
     keys = corpora.write(kind, many, tmp_path / "source")
@@ -136,7 +136,7 @@ def test_a_solid_archive_that_nobody_reads_on_leaves_no_thread(tmp_path, monkeyp
     import threading
 
     monkeypatch.setattr(openwebtext, "_PART_BYTES", 2000)
-    monkeypatch.setattr("pipeline.sources.seven_zip._WAITING_BYTES", 2000)
+    monkeypatch.setattr("pipeline.sources.storage.seven_zip._WAITING_BYTES", 2000)
     keys = corpora.write("7z", TEXTS, tmp_path)
     before = threading.active_count()
     parts = openwebtext.OpenWebTextSource(keys["data.source.path"]).parts(1)

@@ -5,12 +5,13 @@ import builtins
 import fsspec
 import pytest
 
-from configs.errors import RequestError
-from pipeline.bad_inputs import BadInputs
-from pipeline.sources import files, open_source, remote, retry
-from pipeline.sources.digests import fingerprint
+from artefacts.errors import RequestError
+from pipeline.sources import open_source
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.jsonl import JsonlSource
 from pipeline.sources.openwebtext import OpenWebTextSource
+from pipeline.sources.storage import files, remote, retry
+from pipeline.sources.storage.digests import fingerprint
 from pipeline.sources.text import TextSource
 from tests.pipeline import corpora
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.bad_inputs import BadInputs
 from pipeline.sources import file_source
 from pipeline.sources import text as text_module
-from pipeline.sources.cut import cut, pieces
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.chunking import cut, pieces
 from pipeline.sources.text import TextSource
 from tests.pipeline import corpora
 from tests.pipeline.corpora import SHARED_DATA

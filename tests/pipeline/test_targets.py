@@ -13,24 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
-from pipeline import documents
-from pipeline.bad_inputs import BadInputs
-from pipeline.preview import preview
-from pipeline.rejected import rejected
-from pipeline.sources import made_up, sequences
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as documents
+from pipeline.reports.preview import preview
+from pipeline.reports.rejected import rejected
+from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.csv import CsvSource
 from pipeline.sources.jsonl import JsonlSource
-from pipeline.sources.made_up import ALPHABET
 from pipeline.sources.parallel import ParallelSource
 from pipeline.sources.parquet import ParquetSource
 from pipeline.sources.pydocs import PydocsSource
-from pipeline.sources.sequences import SequencesSource
+from pipeline.sources.synthetic import base, sequences
+from pipeline.sources.synthetic.base import ALPHABET
+from pipeline.sources.synthetic.sequences import SequencesSource
 from tests.pipeline.corpora import ROOT, of_jsonl, texts, write_jsonl
 from tests.pipeline.task_corpora import CONFIGS, task_overrides, task_recipe, write_records
-from tokenizer import choose
-from tokenizer.load import Tokenizer
+from tokenizer import training_sample
+from tokenizer.base import Tokenizer
 from tokenizer.train import train
 
 
@@ -209,7 +209,7 @@ def test_sequences_are_what_is_asked_for_however_cut(count, least, more, symbols
         assert document.target == document.text[::-1] and least <= len(document.text) <= least + more
         assert set(document.text) <= set(ALPHABET[:symbols])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made_up, "_PART_BYTES", part_bytes)
+        patch.setattr(base, "_PART_BYTES", part_bytes)
         patch.setattr(sequences, "_DRAWN", part_bytes)
         assert _read(source)[0] == found
     copied, _ = _read(SequencesSource(2 * count, least, least + more, symbols, "copy", seed))
@@ -283,9 +283,12 @@ def test_tokenizers_are_made_of_targets_that_are_text(tmp_path):
         letters[learns] = {piece for piece in "abcxyz0" if Tokenizer.load(folder).encode(piece) != [0]}
     assert letters == {"pairs": set("abcxyz0"), "labels": set("abc0")}
     folder = RunLayout.of(asked).documents
-    assert choose.sample(folder, 10**6, 1, targets=True)[0] == "abcabcabc0\nxyzxyzxyz0"
+    assert training_sample.sample(folder, 10**6, 1, targets=True)[0] == "abcabcabc0\nxyzxyzxyz0"
     # Targets count into the budget.
-    assert len(choose.sample(folder, 25, 1)) == 2 and len(choose.sample(folder, 25, 1, targets=True)) == 1
+    assert (
+        len(training_sample.sample(folder, 25, 1)) == 2
+        and len(training_sample.sample(folder, 25, 1, targets=True)) == 1
+    )
 
 
 def test_a_finished_corpus_does_without_its_files(tmp_path):

@@ -13,24 +13,28 @@ import pyarrow.parquet as parquet
 import pytest
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
-from pipeline import blocks, documents, ingest, rows, task_examples, tokens
-from pipeline.stats import stats
-from pipeline.task_blocks import NO_TARGET, OTHER_LENGTH, TOO_LONG
-from pipeline.verify import verify
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
+from pipeline.documents import ingest, row_files
+from pipeline.documents import stage as documents
+from pipeline.examples import supervised
+from pipeline.examples.supervised_blocks import NO_TARGET, OTHER_LENGTH, TOO_LONG
+from pipeline.reports.stats import stats
+from pipeline.reports.verify import verify
+from pipeline.tokens import encode
+from pipeline.tokens import stage as tokens
 from tests.patience import wait_until
 from tests.pipeline.corpora import ROOT, digests
 from tests.pipeline.corpora import texts as made_up
 from tests.pipeline.task_corpora import CONFIGS, RECIPES, task_overrides, task_recipe, write_records
-from tokenizer.load import Tokenizer
+from tokenizer.base import Tokenizer
 from tokenizer.train import train
 
 
 def _build(asked):
     documents.build(asked)
     train(asked)
-    return task_examples.build(asked)
+    return supervised.build(asked)
 
 
 def _sides(asked):
@@ -74,10 +78,10 @@ def run(request, tmp_path_factory):
     asked = task_recipe(root, learns, *given, *more, *(["model.classes=3"] if learns == "labels" else []))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest, "GROUP_BYTES", 500)
-        patch.setattr(rows, "GROUP_BYTES", 500)
-        patch.setattr(blocks, "_LEAST_BYTES", 1500)
+        patch.setattr(row_files, "GROUP_BYTES", 500)
+        patch.setattr(encode, "_LEAST_BYTES", 1500)
         made = _build(asked)
-        assert len(blocks.plan({"jsonl": sorted(RunLayout.of(asked).documents.glob("clean-*"))})) > 2
+        assert len(encode.plan({"jsonl": sorted(RunLayout.of(asked).documents.glob("clean-*"))})) > 2
     return asked, made
 
 
@@ -153,7 +157,7 @@ def test_the_split_goes_by_the_document_alone(run, tmp_path):
 
 def test_up_to_date_whole_and_made_from_what_is_there(run, tmp_path):
     asked, _ = run
-    assert task_examples.build(asked) is None
+    assert supervised.build(asked) is None
     whole, faults = verify(asked, "r.yaml")
     assert not faults and sum("/examples: whole" in line for line in whole) == 1
     root = tmp_path / "run"
@@ -167,7 +171,7 @@ def test_up_to_date_whole_and_made_from_what_is_there(run, tmp_path):
     assert str(path) in fault and "repair: rm -r" in fault and "make examples" in fault
     path.write_bytes(content[:-1])
     with pytest.raises(RequestError, match=r"repair: .*make examples"):
-        task_examples.build(moved)
+        supervised.build(moved)
 
 
 def test_another_recipe_moves_them_aside(run, tmp_path):
@@ -176,7 +180,7 @@ def test_another_recipe_moves_them_aside(run, tmp_path):
     asked = asked.model_copy(update={"run": asked.run.model_copy(update={"root": str(tmp_path / "run")})})
     shorter = asked.train.model_copy(update={"context_length": 16})
     asked = asked.model_copy(update={"train_section": shorter})
-    made = task_examples.build(asked)
+    made = supervised.build(asked)
     assert made is not None and max(len(row["ids"]) for row in _sides(asked)["train"]) <= 16
     assert list((RunLayout.of(asked).run / "previous").glob("*-examples"))
 
@@ -189,8 +193,8 @@ def test_stopped_half_way_and_on_more_processes_the_same_bytes(run, tmp_path, mo
     layout = RunLayout.of(asked)
     wanted = digests(layout.examples)
     shutil.rmtree(layout.examples)
-    monkeypatch.setattr(blocks, "_LEAST_BYTES", 1500)
-    rename, begun = task_examples.publish.rename_file, []
+    monkeypatch.setattr(encode, "_LEAST_BYTES", 1500)
+    rename, begun = supervised.atomic.rename_file, []
 
     def interrupted(source, target):
         begun.append(target.name)
@@ -199,12 +203,12 @@ def test_stopped_half_way_and_on_more_processes_the_same_bytes(run, tmp_path, mo
         rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(task_examples.publish, "rename_file", interrupted)
+        patch.setattr(supervised.atomic, "rename_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            task_examples.build(asked)
+            supervised.build(asked)
     partial = layout.run / ".examples.partial"
     first = (partial / "work" / "train-00000.parquet").stat().st_mtime_ns
-    assert task_examples.build(asked) is not None and digests(layout.examples) == wanted
+    assert supervised.build(asked) is not None and digests(layout.examples) == wanted
     assert (layout.examples / "train-00000.parquet").stat().st_mtime_ns == first
     assert not partial.exists()
 
@@ -261,7 +265,7 @@ def test_other_classes_than_the_model_has(tmp_path):
     assert _build(asked).details["classes"] == ["even", "odd"]
     # Refused before anything is moved, and what is published stays.
     with pytest.raises(RequestError, match=r"model\.classes is 3"):
-        task_examples.build(_labels(tmp_path, records, "model.classes=3"))
+        supervised.build(_labels(tmp_path, records, "model.classes=3"))
     assert manifest.read(RunLayout.of(asked).examples) is not None
     many = [(text, f"class {n}") for n, text in enumerate(made_up(40))]
     with pytest.raises(RequestError, match=r"have 40 classes \(class 0, class 1, .*, …\)"):
@@ -292,16 +296,16 @@ def test_what_is_of_another_recipe_is_refused(tmp_path):
         tokens.build(asked)
     other = task_recipe(tmp_path, "pairs", *given, "data.clean.max_chars=1000")
     with pytest.raises(RequestError, match=r"documents is of another recipe .*run `make data"):
-        task_examples.build(other)
+        supervised.build(other)
     labels = task_recipe(tmp_path, "labels", *given, "model.classes=30", f"data.root={RunLayout.of(asked).data}")
     with pytest.raises(RequestError, match=r"tokenizer is of another recipe .*what the model learns"):
-        task_examples.build(labels)
+        supervised.build(labels)
 
 
 def test_row_groups_grow_with_their_targets(tmp_path, monkeypatch):
     given = write_records(tmp_path / "a.jsonl", [(f"{n}", "target " * 20) for n in range(64)])
     monkeypatch.setattr(ingest, "GROUP_BYTES", 1000)
-    monkeypatch.setattr(rows, "GROUP_BYTES", 2000)
+    monkeypatch.setattr(row_files, "GROUP_BYTES", 2000)
     documents.build(task_recipe(tmp_path, "pairs", *given))
     (path,) = (tmp_path / "seq2seq-reverse" / "documents").glob("clean-*")
     assert parquet.ParquetFile(path).num_row_groups >= 4

@@ -8,15 +8,16 @@ import pyarrow.parquet as parquet
 import pytest
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
-from pipeline import documents, tokens
-from pipeline.indexed_dataset import IndexedDataset
+from artefacts.errors import RequestError
+from artefacts.hashing import lowest
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as documents
 from pipeline.share import Share
-from pipeline.split import Limits
+from pipeline.tokens import stage as tokens
+from pipeline.tokens.held_out import Limits
+from pipeline.tokens.indexed_dataset import IndexedDataset
 from tests.pipeline.corpora import digests, of_jsonl, recipe, texts, write_jsonl
-from tokenizer.load import Tokenizer
-from tokenizer.sample import lowest
+from tokenizer.base import Tokenizer
 from tokenizer.train import train
 
 

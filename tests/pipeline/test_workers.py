@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import workers
+from pipeline import parallel
 
 
 @pytest.mark.parametrize(("size", "most"), [(100, 6), (300, 2), (600, 1), (0, 8)])
@@ -15,7 +15,7 @@ def test_tasks_in_memory_carry_no_more_than_the_limit(size: int, most: int) -> N
             taken += 1
             yield (number, 1)
 
-    for result in workers.ordered(pow, tasks(), 4, carried=lambda task: size << 20):
+    for result in parallel.ordered(pow, tasks(), 4, carried=lambda task: size << 20):
         given.append(result)
         assert taken - len(given) < most
     assert given == list(range(20))

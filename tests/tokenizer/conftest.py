@@ -2,12 +2,12 @@
 
 import pytest
 
-from artefacts.layout import RunLayout
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from tests.pipeline.corpora import RECIPE, of_jsonl, texts, write_jsonl
 from tests.tokenizer.made import publish_documents
+from tokenizer.base import Tokenizer
 from tokenizer.bpe import BpeTokenizer
-from tokenizer.load import Tokenizer
 from tokenizer.train import _fit, train
 
 #: Scripts, quotes and dashes whose neighbours become pieces: words are cut at other places than in plain English.

@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from artefacts import fingerprint
-from artefacts.layout import RunLayout
 from artefacts.stage import open_stage
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
 #: Documents of a shard: few, so that a small corpus has several.

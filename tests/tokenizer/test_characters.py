@@ -12,16 +12,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
-from pipeline import documents, tokens
-from pipeline.indexed_dataset import IndexedDataset
-from pipeline.verify import verify
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as documents
+from pipeline.reports.verify import verify
+from pipeline.tokens import stage as tokens
+from pipeline.tokens.indexed_dataset import IndexedDataset
 from tests.pipeline.corpora import RECIPE, ROOT, of_jsonl, overrides, recipe, texts, write_jsonl
 from tests.tokenizer.made import publish_documents
-from tokenizer import chat, choose, special
+from tokenizer import chat_template, special_tokens, training_sample
+from tokenizer.base import Tokenizer
 from tokenizer.characters import CharacterTokenizer
-from tokenizer.load import Tokenizer
 from tokenizer.train import train
 
 _ODD = "\u2581\u2028\x00 \t\r\n\u0301\u00e9\U0001f600\u65e5<|>"
@@ -52,9 +53,9 @@ def tokenizer(trained):
 def test_ids_are_reserved_tokens_then_characters_in_code_point_order(trained, tokenizer):
     assert isinstance(tokenizer, CharacterTokenizer)
     names = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
-    assert names == [*special.RESERVED, *special.spare(8), *_CHARACTERS]
+    assert names == [*special_tokens.RESERVED, *special_tokens.spare(8), *_CHARACTERS]
     assert [token for token in range(tokenizer.vocab_size) if tokenizer.is_reserved(token)] == list(range(16))
-    assert tokenizer.stop_ids == {special.END_OF_TEXT_ID, special.END_OF_TURN_ID}
+    assert tokenizer.stop_ids == {special_tokens.END_OF_TEXT_ID, special_tokens.END_OF_TURN_ID}
     made = manifest.read(RunLayout.of(trained).tokenizer)
     assert made.details["vocab_size"] == tokenizer.vocab_size < 100 and set(made.files) == {"characters.json"}
     assert made.counts["sample_documents"] == len(_TEXTS) and 1 < made.counts["bytes_per_token"] < 1.1
@@ -96,9 +97,11 @@ def test_an_id_beyond_the_vocabulary_is_refused(tokenizer):
 
 
 def test_conversations(tokenizer):
-    ids, labels = chat.render([{"role": "user", "content": "<|>"}, {"role": "assistant", "content": "a"}], tokenizer)
+    ids, labels = chat_template.render(
+        [{"role": "user", "content": "<|>"}, {"role": "assistant", "content": "a"}], tokenizer
+    )
     assert tokenizer.decode(ids, show_special=True) == "<|begin|><|user|><|><|end|><|assistant|>a<|end|>"
-    assert [label for label in labels if label != chat.IGNORED] == ids[-2:]
+    assert [label for label in labels if label != chat_template.IGNORED] == ids[-2:]
 
 
 def test_every_document_counts_and_the_file_is_the_same(trained, tmp_path):
@@ -113,7 +116,7 @@ def test_every_document_counts_and_the_file_is_the_same(trained, tmp_path):
         assert train(one) is None
         files.append((RunLayout.of(one).tokenizer / "characters.json").read_bytes())
     assert len(set(files)) == 1 and files[0].isascii()
-    assert len(choose.sample(RunLayout.of(small).documents, 1, 0)) == 1
+    assert len(training_sample.sample(RunLayout.of(small).documents, 1, 0)) == 1
 
 
 def test_more_characters_than_fit_are_refused(tmp_path):

@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artefacts.layout import RunLayout
+from artefacts.hashing import keyed_hashes, smallest, threshold
+from configs.run_layout import RunLayout
 from tests.pipeline.corpora import of_jsonl, texts, write_jsonl
 from tests.tokenizer.made import publish_documents
-from tokenizer import choose
-from tokenizer.sample import keyed_hashes, smallest, threshold
+from tokenizer import training_sample
 
 
 @settings(max_examples=300, deadline=None)
@@ -32,7 +32,7 @@ def test_a_threshold_over_pieces_takes_what_the_whole_gives(documents, budget, s
 
 
 def test_texts_of_the_sample_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(choose, "_ROWS", 7)
+    monkeypatch.setattr(training_sample, "_ROWS", 7)
     documents = texts(80)
     asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "source.jsonl", documents))
     publish_documents(asked)
@@ -40,8 +40,8 @@ def test_texts_of_the_sample_in_order(tmp_path, monkeypatch):
     chosen = smallest(hashes, np.array([len(text) for text in documents]), 20_000)
     assert 0 < chosen.sum() < 80
     expected = [text for text, taken in zip(documents, chosen, strict=True) if taken]
-    assert choose.sample(RunLayout.of(asked).documents, 20_000, 3) == expected
+    assert training_sample.sample(RunLayout.of(asked).documents, 20_000, 3) == expected
 
 
 def test_no_documents(tmp_path):
-    assert choose.sample(tmp_path, 1000, 0) == []
+    assert training_sample.sample(tmp_path, 1000, 0) == []

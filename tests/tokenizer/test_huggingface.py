@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
 from tests.pipeline.corpora import RECIPE, ROOT, of_jsonl, overrides, texts, write_jsonl
 from tests.tokenizer.made import publish_documents
-from tokenizer import chat, repository
-from tokenizer import ready as ready_module
-from tokenizer.load import Tokenizer
+from tokenizer import chat_template, repository
+from tokenizer import pretrained as ready_module
+from tokenizer.base import Tokenizer
 from tokenizer.train import outcome, train
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -140,7 +140,7 @@ def test_end_of_text_by_configuration(repositories, tmp_path):
 def test_no_conversations(loaded):
     assert not loaded.has_chat_tokens
     with pytest.raises(RequestError, match="no chat tokens"):
-        chat.render([{"role": "user", "content": "hi"}], loaded)
+        chat_template.render([{"role": "user", "content": "hi"}], loaded)
     for name in ("begin_id", "pad_id", "system_id", "user_id", "assistant_id", "end_of_turn_id"):
         with pytest.raises(RequestError, match="no chat tokens"):
             getattr(loaded, name)

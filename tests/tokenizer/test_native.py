@@ -7,10 +7,10 @@ import sys
 import pyarrow
 import pytest
 
-from artefacts import native
+from artefacts import c_library
 from tests.pipeline.corpora import ROOT, texts
 from tokenizer.bpe import BpeTokenizer
-from tokenizer.words import _SOURCE
+from tokenizer.word_cache import _SOURCE
 
 _START = "import sys; from pathlib import Path; from artefacts import native; print(native.library(Path(sys.argv[1])))"
 
@@ -22,12 +22,12 @@ def cache(tmp_path, monkeypatch):
     """A folder of its own for compiled code, and nothing loaded or reported before."""
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
-    monkeypatch.setenv(native._REPORTED, "1")
-    monkeypatch.delenv(native._REPORTED)
+    monkeypatch.setenv(c_library._REPORTED, "1")
+    monkeypatch.delenv(c_library._REPORTED)
     monkeypatch.delenv("CC", raising=False)
-    native.library.cache_clear()
+    c_library.library.cache_clear()
     yield tmp_path / "cache" / "native"
-    native.library.cache_clear()
+    c_library.library.cache_clear()
 
 
 def encoded_without(trained_model, capsys):
@@ -75,16 +75,16 @@ def test_processes_compile_at_once(cache):
         assert process.returncode == 0 and b"CDLL" in said and not errors
     assert [path.name for path in cache.rglob("*") if path.is_file()] == ["word_cache.so"]
     first = next(cache.rglob("*.so")).stat()
-    assert native.library(_SOURCE) is not None
+    assert c_library.library(_SOURCE) is not None
     assert next(cache.rglob("*.so")).stat().st_mtime_ns == first.st_mtime_ns
 
 
 @compiles
 def test_a_damaged_library_is_compiled_again(cache):
-    damaged = cache / native._key(["cc"], _SOURCE, ()) / "word_cache.so"
+    damaged = cache / c_library._key(["cc"], _SOURCE, ()) / "word_cache.so"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"half")
-    assert native.library(_SOURCE) is not None
+    assert c_library.library(_SOURCE) is not None
     assert damaged.stat().st_size > 1000
 
 
@@ -92,29 +92,29 @@ def test_a_damaged_library_is_compiled_again(cache):
 def test_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "file"))
-    assert native.library(_SOURCE) is not None
+    assert c_library.library(_SOURCE) is not None
     assert [path.name for path in (tmp_path / "own").rglob("*.so")] == ["word_cache.so"]
-    native.library.cache_clear()
+    c_library.library.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert native.library(_SOURCE) is not None
+    assert c_library.library(_SOURCE) is not None
     assert not capsys.readouterr().err
 
 
 @compiles
 def test_code_for_one_processor_is_not_taken_by_another(cache, monkeypatch):
-    plain, own = native._key(["cc"], _SOURCE, ()), native._key(["cc"], _SOURCE, ("-march=native",))
-    monkeypatch.setattr(native, "_instructions", lambda: b"flags: of another")
-    assert native._key(["cc"], _SOURCE, ()) == plain
-    assert native._key(["cc"], _SOURCE, ("-march=native",)) not in (own, plain)
+    plain, own = c_library._key(["cc"], _SOURCE, ()), c_library._key(["cc"], _SOURCE, ("-march=native",))
+    monkeypatch.setattr(c_library, "_instructions", lambda: b"flags: of another")
+    assert c_library._key(["cc"], _SOURCE, ()) == plain
+    assert c_library._key(["cc"], _SOURCE, ("-march=native",)) not in (own, plain)
 
 
 @compiles
 def test_what_the_compiler_says_is_wrong_is_said_once(cache, tmp_path, capsys):
     for name in ("first.c", "second.c"):
         (tmp_path / name).write_text("int f(void) { return missing; }")
-        assert native.library(tmp_path / name) is None
-        native.library.cache_clear()
-        assert native.library(tmp_path / name) is None
+        assert c_library.library(tmp_path / name) is None
+        c_library.library.cache_clear()
+        assert c_library.library(tmp_path / name) is None
     said = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in said] == ["first.c", "second.c"]
     assert all("error:" in line and "missing" in line for line in said)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.pipeline.corpora import SHARED_DATA
 from tests.tokenizer.test_words import _MIXED
-from tokenizer import special
+from tokenizer import special_tokens
 from tokenizer.bpe import BpeTokenizer
 from tokenizer.huggingface import HuggingFaceTokenizer
 from tokenizer.released import tokenizer_config, tokenizer_json
@@ -64,5 +64,5 @@ def test_transformers_reads_it_beside_the_model_of_sentencepiece(
     assert theirs.decode(theirs.encode(text), skip_special_tokens=True) == text
     assert set(theirs.all_special_ids) == {ours.unknown_id, ours.begin_id, ours.end_of_text_id, ours.pad_id}
     # What a text spells out is the token there, as chat templates need it.
-    assert theirs.encode(f"a{special.END_OF_TURN}")[-1] == ours.end_of_turn_id
+    assert theirs.encode(f"a{special_tokens.END_OF_TURN}")[-1] == ours.end_of_turn_id
     assert theirs.decode([ours.user_id, *ours.encode("hi\n"), ours.end_of_turn_id], skip_special_tokens=True) == "hi\n"

@@ -9,12 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
 from tests.pipeline.corpora import RECIPE, ROOT, SHARED_DATA, of_jsonl, overrides, texts, write_jsonl
 from tests.tokenizer.made import publish_documents
-from tokenizer import special
-from tokenizer.load import Tokenizer
+from tokenizer import special_tokens
+from tokenizer.base import Tokenizer
 from tokenizer.train import _CHUNK_BYTES, _chunks, train
 
 
@@ -46,7 +46,7 @@ def test_naughty_strings(tokenizer):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("name", [*special.RESERVED, *special.spare(8)])
+@pytest.mark.parametrize("name", [*special_tokens.RESERVED, *special_tokens.spare(8)])
 def test_text_cannot_spell_a_control_token(tokenizer, name):
     ids = tokenizer.encode(f"x {name}{name} y")
     assert not any(tokenizer.is_reserved(token) for token in ids)
@@ -55,7 +55,7 @@ def test_text_cannot_spell_a_control_token(tokenizer, name):
 
 def test_reserved_ids(tokenizer):
     names = [tokenizer.piece(token) for token in range(16)]
-    assert names == [*special.RESERVED, *special.spare(8)]
+    assert names == [*special_tokens.RESERVED, *special_tokens.spare(8)]
     assert all(tokenizer.is_reserved(token) for token in range(16))
     assert tokenizer.piece(tokenizer.end_of_text_id) == "<|endoftext|>"
     assert tokenizer.piece(tokenizer.end_of_turn_id) == "<|end|>"

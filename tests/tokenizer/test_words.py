@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.pipeline.corpora import SHARED_DATA, texts
-from tokenizer import special, words
-from tokenizer.load import writable
-from tokenizer.words import WordCache, word_joins
+from tokenizer import special_tokens, word_cache
+from tokenizer.base import writable
+from tokenizer.word_cache import WordCache, word_joins
 
 _PARTS = [
     " ",
@@ -33,7 +33,21 @@ _PARTS = [
     "👩‍👧",
     "\ufffd",
 ]
-_PARTS += ["a", "Wort", "don’t", "x_1", "007", "(", ")),", "\r\n", "\u2585", "<0x41>", "\u00a0", "s", *special.RESERVED]
+_PARTS += [
+    "a",
+    "Wort",
+    "don’t",
+    "x_1",
+    "007",
+    "(",
+    ")),",
+    "\r\n",
+    "\u2585",
+    "<0x41>",
+    "\u00a0",
+    "s",
+    *special_tokens.RESERVED,
+]
 _MIXED = st.lists(st.sampled_from(_PARTS), max_size=30).map("".join)
 _ANY = st.one_of(st.text(), st.text(alphabet=st.characters(codec=None)), _MIXED)
 
@@ -87,9 +101,9 @@ def test_any_chunks_and_slices(many_scripts, documents, random, large):
 def test_scans_and_lines_of_any_size(many_scripts, monkeypatch):
     documents = [f"{text} {number} “é{number}”\n" for number, text in enumerate(texts(20))]
     for size in (1, 40, 3000):
-        monkeypatch.setattr(words, "_SCAN_BYTES", size)
-        monkeypatch.setattr(words, "_LINE_BYTES", size)
-        cache = cached(many_scripts, words.LIMIT)
+        monkeypatch.setattr(word_cache, "_SCAN_BYTES", size)
+        monkeypatch.setattr(word_cache, "_LINE_BYTES", size)
+        cache = cached(many_scripts, word_cache.LIMIT)
         assert split(cache.encode(pyarrow.array(documents), 2)) == expected(many_scripts, documents)
 
 
@@ -133,7 +147,7 @@ def test_nothing_to_encode(tokenizer):
 
 
 def test_goes_on_after_an_interruption(tokenizer, monkeypatch):
-    cache = cached(tokenizer, words.LIMIT)
+    cache = cached(tokenizer, word_cache.LIMIT)
     documents = texts(10)
 
     def interrupted(wanted):
@@ -147,7 +161,7 @@ def test_goes_on_after_an_interruption(tokenizer, monkeypatch):
 
 def test_threads_take_turns(tokenizer):
     corpora = [texts(15, seed=seed) for seed in range(8)]
-    cache = cached(tokenizer, words.LIMIT)
+    cache = cached(tokenizer, word_cache.LIMIT)
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda corpus: split(cache.encode(pyarrow.array(corpus), None)), corpora))
     assert found == [expected(tokenizer, corpus, end=False) for corpus in corpora]
@@ -193,7 +207,7 @@ def test_vocabularies_that_allow_no_words():
 
 def test_pieces_that_join_anything_leave_whole_texts(tokenizer):
     """A letter before a space in one piece: the two stay together, and the ids are still SentencePiece's."""
-    usual = cached(tokenizer, words.LIMIT)
+    usual = cached(tokenizer, word_cache.LIMIT)
     everything = bytes([*(0b1110111 for _ in range(3)), 0, *(0b1110111 for _ in range(3)), 0])
     cache = WordCache(usual._library, tokenizer._pieces, everything, tokenizer._space_mark)
     documents = [*texts(5), "a\u2581b 1’é\n x"]

@@ -12,27 +12,27 @@ import torch
 from configs.load import load_recipe
 from configs.schema import Recipe
 from configs.schema.models.classifier import ClassifierSection
-from training.checkpoint.hook import CheckpointHook
 from training.checkpoint.load import Resumption, newest_whole
 from training.checkpoint.retention import Retention
 from training.checkpoint.save import About, Saver
 from training.data.batch import Batch
-from training.engine.balance import BIAS, Balancer
+from training.distributed.ranks import Ranks
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
-from training.engine.distributed import Ranks
 from training.engine.expert_parallel import local_experts
-from training.engine.hang import HangHook
-from training.engine.hooks import ValidationHook
-from training.engine.loop import Ended, Hook, StepResult, Trainer
-from training.engine.metrics import MetricsHook
 from training.engine.partitions import partitions
 from training.engine.signals import StopRequest
-from training.engine.watch import SkippedSteps, SpikeDetector, WatchHook
-from training.models.families import build_model, init_weights
+from training.models.registry import build_model, init_weights
 from training.objective import Objective
-from training.optimizers import adopt_partitions, build_optimizer
-from training.schedules import learning_rate
+from training.optim.build import adopt_partitions, build_optimizer
+from training.optim.schedules import learning_rate
+from training.trainer.callbacks.checkpoint import CheckpointHook
+from training.trainer.callbacks.hang import HangHook
+from training.trainer.callbacks.metrics import MetricsHook
+from training.trainer.callbacks.stability import SkippedSteps, SpikeDetector, WatchHook
+from training.trainer.callbacks.validation import ValidationHook
+from training.trainer.load_balancer import BIAS, Balancer
+from training.trainer.trainer import Ended, Hook, StepResult, Trainer
 
 RECIPE = Path(__file__).with_name("engine.yaml")
 

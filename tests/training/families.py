@@ -12,7 +12,7 @@ from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from configs.schema.models.gpt import GptSection
 from tests.training.shapes import SHAPES
-from training.models.families import build_model, init_weights
+from training.models.registry import build_model, init_weights
 
 VOCAB, LENGTH, CLASSES = 61, 9, 3
 _SIZES: dict[str, Any] = {

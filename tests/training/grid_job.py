@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from tests.training.engine_job import train_once
-from training.engine.distributed import leave
-from training.engine.joining import join
+from training.distributed.join import join
+from training.distributed.ranks import leave
 
 
 def main(plan: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine_setup import alone
+from benchmarks.engine.setup import alone
 from configs.schema.models import ModelSection
 from configs.schema.train import OptimizerSection, TrainSection
 from tests.training.families import LENGTH, built, given
@@ -13,7 +13,7 @@ from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
 from training.engine.partitions import partitions
 from training.objective import Objective
-from training.optimizers import build_optimizer
+from training.optim.build import build_optimizer
 
 _SAMPLES, _RATE = 8, 0.1
 

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from training.layers.routing import Routing
-from training.layers.swiglu import swiglu
+from training.layers.activations import swiglu
+from training.layers.router import Routing
 
 
 def looped_experts(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.indexed_dataset import IndexedDatasetWriter
+from pipeline.tokens.indexed_dataset import IndexedDatasetWriter
 
 END = 2
 

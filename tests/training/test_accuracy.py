@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from configs.load import load_recipe
-from tokenizer import special
+from tokenizer import special_tokens
 from tokenizer.characters import CharacterTokenizer
 from training.data.batch import IGNORED, Batch
 from training.evaluate.accuracy import ClassScores
 from training.evaluate.tasks import Measured
-from training.models.families import build_model, init_weights
+from training.models.registry import build_model, init_weights
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ def test_a_class_that_nobody_has_or_says_does_not_count() -> None:
 def test_rows_beyond_the_tokenizer_are_no_answer(name: str, kind: str) -> None:
     """The model has more rows than the tokenizer ids, and here likes those best."""
     recipe = load_recipe(CHECKOUT / "configs" / f"{name}.yaml", [])
-    tokenizer = CharacterTokenizer(json.dumps({"reserved": special.RESERVED, "characters": "abc"}).encode())
+    tokenizer = CharacterTokenizer(json.dumps({"reserved": special_tokens.RESERVED, "characters": "abc"}).encode())
     model = build_model(recipe.model, recipe.vocab_size)
     init_weights(model, 0)
     # Larger than the others by the same in every direction that a hidden state may have.

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.schema.models.deepseek import YarnSection
 from training.layers import attention
 from training.layers.attention import causal_attention
-from training.layers.documents import Documents
-from training.layers.positions import inverse_frequencies, rotate_tail, rotation, softmax_scale
+from training.layers.packed_documents import Documents
+from training.layers.rope import inverse_frequencies, rotate_tail, rotation, softmax_scale
 
 
 @pytest.mark.parametrize("length", [1, 5, 128, 129, 300])

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import nn
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models.gpt import GptSection
 from tests.training.shapes import SHAPES, VOCAB, small
 from tests.training.tiny_run import GPT, as_trained, tiny_model, tiny_recipe
 from training.__main__ import main
-from training.evaluate.attention import command
+from training.commands import attention
 from training.evaluate.attention.collect import AttentionMap, attention_maps
 from training.evaluate.attention.statistics import head_numbers
 from training.layers.masks import Mask
 from training.layers.multi_head import Source
 from training.layers.transformer_layer import TransformerLayer
 from training.models.deepseek import DeepseekForCausalLM, init_weights
-from training.models.families import build_model
-from training.models.families import init_weights as init_any
+from training.models.registry import build_model
+from training.models.registry import init_weights as init_any
 
 PNG = b"\x89PNG"
 
@@ -144,7 +144,7 @@ def test_the_command_writes_a_map_of_every_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny_recipe(tmp_path, GPT)
-    as_trained(monkeypatch, command, tiny_model(recipe))
+    as_trained(monkeypatch, attention, tiny_model(recipe))
     words = ["evaluate", "--recipe", str(tmp_path / "recipe.yaml"), "attention"]
     assert main([*words, "--text", "a $x$\nb"]) == 0
     folder = tmp_path / "tiny" / "attention"
@@ -182,7 +182,7 @@ def test_what_cannot_be_shown_is_refused(
     model: dict[str, Any], changes: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(tmp_path, model)
-    as_trained(monkeypatch, command, None)
+    as_trained(monkeypatch, attention, None)
     with pytest.raises(RequestError, match=words):
-        command.evaluate_attention(recipe, **changes)
+        attention.evaluate_attention(recipe, **changes)
     assert not (tmp_path / "tiny" / "attention").exists()

@@ -9,12 +9,12 @@ from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.train import TrainSection
 from tests.training.shapes import small
 from training.data.batch import Batch
-from training.engine.balance import Balancer
-from training.engine.distributed import leave
-from training.engine.joining import join
+from training.distributed.join import join
+from training.distributed.ranks import leave
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
-from training.optimizers import build_optimizer
+from training.optim.build import build_optimizer
+from training.trainer.load_balancer import Balancer
 
 STEPS, FAVOURITES, VOCAB = 200, 2, 1000
 SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.engine.board import Board
+from training.trainer.callbacks.tensorboard import Board
 
 
 def test_tensorboard_reads_the_curves_and_forgets_what_a_resume_does_again(tmp_path: Path) -> None:

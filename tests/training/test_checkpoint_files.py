@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from artefacts.manifest import DamagedError
 from training.checkpoint import tensor_file
-from training.checkpoint.contents import Contents, rank_file
+from training.checkpoint.index import Contents, rank_file
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.train import TrainSection
 from tests.training.families import VOCAB, built, classifier, encoder, given, gpt
 from tests.training.one_step import moved_by_a_step
 from tests.training.shapes import SHAPES, small
 from tests.training.workers import fork_workers
 from training.data.batch import Batch
-from training.engine.balance import Balancer
 from training.export.weights import load_backbone, released_weights
 from training.models.classifier import pooled
 from training.objective import Objective
-from training.optimizers import parameter_groups
+from training.optim.build import parameter_groups
+from training.trainer.load_balancer import Balancer
 
 BACKBONES = {"encoder": encoder(), "gpt": gpt(tie_word_embeddings=False), "deepseek": SHAPES["groups"]}
 

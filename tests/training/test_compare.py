@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema import Recipe
 from configs.schema.train import OptimizerSection
 from tests.training.tiny_run import GPT, tiny_recipe
@@ -19,7 +19,7 @@ from training.compare.trial import Setting, trial
 from training.data.pretraining import PretrainingData
 from training.data.windows import TokenWindows
 from training.layers.masks import Mask
-from training.models.families import build_model, init_weights
+from training.models.registry import build_model, init_weights
 
 CPU = torch.device("cpu")
 MODULES = (activations, compiling, devices, optimizers)

@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_run import pretrain_run
-from configs.errors import RequestError
 from configs.load import load_recipe
-from pipeline import documents as pipeline_documents
-from pipeline import packing, tokens
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as pipeline_documents
+from pipeline.tokens import packing
+from pipeline.tokens import stage as tokens
 from tests.pipeline.corpora import RECIPE, of_jsonl, texts, write_jsonl
 from tests.training.shards import END, documents, write
-from tokenizer.load import Tokenizer
+from tokenizer.base import Tokenizer
 from tokenizer.train import train
 from training.data.batch import IGNORED
+from training.data.build import pretraining_data
 from training.data.packed import PackedSamples
-from training.data.sources import pretraining_data
-from training.layers.documents import Documents
+from training.layers.packed_documents import Documents
+from training.runs import pretrain_run
 
 PAD = 3
 LENGTH = 32

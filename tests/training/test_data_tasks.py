@@ -11,20 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
-from artefacts.training_run import pretrain_run
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from configs.run_layout import RunLayout
 from launch.preflight import preflight
-from pipeline import documents, task_examples
+from pipeline.documents import stage as documents
+from pipeline.examples import supervised
 from tests.pipeline.task_corpora import task_recipe
-from tokenizer.load import Tokenizer
+from tokenizer.base import Tokenizer
 from tokenizer.train import train
 from training.data.batch import IGNORED, Batch
+from training.data.build import held_out, pretraining_data
+from training.data.build import task_examples as examples_of
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
-from training.data.sources import held_out, pretraining_data
-from training.data.sources import task_examples as examples_of
 from training.data.tasks import LabelExamples, PairExamples, TagExamples
+from training.runs import pretrain_run
 
 _BEGIN, _END = 7, 9
 _LISTS = st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=9), min_size=1, max_size=12)
@@ -133,7 +134,7 @@ def run(request, tmp_path_factory):
     asked = task_recipe(tmp_path_factory.mktemp("run"), request.param, "data.source.documents=200")
     documents.build(asked)
     train(asked)
-    task_examples.build(asked)
+    supervised.build(asked)
     return asked
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from tests.training.shards import END, documents, write
 from training.data import disk_reads
 from training.data.batch import IGNORED, Batch
 from training.data.windows import TokenWindows
-from training.layers.documents import Documents
+from training.layers.packed_documents import Documents
 
 
 def documents_of(batch: Batch) -> Documents:

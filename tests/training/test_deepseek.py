@@ -18,9 +18,9 @@ from configs.schema.models.deepseek import AdaptiveSection, DeepseekSection, Noi
 from tests.training.shapes import SHAPES, VOCAB, small
 from training.engine.expert_parallel import local_experts
 from training.export.weights import load_weights, released_weights
-from training.layers import checkpointing
-from training.layers.products import ONEDNN_PRODUCT
-from training.layers.routing import BALANCE_LOSSES
+from training.layers import activation_checkpointing
+from training.layers.linear import ONEDNN_PRODUCT
+from training.layers.router import BALANCE_LOSSES
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 
@@ -146,14 +146,14 @@ def test_selective_checkpointing_keeps_nothing_of_narrow_experts(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Products that are narrower than the residual stream are kept, the experts' are not: more of them keep no more."""
-    original, kept = checkpointing._cheap_to_keep, []
+    original, kept = activation_checkpointing._cheap_to_keep, []
 
     def spied(*arguments: Any, **more: Any) -> Any:
         decided = original(*arguments, **more)
         kept.append(decided is CheckpointPolicy.MUST_SAVE)
         return decided
 
-    monkeypatch.setattr(checkpointing, "_cheap_to_keep", spied)
+    monkeypatch.setattr(activation_checkpointing, "_cheap_to_keep", spied)
     counts = []
     for experts in (2, 8):
         model = build(small(moe_intermediate_size=8, n_routed_experts=experts)).to(dtype)

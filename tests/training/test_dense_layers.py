@@ -14,10 +14,10 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from tests.training.families import encoder, gpt
 from training.layers.attention import attention, attention_weights, flexed
-from training.layers.documents import Documents
 from training.layers.masks import Mask, alibi_sides, alibi_slopes
 from training.layers.multi_head import SelfAttention, Source
-from training.layers.positions import sinusoidal
+from training.layers.packed_documents import Documents
+from training.layers.rope import sinusoidal
 from training.layers.transformer_layer import TransformerLayer
 from training.models.encoder import EncoderForTokens, init_weights
 from training.models.encoder_decoder import pooled

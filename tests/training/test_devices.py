@@ -6,16 +6,16 @@ import sys
 import pytest
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.load import load_recipe
 from launch import preflight
 from launch.plan import worker_environment
-from training.devices import choose
-from training.engine import joining
-from training.engine.distributed import widest
+from training.distributed import join
+from training.distributed.device import choose
+from training.distributed.ranks import widest
 from training.estimate import device, memory
 from training.estimate.device import device_of
-from training.trained import best_device
+from training.model_loading import best_device
 
 RECIPE = "configs/deepseek-demo.yaml"
 
@@ -64,7 +64,7 @@ def test_what_is_not_here_is_refused(asked: str, said: str, monkeypatch: pytest.
     assert worker_environment(recipe)["DS_ACCELERATOR"] == asked
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(RequestError, match=said):
-        joining._device(asked, 0)
+        join._device(asked, 0)
 
 
 @pytest.mark.parametrize("more", [["launch.processes=2"], ["launch.processes=1", "launch.kind=slurm"]])

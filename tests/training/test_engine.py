@@ -10,13 +10,13 @@ import torch
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens, shun_the_first_experts
 from tests.training.grid import Cell, Task, run_tasks
-from training.checkpoint.read import read_weights
+from training.checkpoint.full_weights import read_weights
 from training.data.batch import Batch
 from training.export.weights import load_weights
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
-from training.optimizers import build_optimizer
-from training.schedules import learning_rate
+from training.optim.build import build_optimizer
+from training.optim.schedules import learning_rate
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.load import load_recipe
 from configs.schema.models.deepseek import DeepseekSection
 from tests.training.shapes import SHAPES, VOCAB
+from training.commands.estimate import lines
 from training.estimate import flops_per_token, parameters
-from training.estimate.command import lines
 from training.estimate.flops import attention_flops_per_token
 from training.layers import attention
 from training.models.deepseek import DeepseekForCausalLM, init_weights
@@ -111,5 +111,5 @@ def test_command_prints_the_counts() -> None:
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys, training.estimate.command; sys.exit('torch' in sys.modules)"
+    code = "import sys, training.commands.estimate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,24 +12,24 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.engine_setup import alone
+from benchmarks.engine.setup import alone
 from configs.load import load_recipe
 from configs.schema import Recipe
 from tests.training.workers import fork_workers
+from training.commands.estimate import memory_lines
 from training.data.batch import Batch
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
 from training.engine.partitions import partitions
 from training.estimate import advice, device_of, largest_micro_batch, memory
 from training.estimate.activations import activations
-from training.estimate.command import memory_lines
 from training.estimate.device import in_bytes
 from training.estimate.topology import topology
-from training.models import families
+from training.models import registry
 from training.models.deepseek import DeepseekForCausalLM, init_weights
-from training.models.families import build_model
+from training.models.registry import build_model
 from training.objective import Objective
-from training.optimizers import adopt_partitions, build_optimizer
+from training.optim.build import adopt_partitions, build_optimizer
 
 CHECKOUT = Path(__file__).parents[2]
 SMALL = [
@@ -195,7 +195,7 @@ def test_dense_models_keep_what_is_said(frozen, name: str, precision: str, mode:
     alone = ("launch.processes=1", "train.micro_batch=4", "data.source={kind: sequences}")
     recipe = recipe_of(*keys, f"train.precision={precision}", *alone, name="configs/gpt-oz.yaml")
     model = build_model(recipe.model, recipe.vocab_size)
-    families.init_weights(model, 0)
+    registry.init_weights(model, 0)
     model.set_checkpointing(mode)
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     found = activations(recipe, topology(recipe, "cpu", 4), 4, mode).kept

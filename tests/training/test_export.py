@@ -11,26 +11,26 @@ import pytest
 import torch
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_run import pretrain_run
-from configs.errors import RequestError
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tests.training.shapes import small
 from tests.training.tiny_run import GPT, TEXT, tiny_model, tiny_recipe
-from tokenizer.load import MODEL_NAME, Tokenizer
-from tokenizer.special import END_OF_TURN_ID
+from tokenizer.base import MODEL_NAME, Tokenizer
+from tokenizer.special_tokens import END_OF_TURN_ID
 from tokenizer.train import _fit
-from training import import_command
-from training.checkpoint.read import read_weights
+from training.checkpoint.full_weights import read_weights
 from training.checkpoint.save import About
-from training.checkpoint.whole import write_whole
+from training.checkpoint.write_full import write_whole
+from training.commands import import_model
+from training.commands.export import export
 from training.export import folder as export_folder
 from training.export import proof
 from training.export.directory import weights_in
-from training.export_command import export
-from training.trained import load_model
+from training.model_loading import load_model
+from training.runs import pretrain_run
 
 transformers = pytest.importorskip("transformers")
 CHECKOUT = Path(__file__).parents[2]
@@ -79,11 +79,11 @@ def test_a_folder_is_the_model_there_and_back(
     assert export(recipe) == 0 and "up to date" in capsys.readouterr().out
     other = tiny_recipe(tmp_path, MODELS[name])
     theirs = with_data(other)
-    assert import_command.import_model(other, layout.export) == 0
+    assert import_model.import_model(other, layout.export) == 0
     again = load_model(other, theirs.pretrain / "checkpoints" / "step-00000000", torch.device("cpu"))
     for (key, ours), found in zip(made.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(ours, found), key
-    assert import_command.import_model(other, layout.export) == 0 and "up to date" in capsys.readouterr().out
+    assert import_model.import_model(other, layout.export) == 0 and "up to date" in capsys.readouterr().out
     # Other weights, and those of a training that has begun, are not passed over for what is asked for.
     third, elsewhere, different = trained(tmp_path / "three", {**MODELS[name], "initializer_range": 0.3})
     assert export(third) == 0
@@ -92,7 +92,7 @@ def test_a_folder_is_the_model_there_and_back(
     write_whole(run.folder / "checkpoints", different, About(run.identity, {}, {}, {}))
     for one in (other, third):
         with pytest.raises(RequestError, match=r"holds weights already that were not imported .* run\.name another"):
-            import_command.import_model(one, elsewhere.export)
+            import_model.import_model(one, elsewhere.export)
 
 
 def test_weights_of_other_tokens_are_not_imported(tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_weights_of_other_tokens_are_not_imported(tmp_path: Path) -> None:
     with_data(asked)
     said = rf"token 20 is '{other}' in .*export and '{letter}' in the run's data: set tokenizer.kind=huggingface"
     with pytest.raises(RequestError, match=said):
-        import_command.import_model(asked, layout.export)
+        import_model.import_model(asked, layout.export)
     path.write_text("{}")
     with pytest.raises(RequestError, match=r"tokenizer.json: cannot be read"):
-        import_command.import_model(asked, layout.export)
+        import_model.import_model(asked, layout.export)
     assert not RunLayout.of(asked).pretrain.exists()
 
 
@@ -193,14 +193,14 @@ def test_an_export_with_pieces_is_imported_where_they_are_the_same(tmp_path: Pat
         with_pieces(RunLayout.of(other), text)
         with_data(other)
         if text == ODD_TEXT:
-            assert import_command.import_model(other, layout.export) == 0
+            assert import_model.import_model(other, layout.export) == 0
             continue
         with pytest.raises(RequestError, match=r"in the run's data: make the data with .*tokenizer\.kind=run"):
-            import_command.import_model(other, layout.export)
+            import_model.import_model(other, layout.export)
         # As exports were, and as other programs write it.
         (layout.export / "tokenizer.json").unlink()
         with pytest.raises(RequestError, match=r"in the run's data: make the data with .*tokenizer\.kind=run"):
-            import_command.import_model(other, layout.export)
+            import_model.import_model(other, layout.export)
 
 
 def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None:
@@ -260,16 +260,16 @@ def test_another_model_is_not_imported(tmp_path: Path) -> None:
     for said, model in wrong.items():
         other = tiny_recipe(tmp_path, model)
         with pytest.raises(RequestError, match=said):
-            import_command.import_model(other, layout.export)
+            import_model.import_model(other, layout.export)
         assert not RunLayout.of(other).pretrain.exists()
     with pytest.raises(RequestError, match=r"no config\.json is there"):
-        import_command.import_model(recipe, tmp_path)
+        import_model.import_model(recipe, tmp_path)
     path = layout.export / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     other = tiny_recipe(tmp_path, GPT)
     with_data(other)
     with pytest.raises(RequestError, match="damaged"):
-        import_command.import_model(other, layout.export)
+        import_model.import_model(other, layout.export)
     assert not RunLayout.of(other).pretrain.exists() or not list(RunLayout.of(other).pretrain.glob("checkpoints/*"))
 
 
@@ -283,7 +283,7 @@ def test_the_older_file_is_read(tmp_path: Path) -> None:
     torch.save({**older, "h.0.attn.bias": torch.ones(1, 1, 64, 64)}, layout.export / "pytorch_model.bin")
     other = tiny_recipe(tmp_path, GPT)
     theirs = with_data(other)
-    assert import_command.import_model(other, layout.export) == 0
+    assert import_model.import_model(other, layout.export) == 0
     found = dict(read_weights(theirs.pretrain / "checkpoints" / "step-00000000"))
     fresh = dict(made.named_parameters())
     assert found.keys() == fresh.keys() and all(torch.equal(found[name], fresh[name]) for name in found)

@@ -15,7 +15,7 @@ from tests.training.workers import fork_workers
 from training.estimate import flops_per_token, parameters
 from training.export.weights import load_weights
 from training.layers import attention
-from training.models.families import build_model, init_weights
+from training.models.registry import build_model, init_weights
 
 every = pytest.mark.parametrize("name", CASES)
 CAUSAL = cases("deepseek", "gpt", "bigram", "encoder_decoder")

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from artefacts import native
+from artefacts import c_library
 from tests.training.plain_experts import looped_experts
 from tests.training.shapes import SHAPES, VOCAB
-from training.layers import cpu_code, few_rows
-from training.layers.products import linear
-from training.layers.routing import Routing
+from training.layers.cpu import decode, kernels
+from training.layers.linear import linear
+from training.layers.router import Routing
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -50,8 +50,8 @@ def test_linear(precision: str, width: int) -> None:
             bias = drawn(outputs, dtype=dtype, seed=2)
             expected = F.linear(x.double(), weight.double())
             scaled = tolerance * width**0.5
-            close(few_rows.linear(x, weight), expected, scaled)
-            close(few_rows.linear(x, weight, bias), expected + bias.double(), scaled)
+            close(decode.linear(x, weight), expected, scaled)
+            close(decode.linear(x, weight, bias), expected + bias.double(), scaled)
 
 
 @compiles
@@ -70,7 +70,7 @@ def test_rms_norm(precision: str, width: int) -> None:
     dtype, tolerance = DTYPES[precision]
     x, weight = drawn(2, 3, width, dtype=dtype), drawn(width, dtype=dtype, seed=1)
     expected = F.rms_norm(x.double(), (width,), weight.double(), 1e-3)
-    close(few_rows.rms_norm(x, weight, 1e-3), expected, tolerance)
+    close(decode.rms_norm(x, weight, 1e-3), expected, tolerance)
 
 
 @compiles
@@ -83,7 +83,7 @@ def test_experts(precision: str, tokens: int, top: int, experts: int) -> None:
     scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(3))
     weights, selected = scores.topk(top)
     weights[0, 0] = 0
-    found = few_rows.experts(x, weights, selected, gate_up, down)
+    found = decode.experts(x, weights, selected, gate_up, down)
     assert found is not None
     assert found.dtype == dtype
     expected = looped_experts(x.float(), Routing(weights, selected), gate_up.float(), down.float())
@@ -101,7 +101,7 @@ def test_latent_attention(precision: str, seen: list[list[int]]) -> None:
     q = drawn(samples, heads, length, nope + rope, dtype=dtype)
     entries = drawn(samples, 30, latent + rope, dtype=dtype, seed=1)[:, : seen_BT.max()]
     expand = drawn(heads, nope + value, latent, dtype=dtype, seed=2) / 6
-    found = few_rows.latent_attention(q, entries, expand, seen_BT, 0.3)
+    found = decode.latent_attention(q, entries, expand, seen_BT, 0.3)
     assert found is not None
     latents, rotated = entries.double().split((latent, rope), dim=-1)
     keys, values = torch.einsum("blc,nec->bnle", latents, expand.double()).split((nope, value), dim=-1)
@@ -115,16 +115,16 @@ def test_more_rows_gradients_and_other_dtypes_go_pytorchs_way(monkeypatch: pytes
     def unexpected() -> ctypes.CDLL:
         raise AssertionError("the C code was asked for")
 
-    monkeypatch.setattr(cpu_code, "_code", unexpected)
+    monkeypatch.setattr(kernels, "_code", unexpected)
     weight = drawn(4, 8, dtype=torch.float32)
-    few_rows.linear(drawn(17, 8, dtype=torch.float32), weight)
-    few_rows.linear(drawn(1, 8, dtype=torch.float64), weight.double())
-    few_rows.rms_norm(drawn(17, 8, dtype=torch.float32), weight[0], 1e-6)
+    decode.linear(drawn(17, 8, dtype=torch.float32), weight)
+    decode.linear(drawn(1, 8, dtype=torch.float64), weight.double())
+    decode.rms_norm(drawn(17, 8, dtype=torch.float32), weight[0], 1e-6)
     with torch.enable_grad():
-        few_rows.linear(drawn(1, 8, dtype=torch.float32), weight)
-    assert few_rows.experts(drawn(17, 8, dtype=torch.float32), *[weight] * 4) is None
+        decode.linear(drawn(1, 8, dtype=torch.float32), weight)
+    assert decode.experts(drawn(17, 8, dtype=torch.float32), *[weight] * 4) is None
     with pytest.raises(AssertionError, match="was asked for"):
-        few_rows.linear(drawn(16, 8, dtype=torch.float32), weight)
+        decode.linear(drawn(16, 8, dtype=torch.float32), weight)
 
 
 def test_what_the_code_does_not_know_is_left_alone() -> None:
@@ -132,23 +132,23 @@ def test_what_the_code_does_not_know_is_left_alone() -> None:
     x, weight = drawn(2, 8, dtype=fp32), drawn(4, 8, dtype=fp32)
     gate_up, down = torch.randn(3, 8, 8), torch.randn(3, 8, 4)
     weights, selected = torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64)
-    assert few_rows.linear(x, drawn(4, 9, dtype=fp32)) is None
-    assert few_rows.linear(x, weight, drawn(8, dtype=fp32)[::2]) is None
-    assert few_rows.linear(x, weight, drawn(4, dtype=bf16)) is None
-    assert few_rows.linear(x[:0], weight) is None
-    assert few_rows.linear(x[:, :0], weight[:, :0]) is None
-    assert few_rows.rms_norm(x, weight[0, :4], 1e-6) is None
-    assert few_rows.experts(x, weights, selected, gate_up, down.transpose(1, 2).contiguous().transpose(1, 2)) is None
-    assert few_rows.experts(x, weights, selected, gate_up, down.to(bf16)) is None
-    assert few_rows.experts(x, weights.to(bf16), selected, gate_up, down) is None
-    assert few_rows.experts(x, weights, selected.int(), gate_up, down) is None
+    assert decode.linear(x, drawn(4, 9, dtype=fp32)) is None
+    assert decode.linear(x, weight, drawn(8, dtype=fp32)[::2]) is None
+    assert decode.linear(x, weight, drawn(4, dtype=bf16)) is None
+    assert decode.linear(x[:0], weight) is None
+    assert decode.linear(x[:, :0], weight[:, :0]) is None
+    assert decode.rms_norm(x, weight[0, :4], 1e-6) is None
+    assert decode.experts(x, weights, selected, gate_up, down.transpose(1, 2).contiguous().transpose(1, 2)) is None
+    assert decode.experts(x, weights, selected, gate_up, down.to(bf16)) is None
+    assert decode.experts(x, weights.to(bf16), selected, gate_up, down) is None
+    assert decode.experts(x, weights, selected.int(), gate_up, down) is None
     entries, seen = torch.randn(1, 5, 10), torch.tensor([[2]])
-    assert few_rows.latent_attention(x[None, :, None], entries.to(bf16), torch.randn(2, 9, 6), seen, 1) is None
-    assert few_rows.latent_attention(x[None, :, None], entries[..., ::2], torch.randn(2, 9, 3), seen, 1) is None
+    assert decode.latent_attention(x[None, :, None], entries.to(bf16), torch.randn(2, 9, 6), seen, 1) is None
+    assert decode.latent_attention(x[None, :, None], entries[..., ::2], torch.randn(2, 9, 3), seen, 1) is None
     with torch.autocast("cpu", bf16):
-        assert few_rows.linear(x, weight) is None
+        assert decode.linear(x, weight) is None
     with FakeTensorMode() as mode:
-        assert few_rows.linear(mode.from_tensor(x), mode.from_tensor(weight)) is None
+        assert decode.linear(mode.from_tensor(x), mode.from_tensor(weight)) is None
 
 
 def test_without_a_compiler_decoding_is_the_same(
@@ -166,17 +166,17 @@ def test_without_a_compiler_decoding_is_the_same(
         return torch.cat(found, dim=1)
 
     expected = decoded()
-    cpu_code._code.cache_clear()
-    native.library.cache_clear()
+    kernels._code.cache_clear()
+    c_library.library.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
-    monkeypatch.setenv(native._REPORTED, "")
+    monkeypatch.setenv(c_library._REPORTED, "")
     try:
         torch.testing.assert_close(decoded(), expected, atol=1e-5, rtol=1e-4)
         said = capsys.readouterr().err.splitlines()
-        assert said == ["cpu_code.c is not compiled (no C compiler (no-such-compiler)): slower without it"]
+        assert said == ["kernels.c is not compiled (no C compiler (no-such-compiler)): slower without it"]
     finally:
-        cpu_code._code.cache_clear()
-        native.library.cache_clear()
+        kernels._code.cache_clear()
+        c_library.library.cache_clear()
 
 
 @compiles
@@ -192,7 +192,7 @@ def test_layer_norm(precision: str, width: int) -> None:
     for shift in (None, bias):
         wide = None if shift is None else shift.double()
         expected = F.layer_norm(x.double(), (width,), weight.double(), wide, 1e-5)
-        close(few_rows.layer_norm(x, weight, shift, 1e-5), expected, 4 * tolerance)
+        close(decode.layer_norm(x, weight, shift, 1e-5), expected, 4 * tolerance)
 
 
 @compiles
@@ -209,7 +209,7 @@ def test_attention_to_cached_heads(precision: str, width: int, window: int | Non
     for tokens in (1, 4):
         q = drawn(2, 3, tokens, width, dtype=dtype, seed=tokens)
         seen = torch.tensor([[50 - tokens], [20]]) + torch.arange(1, tokens + 1)
-        found = few_rows.attention(q, entries, seen, 0.3, window, slopes)
+        found = decode.attention(q, entries, seen, 0.3, window, slopes)
         k, v = entries.double().chunk(2, dim=-1)
         ahead = torch.arange(50) - (seen[..., None] - 1)
         hidden = (ahead > 0) | (ahead <= -(window or 1000))
@@ -228,7 +228,7 @@ def test_gelu(precision: str, width: int, tanh: bool) -> None:
     dtype, tolerance = DTYPES[precision]
     x = 3 * drawn(9, width, dtype=dtype)
     close(
-        few_rows.gelu(x, tanh),
+        decode.gelu(x, tanh),
         F.gelu(x.double(), approximate="tanh" if tanh else "none"),
         tolerance if dtype == torch.bfloat16 else 1e-6,
     )
@@ -238,7 +238,7 @@ def test_gelu(precision: str, width: int, tanh: bool) -> None:
 def test_gelu_is_exact_everywhere() -> None:
     """To a few units in the last place of fp32, far out too."""
     x = torch.linspace(-20, 20, 200_001)[:, None].expand(-1, 1)
-    found = torch.cat([few_rows.gelu(piece) for piece in x.split(16)])
+    found = torch.cat([decode.gelu(piece) for piece in x.split(16)])
     assert (found.double() - F.gelu(x.double())).abs().max() < 5e-7
     far = torch.tensor([[-1e8, 1e8, 0.0, float("nan")]])
-    torch.testing.assert_close(few_rows.gelu(far), F.gelu(far), equal_nan=True)
+    torch.testing.assert_close(decode.gelu(far), F.gelu(far), equal_nan=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.layers import cpu_code
+from training.layers.cpu import kernels
 from training.layers.gelu import gelu_new
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -55,7 +55,7 @@ def test_strides_and_the_way_without_a_compiler(monkeypatch: pytest.MonkeyPatch)
     x = torch.randn(6, 40, requires_grad=True)
     above = torch.randn(40, 6).t()
     (found,) = torch.autograd.grad(gelu_new(x.t()).t(), x, above)
-    monkeypatch.setattr(cpu_code, "_code", lambda: None)
+    monkeypatch.setattr(kernels, "_code", lambda: None)
     out = gelu_new(x.t()).t()
     assert type(out.grad_fn).__name__ != "_GeluNewOnCpuBackward"
     torch.testing.assert_close(found, torch.autograd.grad(out, x, above)[0], atol=1e-6, rtol=1e-5)

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models.deepseek import DeepseekSection
 from tests.training.shapes import SHAPES, VOCAB, small
 from training.inference.generate import Limits, generate, generate_batch
 from training.inference.sampling import Sampling
 from training.inference.speculative import Speculation, _Drafter
-from training.layers.cache import Cache
+from training.layers.kv_cache import Cache
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 LIMITS = Limits(max_new_tokens=30, context_length=64, vocabulary_size=VOCAB)

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.load import load_recipe
 from configs.schema.models.gpt import GptSection
 from tests.tokenizer.made import publish_documents
-from tokenizer.load import Tokenizer
+from tokenizer.base import Tokenizer
 from tokenizer.train import train
 from training.estimate.parameters import parameters
 from training.export.gpt2 import model_section, released_config
 from training.export.weights import load_weights, released_weights
 from training.inference.generate import Limits, generate, generate_batch
 from training.inference.sampling import Sampling
-from training.models.families import build_model, init_weights
 from training.models.gpt import GptForCausalLM
+from training.models.registry import build_model, init_weights
 
 transformers = pytest.importorskip("transformers")
 VOCAB = 101

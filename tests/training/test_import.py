@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artefacts.layout import RunLayout
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from tests.training.test_export import with_data
 from tests.training.tiny_run import tiny_recipe
-from training.checkpoint.read import read_weights
-from training.import_command import import_model
-from training.trained import load_model
+from training.checkpoint.full_weights import read_weights
+from training.commands.import_model import import_model
+from training.model_loading import load_model
 
 transformers = pytest.importorskip("transformers")
 SIZES: dict[str, Any] = {
@@ -320,7 +320,7 @@ def test_prediction_layers_on_disk_are_imported_as_far_as_the_recipe_goes(
 ) -> None:
     from training.export.deepseek import released_config
     from training.export.weights import released_weights
-    from training.models.families import build_model, init_weights
+    from training.models.registry import build_model, init_weights
 
     recipe = tiny_recipe(tmp_path, {**RECIPES["v3"], "num_nextn_predict_layers": 2})
     full = build_model(recipe.model, 80)

@@ -16,10 +16,10 @@ from configs.schema.models.gpt import GptSection
 from tests.training.shapes import SHAPES, VOCAB, small
 from tests.training.tiny_run import GPT
 from training.__main__ import main
+from training.commands.inspect import lines
 from training.estimate import flops_per_token, parameters
 from training.estimate.memory import checkpoint_bytes
-from training.inspect import lines
-from training.models.families import build_model, init_weights
+from training.models.registry import build_model, init_weights
 from training.shapes import folded, output_shapes
 
 CHECKOUT = Path(__file__).parents[2]

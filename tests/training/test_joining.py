@@ -12,10 +12,10 @@ import pytest
 from launch.plan import free_port
 from tests.fork_server import say_into, start
 from tests.patience import PATIENCE
-from training.engine import joining
-from training.engine.distributed import leave
-from training.engine.joining import join
-from training.engine.probe import slow_ranks
+from training.distributed import join as joining
+from training.distributed.health_check import slow_ranks
+from training.distributed.join import join
+from training.distributed.ranks import leave
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
-from artefacts.metrics import read_records
+from artefacts.metrics_log import read_records
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from tests.launch.runs import shared_memory
 from tests.patience import PATIENCE
 

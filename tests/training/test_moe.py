@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from configs.schema.models.deepseek import AdaptiveSection, DeepseekSection, NoiseSection
 from tests.training.plain_experts import looped_experts
 from tests.training.shapes import small
-from training.layers.experts_cpu import experts_on_cpu
+from training.layers.cpu.experts import experts_on_cpu
 from training.layers.moe import Gate, MixtureOfExperts, grouped_experts
-from training.layers.routing import BALANCE_LOSSES, Router, Routing, tokens_per_expert
+from training.layers.router import BALANCE_LOSSES, Router, Routing, tokens_per_expert
 
 SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
 V2 = {**SOFTMAX, "topk_method": "group_limited_greedy"}

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from artefacts.metrics import read_metrics
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from artefacts.metrics_log import read_metrics
 from configs.load import load_recipe
 from tests.fork_server import worker_environment
 from tests.training.engine_job import RECIPE
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import follow
 from tests.training.test_grid import complain, differences, different_weights
-from training.checkpoint.read import read_weights
-from training.muon import matrices, orthogonalized
+from training.checkpoint.full_weights import read_weights
+from training.optim.muon import matrices, orthogonalized
 
 OPTIMIZERS = {
     "muon": ("train.optimizer={name: muon, momentum: 0.9}",),
@@ -30,7 +30,7 @@ OPTIMIZERS = {
 def test_muon_is_that_of_torch() -> None:
     """One matrix of either shape under weight decay, ten steps; torch computes in bf16."""
     from training.engine.partitions import Partition, Stretch
-    from training.muon import Muon
+    from training.optim.muon import Muon
 
     for shape in ((6, 10), (10, 6), (8, 8)):
         ours = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
@@ -152,7 +152,7 @@ needs_libaio = pytest.mark.skipif(
 
 def build_file_access(**more: str) -> Path:
     """DeepSpeed's operator, which takes minutes to build; returns the folder of what is built."""
-    build = "import pathlib, sys, training.engine.prebuild as p; p.build_file_access(pathlib.Path(sys.argv[1]))"
+    build = "import pathlib, sys, training.engine.operators as p; p.build_file_access(pathlib.Path(sys.argv[1]))"
     where = worker_environment()
     argv = [sys.executable, "-c", build, where["TORCH_EXTENSIONS_DIR"]]
     subprocess.run(argv, env={**os.environ, **where, **more}, check=True)

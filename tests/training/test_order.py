@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from tests.training.shards import write
 from training.data.mixture import BLOCK, Mixture, quotas
 from training.data.order import indices_at, permute, sample_indices

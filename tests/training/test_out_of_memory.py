@@ -13,9 +13,9 @@ import torch
 from configs.load import load_recipe
 from tests.fork_server import run_command
 from training.__main__ import main
+from training.commands.out_of_memory import ran_out, told
 from training.estimate.fitting import relief
 from training.estimate.memory import memory
-from training.out_of_memory import ran_out, told
 
 CHECKOUT = Path(__file__).parents[2]
 RECIPE = "configs/gpt-oz.yaml"
@@ -92,7 +92,7 @@ def test_another_fault_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     def fails(*_: object) -> None:
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr("training.generate.generate", fails)
+    monkeypatch.setattr("training.inference.completion.generate", fails)
     with pytest.raises(RuntimeError, match="size mismatch"):
         main(["generate", "--recipe", RECIPE])
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.load import load_recipe
 from configs.schema.models.deepseek import DeepseekSection
 from tests.training.random_shapes import V2, V3, YARNS, draw

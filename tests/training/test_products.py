@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.layers import products
+from training.layers import linear as products
+from training.layers.activations import silu_times
+from training.layers.linear import Linear, linear, times_transposed
 from training.layers.norms import RMSNorm
-from training.layers.products import Linear, linear, times_transposed
-from training.layers.swiglu import silu_times
 
 
 @pytest.fixture

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.metrics import read_metrics
+from artefacts.metrics_log import read_metrics
 from artefacts.pages.figures import png
 from artefacts.pages.formats import compact
 from configs.command import DONE
-from configs.errors import RequestError
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from training.commands.report import report
 from training.report import curves
-from training.report.command import report
 from training.report.page import build_page, headline
 from training.report.run_files import read_run
 
@@ -336,7 +336,7 @@ def test_report_knows_no_model_and_needs_no_torch():
     for path in (ROOT / "training" / "report").glob("*.py"):
         upward = [n for n in imported(path) if n.startswith(("training.", "pipeline", "tokenizer", "launch"))]
         assert [name for name in upward if not name.startswith("training.report")] == [], path
-    code = "import sys, training.report.command; sys.exit('torch' in sys.modules)"
+    code = "import sys, training.commands.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from artefacts import manifest
-from artefacts.metrics import read_metrics
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from artefacts.metrics_log import read_metrics
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import follow, weights_of
-from training.checkpoint.contents import FORMAT
+from training.checkpoint.full_weights import require_checkpoint
+from training.checkpoint.index import FORMAT
 from training.checkpoint.load import Resumption, newest_whole
-from training.checkpoint.read import require_checkpoint
 from training.checkpoint.save import About
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from configs.schema.train import ScheduleSection
-from training.schedules import learning_rate
+from training.optim.schedules import learning_rate
 
 
 def rates(steps: int, **keys: object) -> list[float]:

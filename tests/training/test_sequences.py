@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from tests.training.families import CASES, VOCAB, built, cases, encoder_decoder
 from training.inference.generate import Limits
-from training.inference.sequences import beam_search, greedy, length_penalty
-from training.models.families import build_model, init_weights
+from training.inference.seq2seq import beam_search, greedy, length_penalty
+from training.models.registry import build_model, init_weights
 
 BEGIN, END = 1, 2
 SOURCES = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18]]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from artefacts.metrics import read_metrics
-from training.engine.distributed import Ranks
-from training.engine.metrics import MetricsHook
+from artefacts.metrics_log import read_metrics
+from training.distributed.ranks import Ranks
+from training.trainer.callbacks.metrics import MetricsHook
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.layers import cpu_code
-from training.layers.swiglu import gradients_on_cpu, silu_times, weighted_on_cpu
+from training.layers.activations import gradients_on_cpu, silu_times, weighted_on_cpu
+from training.layers.cpu import kernels
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 SHAPES = [(1, 1), (3, 15), (5, 16), (7, 40), (300, 113)]
@@ -17,11 +17,11 @@ SHAPES = [(1, 1), (3, 15), (5, 16), (7, 40), (300, 113)]
 @pytest.fixture(params=["compiled", "pytorch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pytorch":
-        monkeypatch.setattr(cpu_code, "_code", lambda: None)
+        monkeypatch.setattr(kernels, "_code", lambda: None)
     elif shutil.which("cc") is None:
         pytest.skip("no C compiler")
     else:
-        assert cpu_code._code() is not None
+        assert kernels._code() is not None
     return request.param
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from tests.training.shapes import VOCAB, small
 from tests.training.tiny_run import GPT, as_trained, tiny_model, tiny_recipe
-from training import generate as generate_command
 from training.__main__ import main
-from training.evaluate import temperature
+from training.commands import temperature
+from training.inference import completion as generate_command
 from training.inference.generate import Limits, generate
 from training.inference.sampling import Sampling
 from training.inference.trace import Step, step_of, traced

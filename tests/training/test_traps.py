@@ -16,25 +16,25 @@ import pytest
 import torch
 
 from artefacts import manifest
-from artefacts.metrics import read_metrics
-from configs.errors import RequestError
+from artefacts.errors import RequestError
+from artefacts.metrics_log import read_metrics
 from configs.load import load_recipe
 from tests.training.engine_job import RECIPE, MadeTokens
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import VARIANTS, follow
-from training.checkpoint.contents import Contents
-from training.checkpoint.read import read_weights
+from training.checkpoint.full_weights import read_weights
+from training.checkpoint.index import Contents
 from training.checkpoint.retention import Retention
 from training.checkpoint.save import About, Saver
-from training.engine.balance import BIAS, Balancer
+from training.distributed.join import join
+from training.distributed.ranks import Ranks, leave
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
-from training.engine.distributed import Ranks, leave
-from training.engine.joining import join
 from training.engine.partitions import partitions
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
-from training.optimizers import build_optimizer, parameter_groups
+from training.optim.build import build_optimizer, parameter_groups
+from training.trainer.load_balancer import BIAS, Balancer
 
 pytestmark = [pytest.mark.engine]
 

@@ -13,14 +13,14 @@ import psutil
 import pytest
 import torch
 
-from artefacts.layout import RunLayout
-from artefacts.metrics import read_metrics, read_records
+from artefacts.metrics_log import read_metrics, read_records
 from configs.load import load_recipe
+from configs.run_layout import RunLayout
 from tests.patience import PATIENCE, wait_until
 from tests.training.grid import Cell, Task, run_tasks
 from tests.training.test_engine import follow, weights_of
 from training.engine.errors import RunError
-from training.engine.watch import SkippedSteps, SpikeDetector
+from training.trainer.callbacks.stability import SkippedSteps, SpikeDetector
 
 CHECKOUT = Path(__file__).parents[2]
 RECIPE = CHECKOUT / "tests" / "river.yaml"

@@ -12,9 +12,9 @@ import yaml
 from configs.load import load_recipe
 from configs.schema import Recipe
 from tests.training.shards import write
-from tokenizer import special
-from tokenizer.load import Tokenizer
-from training.models.families import build_model, init_weights
+from tokenizer import special_tokens
+from tokenizer.base import Tokenizer
+from training.models.registry import build_model, init_weights
 
 CHARACTERS = "".join(sorted(string.ascii_letters + " .$\n"))
 GPT: dict[str, Any] = {"family": "gpt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -36,11 +36,11 @@ def tiny_recipe(root: Path, model: dict[str, Any], *overrides: str) -> Recipe:
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     folder = root / "tiny" / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
-    reserved = [*special.RESERVED, *special.spare(8)]
+    reserved = [*special_tokens.RESERVED, *special_tokens.spare(8)]
     (folder / "characters.json").write_text(json.dumps({"reserved": reserved, "characters": CHARACTERS}))
     ids = Tokenizer.load(folder).encode(TEXT)
     for split in ("train", "val"):
-        write(root / "tiny" / "tokens", split, [[torch.tensor([*ids, special.END_OF_TEXT_ID]).numpy()] * 12])
+        write(root / "tiny" / "tokens", split, [[torch.tensor([*ids, special_tokens.END_OF_TEXT_ID]).numpy()] * 12])
     return load_recipe(str(root / "recipe.yaml"), list(overrides))
 
 

@@ -9,12 +9,12 @@ import torch.distributed as dist
 
 from artefacts import manifest
 from artefacts.differences import first_difference
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from configs.errors import RequestError
-from training.checkpoint.contents import Contents, Parameter, fault_of_format, folder_name, saved_steps
+from training.checkpoint.index import Contents, Parameter, fault_of_format, folder_name, saved_steps
 from training.checkpoint.save import About
 from training.checkpoint.snapshot import MASTER
-from training.engine.distributed import Ranks, broadcast_value
+from training.distributed.ranks import Ranks, broadcast_value
 from training.engine.partitions import Partition, Stretch, partitions
 
 

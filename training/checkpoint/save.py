@@ -16,15 +16,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from artefacts import manifest, publish
+from artefacts import atomic, manifest
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.progress import warn
-from configs.errors import RequestError
 from training.checkpoint import tensor_file
-from training.checkpoint.contents import FORMAT, folder_name, rank_file, saved_steps
+from training.checkpoint.index import FORMAT, folder_name, rank_file, saved_steps
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import Snapshot
-from training.engine.distributed import Ranks, broadcast_value, sum_over_ranks
+from training.distributed.ranks import Ranks, broadcast_value, sum_over_ranks
 from training.engine.errors import RunError
 from training.engine.partitions import Partitions
 
@@ -219,9 +219,9 @@ class Saver:
         )
         for step in saved_steps(self._folder):
             if self._newest is None or step > self._newest:
-                aside = publish.move_aside(self._folder / folder_name(step))
+                aside = atomic.move_aside(self._folder / folder_name(step))
                 warn(f"{folder_name(step)}, which was passed over, is now {aside}")
-        publish.rename_folder(partial, target)
+        atomic.rename_folder(partial, target)
         self._newest = begun.step
 
     def _retain(self) -> None:

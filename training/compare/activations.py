@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from artefacts import publish
-from artefacts.layout import RunLayout
+from artefacts import atomic
 from artefacts.pages.figures import COLOURS, png
 from configs import command
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.models.transformer import Activation
 from training.compare.output import as_json, leave, losses
 from training.compare.trial import Setting, Trial, run_data, trial
 from training.estimate.parameters import parameters
 from training.layers.feed_forward import ACTIVATIONS
-from training.trained import best_device
+from training.model_loading import best_device
 
 #: What is drawn: those of the recipe, and the one in SwiGLU.
 FUNCTIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {**ACTIVATIONS, "silu": F.silu}
@@ -29,7 +29,7 @@ def compare_activations(recipe: Recipe, steps: int) -> int:
     """Draw the functions; then, where the model has a choice, print and draw a training with each; exit status."""
     picture = RunLayout.of(recipe).comparisons / "activation-functions.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    publish.write_bytes(picture, png(functions_figure))
+    atomic.write_bytes(picture, png(functions_figure))
     print(picture)
     model: Any = recipe.model
     if not hasattr(model, "activation"):

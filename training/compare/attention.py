@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from artefacts.errors import RequestError
 from artefacts.pages.figures import COLOURS
 from configs import command
-from configs.errors import RequestError
 from configs.schema import Recipe
 from training.compare.output import leave
 from training.layers.attention import attention, attention_weights
 from training.layers.masks import Mask
-from training.trained import best_device
+from training.model_loading import best_device
 
 #: The longest sequence over the recipe's context length, the most scores that are written out, and how many lengths,
 #: each half of the next; of the shortest half is the window where the model has none.

@@ -6,7 +6,7 @@ from configs import command
 from configs.schema import Recipe
 from training.compare.output import as_json, leave, losses
 from training.compare.trial import Setting, run_data, trial
-from training.trained import best_device
+from training.model_loading import best_device
 
 
 def compare_compiled(recipe: Recipe, steps: int) -> int:

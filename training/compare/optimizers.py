@@ -6,7 +6,7 @@ from configs.schema.train import OptimizerSection
 from training.compare.output import as_json, leave, losses
 from training.compare.trial import Setting, Trial, run_data, trial
 from training.data.batch import Data
-from training.trained import best_device
+from training.model_loading import best_device
 
 #: Learning rates that are tried, over the recipe's, which is one for AdamW; SGD's steps have the gradient's size.
 _RATES = {"sgd": (10.0, 30.0, 100.0), "adam": (0.3, 1.0, 3.0), "adamw": (0.3, 1.0, 3.0), "muon": (0.3, 1.0, 3.0)}

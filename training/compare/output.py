@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from artefacts import publish
-from artefacts.layout import RunLayout
+from artefacts import atomic
 from artefacts.pages.figures import COLOURS, png
 from artefacts.tables import aligned
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.compare.trial import Trial
 
@@ -30,10 +30,10 @@ def leave(
     folder = RunLayout.of(recipe).comparisons
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = [folder / f"{name}.json"]
-    publish.write_json(written[0], results)
+    atomic.write_json(written[0], results)
     if draw is not None:
         written.append(folder / f"{name}.png")
-        publish.write_bytes(written[1], png(draw))
+        atomic.write_bytes(written[1], png(draw))
     print("\n".join(aligned(rows)))
     print(" ".join(map(str, written)))
 

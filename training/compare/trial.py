@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from artefacts.layout import RunLayout
 from artefacts.progress import bar
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.train import OptimizerSection, ScheduleSection
 from training.data.batch import Batch, Data
-from training.data.sources import pretraining_data
+from training.data.build import pretraining_data
 from training.first_weights import first_weights
-from training.models.families import build_model
+from training.models.registry import build_model
 from training.objective import Objective
-from training.optimizers import build_optimizer
-from training.schedules import learning_rate
+from training.optim.build import build_optimizer
+from training.optim.schedules import learning_rate
 
 #: Share of a trial's steps in which the learning rate rises.
 _WARMUP = 0.1

@@ -11,8 +11,8 @@ import pyarrow.compute as compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from artefacts import hints, repair
-from configs.errors import RequestError
+from artefacts import command_hints, repair_hints
+from artefacts.errors import RequestError
 from training.data.batch import Batch
 from training.data.order import sample_indices
 
@@ -59,11 +59,11 @@ def read_columns(folder: Path, split: str, names: list[str], target: str) -> pya
     """
     tables = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
-        with repair.reading("examples", path):
+        with repair_hints.reading("examples", path):
             tables.append(pq.read_table(path, columns=names))
     found = pyarrow.concat_tables(tables) if tables else pyarrow.table({})
     if not len(found):
-        raise RequestError(f"{folder}: no {split} examples; run `{hints.make(target)}`")
+        raise RequestError(f"{folder}: no {split} examples; run `{command_hints.make(target)}`")
     return found
 
 

@@ -7,7 +7,7 @@ A keyed permutation of 0..n-1: a Feistel network over the next even power of two
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.overlap import mix
+from pipeline.ngrams import mix
 
 #: A number of 64 bits, or several.
 Key = int | np.uint64 | NDArray[np.uint64]

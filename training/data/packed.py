@@ -1,4 +1,4 @@
-"""Samples of whole documents, by the index that ``pipeline.packing`` wrote.
+"""Samples of whole documents, by the index that ``pipeline.tokens.packing`` wrote.
 
 A sample has T inputs: its pieces one after the other, then padding. The label of a position is the token that follows
 it in its document. The last position of a document and the padding have none, so every token but a document's first is
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts import hints, manifest, repair
-from configs.errors import RequestError
-from pipeline.best_fit import PIECE
-from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
+from artefacts import command_hints, manifest, repair_hints
+from artefacts.errors import RequestError
+from pipeline.tokens.best_fit import PIECE
+from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
 from training.data.disk_reads import DiskReads
 from training.data.rows import Rows
 from training.data.windows import by_shard
@@ -33,7 +33,7 @@ class PackedSamples:
         """
         prefixes = shard_prefixes(tokens, "train")
         if not prefixes:
-            raise RequestError(f"{tokens}: no train shards; run `{hints.make('data')}`")
+            raise RequestError(f"{tokens}: no train shards; run `{command_hints.make('data')}`")
         self.context_length, self._pad = context_length, pad
         self._shards = [IndexedDataset(prefix, scattered=True) for prefix in prefixes]
         self._disk = DiskReads()
@@ -112,4 +112,4 @@ def _map(path: Path, kind: np.dtype) -> NDArray:
 def _damaged(path: Path, said: str) -> RequestError:
     # Of several sources each has a folder of its own, and the whole index is made anew.
     whole = next((folder for folder in path.parents if (folder / manifest.NAME).exists()), path.parent)
-    return RequestError(f"{path}: damaged ({said}); {repair.cure('packing', whole)}")
+    return RequestError(f"{path}: damaged ({said}); {repair_hints.cure('packing', whole)}")

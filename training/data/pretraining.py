@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from training.data.batch import Batch
 from training.data.mixture import Mixture
 from training.data.rows import Samples, read_several

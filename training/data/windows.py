@@ -7,9 +7,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from artefacts import hints
-from configs.errors import RequestError
-from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
+from artefacts import command_hints
+from artefacts.errors import RequestError
+from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
 from training.data.batch import Batch
 from training.data.disk_reads import DiskReads
 from training.data.rows import Rows
@@ -46,7 +46,7 @@ class TokenWindows:
         """
         prefixes = shard_prefixes(folder, split)
         if not prefixes:
-            raise RequestError(f"{folder}: no {split} shards; run `{hints.make('data')}`")
+            raise RequestError(f"{folder}: no {split} shards; run `{command_hints.make('data')}`")
         self.context_length, self._end_of_text = context_length, end_of_text
         self._shards = [IndexedDataset(prefix, scattered=True) for prefix in prefixes]
         self._kind = self._shards[0].tokens.dtype

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils.cpp_extension import get_default_build_root
 
-from configs.errors import RequestError
-from training.engine import prebuild
-from training.engine.distributed import Ranks
+from artefacts.errors import RequestError
+from training.distributed.ranks import Ranks
+from training.engine import operators
 from training.engine.expert_parallel import adopt_routers
 
 
@@ -42,7 +42,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     offload = config["zero_optimization"].get("offload_optimizer", {})
     if offload.get("device") == "nvme":
         _require_folder(Path(offload["nvme_path"]))
-        prebuild.build_file_access(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
+        operators.build_file_access(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
     with _quick_start():
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.fp16_enabled():

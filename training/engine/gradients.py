@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from training.engine.distributed import sum_over_ranks
+from training.distributed.ranks import sum_over_ranks
 
 
 def global_norm(module: nn.Module) -> float:

@@ -9,7 +9,7 @@ from training.estimate import deepseek_activations, dense_activations
 from training.estimate.layer import Layer
 from training.estimate.topology import Topology
 
-#: training/losses.py: logits at a time, and the fewest rows.
+#: training/layers/cross_entropy.py: logits at a time, and the fewest rows.
 _CHUNK, _FEWEST_ROWS = {"cpu": 2**22, "cuda": 2**27}, 128
 
 
@@ -48,7 +48,7 @@ def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) ->
 def _loss(recipe: Recipe, place: Topology, tokens: int, hidden: int) -> tuple[float, float]:
     """What one head's loss keeps and works in.
 
-    dhidden and dweight are worked out in the forward pass (training/losses.py) and kept for the backward pass.
+    dhidden and dweight are worked out in the forward pass (training/layers/cross_entropy.py) and kept for the backward pass.
     """
     vocab = recipe.vocab_size
     if isinstance(recipe.model, ClassifierSection):

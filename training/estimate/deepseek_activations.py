@@ -28,7 +28,7 @@ def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch:
     whole = attention + feed
     if mode == "none":
         return Layer(whole, feed_working / 2, feed_working)
-    # Routing is not decided twice (training/layers/routing.py): logits, and the best with their scores.
+    # Routing is not decided twice (training/layers/router.py): logits, and the best with their scores.
     decisions = 0 if dense else model.n_routed_experts * 4 + model.num_experts_per_tok * 12
     row += micro_batch * recipe.train.context_length * decisions
     if mode == "full":
@@ -39,7 +39,7 @@ def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch:
 
 
 def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool) -> float:
-    """What ``selective`` keeps of products narrower than the hidden size (training/layers/checkpointing.py)."""
+    """What ``selective`` keeps of products narrower than the hidden size (training/layers/activation_checkpointing.py)."""
     widths = [model.q_lora_rank or 0, model.kv_lora_rank + model.qk_rope_head_dim]
     if dense:
         widths += 2 * [model.intermediate_size]

@@ -157,7 +157,7 @@ def _start(place: Topology) -> float:
 def _building(place: Topology) -> float:
     """The model in fp32, of its experts this rank's, which AutoEP copies before the old ones go, one layer's twice.
 
-    Those of other ranks are never written (training/assemble.py), and memory that is not written is not taken.
+    Those of other ranks are never written (training/job.py), and memory that is not written is not taken.
     """
     layer = place.local_experts / max(1, place.expert_layers)
     return 4.0 * (place.local + place.local_experts + layer)

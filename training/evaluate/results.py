@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from artefacts.layout import RunLayout
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from pipeline.indexed_dataset import IndexedDataset, shard_prefixes
-from tokenizer.load import Tokenizer
+from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
+from tokenizer.base import Tokenizer
+from training.data.build import validation_windows
 from training.data.chat import ChatExamples
-from training.data.sources import validation_windows
 from training.evaluate.baselines import bigram_nats, compressed_bytes
 from training.evaluate.loss import Measured, measure
-from training.generate import complete
+from training.inference.completion import complete
+from training.model_loading import best_device, load_model
 from training.objective import Objective
-from training.trained import best_device, load_model
 
 #: Training tokens that the bigram baseline counts at most.
 _BIGRAM_TOKENS = 50_000_000

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 
 from artefacts import manifest
-from artefacts.layout import RunLayout
 from artefacts.progress import bar
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from tokenizer.load import Tokenizer
-from training.answer import decode_targets
+from tokenizer.base import Tokenizer
 from training.data.batch import IGNORED, Batch
-from training.data.sources import task_examples
+from training.data.build import task_examples
 from training.evaluate.accuracy import ClassScores
-from training.losses import cross_entropy_sum
+from training.inference.answer import decode_targets
+from training.layers.cross_entropy import cross_entropy_sum
+from training.model_loading import best_device, load_model
 from training.objective import Objective
-from training.trained import best_device, load_model
 
 #: Examples whose output is kept as text.
 _SHOWN = 8

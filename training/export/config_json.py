@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models import ModelSection
 
 NAME = "config.json"

@@ -6,7 +6,7 @@ multi-token prediction carry copies of the embedding and the head there.
 
 from typing import Any
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models.deepseek import DeepseekSection, YarnSection
 from training.export import config_json
 from training.export.names import NameTable, Stack

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 #: Behind the name of a file that is divided: where each tensor is.

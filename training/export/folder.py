@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from artefacts import publish
+from artefacts import atomic
 from tokenizer import released
+from tokenizer.base import JSON_NAME, MODEL_NAME, Tokenizer
 from tokenizer.huggingface import CONFIG_NAME
-from tokenizer.load import JSON_NAME, MODEL_NAME, Tokenizer
 from training.checkpoint import tensor_file
 
 #: Bytes of a file of weights, about.
@@ -56,11 +56,11 @@ def _give_names(folder: Path, files: list[list[str]]) -> None:
     places: dict[str, str] = {}
     for number, names in enumerate(files):
         called = "model.safetensors" if single else f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
-        publish.rename_file(_partial(folder, number), folder / called)
+        atomic.rename_file(_partial(folder, number), folder / called)
         places |= dict.fromkeys(names, called)
     if not single:
         size = sum((folder / called).stat().st_size for called in set(places.values()))
-        publish.write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        atomic.write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": places})
 
 
 def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, tokenizer: Tokenizer) -> None:
@@ -71,8 +71,8 @@ def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, token
         "eos_token_id": ends if len(ends) > 1 else ends[0],
         "pad_token_id": tokenizer.pad_id if tokenizer.has_chat_tokens else None,
     }
-    publish.write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch."), **tokens})
-    publish.write_json(folder / "generation_config.json", tokens)
+    atomic.write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch."), **tokens})
+    atomic.write_json(folder / "generation_config.json", tokens)
 
 
 def write_tokenizer(folder: Path, made: Path, tokenizer: Tokenizer) -> None:
@@ -80,10 +80,10 @@ def write_tokenizer(folder: Path, made: Path, tokenizer: Tokenizer) -> None:
     if (made / JSON_NAME).exists():
         for path in sorted(made.glob("*.json")):
             if path.name != "manifest.json":
-                publish.write_bytes(folder / path.name, path.read_bytes())
+                atomic.write_bytes(folder / path.name, path.read_bytes())
     else:
-        publish.write_text(folder / JSON_NAME, released.tokenizer_json(tokenizer))
+        atomic.write_text(folder / JSON_NAME, released.tokenizer_json(tokenizer))
     if (made / MODEL_NAME).exists():
-        publish.write_bytes(folder / MODEL_NAME, (made / MODEL_NAME).read_bytes())
+        atomic.write_bytes(folder / MODEL_NAME, (made / MODEL_NAME).read_bytes())
     if not (folder / CONFIG_NAME).exists():
-        publish.write_json(folder / CONFIG_NAME, released.tokenizer_config(tokenizer))
+        atomic.write_json(folder / CONFIG_NAME, released.tokenizer_config(tokenizer))

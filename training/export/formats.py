@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models import ModelSection
 from training.export import deepseek, gpt2
 from training.export.names import NameTable

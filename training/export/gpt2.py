@@ -6,7 +6,7 @@ without ``transformer.`` before the names; old ones hold the causal mask too.
 
 from typing import Any
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models.gpt import GptSection
 from training.export import config_json
 from training.export.names import NameTable

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 
 
 @dataclass(frozen=True)

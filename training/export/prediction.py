@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models import ModelSection
 
 _LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.models import ModelSection
 from training.export.formats import table_of
 from training.export.names import NameTable, Place

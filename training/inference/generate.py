@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from training.inference.sampling import Sampling, draw, probabilities
 
 #: Told the logits [B, V] of each step as ``Limits.allow`` left them, and the ids that were drawn, by sequence.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from training.inference.generate import Limits
 
 

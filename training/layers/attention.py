@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from training.layers.blocked import Block, blocked_attention
-from training.layers.documents import Documents, flex_attention
+from training.layers.cpu.attention import Block, blocked_attention
 from training.layers.masks import Mask
+from training.layers.packed_documents import Documents, flex_attention
 
 #: Rows of queries that the CPU path takes at a time, and the longest span of keys that it keeps weights for.
 _BLOCK = 128

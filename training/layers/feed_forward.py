@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
+from training.layers.activations import silu_times
 from training.layers.gelu import gelu, gelu_new
-from training.layers.products import Linear
-from training.layers.swiglu import silu_times
+from training.layers.linear import Linear
 
 #: Activations by their name in the recipe; swiglu needs two inputs and is ``FeedForward``.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

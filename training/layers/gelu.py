@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from training.layers import few_rows
-from training.layers.cpu_code import code_for, is_half
+from training.layers.cpu import decode
+from training.layers.cpu.kernels import code_for, is_half
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """x times the standard normal distribution up to x: [...]."""
-    few = few_rows.gelu(x)
+    few = decode.gelu(x)
     return F.gelu(x) if few is None else few
 
 
@@ -25,7 +25,7 @@ def gelu_new(x: torch.Tensor) -> torch.Tensor:
     if x.is_cpu and x.requires_grad and torch.is_grad_enabled() and code_for(x) is not None:
         out: torch.Tensor = _GeluNewOnCpu.apply(x)
         return out
-    few = few_rows.gelu(x, tanh=True)
+    few = decode.gelu(x, tanh=True)
     return F.gelu(x, approximate="tanh") if few is None else few
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from training.layers.documents import Documents, block_mask_of
+from training.layers.packed_documents import Documents, block_mask_of
 
 
 @dataclass

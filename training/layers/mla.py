@@ -4,14 +4,14 @@ import torch
 from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
-from training.layers import few_rows
 from training.layers.attention import Listener, attention_weights, causal_attention
-from training.layers.cache import LayerCache
-from training.layers.documents import Documents
+from training.layers.cpu import decode
+from training.layers.kv_cache import LayerCache
+from training.layers.linear import Linear
 from training.layers.masks import Mask
 from training.layers.norms import RMSNorm
-from training.layers.positions import Rotation, rotate_tail, softmax_scale
-from training.layers.products import Linear
+from training.layers.packed_documents import Documents
+from training.layers.rope import Rotation, rotate_tail, softmax_scale
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -95,7 +95,7 @@ class MultiHeadLatentAttention(nn.Module):
         cache.enter(torch.cat(self._latents(x_BTD, rotation), dim=-1))
         q_BNTQ = rotate_tail(self._queries(x_BTD), rotation)
         expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)
-        few = few_rows.latent_attention(q_BNTQ, cache.entries(), expand_NeC, cache.seen(), self.scale)
+        few = decode.latent_attention(q_BNTQ, cache.entries(), expand_NeC, cache.seen(), self.scale)
         if few is not None:
             return few
         nope_BNTP, rope_BNTR = q_BNTQ.split((self.nope_dim, self.rope_dim), dim=-1)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
-from training.layers.experts_cpu import experts_on_cpu
-from training.layers.experts_grouped import grouped_experts, weighted_swiglu
+from training.layers.cpu.experts import experts_on_cpu
 from training.layers.feed_forward import FeedForward
-from training.layers.routing import Router, Routing
+from training.layers.grouped_experts import grouped_experts, weighted_swiglu
+from training.layers.router import Router, Routing
 
 
 class Gate(nn.Module):

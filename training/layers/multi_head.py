@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
-from training.layers import few_rows
 from training.layers.attention import Listener, attention, attention_weights
-from training.layers.cache import LayerCache
+from training.layers.cpu import decode
+from training.layers.kv_cache import LayerCache
+from training.layers.linear import Linear
 from training.layers.masks import Mask
-from training.layers.positions import Rotation, rotate_tail
-from training.layers.products import Linear
+from training.layers.rope import Rotation, rotate_tail
 
 
 class SelfAttention(nn.Module):
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
 
     def _to_cached(self, q_BNTH: torch.Tensor, mask: Mask, cache: LayerCache) -> torch.Tensor:
         """Attention of the incoming tokens to all that is cached, their own entries included."""
-        few = few_rows.attention(q_BNTH, cache.entries(), cache.seen(), self.scale, mask.window, mask.slopes_N)
+        few = decode.attention(q_BNTH, cache.entries(), cache.seen(), self.scale, mask.window, mask.slopes_N)
         if few is not None:
             return few.transpose(1, 2)
         k, v = cache.entries().chunk(2, dim=-1)

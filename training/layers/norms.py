@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from training.layers import few_rows
+from training.layers.cpu import decode
 
 
 class LayerNorm(nn.Module):
@@ -23,7 +23,7 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        few = few_rows.layer_norm(x, self.weight, self.bias, self.eps)
+        few = decode.layer_norm(x, self.weight, self.bias, self.eps)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps) if few is None else few
 
 
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
         if x.device.type == "cpu" and torch.is_grad_enabled():
             out: torch.Tensor = _RMSNormOnCpu.apply(x, self.weight, self.eps)
             return out
-        few = few_rows.rms_norm(x, self.weight, self.eps)
+        few = decode.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps) if few is None else few
 
 

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
-from training.layers.cache import LayerCache
-from training.layers.checkpointing import checkpointed
+from training.layers.activation_checkpointing import checkpointed
+from training.layers.block import Layer
 from training.layers.feed_forward import feed_forward
-from training.layers.layered import Layer
+from training.layers.kv_cache import LayerCache
 from training.layers.masks import Mask
 from training.layers.multi_head import CrossAttention, Memory, SelfAttention, Source
 from training.layers.norms import LayerNorm, RMSNorm
-from training.layers.positions import Rotation
+from training.layers.rope import Rotation
 
 
 class TransformerLayer(Layer):

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from configs.schema.models.bigram import BigramSection
-from training.layers.cache import Cache
-from training.layers.initial import draw_normal
-from training.layers.layered import Layered
-from training.losses import cross_entropy_sum
+from training.layers.block import Layered
+from training.layers.cross_entropy import cross_entropy_sum
+from training.layers.init import draw_normal
+from training.layers.kv_cache import Cache
 
 
 class LogitsHead(nn.Module):

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from configs.schema.models.classifier import ClassifierSection
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.models.gpt import GptSection
-from training.layers.layered import Layered
-from training.layers.products import Linear
-from training.layers.routing import Router, balance_losses, recorded
-from training.losses import cross_entropy_sum
+from training.layers.block import Layered
+from training.layers.cross_entropy import cross_entropy_sum
+from training.layers.linear import Linear
+from training.layers.router import Router, balance_losses, recorded
 from training.models import deepseek, encoder, gpt
 
 

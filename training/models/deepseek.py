@@ -14,19 +14,19 @@ import torch
 from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
-from training.layers.cache import Cache, LayerCache
-from training.layers.checkpointing import checkpointed
-from training.layers.documents import Documents
+from training.layers.activation_checkpointing import checkpointed
+from training.layers.block import Layer, Layered
 from training.layers.feed_forward import FeedForward
-from training.layers.head import OutputHead
-from training.layers.initial import draw_normal
-from training.layers.layered import Layer, Layered
+from training.layers.init import draw_normal
+from training.layers.kv_cache import Cache, LayerCache
+from training.layers.linear import Linear
+from training.layers.lm_head import OutputHead
 from training.layers.mla import MultiHeadLatentAttention
 from training.layers.moe import MixtureOfExperts
 from training.layers.norms import RMSNorm
-from training.layers.positions import Rotation, rotation
-from training.layers.products import Linear
-from training.layers.routing import Router, balance_losses, recorded
+from training.layers.packed_documents import Documents
+from training.layers.rope import Rotation, rotation
+from training.layers.router import Router, balance_losses, recorded
 
 
 class DecoderLayer(Layer):

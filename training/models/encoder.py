@@ -12,12 +12,12 @@ from torch import nn
 
 from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
+from training.layers.block import Layered
 from training.layers.fused import matrices_in
-from training.layers.head import OutputHead
-from training.layers.initial import draw_normal, draw_xavier
-from training.layers.layered import Layered
+from training.layers.init import draw_normal, draw_xavier
+from training.layers.lm_head import OutputHead
 from training.layers.masks import Mask
-from training.layers.places import Places
+from training.layers.position_embedding import Places
 from training.layers.transformer_layer import TransformerLayer, make_norm
 
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
-from training.layers.cache import Cache
-from training.layers.head import OutputHead
-from training.layers.layered import Layered
+from training.layers.block import Layered
+from training.layers.kv_cache import Cache
+from training.layers.lm_head import OutputHead
 from training.layers.masks import Mask
 from training.layers.multi_head import Memory, Source
-from training.layers.places import Places
+from training.layers.position_embedding import Places
 from training.layers.transformer_layer import TransformerLayer, make_norm
 from training.models.encoder import Encoder
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.gpt import GptSection
-from training.layers.cache import Cache
-from training.layers.documents import Documents
-from training.layers.head import OutputHead
-from training.layers.initial import draw_normal
-from training.layers.layered import Layered
+from training.layers.block import Layered
+from training.layers.init import draw_normal
+from training.layers.kv_cache import Cache
+from training.layers.lm_head import OutputHead
 from training.layers.masks import Mask
-from training.layers.places import Places
+from training.layers.packed_documents import Documents
+from training.layers.position_embedding import Places
 from training.layers.transformer_layer import TransformerLayer, make_norm
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from artefacts.metrics import Metrics
+from artefacts.metrics_log import Metrics
 from artefacts.pages.figures import COLOURS
 from training.report.series import Array, column, smooth, thin
 

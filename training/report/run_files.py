@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artefacts import hints, repair
-from artefacts.layout import RunLayout
+from artefacts import command_hints, repair_hints
+from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.metrics import Metrics, read_metrics
+from artefacts.metrics_log import Metrics, read_metrics
 from artefacts.training_folder import finished
-from configs.errors import RequestError
 from configs.load import dump_recipe
+from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
 
@@ -61,7 +61,7 @@ def read_run(recipe: Recipe) -> RunFiles:
     """
     layout = RunLayout.of(recipe)
     folders = (layout.documents, layout.tokenizer, layout.tokens, layout.examples)
-    found = {folder.name: repair.read_manifest(folder.name, folder) for folder in folders}
+    found = {folder.name: repair_hints.read_manifest(folder.name, folder) for folder in folders}
     on_examples = recipe.learns != "text"
     if on_examples:
         # Of another family that was trained in this folder before.
@@ -80,7 +80,7 @@ def read_run(recipe: Recipe) -> RunFiles:
         learnt_from="examples" if on_examples else "tokens",
     )
     if not (run.data or run.pretrain or run.pretrain_metrics or run.finetune_metrics):
-        raise RequestError(f"{layout.run}: nothing to report yet: run `{hints.make('pretrain')}` first")
+        raise RequestError(f"{layout.run}: nothing to report yet: run `{command_hints.make('pretrain')}` first")
     return run
 
 
@@ -101,4 +101,4 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, why: str) -> RequestError:
-    return RequestError(f"{path}: damaged ({why}): move {path.parent} away and run `{hints.make('evaluate')}`")
+    return RequestError(f"{path}: damaged ({why}): move {path.parent} away and run `{command_hints.make('evaluate')}`")

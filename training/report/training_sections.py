@@ -4,7 +4,7 @@ import math
 from functools import partial
 from typing import Any
 
-from artefacts.metrics import Metrics
+from artefacts.metrics_log import Metrics
 from artefacts.pages import markup
 from artefacts.pages.figures import inline_svg
 from artefacts.pages.formats import decimal

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from pipeline.cleaning.splitting import Splitter
+from pipeline.cleaning.word_splitting import Splitter
 from pipeline.cleaning.words import SENTENCE_ENDS, STOP_WORDS, SYMBOLS, _kind
 
 SPLITTER = Splitter()

@@ -10,12 +10,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from configs.schema.clean import CleanSection
-from pipeline import ingest
 from pipeline.cleaning import cleaner
 from pipeline.cleaning.cleaner import TOO_LONG, TOO_SHORT, Cleaner
-from pipeline.cleaning.normalise import normalise
+from pipeline.cleaning.normalize import normalise
+from pipeline.documents import ingest
 from tests.pipeline.cleaning.texts import column, openwebtext, texts
 
 ENGLISH = "The committee met on Tuesday and decided that the bridge should be repaired before the winter comes. "

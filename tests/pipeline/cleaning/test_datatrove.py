@@ -10,8 +10,8 @@ import pyarrow
 import pytest
 
 from configs.schema.clean import C4Section, GopherQualitySection, GopherRepetitionSection
-from pipeline.cleaning import c4, gopher_quality, gopher_repetition, personal
-from pipeline.cleaning.normalise import normalise
+from pipeline.cleaning import c4, gopher_quality, gopher_repetition, pii
+from pipeline.cleaning.normalize import normalise
 from pipeline.cleaning.words import SYMBOLS, Vocabulary
 from tests.pipeline.cleaning import texts
 
@@ -76,6 +76,6 @@ def test_c4(documents):
 def test_personal_data(documents):
     from datatrove.pipeline.formatters import PIIFormatter
 
-    masked = personal.mask(pyarrow.array(documents, pyarrow.large_string()), ["email", "ip"]).texts.to_pylist()
+    masked = pii.mask(pyarrow.array(documents, pyarrow.large_string()), ["email", "ip"]).texts.to_pylist()
     formatter = PIIFormatter(email_replacement="email@example.com", ip_replacement="192.0.2.1")
     assert masked == [formatter.format(text) for text in documents]

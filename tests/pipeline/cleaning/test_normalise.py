@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from pipeline.cleaning import column
-from pipeline.cleaning.normalise import Normaliser, normalise
+from pipeline.cleaning.normalize import Normaliser, normalise
 from tests.pipeline.cleaning import texts
 
 FORMS = ["NFC", "NFKC", "none"]

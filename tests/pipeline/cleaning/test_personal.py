@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cleaning import personal
+from pipeline.cleaning import pii
 from tests.pipeline.cleaning.texts import column, texts
 
 KINDS = ("email", "ip", "phone")
@@ -32,13 +32,13 @@ EMAIL, IP, IP6, PHONE = "email@example.com", "192.0.2.1", "2001:db8::1", "202-55
     ],
 )
 def test_masking(text, masked):
-    assert personal.mask(column([text]), KINDS).texts.to_pylist() == [text if masked is None else masked]
+    assert pii.mask(column([text]), KINDS).texts.to_pylist() == [text if masked is None else masked]
 
 
 def test_only_what_is_asked():
     made = column(["a@b.de 8.8.8.8", "415-555-2671"])
-    assert personal.mask(made, ["ip"]).texts.to_pylist() == [f"a@b.de {IP}", "415-555-2671"]
-    assert personal.mask(made, []) == (made, {})
+    assert pii.mask(made, ["ip"]).texts.to_pylist() == [f"a@b.de {IP}", "415-555-2671"]
+    assert pii.mask(made, []) == (made, {})
 
 
 _DATA = st.lists(st.sampled_from(["a@b.de", "8.8.8.8", "+44 20 7946 0958", "::", "1", ".", "@", " ", "x", "é"])).map(
@@ -49,18 +49,18 @@ _DATA = st.lists(st.sampled_from(["a@b.de", "8.8.8.8", "+44 20 7946 0958", "::",
 @settings(deadline=None)
 @given(st.lists(st.one_of(texts, _DATA), max_size=4))
 def test_texts_do_not_meddle(made):
-    alone = [personal.mask(column([text]), KINDS).texts[0].as_py() for text in made]
-    together = personal.mask(column(made), KINDS)
+    alone = [pii.mask(column([text]), KINDS).texts[0].as_py() for text in made]
+    together = pii.mask(column(made), KINDS)
     assert together.texts.to_pylist() == alone
-    counts = [personal.mask(column([text]), KINDS).counts for text in made]
+    counts = [pii.mask(column([text]), KINDS).counts for text in made]
     assert together.counts == {kind: sum(count[kind] for count in counts) for kind in KINDS}
 
 
 def test_what_is_replaced_is_counted():
     made = ["a@b.de, c@d.de and email@example.com", "8.8.8.8 10.0.0.1 192.0.2.1", "415-555-2671 202-555-0100", "a@b.de"]
-    assert personal.mask(column(made), KINDS).counts == {"email": 3, "ip": 1, "phone": 1}
-    assert personal.mask(column(made), ["phone"]).counts == {"phone": 1}
-    assert personal.mask(column([]), KINDS).counts == dict.fromkeys(KINDS, 0)
+    assert pii.mask(column(made), KINDS).counts == {"email": 3, "ip": 1, "phone": 1}
+    assert pii.mask(column(made), ["phone"]).counts == {"phone": 1}
+    assert pii.mask(column([]), KINDS).counts == dict.fromkeys(KINDS, 0)
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_what_is_replaced_is_counted():
     ],
 )
 def test_addresses_like_the_placeholder_count(text, count):
-    assert personal.mask(column([text]), ["email"]).counts == {"email": count}
+    assert pii.mask(column([text]), ["email"]).counts == {"email": count}
 
 
 def test_placeholders_stay():
     text = " ".join([EMAIL, IP, IP6, PHONE])
-    assert personal.mask(column([text]), KINDS) == (column([text]), dict.fromkeys(KINDS, 0))
+    assert pii.mask(column([text]), KINDS) == (column([text]), dict.fromkeys(KINDS, 0))

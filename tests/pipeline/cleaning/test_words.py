@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cleaning import column, words
-from pipeline.cleaning.splitting import Splitter
-from pipeline.cleaning.whole import exceptions
+from pipeline.cleaning.english_exceptions import exceptions
+from pipeline.cleaning.word_splitting import Splitter
 from tests.pipeline.cleaning import plain, texts
 
 VOCABULARY = words.Vocabulary()

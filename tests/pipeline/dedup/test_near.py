@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from configs.schema.clean import NearDuplicatesSection
 from pipeline import dedup
-from pipeline.dedup.clusters import flatten, join
+from pipeline.dedup.minhash import band_keys, sketch
 from pipeline.dedup.similarity import Signatures, bins, least_agreement
-from pipeline.dedup.sketch import band_keys, sketch
+from pipeline.dedup.union_find import flatten, join
 from tests.pipeline import corpora
 from tests.pipeline.dedup import corpus
 

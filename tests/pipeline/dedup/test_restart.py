@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 import pytest
 
-from configs.errors import RequestError
+from artefacts.errors import RequestError
 from pipeline import dedup
 from pipeline.dedup import verdicts
 from tests.pipeline import corpora

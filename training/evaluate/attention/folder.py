@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from artefacts import publish
+from artefacts import atomic
 from artefacts.pages.figures import png
 from artefacts.progress import bar
 from training.evaluate.attention.collect import AttentionMap
@@ -38,7 +38,7 @@ def write_folder(folder: Path, maps: Sequence[LabelledMap], about: dict[str, Any
     ``layer-NN-head-NN.png`` is a head, ``layer-NN.png`` all of a layer, ``attention.json`` holds ``about``, and
     ``weights.npz`` the weights [N, T, L] of each map by its name.
     """
-    beside = publish.beside(folder)
+    beside = atomic.beside(folder)
     beside.mkdir(parents=True)
     try:
         with bar(sum(one.map.heads + 1 for one in maps), "figure", "heat maps") as progress:
@@ -49,13 +49,13 @@ def write_folder(folder: Path, maps: Sequence[LabelledMap], about: dict[str, Any
                     draw = partial(head_figure, one.map, head, one.queries, one.keys)
                     (beside / f"{one.file}-head-{head:02d}.png").write_bytes(png(draw))
                     progress.update()
-        publish.write_json(beside / "attention.json", about)
+        atomic.write_json(beside / "attention.json", about)
         weights = io.BytesIO()
         arrays: dict[str, Any] = {one.map.name: one.map.weights_NTL for one in maps}
         np.savez_compressed(weights, **arrays)
         (beside / "weights.npz").write_bytes(weights.getvalue())
         if folder.exists():
             shutil.rmtree(folder)
-        publish.rename_folder(beside, folder)
+        atomic.rename_folder(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

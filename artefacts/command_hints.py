@@ -1,0 +1,65 @@
+"""Commands in messages, as they are typed: with the recipe and the overrides that this process was given."""
+
+import os
+import re
+import shlex
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+from configs.command_keys import is_read, keys_of_target
+
+#: The recipe of a ``make`` without RECIPE.
+_DEFAULT_RECIPE = "configs/demo.yaml"
+#: What launchers add for the processes that they start, which nobody types.
+_OF_LAUNCHERS = ("launch.kind=", "launch.rendezvous=")
+
+
+def make(target: str, recipe: str | None = None, *more: str) -> str:
+    """``make TARGET`` with RECIPE and, in ARGS, the overrides that it reads.
+
+    ``recipe``: left out, this process's own; ``more``: further overrides.
+    """
+    words = ["make", target]
+    path = recipe or _recipe()
+    if path and Path(path) != Path(_DEFAULT_RECIPE):
+        words.append(f"RECIPE={_quoted(path)}")
+    keys = keys_of_target(target)
+    overrides = [word for word in _overrides() if is_read(word.partition("=")[0], keys)]
+    if overrides := [*overrides, *more]:
+        # make takes a dollar for a variable of its own.
+        words.append(f"ARGS={_quoted(' '.join(map(shlex.quote, overrides)).replace('$', '$$'))}")
+    return " ".join(words)
+
+
+def python(command: str) -> str:
+    """``python -m COMMAND`` by this interpreter, with ``--recipe`` and the overrides."""
+    words = ["-m", *shlex.split(command), "--recipe", _recipe() or "FILE", *_overrides()]
+    return shlex.join([_interpreter(), *words])
+
+
+def _quoted(text: str) -> str:
+    """A word of a shell, in double quotes where it has spaces or quotes of its own and those serve."""
+    if shlex.quote(text) == text or re.search(r'["`\\!]|\$(?!\$)', text):
+        return shlex.quote(text)
+    # Within double quotes the shell would take two dollars for its own number.
+    return shlex.quote(text) if "$" in text else f'"{text}"'
+
+
+def _interpreter() -> str:
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _recipe() -> str:
+    """The recipe among this process's arguments, which its workers have too; empty: there is none."""
+    for word, following in pairwise([*sys.argv, ""]):
+        name, _, path = word.partition("=")
+        if name == "--recipe" and (path or following):
+            return os.fsencode(path or following).decode("utf-8", "backslashreplace")
+    return ""
+
+
+def _overrides() -> list[str]:
+    typed = [word for word in sys.argv[1:] if re.match(r"\w+(\.[\w-]+)+=", word)]
+    return [word for word in typed if not word.startswith(_OF_LAUNCHERS)]

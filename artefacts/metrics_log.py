@@ -1,0 +1,61 @@
+"""Read ``metrics.jsonl``: what a run logged, one record a step, whatever was repeated or torn on the way."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from artefacts.errors import RequestError
+
+#: kind (``train``, ``validation``) -> its records in the order of their steps.
+Metrics = dict[str, list[dict[str, Any]]]
+
+#: Every record begins so; the writer puts ``kind`` first.
+_RECORD_START = '{"kind"'
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Every record of a metrics file as it was written, repeated steps too; no file is no records.
+
+    A line that a killed run left torn is passed over; a record that the resumed run appended to it is kept.
+
+    Raises:
+        RequestError: there is a file, and no line of it is a record.
+    """
+    if not path.is_file():
+        return
+    whole, damaged = 0, 0
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            record = _record(line)
+            if record is not None:
+                whole += 1
+                yield record
+            elif line.strip():
+                damaged += 1
+    if damaged > 1 and not whole:
+        raise RequestError(f"{path}: not a metrics file: {damaged} lines and no record; move it away and train again")
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The records of a metrics file by kind, sorted by step: the last one of a (kind, step), which a resume repeats.
+
+    Raises:
+        RequestError: as ``read_records``.
+    """
+    last: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in read_records(path):
+        last.setdefault(record["kind"], {})[record["step"]] = record
+    return {kind: [steps[step] for step in sorted(steps)] for kind, steps in last.items()}
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The line's record, or the whole one at the end of a torn line, or None."""
+    for text in (line, line[max(line.rfind(_RECORD_START), 0) :]):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict) and isinstance(value.get("kind"), str) and isinstance(value.get("step"), int):
+            return value
+    return None

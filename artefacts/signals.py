@@ -1,0 +1,45 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C as exceptions, which no callback can lose.
+
+The handler raises where the program is. Where that happens to be a destructor, a callback from C or the import of an
+extension, the exception is lost or becomes another; so it is also remembered: ``check`` raises it again at the next
+step of the work, and a command that ends in a fault asks for it first.
+"""
+
+import signal
+
+from artefacts.errors import StoppedError
+
+_NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_asked: list[KeyboardInterrupt] = []
+
+
+def _stop(number: int, _: object) -> None:
+    _asked.append(KeyboardInterrupt() if number == signal.SIGINT else StoppedError(signal.Signals(number).name))
+    raise _asked[-1]
+
+
+def install() -> None:
+    """From now on SIGTERM (an end of time) and SIGUSR1 (SLURM's warning of it) raise ``StoppedError``.
+
+    Ctrl-C raises KeyboardInterrupt, as ever.
+    """
+    for number in _NUMBERS:
+        signal.signal(number, _stop)
+
+
+def end() -> None:
+    """From now on the signals that ``install`` took change nothing: what the command is to answer is settled."""
+    for number in _NUMBERS:
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def asked() -> KeyboardInterrupt | None:
+    """What the last signal raised; None: there was none."""
+    return _asked[-1] if _asked else None
+
+
+def check() -> None:
+    """For loops over the work: raises what a signal has raised before."""
+    if stop := asked():
+        raise stop

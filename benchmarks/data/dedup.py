@@ -1,0 +1,169 @@
+"""Near duplicates: ours (map, reduce, resolve) against datatrove's four MinHash stages, on the same documents.
+
+Half of the documents are near copies of the others with a known Jaccard similarity of their word 5-grams, spread over
+0.5 to 1. Both hold the documents in memory, run in one process, write their intermediate files to disk and end with
+the documents that stay. ``python -m benchmarks.data.dedup``.
+"""
+
+import random
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow
+
+from benchmarks.corpus import web_pages
+from benchmarks.paired import Ratio, better, compare, seconds
+from configs.schema.clean import CleanSection
+from pipeline import dedup
+
+_THRESHOLD = 0.8
+_WORDS = 5
+_PART = 500
+
+
+class Corpus(NamedTuple):
+    """Documents: originals, then a near copy of each in the same order, and the similarity of each pair."""
+
+    texts: list[str]
+    truth: list[float]
+
+    @property
+    def megabytes(self) -> float:
+        return sum(len(text.encode()) for text in self.texts) / 1e6
+
+
+class Quality(NamedTuple):
+    """Of the pairs of at least the threshold's similarity, the share found; of the pairs found, those that are."""
+
+    recall: float
+    precision: float
+
+    @classmethod
+    def of(cls, stays: list[bool], corpus: Corpus) -> "Quality":
+        half = len(corpus.truth)
+        found = [not (one and other) for one, other in zip(stays[:half], stays[half:], strict=True)]
+        alike = [like >= _THRESHOLD for like in corpus.truth]
+        both = sum(one and other for one, other in zip(found, alike, strict=True))
+        return cls(both / max(sum(alike), 1), both / max(sum(found), 1))
+
+
+def _originals(count: int) -> list[str]:
+    """Real documents, then the same with their words in another order."""
+    rng = random.Random(0)
+    texts = web_pages()
+    made = list(texts)
+    while len(made) < count:
+        words = texts[len(made) % len(texts)].split(" ")
+        rng.shuffle(words)
+        made.append(" ".join(words))
+    return made[:count]
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[^\W_]+", text.lower())
+    return {tuple(words[at : at + _WORDS]) for at in range(max(len(words) - _WORDS + 1, 1))}
+
+
+def planted(count: int) -> Corpus:
+    """``count`` documents and a near copy of each."""
+    rng = random.Random(1)
+    originals, copies, truth = _originals(count), [], []
+    for text in originals:
+        rate = rng.uniform(0, 0.08)
+        copies.append(re.sub(r"\w+", lambda word: f"w{rng.randrange(10**6)}" if rng.random() < rate else word[0], text))  # noqa: B023
+        one, other = _shingles(text), _shingles(copies[-1])
+        truth.append(len(one & other) / len(one | other))
+    return Corpus(originals + copies, truth)
+
+
+def ours(corpus: Corpus, folder: Path) -> list[bool]:
+    """Which documents stay."""
+    section = CleanSection.model_validate({"exact_dedup": False, "near_dedup": {"enabled": True}})
+    parts = range(0, len(corpus.texts), _PART)
+    for number, start in enumerate(parts):
+        writer = dedup.KeyWriter(folder, number, section)
+        writer.add(pyarrow.array(corpus.texts[start : start + _PART], pyarrow.large_string()))
+        writer.finish()
+    for task in dedup.plan(folder, section):
+        dedup.reduce(folder, section, task)
+    dedup.resolve(folder, section)
+    return [kept == dedup.KEPT for number in range(len(parts)) for kept in dedup.verdict(folder, section, number)[0]]
+
+
+def datatrove(corpus: Corpus, folder: Path) -> list[bool]:
+    """Which documents stay, by datatrove's default configuration (5-grams, 14 buckets of 8 hashes)."""
+    import xxhash
+    from datatrove.data import Document
+    from datatrove.executor.local import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import minhash
+    from loguru import logger
+
+    logger.disable("datatrove")
+    documents = [Document(text, str(number)) for number, text in enumerate(corpus.texts)]
+    kept: set[int] = set()
+
+    def collect(data, rank=0, world_size=1):  # type: ignore[no-untyped-def]
+        kept.update(int(document.id) for document in data)
+
+    names = [str(folder / name) for name in ("signatures", "buckets", "clusters")]
+    config = minhash.MinhashConfig()
+    signature = minhash.MinhashDedupSignature(names[0], config)
+    # Its own hash function; xxhash 4 takes bytes only, which datatrove 0.10 does not know.
+    signature._hash_func = lambda shingle: xxhash.xxh64_intdigest(shingle.encode())
+    stages = [
+        ([documents, signature], 1),
+        ([minhash.MinhashDedupBuckets(names[0], names[1], config=config)], config.num_buckets),
+        ([minhash.MinhashDedupCluster(names[1], names[2], config)], 1),
+        ([documents, minhash.MinhashDedupFilter(names[2]), collect], 1),
+    ]
+    for number, (steps, tasks) in enumerate(stages):
+        LocalPipelineExecutor(steps, tasks, 1, logging_dir=str(folder / f"log-{number}")).run()
+    return [number in kept for number in range(len(corpus.texts))]
+
+
+def measure(quick: bool = False) -> list[Ratio]:
+    """Time both, and print how well each finds the planted pairs."""
+    corpus = planted(60 if quick else 1000)
+    root = Path(tempfile.mkdtemp(prefix="dedup-"))
+    found = {}
+
+    def run(work, name):  # type: ignore[no-untyped-def]
+        folder = Path(tempfile.mkdtemp(dir=root))
+
+        def once() -> None:
+            found[name] = Quality.of(work(corpus, folder), corpus)
+
+        return seconds(once)
+
+    try:
+        # Tables and word lists that both load once are loaded before the clock starts.
+        small = Corpus(corpus.texts[:2], [1.0])
+        for number, work in enumerate((ours, datatrove)):
+            work(small, root / f"warm-{number}")
+        ratio = compare(
+            f"near duplicates, {corpus.megabytes:.1f} MB, against datatrove",
+            lambda: run(ours, "ours"),
+            lambda: run(datatrove, "datatrove"),
+            corpus.megabytes,
+            "MB/s",
+            2.0,
+            2 if quick else 3,
+        )
+    finally:
+        shutil.rmtree(root)
+    alike = sum(like >= _THRESHOLD for like in corpus.truth)
+    mine, peers = found["ours"], found["datatrove"]
+    of = f"of {len(corpus.truth)} planted pairs, {alike} with a similarity of {_THRESHOLD} or more"
+    return [
+        ratio,
+        better(f"recall {of}", mine.recall, peers.recall, "found"),
+        better("precision of the same", mine.precision, peers.precision, "right"),
+    ]
+
+
+if __name__ == "__main__":
+    for line in measure():
+        print(line)

@@ -1,0 +1,252 @@
+"""Tokenising speed: ids a second against SentencePiece, Hugging Face's tokenizers and tiktoken, on real text.
+
+``python -m benchmarks.data.encode [--quick] [--corpus FILE]``. The text is the documentation of the installed packages,
+or the ``text`` column of a parquet file. Every tokenizer has a vocabulary of the same size from that text; ours and
+SentencePiece's are one model, and tiktoken is given its pieces as merges. Cold: a tokenizer that has seen nothing.
+Steady: one that has encoded half of the documents encodes the other half. Peers get lists of Python's strings, ours a
+column of Arrow's, and no peer is charged for making them. Where a peer's ids are others than ours its seconds are
+scaled by their number, so that a ratio is one of ids a second.
+"""
+
+import argparse
+import os
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+
+from benchmarks import corpus
+from benchmarks.paired import Ratio, compare, seconds
+from configs.load import load_recipe
+from tokenizer.bpe import BpeTokenizer
+from tokenizer.train import _chunks, _fit
+
+_QUICK_BYTES = 4 << 20
+#: Text that one process and two encode, in as many passes as that takes: long beside the time in which they begin.
+_PASSED_BYTES = 200 << 20
+
+
+class Corpus(NamedTuple):
+    """Documents in a shuffled order, as a column and as strings."""
+
+    column: pyarrow.LargeStringArray
+    texts: list[str]
+
+    def part(self, first: int, last: int) -> "Corpus":
+        return Corpus(self.column[first:last], self.texts[first:last])
+
+
+class Peer(NamedTuple):
+    """A tokenizer to compare with: encodes texts, and counts ids in what that gave."""
+
+    name: str
+    encode: Callable[[list[str]], Any]
+    count: Callable[[Any], int]
+
+
+def documents(path: Path | None, most: int | None) -> Corpus:
+    """Documents of a parquet file, else of the installed packages (parsed once), about ``most`` bytes of them."""
+    texts = corpus.docstrings() if path is None else parquet.read_table(path, columns=["text"])["text"].to_pylist()
+    random.Random(0).shuffle(texts)
+    if most is not None:
+        sizes = np.cumsum([len(text) for text in texts])
+        texts = texts[: int(np.searchsorted(sizes, most)) + 1]
+    return Corpus(pyarrow.array(texts, pyarrow.large_string()), texts)
+
+
+def model_of(chosen: Corpus, vocab_size: int) -> bytes:
+    """The SentencePiece model that ``python -m tokenizer train`` would make of all of the text."""
+    recipe = load_recipe(corpus.ROOT / "configs" / "demo.yaml", [f"tokenizer.vocab_size={vocab_size}"])
+    return _fit([chunk for text in chosen.texts for chunk in _chunks(text)], recipe)
+
+
+def _ids_in_lists(encoded: list[list[int]]) -> int:
+    return sum(map(len, encoded))
+
+
+def sentencepiece_of(model: bytes) -> Peer:
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor()
+    pieces.LoadFromSerializedProto(model)
+    return Peer("SentencePiece", partial(pieces.encode, num_threads=1), _ids_in_lists)
+
+
+def tokenizers_of(chosen: Corpus, vocab_size: int) -> Peer:
+    import tokenizers
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(chosen.texts, vocab_size=vocab_size, show_progress=False)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encode = tokenizers.Tokenizer.from_str(bpe.to_str()).encode_batch_fast
+
+    def in_batches(texts: list[str]) -> list[list[int]]:
+        """A thousand documents at a time, as ``datasets.map`` gives them: more at once are slower."""
+        batches = (texts[at : at + 1000] for at in range(0, len(texts), 1000))
+        return [found.ids for batch in batches for found in encode(batch)]
+
+    return Peer("Hugging Face tokenizers", in_batches, _ids_in_lists)
+
+
+def tiktoken_of(model: bytes) -> Peer:
+    """tiktoken with the pieces of the model as merges; characters of several bytes come first, as SentencePiece has it.
+
+    Its pattern cuts text where English text's words are cut by ours, without looking ahead, which it does fast.
+    """
+    import sentencepiece
+    import tiktoken
+
+    pieces = sentencepiece.SentencePieceProcessor()
+    pieces.LoadFromSerializedProto(model)
+    plain = [i for i in range(len(pieces)) if not (pieces.IsControl(i) or pieces.IsByte(i) or pieces.IsUnknown(i))]
+    spelt = [pieces.IdToPiece(i).replace("\u2581", " ") for i in plain]
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    for character in (piece.encode() for piece in spelt if len(piece) == 1):
+        for length in range(2, len(character) + 1):
+            ranks.setdefault(character[:length], len(ranks))
+    for piece in spelt:
+        ranks.setdefault(piece.encode(), len(ranks))
+    pattern = r" *[A-Za-z]+| *[^A-Za-z0-9 \n]+| +|[0-9]|\n"
+    encoding = tiktoken.Encoding("same", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    return Peer("tiktoken", lambda texts: [encoding.encode_ordinary(text) for text in texts], _ids_in_lists)
+
+
+def _warmed(model: bytes, before: Corpus | None) -> BpeTokenizer:
+    tokenizer = BpeTokenizer(model)
+    if before is not None:
+        tokenizer.encode_column(before.column)
+    return tokenizer
+
+
+def against(
+    peer: Peer, model: bytes, before: Corpus | None, chosen: Corpus, target: float | None, rounds: int
+) -> Ratio:
+    """Ours over a peer on ``chosen``, in one process; ``before``: what ours has encoded already, None: nothing."""
+    ids, _ = BpeTokenizer(model).encode_column(chosen.column, end=False)
+
+    def ours() -> float:
+        if before is None:
+            return seconds(lambda: BpeTokenizer(model).encode_column(chosen.column, end=False))
+        tokenizer = _warmed(model, before)
+        return seconds(lambda: tokenizer.encode_column(chosen.column, end=False))
+
+    def theirs() -> float:
+        begin = time.perf_counter()
+        encoded = peer.encode(chosen.texts)
+        return (time.perf_counter() - begin) * len(ids) / peer.count(encoded)
+
+    state = "cold" if before is None else "steady"
+    name = f"tokenising, {state}, against {peer.name}"
+    return compare(name, ours, theirs, len(ids) / 1e6, "million ids/s", target, rounds)
+
+
+def _serve(model: bytes, before: Corpus, parts: list[Corpus], passes: int, number: int, pipe: Any) -> None:
+    """A process that encodes, when told to, the whole (where it is alone) or its part, ``passes`` times."""
+    tokenizer = _warmed(model, before)
+    pipe.send("ready")
+    while (alone := pipe.recv()) is not None:
+        for part in parts if alone else [parts[number]]:
+            for _ in range(passes):
+                tokenizer.encode_column(part.column)
+        pipe.send("done")
+
+
+def two_processes(model: bytes, before: Corpus, chosen: Corpus, rounds: int) -> Ratio:
+    """One process over the documents against two over half of them each, all warm."""
+    context = get_context("fork")
+    half = len(chosen.texts) // 2
+    parts = [chosen.part(0, half), chosen.part(half, len(chosen.texts))]
+    passes = -(-_PASSED_BYTES // chosen.column.nbytes)
+    pipes, processes = [], []
+    for number in range(2):
+        pipe, other = context.Pipe()
+        process = context.Process(target=_serve, args=(model, before, parts, passes, number, other), daemon=True)
+        process.start()
+        pipe.recv()
+        pipes.append(pipe)
+        processes.append(process)
+
+    def took(working: list[Any]) -> float:
+        begin = time.perf_counter()
+        for pipe in working:
+            pipe.send(len(working) == 1)
+        for pipe in working:
+            pipe.recv()
+        return time.perf_counter() - begin
+
+    count = passes * len(BpeTokenizer(model).encode_column(chosen.column)[0]) / 1e6
+    name = "tokenising, two processes against one"
+    found = compare(name, lambda: took(pipes), lambda: took(pipes[:1]), count, "million ids/s", 1.8, rounds)
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(None)
+        process.join()
+    return found
+
+
+def distinct_words(model: bytes, chosen: Corpus) -> int:
+    """Words that the cache asks SentencePiece for, over all documents."""
+    tokenizer = BpeTokenizer(model)
+    tokenizer.encode_column(chosen.column[:1])
+    words = tokenizer._words
+    assert words is not None, "the C code is not there: nothing to measure"
+    encode, asked = words._encode_words, []
+
+    def counted(wanted: bytes) -> Any:
+        asked.append(wanted.count(b"\n"))
+        return encode(wanted)
+
+    words._encode_words = counted  # type: ignore[method-assign]
+    tokenizer.encode_column(chosen.column)
+    return sum(asked)
+
+
+def check(model: bytes, chosen: Corpus) -> None:
+    """The same ids as SentencePiece, whose own do not tell U+2581 from a space."""
+    plain = [i for i, text in enumerate(chosen.texts) if "\u2581" not in text]
+    ids, _ = BpeTokenizer(model).encode_column(chosen.column.take(pyarrow.array(plain)), end=False)
+    expected = sentencepiece_of(model).encode([chosen.texts[i] for i in plain])
+    assert np.array_equal(ids, np.fromiter((token for found in expected for token in found), np.int32))
+
+
+def measure(quick: bool = False, file: Path | None = None) -> list[Ratio]:
+    """Every comparison; ``quick``: four megabytes and a small vocabulary."""
+    chosen = documents(file, _QUICK_BYTES if quick else None)
+    vocab_size, rounds = (8_000, 2) if quick else (32_000, 3)
+    half = len(chosen.texts) // 2
+    before, unseen = chosen.part(0, half), chosen.part(half, len(chosen.texts))
+    model = model_of(chosen, vocab_size)
+    check(model, chosen)
+    megabytes = sum(len(text.encode()) for text in chosen.texts) / 1e6
+    words = distinct_words(model, chosen) / megabytes
+    found = []
+    for peer, cold, steady in (
+        (sentencepiece_of(model), 1.2, 3.0),
+        (tokenizers_of(chosen, vocab_size), 4.0, 8.0),
+        (tiktoken_of(model), None, 1.0),
+    ):
+        found.append(against(peer, model, None, chosen, cold, rounds))
+        found.append(against(peer, model, before, unseen, steady, rounds))
+    found.append(two_processes(model, before, unseen, rounds))
+    about = f"{megabytes:.1f} MB, {words:,.0f} distinct words a MB"
+    return [found[0]._replace(name=f"{found[0].name} ({about})"), *found[1:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data.encode", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less text and fewer rounds")
+    parser.add_argument("--corpus", type=Path, help="parquet file with a column text")
+    chosen = parser.parse_args()
+    for ratio in measure(chosen.quick, chosen.corpus):
+        print(ratio)
+
+
+if __name__ == "__main__":
+    main()

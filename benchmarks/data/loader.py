@@ -1,0 +1,185 @@
+"""The pretraining loader: tokens a second from warm cache, and the first batch of a set of 10 billion tokens.
+
+    python -m benchmarks.data.loader [--quick]
+
+Ours: shuffled samples of three sources by weight, document boundaries found. Beside it stands the plainest loader, as
+in nanoGPT: one file, random windows, no boundaries, no epochs. What was asked for is absolute, so its ratios are over
+the figure that was asked.
+"""
+
+import argparse
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.paired import Ratio, compare
+from pipeline.tokens.indexed_dataset import IndexedDatasetWriter
+from pipeline.tokens.packing import pack_shard
+from training.data.packed import PackedSamples
+from training.data.pretraining import PretrainingData
+from training.data.rows import Samples
+from training.data.windows import TokenWindows
+
+END, PAD = 2, 3
+#: Samples a rank at a time, and samples a step.
+MICRO, GLOBAL = 32, 512
+#: What was asked for.
+TOKENS_A_SECOND, FIRST_SECONDS, FIRST_BYTES = 100e6, 1.0, 200e6
+WEIGHTS = {"web": 0.7, "code": 0.2, "books": 0.1}
+_SPARSE_SHARDS, _SHARD_TOKENS, _SHARD_DOCUMENTS = 100, 100_000_000, 80_000
+
+
+def measure(quick: bool = False) -> list[Ratio]:
+    """Every comparison; ``quick``: on less data, fewer rounds."""
+    tokens, steps, rounds = (6_000_000, 20, 3) if quick else (60_000_000, 60, 5)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="loader-") as name:
+        folder = Path(name)
+        _write_sources(folder / "tokens", tokens)
+        plain = np.memmap(folder / "tokens" / "web" / "train-00000.bin", np.uint16, "r")
+        for length in (1024, 2048):
+            windows = {source: TokenWindows(folder / "tokens" / source, "train", length, END) for source in WEIGHTS}
+            found += _speed(f"windows of {length}", windows, plain, length, steps, rounds)
+            _pack(folder, length)
+            packed = {
+                source: PackedSamples(folder / "tokens" / source, folder / f"{length}" / source, length, PAD)
+                for source in WEIGHTS
+            }
+            found += _speed(f"packed to {length}", packed, plain, length, steps, rounds)
+        found += _first_batch(folder / "sparse")
+    return found
+
+
+def _write_sources(folder: Path, tokens: int) -> None:
+    """Three sources of two shards each, documents of lengths like those of web text."""
+    rng = np.random.default_rng(0)
+    for source in WEIGHTS:
+        (folder / source).mkdir(parents=True)
+        for shard in range(2):
+            lengths = rng.lognormal(6.4, 1.0, tokens // 6 // 1000).astype(np.int64) + 1
+            ids = rng.integers(4, 50_000, int(lengths.sum())).astype(np.uint16)
+            ids[np.cumsum(lengths) - 1] = END
+            writer = IndexedDatasetWriter(folder / source / f"train-{shard:05d}", np.dtype(np.uint16))
+            writer.add(ids, lengths)
+            writer.finish()
+
+
+def _pack(folder: Path, length: int) -> None:
+    for source in WEIGHTS:
+        for shard in range(2):
+            name = Path(source) / f"train-{shard:05d}"
+            pack_shard(folder / "tokens" / name, folder / f"{length}" / name, length)
+
+
+def _speed(
+    name: str, sources: dict[str, Samples], plain: np.memmap, length: int, steps: int, rounds: int
+) -> list[Ratio]:
+    data = PretrainingData(sources, GLOBAL, 1, WEIGHTS)
+    begun = iter(range(0, 1_000_000, steps))
+
+    def ours() -> float:
+        # Further on each time, as training goes.
+        first = next(begun)
+        began = time.perf_counter()
+        for step in range(first, first + steps):
+            batches = data.micro_batches(step, 0, 1, MICRO)
+            assert len(batches) == GLOBAL // MICRO and batches[0].starts is not None
+        return time.perf_counter() - began
+
+    def peer() -> float:
+        began = time.perf_counter()
+        for _ in range(steps * GLOBAL // MICRO):
+            _plain_batch(plain, length)
+        return time.perf_counter() - began
+
+    for warm in (ours, peer):
+        warm()
+    million = steps * GLOBAL * length / 1e6
+    found = compare(f"{name}, against plain windows", ours, peer, million, "M tokens/s", rounds=rounds)
+    asked = TOKENS_A_SECOND / 1e6
+    over = found.ours / asked
+    return [found, Ratio(f"{name}, against what was asked", over, over, over, 1.0, found.ours, asked, "M tokens/s")]
+
+
+def _plain_batch(tokens: np.memmap, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random windows and their labels, a row at a time."""
+    places = torch.randint(len(tokens) - length, (MICRO,)).tolist()
+    inputs = torch.stack([torch.from_numpy(tokens[at : at + length].astype(np.int64)) for at in places])
+    labels = torch.stack([torch.from_numpy(tokens[at + 1 : at + 1 + length].astype(np.int64)) for at in places])
+    return inputs, labels
+
+
+def _first_batch(folder: Path) -> list[Ratio]:
+    """Seconds and resident memory of opening 10 billion tokens and reading a global batch, in a fresh process."""
+    folder.mkdir()
+    for shard in range(_SPARSE_SHARDS):
+        _write_sparse(folder / f"train-{shard:05d}")
+    command = [sys.executable, "-m", "benchmarks.data.loader", "--first-batch", str(folder)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    seconds, peak = (float(word) for word in said.stdout.split())
+    return [
+        _under("first batch of 10 billion tokens, time", seconds, FIRST_SECONDS, "s"),
+        _under("first batch of 10 billion tokens, memory", peak / 1e6, FIRST_BYTES / 1e6, "MB"),
+    ]
+
+
+def _under(name: str, ours: float, most: float, unit: str) -> Ratio:
+    over = most / max(ours, 1e-9)
+    return Ratio(f"{name}, against what was asked", over, over, over, 1.0, ours, most, unit)
+
+
+def _write_sparse(prefix: Path) -> None:
+    """A shard that takes no room on disk: full size, zeros but for the header and the last document's place."""
+    count = _SHARD_DOCUMENTS
+    length = _SHARD_TOKENS // count
+    with open(prefix.with_suffix(".bin"), "wb") as stream:
+        stream.truncate(2 * _SHARD_TOKENS)
+    with open(prefix.with_suffix(".idx"), "wb") as stream:
+        header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, count, count + 1)
+        stream.write(header)
+        for at, kind, value in (
+            (4 * (count - 1), "<i", length),
+            (4 * count + 8 * (count - 1), "<q", 2 * (_SHARD_TOKENS - length)),
+            (12 * count + 8 * count, "<q", count),
+        ):
+            stream.seek(len(header) + at)
+            stream.write(struct.pack(kind, value))
+
+
+def _resident(name: str) -> int:
+    """Bytes of this process by a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _tell_first_batch(folder: Path) -> None:
+    before = _resident("VmRSS")
+    began = time.perf_counter()
+    data = PretrainingData({"all": TokenWindows(folder, "train", 1024, END)}, GLOBAL, 1)
+    batches = data.micro_batches(0, 0, 1, MICRO)
+    seconds = time.perf_counter() - began
+    assert len(batches) == GLOBAL // MICRO
+    print(seconds, _resident("VmHWM") - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="less data, fewer rounds")
+    parser.add_argument("--first-batch", type=Path, metavar="FOLDER", help="only this, in this process: seconds, bytes")
+    chosen = parser.parse_args()
+    if chosen.first_batch:
+        _tell_first_batch(chosen.first_batch)
+        return
+    for ratio in measure(chosen.quick):
+        print(ratio)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""One process with a DeepSpeed engine over a model of the benchmarks, and what the loop needs around it."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.model.shapes import SHAPES, VOCAB
+from configs.schema.models.deepseek import DeepseekSection
+from configs.schema.train import TrainSection
+from training.data.batch import Batch
+from training.distributed.join import join
+from training.distributed.ranks import Ranks
+from training.engine.build import build_engine
+from training.engine.deepspeed_config import deepspeed_config
+from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.objective import Objective
+from training.optim.build import build_optimizer
+
+SAMPLES, LENGTH = 8, 256
+#: Twelve layers so narrow that their computing is little beside what Python does, on any machine; see ``LENGTHS``.
+_NARROW = SHAPES["17M"].model_copy(
+    update={
+        "hidden_size": 32,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 16,
+        "num_experts_per_tok": 2,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+    }
+)
+_SHAPES = {**SHAPES, "narrow": _NARROW}
+#: Tokens of a sample, where they are others than ``LENGTH``.
+LENGTHS = {"narrow": 16}
+_OPERATORS = Path(__file__).parents[1] / ".cache" / "torch_extensions"
+
+
+class Setup(NamedTuple):
+    """An engine and what goes with it."""
+
+    shape: DeepseekSection
+    train: TrainSection
+    engine: Any
+    objective: Objective
+    ranks: Ranks
+
+
+class SameTokens:
+    """The same global batch at every step: reading data is no part of what is measured."""
+
+    def __init__(self, samples: int = SAMPLES, length: int = LENGTH) -> None:
+        tokens = torch.randint(0, VOCAB, (samples, length + 1), generator=torch.Generator().manual_seed(0))
+        self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+    def micro_batches(self, _step: int, _rank: int, _ranks: int, micro_batch: int) -> list[Batch]:
+        whole = self.batch
+        pieces = zip(whole.inputs.split(micro_batch), whole.labels.split(micro_batch), strict=True)
+        return [Batch(inputs, labels) for inputs, labels in pieces]
+
+
+@functools.cache
+def alone() -> Ranks:
+    """This process, as a group of one."""
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_OPERATORS))
+    return join()
+
+
+def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES) -> Setup:
+    """An engine of one process over the model of a size, with the recipe's default optimiser."""
+    ranks, shape, length = alone(), _SHAPES[size], LENGTHS.get(size, LENGTH)
+    train = TrainSection(
+        context_length=length,
+        global_batch_tokens=SAMPLES * length,
+        steps=10**6,
+        learning_rate=1e-4,
+        precision=precision,  # type: ignore[arg-type]
+        zero_stage=stage,  # type: ignore[arg-type]
+    )
+    model = DeepseekForCausalLM(shape, VOCAB)
+    init_weights(model, 0)
+    optimizer = build_optimizer(model, train.optimizer, train.learning_rate)
+    config = deepspeed_config(train, 1, 1, SAMPLES, micro_batch)
+    return Setup(shape, train, build_engine(model, optimizer, config, ranks), Objective(shape, train), ranks)
+
+
+def settle(ranks: Ranks) -> None:
+    """Wait for the GPU."""
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize(ranks.device)

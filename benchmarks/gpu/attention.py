@@ -1,0 +1,153 @@
+"""Attention on a CUDA device at DeepSeek-V3's widths (queries 192, values 128): ours beside every kernel there is.
+
+    python -m benchmarks.gpu.attention [--quick]
+
+Forward and backward in bf16, 16 heads. PyTorch's kernels differ in whether they take values narrower than queries or
+want them filled up; the second part packs more and more documents into a sample.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.paired import Ratio, compare
+from training.layers.attention import causal_attention
+from training.layers.packed_documents import Documents
+
+HEADS, QUERY, VALUE = 16, 192, 128
+#: Those of ``configs/deepseek-0.5b.yaml``.
+SMALL = 12, 96, 64
+SCALE = QUERY**-0.5
+
+
+def measure(quick: bool = False) -> Iterator[Ratio]:
+    """Kernels, then documents; ``quick``: fewer rounds."""
+    rounds = 3 if quick else 9
+    for samples, length in ((8, 1024), (2, 4096), (1, 8192)):
+        yield from _kernels(samples, length, rounds)
+    for parts in (4, 16, 64):
+        yield _documents(8192, parts, rounds)
+    yield _cost_of_masking(8, 2048, 4, rounds)
+
+
+def on_device(work: Callable[[], object], repeats: int = 10) -> float:
+    """Seconds of one call, by the device's clock, of several behind each other."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(repeats):
+        work()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1000 / repeats
+
+
+def _inputs(
+    samples: int, length: int, heads: int = HEADS, query: int = QUERY, value: int = VALUE
+) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    made = (torch.randn(samples, heads, length, w, device="cuda", dtype=torch.bfloat16) for w in (query, query, value))
+    return [each.requires_grad_() for each in made]
+
+
+def _with_gradients(attend: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
+    upstream = torch.randn_like(inputs[2])
+
+    def work() -> torch.Tensor:
+        out = attend(*inputs)
+        torch.autograd.grad(out, inputs, upstream)
+        return out
+
+    return work
+
+
+def _kernels(samples: int, length: int, rounds: int) -> Iterator[Ratio]:
+    inputs = _inputs(samples, length)
+    own = _with_gradients(lambda q, k, v: causal_attention(q, k, v, SCALE), inputs)
+    expected = own().float()
+    for name, attend in _peers().items():
+        work = _with_gradients(attend, inputs)
+        try:
+            difference = (work().float() - expected).abs().max().item()
+        except Exception as error:
+            print(f"{name}: not on this machine: {str(error).splitlines()[0]}", file=sys.stderr)
+            continue
+        assert difference < 0.1, f"{name} differs by {difference}"
+        for _ in range(3):
+            own(), work()
+        title = f"attention, {samples} x {length:,}, against {name}"
+        amount = samples * length
+        yield compare(title, lambda: on_device(own), lambda: on_device(work), amount, "tokens/s", None, rounds)  # noqa: B023
+
+
+def _peers() -> dict[str, Callable[..., torch.Tensor]]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def by(backend: SDPBackend, fill: bool) -> Callable[..., torch.Tensor]:
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            filled = F.pad(v, (0, QUERY - VALUE)) if fill else v
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, filled, is_causal=True, scale=SCALE)[..., :VALUE]
+
+        return attend
+
+    compiled, masks = torch.compile(flex_attention, dynamic=False), {}
+
+    def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        length = q.shape[2]
+        if length not in masks:
+            masks[length] = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device="cuda")
+        return compiled(q, k, v, block_mask=masks[length], scale=SCALE)
+
+    return {
+        "cuDNN, values as they are": by(SDPBackend.CUDNN_ATTENTION, False),
+        "cuDNN, values filled up": by(SDPBackend.CUDNN_ATTENTION, True),
+        "flash, values as they are": by(SDPBackend.FLASH_ATTENTION, False),
+        "flash, values filled up": by(SDPBackend.FLASH_ATTENTION, True),
+        "memory-efficient, values as they are": by(SDPBackend.EFFICIENT_ATTENTION, False),
+        "FlexAttention": flex,
+    }
+
+
+def _documents(length: int, parts: int, rounds: int) -> Ratio:
+    inputs = _inputs(1, length)
+
+    def packed(count: int) -> Callable[[], torch.Tensor]:
+        starts = torch.arange(0, length + 1, length // count, dtype=torch.int32, device="cuda")
+        documents = Documents(starts, 1, length)
+        return _with_gradients(lambda q, k, v: causal_attention(q, k, v, SCALE, documents), inputs)
+
+    many, one = packed(parts), packed(1)
+    for _ in range(3):
+        many(), one()
+    title = f"attention over a sample of {length:,}, {parts} documents against one ({parts} by the sum of squares)"
+    return compare(title, lambda: on_device(many), lambda: on_device(one), length, "tokens/s", None, rounds)
+
+
+def _cost_of_masking(samples: int, length: int, parts: int, rounds: int) -> Ratio:
+    """Packed documents kept apart, against the same samples read as if they were one text."""
+    inputs = _inputs(samples, length, *SMALL)
+    starts = torch.arange(0, samples * length + 1, length // parts, dtype=torch.int32, device="cuda")
+    documents = Documents(starts, samples, length)
+    apart = _with_gradients(lambda q, k, v: causal_attention(q, k, v, 0.1, documents), inputs)
+    as_one = _with_gradients(lambda q, k, v: causal_attention(q, k, v, 0.1), inputs)
+    for _ in range(3):
+        apart(), as_one()
+    title = f"attention of deepseek-0.5b, {samples} x {length:,}, {parts} documents a sample, kept apart against not"
+    amount = samples * length
+    return compare(title, lambda: on_device(apart), lambda: on_device(as_one), amount, "tokens/s", None, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    for ratio in measure(parser.parse_args().quick):
+        print(ratio, flush=True)
+
+
+if __name__ == "__main__":
+    main()

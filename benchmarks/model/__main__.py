@@ -1,0 +1,14 @@
+"""``make bench-model``: every benchmark of the models, as one table, with the machine and the versions.
+
+``python -m benchmarks.model [--quick] [--only MODULE] [--out FILE]``; NANOGPT=FILE names nanoGPT's ``model.py``, see
+:mod:`benchmarks.model.dense`.
+"""
+
+import sys
+
+from benchmarks.table import run
+
+_MODULES = ("step", "decode", "memory", "documents", "window", "dense")
+
+if __name__ == "__main__":
+    sys.exit(run("python -m benchmarks.model", __doc__, "The models beside their peers", _MODULES, sys.argv[1:]))

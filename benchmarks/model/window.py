@@ -1,0 +1,76 @@
+"""Attention in a sliding window: its time and memory grow with the length, not with its square.
+
+    python -m benchmarks.model.window [--quick]
+
+Forward and backward of the attention itself, 8 heads of 64, window 256. Time and memory (growth of a fresh process) are
+by a token, beside those at the shortest length; and the time beside full causal attention at the same length.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.paired import Ratio, compare, seconds
+from benchmarks.resident import fresh_peak, grown_by
+from training.layers.attention import attention
+from training.layers.masks import Mask
+
+HEADS, WIDTH, WINDOW, SHORTEST = 8, 64, 256, 1024
+_MASKS = {"window": Mask(True, WINDOW), "full": Mask(True)}
+#: Times a token's cost may grow over lengths up to 16 times as long: what fits in a cache no longer does.
+_FLAT = 0.5
+
+
+def measure(quick: bool = False) -> list[Ratio]:
+    """Four and sixteen times the shortest length; ``quick``: four times alone, in fewer rounds."""
+    found = []
+    for length, rounds in ((4 * SHORTEST, 3),) if quick else ((4 * SHORTEST, 5), (16 * SHORTEST, 3)):
+        name = f"a token's {{}} in a window of {WINDOW} at {length:,} tokens against {SHORTEST:,}"
+        ours, shortest = (_seconds_a_token("window", each) for each in (length, SHORTEST))
+        found.append(compare(name.format("time"), ours, shortest, 1.0, "tokens/s", _FLAT, rounds))
+        taken, least = (_bytes_a_token(each) for each in (length, SHORTEST))
+        times = least / taken
+        found.append(Ratio(name.format("memory"), times, times, times, _FLAT, taken / 1e3, least / 1e3, "kB a token"))
+        name = f"attention over {length:,} tokens, a window of {WINDOW} against all"
+        found.append(compare(name, ours, _seconds_a_token("full", length), 1.0, "tokens/s", 1.0, rounds))
+    return found
+
+
+def _attend(kind: str, length: int) -> Callable[[], None]:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, HEADS, length, WIDTH, generator=generator).requires_grad_() for _ in range(3))
+
+    def step() -> None:
+        out = attention(q, k, v, WIDTH**-0.5, _MASKS[kind])
+        out.backward(torch.ones_like(out))
+        q.grad = k.grad = v.grad = None
+
+    return step
+
+
+def _seconds_a_token(kind: str, length: int) -> Callable[[], float]:
+    step = _attend(kind, length)
+    step()
+    return lambda: seconds(step) / length
+
+
+def _bytes_a_token(length: int) -> float:
+    return fresh_peak("benchmarks.model.window", "--memory", str(length)) / length
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one length, fewer rounds")
+    parser.add_argument("--memory", type=int, help="only the growth of this process at so many tokens: bytes")
+    chosen = parser.parse_args()
+    if chosen.memory:
+        _attend("window", 2 * WINDOW)()  # the first step also starts threads
+        print(grown_by(_attend("window", chosen.memory)))
+        return
+    for ratio in measure(chosen.quick):
+        print(ratio)
+
+
+if __name__ == "__main__":
+    main()

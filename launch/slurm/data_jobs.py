@@ -1,0 +1,159 @@
+"""The data stages as SLURM jobs: arrays whose tasks share a stage's parts, and between them single jobs that settle it.
+
+Duplicates are found by map, shuffle and reduce over files: ``ingest`` writes every part's keys sorted into buckets,
+``dedup`` compares a bucket over all parts, ``settle`` decides from what was found.
+
+Each job begins when all tasks of the one before have done well, and any of them may be stopped and queued again: a
+stage goes on from the files that it finds.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from artefacts import atomic
+from artefacts.errors import RequestError
+from configs.command import DONE
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from launch.plan import worker_environment
+from launch.preflight import check_writable
+from launch.slurm.sbatch import Job, as_shell, check_installed, resources, still_queued, submit_chain
+
+
+class Step(NamedTuple):
+    """One job of the chain: its name, whether several tasks share it, and (package, verb) of its commands in order."""
+
+    name: str
+    shared: bool
+    commands: tuple[tuple[str, str], ...]
+
+
+#: Of every recipe; ``steps`` has what one recipe takes.
+_STEPS = (
+    Step("ingest", True, (("pipeline", "ingest"),)),
+    Step("dedup", True, (("pipeline", "dedup"),)),
+    Step("settle", False, (("pipeline", "dedup"),)),
+    Step("clean", True, (("pipeline", "clean"),)),
+    Step("publish", False, (("pipeline", "clean"), ("tokenizer", "train"))),
+    Step("tokenize", True, (("pipeline", "tokenize"),)),
+    Step("assemble", False, (("pipeline", "tokenize"),)),
+)
+
+
+def steps(recipe: Recipe) -> tuple[Step, ...]:
+    """The jobs that a recipe takes, in order; the last one packs where the recipe asks for it, and verifies.
+
+    A model that learns from examples takes those in the place of token shards.
+    """
+    *before, last = _STEPS
+    if recipe.learns != "text":
+        before, last = before[:-1], Step("examples", False, (("pipeline", "examples"),))
+    pack = (("pipeline", "pack"),) if recipe.packs else ()
+    return (*before, last._replace(commands=(*last.commands, *pack, ("pipeline", "verify"))))
+
+
+def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
+    """Submit the chain, or (``dry_run``) print it as a shell script; returns the exit status.
+
+    Raises:
+        RequestError: what the recipe names cannot be read or written here, jobs of an earlier submission are not
+            done, or sbatch refused one.
+    """
+    jobs, logs = chain(recipe, recipe_path, overrides), log_folder(recipe)
+    if dry_run:
+        print(as_shell(jobs, [logs]))
+        return DONE
+    check_installed()
+    data = RunLayout.of(recipe).data
+    with _none_left(logs, data):
+        for key, folder in (("run.root", logs), ("data.root", data)):
+            check_writable(key, folder)
+        submitted = data / ".slurm-jobs"
+        _check_none_queued(submitted)
+        _check_sources(recipe, recipe_path, overrides)
+        atomic.write_text(submitted, "\n".join(submit_chain(jobs)))
+    return DONE
+
+
+def chain(recipe: Recipe, recipe_path: str, overrides: list[str]) -> list[Job]:
+    """The jobs in order."""
+    return [
+        Job(step.name, _options(recipe, step), _script(recipe, step, ["--recipe", recipe_path, *overrides]))
+        for step in steps(recipe)
+    ]
+
+
+def log_folder(recipe: Recipe) -> Path:
+    return (RunLayout.of(recipe).run / "logs").absolute()
+
+
+def _options(recipe: Recipe, step: Step) -> tuple[str, ...]:
+    section = recipe.launch.slurm
+    # A percent sign begins a replacement symbol of SLURM's.
+    log = str(log_folder(recipe) / f"data-{step.name}-").replace("%", "%%")
+    options = [
+        *resources(section),
+        f"--job-name={recipe.run.name}-{step.name}",
+        "--nodes=1",
+        "--ntasks=1",
+        "--requeue",
+        "--kill-on-invalid-dep=yes",
+        # A requeued task goes on in its log.
+        "--open-mode=append",
+    ]
+    if step.shared:
+        limit = f"%{section.array_limit}" if section.array_limit else ""
+        options += [f"--array=0-{section.array_tasks - 1}{limit}", f"--output={log}%A_%a.out"]
+    else:
+        options += [f"--output={log}%j.out"]
+    return tuple(options)
+
+
+def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
+    """The job's shell script; it works in the folder that it was submitted from, where relative paths begin."""
+    path = worker_environment(recipe)["PYTHONPATH"]
+    lines = ["#!/bin/bash", "set -euo pipefail", f"cd -- {shlex.quote(str(Path.cwd()))}"]
+    lines += [f"export PYTHONPATH={shlex.quote(path)}"]
+    section = recipe.launch.slurm
+    share = f' --tasks {section.array_tasks} --task "$SLURM_ARRAY_TASK_ID"' if step.shared else ""
+    words = shlex.join([*arguments, f"data.workers={section.cpus}"])
+    for package, verb in step.commands:
+        lines.append(f"{shlex.quote(sys.executable)} -m {package} {verb}{share} {words}")
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def _none_left(*folders: Path) -> Iterator[None]:
+    """After a fault, take away what was made of the folders, and of those above them, as far as they are empty."""
+    missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _check_none_queued(submitted: Path) -> None:
+    """Two chains at work in one folder would be in each other's way."""
+    if submitted.exists() and (ids := still_queued(submitted.read_text(encoding="utf-8").split())):
+        raise RequestError(
+            f"{submitted.parent}: its data jobs {', '.join(ids)} are not done: wait, or `scancel {' '.join(ids)}` first"
+        )
+
+
+def _check_sources(recipe: Recipe, recipe_path: str, overrides: list[str]) -> None:
+    """Have the first document of each source read and cleaned, as the jobs will; it leaves no trace."""
+    argv = [sys.executable, "-m", "pipeline", "ingest", "--limit", "1", "--recipe", recipe_path, *overrides]
+    environment = {**os.environ, "PYTHONPATH": worker_environment(recipe)["PYTHONPATH"]}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise RequestError(f"nothing is submitted: {last.removeprefix('error: ')}")

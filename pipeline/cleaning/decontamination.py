@@ -1,0 +1,111 @@
+"""Decontamination: texts that share a sequence of words with an evaluation set (Brown et al. 2020, appendix C)."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow
+from numpy.typing import NDArray
+
+from artefacts.errors import RequestError
+from configs.schema.clean import DecontaminateSection
+from pipeline.cleaning.verdict import Fault
+from pipeline.ngrams import Known, sequences, word_counts
+from pipeline.sources.jsonl import getter
+from pipeline.sources.storage import files
+from pipeline.sources.storage.files import File
+from pipeline.sources.text import decode
+
+#: The recipe's key of the evaluation texts, and the files read below a folder (also .gz, .zst, .xz).
+KEY = "data.clean.decontaminate.path"
+ENDINGS = (".txt", ".jsonl")
+
+
+class Contamination:
+    """The word sequences of evaluation texts (words: see ``pipeline/ngrams.py``).
+
+    Attributes:
+        warnings: a line for each evaluation set with texts too short to be found inside a document. A set is a file of
+            records, or all .txt files together.
+    """
+
+    def __init__(self, section: DecontaminateSection) -> None:
+        """Read the evaluation texts. One with fewer words is one sequence, which only a text of the same words shares.
+
+        Raises:
+            RequestError: there is no such file, or any of them is damaged or has a record without the field, or all
+                texts of a set are too short: what is not compared would be trained on.
+        """
+        self._words = section.words
+        self.warnings: list[str] = []
+        hashes = []
+        for name, texts in _sets(section).items():
+            column = pyarrow.array(texts, pyarrow.large_string())
+            self._note_short(name, word_counts(column))
+            hashes.append(sequences(pyarrow.chunked_array([column]), self._words)[0])
+        self._known = Known(np.concatenate(hashes))
+
+    def _note_short(self, name: str, counts: NDArray[np.int64]) -> None:
+        short = int(np.sum(counts < self._words))
+        if short and short == len(counts):
+            raise RequestError(
+                f"{KEY}: {name}: no text has the {self._words} words that are matched inside a document: lower "
+                "data.clean.decontaminate.words, or take this file away"
+            )
+        if short:
+            self.warnings.append(
+                f"{name}: {short:,} of {len(counts):,} texts are shorter than {self._words} words and cannot be "
+                "matched inside a document (data.clean.decontaminate.words)"
+            )
+
+    def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
+        """Texts that share a sequence."""
+        hashes, owners = sequences(pyarrow.chunked_array([texts]), self._words)
+        shared = np.zeros(len(texts), bool)
+        shared[owners[self._known.find(hashes)[0]]] = True
+        return [Fault("shares a word sequence with data.clean.decontaminate.path", shared)]
+
+
+def _sets(section: DecontaminateSection) -> dict[str, list[str]]:
+    """The evaluation texts by the name of their set."""
+    sets: dict[str, list[str]] = {}
+    for file in files.find(str(section.path), ENDINGS, KEY).values():
+        name = str(section.path) if files.plain_name(file.name).endswith(".txt") else file.name
+        texts = list(_texts(file, section.text_field))
+        if not any(text.strip() for text in texts):
+            raise RequestError(f"{KEY}: {file.name} holds no text: take this file away")
+        sets.setdefault(name, []).extend(texts)
+    return sets
+
+
+def _texts(file: File, field: str) -> Iterator[str]:
+    """The evaluation texts of a file: all of a .txt, the field of each record of any other."""
+    try:
+        with files.open_binary(file) as stream:
+            content = decode(stream.read())
+    except files.DAMAGE as error:
+        raise RequestError(f"{KEY}: {file.name} cannot be read: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{KEY}: {file.name} is not UTF-8: byte {error.start}") from None
+    if files.plain_name(file.name).endswith(".txt"):
+        yield content
+        return
+    # Not splitlines: JSON text may hold U+2028 and its like.
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield _text(line, field, f"{file.name}:{number}")
+
+
+def _text(line: str, field: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{KEY}: {where}: malformed record: {error}") from None
+    try:
+        text = getter(field)(record)
+    except (KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise RequestError(f"{KEY}: {where}: no text field {field!r} (see data.clean.decontaminate.text_field)")
+    # Escapes may spell lone surrogates, which UTF-8 cannot hold.
+    return text.encode("utf-8", "replace").decode()

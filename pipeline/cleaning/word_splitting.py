@@ -1,0 +1,246 @@
+"""Words of a chunk of text (a run without white space): punctuation split off, contractions parted.
+
+The method is that of spaCy's rule-based tokenizer (https://spacy.io/usage/linguistic-features#how-tokenizer-works):
+marks are taken off both ends in turn until none is left or a known chunk remains; what remains is one word if it looks
+like a web address, else it is split at marks between letters; at last neighbours that make a known chunk are joined.
+Letters and symbols are told by their Unicode category where spaCy lists the characters of some scripts.
+"""
+
+import re
+import sys
+import unicodedata
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+from pipeline.cleaning.english_exceptions import exceptions
+
+_MARKS = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
+_QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"
+_CURRENCY = "$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿"
+_UNITS = (
+    "km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa Pa "
+    "mbar mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм дм² дм³ см см² см³ мм мм² мм³ нм кг г мг м/с км/ч "
+    "кПа Па мбар Кб КБ кб Мб МБ мб Гб ГБ гб Тб ТБ тб"
+)
+#: Marks that are taken off one by one at either end whatever stands beside them, and the full stop.
+_ENDS = (_MARKS + _QUOTES).replace("…", "") + "."
+_DIGITS = "0123456789"
+_GENITIVES = ("'s", "’s")
+_LETTER = r"[^\W\d_]"
+#: Longer chunks are data rather than writing, and are one word.
+_LONGEST = 4096
+
+
+def _class(characters: str) -> str:
+    return "[" + "".join(re.escape(c) for c in characters) + "]"
+
+
+class _Rules(NamedTuple):
+    """Where a chunk is cut.
+
+    Attributes:
+        marks: characters split off in front whatever stands after them.
+        front: what else is split off in front.
+        unit: what is split off the end after a digit.
+        stopped: what stands before a full stop that is split off the end.
+        between: what is split off between letters or digits.
+        address: a web address, left whole.
+        final: characters split off the end whatever stands before them.
+    """
+
+    marks: frozenset[str]
+    front: re.Pattern[str]
+    unit: re.Pattern[str]
+    stopped: re.Pattern[str]
+    between: re.Pattern[str]
+    address: re.Pattern[str]
+    final: frozenset[str]
+
+
+@lru_cache(maxsize=1)
+def _rules() -> _Rules:
+    every = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    icons = "".join(c for c in every if unicodedata.category(c) == "So" and c != "↔")
+    # A class with characters beyond U+FFFF is searched one by one, so these stand apart.
+    near = "".join(c for c in icons if c <= "\uffff")
+    far = rf"(?=[\U00010000-\U0010ffff]){_class(icons[len(near) :])}"
+    upper = _class("".join(c for c in every if c.isupper() and c <= "\uffff"))
+    lower = rf"(?!{upper}){_LETTER}"
+    lower_behind = rf"(?<={_LETTER})(?<!{upper})"
+    units = "|".join(re.escape(unit) for unit in _UNITS.split())
+    host = r"(?:[A-Za-z0-9¡-\uffff](?:[A-Za-z0-9¡-\uffff_-]{0,62}[A-Za-z0-9¡-\uffff])?\.)+"
+    return _Rules(
+        marks=frozenset("§%=—–" + _MARKS + _QUOTES + _CURRENCY + icons),
+        front=re.compile(r"\.\.+|\+(?![0-9])|US\$|C\$|A\$"),
+        unit=re.compile(rf"(?<=[0-9])(?:\+|US\$|C\$|A\$|{_class(_CURRENCY)}|{units})$"),
+        stopped=re.compile(rf"(?:{_class(_DIGITS + '%²-+|' + _MARKS + _QUOTES)}|{lower}|{upper}{{2}})\Z"),
+        between=re.compile(
+            # Most characters fail the first condition, and the rest is not tried.
+            rf"(?={_class('.…+-*^,–—~:<>=/' + near)}|[\U00010000-\U0010ffff])"
+            rf"(?:\.\.+|…|{_class(near)}|{far}|(?<=[0-9])[+\-*^](?=[0-9-])"
+            rf"|(?:{lower_behind}|(?<={_class(_QUOTES)}))\.(?={upper}|{_class(_QUOTES)})"
+            rf"|(?<={_LETTER}),(?={_LETTER})"
+            rf"|(?<=[^\W_])(?:---|--|——|[-–—~])(?={_LETTER})|(?<=[^\W_])[:<>=/](?={_LETTER}))"
+        ),
+        address=re.compile(
+            r"(?:[\w+\-.]{2,}://)?(?:\S+(?::\S*)?@)?"
+            rf"(?:[0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}}|{host}(?:{lower}){{2,63}})(?::\d{{2,5}})?(?:[/?#]\S*)?"
+        ),
+        final=frozenset("—–" + _MARKS + _QUOTES + icons),
+    )
+
+
+def _takes_stop(core: str) -> bool:
+    """Whether a full stop behind it is a word of its own: not that of an initial."""
+    if max(core[-2:]) > "\uffff":
+        # The rules know no case there; they are to say.
+        return False
+    return core[-1].islower() or core[-1] in _DIGITS or (len(core) > 1 and all(map(str.isupper, core[-2:])))
+
+
+def _is_number(core: str) -> bool:
+    """Whether it is digits, perhaps with commas and single points between them."""
+    return core.replace(",", "").replace(".", "").isdecimal() and ".." not in core
+
+
+class Splitter:
+    """Splits chunks into words; see ``split``."""
+
+    def __init__(self) -> None:
+        self._rules = _rules()
+        self._whole: dict[str, list[str]] = {}
+        # Words that a known chunk would be split into: as neighbours they are joined again.
+        self._joins: dict[tuple[str, ...], str] = {}
+        # The most of them, by the first one.
+        self._most: dict[str, int] = {}
+        known = exceptions()
+        # What known chunks have between marks: words that are not among these meet none while marks are taken off.
+        self._cores = frozenset(chunk.strip(_ENDS) for chunk in known)
+        for chunk in known:
+            if len(parts := self._split(chunk)) > 1:
+                self._joins[tuple(parts)] = chunk
+                self._most[parts[0]] = max(self._most.get(parts[0], 0), len(parts))
+        # The first two of them.
+        self._pairs = frozenset(parts[:2] for parts in self._joins)
+        self._whole = known
+
+    def split(self, chunk: str) -> list[str]:
+        """The words of a chunk without white space, in order; joined they are the chunk."""
+        known = self._whole.get(chunk)
+        if known is not None:
+            return known
+        if chunk.isalpha() or len(chunk) > _LONGEST:
+            return [chunk]
+        return self._common(chunk) or self._join(self._split(chunk))
+
+    def _common(self, chunk: str) -> list[str] | None:
+        """The words of a chunk that is a word or number between marks, at once; None: of other chunks."""
+        core = chunk.strip(_ENDS)
+        if core in self._cores:
+            return None
+        front, _, behind = chunk.partition(core)
+        stops = behind.count(".")
+        if "." in front or stops > 1 or (stops and not _takes_stop(core)):
+            return None
+        if core.isalpha() or _is_number(core):
+            words = [*front, core, *behind]
+        elif core.endswith(_GENITIVES) and (word := core[:-2]).isalpha() and word not in self._cores:
+            words = [*front, word, core[-2:], *behind]
+        elif "-" in core and all(map(str.isalpha, core.split("-"))):
+            words = [*front, *core.replace("-", " - ").split(), *behind]
+        else:
+            return None
+        return words if len(words) < 3 else self._join(words)
+
+    def _split(self, chunk: str) -> list[str]:
+        fronts: list[str] = []
+        ends: list[str] = []
+        while chunk and chunk not in self._whole and not chunk.isalpha():
+            front = self._front(chunk)
+            if front and chunk[front:] in self._whole:
+                fronts.append(chunk[:front])
+                chunk = chunk[front:]
+                break
+            end = front + self._kept(chunk[front:])
+            if front == 0 and end == len(chunk):
+                break
+            if end < len(chunk) and chunk[:end] in self._whole:
+                ends.append(chunk[end:])
+                chunk = chunk[:end]
+                break
+            fronts += [chunk[:front]] if front else []
+            ends += [chunk[end:]] if end < len(chunk) else []
+            chunk = chunk[front:end]
+        middle = self._whole.get(chunk) or self._inside(chunk) if chunk else []
+        return [*fronts, *middle, *reversed(ends)]
+
+    def _front(self, chunk: str) -> int:
+        """How many characters are split off in front."""
+        if chunk[0] in self._rules.marks:
+            return 1
+        match = self._rules.front.match(chunk) if chunk[0] in ".+UCA" else None
+        return match.end() if match else 0
+
+    def _kept(self, chunk: str) -> int:
+        """How many characters stay when one mark, unit or genitive is split off the end; all: there is none."""
+        if not chunk:
+            return 0
+        last, size = chunk[-1], len(chunk)
+        if last == ".":
+            before = chunk.rstrip(".")
+            if size - len(before) > 1:
+                return len(before)
+            return size - 1 if self._rules.stopped.search(before, max(0, len(before) - 2)) else size
+        if last in self._rules.final:
+            return size - 2 if chunk.endswith("……") else size - 1
+        if last in "sS" and size > 1 and chunk[-2] in "'’":
+            return size - 2
+        # A unit has four characters at the most, and one digit stands before it.
+        found = self._rules.unit.search(chunk, max(0, size - 5))
+        return found.start() if found else size
+
+    def _inside(self, chunk: str) -> list[str]:
+        if chunk.isalnum():
+            return [chunk]
+        if "." in chunk and self._rules.address.fullmatch(chunk):
+            return [chunk]
+        words, start = [], 0
+        for match in self._rules.between.finditer(chunk):
+            if match.start() == 0:
+                continue
+            if match.start() > start:
+                words.append(chunk[start : match.start()])
+            words.append(match[0])
+            start = match.end()
+        if start < len(chunk):
+            words.append(chunk[start:])
+        return words
+
+    def _join(self, words: list[str]) -> list[str]:
+        """Join words that make a known chunk, longer ones first, then the first ones."""
+        if self._pairs.isdisjoint(pairwise(words)):
+            return words
+        found = [
+            (-size, start)
+            for start, word in enumerate(words)
+            for size in range(2, min(self._most.get(word, 0), len(words) - start) + 1)
+            if tuple(words[start : start + size]) in self._joins
+        ]
+        if not found:
+            return words
+        taken: set[int] = set()
+        joined: dict[int, int] = {}
+        for size, start in sorted(found):
+            if start not in taken and start - size - 1 not in taken:
+                joined[start] = start - size
+            taken.update(range(start, start - size))
+        out, place = [], 0
+        while place < len(words):
+            if place in joined:
+                out += self._whole[self._joins[tuple(words[place : joined[place]])]]
+                place = joined[place]
+            else:
+                out.append(words[place])
+                place += 1
+        return out

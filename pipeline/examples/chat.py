@@ -1,0 +1,244 @@
+"""The examples stage: chat examples for fine-tuning, one side to train on and one held out.
+
+``examples/train-*.parquet`` and ``held-out-*.parquet`` hold ids, labels (-100 where there is no loss), source,
+question and answer. ``pipeline/examples/split.py`` says which examples are held out.
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from artefacts import manifest, repair_hints
+from artefacts.errors import RequestError
+from artefacts.manifest import Manifest
+from artefacts.progress import bar
+from artefacts.stage import open_stage
+from configs.data_guard import guard
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from configs.schema.data import SourceSection
+from configs.schema.finetune import FinetuneSection
+from pipeline import parallel as processes
+from pipeline.document import id_prefix
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.storage.digests import digests_of
+
+TOO_LONG = "longer than finetune.max_length"
+REPEATED = "the same conversation as an earlier example"
+OUTSIDE = "outside finetune.examples.max_examples"
+#: Key -> the reason that it leaves examples out for.
+_LIMITS = {"finetune.max_length": TOO_LONG, "finetune.examples.max_examples": OUTSIDE}
+
+
+class Example(NamedTuple):
+    """A conversation, and what it asks and answers."""
+
+    messages: list[dict[str, str]]
+    question: str
+    answer: str
+    source: str
+
+
+def build(recipe: Recipe) -> Manifest | None:
+    """Make and publish the examples; None where they are up to date.
+
+    Raises:
+        RequestError: the recipe has no finetune section, the tokenizer or tokens are missing, too many records are
+            unreadable, or too few examples are left.
+    """
+    section = recipe.finetune
+    if section is None:
+        raise RequestError("the recipe has no finetune section: there are no examples to make")
+    layout = RunLayout.of(recipe)
+    tokenizer = manifest.require(layout.tokenizer, "tokenizer")
+    inputs = {"tokenizer": tokenizer.fingerprint}
+    examples = {key: value for key, value in section.examples.identity().items() if key != "path"}
+    clean = recipe.data.clean
+    identity: dict[str, Any] = {
+        "examples": examples,
+        "max_length": section.max_length,
+        "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
+        "seed": recipe.run.seed,
+    }
+    check = guard(recipe, "examples")
+    with digests_of(layout.examples) as digests:
+        if section.examples.kind == "instructions":
+            from pipeline.documents import input_fingerprints
+
+            inputs |= input_fingerprints.of_examples(str(section.examples.path), digests)
+        elif source := _pydocs(recipe):
+            identity["packages"] = source.identity()["packages"]
+            inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
+        with open_stage("examples", layout.examples, identity, inputs, check_replacing=check) as stage:
+            if stage.finished:
+                return None
+            repair_hints.check_sizes("tokenizer", layout.tokenizer)
+            dropped: Counter[str] = Counter()
+            found, counts = _gather(recipe, section, dropped)
+            counts |= _write(_unrepeated(found, dropped), stage.work, recipe, dropped)
+            counts["dropped"] = dict(sorted(dropped.items()))
+            return stage.publish(counts, manifest.versions("sentencepiece", "pyarrow"))
+
+
+def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> tuple[list[Example], dict[str, Any]]:
+    """Every usable example, in the order of its source, and counts of the reading."""
+    from pipeline.cleaning.normalize import Normaliser
+
+    normaliser = Normaliser(recipe.data.clean.unicode, recipe.data.clean.fix_text)
+    if section.examples.kind == "pydocs":
+        found = _about_functions(recipe, normaliser.text, dropped)
+        return found, {"found": len(found) + sum(dropped.values())}
+    from pipeline.examples import instructions
+
+    path = str(section.examples.path)
+    bad = BadInputs(cures=instructions.CURES)
+    found = []
+    for where, messages in instructions.conversations(instructions.find(path), normaliser.text, bad):
+        said = [message["content"] for message in messages if message["role"] == "assistant"]
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        found.append(Example(messages, asked[-1] if asked else "", said[-1], where))
+    if not bad.good and not bad.reasons:
+        raise RequestError(f"finetune.examples.path: {path} holds no record: {instructions.TAKEN}")
+    bad.check(recipe.data.max_bad_fraction, f"finetune.examples.path: {path}")
+    return found, {"found": bad.good, "bad_inputs": dict(bad.reasons)}
+
+
+def _about_functions(recipe: Recipe, normalised: Callable[[str], str], dropped: Counter[str]) -> list[Example]:
+    import pyarrow.parquet as parquet
+
+    from pipeline.examples.pydocs_questions import questions
+    from pipeline.sources.pydocs import PydocsSource
+
+    section = _pydocs(recipe)
+    # Questions are about what a labelled document is without.
+    source = replace(PydocsSource.of(section or SourceSection(), recipe), target_field=None)
+    held_out: frozenset[str] = frozenset()
+    if section:
+        path = RunLayout.of(recipe).tokens / "validation.parquet"
+        with repair_hints.reading("tokens", path):
+            table = parquet.read_table(path, columns=["id"])
+        prefix = id_prefix(recipe, next(name for name, own in recipe.data.named_sources.items() if own is section))
+        ids = (identifier for identifier in table["id"].to_pylist() if identifier.startswith(prefix))
+        held_out = frozenset(identifier.removeprefix(prefix) for identifier in ids)
+    documents = source.documents(processes.count(recipe.data.workers))
+    examples = []
+    for found in questions(documents, held_out, recipe.run.seed, dropped):
+        question, answer = normalised(found.question), normalised(found.answer)
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        examples.append(Example(messages, question, answer, found.source))
+    return examples
+
+
+def _pydocs(recipe: Recipe) -> SourceSection | None:
+    """The pydocs source of the documents, if there is one: examples keep clear of what it holds out."""
+    return next((section for section in recipe.data.named_sources.values() if section.kind == "pydocs"), None)
+
+
+def _plain(answer: str) -> str:
+    """An answer as it is compared: neither case nor spacing tells two apart."""
+    return " ".join(answer.casefold().split())
+
+
+def _unrepeated(found: list[Example], dropped: Counter[str]) -> list[Example]:
+    """Only the first of the same conversations."""
+    seen: set[str] = set()
+    kept = []
+    for example in found:
+        said = "\0".join(_plain(message["content"]) for message in example.messages)
+        if said in seen:
+            dropped[REPEATED] += 1
+        else:
+            seen.add(said)
+            kept.append(example)
+    return kept
+
+
+def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
+    """Render, sample, split and write both sides; their counts."""
+    from pipeline.examples.split import split
+    from tokenizer import chat_template
+
+    section = recipe.finetune
+    assert section is not None
+    rows = _sampled(_rendered(found, recipe, section.max_length, dropped), recipe.run.seed, section, dropped)
+    if len(rows) < 2:
+        raise _too_few(len(rows), section, dropped)
+    held_out, warning = split([row["messages"] for row in rows], recipe.run.seed, section.examples.held_out_fraction)
+    if warning:
+        print(warning, file=sys.stderr)
+    counts: dict[str, Any] = {}
+    for name, mask in (("train", ~held_out), ("held-out", held_out)):
+        side = [row for row, taken in zip(rows, mask, strict=True) if taken]
+        _write_side(work, name, side)
+        counts[name.replace("-", "_")] = {
+            "examples": len(side),
+            "tokens": sum(len(row["ids"]) for row in side),
+            "target_tokens": sum(sum(label != chat_template.IGNORED for label in row["labels"]) for row in side),
+        }
+    return counts
+
+
+def _rendered(found: list[Example], recipe: Recipe, max_length: int, dropped: Counter[str]) -> list[dict[str, Any]]:
+    """The examples that are not too long, with their ids and labels."""
+    from tokenizer import chat_template
+    from tokenizer.base import Tokenizer
+
+    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
+    rows = []
+    with bar(len(found), "example", "examples") as progress:
+        for example in found:
+            ids, labels = chat_template.render(example.messages, tokenizer)
+            progress.update()
+            if len(ids) > max_length:
+                dropped[TOO_LONG] += 1
+            else:
+                rows.append({"ids": ids, "labels": labels, **example._asdict()})
+    return rows
+
+
+def _sampled(
+    rows: list[dict[str, Any]], seed: int, section: FinetuneSection, dropped: Counter[str]
+) -> list[dict[str, Any]]:
+    """At most ``finetune.examples.max_examples`` of the rows."""
+    import numpy as np
+
+    from artefacts.hashing import keyed_hashes, smallest
+
+    most = section.examples.max_examples
+    if most is None or len(rows) <= most:
+        return rows
+    hashes = keyed_hashes(seed, "examples", (f"{row['question']}\0{row['answer']}" for row in rows))
+    chosen = smallest(hashes, np.ones(len(rows), np.int64), most)
+    dropped[OUTSIDE] = len(rows) - most
+    return [row for row, taken in zip(rows, chosen, strict=True) if taken]
+
+
+def _too_few(left: int, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
+    """Names what was left out, and what would leave more."""
+    why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+    cures = ["give more text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
+    cures += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]
+    return RequestError(
+        f"{'only one chat example is' if left else 'no chat example is'} left{why and f' ({why} left out)'}; "
+        f"fine-tuning needs at least two, one of them held out: {' or '.join(cures)}"
+    )
+
+
+def _write_side(work: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    schema = pyarrow.schema(
+        [(column, pyarrow.list_(pyarrow.int32())) for column in ("ids", "labels")]
+        + [(column, pyarrow.string()) for column in ("source", "question", "answer")]
+    )
+    target = work / f"{name}-00000.parquet"
+    beside = target.with_name(f".{target.name}.partial")
+    with parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
+        for start in range(0, len(rows), 10_000):
+            writer.write_table(pyarrow.Table.from_pylist(rows[start : start + 10_000], schema))
+    os.replace(beside, target)

@@ -1,0 +1,161 @@
+"""Instruction files: JSON lines, or one JSON array, of instruction/input/output or of messages.
+
+A field that may be left out may be null as well.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.sources import signatures
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.storage import files
+from pipeline.sources.storage.files import File
+
+Messages = list[dict[str, str]]
+
+_ROLES = ("system", "user", "assistant")
+
+#: What a file is to hold, for messages.
+TAKEN = (
+    "it takes JSON lines (.jsonl, .ndjson) or one JSON array (.json) of records with instruction, output and maybe "
+    "input, or with messages of role and content"
+)
+#: Begin of a reason -> what to do about such records.
+CURES = {
+    **signatures.CURES,
+    "unreadable file": "fetch or mend these files of finetune.examples.path again, or take them away",
+    "invalid UTF-8": "save the files of finetune.examples.path as UTF-8",
+    "malformed ": f"see what finetune.examples.path names: {TAKEN}",
+    "not a JSON object": f"see what finetune.examples.path names: {TAKEN}",
+    "neither messages": "give each record of finetune.examples.path these fields",
+    **dict.fromkeys(
+        ("instruction is ", "input is ", "output is ", "a message's "),
+        "give these fields a text in every record of finetune.examples.path, or take those records out",
+    ),
+}
+
+
+def find(path: str) -> dict[str, File]:
+    """The files of ``finetune.examples.path``.
+
+    Raises:
+        RequestError: nothing is there.
+    """
+    return files.find(path, (".jsonl", ".ndjson", ".json"), "finetune.examples.path")
+
+
+def conversations(
+    found: dict[str, File], normalised: Callable[[str], str], bad: BadInputs
+) -> Iterator[tuple[str, Messages]]:
+    """(where it stands, messages) of every usable record, in order; the others are counted in ``bad``.
+
+    Every text goes through ``normalised``.
+    """
+    for name, file in found.items():
+        try:
+            with files.open_binary(file) as stream:
+                content, damage = files.up_to_damage(stream)
+            if fault := signatures.other_kind(content):
+                bad.add(fault, name)
+                continue
+            if damage:
+                bad.add("unreadable file", f"{name}: {damage}")
+                content = content[: content.rfind(b"\n") + 1]
+            records = list(_records(content.decode("utf-8-sig"), name, bad))
+        except files.DAMAGE as error:
+            bad.add("unreadable file", f"{name}: {error}")
+            continue
+        except UnicodeDecodeError as error:
+            bad.add("invalid UTF-8", f"{name}: byte {error.start}")
+            continue
+        for where, record in records:
+            messages = _messages(record, normalised)
+            if isinstance(messages, str):
+                bad.add(messages, where)
+            else:
+                bad.good += 1
+                yield where, messages
+
+
+def _records(text: str, name: str, bad: BadInputs) -> Iterator[tuple[str, Any]]:
+    if text.lstrip().startswith("["):
+        try:
+            for number, record in enumerate(json.loads(text), 1):
+                yield f"{name} record {number}", record
+        except (ValueError, RecursionError) as error:
+            bad.add("malformed JSON array", f"{name}: {error}")
+        return
+    # Not splitlines: JSON text may hold U+2028 and its like.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{name} line {number}", json.loads(line)
+            except (ValueError, RecursionError):
+                bad.add("malformed line", f"{name} line {number}")
+
+
+class _UnusableError(Exception):
+    """Why a record cannot be used."""
+
+
+def _messages(record: Any, normalised: Callable[[str], str]) -> Messages | str:
+    """Messages of a record, or why it has none."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    # Where all records have the same columns, those of the other form are null.
+    fields = {name: value for name, value in record.items() if value is not None}
+    try:
+        if "messages" in fields:
+            return _conversation(fields["messages"], normalised)
+        if "instruction" not in record or "output" not in record:
+            there = ", ".join(map(str, record)) or "none"
+            return f"neither messages nor instruction and output (fields there: {there})"
+        names = ("instruction", "input", "output")
+        instruction, extra, output = (
+            _text(record[name] if name != "input" else fields.get(name, ""), name, normalised) for name in names
+        )
+    except _UnusableError as error:
+        return str(error)
+    for name, text in (("instruction", instruction), ("output", output)):
+        if not text:
+            return f"{name} is empty"
+    asked = f"{instruction}\n\n{extra}" if extra else instruction
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
+
+
+def _conversation(messages: Any, normalised: Callable[[str], str]) -> Messages | str:
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return "messages is not a list of objects"
+    plain = []
+    for message in messages:
+        for name in ("role", "content"):
+            if message.get(name) is None:
+                return f"a message's {name} is {'null' if name in message else 'missing'}"
+        if message["role"] not in _ROLES:
+            return f"a role other than {', '.join(_ROLES)}"
+        plain.append({"role": message["role"], "content": _text(message["content"], "a message's content", normalised)})
+    if not any(message["role"] == "assistant" and message["content"] for message in plain):
+        return "no assistant message to learn from"
+    return plain
+
+
+#: What JSON calls values that are no text.
+_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+def _text(value: Any, name: str, normalised: Callable[[str], str]) -> str:
+    """A normalised text.
+
+    Raises:
+        _UnusableError: the value is no text, or UTF-8 cannot hold it: escapes in JSON may spell lone surrogates.
+    """
+    if value is None:
+        raise _UnusableError(f"{name} is null")
+    if not isinstance(value, str):
+        raise _UnusableError(f"{name} is {_KINDS[type(value)]}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _UnusableError("a lone surrogate, which is no character") from None
+    return normalised(value)

@@ -1,0 +1,264 @@
+"""Which chat examples train and which are held out: about the share asked for, and none that gives another away.
+
+Examples are tied, so that they stay on one side, by
+
+- the same question, whatever its case, spacing and punctuation;
+- nearly the same question: with other numbers, with one word added, removed or changed, with its words in another
+  order, or (long ones) with many of the same word sequences, by MinHash as for near duplicates among documents;
+- the same answer.
+
+What many examples share gives none of them away, such as a template of questions, a class label or a stock phrase: it
+ties nothing, and a common answer always keeps examples to train on. In a conversation each turn of the assistant is an
+answer, and its question is all that the user has said so far. The sides depend on the seed and the examples, not on
+the order of the examples.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow
+from numpy.typing import NDArray
+
+from artefacts.hashing import keyed_hashes
+from configs.schema.clean import NearDuplicatesSection
+from pipeline.dedup.minhash import band_keys, sketch
+from pipeline.dedup.union_find import flatten, join
+from pipeline.ngrams import sequences
+
+Ints = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+Mask = NDArray[np.bool_]
+Messages = Sequence[Mapping[str, str]]
+
+#: An answer that more examples than this share is common; what more questions than this share is a template.
+_FEW = 10
+#: Answers of fewer bytes than this may be class labels, which are common sooner.
+_SHORT_BYTES, _FEW_SHORT = 32, 3
+#: Questions of this many words are compared without one of them; those from ``_LONG`` words on by MinHash.
+_LEAST_WORDS, _MOST_WORDS, _LONG = 4, 64, 20
+#: Questions that are sketched at a time.
+_BLOCK = 1 << 14
+
+#: Words as in ``pipeline/ngrams.py``, but each Chinese or Japanese character is one.
+_MARKS = r"\s\x00-/:-@\[-`{-\xbf\u060c\u061b\u061f\u0964\u0965\u2000-\u206f\u3000-\u303f"
+_CJK = r"\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(f"[{_CJK}]|[^{_MARKS}{_CJK}]+")
+_NUMBER = re.compile(r"\d+")
+
+
+class Split(NamedTuple):
+    """A split of examples.
+
+    Attributes:
+        held_out: mask of the held-out examples; at least one is, and at least one is not.
+        warning: why the share is far from the one asked for, or why the sides have examples that are tied; or None.
+    """
+
+    held_out: Mask
+    warning: str | None
+
+
+class _Turns(NamedTuple):
+    """The assistant's turns of all examples.
+
+    Attributes:
+        examples: [turns] the example of each.
+        questions, answers: [turns] places in the distinct texts; -1: there is no text.
+        last: [turns] whether it is the last of its example.
+        question_texts, answer_texts: the distinct ones, as ``_comparable`` has them.
+    """
+
+    examples: Ints
+    questions: Ints
+    answers: Ints
+    last: Mask
+    question_texts: list[str]
+    answer_texts: list[str]
+
+
+class _Answers(NamedTuple):
+    """Which examples have which answers: parallel arrays, without repetition."""
+
+    answers: Ints
+    examples: Ints
+
+
+def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Split:
+    """Split two or more conversations so that about ``fraction`` of them are held out."""
+    count = len(conversations)
+    target = min(max(round(fraction * count), 1), count - 1)
+    # What the held-out side has no room for counts as common too.
+    few = min(_FEW, max(target, 2))
+    turns = _turns(conversations)
+    common, rare = _by_frequency(turns, few)
+    same_question = _question_ties(turns, np.arange(len(turns.question_texts)), count, few)
+    every_tie = _question_ties(turns, _families(turns.question_texts, few), count, few)
+    _tie(every_tie, rare.answers, rare.examples)
+    flatten(every_tie)
+    hashes = keyed_hashes(
+        seed, "held-out", ("\0".join(message["content"] for message in messages) for messages in conversations)
+    )
+    # What must be shared for the sides to have an example each; nothing, in all but odd cases.
+    levels = (
+        ("", every_tie),
+        ("an answer or nearly a question", same_question),
+        ("a question", np.arange(count)),
+    )
+    masks = ((shared, _choose(ties, hashes, target, common)) for shared, ties in levels)
+    shared, held_out = next((shared, mask) for shared, mask in masks if mask.any())
+    return Split(held_out, _warning(int(held_out.sum()), target, count, shared))
+
+
+def _warning(reached: int, target: int, count: int, shared: str) -> str | None:
+    if shared:
+        return (
+            f"finetune.examples: too few of the {count:,} examples have a question and an answer of their own: the "
+            f"{reached:,} held out share {shared} with training examples, so their loss will look better than it is"
+        )
+    if 2 * reached < target:
+        return (
+            f"finetune.examples: {reached:,} of {count:,} examples are held out, where held_out_fraction asks for "
+            f"{target:,}: examples with nearly the same question or the same answer stay on one side, and most of "
+            "them belong together"
+        )
+    return None
+
+
+def _turns(conversations: Sequence[Messages]) -> _Turns:
+    questions: dict[str, int] = {}
+    answers: dict[str, int] = {}
+    found: list[tuple[int, int, int, bool]] = []
+    for example, messages in enumerate(conversations):
+        asked = ""
+        for message in messages:
+            said = _comparable(message["content"])
+            if message["role"] == "user":
+                asked = f"{asked} {said}".strip()
+            elif message["role"] == "assistant":
+                question = questions.setdefault(asked, len(questions)) if asked else -1
+                answer = answers.setdefault(said, len(answers)) if said else -1
+                found.append((example, question, answer, False))
+        if found and found[-1][0] == example:
+            found[-1] = (*found[-1][:3], True)
+    columns = np.array(found, np.int64).reshape(-1, 4).T
+    return _Turns(columns[0], columns[1], columns[2], columns[3].astype(bool), [*questions], [*answers])
+
+
+def _comparable(text: str) -> str:
+    """A text's words in small letters, a space between two; of a text without words, the text."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(_WORD.findall(text)) or " ".join(text.split())
+
+
+def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
+    """The common answers, and the others."""
+    there = turns.answers >= 0
+    answers, examples = _distinct(turns.answers[there], turns.examples[there])
+    short = np.array([len(text.encode()) < _SHORT_BYTES for text in turns.answer_texts], bool)
+    most = np.where(short, min(few, _FEW_SHORT), few)
+    is_common = (np.bincount(answers, minlength=len(most)) > most)[answers]
+    return _Answers(answers[is_common], examples[is_common]), _Answers(answers[~is_common], examples[~is_common])
+
+
+def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
+    """Examples tied by their questions, of which ``families`` has a number each: the root of each example.
+
+    A question that opens a few conversations ties them as well; a greeting that opens many does not.
+    """
+    parent = np.arange(count)
+    there = turns.questions >= 0
+    keys, examples, last = families[turns.questions[there]], turns.examples[there], turns.last[there]
+    _tie(parent, keys[last], examples[last])
+    _tie(parent, keys, examples, few)
+    flatten(parent)
+    return parent
+
+
+def _families(questions: list[str], few: int) -> Ints:
+    """For each question the first of its near ones; itself where they would be more than a few, as of a template."""
+    parent = np.arange(len(questions))
+    texts = pyarrow.array([_NUMBER.sub("0", question) for question in questions], pyarrow.large_string())
+    hashes, owners = sequences(pyarrow.chunked_array([texts]), 1)
+    words = np.bincount(owners, minlength=len(questions))
+    # A sum knows no order, and that of all words but one is the sum of a question without that word.
+    totals = np.zeros(len(questions), np.uint64)
+    np.add.at(totals, owners, hashes)
+    named = np.flatnonzero(words)
+    fit = ((words >= _LEAST_WORDS) & (words <= _MOST_WORDS))[owners]
+    keys = np.concatenate([totals[named], totals[owners[fit]] - hashes[fit]])
+    _tie(parent, keys, np.concatenate([named, owners[fit]]), few)
+    _tie(parent, *_bands(texts, np.flatnonzero(words >= _LONG)), few)
+    flatten(parent)
+    is_template = np.bincount(parent, minlength=len(parent))[parent] > few
+    return np.where(is_template, np.arange(len(parent)), parent)
+
+
+def _bands(texts: pyarrow.LargeStringArray, chosen: Ints) -> tuple[Hashes, Ints]:
+    """MinHash keys of the chosen texts, and the text that each is from."""
+    near = NearDuplicatesSection()
+    found = [np.zeros(0, np.uint64)]
+    for start in range(0, len(chosen), _BLOCK):
+        block = texts.take(pyarrow.array(chosen[start : start + _BLOCK]))
+        shingles, owners = sequences(pyarrow.chunked_array([block]), near.words)
+        sketches = sketch(shingles, owners, len(block), near.bands * near.rows)
+        found.append(band_keys(sketches, near.bands, near.rows).reshape(-1))
+    return np.concatenate(found), np.repeat(chosen, near.bands)
+
+
+def _distinct(keys: NDArray[np.generic], members: Ints) -> tuple[NDArray[np.generic], Ints]:
+    """Pairs without repetition, in order of the key."""
+    order = np.lexsort((members, keys))
+    keys, members = keys[order], members[order]
+    is_new = np.ones(len(keys), bool)
+    is_new[1:] = (keys[1:] != keys[:-1]) | (members[1:] != members[:-1])
+    return keys[is_new], members[is_new]
+
+
+def _tie(parent: Ints, keys: NDArray[np.generic], members: Ints, most: int | None = None) -> None:
+    """Join the members of each key, in place; ``most``: not those of a key that has more."""
+    keys, members = _distinct(keys, members)
+    same = keys[1:] == keys[:-1]
+    if most is not None:
+        starts = np.flatnonzero(np.concatenate([[True], ~same]))
+        counts = np.diff(np.append(starts, len(keys)))
+        same &= np.repeat(counts <= most, counts)[1:]
+    join(parent, members[1:][same], members[:-1][same])
+
+
+def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
+    """Hold out groups of tied examples in the order of their least hashes, up to ``target`` examples.
+
+    A group that has all examples of a common answer is passed over. Where no group fits, the smallest is taken if it
+    has at most twice as many examples. The mask may be empty.
+    """
+    _, group, sizes = np.unique(ties, return_inverse=True, return_counts=True)
+    least = np.full(len(sizes), ~np.uint64(0))
+    np.minimum.at(least, group, hashes)
+    owners = group[common.examples]
+    order = np.argsort(owners, kind="stable")
+    answers, ends = common.answers[order], np.searchsorted(owners[order], np.arange(len(sizes) + 1))
+    left = Counter(common.answers.tolist())
+    chosen: list[int] = []
+    room = target
+
+    def take(one: int, most: int) -> int:
+        """Hold a group out, if it has at most so many examples and leaves some of every common answer; its size."""
+        own = Counter(answers[ends[one] : ends[one + 1]].tolist())
+        if sizes[one] > most or any(left[answer] <= number for answer, number in own.items()):
+            return 0
+        left.subtract(own)
+        chosen.append(one)
+        return int(sizes[one])
+
+    for one in np.argsort(least, kind="stable").tolist():
+        if sizes[one] <= room:
+            room -= take(one, room)
+        if not room:
+            break
+    if not chosen:
+        take(int(np.lexsort((least, sizes))[0]), min(2 * target, len(ties) - 1))
+    return np.isin(group, chosen)

@@ -1,0 +1,147 @@
+"""The examples stage of models that learn from no running text: a target for each token, a text or a label for a text.
+
+``examples/train-*.parquet`` and ``held-out-*.parquet`` hold ids, targets (ids) or label (a class's place), and source
+(the document's id). Documents are split by their digests, as those of token shards are.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from artefacts import atomic, command_hints, fingerprint, manifest, repair_hints
+from artefacts.errors import RequestError
+from artefacts.manifest import Manifest
+from artefacts.progress import bar
+from artefacts.stage import Stage, open_stage
+from configs.data_guard import guard
+from configs.identities import documents_identity
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from pipeline import parallel as processes
+from tokenizer.train import require
+from training.runs import examples_identity
+
+#: Classes that a refusal names.
+_NAMED = 30
+
+
+def build(recipe: Recipe) -> Manifest | None:
+    """Make and publish the examples; None where they are up to date.
+
+    Raises:
+        RequestError: documents or tokenizer are missing, damaged or of another recipe; there are other classes than
+            ``model.classes`` says; or no example is left for a side.
+    """
+    layout = RunLayout.of(recipe)
+    made = manifest.require(layout.documents, "data")
+    if fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
+        command = command_hints.make("data")
+        raise RequestError(f"{layout.documents} is of another recipe (data section or run.seed): run `{command}`")
+    tokenizer = require(recipe)
+    inputs = {"documents": made.fingerprint, "tokenizer": tokenizer.fingerprint}
+    with open_stage(
+        "examples", layout.examples, examples_identity(recipe), inputs, check_replacing=guard(recipe, "examples")
+    ) as stage:
+        if stage.finished:
+            return None
+        repair_hints.check_sizes("documents", layout.documents)
+        repair_hints.check_sizes("tokenizer", layout.tokenizer)
+        from pipeline.documents import read_shards
+
+        files = read_shards.of_sources(layout.documents, made)
+        classes = _classes(recipe, files) if recipe.learns == "labels" else ()
+        counts, forced = _encode(recipe, files, classes, stage)
+        _require_both(counts, recipe)
+        details = {
+            "learns": recipe.learns,
+            "classes": list(classes),
+            "vocab_size": tokenizer.details["vocab_size"],
+            "forced_validation": forced,
+        }
+        versions = manifest.versions("sentencepiece", "tokenizers", "numpy", "pyarrow")
+        return stage.publish(counts, versions, details)
+
+
+def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
+    """The names of the classes in order.
+
+    Raises:
+        RequestError: they are more or fewer than the model has.
+    """
+    from pipeline.documents import read_shards
+    from pipeline.examples.supervised_blocks import trimmed
+
+    found: set[str] = set()
+    for paths in files.values():
+        for path in paths:
+            found.update(
+                trimmed(read_shards.read_column(path, "target").combine_chunks().unique()).drop_null().to_pylist()
+            )
+    names = tuple(sorted(found))
+    asked = recipe.model.identity()["classes"]
+    if len(names) != asked:
+        named = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        raise RequestError(
+            f"model.classes is {asked}, the documents have {len(names):,} classes ({named}): set model.classes, or see "
+            "to the targets of data.source and to what data.clean dropped (`make stats`)"
+        )
+    return names
+
+
+def _encode(
+    recipe: Recipe, files: dict[str, list[Path]], classes: tuple[str, ...], stage: Stage
+) -> tuple[dict[str, Any], list[str]]:
+    """Make the files; the manifest's counts, and the sources of which a document had to be held out."""
+    from pipeline.examples import supervised_blocks
+    from pipeline.tokens import encode, held_out
+    from tokenizer.base import Tokenizer
+
+    limits = held_out.settle(files, recipe.run.seed, recipe.data.tokens.validation_fraction, by_text=True)
+    if limits.forced:
+        names = ", ".join(limits.forced)
+        print(f"{names}: no document falls to validation by its hash: the one with the smallest hash is held out")
+    assert recipe.learns != "text"
+    task = supervised_blocks.Task(recipe.learns, recipe.train.context_length, classes)
+    planned = encode.plan(files)
+    left = [block for block in planned if not supervised_blocks.counts_path(stage.scratch, block.number).exists()]
+    folder = RunLayout.of(recipe).tokenizer
+    # What it compiles for its speed is compiled once, here.
+    Tokenizer.load(folder).prepare()
+    workers = processes.count(recipe.data.workers)
+    tasks = [(block, stage.work, stage.scratch) for block in left]
+    done = sum(block.size for block in planned) - sum(block.size for block in left)
+    with bar(done + sum(block.size for block in left), "B", "examples", initial=done) as progress:
+        for size in processes.ordered(
+            supervised_blocks.encode, tasks, workers, supervised_blocks.prepare, (folder, task, limits)
+        ):
+            progress.update(size)
+    each = [atomic.read_json(supervised_blocks.counts_path(stage.scratch, block.number)) for block in planned]
+    return _totals(each, recipe.learns), limits.forced
+
+
+def _totals(each: list[dict[str, Any]], learns: str) -> dict[str, Any]:
+    from pipeline.examples.supervised_blocks import SIDES
+
+    counts: dict[str, Any] = {}
+    for side in SIDES.values():
+        total = Counter[str]()
+        for block in each:
+            total.update(block[side])
+        counts[side] = dict(total)
+        if learns == "labels":
+            classes = sum((Counter(block["classes"][side]) for block in each), Counter[str]())
+            counts[side]["classes"] = dict(sorted(classes.items()))
+    counts["dropped"] = dict(sorted(sum((Counter(block["dropped"]) for block in each), Counter[str]()).items()))
+    return counts
+
+
+def _require_both(counts: dict[str, Any], recipe: Recipe) -> None:
+    """Raise ``RequestError`` where nothing is left to train on, or nothing is held out."""
+    for side, what in (("train", "to train on"), ("held_out", "held out")):
+        if not counts[side].get("examples"):
+            dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts["dropped"].items()) or "none"
+            raise RequestError(
+                f"no example {what} is left ({counts['train'].get('examples', 0):,} to train on; dropped: {dropped}): "
+                "give more documents, or change data.tokens.validation_fraction or train.context_length "
+                f"({recipe.train.context_length})"
+            )

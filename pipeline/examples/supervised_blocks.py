@@ -1,0 +1,191 @@
+"""Encoding of documents with targets, in blocks: the part of the task examples that takes time, each block by itself.
+
+Block N (of ``pipeline.tokens.encode``) leaves ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet`` where the stage's files
+go, a side without examples none, and at last ``NNNNN.json`` (its counts): a block that has that is finished.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+import pyarrow.parquet as parquet
+from numpy.typing import NDArray
+
+from artefacts import atomic
+from pipeline.documents import read_shards
+from pipeline.tokens.encode import Block
+from pipeline.tokens.held_out import Limits
+from tokenizer.base import Tokenizer
+
+TOO_LONG = "longer than train.context_length"
+OTHER_LENGTH = "target of another length than its text, in tokens"
+NO_TARGET = "empty target"
+NO_TEXT = "text without a token"
+
+#: The sides, as their files begin and as counts name them.
+SIDES = {"train": "train", "held-out": "held_out"}
+
+Mask = NDArray[np.bool_]
+
+
+class Task(NamedTuple):
+    """What examples are made for.
+
+    Attributes:
+        learns: as in ``ModelSection``.
+        context_length: tokens of the longest example.
+        classes: of labels, in order; the label is the place.
+    """
+
+    learns: Literal["tags", "pairs", "labels"]
+    context_length: int
+    classes: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> pyarrow.Schema:
+        ids = pyarrow.list_(pyarrow.int32())
+        learnt = ("label", pyarrow.int32()) if self.learns == "labels" else ("targets", ids)
+        return pyarrow.schema([("ids", ids), learnt, ("source", pyarrow.string())])
+
+
+class _Made(NamedTuple):
+    """Examples of a row group.
+
+    Attributes:
+        table: in ``Task.schema``, those that are dropped among them.
+        reasons: place of each example's reason in ``names``; -1: it stays.
+        names: the reasons.
+        tokens, targets: of each example, how many it has.
+        cut: which of them were cut.
+    """
+
+    table: pyarrow.Table
+    reasons: NDArray[np.int64]
+    names: list[str]
+    tokens: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    cut: Mask
+
+
+def prepare(tokenizer: Path, task: Task, limits: Limits) -> None:
+    """Give this process what ``encode`` needs."""
+    _state[:] = [(Tokenizer.load(tokenizer), task, limits)]
+
+
+#: What ``encode`` needs, loaded once a process.
+_state: list[tuple[Tokenizer, Task, Limits]] = []
+
+
+def side_path(folder: Path, side: str, number: int) -> Path:
+    return folder / f"{side}-{number:05d}.parquet"
+
+
+def counts_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.json"
+
+
+def encode(block: Block, work: Path, counted: Path) -> int:
+    """Make a block's examples, their counts in the folder ``counted``; returns the bytes of its text."""
+    tokenizer, task, limits = _state[0]
+    dropped: Counter[str] = Counter()
+    found: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
+    classes: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
+    beside = {side: atomic.beside(side_path(work, side, block.number)) for side in SIDES}
+    writers = {side: parquet.ParquetWriter(path, task.schema, compression="zstd") for side, path in beside.items()}
+    try:
+        for group in block.groups:
+            documents = read_shards.read_group(block.path, group, ["id", "text", "target", "digest"])
+            held_out = limits.held_out(block.dataset, documents["digest"])
+            made = _examples(documents, tokenizer, task)
+            dropped.update(made.names[place] for place in made.reasons[made.reasons >= 0])
+            for side, mask in zip(SIDES, (~held_out, held_out), strict=True):
+                chosen = mask & (made.reasons < 0)
+                if chosen.any():
+                    writers[side].write_table(made.table.filter(pyarrow.array(chosen)))
+                found[side].update(_counts(made, chosen, task))
+                classes[side].update(_labels(made, chosen, task))
+    finally:
+        for writer in writers.values():
+            writer.close()
+    for side, path in beside.items():
+        if found[side]["examples"]:
+            atomic.rename_file(path, side_path(work, side, block.number))
+        else:
+            path.unlink()
+    counts = {SIDES[side]: dict(own) for side, own in found.items()}
+    atomic.write_json(
+        counts_path(counted, block.number),
+        {**counts, "classes": {SIDES[side]: dict(own) for side, own in classes.items()}, "dropped": dict(dropped)},
+    )
+    return block.size
+
+
+def _counts(made: _Made, chosen: Mask, task: Task) -> dict[str, int]:
+    counts = {
+        "examples": int(chosen.sum()),
+        "tokens": int(made.tokens[chosen].sum()),
+        "targets": int(made.targets[chosen].sum()),
+    }
+    return counts | ({"cut": int((made.cut & chosen).sum())} if task.learns == "labels" else {})
+
+
+def _labels(made: _Made, chosen: Mask, task: Task) -> Iterator[str]:
+    if task.learns == "labels":
+        labels = made.table["label"].filter(pyarrow.array(chosen)).to_pylist()
+        yield from (task.classes[label] for label in labels)
+
+
+def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Made:
+    """The examples of some documents."""
+    most = task.context_length
+    ids, lengths = tokenizer.encode_column(documents["text"], end=False)
+    cut = np.zeros(len(lengths), bool)
+    faults: list[tuple[str, Mask]] = []
+    learnt: Any
+    if task.learns == "labels":
+        cut = lengths > most
+        ids, lengths = _shortened(ids, lengths, most)
+        labels = trimmed(documents["target"].combine_chunks())
+        learnt, targets = compute.index_in(labels, pyarrow.array(task.classes, labels.type)), np.ones_like(lengths)
+        faults.append((NO_TARGET, learnt.is_null().to_numpy(zero_copy_only=False)))
+    else:
+        found, targets = tokenizer.encode_column(compute.fill_null(documents["target"], ""), end=False)
+        learnt = _lists(found, targets)
+        faults.append((NO_TARGET, targets == 0))
+        if task.learns == "pairs":
+            # The end is learnt too.
+            targets = targets + 1
+        faults.append((TOO_LONG, (lengths > most) | (targets > most)))
+        if task.learns == "tags":
+            faults.append((OTHER_LENGTH, lengths != targets))
+    faults.append((NO_TEXT, lengths == 0))
+    reasons = np.full(len(lengths), -1)
+    for place, (_, mask) in enumerate(faults):
+        reasons[mask & (reasons < 0)] = place
+    columns = [_lists(ids, lengths), learnt, documents["id"]]
+    table = pyarrow.table(columns, names=task.schema.names).cast(task.schema)
+    return _Made(table, reasons, [name for name, _ in faults], lengths, targets, cut)
+
+
+def trimmed(targets: pyarrow.Array) -> pyarrow.Array:
+    """Labels without space around them; null where nothing is left."""
+    found = compute.utf8_trim_whitespace(targets)
+    return compute.if_else(compute.equal(found, ""), None, found)
+
+
+def _shortened(
+    ids: NDArray[np.int32], lengths: NDArray[np.int32], most: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The first ``most`` ids of each text."""
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    places = np.arange(len(ids)) - np.repeat(starts, lengths)
+    return ids[places < most], np.minimum(lengths, most)
+
+
+def _lists(ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> pyarrow.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
+    return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(ids))

@@ -1,0 +1,252 @@
+"""How much of a held-out document also stands in the training documents, by sequences of words.
+
+A word is a run of letters, digits and characters beyond ASCII other than typographic marks, ASCII case ignored; a
+document's sequences are its distinct runs of ``words`` words (one shorter run for a document with fewer words).
+Everything is hashed to 64 bits by numpy, over the UTF-8 bytes of an Arrow column, with sums of prefixes; no Python loop
+sees a word. Sources: the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C) for what is compared;
+polynomial rolling hashes for how.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+from numpy.typing import NDArray
+
+from artefacts import atomic
+
+Hashes = NDArray[np.uint64]
+
+_BASE = 0x9E3779B97F4A7C15
+_WORD_BASE = 0xD1342543DE82EF95
+_WRAP = 1 << 64
+#: Text looked at together, in bytes: the arrays over it stay in a processor's cache.
+_RUN_BYTES = 1 << 20
+#: Longer words are hashed one by one.
+_LONG_WORD = 256
+
+
+def _tables() -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """For each byte: whether it belongs to a word, and the same byte, an upper-case letter as its lower-case one."""
+    code = np.arange(256)
+    digit = (code >= ord("0")) & (code <= ord("9"))
+    upper = (code >= ord("A")) & (code <= ord("Z"))
+    lower = (code >= ord("a")) & (code <= ord("z"))
+    return digit | upper | lower | (code >= 128), np.where(upper, code + 32, code).astype(np.uint8)
+
+
+def mix(values: Hashes) -> Hashes:
+    """A bijection that spreads 64-bit numbers evenly (the finaliser of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+_IN_WORD, _FOLDED = _tables()
+#: Masks of the first 0 to 8 bytes of eight.
+_FIRST = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+
+
+@lru_cache(maxsize=8)
+def _powers(base: int, count: int) -> Hashes:
+    factors = np.full(count, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
+
+
+def runs(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
+    """The texts in slices of about ``_RUN_BYTES``, none of them empty."""
+    ends = np.cumsum(np.asarray(compute.binary_length(texts), dtype=np.int64))
+    at = 0
+    while at < len(texts):
+        done = int(ends[at - 1]) if at else 0
+        stop = max(int(np.searchsorted(ends, done + _RUN_BYTES, side="right")), at + 1)
+        yield texts.slice(at, stop - at)
+        at = stop
+
+
+def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hashes of a column's words, and for each text the number of its first word (and at the end that of all words)."""
+    _, places, data = texts.buffers()
+    offsets = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    content = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data else np.zeros(0, np.uint8)
+    offsets = offsets - offsets[0]
+    inside = np.zeros(len(content) + 2, dtype=bool)
+    inside[1:-1] = _IN_WORD[content]
+    _leave_out_marks(content, inside[1:-1])
+    # A text's first byte begins a word even where the text before ends in one.
+    fresh = np.zeros(len(content) + 1, dtype=bool)
+    fresh[offsets] = True
+    starts = np.flatnonzero(inside[1:-1] & (fresh[:-1] | ~inside[:-2]))
+    stops = np.flatnonzero(inside[1:-1] & (fresh[1:] | ~inside[2:])) + 1
+    return _word_hashes(content, starts, stops - starts), np.searchsorted(starts, offsets).astype(np.int64)
+
+
+def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
+    """Hashes of words by their first byte and length: eight bytes at a time, of all that are so long together."""
+    folded = np.zeros(len(content) + 8, np.uint8)
+    folded[: len(content)] = _FOLDED[content]
+    eights = np.ndarray((len(content) + 1,), "<u8", folded, strides=(1,))
+    hashes = mix((eights[starts] & _FIRST[np.minimum(lengths, 8)]) + lengths.astype(np.uint64) * np.uint64(_BASE))
+    left, at = np.flatnonzero((lengths > 8) & (lengths <= _LONG_WORD)), 8
+    while len(left):
+        rest = lengths[left] - at
+        hashes[left] = mix(
+            hashes[left] * np.uint64(_WORD_BASE) + (eights[starts[left] + at] & _FIRST[np.minimum(rest, 8)])
+        )
+        left, at = left[rest > 8], at + 8
+    for word in np.flatnonzero(lengths > _LONG_WORD):
+        whole = folded[starts[word] : starts[word] + lengths[word]]
+        hashes[word] = int.from_bytes(hashlib.blake2b(whole.tobytes(), digest_size=8).digest(), "little")
+    return hashes
+
+
+#: Of the marks that stand between words: in U+0080 to U+00BF the second byte, in U+3000 to U+303F the third.
+_LATIN_MARKS = np.frombuffer("\u00a0¡§«¶·»¿".encode(), np.uint8)[1::2]
+_CJK_MARKS = np.frombuffer("\u3000、。「」『』".encode(), np.uint8)[2::3]
+
+
+def _leave_out_marks(content: NDArray[np.uint8], inside: NDArray[np.bool_]) -> None:
+    """Take typographic spaces and marks (U+2000 to U+206F and a few others) out of words, in place."""
+    leads = np.flatnonzero(content == 0xC2)
+    marks = leads[np.isin(content[leads + 1], _LATIN_MARKS)]
+    inside[marks] = inside[marks + 1] = False
+    leads = np.flatnonzero((content == 0xE2) | (content == 0xE3))
+    first, second, third = content[leads], content[leads + 1], content[leads + 2]
+    general = (first == 0xE2) & ((second == 0x80) | ((second == 0x81) & (third < 0xB0)))
+    marks = leads[general | ((first == 0xE3) & (second == 0x80) & np.isin(third, _CJK_MARKS))]
+    inside[marks] = inside[marks + 1] = inside[marks + 2] = False
+
+
+def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hashes of the word sequences of every text of a column, and the number of the text that each is from.
+
+    A text without a word has no sequence. Sequences of one text may repeat.
+    """
+    found, owners, texts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
+    for chunk in column.cast(pyarrow.large_string()).chunks:
+        for run in runs(chunk):
+            hashes, owner = _sequences(*_words(run), words)
+            found.append(hashes)
+            owners.append(owner + texts)
+            texts += len(run)
+    return np.concatenate(found), np.concatenate(owners)
+
+
+def word_counts(texts: pyarrow.LargeStringArray) -> NDArray[np.int64]:
+    """Words of each text."""
+    found = [np.zeros(0, np.int64), *(np.diff(_words(run)[1]) for run in runs(texts))]
+    return np.concatenate(found)
+
+
+def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[Hashes, NDArray[np.int64]]:
+    """The sequences of the words of some texts, and the text that each is from; ``firsts`` as ``_words`` gives them."""
+    counts = np.diff(firsts)
+    length = np.minimum(counts, words)
+    # A text has a sequence from each of its words on from which there are enough.
+    many = np.where(counts > 0, counts - length + 1, 0)
+    owner = np.repeat(np.arange(len(counts)), many)
+    begin = np.arange(int(many.sum())) + np.repeat(firsts[:-1] - np.cumsum(many) + many, many)
+    room = 1 << max(len(hashes), 1).bit_length()
+    sums = np.zeros(len(hashes) + 1, np.uint64)
+    np.cumsum(hashes * _powers(_WORD_BASE, room)[: len(hashes)], out=sums[1:])
+    total = (sums[begin + length[owner]] - sums[begin]) * _powers(pow(_WORD_BASE, -1, _WRAP), room)[begin]
+    # The length goes in, so that a short text differs from a sequence that begins like it.
+    return mix(total + length[owner].astype(np.uint64) * np.uint64(_BASE)), owner
+
+
+class Known:
+    """Some sequences, and a quick answer to which of many others are among them.
+
+    Attributes:
+        distinct: their hashes, sorted.
+    """
+
+    def __init__(self, hashes: Hashes) -> None:
+        self.distinct = np.unique(hashes)
+        # Most sequences of a text are not among them: a table over 22 bits of the hash rules those out at once.
+        self._possible = np.zeros(1 << 22, dtype=bool)
+        self._possible[self.distinct >> np.uint64(42)] = True
+
+    def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places in ``hashes`` of those that are known, and the place of each in ``distinct``."""
+        places = np.flatnonzero(self._possible[hashes >> np.uint64(42)])
+        if not len(self.distinct):
+            return places, places
+        at = np.minimum(np.searchsorted(self.distinct, hashes[places]), len(self.distinct) - 1)
+        same = self.distinct[at] == hashes[places]
+        return places[same], at[same]
+
+
+_PAIR = np.dtype([("owner", np.int64), ("hash", np.uint64)])
+
+
+class HeldOut:
+    """Distinct sequences of the held-out documents, and which of them the training documents turned out to share.
+
+    Attributes:
+        words: length of a sequence in words.
+        thinned: only one of 2**thinned sequences, chosen by its hash, is compared: a sample of the same of every text.
+        distinct: the hashes of all of them, sorted.
+    """
+
+    def __init__(self, owners: NDArray[np.int64], hashes: Hashes, documents: int, words: int, thinned: int) -> None:
+        """Take the distinct pairs of document and sequence, and the number of documents."""
+        self._owners, self._hashes, self._documents = owners, hashes, documents
+        self.words, self.thinned = words, thinned
+        self._known = Known(hashes)
+        self.distinct = self._known.distinct
+        self._seen = np.zeros(len(self.distinct), dtype=bool)
+
+    @classmethod
+    def of(cls, columns: Iterable[pyarrow.ChunkedArray], words: int, thinned: int = 0) -> "HeldOut":
+        """Those of the texts of the held-out documents, in order, in as many columns as they come."""
+        documents = 0
+        parts = [np.zeros(0, _PAIR)]
+        for column in columns:
+            hashes, owners = _thinned(*sequences(column, words), thinned)
+            pairs = np.zeros(len(hashes), _PAIR)
+            pairs["owner"], pairs["hash"] = owners + documents, hashes
+            parts.append(np.unique(pairs))
+            documents += len(column)
+        every = np.concatenate(parts)
+        return cls(every["owner"], every["hash"], documents, words, thinned)
+
+    def save(self, path: Path) -> None:
+        """Write what ``load`` reads; marks are not kept."""
+        beside = atomic.beside(path)
+        facts = np.array([self._documents, self.words, self.thinned])
+        with open(beside, "wb") as stream:
+            np.savez(stream, owners=self._owners, hashes=self._hashes, facts=facts)
+        atomic.rename_file(beside, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "HeldOut":
+        with np.load(path) as found:
+            return cls(found["owners"], found["hashes"], *found["facts"].tolist())
+
+    def shared(self, column: pyarrow.ChunkedArray) -> NDArray[np.int64]:
+        """Places in ``distinct`` of the sequences that a column of training texts contains."""
+        hashes, _ = _thinned(*sequences(column, self.words), self.thinned)
+        return np.unique(self._known.find(hashes)[1])
+
+    def mark(self, places: NDArray[np.int64]) -> None:
+        """Note members of ``distinct`` that training text contains (see ``shared``)."""
+        self._seen[places] = True
+
+    def overlap(self) -> NDArray[np.float64]:
+        """For each document, the share of its distinct sequences that training text contains; 0 without any."""
+        seen = self._seen[np.searchsorted(self.distinct, self._hashes)]
+        every = np.bincount(self._owners, minlength=self._documents)
+        return np.bincount(self._owners, seen, minlength=self._documents) / np.maximum(every, 1)
+
+
+def _thinned(hashes: Hashes, owners: NDArray[np.int64], bits: int) -> tuple[Hashes, NDArray[np.int64]]:
+    if not bits:
+        return hashes, owners
+    chosen = (hashes & np.uint64((1 << bits) - 1)) == 0
+    return hashes[chosen], owners[chosen]

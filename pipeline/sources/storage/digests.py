@@ -1,0 +1,215 @@
+"""What source files hold: fingerprints of their content, known by a stat while nobody touches them.
+
+A file is hashed once. Its digest is kept with its size and times in ``.NAME.sources.json`` next to the artefact NAME
+that is made from it, never in the artefact, which holds no clock. While a stat says the same, the digest is taken from
+there; when it does not, the file is hashed again, and only other content makes the artefact stale. The record may be
+deleted at any time.
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from artefacts import atomic, c_library, lock
+from artefacts.errors import RequestError
+from artefacts.progress import bar
+from pipeline.sources.storage.files import File
+
+#: Gives the fingerprint of the files of a source.
+Fingerprint = Callable[[dict[str, File]], str]
+
+#: Source -> name of a file -> its stamp and its digest, or that stamp is "-".
+_Record = dict[str, dict[str, str]]
+
+#: Bytes that a thread hashes at a time, and reads at a time.
+_PIECE_BYTES = 16 << 20
+_BLOCK_BYTES = 1 << 20
+_THREADS = min(8, os.cpu_count() or 1)
+#: Progress is shown where so many bytes are to be hashed.
+_SHOWN_BYTES = 1 << 30
+#: Samples stand for the content of a file behind a URL that is larger than this, where its storage has no checksum.
+_SAMPLED_BYTES = 64 << 20
+_SAMPLES = 16
+#: Begins what stands for the content of a file that cannot be read; it may be readable next time.
+_UNREADABLE = "unreadable: "
+_SAMPLE_BYTES = 4096
+
+
+class SourceDigests:
+    """Fingerprints of the sources of an artefact."""
+
+    def __init__(self, target: Path, trusted: bool = True) -> None:
+        """Those of the artefact ``target``; not ``trusted``: every file is hashed, whatever a stat says.
+
+        Nothing is noted then.
+        """
+        self._trusted = trusted
+        self._lock = target.with_name(f"{target.name}.sources")
+        self._path = target.with_name(f".{target.name}.sources.json")
+        self._target, self._is_new = target, not self._path.exists()
+        self._new_parents = [parent for parent in target.parents if not parent.exists()]
+        self._record = _read(self._path)
+        self._before: dict[str, dict[str, str]] = {}
+        self._now: dict[str, dict[str, str]] = {}
+
+    def of(self, source: str, found: dict[str, File]) -> str:
+        """The fingerprint of a source's files: their names and content.
+
+        Where the storage has its own checksum or version of a file, that stands for the content. Of another user's
+        artefact nothing is noted.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        self._before[source] = {name: e.partition(" ")[2] for name, e in self._record.get(source, {}).items()}
+        digests = self._known(source, found)
+        if not self._trusted:
+            digests = _hashed(found)
+        elif not c_library.may_write(self._path.parent):  # another user's: nothing is noted
+            digests |= _hashed({name: file for name, file in found.items() if name not in digests})
+        elif digests.keys() == found.keys():
+            self._note(source, found, digests)
+        else:
+            # Tasks that begin together do not all read the source.
+            with lock.wait(self._lock):
+                self._record = _read(self._path)
+                digests = self._known(source, found)
+                digests |= _hashed({name: file for name, file in found.items() if name not in digests})
+                self._note(source, found, digests)
+        self._now[source] = {name: digests[name] for name in found}
+        return _of_all(self._now[source])
+
+    def _forget(self) -> None:
+        """Remove what this object has written, where the artefact was refused before anything of it was begun."""
+        begun = self._target.exists() or self._target.with_name(f".{self._target.name}.partial").exists()
+        if not self._is_new or begun:
+            return
+        for path in (self._path, self._lock.with_name(f".{self._lock.name}.lock")):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for parent in self._new_parents:
+                parent.rmdir()
+
+    def changed(self, source: str, since: str | None) -> list[str]:
+        """Names of files that were changed, added or taken away since a source had a fingerprint.
+
+        None are known where the record was not of that fingerprint before.
+        """
+        before, now = self._before.get(source, {}), self._now.get(source, {})
+        if _of_all(before) != since:
+            return []
+        return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+    def _known(self, source: str, found: dict[str, File]) -> dict[str, str]:
+        """Digests of the files that storage tells of, or whose stamps are as the record has them."""
+        known = {}
+        for name, file in found.items():
+            stamp, _, digest = self._record.get(source, {}).get(name, "").partition(" ")
+            if file.tag is not None:
+                known[name] = _of_tag(file)
+            elif file.stamp is not None and file.stamp == stamp and not digest.startswith(_UNREADABLE):
+                known[name] = digest
+        return known
+
+    def _note(self, source: str, found: dict[str, File], digests: dict[str, str]) -> None:
+        """Keep the digests of a source. Of two commands at a time the last keeps its own, which costs a hashing."""
+        entries = {name: f"{file.stamp or '-'} {digests[name]}" for name, file in found.items()}
+        if self._record.get(source) != entries:
+            self._record[source] = entries
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_json(self._path, self._record)
+
+
+@contextmanager
+def digests_of(target: Path) -> Iterator[SourceDigests]:
+    """The fingerprints of an artefact's sources; where it is refused before it begins, no record is left."""
+    digests = SourceDigests(target)
+    try:
+        yield digests
+    except RequestError:
+        digests._forget()
+        raise
+
+
+def fingerprint(found: dict[str, File]) -> str:
+    """The fingerprint of files as ``SourceDigests`` gives it, without a record."""
+    return _of_all(_hashed(found))
+
+
+def _of_all(digests: dict[str, str]) -> str:
+    whole = hashlib.sha256()
+    for name, digest in sorted(digests.items()):
+        whole.update(f"{name}\0{digest}\0".encode())
+    return whole.hexdigest()
+
+
+def _of_tag(file: File) -> str:
+    return f"{file.size} {file.tag}"
+
+
+def _read(path: Path) -> _Record:
+    """What is recorded; of a damaged record nothing."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sound = all(isinstance(entry, str) for entries in record.values() for entry in entries.values())
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return record if sound else {}
+
+
+def _hashed(found: dict[str, File]) -> dict[str, str]:
+    """The digest of each file's content, or what its storage says of it, or why it cannot be read."""
+    wholes = {name: hashlib.sha256() for name, file in found.items() if file.tag is None}
+    faults: dict[str, str] = {}
+    total = sum(found[name].size for name in wholes)
+    ahead: deque[tuple[str, int, Future[bytes]]] = deque()
+    with (
+        bar(total, "B", "checksums of the source", disable=total < _SHOWN_BYTES) as progress,
+        ThreadPoolExecutor(_THREADS) as threads,
+    ):
+
+        def take() -> None:
+            name, size, piece = ahead.popleft()
+            try:
+                wholes[name].update(piece.result())
+            except OSError as error:
+                # Reading it will fail alike, and be counted there.
+                faults[name] = f"{_UNREADABLE}{error.strerror}"
+            progress.update(size)
+
+        for name in wholes:
+            for start, stop in _pieces(found[name]):
+                if len(ahead) == 2 * _THREADS:
+                    take()
+                ahead.append((name, stop - start, threads.submit(_of_piece, found[name], start, stop)))
+        while ahead:
+            take()
+    digests = {name: whole.hexdigest() for name, whole in wholes.items()} | faults
+    return {name: digests.get(name) or _of_tag(file) for name, file in found.items()}
+
+
+def _pieces(file: File) -> Iterator[tuple[int, int]]:
+    """(first byte, byte to stop at) of what is hashed of a file."""
+    if file.is_remote and file.size > _SAMPLED_BYTES:
+        last = file.size - _SAMPLE_BYTES
+        for number in range(_SAMPLES):
+            start = last * number // (_SAMPLES - 1)
+            yield start, start + _SAMPLE_BYTES
+        return
+    for start in range(0, max(file.size, 1), _PIECE_BYTES):
+        yield start, min(start + _PIECE_BYTES, file.size)
+
+
+def _of_piece(file: File, start: int, stop: int) -> bytes:
+    digest = hashlib.sha256()
+    with file.open(min(_BLOCK_BYTES, max(stop - start, 1))) as stream:
+        stream.seek(start)
+        while start < stop and (block := stream.read(min(_BLOCK_BYTES, stop - start))):
+            digest.update(block)
+            start += len(block)
+    return digest.digest()

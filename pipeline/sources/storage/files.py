@@ -1,0 +1,293 @@
+"""Source files, here or behind a URL: found below a path, opened whatever their compression."""
+
+import glob
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+from artefacts.errors import STORAGE_FAULTS, RequestError, StorageError, spelled
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.storage import remote
+from pipeline.sources.storage.compressed import DAMAGE, ENDINGS, decompressed
+
+T = TypeVar("T")
+
+_BUFFER_BYTES = 1 << 20
+_HEAD_BYTES = 4096
+#: A file changed so short a time ago may change again within the same tick of its file system's clock.
+_TICK_NS = 2 * 10**9
+
+
+class File(NamedTuple):
+    """A file of a source; picklable.
+
+    Attributes:
+        name: relative to the folder that the source was given by.
+        path: where it is: a path of this machine, or a URL.
+        size: bytes, as stored.
+        tag: what its storage says to tell its content from another's; None: nothing.
+        stamp: size and times, which differ once it is written to; None: they cannot tell.
+    """
+
+    name: str
+    path: str
+    size: int
+    tag: str | None = None
+    stamp: str | None = None
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.name.lower().endswith(ENDINGS)
+
+    @property
+    def is_remote(self) -> bool:
+        return remote.is_url(self.path)
+
+    def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
+        """Its bytes, as stored; seekable, ``buffer`` of them read at a time.
+
+        Raises:
+            StorageError: now or later, where the disk fails.
+        """
+        if self.is_remote:
+            return io.BufferedReader(remote.RemoteFile(self.path, self.size, 8 * buffer), buffer)
+        return io.BufferedReader(_LocalFile(self.path), buffer)
+
+
+def head(file: File) -> bytes:
+    """The first bytes of a file as stored; none where it cannot be read."""
+    try:
+        with file.open(_HEAD_BYTES) as stream:
+            return stream.read(_HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+class Found(NamedTuple):
+    """What is at a path.
+
+    Attributes:
+        files: name -> file, in name order.
+        ignored: names of the files that are passed over, as they have other endings.
+    """
+
+    files: dict[str, File]
+    ignored: tuple[str, ...]
+
+
+def find(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> dict[str, File]:
+    """The files of ``look`` alone."""
+    return look(pattern, endings, key).files
+
+
+def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Found:
+    """Files of a path, folder (searched below, by name ending, compressed or not), glob or URL of any of these.
+
+    ``key`` is the recipe's key that ``pattern`` comes from, for messages.
+
+    Names are relative to the folder, so that moving it changes nothing; what is not UTF-8 in them is spelt out. A link
+    to nothing is a file, which cannot be opened. Hidden files are no part of a folder.
+
+    Raises:
+        RequestError: nothing is there, or the URL cannot be reached.
+    """
+    pattern = pattern.removeprefix("file://")
+    is_folder, found = _remote(pattern, key) if remote.is_url(pattern) else _local(Path(pattern).expanduser(), key)
+    ignored: tuple[str, ...] = ()
+    if is_folder:
+        shown = {name: f for name, f in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+        found = {name: file for name, file in shown.items() if plain_name(name).endswith(endings)}
+        ignored = tuple(sorted(spelled(name) for name in shown.keys() - found.keys()))
+        if not found:
+            listed = ", ".join(ending for ending in endings if ending)
+            raise RequestError(f"{key}: {pattern} holds no file ending in {listed or 'anything'}")
+    if not found:
+        raise RequestError(f"{key}: {pattern} is neither a file nor a folder, and no file matches it")
+    return Found({(safe := spelled(name)): file._replace(name=safe) for name, file in sorted(found.items())}, ignored)
+
+
+def plain_name(name: str) -> str:
+    """A file's name in small letters, without what says how it is compressed."""
+    name = name.lower()
+    for ending in ENDINGS:
+        name = name.removesuffix(ending)
+    return name
+
+
+def _local(given: Path, key: str) -> tuple[bool, dict[str, File]]:
+    try:
+        return _found(given)
+    except OSError as error:
+        # Files that are there but cannot be read are told when they are; this is a folder, or a name too long.
+        raise RequestError(f"{key}: {error.filename or given}: {error.strerror}") from None
+
+
+def _found(given: Path) -> tuple[bool, dict[str, File]]:
+    if given.is_file():
+        return False, {given.name: _file(given.name, str(given), given.stat())}
+    if given.is_dir():
+        return True, {file.name: file for file in _below(str(given))}
+    # pathlib globs below a folder only; a pattern may begin anywhere.
+    matching = [Path(name) for name in glob.glob(str(given), recursive=True)]  # noqa: PTH207
+    paths = [path for path in matching if path.is_file() or not path.exists()]
+    root = Path(_common([path.parent.as_posix() for path in paths])) if paths else given
+    found = ((path.relative_to(root).as_posix(), path) for path in paths)
+    return False, {name: _file(name, str(path), path.stat() if path.exists() else None) for name, path in found}
+
+
+def _file(name: str, path: str, status: os.stat_result | None) -> File:
+    """A file of this machine; without a status a link to nothing."""
+    if status is None:
+        return File(name, path, 0)
+    # Setting its times back changes the last one all the same.
+    stamp = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+    recent = abs(time.time_ns() - status.st_mtime_ns) < _TICK_NS
+    return File(name, path, status.st_size, stamp=None if recent else stamp)
+
+
+def _below(root: str) -> Iterator[File]:
+    """Files below a folder that are not hidden. A folder is entered once: by its own name before that of any link."""
+    entered = set()
+    folders = [(root, "")]
+    links: list[tuple[str, str]] = []
+    while folders or links:
+        if not folders:
+            links.sort(reverse=True)
+            folders.append(links.pop())
+        folder, prefix = folders.pop()
+        real = os.path.realpath(folder)
+        if real in entered:
+            continue
+        entered.add(real)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    yield _file(prefix + entry.name, entry.path, entry.stat())
+                elif entry.is_symlink():
+                    yield _file(prefix + entry.name, entry.path, None)
+
+
+def _remote(url: str, key: str) -> tuple[bool, dict[str, File]]:
+    is_folder, infos = remote.listed(url, key)
+    if not infos:
+        return is_folder, {}
+    system, path = remote.open_system(url, key)
+    paths = [str(info["name"]).strip("/") for info in infos]
+    folders = [name.rpartition("/")[0] for name in paths]
+    root = path.strip("/") if is_folder else _common(folders)
+    found = {}
+    for name, info in zip(paths, infos, strict=True):
+        relative = name.removeprefix(root).lstrip("/")
+        # A web address may end in a query, which is no part of the file's name.
+        relative = relative.partition("?")[0] if path.startswith(("http://", "https://")) else relative
+        where = str(system.unstrip_protocol(info["name"]))
+        found[relative] = File(relative, where, int(info["size"] or 0), remote.tag_of(info))
+    return is_folder, found
+
+
+def _common(folders: list[str]) -> str:
+    first, last = min(folders).split("/"), max(folders).split("/")
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return "/".join(first[:same]) or ("/" if folders[0].startswith("/") else ".")
+
+
+def guarded(
+    file: File,
+    read: Callable[[IO[bytes]], Iterator[T]],
+    bad: BadInputs,
+    damage: tuple[type[Exception], ...] = DAMAGE,
+    stop: int | None = None,
+) -> Iterator[T]:
+    """What ``read`` makes of a file's decompressed bytes, to its end or where ``damage`` is met, which is counted.
+
+    ``stop`` is the byte that no more would have been read from; None: the file's end.
+    """
+    try:
+        with file.open() as raw:
+            yield from guarded_stream(raw, file.name, file.size, read, bad, damage, stop)
+    except DAMAGE as error:
+        bad.add("unreadable file", f"{file.name}: {error}", file.size)
+
+
+def guarded_stream(
+    raw: IO[bytes],
+    name: str,
+    size: int,
+    read: Callable[[IO[bytes]], Iterator[T]],
+    bad: BadInputs,
+    damage: tuple[type[Exception], ...] = DAMAGE,
+    stop: int | None = None,
+) -> Iterator[T]:
+    """``guarded`` for an open stream of ``size`` bytes, as stored."""
+    with decompressed(raw, name) as stream:
+        try:
+            yield from read(stream)
+        except damage as error:
+            bad.add("unreadable file", f"{name}: {error}", lost_bytes(size, raw.tell(), stop))
+
+
+def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception | None]:
+    """What is left of a buffered stream and None, or what comes before the damage and that.
+
+    Of more than ``most`` bytes it is so much that it is known to be more.
+    """
+    blocks: list[bytes] = []
+    size = 0
+    try:
+        # A longer read would lose what it has when it meets damage.
+        while size <= most and (block := stream.read1(_BUFFER_BYTES)):
+            blocks.append(block)
+            size += len(block)
+    except DAMAGE as error:
+        return b"".join(blocks), error
+    return b"".join(blocks), None
+
+
+def lost_bytes(size: int, at: int, stop: int | None = None) -> int:
+    """Bytes to count as lost of a file of ``size`` whose reading broke at byte ``at`` (and was to stop at ``stop``).
+
+    One that breaks at its own end was cut off, and how much is missing nobody knows: all of it counts.
+    """
+    return max((size if stop is None else stop) - at, 0) or size
+
+
+def open_binary(file: File) -> IO[bytes]:
+    """The decompressed bytes of a plain, .gz, .zst or .xz file; damage raises one of ``DAMAGE``."""
+    return decompressed(file.open(), file.name)
+
+
+class _LocalFile(io.FileIO):
+    """A file of this machine; that its disk fails says nothing about its content."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            super().__init__(path)
+        except OSError as error:
+            raise _told_apart(error, path) from None
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            # A regular file is never without an answer.
+            return super().readinto(buffer) or 0
+        except OSError as error:
+            raise _told_apart(error, self.name) from None
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise _told_apart(error, self.name) from None
+
+
+def _told_apart(error: OSError, path: object) -> Exception:
+    if error.errno not in STORAGE_FAULTS:
+        return error
+    return StorageError(f"{path}: the disk failed to read it ({error}): see to it and run the same again")

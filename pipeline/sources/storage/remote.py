@@ -1,0 +1,144 @@
+"""Files behind a URL (s3://, hf://, https://, ...) through fsspec: listed, and read across broken connections."""
+
+import io
+from typing import Any
+
+from artefacts.errors import RequestError
+from pipeline.sources.storage.retry import FIRST_ATTEMPTS, in_one_line, retry
+
+#: The recipe's key that a path is given by, unless the caller names another.
+KEY = "data.source.path"
+
+#: What fsspec needs for protocols that it does not bring itself.
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+}
+#: Keys under which file systems say what tells a file's content from another's.
+_TAGS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "sha256", "blob_id", "oid")
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an fsspec URL rather than one of this machine."""
+    return "://" in path
+
+
+def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
+    """The fsspec file system of a URL, given by a recipe's key, and the path within it.
+
+    Raises:
+        RequestError: nothing here speaks its protocol.
+    """
+    import fsspec
+
+    protocol = url.split("://", 1)[0]
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        cure = f"pip install {package}" if package else in_one_line(error)
+        raise RequestError(f"{key}: {url}: reading {protocol}:// needs a package: {cure}") from None
+    except ValueError as error:
+        raise RequestError(f"{key}: {url}: {in_one_line(error)}") from None
+    return system, path
+
+
+def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether a URL names a folder, and fsspec's description of each file at, below or (a glob) matching it.
+
+    Raises:
+        RequestError: its protocol is unknown or the storage cannot be reached.
+    """
+    system, path = open_system(url, key)
+
+    def ask() -> tuple[bool, list[dict[str, Any]]]:
+        if any(mark in path for mark in ("*[" if url.startswith("http") else "*?[")):
+            found = system.glob(path, detail=True)
+            return False, [info for info in found.values() if info["type"] == "file"]
+        try:
+            info = system.info(path)
+        except FileNotFoundError:
+            return False, []
+        if info["type"] == "file":
+            return False, [info]
+        return True, list(system.find(path, detail=True).values())
+
+    final = (PermissionError, ImportError, ValueError)
+    try:
+        return retry(ask, f"{key}: {url}", final, FIRST_ATTEMPTS)
+    except final as error:
+        raise RequestError(f"{key}: {url}: {in_one_line(error)}") from None
+
+
+def tag_of(info: dict[str, Any]) -> str | None:
+    """What the storage says to tell a file's content from another's; None: nothing."""
+    lfs = info.get("lfs")
+    if isinstance(lfs, dict) and lfs.get("sha256"):
+        return str(lfs["sha256"])
+    return next((str(info[key]) for key in _TAGS if info.get(key)), None)
+
+
+class RemoteFile(io.RawIOBase):
+    """A file behind a URL, fetched in blocks; a read that fails is repeated at the same place, newly connected."""
+
+    def __init__(self, url: str, size: int, block: int) -> None:
+        self._url = url
+        self._size = size
+        self._block = block
+        self._at = 0
+        self._stream: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        want = min(len(buffer), self._size - self._at)
+        if want <= 0:
+            return 0
+        found = retry(lambda: self._read(want), self._url)
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def _read(self, want: int) -> bytes:
+        try:
+            if self._stream is None:
+                system, path = open_system(self._url)
+                self._stream = system.open(path, "rb", block_size=self._block)
+            if self._stream.tell() != self._at:
+                self._stream.seek(self._at)
+            found: bytes = self._stream.read(want)
+            if not found:
+                raise EOFError(f"ends at byte {self._at} of {self._size}")
+        except Exception:
+            self._disconnect()
+            raise
+        return found
+
+    def _disconnect(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def close(self) -> None:
+        self._disconnect()
+        super().close()

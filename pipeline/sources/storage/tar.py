@@ -1,0 +1,158 @@
+"""Members of a tar archive, read from front to back or from any header on; nothing is ever written to disk.
+
+The standard library's reader takes a damaged header behind the first for the end of the archive, and so would lose
+what follows in silence; here it is an error.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+from artefacts.errors import spelled
+
+_BLOCK = tarfile.BLOCKSIZE
+_ZEROS = bytes(_BLOCK)
+#: Longest name or extended header that is believed.
+_MOST_HEADER_BYTES = 1 << 20
+#: Members larger than this are no texts, nor archives of a few hundred of them.
+MOST_MEMBER_BYTES = 256 << 20
+
+
+class Damaged(Exception):
+    """The archive is cut short or not a tar archive."""
+
+
+class Member(NamedTuple):
+    """A member of an archive.
+
+    Attributes:
+        name: without what would lead out of a folder: no drive, root or parent.
+        offset: byte of the archive at which its first header begins.
+        end: byte at which the next member's begins.
+        is_file: it is a regular file: no folder, link or device.
+        is_folder: it is a folder.
+        content: of a regular file.
+    """
+
+    name: str
+    offset: int
+    end: int
+    is_file: bool
+    is_folder: bool
+    content: bytes | None
+
+
+class _Extended(NamedTuple):
+    """What extended headers say of the next member; None: nothing."""
+
+    path: str | None = None
+    size: int | None = None
+
+
+def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: bool = True) -> Iterator[Member]:
+    """Members whose first header begins at a byte in [at, stop).
+
+    Args:
+        stream: stands at byte ``at`` of the archive; seekable unless ``contents``.
+        at: first byte of a header.
+        stop: byte to stop at; None: the archive's end.
+        contents: read the members; else their headers only.
+
+    Raises:
+        Damaged: the archive ends early, be it between two members, or has an unreadable header; the members before
+            that were given.
+        OSError, EOFError, zlib.error, lzma.LZMAError: the stream is damaged.
+    """
+    while stop is None or at < stop:
+        begin = at
+        header, extended, at = _header(stream, at)
+        if header is None:
+            return
+        size = _size_of_other(header)
+        if header.isreg():
+            size = header.size if extended.size is None else extended.size
+        end = at + -(-size // _BLOCK) * _BLOCK
+        content = None
+        if contents and header.isreg() and size <= MOST_MEMBER_BYTES:
+            content = _exactly(stream, end - at, at)[:size]
+        else:
+            _skip(stream, end, at, seek=not contents)
+        at = end
+        name = plain(header.name if extended.path is None else extended.path)
+        yield Member(name, begin, end, header.isreg(), header.isdir(), content)
+
+
+def plain(name: str) -> str:
+    """A member's name without what would lead out of a folder, and with what is not UTF-8 spelt out."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return spelled("/".join(parts))
+
+
+def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extended, int]:
+    """The next member's header, what extended headers before it say, and the byte that follows; None: the end."""
+    extended = _Extended()
+    while True:
+        block = stream.read(_BLOCK)
+        if not block and not at:
+            raise Damaged("it is empty")
+        if not block:
+            raise Damaged(f"byte {at}: ends without its end mark")
+        if block == _ZEROS:
+            return None, extended, at
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise Damaged(f"byte {at}: {error}") from None
+        at += _BLOCK
+        if header.type not in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
+            return header, extended, at
+        if header.size > _MOST_HEADER_BYTES:
+            raise Damaged(f"byte {at}: a name of {header.size} bytes")
+        padded = -(-header.size // _BLOCK) * _BLOCK
+        value = _exactly(stream, padded, at)[: header.size]
+        at += padded
+        if header.type == tarfile.GNUTYPE_LONGNAME:
+            extended = extended._replace(path=value.rstrip(b"\0").decode("utf-8", "surrogateescape"))
+        elif header.type == tarfile.XHDTYPE:
+            extended = _records(value, at, extended)
+
+
+def _records(value: bytes, at: int, found: _Extended) -> _Extended:
+    """``found`` with the path and size of a pax header: records of "length key=value" and a newline."""
+    while value:
+        try:
+            length = int(value[: value.index(b" ")])
+            key, _, content = value[value.index(b" ") + 1 : length - 1].partition(b"=")
+            if key == b"path":
+                found = found._replace(path=content.decode("utf-8", "surrogateescape"))
+            elif key == b"size":
+                found = found._replace(size=int(content))
+        except ValueError:
+            length = 0
+        if length <= 0:
+            raise Damaged(f"byte {at}: an unreadable extended header")
+        value = value[length:]
+    return found
+
+
+def _size_of_other(header: tarfile.TarInfo) -> int:
+    """Bytes that follow the header of what is no regular file; some writers give links a size without content."""
+    return 0 if header.islnk() or header.issym() or header.isdir() or header.isdev() else header.size
+
+
+def _exactly(stream: IO[bytes], size: int, at: int) -> bytes:
+    content = stream.read(size)
+    if len(content) < size:
+        raise Damaged(f"byte {at}: ends within a member")
+    return content
+
+
+def _skip(stream: IO[bytes], end: int, at: int, seek: bool) -> None:
+    if seek:
+        # Seeking beyond the end is no error, reading the last byte is.
+        if end > at:
+            stream.seek(end - 1)
+            _exactly(stream, 1, at)
+        return
+    while at < end:
+        at += len(_exactly(stream, min(end - at, _MOST_HEADER_BYTES), at))

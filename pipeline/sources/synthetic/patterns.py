@@ -1,0 +1,50 @@
+"""Made-up sequences that a small model learns in a minute: walks through an alphabet in equal steps, round and round.
+
+A step of 2 from ``a`` is ``acegik…``. Two characters settle all that follow, but not where a document ends.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from artefacts.hashing import keyed_hashes
+from pipeline.document import Document
+from pipeline.sources import Part
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.synthetic.base import ALPHABET, MadeUpSource
+
+
+@dataclass(frozen=True)
+class PatternsSource(MadeUpSource):
+    """Document N is a pure function of the seed, N and the ranges: its first letter, its step and its length.
+
+    Attributes:
+        largest_step: places in the alphabet from one letter to the next, at most.
+        seed: the run's.
+    """
+
+    name: ClassVar[str] = "patterns"
+    largest_step: int
+    seed: int
+
+    def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        first, documents = part.where
+        numbers = range(first, first + documents)
+        lengths = self.max_chars - self.min_chars + 1
+        for number, drawn in zip(numbers, keyed_hashes(self.seed, "patterns", map(str, numbers)).tolist(), strict=True):
+            drawn, start = divmod(drawn, len(ALPHABET))
+            drawn, step = divmod(drawn, self.largest_step)
+            bad.good += 1
+            text = walk(start, 1 + step, self.min_chars + drawn % lengths)
+            yield Document(f"patterns:{number}", text, "patterns", "pattern")
+
+    def details(self) -> dict[str, Any]:
+        return {"alphabet": ALPHABET}
+
+
+def walk(start: int, step: int, length: int) -> str:
+    """``length`` letters: the alphabet's letter ``start``, then each ``step`` after the one before, wrapping round."""
+    letters = len(ALPHABET)
+    # After as many letters as the alphabet has, a walk is back where it began, whatever its step.
+    turn = "".join(ALPHABET[(start + place * step) % letters] for place in range(letters))
+    return (turn * (length // letters + 1))[:length]

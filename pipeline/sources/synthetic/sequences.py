@@ -1,0 +1,62 @@
+"""Made-up sequences with a target: random letters, to be copied or written backwards."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artefacts.hashing import keyed_hashes
+from pipeline.document import Document
+from pipeline.ngrams import mix
+from pipeline.sources import Part
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.synthetic.base import ALPHABET, MadeUpSource
+
+#: Letters that are drawn at a time.
+_DRAWN = 1 << 16
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ALPHABET = np.array(list(ALPHABET))
+
+
+@dataclass(frozen=True)
+class SequencesSource(MadeUpSource):
+    """Document N is a pure function of the seed, N, the alphabet and the lengths; its target of its text.
+
+    Attributes:
+        symbols: letters that there are.
+        task: what the target is.
+        seed: the run's.
+    """
+
+    name: ClassVar[str] = "sequences"
+    symbols: int
+    task: Literal["copy", "reverse"]
+    seed: int
+
+    def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        first, documents = part.where
+        step = max(1, _DRAWN // self.max_chars)
+        for start in range(first, first + documents, step):
+            numbers = range(start, min(start + step, first + documents))
+            for number, text in zip(numbers, self._texts(numbers), strict=True):
+                bad.good += 1
+                target = text if self.task == "copy" else text[::-1]
+                yield Document(f"sequences:{number}", text, "sequences", "sequence", target)
+
+    def details(self) -> dict[str, Any]:
+        return {"alphabet": ALPHABET[: self.symbols]}
+
+    def _texts(self, numbers: range) -> Iterator[str]:
+        keys = keyed_hashes(self.seed, "sequences", map(str, numbers))[:, None]
+        lengths = self.min_chars + _drawn(keys, 1)[:, 0] % np.uint64(self.max_chars - self.min_chars + 1)
+        letters = _ALPHABET[_drawn(keys, self.max_chars + 1)[:, 1:] % np.uint64(self.symbols)]
+        for row, length in zip(letters, lengths.tolist(), strict=True):
+            yield "".join(row[:length])
+
+
+def _drawn(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+    """[N, count] uniform numbers, a row for each key: the first few of a sequence that has no end (splitmix64)."""
+    with np.errstate(over="ignore"):
+        return mix(keys + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))

@@ -1,0 +1,196 @@
+"""Megatron's indexed dataset: token ids in ``PREFIX.bin``, where each sequence and document begins in ``PREFIX.idx``.
+
+Layout of the index, little-endian, as in ``megatron/core/datasets/indexed_dataset.py``: the magic ``MMIDIDX\\0\\0``,
+version 1 (uint64), code of the id type (uint8: 4 int32, 8 uint16), number of sequences (uint64), number of document
+boundaries (uint64), then sequence lengths in ids (int32), sequence offsets in bytes (int64), document boundaries in
+sequences (int64, from 0 to the number of sequences). We write one sequence a document.
+"""
+
+import mmap
+import os
+import struct
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artefacts.errors import RequestError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_VERSION = 1
+#: Megatron's codes of the id types, those that token ids come in.
+_TYPES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
+_CODES = {kind: code for code, kind in _TYPES.items()}
+
+
+def id_type(vocab_size: int) -> np.dtype:
+    """The type of ids on disk: uint16 below 65,500 ids, Megatron's own limit, else int32."""
+    return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _with_suffix(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
+class IndexedDatasetWriter:
+    """Write one shard. Nothing has the shard's name before ``finish``; the index gets it last."""
+
+    def __init__(self, prefix: Path, kind: np.dtype) -> None:
+        """Begin a shard of ids of type ``kind`` (uint16 or int32)."""
+        self._prefix, self._kind = Path(prefix), np.dtype(kind)
+        self._stream = open(_beside(_with_suffix(self._prefix, ".bin")), "wb")  # noqa: SIM115 - finish() closes it
+        self._lengths: list[NDArray[np.int32]] = []
+        self.tokens = 0
+
+    def add(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> None:
+        """Append documents: their ids one after the other, and the number of ids of each."""
+        assert int(lengths.sum()) == len(ids)
+        self._stream.write(ids.astype(self._kind, copy=False).tobytes())
+        self._lengths.append(lengths.astype(np.int32))
+        self.tokens += len(ids)
+
+    def finish(self) -> None:
+        """Flush to disk and publish both files."""
+        lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
+        pointers = np.zeros(len(lengths), np.int64)
+        np.cumsum(lengths[:-1], out=pointers[1:])
+        pointers *= self._kind.itemsize
+        boundaries = np.arange(len(lengths) + 1, dtype=np.int64)
+        index = _beside(_with_suffix(self._prefix, ".idx"))
+        with self._stream:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        with open(index, "wb") as stream:
+            stream.write(_HEADER.pack(_MAGIC, _VERSION, _CODES[self._kind], len(lengths), len(boundaries)))
+            for array in (lengths.astype("<i4"), pointers.astype("<i8"), boundaries.astype("<i8")):
+                stream.write(array.tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        for suffix in (".bin", ".idx"):
+            path = _with_suffix(self._prefix, suffix)
+            os.replace(_beside(path), path)
+
+
+class IndexedDataset:
+    """Memory-mapped reader of one shard. Opening reads a few bytes of the index, which is mapped when it is used.
+
+    Attributes:
+        tokens: all ids of the shard, in order (uint16 or int32; read only).
+    """
+
+    def __init__(self, prefix: Path, scattered: bool = False) -> None:
+        """Open ``PREFIX.bin`` and ``PREFIX.idx``.
+
+        ``scattered``: reads will be short and at random, so that none is taken for the beginning of many (by default
+        the kernel may fetch megabytes after each); see ``announce``.
+
+        Raises:
+            RequestError: one is missing, is no indexed dataset of token ids, or they do not belong together.
+        """
+        self._index, content = _with_suffix(Path(prefix), ".idx"), _with_suffix(Path(prefix), ".bin")
+        for path in (self._index, content):
+            if not path.is_file():
+                raise RequestError(f"{path}: no such token shard")
+        with open(self._index, "rb") as stream:
+            kind, self._sequences, self._documents = _read_header(self._index, stream)
+            tokens = _end_of_last(stream, self._sequences, kind)
+        count, rest = divmod(content.stat().st_size, kind.itemsize)
+        if rest or count != tokens:
+            raise RequestError(f"{content}: its size does not match its index")
+        self.tokens: NDArray[np.integer] = np.empty(0, kind)
+        self._content: mmap.mmap | None = None
+        if count:
+            with open(content, "rb") as stream:
+                self._content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self.tokens = np.frombuffer(self._content, kind)
+            if scattered:
+                self._content.madvise(mmap.MADV_RANDOM)
+
+    def announce(self, firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Say which stretches of ``tokens`` are read next: what is not in memory is then fetched all at once."""
+        if self._content is None:
+            return
+        size, page = self.tokens.itemsize, mmap.PAGESIZE
+        begins = firsts * size // page * page
+        lengths = (firsts + counts) * size - begins
+        for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
+            self._content.madvise(mmap.MADV_WILLNEED, begin, length)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Ids of each sequence."""
+        return _map(self._index, np.dtype("<i4"), _HEADER.size, self._sequences)
+
+    @cached_property
+    def boundaries(self) -> NDArray[np.int64]:
+        """First sequence of each document, and the number of sequences at the end."""
+        return _map(self._index, np.dtype("<i8"), _HEADER.size + 12 * self._sequences, self._documents + 1)
+
+    @cached_property
+    def _pointers(self) -> NDArray[np.int64]:
+        return _map(self._index, np.dtype("<i8"), _HEADER.size + 4 * self._sequences, self._sequences)
+
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Ids of each document, over all its sequences."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        return np.diff(ends[self.boundaries])
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return self._documents
+
+    def document(self, number: int) -> NDArray[np.integer]:
+        """Ids of one document, over all its sequences.
+
+        Raises:
+            IndexError: there is no such document.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"document {number} of {len(self)}")
+        first, last = self.boundaries[number], self.boundaries[number + 1]
+        start = self._pointers[first] // self.tokens.itemsize if first < last else 0
+        return self.tokens[start : start + self.lengths[first:last].sum(dtype=np.int64)]
+
+
+def shard_prefixes(folder: Path, split: str) -> list[Path]:
+    """Prefixes of a split's shards in a tokens folder, in order; of several sources, all of each in order of name."""
+    found = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
+    return [path.with_suffix("") for path in found]
+
+
+def _read_header(index: Path, stream: BinaryIO) -> tuple[np.dtype, int, int]:
+    """Type of ids, number of sequences and of documents."""
+    header = stream.read(_HEADER.size)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        raise RequestError(f"{index}: not an indexed dataset (no MMIDIDX at its head)")
+    _, version, code, sequences, boundaries = _HEADER.unpack(header)
+    if version != _VERSION or code not in _TYPES:
+        raise RequestError(f"{index}: version {version}, id type {code}; only version 1, types 4 and 8 are read")
+    if index.stat().st_size < _HEADER.size + 12 * sequences + 8 * boundaries or not boundaries:
+        raise RequestError(f"{index}: ends early")
+    return _TYPES[code], sequences, boundaries - 1
+
+
+def _end_of_last(stream: BinaryIO, sequences: int, kind: np.dtype) -> int:
+    """Ids of the shard by its index: where the last sequence begins and how long it is."""
+    if not sequences:
+        return 0
+    stream.seek(_HEADER.size + 4 * (sequences - 1))
+    (length,) = struct.unpack("<i", stream.read(4))
+    stream.seek(_HEADER.size + 4 * sequences + 8 * (sequences - 1))
+    (pointer,) = struct.unpack("<q", stream.read(8))
+    return pointer // kind.itemsize + length
+
+
+def _map(path: Path, kind: np.dtype, offset: int, count: int) -> NDArray:
+    # An empty range cannot be mapped.
+    return np.memmap(path, kind, "r", offset, (count,)) if count else np.empty(0, kind)

@@ -1,0 +1,111 @@
+"""The packing stage: token shards to an index of samples of whole documents (``train.packing=best_fit``).
+
+``packing/`` has, for each training shard and under its name, ``.pieces.npy`` and ``.samples.npy`` (see
+``best_fit.Packing``), which the loader maps. Offsets are tokens of the shard.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from artefacts import atomic, manifest, repair_hints
+from artefacts.errors import RequestError
+from artefacts.manifest import Manifest
+from artefacts.progress import bar
+from artefacts.stage import Stage, open_stage
+from configs.data_guard import guard
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from pipeline import parallel as processes
+
+
+def build(recipe: Recipe) -> Manifest | None:
+    """Pack every training shard and publish the index; None where it is up to date.
+
+    Raises:
+        RequestError: the recipe packs nothing, or the shards are missing or damaged.
+    """
+    layout, train = RunLayout.of(recipe), recipe.train
+    if train.packing != "best_fit":
+        raise RequestError(f"train.packing={train.packing} needs no index: there is nothing to pack")
+    tokens = manifest.require(layout.tokens, "data")
+    identity = {"packing": train.packing, "context_length": train.context_length}
+    with open_stage(
+        "packing", layout.packing, identity, {"tokens": tokens.fingerprint}, check_replacing=guard(recipe, "packing")
+    ) as stage:
+        if stage.finished:
+            return None
+        repair_hints.check_sizes("tokens", layout.tokens)
+        counts = _pack_all(stage, layout.tokens, train.context_length, processes.count(recipe.data.workers))
+        return stage.publish(counts, manifest.versions("numpy"))
+
+
+def outcome(made: Manifest | None, recipe: Recipe) -> str:
+    """A line on what ``build`` did."""
+    folder = RunLayout.of(recipe).packing
+    if made is None:
+        return f"{folder}: up to date"
+    counts = made.counts
+    return (
+        f"{folder}: {counts['samples']:,} samples of {recipe.train.context_length:,} tokens, "
+        f"{counts['utilisation']:.2%} of them text; {counts['documents_cut']:,} of {counts['documents']:,} documents "
+        f"cut, where windows cut {counts['documents_cut_by_windows']:,}"
+    )
+
+
+def _pack_all(stage: Stage, tokens: Path, context_length: int, workers: int) -> dict[str, Any]:
+    """Pack the shards that an earlier start did not; the counts of all."""
+    from pipeline.tokens.indexed_dataset import shard_prefixes
+
+    prefixes = shard_prefixes(tokens, "train")
+    notes = {prefix: _note(stage.scratch, prefix.relative_to(tokens)) for prefix in prefixes}
+    todo = [prefix for prefix in prefixes if not notes[prefix].exists()]
+    tasks = [(prefix, stage.work / prefix.relative_to(tokens), context_length) for prefix in todo]
+    with bar(len(prefixes), "shard", "packing", initial=len(prefixes) - len(todo)) as progress:
+        packed = processes.ordered(pack_shard, tasks, min(workers, len(tasks) or 1))
+        for prefix, facts in zip(todo, packed, strict=True):
+            atomic.write_json(notes[prefix], facts)
+            progress.update()
+    totals: dict[str, int] = {}
+    for note in notes.values():
+        for name, count in json.loads(note.read_text()).items():
+            totals[name] = totals.get(name, 0) + count
+    return {**totals, "utilisation": totals["tokens"] / (max(1, totals["samples"]) * context_length)}
+
+
+def _note(scratch: Path, shard: Path) -> Path:
+    """Where a packed shard's counts stand until the index is published; written after its files."""
+    return scratch / f"{shard.as_posix().replace('/', '.')}.json"
+
+
+def pack_shard(prefix: Path, target: Path, context_length: int) -> dict[str, int]:
+    """Write the index of one shard under ``target``'s name and return its counts."""
+    import numpy as np
+
+    from pipeline.tokens.best_fit import pack
+    from pipeline.tokens.indexed_dataset import IndexedDataset
+
+    lengths = IndexedDataset(prefix).document_lengths()
+    packing = pack(lengths, context_length)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, array in ((".pieces.npy", packing.pieces), (".samples.npy", packing.samples)):
+        _save(target.with_name(target.name + suffix), array)
+    ends = np.cumsum(lengths)
+    crossing = (ends - lengths) // context_length < (ends - 1) // context_length
+    return {
+        "documents": len(lengths),
+        "tokens": int(lengths.sum()),
+        "samples": len(packing.samples) - 1,
+        "documents_cut": packing.cut,
+        "documents_cut_by_windows": int((crossing & (lengths > 0)).sum()),
+    }
+
+
+def _save(path: Path, array: Any) -> None:
+    import io
+
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, array)
+    atomic.write_bytes(path, content.getvalue())

@@ -1,0 +1,57 @@
+"""The chat template: messages to ids and labels.
+
+``<|begin|>`` once, then for every message its role token, the content and ``<|end|>``; nothing between them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from artefacts.errors import RequestError
+from tokenizer import special_tokens
+from tokenizer.base import Tokenizer
+
+#: Label of a position that carries no loss (torch's cross-entropy ignores it).
+IGNORED = -100
+
+_ROLES = {"system": special_tokens.SYSTEM_ID, "user": special_tokens.USER_ID, "assistant": special_tokens.ASSISTANT_ID}
+
+
+def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids and labels of a whole conversation.
+
+    Returns:
+        Two lists of the same length. ``labels[i]`` is ``ids[i]`` where it belongs to an assistant's content or to the
+        ``<|end|>`` that closes it, else -100; the shift by one is the loss's business.
+
+    Raises:
+        RequestError: no message, an unknown role, content that is not text, or a tokenizer without chat tokens.
+    """
+    tokenizer.require_chat_tokens()
+    ids, labels = [special_tokens.BEGIN_ID], [IGNORED]
+    for role, content in _checked(messages):
+        said = [*tokenizer.encode(content), special_tokens.END_OF_TURN_ID]
+        ids += [_ROLES[role], *said]
+        labels += [IGNORED, *(said if role == "assistant" else [IGNORED] * len(said))]
+    return ids, labels
+
+
+def prompt(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """Ids of a conversation that is the assistant's turn to continue: they end with ``<|assistant|>``.
+
+    Raises:
+        RequestError: as ``render``.
+    """
+    return [*render(messages, tokenizer)[0], special_tokens.ASSISTANT_ID]
+
+
+def _checked(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    if not messages:
+        raise RequestError("a conversation needs at least one message")
+    checked = []
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        if role not in _ROLES:
+            raise RequestError(f"message {number}: role {role!r} is none of {', '.join(_ROLES)}")
+        if not isinstance(content, str):
+            raise RequestError(f"message {number}: content is not text")
+        checked.append((role, content))
+    return checked

@@ -1,0 +1,54 @@
+"""The documents that a tokenizer is trained on: a seeded sample, in memory of the sample's size alone."""
+
+from pathlib import Path
+
+import numpy as np
+
+from artefacts import repair_hints
+from artefacts.hashing import Pieces, keyed_hashes, threshold
+
+#: Rows whose ids become Python objects at once.
+_ROWS = 16_384
+
+
+def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[str]:
+    """Texts of about ``budget`` bytes in all from the documents artefact, in their order on disk.
+
+    With ``targets`` what belongs to a text stands behind it, on lines of its own.
+
+    Raises:
+        RequestError: a shard is damaged.
+    """
+    import pyarrow
+    import pyarrow.compute as compute
+    import pyarrow.parquet as parquet
+
+    paths = sorted(folder.glob("clean-*.parquet"))
+
+    def pieces() -> Pieces:
+        for path in paths:
+            with repair_hints.reading("documents", path):
+                asked = ["id", "bytes", *(["target"] if targets else [])]
+                for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=asked):
+                    hashes = keyed_hashes(seed, "tokenizer", batch.column("id").to_pylist())
+                    sizes = batch.column("bytes").to_numpy()
+                    if targets:
+                        sizes = sizes + compute.binary_length(batch.column("target").fill_null("")).to_numpy()
+                    yield hashes, sizes
+
+    most = threshold(pieces, budget)
+    columns = ["text", *(["target"] if targets else [])]
+    texts: list[str] = []
+    for path in paths:
+        with repair_hints.reading("documents", path):
+            file = parquet.ParquetFile(path)
+            for group in range(file.num_row_groups):
+                ids = file.read_row_group(group, columns=["id"])["id"].to_pylist()
+                taken = (
+                    np.ones(len(ids), bool) if most is None else keyed_hashes(seed, "tokenizer", ids) <= np.uint64(most)
+                )
+                if taken.any():
+                    chosen = file.read_row_group(group, columns=columns).filter(pyarrow.array(taken))
+                    parts = (chosen[column].to_pylist() for column in columns)
+                    texts += ("\n".join(filter(None, found)) for found in zip(*parts, strict=True))
+    return texts

@@ -1,0 +1,139 @@
+"""``python -m training evaluate``: ``evaluation/evaluation.json`` and what it says, in a table."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from artefacts import atomic, command_hints, manifest
+from artefacts.errors import RequestError
+from artefacts.stage import open_stage
+from artefacts.training_folder import has_weights
+from configs import command, run_weights
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from training.runs import finished_checkpoint
+
+
+def evaluate(recipe: Recipe) -> int:
+    """Evaluate the finished pretraining, and fine-tuning where there is one; returns the exit status."""
+    layout = RunLayout.of(recipe)
+    if recipe.learns != "text":
+        return _evaluate_task(recipe, layout)
+    tokens = manifest.require(layout.tokens, "data")
+    pretrained = _finished(layout, "pretrain")
+    finetuned = None if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
+    inputs = {"tokens": tokens.fingerprint, "pretrain": pretrained[1]}
+    if finetuned is not None:
+        inputs["finetune"] = finetuned[1]
+        inputs["examples"] = manifest.require(layout.examples, "examples").fingerprint
+    identity = {
+        "evaluate": recipe.evaluate.identity(),
+        "generate": recipe.generate.identity(),
+        "context_length": recipe.train.context_length,
+    }
+    with open_stage("evaluation", layout.evaluation, identity, inputs) as stage:
+        if stage.finished:
+            print(f"{layout.evaluation}: up to date")
+        else:
+            # Only here, so that "up to date" is answered without torch.
+            from training.evaluate.results import evaluate_run
+
+            results = evaluate_run(
+                recipe, layout, tokens.counts["validation"], pretrained[0], finetuned and finetuned[0]
+            )
+            atomic.write_json(stage.work / "evaluation.json", results)
+            stage.publish(counts={}, versions=manifest.versions("torch", "zstandard"))
+    _print(atomic.read_json(layout.evaluation / "evaluation.json"))
+    return command.DONE
+
+
+def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
+    examples = manifest.require(layout.examples, "data")
+    pretrained = _finished(layout, "pretrain")
+    generate = recipe.generate
+    asked = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
+    if recipe.evaluate.max_tokens is not None:
+        asked |= {"max_tokens": recipe.evaluate.max_tokens}
+    inputs = {"examples": examples.fingerprint, "pretrain": pretrained[1]}
+    with open_stage("evaluation", layout.evaluation, {"task": recipe.learns, **asked}, inputs) as stage:
+        if stage.finished:
+            print(f"{layout.evaluation}: up to date")
+        else:
+            from training.evaluate.tasks import evaluate_task
+
+            results = evaluate_task(recipe, layout, pretrained[0])
+            atomic.write_json(stage.work / "evaluation.json", results)
+            stage.publish(counts={}, versions=manifest.versions("torch"))
+    print("\n".join(_task_lines(atomic.read_json(layout.evaluation / "evaluation.json")["task"])))
+    return command.DONE
+
+
+def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
+    """The last checkpoint of a stage and its fingerprint; a line on stderr says what it is.
+
+    Raises:
+        RequestError: the stage is not finished, or data that it was trained on were replaced since: what is held out
+            now may be what it has learnt.
+    """
+    folder = getattr(layout, stage)
+    if (last := finished_checkpoint(folder)) is None or not last[0].is_dir():
+        raise RequestError(f"{folder} is not finished: run `{command_hints.make(stage)}` first")
+    saved = manifest.require(last[0], stage)
+    run_weights.check_tokenizer(last[0], saved, layout)
+    if why := run_weights.stale(layout, stage):
+        raise RequestError(
+            f"{folder} is not current ({why}): it cannot be measured on data that it may have been trained on. Use "
+            "the recipe and ARGS that it was trained with, or train again: "
+            f"`{command_hints.make(stage, None, 'run.replace=true')}`"
+        )
+    print(run_weights.line(last[0], saved), file=sys.stderr, flush=True)
+    return last
+
+
+def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
+    """The fine-tuned checkpoint and its fingerprint; None: there is none, and none is asked for."""
+    if recipe.generate.stage == "finetune":
+        return _finished(layout, "finetune")
+    if not has_weights(layout.finetune):
+        return None
+    run_weights.check_finetuning(layout)
+    if finished_checkpoint(layout.finetune) is None:
+        print(f"{layout.finetune}: training is not finished: evaluated without it", file=sys.stderr)
+        return None
+    return _finished(layout, "finetune")
+
+
+def _print(results: dict[str, Any]) -> None:
+    pretrain, baselines = results["pretrain"], results["baselines"]
+    print(f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes")
+    print(f"  pretrained {pretrain['bits_per_byte']:.3f} bits per byte, loss {pretrain['loss']:.3f} nats a token")
+    for name, row in baselines.items():
+        print(f"  {name:<10} {row['bits_per_byte']:.3f} bits per byte")
+    if tuned := results.get("finetune"):
+        before, after = tuned["held_out_loss_before"], tuned["held_out_loss_after"]
+        print(
+            f"answers      {tuned['examples']} held out: loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"
+        )
+        print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
+    if results["experts"]:
+        worst = max(facts["max_over_mean"] for facts in results["experts"].values())
+        print(f"experts      busiest over mean {worst:.2f} on the validation text")
+
+
+def _task_lines(facts: dict[str, Any]) -> list[str]:
+    """What was found of a task, a line each."""
+    head = [f"held out     {facts['examples']:,} examples, loss {facts['loss']:.4f} nats a target"]
+    if facts["kind"] != "labels":
+        found = f"{facts['token_accuracy']:.2%} of the tokens, {facts['exact']:.2%} of the whole sequences"
+        return [*head, f"  right      {found}"]
+    width = max(len(row["name"]) for row in facts["classes"])
+    return [
+        *head,
+        f"  right      {facts['accuracy']:.2%}, always the most frequent class {facts['majority']:.2%}; "
+        f"macro F1 {facts['macro_f1']:.3f}",
+        *(
+            f"  {row['name']:<{width}} {row['examples']:>7,} examples, precision {row['precision']:.3f}, "
+            f"recall {row['recall']:.3f}, F1 {row['f1']:.3f}"
+            for row in facts["classes"]
+        ),
+    ]

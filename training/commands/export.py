@@ -1,0 +1,84 @@
+"""``python -m training export``: a run's model as a Hugging Face model directory, proven to be the same model."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from artefacts import manifest
+from artefacts.stage import open_stage
+from configs.command import DONE
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from tokenizer.base import Tokenizer
+from training.checkpoint.full_weights import read_weights, require_checkpoint
+from training.checkpoint.index import Contents
+from training.estimate.parameters import parameters
+from training.export.folder import write_config, write_tokenizer, write_weights
+from training.export.formats import format_of
+from training.export.proof import difference_to_transformers, require_same_weights
+from training.export.weights import load_weights, released_stream
+from training.model_loading import require_same_model, wanted_checkpoint
+from training.models.registry import build_model
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Bytes a parameter that the proof holds: ours twice and transformers', in fp32.
+_PROVEN_BYTES = 12
+
+
+def export(recipe: Recipe) -> int:
+    """Write ``export/``, whole or not at all, and prove it; returns the exit status.
+
+    Raises:
+        RequestError: the family has no released format, or the format cannot carry the model; there is no checkpoint,
+            or it is of another model.
+        RuntimeError: what was written is not the model.
+    """
+    layout = RunLayout.of(recipe)
+    config = format_of(recipe.model).released_config(recipe.model, recipe.vocab_size)
+    checkpoint = wanted_checkpoint(recipe, layout)
+    saved = require_checkpoint(checkpoint, "pretrain")
+    require_same_model(recipe, checkpoint, saved.details["model"])
+    made = manifest.require(layout.tokenizer, "tokenizer")
+    stage_name = saved.details.get("run", {}).get("stage", "")
+    inputs = {"checkpoint": saved.fingerprint, "tokenizer": made.fingerprint}
+    identity = {"model": recipe.model.identity(), "precision": recipe.train.precision}
+    with open_stage("export", layout.export, identity, inputs) as stage:
+        if stage.finished:
+            print(f"{layout.export}: up to date")
+            return DONE
+        dtype, tokenizer = _DTYPES[recipe.train.precision], Tokenizer.load(layout.tokenizer)
+        names = [*(contents := Contents(checkpoint)).parameters, *contents.buffers()]
+        stream = released_stream(recipe.model, read_weights(checkpoint), names)
+        numbers = write_weights(stage.work, stream, dtype)
+        write_config(stage.work, config, dtype, tokenizer)
+        write_tokenizer(stage.work, layout.tokenizer, tokenizer)
+        proof = _prove(recipe, stage.work, checkpoint, dtype, tokenizer.vocab_size)
+        stage.publish(
+            {"numbers": numbers},
+            manifest.versions("torch", "safetensors", "transformers"),
+            {"checkpoint": checkpoint.name, "stage": stage_name, "step": saved.counts["step"], "proof": proof},
+        )
+    print(f"{layout.export}: {numbers:,} numbers in {recipe.train.precision}; {proof}")
+    return DONE
+
+
+def _prove(recipe: Recipe, folder: Path, checkpoint: Path, dtype: torch.dtype, vocabulary: int) -> str:
+    """Read back what was written and compare it; what to say of that.
+
+    Raises:
+        RuntimeError: it is another model.
+    """
+    needed = _PROVEN_BYTES * parameters(recipe.model, recipe.vocab_size).all
+    if needed > psutil.virtual_memory().available:
+        return f"not proven: comparing it needs {needed / 1e9:,.0f} GB of memory"
+    model, fresh = (build_model(recipe.model, recipe.vocab_size) for _ in range(2))
+    load_weights(model, read_weights(checkpoint))
+    fresh = fresh.to(dtype).eval()
+    require_same_weights(folder, model.to(dtype), fresh)
+    del model
+    difference = difference_to_transformers(folder, fresh, vocabulary)
+    read = "read back bit for bit"
+    if difference is None:
+        return f"{read}; transformers is not installed, with which logits would be compared"
+    return f"{read}; transformers' logits differ by {difference:.1e} at most"

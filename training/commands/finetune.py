@@ -1,0 +1,76 @@
+"""Fine-tuning: the pretrained weights on chat examples, loss on the assistant's turns only."""
+
+import math
+
+from configs import command
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
+from configs.schema.train import ScheduleSection, TrainSection
+from tokenizer.base import Tokenizer
+from training.checkpoint.full_weights import read_weights, require_checkpoint
+from training.data.chat import ChatExamples
+from training.data.examples import ExampleData
+from training.engine.signals import StopRequest
+from training.export.weights import load_weights
+from training.job import Job, run_job
+from training.runs import finetune_run, finished_checkpoint
+
+
+def finetune(recipe: Recipe, stop: StopRequest) -> int:
+    """Begin, resume, or find that it is finished; returns the exit status."""
+    layout = RunLayout.of(recipe)
+    run = finetune_run(recipe, layout)
+    section = recipe.finetune
+    assert section is not None, "finetune_run refuses a recipe without it"
+    if run.manifest() is not None:
+        print(f"{run.folder}: up to date")
+        return command.DONE
+    pad = Tokenizer.load(layout.tokenizer).pad_id
+    examples = ChatExamples(layout.examples, "train", pad)
+    held_out = ChatExamples(layout.examples, "held-out", pad)
+    train = _train_section(recipe, section, len(examples))
+    micro_batch = _micro_batch(recipe, section)
+    pretrained = finished_checkpoint(layout.pretrain)
+    assert pretrained is not None, "finetune_run refuses a pretraining that is not finished"
+    weights = pretrained[0]
+    job = Job(
+        run=run,
+        train=train,
+        global_batch=section.batch_examples,
+        micro_batch=micro_batch,
+        data=ExampleData(examples, section.batch_examples, recipe.run.seed),
+        validation=held_out.in_order(micro_batch),
+        preflight=lambda: require_checkpoint(weights, "pretrain"),
+        prepare=lambda model, experts: load_weights(model, read_weights(weights), experts),
+    )
+    return run_job(recipe, job, stop)
+
+
+def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
+    """Examples a rank at a time: the most that divide its share and fit in the tokens of a pretraining micro-batch."""
+    share = section.batch_examples // recipe.ranks
+    tokens = recipe.micro_batch * recipe.train.context_length
+    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]
+    return max(fitting, default=1)
+
+
+def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:
+    """Pretraining's section with what fine-tuning changes."""
+    steps = max(1, math.ceil(section.epochs * examples / section.batch_examples))
+    schedule = ScheduleSection(
+        kind="cosine",
+        warmup_steps=min(steps - 1, round(steps * section.warmup_fraction)),
+        final_fraction=section.final_fraction,
+    )
+    changes = {
+        "steps": steps,
+        "learning_rate": section.learning_rate,
+        "schedule": schedule,
+        "context_length": section.max_length,
+        "mask_documents": False,  # each example is a sample of its own
+        "balance_step": 0.0,
+        "eval_every": min(recipe.train.eval_every, steps),
+        "stop_at": None,
+    }
+    return recipe.train.model_copy(update=changes)

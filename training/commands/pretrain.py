@@ -1,0 +1,42 @@
+"""Pretraining: token shards, or examples, to a checkpointed model."""
+
+from artefacts.manifest import require_sound
+from configs import command
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from training.data.build import held_out, pretraining_data
+from training.engine.signals import StopRequest
+from training.first_weights import first_weights
+from training.job import Job, run_job
+from training.runs import BACKBONE, pretrain_run
+
+
+def pretrain(recipe: Recipe, stop: StopRequest) -> int:
+    """Begin, resume, or find that it is finished; returns the exit status."""
+    layout, train = RunLayout.of(recipe), recipe.train
+    run = pretrain_run(recipe, layout)
+    if run.manifest() is not None:
+        print(f"{run.folder}: up to date")
+        return command.DONE
+    data = pretraining_data(recipe, layout)
+    validation = held_out(recipe, layout).spread(train.eval_batches * train.global_batch, recipe.micro_batch)
+    notice = f"{train.steps} steps read {_epochs(data.epochs(train.steps))}"
+    if not validation:
+        notice += "; no validation, as the held-out text is too short: raise data.tokens.validation_fraction"
+    learnt_from = [getattr(layout, name) for name in run.inputs if name != BACKBONE]
+    job = Job(
+        run=run,
+        train=train,
+        global_batch=train.global_batch,
+        micro_batch=recipe.micro_batch,
+        data=data,
+        validation=validation,
+        preflight=lambda: [require_sound(folder, "data") for folder in learnt_from],
+        prepare=lambda model, experts: first_weights(recipe, model, experts),
+        notice=notice,
+    )
+    return run_job(recipe, job, stop)
+
+
+def _epochs(epochs: dict[str, float]) -> str:
+    return ", ".join(f"{name} {count:.3g} times over" for name, count in epochs.items())

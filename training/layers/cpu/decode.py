@@ -1,0 +1,139 @@
+"""Linear layers, norms, GELU, experts and attention of few rows on CPU, without gradients: what decoding consists of.
+
+PyTorch's products read a matrix several rows at a time, which for a single row or eight means a third of the memory's
+speed. The C code beside this file reads each matrix once, in order. Every function here gives None where that is not
+the way (more rows, gradients, other devices and dtypes, no compiler): the caller has the way for all cases.
+"""
+
+import ctypes
+
+import torch
+
+from training.layers.cpu.kernels import code_for, is_half, succeeded
+
+#: Rows up to which reading the matrix, not arithmetic, takes the time.
+_FEW = 16
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+    """``x @ weight.T + bias``: [..., in] -> [..., out]; ``weight`` [out, in]."""
+    if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        return None
+    code = _code_for(x, weight) if bias is None else _code_for(x, weight, bias)
+    if code is None:
+        return None
+    x = x.contiguous()
+    outputs, inputs = weight.shape
+    y = x.new_empty(*x.shape[:-1], outputs)
+    places = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
+    succeeded(code.few_linear(*places, x.numel() // inputs, outputs, inputs, is_half(x)))
+    return y
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | None:
+    """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension, accumulated in fp32."""
+    code = _code_for(x, weight) if weight.shape == x.shape[-1:] else None
+    if code is None:
+        return None
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    places = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+    code.few_rms_norm(*places, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
+    return y
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor | None:
+    """``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension, in fp32."""
+    code = _code_for(x, weight) if bias is None else _code_for(x, weight, bias)
+    if code is None or weight.shape != x.shape[-1:]:
+        return None
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    places = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
+    code.few_layer_norm(*places, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
+    return y
+
+
+def gelu(x: torch.Tensor, tanh: bool = False) -> torch.Tensor | None:
+    """x times the standard normal distribution up to x, or its approximation by ``tanh``: [...]."""
+    code = _code_for(x)
+    if code is None:
+        return None
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    code.gelu(x.data_ptr(), None, y.data_ptr(), x.numel(), tanh, is_half(x))
+    return y
+
+
+def attention(
+    q_BNTH: torch.Tensor,
+    entries_BNLE: torch.Tensor,
+    seen_BT: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    slopes_N: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Attention of queries to cached entries, a key and a value each (E = 2H), up to their own: [B, T, N, H].
+
+    ``seen_BT`` (int64): entries up to a token's own, of which it reaches ``window``; ``slopes_N`` (fp32): ALiBi's.
+    """
+    samples, heads, length, width = q_BNTH.shape
+    code = _code_for(q_BNTH[:, 0])
+    apart = entries_BNLE.stride()
+    if code is None or entries_BNLE.dtype != q_BNTH.dtype or apart[2:] != (2 * width, 1):
+        return None
+    q_BNTH, seen_BT = q_BNTH.contiguous(), seen_BT.contiguous()
+    out_BTNH = q_BNTH.new_empty(samples, length, heads, width)
+    slopes = None if slopes_N is None else slopes_N.data_ptr()
+    places = q_BNTH.data_ptr(), entries_BNLE.data_ptr(), seen_BT.data_ptr(), slopes, out_BTNH.data_ptr()
+    sizes = (samples, heads, length, width, *apart[:2], window or 0)
+    succeeded(code.few_heads(*places, *sizes, scale, is_half(q_BNTH)))
+    return out_BTNH
+
+
+def experts(
+    x_MD: torch.Tensor,
+    weights_MK: torch.Tensor,
+    selected_MK: torch.Tensor,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+) -> torch.Tensor | None:
+    """Each token's SwiGLU experts times their weights (fp32), summed: [M, D]."""
+    code = _code_for(x_MD, gate_up_E2FD, down_EDF)
+    if code is None or weights_MK.dtype != torch.float32 or selected_MK.dtype != torch.int64:
+        return None
+    x_MD, weights_MK, selected_MK = x_MD.contiguous(), weights_MK.contiguous(), selected_MK.contiguous()
+    y_MD = torch.empty_like(x_MD)
+    tensors = (x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF, y_MD)
+    count, hidden, width = down_EDF.shape
+    sizes = (*selected_MK.shape, count, width, hidden, is_half(x_MD))
+    succeeded(code.few_experts(*(tensor.data_ptr() for tensor in tensors), *sizes))
+    return y_MD
+
+
+def latent_attention(
+    q_BNTQ: torch.Tensor, entries_BLc: torch.Tensor, expand_NeC: torch.Tensor, seen_BT: torch.Tensor, scale: float
+) -> torch.Tensor | None:
+    """Attention of queries to the first ``seen_BT`` (int64) cached entries, by absorbed projections: [B, T, N, Z].
+
+    An entry is a latent C and a rotated key; ``expand_NeC`` makes a head's keys and values of a latent.
+    """
+    samples, heads, length, query = q_BNTQ.shape
+    code = _code_for(q_BNTQ[:, 0], expand_NeC)
+    if code is None or entries_BLc.dtype != q_BNTQ.dtype or entries_BLc.stride()[1:] != (entries_BLc.shape[2], 1):
+        return None
+    latent = expand_NeC.shape[2]
+    rope = entries_BLc.shape[2] - latent
+    values = expand_NeC.shape[1] - (query - rope)
+    q_BNTQ, out_BTNZ = q_BNTQ.contiguous(), q_BNTQ.new_empty(samples, length, heads, values)
+    places = [tensor.data_ptr() for tensor in (q_BNTQ, entries_BLc, expand_NeC, seen_BT.contiguous(), out_BTNZ)]
+    sizes = (samples, heads, length, query - rope, rope, values, latent, entries_BLc.stride(0))
+    succeeded(code.few_attention(*places, *sizes, scale, is_half(q_BNTQ)))
+    return out_BTNZ
+
+
+def _code_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
+    """The C code, where it is for this: a few rows in memory, nobody asking for gradients or another precision."""
+    if torch.is_grad_enabled() or not 0 < x.numel() <= _FEW * x.shape[-1] or torch.is_autocast_enabled("cpu"):
+        return None
+    return code_for(x, *weights) if all(weight.is_contiguous() for weight in weights) else None

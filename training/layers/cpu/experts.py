@@ -1,0 +1,130 @@
+"""The routed experts on CPU, an expert at a time over gathered rows that stay in a core's cache.
+
+Beside ``grouped_mm`` this saves the sorted copy of all rows and of their gradients, and its gather-and-sum is one pass.
+Forward and backward are written out: autograd would keep every intermediate of every expert.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from training.layers.activations import gradients_on_cpu, weighted_on_cpu
+from training.layers.cpu import decode
+
+
+def experts_on_cpu(
+    x_MD: torch.Tensor,
+    weights_MK: torch.Tensor,
+    selected_MK: torch.Tensor,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+) -> torch.Tensor:
+    """Each token's SwiGLU experts times their weights (fp32), summed: [M, D] -> [M, D].
+
+    In training a slot of weight 0 costs nothing, and an expert that no token chose never; its gradient is zero.
+    """
+    if (few := decode.experts(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)) is not None:
+        return few
+    out: torch.Tensor = _Experts.apply(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)
+    return out
+
+
+#: Rows that an expert's share is filled up to a multiple of. In bf16 a product is compiled for its exact shape, and
+#: with any number of rows every expert would need another one at every step.
+_ALIGNED = {torch.bfloat16: 32}
+
+
+class _Plan(NamedTuple):
+    """Rows in order of their experts, each expert's filled up with rows of weight 0.
+
+    Attributes:
+        tokens: [R] the token of each row.
+        weights: [R, 1] its weight.
+        places: [M, K] the row of each slot; R for those of weight 0.
+        used: [S] the slots (token * K + k) of other weights, in order of their rows.
+        rows: [S] their rows.
+        bounds: expert, first row and one past the last of each expert that has any.
+    """
+
+    tokens: torch.Tensor
+    weights: torch.Tensor
+    places: torch.Tensor
+    used: torch.Tensor
+    rows: torch.Tensor
+    bounds: list[tuple[int, int, int]]
+
+
+def _plan(weights_MK: torch.Tensor, selected_MK: torch.Tensor, experts: int, aligned: int) -> _Plan:
+    expert_of_slot = selected_MK.where(weights_MK != 0, experts).flatten()
+    sizes = expert_of_slot.bincount(minlength=experts + 1)[:experts]
+    bounds, end = [], 0
+    for expert, size in enumerate(sizes.tolist()):
+        if size:
+            start, end = end, end + -(-size // aligned) * aligned
+            bounds.append((expert, start, end))
+    ordered, slots = expert_of_slot.sort(stable=True)
+    used = slots[: int(sizes.sum())]
+    # How much further on an expert's rows are for what was filled up before it.
+    filled = (-sizes).remainder(aligned)
+    rows = torch.arange(len(used)) + (filled.cumsum(0) - filled)[ordered[: len(used)]]
+    tokens = torch.zeros(end, dtype=torch.int64)
+    tokens[rows] = used // selected_MK.shape[1]
+    weights = torch.zeros(end, dtype=weights_MK.dtype)
+    weights[rows] = weights_MK.flatten()[used]
+    places = torch.full((weights_MK.numel(),), end)
+    places[used] = rows
+    return _Plan(tokens, weights[:, None], places.view_as(selected_MK), used, rows, bounds)
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_MD: torch.Tensor,
+        weights_MK: torch.Tensor,
+        selected_MK: torch.Tensor,
+        gate_up_E2FD: torch.Tensor,
+        down_EDF: torch.Tensor,
+    ) -> torch.Tensor:
+        plan = _plan(weights_MK, selected_MK, len(down_EDF), _ALIGNED.get(x_MD.dtype, 1))
+        gate_up_R2F = x_MD.new_empty(len(plan.tokens), gate_up_E2FD.shape[1])
+        out_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
+        out_RD[-1] = 0
+        for expert, start, end in plan.bounds:
+            rows = x_MD.index_select(0, plan.tokens[start:end])
+            gate_up = torch.mm(rows, gate_up_E2FD[expert].t(), out=gate_up_R2F[start:end])
+            gate, up = gate_up.chunk(2, dim=1)
+            hidden = weighted_on_cpu(gate, up, plan.weights[start:end])
+            torch.mm(hidden, down_EDF[expert].t(), out=out_RD[start:end])
+        ctx.plan = plan
+        ctx.save_for_backward(x_MD, gate_up_R2F, gate_up_E2FD, down_EDF)
+        return F.embedding_bag(plan.places, out_RD, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_MD, gate_up_R2F, gate_up_E2FD, down_EDF = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        dy_MD = upstream[0].contiguous()
+        dgate_up_E2FD, ddown_EDF = torch.zeros_like(gate_up_E2FD), torch.zeros_like(down_EDF)
+        dx_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
+        dx_RD[-1] = 0
+        dweights_R = torch.empty(len(plan.tokens), dtype=plan.weights.dtype)
+        for expert, start, end in plan.bounds:
+            tokens, weights = plan.tokens[start:end], plan.weights[start:end]
+            dy = dy_MD.index_select(0, tokens)
+            gate, up = gate_up_R2F[start:end].chunk(2, dim=1)
+            dgate_up = torch.empty_like(gate_up_R2F[start:end])
+            dgate, dup = dgate_up.chunk(2, dim=1)
+            found = gradients_on_cpu(gate, up, weights, dy @ down_EDF[expert], dgate, dup)
+            assert found is not None
+            hidden, dweights_R[start:end] = found
+            torch.mm(dy.t(), hidden, out=ddown_EDF[expert])
+            torch.mm(dgate_up.t(), x_MD.index_select(0, tokens), out=dgate_up_E2FD[expert])
+            torch.mm(dgate_up, gate_up_E2FD[expert], out=dx_RD[start:end])
+        dweights = torch.zeros(plan.places.numel(), dtype=plan.weights.dtype)
+        dweights[plan.used] = dweights_R[plan.rows]
+        dx_MD = F.embedding_bag(plan.places, dx_RD, mode="sum")
+        return dx_MD, dweights.view_as(plan.places), None, dgate_up_E2FD, ddown_EDF

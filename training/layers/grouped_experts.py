@@ -1,0 +1,73 @@
+"""The routed experts as grouped matrix products: tokens sorted by expert, nothing waits for the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from training.layers.activations import swiglu
+from training.layers.router import Routing, tokens_per_expert
+
+
+def weighted_swiglu(gate_up: torch.Tensor, weights_S: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of [S, 2F] times each row's weight (fp32): [S, F] in the dtype of ``gate_up``."""
+    return (swiglu(gate_up) * weights_S[:, None]).to(gate_up.dtype)
+
+
+def grouped_experts(
+    x_MD: torch.Tensor,
+    routing: Routing,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+    activation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = weighted_swiglu,
+) -> torch.Tensor:
+    """Each token's SwiGLU experts times their weights (fp32), summed: [M, D] -> [M, D].
+
+    ``activation`` is :func:`weighted_swiglu` or the same compiled. The product takes rows of whole multiples of 16
+    bytes, which recipes are held to.
+    """
+    slots_S = routing.selected.flatten().argsort(stable=True)  # slot s of the sorted rows is (token, k) = divmod(s, K)
+    tokens_S = slots_S // routing.selected.shape[1]
+    places_MK = slots_S.argsort().view_as(routing.selected)
+    ends_E = tokens_per_expert(routing.selected, len(down_EDF)).cumsum(0, dtype=torch.int32)
+    rows_SD: torch.Tensor = _ToExperts.apply(x_MD, tokens_S, places_MK)
+    gate_up = F.grouped_mm(rows_SD, gate_up_E2FD.transpose(1, 2), offs=ends_E)
+    # The gate weight goes in where rows are narrowest, before the last product.
+    weights_S = routing.weights.flatten().gather(0, slots_S)
+    weighted = activation(gate_up, weights_S)
+    out_SD = F.grouped_mm(weighted, down_EDF.transpose(1, 2), offs=ends_E)
+    out_MD: torch.Tensor = _ToTokens.apply(out_SD, tokens_S, places_MK)
+    return out_MD
+
+
+class _ToExperts(torch.autograd.Function):
+    """Tokens' rows [M, D] in the order of their experts [S, D].
+
+    Each way is the other's gradient, and both only gather: autograd's own for a gather adds rows into place, which
+    takes longer than the products here and depends on the order in which a GPU happens to run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_MD: torch.Tensor, tokens_S: torch.Tensor, places_MK: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(places_MK)
+        return x_MD.index_select(0, tokens_S)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (places_MK,) = ctx.saved_tensors
+        return F.embedding_bag(places_MK, upstream[0].contiguous(), mode="sum"), None, None
+
+
+class _ToTokens(torch.autograd.Function):
+    """Experts' rows [S, D] back at their tokens, those of a token summed: [M, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_SD: torch.Tensor, tokens_S: torch.Tensor, places_MK: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(tokens_S)
+        return F.embedding_bag(places_MK, rows_SD.contiguous(), mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (tokens_S,) = ctx.saved_tensors
+        return upstream[0].index_select(0, tokens_S), None, None

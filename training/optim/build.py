@@ -1,0 +1,89 @@
+"""Optimisers and their parameter groups."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.schema.train import OptimizerSection
+from training.engine.partitions import Partition, Stretch, partitions
+from training.optim.muon import Muon
+
+#: Tables of one row a token, position or class, which Muon is not for.
+_TABLES = ("embed_tokens.weight", "positions.weight", "lm_head.weight", "score.weight")
+
+
+def orthogonal(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is of the kind that Muon is for: matrices of the hidden layers, and stacks of them."""
+    return len(shape) >= 2 and not name.endswith(_TABLES)
+
+
+def adopt_partitions(optimizer: torch.optim.Optimizer, engine: Any) -> None:
+    """Tell an optimiser that must know it how DeepSpeed has cut what it steps on; collective."""
+    if isinstance(optimizer, Muon):
+        optimizer.bind(partitions(engine).trained, orthogonal, engine.device)
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    expert_parallel: int = 1,
+    muon: bool = False,
+    rate_scales: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; routed experts in a group of their own, marked ``moe``; for Muon tables in theirs.
+
+    Parameters whose names begin with a key of ``rate_scales`` stand in groups of their own, whose ``rate_scale`` the
+    loop multiplies the learning rate by; it is 1 for the others.
+
+    DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts, which it looks up by
+    the group's name, and refuses (ZeRO-2) or fails (stage 0) where expert parameters stand among others.
+    """
+    decayed = {"weight_decay": weight_decay}
+    kinds: dict[str, dict[str, Any]] = {
+        "matrices": {**decayed, "name": "matrices", "orthogonal": muon},
+        "tables": {**decayed, "name": "tables"},
+        "vectors": {"weight_decay": 0.0, "name": "vectors"},
+        "experts": {**decayed, "name": f"ep_size_{expert_parallel}", "moe": True, "orthogonal": muon},
+    }
+    scales = rate_scales or {}
+    groups: dict[tuple[str, float], dict[str, Any]] = {
+        (kind, scale): {"params": [], **keys, "rate_scale": scale}
+        for scale in (1.0, *sorted(set(scales.values()) - {1.0}))
+        for kind, keys in kinds.items()
+    }
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if ".experts." in name:
+            kind = "experts"
+        elif parameter.ndim < 2:
+            kind = "vectors"
+        else:
+            kind = "tables" if muon and not orthogonal(name, tuple(parameter.shape)) else "matrices"
+        scale = next((scale for begins, scale in scales.items() if name.startswith(begins)), 1.0)
+        groups[kind, scale]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def build_optimizer(
+    model: nn.Module,
+    section: OptimizerSection,
+    learning_rate: float,
+    expert_parallel: int = 1,
+    rate_scales: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser over ``parameter_groups``."""
+    groups = parameter_groups(model, section.weight_decay, expert_parallel, section.name == "muon", rate_scales)
+    betas = (section.beta1, section.beta2)
+    if section.name == "muon":
+        muon = Muon(groups, learning_rate, section.momentum, betas, section.eps, section.weight_decay)
+        named = model.named_parameters()
+        whole = [Partition(p, [Stretch(name, tuple(p.shape), 0, p.numel(), 0)]) for name, p in named]
+        muon.bind(whole, orthogonal)
+        return muon
+    if section.name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=section.momentum, fused=True)
+    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=learning_rate, betas=betas, eps=section.eps, fused=True)
