@@ -165,7 +165,7 @@ test-engine: $(DEV)  ## every test that starts DeepSpeed processes, slow ones to
 	$(PYTEST) $(PARALLEL) -m "engine and not gpu"
 
 test-parity: $(DEV)  ## parity with transformers over all 96 random configurations
-	$(PYTEST) tests/training/test_parity.py
+	$(PYTEST) tests/training/models/test_parity.py
 
 test-recovery: $(DEV)  ## every data stage killed at twenty moments
 	$(PYTEST) tests/pipeline/test_recovery.py

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from artefacts.checkout import CHECKOUT
+
 _FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC")
 #: Code for this machine's own processor, and perhaps for no other.
 _THIS_PROCESSOR = "-march=native"
@@ -27,7 +29,7 @@ def folders() -> tuple[Path, Path]:
     The second serves where the first may not be written.
     """
     chosen = os.environ.get("MILLRACE_CACHE")
-    return (Path(chosen) if chosen else Path(__file__).parents[1] / ".cache") / "native", user_cache() / "native"
+    return (Path(chosen) if chosen else CHECKOUT / ".cache") / "native", user_cache() / "native"
 
 
 def user_cache() -> Path:

@@ -4,15 +4,27 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-
-from configs.command_keys import is_read, keys_of_target
 
 #: The recipe of a ``make`` without RECIPE.
 _DEFAULT_RECIPE = "configs/demo.yaml"
 #: What launchers add for the processes that they start, which nobody types.
 _OF_LAUNCHERS = ("launch.kind=", "launch.rendezvous=")
+
+
+def _reads_everything(target: str, key: str) -> bool:
+    return True
+
+
+_target_reads: Callable[[str, str], bool] = _reads_everything
+
+
+def install_key_filter(target_reads: Callable[[str, str], bool]) -> None:
+    """Show an override in a hint only if ``target_reads(target, key)``. ``configs.command`` knows which targets do."""
+    global _target_reads
+    _target_reads = target_reads
 
 
 def make(target: str, recipe: str | None = None, *more: str) -> str:
@@ -24,8 +36,7 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
     path = recipe or _recipe()
     if path and Path(path) != Path(_DEFAULT_RECIPE):
         words.append(f"RECIPE={_quoted(path)}")
-    keys = keys_of_target(target)
-    overrides = [word for word in _overrides() if is_read(word.partition("=")[0], keys)]
+    overrides = [word for word in _overrides() if _target_reads(target, word.partition("=")[0])]
     if overrides := [*overrides, *more]:
         # make takes a dollar for a variable of its own.
         words.append(f"ARGS={_quoted(' '.join(map(shlex.quote, overrides)).replace('$', '$$'))}")

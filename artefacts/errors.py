@@ -42,3 +42,7 @@ def utf8_fault(text: str) -> str | None:
     if (said := spelled(text)) == text:
         return None
     return f"{said} is not UTF-8: if it is a path, rename that file or folder, or give a link to it with another name"
+
+
+class RunError(Exception):
+    """The run cannot go on; the message, one line, says why and what to do. Commands end with status 1."""

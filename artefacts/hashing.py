@@ -40,7 +40,10 @@ def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool
 #: Hashes and sizes (bytes) of documents, in as many pieces as they come.
 Pieces = Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]
 
+
 _BINS = 1 << 16
+
+
 _SHIFT = np.uint64(48)
 
 
@@ -66,3 +69,13 @@ def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
         return int(hashes[order[count - 1]])
     # None of this bin fits: the sample ends with the bins before it.
     return (chosen << 48) - 1 if documents[:chosen].any() else int(hashes[order[0]])
+
+
+Hashes = NDArray[np.uint64]
+
+
+def mix(values: Hashes) -> Hashes:
+    """A bijection that spreads 64-bit numbers evenly (the finaliser of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,6 +1,8 @@
 """Read ``metrics.jsonl``: what a run logged, one record a step, whatever was repeated or torn on the way."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from artefacts.errors import RequestError
 
 #: kind (``train``, ``validation``) -> its records in the order of their steps.
 Metrics = dict[str, list[dict[str, Any]]]
+
 
 #: Every record begins so; the writer puts ``kind`` first.
 _RECORD_START = '{"kind"'
@@ -59,3 +62,25 @@ def _record(line: str) -> dict[str, Any] | None:
         if isinstance(value, dict) and isinstance(value.get("kind"), str) and isinstance(value.get("step"), int):
             return value
     return None
+
+
+class _Lines:
+    """A file that lines are appended to, each with one write."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        # A killed run, or a full disk, may have left the last line torn: what follows begins on a line of its own.
+        self._torn = False
+        if size := path.stat().st_size:
+            with open(path, "rb") as stream:
+                stream.seek(size - 1)
+                self._torn = stream.read() != b"\n"
+
+    def add(self, line: bytes) -> None:
+        whole = b"\n" + line if self._torn else line
+        if self._file.write(whole) < len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
+
+    def close(self) -> None:
+        self._file.close()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import zstandard
 
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / ".cache" / "bench"
+from artefacts.checkout import CHECKOUT
+
+CACHE = CHECKOUT / ".cache" / "bench"
 
 
 def docstrings() -> list[str]:
@@ -44,7 +45,9 @@ def sources(most_bytes: int) -> Iterator[str]:
 
 def web_pages() -> list[str]:
     """500 documents: of OpenWebText from the folder that ``MILLRACE_SHARED_DATA`` names, else long docstrings."""
-    path = Path(os.environ.get("MILLRACE_SHARED_DATA", ROOT.parent / "shared" / "data")) / "openwebtext-500.jsonl.zst"
+    path = (
+        Path(os.environ.get("MILLRACE_SHARED_DATA", CHECKOUT.parent / "shared" / "data")) / "openwebtext-500.jsonl.zst"
+    )
     if not path.exists():
         return [text for text in docstrings() if 2000 < len(text) < 20_000][:500]
     with zstandard.open(path, "rt", encoding="utf-8") as stream:

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from artefacts.checkout import CHECKOUT
 from configs.load import load_recipe
 from configs.schema import Recipe
 from training.estimate import memory
 from training.estimate.topology import topology
 
-ROOT = Path(__file__).parents[1]
 RECIPE = Path(__file__).with_name("estimate.yaml")
 ASKED = 10.0
 _SECONDS = 600
@@ -166,8 +166,8 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
 def _train(overrides: Sequence[str], ranks: int, folder: Path, environment: dict[str, str]) -> list[dict[str, float]]:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     argv += ["-m", "benchmarks.estimate", "--train", str(folder), *overrides]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    operators = os.environ.get("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
+    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
+    operators = os.environ.get("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions"))
     merged = {
         **os.environ,
         "PYTHONPATH": path,
@@ -175,7 +175,7 @@ def _train(overrides: Sequence[str], ranks: int, folder: Path, environment: dict
         "TORCH_EXTENSIONS_DIR": operators,
         **environment,
     }
-    done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=_SECONDS, cwd=ROOT, check=False)
+    done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=_SECONDS, cwd=CHECKOUT, check=False)
     found = [folder / f"rank{rank}.json" for rank in range(ranks)]
     if not all(path.is_file() for path in found):
         raise RuntimeError(f"exit status {done.returncode}: {done.stderr[-4000:]}")
@@ -189,8 +189,8 @@ def train(folder: Path, overrides: list[str]) -> None:
     import torch
     import torch._dynamo
 
+    from artefacts.signals import StopRequest
     from training import job as assemble
-    from training.engine.signals import StopRequest
     from training.models.deepseek import init_weights
     from training.runs import TrainingRun
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[1]
+from artefacts.checkout import CHECKOUT
 
 
 def fresh_peak(module: str, *arguments: str) -> float:
     """Bytes that a fresh process says it grows by; ``module`` with such arguments prints what ``grown_by`` gives."""
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "MALLOC_MMAP_THRESHOLD_": "65536"}
     # With the threshold fixed, what is freed is given back: the peak is that of what is in use.
     environment.pop("MALLOC_MMAP_MAX_", None)
     command = [sys.executable, "-m", module, *arguments]

@@ -6,10 +6,13 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 
-from artefacts import signals
+from artefacts import command_hints, signals
 from artefacts.errors import STORAGE_FAULTS, RequestError, StoppedError, StorageError, WorkerKilledError, utf8_fault
+from configs.checks import command_keys
 from configs.load import load_recipe
 from configs.schema import Recipe
+
+command_hints.install_key_filter(command_keys.target_reads)
 
 #: Exit statuses of every command.
 DONE, FAILED, WRONG_REQUEST, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130

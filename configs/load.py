@@ -62,8 +62,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def _meant(path: Path) -> str:
     """The recipe that a path without its folder or ending stands for, or where recipes are."""
     name = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
-    near = next((file for file in (path.with_name(name), Path("configs", name)) if file.is_file()), None)
-    return f": did you mean {near}?" if near else "; `ls configs` shows those that come with Millrace"
+    here = [path.with_name(name)] if path.with_name(name).is_file() else []
+    near = next(iter([*here, *sorted(Path("configs").rglob(name))]), None)
+    return (
+        f": did you mean {near}?" if near else "; `ls configs configs/teaching` lists the recipes that Millrace ships"
+    )
 
 
 def _some_recipe(folder: Path) -> Path:

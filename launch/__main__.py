@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from configs import command, unread_keys
+from configs import command
+from configs.checks import unread_keys
 from configs.load import load_recipe
 from launch.start import COMMANDS, plan, start
 

@@ -15,10 +15,10 @@ from artefacts import atomic, manifest
 from artefacts.errors import RequestError
 from artefacts.metrics_log import read_metrics, read_records
 from configs import command
+from configs.checks.unread_keys import TARGETS
 from configs.load import load_recipe
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from configs.unread_keys import TARGETS
 from training.runs import finetune_run, pretrain_run
 
 #: Steps done twice, before the rehearsed crash and after the resume, whose losses must be the same bit for bit.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from artefacts.checkout import CHECKOUT
 from artefacts.errors import RequestError
 from artefacts.worker_status import STATUS
 
@@ -69,9 +70,8 @@ def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
 
 def send(names: tuple[str, ...], number: int, status: Path, seconds: int = 20) -> None:
     """Send a signal to the workers of one start on these hosts."""
-    checkout = Path(__file__).resolve().parents[1]
     words = [sys.executable, "-m", "launch.hosts", signal.Signals(number).name, str(status)]
-    _on_each(names, f"cd {shlex.quote(str(checkout))} && {shlex.join(words)}", seconds)
+    _on_each(names, f"cd {shlex.quote(str(CHECKOUT))} && {shlex.join(words)}", seconds)
 
 
 def _on_each(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str]:

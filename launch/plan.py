@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from artefacts.checkout import CHECKOUT
 from artefacts.errors import RequestError
 from configs.schema import Recipe
 
@@ -48,13 +49,12 @@ def worker_argv(verb: str, recipe_path: str, overrides: list[str]) -> list[str]:
 
 def worker_environment(recipe: Recipe) -> dict[str, str]:
     """Variables of the workers; what the recipe says comes before what the caller's environment says."""
-    checkout = Path(__file__).resolve().parents[1]
     launch, caller = recipe.launch, os.environ
     cores = str(max(1, _cores() // launch.processes))
-    searched = [str(checkout), *filter(None, caller.get("PYTHONPATH", "").split(os.pathsep))]
+    searched = [str(CHECKOUT), *filter(None, caller.get("PYTHONPATH", "").split(os.pathsep))]
     variables = {
         "OMP_NUM_THREADS": str(launch.threads) if launch.threads else caller.get("OMP_NUM_THREADS", cores),
-        "TORCH_EXTENSIONS_DIR": caller.get("TORCH_EXTENSIONS_DIR", str(checkout / ".cache" / "torch_extensions")),
+        "TORCH_EXTENSIONS_DIR": caller.get("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions")),
         # Large blocks are kept and not given back: on CPU a step otherwise spends a tenth of its time in page faults.
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
         "MALLOC_MMAP_MAX_": "0",

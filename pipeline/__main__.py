@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from artefacts.errors import RequestError
-from configs import unread_keys
+from configs.checks import unread_keys
 from configs.command import DONE, FAILED, add_recipe_arguments, parse, read_recipe, run
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from pipeline.share import WHOLE, Share
+from pipeline.parallel import WHOLE, Share
 
 # Stages import what they need when they are asked for: to say "up to date" takes no numpy, no Arrow, no SentencePiece.
 

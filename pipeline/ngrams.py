@@ -8,24 +8,29 @@ polynomial rolling hashes for how.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from artefacts import atomic
-
-Hashes = NDArray[np.uint64]
+from artefacts.hashing import Hashes, mix
 
 _BASE = 0x9E3779B97F4A7C15
+
+
 _WORD_BASE = 0xD1342543DE82EF95
+
+
 _WRAP = 1 << 64
+
+
 #: Text looked at together, in bytes: the arrays over it stay in a processor's cache.
 _RUN_BYTES = 1 << 20
+
+
 #: Longer words are hashed one by one.
 _LONG_WORD = 256
 
@@ -39,14 +44,9 @@ def _tables() -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
     return digit | upper | lower | (code >= 128), np.where(upper, code + 32, code).astype(np.uint8)
 
 
-def mix(values: Hashes) -> Hashes:
-    """A bijection that spreads 64-bit numbers evenly (the finaliser of splitmix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 _IN_WORD, _FOLDED = _tables()
+
+
 #: Masks of the first 0 to 8 bytes of eight.
 _FIRST = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
@@ -107,6 +107,8 @@ def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths:
 
 #: Of the marks that stand between words: in U+0080 to U+00BF the second byte, in U+3000 to U+303F the third.
 _LATIN_MARKS = np.frombuffer("\u00a0¡§«¶·»¿".encode(), np.uint8)[1::2]
+
+
 _CJK_MARKS = np.frombuffer("\u3000、。「」『』".encode(), np.uint8)[2::3]
 
 
@@ -180,73 +182,3 @@ class Known:
         at = np.minimum(np.searchsorted(self.distinct, hashes[places]), len(self.distinct) - 1)
         same = self.distinct[at] == hashes[places]
         return places[same], at[same]
-
-
-_PAIR = np.dtype([("owner", np.int64), ("hash", np.uint64)])
-
-
-class HeldOut:
-    """Distinct sequences of the held-out documents, and which of them the training documents turned out to share.
-
-    Attributes:
-        words: length of a sequence in words.
-        thinned: only one of 2**thinned sequences, chosen by its hash, is compared: a sample of the same of every text.
-        distinct: the hashes of all of them, sorted.
-    """
-
-    def __init__(self, owners: NDArray[np.int64], hashes: Hashes, documents: int, words: int, thinned: int) -> None:
-        """Take the distinct pairs of document and sequence, and the number of documents."""
-        self._owners, self._hashes, self._documents = owners, hashes, documents
-        self.words, self.thinned = words, thinned
-        self._known = Known(hashes)
-        self.distinct = self._known.distinct
-        self._seen = np.zeros(len(self.distinct), dtype=bool)
-
-    @classmethod
-    def of(cls, columns: Iterable[pyarrow.ChunkedArray], words: int, thinned: int = 0) -> "HeldOut":
-        """Those of the texts of the held-out documents, in order, in as many columns as they come."""
-        documents = 0
-        parts = [np.zeros(0, _PAIR)]
-        for column in columns:
-            hashes, owners = _thinned(*sequences(column, words), thinned)
-            pairs = np.zeros(len(hashes), _PAIR)
-            pairs["owner"], pairs["hash"] = owners + documents, hashes
-            parts.append(np.unique(pairs))
-            documents += len(column)
-        every = np.concatenate(parts)
-        return cls(every["owner"], every["hash"], documents, words, thinned)
-
-    def save(self, path: Path) -> None:
-        """Write what ``load`` reads; marks are not kept."""
-        beside = atomic.beside(path)
-        facts = np.array([self._documents, self.words, self.thinned])
-        with open(beside, "wb") as stream:
-            np.savez(stream, owners=self._owners, hashes=self._hashes, facts=facts)
-        atomic.rename_file(beside, path)
-
-    @classmethod
-    def load(cls, path: Path) -> "HeldOut":
-        with np.load(path) as found:
-            return cls(found["owners"], found["hashes"], *found["facts"].tolist())
-
-    def shared(self, column: pyarrow.ChunkedArray) -> NDArray[np.int64]:
-        """Places in ``distinct`` of the sequences that a column of training texts contains."""
-        hashes, _ = _thinned(*sequences(column, self.words), self.thinned)
-        return np.unique(self._known.find(hashes)[1])
-
-    def mark(self, places: NDArray[np.int64]) -> None:
-        """Note members of ``distinct`` that training text contains (see ``shared``)."""
-        self._seen[places] = True
-
-    def overlap(self) -> NDArray[np.float64]:
-        """For each document, the share of its distinct sequences that training text contains; 0 without any."""
-        seen = self._seen[np.searchsorted(self.distinct, self._hashes)]
-        every = np.bincount(self._owners, minlength=self._documents)
-        return np.bincount(self._owners, seen, minlength=self._documents) / np.maximum(every, 1)
-
-
-def _thinned(hashes: Hashes, owners: NDArray[np.int64], bits: int) -> tuple[Hashes, NDArray[np.int64]]:
-    if not bits:
-        return hashes, owners
-    chosen = (hashes & np.uint64((1 << bits) - 1)) == 0
-    return hashes[chosen], owners[chosen]

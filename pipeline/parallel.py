@@ -11,14 +11,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import connection
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from artefacts.errors import WorkerKilledError
 
 T = TypeVar("T")
 
+
 #: Tasks, at most, that wait beside those under way.
 _MOST_AHEAD = 16
+
+
 #: Bytes, about, that all tasks under way and waiting may carry, whatever the number of processes.
 _MOST_CARRIED = 512 << 20
 
@@ -133,3 +136,17 @@ def _end_with_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+class Share(NamedTuple):
+    """Task ``task`` of ``tasks``: it does every ``tasks``-th piece."""
+
+    task: int
+    tasks: int
+
+    def owns(self, number: int) -> bool:
+        return number % self.tasks == self.task
+
+
+#: All of the work.
+WHOLE = Share(0, 1)

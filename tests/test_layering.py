@@ -3,71 +3,151 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[1]
-#: What each package may import of ours, besides itself.
-MAY_IMPORT = {
-    "configs": set(),
-    "artefacts": {"configs"},
-    "tokenizer": {"configs", "artefacts"},
-    "pipeline": {"configs", "artefacts", "tokenizer"},
-    "training": {"configs", "artefacts", "tokenizer", "pipeline"},
-    "launch": {"configs", "artefacts", "training.estimate"},
+from tests.support.paths import CHECKOUT
+
+#: From the ground up. What stands in a line may import its own line and the lines below. A line holds folders, with
+#: what is in them, and files; what is named more exactly in another line belongs there.
+FLOORS = (
+    ("artefacts",),
+    ("artefacts.pages",),
+    ("configs.schema",),
+    ("configs", "configs.checks"),
+    ("tokenizer",),
+    ("pipeline.document", "pipeline.parallel", "pipeline.ngrams"),
+    ("pipeline.sources",),
+    ("pipeline.cleaning",),
+    ("pipeline.dedup",),
+    ("pipeline.documents",),
+    ("pipeline.tokens",),
+    ("pipeline.examples",),
+    ("pipeline.reports",),
+    ("pipeline.__main__",),
+    ("training.runs",),
+    ("training.layers.cpu",),
+    ("training.layers",),
+    ("training.models",),
+    ("training.estimate",),
+    ("training.distributed",),
+    ("training.data",),
+    ("training.engine",),
+    ("training.optim",),
+    ("training.checkpoint",),
+    ("training.trainer",),
+    ("training.trainer.callbacks",),
+    ("training.objective",),
+    ("training.export",),
+    ("training.model_loading",),
+    ("training.inference",),
+    ("training.evaluate", "training.compare", "training.report"),
+    ("training.job",),
+    ("training.commands",),
+    ("training.__main__",),
+    ("launch",),
+    ("launch.slurm",),
+    ("launch.__main__",),
+)
+#: What a room must never reach, however many imports it takes.
+NEVER_REACHES = {
+    "artefacts": ("torch",),
+    "configs": ("torch",),
+    "tokenizer": ("torch",),
+    "pipeline": ("torch",),
+    "training.layers": ("training.engine", "training.data", "training.checkpoint", "torch.distributed"),
+    "training.models": ("training.engine", "training.data", "training.checkpoint", "torch.distributed"),
+    "training.data": ("training.models", "training.layers", "training.engine", "training.checkpoint"),
+    "training.engine": ("training.models", "training.layers", "training.checkpoint"),
+    "training.trainer": ("training.models", "training.layers"),
+    "training.checkpoint": ("training.models", "training.layers", "training.data"),
+    "training.runs": ("torch",),
+    "training.report": ("training.models", "training.layers", "training.data", "training.engine", "torch"),
+    "training.estimate": ("training.models", "training.engine", "training.data", "torch"),
+    "launch": ("torch",),
 }
-#: Within training: what a room must not know.
-MUST_NOT_IMPORT = {
-    "training/layers": ("training.models", "training.engine", "training.data", "training.checkpoint"),
-    "training/models": ("training.engine", "training.data", "training.checkpoint", "torch.distributed"),
-    "training/data": ("training.models", "training.layers", "training.engine", "training.checkpoint"),
-    "training/engine": ("training.models", "training.layers", "training.checkpoint"),
-    "training/checkpoint": ("training.models", "training.layers", "training.data"),
-    "training/report": ("training.models", "training.layers", "training.data", "training.engine", "torch"),
-    "training/estimate": ("training.models", "training.layers", "training.engine", "torch"),
-}
+PACKAGES = ("artefacts", "configs", "tokenizer", "pipeline", "training", "launch")
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of everything that ships."""
+    found = {}
+    for package in PACKAGES:
+        for path in (CHECKOUT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(CHECKOUT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
     return found
 
 
-def starts_with(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Dotted names that a module imports, at its head or within functions: ours as modules, others in full."""
+    found = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(str(node.module) if name not in modules() and node.module in modules() else name)
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_run_one_way(package: str) -> None:
-    files = list((CHECKOUT / package).rglob("*.py"))
-    assert files
-    for path in files:
-        for name in imports(path):
-            if name.split(".")[0] in MAY_IMPORT and not starts_with(name, package):
-                assert any(starts_with(name, allowed) for allowed in MAY_IMPORT[package]), f"{path} imports {name}"
+def is_in(name: str, place: str) -> bool:
+    return name == place or name.startswith(place + ".")
 
 
-@pytest.mark.parametrize("room", MUST_NOT_IMPORT)
-def test_rooms_of_training_keep_apart(room: str) -> None:
-    files = list((CHECKOUT / room).rglob("*.py"))
-    assert files
-    for path in files:
-        for name in imports(path):
-            for forbidden in MUST_NOT_IMPORT[room]:
-                assert not starts_with(name, forbidden), f"{path} imports {name}"
+def floor(module: str) -> int:
+    """The floor that names a module most exactly."""
+    matching = [(len(place), number) for number, floor in enumerate(FLOORS) for place in floor if is_in(module, place)]
+    assert matching, f"{module} stands on no floor: name its folder in FLOORS"
+    return max(matching)[1]
+
+
+def reached(module: str) -> dict[str, list[str]]:
+    """Everything that a module imports, directly or through others of ours -> the way there."""
+    ways, waiting = {module: [module]}, [module]
+    while waiting:
+        name = waiting.pop()
+        for other in imports(name) if name in modules() else ():
+            if other not in ways:
+                ways[other] = [*ways[name], other]
+                waiting.append(other)
+    return ways
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_downward(package: str) -> None:
+    for module in modules():
+        if is_in(module, package) and "." in module:
+            for name in imports(module) & modules().keys():
+                assert floor(name) <= floor(module), f"{module} imports {name}, which stands above it"
+
+
+def test_no_imports_in_a_circle() -> None:
+    for module in modules():
+        for name in imports(module) & modules().keys() - {module}:
+            assert module not in reached(name), f"{module} -> {' -> '.join(reached(name)[module])}"
+
+
+@pytest.mark.parametrize("room", NEVER_REACHES)
+def test_what_a_room_never_reaches(room: str) -> None:
+    rooms = [module for module in modules() if is_in(module, room)]
+    assert rooms
+    for module in rooms:
+        for name, way in reached(module).items():
+            for forbidden in NEVER_REACHES[room]:
+                assert not is_in(name, forbidden), " -> ".join(way)
 
 
 def test_models_read_no_environment() -> None:
-    for room in ("layers", "models"):
-        for path in (CHECKOUT / "training" / room).rglob("*.py"):
-            assert not any(starts_with(name, "os") for name in imports(path)), path
+    for module in modules():
+        if is_in(module, "training.layers") or is_in(module, "training.models"):
+            assert not any(is_in(name, "os") for name in imports(module)), module
 
 
 @pytest.mark.parametrize(
@@ -92,3 +172,12 @@ def test_quick_commands_import_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_files_are_short_and_folders_small() -> None:
+    for module, path in modules().items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 350, f"{module} has {lines} lines: split it by subject"
+    for folder in {path.parent for path in modules().values()}:
+        files = [path for path in folder.iterdir() if path.is_file()]
+        assert len(files) <= 22, f"{folder.relative_to(CHECKOUT)} has {len(files)} files: give some a folder"

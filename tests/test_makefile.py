@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[1]
+from tests.support.paths import CHECKOUT
+
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 
@@ -49,7 +50,10 @@ def test_a_python_that_is_none_or_too_old(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("recipe=configs/gpt-oz.yaml", "recipe=configs/gpt-oz.yaml: variables are written in capitals"),
+        (
+            "recipe=configs/teaching/gpt-oz.yaml",
+            "recipe=configs/teaching/gpt-oz.yaml: variables are written in capitals",
+        ),
         ("steps=9", "steps=9: variables are written in capitals (RECIPE, ARGS, PROMPT, …), and keys of the recipe as "),
         ("PROMT=acegik", "PROMT=acegik: make takes RECIPE, ARGS, PROMPT"),
         ("ARG=train.steps=9", "ARG=train.steps=9: make takes RECIPE, ARGS, PROMPT, FROM and PYTHON"),

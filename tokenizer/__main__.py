@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from artefacts import manifest
 from artefacts.errors import RequestError
-from configs import unread_keys
+from configs.checks import unread_keys
 from configs.command import DONE, add_recipe_arguments, parse, read_recipe, run
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -44,17 +44,17 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 def _encode(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    from tokenizer.base import Tokenizer
+    from tokenizer.registry import load_tokenizer
 
-    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
+    tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
     ids = tokenizer.encode(_given(arguments))
     print(" ".join(tokenizer.piece(token) if arguments.pieces else str(token) for token in ids))
 
 
 def _decode(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    from tokenizer.base import Tokenizer
+    from tokenizer.registry import load_tokenizer
 
-    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
+    tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
     words = _given(arguments).replace(",", " ").split()
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
@@ -73,11 +73,11 @@ def _given(arguments: argparse.Namespace) -> str:
 
 
 def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    from tokenizer.base import Tokenizer
+    from tokenizer.registry import load_tokenizer
 
     folder = RunLayout.of(recipe).tokenizer
     made = manifest.require(folder, "tokenizer")
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     ids = range(tokenizer.vocab_size)
     reserved = [token for token in ids if tokenizer.is_reserved(token)]
     text = [token for token in ids if not tokenizer.is_byte(token) and not tokenizer.is_reserved(token)]

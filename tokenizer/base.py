@@ -3,10 +3,8 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from artefacts import command_hints, repair_hints
 from artefacts.errors import RequestError
 from tokenizer import special_tokens
 from tokenizer.arrow_text import Encoded
@@ -20,7 +18,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(ABC):
-    """What every tokenizer does; ``load`` returns the right kind.
+    """What every tokenizer does; ``tokenizer.registry.load_tokenizer`` returns the right kind.
 
     Attributes:
         end_of_text_id: stands behind every document.
@@ -31,32 +29,6 @@ class Tokenizer(ABC):
     has_chat_tokens: bool = True
     unknown_id: int | None = special_tokens.UNKNOWN_ID
     end_of_text_id: int = special_tokens.END_OF_TEXT_ID
-
-    @staticmethod
-    def load(folder: Path) -> "Tokenizer":
-        """The tokenizer of an artefact folder.
-
-        Raises:
-            RequestError: there is none, or it is damaged.
-        """
-        paths = [Path(folder) / name for name in (MODEL_NAME, JSON_NAME, CHARACTERS_NAME)]
-        path = next((path for path in paths if path.exists()), paths[0])
-        try:
-            if path.name == JSON_NAME:
-                from tokenizer.huggingface import HuggingFaceTokenizer
-
-                return HuggingFaceTokenizer.of_artefact(path)
-            if path.name == CHARACTERS_NAME:
-                from tokenizer.characters import CharacterTokenizer
-
-                return CharacterTokenizer(path.read_bytes())
-            from tokenizer.bpe import BpeTokenizer
-
-            return BpeTokenizer(path.read_bytes())
-        except FileNotFoundError:
-            raise RequestError(f"{path} is not there: run `{command_hints.make('tokenizer')}` first") from None
-        except RequestError as error:
-            raise RequestError(f"{path}: {error}; {repair_hints.cure('tokenizer', path.parent)}") from None
 
     @property
     @abstractmethod

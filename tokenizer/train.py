@@ -18,7 +18,7 @@ from artefacts import atomic, command_hints, manifest, repair_hints
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.stage import open_stage
-from configs.data_guard import guard
+from configs.checks.data_guard import guard
 from configs.identities import tokenizer_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -55,9 +55,9 @@ def train(recipe: Recipe) -> Manifest | None:
         repair_hints.check_sizes("documents", layout.documents)
         # Here, so that "up to date" is said without numpy.
         from tokenizer import characters
-        from tokenizer.base import CHARACTERS_NAME, MODEL_NAME, Tokenizer
-        from tokenizer.measure import measured
-        from tokenizer.training_sample import sample
+        from tokenizer.base import CHARACTERS_NAME, MODEL_NAME
+        from tokenizer.registry import load_tokenizer
+        from tokenizer.training_sample import measured, sample
 
         texts = sample(
             layout.documents, recipe.tokenizer.sample_bytes, recipe.run.seed, targets=recipe.targets_are_text
@@ -67,7 +67,7 @@ def train(recipe: Recipe) -> Manifest | None:
         else:
             chunks = [chunk for text in texts for chunk in _chunks(text)]
             atomic.write_bytes(stage.work / MODEL_NAME, _fit(chunks, recipe))
-        tokenizer = Tokenizer.load(stage.work)
+        tokenizer = load_tokenizer(stage.work)
         return stage.publish(
             counts=measured(tokenizer, texts),
             versions=manifest.versions("sentencepiece"),

@@ -1,11 +1,13 @@
 """The documents that a tokenizer is trained on: a seeded sample, in memory of the sample's size alone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from artefacts import repair_hints
 from artefacts.hashing import Pieces, keyed_hashes, threshold
+from tokenizer.base import Tokenizer
 
 #: Rows whose ids become Python objects at once.
 _ROWS = 16_384
@@ -52,3 +54,25 @@ def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[
                     parts = (chosen[column].to_pylist() for column in columns)
                     texts += ("\n".join(filter(None, found)) for found in zip(*parts, strict=True))
     return texts
+
+
+#: Text over which compression is measured, in bytes.
+MEASURED_BYTES = 2_000_000
+
+
+def measured(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
+    """Counts for the manifest: size of a sample and, over its beginning, bytes a token."""
+    sizes = [len(text.encode()) for text in texts]
+    count = size = 0
+    while count < len(texts) and size < MEASURED_BYTES:
+        size += sizes[count]
+        count += 1
+    tokens = sum(map(len, tokenizer.encode_batch(texts[:count])))
+    return {
+        "sample_documents": len(texts),
+        "sample_bytes": sum(sizes),
+        "vocab_size": tokenizer.vocab_size,
+        "measured_bytes": size,
+        "measured_tokens": tokens,
+        "bytes_per_token": round(size / max(tokens, 1), 4),
+    }

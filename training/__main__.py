@@ -9,15 +9,15 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from artefacts.errors import RequestError
+from artefacts.errors import RequestError, RunError
+from artefacts.signals import StopRequest
 from artefacts.worker_status import Worker
-from configs import command, unread_keys
+from configs import command
+from configs.checks import unread_keys
 from configs.load import load_recipe
 from configs.schema import Recipe
 from training.commands import arguments as options
 from training.commands.out_of_memory import ran_out, told
-from training.engine.errors import RunError
-from training.engine.signals import StopRequest
 
 VERBS = {
     "pretrain": "train the model on the token shards; resumes from the newest whole checkpoint",
@@ -108,7 +108,7 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
     if verb == "evaluate":
         return _evaluate(recipe, parsed)
     if verb == "generate":
-        from training.inference.completion import generate
+        from training.commands.generate import generate
 
         return generate(recipe, parsed.trace)
     if verb == "export":

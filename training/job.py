@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from artefacts import lock
-from artefacts.errors import RequestError
+from artefacts.errors import RequestError, RunError
 from artefacts.progress import tell
+from artefacts.signals import StopRequest
 from artefacts.training_folder import TrainingRun
 from configs import command
 from configs.load import dump_recipe
@@ -25,10 +26,8 @@ from training.distributed.join import join
 from training.distributed.ranks import Ranks, broadcast_value, leave
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import clips_itself, deepspeed_config
-from training.engine.errors import RunError
 from training.engine.expert_parallel import local_experts
 from training.engine.partitions import partitions
-from training.engine.signals import StopRequest
 from training.estimate.flops import flops_per_token
 from training.estimate.parameters import parameters
 from training.models.registry import build_model

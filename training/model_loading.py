@@ -9,16 +9,16 @@ import torch
 from artefacts import manifest
 from artefacts.errors import RequestError
 from artefacts.training_folder import has_weights
-from configs import run_weights
+from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.checkpoint.load import newest_whole
 from training.distributed.device import choose
-from training.export.weights import load_weights
+from training.export.weights import load_backbone, load_weights
 from training.layers.cpu import kernels
-from training.models.registry import build_model
-from training.runs import given_checkpoint
+from training.models.registry import build_model, init_weights
+from training.runs import backbone_checkpoint, given_checkpoint
 
 
 def best_device(recipe: Recipe) -> torch.device:
@@ -87,3 +87,15 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
     if section.chat and run_weights.is_only_pretrained(saved):
         print("note: these weights were never fine-tuned, and know no turns: set generate.chat=false", file=sys.stderr)
     return checkpoint
+
+
+def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None = None) -> None:
+    """Set every parameter and buffer in place; ``experts``: those that are needed, None: all.
+
+    Raises:
+        RequestError: ``model.weights`` names no checkpoint, or one of another model.
+    """
+    init_weights(model, recipe.run.seed, experts)
+    if (checkpoint := backbone_checkpoint(recipe)) is not None:
+        require_checkpoint(checkpoint, "pretrain")
+        load_backbone(model, read_weights(checkpoint), experts)

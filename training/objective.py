@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from configs.schema.models import ModelSection
 from configs.schema.train import TrainSection
-from training.data.batch import IGNORED, Batch
+from tokenizer.special_tokens import IGNORED
+from training.data.batch import Batch
 from training.layers.packed_documents import Documents
 
 

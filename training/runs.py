@@ -8,10 +8,11 @@ from artefacts.differences import first_difference
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.training_folder import TrainingRun, finished
+from configs.checks.run_weights import BACKBONE
 from configs.run_layout import RunLayout
-from configs.run_weights import BACKBONE
 from configs.schema import Recipe
 from configs.schema.models.classifier import ClassifierSection
+from pipeline.examples.identity import examples_identity
 
 
 def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
@@ -106,17 +107,6 @@ def _of_backbone(recipe: Recipe, checkpoint: Path, tokenizer: Manifest) -> str:
     return made.fingerprint
 
 
-def examples_identity(recipe: Recipe) -> dict[str, Any]:
-    """The recipe keys that the examples depend on of a model that learns from no running text."""
-    found = {
-        "learns": recipe.learns,
-        "context_length": recipe.train.context_length,
-        "validation_fraction": recipe.data.tokens.validation_fraction,
-        "seed": recipe.run.seed,
-    }
-    return found | ({"classes": recipe.model.identity()["classes"]} if recipe.learns == "labels" else {})
-
-
 def _require_same_examples(recipe: Recipe, folder: Path, made: Manifest) -> None:
     """Refuse examples that were made for another recipe, chat examples among them."""
     if why := first_difference(made.identity, examples_identity(recipe)):
@@ -144,7 +134,8 @@ def _packing(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> str:
     same = found.inputs.get("tokens") == tokens.fingerprint
     if not same or found.identity["context_length"] != recipe.train.context_length:
         raise RequestError(
-            f"{layout.packing} was made of other shards or for another context length: run `{command_hints.make('data')}`"
+            f"{layout.packing} was made from other shards or for another context length: "
+            f"run `{command_hints.make('data')}`"
         )
     return found.fingerprint
 

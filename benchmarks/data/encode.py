@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 
+from artefacts.checkout import CHECKOUT
 from benchmarks import corpus
 from benchmarks.paired import Ratio, compare, seconds
 from configs.load import load_recipe
@@ -63,7 +64,7 @@ def documents(path: Path | None, most: int | None) -> Corpus:
 
 def model_of(chosen: Corpus, vocab_size: int) -> bytes:
     """The SentencePiece model that ``python -m tokenizer train`` would make of all of the text."""
-    recipe = load_recipe(corpus.ROOT / "configs" / "demo.yaml", [f"tokenizer.vocab_size={vocab_size}"])
+    recipe = load_recipe(CHECKOUT / "configs" / "demo.yaml", [f"tokenizer.vocab_size={vocab_size}"])
     return _fit([chunk for text in chosen.texts for chunk in _chunks(text)], recipe)
 
 

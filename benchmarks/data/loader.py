@@ -22,9 +22,9 @@ import torch
 from benchmarks.paired import Ratio, compare
 from pipeline.tokens.indexed_dataset import IndexedDatasetWriter
 from pipeline.tokens.packing import pack_shard
+from training.data.batch import Samples
 from training.data.packed import PackedSamples
 from training.data.pretraining import PretrainingData
-from training.data.rows import Samples
 from training.data.windows import TokenWindows
 
 END, PAD = 2, 3

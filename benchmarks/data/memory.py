@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from artefacts.checkout import CHECKOUT
 from benchmarks import corpus
 from benchmarks.machine import machine
 
@@ -62,11 +63,9 @@ def _texts(size: float) -> Iterator[str]:
 
 def _watched(argv: list[str]) -> tuple[float, float]:
     """Seconds of a command and the peak of its processes' memory together, in MB."""
-    environment = {**os.environ, "PYTHONPATH": str(corpus.ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     begin, peak = time.perf_counter(), 0
-    with subprocess.Popen(
-        argv, cwd=corpus.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as p:
+    with subprocess.Popen(argv, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:
         root = psutil.Process(p.pid)
         while p.poll() is None:
             total = 0
@@ -92,7 +91,7 @@ def measure(sizes: tuple[float, ...] = _SIZES) -> list[dict]:
         text = corpus.jsonl(folder / "source", _texts(size), 64)
         given = [f"run.root={folder}", "data.source.kind=jsonl", f"data.source.path={folder / 'source'}", *_RULES]
         for package, verb in _COMMANDS:
-            argv = [sys.executable, "-m", package, verb, "--recipe", str(corpus.ROOT / "configs" / "node.yaml"), *given]
+            argv = [sys.executable, "-m", package, verb, "--recipe", str(CHECKOUT / "configs" / "node.yaml"), *given]
             seconds, peak = _watched(argv)
             rows.append(
                 {

@@ -12,19 +12,18 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+from artefacts.checkout import CHECKOUT
 from benchmarks import corpus
 from benchmarks.paired import Ratio, compare, seconds
 
 _PROCESSES = 2
 _FILES = 8
-_RECIPE = corpus.ROOT / "configs" / "node.yaml"
+_RECIPE = CHECKOUT / "configs" / "node.yaml"
 
 
 def _command(*argv: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(corpus.ROOT), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *argv], cwd=corpus.ROOT, env=environment, capture_output=True, text=True
-    )
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run([sys.executable, "-m", *argv], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{argv}: {done.stderr[-2000:]}")
 

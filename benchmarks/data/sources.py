@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks import corpus, paired
 from benchmarks.paired import Ratio
-from pipeline.sources import Source
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Source
 from pipeline.sources.jsonl import JsonlSource
 from pipeline.sources.parquet import ParquetSource
 

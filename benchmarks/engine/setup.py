@@ -2,11 +2,11 @@
 
 import functools
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from artefacts.checkout import CHECKOUT
 from benchmarks.model.shapes import SHAPES, VOCAB
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.train import TrainSection
@@ -39,7 +39,7 @@ _NARROW = SHAPES["17M"].model_copy(
 _SHAPES = {**SHAPES, "narrow": _NARROW}
 #: Tokens of a sample, where they are others than ``LENGTH``.
 LENGTHS = {"narrow": 16}
-_OPERATORS = Path(__file__).parents[1] / ".cache" / "torch_extensions"
+_OPERATORS = CHECKOUT / ".cache" / "torch_extensions"
 
 
 class Setup(NamedTuple):

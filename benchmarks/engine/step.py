@@ -13,6 +13,7 @@ import io
 import tempfile
 from pathlib import Path
 
+from artefacts.signals import StopRequest
 from benchmarks.engine.setup import LENGTH, LENGTHS, SAMPLES, SameTokens, Setup, settle, setup
 from benchmarks.paired import Ratio, compare, seconds
 from configs.schema.watch import WatchSection
@@ -21,7 +22,6 @@ from training.checkpoint.save import About, Saver
 from training.data.prefetch import Prefetched
 from training.engine.deepspeed_config import clips_itself
 from training.engine.partitions import partitions
-from training.engine.signals import StopRequest
 from training.trainer.callbacks.checkpoint import CheckpointHook
 from training.trainer.callbacks.hang import HangHook
 from training.trainer.callbacks.metrics import MetricsHook

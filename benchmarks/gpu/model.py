@@ -8,12 +8,12 @@ once an expert, its batched products hold a copy of the experts' weights for eve
 
 import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from artefacts.checkout import CHECKOUT
 from benchmarks.gpu.attention import on_device
 from benchmarks.model.decode import NEW, PROMPT, their_tokens
 from benchmarks.model.shapes import ours, transformers_model
@@ -25,7 +25,7 @@ from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
 from training.layers.cross_entropy import linear_cross_entropy_sum
 
-_RECIPE = load_recipe(Path(__file__).parents[1] / "configs/deepseek-0.5b.yaml", ["model.num_nextn_predict_layers=0"])
+_RECIPE = load_recipe(CHECKOUT / "configs/deepseek-0.5b.yaml", ["model.num_nextn_predict_layers=0"])
 VOCAB, SHAPE = _RECIPE.vocab_size, _RECIPE.model
 #: Samples and tokens of each; a step of the smaller waits for the launches of its kernels.
 BATCHES = ((8, 1024), (16, 2048))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from artefacts import atomic, lock
+from artefacts.checkout import CHECKOUT
 from artefacts.errors import RequestError
 from artefacts.training_folder import TrainingRun
 from configs.command import DONE
@@ -17,8 +18,6 @@ from launch.preflight import check_writable, preflight
 from launch.slurm.in_job import usable_nodes
 from launch.slurm.sbatch import Job, as_shell, check_installed, resources, still_queued, submit_chain
 from launch.start import COMMANDS, check_verb, launched
-
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:

@@ -15,8 +15,7 @@ import pyarrow.compute as compute
 
 from configs.schema.clean import C4Section
 from pipeline.cleaning import column
-from pipeline.cleaning.column import Column, Ints, Mask
-from pipeline.cleaning.verdict import Fault
+from pipeline.cleaning.column import Column, Fault, Ints, Mask
 from pipeline.cleaning.words import Vocabulary, chunks, spaces
 
 _KEY = "data.clean.c4"

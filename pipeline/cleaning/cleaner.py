@@ -13,10 +13,10 @@ import pyarrow.compute as compute
 
 from configs.schema.clean import CleanSection
 from pipeline.cleaning import c4, column, gopher_quality, gopher_repetition, pii
+from pipeline.cleaning.column import Fault
 from pipeline.cleaning.decontamination import Contamination
 from pipeline.cleaning.language import Languages
 from pipeline.cleaning.normalize import Normaliser
-from pipeline.cleaning.verdict import Fault
 from pipeline.cleaning.words import Vocabulary
 
 TOO_SHORT = "shorter than data.clean.min_chars"

@@ -13,8 +13,13 @@ import pyarrow.compute as compute
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
 Bytes = NDArray[np.uint8]
+
+
 Mask = NDArray[np.bool_]
+
 
 _NEWLINE = ord("\n")
 
@@ -158,3 +163,15 @@ def fresh(codes: Ints) -> Mask:
         return np.zeros(0, bool)
     most = np.maximum.accumulate(codes)
     return np.concatenate([[True], codes[1:] > most[:-1]])
+
+
+class Fault(NamedTuple):
+    """A reason to drop texts.
+
+    Attributes:
+        reason: in words, naming the key of the recipe.
+        found: [texts] whether it holds.
+    """
+
+    reason: str
+    found: Mask

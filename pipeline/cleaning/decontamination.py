@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from artefacts.errors import RequestError
 from configs.schema.clean import DecontaminateSection
-from pipeline.cleaning.verdict import Fault
+from pipeline.cleaning.column import Fault
 from pipeline.ngrams import Known, sequences, word_counts
 from pipeline.sources.jsonl import getter
 from pipeline.sources.storage import files

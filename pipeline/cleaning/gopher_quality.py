@@ -10,8 +10,7 @@ import pyarrow.compute as compute
 
 from configs.schema.clean import GopherQualitySection
 from pipeline.cleaning import column
-from pipeline.cleaning.column import Column, Ints, Mask
-from pipeline.cleaning.verdict import Fault
+from pipeline.cleaning.column import Column, Fault, Ints, Mask
 from pipeline.cleaning.words import STOP_WORDS, Vocabulary, Words
 
 _KEY = "data.clean.gopher_quality"

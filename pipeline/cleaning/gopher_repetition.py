@@ -16,8 +16,7 @@ import pyarrow
 
 from configs.schema.clean import GopherRepetitionSection
 from pipeline.cleaning import column
-from pipeline.cleaning.column import Column, Ints, Mask, Spans
-from pipeline.cleaning.verdict import Fault
+from pipeline.cleaning.column import Column, Fault, Ints, Mask, Spans
 from pipeline.cleaning.words import Vocabulary, Words
 
 _KEY = "data.clean.gopher_repetition"

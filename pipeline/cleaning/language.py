@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 
 from artefacts.errors import RequestError
-from pipeline.cleaning.verdict import Fault
+from pipeline.cleaning.column import Fault
 
 #: Characters from the start of a text that tell its language.
 _LOOKED_AT = 2048

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from pipeline.ngrams import Hashes, mix
+from artefacts.hashing import Hashes, mix
 
 _BASE = 0xD6E8FEB86659FD93
 _WRAP = 1 << 64

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ngrams import Hashes, mix
+from artefacts.hashing import Hashes, mix
 
 #: No shingle reached the bin.
 _EMPTY = np.uint32(0xFFFFFFFF)

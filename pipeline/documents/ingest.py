@@ -29,9 +29,9 @@ from pipeline.cleaning.cleaner import Cleaner
 from pipeline.dedup import KeyWriter
 from pipeline.document import Document, id_prefix
 from pipeline.documents.row_files import GROUP_BYTES, KEPT_SCHEMA, OWN_COLUMNS, REJECTED_SCHEMA, RowFile
-from pipeline.share import Share
-from pipeline.sources import Part, Source
+from pipeline.parallel import Share
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Part, Source
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

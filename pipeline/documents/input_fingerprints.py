@@ -12,8 +12,7 @@ from artefacts.errors import UnreachableError
 from artefacts.manifest import Manifest
 from configs.identities import documents_identity
 from configs.schema import Recipe
-from pipeline.examples import instructions
-from pipeline.sources import Source
+from pipeline.sources.base import Source
 from pipeline.sources.storage import files, remote
 from pipeline.sources.storage.digests import SourceDigests
 from pipeline.sources.storage.files import File
@@ -72,15 +71,6 @@ def inputs(recipe: Recipe, sources: dict[str, Source], digests: SourceDigests) -
 
 def _fingerprints(found: Mapping[str, str | dict[str, File]], digests: SourceDigests) -> dict[str, str]:
     return {name: value if isinstance(value, str) else digests.of(name, value) for name, value in found.items()}
-
-
-def of_examples(path: str, digests: SourceDigests) -> dict[str, str]:
-    """Fingerprints of the files of ``finetune.examples.path``.
-
-    Raises:
-        RequestError: nothing is there.
-    """
-    return _fingerprints({"files": instructions.find(path)}, digests)
 
 
 def changed(made: dict[str, str], now: dict[str, str], digests: SourceDigests) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 from artefacts.errors import RequestError
 from configs.schema import Recipe
 from pipeline.documents.write_shards import DUPLICATE, NEAR_DUPLICATE
-from pipeline.sources import Source
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Source
 
 _KEY = re.compile(r"data\.clean[.\w]*\w")
 #: The keys behind reasons that name none.

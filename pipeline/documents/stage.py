@@ -21,16 +21,17 @@ from artefacts.manifest import Manifest
 from artefacts.pages.formats import compact
 from artefacts.progress import bar
 from artefacts.stage import Stage, open_stage
-from configs.data_guard import guard
+from configs.checks.data_guard import guard
 from configs.identities import documents_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline import parallel as processes
 from pipeline.document import Document
 from pipeline.documents import input_fingerprints
-from pipeline.share import WHOLE, Share
-from pipeline.sources import Source, open_source
+from pipeline.parallel import WHOLE, Share
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Source
+from pipeline.sources.registry import open_source
 from pipeline.sources.storage.digests import digests_of
 
 #: Counts of the parts, and of the shards, that add up.

@@ -17,7 +17,7 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
 from artefacts.stage import open_stage
-from configs.data_guard import guard
+from configs.checks.data_guard import guard
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
@@ -67,9 +67,9 @@ def build(recipe: Recipe) -> Manifest | None:
     check = guard(recipe, "examples")
     with digests_of(layout.examples) as digests:
         if section.examples.kind == "instructions":
-            from pipeline.documents import input_fingerprints
+            from pipeline.examples import instructions
 
-            inputs |= input_fingerprints.of_examples(str(section.examples.path), digests)
+            inputs |= instructions.fingerprints(str(section.examples.path), digests)
         elif source := _pydocs(recipe):
             identity["packages"] = source.identity()["packages"]
             inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
@@ -185,9 +185,9 @@ def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[st
 def _rendered(found: list[Example], recipe: Recipe, max_length: int, dropped: Counter[str]) -> list[dict[str, Any]]:
     """The examples that are not too long, with their ids and labels."""
     from tokenizer import chat_template
-    from tokenizer.base import Tokenizer
+    from tokenizer.registry import load_tokenizer
 
-    tokenizer = Tokenizer.load(RunLayout.of(recipe).tokenizer)
+    tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
     rows = []
     with bar(len(found), "example", "examples") as progress:
         for example in found:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.sources import signatures
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.storage import files
+from pipeline.sources.storage.digests import SourceDigests
 from pipeline.sources.storage.files import File
 
 Messages = list[dict[str, str]]
@@ -34,6 +35,15 @@ CURES = {
         "give these fields a text in every record of finetune.examples.path, or take those records out",
     ),
 }
+
+
+def fingerprints(path: str, digests: SourceDigests) -> dict[str, str]:
+    """Fingerprints of the files of ``finetune.examples.path``.
+
+    Raises:
+        RequestError: there is nothing at the path.
+    """
+    return {"files": digests.of("files", find(path))}
 
 
 def find(path: str) -> dict[str, File]:

@@ -13,13 +13,13 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
 from artefacts.stage import Stage, open_stage
-from configs.data_guard import guard
+from configs.checks.data_guard import guard
 from configs.identities import documents_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline import parallel as processes
+from pipeline.examples.identity import examples_identity
 from tokenizer.train import require
-from training.runs import examples_identity
 
 #: Classes that a refusal names.
 _NAMED = 30
@@ -94,7 +94,7 @@ def _encode(
     """Make the files; the manifest's counts, and the sources of which a document had to be held out."""
     from pipeline.examples import supervised_blocks
     from pipeline.tokens import encode, held_out
-    from tokenizer.base import Tokenizer
+    from tokenizer.registry import load_tokenizer
 
     limits = held_out.settle(files, recipe.run.seed, recipe.data.tokens.validation_fraction, by_text=True)
     if limits.forced:
@@ -106,7 +106,7 @@ def _encode(
     left = [block for block in planned if not supervised_blocks.counts_path(stage.scratch, block.number).exists()]
     folder = RunLayout.of(recipe).tokenizer
     # What it compiles for its speed is compiled once, here.
-    Tokenizer.load(folder).prepare()
+    load_tokenizer(folder).prepare()
     workers = processes.count(recipe.data.workers)
     tasks = [(block, stage.work, stage.scratch) for block in left]
     done = sum(block.size for block in planned) - sum(block.size for block in left)

@@ -1,7 +1,8 @@
 """Encoding of documents with targets, in blocks: the part of the task examples that takes time, each block by itself.
 
-Block N (of ``pipeline.tokens.encode``) leaves ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet`` where the stage's files
-go, a side without examples none, and at last ``NNNNN.json`` (its counts): a block that has that is finished.
+Block N (of ``pipeline.tokens.encode``) writes ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet`` next to the
+stage's other files (none for a side without examples), and last ``NNNNN.json`` (its counts): a block with that file is
+finished.
 """
 
 from collections import Counter
@@ -20,6 +21,7 @@ from pipeline.documents import read_shards
 from pipeline.tokens.encode import Block
 from pipeline.tokens.held_out import Limits
 from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 
 TOO_LONG = "longer than train.context_length"
 OTHER_LENGTH = "target of another length than its text, in tokens"
@@ -73,7 +75,7 @@ class _Made(NamedTuple):
 
 def prepare(tokenizer: Path, task: Task, limits: Limits) -> None:
     """Give this process what ``encode`` needs."""
-    _state[:] = [(Tokenizer.load(tokenizer), task, limits)]
+    _state[:] = [(load_tokenizer(tokenizer), task, limits)]
 
 
 #: What ``encode`` needs, loaded once a process.

@@ -13,8 +13,8 @@ from pipeline.document import Document, id_prefix
 from pipeline.documents import tables
 from pipeline.documents.ingest import clean_part, kept_path, prepare, say_remarks
 from pipeline.documents.stage import by_source, opened
-from pipeline.sources import Part, Source
 from pipeline.sources.bad_inputs import BadInputs, NoneGoodError
+from pipeline.sources.base import Part, Source
 from pipeline.sources.pydocs import PydocsSource
 
 #: Of a source whose first so many inputs cannot be read (of more, where more documents are asked for), no more is read.

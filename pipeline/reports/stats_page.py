@@ -21,7 +21,7 @@ from artefacts.progress import bar
 from configs.run_layout import RunLayout
 from pipeline.documents import read_shards
 from pipeline.tokens.indexed_dataset import IndexedDataset
-from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 
 #: Pieces that the page lists.
 _LISTED = 40
@@ -166,7 +166,7 @@ def _visible(piece: str) -> str:
 
 
 def _pieces_section(layout: RunLayout, made: Manifest) -> str:
-    tokenizer = Tokenizer.load(layout.tokenizer)
+    tokenizer = load_tokenizer(layout.tokenizer)
     counts = _usage(_prefixes(layout.tokens, "train"), tokenizer.vocab_size, made.counts["train"]["tokens"])
     order = np.argsort(-counts, kind="stable")
     total = int(counts.sum())

@@ -9,7 +9,7 @@ from artefacts.differences import explained
 from artefacts.errors import RequestError
 from artefacts.pages.formats import compact
 from artefacts.training_folder import IDENTITY, checkpoints, finished, has_weights, own_identity
-from configs import run_weights
+from configs.checks import run_weights
 from configs.identities import documents_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -62,6 +62,7 @@ def _compare_source(
     """Whether documents or examples were made from what the recipe names now, all of it read, where that can be."""
     from pipeline.documents import input_fingerprints
     from pipeline.documents import stage as documents
+    from pipeline.examples import instructions
     from pipeline.sources.storage.digests import SourceDigests
 
     made = manifest.read(folder)
@@ -80,16 +81,15 @@ def _compare_source(
             before, now = made.inputs, input_fingerprints.inputs(recipe, documents.opened(recipe), digests)
         elif "files" in made.inputs and recipe.finetune and recipe.finetune.examples.path:
             before = {"files": made.inputs["files"]}
-            now = input_fingerprints.of_examples(recipe.finetune.examples.path, digests)
+            now = instructions.fingerprints(recipe.finetune.examples.path, digests)
         else:
             return
     except RequestError as error:
         whole.append(f"{folder}: not compared with its source: {error}")
         return
     if before != now:
-        faults.append(
-            f"{folder}: stale: the source has changed since ({input_fingerprints.changed(before, now, digests)}); {again}"
-        )
+        changed = input_fingerprints.changed(before, now, digests)
+        faults.append(f"{folder}: stale: the source has changed since ({changed}); {again}")
 
 
 def _check_training(name: str, layout: RunLayout, recipe_path: str, whole: list[str], faults: list[str]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
-from pipeline.sources import KEY, Part
+from pipeline.sources.base import KEY, Part
 from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File, Found
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from artefacts.errors import RequestError, UnreachableError, spelled
 from pipeline.document import Document
-from pipeline.sources import KEY, Part
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import KEY, Part
 from pipeline.sources.parquet import check_column, column_of, texts_of
 from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File

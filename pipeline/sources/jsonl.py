@@ -11,8 +11,9 @@ from typing import IO, Any, ClassVar
 import orjson
 
 from pipeline.document import Document
-from pipeline.sources import Part, file_source, signatures
+from pipeline.sources import file_source, signatures
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Part
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.files import File

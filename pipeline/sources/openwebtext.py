@@ -17,8 +17,9 @@ from functools import partial
 from typing import IO, ClassVar, NamedTuple
 
 from pipeline.document import Document
-from pipeline.sources import Part, file_source
+from pipeline.sources import file_source
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Part
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import files, seven_zip, tar
 from pipeline.sources.storage.compressed import decompressed

@@ -9,8 +9,9 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 from artefacts.errors import RequestError
 from pipeline.document import Document
-from pipeline.sources import Part, file_source, signatures
+from pipeline.sources import file_source, signatures
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Part
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.compressed import decompressed

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from artefacts.errors import RequestError
 from pipeline.document import Document
-from pipeline.sources import Part, file_source
+from pipeline.sources import file_source
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Part
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File

@@ -20,8 +20,8 @@ from configs.schema import Recipe
 from configs.schema.data import SourceSection
 from pipeline import parallel as processes
 from pipeline.document import Document
-from pipeline.sources import KEY, Part
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import KEY, Part
 from pipeline.sources.storage.files import File
 
 #: Part of the cache's key: raise it when the same source files should give other documents.

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from artefacts.errors import RequestError
 from pipeline.document import Document
-from pipeline.sources import Part, file_source, signatures
+from pipeline.sources import file_source, signatures
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Part
 from pipeline.sources.chunking import Piece, pieces
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from artefacts import atomic
 from pipeline.documents import read_shards
-from pipeline.ngrams import HeldOut
 from pipeline.tokens.held_out import Limits
+from pipeline.tokens.overlap import HeldOut
 from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 
 #: A block's text is a 256th of all, between these sizes in bytes: enough blocks to share out, few enough files.
 _BLOCKS, _LEAST_BYTES, _MOST_BYTES = 256, 4 << 20, 64 << 20
@@ -78,7 +79,7 @@ def plan(files: dict[str, list[Path]]) -> list[Block]:
 def prepare(tokenizer: Path, id_kind: str, limits: Limits, held_out: Path | None) -> None:
     """Give this process what ``encode`` needs; without ``held_out`` the overlap is not measured."""
     compared = HeldOut.load(held_out) if held_out else None
-    _state[:] = [_State(Tokenizer.load(tokenizer), np.dtype(id_kind), limits, compared)]
+    _state[:] = [_State(load_tokenizer(tokenizer), np.dtype(id_kind), limits, compared)]
 
 
 class _State(NamedTuple):

@@ -18,6 +18,7 @@ from artefacts.progress import bar
 from pipeline import ngrams
 from pipeline import parallel as processes
 from pipeline.documents import read_shards
+from pipeline.tokens.overlap import HeldOut
 
 #: Held-out text up to this size is compared whole: its sequences are held in every process.
 _WHOLE_BYTES = 64 << 20
@@ -99,7 +100,7 @@ def _extent(path: Path, seed: int, below: int, by_text: bool) -> _Extent:
     return _Extent(len(hashes), int(np.sum(chosen)), size, int(hashes.min(initial=np.uint64(2**64 - 2))))
 
 
-def held_out_texts(files: dict[str, list[Path]], limits: Limits, words: int, workers: int) -> ngrams.HeldOut:
+def held_out_texts(files: dict[str, list[Path]], limits: Limits, words: int, workers: int) -> HeldOut:
     """The held-out documents' word sequences, of all sources in order; of very much text a sample of them."""
     tasks = [(path, dataset, limits) for dataset, paths in files.items() for path in paths]
     thinned = max(0, (limits.held_out_bytes // _WHOLE_BYTES).bit_length())
@@ -111,7 +112,7 @@ def held_out_texts(files: dict[str, list[Path]], limits: Limits, words: int, wor
                 progress.update()
                 yield texts
 
-        return ngrams.HeldOut.of(columns(), words, thinned)
+        return HeldOut.of(columns(), words, thinned)
 
 
 def _texts(path: Path, dataset: str, limits: Limits) -> pyarrow.ChunkedArray:

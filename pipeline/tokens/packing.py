@@ -13,7 +13,7 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
 from artefacts.stage import Stage, open_stage
-from configs.data_guard import guard
+from configs.checks.data_guard import guard
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline import parallel as processes

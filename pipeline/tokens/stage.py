@@ -14,12 +14,12 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.progress import bar
 from artefacts.stage import Stage, open_stage
-from configs.data_guard import guard
+from configs.checks.data_guard import guard
 from configs.identities import tokens_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline import parallel as processes
-from pipeline.share import WHOLE, Share
+from pipeline.parallel import WHOLE, Share
 from tokenizer.train import require
 
 #: Why a held-out document is in no shard.
@@ -100,14 +100,14 @@ class _Work:
     def encode(self, share: Share) -> None:
         """Encode the share's blocks; those that an earlier start finished are kept."""
         from pipeline.tokens import encode
-        from tokenizer.base import Tokenizer
+        from tokenizer.registry import load_tokenizer
 
         self._blocks = encode.plan(self._files)
         mine = [block for block in self._blocks if share.owns(block.number)]
         todo = [(block, self._encoded) for block in mine if not encode.finished(self._encoded, block.number)]
         tokenizer = RunLayout.of(self._recipe).tokenizer
         # What it compiles for its speed is compiled once, here.
-        Tokenizer.load(tokenizer).prepare()
+        load_tokenizer(tokenizer).prepare()
         begin = (tokenizer, self._id_kind, self.limits, self._held_out)
         done = sum(block.size for block in mine) - sum(block.size for block, _ in todo)
         with bar(done + sum(block.size for block, _ in todo), "B", "tokens", initial=done) as progress:
@@ -134,8 +134,8 @@ class _Work:
         import numpy as np
         import pyarrow
 
-        from pipeline.ngrams import HeldOut
         from pipeline.tokens import encode
+        from pipeline.tokens.overlap import HeldOut
 
         section = self._recipe.data.tokens
         each = [encode.held_out_ids(self._encoded, block.number) for block in self._blocks]

@@ -15,8 +15,7 @@ from artefacts.errors import RequestError
 from artefacts.metrics_log import read_metrics, read_records
 from artefacts.stage import open_stage
 from configs.run_layout import RunLayout
-
-CHECKOUT = Path(__file__).parents[2]
+from tests.support.paths import CHECKOUT
 
 
 def build(target: Path, content: str, inputs: dict[str, str] | None = None) -> manifest.Manifest | None:

@@ -9,7 +9,7 @@ from artefacts import manifest
 from artefacts.errors import RequestError
 from artefacts.training_folder import IDENTITY, LATER_IN_CHAIN, finished, read_identity
 from configs.run_layout import RunLayout
-from tests.artefacts.training_runs import begun, saved
+from tests.support.training_runs import begun, saved
 
 #: What a crash of the machine, or a hand, makes of a small file.
 DAMAGE = {

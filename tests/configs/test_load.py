@@ -9,12 +9,12 @@ import pytest
 
 from artefacts.errors import RequestError
 from configs.load import dump_recipe, load_recipe
+from tests.support.paths import CHECKOUT
 
-CHECKOUT = Path(__file__).parents[2]
 DEMO = CHECKOUT / "configs" / "demo.yaml"
 
 
-@pytest.mark.parametrize("path", sorted((CHECKOUT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     again = tmp_path / "again.yaml"
@@ -108,7 +108,7 @@ def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
 )  # fmt: skip
 def test_faults_of_examples_are_named(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(RequestError) as fault:
-        load_recipe(CHECKOUT / "configs" / "seq2seq-reverse.yaml", overrides)
+        load_recipe(CHECKOUT / "configs" / "teaching" / "seq2seq-reverse.yaml", overrides)
     message = str(fault.value)
     assert "\n" not in message
     for word in words:

@@ -1,13 +1,12 @@
 """Values of a recipe that YAML would read otherwise than people do."""
 
-from pathlib import Path
-
 import pytest
 
 from artefacts.errors import RequestError
 from configs.load import load_recipe
+from tests.support.paths import DEMO_RECIPE
 
-DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+DEMO = DEMO_RECIPE
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.launch.cluster import SlurmCluster
+from tests.support.launch.slurm_cluster import SlurmCluster
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import pytest
 
 from artefacts.worker_status import node_name
 from launch.plan import free_port
-from tests.launch.runs import another_seed, ended, launch, losses, make_data, shared_memory, steps
-from tests.patience import wait_until
+from tests.support.launch.runs import another_seed, ended, launch, losses, make_data, shared_memory, steps
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 

@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from launch.plan import free_port
-from tests.launch.runs import another_seed, ended, launch, losses, make_data, steps
-from tests.launch.sshd import LoopbackSsh, missing
-from tests.patience import PATIENCE, wait_until
+from tests.support.launch.runs import another_seed, ended, launch, losses, make_data, steps
+from tests.support.launch.sshd import LoopbackSsh, missing
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 

@@ -21,7 +21,7 @@ from launch.plan import Plan
 from launch.preflight import check_memory, visible_gpus
 from launch.slurm.training_job import check_least_nodes
 from launch.start import plan, why_failed
-from tests.launch.runs import RECIPE
+from tests.support.launch.runs import RECIPE
 from training.estimate.device import device_of
 
 _LITE = RECIPE.parents[1] / "configs" / "deepseek-v2-lite.yaml"

@@ -9,8 +9,9 @@ import pytest
 from configs.load import load_recipe
 from launch import torchrun
 from launch.preflight import _own_name
+from tests.support.paths import DEMO_RECIPE
 
-RECIPE = Path(__file__).parents[2] / "configs/demo.yaml"
+RECIPE = DEMO_RECIPE
 
 
 @pytest.mark.parametrize("seconds", [20, 60])

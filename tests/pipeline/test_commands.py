@@ -15,8 +15,9 @@ from pipeline.documents import stage as documents
 from pipeline.reports.stats import stats
 from pipeline.reports.verify import verify
 from pipeline.tokens import stage as tokens
-from tests.patience import PATIENCE, wait_until
-from tests.pipeline.corpora import RECIPE, ROOT, digests, of_jsonl, overrides, recipe, texts, write_jsonl
+from tests.support.paths import CHECKOUT
+from tests.support.pipeline.corpora import RECIPE, digests, of_jsonl, overrides, recipe, texts, write_jsonl
+from tests.support.waiting import PATIENCE, wait_until
 from tokenizer.train import train
 
 
@@ -28,7 +29,7 @@ def _line(verb, root, source, *more):
 
 
 def _command(*arguments):
-    return subprocess.run(_line(*arguments), cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(_line(*arguments), cwd=CHECKOUT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_saying_up_to_date_imports_nothing_heavy(finished, source):
         "print([m for m in ('torch', 'numpy', 'pyarrow', 'sentencepiece', 'zstandard') if m in sys.modules])"
     )
     line = [sys.executable, "-c", code, *_line("run", finished, source)[3:]]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 
@@ -77,7 +78,7 @@ def test_nothing_imports_torch(finished, source, tmp_path):
         "import pipeline.examples.chat, tokenizer.chat; assert 'torch' not in sys.modules"
     )
     line = [sys.executable, "-c", code, *_line("run", tmp_path, source / "0.jsonl")[3:]]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -163,7 +164,7 @@ def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
     root = tmp_path / "run"
     subprocess.run(["cp", "-r", finished, root], check=True)
     line = [word if word != "pipeline" else "tokenizer" for word in _line("train", root, source)]
-    subprocess.run([*line, "tokenizer.vocab_size=410"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*line, "tokenizer.vocab_size=410"], cwd=CHECKOUT, check=True, capture_output=True)
     found = _command("verify", root, source)
     assert found.returncode == 1 and "made from another tokenizer" in found.stderr
 
@@ -178,7 +179,7 @@ def test_faults_of_the_user_are_one_line(tmp_path):
 def test_a_signal_stops_it_in_one_line_and_the_same_command_goes_on(finished, source, tmp_path, number, status):
     line = _line("run", tmp_path, source, "data.workers=2")
     process = subprocess.Popen(
-        line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        line, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_until((tmp_path / "demo" / ".documents.partial" / "key").exists, "key of the folder")
     # To all processes, as a terminal does on Ctrl-C and SLURM may with its warning.

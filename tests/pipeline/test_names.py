@@ -10,7 +10,7 @@ from artefacts.errors import RequestError, spelled
 from configs import command
 from configs.load import load_recipe
 from pipeline.__main__ import main
-from tests.pipeline.corpora import RECIPE, texts, write_jsonl
+from tests.support.pipeline.corpora import RECIPE, texts, write_jsonl
 
 ODD = os.fsdecode(b"caf\xe9")
 SAID = r"caf\xe9 is not UTF-8: if it is a path, rename that file or folder, or give a link to it with another name"

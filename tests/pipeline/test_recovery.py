@@ -15,8 +15,9 @@ import pytest
 
 from configs.load import load_recipe
 from pipeline.reports.verify import verify
-from tests.patience import PATIENCE
-from tests.pipeline.corpora import RECIPE, ROOT, digests, overrides, texts, write, write_jsonl
+from tests.support.paths import CHECKOUT
+from tests.support.pipeline.corpora import RECIPE, digests, overrides, texts, write, write_jsonl
+from tests.support.waiting import PATIENCE
 
 #: Every rule that keeps state between documents is on, so that every sort of file is written.
 _RULES = (
@@ -53,7 +54,7 @@ def _line(verb, root, source, *more):
 
 
 def _run(verb, root, source, *more):
-    done = subprocess.run(_line(verb, root, source, *more), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(_line(verb, root, source, *more), cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, f"{verb}: {done.stderr}"
 
 
@@ -75,7 +76,7 @@ def source(tmp_path_factory):
 def _start(verb, root, source, *more):
     return subprocess.Popen(
         _line(verb, root, source, *more),
-        cwd=ROOT,
+        cwd=CHECKOUT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -271,7 +272,7 @@ def test_a_full_disk_loses_nothing(states, source, small_disk):
         grow(size)
         for verb in _STAGES:
             line = _line(verb, root, source, "data.workers=2")
-            done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True)
             if done.returncode:
                 break
         else:

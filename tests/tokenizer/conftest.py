@@ -4,10 +4,10 @@ import pytest
 
 from configs.load import load_recipe
 from configs.run_layout import RunLayout
-from tests.pipeline.corpora import RECIPE, of_jsonl, texts, write_jsonl
-from tests.tokenizer.made import publish_documents
-from tokenizer.base import Tokenizer
+from tests.support.pipeline.corpora import RECIPE, of_jsonl, texts, write_jsonl
+from tests.support.tokenizers import publish_documents
 from tokenizer.bpe import BpeTokenizer
+from tokenizer.registry import load_tokenizer
 from tokenizer.train import _fit, train
 
 #: Scripts, quotes and dashes whose neighbours become pieces: words are cut at other places than in plain English.
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(trained):
-    return Tokenizer.load(RunLayout.of(trained).tokenizer)
+    return load_tokenizer(RunLayout.of(trained).tokenizer)
 
 
 @pytest.fixture(scope="session")

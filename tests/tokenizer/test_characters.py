@@ -18,11 +18,12 @@ from pipeline.documents import stage as documents
 from pipeline.reports.verify import verify
 from pipeline.tokens import stage as tokens
 from pipeline.tokens.indexed_dataset import IndexedDataset
-from tests.pipeline.corpora import RECIPE, ROOT, of_jsonl, overrides, recipe, texts, write_jsonl
-from tests.tokenizer.made import publish_documents
+from tests.support.paths import CHECKOUT
+from tests.support.pipeline.corpora import RECIPE, of_jsonl, overrides, recipe, texts, write_jsonl
+from tests.support.tokenizers import publish_documents
 from tokenizer import chat_template, special_tokens, training_sample
-from tokenizer.base import Tokenizer
 from tokenizer.characters import CharacterTokenizer
+from tokenizer.registry import load_tokenizer
 from tokenizer.train import train
 
 _ODD = "\u2581\u2028\x00 \t\r\n\u0301\u00e9\U0001f600\u65e5<|>"
@@ -47,7 +48,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(trained):
-    return Tokenizer.load(RunLayout.of(trained).tokenizer)
+    return load_tokenizer(RunLayout.of(trained).tokenizer)
 
 
 def test_ids_are_reserved_tokens_then_characters_in_code_point_order(trained, tokenizer):
@@ -143,7 +144,7 @@ def test_a_damaged_file_is_named(trained, tmp_path, change):
     path = folder / "characters.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(RequestError, match=r"not a tokenizer of characters.*repair: rm"):
-        Tokenizer.load(folder)
+        load_tokenizer(folder)
 
 
 def test_the_data_stages(tmp_path):
@@ -156,7 +157,7 @@ def test_the_data_stages(tmp_path):
     assert made is not None and tokens.build(small) is None
     assert made.details["vocab_size"] == 78 and made.details["dtype"] == "uint16"
     kept = parquet.read_table(layout.documents / "clean-00000.parquet")["text"].to_pylist()
-    tokenizer = Tokenizer.load(layout.tokenizer)
+    tokenizer = load_tokenizer(layout.tokenizer)
     shards = [IndexedDataset(layout.tokens / f"{side}-00000") for side in ("train", "val")]
     found = [shard.document(number) for shard in shards for number in range(len(shard))]
     assert all(ids[-1] == tokenizer.end_of_text_id for ids in found)
@@ -172,7 +173,7 @@ def test_commands(trained, tokenizer):
 
     def command(verb, **options):
         line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *given_]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, check=True, **options).stdout
+        return subprocess.run(line, cwd=CHECKOUT, capture_output=True, check=True, **options).stdout
 
     encoded = command("encode", input=_ODD.encode())
     assert [int(word) for word in encoded.split()] == tokenizer.encode(_ODD)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from artefacts import manifest
 from artefacts.errors import RequestError
 from configs.run_layout import RunLayout
-from tests.pipeline.corpora import RECIPE, ROOT, of_jsonl, overrides, texts, write_jsonl
-from tests.tokenizer.made import publish_documents
-from tokenizer import chat_template, repository
+from tests.support.paths import CHECKOUT
+from tests.support.pipeline.corpora import RECIPE, of_jsonl, overrides, texts, write_jsonl
+from tests.support.tokenizers import publish_documents
+from tokenizer import chat_template, pretrained
 from tokenizer import pretrained as ready_module
-from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 from tokenizer.train import outcome, train
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -60,7 +61,7 @@ def ready(repositories, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def loaded(ready):
-    return Tokenizer.load(RunLayout.of(ready).tokenizer)
+    return load_tokenizer(RunLayout.of(ready).tokenizer)
 
 
 @settings(max_examples=150, deadline=None)
@@ -108,7 +109,7 @@ def test_manifest(ready, loaded):
 
 def test_layouts_give_the_same(repositories, loaded):
     for name in ("older", "newer", "file"):
-        found, contents = repository.read(repository.files(str(repositories[name])), name)
+        found, contents = pretrained.read(pretrained.files(str(repositories[name])), name)
         assert list(contents) == ["tokenizer.json"]
         assert found.encode("a bamo  \n\u2581é") == loaded.encode("a bamo  \n\u2581é")
 
@@ -133,7 +134,7 @@ def test_end_of_text_by_configuration(repositories, tmp_path):
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
         asked = taken(tmp_path, folder)
         train(asked)
-        loaded = Tokenizer.load(RunLayout.of(asked).tokenizer)
+        loaded = load_tokenizer(RunLayout.of(asked).tokenizer)
         assert loaded.piece(loaded.end_of_text_id) == "<stop>"
 
 
@@ -181,7 +182,7 @@ def test_more_ids_than_the_model_has_rows(repositories, tmp_path):
 def test_a_damaged_artefact_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(b"\xff")
     with pytest.raises(RequestError, match=r"tokenizer.json: not UTF-8; repair: rm -r"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(("path", "said"), [("./nowhere", "no such file"), ("{}", "is there"), ("{}/a.json", "not a")])
@@ -190,7 +191,9 @@ def test_a_run_refuses_it_before_it_reads_documents(tmp_path, path, said):
     source = write_jsonl(tmp_path / "source.jsonl", texts(5))
     given = overrides(tmp_path, "data.source.kind=jsonl", f"data.source.path={source}", "tokenizer.kind=huggingface")
     line = [sys.executable, "-m", "pipeline", "run", "--recipe", str(RECIPE), *given]
-    done = subprocess.run([*line, f"tokenizer.path={path.format(tmp_path)}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*line, f"tokenizer.path={path.format(tmp_path)}"], cwd=CHECKOUT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: tokenizer.path=") and said in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "demo").exists()
 
@@ -205,7 +208,7 @@ def _command(verb, ready, *arguments, **options):
     source = [f"data.source.kind=jsonl data.source.path={ready.data.source.path}", "tokenizer.kind=huggingface"]
     words = overrides(ready.run.root, *" ".join(source).split(), f"tokenizer.path={ready.tokenizer.path}")
     line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *words, *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, **options)
+    return subprocess.run(line, cwd=CHECKOUT, capture_output=True, **options)
 
 
 def test_commands(ready, loaded):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.pipeline.corpora import SHARED_DATA
-from tests.tokenizer.test_words import _MIXED
+from tests.support.paths import SHARED_DATA
+from tests.tokenizer.test_word_cache import _MIXED
 from tokenizer import special_tokens
 from tokenizer.bpe import BpeTokenizer
 from tokenizer.huggingface import HuggingFaceTokenizer

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from artefacts import manifest
 from artefacts.errors import RequestError
 from configs.run_layout import RunLayout
-from tests.pipeline.corpora import RECIPE, ROOT, SHARED_DATA, of_jsonl, overrides, texts, write_jsonl
-from tests.tokenizer.made import publish_documents
+from tests.support.paths import CHECKOUT, SHARED_DATA
+from tests.support.pipeline.corpora import RECIPE, of_jsonl, overrides, texts, write_jsonl
+from tests.support.tokenizers import publish_documents
 from tokenizer import special_tokens
-from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 from tokenizer.train import _CHUNK_BYTES, _chunks, train
 
 
@@ -101,7 +102,7 @@ def test_long_documents_are_not_skipped(tmp_path):
     publish_documents(asked)
     made = train(asked)
     assert made is not None and made.counts["sample_documents"] == 31
-    pieces = Tokenizer.load(RunLayout.of(asked).tokenizer).encode(" zyxwvut")
+    pieces = load_tokenizer(RunLayout.of(asked).tokenizer).encode(" zyxwvut")
     assert len(pieces) == 1
 
 
@@ -126,17 +127,17 @@ def test_documents_are_needed_first(tmp_path):
 
 def test_no_model_and_a_damaged_model(tmp_path):
     with pytest.raises(RequestError, match="make tokenizer"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
     with pytest.raises(RequestError, match="not a SentencePiece model"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def _command(verb, trained, *arguments, **options):
     given = [f"data.source.kind=jsonl data.source.path={trained.data.source.path}"]
     given = overrides(Path(trained.run.root), *given[0].split())
     line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *given, *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, **options)
+    return subprocess.run(line, cwd=CHECKOUT, capture_output=True, **options)
 
 
 def test_commands(trained, tokenizer):

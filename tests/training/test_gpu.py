@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from configs.load import load_recipe
-from tests.training.engine_job import RECIPE, MadeTokens
-from tests.training.test_dense_layers import HEADS, LENGTH, MASKS, drawn, there
+from tests.support.training.engine_job import RECIPE, MadeTokens
+from tests.training.layers.test_transformer_layer import HEADS, LENGTH, MASKS, drawn, there
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
 from training.layers.attention import attention

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from artefacts import atomic, manifest
-from artefacts.errors import RequestError
+from artefacts.errors import RequestError, RunError
 from artefacts.manifest import Manifest
 from artefacts.progress import warn
 from training.checkpoint import tensor_file
@@ -25,7 +25,6 @@ from training.checkpoint.index import FORMAT, folder_name, rank_file, saved_step
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import Snapshot
 from training.distributed.ranks import Ranks, broadcast_value, sum_over_ranks
-from training.engine.errors import RunError
 from training.engine.partitions import Partitions
 
 #: How a checkpoint's files were cut: ranks, expert_parallel, zero_stage, precision.

@@ -11,6 +11,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 from training.evaluate.attention.collect import AttentionMap, attention_maps, attentions
 from training.evaluate.attention.folder import LabelledMap, write_folder
 from training.evaluate.attention.statistics import head_numbers, lines
@@ -39,7 +40,7 @@ def evaluate_attention(
     layout, device = RunLayout.of(recipe), best_device(recipe)
     _require_layers(recipe, layers)
     checkpoint = wanted_checkpoint(recipe, layout)
-    tokenizer = Tokenizer.load(layout.tokenizer)
+    tokenizer = load_tokenizer(layout.tokenizer)
     read = _ids(recipe, layout, tokenizer, text)
     source: list[int] | None = None
     if recipe.model.learns == "pairs":

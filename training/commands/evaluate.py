@@ -8,7 +8,8 @@ from artefacts import atomic, command_hints, manifest
 from artefacts.errors import RequestError
 from artefacts.stage import open_stage
 from artefacts.training_folder import has_weights
-from configs import command, run_weights
+from configs import command
+from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.runs import finished_checkpoint

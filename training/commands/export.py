@@ -10,7 +10,7 @@ from artefacts.stage import open_stage
 from configs.command import DONE
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.checkpoint.index import Contents
 from training.estimate.parameters import parameters
@@ -47,7 +47,7 @@ def export(recipe: Recipe) -> int:
         if stage.finished:
             print(f"{layout.export}: up to date")
             return DONE
-        dtype, tokenizer = _DTYPES[recipe.train.precision], Tokenizer.load(layout.tokenizer)
+        dtype, tokenizer = _DTYPES[recipe.train.precision], load_tokenizer(layout.tokenizer)
         names = [*(contents := Contents(checkpoint)).parameters, *contents.buffers()]
         stream = released_stream(recipe.model, read_weights(checkpoint), names)
         numbers = write_weights(stage.work, stream, dtype)

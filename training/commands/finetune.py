@@ -2,16 +2,16 @@
 
 import math
 
+from artefacts.signals import StopRequest
 from configs import command
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.finetune import FinetuneSection
 from configs.schema.train import ScheduleSection, TrainSection
-from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
-from training.engine.signals import StopRequest
 from training.export.weights import load_weights
 from training.job import Job, run_job
 from training.runs import finetune_run, finished_checkpoint
@@ -26,7 +26,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return command.DONE
-    pad = Tokenizer.load(layout.tokenizer).pad_id
+    pad = load_tokenizer(layout.tokenizer).pad_id
     examples = ChatExamples(layout.examples, "train", pad)
     held_out = ChatExamples(layout.examples, "held-out", pad)
     train = _train_section(recipe, section, len(examples))

@@ -16,6 +16,7 @@ from configs.load import as_override, dump_recipe
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer.base import JSON_NAME, MODEL_NAME, Tokenizer
+from tokenizer.registry import load_tokenizer
 from tokenizer.released import spelling
 from tokenizer.special_tokens import RESERVED
 from training.checkpoint.save import About
@@ -44,7 +45,7 @@ def import_model(recipe: Recipe, folder: Path) -> int:
     config = config_json.read(folder)
     _require_same(recipe, folder, config)
     run = pretrain_run(recipe, layout)
-    _require_same_tokens(Tokenizer.load(layout.tokenizer), folder)
+    _require_same_tokens(load_tokenizer(layout.tokenizer), folder)
     files = {path.name: fingerprint.of_file(path) for path in weight_files(folder)}
     if (finished := run.manifest()) is not None and finished.details.get("imported") == files:
         print(f"{run.folder}: up to date")

@@ -1,13 +1,13 @@
 """Pretraining: token shards, or examples, to a checkpointed model."""
 
 from artefacts.manifest import require_sound
+from artefacts.signals import StopRequest
 from configs import command
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.data.build import held_out, pretraining_data
-from training.engine.signals import StopRequest
-from training.first_weights import first_weights
 from training.job import Job, run_job
+from training.model_loading import first_weights
 from training.runs import BACKBONE, pretrain_run
 
 

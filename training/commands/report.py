@@ -5,7 +5,7 @@ from functools import partial
 
 from artefacts import atomic
 from artefacts.pages.figures import png
-from configs import run_weights
+from configs.checks import run_weights
 from configs.command import DONE
 from configs.run_layout import RunLayout
 from configs.schema import Recipe

@@ -9,6 +9,7 @@ from configs import command
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 from training.inference.completion import asked
 from training.inference.generate import CausalLM, Limits
 from training.inference.sampling import Sampling
@@ -53,7 +54,7 @@ def evaluate_temperature(recipe: Recipe) -> int:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     checkpoint = wanted_checkpoint(recipe, layout)
     model = load_model(recipe, checkpoint, best_device(recipe))
-    tokenizer = Tokenizer.load(layout.tokenizer)
+    tokenizer = load_tokenizer(layout.tokenizer)
     prompt_ids, limits = asked(recipe, tokenizer)
     sampling = Sampling(1.0, section.top_k, section.top_p)
     found = [

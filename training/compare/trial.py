@@ -16,7 +16,7 @@ from configs.schema import Recipe
 from configs.schema.train import OptimizerSection, ScheduleSection
 from training.data.batch import Batch, Data
 from training.data.build import pretraining_data
-from training.first_weights import first_weights
+from training.model_loading import first_weights
 from training.models.registry import build_model
 from training.objective import Objective
 from training.optim.build import build_optimizer

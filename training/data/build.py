@@ -7,11 +7,11 @@ from typing import Literal
 from artefacts import manifest
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
+from training.data.batch import Samples
 from training.data.examples import ExampleData, Examples
 from training.data.packed import PackedSamples
 from training.data.pretraining import PretrainingData
-from training.data.rows import Samples
 from training.data.tasks import LabelExamples, PairExamples, TagExamples
 from training.data.windows import TokenWindows
 from training.runs import mixture_weights
@@ -42,7 +42,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
     samples: dict[str, Samples] = {}
     if recipe.train.packing == "best_fit":
         # Nothing is learnt from padding, and of the reserved tokens this is the one that every tokenizer has.
-        pad = Tokenizer.load(layout.tokenizer).end_of_text_id
+        pad = load_tokenizer(layout.tokenizer).end_of_text_id
         for name, folder in folders.items():
             samples[name] = PackedSamples(layout.tokens / folder, layout.packing / folder, length, pad)
     else:
@@ -62,7 +62,7 @@ def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "he
         return TagExamples(layout.examples, split)
     if recipe.learns == "labels":
         return LabelExamples(layout.examples, split)
-    tokenizer = Tokenizer.load(layout.tokenizer)
+    tokenizer = load_tokenizer(layout.tokenizer)
     return PairExamples(layout.examples, split, tokenizer.first_id, tokenizer.end_of_text_id)
 
 
@@ -86,4 +86,4 @@ def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
 
 def _boundary(recipe: Recipe, layout: RunLayout) -> int | None:
     """The token that ends documents, where batches are to say where they begin."""
-    return Tokenizer.load(layout.tokenizer).end_of_text_id if recipe.train.mask_documents else None
+    return load_tokenizer(layout.tokenizer).end_of_text_id if recipe.train.mask_documents else None

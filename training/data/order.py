@@ -4,15 +4,21 @@ A keyed permutation of 0..n-1: a Feistel network over the next even power of two
 (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ngrams import mix
+from artefacts.hashing import mix
 
 #: A number of 64 bits, or several.
 Key = int | np.uint64 | NDArray[np.uint64]
 
+
 _ROUNDS = 6
+
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -51,3 +57,47 @@ def indices_at(positions: NDArray[np.int64], size: int, seed: Key) -> NDArray[np
 def sample_indices(first: int, count: int, size: int, seed: int) -> NDArray[np.int64]:
     """``indices_at`` the positions first..first+count-1."""
     return indices_at(np.arange(first, first + count, dtype=np.int64), size, seed)
+
+
+#: A power of four, so that the permutation of a block needs no second walk.
+BLOCK = 1 << 14
+
+
+def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
+    """Places of each data set in a block, by the largest remainder of the weights (all above 0), at least one each."""
+    exact = np.array(weights, np.float64) / math.fsum(weights) * BLOCK
+    places = np.floor(exact).astype(np.int64)
+    largest = np.argsort(places - exact, kind="stable")
+    places[largest[: BLOCK - places.sum()]] += 1
+    while not places.all():
+        places[places.argmin()] += 1
+        places[places.argmax()] -= 1
+    return places
+
+
+class Mixture:
+    """The order of samples over several data sets; over one, exactly ``order.indices_at``."""
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        """``sizes``: samples of each data set; ``weights``: its share, in proportion."""
+        self._sizes, self._seed = sizes, seed
+        self._places = quotas(weights)
+        self._ends = np.cumsum(self._places)
+
+    def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each global position, the number of the data set and the index of the sample in it."""
+        if len(self._sizes) == 1:
+            return np.zeros_like(positions), indices_at(positions, self._sizes[0], self._seed)
+        blocks = positions // BLOCK
+        slots = permute(positions % BLOCK, BLOCK, derive(derive(self._seed, 0), blocks))
+        chosen = np.searchsorted(self._ends, slots, side="right")
+        # How many samples of its data set stand before it: those of earlier blocks, and of lower slots in this one.
+        local = blocks * self._places[chosen] + slots - (self._ends - self._places)[chosen]
+        for number, size in enumerate(self._sizes):
+            here = chosen == number
+            local[here] = indices_at(local[here], size, derive(self._seed, number + 1))
+        return chosen, local
+
+    def epochs(self, samples: int) -> list[float]:
+        """How many times over each data set is read in so many samples."""
+        return [samples * float(p) / BLOCK / size for p, size in zip(self._places, self._sizes, strict=True)]

@@ -15,8 +15,8 @@ from artefacts import command_hints, manifest, repair_hints
 from artefacts.errors import RequestError
 from pipeline.tokens.best_fit import PIECE
 from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
+from training.data.batch import Rows
 from training.data.disk_reads import DiskReads
-from training.data.rows import Rows
 from training.data.windows import by_shard
 
 

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artefacts.errors import RequestError
-from training.data.batch import Batch
-from training.data.mixture import Mixture
-from training.data.rows import Samples, read_several
+from training.data.batch import Batch, Samples, read_several
+from training.data.order import Mixture
 
 #: Samples whose order is worked out at a time.
 _TOGETHER = 1 << 14

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.data.batch import IGNORED, Batch
+from tokenizer.special_tokens import IGNORED
+from training.data.batch import Batch
 from training.data.examples import Examples, Indices, Lists, read_columns
 
 _PAD = 0

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from artefacts import command_hints
 from artefacts.errors import RequestError
 from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
-from training.data.batch import Batch
+from training.data.batch import Batch, Rows
 from training.data.disk_reads import DiskReads
-from training.data.rows import Rows
 
 
 def by_shard(

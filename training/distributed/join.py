@@ -6,11 +6,10 @@ import os
 import torch
 import torch.distributed as dist
 
-from artefacts.errors import RequestError
+from artefacts.errors import RequestError, RunError
 from training.distributed.device import choose
 from training.distributed.health_check import probe
 from training.distributed.ranks import Ranks
-from training.engine.errors import RunError
 
 
 def join(

@@ -48,7 +48,8 @@ def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) ->
 def _loss(recipe: Recipe, place: Topology, tokens: int, hidden: int) -> tuple[float, float]:
     """What one head's loss keeps and works in.
 
-    dhidden and dweight are worked out in the forward pass (training/layers/cross_entropy.py) and kept for the backward pass.
+    dhidden and dweight are computed in the forward pass (training/layers/cross_entropy.py) and kept for the backward
+    pass.
     """
     vocab = recipe.vocab_size
     if isinstance(recipe.model, ClassifierSection):

@@ -1,6 +1,6 @@
 """What a DeepSeek layer keeps of its forward pass, and what it works in.
 
-Counts follow the tensors that autograd saves (``tests/training/test_estimate_memory.py`` counts them in a built model).
+Counts follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts them in a built model).
 M tokens of a micro-batch, D hidden size, K experts a token; routing is taken as balanced, so that a rank receives as
 many rows as it sends, M x K.
 """
@@ -39,7 +39,7 @@ def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch:
 
 
 def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool) -> float:
-    """What ``selective`` keeps of products narrower than the hidden size (training/layers/activation_checkpointing.py)."""
+    """What ``selective`` keeps of products narrower than the hidden size: ``layers/activation_checkpointing.py``."""
     widths = [model.q_lora_rank or 0, model.kv_lora_rank + model.qk_rope_head_dim]
     if dense:
         widths += 2 * [model.intermediate_size]

@@ -1,6 +1,6 @@
 """What the layers of dense models keep of their forward pass, and what they work in.
 
-Counts follow the tensors that autograd saves (``tests/training/test_estimate_memory.py`` counts them in a built model).
+Counts follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts them in a built model).
 """
 
 from configs.schema import Recipe

@@ -8,7 +8,7 @@ import numpy as np
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
-from tokenizer.base import Tokenizer
+from tokenizer.registry import load_tokenizer
 from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.evaluate.baselines import bigram_nats, compressed_bytes
@@ -41,7 +41,7 @@ def evaluate_run(
     on_answers = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
     text = _validation_text(layout, limit)
     text_bytes = len(text) if limit else int(counts["bytes"])
-    tokenizer = Tokenizer.load(layout.tokenizer)
+    tokenizer = load_tokenizer(layout.tokenizer)
     model = load_model(recipe, pretrained, device)
     base = measure(model, objective, windows, device, "validation")
     results: dict[str, Any] = {
@@ -94,7 +94,7 @@ def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
 
 def _validation_text(layout: RunLayout, limit: int | None) -> bytes:
     """The validation documents as they were before tokenising, end to end (the tokenizer loses nothing)."""
-    tokenizer = Tokenizer.load(layout.tokenizer)
+    tokenizer = load_tokenizer(layout.tokenizer)
     return "".join(tokenizer.decode(stream.tolist()) for stream in _streams(layout.tokens, "val", limit)).encode()
 
 

@@ -11,7 +11,9 @@ from artefacts.progress import bar
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer.base import Tokenizer
-from training.data.batch import IGNORED, Batch
+from tokenizer.registry import load_tokenizer
+from tokenizer.special_tokens import IGNORED
+from training.data.batch import Batch
 from training.data.build import task_examples
 from training.evaluate.accuracy import ClassScores
 from training.inference.answer import decode_targets
@@ -32,7 +34,7 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
     """
     device = best_device(recipe)
     model = load_model(recipe, checkpoint, device)
-    tokenizer = Tokenizer.load(layout.tokenizer)
+    tokenizer = load_tokenizer(layout.tokenizer)
     examples = task_examples(recipe, layout, "held-out")
     limit, batch_size = recipe.evaluate.max_tokens, recipe.evaluate.batch
     # They lie in the order of their sources, where those of a class may stand together.

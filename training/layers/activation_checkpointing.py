@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from training.layers.linear import ONEDNN_PRODUCT
+from training.layers.cpu.matmul import ONEDNN_PRODUCT
 from training.layers.router import DECIDING_OPERATIONS
 
 Checkpointing = Literal["none", "full", "selective"]

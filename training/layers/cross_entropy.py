@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from training.data.batch import IGNORED
+from tokenizer.special_tokens import IGNORED
 from training.layers.cpu.kernels import code_for, is_half
-from training.layers.linear import onednn_in_fp32, times_transposed
+from training.layers.cpu.matmul import onednn_in_fp32, times_transposed
 
 #: Logits held at a time, and the fewest rows that they are for: with less, what is done to the head's matrix and its
 #: gradient for each piece would dominate.

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
-from training.layers.activations import silu_times
-from training.layers.gelu import gelu, gelu_new
+from training.layers.activations import gelu, gelu_new, silu_times
 from training.layers.linear import Linear
 
 #: Activations by their name in the recipe; swiglu needs two inputs and is ``FeedForward``.

@@ -1,13 +1,11 @@
 """Normalisation over the last dimension: by its root mean square, and by mean and deviation."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from training.layers.cpu import decode
+from training.layers.cpu.norms import _RMSNormOnCpu
 
 
 class LayerNorm(nn.Module):
@@ -44,27 +42,3 @@ class RMSNorm(nn.Module):
             return out
         few = decode.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps) if few is None else few
-
-
-class _RMSNormOnCpu(torch.autograd.Function):
-    """The same in few passes over memory: PyTorch has no fused kernel for CPU, its backward takes three times this."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.float()
-        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square()
-        inverse = (square / x.shape[-1] + eps).rsqrt()
-        ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).mul_(weight).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        normal = x.float() * inverse
-        gradient = upstream[0].float()
-        along = gradient * normal
-        to_weight = along.flatten(0, -2).sum(0)
-        inward = (along @ weight.float() / x.shape[-1])[..., None]
-        to_x = (gradient * weight).sub_(normal.mul_(inward)).mul_(inverse)
-        return to_x.to(x.dtype), to_weight.to(weight.dtype), None

@@ -13,8 +13,7 @@ from torch import nn
 from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from training.layers.block import Layered
-from training.layers.fused import matrices_in
-from training.layers.init import draw_normal, draw_xavier
+from training.layers.init import draw_normal, draw_xavier, matrices_in
 from training.layers.lm_head import OutputHead
 from training.layers.masks import Mask
 from training.layers.position_embedding import Places

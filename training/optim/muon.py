@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.optim.adamw import adamw
 
 from training.engine.partitions import Partition
-from training.layers.fused import matrices_in
+from training.layers.init import matrices_in
 
 #: Of the quintic whose iteration takes all singular values near one (Jordan).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from artefacts.errors import RunError
+from artefacts.signals import StopRequest
 from training.data.batch import Batch, Data
 from training.distributed.ranks import Ranks, sum_over_ranks, widest
-from training.engine.errors import RunError
 from training.engine.gradients import clip_global_norm
-from training.engine.signals import StopRequest
 from training.trainer.load_balancer import Balancer, LayerLoad
 
 

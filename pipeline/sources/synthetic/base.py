@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.sources import Part
+from pipeline.sources.base import Part
 from pipeline.sources.storage.files import File
 
 ALPHABET = string.ascii_letters + string.digits

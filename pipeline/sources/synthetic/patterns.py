@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from artefacts.hashing import keyed_hashes
 from pipeline.document import Document
-from pipeline.sources import Part
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Part
 from pipeline.sources.synthetic.base import ALPHABET, MadeUpSource
 
 

@@ -7,11 +7,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts.hashing import keyed_hashes
+from artefacts.hashing import keyed_hashes, mix
 from pipeline.document import Document
-from pipeline.ngrams import mix
-from pipeline.sources import Part
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.base import Part
 from pipeline.sources.synthetic.base import ALPHABET, MadeUpSource
 
 #: Letters that are drawn at a time.

@@ -16,7 +16,7 @@ from pipeline.cleaning import cleaner
 from pipeline.cleaning.cleaner import TOO_LONG, TOO_SHORT, Cleaner
 from pipeline.cleaning.normalize import normalise
 from pipeline.documents import ingest
-from tests.pipeline.cleaning.texts import column, openwebtext, texts
+from tests.support.pipeline.texts import column, openwebtext, texts
 
 ENGLISH = "The committee met on Tuesday and decided that the bridge should be repaired before the winter comes. "
 GERMAN = "Der Ausschuss traf sich am Dienstag und beschloss, dass die Brücke vor dem Winter repariert werden soll. "

@@ -13,7 +13,7 @@ from configs.schema.clean import C4Section, GopherQualitySection, GopherRepetiti
 from pipeline.cleaning import c4, gopher_quality, gopher_repetition, pii
 from pipeline.cleaning.normalize import normalise
 from pipeline.cleaning.words import SYMBOLS, Vocabulary
-from tests.pipeline.cleaning import texts
+from tests.support.pipeline import texts
 
 pytest.importorskip("datatrove")
 pytest.importorskip("spacy")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from configs.schema.clean import C4Section, GopherQualitySection, GopherRepetitionSection
 from pipeline.cleaning import c4, gopher_quality, gopher_repetition
 from pipeline.cleaning.words import Vocabulary
-from tests.pipeline.cleaning import plain
-from tests.pipeline.cleaning.texts import column, texts
+from tests.support.pipeline import plain_cleaning
+from tests.support.pipeline.texts import column, texts
 
 VOCABULARY = Vocabulary()
 SHARES = st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0])
@@ -60,7 +60,7 @@ def test_quality(made, section):
     found = [
         fault.found.tolist() for fault in gopher_quality.faults(whole, VOCABULARY.words(whole), VOCABULARY, section)
     ]
-    assert [list(row) for row in zip(*found, strict=True)] == [plain.quality(text, section) for text in made]
+    assert [list(row) for row in zip(*found, strict=True)] == [plain_cleaning.quality(text, section) for text in made]
 
 
 @settings(deadline=None, max_examples=200)
@@ -69,7 +69,9 @@ def test_repetition(made, section):
     whole = column(made)
     faults = gopher_repetition.faults(whole, VOCABULARY.words(whole), VOCABULARY, section)
     found = [fault.found.tolist() for fault in faults]
-    assert [list(row) for row in zip(*found, strict=True)] == [plain.repetition(text, section) for text in made]
+    assert [list(row) for row in zip(*found, strict=True)] == [
+        plain_cleaning.repetition(text, section) for text in made
+    ]
 
 
 @settings(deadline=None)
@@ -78,7 +80,7 @@ def test_c4(made, section):
     judged = c4.judge(column(made), section, VOCABULARY)
     dropped = np.any([np.zeros(len(made), bool), *(fault.found for fault in judged.faults)], axis=0)
     for text, edited, is_dropped in zip(made, judged.texts.to_pylist(), dropped.tolist(), strict=True):
-        wanted = plain.c4(text, section)
+        wanted = plain_cleaning.c4(text, section)
         assert is_dropped == (wanted is None)
         assert edited == (text if wanted is None else wanted)
 

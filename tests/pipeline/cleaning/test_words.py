@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.cleaning import column, words
 from pipeline.cleaning.english_exceptions import exceptions
 from pipeline.cleaning.word_splitting import Splitter
-from tests.pipeline.cleaning import plain, texts
+from tests.support.pipeline import plain_cleaning, texts
 
 VOCABULARY = words.Vocabulary()
 
@@ -59,7 +59,7 @@ def test_splitting(chunk, parts):
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Z", "Cc"]), min_size=1))
 def test_words_of_a_chunk_make_the_chunk(chunk):
-    parts = plain.SPLITTER.split(chunk)
+    parts = plain_cleaning.SPLITTER.split(chunk)
     assert "".join(parts) == chunk and all(parts)
 
 
@@ -75,9 +75,9 @@ _PIECE = st.sampled_from(_PIECES) | st.sampled_from(sorted(exceptions()))
 @given(_MARKS, st.lists(_PIECE, min_size=1, max_size=3), _MARKS)
 def test_common_chunks_are_split_as_all_others(before, pieces, behind):
     chunk = "".join([*before, *pieces, *behind])
-    at_once = plain.SPLITTER._common(chunk)
+    at_once = plain_cleaning.SPLITTER._common(chunk)
     if at_once is not None and chunk not in exceptions():
-        assert at_once == plain.SPLITTER._join(plain.SPLITTER._split(chunk))
+        assert at_once == plain_cleaning.SPLITTER._join(plain_cleaning.SPLITTER._split(chunk))
 
 
 @pytest.mark.parametrize("piece", [".", "=", "a.", "a:", "1,", "@a", "-", "(a", "x://", "'"])
@@ -93,7 +93,7 @@ def test_the_same_words_as_spacy():
     tokenizer = spacy.blank("en").tokenizer
     chunks = sorted({chunk for text in texts.openwebtext() for chunk in text.split()})
     for chunk in random.Random(1).sample(chunks, 4_000):
-        assert plain.SPLITTER.split(chunk) == [token.text for token in tokenizer(chunk)]
+        assert plain_cleaning.SPLITTER.split(chunk) == [token.text for token in tokenizer(chunk)]
 
 
 @settings(deadline=None)
@@ -111,9 +111,9 @@ def test_chunks_are_those_of_str_split(made):
 @given(st.lists(texts.texts, max_size=6))
 def test_words_of_a_column(made):
     seen = VOCABULARY.words(texts.column(made))
-    every = [word for text in made for word in plain.words(text)]
+    every = [word for text in made for word in plain_cleaning.words(text)]
     assert VOCABULARY.characters[seen.ids].tolist() == [len(word) for word in every]
-    assert np.diff(seen.firsts).tolist() == [len(plain.words(text)) for text in made]
+    assert np.diff(seen.firsts).tolist() == [len(plain_cleaning.words(text)) for text in made]
     assert len(set(zip(seen.ids.tolist(), every, strict=True))) == len(set(seen.ids.tolist())) == len(set(every))
 
 
@@ -133,7 +133,7 @@ def test_a_full_vocabulary_begins_anew(monkeypatch):
     vocabulary = words.Vocabulary()
     for text in ("one two three", "four five six", "one (two)"):
         seen = vocabulary.words(texts.column([text]))
-        assert vocabulary.characters[seen.ids].tolist() == [len(word) for word in plain.words(text)]
+        assert vocabulary.characters[seen.ids].tolist() == [len(word) for word in plain_cleaning.words(text)]
 
 
 @settings(deadline=None)

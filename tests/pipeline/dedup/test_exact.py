@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import dedup
-from tests.pipeline.dedup import corpus
+from tests.support.pipeline import dedup_corpus
 
 line = st.sampled_from(["", "a", " a", "abc", "abc ", "\tabc", "long line", "another one", "été à la mer", "x" * 40])
 texts = st.lists(st.lists(line, min_size=1, max_size=5).map("\n".join), max_size=12)
@@ -34,9 +34,9 @@ def _later_lines(documents, chars, gone):
 @settings(max_examples=40, deadline=None)
 @given(documents=texts, places=places, chars=st.integers(0, 9), exact=st.booleans(), max_bytes=sizes)
 def test_equal_their_definition(tmp_path_factory, documents, places, chars, exact, max_bytes):
-    keys = corpus.section(exact=exact or not chars, lines=chars)
+    keys = dedup_corpus.section(exact=exact or not chars, lines=chars)
     folder = tmp_path_factory.mktemp("keys")
-    found, lines = corpus.decide(folder, corpus.cut(documents, places), keys, max_bytes)
+    found, lines = dedup_corpus.decide(folder, dedup_corpus.cut(documents, places), keys, max_bytes)
     expected = _later_documents(documents) if keys.exact_dedup else [0] * len(documents)
     assert found == expected
     assert lines == (_later_lines(documents, chars, expected) if chars else [])
@@ -62,29 +62,29 @@ def test_lines_of_a_document_that_goes_hide_no_others(tmp_path):
     body = " ".join(f"word{number}" for number in range(300))
     alike = f"{body}\nonly the near duplicate has this line"
     parts = [[body], [alike], ["elsewhere\nonly the near duplicate has this line"]]
-    assert corpus.decide(tmp_path, parts, corpus.section(lines=20, near=True)) == ([0, dedup.NEAR, 0], [])
+    assert dedup_corpus.decide(tmp_path, parts, dedup_corpus.section(lines=20, near=True)) == ([0, dedup.NEAR, 0], [])
 
 
 def test_digests_of_any_shape(tmp_path):
-    keys = corpus.section(exact=True)
+    keys = dedup_corpus.section(exact=True)
     every = ["a", "b", "a"]
-    raw = corpus.digests(every)
+    raw = dedup_corpus.digests(every)
     shapes = [raw, np.array(raw, "V16"), pyarrow.array(raw, pyarrow.binary(16)), pyarrow.chunked_array([raw])]
     for number, shape in enumerate(shapes):
         writer = dedup.KeyWriter(tmp_path, number, keys)
         writer.add(pyarrow.array(every), shape)
         writer.finish()
-    corpus.finish(tmp_path, keys, 1 << 20)
-    assert corpus.verdicts(tmp_path, keys, [every] * 4)[0] == [0, 0, 1] + [1] * 9
+    dedup_corpus.finish(tmp_path, keys, 1 << 20)
+    assert dedup_corpus.verdicts(tmp_path, keys, [every] * 4)[0] == [0, 0, 1] + [1] * 9
     with pytest.raises(ValueError, match="digests"):
         dedup.KeyWriter(tmp_path, 5, keys).add(pyarrow.array(["a"]))
 
 
 def test_digests_that_share_a_half_are_different(tmp_path):
-    keys = corpus.section(exact=True)
+    keys = dedup_corpus.section(exact=True)
     halves = [bytes(8) + bytes([number]) * 8 for number in (1, 2, 1, 2)] + [bytes([1]) * 8 + bytes(8)]
     writer = dedup.KeyWriter(tmp_path, 0, keys)
     writer.add(pyarrow.array(list("abcde")), halves)
     writer.finish()
-    corpus.finish(tmp_path, keys, 1)
-    assert corpus.verdicts(tmp_path, keys, ["abcde"])[0] == [0, 0, 1, 1, 0]
+    dedup_corpus.finish(tmp_path, keys, 1)
+    assert dedup_corpus.verdicts(tmp_path, keys, ["abcde"])[0] == [0, 0, 1, 1, 0]

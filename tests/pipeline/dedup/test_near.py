@@ -14,8 +14,7 @@ from pipeline import dedup
 from pipeline.dedup.minhash import band_keys, sketch
 from pipeline.dedup.similarity import Signatures, bins, least_agreement
 from pipeline.dedup.union_find import flatten, join
-from tests.pipeline import corpora
-from tests.pipeline.dedup import corpus
+from tests.support.pipeline import corpora, dedup_corpus
 
 
 @pytest.mark.parametrize("size", [1, 3, 12, 60, 300, 3000])
@@ -58,8 +57,8 @@ def test_bands_do_not_share_keys():
 
 
 def test_planted_copies_are_found(tmp_path):
-    originals, copies, truth = corpus.planted(400)
-    found, _ = corpus.decide(tmp_path, [originals, copies], corpus.section(near=True))
+    originals, copies, truth = dedup_corpus.planted(400)
+    found, _ = dedup_corpus.decide(tmp_path, [originals, copies], dedup_corpus.section(near=True))
     assert not any(found[:400])
     wrong = [like for like, verdict in zip(truth, found[400:], strict=True) if (like >= 0.8) != (verdict == dedup.NEAR)]
     assert sum(like >= 0.8 for like in truth) > 100 < sum(like < 0.8 for like in truth)
@@ -70,10 +69,10 @@ def test_planted_copies_are_found(tmp_path):
 
 @pytest.mark.parametrize(("threshold", "rows"), [(0.6, 3), (0.9, 6), (1.0, 6)])
 def test_threshold(tmp_path, threshold, rows):
-    originals, copies, truth = corpus.planted(150, seed=3)
+    originals, copies, truth = dedup_corpus.planted(150, seed=3)
     copies[:5] = originals[:5]
-    keys = corpus.section(near=True, threshold=threshold, rows=rows)
-    found, _ = corpus.decide(tmp_path, [originals, copies], keys)
+    keys = dedup_corpus.section(near=True, threshold=threshold, rows=rows)
+    found, _ = dedup_corpus.decide(tmp_path, [originals, copies], keys)
     for like, verdict in zip([1.0] * 5 + truth[5:], found[150:], strict=True):
         if not threshold - 0.08 < like < min(threshold + 0.05, 1):
             assert (verdict == dedup.NEAR) == (like >= threshold), like
@@ -86,13 +85,13 @@ def test_short_documents_are_told_apart(tmp_path):
     middle = [[*words[:6], "other", *words[7:]] for words in sentences]
     commas = [", ".join(words).upper() for words in sentences]
     parts = [[" ".join(words) for words in group] for group in (sentences, middle)] + [commas]
-    found, _ = corpus.decide(tmp_path, parts, corpus.section(near=True))
+    found, _ = dedup_corpus.decide(tmp_path, parts, dedup_corpus.section(near=True))
     assert found == [0] * 200 + [dedup.NEAR] * 100
 
 
 def test_documents_without_words_are_kept(tmp_path):
     texts = ["", "...", "--- !!", "", "one", "one", "…"]
-    found, _ = corpus.decide(tmp_path, [texts, [], ["!", "One?"]], corpus.section(near=True))
+    found, _ = dedup_corpus.decide(tmp_path, [texts, [], ["!", "One?"]], dedup_corpus.section(near=True))
     # "…" is beyond ASCII and counts as a word.
     assert found == [0, 0, 0, 0, 0, 2, 0, 0, 2]
 
@@ -100,16 +99,16 @@ def test_documents_without_words_are_kept(tmp_path):
 def test_exact_wins_over_near(tmp_path):
     (text,) = corpora.texts(1)
     parts = [[text], [text + " !", text], ["different"]]
-    assert corpus.decide(tmp_path / "a", parts, corpus.section(exact=True, near=True))[0] == [0, 2, 1, 0]
-    assert corpus.decide(tmp_path / "b", parts, corpus.section(near=True))[0] == [0, 2, 2, 0]
+    assert dedup_corpus.decide(tmp_path / "a", parts, dedup_corpus.section(exact=True, near=True))[0] == [0, 2, 1, 0]
+    assert dedup_corpus.decide(tmp_path / "b", parts, dedup_corpus.section(near=True))[0] == [0, 2, 2, 0]
 
 
 def test_a_chain_is_one_cluster(tmp_path):
     """Each step keeps 0.9; the ends of the chain share less than 0.8, and go all the same."""
     words = [f"w{number}" for number in range(400)]
     chain = [" ".join(words[at * 20 : at * 20 + 300]) for at in range(5)]
-    assert corpus.jaccard(chain[0], chain[1]) > 0.85 > 0.7 > corpus.jaccard(chain[0], chain[4])
-    assert corpus.decide(tmp_path, [chain], corpus.section(near=True))[0] == [0, 2, 2, 2, 2]
+    assert dedup_corpus.jaccard(chain[0], chain[1]) > 0.85 > 0.7 > dedup_corpus.jaccard(chain[0], chain[4])
+    assert dedup_corpus.decide(tmp_path, [chain], dedup_corpus.section(near=True))[0] == [0, 2, 2, 2, 2]
 
 
 def test_many_copies_are_compared_in_proportion(tmp_path, monkeypatch):
@@ -121,15 +120,17 @@ def test_many_copies_are_compared_in_proportion(tmp_path, monkeypatch):
         return alike(self, one, other)
 
     monkeypatch.setattr(Signatures, "alike", counted)
-    found, _ = corpus.decide(tmp_path, [["the same few words again"] * 10_000] * 3, corpus.section(near=True))
+    found, _ = dedup_corpus.decide(
+        tmp_path, [["the same few words again"] * 10_000] * 3, dedup_corpus.section(near=True)
+    )
     assert found == [0] + [2] * 29_999
-    bands = corpus.section(near=True).near_dedup.bands
+    bands = dedup_corpus.section(near=True).near_dedup.bands
     assert 29_999 <= sum(compared) <= 2 * bands * 30_000
 
 
 def test_bands_that_miss_most_pairs_are_refused():
     with pytest.raises(ValueError, match="20 bands of 6 rows bring together only 62%"):
-        corpus.section(near=True, threshold=0.6)
+        dedup_corpus.section(near=True, threshold=0.6)
 
 
 def test_agreement_is_never_beyond_the_bins():

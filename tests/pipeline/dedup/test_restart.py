@@ -14,17 +14,16 @@ import pytest
 from artefacts.errors import RequestError
 from pipeline import dedup
 from pipeline.dedup import verdicts
-from tests.pipeline import corpora
-from tests.pipeline.dedup import corpus
+from tests.support.pipeline import corpora, dedup_corpus
 
-KEYS = corpus.section(exact=True, lines=20, near=True)
+KEYS = dedup_corpus.section(exact=True, lines=20, near=True)
 
 
 @pytest.fixture(scope="module")
 def texts():
     """300 documents: originals, near copies, copies, lines from elsewhere, and some without a word."""
     rng = random.Random(5)
-    originals, copies, _ = corpus.planted(120, seed=9)
+    originals, copies, _ = dedup_corpus.planted(120, seed=9)
     more = [f"{text}\n{rng.choice(originals).split(chr(10))[3]}" for text in rng.sample(originals, 30)]
     every = [*originals, *copies, *more, *rng.sample(originals, 25), "", "..", "", "..", "a"]
     rng.shuffle(every)
@@ -33,31 +32,31 @@ def texts():
 
 @pytest.fixture(scope="module")
 def expected(texts, tmp_path_factory):
-    found = corpus.decide(tmp_path_factory.mktemp("whole"), [texts], KEYS)
+    found = dedup_corpus.decide(tmp_path_factory.mktemp("whole"), [texts], KEYS)
     assert {*found[0]} == {dedup.KEPT, dedup.EXACT, dedup.NEAR} and found[1]
     return found
 
 
 @pytest.mark.parametrize("places", [[150], [0, 1, 2, 299], [10, 10, 50, 100, 200, 250]])
-@pytest.mark.parametrize("max_bytes", [corpus.TINY, 20_000])
+@pytest.mark.parametrize("max_bytes", [dedup_corpus.TINY, 20_000])
 def test_parts_and_tasks_change_nothing(texts, expected, tmp_path, places, max_bytes):
-    assert corpus.decide(tmp_path, corpus.cut(texts, places), KEYS, max_bytes) == expected
+    assert dedup_corpus.decide(tmp_path, dedup_corpus.cut(texts, places), KEYS, max_bytes) == expected
 
 
 def test_batches_of_a_part_change_nothing(texts, tmp_path):
-    corpus.write(tmp_path / "whole", 0, texts, KEYS)
+    dedup_corpus.write(tmp_path / "whole", 0, texts, KEYS)
     writer = dedup.KeyWriter(tmp_path / "batches", 0, KEYS)
-    for batch in corpus.cut(texts, [1, 1, 90, 200]):
-        chunks = pyarrow.chunked_array([pyarrow.array(one, pyarrow.string()) for one in corpus.cut(batch, [3])])
-        writer.add(chunks, corpus.digests(batch))
+    for batch in dedup_corpus.cut(texts, [1, 1, 90, 200]):
+        chunks = pyarrow.chunked_array([pyarrow.array(one, pyarrow.string()) for one in dedup_corpus.cut(batch, [3])])
+        writer.add(chunks, dedup_corpus.digests(batch))
     writer.finish()
     assert corpora.digests(tmp_path / "whole") == corpora.digests(tmp_path / "batches")
 
 
 def test_tasks_hold_no_more_than_asked(texts, tmp_path):
-    parts = corpus.cut(texts, [100, 200])
+    parts = dedup_corpus.cut(texts, [100, 200])
     for number, part in enumerate(parts):
-        corpus.write(tmp_path, number, part, KEYS)
+        dedup_corpus.write(tmp_path, number, part, KEYS)
     tasks = dedup.plan(tmp_path, KEYS, 1000)
     assert len(tasks) > 50
     assert {task.kind for task in tasks} == {"documents", "bands"}
@@ -75,9 +74,9 @@ def _reduce(job):
 def test_workers_change_nothing(texts, tmp_path):
     """Tasks in another order, in several processes, some of them done twice."""
     for name in ("one", "many"):
-        for number, part in enumerate(corpus.cut(texts, [100, 200])):
-            corpus.write(tmp_path / name, number, part, KEYS)
-    corpus.finish(tmp_path / "one", KEYS, 5000)
+        for number, part in enumerate(dedup_corpus.cut(texts, [100, 200])):
+            dedup_corpus.write(tmp_path / name, number, part, KEYS)
+    dedup_corpus.finish(tmp_path / "one", KEYS, 5000)
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         for plan in (dedup.plan, dedup.plan_lines):
             jobs = [(tmp_path / "many", KEYS, task, 5000) for task in plan(tmp_path / "many", KEYS, 5000)]
@@ -87,8 +86,8 @@ def test_workers_change_nothing(texts, tmp_path):
 
 
 def test_any_state_that_a_kill_leaves_is_taken_up(texts, tmp_path):
-    parts = corpus.cut(texts, [100, 200])
-    corpus.decide(tmp_path / "whole", parts, KEYS, 5000)
+    parts = dedup_corpus.cut(texts, [100, 200])
+    dedup_corpus.decide(tmp_path / "whole", parts, KEYS, 5000)
     whole = corpora.digests(tmp_path / "whole")
     results = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "results").iterdir())
     rng = random.Random(2)
@@ -101,36 +100,36 @@ def test_any_state_that_a_kill_leaves_is_taken_up(texts, tmp_path):
         for name in gone:
             (folder / name).unlink()
             (folder / name).with_name(f".{name.name}.ab12.partial").write_bytes(b"torn")
-        corpus.finish(folder, KEYS, 5000)
+        dedup_corpus.finish(folder, KEYS, 5000)
         for torn in folder.rglob(".*.partial"):
             torn.unlink()
         assert corpora.digests(folder) == whole
 
 
 def test_another_size_of_tasks_after_a_kill(texts, expected, tmp_path):
-    parts = corpus.cut(texts, [100, 200])
+    parts = dedup_corpus.cut(texts, [100, 200])
     for number, part in enumerate(parts):
-        corpus.write(tmp_path, number, part, KEYS)
+        dedup_corpus.write(tmp_path, number, part, KEYS)
     for task in dedup.plan(tmp_path, KEYS, 3000)[::2]:
         dedup.reduce(tmp_path, KEYS, task)
-    corpus.finish(tmp_path, KEYS, 7000)
-    assert corpus.verdicts(tmp_path, KEYS, parts) == expected
+    dedup_corpus.finish(tmp_path, KEYS, 7000)
+    assert dedup_corpus.verdicts(tmp_path, KEYS, parts) == expected
 
 
 def test_arrays_over_all_documents_may_lie_in_files(texts, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "_IN_MEMORY", 0)
-    assert corpus.decide(tmp_path, corpus.cut(texts, [100]), KEYS) == expected
+    assert dedup_corpus.decide(tmp_path, dedup_corpus.cut(texts, [100]), KEYS) == expected
     assert not list(tmp_path.glob(".*"))
 
 
 def test_no_documents_at_all(tmp_path):
-    assert corpus.decide(tmp_path / "a", [[], []], KEYS) == ([], [])
-    assert corpus.decide(tmp_path / "b", [], KEYS) == ([], [])
+    assert dedup_corpus.decide(tmp_path / "a", [[], []], KEYS) == ([], [])
+    assert dedup_corpus.decide(tmp_path / "b", [], KEYS) == ([], [])
 
 
 def test_one_key_of_all_documents_is_read_in_pieces(tmp_path):
     """A task of one key holds the keys of a few parts at a time."""
-    keys = corpus.section(exact=True)
+    keys = dedup_corpus.section(exact=True)
     count, parts = 20_000, 12
     digest = np.full(count, b"0123456789abcdef", "S16")
     for number in range(parts):
@@ -149,7 +148,7 @@ def test_one_key_of_all_documents_is_read_in_pieces(tmp_path):
 
 
 def test_damage_is_named(texts, tmp_path):
-    corpus.write(tmp_path, 0, texts[:20], KEYS)
+    dedup_corpus.write(tmp_path, 0, texts[:20], KEYS)
     path = tmp_path / "bands" / "000000.arrays"
     whole = path.read_bytes()
     for torn in (b"", whole[:-7], whole[:72], whole[:128] + b"x" + whole[129:]):
@@ -157,13 +156,13 @@ def test_damage_is_named(texts, tmp_path):
         with pytest.raises(RequestError, match=r"bands/000000\.arrays: damaged"):
             dedup.plan(tmp_path, KEYS)
     path.unlink()
-    corpus.write(tmp_path, 1, texts[20:30], KEYS)
+    dedup_corpus.write(tmp_path, 1, texts[20:30], KEYS)
     with pytest.raises(RequestError, match="part 0 has not all of its keys"):
         dedup.resolve(tmp_path, KEYS)
 
 
 def test_resolving_too_early_is_refused(texts, tmp_path):
-    corpus.write(tmp_path, 0, texts[:20], KEYS)
+    dedup_corpus.write(tmp_path, 0, texts[:20], KEYS)
     tasks = dedup.plan(tmp_path, KEYS)
     with pytest.raises(RequestError, match="results/documents-0000-4096"):
         dedup.resolve(tmp_path, KEYS)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from training.layers.activations import gradients_on_cpu, weighted_on_cpu
 from training.layers.cpu import decode
+from training.layers.cpu.swiglu import gradients_on_cpu, weighted_on_cpu
 
 
 def experts_on_cpu(

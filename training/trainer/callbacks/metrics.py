@@ -5,8 +5,6 @@
 A resumed run repeats the steps after its checkpoint: readers take the last line of a step (``read_metrics``).
 """
 
-import errno
-import os
 import resource
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,12 +14,15 @@ from typing import Any
 import orjson
 import torch
 
+from artefacts.metrics_log import _Lines
 from artefacts.progress import bar
 from training.distributed.ranks import Ranks
 from training.trainer.callbacks.resilient_writer import Sink
 from training.trainer.trainer import Hook, StepResult
 
 FILE = "metrics.jsonl"
+
+
 #: Steps between the routers' values in TensorBoard, whose checksums are computed in Python, and between the single
 #: experts': thousands of curves in a large model.
 _LAYERS_EVERY, _EXPERTS_EVERY = 10, 100
@@ -117,28 +118,6 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
         for key in ("load", "bias") if record["step"] % _EXPERTS_EVERY == 0 else ():
             for expert, value in enumerate(experts[key]):
                 yield f"experts/{layer}/{key}/{expert}", value
-
-
-class _Lines:
-    """A file that lines are appended to, each with one write."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
-        # A killed run, or a full disk, may have left the last line torn: what follows begins on a line of its own.
-        self._torn = False
-        if size := path.stat().st_size:
-            with open(path, "rb") as stream:
-                stream.seek(size - 1)
-                self._torn = stream.read() != b"\n"
-
-    def add(self, line: bytes) -> None:
-        whole = b"\n" + line if self._torn else line
-        if self._file.write(whole) < len(whole):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._torn = False
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -4,8 +4,8 @@ import math
 from collections import deque
 from collections.abc import Collection
 
+from artefacts.errors import RunError
 from artefacts.progress import warn
-from training.engine.errors import RunError
 from training.trainer.callbacks.metrics import MetricsHook
 from training.trainer.trainer import Hook, StepResult
 

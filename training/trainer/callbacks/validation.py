@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from artefacts.progress import tell as log
-from training.data.batch import IGNORED, Batch
+from tokenizer.special_tokens import IGNORED
+from training.data.batch import Batch
 from training.distributed.ranks import Ranks, sum_over_ranks
 from training.trainer.callbacks.metrics import MetricsHook
 from training.trainer.trainer import Hook, Objective, StepResult

@@ -1,0 +1,5 @@
+"""Where Millrace lies: it runs from its checkout and is never installed."""
+
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,133 @@
+"""Overrides that a command does not read are refused: it would answer as if they were not there.
+
+What a run was made with is another matter: the same ARGS may be given to every command of a run.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from artefacts import command_hints, manifest
+from artefacts.differences import changed_keys
+from artefacts.errors import RequestError
+from artefacts.manifest import Manifest
+from configs.checks.command_keys import READS, is_read, keys_of_target
+from configs.identities import documents_identity, tokenizer_identity, tokens_identity
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+
+#: Names the targets of the ``make`` that this command is one of: what any of them reads may be given.
+TARGETS = "MILLRACE_TARGETS"
+
+#: Sections that say what was trained, and how.
+_OF_A_RUN = ("model.", "train.", "finetune.", "data.", "tokenizer.")
+#: Ends of keys of the data sections that the data do not depend on, but a training does.
+_NOT_OF_THE_DATA = (".weight", ".revision")
+#: Commands that look at a run, trained or not.
+_LOOK_AT_A_RUN = ("verify", "stats", "rejected", "report", "encode", "decode", "tokenizer inspect")
+#: Of a key that is not there.
+_NOWHERE = object()
+#: Of a key in a file that is damaged.
+_UNKNOWN = object()
+
+
+def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
+    """Raise ``RequestError`` for an override that neither the command reads nor the run was made with."""
+    targets = os.environ.get(TARGETS, "").split()
+    read = [*READS[command]]
+    for target in targets:
+        read += keys_of_target(target)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not is_read(key, read):
+            _check_made_with(command, recipe, key)
+
+
+def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
+    layout, asked = RunLayout.of(recipe), _value(recipe.model_dump(mode="json", by_alias=True), key)
+    of_data = key.startswith(("data.", "tokenizer."))
+    if of_data and _made(layout.documents):
+        if why := _difference(recipe, layout, key):
+            raise RequestError(
+                f"{command} does not read {key}, and the data were made with another value ({why}): leave it out, or "
+                f"run `{command_hints.make('data')}` first"
+            )
+        if not key.endswith(_NOT_OF_THE_DATA):
+            return
+    if not _is_identity(recipe, key):
+        return
+    folder = layout.finetune if key.startswith("finetune.") else layout.pretrain
+    recorded = _recorded(folder / "recipe.yaml", key)
+    if recorded is _UNKNOWN or _same(key, recorded, asked):
+        return
+    # Before a training all of the run's keys may be given to what looks at its data.
+    if recorded is _NOWHERE and command in _LOOK_AT_A_RUN and key.startswith(_OF_A_RUN):
+        return
+    was = f", which was {recorded} in {folder}" if recorded is not _NOWHERE and key.startswith(_OF_A_RUN) else ""
+    raise RequestError(f"{command} does not read {key}{was}: leave it out")
+
+
+def _is_identity(recipe: Recipe, key: str) -> bool:
+    """Whether a key makes another run where it changes; such as topology, logging and retention do not."""
+    section, _, rest = key.partition(".")
+    held = {"train": recipe.train_section, "model": recipe.model_section, "finetune": recipe.finetune}.get(section)
+    if held is not None:
+        return _value(held.identity(), rest) is not _NOWHERE
+    return section != "launch"
+
+
+def _same(key: str, recorded: Any, asked: Any) -> bool:
+    """Whether a value is the one that a training recorded; a path may be written in another way."""
+    if recorded == asked:
+        return True
+    paths = key.endswith("path") and isinstance(recorded, str) and isinstance(asked, str)
+    return paths and Path(recorded).resolve() == Path(asked).resolve()
+
+
+def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
+    """How a key of the data sections differs from the one that the data were made with; empty: it does not."""
+    asked = (
+        (layout.documents, documents_identity(recipe)),
+        (layout.tokenizer, tokenizer_identity(recipe)),
+        (layout.tokens, tokens_identity(recipe)),
+    )
+    for folder, identity in asked:
+        made = _made(folder)
+        for line in changed_keys(made.identity, identity) if made else ():
+            if is_read(line.partition(" ")[0], [key]):
+                return f"{folder}: {line}"
+    documents = _made(layout.documents)
+    path = _value(recipe.model_dump(mode="json", by_alias=True), key)
+    recorded = documents.details.get("paths", {}).get(key, path) if documents else path
+    return "" if recorded == path else f"{layout.documents}: {key} {recorded} -> {path}"
+
+
+def _made(folder: Path) -> Manifest | None:
+    """The manifest of an artefact; None: there is none, or it is damaged, which others say better."""
+    try:
+        return manifest.read(folder)
+    except RequestError:
+        return None
+
+
+def _recorded(path: Any, key: str) -> Any:
+    """The value that a training recorded; ``_NOWHERE``: there was none, ``_UNKNOWN``: its recipe is damaged."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _value(tree, key) if isinstance(tree, dict) else _UNKNOWN
+    except FileNotFoundError:
+        return _NOWHERE
+    except (OSError, ValueError, yaml.YAMLError):
+        return _UNKNOWN
+
+
+def _value(tree: Any, key: str) -> Any:
+    """The value of a dotted key, or ``_NOWHERE``."""
+    for name in key.split("."):
+        if not isinstance(tree, dict) or name not in tree:
+            return _NOWHERE
+        tree = tree[name]
+    return tree

@@ -1,0 +1,102 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import CHECKOUT
+from tests.support.waiting import PATIENCE
+
+# The signal arrives in a destructor, where Python prints an exception and goes on.
+_COMMAND = """
+import os, signal, sys
+from artefacts.progress import bar
+from configs.command import run
+
+class Leaving:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        sum(range(1000))
+
+def main(arguments):
+    with bar(3, "step", "work") as progress:
+        progress.update()
+        Leaving()
+        print("went on")
+        progress.update()
+    print("to the end")
+
+run(main, restartable=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [("SIGUSR1", 75, "stopped by SIGUSR1: the same command"), ("SIGINT", 130, "stopped: the same command")],
+)
+def test_a_signal_that_a_destructor_swallows_stops_the_next_step(name, status, said):
+    line = [sys.executable, "-c", _COMMAND, name]
+    found = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
+    assert found.returncode == status and found.stdout == "went on\n"
+    assert found.stderr.splitlines()[-1] == f"{said} goes on where it was"
+
+
+# An extension that a signal interrupts while it is imported ends in an ImportError.
+_IMPORT = """
+import os, signal, sys
+from configs.command import run
+
+def main(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        raise ImportError("initialization failed") from None
+
+run(main, restartable=True)
+"""
+
+
+def test_a_fault_that_a_signal_has_become_is_the_signal():
+    found = subprocess.run(
+        [sys.executable, "-c", _IMPORT], cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert found.returncode == 75
+    assert found.stderr == "stopped by SIGTERM: the same command goes on where it was\n"
+
+
+_TOO_LARGE = """
+import resource
+from configs.command import run
+
+def main(arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    with open("large", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(600))
+
+run(main)
+"""
+
+
+def test_a_file_over_the_limit_is_one_line(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    line = [sys.executable, "-c", _TOO_LARGE]
+    found = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert found.returncode == 1 and found.stderr.count("\n") == 1 and "(ulimit -f) allows" in found.stderr
+
+
+# What the command answers is settled when Python puts signals back to what they do without a handler.
+_ENDED = """
+import atexit, os, signal, sys
+from configs.command import run
+
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+run(lambda arguments: 0, restartable=True)
+"""
+
+
+def test_a_signal_after_the_end_changes_nothing():
+    found = subprocess.run(
+        [sys.executable, "-c", _ENDED], cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (found.returncode, found.stderr) == (0, "")

@@ -1,0 +1,135 @@
+"""Which weights a command reads is said, and data that they were trained on stay where they are."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from artefacts import lock, manifest
+from artefacts.errors import RequestError
+from artefacts.manifest import Manifest
+from artefacts.stage import open_stage
+from configs.checks import data_guard, run_weights
+from configs.load import load_recipe
+from configs.run_layout import RunLayout
+from tests.support.training_runs import begun, saved
+
+
+def made(folder, inputs=None, content="one") -> str:
+    """An artefact; its fingerprint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "file").write_text(content)
+    found = Manifest(folder.name, {"n": content}, inputs or {}, {}, {}, manifest.describe_files(folder))
+    manifest.write(folder, found)
+    return found.fingerprint
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of tokens, examples, a finished pretraining and a finished fine-tuning, without any models."""
+    layout = RunLayout(tmp_path / "r", tmp_path / "r")
+    tokenizer = made(layout.tokenizer)
+    documents = made(layout.documents)
+    tokens = made(layout.tokens, {"documents": documents, "tokenizer": tokenizer})
+    examples = made(layout.examples, {"tokenizer": tokenizer})
+    pretrain = begun(layout.run, "pretrain", {"tokens": tokens, "tokenizer": tokenizer})
+    ended = pretrain.finish(saved(pretrain, 4))
+    inputs = {"examples": examples, "tokenizer": tokenizer, "weights": ended.details["weights"]}
+    finetune = begun(layout.run, "finetune", inputs)
+    finetune.finish(saved(finetune, 4))
+    return SimpleNamespace(layout=layout, pretrain=pretrain, finetune=finetune)
+
+
+def line(training, step: int, why: str = "") -> str:
+    checkpoint = training.folder / "checkpoints" / f"step-{step:08d}"
+    return run_weights.line(checkpoint, manifest.require(checkpoint, "pretrain"), why)
+
+
+def test_the_line_says_stage_step_and_path(run) -> None:
+    path = run.finetune.folder / "checkpoints" / "step-00000004"
+    assert line(run.finetune, 4) == f"weights: fine-tuned, step 4 of 4: {path}"
+    saved(run.pretrain, 2)
+    assert "pretrained, step 2 of 4, training is not finished: " in line(run.pretrain, 2)
+    saved(run.pretrain, 0, imported={"model.safetensors": "f"})
+    assert "pretrained, imported: " in line(run.pretrain, 0)
+    assert line(run.pretrain, 2, "why").endswith(" (not current: why)")
+
+
+def test_weights_are_current_until_what_they_learnt_from_is_replaced(run) -> None:
+    assert run_weights.stale(run.layout, "pretrain") == run_weights.stale(run.layout, "finetune") == ""
+    run_weights.check_finetuning(run.layout)
+    made(run.layout.examples, content="two")
+    assert run_weights.stale(run.layout, "pretrain") == ""
+    with pytest.raises(RequestError, match=r"not current \(.*examples was replaced since\).*generate\.stage=pretrain"):
+        run_weights.check_finetuning(run.layout)
+    again = begun(run.layout.run, "pretrain", {"tokens": "other"})
+    again.finish(saved(again, 4, parameters="other"))
+    assert "pretrain was replaced since" in run_weights.stale(run.layout, "finetune")
+    assert len(run_weights.outdated(run.layout)) == 2
+
+
+def test_another_tokenizer_is_refused(run) -> None:
+    checkpoint = run.pretrain.folder / "checkpoints" / "step-00000004"
+    saved_there = manifest.require(checkpoint, "pretrain")
+    run_weights.check_tokenizer(checkpoint, saved_there, run.layout)
+    made(run.layout.tokenizer, content="two")
+    with pytest.raises(RequestError, match="trained with another tokenizer"):
+        run_weights.check_tokenizer(checkpoint, saved_there, run.layout)
+
+
+def test_what_has_no_weights_yet_says_why(run, tmp_path) -> None:
+    layout = RunLayout(tmp_path / "new", tmp_path / "new")
+    assert "is not trained: run `make pretrain" in str(run_weights.none_yet(layout, "pretrain"))
+    begun(layout.run)
+    assert "has saved no checkpoint yet" in str(run_weights.none_yet(layout, "pretrain"))
+    assert run_weights.unfinished(layout) == [f"{layout.pretrain}: training is not finished; it has no checkpoint yet"]
+    with lock.hold(layout.pretrain):
+        assert "the training that runs there saves every train.save_every" in str(
+            run_weights.none_yet(layout, "pretrain")
+        )
+
+
+@pytest.mark.parametrize("name", ["documents", "tokenizer", "tokens", "examples"])
+def test_data_under_weights_are_not_replaced_unasked(run, name) -> None:
+    overrides = [f"run.root={run.layout.run.parent}", f"run.name={run.layout.run.name}"]
+    recipe = load_recipe("configs/demo.yaml", overrides)
+    folder = getattr(run.layout, name)
+    with pytest.raises(
+        RequestError, match=r"was trained on .* would replace \(n one -> two.*\).*run\.replace=(true|finetune)"
+    ):
+        _rebuild(recipe, name, folder)
+    replaced = load_recipe("configs/demo.yaml", [*overrides, "run.replace=true"])
+    held = lock.hold(run.layout.finetune), lock.hold(run.layout.pretrain)
+    with held[0], held[1], pytest.raises(RequestError, match="is run by process"):
+        _rebuild(replaced, name, folder)
+    _rebuild(replaced, name, folder)
+    assert (folder / "file").read_text() == "two"
+
+
+def _rebuild(recipe, name, folder) -> None:
+    with open_stage(name, folder, {"n": "two"}, {}, check_replacing=data_guard.guard(recipe, name)) as stage:
+        (stage.work / "file").write_text("two")
+        stage.publish({}, {})
+
+
+def test_data_that_another_run_learned_from_are_kept(run) -> None:
+    root = run.layout.run.parent
+    (root / "other").mkdir()
+    overrides = [f"run.root={root}", "run.name=other", f"data.root={run.layout.data}", "run.replace=true"]
+    recipe = load_recipe("configs/demo.yaml", overrides)
+    with pytest.raises(RequestError, match=r"r/pretrain was trained on .*or keep its data \(data\.root=…\)"):
+        _rebuild(recipe, "tokens", run.layout.tokens)
+
+
+def test_a_requeued_job_replaces_no_data(run, monkeypatch) -> None:
+    overrides = [f"run.root={run.layout.run.parent}", f"run.name={run.layout.run.name}", "run.replace=true"]
+    recipe = load_recipe("configs/demo.yaml", overrides)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(RequestError, match="which this would replace"):
+        _rebuild(recipe, "tokens", run.layout.tokens)
+
+
+def test_what_differs_is_printed_before_it_is_built_again(tmp_path, capsys) -> None:
+    for rate in (1, 2):
+        with open_stage("documents", tmp_path / "documents", {"clean": {"min_chars": rate}}, {}) as stage:
+            stage.publish({}, {})
+    assert f"{tmp_path / 'documents'}: to be built again: data.clean.min_chars 1 -> 2" in capsys.readouterr().out

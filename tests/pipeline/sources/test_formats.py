@@ -1,0 +1,151 @@
+"""Encodings, delimiters and text fields within others."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+
+from artefacts.errors import RequestError
+from pipeline.sources import file_source
+from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.hub import HubSource
+from pipeline.sources.jsonl import JsonlSource
+from pipeline.sources.parquet import ParquetSource
+from pipeline.sources.registry import open_source
+from tests.support.pipeline.corpora import packed, recipe
+
+TEXTS = ["Käse, Brot", "naïve café\nsecond line", "Übermut €5"] * 40
+
+
+def _read(source):
+    bad = BadInputs()
+    return [document.text for part in source.parts(1) for document in source.read(part, bad)], bad
+
+
+def _open(tmp_path, kind, path, *more):
+    asked = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={path}", *more)
+    return open_source(asked.data.source, asked)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "shift_jis", "utf8"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_encodings(tmp_path, monkeypatch, encoding, ending):
+    monkeypatch.setattr(file_source, "PART_BYTES", 1 << 10)
+    made = ["日本語のテキスト", "ソース\n表"] * 60 if encoding == "shift_jis" else TEXTS
+    given = f"data.source.encoding={encoding}"
+
+    def write(name, text):
+        (tmp_path / (name + ending)).write_bytes(packed(text.encode(encoding), name + ending))
+        return tmp_path / (name + ending)
+
+    lines = write("a.jsonl", "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in made))
+    assert _read(_open(tmp_path, "jsonl", lines, given))[0] == made
+    table = write("a.csv", "n,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(made)))
+    assert _read(_open(tmp_path, "csv", table, given))[0] == made
+    whole = "\n\n".join(made)
+    for merge in ("false", "true"):
+        plain = _open(
+            tmp_path, "text", write("a.txt", whole), given, f"data.source.merge={merge}", "data.source.chunk_chars=100"
+        )
+        found, bad = _read(plain)
+        assert "".join(found) == whole and len(found) > 5 and bad.good == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "euc_kr", "utf-16"])
+def test_what_is_in_another_encoding_is_counted(tmp_path, encoding):
+    """Lines and records that can be read are; UTF-16 without its mark is nothing at all."""
+    given = f"data.source.encoding={encoding}"
+    good = 0 if encoding == "utf-16" else 2
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("one", "b\xc3\xa4d\xff", "two")]
+    (tmp_path / "a.jsonl").write_bytes("".join(f"{line}\n" for line in lines).encode("latin-1"))
+    found, bad = _read(_open(tmp_path, "jsonl", tmp_path / "a.jsonl", given))
+    assert len(found) == good and sum(bad.reasons.values()) == 1 and bad.lost_bytes
+    (tmp_path / "a.csv").write_bytes("text\none\nb\xff\ntwo\n".encode("latin-1"))
+    found, bad = _read(_open(tmp_path, "csv", tmp_path / "a.csv", given))
+    assert len(found) == good and sum(bad.reasons.values()) == 1
+    (tmp_path / "a.txt").write_bytes(b"\xff\xff text")
+    for merge in ("false", "true"):
+        found, bad = _read(_open(tmp_path, "text", tmp_path / "a.txt", given, f"data.source.merge={merge}"))
+        assert not found and list(bad.reasons) == [f"invalid {encoding}"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "torn"), [("utf-16", b"\x00\xd8a\x00"), ("utf-7", b"+2AA-"), ("gb18030", b"\xff")]
+)
+def test_one_torn_character_costs_its_line_alone(tmp_path, encoding, torn):
+    """In the middle of megabytes that are decoded together."""
+    lines = [json.dumps({"text": f"{number} é " * 2000}, ensure_ascii=False) + "\n" for number in range(200)]
+    whole = [
+        line.encode(encoding if not number else encoding.replace("utf-16", "utf-16-le"))
+        for number, line in enumerate(lines)
+    ]
+    whole[100] = whole[100][:20] + torn + whole[100][20:]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(whole))
+    found, bad = _read(_open(tmp_path, "jsonl", tmp_path / "a.jsonl", f"data.source.encoding={encoding}"))
+    assert len(found) == 199 and dict(bad.reasons) == {f"invalid {encoding}": 1}
+    assert bad.lost_bytes < 2 * len(whole[100])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "text"])
+def test_a_byte_order_mark_is_no_text(tmp_path, kind):
+    text = {"jsonl": '{"text": "one"}\n', "csv": "text\none\n", "text": "one"}[kind]
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(f"\ufeff{text}".encode("utf-16-le"))
+    found, bad = _read(_open(tmp_path, kind, path, "data.source.encoding=utf-16-le"))
+    assert found == ["one"] and not bad.reasons
+
+
+def test_delimiters(tmp_path):
+    for name, mark in (("a.csv", ","), ("b.tsv", "\t"), ("c.csv", ";")):
+        (tmp_path / name).write_text(f"n{mark}text\n1{mark}found\n")
+    assert _read(_open(tmp_path, "csv", f"{tmp_path}/[ab].*"))[0] == ["found", "found"]
+    assert _read(_open(tmp_path, "csv", f"{tmp_path}/c.csv", "data.source.delimiter=;"))[0] == ["found"]
+    assert _read(_open(tmp_path, "csv", f"{tmp_path}/b.tsv", r"data.source.delimiter=\t"))[0] == ["found"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.source.encoding=klingon", "data.source.encoding: 'klingon' is no text encoding"),
+        ("data.source.encoding=base64", "data.source.encoding: 'base64' is no text encoding"),
+        ("data.source.delimiter=ab", "data.source.delimiter: 'ab' is not one character"),
+        ("data.source.kind=parquet", "data.source.delimiter is read by csv only"),
+    ],
+)
+def test_what_is_refused(tmp_path, override, said):
+    with pytest.raises(RequestError) as fault:
+        _open(tmp_path, "csv", "a", "data.source.delimiter=;", override)
+    assert said in str(fault.value) and str(fault.value).startswith("override ")
+
+
+def test_text_fields_within_others(tmp_path):
+    records = [
+        {"meta": {"body": "within"}},
+        {"meta": {"body": "no"}, "meta.body": "exact"},
+        {"meta": {}},
+        {"meta": "x"},
+        {"meta": {"body": 1}},
+        ["meta.body"],
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found, bad = _read(JsonlSource(str(tmp_path), "meta.body"))
+    assert found == ["within", "exact"]
+    missing, no_text = "field 'meta.body' missing", "field 'meta.body' is a number"
+    assert bad.reasons == {missing: 2, no_text: 1, "not a JSON object": 1}
+
+
+@pytest.mark.parametrize("source", [ParquetSource, HubSource])
+def test_columns_within_others(tmp_path, source):
+    rows = {"n": [1, 2, 3], "meta": [{"body": "a", "n": {"x": "deep"}}, {"body": None, "n": None}, None]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    found, bad = _read(source(str(tmp_path), "meta.body"))
+    assert found == ["a"] and bad.reasons == {"no text (null)": 2}
+    assert _read(source(str(tmp_path), "meta.n.x"))[0] == ["deep"]
+    with pytest.raises(RequestError, match=r"has no column 'meta.nobody'"):
+        _read(source(str(tmp_path), "meta.nobody"))
+    with pytest.raises(RequestError, match=r"'meta.n' of .* is not text"):
+        _read(source(str(tmp_path), "meta.n"))
+    (tmp_path / "other").mkdir()
+    parquet.write_table(pyarrow.table({**rows, "meta.body": ["x", "y", "z"]}), tmp_path / "other" / "a.parquet")
+    assert _read(source(str(tmp_path / "other"), "meta.body"))[0] == ["x", "y", "z"]

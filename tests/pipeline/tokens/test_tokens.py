@@ -1,0 +1,232 @@
+"""Token shards: what is in them, how documents are split, and the same bytes however they are made."""
+
+import sys
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+
+from artefacts import manifest
+from artefacts.errors import RequestError
+from artefacts.hashing import lowest
+from configs.run_layout import RunLayout
+from pipeline.documents import stage as documents
+from pipeline.parallel import Share
+from pipeline.tokens import stage as tokens
+from pipeline.tokens.held_out import Limits
+from pipeline.tokens.indexed_dataset import IndexedDataset
+from tests.support.pipeline.corpora import digests, of_jsonl, recipe, texts, write_jsonl
+from tokenizer.registry import load_tokenizer
+from tokenizer.train import train
+
+
+def _built(root, made, *overrides):
+    asked = of_jsonl(root, write_jsonl(root / "a.jsonl", made), *overrides)
+    documents.build(asked)
+    train(asked)
+    return asked, tokens.build(asked)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tokens")
+    return _built(root, texts(300), "data.tokens.shard_tokens=20000")
+
+
+def _shards(folder, name):
+    return [IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob(f"{name}-*.idx"))]
+
+
+def test_shards_hold_every_document_once(built):
+    asked, made = built
+    layout = RunLayout.of(asked)
+    tokenizer = load_tokenizer(layout.tokenizer)
+    found = {name: [] for name in ("train", "val")}
+    for name, decoded in found.items():
+        for shard in _shards(layout.tokens, name):
+            for number in range(len(shard)):
+                ids = shard.document(number).tolist()
+                assert ids[-1] == tokenizer.end_of_text_id and tokenizer.end_of_text_id not in ids[:-1]
+                decoded.append(tokenizer.decode(ids))
+    assert sorted(found["train"] + found["val"]) == sorted(texts(300))
+    order = {text: place for place, text in enumerate(texts(300))}
+    for decoded in found.values():
+        assert decoded == sorted(decoded, key=order.__getitem__)
+    for name, side in (("train", "train"), ("val", "validation")):
+        counts = made.counts[side]
+        assert counts["documents"] == len(found[name])
+        assert counts["bytes"] == sum(len(text.encode()) for text in found[name])
+        assert counts["tokens"] == sum(len(shard.tokens) for shard in _shards(layout.tokens, name))
+
+
+def test_shards_are_of_the_asked_size(built):
+    asked, made = built
+    sizes = [len(shard.tokens) for shard in _shards(RunLayout.of(asked).tokens, "train")]
+    assert made.counts["train"]["shards"] == len(sizes) > 3
+    assert all(20_000 <= size < 22_000 for size in sizes[:-1]) and sizes[-1] <= 22_000
+    assert {shard.tokens.dtype for shard in _shards(RunLayout.of(asked).tokens, "train")} == {np.dtype("<u2")}
+
+
+def test_the_manifest_says_what_readers_need(built):
+    asked, made = built
+    layout = RunLayout.of(asked)
+    assert made == manifest.read(layout.tokens)
+    assert made.details["vocab_size"] == 400 and made.details["dtype"] == "uint16"
+    assert made.details["tokenizer"] == manifest.read(layout.tokenizer).fingerprint
+    assert tokens.build(asked) is None
+
+
+def test_the_same_bytes_with_any_number_of_workers(built, tmp_path):
+    asked, _ = built
+    other, _ = _built(tmp_path, texts(300), "data.tokens.shard_tokens=20000", "data.workers=2")
+    assert digests(RunLayout.of(other).tokens) == digests(RunLayout.of(asked).tokens)
+
+
+def test_a_document_falls_on_the_same_side_in_every_corpus():
+    digests = [bytes([number]) * 16 for number in range(200)]
+
+    def held_out(digests, seed, fraction):
+        limits = Limits(seed, {"web": int(fraction * 2**64)}, [], 0)
+        return limits.held_out("web", pyarrow.chunked_array([digests], pyarrow.binary(16)))
+
+    chosen = held_out(digests, 7, 0.2)
+    assert 20 < chosen.sum() < 60
+    assert (held_out(digests[::-1], 7, 0.2)[::-1] == chosen).all()
+    assert (held_out(digests, 8, 0.2) != chosen).any()
+    assert (held_out(digests, 7, 0.4) | ~chosen).all()
+
+
+def test_a_small_corpus_gets_one_validation_document(tmp_path, capsys):
+    chosen, forced = lowest(np.array([5, 3, 9], np.uint64) << np.uint64(60), 1e-9)
+    assert chosen.tolist() == [False, True, False] and forced
+    _, made = _built(tmp_path, texts(12), "data.tokens.validation_fraction=1e-9")
+    assert made.counts["validation"]["documents"] == 1 and made.counts["train"]["documents"] == 11
+    assert "smallest hash is held out" in capsys.readouterr().out and made.details["forced_validation"]
+
+
+@pytest.mark.parametrize("asked", ["data.tokens.validation_fraction=0", f"run.seed={2**63}", f"generate.seed={2**64}"])
+def test_no_validation_and_seeds_beyond_63_bits_are_refused(tmp_path, asked):
+    with pytest.raises(RequestError, match=asked.partition("=")[0]):
+        of_jsonl(tmp_path, tmp_path / "a.jsonl", asked)
+    assert of_jsonl(tmp_path, tmp_path / "a.jsonl", f"run.seed={2**63 - 1}").run.seed == 2**63 - 1
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _scramble(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(len(content) - 8) + content[-4:])
+
+
+@pytest.mark.parametrize("damage", [_truncate, _scramble, lambda path: path.unlink()])
+def test_damaged_documents_are_named_with_their_cure(tmp_path, damage):
+    asked, _ = _built(tmp_path, texts(40))
+    layout = RunLayout.of(asked)
+    path = layout.documents / "clean-00000.parquet"
+    damage(path)
+    source = tmp_path / "a.jsonl"
+    others = (
+        (train, of_jsonl(tmp_path, source, "tokenizer.vocab_size=420")),
+        (tokens.build, of_jsonl(tmp_path, source, "data.tokens.shard_tokens=1000")),
+    )
+    cure = rf"{path}: .*; repair: mv {layout.documents} {layout.documents}.damaged && make data"
+    for stage, other in others:
+        with pytest.raises(RequestError, match=cure) as raised:
+            stage(other)
+        assert "\n" not in str(raised.value)
+    assert tokens.build(asked) is None
+
+
+def test_validation_documents_that_training_contains_are_left_out(tmp_path):
+    """Each text comes twice, with other punctuation and with an end of its own: exact deduplication sees neither."""
+    base = texts(60)
+    near = [text.replace(".", "!") + " one two three" for text in base]
+    asked, made = _built(tmp_path, base + near, "data.tokens.validation_fraction=0.3")
+    table = parquet.read_table(RunLayout.of(asked).tokens / "validation.parquet").to_pydict()
+    assert made.counts["dropped"] == {tokens.OVERLAP: table["kept"].count(False)}
+    assert made.counts["validation"]["documents"] == table["kept"].count(True) > 0
+    places = {f"jsonl:a.jsonl:{at}": n for n, at in enumerate(_offsets(asked.data.source.path))}
+    held = {places[name] for name in table["id"]}
+    for name, share, kept in zip(table["id"], table["overlap"], table["kept"], strict=True):
+        twin_trains = (places[name] + 60) % 120 not in held
+        assert (share > 0.9) == twin_trains and kept == (not twin_trains)
+
+
+def _offsets(path):
+    at = 0
+    with open(path, "rb") as stream:
+        for line in stream:
+            yield at
+            at += len(line)
+
+
+def test_the_overlap_rule_can_be_switched_off(tmp_path):
+    base = texts(30)
+    made = _built(tmp_path, base + [text + " end." for text in base], "data.tokens.max_overlap=1.0")[1]
+    assert made.counts["dropped"] == {tokens.OVERLAP: 0}
+
+
+def test_when_nothing_can_be_validated_on_it_is_refused(tmp_path):
+    base = texts(1)
+    made = [base[0] + f" End {number}." for number in range(30)]
+    with pytest.raises(RequestError, match=r"shares more than data.tokens.max_overlap"):
+        _built(tmp_path, made, "tokenizer.vocab_size=320")
+
+
+def test_one_document_cannot_be_split(tmp_path):
+    with pytest.raises(RequestError, match="fall to validation"):
+        _built(tmp_path, texts(1, sentences=60), "tokenizer.vocab_size=320")
+
+
+def test_earlier_stages_are_needed(tmp_path, monkeypatch):
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(20)))
+    monkeypatch.setattr(sys, "argv", ["pipeline", "tokenize", "--recipe", "my recipe.yaml", "run.seed=1"])
+    with pytest.raises(RequestError, match=r"run `make data RECIPE=\"my recipe.yaml\" ARGS=run.seed=1` first"):
+        tokens.build(asked)
+    documents.build(asked)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "tokenize", "--recipe=r.yaml"])
+    with pytest.raises(RequestError, match=r"run `make tokenizer RECIPE=r\.yaml` first"):
+        tokens.build(asked)
+
+
+def test_another_tokenizer_moves_the_old_shards_aside(tmp_path, capsys):
+    asked, _ = _built(tmp_path, texts(40))
+    other = of_jsonl(tmp_path, tmp_path / "a.jsonl", "tokenizer.vocab_size=420")
+    assert documents.build(other) is None
+    assert train(other) is not None and tokens.build(other) is not None
+    assert "moved aside" in capsys.readouterr().out
+    assert len(list((RunLayout.of(asked).data / "previous").iterdir())) == 2
+
+
+def test_tasks_do_what_one_command_does(built, tmp_path):
+    whole, _ = built
+    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(300)), "data.tokens.shard_tokens=20000")
+    documents.build(asked)
+    train(asked)
+    for task in (1, 0):
+        assert tokens.build(asked, Share(task, 2)) is None
+    assert not RunLayout.of(asked).tokens.exists()
+    tokens.build(asked)
+    assert digests(RunLayout.of(asked).tokens) == digests(RunLayout.of(whole).tokens)
+
+
+def test_several_sources_have_a_folder_each(tmp_path):
+    made = texts(200)
+    a, b = write_jsonl(tmp_path / "a.jsonl", made[:150]), write_jsonl(tmp_path / "b.jsonl", made[150:])
+    sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
+    asked = recipe(tmp_path, "data.source={}", sources)
+    documents.build(asked)
+    train(asked)
+    counts = tokens.build(asked).counts
+    folder = RunLayout.of(asked).tokens
+    for name, documents_of in (("web", 150), ("books", 50)):
+        own = counts["sources"][name]
+        for side, label in (("train", "train"), ("val", "validation")):
+            shards = _shards(folder / name, side)
+            assert sum(map(len, shards)) == own[label]["documents"] > 0
+            assert sum(len(shard.tokens) for shard in shards) == own[label]["tokens"]
+        assert own["train"]["documents"] + own["validation"]["documents"] == documents_of
+    assert counts["train"]["tokens"] == sum(own["train"]["tokens"] for own in counts["sources"].values())

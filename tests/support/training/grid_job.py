@@ -1,0 +1,36 @@
+"""One worker of the engine grid: many trainings one after another in the same processes.
+
+``torchrun ... tests/support/training/grid_job.py PLAN.json``: a list of {"out": FOLDER, "overrides": [key=value ...],
+"from": FOLDER of checkpoints to begin from, or null, and what else ``tests.support.training.grid.Task`` has}; each is
+trained as ``engine_job.py`` trains one.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tests.support.training.engine_job import train_once
+from training.distributed.join import join
+from training.distributed.ranks import leave
+
+
+def main(plan: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join()
+    for number, task in enumerate(json.loads(plan.read_text())):
+        began = time.monotonic()
+        out = Path(task["out"])
+        out.mkdir(parents=True, exist_ok=True)
+        begin_from = Path(task["from"]) if task["from"] else None
+        special = {key: task[key] for key in ("full_disk", "faults", "hang", "frozen", "swap_to")}
+        train_once(out, task["overrides"], ranks, begin_from, **special)
+        if ranks.first:
+            print(f"{number + 1}: {out.name} in {time.monotonic() - began:.1f} s", flush=True)
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

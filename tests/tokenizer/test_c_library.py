@@ -1,0 +1,121 @@
+"""The C code is compiled once, by however many processes at once, and done without where that is impossible."""
+
+import shutil
+import subprocess
+import sys
+
+import pyarrow
+import pytest
+
+from artefacts import c_library
+from tests.support.paths import CHECKOUT
+from tests.support.pipeline.corpora import texts
+from tokenizer.bpe import BpeTokenizer
+from tokenizer.word_cache import _SOURCE
+
+_START = "import sys; from pathlib import Path; from artefacts import native; print(native.library(Path(sys.argv[1])))"
+
+compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A folder of its own for compiled code, and nothing loaded or reported before."""
+    monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    monkeypatch.setenv(c_library._REPORTED, "1")
+    monkeypatch.delenv(c_library._REPORTED)
+    monkeypatch.delenv("CC", raising=False)
+    c_library.library.cache_clear()
+    yield tmp_path / "cache" / "native"
+    c_library.library.cache_clear()
+
+
+def encoded_without(trained_model, capsys):
+    tokenizer = BpeTokenizer(trained_model)
+    documents = [*texts(3), "\u2581 é\x00", ""]
+    for end in (True, False):
+        ids, lengths = tokenizer.encode_column(pyarrow.array(documents), end=end)
+        closing = [tokenizer.end_of_text_id] * end
+        assert ids.tolist() == [token for text in documents for token in (*tokenizer.encode(text), *closing)]
+        assert lengths.tolist() == [len(tokenizer.encode(text)) + end for text in documents]
+    BpeTokenizer(trained_model).encode_column(pyarrow.array(documents))
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return tokenizer._pieces.serialized_model_proto()
+
+
+def test_no_compiler(cache, model, monkeypatch, capsys):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert encoded_without(model, capsys) == [
+        "word_cache.c is not compiled (no C compiler (no-such-compiler)): slower without it"
+    ]
+    assert not cache.exists()
+
+
+def test_a_compiler_that_fails(cache, model, tmp_path, monkeypatch, capsys):
+    script = tmp_path / "cc"
+    compiling = "echo 'cannot open crt1.o' >&2; echo more >&2; exit 1"
+    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{compiling}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    said = encoded_without(model, capsys)
+    assert said == ["word_cache.c is not compiled (cannot open crt1.o): slower without it"]
+    assert not list(cache.rglob(".building-*"))
+
+
+@compiles
+def test_processes_compile_at_once(cache):
+    line = [sys.executable, "-c", _START, str(_SOURCE)]
+    started = [subprocess.Popen(line, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    for process in started:
+        said, errors = process.communicate()
+        assert process.returncode == 0 and b"CDLL" in said and not errors
+    assert [path.name for path in cache.rglob("*") if path.is_file()] == ["word_cache.so"]
+    first = next(cache.rglob("*.so")).stat()
+    assert c_library.library(_SOURCE) is not None
+    assert next(cache.rglob("*.so")).stat().st_mtime_ns == first.st_mtime_ns
+
+
+@compiles
+def test_a_damaged_library_is_compiled_again(cache):
+    damaged = cache / c_library._key(["cc"], _SOURCE, ()) / "word_cache.so"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"half")
+    assert c_library.library(_SOURCE) is not None
+    assert damaged.stat().st_size > 1000
+
+
+@compiles
+def test_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "file"))
+    assert c_library.library(_SOURCE) is not None
+    assert [path.name for path in (tmp_path / "own").rglob("*.so")] == ["word_cache.so"]
+    c_library.library.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert c_library.library(_SOURCE) is not None
+    assert not capsys.readouterr().err
+
+
+@compiles
+def test_code_for_one_processor_is_not_taken_by_another(cache, monkeypatch):
+    plain, own = c_library._key(["cc"], _SOURCE, ()), c_library._key(["cc"], _SOURCE, ("-march=native",))
+    monkeypatch.setattr(c_library, "_instructions", lambda: b"flags: of another")
+    assert c_library._key(["cc"], _SOURCE, ()) == plain
+    assert c_library._key(["cc"], _SOURCE, ("-march=native",)) not in (own, plain)
+
+
+@compiles
+def test_what_the_compiler_says_is_wrong_is_said_once(cache, tmp_path, capsys):
+    for name in ("first.c", "second.c"):
+        (tmp_path / name).write_text("int f(void) { return missing; }")
+        assert c_library.library(tmp_path / name) is None
+        c_library.library.cache_clear()
+        assert c_library.library(tmp_path / name) is None
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in said] == ["first.c", "second.c"]
+    assert all("error:" in line and "missing" in line for line in said)

@@ -1,0 +1,173 @@
+"""A run that is killed again and again ends with the weights of one that was left alone, bit for bit."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from artefacts import manifest
+from artefacts.metrics_log import read_records
+from configs.load import load_recipe
+from configs.run_layout import RunLayout
+from tests.support.launch.runs import shared_memory
+from tests.support.paths import CHECKOUT
+from tests.support.waiting import PATIENCE
+
+RECIPE = CHECKOUT / "tests" / "end-to-end.yaml"
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
+
+
+def arguments(root: Path, steps: int) -> list[str]:
+    overrides = [f"run.root={root}", f"train.steps={steps}", "train.precision=fp32", "train.save_every=4"]
+    return ["--recipe", str(RECIPE), *overrides, "train.eval_every=0", "train.keep=3"]
+
+
+@dataclass
+class Tally:
+    """How the kills fell."""
+
+    victims: Counter[str] = field(default_factory=Counter)
+    starting: int = 0
+    saving: int = 0
+    starts: int = 0
+
+    @property
+    def kills(self) -> int:
+        return self.victims.total()
+
+
+class Life:
+    """One start of the run in a folder."""
+
+    def __init__(self, root: Path, steps: int, log: Path) -> None:
+        self.layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
+        self.checkpoints = self.layout.pretrain / "checkpoints"
+        self._log = open(log, "ab")  # noqa: SIM115 - as long as the process
+        argv = [sys.executable, "-m", "launch", "local", "pretrain", *arguments(root, steps)]
+        self.process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=self._log, stderr=self._log)
+
+    def children(self) -> dict[int, str]:
+        """torchrun's agent and its ranks, as far as they have been started: process number -> which it is."""
+        found = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                if "training" in (words := process.cmdline()):
+                    found[process.pid] = "agent" if "torch.distributed.run" in words else "rank"
+        return found
+
+    def saving(self) -> bool:
+        return any(self.checkpoints.glob(".step-*.partial"))
+
+    def steps_done(self) -> int:
+        file = self.layout.pretrain / "metrics.jsonl"
+        return sum(1 for _ in read_records(file)) if file.exists() else 0
+
+    def kill(self, victim: int) -> None:
+        """SIGKILL; wait until nothing of this life is left."""
+        everything = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        _, alive = psutil.wait_procs(everything, timeout=PATIENCE)
+        assert not alive, f"still there {PATIENCE} s after a kill: {alive}"
+        self.process.wait()
+        self._log.close()
+
+
+def until(life: Life, wanted, what: str) -> bool:
+    """Wait until something is so; False: the run ended before."""
+    deadline = time.monotonic() + PATIENCE
+    while not wanted():
+        if life.process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, f"no {what} within {PATIENCE} s of a start"
+        time.sleep(0.001)
+    return True
+
+
+def kill_once(life: Life, moment: str, generator: random.Random, tally: Tally) -> bool:
+    """Kill a life at a moment of its; False: it ended before."""
+    before = life.steps_done()
+    if moment == "starting":
+        time.sleep(generator.uniform(0.1, 8.0))
+    elif not until(life, lambda: life.steps_done() >= before + generator.randint(2, 9), "step"):
+        return False
+    if moment == "saving" and not until(life, life.saving, "checkpoint begun"):
+        return False
+    targets = {life.process.pid: "launcher", **life.children()}
+    victim = generator.choice(list(targets))
+    if life.process.poll() is not None:
+        return False
+    life.kill(victim)
+    tally.victims[targets[victim]] += 1
+    tally.starting += moment == "starting"
+    tally.saving += life.saving()  # what was being written is still there
+    return True
+
+
+def suffer(root: Path, steps: int, kills: int, log: Path, tally: Tally) -> None:
+    """Start, kill, start again, until so many kills are done; then let it end."""
+    generator = random.Random(5)
+    while tally.kills < kills:
+        life = Life(root, steps, log)
+        moment = generator.choice(["starting", "running", "saving", "saving", "saving"])
+        if not kill_once(life, moment, generator, tally):
+            assert life.process.wait() == 0, log.read_text()[-3000:]
+            # Done before all kills were: the rest falls on a run that begins again from an earlier checkpoint.
+            for path in sorted(life.checkpoints.glob("step-*"))[1:]:
+                shutil.rmtree(path)
+            (life.layout.pretrain / manifest.NAME).unlink()
+        tally.starts += 1
+    assert Life(root, steps, log).process.wait(PATIENCE) == 0, log.read_text()[-3000:]
+
+
+def last_checkpoint(root: Path) -> manifest.Manifest:
+    layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
+    finished = manifest.require(layout.pretrain, "pretrain")
+    return manifest.require_sound(layout.pretrain / "checkpoints" / finished.details["checkpoint"], "pretrain")
+
+
+def check(tmp_path: Path, steps: int, kills: int) -> Tally:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    data = [sys.executable, "-m", "pipeline", "run", *arguments(alone, steps)]
+    subprocess.run(data, cwd=CHECKOUT, check=True, capture_output=True)
+    shutil.copytree(alone, killed)
+    whole = [sys.executable, "-m", "launch", "local", "pretrain", *arguments(alone, steps)]
+    subprocess.run(whole, cwd=CHECKOUT, check=True, capture_output=True)
+    tally = Tally()
+    shared = shared_memory()
+    suffer(killed, steps, kills, tmp_path / "log", tally)
+    expected, found = last_checkpoint(alone), last_checkpoint(killed)
+    assert found.counts["step"] == steps
+    assert found.files == expected.files, "the killed run's last checkpoint is not the other's, byte for byte"
+    assert not (left := shared_memory() - shared), f"shared memory is left behind: {left}"
+    return tally
+
+
+# Half a minute: four real starts, since what is killed are a launcher, its agent and its ranks.
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path) -> None:
+    tally = check(tmp_path, steps=24, kills=2)
+    assert tally.kills == 2
+
+
+@pytest.mark.slow
+def test_fifty_kills(tmp_path, capsys) -> None:
+    tally = check(tmp_path, steps=300, kills=50)
+    with capsys.disabled():
+        victims = ", ".join(f"{count} of the {name}" for name, count in tally.victims.items())
+        print(
+            f"\n{tally.kills} kills in {tally.starts} starts: {victims}; {tally.starting} at a start, {tally.saving} "
+            "while a checkpoint was being written"
+        )
+    assert tally.kills == 50
+    assert tally.saving >= 10
+    assert min(tally.victims["launcher"], tally.victims["agent"], tally.victims["rank"]) > 0

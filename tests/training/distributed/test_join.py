@@ -1,0 +1,108 @@
+"""Ranks that are missing, that do not answer and that are slow are named."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.plan import free_port
+from tests.support.fork_server import say_into, start
+from tests.support.waiting import PATIENCE
+from training.distributed import join as joining
+from training.distributed.health_check import slow_ranks
+from training.distributed.join import join
+from training.distributed.ranks import leave
+
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
+
+_STORE = """
+import sys, torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), 2, True, wait_for_workers=False)
+print("listens", flush=True)
+input()
+"""
+
+
+def _join(environment: dict[str, str], log: Path, seconds: int, late: int | None, store: int | None) -> None:
+    """A rank; ``late`` never comes to the first exchange, but kills the ``store`` when the other one has."""
+    os.environ.update(environment)
+    say_into(log, 1, 2)
+    probe = joining.probe
+
+    def late_probe(ranks, meeting, limit):
+        if ranks.rank == late:
+            meeting.set(f"probe/node/{ranks.rank}", "n7")
+            meeting.get(f"probe/an all-reduce/{1 - ranks.rank}")
+            if store is not None:
+                os.kill(store, signal.SIGKILL)
+            time.sleep(PATIENCE)
+        probe(ranks, meeting, limit)
+
+    joining.probe = late_probe
+    # All are to meet but where one is missing, however long they take to start.
+    alone = environment["WORLD_SIZE"] != environment["STARTED"]
+    ranks = join(wait_seconds=seconds if alone else PATIENCE, probe_seconds=PATIENCE if late is None else seconds)
+    leave()
+    print(f"joined {ranks.rank} of {ranks.size}")
+
+
+def _ranks(tmp_path: Path, *numbers: int, late: int | None = None, kill: bool = False) -> dict[int, tuple[int, str]]:
+    """Exit status and output of these of two ranks, with limits of two seconds; without the one that is late."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    store = None
+    if kill:
+        argv = [sys.executable, "-c", _STORE, meeting["MASTER_PORT"]]
+        store = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert store.stdout is not None and store.stdout.readline()
+        meeting["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    started, logs = {}, {rank: tmp_path / f"{rank}.log" for rank in numbers}
+    for rank in numbers:
+        environment = {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank), "STARTED": str(len(numbers))}
+        started[rank] = start(_join, environment, logs[rank], 2, late, store.pid if store else None)
+    for rank in numbers:
+        if rank != late:
+            started[rank].join(PATIENCE)
+    if late is not None:
+        started.pop(late).kill()
+    return {rank: (process.exitcode, logs[rank].read_text()) for rank, process in started.items()}
+
+
+def test_both_join(tmp_path) -> None:
+    for rank, (status, said) in _ranks(tmp_path, 0, 1).items():
+        assert status == 0 and said.splitlines()[-1] == f"joined {rank} of 2", said
+
+
+def test_a_missing_rank_is_named(tmp_path) -> None:
+    status, said = _ranks(tmp_path, 0)[0]
+    assert status == 1
+    assert "RunError: of 2 ranks these did not join within 2 s (launch.join_seconds): 1" in said
+
+
+def test_nobody_to_meet(tmp_path) -> None:
+    status, said = _ranks(tmp_path, 1)[1]
+    assert status == 1 and "RunError: rank 1 finds nobody at 127.0.0.1:" in said
+
+
+def test_a_rank_that_does_not_answer_is_named(tmp_path) -> None:
+    status, said = _ranks(tmp_path, 0, 1, late=1)[0]
+    assert status == 1
+    assert "error: rank 1 on n7 did not come to an all-reduce within 2 s (launch.probe_seconds)" in said, said
+
+
+def test_a_store_that_is_gone_ends_the_wait_too(tmp_path) -> None:
+    """The node on which the ranks met is the one that is bad."""
+    status, said = _ranks(tmp_path, 0, 1, late=0, kill=True)[1]
+    assert status == 1
+    assert "error: an all-reduce over all 2 ranks did not end within 2 s, and where they met (127.0.0.1) nobody" in said
+
+
+def test_slow_ranks_are_those_far_from_most() -> None:
+    nodes = ["n1", "n1", "n2", "n2"]
+    assert slow_ranks([0.1, 0.12, 0.11, 0.1], nodes) == []
+    assert slow_ranks([0.1, 0.12, 0.9, 0.1], nodes) == ["rank 2 on n2 is slow: 0.90 s for what most ranks do in 0.10 s"]
+    assert slow_ranks([0.001, 0.03], nodes) == []  # far apart, and too short to tell
+    assert len(slow_ranks([0.1, 0.9], nodes)) == 1

@@ -1,0 +1,144 @@
+"""DeepSpeed processes over gloo give what one device without DeepSpeed gives."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from configs.load import load_recipe
+from tests.support.training.engine_job import RECIPE, MadeTokens, shun_the_first_experts
+from tests.support.training.grid import Cell, Task, run_tasks
+from training.checkpoint.full_weights import read_weights
+from training.data.batch import Batch
+from training.export.weights import load_weights
+from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.objective import Objective
+from training.optim.build import build_optimizer
+from training.optim.schedules import learning_rate
+
+pytestmark = [pytest.mark.engine, pytest.mark.apart]
+
+#: Every kind of gate and loss that AutoEP has not itself: V2's gate and all losses; adaptive k; documents apart, MTP.
+VARIANTS = {
+    "v3": [],
+    "v2": [
+        "model.scoring_func=softmax",
+        "model.topk_method=group_limited_greedy",
+        "model.norm_topk_prob=false",
+        "model.mlp_bias=true",
+        "train.sequence_loss=0.05",
+        "train.load_balance_loss=0.05",
+        "train.router_z_loss=0.01",
+    ],
+    "adaptive": [
+        "model.n_group=1",
+        "model.num_experts_per_tok=4",
+        # At 0.4 one token is so near the threshold that weights 1e-7 apart give it another number of experts.
+        "model.adaptive_experts={mass: 0.45, minimum: 1}",
+        "train.sequence_loss=0.05",
+    ],
+    "mtp": [
+        "model.num_nextn_predict_layers=2",
+        "train.mask_documents=true",
+        "model.attention_bias=true",
+        "train.load_balance_loss=0.05",
+    ],
+}
+
+
+def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
+    """Plain PyTorch: one device, the whole global batch at once, clipping and balancing written out.
+
+    ``skipped``: steps that are to change nothing.
+    """
+    recipe = load_recipe(RECIPE, overrides)
+    train = recipe.train
+    model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+    init_weights(model, recipe.run.seed)
+    shun_the_first_experts(model)
+    optimizer = build_optimizer(model, train.optimizer, train.learning_rate)
+    objective = Objective(recipe.model, train)
+    gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    seen: dict[str, Any] = {"losses": [], "norms": [], "terms": []}
+    for step in range(train.steps):
+        batch: Batch = MadeTokens(recipe).global_batch(step)
+        sums, counts = objective(model, batch), objective.counts(batch)
+        means = {name: sums[name] / counts[name] for name in objective.weights}
+        optimizer.zero_grad()
+        sum(objective.weights[name] * mean for name, mean in means.items()).backward()
+        seen["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, train.steps, train.learning_rate, train.schedule)
+        seen["losses"].append(means.pop("cross_entropy").item())
+        seen["terms"].append({name: mean.item() for name, mean in means.items()})
+        counted = [gate.router.take_counts() for gate in gates]
+        if step + 1 in skipped:
+            continue
+        optimizer.step()
+        for gate, count in zip(gates, counted, strict=True):
+            gate.router.load_share = (count / count.mean()).float()
+            if gate.e_score_correction_bias is not None:
+                gate.e_score_correction_bias += train.balance_step * torch.sign(count.mean() - count).float()
+    biases = [gate.e_score_correction_bias for gate in gates]
+    seen["biases"] = [[] if bias is None else bias.tolist() for bias in biases]
+    seen["weights"] = model.state_dict()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    return follow([])
+
+
+@pytest.mark.parametrize(
+    ("variant", "cell"),
+    [
+        ("v2", Cell(2, 2, 2, 4)),
+        ("adaptive", Cell(2, 2, 1, 1, "full")),
+        ("mtp", Cell(2, 2, 1, 2, "selective")),
+        ("v2", Cell(2, 1, 0, 2, "selective")),
+        ("adaptive", Cell(2, 2, 3, 2)),
+        ("mtp", Cell(2, 2, 3, 2, "full")),
+        ("v2", Cell(2, 2, 3, 2)),
+    ],
+)
+def test_every_gate_and_loss_is_the_same_under_expert_parallelism(tmp_path, variant, cell) -> None:
+    """Whatever the ranks, accumulation and checkpointing: losses, norms, terms, loads and biases."""
+    expected = follow(VARIANTS[variant])
+    task = Task(cell, tmp_path, tuple(VARIANTS[variant]))
+    run_tasks([task], tmp_path)
+    seen = task.seen()
+    assert seen["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert seen["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    for ours, theirs in zip(seen["terms"], expected["terms"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5) and ours
+    for ours, theirs in zip(seen["biases"], expected["biases"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-7)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("step-*")
+    weights = weights_of(checkpoint, VARIANTS[variant])
+    for name, tensor in expected["weights"].items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=0, msg=name)
+
+
+def weights_of(checkpoint: Path, overrides: list[str] | None = None) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights in a model that had none."""
+    recipe = load_recipe(RECIPE, overrides or [])
+    model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
+    for tensor in model.state_dict().values():
+        tensor.fill_(float("nan"))
+    load_weights(model, read_weights(checkpoint))
+    return model.state_dict()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_one_gpu_follows_the_single_device(reference, tmp_path, stage) -> None:
+    """Other kernels, TF32 off: close, not equal; a routing that flips would show as far more."""
+    task = Task(Cell(1, 1, stage, 4), tmp_path)
+    run_tasks([task], tmp_path, {"DS_ACCELERATOR": "cuda"})
+    seen = task.seen()
+    assert seen["losses"] == pytest.approx(reference["losses"], abs=1e-3)
+    assert seen["norms"] == pytest.approx(reference["norms"], rel=1e-2)

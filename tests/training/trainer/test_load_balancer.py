@@ -1,0 +1,78 @@
+"""Every balancing method evens out a router that begins with two favourites; without one they stay."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from configs.schema.models.deepseek import DeepseekSection
+from configs.schema.train import TrainSection
+from tests.support.training.shapes import small
+from training.data.batch import Batch
+from training.distributed.join import join
+from training.distributed.ranks import leave
+from training.models.deepseek import DeepseekForCausalLM, init_weights
+from training.objective import Objective
+from training.optim.build import build_optimizer
+from training.trainer.load_balancer import Balancer
+
+STEPS, FAVOURITES, VOCAB = 200, 2, 1000
+SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
+METHODS = {
+    "bias": ({}, {"balance_step": 0.02}),
+    "sequence-wise loss": (SOFTMAX, {"sequence_loss": 0.5}),
+    "load-balance loss": (SOFTMAX, {"load_balance_loss": 0.5}),
+    "classic gate with load-balance loss": ({**SOFTMAX, "norm_topk_prob": True}, {"load_balance_loss": 0.5}),
+    "sequence-wise loss, sigmoid": ({}, {"sequence_loss": 0.5, "balance_step": 0.0}),
+}
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    join()
+    yield
+    leave()
+
+
+def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
+    """Busiest expert over the mean at each step of a training that begins with all tokens at two experts."""
+    section = TrainSection(
+        context_length=32, global_batch_tokens=1024, steps=STEPS, learning_rate=4e-4, clip=0, precision="fp32", **train
+    )
+    made = DeepseekForCausalLM(model, VOCAB)
+    init_weights(made, 0)
+    with torch.no_grad():
+        # A direction that all tokens share, and two experts that look for it.
+        made.model.embed_tokens.weight[:, 0] += 1.4
+        (router_layer,) = (layer for layer in made.model.blocks if hasattr(layer, "router"))
+        router_layer.mlp.gate.weight[:FAVOURITES, 0] += 2.0  # type: ignore[union-attr, index]
+    optimizer = build_optimizer(made, section.optimizer, section.learning_rate)
+    objective, balancer = Objective(model, section), Balancer(made, section.balance_step)
+    generator = torch.Generator().manual_seed(5)
+    worst = []
+    for _ in range(STEPS):
+        ids = torch.randint(0, VOCAB, (32, 32), generator=generator)
+        # Something to learn: without, the hidden states of all tokens grow alike, and go to one expert together.
+        batch = Batch(ids, (ids * 7 + 3) % VOCAB)
+        sums, counts = objective(made, batch), objective.counts(batch)
+        loss = sum(objective.weights[name] * sums[name] / counts[name] for name in objective.weights)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+        (load,) = balancer.update()
+        worst.append(load.max_over_mean)
+    return worst
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_balancing_evens_the_load_within_200_steps(method: str) -> None:
+    model, train = METHODS[method]
+    worst = worst_loads(small(routed_scaling_factor=1.0, initializer_range=0.2, **model), **train)
+    assert worst[0] > 3.5, "all tokens begin at the two favourites"
+    assert sum(worst[-20:]) / 20 < 1.3
+
+
+@pytest.mark.parametrize("model", [{}, SOFTMAX])
+def test_without_balancing_the_favourites_stay(model: dict[str, object]) -> None:
+    worst = worst_loads(small(routed_scaling_factor=1.0, initializer_range=0.2, **model), balance_step=0.0)
+    assert min(worst) > 2

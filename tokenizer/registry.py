@@ -1,0 +1,33 @@
+"""The tokenizer of an artefact folder, whichever kind it is."""
+
+from pathlib import Path
+
+from artefacts import command_hints, repair_hints
+from artefacts.errors import RequestError
+from tokenizer.base import CHARACTERS_NAME, JSON_NAME, MODEL_NAME, Tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of an artefact folder.
+
+    Raises:
+        RequestError: there is none, or it is damaged.
+    """
+    paths = [Path(folder) / name for name in (MODEL_NAME, JSON_NAME, CHARACTERS_NAME)]
+    path = next((path for path in paths if path.exists()), paths[0])
+    try:
+        if path.name == JSON_NAME:
+            from tokenizer.huggingface import HuggingFaceTokenizer
+
+            return HuggingFaceTokenizer.of_artefact(path)
+        if path.name == CHARACTERS_NAME:
+            from tokenizer.characters import CharacterTokenizer
+
+            return CharacterTokenizer(path.read_bytes())
+        from tokenizer.bpe import BpeTokenizer
+
+        return BpeTokenizer(path.read_bytes())
+    except FileNotFoundError:
+        raise RequestError(f"{path} does not exist: run `{command_hints.make('tokenizer')}` first") from None
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}; {repair_hints.cure('tokenizer', path.parent)}") from None

@@ -1,0 +1,48 @@
+"""TODO: training/commands/generate.py."""
+
+from artefacts.errors import RequestError
+from configs import command
+from configs.run_layout import RunLayout
+from configs.schema import Recipe
+from tokenizer.registry import load_tokenizer
+from training.inference.answer import answer
+from training.inference.completion import complete, completions
+from training.inference.trace import Step, lines
+from training.model_loading import best_device, load_model, wanted_checkpoint
+
+
+def generate(recipe: Recipe, trace: bool = False) -> int:
+    """Print the prompt (but a chat's, or with ``only_new``) and what the model makes of it; returns the exit status.
+
+    ``trace``: then a table of how each new token came about.
+    """
+    layout, section = RunLayout.of(recipe), recipe.generate
+    if not section.prompt:
+        raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
+    if trace and section.speculative:
+        raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
+    if trace and section.samples > 1:
+        raise RequestError("generate --trace follows one completion: leave generate.samples out")
+    if recipe.learns != "text" and (trace or section.samples > 1):
+        what = "--trace" if trace else "generate.samples"
+        raise RequestError(f"{what} goes with models of running text, not with model.family={recipe.family}")
+    model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
+    tokenizer = load_tokenizer(layout.tokenizer)
+    if recipe.learns != "text":
+        print("\n".join(answer(recipe, layout, model, tokenizer)))
+        return command.DONE
+    if section.samples > 1:
+        shown = "" if section.chat or section.only_new else section.prompt
+        print("\n---\n".join(shown + text for text in completions(recipe, model, tokenizer)))
+        return command.DONE
+    steps: list[Step] = []
+    # Refuses what it must before anything is printed.
+    pieces = complete(recipe, model, tokenizer, steps.append if trace else None)
+    if not (section.chat or section.only_new):
+        print(section.prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    if trace:
+        print("\n".join(["", *lines(steps, tokenizer.label)]))
+    return command.DONE
