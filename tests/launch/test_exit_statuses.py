@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _logs(root: Path) -> Path:
-    return root / "river" / "logs" / "pretrain"
+    return root / "end-to-end" / "logs" / "pretrain"
 
 
 def _ranks(started: subprocess.Popen[str]) -> dict[str, psutil.Process]:
@@ -56,7 +56,7 @@ def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -
     assert shared_memory() <= shared, "a killed run would leave it behind"
     err = ended(launch(kind, *given), 2)[1]
     named = f"process {first.pid} on {socket.gethostname()}: wait for it or stop it"
-    assert f"river: pretrain is being launched by {named}" in err
+    assert f"end-to-end: pretrain is being launched by {named}" in err
     first.send_signal(signal.SIGUSR1)
     for rank in ranks:
         rank.resume()
@@ -124,7 +124,7 @@ def test_what_a_dry_run_prints_runs_in_a_shell(kind: str, data: Path, tmp_path: 
         "launch.slurm.account=a 'b' $HOME %n {c,d} \\",
     ]
     line, _ = ended(launch(kind, *words, "--dry-run"))
-    assert not (tmp_path / "river").exists()
+    assert not (tmp_path / "end-to-end").exists()
     done = subprocess.run(["bash", "-c", line], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
@@ -161,4 +161,4 @@ def test_no_room_for_a_checkpoint_is_refused_before_anything_starts(data: Path, 
     ]
     _, err = ended(launch("local", *words), 2)
     assert "a checkpoint takes" in err and "free some space, or set run.root to another disk" in err
-    assert not (tmp_path / "river" / "pretrain").exists()
+    assert not (tmp_path / "end-to-end" / "pretrain").exists()

@@ -61,14 +61,14 @@ def test_a_signal_reaches_the_hosts_and_the_run_goes_on(ssh, given, data, tmp_pa
     local = [f"run.root={tmp_path}", "run.name=local", f"data.root={data}", *given[6:]]
     ended(launch("local", *local))
     assert losses(tmp_path) == losses(tmp_path, "local")
-    assert not list((tmp_path / "river").glob(".launch-*"))
+    assert not list((tmp_path / "end-to-end").glob(".launch-*"))
 
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_all(ssh, given, tmp_path):
     started = launch("deepspeed", *_with_port(given), env=ssh.env())
     wait_until(lambda: len(steps(tmp_path)) > 2, "step")
-    mark = str(tmp_path / "river" / ".launch-")
+    mark = str(tmp_path / "end-to-end" / ".launch-")
     ranks = [p for p in psutil.process_iter() if _environment(p).get("MILLRACE_STATUS", "").startswith(mark)]
     workers = [p for p in ranks if "RANK" in _environment(p)]
     assert sorted(_environment(p)["RANK"] for p in workers) == ["0", "1"]
@@ -92,7 +92,7 @@ def test_what_a_dry_run_prints_runs_in_a_shell(ssh, given, tmp_path):
     done = subprocess.run(["bash", "-c", line], cwd="/", env=ssh.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(losses(tmp_path)) == list(range(1, 31))
-    recipe = (tmp_path / "river" / "pretrain" / "recipe.yaml").read_text()
+    recipe = (tmp_path / "end-to-end" / "pretrain" / "recipe.yaml").read_text()
     assert "$HOME %n `d` {e,f}" in recipe
 
 

@@ -24,7 +24,7 @@ _PRELOADED = [
     "torch._dynamo",
     "training.trainer.callbacks.tensorboard",
     "training.commands.evaluate",
-    "training.inference.completion",
+    "training.commands.generate",
     "training.commands.report",
     # The last: what it freezes no process forked from here looks through for garbage.
     "tests.support.freeze",

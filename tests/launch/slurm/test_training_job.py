@@ -33,7 +33,7 @@ class Submitted:
         self.cluster, self.root = cluster, root
         out, _ = ended(launch("slurm", f"run.root={root}", *overrides, env=cluster.env(), recipe=recipe))
         self.id = re.findall(r"job (\d+)", out)[0]
-        self.log = root / "river" / "logs" / f"pretrain-{self.id}.out"
+        self.log = root / "end-to-end" / "logs" / f"pretrain-{self.id}.out"
 
     def state(self) -> str:
         return self.cluster.states(self.id).get(self.id, "")
@@ -106,8 +106,8 @@ def test_a_job_whose_recipe_was_edited_does_not_begin_again(cluster, data, tmp_p
     state, said = job.end()
     assert state == "FAILED" and job.exit_status() == 2, said
     assert "holds another run (train.steps 44 -> 33): a job that SLURM starts again only resumes" in said
-    assert list((tmp_path / "river" / "pretrain" / "checkpoints").glob("step-*"))
-    assert not (tmp_path / "river" / "previous").exists()
+    assert list((tmp_path / "end-to-end" / "pretrain" / "checkpoints").glob("step-*"))
+    assert not (tmp_path / "end-to-end" / "previous").exists()
 
 
 def _print(capsys, text):
@@ -128,7 +128,7 @@ def test_a_signal_is_status_75_and_a_wrong_request_2(cluster, data, tmp_path, ca
     _print(capsys, f"from SIG{name} to the end of the job: {took:.1f} s")
     assert state == "FAILED" and job.exit_status() == 75
     assert "queued again 0 times already" in said
-    assert len(list((tmp_path / "river" / "pretrain" / "checkpoints").glob("step-*"))) == 1
+    assert len(list((tmp_path / "end-to-end" / "pretrain" / "checkpoints").glob("step-*"))) == 1
     with another_seed(tmp_path):
         again = Submitted(cluster, tmp_path, *given)
         state, said = again.end()
@@ -242,7 +242,7 @@ def test_what_the_site_has_not_is_named_by_its_key(cluster, data, tmp_path, over
 def test_what_a_dry_run_prints_runs_in_a_shell(cluster, data, tmp_path):
     words = [f"run.root={tmp_path}", f"data.root={data}", *SLOW, "train.steps=6", "--dry-run"]
     script, _ = ended(launch("slurm", *words))
-    assert not (tmp_path / "river").exists()
+    assert not (tmp_path / "end-to-end").exists()
     done = subprocess.run(["bash"], input=script, env=cluster.env(), capture_output=True, text=True)
     (job,) = re.findall(r"pretrain job (\d+)", done.stdout)
     assert cluster.wait_for([job]) == {job: "COMPLETED"}
