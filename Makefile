@@ -86,10 +86,10 @@ examples: data  ## chat examples for fine-tuning
 	$(RUN) pipeline examples $(WITH_RECIPE)
 
 pretrain: data  ## pretrain, or go on from the newest whole checkpoint
-	$(RUN) launch recipe pretrain $(WITH_RECIPE)
+	$(RUN) launch auto pretrain $(WITH_RECIPE)
 
 finetune: examples pretrain  ## fine-tune the pretrained weights on the examples
-	$(RUN) launch recipe finetune $(WITH_RECIPE)
+	$(RUN) launch auto finetune $(WITH_RECIPE)
 
 evaluate: $(SETUP)  ## bits per byte beside baselines, held-out answers before and after; or ARGS="attention …", ARGS="temperature"
 	$(RUN) training evaluate $(WITH_RECIPE)

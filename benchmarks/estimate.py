@@ -38,7 +38,7 @@ def _grid() -> list[list[str]]:
             "launch.processes=2",
             f"train.zero_stage={stage}",
             f"train.precision={half if stage else 'fp32'}",
-            f"train.checkpointing={mode}",
+            f"train.activation_checkpointing={mode}",
             f"train.expert_parallel={size}",
         ]
         for stage in range(4)
@@ -71,14 +71,20 @@ def _cpu_points() -> list[list[str]]:
     two = "launch.processes=2"
     others = [
         [two, "train.zero_stage=1", "train.precision=fp32", "train.micro_batch=2"],
-        [two, "train.zero_stage=2", "train.precision=fp32", "train.checkpointing=full"],
+        [two, "train.zero_stage=2", "train.precision=fp32", "train.activation_checkpointing=full"],
         [two, "train.zero_stage=3", "train.precision=fp32", "train.expert_parallel=1"],
-        [two, "train.zero_stage=1", "train.micro_batch=2", "train.context_length=1024", "train.checkpointing=full"],
-        ["train.zero_stage=1", "model.num_nextn_predict_layers=1", "train.checkpointing=selective"],
+        [
+            two,
+            "train.zero_stage=1",
+            "train.micro_batch=2",
+            "train.context_length=1024",
+            "train.activation_checkpointing=full",
+        ],
+        ["train.zero_stage=1", "model.num_nextn_predict_layers=1", "train.activation_checkpointing=selective"],
         [two, "train.zero_stage=1", "train.save_every=1", "train.expert_parallel=1"],
-        [two, "train.zero_stage=1", "train.optimizer.name=sgd", "train.checkpointing=full"],
+        [two, "train.zero_stage=1", "train.optimizer.name=sgd", "train.activation_checkpointing=full"],
         [two, "train.zero_stage=1", "train.micro_batch=2", *_OTHER],
-        [two, "train.zero_stage=2", "train.checkpointing=selective", "train.expert_parallel=2", *_OTHER],
+        [two, "train.zero_stage=2", "train.activation_checkpointing=selective", "train.expert_parallel=2", *_OTHER],
     ]
     if not _has_bf16():
         others = [[*point, "train.precision=fp32"] for point in others]
@@ -102,13 +108,15 @@ def _cuda_points() -> list[list[str]]:
         (3, "selective", "bf16", 8),
         (3, "full", "bf16", 16),
     ):
-        keys = [f"zero_stage={stage}", f"checkpointing={mode}", f"precision={precision}", f"micro_batch={samples}"]
+        keys = [f"zero_stage={stage}", f"activation_checkpointing={mode}", f"micro_batch={samples}"]
+        keys.append(f"precision={precision}")
         batch = f"train.global_batch_tokens={2048 * 16}"
         points.append([*_WIDER, batch, *(f"train.{key}" for key in keys), "launch.device=cuda"])
     # Of a step's several micro-batches, and of one.
     offloaded = [(1, "full", 16), (2, "full", 16), (2, "selective", 4), (3, "full", 8)]
     for stage, mode, samples in offloaded:
-        keys = [f"zero_stage={stage}", f"checkpointing={mode}", f"micro_batch={samples}", "offload_optimizer=cpu"]
+        keys = [f"zero_stage={stage}", f"activation_checkpointing={mode}", f"micro_batch={samples}"]
+        keys.append("offload_optimizer=cpu")
         points.append([*_WIDER, batch, *(f"train.{key}" for key in keys), "launch.device=cuda"])
     return points
 
@@ -145,7 +153,7 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
         grown = _train(overrides, recipe.ranks, Path(folder), {**environment, "DS_ACCELERATOR": device})
     train = recipe.train
     name = (
-        f"ZeRO {train.zero_stage} {train.precision}, {train.checkpointing}, "
+        f"ZeRO {train.zero_stage} {train.precision}, {train.activation_checkpointing}, "
         f"EP {recipe.expert_parallel} of {recipe.ranks}, {recipe.micro_batch} x {train.context_length}"
     )
     extra = [

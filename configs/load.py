@@ -17,6 +17,7 @@ from configs.recipe_yaml import RecipeYamlError
 from configs.schema import Recipe
 from configs.schema.base import Section, has_names, inner_sections
 from configs.schema.models import FAMILIES, UNKNOWN_FAMILY
+from configs.schema.renamed import RENAMED
 
 #: How alike two keys are of which one may be a slip of the other.
 _NEAR = 0.7
@@ -259,6 +260,8 @@ def _explain(fault: ErrorDetails, where: str) -> str:
     """One line for a fault: where it stands, what is wrong, and the nearest valid key."""
     key = _place(fault)
     if fault["type"] == "extra_forbidden":
+        if key in RENAMED:
+            return f"{where}: unknown key {key}: it is called {RENAMED[key]}"
         return f"{where}: unknown key {key}{_nearest(fault)}"
     if fault["type"] == UNKNOWN_FAMILY:
         return f"{where}: {key}.family: {fault['input'].get('family')!r} is {fault['msg']}"

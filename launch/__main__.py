@@ -13,7 +13,7 @@ KINDS = {
     "torchrun": "this node of several, which meet at launch.rendezvous",
     "deepspeed": "DeepSpeed's launcher: this machine, or the hosts of launch.hostfile",
     "slurm": "jobs of a SLURM cluster, submitted here, as launch.slurm says",
-    "recipe": "whatever launch.kind says",
+    "auto": "whatever launch.kind says",
     "allocation": "from within a SLURM job: all its nodes, and the job queued again when it is stopped",
     "demo": "the whole river of a recipe, with a stop and a resume on the way",
 }
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _dispatch(kind: str, verb: str, recipe_path: str, overrides: list[str], dry_run: bool) -> int:
     given = [*overrides]
-    if kind != "recipe":
+    if kind != "auto":
         given.append(f"launch.kind={'slurm' if kind == 'allocation' else kind}")
     recipe = load_recipe(recipe_path, given)
     unread_keys.check(verb, recipe, overrides)

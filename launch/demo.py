@@ -75,7 +75,7 @@ class _River:
             checkpoints = run.folder / "checkpoints"
             if not (run.begun() and any(checkpoints.glob("step-*"))):
                 print(f"\npretrain: to step {half}, which is saved, and {_REHEARSED} further, then a rehearsed crash")
-                crash = [f"train.save_every={half}", f"train.stop_at={half + _REHEARSED}"]
+                crash = [f"train.save_every={half}", f"train.simulate_crash_at={half + _REHEARSED}"]
                 status = self._launch("pretrain", crash)
                 if status != command.FAILED or _last_step(run.folder) != half + _REHEARSED:
                     return status or command.FAILED

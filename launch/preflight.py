@@ -49,7 +49,7 @@ def _own_name(recipe: Recipe) -> list[str]:
 
 
 def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         require_sound(layout.examples, "data")
         return
     require_sound(layout.tokens, "data")

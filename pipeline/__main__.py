@@ -51,12 +51,12 @@ def _run(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
         # The documents may take hours, and a slip in its path is told at once.
         pretrained.check(recipe)
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         # Examples are made for a context length, and that there is none is told at once.
         _ = recipe.train
     _build_documents(recipe, WHOLE)
     _train_tokenizer(recipe)
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         return _examples(recipe, chosen)
     _build_tokens(recipe, WHOLE)
     return _pack(recipe, chosen) if recipe.packs else DONE
@@ -142,7 +142,7 @@ def _pack(recipe: Recipe, chosen: argparse.Namespace) -> int:
 
 
 def _examples(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    if recipe.learns == "text":
+    if recipe.task == "language_modeling":
         from pipeline.examples.chat import build
     else:
         from pipeline.examples.supervised import build

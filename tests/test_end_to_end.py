@@ -197,7 +197,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLay
     step = int(saved.name.removeprefix("step-"))
     assert step == max(_steps(folder))
     assert manifest.faults(saved) == []
-    again = [*argv, f"train.stop_at={step + 2}"]
+    again = [*argv, f"train.simulate_crash_at={step + 2}"]
     done = subprocess.run(again, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -205,7 +205,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLay
     assert step + 2 in _steps(folder)
     if number == signal.SIGTERM:
         # Another number of processes: the unfinished run goes on all the same.
-        other = [*argv, "launch.processes=1", f"train.stop_at={step + 2}"]
+        other = [*argv, "launch.processes=1", f"train.simulate_crash_at={step + 2}"]
         done = subprocess.run(other, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 1, done.stdout + done.stderr
         assert ", ranks 2 -> 1" in done.stdout

@@ -85,7 +85,7 @@ def require(recipe: Recipe) -> Manifest:
     made = manifest.require(folder, "tokenizer")
     if not recipe.tokenizer.is_ready and made.identity != tokenizer_identity(recipe):
         raise RequestError(
-            f"{folder} is of another recipe (tokenizer section, run.seed, or what the model learns): "
+            f"{folder} is of another recipe (tokenizer section, run.seed, or what the model task): "
             f"run `{command_hints.make('tokenizer')}`"
         )
     return made

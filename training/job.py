@@ -80,8 +80,10 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         torch.manual_seed((recipe.run.seed + begin) * ranks.size + ranks.rank)
         model = build_model(recipe.model, recipe.vocab_size)
         if resumption is None:
-            job.prepare(model, local_experts(ranks.rank, recipe.model.trunk.expert_count, recipe.expert_parallel))
-        model.set_checkpointing(job.train.checkpointing)
+            job.prepare(
+                model, local_experts(ranks.rank, recipe.model.backbone_section.expert_count, recipe.expert_parallel)
+            )
+        model.set_checkpointing(job.train.activation_checkpointing)
         if recipe.model.compile:
             model.compile_regions()
         experts = recipe.expert_parallel if recipe.model.has_experts else None
@@ -90,7 +92,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel, rates)
         engine = build_engine(model, optimizer, config, ranks)
         adopt_partitions(optimizer, engine)
-        balancer = Balancer(engine.module, job.train.balance_step)
+        balancer = Balancer(engine.module, job.train.router_bias_update_rate)
         start, skipped = 0, SkippedSteps(job.train.watch.skipped_in_a_row)
         if resumption:
             start = resumption.found.step
@@ -110,7 +112,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
         if ended is Ended.DONE and ranks.first:
             _finish(job)
         if ended is Ended.LEFT and ranks.first:
-            print(f"{job.run.stage}: left at step {job.train.stop_at} by train.stop_at, with nothing saved", flush=True)
+            print(f"{job.run.stage}: simulated crash at step {job.train.simulate_crash_at}, nothing saved", flush=True)
         return {Ended.DONE: command.DONE, Ended.STOPPED: command.STOPPED, Ended.LEFT: command.FAILED}[ended]
 
 
@@ -187,9 +189,9 @@ def _loop(
                 hang,
             ],
             stop,
-            train.clip if clips_itself(train) else None,
+            train.max_grad_norm if clips_itself(train) else None,
         )
-        ended = trainer.run(start, train.steps, train.stop_at)
+        ended = trainer.run(start, train.steps, train.simulate_crash_at)
         if ended is Ended.LEFT:
             saver.drain()  # a checkpoint that was begun is no part of what a crash is rehearsed to lose
         return ended

@@ -24,7 +24,7 @@ class Objective:
         depth = model.prediction_depth if train.mtp_loss else 0
         weights = {"cross_entropy": 1.0}
         weights |= {f"mtp_{k}": train.mtp_loss / depth for k in range(1, depth + 1)}
-        if model.mixtures - model.prediction_depth + depth > 0:
+        if model.num_moe_layers - model.prediction_depth + depth > 0:
             weights |= {
                 "sequence_balance": train.sequence_loss,
                 "load_balance": train.load_balance_loss,

@@ -23,14 +23,14 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
             is one for data alone.
     """
     model, train = recipe.model.identity(), recipe.train.identity()
-    folder = layout.tokens if recipe.learns == "text" else layout.examples
+    folder = layout.tokens if recipe.task == "language_modeling" else layout.examples
     data = manifest.require(folder, "data")
     tokenizer = manifest.require(layout.tokenizer, "tokenizer")
     if data.inputs.get("tokenizer") != tokenizer.fingerprint:
         raise RequestError(
             f"{folder} was made by another tokenizer than {layout.tokenizer}: run `{command_hints.make('data')}`"
         )
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         _require_same_examples(recipe, folder, data)
     if data.details["vocab_size"] > recipe.vocab_size:
         raise RequestError(
@@ -43,7 +43,7 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
         "train": train,
     }
     inputs = {folder.name: data.fingerprint, "tokenizer": tokenizer.fingerprint}
-    if recipe.learns == "text" and "sources" in data.counts:
+    if recipe.task == "language_modeling" and "sources" in data.counts:
         identity["mixture"] = mixture_weights(recipe, layout, data)
     if (checkpoint := backbone_checkpoint(recipe)) is not None:
         inputs[BACKBONE] = _of_backbone(recipe, checkpoint, tokenizer)

@@ -76,8 +76,8 @@ def _trainer(made: Setup, data: Prefetched, hang: HangHook, folder: Path) -> Tra
     spikes = SpikeDetector(watch.spike_window, watch.spike_deviations)
     watched = WatchHook(SkippedSteps(watch.skipped_in_a_row), spikes, metrics, made.ranks.first)
     hooks = [watched, CheckpointHook(saver, 10**6, 0, lambda _: {}, dict), metrics, hang]
-    clip = made.train.clip if clips_itself(made.train) else None
-    balancer = Balancer(made.engine.module, made.train.balance_step)
+    clip = made.train.max_grad_norm if clips_itself(made.train) else None
+    balancer = Balancer(made.engine.module, made.train.router_bias_update_rate)
     return Trainer(made.engine, data, made.objective, lambda _: 1e-4, balancer, made.ranks, hooks, StopRequest(), clip)
 
 

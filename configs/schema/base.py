@@ -10,15 +10,15 @@ from pydantic.fields import FieldInfo
 T = TypeVar("T")
 
 
-class _NotIdentity:
+class _NonIdentityMark:
     """Marks a key whose change does not make another run (topology, logging, retention)."""
 
     def __repr__(self) -> str:
         return "free"
 
 
-#: ``Free[int]``: an int that may change between two starts of the same run.
-Free = Annotated[T, _NotIdentity()]
+#: ``NonIdentity[int]``: an int that may change between two starts of the same run.
+NonIdentity = Annotated[T, _NonIdentityMark()]
 
 
 def _expanded(path: str | None) -> str | None:
@@ -48,10 +48,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
     def identity(self) -> dict[str, Any]:
-        """The keys that make this section what it is, as JSON-ready values; ``Free`` keys are left out."""
+        """The keys that make this section what it is, as JSON-ready values; ``NonIdentity`` keys are left out."""
         out: dict[str, Any] = {}
         for name, (attribute, field) in self.named_fields().items():
-            if any(isinstance(mark, _NotIdentity) for mark in field.metadata):
+            if any(isinstance(mark, _NonIdentityMark) for mark in field.metadata):
                 continue
             value = getattr(self, attribute)
             out[name] = _plain(value)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from configs.schema.base import Free, OptionalPath, Section
+from configs.schema.base import NonIdentity, OptionalPath, Section
 from configs.schema.clean import CleanSection
 
 #: Key -> kinds of source that read it; elsewhere it would be ignored in silence.
@@ -162,17 +162,19 @@ class TokensSection(Section):
 
 
 class DataSection(Section):
-    root: Free[OptionalPath] = Field(None, description="folder for documents, tokenizer and tokens; default: the run's")
+    root: NonIdentity[OptionalPath] = Field(
+        None, description="folder for documents, tokenizer and tokens; default: the run's"
+    )
     source: SourceSection = SourceSection()
     sources: dict[str, SourceSection] = Field(
         {}, description="several sources by name instead of one; training draws from each by its weight"
     )
     clean: CleanSection = CleanSection()
     tokens: TokensSection = TokensSection()
-    max_bad_fraction: Free[float] = Field(
+    max_bad_fraction: NonIdentity[float] = Field(
         0.01, ge=0.0, le=1.0, description="share of unreadable inputs that is put up with; each is counted and reported"
     )
-    workers: Free[int] = Field(0, ge=0, description="processes of the data stages; 0: one a core")
+    workers: NonIdentity[int] = Field(0, ge=0, description="processes of the data stages; 0: one a core")
 
     @model_validator(mode="before")
     @classmethod

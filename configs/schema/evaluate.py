@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Free, OptionalPath, Section
+from configs.schema.base import NonIdentity, OptionalPath, Section
 
 
 class EvaluateSection(Section):
-    batch: Free[int] = Field(16, gt=0, description="samples at a time")
+    batch: NonIdentity[int] = Field(16, gt=0, description="samples at a time")
     max_tokens: int | None = Field(
         None, gt=0, description="held-out tokens looked at; of examples, batches until so many targets; default: all"
     )
@@ -32,7 +32,7 @@ class GenerateSection(Section):
         False,
         description="beyond the context go on from its last tokens, each step read anew; else the text ends there",
     )
-    only_new: Free[bool] = Field(False, description="print the new text without the prompt before it")
+    only_new: NonIdentity[bool] = Field(False, description="print the new text without the prompt before it")
     temperature: float = Field(0.8, ge=0, description="0: greedy")
     top_k: int = Field(0, ge=0, description="0: all")
     top_p: float = Field(1.0, gt=0, le=1)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Free, OptionalPath, Section
+from configs.schema.base import NonIdentity, OptionalPath, Section
 
 _TIME: dict[str, Any] = {"pattern": r"^(\d+-\d{1,2}|\d+):[0-5]\d:[0-5]\d$", "examples": ["24:00:00", "2-12:00:00"]}
 _MEMORY: dict[str, Any] = {"pattern": r"^\d+[KMGT]?$", "examples": ["8G"]}
@@ -13,37 +13,39 @@ _MEMORY: dict[str, Any] = {"pattern": r"^\d+[KMGT]?$", "examples": ["8G"]}
 class SlurmTrainSection(Section):
     """What a job of pretraining or fine-tuning asks for, beside what all jobs do; it has launch.nodes nodes."""
 
-    partition: Free[str | None] = Field(None, description="left out: launch.slurm.partition")
-    time: Free[str | None] = Field(None, **_TIME, description="limit of a job; left out: launch.slurm.time")
-    min_nodes: Free[int | None] = Field(
+    partition: NonIdentity[str | None] = Field(None, description="left out: launch.slurm.partition")
+    time: NonIdentity[str | None] = Field(None, **_TIME, description="limit of a job; left out: launch.slurm.time")
+    min_nodes: NonIdentity[int | None] = Field(
         None, ge=1, description="begin with fewer nodes than launch.nodes, down to so many, where not all are free"
     )
-    gpus: Free[int | None] = Field(
+    gpus: NonIdentity[int | None] = Field(
         None, ge=0, description="GPUs a node; left out: launch.processes, or none where launch.device=cpu"
     )
-    cpus: Free[int | None] = Field(None, ge=1, description="CPUs a node; left out: what the partition gives")
-    memory: Free[str | None] = Field(
+    cpus: NonIdentity[int | None] = Field(None, ge=1, description="CPUs a node; left out: what the partition gives")
+    memory: NonIdentity[str | None] = Field(
         None, **_MEMORY, description="memory a node, 0: all of it; left out: what the partition gives"
     )
-    signal_seconds: Free[int] = Field(
+    signal_seconds: NonIdentity[int] = Field(
         180, ge=30, description="so long before its time is up the job is asked to save and leave"
     )
-    requeues: Free[int] = Field(
+    requeues: NonIdentity[int] = Field(
         1000, ge=0, description="most times that a job goes back into the queue: stopped, or failed after new steps"
     )
-    chain: Free[int] = Field(
+    chain: NonIdentity[int] = Field(
         0,
         ge=0,
         description="an array of so many jobs, each goes on from the last, in place of going back into the queue",
     )
-    python: Free[str | None] = Field(None, description="interpreter on the nodes; left out: that of the submission")
-    container: Free[tuple[str, ...]] = Field(
+    python: NonIdentity[str | None] = Field(
+        None, description="interpreter on the nodes; left out: that of the submission"
+    )
+    container: NonIdentity[tuple[str, ...]] = Field(
         (), description="words before the command on each node, such as [apptainer, exec, --nv, image.sif]"
     )
-    srun_options: Free[tuple[str, ...]] = Field(
+    srun_options: NonIdentity[tuple[str, ...]] = Field(
         (), description="more options of srun, such as [--container-image=image.sqsh]"
     )
-    wheelhouse: Free[OptionalPath] = Field(
+    wheelhouse: NonIdentity[OptionalPath] = Field(
         None, description="folder of `make wheelhouse`: each node installs from it, on its own disk, before it begins"
     )
 
@@ -70,24 +72,24 @@ def _check_options(key: str, words: tuple[str, ...]) -> None:
 class SlurmSection(Section):
     """What is asked of SLURM for each job; see ``man sbatch``."""
 
-    partition: Free[str | None] = Field(None, description="left out: the cluster's default")
-    account: Free[str | None] = Field(None, description="left out: the user's default")
-    qos: Free[str | None] = Field(None, description="quality of service; left out: the default")
-    constraint: Free[str | None] = Field(None, description="features that a node must have")
-    time: Free[str] = Field(
+    partition: NonIdentity[str | None] = Field(None, description="left out: the cluster's default")
+    account: NonIdentity[str | None] = Field(None, description="left out: the user's default")
+    qos: NonIdentity[str | None] = Field(None, description="quality of service; left out: the default")
+    constraint: NonIdentity[str | None] = Field(None, description="features that a node must have")
+    time: NonIdentity[str] = Field(
         "24:00:00",
         **_TIME,
         description='limit of a job: "HH:MM:SS" or D-HH:MM:SS',
     )
-    array_tasks: Free[int] = Field(16, ge=1, description="tasks that share a data stage")
-    array_limit: Free[int] = Field(0, ge=0, description="tasks that run at a time; 0: all")
-    cpus: Free[int] = Field(4, ge=1, description="CPUs, and so worker processes, a task of the data stages")
-    memory: Free[str | None] = Field(
+    array_tasks: NonIdentity[int] = Field(16, ge=1, description="tasks that share a data stage")
+    array_limit: NonIdentity[int] = Field(0, ge=0, description="tasks that run at a time; 0: all")
+    cpus: NonIdentity[int] = Field(4, ge=1, description="CPUs, and so worker processes, a task of the data stages")
+    memory: NonIdentity[str | None] = Field(
         "8G",
         **_MEMORY,
         description="memory a task of theirs, such as 8G; null: what the partition gives",
     )
-    options: Free[tuple[str, ...]] = Field(
+    options: NonIdentity[tuple[str, ...]] = Field(
         (), description="more options of sbatch, which win over those above, such as [--nice=100, --exclude=n7]"
     )
 
@@ -121,7 +123,7 @@ class LaunchSection(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: GPUs where there are any, else Apple's (mps, a single process), else cpu"
     )
-    device_memory: Free[str | None] = Field(
+    device_memory: NonIdentity[str | None] = Field(
         None,
         pattern=r"^[1-9]\d*[KMGT]$",
         examples=["80G"],

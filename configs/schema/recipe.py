@@ -1,7 +1,7 @@
 """The whole recipe, and what must hold between its sections."""
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from configs.schema.evaluate import EvaluateSection, GenerateSection
 from configs.schema.finetune import FinetuneSection
 from configs.schema.launch import LaunchSection
 from configs.schema.models import AnyModelSection, ModelSection
+from configs.schema.models.base import Task
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.run import RunSection
 from configs.schema.tokenizer import TokenizerSection
@@ -58,7 +59,7 @@ class Recipe(Section):
         if not (self.has_model and self.train_section):
             return self
         self._lengths_fit()
-        if self.learns == "text":
+        if self.task == "language_modeling":
             self._texts_fit()
         else:
             self._examples_fit()
@@ -69,7 +70,7 @@ class Recipe(Section):
         return self
 
     def _lengths_fit(self) -> None:
-        longest = self.model.longest
+        longest = self.model.max_seq_len
         lengths = {"train.context_length": self.train.context_length}
         if self.finetune:
             lengths["finetune.max_length"] = self.finetune.max_length
@@ -86,7 +87,10 @@ class Recipe(Section):
 
     def _generation_fits(self) -> None:
         """No key of ``generate`` that the family does not read, but at its default."""
-        unread = (*(() if self.learns == "text" else _OF_TEXT), *(() if self.learns == "pairs" else _OF_PAIRS))
+        unread = (
+            *(() if self.task == "language_modeling" else _OF_TEXT),
+            *(() if self.task == "seq2seq" else _OF_PAIRS),
+        )
         for key in unread:
             value = getattr(self.generate, key)
             if value != GenerateSection.model_fields[key].default:
@@ -116,7 +120,7 @@ class Recipe(Section):
     def _experts_fit(self) -> None:
         """Grouped matrix products take rows of whole multiples of 16 bytes."""
         numbers = 4 if self.train.precision == "fp32" else 8
-        model = self.model.trunk
+        model = self.model.backbone_section
         if not (isinstance(model, DeepseekSection) and model.has_experts):
             return
         inside = "" if model is self.model else "backbone."
@@ -134,7 +138,7 @@ class Recipe(Section):
                 if weight := getattr(train, key):
                     raise ValueError(f"train.{key} ({weight:g}): {family} here has no experts: leave it out")
         depth, has_experts = self.model.prediction_depth, self.model.has_experts
-        for key, read in (("mtp_loss", depth > 0), ("balance_step", has_experts)):
+        for key, read in (("mtp_loss", depth > 0), ("router_bias_update_rate", has_experts)):
             weight, default = getattr(train, key), TrainSection.model_fields[key].default
             if not read and weight not in (0, default):
                 what = "predicts one token ahead" if key == "mtp_loss" else "has no experts"
@@ -193,9 +197,9 @@ class Recipe(Section):
         return self.model_section is not None
 
     @property
-    def learns(self) -> Literal["text", "tags", "pairs", "labels"]:
-        """What its model is trained on (see ``ModelSection``): ``text`` without one."""
-        return self.model_section.learns if self.model_section else "text"
+    def task(self) -> Task:
+        """What its model is trained on (see ``ModelSection``): language modeling without one."""
+        return self.model_section.task if self.model_section else "language_modeling"
 
     @property
     def family(self) -> str:
@@ -205,7 +209,7 @@ class Recipe(Section):
     @property
     def targets_are_text(self) -> bool:
         """Whether its model's targets are made of tokens."""
-        return self.learns in ("tags", "pairs")
+        return self.task in ("token_classification", "seq2seq")
 
     @property
     def model(self) -> ModelSection:

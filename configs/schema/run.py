@@ -4,15 +4,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from configs.schema.base import Free, PathText, Section
+from configs.schema.base import NonIdentity, PathText, Section
 
 
 class RunSection(Section):
-    name: Free[str] = Field(
+    name: NonIdentity[str] = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["owt-0.5b"], description="folder of the run under run.root"
     )
-    root: Free[PathText] = Field("runs", description="folder that holds runs; may be a shared file system")
-    replace: Free[bool | Literal["finetune"]] = Field(
+    root: NonIdentity[PathText] = Field("runs", description="folder that holds runs; may be a shared file system")
+    replace: NonIdentity[bool | Literal["finetune"]] = Field(
         False,
         description="where a changed key makes this another run: move the old weights and the data that they were "
         "trained on aside; finetune: those of fine-tuning alone; otherwise the change is refused",

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Free, Section
+from configs.schema.base import NonIdentity, Section
 from configs.schema.watch import WatchSection
 
 #: Keys that an optimiser goes by, beside its name and weight_decay.
@@ -92,43 +92,49 @@ class TrainSection(Section):
     learning_rate: float = Field(gt=0, description="peak")
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
-    clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: none")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this global norm; 0: no clipping")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "bf16", description="what is computed in; weights, their updates and sums of gradients are fp32 in any"
     )
     mask_documents: bool = Field(
         False, description="tokens see their own document only, positions count from its start"
     )
-    balance_step: float = Field(0.001, ge=0, description="router bias step a global batch (gamma); 0: none")
+    router_bias_update_rate: float = Field(0.001, ge=0, description="router bias step a global batch (gamma); 0: none")
     sequence_loss: float = Field(0.0, ge=0, description="weight of the sequence-wise balance loss (alpha); V3: 1e-4")
     load_balance_loss: float = Field(0.0, ge=0, description="weight of the classic load-balance loss; Switch: 1e-2")
     router_z_loss: float = Field(0.0, ge=0, description="weight of the router's z-loss; ST-MoE: 1e-3")
     mtp_loss: float = Field(0.3, ge=0, description="weight of multi-token prediction (lambda), over all its depths")
 
-    micro_batch: Free[int | None] = Field(
+    micro_batch: NonIdentity[int | None] = Field(
         None, gt=0, description="samples a rank at a time; accumulation follows; default: all of a rank's share at once"
     )
-    zero_stage: Free[Literal[0, 1, 2, 3]] = 1
-    offload_optimizer: Free[Literal["none", "cpu", "nvme"]] = Field(
+    zero_stage: NonIdentity[Literal[0, 1, 2, 3]] = 1
+    offload_optimizer: NonIdentity[Literal["none", "cpu", "nvme"]] = Field(
         "none", description="keep optimiser state in host memory (zero_stage 1 to 3), or on disk (3, one process)"
     )
-    offload_path: Free[str | None] = Field(None, description="folder on a fast disk of each node, for nvme")
-    expert_parallel: Free[int | None] = Field(
+    offload_path: NonIdentity[str | None] = Field(None, description="folder on a fast disk of each node, for nvme")
+    expert_parallel: NonIdentity[int | None] = Field(
         None, ge=1, description="ranks that share a layer's experts between them; default: the most that divide both"
     )
-    checkpointing: Free[Literal["none", "selective", "full"]] = Field(
+    activation_checkpointing: NonIdentity[Literal["none", "selective", "full"]] = Field(
         "none", description="recompute in the backward pass: what is wide and cheap, or whole layers"
     )
-    prefetch: Free[int] = Field(2, ge=0, description="global batches read ahead by a thread; 0: read when needed")
-    log_every: Free[int] = Field(1, gt=0)
-    eval_every: Free[int] = Field(0, ge=0, description="steps between validations; 0: at the end only")
-    eval_batches: Free[int] = Field(8, gt=0, description="global batches of a validation during training")
-    save_every: Free[int] = Field(0, ge=0, description="steps between checkpoints; 0: at the end only")
-    keep: Free[int] = Field(2, ge=1, description="newest checkpoints kept")
-    keep_every: Free[int] = Field(0, ge=0, description="keep those at multiples of so many steps as well; 0: none")
-    keep_best: Free[int] = Field(0, ge=0, description="keep so many with the lowest validation loss as well")
+    prefetch: NonIdentity[int] = Field(
+        2, ge=0, description="global batches read ahead by a thread; 0: read when needed"
+    )
+    log_every: NonIdentity[int] = Field(1, gt=0)
+    eval_every: NonIdentity[int] = Field(0, ge=0, description="steps between validations; 0: at the end only")
+    eval_batches: NonIdentity[int] = Field(8, gt=0, description="global batches of a validation during training")
+    save_every: NonIdentity[int] = Field(0, ge=0, description="steps between checkpoints; 0: at the end only")
+    keep: NonIdentity[int] = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every: NonIdentity[int] = Field(
+        0, ge=0, description="keep those at multiples of so many steps as well; 0: none"
+    )
+    keep_best: NonIdentity[int] = Field(0, ge=0, description="keep so many with the lowest validation loss as well")
     watch: WatchSection = WatchSection()
-    stop_at: Free[int | None] = Field(None, gt=0, description="rehearse a crash: fail after this step, saving nothing")
+    simulate_crash_at: NonIdentity[int | None] = Field(
+        None, gt=0, description="fail after this step without saving, to rehearse a crash"
+    )
     deepspeed: dict[str, Any] = Field({}, description="passed to DeepSpeed as it is; our own keys are refused here")
 
     @model_validator(mode="after")

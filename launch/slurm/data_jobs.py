@@ -52,7 +52,7 @@ def steps(recipe: Recipe) -> tuple[Step, ...]:
     A model that learns from examples takes those in the place of token shards.
     """
     *before, last = _STEPS
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         before, last = before[:-1], Step("examples", False, (("pipeline", "examples"),))
     pack = (("pipeline", "pack"),) if recipe.packs else ()
     return (*before, last._replace(commands=(*last.commands, *pack, ("pipeline", "verify"))))

@@ -49,11 +49,11 @@ def build(recipe: Recipe) -> Manifest | None:
         from pipeline.documents import read_shards
 
         files = read_shards.of_sources(layout.documents, made)
-        classes = _classes(recipe, files) if recipe.learns == "labels" else ()
+        classes = _classes(recipe, files) if recipe.task == "sequence_classification" else ()
         counts, forced = _encode(recipe, files, classes, stage)
         _require_both(counts, recipe)
         details = {
-            "learns": recipe.learns,
+            "task": recipe.task,
             "classes": list(classes),
             "vocab_size": tokenizer.details["vocab_size"],
             "forced_validation": forced,
@@ -100,8 +100,8 @@ def _encode(
     if limits.forced:
         names = ", ".join(limits.forced)
         print(f"{names}: no document falls to validation by its hash: the one with the smallest hash is held out")
-    assert recipe.learns != "text"
-    task = supervised_blocks.Task(recipe.learns, recipe.train.context_length, classes)
+    assert recipe.task != "language_modeling"
+    task = supervised_blocks.Task(recipe.task, recipe.train.context_length, classes)
     planned = encode.plan(files)
     left = [block for block in planned if not supervised_blocks.counts_path(stage.scratch, block.number).exists()]
     folder = RunLayout.of(recipe).tokenizer
@@ -116,10 +116,10 @@ def _encode(
         ):
             progress.update(size)
     each = [atomic.read_json(supervised_blocks.counts_path(stage.scratch, block.number)) for block in planned]
-    return _totals(each, recipe.learns), limits.forced
+    return _totals(each, recipe.task), limits.forced
 
 
-def _totals(each: list[dict[str, Any]], learns: str) -> dict[str, Any]:
+def _totals(each: list[dict[str, Any]], task: str) -> dict[str, Any]:
     from pipeline.examples.supervised_blocks import SIDES
 
     counts: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def _totals(each: list[dict[str, Any]], learns: str) -> dict[str, Any]:
         for block in each:
             total.update(block[side])
         counts[side] = dict(total)
-        if learns == "labels":
+        if task == "sequence_classification":
             classes = sum((Counter(block["classes"][side]) for block in each), Counter[str]())
             counts[side]["classes"] = dict(sorted(classes.items()))
     counts["dropped"] = dict(sorted(sum((Counter(block["dropped"]) for block in each), Counter[str]()).items()))

@@ -38,19 +38,19 @@ class Task(NamedTuple):
     """What examples are made for.
 
     Attributes:
-        learns: as in ``ModelSection``.
+        kind: as in ``ModelSection``.
         context_length: tokens of the longest example.
         classes: of labels, in order; the label is the place.
     """
 
-    learns: Literal["tags", "pairs", "labels"]
+    kind: Literal["token_classification", "seq2seq", "sequence_classification"]
     context_length: int
     classes: tuple[str, ...] = ()
 
     @property
     def schema(self) -> pyarrow.Schema:
         ids = pyarrow.list_(pyarrow.int32())
-        learnt = ("label", pyarrow.int32()) if self.learns == "labels" else ("targets", ids)
+        learnt = ("label", pyarrow.int32()) if self.kind == "sequence_classification" else ("targets", ids)
         return pyarrow.schema([("ids", ids), learnt, ("source", pyarrow.string())])
 
 
@@ -132,11 +132,11 @@ def _counts(made: _Made, chosen: Mask, task: Task) -> dict[str, int]:
         "tokens": int(made.tokens[chosen].sum()),
         "targets": int(made.targets[chosen].sum()),
     }
-    return counts | ({"cut": int((made.cut & chosen).sum())} if task.learns == "labels" else {})
+    return counts | ({"cut": int((made.cut & chosen).sum())} if task.kind == "sequence_classification" else {})
 
 
 def _labels(made: _Made, chosen: Mask, task: Task) -> Iterator[str]:
-    if task.learns == "labels":
+    if task.kind == "sequence_classification":
         labels = made.table["label"].filter(pyarrow.array(chosen)).to_pylist()
         yield from (task.classes[label] for label in labels)
 
@@ -148,7 +148,7 @@ def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Ma
     cut = np.zeros(len(lengths), bool)
     faults: list[tuple[str, Mask]] = []
     learnt: Any
-    if task.learns == "labels":
+    if task.kind == "sequence_classification":
         cut = lengths > most
         ids, lengths = _shortened(ids, lengths, most)
         labels = trimmed(documents["target"].combine_chunks())
@@ -158,11 +158,11 @@ def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Ma
         found, targets = tokenizer.encode_column(compute.fill_null(documents["target"], ""), end=False)
         learnt = _lists(found, targets)
         faults.append((NO_TARGET, targets == 0))
-        if task.learns == "pairs":
+        if task.kind == "seq2seq":
             # The end is learnt too.
             targets = targets + 1
         faults.append((TOO_LONG, (lengths > most) | (targets > most)))
-        if task.learns == "tags":
+        if task.kind == "token_classification":
             faults.append((OTHER_LENGTH, lengths != targets))
     faults.append((NO_TEXT, lengths == 0))
     reasons = np.full(len(lengths), -1)

@@ -36,7 +36,7 @@ def build(recipe: Recipe, share: Share = WHOLE) -> Manifest | None:
         RequestError: the model learns from examples; documents or tokenizer are missing or damaged, or the documents
             cannot be split.
     """
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         command = command_hints.make("examples")
         raise RequestError(f"model.family={recipe.family} learns from examples, not from shards: run `{command}`")
     layout = RunLayout.of(recipe)

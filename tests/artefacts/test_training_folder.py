@@ -46,7 +46,7 @@ def test_weights_are_not_moved_aside_unasked(tmp_path, capsys) -> None:
     object.__setattr__(other, "folder", tmp_path / "pretrain")
     with pytest.raises(RequestError) as refused:
         other.open("recipe", replace=False)
-    assert "holds another run (train.clip null -> 3, train.rate 1 -> 2)" in str(refused.value)
+    assert "holds another run (train.max_grad_norm null -> 3, train.rate 1 -> 2)" in str(refused.value)
     assert "run.name=" in str(refused.value) and "run.replace=true" in str(refused.value)
     other.open("recipe", replace=True)
     assert "moved aside" in capsys.readouterr().out and other.begun()

@@ -39,7 +39,7 @@ def test_an_encoder_copies(tmp_path: Path) -> None:
     run = Run("encoder-copy", tmp_path, "train.steps=250", "data.source.documents=4000")
     run.train()
     found = run.evaluate()
-    assert found["kind"] == "tags" and found["token_accuracy"] > 0.99 and found["exact"] > 0.9
+    assert found["kind"] == "token_classification" and found["token_accuracy"] > 0.99 and found["exact"] > 0.9
     assert run.call("training", "generate", "generate.prompt=banana").strip() == "banana"
     run.call("training", "report")
     assert "banana" not in (page := (run.folder / "report.html").read_text()) and "whole sequences" in page
@@ -58,7 +58,7 @@ def test_an_encoder_decoder_learns_and_decodes(tmp_path: Path) -> None:
               if record["kind"] == "train"]  # fmt: skip
     assert losses[-1] < losses[0] - 0.2
     few = run.evaluate("evaluate.max_tokens=50", "evaluate.batch=2")
-    assert few["kind"] == "pairs" and 2 < few["examples"] <= 8
+    assert few["kind"] == "seq2seq" and 2 < few["examples"] <= 8
     greedy = run.evaluate()
     assert greedy["examples"] > few["examples"] and {"source", "target", "output"} == set(greedy["samples"][0])
     assert greedy["samples"][0]["target"] == greedy["samples"][0]["source"][::-1]

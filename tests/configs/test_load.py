@@ -61,6 +61,8 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["model.seed=1"], ["unknown key model.seed; there is run.seed and generate.seed"]),
         (["data.source.count=1"], ["unknown key data.source.count; keys of data.source are "]),
         (["moddel.hidden_size=1"], ["unknown key moddel; the nearest key is model"]),
+        (["train.clip=1"], ["unknown key train.clip: it is called train.max_grad_norm"]),
+        (["train.stop_at=1"], ["unknown key train.stop_at: it is called train.simulate_crash_at"]),
         (["stuff.hidden_size=1"], ["unknown key stuff; sections are "]),
         (["train.precision=bf16", "model.moe_intermediate_size=15"], ["moe_intermediate_size (15)", "multiple of 8"]),
         (["launch.rendezvous=nonsense"], ["launch.rendezvous: not 'nonsense', but such as head:29500"]),
@@ -101,7 +103,10 @@ def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
         (["generate.temperature=0.5"], ["generate.temperature (0.5) goes with models of running text"]),
         (["model.rope_theta=100", "model.positions=alibi"], ["rope_theta (100): alibi positions have none"]),
         (["model.initializer_range=0.5"], ["initializer_range"]),
-        (["train.balance_step=0.1"], ["train.balance_step (0.1): model.family=encoder_decoder here has no experts"]),
+        (
+            ["train.router_bias_update_rate=0.1"],
+            ["train.router_bias_update_rate (0.1): model.family=encoder_decoder here has no experts"],
+        ),
         (["data.source.symbols=63"], ["data.source.symbols", "62"]),
         (["data.source.path=a"], ["path (a)", "kind=sequences"]),
     ],
@@ -120,9 +125,9 @@ def test_faults_of_examples_are_named(overrides: list[str], words: list[str]) ->
     [
         (["data.source.split=x", "data.source.kind=jsonl", "data.source.path=a", "data.source.sample_bytes=9"], 0),
         (["data.source.sample_bytes=9", "data.source.kind=jsonl"], 1),
-        (["train.steps=abc", "train.clip=1", "train.steps=abd"], 2),
-        (["train.clip=1", "train.expert_parallel=3", "launch.grace_seconds=9"], 1),
-        (["train.steps=9", "train.learning_rat=1", "train.clip=1"], 1),
+        (["train.steps=abc", "train.max_grad_norm=1", "train.steps=abd"], 2),
+        (["train.max_grad_norm=1", "train.expert_parallel=3", "launch.grace_seconds=9"], 1),
+        (["train.steps=9", "train.learning_rat=1", "train.max_grad_norm=1"], 1),
         (["data.sources={web: {kind: jsonl, path: a}}", "data.source={}", "data.sources.web.pth=a"], 2),
     ],
 )
@@ -269,7 +274,7 @@ def test_training_asks_for_the_sections_it_lacks(tmp_path: Path, command: list[s
 
 
 def test_numbers_are_numbers() -> None:
-    recipe = load_recipe(DEMO, ["train.learning_rate=3e-4", "train.steps=100", "train.clip=1"])
+    recipe = load_recipe(DEMO, ["train.learning_rate=3e-4", "train.steps=100", "train.max_grad_norm=1"])
     assert recipe.train.learning_rate == 3e-4
     assert recipe.train.steps == 100
 

@@ -25,7 +25,7 @@ def call(*words: str, root: Path, expect: int = 0) -> str:
 # Half a minute: with fewer steps the model has not learnt its walks.
 def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
     call("pipeline", "run", "--recipe", RECIPE, root=tmp_path)
-    argv = [sys.executable, "-m", "launch", "recipe", "pretrain", "--recipe", RECIPE, f"run.root={tmp_path}", *SHORT]
+    argv = [sys.executable, "-m", "launch", "auto", "pretrain", "--recipe", RECIPE, f"run.root={tmp_path}", *SHORT]
     done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "deepseek-teaching" / "pretrain"

@@ -176,7 +176,7 @@ def test_a_job_runs_on_other_gpus_than_this_machines(gpu: None) -> None:
     there = device_of(load_recipe(_LITE, ["launch.kind=slurm"]))
     assert there.bytes == 80 * 2**30 and not there.known
     (line,) = check_memory(
-        load_recipe(_LITE, ["launch.kind=slurm", "train.micro_batch=36", "train.checkpointing=none"])
+        load_recipe(_LITE, ["launch.kind=slurm", "train.micro_batch=36", "train.activation_checkpointing=none"])
     )
     assert line.startswith("warning: a rank is estimated to take")
 

@@ -43,7 +43,7 @@ def evaluate_attention(
     tokenizer = load_tokenizer(layout.tokenizer)
     read = _ids(recipe, layout, tokenizer, text)
     source: list[int] | None = None
-    if recipe.model.learns == "pairs":
+    if recipe.model.task == "seq2seq":
         if target is None:
             raise RequestError("evaluate attention: this model reads a text and its target: give --target '…' as well")
         source, read = read, [tokenizer.first_id, *_checked(recipe, tokenizer, "--target", target, more=1)]
@@ -70,7 +70,7 @@ def _require_layers(recipe: Recipe, layers: Collection[int]) -> None:
         there = attentions(build_model(model, recipe.vocab_size))
     if not there:
         raise RequestError(f"model.family={model.family} has no attention: there are no maps to draw")
-    sizes: Any = recipe.model.trunk
+    sizes: Any = recipe.model.backbone_section
     depth = max(sizes.num_hidden_layers, getattr(sizes, "depth_of_decoder", 0))
     if wrong := [layer for layer in layers if not 0 <= layer < depth]:
         raise RequestError(f"--layers: there is no layer {wrong[0]}: the model has 0 to {depth - 1}")
@@ -85,7 +85,7 @@ def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | No
     for prefix in shard_prefixes(layout.tokens, "val"):
         shard = IndexedDataset(prefix)
         if len(shard):
-            return [int(token) for token in shard.document(0)[: min(_OF_A_DOCUMENT, recipe.model.longest or _MOST)]]
+            return [int(token) for token in shard.document(0)[: min(_OF_A_DOCUMENT, recipe.model.max_seq_len or _MOST)]]
     raise RequestError("evaluate attention: there is no text to look at: give --text '…'")
 
 
@@ -94,7 +94,7 @@ def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: in
     ids = encoded(text, tokenizer, key)
     if not ids:
         raise RequestError(f"{key} has no tokens: give it some text")
-    most = min(_MOST, recipe.model.longest or _MOST) - more
+    most = min(_MOST, recipe.model.max_seq_len or _MOST) - more
     if len(ids) > most:
         raise RequestError(f"{key} has {len(ids)} tokens, and a map shows {most} at most: shorten it")
     return ids

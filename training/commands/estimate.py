@@ -45,7 +45,7 @@ def memory_lines(recipe: Recipe) -> list[str]:
     title = (
         f"memory of {of_ranks} on {where}: ZeRO {train.zero_stage}, expert parallel "
         f"{recipe.expert_parallel}, {train.precision}, micro-batch {recipe.micro_batch} x {train.context_length:,}, "
-        f"checkpointing {train.checkpointing}; routing taken as balanced"
+        f"checkpointing {train.activation_checkpointing}; routing taken as balanced"
     )
     rows = [title, *(f"  {part:<38}{_gib(size)}" for part, size in found.parts.items() if size)]
     rows += [f"  {'kept for backward under ' + mode:<38}{_gib(size)}" for mode, size in found.modes.items()]
@@ -64,7 +64,7 @@ def memory_lines(recipe: Recipe) -> list[str]:
     else:
         each = {mode: largest_micro_batch(recipe, device.bytes, device.kind, mode) for mode in found.modes}
         rows.append(
-            f"largest micro-batch that fits: {size} (train.checkpointing "
+            f"largest micro-batch that fits: {size} (train.activation_checkpointing "
             + ", ".join(f"{mode}: {most or 'not even 1'}" for mode, most in each.items())
             + f"; a rank's share of train.global_batch_tokens is {train.global_batch // recipe.ranks} samples)"
         )

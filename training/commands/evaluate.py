@@ -18,7 +18,7 @@ from training.runs import finished_checkpoint
 def evaluate(recipe: Recipe) -> int:
     """Evaluate the finished pretraining, and fine-tuning where there is one; returns the exit status."""
     layout = RunLayout.of(recipe)
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         return _evaluate_task(recipe, layout)
     tokens = manifest.require(layout.tokens, "data")
     pretrained = _finished(layout, "pretrain")
@@ -56,7 +56,7 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
     if recipe.evaluate.max_tokens is not None:
         asked |= {"max_tokens": recipe.evaluate.max_tokens}
     inputs = {"examples": examples.fingerprint, "pretrain": pretrained[1]}
-    with open_stage("evaluation", layout.evaluation, {"task": recipe.learns, **asked}, inputs) as stage:
+    with open_stage("evaluation", layout.evaluation, {"task": recipe.task, **asked}, inputs) as stage:
         if stage.finished:
             print(f"{layout.evaluation}: up to date")
         else:
@@ -124,7 +124,7 @@ def _print(results: dict[str, Any]) -> None:
 def _task_lines(facts: dict[str, Any]) -> list[str]:
     """What was found of a task, a line each."""
     head = [f"held out     {facts['examples']:,} examples, loss {facts['loss']:.4f} nats a target"]
-    if facts["kind"] != "labels":
+    if facts["kind"] != "sequence_classification":
         found = f"{facts['token_accuracy']:.2%} of the tokens, {facts['exact']:.2%} of the whole sequences"
         return [*head, f"  right      {found}"]
     width = max(len(row["name"]) for row in facts["classes"])

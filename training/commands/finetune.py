@@ -69,8 +69,8 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "schedule": schedule,
         "context_length": section.max_length,
         "mask_documents": False,  # each example is a sample of its own
-        "balance_step": 0.0,
+        "router_bias_update_rate": 0.0,
         "eval_every": min(recipe.train.eval_every, steps),
-        "stop_at": None,
+        "simulate_crash_at": None,
     }
     return recipe.train.model_copy(update=changes)

@@ -23,12 +23,12 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
     if trace and section.samples > 1:
         raise RequestError("generate --trace follows one completion: leave generate.samples out")
-    if recipe.learns != "text" and (trace or section.samples > 1):
+    if recipe.task != "language_modeling" and (trace or section.samples > 1):
         what = "--trace" if trace else "generate.samples"
         raise RequestError(f"{what} goes with models of running text, not with model.family={recipe.family}")
     model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
     tokenizer = load_tokenizer(layout.tokenizer)
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         print("\n".join(answer(recipe, layout, model, tokenizer)))
         return command.DONE
     if section.samples > 1:

@@ -59,7 +59,7 @@ def lines(recipe: Recipe) -> list[str]:
 
 def outputs(recipe: Recipe) -> list[str]:
     """What each module gives for one sequence of the recipe's length."""
-    train, longest = recipe.train_section, recipe.model.longest
+    train, longest = recipe.train_section, recipe.model.max_seq_len
     length = train.context_length if train else min(longest or _LENGTH, _LENGTH)
     rows = list(folded([*output_shapes(recipe.model, recipe.vocab_size, length).items()]))
     width, wide = max(len(name) for name, _ in rows), max(len(kind) for _, (kind, _) in rows)
@@ -103,7 +103,7 @@ def output_shapes(section: ModelSection, vocab_size: int, length: int, samples: 
 
 
 def _forward(model: Any, section: ModelSection, ids_BT: torch.Tensor) -> None:
-    if section.learns == "pairs":
+    if section.task == "seq2seq":
         model(ids_BT, source=ids_BT)
     elif section.prediction_depth:
         model(ids_BT, targets=[ids_BT] * (1 + section.prediction_depth))

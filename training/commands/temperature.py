@@ -47,7 +47,7 @@ def evaluate_temperature(recipe: Recipe) -> int:
         RequestError: the model goes on from no prompt, or there is none.
     """
     layout, section, model_section = RunLayout.of(recipe), recipe.generate, recipe.model
-    if model_section.learns != "text":
+    if model_section.task != "language_modeling":
         family: Any = model_section
         raise RequestError(f"model.family={family.family} goes on from no prompt: there is nothing to draw")
     if not section.prompt:

@@ -48,7 +48,7 @@ def compare_attention(recipe: Recipe, steps: int) -> int:
     Raises:
         RequestError: the model has no attention.
     """
-    model: Any = recipe.model.trunk
+    model: Any = recipe.model.backbone_section
     if not hasattr(model, "num_attention_heads"):
         raise RequestError(f"model.family={model.family} has no attention: there is nothing to compare")
     heads, context, device = model.num_attention_heads, recipe.train.context_length, best_device(recipe)

@@ -84,7 +84,7 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
     model = build_model(recipe.model, recipe.vocab_size)
     first_weights(recipe, model)
     model = model.to(setting.device).train()
-    model.set_checkpointing(train.checkpointing)
+    model.set_checkpointing(train.activation_checkpointing)
     if setting.compiled:
         model.compile_regions()
     rate = setting.rate or train.learning_rate
@@ -100,7 +100,7 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
                 group["lr"] = group["rate_scale"] * learning_rate(step, setting.steps, rate, schedule)
             batches = data.micro_batches(step, 0, 1, recipe.micro_batch)
             began = time.perf_counter()
-            loss = _step(model, optimizer, objective, batches, train.clip, setting.device)
+            loss = _step(model, optimizer, objective, batches, train.max_grad_norm, setting.device)
             found.losses.append(loss)
             found.seconds.append(time.perf_counter() - began)
             progress.set_postfix_str(f"loss {loss:.3f}")

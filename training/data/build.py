@@ -30,7 +30,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
         RequestError: shards, packing or examples are missing or damaged, are not the recipe's, or hold less than one
             sample.
     """
-    if recipe.learns != "text":
+    if recipe.task != "language_modeling":
         return ExampleData(task_examples(recipe, layout, "train"), recipe.train.global_batch, recipe.run.seed)
     tokens = manifest.require(layout.tokens, "data")
     weights: Mapping[str, float] = {"the training data": 1.0}
@@ -58,9 +58,9 @@ def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "he
     Raises:
         RequestError: they are missing or damaged.
     """
-    if recipe.learns == "tags":
+    if recipe.task == "token_classification":
         return TagExamples(layout.examples, split)
-    if recipe.learns == "labels":
+    if recipe.task == "sequence_classification":
         return LabelExamples(layout.examples, split)
     tokenizer = load_tokenizer(layout.tokenizer)
     return PairExamples(layout.examples, split, tokenizer.first_id, tokenizer.end_of_text_id)
@@ -72,7 +72,11 @@ def held_out(recipe: Recipe, layout: RunLayout) -> TokenWindows | Examples:
     Raises:
         RequestError: shards or examples are missing or damaged.
     """
-    return validation_windows(recipe, layout) if recipe.learns == "text" else task_examples(recipe, layout, "held-out")
+    return (
+        validation_windows(recipe, layout)
+        if recipe.task == "language_modeling"
+        else task_examples(recipe, layout, "held-out")
+    )
 
 
 def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:

@@ -23,7 +23,7 @@ def deepspeed_config(
         "train_batch_size": global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": global_batch // (micro_batch * ranks),
-        "gradient_clipping": 0.0 if clips_itself(train) else train.clip,
+        "gradient_clipping": 0.0 if clips_itself(train) else train.max_grad_norm,
         "steps_per_print": 10**9,
         "zero_optimization": {"stage": train.zero_stage},
     }

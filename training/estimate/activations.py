@@ -30,7 +30,7 @@ class Activations:
 
 def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) -> Activations:
     """Of a rank that computes so many samples at a time under a checkpointing mode."""
-    model, tokens = recipe.model.trunk, micro_batch * recipe.train.context_length
+    model, tokens = recipe.model.backbone_section, micro_batch * recipe.train.context_length
     if not isinstance(model, DeepseekSection):
         layers, hidden, other = dense_activations.layers(recipe, model, place, micro_batch, mode)
         if hidden is None:

@@ -87,7 +87,7 @@ def attention_flops(model: ModelSection, context: int) -> float:
     if not isinstance(model, TransformerSection):
         return 0.0
     per_position = 3.0 * 2.0 * 2.0 * model.hidden_size
-    looks_ahead = model.learns != "text"
+    looks_ahead = model.task != "language_modeling"
     layers = model.num_hidden_layers * _seen(context, model.window, looks_ahead)
     if isinstance(model, EncoderDecoderSection):
         kept = -(-context // model.cross_downsample)

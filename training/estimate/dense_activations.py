@@ -19,7 +19,7 @@ def layers(
     tokens = micro_batch * length
     if not isinstance(model, TransformerSection):
         return [], None, tokens * 8.0
-    looks_ahead = model.learns != "text"
+    looks_ahead = model.task != "language_modeling"
     apart = recipe.train.mask_documents
     stack = [_layer(model, place, micro_batch, length, mode, looks_ahead, apart=apart)] * model.num_hidden_layers
     row = tokens * model.hidden_size * place.width

@@ -52,8 +52,8 @@ def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
     kind = device or device_of(recipe).kind
     bound = min(available, int(_SURELY_LESS * memory(recipe, kind).peak))
     return (
-        f"{advice(recipe, bound, kind)}; a lower train.micro_batch (accumulation follows), train.checkpointing=full "
-        "and a shorter train.context_length all take less"
+        f"{advice(recipe, bound, kind)}; a lower train.micro_batch (accumulation follows), "
+        "train.activation_checkpointing=full and a shorter train.context_length all take less"
     )
 
 
@@ -61,10 +61,10 @@ def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
     """Recipes that take less, with the keys that make them: checkpointing, experts, stage, offload, one on another."""
     train = recipe.train
     modes = ["none", "selective", "full"]
-    for mode in modes[modes.index(train.checkpointing) + 1 :]:
-        yield f"train.checkpointing={mode}", _with(recipe, checkpointing=mode)
-    base, keys = _with(recipe, checkpointing="full"), ["train.checkpointing=full"]
-    if train.checkpointing == "full":
+    for mode in modes[modes.index(train.activation_checkpointing) + 1 :]:
+        yield f"train.activation_checkpointing={mode}", _with(recipe, activation_checkpointing=mode)
+    base, keys = _with(recipe, activation_checkpointing="full"), ["train.activation_checkpointing=full"]
+    if train.activation_checkpointing == "full":
         keys = []
     sizes = [n for n in range(2, recipe.ranks + 1) if not recipe.ranks % n and not recipe.model.expert_count % n]
     if recipe.model.has_experts and sizes and max(sizes) > recipe.expert_parallel:

@@ -34,7 +34,7 @@ def attention_flops_per_token(model: ModelSection, context: int, predicts: bool 
 
     Many published figures count all of ``context`` and are about twice as large.
     """
-    trunk = model.trunk
+    trunk = model.backbone_section
     if isinstance(trunk, DeepseekSection):
         return deepseek.attention_flops(trunk, context, predicts)
     return dense.attention_flops(trunk, context)

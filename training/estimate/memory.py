@@ -54,7 +54,7 @@ def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: s
         return _unified(memory(recipe, "cuda", micro_batch, mode))
     samples = micro_batch or recipe.micro_batch
     place = topology(recipe, device, samples)
-    chosen = mode or recipe.train.checkpointing
+    chosen = mode or recipe.train.activation_checkpointing
     modes = {name: activations(recipe, place, samples, name) for name in ("none", "selective", "full")}
     kept = modes[chosen]
     weights, master, grads, states = _state(recipe, place)
@@ -77,7 +77,7 @@ def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: s
     }
     if device == "cpu" and recipe.train.save_every:
         phases["saving"] = base + passes + copy  # the copy's memory is kept for the next one
-    elif device == "cpu" and recipe.train.stop_at is None:
+    elif device == "cpu" and recipe.train.simulate_crash_at is None:
         phases["saving"] = base + copy + _kept_grads(place, grads)
     parts = {
         "weights": weights,
@@ -133,7 +133,7 @@ def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]
 def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
     if place.device == "cuda" or not (place.half and place.experts):
         return float(_LIBRARIES[place.device])
-    model = recipe.model.trunk
+    model = recipe.model.backbone_section
     assert isinstance(model, DeepseekSection)
     slots = micro_batch * recipe.train.context_length * model.num_experts_per_tok
     rows = slots * recipe.expert_parallel / model.n_routed_experts

@@ -71,9 +71,9 @@ class Topology:
 
 def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -> Topology:
     """The topology of a recipe's training at a micro-batch."""
-    train, model = recipe.train, recipe.model.trunk
+    train, model = recipe.train, recipe.model.backbone_section
     counts = parameters(recipe.model, recipe.vocab_size)
-    expert_layers = max(0, model.mixtures)
+    expert_layers = max(0, model.num_moe_layers)
     expert = 3 * model.hidden_size * model.moe_intermediate_size if isinstance(model, DeepseekSection) else 0
     experts = expert_layers * model.expert_count * expert
     plain = counts.all - experts

@@ -47,12 +47,12 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
             if limit is not None and measured.targets >= limit:
                 break
     found = {
-        "kind": recipe.learns,
+        "kind": recipe.task,
         "checkpoint": checkpoint.name,
         "examples": measured.examples,
         "loss": measured.nats / measured.targets,
     }
-    if recipe.learns == "labels":
+    if recipe.task == "sequence_classification":
         names = manifest.require(layout.examples, "data").details["classes"]
         scores = ClassScores.of(measured.true, measured.said, names)
         return {"task": {**found, **_of_classes(scores)}}
@@ -91,7 +91,7 @@ class Measured:
         self.nats += float(cross_entropy_sum(logits, batch.labels))
         self.targets += batch.targets
         self.examples += len(batch.labels)
-        if self._recipe.learns == "labels":
+        if self._recipe.task == "sequence_classification":
             self.true += batch.labels.tolist()
             self.said += logits.argmax(-1).tolist()
             return
@@ -100,7 +100,7 @@ class Measured:
         kept = batch.labels != IGNORED
         self.right += int(((best == batch.labels) & kept).sum())
         wanted = [row[mask].tolist() for row, mask in zip(batch.labels, kept, strict=True)]
-        if self._recipe.learns == "tags":
+        if self._recipe.task == "token_classification":
             sources = [row[:size].tolist() for row, size in zip(batch.inputs, map(len, wanted), strict=True)]
             found = [row[mask].tolist() for row, mask in zip(best, kept, strict=True)]
         else:

@@ -23,12 +23,12 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
     """
     ids = encoded(recipe.generate.prompt, tokenizer, "generate.prompt")
     _limits(recipe, tokenizer, recipe.generate.max_new_tokens).check(ids)
-    if recipe.learns == "pairs":
+    if recipe.task == "seq2seq":
         (target,) = decode_targets(recipe, model, tokenizer, [ids], recipe.generate.max_new_tokens)
         return [tokenizer.decode(target)]
     device = next(iter(model.parameters())).device
     logits = model(torch.tensor([ids], device=device))[0].float()
-    if recipe.learns == "tags":
+    if recipe.task == "token_classification":
         return [tokenizer.decode(logits[:, : tokenizer.vocab_size].argmax(-1).tolist())]
     names = manifest.require(layout.examples, "data").details["classes"]
     chances = sorted(zip(logits.softmax(-1).tolist(), names, strict=True), reverse=True)
@@ -65,7 +65,7 @@ def decode_targets(
 def _limits(recipe: Recipe, tokenizer: Tokenizer, most: int) -> Limits:
     return Limits(
         most,
-        context_length=recipe.model.longest or recipe.train.context_length,
+        context_length=recipe.model.max_seq_len or recipe.train.context_length,
         vocabulary_size=tokenizer.vocab_size,
         stop_ids={tokenizer.end_of_text_id},
         banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],

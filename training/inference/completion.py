@@ -62,7 +62,7 @@ def asked(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
         prompt_ids = chat_template.prompt([{"role": "user", "content": section.prompt}], tokenizer)
     return prompt_ids, Limits(
         section.max_new_tokens,
-        context_length=recipe.model.longest or len(prompt_ids) + section.max_new_tokens,
+        context_length=recipe.model.max_seq_len or len(prompt_ids) + section.max_new_tokens,
         vocabulary_size=tokenizer.vocab_size,
         stop_ids=set(tokenizer.stop_ids),
         banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],

@@ -62,7 +62,7 @@ def read_run(recipe: Recipe) -> RunFiles:
     layout = RunLayout.of(recipe)
     folders = (layout.documents, layout.tokenizer, layout.tokens, layout.examples)
     found = {folder.name: repair_hints.read_manifest(folder.name, folder) for folder in folders}
-    on_examples = recipe.learns != "text"
+    on_examples = recipe.task != "language_modeling"
     if on_examples:
         # Of another family that was trained in this folder before.
         found.pop(layout.tokens.name)

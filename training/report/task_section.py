@@ -25,7 +25,7 @@ def task_section(run: RunFiles) -> str:
         "task",
         "On held-out examples",
         markup.table(["", ""], rows),
-        *(_classes(facts) if facts["kind"] == "labels" else []),
+        *(_classes(facts) if facts["kind"] == "sequence_classification" else []),
         markup.table(["source", "target", "output"], _samples(facts), "The first of them"),
     )
 
@@ -35,7 +35,7 @@ def scores(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     count = facts["examples"]
     yield "examples", whole(count)
     yield "loss (nats a target)", decimal(facts["loss"])
-    if facts["kind"] == "labels":
+    if facts["kind"] == "sequence_classification":
         yield "accuracy", share(facts["accuracy"], 1)
         yield "always the most frequent class", share(facts["majority"], 1)
         yield "macro F1", decimal(facts["macro_f1"])

@@ -4,32 +4,36 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from configs.schema.base import Free, Section
+from configs.schema.base import NonIdentity, Section
 
 #: Type of the fault of a family that there is not.
 UNKNOWN_FAMILY = "unknown_family"
+
+
+#: What a model is trained on.
+Task = Literal["language_modeling", "token_classification", "seq2seq", "sequence_classification"]
 
 
 class ModelSection(Section):
     """A model; its subclasses are the families.
 
     Attributes:
-        learns: what it is trained on: ``text`` (token shards), ``tags`` (a target for each token of a text), ``pairs``
-            (a text for a text) or ``labels`` (one for a text).
+        task: what it is trained on: token shards (language modeling), a target per token of a text, a text per text
+            (seq2seq), or a class per text.
     """
 
-    learns: ClassVar[Literal["text", "tags", "pairs", "labels"]] = "text"
+    task: ClassVar[Task] = "language_modeling"
 
     vocab_size: int | None = Field(None, gt=0, description="rows of the embedding; default: the tokenizer's")
-    compile: Free[bool] = Field(False, description="compile what compiles without graph breaks")
+    compile: NonIdentity[bool] = Field(False, description="compile what compiles without graph breaks")
 
     @property
-    def longest(self) -> int | None:
+    def max_seq_len(self) -> int | None:
         """Tokens of the longest sequence that it reads; None: any number."""
         return None
 
     @property
-    def trunk(self) -> "ModelSection":
+    def backbone_section(self) -> "ModelSection":
         """What computes the hidden states: the model itself, or the one that it is built upon."""
         return self
 
@@ -39,14 +43,14 @@ class ModelSection(Section):
         return {}
 
     @property
-    def mixtures(self) -> int:
+    def num_moe_layers(self) -> int:
         """Layers that are a mixture of experts; of a frozen backbone none, as each rank then has all of it."""
         return 0
 
     @property
     def has_experts(self) -> bool:
         """Whether any layer is a mixture of experts."""
-        return self.mixtures > 0
+        return self.num_moe_layers > 0
 
     @property
     def expert_count(self) -> int:

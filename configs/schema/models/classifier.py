@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from configs.schema.base import Free, OptionalPath
-from configs.schema.models.base import UNKNOWN_FAMILY, ModelSection
+from configs.schema.base import NonIdentity, OptionalPath
+from configs.schema.models.base import UNKNOWN_FAMILY, ModelSection, Task
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.gpt import GptSection
@@ -18,7 +18,7 @@ def _family(given: Any) -> Any:
 class ClassifierSection(ModelSection):
     """A label for a text: the backbone's hidden states, pooled, through a linear layer."""
 
-    learns: ClassVar[Literal["text", "tags", "pairs", "labels"]] = "labels"
+    task: ClassVar[Task] = "sequence_classification"
 
     family: Literal["classifier"] = "classifier"
     backbone: Annotated[
@@ -29,7 +29,7 @@ class ClassifierSection(ModelSection):
     ]
     classes: int = Field(ge=2, description="labels that there are")
     pooling: Literal["mean", "first", "last"] = Field("mean", description="over a text's tokens, or one of them")
-    weights: Free[OptionalPath] = Field(
+    weights: NonIdentity[OptionalPath] = Field(
         None, description="run folder or checkpoint whose weights the backbone begins with; left out: drawn"
     )
     backbone_rate: float = Field(
@@ -38,11 +38,11 @@ class ClassifierSection(ModelSection):
     dropout: float = Field(0.0, ge=0, lt=1, description="of what the head reads")
 
     @property
-    def longest(self) -> int | None:
-        return self.backbone.longest
+    def max_seq_len(self) -> int | None:
+        return self.backbone.max_seq_len
 
     @property
-    def trunk(self) -> ModelSection:
+    def backbone_section(self) -> ModelSection:
         return self.backbone
 
     @property
@@ -50,8 +50,8 @@ class ClassifierSection(ModelSection):
         return {} if self.backbone_rate in (0, 1) else {"model.": self.backbone_rate}
 
     @property
-    def mixtures(self) -> int:
-        return self.backbone.mixtures if self.backbone_rate else 0
+    def num_moe_layers(self) -> int:
+        return self.backbone.num_moe_layers if self.backbone_rate else 0
 
     @property
     def expert_count(self) -> int:
@@ -65,7 +65,7 @@ class ClassifierSection(ModelSection):
             raise ValueError("backbone_rate=0 freezes weights that were drawn and never learnt: set weights too")
         if self.backbone.prediction_depth:
             raise ValueError("backbone.num_nextn_predict_layers: a classifier predicts no tokens: leave it out")
-        if self.pooling == "first" and self.backbone.learns == "text":
+        if self.pooling == "first" and self.backbone.task == "language_modeling":
             raise ValueError(
                 f"pooling=first: a {self.backbone.family} backbone looks back alone, so that the first token knows "
                 "nothing of the others: set last or mean"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Free, Section
+from configs.schema.base import NonIdentity, Section
 from configs.schema.models.base import ModelSection
 
 
@@ -72,7 +72,7 @@ class DeepseekSection(ModelSection):
     router_noise: NoiseSection | None = Field(None, description="left out: none")
     adaptive_experts: AdaptiveSection | None = Field(None, description="left out: always num_experts_per_tok")
     num_nextn_predict_layers: int = Field(0, ge=0, description="depth of multi-token prediction")
-    new_prediction_layers: Free[bool] = Field(
+    new_prediction_layers: NonIdentity[bool] = Field(
         False,
         description="when importing a model directory that lacks weights of num_nextn_predict_layers, begin these with "
         "random values; otherwise without effect",
@@ -92,7 +92,7 @@ class DeepseekSection(ModelSection):
     max_position_embeddings: int = Field(4096, gt=0)
 
     @property
-    def longest(self) -> int | None:
+    def max_seq_len(self) -> int | None:
         return self.max_position_embeddings
 
     @property
@@ -104,7 +104,7 @@ class DeepseekSection(ModelSection):
         return self.num_nextn_predict_layers
 
     @property
-    def mixtures(self) -> int:
+    def num_moe_layers(self) -> int:
         """Layers that are a mixture of experts; the modules of multi-token prediction are layers too."""
         return self.num_hidden_layers + self.num_nextn_predict_layers - self.first_k_dense_replace
 

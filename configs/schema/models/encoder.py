@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from configs.schema.models.base import Task
 from configs.schema.models.transformer import Activation, Positions, TransformerSection
 
 
@@ -17,7 +18,7 @@ class EncoderSection(TransformerSection):
     | Medium | 128 | 8 | 4 | 512 |
     """
 
-    learns: ClassVar[Literal["text", "tags", "pairs", "labels"]] = "tags"
+    task: ClassVar[Task] = "token_classification"
 
     family: Literal["encoder"] = "encoder"
     activation: Activation = "relu"

@@ -4,13 +4,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from configs.schema.models.base import Task
 from configs.schema.models.transformer import Activation, Positions, TransformerSection
 
 
 class EncoderDecoderSection(TransformerSection):
     """A text for a text (arXiv 1706.03762): ``num_hidden_layers`` of encoder, ``decoder_layers`` of decoder."""
 
-    learns: ClassVar[Literal["text", "tags", "pairs", "labels"]] = "pairs"
+    task: ClassVar[Task] = "seq2seq"
 
     family: Literal["encoder_decoder"] = "encoder_decoder"
     activation: Activation = "relu"

@@ -40,7 +40,7 @@ class TransformerSection(ModelSection):
     )
 
     @property
-    def longest(self) -> int | None:
+    def max_seq_len(self) -> int | None:
         return self.max_position_embeddings
 
     @property

@@ -54,29 +54,29 @@ def _documents(asked):
 _CLASSES = ("apple pie", "Beer", "cake_1")
 
 
-def _records(learns, count=300):
+def _records(task, count=300):
     """Texts with targets, some of which fit no example."""
-    rng = random.Random(learns)
+    rng = random.Random(task)
     made = []
     for number in range(count):
         text = "".join(rng.choices("abcdefgh ", k=rng.randint(1, 40))).strip() or "a"
         target = {
-            "tags": lambda text: text.upper() + ("!" if rng.random() < 0.1 else ""),
-            "pairs": lambda text: "".join(rng.choices("xyz", k=rng.randint(1, 40))),
-            "labels": lambda text: rng.choice((*_CLASSES, " Beer\t")),
-        }[learns](text)
-        made.append((f"{text}{number}", f"{target}{number}" if learns != "labels" else target))
-    return [*made, ("control characters alone", "\x00\x01")] if learns != "labels" else made
+            "token_classification": lambda text: text.upper() + ("!" if rng.random() < 0.1 else ""),
+            "seq2seq": lambda text: "".join(rng.choices("xyz", k=rng.randint(1, 40))),
+            "sequence_classification": lambda text: rng.choice((*_CLASSES, " Beer\t")),
+        }[task](text)
+        made.append((f"{text}{number}", f"{target}{number}" if task != "sequence_classification" else target))
+    return [*made, ("control characters alone", "\x00\x01")] if task != "sequence_classification" else made
 
 
 @pytest.fixture(scope="module", params=sorted(RECIPES))
 def run(request, tmp_path_factory):
     """A run with its examples, in several blocks of several row groups."""
-    learns = request.param
-    root = tmp_path_factory.mktemp(learns)
-    given = write_records(root / "a.jsonl", _records(learns))
+    task = request.param
+    root = tmp_path_factory.mktemp(task)
+    given = write_records(root / "a.jsonl", _records(task))
     more = ["train.context_length=32", "train.global_batch_tokens=256"]
-    asked = task_recipe(root, learns, *given, *more, *(["model.classes=3"] if learns == "labels" else []))
+    asked = task_recipe(root, task, *given, *more, *(["model.classes=3"] if task == "sequence_classification" else []))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest, "GROUP_BYTES", 500)
         patch.setattr(row_files, "GROUP_BYTES", 500)
@@ -93,7 +93,7 @@ def test_examples_are_those_of_plain_code(run):
     for document in _documents(asked):
         ids, target = tokenizer.encode(document["text"]), tokenizer.encode(document["target"])
         reason = None
-        if asked.learns == "labels":
+        if asked.task == "sequence_classification":
             learnt = {"label": sorted(_CLASSES).index(document["target"].strip())}
             cut += len(ids) > most
             ids = ids[:most]
@@ -101,9 +101,9 @@ def test_examples_are_those_of_plain_code(run):
             learnt = {"targets": target}
             if not target:
                 reason = NO_TARGET
-            elif len(ids) > most or len(target) + (asked.learns == "pairs") > most:
+            elif len(ids) > most or len(target) + (asked.task == "seq2seq") > most:
                 reason = TOO_LONG
-            elif asked.learns == "tags" and len(ids) != len(target):
+            elif asked.task == "token_classification" and len(ids) != len(target):
                 reason = OTHER_LENGTH
         if reason:
             dropped[reason] = dropped.get(reason, 0) + 1
@@ -113,9 +113,11 @@ def test_examples_are_those_of_plain_code(run):
     assert sorted(sides["train"] + sides["held-out"], key=lambda row: row["source"]) == sorted(
         wanted, key=lambda row: row["source"]
     )
-    assert made.counts["dropped"] == dropped and (asked.learns == "labels") == (not dropped)
-    if asked.learns != "labels":
-        assert dropped.keys() == {NO_TARGET, TOO_LONG} | ({OTHER_LENGTH} if asked.learns == "tags" else set())
+    assert made.counts["dropped"] == dropped and (asked.task == "sequence_classification") == (not dropped)
+    if asked.task != "sequence_classification":
+        assert dropped.keys() == {NO_TARGET, TOO_LONG} | (
+            {OTHER_LENGTH} if asked.task == "token_classification" else set()
+        )
     else:
         assert made.counts["train"]["cut"] + made.counts["held_out"]["cut"] == cut > 0
 
@@ -125,20 +127,20 @@ def test_counts_and_details(run):
     for side, found in _sides(asked).items():
         counts = dict(made.counts[side.replace("-", "_")])
         assert counts["examples"] == len(found) > 5 and counts["tokens"] == sum(len(row["ids"]) for row in found)
-        if asked.learns == "labels":
+        if asked.task == "sequence_classification":
             names = made.details["classes"]
             assert counts["targets"] == len(found)
             assert counts["classes"] == {
                 name: sum(row["label"] == place for row in found) for place, name in enumerate(names)
             }
         else:
-            ends = len(found) if asked.learns == "pairs" else 0
+            ends = len(found) if asked.task == "seq2seq" else 0
             assert counts["targets"] == sum(len(row["targets"]) for row in found) + ends
-    assert made.details["learns"] == asked.learns
-    assert made.details["classes"] == (sorted(_CLASSES) if asked.learns == "labels" else [])
+    assert made.details["task"] == asked.task
+    assert made.details["classes"] == (sorted(_CLASSES) if asked.task == "sequence_classification" else [])
     lines = "\n".join(stats(asked)[0])
     assert re.search(rf"train: targets +{made.counts['train']['targets']:,}\n", lines)
-    assert asked.learns != "labels" or "train: classes: cake_1" in lines
+    assert asked.task != "sequence_classification" or "train: classes: cake_1" in lines
 
 
 def test_the_split_goes_by_the_document_alone(run, tmp_path):
@@ -147,9 +149,9 @@ def test_the_split_goes_by_the_document_alone(run, tmp_path):
     texts = {row["id"]: row["text"] for row in _documents(asked)}
     again = [(row["text"], row["target"]) for row in reversed(_documents(asked))]
     given = write_records(tmp_path / "a.jsonl", again)
-    classes = ["model.classes=3"] if asked.learns == "labels" else []
+    classes = ["model.classes=3"] if asked.task == "sequence_classification" else []
     more = ["train.context_length=32", "train.global_batch_tokens=256", *classes]
-    other = task_recipe(tmp_path, asked.learns, *given, *more)
+    other = task_recipe(tmp_path, asked.task, *given, *more)
     _build(other)
     sides = {texts[source]: side for source, side in before.items()}
     names = {row["id"]: row["text"] for row in _documents(other)}
@@ -251,7 +253,7 @@ def test_killed_and_started_again(tmp_path):
 
 def _labels(root, records, *more):
     given = write_records(root / "a.jsonl", records)
-    return task_recipe(root, "labels", *given, *more)
+    return task_recipe(root, "sequence_classification", *given, *more)
 
 
 def test_other_classes_than_the_model_has(tmp_path):
@@ -281,24 +283,26 @@ def test_too_many_empty_targets(tmp_path):
 
 def test_a_side_without_an_example_is_named(tmp_path):
     records = [(f"{n} of a length", "x" * (60 if n else 3)) for n in range(20)]
-    asked = task_recipe(tmp_path, "pairs", *write_records(tmp_path / "a.jsonl", records))
+    asked = task_recipe(tmp_path, "seq2seq", *write_records(tmp_path / "a.jsonl", records))
     with pytest.raises(RequestError, match=r"no example (to train on|held out) is left .*: 19 longer than train"):
         _build(asked)
-    alone = task_recipe(tmp_path, "pairs", *write_records(tmp_path / "a.jsonl", records[:1]))
+    alone = task_recipe(tmp_path, "seq2seq", *write_records(tmp_path / "a.jsonl", records[:1]))
     with pytest.raises(RequestError, match="all 1 documents of jsonl fall to validation"):
         _build(alone)
 
 
 def test_what_is_of_another_recipe_is_refused(tmp_path):
     given = write_records(tmp_path / "a.jsonl", [(f"text {n}", f"target {n}") for n in range(30)])
-    asked = task_recipe(tmp_path, "pairs", *given)
+    asked = task_recipe(tmp_path, "seq2seq", *given)
     _build(asked)
     with pytest.raises(RequestError, match="learns from examples, not from shards: run `make examples"):
         tokens.build(asked)
-    other = task_recipe(tmp_path, "pairs", *given, "data.clean.max_chars=1000")
+    other = task_recipe(tmp_path, "seq2seq", *given, "data.clean.max_chars=1000")
     with pytest.raises(RequestError, match=r"documents is of another recipe .*run `make data"):
         supervised.build(other)
-    labels = task_recipe(tmp_path, "labels", *given, "model.classes=30", f"data.root={RunLayout.of(asked).data}")
+    labels = task_recipe(
+        tmp_path, "sequence_classification", *given, "model.classes=30", f"data.root={RunLayout.of(asked).data}"
+    )
     with pytest.raises(RequestError, match=r"tokenizer is of another recipe .*what the model learns"):
         supervised.build(labels)
 
@@ -307,7 +311,7 @@ def test_row_groups_grow_with_their_targets(tmp_path, monkeypatch):
     given = write_records(tmp_path / "a.jsonl", [(f"{n}", "target " * 20) for n in range(64)])
     monkeypatch.setattr(ingest, "GROUP_BYTES", 1000)
     monkeypatch.setattr(row_files, "GROUP_BYTES", 2000)
-    documents.build(task_recipe(tmp_path, "pairs", *given))
+    documents.build(task_recipe(tmp_path, "seq2seq", *given))
     (path,) = (tmp_path / "seq2seq-reverse" / "documents").glob("clean-*")
     assert parquet.ParquetFile(path).num_row_groups >= 4
 
@@ -317,7 +321,7 @@ def test_one_text_is_on_one_side(tmp_path):
     texts = [f"number {n}" for n in range(60)]
     records = [(text, target) for text in texts for target in ("one", "two", " one")]
     given = write_records(tmp_path / "a.jsonl", records)
-    asked = task_recipe(tmp_path, "pairs", *given, "data.tokens.validation_fraction=0.3")
+    asked = task_recipe(tmp_path, "seq2seq", *given, "data.tokens.validation_fraction=0.3")
     made = _build(asked)
     seen = {side: {tuple(row["ids"]) for row in rows} for side, rows in _sides(asked).items()}
     assert not seen["train"] & seen["held-out"] and len(seen["train"] | seen["held-out"]) == 60

@@ -228,7 +228,7 @@ def test_every_letter_and_length_occurs_alike():
 
 def test_a_digest_covers_the_target(tmp_path):
     records = [("one", "1"), ("one", "2"), ("one", " 1"), ("on\u0065\u0301", "cafe\u0301\r\n"), ("two", "1")]
-    asked = task_recipe(tmp_path, "pairs", *write_records(tmp_path / "a.jsonl", records))
+    asked = task_recipe(tmp_path, "seq2seq", *write_records(tmp_path / "a.jsonl", records))
     made = documents.build(asked)
     assert made.counts["dropped"] == {"the same text as an earlier document": 1}
     kept = _kept(asked)
@@ -247,7 +247,7 @@ def test_a_digest_covers_the_target(tmp_path):
 def test_personal_data_is_masked_in_targets(tmp_path):
     records = [("write to me", "at someone@somewhere.de"), ("or not", "at all")]
     given = write_records(tmp_path / "a.jsonl", records)
-    asked = task_recipe(tmp_path, "pairs", *given, "data.clean.mask=[email]")
+    asked = task_recipe(tmp_path, "seq2seq", *given, "data.clean.mask=[email]")
     made = documents.build(asked)
     assert made.counts["masked"] == {"email": 1}
     assert "somewhere" not in _kept(asked)[0]["target"]
@@ -264,7 +264,7 @@ def test_lines_removed_leave_the_target(tmp_path):
     line = "a line that is long enough to be looked at in every document of them all"
     records = [(f"{line}\nand {n} of its own", f"target {n}") for n in range(5)]
     given = write_records(tmp_path / "a.jsonl", records)
-    asked = task_recipe(tmp_path, "pairs", *given, "data.clean.line_dedup_chars=40")
+    asked = task_recipe(tmp_path, "seq2seq", *given, "data.clean.line_dedup_chars=40")
     documents.build(asked)
     kept = _kept(asked)
     assert [row["text"] for row in kept][1:] == [f"and {n} of its own" for n in range(1, 5)]
@@ -276,13 +276,15 @@ def test_lines_removed_leave_the_target(tmp_path):
 def test_tokenizers_are_made_of_targets_that_are_text(tmp_path):
     given = write_records(tmp_path / "a.jsonl", [("abc" * 3 + str(n), "xyz" * 3 + str(n)) for n in range(4)])
     letters = {}
-    for learns in ("pairs", "labels"):
-        asked = task_recipe(tmp_path / learns, learns, *given, *(["model.classes=4"] if learns == "labels" else []))
+    for task in ("seq2seq", "sequence_classification"):
+        asked = task_recipe(
+            tmp_path / task, task, *given, *(["model.classes=4"] if task == "sequence_classification" else [])
+        )
         documents.build(asked)
         train(asked)
         folder = RunLayout.of(asked).tokenizer
-        letters[learns] = {piece for piece in "abcxyz0" if load_tokenizer(folder).encode(piece) != [0]}
-    assert letters == {"pairs": set("abcxyz0"), "labels": set("abc0")}
+        letters[task] = {piece for piece in "abcxyz0" if load_tokenizer(folder).encode(piece) != [0]}
+    assert letters == {"seq2seq": set("abcxyz0"), "sequence_classification": set("abc0")}
     folder = RunLayout.of(asked).documents
     assert training_sample.sample(folder, 10**6, 1, targets=True)[0] == "abcabcabc0\nxyzxyzxyz0"
     # Targets count into the budget.
@@ -296,7 +298,7 @@ def test_a_finished_corpus_does_without_its_files(tmp_path):
     for name in ("a.en", "a.de"):
         (tmp_path / name).write_text("one\ntwo\n")
     source = f"data.source={{kind: parallel, path: {tmp_path}/a.en, target_path: {tmp_path}/a.de}}"
-    asked = task_recipe(tmp_path, "pairs", source)
+    asked = task_recipe(tmp_path, "seq2seq", source)
     assert documents.build(asked) is not None and documents.build(asked) is None
     (tmp_path / "a.de").write_text("one\nTWO\n")
     assert documents.build(asked) is not None

@@ -8,12 +8,16 @@ from configs.schema import Recipe
 from tests.support.paths import CHECKOUT
 
 CONFIGS = CHECKOUT / "configs" / "teaching"
-RECIPES = {"tags": "encoder-copy", "pairs": "seq2seq-reverse", "labels": "classifier"}
+RECIPES = {
+    "token_classification": "encoder-copy",
+    "seq2seq": "seq2seq-reverse",
+    "sequence_classification": "classifier",
+}
 
 
-def task_recipe(root: Path, learns: str, *more: str) -> Recipe:
+def task_recipe(root: Path, task: str, *more: str) -> Recipe:
     """The shipped recipe of a family made small, its tokenizer of characters."""
-    return load_recipe(CONFIGS / f"{RECIPES[learns]}.yaml", task_overrides(root, *more))
+    return load_recipe(CONFIGS / f"{RECIPES[task]}.yaml", task_overrides(root, *more))
 
 
 def task_overrides(root: Path, *more: str) -> list[str]:

@@ -61,10 +61,10 @@ class MadeTokens:
     def _as_learnt(self, text: Batch) -> Batch:
         model, size = self.recipe.model, len(text.inputs)
         lengths = text.inputs.shape[1] - 2 * torch.arange(size)
-        if model.learns == "tags":
+        if model.task == "token_classification":
             shown = torch.arange(text.inputs.shape[1]) < lengths[:, None]
             return Batch(text.inputs, text.inputs.where(shown, -100), lengths=lengths)
-        if model.learns == "pairs":
+        if model.task == "seq2seq":
             return Batch(text.inputs, text.labels, source=text.inputs.flip(1), source_lengths=lengths)
         if isinstance(model, ClassifierSection):
             return Batch(text.inputs, text.inputs[:, 0] % model.classes, lengths=lengths)
@@ -159,7 +159,9 @@ def train_once(
     frozen: str | None = None,
     swap_to: str | None = None,
 ) -> None:
-    """Train from the newest checkpoint in ``begin_from`` or ``out``, or from nothing, to the end or ``train.stop_at``.
+    """Train from the newest checkpoint in ``begin_from`` or ``out``, or from nothing, to the end.
+
+    Or to ``train.simulate_crash_at``.
 
     Leaves a checkpoint there and ``seen.json`` in ``out``. The rest: see ``tests.support.training.grid.Task``.
     """
@@ -172,7 +174,7 @@ def train_once(
     shun_the_first_experts(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(frozen is None or frozen not in name)
-    model.set_checkpointing(train.checkpointing)
+    model.set_checkpointing(train.activation_checkpointing)
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
     experts = recipe.expert_parallel if recipe.model.has_experts else None
     config = deepspeed_config(train, ranks.size, experts, train.global_batch, recipe.micro_batch)
@@ -187,7 +189,10 @@ def train_once(
     adopt_partitions(optimizer, engine)
     replaced = any(hasattr(module, "ep_size") for module in engine.module.modules())
     assert replaced == recipe.model.has_experts, "AutoEP replaced nothing, or what it should not"
-    balancer, skipped = Balancer(engine.module, train.balance_step), SkippedSteps(train.watch.skipped_in_a_row)
+    balancer, skipped = (
+        Balancer(engine.module, train.router_bias_update_rate),
+        SkippedSteps(train.watch.skipped_in_a_row),
+    )
     if resumption:
         state = resumption.load(engine, ranks)
         balancer.restore(state["balance"])
@@ -231,11 +236,11 @@ def train_once(
         ranks,
         hooks,
         StopRequest(),
-        train.clip if clips_itself(train) else None,
+        train.max_grad_norm if clips_itself(train) else None,
     )
     with watched:
-        if trainer.run(start, train.steps, train.stop_at) is Ended.LEFT:
-            checkpoint.at_stop(train.stop_at or 0)
+        if trainer.run(start, train.steps, train.simulate_crash_at) is Ended.LEFT:
+            checkpoint.at_stop(train.simulate_crash_at or 0)
     dtype = next((str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith(BIAS)), None)
     if ranks.first:
         (out / "seen.json").write_text(json.dumps({**vars(recorder), "bias_dtype": dtype}))

@@ -114,11 +114,11 @@ def given(section: ModelSection, samples: int = 3, length: int = LENGTH, seed: i
 
     ids, labels = drawn(VOCAB, samples, length), drawn(VOCAB, samples, length)
     lengths = torch.tensor([length if row == 0 else length - 4 + (row - 1) % 4 for row in range(samples)])
-    if section.learns == "pairs":
+    if section.task == "seq2seq":
         return Given(ids, labels, {"source": drawn(VOCAB, samples, length), "source_lengths": lengths})
-    if section.learns == "labels":
+    if section.task == "sequence_classification":
         return Given(ids, drawn(CLASSES, samples), {"lengths": lengths})
-    if section.learns == "tags":
+    if section.task == "token_classification":
         labels[torch.arange(length) >= lengths[:, None]] = -100
         return Given(ids, labels, {"lengths": lengths})
     return Given(ids, labels, {})

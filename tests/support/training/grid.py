@@ -38,7 +38,7 @@ class Cell:
             f"train.expert_parallel={self.expert_parallel}",
             f"train.zero_stage={self.stage}",
             f"train.micro_batch={_SAMPLES // self.ranks // self.accumulation}",
-            f"train.checkpointing={self.checkpointing}",
+            f"train.activation_checkpointing={self.checkpointing}",
         ]
 
 

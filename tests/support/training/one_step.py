@@ -25,7 +25,7 @@ def moved_by_a_step(section: ModelSection, stage: int) -> dict[str, torch.Tensor
         global_batch_tokens=_SAMPLES * LENGTH,
         steps=1,
         learning_rate=_RATE,
-        clip=1e9,
+        max_grad_norm=1e9,
         precision="fp32",
         zero_stage=stage,  # type: ignore[arg-type]
         optimizer=OptimizerSection(name="sgd", momentum=0.0, weight_decay=0.0),

@@ -234,7 +234,7 @@ def test_the_newest_every_fourth_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_what_is_not_trained_is_saved_and_restored_in_any_topology(tmp_path: Path) -> None:
     cells = [Cell(2, 2, stage) for stage in (0, 1, 2, 3)]
     firsts = [
-        Task(cell, tmp_path / f"first-{number}", ("train.stop_at=4",), frozen="embed_tokens")
+        Task(cell, tmp_path / f"first-{number}", ("train.simulate_crash_at=4",), frozen="embed_tokens")
         for number, cell in enumerate(cells)
     ]
     seconds = [

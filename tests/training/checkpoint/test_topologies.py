@@ -91,7 +91,8 @@ def test_every_legal_cell(reference, tmp_path, capsys) -> None:
 
 def check_pairs(pairs: list[tuple[Cell, Cell]], folder: Path, reference: dict[str, Any]) -> None:
     writers = {
-        cell: Task(cell, folder / f"from-{n}", (f"train.stop_at={HALF}",)) for n, cell in enumerate(topologies())
+        cell: Task(cell, folder / f"from-{n}", (f"train.simulate_crash_at={HALF}",))
+        for n, cell in enumerate(topologies())
     }
     needed = {before for before, _ in pairs}
     run_tasks([task for cell, task in writers.items() if cell in needed], folder)

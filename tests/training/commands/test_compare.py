@@ -45,7 +45,7 @@ def told(root: Path, what: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("overrides", [[], ["train.micro_batch=1", "train.clip=0"]])
+@pytest.mark.parametrize("overrides", [[], ["train.micro_batch=1", "train.max_grad_norm=0"]])
 def test_a_trial_is_a_plain_training(root: Path, overrides: list[str]) -> None:
     recipe = tiny_recipe(root, GPT, *overrides)
     data = data_of(recipe)
@@ -58,8 +58,8 @@ def test_a_trial_is_a_plain_training(root: Path, overrides: list[str]) -> None:
         expected = F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.labels.flatten())
         assert loss == pytest.approx(expected.item(), rel=1e-5)
         expected.backward()
-        if recipe.train.clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
+        if recipe.train.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = 0.002 + 0.018 * 0.5 * (1 + math.cos(math.pi * step / 4))
         optimizer.step()

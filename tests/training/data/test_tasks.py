@@ -130,7 +130,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         TagExamples(tmp_path, "train")
 
 
-@pytest.fixture(scope="module", params=["tags", "pairs"])
+@pytest.fixture(scope="module", params=["token_classification", "seq2seq"])
 def run(request, tmp_path_factory):
     asked = task_recipe(tmp_path_factory.mktemp("run"), request.param, "data.source.documents=200")
     documents.build(asked)
@@ -148,11 +148,11 @@ def test_a_run_learns_from_its_examples(run):
     for row, labels, length in zip(batch.inputs, batch.labels, lengths, strict=True):
         said = tokenizer.decode(row[:length].tolist(), show_special=True)
         learnt = tokenizer.decode(labels[:length].tolist(), show_special=True)
-        if run.learns == "tags":
+        if run.task == "token_classification":
             assert said == learnt != ""
         else:
             assert said.startswith("<|begin|>") and learnt == said.removeprefix("<|begin|>") + "<|endoftext|>"
-    if run.learns == "pairs":
+    if run.task == "seq2seq":
         asked, answered = batch.source[0, : batch.source_lengths[0]], batch.inputs[0, 1 : lengths[0]]
         assert asked.tolist() == answered.flip(0).tolist()
     seen = {tuple(row) for part in held_out(run, layout).in_order(4) for row in part.labels.tolist()}

@@ -68,7 +68,7 @@ def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
         means = {name: sums[name] / counts[name] for name in objective.weights}
         optimizer.zero_grad()
         sum(objective.weights[name] * mean for name, mean in means.items()).backward()
-        seen["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)))
+        seen["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, train.steps, train.learning_rate, train.schedule)
         seen["losses"].append(means.pop("cross_entropy").item())
@@ -80,7 +80,7 @@ def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
         for gate, count in zip(gates, counted, strict=True):
             gate.router.load_share = (count / count.mean()).float()
             if gate.e_score_correction_bias is not None:
-                gate.e_score_correction_bias += train.balance_step * torch.sign(count.mean() - count).float()
+                gate.e_score_correction_bias += train.router_bias_update_rate * torch.sign(count.mean() - count).float()
     biases = [gate.e_score_correction_bias for gate in gates]
     seen["biases"] = [[] if bias is None else bias.tolist() for bias in biases]
     seen["weights"] = model.state_dict()

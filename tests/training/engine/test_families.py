@@ -22,7 +22,7 @@ MODELS = {
 #: Data are made up in the tests; recipes of some families ask for targets.
 TARGETS = "data.source={kind: sequences}"
 #: The recipe that they start from has experts.
-NO_EXPERTS = "train.balance_step=0"
+NO_EXPERTS = "train.router_bias_update_rate=0"
 #: ZeRO-0 on one process is what the others are held to; checkpointing and accumulation change nothing.
 PLAIN = Cell(1, 1, 0)
 CELLS = (Cell(2, 1, 1, 2, "full"), Cell(2, 1, 2, 1, "selective"), Cell(2, 1, 3), Cell(1, 1, 1))
@@ -37,7 +37,7 @@ def test_topologies_and_resumes_are_one_process(tmp_path: Path) -> None:
         for cell in (PLAIN, *CELLS):
             tasks[name, cell] = Task(cell, tmp_path / f"{name}-{len(tasks)}", more)
         for before, _ in PAIRS:
-            stops = (*more, f"train.stop_at={HALF}")
+            stops = (*more, f"train.simulate_crash_at={HALF}")
             tasks[name, before, "stopped"] = Task(before, tmp_path / f"{name}-{len(tasks)}", stops)
     run_tasks(tasks.values(), tmp_path)
     resumes: dict[tuple[Any, ...], Task] = {}

@@ -38,7 +38,7 @@ from training.trainer.load_balancer import BIAS, Balancer
 
 pytestmark = [pytest.mark.engine]
 
-HALF = ("train.stop_at=4",)
+HALF = ("train.simulate_crash_at=4",)
 NOISE = ("model.router_noise={kind: fixed, std: 0.3}",)
 LEARNED = ("model.router_noise={kind: learned, std: 0.3}",)
 BF16 = ("train.precision=bf16",)

@@ -55,7 +55,7 @@ def built(recipe: Recipe) -> tuple[Any, Any]:
     """The engine of one rank on CPU, and the optimiser."""
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, 0)
-    model.set_checkpointing(recipe.train.checkpointing)
+    model.set_checkpointing(recipe.train.activation_checkpointing)
     optimizer = build_optimizer(model, recipe.train.optimizer, recipe.train.learning_rate)
     experts = 1 if recipe.model.has_experts else None
     config = deepspeed_config(recipe.train, 1, experts, recipe.train.global_batch, recipe.micro_batch)
@@ -67,12 +67,12 @@ def built(recipe: Recipe) -> tuple[Any, Any]:
 def batch_of(recipe: Recipe) -> Batch:
     tokens = torch.randint(0, recipe.vocab_size, (recipe.micro_batch, recipe.train.context_length + 1))
     batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-    if recipe.model.learns == "text":
+    if recipe.model.task == "language_modeling":
         return batch
     lengths = torch.full((recipe.micro_batch,), recipe.train.context_length)
-    if recipe.model.learns == "pairs":
+    if recipe.model.task == "seq2seq":
         return dataclasses.replace(batch, source=tokens[:, 1:].contiguous(), source_lengths=lengths)
-    labels = batch.labels[:, 0] % 2 if recipe.model.learns == "labels" else batch.labels
+    labels = batch.labels[:, 0] % 2 if recipe.model.task == "sequence_classification" else batch.labels
     return dataclasses.replace(batch, labels=labels, lengths=lengths)
 
 
@@ -159,7 +159,7 @@ def test_checkpointing_keeps_what_is_said(mode: str, precision: str, tmp_path: P
 
 def _check_checkpointing(mode: str, precision: str) -> None:
     stage = 0 if precision == "fp32" else 1
-    keys = [f"train.zero_stage={stage}", f"train.precision={precision}", f"train.checkpointing={mode}"]
+    keys = [f"train.zero_stage={stage}", f"train.precision={precision}", f"train.activation_checkpointing={mode}"]
     recipe = recipe_of(*SMALL, *keys)
     found = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, mode).kept
     assert found == pytest.approx(kept_for_backward(built(recipe)[0], recipe), rel=0.05)
@@ -270,7 +270,7 @@ def test_advice_fits() -> None:
     available = int(peaks.peak * 0.9)
     assert peaks.phases["start"] < available < peaks.peak
     said = advice(recipe, available, "cuda")
-    assert said.startswith("set train.checkpointing=")
+    assert said.startswith("set train.activation_checkpointing=")
     changed = recipe_of(
         "launch.processes=8",
         "train.expert_parallel=1",

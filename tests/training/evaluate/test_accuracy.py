@@ -50,7 +50,7 @@ def test_a_class_that_nobody_has_or_says_does_not_count() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "kind"), [("encoder-copy", "tags"), ("seq2seq-reverse", "pairs")])
+@pytest.mark.parametrize(("name", "kind"), [("encoder-copy", "token_classification"), ("seq2seq-reverse", "seq2seq")])
 def test_rows_beyond_the_tokenizer_are_no_answer(name: str, kind: str) -> None:
     """The model has more rows than the tokenizer ids, and here likes those best."""
     recipe = load_recipe(recipe_file(name), [])
@@ -63,8 +63,8 @@ def test_rows_beyond_the_tokenizer_are_no_answer(name: str, kind: str) -> None:
     measured = Measured(recipe, model.eval(), torch.device("cpu"), tokenizer)
     ids, lengths = torch.tensor([tokenizer.encode("abca"), [*tokenizer.encode("bb"), 0, 0]]), torch.tensor([4, 2])
     labels = ids.masked_fill(torch.arange(4) >= lengths[:, None], IGNORED)
-    pairs = {"source": ids, "source_lengths": lengths} if kind == "pairs" else {"lengths": lengths}
+    pairs = {"source": ids, "source_lengths": lengths} if kind == "seq2seq" else {"lengths": lengths}
     measured.add(Batch(ids, labels, **pairs))
     assert measured.examples == 2 and measured.targets == 6
     assert [sample["target"] for sample in measured.samples] == ["abca", "bb"]
-    assert recipe.learns == kind and all(set(sample["output"]) <= set("abc") for sample in measured.samples)
+    assert recipe.task == kind and all(set(sample["output"]) <= set("abc") for sample in measured.samples)

@@ -27,7 +27,7 @@ def test_logits_and_loss_have_their_shapes(name: str) -> None:
     section, batch = CASES[name], given(CASES[name])
     model = built(section)
     logits = batch.logits(model)
-    assert logits.shape == ((3, CLASSES) if section.learns == "labels" else (3, LENGTH, VOCAB))
+    assert logits.shape == ((3, CLASSES) if section.task == "sequence_classification" else (3, LENGTH, VOCAB))
     rows = torch.nn.functional.log_softmax(logits.double(), -1).flatten(0, -2)
     kept = batch.labels.flatten() >= 0
     expected = -rows[kept].gather(1, batch.labels.flatten()[kept, None]).sum()
@@ -63,7 +63,7 @@ def test_padding_changes_nothing(name: str) -> None:
     ids, lengths = (batch.more.get(key, batch.ids) for key in ("source", "source_lengths"))
     lengths = batch.more.get("lengths", lengths)
     behind = torch.arange(LENGTH) >= lengths[:, None]
-    seen = ~behind if section.learns == "tags" else ...
+    seen = ~behind if section.task == "token_classification" else ...
     before = batch.logits(model)[seen]
     ids[behind] = (ids[behind] + 7) % VOCAB
     after = batch.logits(model)
@@ -72,7 +72,7 @@ def test_padding_changes_nothing(name: str) -> None:
         one = batch.row(number)
         cut = {"source": one.more["source"][:, :length]} if "source" in one.more else {}
         alone = Given(one.ids if cut else one.ids[:, :length], one.labels, cut).logits(model)[0]
-        expected = after[number, :length] if section.learns == "tags" else after[number]
+        expected = after[number, :length] if section.task == "token_classification" else after[number]
         torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_padding_changes_nothing(name: str) -> None:
 def test_a_cache_gives_what_reading_all_gives(name: str, pieces: list[int]) -> None:
     section, batch = CASES[name], given(CASES[name])
     model = built(section)
-    more = [model.encode(**batch.more)] if section.learns == "pairs" else []
+    more = [model.encode(**batch.more)] if section.task == "seq2seq" else []
     whole = model.hidden(batch.ids, *more)
     cache = model.new_cache(3, LENGTH)
     read = 0
@@ -100,7 +100,7 @@ def test_a_cache_gives_what_reading_all_gives(name: str, pieces: list[int]) -> N
 def test_sequences_of_unequal_lengths_share_a_cache(name: str) -> None:
     section, batch = CASES[name], given(CASES[name])
     model = built(section)
-    more = [model.encode(**batch.more)] if section.learns == "pairs" else []
+    more = [model.encode(**batch.more)] if section.task == "seq2seq" else []
     whole = model.hidden(batch.ids, *more)
     cache, lengths = model.new_cache(3, LENGTH), [2, 5, 6]
     model.hidden(batch.ids[:, :6], *more, cache=cache)
@@ -150,7 +150,7 @@ def test_bf16_is_near(name: str) -> None:
     expected = batch.logits(model)
     found = batch.logits(model.to(torch.bfloat16))
     assert found.dtype == torch.bfloat16
-    tags = CASES[name].learns == "tags"
+    tags = CASES[name].task == "token_classification"
     there = torch.arange(LENGTH) < batch.more["lengths"][:, None] if tags else ...
     assert (found.float() - expected)[there].norm() < 0.03 * expected[there].norm()
 

@@ -182,7 +182,7 @@ def test_parameters_are_those_of_the_releases(name: str) -> None:
 def test_parameters_of_the_recipes() -> None:
     """The closed form, and nanoGPT's count, which leaves the positions out: 10.65M at its characters' vocabulary."""
     shakespeare = load_recipe("configs/teaching/gpt-shakespeare.yaml")
-    positions = shakespeare.model.longest * shakespeare.model.hidden_size
+    positions = shakespeare.model.max_seq_len * shakespeare.model.hidden_size
     assert parameters(shakespeare.model, 65).total - positions == 10_646_784
     for name in RELEASES:
         recipe = load_recipe(f"configs/{name if name != 'gpt2' else 'gpt2-124m'}.yaml")

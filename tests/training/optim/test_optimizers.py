@@ -93,7 +93,7 @@ def resumed(folder: Path, cells: list[tuple[Cell, tuple[str, ...]]]) -> list[tup
     runs = []
     for number, (cell, more) in enumerate(cells):
         whole = Task(cell, folder / f"whole-{number}", more)
-        first = Task(cell, folder / f"first-{number}", (*more, "train.stop_at=4"))
+        first = Task(cell, folder / f"first-{number}", (*more, "train.simulate_crash_at=4"))
         second = Task(cell, folder / f"second-{number}", more, first.out / "checkpoints")
         runs.append((whole, first, second))
     run_tasks([task for run in runs for task in run], folder)
@@ -256,7 +256,7 @@ def test_fp16_finds_its_loss_scale_and_resumes_with_it(stage: int, tmp_path: Pat
     """A step whose scale was too large is skipped, changes nothing, and is not counted as a fault."""
     cell, more = Cell(1, 1, stage), ("train.precision=fp16", "train.watch.skipped_in_a_row=0")
     whole = Task(cell, tmp_path / "whole", more)
-    first = Task(cell, tmp_path / "first", (*more, "train.stop_at=4"))
+    first = Task(cell, tmp_path / "first", (*more, "train.simulate_crash_at=4"))
     second = Task(cell, tmp_path / "second", more, first.out / "checkpoints")
     run_tasks([whole, first, second], tmp_path, {"DS_ACCELERATOR": "cuda"})
     seen = whole.seen()

@@ -19,11 +19,11 @@ from training.trainer.load_balancer import Balancer
 STEPS, FAVOURITES, VOCAB = 200, 2, 1000
 SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
 METHODS = {
-    "bias": ({}, {"balance_step": 0.02}),
+    "bias": ({}, {"router_bias_update_rate": 0.02}),
     "sequence-wise loss": (SOFTMAX, {"sequence_loss": 0.5}),
     "load-balance loss": (SOFTMAX, {"load_balance_loss": 0.5}),
     "classic gate with load-balance loss": ({**SOFTMAX, "norm_topk_prob": True}, {"load_balance_loss": 0.5}),
-    "sequence-wise loss, sigmoid": ({}, {"sequence_loss": 0.5, "balance_step": 0.0}),
+    "sequence-wise loss, sigmoid": ({}, {"sequence_loss": 0.5, "router_bias_update_rate": 0.0}),
 }
 
 
@@ -37,7 +37,13 @@ def alone() -> Iterator[None]:
 def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
     """Busiest expert over the mean at each step of a training that begins with all tokens at two experts."""
     section = TrainSection(
-        context_length=32, global_batch_tokens=1024, steps=STEPS, learning_rate=4e-4, clip=0, precision="fp32", **train
+        context_length=32,
+        global_batch_tokens=1024,
+        steps=STEPS,
+        learning_rate=4e-4,
+        max_grad_norm=0,
+        precision="fp32",
+        **train,
     )
     made = DeepseekForCausalLM(model, VOCAB)
     init_weights(made, 0)
@@ -47,7 +53,7 @@ def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
         (router_layer,) = (layer for layer in made.model.blocks if hasattr(layer, "router"))
         router_layer.mlp.gate.weight[:FAVOURITES, 0] += 2.0  # type: ignore[union-attr, index]
     optimizer = build_optimizer(made, section.optimizer, section.learning_rate)
-    objective, balancer = Objective(model, section), Balancer(made, section.balance_step)
+    objective, balancer = Objective(model, section), Balancer(made, section.router_bias_update_rate)
     generator = torch.Generator().manual_seed(5)
     worst = []
     for _ in range(STEPS):
@@ -74,5 +80,5 @@ def test_balancing_evens_the_load_within_200_steps(method: str) -> None:
 
 @pytest.mark.parametrize("model", [{}, SOFTMAX])
 def test_without_balancing_the_favourites_stay(model: dict[str, object]) -> None:
-    worst = worst_loads(small(routed_scaling_factor=1.0, initializer_range=0.2, **model), balance_step=0.0)
+    worst = worst_loads(small(routed_scaling_factor=1.0, initializer_range=0.2, **model), router_bias_update_rate=0.0)
     assert min(worst) > 2

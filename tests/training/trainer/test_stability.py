@@ -115,7 +115,7 @@ def test_too_many_in_a_row_end_the_run_on_all_ranks_and_save_nothing_more(tmp_pa
 @pytest.mark.engine
 def test_the_count_of_skipped_steps_goes_on_after_a_resume(tmp_path: Path) -> None:
     bad = {"rank": 1, "loss": [2], "gradient": []}
-    first = Task(Cell(2, 2, 1), tmp_path / "first", ("train.stop_at=4",), faults=bad)
+    first = Task(Cell(2, 2, 1), tmp_path / "first", ("train.simulate_crash_at=4",), faults=bad)
     second = Task(
         Cell(2, 1, 2), tmp_path / "second", (), tmp_path / "first" / "checkpoints", faults={**bad, "loss": [6]}
     )
@@ -128,7 +128,7 @@ def test_the_count_of_skipped_steps_goes_on_after_a_resume(tmp_path: Path) -> No
 def test_skipped_steps_in_a_row_are_counted_on_after_a_resume(tmp_path: Path) -> None:
     """Or a run that is lost and saves often would be started again for ever."""
     bad, more = {"rank": 1, "loss": [3, 4, 5], "gradient": []}, ("train.watch.skipped_in_a_row=2",)
-    first = Task(Cell(2, 2, 1), tmp_path / "first", (*more, "train.stop_at=4"), faults=bad)
+    first = Task(Cell(2, 2, 1), tmp_path / "first", (*more, "train.simulate_crash_at=4"), faults=bad)
     run_tasks([first], tmp_path)
     second = Task(Cell(2, 2, 1), tmp_path / "second", more, first.out / "checkpoints", faults=bad)
     with pytest.raises(AssertionError, match="step 5: 3 steps in a row"):

@@ -1,0 +1,8 @@
+"""Renamed recipe keys: old name -> new name. A recipe that uses an old name is refused with the new one."""
+
+RENAMED = {
+    "train.clip": "train.max_grad_norm",
+    "train.checkpointing": "train.activation_checkpointing",
+    "train.balance_step": "train.router_bias_update_rate",
+    "train.stop_at": "train.simulate_crash_at",
+}
