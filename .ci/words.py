@@ -1,0 +1,96 @@
+"""Find words that `words.txt` replaces: in names that code defines, and in comments, docstrings, messages and documents.
+
+    python .ci/words.py [FILE OR FOLDER ...]    default: every file that git tracks
+
+Prints one line per place and exits with 1 if there is any. A line that ends in the comment `words: ok` is skipped.
+"""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+WORDS = Path(__file__).with_name("words.txt")
+#: Written by other programs, or this list itself.
+SKIPPED = ("requirements", ".ci/words", "benchmarks/results/", "CHANGELOG.md", "LICENSE")
+TEXTS = {".md", ".yaml", ".yml", ".toml", ".c", ".css", ""}
+
+
+def main(arguments: list[str]) -> int:
+    """Check the files and print what was found; returns the exit status."""
+    names, texts = read_words()
+    hits = 0
+    for path in tracked(arguments):
+        source = path.read_text(encoding="utf-8", errors="replace")
+        lines = source.splitlines()
+        places = [*in_text(path, source, texts), *(in_names(source, names) if path.suffix == ".py" else ())]
+        for line, word, advice in sorted(places):
+            if "words: ok" not in lines[line - 1]:
+                print(f"{path}:{line}: {word}: {advice}")
+                hits += 1
+    return 1 if hits else 0
+
+
+def read_words() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
+    """Names -> advice, and patterns of text with their advice."""
+    names: dict[str, str] = {}
+    texts: list[tuple[re.Pattern[str], str]] = []
+    section = ""
+    for line in WORDS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line.strip() and not line.startswith("#"):
+            word, advice = line.split(" = ", 1)
+            if section == "names":
+                names[word] = advice
+            else:
+                texts.append((re.compile(word, re.IGNORECASE), advice))
+    return names, texts
+
+
+def tracked(arguments: list[str]) -> Iterator[Path]:
+    """Files of the repository in these places."""
+    done = subprocess.run(["git", "ls-files", "--", *arguments], capture_output=True, text=True, check=True)
+    for name in done.stdout.splitlines():
+        path = Path(name)
+        if not name.startswith(SKIPPED) and path.suffix in {".py", *TEXTS} and path.is_file():
+            yield path
+
+
+def in_text(path: Path, source: str, texts: list[tuple[re.Pattern[str], str]]) -> Iterator[tuple[int, str, str]]:
+    """Line, words and advice for each pattern that a document, or a comment or string of a program, contains."""
+    if path.suffix != ".py":
+        pieces = [(1, source)]
+    else:
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+        pieces = [(token.start[0], token.string) for token in tokens if token.type in kinds]
+    for first, text in pieces:
+        for pattern, advice in texts:
+            for match in pattern.finditer(text):
+                yield first + text.count("\n", 0, match.start()), match[0], advice
+
+
+def in_names(source: str, names: dict[str, str]) -> Iterator[tuple[int, str, str]]:
+    """Line, name and advice for each name that the program defines."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            name = node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            name = node.attr
+        elif isinstance(node, ast.arg):
+            name = node.arg
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            name = node.name
+        else:
+            continue
+        if name in names or name.lstrip("_") in names:
+            yield node.lineno, name, names.get(name) or names[name.lstrip("_")]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
