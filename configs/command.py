@@ -1,4 +1,4 @@
-"""What every ``python -m`` command does alike: arguments, the recipe, and faults as one line with the right status."""
+"""What all ``python -m`` commands share: arguments, the recipe, and errors as one line with an exit status."""
 
 import argparse
 import errno
@@ -17,31 +17,31 @@ command_hints.install_key_filter(command_keys.target_reads)
 #: Exit statuses of every command.
 DONE, FAILED, WRONG_REQUEST, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
-OVERRIDE_HELP = "override of a recipe key, such as train.learning_rate=0.002"
+OVERRIDE_HELP = "override a recipe key, such as train.learning_rate=0.002"
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """``--recipe FILE``, which may be left out unless ``required``, and any number of ``section.key=value``."""
-    parser.add_argument("--recipe", required=required, metavar="FILE", help="YAML file of the run")
+    """Add ``--recipe FILE`` and any number of ``section.key=value``."""
+    parser.add_argument("--recipe", required=required, metavar="FILE", help="recipe, a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """``parse_args`` that takes overrides anywhere; argparse alone loses those that stand behind an option."""
+    """``parse_args`` that accepts overrides anywhere. argparse alone loses those after an option."""
     parsed, rest = parser.parse_known_args(arguments)
     if unknown := [word for word in rest if word.startswith("-")]:
         verb = str(getattr(parsed, "verb", None) or getattr(parsed, "kind", ""))
         options = ", ".join(_options(parser, verb))
         raise RequestError(
-            f"{verb} has no option {unknown[0].partition('=')[0]}: its options are {options}; keys of the recipe are "
-            "written section.key=value, without dashes"
+            f"{verb} has no option {unknown[0].partition('=')[0]}: its options are {options}; write recipe keys as "
+            "section.key=value, without dashes"
         )
     parsed.overrides = [*parsed.overrides, *rest]
     return parsed
 
 
 def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
-    """Options of a command of a parser."""
+    """Options of one command of a parser."""
     groups = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     chosen: argparse.ArgumentParser = next((group.choices[verb] for group in groups if verb in group.choices), parser)
     strings = (string for action in chosen._actions for string in action.option_strings)
@@ -49,18 +49,18 @@ def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
 
 
 def read_recipe(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that ``add_recipe_arguments`` asked for."""
+    """The recipe named by the arguments of ``add_recipe_arguments``."""
     return load_recipe(arguments.recipe, arguments.overrides)
 
 
 def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) -> None:
-    """Run a command's main and leave the process with its exit status; a wrong request is one line on stderr.
+    """Run a command's main and exit with its status. A wrong request is one line on stderr.
 
-    ``restartable``: the command saves as it goes, so SIGTERM and SIGUSR1 stop it with status 75.
+    ``restartable``: the command saves while it runs, so SIGTERM and SIGUSR1 stop it with status 75.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # What a terminal cannot show is spelled out, not a fault of the command.
+            # Escape what a terminal cannot show.
             stream.reconfigure(errors="backslashreplace")
     if restartable:
         signals.install()
@@ -71,15 +71,15 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
         signals.end()
     except (Exception, KeyboardInterrupt) as error:
         signals.end()
-        # An import that a signal breaks off ends in a fault of its own.
-        status, said = _outcome(signals.asked() or error, restartable)
-        if said:
-            print(said, file=sys.stderr)
+        # An import that a signal interrupts may raise an unrelated error.
+        status, message = _outcome(signals.asked() or error, restartable)
+        if message:
+            print(message, file=sys.stderr)
     sys.exit(status or DONE)
 
 
 def _outcome(error: BaseException, restartable: bool) -> tuple[int, str]:
-    """Exit status and line of a command that this ended; raises it again where it is a fault of ours."""
+    """Exit status and message for an error. Raises it again if it is a bug."""
     match error:
         case RequestError():
             return WRONG_REQUEST, f"error: {error}"
@@ -88,24 +88,24 @@ def _outcome(error: BaseException, restartable: bool) -> tuple[int, str]:
         case BrokenPipeError():
             return DONE, ""
         case StoppedError():
-            return STOPPED, f"stopped by {error}: the same command goes on where it was"
+            return STOPPED, f"stopped by {error}: run the same command again to continue"
         case KeyboardInterrupt():
-            return INTERRUPTED, "stopped: the same command goes on where it was" if restartable else ""
-        case OSError() if said := _said(error):
-            return FAILED, f"error: {said}"
+            return INTERRUPTED, "stopped: run the same command again to continue" if restartable else ""
+        case OSError() if message := _storage_message(error):
+            return FAILED, f"error: {message}"
     raise error
 
 
-def _said(error: OSError) -> str | None:
-    """One line about a fault of the file system; None where it is of another sort."""
+def _storage_message(error: OSError) -> str | None:
+    """One line about an error of the file system; None: another kind of error."""
     where = f"{error.filename}: " if error.filename else ""
-    # Arrow's errors carry the number in their text alone.
+    # Arrow's errors have the number only in their text.
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        return f"{where}the disk is full: free some space and run the same again; what is finished is kept"
+        return f"{where}the disk is full: free some space and run the same command again; finished work is kept"
     if error.errno == errno.EFBIG or "File too large" in str(error):
-        return f"{where}the file would be larger than the file system or the limit of this shell (ulimit -f) allows"
+        return f"{where}the file is larger than the file system or the shell (ulimit -f) allows"
     if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return f"{where}{error.strerror}"
-    if error.errno in STORAGE_FAULTS or any(said in str(error) for said in ("Input/output error", "Stale file handle")):
-        return f"{where}the disk failed to read or write ({error}): see to it and run the same again"
+    if error.errno in STORAGE_FAULTS or any(text in str(error) for text in ("Input/output error", "Stale file handle")):
+        return f"{where}the disk failed to read or write ({error}): check it and run the same command again"
     return None

@@ -31,9 +31,9 @@ def test_an_environment_of_ones_own_without_packages(tmp_path: Path) -> None:
     bare = tmp_path / "bare" / "bin" / "python"
     for target in ("setup", "inspect", "test"):
         done = make(target, f"PYTHON={bare}")
-        said = done.stderr.splitlines()[0]
-        assert done.returncode == 2 and said.startswith(f"error: PYTHON={bare} lacks torch, deepspeed, ")
-        assert ("hypothesis" in said) == (target == "test")
+        first_line = done.stderr.splitlines()[0]
+        assert done.returncode == 2 and first_line.startswith(f"error: PYTHON={bare} lacks torch, deepspeed, ")
+        assert ("hypothesis" in first_line) == (target == "test")
     assert make("setup", f"PYTHON={sys.executable}").returncode == 0
 
 

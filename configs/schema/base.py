@@ -1,8 +1,9 @@
-"""What every section of a recipe shares: frozen, typed, unknown keys refused, identity told from topology."""
+"""What all sections of a recipe share: they are frozen and typed, refuse unknown keys, and know their identity."""
 
 import os
 import re
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -11,10 +12,10 @@ T = TypeVar("T")
 
 
 class _NonIdentityMark:
-    """Marks a key whose change does not make another run (topology, logging, retention)."""
+    """Marks a key that may change between two starts of the same run (topology, logging, retention)."""
 
     def __repr__(self) -> str:
-        return "free"
+        return "non-identity"
 
 
 #: ``NonIdentity[int]``: an int that may change between two starts of the same run.
@@ -22,9 +23,9 @@ NonIdentity = Annotated[T, _NonIdentityMark()]
 
 
 def _expanded(path: str | None) -> str | None:
-    """A path with ``~`` and ``$NAME`` as a shell would have them; a URL as it is.
+    """Expand ``~`` and ``$NAME`` in a path as a shell does. A URL stays as it is.
 
-    A name with a dollar that is no variable's is a name where a file or folder is called so.
+    A ``$`` that starts no known variable is kept if a file or folder of exactly that name exists.
     """
     if path is None or "://" in path:
         return path
@@ -37,21 +38,27 @@ def _expanded(path: str | None) -> str | None:
     return expanded
 
 
-#: Keys that name a file, a folder or, some of them, a URL.
+#: Keys that name a file or a folder. Some also take a URL.
 PathText = Annotated[str, AfterValidator(_expanded)]
 OptionalPath = Annotated[str | None, AfterValidator(_expanded)]
 
 
 class Section(BaseModel):
-    """A section of the recipe. Instances are immutable and compare by value."""
+    """A section of the recipe. Instances are immutable and compare by value.
+
+    Attributes:
+        headings: key -> heading of the group of keys in docs/recipe.md that starts with it. Empty: one group.
+    """
+
+    headings: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
     def identity(self) -> dict[str, Any]:
-        """The keys that make this section what it is, as JSON-ready values; ``NonIdentity`` keys are left out."""
+        """The keys that define the run, as JSON-ready values. ``NonIdentity`` keys are left out."""
         out: dict[str, Any] = {}
         for name, (attribute, field) in self.named_fields().items():
-            if any(isinstance(mark, _NonIdentityMark) for mark in field.metadata):
+            if not is_identity(field):
                 continue
             value = getattr(self, attribute)
             out[name] = _plain(value)
@@ -59,33 +66,38 @@ class Section(BaseModel):
 
     @classmethod
     def named_fields(cls) -> dict[str, tuple[str, FieldInfo]]:
-        """Key in the recipe -> name of the attribute that holds it, which may be another, and its field."""
+        """Key in the recipe -> the attribute that holds it, whose name may differ, and its field."""
         return {field.alias or name: (name, field) for name, field in cls.model_fields.items()}
 
     @classmethod
     def keys(cls, prefix: str = "") -> list[str]:
-        """Every dotted key of the section and of the sections in it; those of sections by name are under NAME."""
-        found: list[str] = []
+        """Every dotted key of the section and its subsections. NAME stands for a name that the user chooses."""
+        keys: list[str] = []
         for name, (_, field) in cls.named_fields().items():
-            found.append(prefix + name)
+            keys.append(prefix + name)
             for inner in inner_sections(field):
-                found.extend(inner.keys(f"{prefix}{name}.{'NAME.' if has_names(field) else ''}"))
-        return list(dict.fromkeys(found))
+                keys.extend(inner.keys(f"{prefix}{name}.{'NAME.' if has_names(field) else ''}"))
+        return list(dict.fromkeys(keys))
+
+
+def is_identity(field: FieldInfo) -> bool:
+    """Whether another value of a key makes another run."""
+    return not any(isinstance(mark, _NonIdentityMark) for mark in field.metadata)
 
 
 def inner_sections(field: FieldInfo) -> list[type[Section]]:
-    """The section that a key stands for, or of which it holds several by name, or one of several; none: a value."""
-    found: list[type[Section]] = []
+    """The sections that a key may hold: one, one of several kinds, or several by name. Empty: it holds a value."""
+    sections: list[type[Section]] = []
     kinds: list[Any] = [field.annotation]
     for kind in kinds:
         kinds.extend(get_args(kind))
         if isinstance(kind, type) and issubclass(kind, Section):
-            found.append(kind)
-    return found
+            sections.append(kind)
+    return sections
 
 
 def has_names(field: FieldInfo) -> bool:
-    """Whether a key holds values by names that the user gives."""
+    """Whether a key holds values by names that the user chooses."""
     return get_origin(field.annotation) is dict
 
 
@@ -95,6 +107,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
-        # As JSON spells them: read back, they sort as they did when they were written.
+        # Keys as JSON spells them, so that they sort the same after reading them back.
         return {str(k): _plain(v) for k, v in value.items()}
     return value

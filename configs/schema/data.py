@@ -2,15 +2,15 @@
 
 import codecs
 import difflib
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from configs.schema.base import NonIdentity, OptionalPath, Section
 from configs.schema.clean import CleanSection
 
-#: Key -> kinds of source that read it; elsewhere it would be ignored in silence.
-_READ_BY = {
+#: Key -> kinds of source that read it. Other kinds refuse it.
+READ_BY = {
     "config": ("hub",),
     "split": ("hub",),
     "revision": ("hub",),
@@ -33,108 +33,140 @@ _READ_BY = {
 }
 #: Kinds of source that read nothing from a path.
 _WITHOUT_PATH = ("pydocs", "patterns", "sequences")
-#: What a document of pydocs has that can be learnt.
+#: What can be predicted about a document of pydocs.
 _PYDOCS_TARGETS = ("kind", "package")
 
 
 class SourceSection(Section):
+    """Where text comes from. [data.md](data.md#sources) describes each kind and the files that it reads.
+
+    A key that the kind does not read is refused.
+    """
+
+    headings: ClassVar[dict[str, str]] = {
+        "kind": "All kinds",
+        "text_field": "Records and their fields",
+        "encoding": "Files of text",
+        "target_path": "`parallel`",
+        "config": "`hub`",
+        "packages": "`pydocs`",
+        "documents": "Generated text (`patterns` and `sequences`)",
+    }
+
     kind: Literal[
         "pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub", "patterns", "parallel", "sequences"
     ] = Field(
         "pydocs",
-        description="pydocs: documentation of the installed Python; text, jsonl, csv, parquet: files; openwebtext: the "
-        "original archives, whole, in pieces or as .7z; hub: a dataset repository, streamed; patterns: made up, walks "
-        "through an alphabet; parallel: files of lines beside files of their targets; sequences: made up, random "
-        "letters to be copied or reversed",
+        description="`text`, `jsonl`, `csv`, `parquet`: files. `hub`: a dataset repository, streamed. `openwebtext`: "
+        "the original archives. `pydocs`: documentation of the installed Python. `parallel`: lines of one file with "
+        "targets in another. `patterns` and `sequences`: generated text.",
     )
     path: OptionalPath = Field(
         None,
-        description="file, folder, glob or URL (s3://, hf://, ...); hub: repository or local folder; unused by pydocs, "
-        "patterns and sequences",
+        description="File, folder, glob or URL (`s3://`, `hf://`, ...). For `hub`: a repository or a local folder. Not "
+        "read by `pydocs`, `patterns` and `sequences`.",
     )
-    target_path: OptionalPath = Field(
-        None, description="parallel: file, folder, glob or URL whose line N belongs to line N of path; files by name"
+    sample_bytes: int | None = Field(
+        None, gt=0, description="Keep a seeded sample of about this many bytes of text. None: keep everything."
     )
-    config: str | None = Field(None, description="hub: the repository's configuration; left out: its default one")
-    split: str = Field("train", description="hub: the repository's split")
-    revision: str | None = Field(
-        None, description="hub: branch, tag or commit; left out: the newest, which is recorded"
-    )
-    packages: tuple[str, ...] | None = Field(
-        None, description="pydocs: only these top-level modules and packages, such as [json, numpy]; left out: all"
+    weight: float = Field(
+        1.0, gt=0, description="With several sources: relative share of the training samples drawn from this one."
     )
     text_field: str = Field(
         "text",
-        description="field (jsonl) or column (csv, parquet, hub) that holds the text; meta.body: body within meta, "
-        "unless one is called so (not csv)",
+        description="Field or column that holds the text. `meta.body` is the field `body` inside `meta`, unless a "
+        "field has exactly that name. `csv` has no nested fields.",
     )
     target_field: str | None = Field(
         None,
-        description="field (jsonl) or column (csv, parquet) with the text or label that belongs to the text; pydocs: "
-        "kind or package, of documents then without the line that names both; left out: there is none",
+        description="Field or column that holds the target of the text: a label, tags or another text. For `pydocs`: "
+        "`kind` or `package`. None: the text has no target.",
     )
     encoding: str = Field(
         "utf-8",
-        description="text, jsonl, csv, parallel: how files are encoded, as Python calls it, such as latin-1 or "
-        "shift_jis; utf-8: with or without a byte order mark, of text also UTF-16 with one",
+        description="Encoding of the files, by its Python name, such as `latin-1`. With `utf-8` a byte order mark is "
+        "fine; `text` also detects UTF-16 by its byte order mark.",
     )
     delimiter: str | None = Field(
-        None, description="csv: the character between two fields; left out: a comma, in .tsv files a tab"
+        None, description="Character between two fields. None: a comma, or a tab in `.tsv` files."
     )
-    merge: bool = Field(False, description="text: read all files as one text, a blank line between two")
+    merge: bool = Field(False, description="Read all files as one text, with a blank line between files.")
     chunk: Literal["paragraph", "sentence", "window"] = Field(
-        "paragraph", description="text: where documents may end; window: anywhere, overlapping by chunk_overlap"
+        "paragraph",
+        description="Where a file may be cut into documents. `window`: anywhere, with `chunk_overlap` characters in "
+        "common.",
     )
     chunk_chars: int = Field(
-        8000, ge=0, description="text: cut files into documents of about so many characters; 0: whole files"
+        8000, ge=0, description="Cut files into documents of about this many characters. 0: one document per file."
     )
-    chunk_overlap: int = Field(0, ge=0, description="text: characters that a window repeats of the one before it")
-    documents: int = Field(2000, gt=0, description="patterns, sequences: how many are made")
-    min_chars: int = Field(400, ge=2, description="patterns, sequences: length of the shortest documents")
-    max_chars: int = Field(1200, ge=2, description="patterns, sequences: length of the longest documents")
-    largest_step: int = Field(4, ge=1, le=61, description="patterns: letters from one to the next, at most")
-    symbols: int = Field(26, ge=2, le=62, description="sequences: letters of the alphabet")
-    task: Literal["copy", "reverse"] = Field("copy", description="sequences: what the target is of the text")
-    sample_bytes: int | None = Field(None, gt=0, description="keep a seeded sample of about so many UTF-8 bytes")
-    weight: float = Field(1.0, gt=0, description="of several sources: its share of the training samples, in proportion")
+    chunk_overlap: int = Field(
+        0, ge=0, description="Characters that a window repeats from the previous one. Needs `chunk: window`."
+    )
+    target_path: OptionalPath = Field(
+        None, description="File, folder, glob or URL of the targets. Its line N belongs to line N of `path`."
+    )
+    config: str | None = Field(None, description="Configuration of the repository. None: its default.")
+    split: str = Field("train", description="Split of the repository.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit. None: the newest commit, which the manifest records."
+    )
+    packages: tuple[str, ...] | None = Field(
+        None,
+        description="Read only these top-level modules and packages, such as `[json, numpy]`. `topics` is the language "
+        "reference. None: all that are installed.",
+    )
+    documents: int = Field(2000, gt=0, description="Number of documents.")
+    min_chars: int = Field(400, ge=2, description="Length of the shortest documents.")
+    max_chars: int = Field(1200, ge=2, description="Length of the longest documents.")
+    largest_step: int = Field(
+        4, ge=1, le=61, description="`patterns`: largest distance in the alphabet from one letter to the next."
+    )
+    symbols: int = Field(26, ge=2, le=62, description="`sequences`: number of different letters.")
+    task: Literal["copy", "reverse"] = Field(
+        "copy", description="`sequences`: the target is the text itself or the text in reverse."
+    )
 
     @field_validator("encoding")
     @classmethod
-    def _known(cls, given: str) -> str:
-        """The encoding by the name that Python has for it."""
+    def _known(cls, encoding: str) -> str:
+        """The encoding by Python's canonical name."""
         try:
-            # Some that are no encodings of text take no way but their own with errors, and say so.
-            b"\xff".decode(given, "surrogateescape")
+            # Codecs that are not for text, such as punycode, refuse this error handler.
+            b"\xff".decode(encoding, "surrogateescape")
         except UnicodeDecodeError:
-            # One byte is no character of it.
+            # A text encoding in which this one byte is not a character.
             pass
         except (LookupError, ValueError):
-            raise ValueError(f"{given!r} is no text encoding of Python's, such as latin-1, cp1252 or utf-16") from None
-        return codecs.lookup(given).name.removesuffix("-sig")
+            raise ValueError(
+                f"{encoding!r} is not a text encoding that Python knows, such as latin-1, cp1252 or utf-16"
+            ) from None
+        return codecs.lookup(encoding).name.removesuffix("-sig")
 
     @field_validator("delimiter")
     @classmethod
-    def _one_character(cls, given: str | None) -> str | None:
-        r"""The delimiter; ``\t``, which a shell passes on as it stands, is a tab."""
-        given = "\t" if given == "\\t" else given
-        if given is not None and (len(given) != 1 or given in '"\r\n\0'):
-            raise ValueError(f"{given!r} is not one character that may stand between two fields")
-        return given
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        r"""The delimiter. ``\t``, which a shell passes on literally, is a tab."""
+        delimiter = "\t" if delimiter == "\\t" else delimiter
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+            raise ValueError(f"{delimiter!r} is not a single character that can separate fields")
+        return delimiter
 
     @model_validator(mode="after")
     def _fits(self) -> "SourceSection":
         if self.kind not in _WITHOUT_PATH and not self.path:
-            raise ValueError(f"path is missing: kind={self.kind} reads from there")
-        for key, kinds in _READ_BY.items():
+            raise ValueError(f"path is missing: kind={self.kind} reads from it")
+        for key, kinds in READ_BY.items():
             if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is read by {', '.join(kinds)} only, not by kind={self.kind}: leave it out")
+                raise ValueError(f"{key} is read only by {', '.join(kinds)}, not by kind={self.kind}: leave it out")
         if self.kind in _WITHOUT_PATH and self.path:
             default = ", the default" if self.kind == "pydocs" else ""
             raise ValueError(f"path ({self.path}) is not read by kind={self.kind}{default}: set kind")
         if self.kind == "parallel" and not self.target_path:
-            raise ValueError("target_path is missing: kind=parallel reads the targets from there")
+            raise ValueError("target_path is missing: kind=parallel reads the targets from it")
         if self.kind == "pydocs" and self.target_field not in (None, *_PYDOCS_TARGETS):
-            raise ValueError(f"target_field ({self.target_field}) of kind=pydocs is {' or '.join(_PYDOCS_TARGETS)}")
+            raise ValueError(
+                f"target_field ({self.target_field}) must be {' or '.join(_PYDOCS_TARGETS)} for kind=pydocs"
+            )
         if self.min_chars > self.max_chars:
             raise ValueError(f"min_chars ({self.min_chars}) is above max_chars ({self.max_chars})")
         if self.chunk_overlap and (self.chunk != "window" or self.chunk_overlap >= self.chunk_chars):
@@ -146,76 +178,97 @@ class SourceSection(Section):
 
     @property
     def has_targets(self) -> bool:
-        """Whether its documents have a target."""
+        """Whether its documents have targets."""
         return self.kind in ("parallel", "sequences") or self.target_field is not None
 
 
 class TokensSection(Section):
-    shard_tokens: int = Field(100_000_000, gt=0, description="tokens a shard, about")
+    """Token shards, and which documents are held out for validation."""
+
+    shard_tokens: int = Field(100_000_000, gt=0, description="Approximate number of tokens per shard.")
     validation_fraction: float = Field(
-        0.0005, gt=0.0, lt=1.0, description="share of documents held out, by hash; at least one document always is"
+        0.0005,
+        gt=0.0,
+        lt=1.0,
+        description="Share of documents held out for validation, chosen by the hash of their text. At least one.",
     )
-    overlap_words: int = Field(8, gt=0, description="length of the word sequences compared with training text")
+    overlap_words: int = Field(
+        8, gt=0, description="Length of the word sequences by which held-out documents are compared with training text."
+    )
     max_overlap: float = Field(
-        0.5, ge=0.0, le=1.0, description="leave out a validation document that shares more of its sequences than this"
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="A held-out document is left out if more than this share of its word sequences occurs in training "
+        "text.",
     )
 
 
 class DataSection(Section):
+    """The data stages: sources, cleaning, token shards."""
+
     root: NonIdentity[OptionalPath] = Field(
-        None, description="folder for documents, tokenizer and tokens; default: the run's"
+        None,
+        description="Folder of `documents/`, `tokenizer/` and `tokens/`. Runs that share it share the data. None: the "
+        "folder of the run.",
     )
     source: SourceSection = SourceSection()
     sources: dict[str, SourceSection] = Field(
-        {}, description="several sources by name instead of one; training draws from each by its weight"
+        {},
+        description="Several sources by name, in place of `source`. Training draws from each in proportion to its "
+        "`weight`.",
     )
     clean: CleanSection = CleanSection()
     tokens: TokensSection = TokensSection()
     max_bad_fraction: NonIdentity[float] = Field(
-        0.01, ge=0.0, le=1.0, description="share of unreadable inputs that is put up with; each is counted and reported"
+        0.01,
+        ge=0.0,
+        le=1.0,
+        description="The stage fails if more than this share of the inputs, or of their bytes, cannot be read. Up to "
+        "it, unreadable inputs are left out and counted.",
     )
-    workers: NonIdentity[int] = Field(0, ge=0, description="processes of the data stages; 0: one a core")
+    workers: NonIdentity[int] = Field(0, ge=0, description="Worker processes of the data stages. 0: one per core.")
 
     @model_validator(mode="before")
     @classmethod
-    def _told_apart(cls, given: Any) -> Any:
-        """Refuse a source by name without a kind, where a slip in the name would add one, and one beside those."""
-        several = given.get("sources") if isinstance(given, dict) else None
+    def _one_or_several(cls, section: Any) -> Any:
+        """Refuse `source` next to `sources`, and a named source without a kind: a typo in a name would add one."""
+        several = section.get("sources") if isinstance(section, dict) else None
         if not several or not isinstance(several, dict):
-            return given
-        single = given.get("source")
+            return section
+        single = section.get("source")
         for key, value in single.items() if isinstance(single, dict) else ():
             field = SourceSection.model_fields.get(key)
-            # A recipe that was written out in full has every default.
+            # A recipe that was dumped in full has every default.
             if field and value != field.default:
                 raise ValueError(
-                    f"source.{key} does not go with data.sources, which the recipe has: use data.sources.NAME.{key} "
+                    f"source.{key} and data.sources exclude each other: set data.sources.NAME.{key} "
                     f"(NAME: {', '.join(map(str, several))}), or leave data.source out (data.source={{}})"
                 )
-        for name, section in several.items():
-            if isinstance(section, dict) and "kind" not in section:
+        for name, source in several.items():
+            if isinstance(source, dict) and "kind" not in source:
                 raise ValueError(f"sources.{name}.kind is missing{_others(str(name), [*map(str, several)])}")
-        return given
+        return section
 
     @model_validator(mode="after")
     def _fits(self) -> "DataSection":
         for name in self.sources:
             if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or not name[0].isalnum():
-                raise ValueError(f"sources.{name}: a name is made of letters, digits, - and _")
+                raise ValueError(f"sources.{name}: a name has only letters, digits, - and _")
         return self
 
     @property
     def named_sources(self) -> dict[str, SourceSection]:
-        """Every source by name; a single one goes by its kind."""
+        """Every source by name. A single one has its kind as name."""
         return self.sources or {self.source.kind: self.source}
 
     def key_of(self, source: SourceSection) -> str:
-        """The key under which a source of this recipe stands."""
+        """The key of a source of this recipe."""
         return next((f"data.sources.{name}" for name, own in self.sources.items() if own is source), "data.source")
 
 
 def _others(name: str, names: list[str]) -> str:
-    """The cure for a source without a kind: the other sources' names, the nearest first, and the kinds."""
+    """Hint for a source without a kind: the names of the other sources, nearest first, and the kinds."""
     others = [other for other in names if other != name]
     others.sort(key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
     kinds = ", ".join(get_args(SourceSection.model_fields["kind"].annotation))

@@ -1,6 +1,6 @@
-"""Evaluation and generation."""
+"""Evaluation and text generation."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,55 +8,80 @@ from configs.schema.base import NonIdentity, OptionalPath, Section
 
 
 class EvaluateSection(Section):
-    batch: NonIdentity[int] = Field(16, gt=0, description="samples at a time")
+    """How `make evaluate` measures the weights on held-out data."""
+
+    batch: NonIdentity[int] = Field(16, gt=0, description="Samples per forward pass.")
     max_tokens: int | None = Field(
-        None, gt=0, description="held-out tokens looked at; of examples, batches until so many targets; default: all"
+        None, gt=0, description="Stop after this many held-out tokens, or targets of examples. None: use all of them."
     )
 
 
 class GenerateSection(Section):
-    prompt: str = Field("", description="text to go on from; a user's turn with chat")
+    """How `make generate` continues a prompt. `make evaluate` and `make export` also read `weights` and `stage`."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "prompt": "Prompt and weights",
+        "max_new_tokens": "Length",
+        "temperature": "Sampling",
+        "beams": "Beam search (`encoder_decoder` only)",
+    }
+
+    prompt: str = Field("", description="Text to continue. With `chat`: the message of the user.")
+    chat: bool = Field(False, description="Wrap the prompt as a user message and generate the assistant's answer.")
     weights: OptionalPath = Field(
         None,
-        description="a checkpoint, or pretrain/ or finetune/ of a run; default: the newest of generate.stage",
+        description="A checkpoint, or the `pretrain/` or `finetune/` folder of a run. None: the newest weights of this "
+        "run, as `stage` says.",
     )
     stage: Literal["pretrain", "finetune"] | None = Field(
         None,
-        description="which of the run's weights generate, evaluate and export read; default: the fine-tuned ones where "
-        "there are any, else the pretrained ones",
+        description="Which weights of this run to read. None: the fine-tuned ones if there are any, otherwise the "
+        "pretrained ones.",
     )
-    chat: bool = Field(False, description="wrap the prompt as a user's turn and answer as the assistant")
-    max_new_tokens: int = Field(64, gt=0)
-    samples: int = Field(1, gt=0, description="completions, drawn together; completion N from 0 has seed + N")
+    max_new_tokens: int = Field(64, gt=0, description="Maximum number of new tokens.")
     crop: bool = Field(
         False,
-        description="beyond the context go on from its last tokens, each step read anew; else the text ends there",
+        description="Keep generating beyond the context length. The model then reads the last tokens that fit, without "
+        "the cache. `false`: the text stops at the context length.",
     )
-    only_new: NonIdentity[bool] = Field(False, description="print the new text without the prompt before it")
-    temperature: float = Field(0.8, ge=0, description="0: greedy")
-    top_k: int = Field(0, ge=0, description="0: all")
-    top_p: float = Field(1.0, gt=0, le=1)
-    speculative: bool = Field(False, description="draft with multi-token prediction; the same text, greedy only")
-    beams: int = Field(1, gt=0, description="of an encoder-decoder: beginnings that beam search follows; 1: greedy")
-    length_penalty: float = Field(0.6, ge=0, description="of beam search: the higher, the longer (GNMT's alpha)")
-    seed: int = Field(0, ge=0, lt=2**63)
+    only_new: NonIdentity[bool] = Field(False, description="Print the new text without the prompt.")
+    temperature: float = Field(
+        0.8, ge=0, description="Divides the logits before sampling. 0: greedy, always the most likely token."
+    )
+    top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens. 0: all tokens.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the smallest set of tokens that has this probability."
+    )
+    samples: int = Field(
+        1, gt=0, description="Completions to draw, in one batch. Completion N, counted from 0, has the seed `seed` + N."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the sampling.")
+    speculative: bool = Field(
+        False,
+        description="Draft tokens with multi-token prediction and verify them in one pass. Gives the same text as "
+        "greedy decoding. Needs `temperature: 0`.",
+    )
+    beams: int = Field(1, gt=0, description="Hypotheses that beam search keeps. 1: greedy.")
+    length_penalty: float = Field(
+        0.6, ge=0, description="Length penalty of GNMT (alpha). Higher values favor longer outputs."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "GenerateSection":
         if self.weights and self.stage:
-            raise ValueError(f"stage ({self.stage}) chooses among the run's own weights: leave it or weights out")
+            raise ValueError(f"stage ({self.stage}) selects weights of this run: leave out either stage or weights")
         if self.speculative and self.temperature:
             raise ValueError(
-                f"temperature ({self.temperature:g}) must be 0 with speculative: drafts are checked greedily"
+                f"temperature ({self.temperature:g}) must be 0 with speculative: drafts are verified greedily"
             )
         if self.samples > 1 and (self.speculative or not self.temperature):
-            raise ValueError(f"samples ({self.samples}) needs temperature above 0: greedy completions are all the same")
+            raise ValueError(f"samples ({self.samples}) needs temperature above 0: greedy completions are identical")
         if self.speculative and self.crop:
-            raise ValueError("crop reads the text anew for each token beyond the context: leave speculative out")
+            raise ValueError("crop does not work with speculative: leave one of them out")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Without the newer keys where they stand at their defaults: what was made before is still what it was."""
+        """Newer keys are left out at their defaults, so that evaluations from before they existed stay current."""
         fields = type(self).model_fields
         newer = ("crop", "beams", "length_penalty", "samples", "stage")
         return {

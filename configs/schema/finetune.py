@@ -1,4 +1,4 @@
-"""Fine-tuning: chat examples, loss on the assistant's turns, the training keys that differ from pretraining's."""
+"""Fine-tuning on chat examples."""
 
 from typing import Literal
 
@@ -8,35 +8,46 @@ from configs.schema.base import OptionalPath, Section
 
 
 class ExamplesSection(Section):
+    """Where the chat examples come from. [data.md](data.md#chat-examples) describes the formats."""
+
     kind: Literal["pydocs", "instructions"] = Field(
-        "pydocs", description="pydocs: questions about documented functions; instructions: jsonl, ndjson or json files"
+        "pydocs",
+        description="`pydocs`: questions about Python functions, made from the installed packages. `instructions`: "
+        "your own records, in JSON Lines or JSON.",
     )
     path: OptionalPath = Field(
-        None, description="instructions: file, folder or glob of instruction/input/output or messages records"
+        None,
+        description="For `instructions`: a file, folder or glob of records with `instruction`, `input` and `output`, "
+        "or with `messages`.",
     )
     held_out_fraction: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="share of the examples kept for evaluation, about; those with nearly the same question or the same "
-        "rare answer stay on one side",
+        description="Approximate share of examples kept for evaluation. Examples with nearly the same question, or "
+        "with the same rare answer, stay on one side.",
     )
-    max_examples: int | None = Field(None, gt=0, description="seeded sample of the examples")
+    max_examples: int | None = Field(None, gt=0, description="Take a seeded sample of this size. None: all examples.")
 
     @model_validator(mode="after")
     def _fits(self) -> "ExamplesSection":
         if self.kind == "instructions" and not self.path:
-            raise ValueError("path is missing: kind=instructions reads the examples from there")
+            raise ValueError("path is missing: kind=instructions reads the examples from it")
         if self.kind != "instructions" and self.path:
-            raise ValueError(f"path ({self.path}) is not read by kind={self.kind}, the default: set kind=instructions")
+            raise ValueError(f"path ({self.path}) is not read by the default, kind={self.kind}: set kind=instructions")
         return self
 
 
 class FinetuneSection(Section):
+    """Fine-tuning of the pretrained weights on chat examples. Everything else is as in `train`.
+
+    The loss covers the assistant's messages only. Leave the section out if you do not fine-tune.
+    """
+
     examples: ExamplesSection = ExamplesSection()
-    epochs: float = Field(1.0, gt=0)
-    batch_examples: int = Field(32, gt=0, description="examples an optimiser step")
-    learning_rate: float = Field(gt=0, description="peak; a fraction of pretraining's")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    final_fraction: float = Field(0.0, ge=0, le=1)
-    max_length: int = Field(gt=1, description="longer examples are left out and counted")
+    epochs: float = Field(1.0, gt=0, description="Passes over the examples.")
+    batch_examples: int = Field(32, gt=0, description="Examples per optimizer step, over all ranks.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate. Usually a fraction of the pretraining rate.")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps used for linear warm-up.")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="Last learning rate, as a share of the peak.")
+    max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are left out and counted.")

@@ -1,6 +1,6 @@
-"""How the processes of a run are started: nothing here changes what is computed."""
+"""How the processes of a run are started. Nothing here changes what a run learns."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,54 +11,64 @@ _MEMORY: dict[str, Any] = {"pattern": r"^\d+[KMGT]?$", "examples": ["8G"]}
 
 
 class SlurmTrainSection(Section):
-    """What a job of pretraining or fine-tuning asks for, beside what all jobs do; it has launch.nodes nodes."""
+    """SLURM jobs of pretraining and fine-tuning, in addition to `launch.slurm`. A job has `launch.nodes` nodes."""
 
-    partition: NonIdentity[str | None] = Field(None, description="left out: launch.slurm.partition")
-    time: NonIdentity[str | None] = Field(None, **_TIME, description="limit of a job; left out: launch.slurm.time")
+    headings: ClassVar[dict[str, str]] = {
+        "partition": "Resources",
+        "signal_seconds": "Stopping and restarting",
+        "python": "Environment on the nodes",
+    }
+
+    partition: NonIdentity[str | None] = Field(None, description="Partition. None: `launch.slurm.partition`.")
+    time: NonIdentity[str | None] = Field(None, **_TIME, description="Time limit of a job. None: `launch.slurm.time`.")
     min_nodes: NonIdentity[int | None] = Field(
-        None, ge=1, description="begin with fewer nodes than launch.nodes, down to so many, where not all are free"
+        None, ge=1, description="Start with as few as this many nodes if not all of `launch.nodes` are free."
     )
     gpus: NonIdentity[int | None] = Field(
-        None, ge=0, description="GPUs a node; left out: launch.processes, or none where launch.device=cpu"
+        None, ge=0, description="GPUs per node. None: `launch.processes`, or no GPU with `launch.device: cpu`."
     )
-    cpus: NonIdentity[int | None] = Field(None, ge=1, description="CPUs a node; left out: what the partition gives")
+    cpus: NonIdentity[int | None] = Field(
+        None, ge=1, description="CPUs per node. None: the partition's default, which is often a single core."
+    )
     memory: NonIdentity[str | None] = Field(
-        None, **_MEMORY, description="memory a node, 0: all of it; left out: what the partition gives"
+        None, **_MEMORY, description="Memory per node. 0: all of it. None: the partition's default."
     )
     signal_seconds: NonIdentity[int] = Field(
-        180, ge=30, description="so long before its time is up the job is asked to save and leave"
+        180, ge=30, description="Seconds before the time limit at which the job is asked to save and stop."
     )
     requeues: NonIdentity[int] = Field(
-        1000, ge=0, description="most times that a job goes back into the queue: stopped, or failed after new steps"
+        1000, ge=0, description="Maximum number of times that a job returns to the queue."
     )
     chain: NonIdentity[int] = Field(
         0,
         ge=0,
-        description="an array of so many jobs, each goes on from the last, in place of going back into the queue",
+        description="Submit an array of this many jobs that run one after the other, in place of requeuing. 0: "
+        "requeue.",
     )
     python: NonIdentity[str | None] = Field(
-        None, description="interpreter on the nodes; left out: that of the submission"
+        None, description="Python interpreter on the nodes. None: the one that submits the job."
     )
     container: NonIdentity[tuple[str, ...]] = Field(
-        (), description="words before the command on each node, such as [apptainer, exec, --nv, image.sif]"
+        (), description="Words to put before the command on each node, such as `[apptainer, exec, --nv, image.sif]`."
     )
     srun_options: NonIdentity[tuple[str, ...]] = Field(
-        (), description="more options of srun, such as [--container-image=image.sqsh]"
+        (), description="Other options for srun, such as `[--container-image=image.sqsh]`."
     )
     wheelhouse: NonIdentity[OptionalPath] = Field(
-        None, description="folder of `make wheelhouse`: each node installs from it, on its own disk, before it begins"
+        None,
+        description="Folder made by `make wheelhouse`. Each node installs from it on its own disk before it starts.",
     )
 
     @model_validator(mode="after")
     def _fits(self) -> "SlurmTrainSection":
         _check_options("srun_options", self.srun_options)
         if self.wheelhouse and (self.python or self.container):
-            raise ValueError("wheelhouse makes the interpreter on each node: leave out python and container")
+            raise ValueError("wheelhouse installs the interpreter on each node: leave out python and container")
         return self
 
 
 def _seconds(limit: str) -> int:
-    """Of D-HH:MM:SS or HH:MM:SS."""
+    """Seconds of a time limit, D-HH:MM:SS or HH:MM:SS."""
     days, _, rest = limit.rpartition("-")
     hours, minutes, seconds = (int(number) for number in rest.split(":"))
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -66,31 +76,30 @@ def _seconds(limit: str) -> int:
 
 def _check_options(key: str, words: tuple[str, ...]) -> None:
     if wrong := [word for word in words if not word.startswith("-")]:
-        raise ValueError(f"{key}: {wrong[0]!r} is no option: write --name=value as one word")
+        raise ValueError(f"{key}: {wrong[0]!r} is not an option: write --name=value as one word")
 
 
 class SlurmSection(Section):
-    """What is asked of SLURM for each job; see ``man sbatch``."""
+    """What each SLURM job requests. See `man sbatch` and [cluster.md](cluster.md)."""
 
-    partition: NonIdentity[str | None] = Field(None, description="left out: the cluster's default")
-    account: NonIdentity[str | None] = Field(None, description="left out: the user's default")
-    qos: NonIdentity[str | None] = Field(None, description="quality of service; left out: the default")
-    constraint: NonIdentity[str | None] = Field(None, description="features that a node must have")
-    time: NonIdentity[str] = Field(
-        "24:00:00",
-        **_TIME,
-        description='limit of a job: "HH:MM:SS" or D-HH:MM:SS',
-    )
-    array_tasks: NonIdentity[int] = Field(16, ge=1, description="tasks that share a data stage")
-    array_limit: NonIdentity[int] = Field(0, ge=0, description="tasks that run at a time; 0: all")
-    cpus: NonIdentity[int] = Field(4, ge=1, description="CPUs, and so worker processes, a task of the data stages")
-    memory: NonIdentity[str | None] = Field(
-        "8G",
-        **_MEMORY,
-        description="memory a task of theirs, such as 8G; null: what the partition gives",
-    )
+    headings: ClassVar[dict[str, str]] = {
+        "partition": "All jobs",
+        "array_tasks": "Job arrays of the data stages",
+    }
+
+    partition: NonIdentity[str | None] = Field(None, description="Partition. None: the cluster's default.")
+    account: NonIdentity[str | None] = Field(None, description="Account. None: your default.")
+    qos: NonIdentity[str | None] = Field(None, description="Quality of service. None: the default.")
+    constraint: NonIdentity[str | None] = Field(None, description="Features that a node must have.")
+    time: NonIdentity[str] = Field("24:00:00", **_TIME, description="Time limit of a job, HH:MM:SS or D-HH:MM:SS.")
     options: NonIdentity[tuple[str, ...]] = Field(
-        (), description="more options of sbatch, which win over those above, such as [--nice=100, --exclude=n7]"
+        (), description="Other options for sbatch, such as `[--nice=100, --exclude=n7]`. They override the keys above."
+    )
+    array_tasks: NonIdentity[int] = Field(16, ge=1, description="Tasks that share a data stage.")
+    array_limit: NonIdentity[int] = Field(0, ge=0, description="Maximum tasks at a time. 0: all.")
+    cpus: NonIdentity[int] = Field(4, ge=1, description="CPUs, and worker processes, per task.")
+    memory: NonIdentity[str | None] = Field(
+        "8G", **_MEMORY, description="Memory per task. None: the partition's default."
     )
 
     train: SlurmTrainSection = SlurmTrainSection()
@@ -102,39 +111,51 @@ class SlurmSection(Section):
 
 
 class LaunchSection(Section):
+    """How processes are started. A change here never makes another run."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "kind": "Processes and nodes",
+        "device": "Devices",
+        "join_seconds": "Time limits",
+    }
+
     kind: Literal["local", "torchrun", "deepspeed", "slurm"] = Field(
         "local",
-        description="local: this machine; torchrun: this node of several, the same command on each; deepspeed: "
-        "DeepSpeed's launcher, here or on the hosts of a file; slurm: a job, submitted",
+        description="`local`: this machine. `torchrun`: run the same command on each node. `deepspeed`: DeepSpeed's "
+        "launcher, on this machine or over ssh. `slurm`: submit a job.",
     )
-    processes: int = Field(1, ge=1, description="processes a node: one a GPU, or CPU processes")
-    nodes: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1, description="Processes per node: one per GPU, or CPU processes.")
+    nodes: int = Field(1, ge=1, description="Number of nodes.")
     rendezvous: str | None = Field(
         None,
         pattern=r"^[^\s:]+:\d+$",
         examples=["head:29500"],
-        description="torchrun: HOST:PORT where the nodes meet, the same on every node; deepspeed: of the first host",
+        description="HOST:PORT where the nodes meet. For `torchrun` the same on every node; for `deepspeed` an address "
+        "of the first host.",
     )
-    hostfile: OptionalPath = Field(None, description="deepspeed: file of HOST slots=N lines; left out: this machine")
-    join_seconds: int = Field(600, ge=1, description="time in which all nodes must have come together")
-    probe_seconds: int = Field(
-        60, ge=0, description="time for a first exchange between all ranks, before anything is loaded; 0: none"
+    hostfile: OptionalPath = Field(
+        None, description="For `deepspeed`: a file with a line `HOST slots=N` per host. None: this machine."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto: GPUs where there are any, else Apple's (mps, a single process), else cpu"
+        "auto",
+        description="`auto`: GPUs if there are any, otherwise Apple's GPU (`mps`, one process), otherwise the CPU.",
     )
     device_memory: NonIdentity[str | None] = Field(
         None,
         pattern=r"^[1-9]\d*[KMGT]$",
         examples=["80G"],
-        description="what a process may use, such as 80G; left out: the GPU's, or on CPU the machine's share",
+        description="Memory that a process may use. None: that of the GPU, or on CPU a share of the machine's.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads a process; 0: cores divided by processes")
+    threads: int = Field(0, ge=0, description="CPU threads per process. 0: cores divided by processes.")
+    join_seconds: int = Field(600, ge=1, description="Time for all nodes to join.")
+    probe_seconds: int = Field(
+        60, ge=0, description="Time for a first exchange between all ranks, before anything is loaded. 0: no check."
+    )
     grace_seconds: int = Field(
         60,
         ge=1,
-        description="time that a signalled run has to save before it is killed; "
-        "30 where torchrun has no --shutdown-timeout (torch 2.11)",
+        description="Time for a run that got a signal to save before it is killed. With torch 2.11, whose torchrun has "
+        "no `--shutdown-timeout`, it is 30 seconds.",
     )
     slurm: SlurmSection = SlurmSection()
 
@@ -148,12 +169,12 @@ class LaunchSection(Section):
         limit = train.time or self.slurm.time
         if self.kind == "slurm" and limit and _seconds(limit) <= train.signal_seconds:
             raise ValueError(
-                f"slurm.train.signal_seconds ({train.signal_seconds}) is no less than the time limit ({limit}): the "
-                "job would be told to stop as it begins"
+                f"slurm.train.signal_seconds ({train.signal_seconds}) must be below the time limit ({limit}): the job "
+                "would be stopped as soon as it starts"
             )
         if self.kind == "slurm" and train.signal_seconds < self.grace_seconds + 10:
             raise ValueError(
-                f"slurm.train.signal_seconds ({train.signal_seconds}) leaves no time for grace_seconds "
-                f"({self.grace_seconds}) and 10 more to go back into the queue"
+                f"slurm.train.signal_seconds ({train.signal_seconds}) must be at least grace_seconds "
+                f"({self.grace_seconds}) + 10: the job needs time to save and to return to the queue"
             )
         return self

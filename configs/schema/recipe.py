@@ -1,4 +1,4 @@
-"""The whole recipe, and what must hold between its sections."""
+"""The complete recipe, and the checks between its sections."""
 
 import math
 from typing import Any, cast
@@ -18,25 +18,23 @@ from configs.schema.run import RunSection
 from configs.schema.tokenizer import TokenizerSection
 from configs.schema.train import TrainSection
 
-#: Tokens that the tokenizer reserves before its spare ones, in id order (see tokenizer/special_tokens.py).
+#: Number of reserved tokens in front of the spare ones (see tokenizer/special_tokens.py).
 RESERVED_TOKENS = 8
-#: Keys of ``generate`` that only models of running text read, and those that only models of pairs do.
+#: Keys of ``generate`` that only language models read, and those that only encoder-decoders read.
 _OF_TEXT = ("chat", "crop", "only_new", "temperature", "top_k", "top_p", "speculative")
 _OF_PAIRS = ("beams", "length_penalty")
-_LACKS = "the recipe has no {} section, which this command needs: add one, such as that of configs/demo.yaml"
+_LACKS = "the recipe has no {} section, which this command needs: add one, as in configs/demo.yaml"
 
 
 class Recipe(Section):
-    """A recipe; one for the data stages alone leaves ``model`` and ``train`` out."""
+    """A recipe. Leave `model` and `train` out for the data stages alone."""
 
     run: RunSection
     data: DataSection = DataSection()
     tokenizer: TokenizerSection = TokenizerSection()
-    model_section: AnyModelSection | None = Field(
-        None, alias="model", description="left out: for the data stages alone"
-    )
-    train_section: TrainSection | None = Field(None, alias="train", description="left out: for the data stages alone")
-    finetune: FinetuneSection | None = Field(None, description="left out: no fine-tuning")
+    model_section: AnyModelSection | None = Field(None, alias="model")
+    train_section: TrainSection | None = Field(None, alias="train")
+    finetune: FinetuneSection | None = None
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
     launch: LaunchSection = LaunchSection()
@@ -47,14 +45,14 @@ class Recipe(Section):
         if trained and self.has_model and self.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"model.vocab_size ({self.model.vocab_size}) is below tokenizer.vocab_size "
-                f"({self.tokenizer.vocab_size}): token ids would lie beyond the vocabulary"
+                f"({self.tokenizer.vocab_size}): the model would have no rows for the last token ids"
             )
         pieces = 256 if self.tokenizer.kind == "bpe" else 0
         if trained and self.tokenizer.vocab_size <= pieces + RESERVED_TOKENS + self.tokenizer.spare_tokens:
-            beside = f"{pieces} bytes, " if pieces else ""
+            others = f"{pieces} bytes, " if pieces else ""
             raise ValueError(
-                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room beside {beside}{RESERVED_TOKENS} "
-                f"reserved and {self.tokenizer.spare_tokens} spare tokens"
+                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room for text next to {others}"
+                f"{RESERVED_TOKENS} reserved and {self.tokenizer.spare_tokens} spare tokens"
             )
         if not (self.has_model and self.train_section):
             return self
@@ -70,23 +68,23 @@ class Recipe(Section):
         return self
 
     def _lengths_fit(self) -> None:
-        longest = self.model.max_seq_len
+        max_seq_len = self.model.max_seq_len
         lengths = {"train.context_length": self.train.context_length}
         if self.finetune:
             lengths["finetune.max_length"] = self.finetune.max_length
         for key, length in lengths.items():
-            if longest is not None and length > longest:
-                raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({longest})")
+            if max_seq_len is not None and length > max_seq_len:
+                raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({max_seq_len})")
 
     def _texts_fit(self) -> None:
-        """No targets: they would be cut from the text and never learnt."""
+        """Refuse targets: a language model would not learn them."""
         for source in self.data.named_sources.values():
             if source.target_field is not None:
                 key = f"{self.data.key_of(source)}.target_field"
-                raise ValueError(f"{key}: model.family={self.family} learns from running text: leave it out")
+                raise ValueError(f"{key}: model.family={self.family} learns from text without targets: leave it out")
 
     def _generation_fits(self) -> None:
-        """No key of ``generate`` that the family does not read, but at its default."""
+        """Refuse keys of ``generate`` that the family does not read."""
         unread = (
             *(() if self.task == "language_modeling" else _OF_TEXT),
             *(() if self.task == "seq2seq" else _OF_PAIRS),
@@ -94,15 +92,15 @@ class Recipe(Section):
         for key in unread:
             value = getattr(self.generate, key)
             if value != GenerateSection.model_fields[key].default:
-                readers = "models of running text" if key in _OF_TEXT else "encoder-decoders"
+                readers = "language models" if key in _OF_TEXT else "encoder-decoders"
                 family = f"model.family={self.family}"
-                raise ValueError(f"generate.{key} ({value}) goes with {readers}, not with {family}: leave it out")
+                raise ValueError(f"generate.{key} ({value}) is read only by {readers}, not by {family}: leave it out")
 
     def _examples_fit(self) -> None:
-        """What a model that learns from examples has no use for, and what it needs."""
+        """Refuse what a model that learns from examples does not read, and require targets."""
         family = f"model.family={self.family}"
         if self.finetune:
-            raise ValueError(f"finetune: {family} learns from no running text, and holds no conversation: leave it out")
+            raise ValueError(f"finetune: {family} is not a language model and has no chat: leave it out")
         if self.train.packing != "windows":
             raise ValueError(f"train.packing ({self.train.packing}): {family} learns from examples: leave it out")
         if self.train.mask_documents:
@@ -111,14 +109,14 @@ class Recipe(Section):
             key = self.data.key_of(source)
             if not source.has_targets:
                 raise ValueError(
-                    f"{key} has no targets, from which {family} learns: set {key}.target_field (jsonl, csv, parquet, "
+                    f"{key} has no targets, which {family} needs: set {key}.target_field (jsonl, csv, parquet, "
                     "pydocs), or kind=parallel or sequences"
                 )
             if source.weight != 1:
-                raise ValueError(f"{key}.weight ({source.weight:g}): all examples of {name} count alike: leave it out")
+                raise ValueError(f"{key}.weight ({source.weight:g}): examples of {name} have no weight: leave it out")
 
     def _experts_fit(self) -> None:
-        """Grouped matrix products take rows of whole multiples of 16 bytes."""
+        """Grouped matrix products need rows of a multiple of 16 bytes."""
         numbers = 4 if self.train.precision == "fp32" else 8
         model = self.model.backbone_section
         if not (isinstance(model, DeepseekSection) and model.has_experts):
@@ -127,22 +125,22 @@ class Recipe(Section):
         for key, size in (("hidden_size", model.hidden_size), ("moe_intermediate_size", model.moe_intermediate_size)):
             if size % numbers:
                 raise ValueError(
-                    f"model.{inside}{key} ({size}) is no multiple of {numbers}, as {self.train.precision} needs"
+                    f"model.{inside}{key} ({size}) is not a multiple of {numbers}, which {self.train.precision} needs"
                 )
 
     def _losses_fit(self) -> None:
-        """No weight of a loss that the model does not have."""
+        """Refuse weights of losses that the model does not have."""
         family, train = f"model.family={self.family}", self.train
         if not self.model.has_experts:
             for key in ("sequence_loss", "load_balance_loss", "router_z_loss"):
                 if weight := getattr(train, key):
-                    raise ValueError(f"train.{key} ({weight:g}): {family} here has no experts: leave it out")
+                    raise ValueError(f"train.{key} ({weight:g}): {family} has no experts here: leave it out")
         depth, has_experts = self.model.prediction_depth, self.model.has_experts
         for key, read in (("mtp_loss", depth > 0), ("router_bias_update_rate", has_experts)):
             weight, default = getattr(train, key), TrainSection.model_fields[key].default
             if not read and weight not in (0, default):
                 what = "predicts one token ahead" if key == "mtp_loss" else "has no experts"
-                raise ValueError(f"train.{key} ({weight:g}): {family} here {what}: leave it out")
+                raise ValueError(f"train.{key} ({weight:g}): {family} {what} here: leave it out")
 
     def _topology_fits(self) -> None:
         ranks, ep = self.ranks, self.expert_parallel
@@ -154,7 +152,7 @@ class Recipe(Section):
             raise ValueError(
                 f"model.n_routed_experts ({self.model.expert_count}) is not divisible by train.expert_parallel ({ep})"
                 if self.model.has_experts
-                else f"train.expert_parallel ({ep}): this model has no experts to train and share out: leave it out"
+                else f"train.expert_parallel ({ep}): this model has no experts to train: leave it out"
             )
         if self.train.global_batch % (self.micro_batch * ranks):
             micro = f" x train.micro_batch ({self.train.micro_batch})" if self.train.micro_batch else ""
@@ -164,17 +162,17 @@ class Recipe(Section):
             )
         if self.model.compile and self.train.zero_stage == 3:
             raise ValueError(
-                "model.compile needs train.zero_stage below 3: its gathering of weights cannot be compiled"
+                "model.compile needs train.zero_stage below 3: gathering of partitioned weights cannot be compiled"
             )
         if self.train.offload_optimizer == "nvme" and ranks > 1:
             raise ValueError(
-                f"train.offload_optimizer=nvme on {ranks} processes: DeepSpeed 0.19 then steps along wrong gradients "
-                "without a word; set cpu, or launch.processes=1"
+                f"train.offload_optimizer=nvme with {ranks} processes: DeepSpeed 0.19 would silently use wrong "
+                "gradients: set cpu, or launch.processes=1"
             )
         if self.model.prediction_depth >= self.train.context_length:
             raise ValueError(
-                f"model.num_nextn_predict_layers ({self.model.prediction_depth}) looks further ahead than "
-                f"train.context_length ({self.train.context_length}) reaches"
+                f"model.num_nextn_predict_layers ({self.model.prediction_depth}) must be below train.context_length "
+                f"({self.train.context_length})"
             )
         self._launch_fits()
         if self.finetune and self.finetune.batch_examples % ranks:
@@ -185,11 +183,13 @@ class Recipe(Section):
     def _launch_fits(self) -> None:
         launch = self.launch
         if launch.nodes > 1 and launch.kind == "local":
-            raise ValueError(f"launch.nodes ({launch.nodes}) needs launch.kind=torchrun: local is one machine")
+            raise ValueError(
+                f"launch.nodes ({launch.nodes}) needs launch.kind=torchrun, deepspeed or slurm: local is one machine"
+            )
         if launch.kind == "torchrun" and launch.nodes > 1 and not launch.rendezvous:
-            raise ValueError("launch.rendezvous is missing: several nodes meet at one HOST:PORT")
+            raise ValueError("launch.rendezvous is missing: set the HOST:PORT at which the nodes meet")
         if launch.kind == "deepspeed" and launch.nodes > 1 and not launch.hostfile:
-            raise ValueError("launch.hostfile is missing: it names the hosts that DeepSpeed's launcher starts on")
+            raise ValueError("launch.hostfile is missing: set a file with the hosts for DeepSpeed's launcher")
 
     @property
     def has_model(self) -> bool:
@@ -198,7 +198,7 @@ class Recipe(Section):
 
     @property
     def task(self) -> Task:
-        """What its model is trained on (see ``ModelSection``): language modeling without one."""
+        """What its model predicts (see ``ModelSection``). Without a model: language modeling."""
         return self.model_section.task if self.model_section else "language_modeling"
 
     @property
@@ -208,7 +208,7 @@ class Recipe(Section):
 
     @property
     def targets_are_text(self) -> bool:
-        """Whether its model's targets are made of tokens."""
+        """Whether the targets of its model consist of tokens."""
         return self.task in ("token_classification", "seq2seq")
 
     @property
@@ -235,7 +235,7 @@ class Recipe(Section):
 
     @property
     def packs(self) -> bool:
-        """Whether samples are packed beforehand: train.packing=best_fit."""
+        """Whether samples are packed by a data stage: train.packing=best_fit."""
         return self.train_section is not None and self.train_section.packing == "best_fit"
 
     @property
@@ -245,15 +245,15 @@ class Recipe(Section):
 
     @property
     def expert_parallel(self) -> int:
-        """Ranks that share a layer's experts: train.expert_parallel, else the most that divide ranks and experts."""
+        """Ranks that share the experts of a layer: train.expert_parallel, else the largest possible number."""
         return self.train.expert_parallel or math.gcd(self.ranks, self.model.expert_count)
 
     @property
     def micro_batch(self) -> int:
-        """Samples a rank at a time: train.micro_batch, else all of its share of the global batch."""
+        """Samples per rank in one pass: train.micro_batch, else the rank's complete share of the global batch."""
         return self.train.micro_batch or max(1, self.train.global_batch // self.ranks)
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding: model.vocab_size, else the tokenizer's."""
+        """Rows of the embedding: model.vocab_size, else tokenizer.vocab_size."""
         return self.model.vocab_size or self.tokenizer.vocab_size

@@ -1,4 +1,4 @@
-"""The run: its name, where it lies on disk, and the seed that everything random in it follows from."""
+"""The run: its name, its folder and its seed."""
 
 from typing import Literal
 
@@ -8,16 +8,23 @@ from configs.schema.base import NonIdentity, PathText, Section
 
 
 class RunSection(Section):
+    """The name of the run, the folder that it is written to, and its seed."""
+
     name: NonIdentity[str] = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["owt-0.5b"], description="folder of the run under run.root"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        examples=["owt-0.5b"],
+        description="Name of the run. It is written to `run.root/run.name`.",
     )
-    root: NonIdentity[PathText] = Field("runs", description="folder that holds runs; may be a shared file system")
+    root: NonIdentity[PathText] = Field("runs", description="Folder of all runs. May be on a shared file system.")
     replace: NonIdentity[bool | Literal["finetune"]] = Field(
         False,
-        description="where a changed key makes this another run: move the old weights and the data that they were "
-        "trained on aside; finetune: those of fine-tuning alone; otherwise the change is refused",
+        description="What to do when a changed key makes another run and the folder has weights. `false` refuses the "
+        "change. `true` moves the old weights, and the data they were trained on, to `previous/`. `finetune` moves "
+        "only fine-tuned weights.",
     )
-    seed: int = Field(1234, ge=0, lt=2**63, description="seed of sampling, initialisation and data order")
+    seed: int = Field(
+        1234, ge=0, lt=2**63, description="Seed of data sampling, weight initialization and training order."
+    )
 
     def may_replace(self, stage: str) -> bool:
         """Whether another run's weights of a stage may be moved aside."""

@@ -1,4 +1,4 @@
-"""The tokenizer: a SentencePiece BPE or the characters of the documents, or a ready one in Hugging Face's format."""
+"""The tokenizer: trained on the documents, or taken from a file, the Hugging Face hub or another run."""
 
 from typing import Literal
 
@@ -8,31 +8,40 @@ from configs.schema.base import OptionalPath, Section
 
 
 class TokenizerSection(Section):
+    """The tokenizer: trained on the cleaned documents, or taken from elsewhere."""
+
     kind: Literal["bpe", "characters", "huggingface", "run"] = Field(
         "bpe",
-        description="bpe: trained on the documents; characters: each that they have is an id; huggingface, run: "
-        "taken as it is from path",
+        description="`bpe`: train a SentencePiece BPE on the documents. `characters`: one id per character of the "
+        "documents. `huggingface` and `run`: use the existing tokenizer at `path`.",
     )
     path: OptionalPath = Field(
         None,
-        description="huggingface: tokenizer.json, a folder with one, or a hub repository such as gpt2; run: folder of "
-        "a run, or its tokenizer/",
+        description="For `huggingface`: a `tokenizer.json`, a folder that has one, or a hub repository such as `gpt2`. "
+        "For `run`: the folder of another run, or its `tokenizer/`.",
     )
     vocab_size: int = Field(
-        32_000, gt=0, le=2**31 - 1, description="pieces, reserved ones and bytes included; characters: at most"
+        32_000,
+        gt=0,
+        le=2**31 - 1,
+        description="Number of ids, with the 8 reserved tokens, the spare tokens and, for `bpe`, 256 bytes. For "
+        "`characters`: the maximum. Small corpora need a small vocabulary.",
     )
     sample_bytes: int = Field(
-        100_000_000, gt=0, description="seeded sample of the documents that bpe is trained on and compression measured"
+        100_000_000,
+        gt=0,
+        description="Size of the seeded sample of documents that `bpe` is trained on. Compression is measured on it "
+        "too.",
     )
-    spare_tokens: int = Field(8, ge=0, le=256, description="reserved control tokens without a meaning yet")
+    spare_tokens: int = Field(8, ge=0, le=256, description="Control tokens reserved for later use.")
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is taken from elsewhere and not made of the documents."""
+        """Whether it exists already and is not trained on the documents."""
         return self.kind in ("huggingface", "run")
 
     @model_validator(mode="after")
     def _fits(self) -> "TokenizerSection":
         if self.is_ready != (self.path is not None):
-            raise ValueError("path goes with kind=huggingface and kind=run, and they with it")
+            raise ValueError(f"path ({self.path}): kind=huggingface and kind=run need a path, other kinds take none")
         return self

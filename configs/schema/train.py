@@ -1,13 +1,13 @@
-"""Pretraining and what it shares with fine-tuning: batch, optimiser, schedule, precision, parallelism, saving."""
+"""Training: batches, optimizer, schedule, losses, precision, parallelism, checkpoints."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from configs.schema.base import NonIdentity, Section
 from configs.schema.watch import WatchSection
 
-#: Keys that an optimiser goes by, beside its name and weight_decay.
+#: Optimizer -> the keys that it reads. All read ``weight_decay``.
 _ADAM_KEYS = frozenset({"beta1", "beta2", "eps"})
 _OPTIMIZER_KEYS = {
     "adamw": _ADAM_KEYS,
@@ -18,39 +18,51 @@ _OPTIMIZER_KEYS = {
 
 
 class OptimizerSection(Section):
+    """The optimizer. A key that the chosen one does not read is refused."""
+
     name: Literal["adamw", "adam", "sgd", "muon"] = Field(
-        "adamw", description="muon: for matrices of the hidden layers and experts, adamw for the rest"
+        "adamw",
+        description="`muon` updates the matrices of hidden layers and experts, and uses AdamW for everything else.",
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="of adam, adamw, and muon's adamw")
-    beta2: float = Field(0.95, ge=0, lt=1, description="likewise")
-    eps: float = Field(1e-8, gt=0, description="likewise")
-    momentum: float = Field(0.95, ge=0, lt=1, description="of sgd and muon")
+    beta1: float = Field(0.9, ge=0, lt=1, description="`adam`, `adamw`, `muon`: decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="`adam`, `adamw`, `muon`: decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="`adam`, `adamw`, `muon`: added to the denominator.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="`sgd`, `muon`: momentum.")
     weight_decay: float = Field(
-        0.1, ge=0, description="on matrices, apart from the gradient but for adam and sgd; norms and biases have none"
+        0.1,
+        ge=0,
+        description="Weight decay of matrices; norms and biases have none. Decoupled from the gradient for `adamw` and "
+        "`muon`.",
     )
 
     @model_validator(mode="after")
     def _has_no_key_of_another(self) -> "OptimizerSection":
-        # A recipe as it was resolved names every key: what stands at its default asks for nothing.
-        asked = {key for key in self.model_fields_set if getattr(self, key) != type(self).model_fields[key].default}
-        foreign = asked - _OPTIMIZER_KEYS[self.name] - {"name", "weight_decay"}
+        # A recipe that was dumped in full has every key, so defaults do not count as set.
+        changed = {key for key in self.model_fields_set if getattr(self, key) != type(self).model_fields[key].default}
+        foreign = changed - _OPTIMIZER_KEYS[self.name] - {"name", "weight_decay"}
         if foreign:
-            raise ValueError(f"{min(foreign)} is no key of {self.name}: remove it, or choose another optimizer.name")
+            raise ValueError(f"{min(foreign)} is not read by {self.name}: leave it out, or set another optimizer.name")
         return self
 
 
 class ScheduleSection(Section):
+    """The learning rate over the steps. Each kind starts with a linear warm-up to the peak, `train.learning_rate`."""
+
     kind: Literal["cosine", "wsd", "steps"] = Field(
-        "cosine", description="warm-up, then cosine; stable and linear decay; or stable and lower after each of at"
+        "cosine",
+        description="`cosine`: half a cosine down to the final rate. `wsd`: constant, then a line down to the final "
+        "rate. `steps`: constant, multiplied by `factor` at each share in `at`.",
     )
-    warmup_steps: int = Field(0, ge=0)
-    final_fraction: float = Field(0.1, ge=0, le=1, description="last learning rate over the peak")
-    decay_fraction: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps in which it decays")
-    at: tuple[float, ...] = Field((0.8, 0.9), description="steps: shares of the steps after which it falls")
-    factor: float = Field(0.316, gt=0, le=1, description="steps: what it is multiplied by there")
+    warmup_steps: int = Field(0, ge=0, description="Steps of the warm-up.")
+    final_fraction: float = Field(
+        0.1, ge=0, le=1, description="`cosine`, `wsd`: last learning rate, as a share of the peak."
+    )
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="`wsd`: share of the steps in which the rate falls.")
+    at: tuple[float, ...] = Field((0.8, 0.9), description="`steps`: shares of the steps at which the rate falls.")
+    factor: float = Field(0.316, gt=0, le=1, description="`steps`: factor of each fall.")
 
 
-#: What Millrace tells DeepSpeed itself, from the recipe's keys.
+#: DeepSpeed keys that Millrace sets from its own keys.
 _OWN_DEEPSPEED_KEYS = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -83,66 +95,120 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 class TrainSection(Section):
-    context_length: int = Field(gt=1, description="tokens a sample")
-    packing: Literal["windows", "best_fit"] = Field(
-        "windows", description="samples: windows over concatenated documents, or whole documents packed to fit"
+    """How the model is trained. [training.md](training.md) explains topology, checkpoints and precision."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "context_length": "Samples and batches",
+        "steps": "Optimization",
+        "router_bias_update_rate": "Losses and balancing",
+        "micro_batch": "Memory and parallelism",
+        "eval_every": "Validation, checkpoints and logging",
+        "simulate_crash_at": "Other",
+    }
+
+    context_length: int = Field(gt=1, description="Tokens per sample.")
+    global_batch_tokens: int = Field(
+        gt=0,
+        description="Tokens per optimizer step, over all ranks. A multiple of `context_length`.",
     )
-    global_batch_tokens: int = Field(gt=0, description="tokens an optimiser step, whatever the number of ranks")
-    steps: int = Field(gt=0, description="optimiser steps")
-    learning_rate: float = Field(gt=0, description="peak")
-    optimizer: OptimizerSection = OptimizerSection()
-    schedule: ScheduleSection = ScheduleSection()
-    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this global norm; 0: no clipping")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "bf16", description="what is computed in; weights, their updates and sums of gradients are fp32 in any"
+    packing: Literal["windows", "best_fit"] = Field(
+        "windows",
+        description="`windows`: samples are cut from the concatenated documents. `best_fit`: whole documents are "
+        "packed into samples; only documents longer than a sample are cut.",
     )
     mask_documents: bool = Field(
-        False, description="tokens see their own document only, positions count from its start"
+        False,
+        description="Tokens attend only to their own document, and positions start at 0 in each document. `false`: "
+        "tokens attend to all earlier tokens of the sample.",
     )
-    router_bias_update_rate: float = Field(0.001, ge=0, description="router bias step a global batch (gamma); 0: none")
-    sequence_loss: float = Field(0.0, ge=0, description="weight of the sequence-wise balance loss (alpha); V3: 1e-4")
-    load_balance_loss: float = Field(0.0, ge=0, description="weight of the classic load-balance loss; Switch: 1e-2")
-    router_z_loss: float = Field(0.0, ge=0, description="weight of the router's z-loss; ST-MoE: 1e-3")
-    mtp_loss: float = Field(0.3, ge=0, description="weight of multi-token prediction (lambda), over all its depths")
+    steps: int = Field(gt=0, description="Number of optimizer steps.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip gradients to this global norm. 0: no clipping.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "bf16",
+        description="Precision of the computation. Master weights, updates and gradient sums are always fp32. `fp16` "
+        "needs GPUs.",
+    )
+    router_bias_update_rate: float = Field(
+        0.001,
+        ge=0,
+        description="Change of a router bias per step (gamma), which balances the experts without a loss. 0: off.",
+    )
+    sequence_loss: float = Field(
+        0.0, ge=0, description="Weight of the sequence-wise balance loss (alpha). DeepSeek-V3 uses 1e-4."
+    )
+    load_balance_loss: float = Field(
+        0.0, ge=0, description="Weight of the classic load-balance loss. Switch Transformer uses 1e-2."
+    )
+    router_z_loss: float = Field(0.0, ge=0, description="Weight of the router z-loss. ST-MoE uses 1e-3.")
+    mtp_loss: float = Field(
+        0.3, ge=0, description="Weight of multi-token prediction (lambda), shared by all its depths."
+    )
 
     micro_batch: NonIdentity[int | None] = Field(
-        None, gt=0, description="samples a rank at a time; accumulation follows; default: all of a rank's share at once"
-    )
-    zero_stage: NonIdentity[Literal[0, 1, 2, 3]] = 1
-    offload_optimizer: NonIdentity[Literal["none", "cpu", "nvme"]] = Field(
-        "none", description="keep optimiser state in host memory (zero_stage 1 to 3), or on disk (3, one process)"
-    )
-    offload_path: NonIdentity[str | None] = Field(None, description="folder on a fast disk of each node, for nvme")
-    expert_parallel: NonIdentity[int | None] = Field(
-        None, ge=1, description="ranks that share a layer's experts between them; default: the most that divide both"
+        None,
+        gt=0,
+        description="Samples per rank in one forward pass. Gradient accumulation follows from it. None: the rank's "
+        "complete share of the global batch.",
     )
     activation_checkpointing: NonIdentity[Literal["none", "selective", "full"]] = Field(
-        "none", description="recompute in the backward pass: what is wide and cheap, or whole layers"
+        "none",
+        description="What the backward pass computes again to save memory. `selective`: wide, cheap operations. "
+        "`full`: complete layers.",
+    )
+    zero_stage: NonIdentity[Literal[0, 1, 2, 3]] = Field(
+        1,
+        description="What ZeRO partitions over the ranks. 0: nothing. 1: optimizer state. 2: also gradients. 3: also "
+        "weights.",
+    )
+    expert_parallel: NonIdentity[int | None] = Field(
+        None,
+        ge=1,
+        description="Number of ranks that share the experts of a layer. Must divide the ranks and the experts. None: "
+        "the largest possible number.",
+    )
+    offload_optimizer: NonIdentity[Literal["none", "cpu", "nvme"]] = Field(
+        "none",
+        description="Keep optimizer state in host memory (`cpu`, ZeRO 1 to 3) or on disk (`nvme`, ZeRO 3 with one "
+        "process).",
+    )
+    offload_path: NonIdentity[str | None] = Field(
+        None, description="For `nvme`: a folder on a fast local disk of each node."
     )
     prefetch: NonIdentity[int] = Field(
-        2, ge=0, description="global batches read ahead by a thread; 0: read when needed"
+        2, ge=0, description="Global batches that a thread reads ahead. 0: read each batch when it is needed."
     )
-    log_every: NonIdentity[int] = Field(1, gt=0)
-    eval_every: NonIdentity[int] = Field(0, ge=0, description="steps between validations; 0: at the end only")
-    eval_batches: NonIdentity[int] = Field(8, gt=0, description="global batches of a validation during training")
-    save_every: NonIdentity[int] = Field(0, ge=0, description="steps between checkpoints; 0: at the end only")
-    keep: NonIdentity[int] = Field(2, ge=1, description="newest checkpoints kept")
+    eval_every: NonIdentity[int] = Field(0, ge=0, description="Steps between validations. 0: only after the last step.")
+    eval_batches: NonIdentity[int] = Field(8, gt=0, description="Global batches per validation during training.")
+    save_every: NonIdentity[int] = Field(
+        0, ge=0, description="Steps between checkpoints. 0: only after the last step or on a signal."
+    )
+    keep: NonIdentity[int] = Field(2, ge=1, description="Number of newest checkpoints to keep.")
     keep_every: NonIdentity[int] = Field(
-        0, ge=0, description="keep those at multiples of so many steps as well; 0: none"
+        0, ge=0, description="Also keep checkpoints at multiples of this many steps. 0: none."
     )
-    keep_best: NonIdentity[int] = Field(0, ge=0, description="keep so many with the lowest validation loss as well")
+    keep_best: NonIdentity[int] = Field(
+        0,
+        ge=0,
+        description="Also keep this many checkpoints with the lowest validation loss. Needs `save_every` to be a "
+        "multiple of `eval_every`.",
+    )
+    log_every: NonIdentity[int] = Field(1, gt=0, description="Steps between records in `metrics.jsonl`.")
     watch: WatchSection = WatchSection()
     simulate_crash_at: NonIdentity[int | None] = Field(
-        None, gt=0, description="fail after this step without saving, to rehearse a crash"
+        None, gt=0, description="Exit after this step without saving, to test recovery from a crash. None: never."
     )
-    deepspeed: dict[str, Any] = Field({}, description="passed to DeepSpeed as it is; our own keys are refused here")
+    deepspeed: dict[str, Any] = Field(
+        {}, description="Other options for DeepSpeed, passed on as they are. Keys that Millrace sets are refused."
+    )
 
     @model_validator(mode="after")
-    def _passes_on_what_is_not_ours(self) -> "TrainSection":
+    def _deepspeed_keys_are_not_ours(self) -> "TrainSection":
         for key in _dotted(self.deepspeed):
-            own = next((own for own in _OWN_DEEPSPEED_KEYS if key == own or key.startswith(own + ".")), None)
-            if own is not None:
-                raise ValueError(f"deepspeed.{key} follows from the recipe's own keys: remove it")
+            if any(key == own or key.startswith(f"{own}.") for own in _OWN_DEEPSPEED_KEYS):
+                raise ValueError(f"deepspeed.{key} is set from the recipe's own keys: remove it")
         return self
 
     @model_validator(mode="after")
@@ -154,7 +220,7 @@ class TrainSection(Section):
             )
         if self.keep_best and (not self.eval_every or self.save_every % self.eval_every):
             raise ValueError(
-                f"keep_best ({self.keep_best}) goes by the validation at the step of a checkpoint: make save_every "
+                f"keep_best ({self.keep_best}) needs a validation at every checkpoint: make save_every "
                 f"({self.save_every}) a multiple of eval_every ({self.eval_every})"
             )
         self._stage_fits()
@@ -167,17 +233,17 @@ class TrainSection(Section):
     def _stage_fits(self) -> None:
         if self.zero_stage == 0 and self.precision != "fp32":
             raise ValueError(
-                f"precision ({self.precision}) needs zero_stage 1 to 3, which keep fp32 weights and sums beside it: "
-                "zero_stage=1 computes the same as 0 in less memory"
+                f"precision ({self.precision}) needs zero_stage 1 to 3, which keep fp32 master weights: zero_stage=1 "
+                "computes the same as 0 in less memory"
             )
         if self.offload_optimizer == "cpu" and self.zero_stage == 0:
             raise ValueError("offload_optimizer=cpu needs zero_stage 1 to 3")
         if self.offload_optimizer == "nvme" and (self.zero_stage != 3 or self.optimizer.name == "muon"):
-            raise ValueError("offload_optimizer=nvme needs zero_stage=3 and another optimizer than muon")
+            raise ValueError("offload_optimizer=nvme needs zero_stage=3 and does not work with muon")
         if (self.offload_optimizer == "nvme") != (self.offload_path is not None):
-            raise ValueError("offload_path is the folder of offload_optimizer=nvme: give both or neither")
+            raise ValueError("offload_path is the folder for offload_optimizer=nvme: set both or neither")
 
     @property
     def global_batch(self) -> int:
-        """Samples an optimiser step."""
+        """Samples per optimizer step."""
         return self.global_batch_tokens // self.context_length

@@ -1,4 +1,4 @@
-"""When a training run is not well, and what it does then."""
+"""What a training run does when steps are skipped, the loss jumps or nothing happens."""
 
 from pydantic import Field
 
@@ -6,16 +6,24 @@ from configs.schema.base import NonIdentity, Section
 
 
 class WatchSection(Section):
+    """Limits for skipped steps, loss spikes and hangs. See [training.md](training.md#watching-a-run)."""
+
     skipped_in_a_row: NonIdentity[int] = Field(
-        10, ge=0, description="steps skipped for a loss or gradient that is no number; one more in a row ends the run"
+        10,
+        ge=0,
+        description="Consecutive steps that may be skipped because the loss or a gradient is NaN or infinite. One more "
+        "fails the run.",
     )
     spike_deviations: NonIdentity[float] = Field(
-        6.0, ge=0, description="a loss so many standard deviations over its recent mean is told as a spike; 0: none is"
+        6.0,
+        ge=0,
+        description="A loss this many standard deviations above its recent mean is logged as a spike. 0: spikes are "
+        "not logged.",
     )
-    spike_window: NonIdentity[int] = Field(128, ge=16, description="steps that the recent mean is over")
+    spike_window: NonIdentity[int] = Field(128, ge=16, description="Steps in that recent mean.")
     hang_seconds: NonIdentity[int] = Field(
         1800,
         ge=0,
-        description="no step (validation and saving in it) for so long: every rank's stack is written down and the run "
-        "ends with status 75; 0: it waits for ever",
+        description="If a step, with its validation and saving, takes longer than this, every rank writes its stack to "
+        "`stacks/` and the run stops with status 75. 0: it waits forever.",
     )

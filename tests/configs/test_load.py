@@ -1,4 +1,4 @@
-"""Every fault of a recipe is one line that names the key, the file and the cure, and exit status 2."""
+"""Every fault of a recipe is one line with the key, the file and the fix, and exit status 2."""
 
 import re
 import subprocess
@@ -43,32 +43,33 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["model.num_experts_per_tok=17"], ["num_experts_per_tok (17)"]),
         (["model.n_group=3"], ["n_routed_experts (16)", "n_group (3)"]),
         (["model.n_group=16"], ["n_group (16)"]),
-        (["model.vocab_size=100"], ["model.vocab_size (100)", "beyond the vocabulary"]),
+        (["model.vocab_size=100"], ["model.vocab_size (100)", "no rows for the last"]),
         (["train.global_batch_tokens=1000"], ["global_batch_tokens (1000)", "context_length (256)"]),
         (["train.context_length=1024", "train.global_batch_tokens=4096"], ["max_position_embeddings (512)"]),
         (["train.schedule.warmup_steps=100000"], ["warmup_steps (100000)", "steps"]),
         (["data.source.kind=jsonl"], ["data.source.path"]),
         (["data.source.kind=patterns", "data.source.path=a"], ["data.source", "path (a)", "kind=patterns"]),
-        (["data.source.largest_step=2"], ["largest_step is read by patterns only", "kind=pydocs"]),
+        (["data.source.largest_step=2"], ["largest_step is read only by patterns", "kind=pydocs"]),
         (["data.source.kind=patterns", "data.source.largest_step=62"], ["data.source.largest_step", "61"]),
         (["data.source.kind=patterns", "data.source.min_chars=2000"], ["data.source", "min_chars (2000) is above"]),
         (["launch.nodes=2"], ["launch.nodes (2)", "torchrun"]),
         (["tokenizer.vocab_size=310", "tokenizer.spare_tokens=200"], ["tokenizer.vocab_size (310)", "256 bytes"]),
-        (["tokenizer.kind=characters", "tokenizer.vocab_size=16"], ["tokenizer.vocab_size (16)", "beside 8 reserved"]),
-        (["tokenizer.kind=characters", "model.vocab_size=100"], ["model.vocab_size (100)", "beyond the vocabulary"]),
-        (["tokenizer.kind=characters", "tokenizer.path=a"], ["path goes with kind=huggingface and kind=run"]),
-        (["run.name=../elsewhere"], ["run.name: not '../elsewhere', but letters, digits, ", " such as owt-0.5b"]),
+        (["tokenizer.kind=characters", "tokenizer.vocab_size=16"], ["tokenizer.vocab_size (16)", "next to 8 reserved"]),
+        (["tokenizer.kind=characters", "model.vocab_size=100"], ["model.vocab_size (100)", "no rows for the last"]),
+        (["tokenizer.kind=characters", "tokenizer.path=a"], ["path (a): kind=huggingface and kind=run need a path"]),
+        (["run.name=../elsewhere"],
+         ["run.name: '../elsewhere' is not valid: use letters, digits, ", "; examples: owt-0.5b"]),
         (["model.seed=1"], ["unknown key model.seed; there is run.seed and generate.seed"]),
         (["data.source.count=1"], ["unknown key data.source.count; keys of data.source are "]),
         (["moddel.hidden_size=1"], ["unknown key moddel; the nearest key is model"]),
-        (["train.clip=1"], ["unknown key train.clip: it is called train.max_grad_norm"]),
-        (["train.stop_at=1"], ["unknown key train.stop_at: it is called train.simulate_crash_at"]),
+        (["train.clip=1"], ["unknown key train.clip: it was renamed to train.max_grad_norm"]),
+        (["train.stop_at=1"], ["unknown key train.stop_at: it was renamed to train.simulate_crash_at"]),
         (["stuff.hidden_size=1"], ["unknown key stuff; sections are "]),
         (["train.precision=bf16", "model.moe_intermediate_size=15"], ["moe_intermediate_size (15)", "multiple of 8"]),
-        (["launch.rendezvous=nonsense"], ["launch.rendezvous: not 'nonsense', but such as head:29500"]),
-        (["launch.device_memory=lots"], ["launch.device_memory: not 'lots', but such as 80G"]),
-        (["launch.slurm.time=soon"], ["launch.slurm.time: not 'soon', but such as 24:00:00 or 2-12:00:00"]),
-        (["launch.slurm.train.memory=8Q"], ["launch.slurm.train.memory: not '8Q', but such as 8G"]),
+        (["launch.rendezvous=nonsense"], ["launch.rendezvous: 'nonsense' is not valid; examples: head:29500"]),
+        (["launch.device_memory=lots"], ["launch.device_memory: 'lots' is not valid; examples: 80G"]),
+        (["launch.slurm.time=soon"], ["launch.slurm.time: 'soon' is not valid; examples: 24:00:00, 2-12:00:00"]),
+        (["launch.slurm.train.memory=8Q"], ["launch.slurm.train.memory: '8Q' is not valid; examples: 8G"]),
         (["train.deepspeed.zero_optimization.stage=3"], ["deepspeed.zero_optimization.stage", "remove it"]),
         (["train.deepspeed.optimizer.type=Adam"], ["deepspeed.optimizer", "remove it"]),
     ],
@@ -86,7 +87,7 @@ def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
     ("overrides", "words"),
     [
         (["finetune={learning_rate: 1e-3, max_length: 8}"],
-         ["finetune: model.family=encoder_decoder learns from no running text", "leave it out"]),
+         ["finetune: model.family=encoder_decoder is not a language model", "leave it out"]),
         (["train.packing=best_fit"], ["train.packing (best_fit): model.family=encoder_decoder", "leave it out"]),
         (["train.mask_documents=true"], ["train.mask_documents: model.family=encoder_decoder", "leave it out"]),
         (["train.mtp_loss=0.1"], ["train.mtp_loss (0.1): model.family=encoder_decoder", "one token ahead"]),
@@ -94,18 +95,19 @@ def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
         (["data.source={}"], ["data.source has no targets", "data.source.target_field", "kind=parallel"]),
         (["data.source={}", "data.sources={a: {kind: sequences}, b: {kind: jsonl, path: a}}"],
          ["data.sources.b has no targets", "data.sources.b.target_field"]),
-        (["data.source={}", "data.sources={a: {kind: sequences, weight: 2}}"], ["data.sources.a.weight (2)", "alike"]),
+        (["data.source={}", "data.sources={a: {kind: sequences, weight: 2}}"],
+         ["data.sources.a.weight (2)", "have no weight"]),
         (["data.source={kind: parallel, path: a}"], ["target_path is missing"]),
-        (["data.source={kind: text, path: a, target_path: b}"], ["target_path is read by parallel only", "kind=text"]),
-        (["data.source={kind: text, path: a, target_field: b}"], ["target_field is read by jsonl, csv, parquet"]),
+        (["data.source={kind: text, path: a, target_path: b}"], ["target_path is read only by parallel", "kind=text"]),
+        (["data.source={kind: text, path: a, target_field: b}"], ["target_field is read only by jsonl, csv, parquet"]),
         (["data.source={kind: pydocs, target_field: name}"], ["target_field (name)", "kind or package"]),
-        (["generate.crop=true"], ["generate.crop (True) goes with models of running text", "leave it out"]),
-        (["generate.temperature=0.5"], ["generate.temperature (0.5) goes with models of running text"]),
-        (["model.rope_theta=100", "model.positions=alibi"], ["rope_theta (100): alibi positions have none"]),
+        (["generate.crop=true"], ["generate.crop (True) is read only by language models", "leave it out"]),
+        (["generate.temperature=0.5"], ["generate.temperature (0.5) is read only by language models"]),
+        (["model.rope_theta=100", "model.positions=alibi"], ["rope_theta (100) is not read by alibi positions"]),
         (["model.initializer_range=0.5"], ["initializer_range"]),
         (
             ["train.router_bias_update_rate=0.1"],
-            ["train.router_bias_update_rate (0.1): model.family=encoder_decoder here has no experts"],
+            ["train.router_bias_update_rate (0.1): model.family=encoder_decoder has no experts here"],
         ),
         (["data.source.symbols=63"], ["data.source.symbols", "62"]),
         (["data.source.path=a"], ["path (a)", "kind=sequences"]),
@@ -142,8 +144,8 @@ def test_the_override_at_fault_is_named(overrides: list[str], at_fault: int) -> 
     [
         ("{kind: jsonl, path: a, txt_field: b}", "unknown key data.sources.web.txt_field; the nearest key is "
          "data.sources.web.text_field"),
-        ("{kind: jsonl}", "data.sources.web.path is missing: kind=jsonl reads from there"),
-        ("a.jsonl", "data.sources.web is a section, not 'a.jsonl': set keys of it, such as data.sources.web.kind"),
+        ("{kind: jsonl}", "data.sources.web.path is missing: kind=jsonl reads from it"),
+        ("a.jsonl", "data.sources.web is a section, not 'a.jsonl': set its keys, such as data.sources.web.kind"),
     ],
 )  # fmt: skip
 def test_faults_of_a_named_source(tmp_path: Path, section: str, words: str) -> None:
@@ -162,7 +164,10 @@ SEVERAL = "run: {name: a}\ndata: {sources: {books: {kind: text, path: a}, web: {
     ("overrides", "words"),
     [
         (["model.compile=true", "train.zero_stage=3"], "model.compile needs train.zero_stage below 3"),
-        (["model.num_nextn_predict_layers=300"], "model.num_nextn_predict_layers (300) looks further ahead than"),
+        (
+            ["model.num_nextn_predict_layers=300"],
+            "model.num_nextn_predict_layers (300) must be below train.context_length",
+        ),
         (["model.topk_method=greedy"], "model.n_group (4) has no effect with topk_method=greedy"),
         (["model.adaptive_experts={mass: 0.5, minimum: 5}"], "model.adaptive_experts.minimum (5) exceeds"),
         (["model.rope_scaling={beta_slow: 33}"], "model.rope_scaling.beta_slow (33) exceeds beta_fast"),
@@ -186,9 +191,9 @@ def test_faults_of_the_model_name_the_key(overrides: list[str], words: str) -> N
     [
         ("data.sources.wbe.weight=2", "data.sources.wbe.kind is missing; the sources are web, books; the kinds are "),
         ("data.sources.wbe.path=c", "data.sources.wbe.kind is missing; the sources are web, books; the kinds are "),
-        ("data.source.path=c", "data.source.path does not go with data.sources, which the recipe has: use "
+        ("data.source.path=c", "data.source.path and data.sources exclude each other: set "
          "data.sources.NAME.path (NAME: books, web)"),
-        ("data.clean.near_dedup.threshold=0.5", "data.clean.near_dedup: 20 bands of 6 rows bring together only"),
+        ("data.clean.near_dedup.threshold=0.5", "data.clean.near_dedup: 20 bands of 6 rows find only"),
         ("data.clean.min_chars=300000", "data.clean.min_chars (300000) is above max_chars"),
     ],
 )  # fmt: skip
@@ -213,19 +218,19 @@ def test_a_repeated_key_is_named(tmp_path: Path) -> None:
     path.write_text("run: {name: a}\ndata:\n  workers: 1\n  source:\n    kind: pydocs\ndata: {}\n")
     with pytest.raises(RequestError) as fault:
         load_recipe(path)
-    assert str(fault.value).startswith(f"{path}: line 6: data stands in line 2 already")
-    with pytest.raises(RequestError, match=r"override data\.source={kind: .*: kind stands"):
+    assert str(fault.value).startswith(f"{path}: line 6: data is already in line 2")
+    with pytest.raises(RequestError, match=r"override data\.source={kind: .*: kind is already"):
         load_recipe(DEMO, ["data.source={kind: pydocs, kind: text}"])
     path.write_text(
         "run: {name: a}\ndata: {source: &base {kind: jsonl, path: a}, sources: {b: {<<: *base, path: c}}}\n"
     )
-    with pytest.raises(RequestError, match=r"data\.source\.kind does not go"):
+    with pytest.raises(RequestError, match=r"data\.source\.kind and data\.sources exclude"):
         load_recipe(path)
 
 
 def test_a_named_source_takes_text_as_it_stands() -> None:
-    given = ["data.source={}", "data.sources.web.kind=jsonl", "data.sources.web.path=2024"]
-    assert load_recipe(DEMO, given).data.sources["web"].path == "2024"
+    overrides = ["data.source={}", "data.sources.web.kind=jsonl", "data.sources.web.path=2024"]
+    assert load_recipe(DEMO, overrides).data.sources["web"].path == "2024"
 
 
 @pytest.mark.parametrize(
@@ -309,7 +314,7 @@ def test_a_recipe_without_its_folder_or_ending_is_suggested(tmp_path: Path) -> N
     for path in ("demo", "demo.yaml", "configs/demo"):
         with pytest.raises(RequestError, match=r"no such recipe: did you mean configs/demo\.yaml\?"):
             load_recipe(path)
-    with pytest.raises(RequestError, match=r"configs is a folder: give a recipe in it, such as configs/\w"):
+    with pytest.raises(RequestError, match=r"configs is a folder: name a recipe in it, such as configs/\w"):
         load_recipe("configs")
 
 

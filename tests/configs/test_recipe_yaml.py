@@ -1,4 +1,4 @@
-"""Values of a recipe that YAML would read otherwise than people do."""
+"""Values of a recipe that YAML reads differently from people."""
 
 import pytest
 
@@ -10,28 +10,28 @@ DEMO = DEMO_RECIPE
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("020", "train.steps: 020 is not a plain decimal number: write 20"),
         ("-08", "train.steps: -08 is not a plain decimal number: write -8"),
         ("0_20", "train.steps: 0_20 is not a plain decimal number: write 20"),
         ("0x10", "train.steps: 0x10 is not a plain decimal number: write 16"),
         ("0b11", "train.steps: 0b11 is not a plain decimal number: write 3"),
-        ("1:30", "train.steps: 1:30 is not a number: write one"),
-        ("yes", "train.steps: yes is not a number: write one"),
-        ("On", "train.steps: On is not a number: write one"),
-        ("true", "train.steps: true is not a number: write one"),
+        ("1:30", "train.steps: 1:30 is not a number"),
+        ("yes", "train.steps: yes is not a number"),
+        ("On", "train.steps: On is not a number"),
+        ("true", "train.steps: true is not a number"),
     ],
 )
-def test_what_is_not_plainly_a_number_is_refused(tmp_path, value, said):
+def test_what_is_not_plainly_a_number_is_refused(tmp_path, value, message):
     with pytest.raises(RequestError) as fault:
         load_recipe(DEMO, [f"train.steps={value}"])
-    assert str(fault.value) == f"override train.steps={value}: {said}"
+    assert str(fault.value) == f"override train.steps={value}: {message}"
     path = tmp_path / "recipe.yaml"
     path.write_text(f"run: {{name: a}}\ntrain:\n  steps: {value}\n")
     with pytest.raises(RequestError) as fault:
         load_recipe(path)
-    assert str(fault.value) == f"{path}: line 3: {said}"
+    assert str(fault.value) == f"{path}: line 3: {message}"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_where_text_is_wanted_the_words_stand_as_they_are(tmp_path):
 
 
 def test_what_no_key_of_ours_takes_may_be_quoted():
-    with pytest.raises(RequestError, match=r"write 8, or put it in quotes where text is meant"):
+    with pytest.raises(RequestError, match=r"write 8, or put it in quotes if it is text"):
         load_recipe(DEMO, ["train.deepspeed.x=08"])
     assert load_recipe(DEMO, ["train.deepspeed.x='08'"]).train.deepspeed == {"x": "08"}
 

@@ -186,7 +186,7 @@ def test_a_signal_stops_it_in_one_line_and_the_same_command_goes_on(finished, so
     process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == status and "Traceback" not in said, said
-    assert said.splitlines()[-1].endswith("the same command goes on where it was")
+    assert said.splitlines()[-1].endswith("run the same command again to continue")
     assert _command("run", tmp_path, source).returncode == 0
     assert _data(tmp_path) == _data(finished)
 

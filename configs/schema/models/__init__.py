@@ -1,4 +1,4 @@
-"""The model section, a class a family; the keys of DeepSeek and GPT-2 carry the names of transformers."""
+"""The model section: one class per family. Keys are named as in transformers where it has the family."""
 
 from typing import Annotated, Any, Union
 
@@ -12,7 +12,7 @@ from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from configs.schema.models.gpt import GptSection
 
-#: Families by the name that ``model.family`` has for them.
+#: Name in ``model.family`` -> section.
 FAMILIES: dict[str, type[ModelSection]] = {
     "deepseek": DeepseekSection,
     "gpt": GptSection,
@@ -23,17 +23,17 @@ FAMILIES: dict[str, type[ModelSection]] = {
 }
 
 
-def _family(given: Any) -> Any:
-    """The family of a section as it was written, or of one that was read; DeepSeek's where none is named.
+def _family(section: Any) -> Any:
+    """The family of a section, raw or parsed; deepseek by default.
 
-    What is no section goes to DeepSeek's too, which says so.
+    Values that are not a section also go to deepseek, whose validation refuses them.
     """
-    return given.get("family", "deepseek") if isinstance(given, dict) else getattr(given, "family", "deepseek")
+    return section.get("family", "deepseek") if isinstance(section, dict) else getattr(section, "family", "deepseek")
 
 
 #: The model section of any family.
 AnyModelSection = Annotated[
-    Union[  # noqa: UP007 - a tag for each
+    Union[  # noqa: UP007 - one tag per family
         Annotated[DeepseekSection, Tag("deepseek")],
         Annotated[GptSection, Tag("gpt")],
         Annotated[BigramSection, Tag("bigram")],

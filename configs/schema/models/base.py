@@ -1,4 +1,4 @@
-"""What the sections of all model families share, and what other parts of a recipe ask of any of them."""
+"""What the sections of all model families share."""
 
 from typing import ClassVar, Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from configs.schema.base import NonIdentity, Section
 
-#: Type of the fault of a family that there is not.
+#: Type of the validation error for an unknown family.
 UNKNOWN_FAMILY = "unknown_family"
 
 
@@ -15,49 +15,53 @@ Task = Literal["language_modeling", "token_classification", "seq2seq", "sequence
 
 
 class ModelSection(Section):
-    """A model; its subclasses are the families.
+    """A model. Each family is a subclass.
 
     Attributes:
-        task: what it is trained on: token shards (language modeling), a target per token of a text, a text per text
-            (seq2seq), or a class per text.
+        task: what the model predicts: the next token (language modeling), a target per token, a target text (seq2seq)
+            or a class per text.
     """
 
     task: ClassVar[Task] = "language_modeling"
 
-    vocab_size: int | None = Field(None, gt=0, description="rows of the embedding; default: the tokenizer's")
-    compile: NonIdentity[bool] = Field(False, description="compile what compiles without graph breaks")
+    vocab_size: int | None = Field(
+        None, gt=0, description="Rows of the embedding. May exceed the tokenizer's vocabulary. None: the tokenizer's."
+    )
+    compile: NonIdentity[bool] = Field(
+        False, description="Compile parts of the model with `torch.compile`. Not with ZeRO 3."
+    )
 
     @property
     def max_seq_len(self) -> int | None:
-        """Tokens of the longest sequence that it reads; None: any number."""
+        """Maximum tokens of a sequence; None: unlimited."""
         return None
 
     @property
     def backbone_section(self) -> "ModelSection":
-        """What computes the hidden states: the model itself, or the one that it is built upon."""
+        """The section of the model that computes hidden states: this one, or the backbone of a classifier."""
         return self
 
     @property
     def rate_scales(self) -> dict[str, float]:
-        """Learning rates over ``train.learning_rate``, by what parameters' names begin with; the others' are 1."""
+        """Prefix of parameter names -> factor of ``train.learning_rate``. Other parameters have factor 1."""
         return {}
 
     @property
     def num_moe_layers(self) -> int:
-        """Layers that are a mixture of experts; of a frozen backbone none, as each rank then has all of it."""
+        """Mixture-of-experts layers that are trained. A frozen backbone has none: every rank holds a complete copy."""
         return 0
 
     @property
     def has_experts(self) -> bool:
-        """Whether any layer is a mixture of experts."""
+        """Whether any trained layer is a mixture of experts."""
         return self.num_moe_layers > 0
 
     @property
     def expert_count(self) -> int:
-        """Routed experts of a layer that has any; 1 where none has."""
+        """Routed experts per mixture-of-experts layer; 1 if there is no such layer."""
         return 1
 
     @property
     def prediction_depth(self) -> int:
-        """Modules of multi-token prediction."""
+        """Number of multi-token prediction modules."""
         return 0

@@ -1,4 +1,4 @@
-"""The bigram model: what follows a token depends on that token alone."""
+"""The bigram model: the next token depends on the current token only."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from configs.schema.models.base import ModelSection
 
 
 class BigramSection(ModelSection):
-    """One table of logits, a row for each token."""
+    """One table of logits with a row per token. [bigram.md](bigram.md)."""
 
-    family: Literal["bigram"] = "bigram"
-    initializer_range: float = Field(0.02, gt=0)
+    family: Literal["bigram"] = Field("bigram", description="This family.")
+    initializer_range: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")

@@ -1,4 +1,4 @@
-"""A classifier: any decoder or encoder with a fresh head over classes."""
+"""A classifier: a decoder or encoder with a new head over classes."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,31 +11,33 @@ from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.gpt import GptSection
 
 
-def _family(given: Any) -> Any:
-    return given.get("family", "encoder") if isinstance(given, dict) else getattr(given, "family", "encoder")
+def _family(section: Any) -> Any:
+    return section.get("family", "encoder") if isinstance(section, dict) else getattr(section, "family", "encoder")
 
 
 class ClassifierSection(ModelSection):
-    """A label for a text: the backbone's hidden states, pooled, through a linear layer."""
+    """A classifier of texts: pooled hidden states of a backbone and a linear layer. [classifier.md](classifier.md)."""
 
     task: ClassVar[Task] = "sequence_classification"
 
-    family: Literal["classifier"] = "classifier"
+    family: Literal["classifier"] = Field("classifier", description="This family.")
     backbone: Annotated[
         Annotated[EncoderSection, Tag("encoder")]
         | Annotated[GptSection, Tag("gpt")]
         | Annotated[DeepseekSection, Tag("deepseek")],
         Discriminator(_family, UNKNOWN_FAMILY, "none of encoder, gpt, deepseek"),
-    ]
-    classes: int = Field(ge=2, description="labels that there are")
-    pooling: Literal["mean", "first", "last"] = Field("mean", description="over a text's tokens, or one of them")
+    ] = Field(description="The model that computes hidden states: a section of family `encoder`, `gpt` or `deepseek`.")
+    classes: int = Field(ge=2, description="Number of classes.")
+    pooling: Literal["mean", "first", "last"] = Field(
+        "mean", description="What the head reads: the mean over the tokens, the first token or the last one."
+    )
     weights: NonIdentity[OptionalPath] = Field(
-        None, description="run folder or checkpoint whose weights the backbone begins with; left out: drawn"
+        None, description="Run folder or checkpoint that the backbone starts from. None: random weights."
     )
     backbone_rate: float = Field(
-        1.0, ge=0, le=1, description="learning rate of the backbone over that of the head; 0: frozen"
+        1.0, ge=0, le=1, description="Learning rate of the backbone, relative to the head's. 0: frozen."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="of what the head reads")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the head.")
 
     @property
     def max_seq_len(self) -> int | None:
@@ -60,14 +62,14 @@ class ClassifierSection(ModelSection):
     @model_validator(mode="after")
     def _fits(self) -> "ClassifierSection":
         if self.backbone.vocab_size is not None:
-            raise ValueError("backbone.vocab_size follows from vocab_size: set that")
+            raise ValueError("backbone.vocab_size is taken from vocab_size: set that")
         if self.backbone_rate == 0 and self.weights is None:
-            raise ValueError("backbone_rate=0 freezes weights that were drawn and never learnt: set weights too")
+            raise ValueError("backbone_rate=0 freezes random weights: set weights too")
         if self.backbone.prediction_depth:
-            raise ValueError("backbone.num_nextn_predict_layers: a classifier predicts no tokens: leave it out")
+            raise ValueError("backbone.num_nextn_predict_layers: a classifier does not predict tokens: leave it out")
         if self.pooling == "first" and self.backbone.task == "language_modeling":
             raise ValueError(
-                f"pooling=first: a {self.backbone.family} backbone looks back alone, so that the first token knows "
-                "nothing of the others: set last or mean"
+                f"pooling=first: a {self.backbone.family} backbone is causal, so the first token does not see the "
+                "others: set last or mean"
             )
         return self

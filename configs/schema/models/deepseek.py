@@ -1,6 +1,6 @@
-"""DeepSeek-V3 and V2: fields carry the names of DeepseekV3Config, so that a released config reads as a recipe."""
+"""DeepSeek-V3 and V2. Fields are named as in transformers' DeepseekV3Config, so a released config reads as a recipe."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,14 +9,22 @@ from configs.schema.models.base import ModelSection
 
 
 class YarnSection(Section):
-    """YaRN context extension (arXiv 2309.00071), as DeepSeek-V3's ``rope_scaling``."""
+    """YaRN context extension (arXiv 2309.00071): `rope_scaling` of the released configurations."""
 
-    factor: float = Field(40.0, ge=1.0)
-    original_max_position_embeddings: int = Field(4096, gt=0)
-    beta_fast: float = Field(32.0, gt=0)
-    beta_slow: float = Field(1.0, gt=0)
-    mscale: float = Field(1.0, ge=0)
-    mscale_all_dim: float = Field(1.0, ge=0)
+    factor: float = Field(40.0, ge=1.0, description="Factor by which the context is extended.")
+    original_max_position_embeddings: int = Field(4096, gt=0, description="Context length before the extension.")
+    beta_fast: float = Field(
+        32.0, gt=0, description="Frequencies with more rotations than this in the original context are kept."
+    )
+    beta_slow: float = Field(
+        1.0, gt=0, description="Frequencies with fewer rotations than this are divided by `factor`. In between, a ramp."
+    )
+    mscale: float = Field(
+        1.0, ge=0, description="Scale of the rotary table, relative to `mscale_all_dim`. Equal values cancel."
+    )
+    mscale_all_dim: float = Field(
+        1.0, ge=0, description="The attention scores are scaled by (0.1 x this x ln(factor) + 1) squared."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "YarnSection":
@@ -26,70 +34,91 @@ class YarnSection(Section):
 
 
 class NoiseSection(Section):
-    """Noise on the gate's logits in training (arXiv 1701.06538); none in evaluation."""
+    """Noise on the router logits during training (arXiv 1701.06538)."""
 
-    kind: Literal["fixed", "learned"] = Field("fixed", description="learned: its width is softplus of a projection")
-    std: float = Field(1.0, gt=0, description="standard deviation, or what the learned width is multiplied by")
+    kind: Literal["fixed", "learned"] = Field(
+        "fixed",
+        description="`fixed`: the same width for all tokens. `learned`: the width is a softplus of a projection.",
+    )
+    std: float = Field(1.0, gt=0, description="Standard deviation, or the factor of the learned width.")
 
 
 class AdaptiveSection(Section):
-    """As many experts as the router's uncertainty asks for (arXiv 2403.07652), at most ``num_experts_per_tok``."""
+    """A number of experts that follows the router's uncertainty (arXiv 2403.07652), at most `num_experts_per_tok`."""
 
-    mass: float = Field(gt=0, le=1, description="share of the router's probability that the chosen must reach")
-    minimum: int = Field(1, ge=1, description="experts that a token has at least")
+    mass: float = Field(
+        gt=0, le=1, description="A token uses the fewest experts whose router probabilities sum to this."
+    )
+    minimum: int = Field(1, ge=1, description="Minimum number of experts per token.")
 
 
 class DeepseekSection(ModelSection):
-    """DeepSeek-V3 or V2 shape: multi-head latent attention and a mixture of shared and routed experts.
+    """Multi-head latent attention with shared and routed experts, as in DeepSeek-V3 and V2. [deepseek.md](deepseek.md).
 
-    | release | scoring_func | topk_method | norm_topk_prob |
+    | release | `scoring_func` | `topk_method` | `norm_topk_prob` |
     |---|---|---|---|
-    | V3 | sigmoid | noaux_tc | true |
-    | V2 | softmax | group_limited_greedy | false |
-    | V2-Lite | softmax | greedy | false |
+    | V3 | `sigmoid` | `noaux_tc` | `true` |
+    | V2 | `softmax` | `group_limited_greedy` | `false` |
+    | V2-Lite | `softmax` | `greedy` | `false` |
 
-    Softmax with ``norm_topk_prob`` is the classic gate: the softmax over the chosen experts' logits alone.
+    `softmax` with `norm_topk_prob` is the classic gate: a softmax over the logits of the selected experts.
     """
 
-    family: Literal["deepseek"] = "deepseek"
-    hidden_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0, description="width of the dense feed-forward layers")
-    moe_intermediate_size: int = Field(gt=0, description="width of one expert")
-    n_routed_experts: int = Field(ge=2)
-    n_shared_experts: int = Field(1, ge=0)
-    num_experts_per_tok: int = Field(ge=1)
-    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
-    topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
-        "noaux_tc", description="noaux_tc: with a balancing bias, groups by their best two; greedy: no groups"
+    headings: ClassVar[dict[str, str]] = {
+        "vocab_size": "Size",
+        "n_routed_experts": "Experts",
+        "scoring_func": "Routing",
+        "q_lora_rank": "Attention",
+        "rope_theta": "Positions",
+        "attention_bias": "Other layers and initialization",
+        "num_nextn_predict_layers": "Multi-token prediction",
+    }
+
+    family: Literal["deepseek"] = Field("deepseek", description="This family. It is the default.")
+    hidden_size: int = Field(gt=0, description="Width of the hidden states.")
+    num_hidden_layers: int = Field(gt=0, description="Number of layers, without those of multi-token prediction.")
+    num_attention_heads: int = Field(gt=0, description="Attention heads.")
+    intermediate_size: int = Field(gt=0, description="Width of the dense feed-forward layers.")
+    moe_intermediate_size: int = Field(
+        gt=0, description="Width of one expert. A multiple of 8, or of 4 with `train.precision: fp32`."
     )
-    n_group: int = Field(1, ge=1)
-    topk_group: int = Field(1, ge=1)
-    first_k_dense_replace: int = Field(1, ge=0)
-    norm_topk_prob: bool = True
-    routed_scaling_factor: float = Field(1.0, gt=0)
-    router_noise: NoiseSection | None = Field(None, description="left out: none")
-    adaptive_experts: AdaptiveSection | None = Field(None, description="left out: always num_experts_per_tok")
-    num_nextn_predict_layers: int = Field(0, ge=0, description="depth of multi-token prediction")
+    first_k_dense_replace: int = Field(1, ge=0, description="Number of leading layers that are dense.")
+    n_routed_experts: int = Field(ge=2, description="Routed experts per layer.")
+    n_shared_experts: int = Field(1, ge=0, description="Shared experts per layer, which every token uses.")
+    num_experts_per_tok: int = Field(ge=1, description="Routed experts per token.")
+    scoring_func: Literal["sigmoid", "softmax"] = Field("sigmoid", description="How router logits become scores.")
+    topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
+        "noaux_tc",
+        description="`noaux_tc`: scores plus a balancing bias, within the groups with the highest sum of two. "
+        "`group_limited_greedy`: within the groups with the highest score. `greedy`: no groups.",
+    )
+    n_group: int = Field(1, ge=1, description="Groups of routed experts. Must divide `n_routed_experts`.")
+    topk_group: int = Field(1, ge=1, description="Groups that a token may use.")
+    norm_topk_prob: bool = Field(True, description="Divide the weights of the selected experts by their sum.")
+    routed_scaling_factor: float = Field(1.0, gt=0, description="Factor of the routed experts' output.")
+    router_noise: NoiseSection | None = Field(None, description="Noise on the router logits. None: no noise.")
+    adaptive_experts: AdaptiveSection | None = Field(
+        None, description="Fewer experts for tokens whose router is certain. None: always `num_experts_per_tok`."
+    )
+    q_lora_rank: int | None = Field(None, gt=0, description="Width of the query latent. None: no query latent.")
+    kv_lora_rank: int = Field(gt=0, description="Width of the key-value latent, which the cache holds.")
+    qk_nope_head_dim: int = Field(gt=0, description="Width per head of queries and keys without position.")
+    qk_rope_head_dim: int = Field(gt=0, description="Width per head of queries and keys with rotary position. Even.")
+    v_head_dim: int = Field(gt=0, description="Width per head of values.")
+    rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary frequencies.")
+    rope_scaling: YarnSection | None = Field(None, description="YaRN context extension. None: off.")
+    max_position_embeddings: int = Field(4096, gt=0, description="Maximum sequence length.")
+    attention_bias: bool = Field(False, description="Biases in the attention projections from and to hidden states.")
+    mlp_bias: bool = Field(False, description="Biases in dense layers and shared experts (V2).")
+    rms_norm_eps: float = Field(1e-6, gt=0, description="Epsilon of the norms.")
+    initializer_range: float = Field(0.006, gt=0, description="Standard deviation of the initial weights.")
+    tie_word_embeddings: bool = Field(False, description="The output head shares the weights of the embedding.")
+    num_nextn_predict_layers: int = Field(0, ge=0, description="Depth of multi-token prediction. 0: off.")
     new_prediction_layers: NonIdentity[bool] = Field(
         False,
-        description="when importing a model directory that lacks weights of num_nextn_predict_layers, begin these with "
-        "random values; otherwise without effect",
+        description="For `make import`: if the model directory has no weights for multi-token prediction, start these "
+        "layers with random weights.",
     )
-    q_lora_rank: int | None = Field(None, gt=0)
-    kv_lora_rank: int = Field(gt=0)
-    qk_nope_head_dim: int = Field(gt=0)
-    qk_rope_head_dim: int = Field(gt=0)
-    v_head_dim: int = Field(gt=0)
-    rope_theta: float = Field(10_000.0, gt=1)
-    rope_scaling: YarnSection | None = None
-    attention_bias: bool = Field(False, description="biases on the projections from and to the hidden state")
-    mlp_bias: bool = Field(False, description="biases in the dense layers and the shared experts (V2)")
-    rms_norm_eps: float = Field(1e-6, gt=0)
-    initializer_range: float = Field(0.006, gt=0)
-    tie_word_embeddings: bool = False
-    max_position_embeddings: int = Field(4096, gt=0)
 
     @property
     def max_seq_len(self) -> int | None:
@@ -105,18 +134,18 @@ class DeepseekSection(ModelSection):
 
     @property
     def num_moe_layers(self) -> int:
-        """Layers that are a mixture of experts; the modules of multi-token prediction are layers too."""
+        """Mixture-of-experts layers, those of multi-token prediction included."""
         return self.num_hidden_layers + self.num_nextn_predict_layers - self.first_k_dense_replace
 
     @property
     def has_router_bias(self) -> bool:
-        """Whether the gates have a balancing bias."""
+        """Whether the routers have a balancing bias."""
         return self.topk_method == "noaux_tc"
 
     @model_validator(mode="after")
     def _fits(self) -> "DeepseekSection":
         if self.qk_rope_head_dim % 2:
-            raise ValueError(f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even: RoPE turns pairs")
+            raise ValueError(f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even: RoPE rotates pairs")
         if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(
                 f"first_k_dense_replace ({self.first_k_dense_replace}) exceeds num_hidden_layers "
@@ -139,10 +168,10 @@ class DeepseekSection(ModelSection):
             )
         group = experts // self.n_group
         if self.topk_method == "noaux_tc" and group < 2:
-            raise ValueError(f"n_group ({self.n_group}) leaves one expert a group: groups are scored by their best two")
+            raise ValueError(f"n_group ({self.n_group}) gives one expert per group: noaux_tc needs at least two")
         if chosen > self.topk_group * group:
             raise ValueError(
-                f"num_experts_per_tok ({chosen}) exceeds the {self.topk_group * group} experts of topk_group "
+                f"num_experts_per_tok ({chosen}) exceeds the {self.topk_group * group} experts in topk_group "
                 f"({self.topk_group}) groups"
             )
         if self.adaptive_experts and self.adaptive_experts.minimum > chosen:

@@ -5,11 +5,18 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from configs.schema.models.base import Task
-from configs.schema.models.transformer import Activation, Positions, TransformerSection
+from configs.schema.models.transformer import (
+    ACTIVATION,
+    NORM_FIRST,
+    POSITIONS,
+    Activation,
+    Positions,
+    TransformerSection,
+)
 
 
 class EncoderSection(TransformerSection):
-    """A bidirectional encoder with a target for each token, as in "Attention Is All You Need" (arXiv 1706.03762).
+    """A bidirectional encoder that predicts a target per token (arXiv 1706.03762). [encoder.md](encoder.md).
 
     | size | hidden_size | heads | layers | intermediate_size |
     |---|---|---|---|---|
@@ -20,8 +27,8 @@ class EncoderSection(TransformerSection):
 
     task: ClassVar[Task] = "token_classification"
 
-    family: Literal["encoder"] = "encoder"
-    activation: Activation = "relu"
-    positions: Positions = "sinusoidal"
-    norm_first: bool = Field(False, description="layers normalise what goes in (pre-norm), not what comes out")
-    tie_word_embeddings: bool = Field(False, description="the output head is the embedding")
+    family: Literal["encoder"] = Field("encoder", description="This family.")
+    activation: Activation = Field("relu", description=ACTIVATION)
+    positions: Positions = Field("sinusoidal", description=POSITIONS)
+    norm_first: bool = Field(False, description=NORM_FIRST)
+    tie_word_embeddings: bool = Field(False, description="The output head shares the weights of the embedding.")

@@ -5,24 +5,36 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from configs.schema.models.base import Task
-from configs.schema.models.transformer import Activation, Positions, TransformerSection
+from configs.schema.models.transformer import (
+    ACTIVATION,
+    NORM_FIRST,
+    POSITIONS,
+    Activation,
+    Positions,
+    TransformerSection,
+)
 
 
 class EncoderDecoderSection(TransformerSection):
-    """A text for a text (arXiv 1706.03762): ``num_hidden_layers`` of encoder, ``decoder_layers`` of decoder."""
+    """An encoder-decoder that turns a text into another (arXiv 1706.03762). [encoder-decoder.md](encoder-decoder.md).
+
+    The encoder has `num_hidden_layers` layers, the decoder `decoder_layers`.
+    """
 
     task: ClassVar[Task] = "seq2seq"
 
-    family: Literal["encoder_decoder"] = "encoder_decoder"
-    activation: Activation = "relu"
-    positions: Positions = "sinusoidal"
-    decoder_layers: int | None = Field(None, gt=0, description="left out: as many as the encoder has")
-    norm_first: bool = Field(False, description="layers normalise what goes in (pre-norm), not what comes out")
-    cross_downsample: int = Field(
-        1, ge=1, description="so many positions of the encoder's output are averaged into one before cross-attention"
+    family: Literal["encoder_decoder"] = Field("encoder_decoder", description="This family.")
+    activation: Activation = Field("relu", description=ACTIVATION)
+    positions: Positions = Field("sinusoidal", description=POSITIONS)
+    decoder_layers: int | None = Field(
+        None, gt=0, description="Layers of the decoder. None: as many as the encoder has."
     )
-    tie_word_embeddings: bool = Field(False, description="the output head is the target embedding")
-    share_embeddings: bool = Field(False, description="source and target have one embedding")
+    norm_first: bool = Field(False, description=NORM_FIRST)
+    cross_downsample: int = Field(
+        1, ge=1, description="Average each group of this many encoder positions into one before cross-attention."
+    )
+    tie_word_embeddings: bool = Field(False, description="The output head shares the weights of the target embedding.")
+    share_embeddings: bool = Field(False, description="Source and target share one embedding.")
 
     @property
     def depth_of_decoder(self) -> int:

@@ -1,4 +1,4 @@
-"""GPT-2 and what is made from it: a decoder of dense layers."""
+"""GPT-2 and variants: a decoder of dense layers."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from configs.schema.models.transformer import TransformerSection
 
 
 class GptSection(TransformerSection):
-    """GPT-2 (Radford and others, 2019), with or without biases; the course's GPT has ReLU and an untied head.
+    """A decoder of dense layers. The defaults are GPT-2's (Radford et al. 2019). [gpt.md](gpt.md).
 
     | release | layers | heads | hidden_size |
     |---|---|---|---|
@@ -18,7 +18,12 @@ class GptSection(TransformerSection):
     | gpt2-xl | 48 | 25 | 1600 |
     """
 
-    family: Literal["gpt"] = "gpt"
-    initializer_range: float = Field(0.02, gt=0)
-    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which has no bias")
-    tie_word_embeddings: bool = Field(True, description="the output head is the embedding")
+    family: Literal["gpt"] = Field("gpt", description="This family.")
+    initializer_range: float = Field(
+        0.02,
+        gt=0,
+        description="Standard deviation of the initial weights. For projections into the residual stream it is divided "
+        "by sqrt(2 x layers).",
+    )
+    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which has no bias.")
+    tie_word_embeddings: bool = Field(True, description="The output head shares the weights of the embedding.")

@@ -1,4 +1,4 @@
-"""What the sections of the dense transformers share: sizes, activation, positions, attention window, dropout."""
+"""What the sections of the dense transformers share."""
 
 from typing import Literal
 
@@ -10,33 +10,42 @@ Activation = Literal["relu", "gelu", "gelu_new", "swiglu"]
 Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 
 
-class TransformerSection(ModelSection):
-    """Sizes and switches of a stack of dense transformer layers."""
+#: Descriptions of fields whose defaults differ between families.
+ACTIVATION = "Activation of the feed-forward layers. `gelu_new` is the tanh approximation of the released GPT-2."
+POSITIONS = (
+    "`learned` and `sinusoidal` are added to the embedding. `rope` rotates queries and keys. `alibi` lowers the scores "
+    "of distant positions; in an encoder half of the heads look back and half look ahead."
+)
+NORM_FIRST = "`true`: layers normalize their input (pre-norm). `false`: they normalize their output (post-norm)."
 
-    hidden_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
+
+class TransformerSection(ModelSection):
+    """Sizes and options of a stack of dense transformer layers."""
+
+    hidden_size: int = Field(gt=0, description="Width of the hidden states.")
+    num_hidden_layers: int = Field(gt=0, description="Number of layers.")
+    num_attention_heads: int = Field(gt=0, description="Attention heads. Must divide `hidden_size`.")
     intermediate_size: int | None = Field(
-        None, gt=0, description="width of the feed-forward layers; left out: four times hidden_size"
+        None, gt=0, description="Width of the feed-forward layers. None: four times `hidden_size`."
     )
-    activation: Activation = Field("gelu", description="gelu_new: the tanh approximation of GPT-2 as released")
-    positions: Positions = Field(
-        "learned",
-        description="sinusoidal and learned are added to the embedding, rope turns queries and keys, alibi "
-        "lowers the scores of what is far (where the family looks both ways, half of the heads look to each side)",
+    activation: Activation = Field("gelu", description=ACTIVATION)
+    positions: Positions = Field("learned", description=POSITIONS)
+    rope_theta: float = Field(
+        10_000.0, gt=1, description="Base of the frequencies of `rope` and `sinusoidal` positions."
     )
-    rope_theta: float = Field(10_000.0, gt=1, description="of rope and sinusoidal positions: their longest period")
     window: int | None = Field(
         None,
         ge=1,
-        description="attention reaches so many positions back, its own among them (both ways where the "
-        "family looks both ways); left out: all",
+        description="Attention reaches this many positions back, the own one included; in an encoder also ahead. None: "
+        "all positions.",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="of embeddings, attention weights and what layers add")
-    bias: bool = Field(True, description="biases of linear layers and of LayerNorm")
-    layer_norm_eps: float = Field(1e-5, gt=0)
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout of embeddings, attention weights and the output of each sublayer."
+    )
+    bias: bool = Field(True, description="Biases in linear layers and in LayerNorm.")
+    layer_norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the norms.")
     max_position_embeddings: int = Field(
-        1024, gt=0, description="longest sequence; learned positions have such a table"
+        1024, gt=0, description="Maximum sequence length. `learned` positions have a table of this size."
     )
 
     @property
@@ -45,7 +54,7 @@ class TransformerSection(ModelSection):
 
     @property
     def width(self) -> int:
-        """Of the feed-forward layers."""
+        """Width of the feed-forward layers."""
         return self.intermediate_size or 4 * self.hidden_size
 
     @property
@@ -62,10 +71,12 @@ class TransformerSection(ModelSection):
         if self.positions == "rope" and self.head_size % 2:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) over num_attention_heads ({self.num_attention_heads}) gives heads "
-                f"of {self.head_size}: positions=rope turns pairs and needs an even number"
+                f"of {self.head_size}: positions=rope rotates pairs and needs an even number"
             )
         if self.positions not in ("rope", "sinusoidal") and self.rope_theta != 10_000:
-            raise ValueError(f"rope_theta ({self.rope_theta:g}): {self.positions} positions have none: leave it out")
+            raise ValueError(
+                f"rope_theta ({self.rope_theta:g}) is not read by {self.positions} positions: leave it out"
+            )
         if self.positions == "sinusoidal" and self.hidden_size % 2:
-            raise ValueError(f"hidden_size ({self.hidden_size}) must be even: sinusoidal positions come in pairs")
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be even for sinusoidal positions")
         return self

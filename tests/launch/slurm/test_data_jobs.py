@@ -124,9 +124,9 @@ def test_the_resources_of_the_recipe_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("launch.slurm.time=90", "launch.slurm.time: not '90', but such as 24:00:00"),
-        ("launch.slurm.options=[nice]", "launch.slurm.options: 'nice' is no option"),
-        ("launch.slurm.memory=8 GB", "launch.slurm.memory: not '8 GB', but such as 8G"),
+        ("launch.slurm.time=90", "launch.slurm.time: '90' is not valid; examples: 24:00:00"),
+        ("launch.slurm.options=[nice]", "launch.slurm.options: 'nice' is not an option"),
+        ("launch.slurm.memory=8 GB", "launch.slurm.memory: '8 GB' is not valid; examples: 8G"),
         ("launch.slurm.array_tasks=0", "launch.slurm.array_tasks: "),
     ],
 )

@@ -281,8 +281,8 @@ def test_fp16_whose_scale_cannot_be_lowered_any_more_ends_the_run(tmp_path: Path
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["train.optimizer={name: adamw, momentum: 0.9}"], "momentum is no key of adamw"),
-        (["train.optimizer={name: sgd, beta2: 0.9}"], "beta2 is no key of sgd"),
+        (["train.optimizer={name: adamw, momentum: 0.9}"], "momentum is not read by adamw"),
+        (["train.optimizer={name: sgd, beta2: 0.9}"], "beta2 is not read by sgd"),
         (["train.optimizer.name=lion"], "train.optimizer.name"),
         (["train.zero_stage=0", "train.precision=bf16"], "zero_stage=1 computes the same as 0"),
         (["train.zero_stage=0", "train.offload_optimizer=cpu"], "needs zero_stage 1 to 3"),
