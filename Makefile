@@ -22,10 +22,10 @@ DEV := own-python-for-tests
 endif
 # make takes any word with = for a variable, and would go on without it.
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
-$(foreach name,$(GIVEN),$(if $(findstring .,$(name)),$(error $(name)=$(value $(name)): keys of the recipe go into ARGS="$(name)=$(value $(name))")))
-$(foreach name,$(filter-out %_proxy,$(GIVEN)),$(if $(shell printf %s '$(name)' | tr -d 'A-Z0-9_'),$(error $(name)=$(value $(name)): variables are written in capitals (RECIPE, ARGS, PROMPT, …), and keys of the recipe as ARGS="section.key=value")))
-KNOWN := RECIPE ARGS PROMPT FROM PYTHON VENV SETUP DEV WHEELHOUSE CC CXX CFLAGS CXXFLAGS SHELL PATH HOME TMPDIR LANG TZ MAKE
-$(foreach name,$(filter-out $(KNOWN) %_proxy,$(GIVEN)),$(if $(findstring _,$(name)),,$(error $(name)=$(value $(name)): make takes RECIPE, ARGS, PROMPT, FROM and PYTHON)))
+$(foreach name,$(GIVEN),$(if $(findstring .,$(name)),$(error $(name)=$(value $(name)): write recipe keys as ARGS="$(name)=$(value $(name))")))
+$(foreach name,$(filter-out %_proxy,$(GIVEN)),$(if $(shell printf %s '$(name)' | tr -d 'A-Z0-9_'),$(error $(name)=$(value $(name)): variables are written in capitals (RECIPE, ARGS, PROMPT, …), and recipe keys as ARGS="section.key=value")))
+KNOWN := RECIPE ARGS PROMPT FROM KEY PYTHON VENV SETUP DEV WHEELHOUSE CC CXX CFLAGS CXXFLAGS SHELL PATH HOME TMPDIR LANG TZ MAKE
+$(foreach name,$(filter-out $(KNOWN) %_proxy,$(GIVEN)),$(if $(findstring _,$(name)),,$(error $(name)=$(value $(name)): make takes RECIPE, ARGS, PROMPT, FROM, KEY and PYTHON)))
 # As it was typed: a $ in it is no variable of make's, and the shell sees it only as a variable of its own.
 ifeq ($(origin PROMPT),command line)
 override PROMPT := $(value PROMPT)
@@ -61,7 +61,7 @@ PARALLEL = -n auto --dist loadscope --no-loadscope-reorder
 # Stages build on each other's results, which make does not see: -j must not start two of them together.
 .NOTPARALLEL:
 .PHONY: help own-python own-python-for-tests setup demo data tokenizer examples pretrain finetune import from \
-  evaluate generate compare export report estimate inspect verify stats ingest slurm slurm-data wheelhouse \
+  evaluate generate compare export report estimate inspect explain verify stats ingest slurm slurm-data wheelhouse \
   check test test-all test-engine test-parity test-recovery test-launch test-slurm test-gpu \
   bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu lock clean
 
@@ -121,6 +121,9 @@ estimate: $(SETUP)  ## parameters, FLOPs a token and memory a rank of a recipe, 
 inspect: $(SETUP)  ## every tensor and every module's output with its shape, and how many parameters; recipes in one table: ARGS="--compare configs/….yaml …"
 	$(RUN) training inspect $(WITH_RECIPE)
 
+explain: $(SETUP)  ## what a recipe key means, its default and bounds: KEY=train.micro_batch; or a section: KEY=train
+	$(RUN) configs explain "$(KEY)"
+
 ##@ Data
 
 ingest: $(SETUP)  ## read and clean the source alone; a quick try: ARGS="--limit 1000"
@@ -152,6 +155,7 @@ setup: $(SETUP)  ## make .venv with what runs need, pinned; skipped when nothing
 check: $(DEV)  ## lint, format and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) configs reference --check
 	$(RUN) mypy -p configs -p artefacts -p tokenizer -p pipeline -p training -p launch
 
 test: $(DEV)  ## all tests that need no GPU and no SLURM, except the slow ones (ten minutes)

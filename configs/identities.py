@@ -4,6 +4,8 @@ from typing import Any
 
 from configs.schema import Recipe
 
+#: Keys of a source that its documents do not depend on: for the first three the content counts.
+NOT_IN_DOCUMENTS = ("path", "target_path", "revision", "weight")
 #: Kinds of source whose documents follow from the seed.
 _MADE_UP = ("patterns", "sequences")
 
@@ -11,9 +13,8 @@ _MADE_UP = ("patterns", "sequences")
 def documents_identity(recipe: Recipe) -> dict[str, Any]:
     """Of the documents. Where a source lies and how often it is drawn from do not matter; its content is an input."""
     sections = recipe.data.named_sources
-    left_out = ("path", "target_path", "revision", "weight")
     sources = {
-        name: {key: value for key, value in section.identity().items() if key not in left_out}
+        name: {key: value for key, value in section.identity().items() if key not in NOT_IN_DOCUMENTS}
         for name, section in sections.items()
     }
     identity: dict[str, Any] = {"sources": sources, "clean": recipe.data.clean.identity()}

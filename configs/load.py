@@ -36,7 +36,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(path)
     try:
-        tree = recipe_yaml.parse(path.read_text(encoding="utf-8"), _kind_of)
+        tree = recipe_yaml.parse(path.read_text(encoding="utf-8"), kind_of)
     except FileNotFoundError:
         raise RequestError(f"{path}: no such recipe{_suggestion(path)}") from None
     except IsADirectoryError:
@@ -105,8 +105,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
         )
     try:
         # For an optional key null means none.
-        literal = _takes_text(key) and (text != "null" or _kind_of(key) is str)
-        value = text if literal else recipe_yaml.parse(text, _kind_of, key)
+        literal = _takes_text(key) and (text != "null" or kind_of(key) is str)
+        value = text if literal else recipe_yaml.parse(text, kind_of, key)
     except RecipeYamlError as error:
         raise RequestError(f"override {override}: {error.message}") from None
     except yaml.YAMLError:
@@ -203,13 +203,19 @@ def _key(key: str) -> _Key:
     return _Key(".".join(parts), name, kind, examples)
 
 
-def _kind_of(key: str) -> Any:
+def generic_key(key: str) -> str:
+    """A dotted key with NAME in place of a name that the user chose."""
+    return _key(key).generic
+
+
+def kind_of(key: str) -> Any:
+    """The annotation of a dotted key; None: there is no such key."""
     return _key(key).kind
 
 
 def _takes_text(key: str) -> bool:
     """Whether a key holds text, which overrides pass literally: in a prompt ``yes`` and ``# note`` are words."""
-    kind = _kind_of(key)
+    kind = kind_of(key)
     return kind is str or (str in get_args(kind) and type(None) in get_args(kind))
 
 
@@ -239,10 +245,10 @@ def _nearest(fault: ErrorDetails) -> str:
         if _is_family(parts, index):
             before = [name for at, name in enumerate(parts[:index]) if not _is_family(parts, at)]
             keys = FAMILIES[part].keys(".".join(before) + ".")
-    return f"; {_suggested(generic, keys)}".replace(".NAME.", f".{name}." if name else ".NAME.")
+    return f"; {suggested(generic, keys)}".replace(".NAME.", f".{name}." if name else ".NAME.")
 
 
-def _suggested(key: str, keys: list[str]) -> str:
+def suggested(key: str, keys: list[str]) -> str:
     """The nearest key of the section, else keys of the same name elsewhere, else the keys of the section."""
     section, dot, leaf = key.rpartition(".")
     own = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]

@@ -54,11 +54,11 @@ def test_a_python_that_is_none_or_too_old(tmp_path: Path) -> None:
             "recipe=configs/teaching/gpt-oz.yaml",
             "recipe=configs/teaching/gpt-oz.yaml: variables are written in capitals",
         ),
-        ("steps=9", "steps=9: variables are written in capitals (RECIPE, ARGS, PROMPT, …), and keys of the recipe as "),
+        ("steps=9", "steps=9: variables are written in capitals (RECIPE, ARGS, PROMPT, …), and recipe keys as "),
         ("PROMT=acegik", "PROMT=acegik: make takes RECIPE, ARGS, PROMPT"),
-        ("ARG=train.steps=9", "ARG=train.steps=9: make takes RECIPE, ARGS, PROMPT, FROM and PYTHON"),
-        ("train.steps=999", 'train.steps=999: keys of the recipe go into ARGS="train.steps=999"'),
-        ("generate.prompt=two words", 'keys of the recipe go into ARGS="generate.prompt=two words"'),
+        ("ARG=train.steps=9", "ARG=train.steps=9: make takes RECIPE, ARGS, PROMPT, FROM, KEY and PYTHON"),
+        ("train.steps=999", 'train.steps=999: write recipe keys as ARGS="train.steps=999"'),
+        ("generate.prompt=two words", 'write recipe keys as ARGS="generate.prompt=two words"'),
     ],
 )
 def test_words_that_make_would_ignore_are_refused(word: str, says: str) -> None:

@@ -144,7 +144,7 @@ class CleanSection(Section):
         "NFC", description="Unicode normalization form. Applies to chat examples too."
     )
     mask: tuple[Literal["email", "ip", "phone"], ...] = Field(
-        (), description="Kinds of personal data to replace with a placeholder."
+        (), description="Kinds of personal data to replace with placeholders."
     )
     min_chars: int = Field(50, ge=0, description="Drop shorter documents, in characters.")
     max_chars: int = Field(200_000, gt=0, description="Drop longer documents, in characters.")

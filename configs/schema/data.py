@@ -119,11 +119,11 @@ class SourceSection(Section):
     min_chars: int = Field(400, ge=2, description="Length of the shortest documents.")
     max_chars: int = Field(1200, ge=2, description="Length of the longest documents.")
     largest_step: int = Field(
-        4, ge=1, le=61, description="`patterns`: largest distance in the alphabet from one letter to the next."
+        4, ge=1, le=61, description="Largest distance in the alphabet from one letter to the next."
     )
-    symbols: int = Field(26, ge=2, le=62, description="`sequences`: number of different letters.")
+    symbols: int = Field(26, ge=2, le=62, description="Number of different letters.")
     task: Literal["copy", "reverse"] = Field(
-        "copy", description="`sequences`: the target is the text itself or the text in reverse."
+        "copy", description="The target is the text itself, or the text in reverse."
     )
 
     @field_validator("encoding")

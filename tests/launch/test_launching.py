@@ -134,7 +134,7 @@ def test_a_time_limit_leaves_time_to_be_told(limit: str, fits: bool) -> None:
     if fits:
         assert load_recipe(RECIPE, words)
         return
-    with pytest.raises(RequestError, match=r"signal_seconds \(180\) is no less than the time limit \(00:03:00\)"):
+    with pytest.raises(RequestError, match=r"signal_seconds \(180\) must be below the time limit \(00:03:00\)"):
         load_recipe(RECIPE, words)
 
 

@@ -23,12 +23,20 @@ FAMILIES: dict[str, type[ModelSection]] = {
 }
 
 
+#: Family of a section that names none.
+DEFAULT_FAMILY = "deepseek"
+
+
 def _family(section: Any) -> Any:
-    """The family of a section, raw or parsed; deepseek by default.
+    """The family of a section, raw or parsed.
 
     Values that are not a section also go to deepseek, whose validation refuses them.
     """
-    return section.get("family", "deepseek") if isinstance(section, dict) else getattr(section, "family", "deepseek")
+    return (
+        section.get("family", DEFAULT_FAMILY)
+        if isinstance(section, dict)
+        else getattr(section, "family", DEFAULT_FAMILY)
+    )
 
 
 #: The model section of any family.
@@ -44,4 +52,4 @@ AnyModelSection = Annotated[
     Discriminator(_family, UNKNOWN_FAMILY, f"none of {', '.join(FAMILIES)}"),
 ]
 
-__all__ = ["FAMILIES", "UNKNOWN_FAMILY", "AnyModelSection", "ModelSection"]
+__all__ = ["DEFAULT_FAMILY", "FAMILIES", "UNKNOWN_FAMILY", "AnyModelSection", "ModelSection"]

@@ -16,7 +16,7 @@ def _family(section: Any) -> Any:
 
 
 class ClassifierSection(ModelSection):
-    """A classifier of texts: pooled hidden states of a backbone and a linear layer. [classifier.md](classifier.md)."""
+    """A classifier of texts: a backbone, pooling and a linear layer. See [classifier.md](classifier.md)."""
 
     task: ClassVar[Task] = "sequence_classification"
 

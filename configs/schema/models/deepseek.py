@@ -53,7 +53,7 @@ class AdaptiveSection(Section):
 
 
 class DeepseekSection(ModelSection):
-    """Multi-head latent attention with shared and routed experts, as in DeepSeek-V3 and V2. [deepseek.md](deepseek.md).
+    """Latent attention with shared and routed experts, as in DeepSeek-V3 and V2. See [deepseek.md](deepseek.md).
 
     | release | `scoring_func` | `topk_method` | `norm_topk_prob` |
     |---|---|---|---|
@@ -76,7 +76,7 @@ class DeepseekSection(ModelSection):
 
     family: Literal["deepseek"] = Field("deepseek", description="This family. It is the default.")
     hidden_size: int = Field(gt=0, description="Width of the hidden states.")
-    num_hidden_layers: int = Field(gt=0, description="Number of layers, without those of multi-token prediction.")
+    num_hidden_layers: int = Field(gt=0, description="Number of layers.")
     num_attention_heads: int = Field(gt=0, description="Attention heads.")
     intermediate_size: int = Field(gt=0, description="Width of the dense feed-forward layers.")
     moe_intermediate_size: int = Field(
@@ -96,9 +96,9 @@ class DeepseekSection(ModelSection):
     topk_group: int = Field(1, ge=1, description="Groups that a token may use.")
     norm_topk_prob: bool = Field(True, description="Divide the weights of the selected experts by their sum.")
     routed_scaling_factor: float = Field(1.0, gt=0, description="Factor of the routed experts' output.")
-    router_noise: NoiseSection | None = Field(None, description="Noise on the router logits. None: no noise.")
+    router_noise: NoiseSection | None = Field(None, description="Leave the section out for no noise.")
     adaptive_experts: AdaptiveSection | None = Field(
-        None, description="Fewer experts for tokens whose router is certain. None: always `num_experts_per_tok`."
+        None, description="Leave the section out to use `num_experts_per_tok` experts for every token."
     )
     q_lora_rank: int | None = Field(None, gt=0, description="Width of the query latent. None: no query latent.")
     kv_lora_rank: int = Field(gt=0, description="Width of the key-value latent, which the cache holds.")
@@ -106,7 +106,7 @@ class DeepseekSection(ModelSection):
     qk_rope_head_dim: int = Field(gt=0, description="Width per head of queries and keys with rotary position. Even.")
     v_head_dim: int = Field(gt=0, description="Width per head of values.")
     rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary frequencies.")
-    rope_scaling: YarnSection | None = Field(None, description="YaRN context extension. None: off.")
+    rope_scaling: YarnSection | None = Field(None, description="Leave the section out for no extension.")
     max_position_embeddings: int = Field(4096, gt=0, description="Maximum sequence length.")
     attention_bias: bool = Field(False, description="Biases in the attention projections from and to hidden states.")
     mlp_bias: bool = Field(False, description="Biases in dense layers and shared experts (V2).")

@@ -16,7 +16,7 @@ from configs.schema.models.transformer import (
 
 
 class EncoderSection(TransformerSection):
-    """A bidirectional encoder that predicts a target per token (arXiv 1706.03762). [encoder.md](encoder.md).
+    """A bidirectional encoder that predicts a target per token (arXiv 1706.03762). See [encoder.md](encoder.md).
 
     | size | hidden_size | heads | layers | intermediate_size |
     |---|---|---|---|---|

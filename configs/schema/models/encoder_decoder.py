@@ -16,7 +16,7 @@ from configs.schema.models.transformer import (
 
 
 class EncoderDecoderSection(TransformerSection):
-    """An encoder-decoder that turns a text into another (arXiv 1706.03762). [encoder-decoder.md](encoder-decoder.md).
+    """An encoder-decoder, from text to text (arXiv 1706.03762). See [encoder-decoder.md](encoder-decoder.md).
 
     The encoder has `num_hidden_layers` layers, the decoder `decoder_layers`.
     """

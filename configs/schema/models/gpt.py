@@ -8,7 +8,7 @@ from configs.schema.models.transformer import TransformerSection
 
 
 class GptSection(TransformerSection):
-    """A decoder of dense layers. The defaults are GPT-2's (Radford et al. 2019). [gpt.md](gpt.md).
+    """A decoder of dense layers. The defaults are GPT-2's (Radford et al. 2019). See [gpt.md](gpt.md).
 
     | release | layers | heads | hidden_size |
     |---|---|---|---|

@@ -1,0 +1,130 @@
+"""What a recipe key means, in plain text for a terminal: ``make explain KEY=train.micro_batch``."""
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from artefacts.checkout import CHECKOUT
+from artefacts.errors import RequestError
+from configs import recipe_yaml
+from configs.load import generic_key, kind_of, suggested
+from configs.reference import EFFECTS, SAME_KEYS, Key, Page, keys, pages, spelled
+from configs.schema import Recipe
+from configs.schema.base import inner_sections
+from configs.schema.models import DEFAULT_FAMILY, FAMILIES
+
+_WIDTH = 110
+_BACKBONE = FAMILIES["classifier"].model_fields["backbone"]
+
+
+def explain(name: str) -> str:
+    """What a key or a section means. An empty name lists the sections.
+
+    Raises:
+        RequestError: there is no such key; the message has the nearest one.
+    """
+    if not name:
+        return "\n".join([*_sections(), "", "KEY=SECTION lists the keys of a section. KEY=SECTION.KEY explains a key."])
+    generic = generic_key(name)
+    described = _described_as(generic)
+    if same := [key for key in keys() if key.name == described]:
+        return "\n\n".join("\n".join(_about_key(name, variants)) for variants in _variants(same))
+    if sections := [page for page in pages() if page.name == described]:
+        return "\n\n".join("\n".join(_about_section(page)) for page in sections)
+    raise RequestError(f"unknown key {name}; {suggested(generic, Recipe.keys())}")
+
+
+def _described_as(key: str) -> str:
+    """The key under which the reference describes a key."""
+    for prefix, other in SAME_KEYS.items():
+        if key.startswith(prefix):
+            return f"{other}{key.removeprefix(prefix)}"
+    return key
+
+
+def _sections() -> Iterator[str]:
+    """A line per section; the families of a model section share one."""
+    first = {page.name: page for page in reversed(pages())}
+    names = [name for name in dict.fromkeys(page.name for page in pages()) if name.count(".") < 2]
+    width = max(map(len, names))
+    for name in names:
+        intro = "The model, of one of several families." if name == "model" else _first_sentence(first[name].intro)
+        yield f"{name:<{width}}  {intro}"
+
+
+def _variants(same: Iterable[Key]) -> list[list[Key]]:
+    """Keys of one name, grouped by what is said about them: families of models share most keys."""
+    groups: dict[tuple[str, ...], list[Key]] = {}
+    for key in same:
+        groups.setdefault((key.type, key.default, key.meaning), []).append(key)
+    return list(groups.values())
+
+
+def _about_key(name: str, variants: list[Key]) -> Iterator[str]:
+    key = variants[0]
+    yield name
+    yield textwrap.indent(textwrap.fill(_plain(key.meaning), _WIDTH), "  ")
+    yield ""
+    rows = [("type", key.type), ("default", key.default or "(empty)")]
+    families = [variant.family for variant in variants if variant.family]
+    if name.startswith("model.backbone."):
+        families = [family for family in families if FAMILIES[family] in inner_sections(_BACKBONE)]
+    if families:
+        rows.append(("families", ", ".join(families)))
+    if key.kinds:
+        rows.append(("read by", f"data.source.kind: {', '.join(key.kinds)}"))
+    rows.append(("changes", EFFECTS[key.effect][1]))
+    recipes = _recipes_with(name, families)
+    rows += [("" if number else "set in", line) for number, line in enumerate(recipes)]
+    for title, text in rows:
+        yield f"  {title:<10}{_plain(text)}"
+
+
+def _about_section(page: Page) -> Iterator[str]:
+    yield _plain(page.title)
+    yield textwrap.indent(_plain(page.intro), "  ")
+    leaves = [key.name.rpartition(".")[2] for key in page.keys]
+    width = max(map(len, leaves))
+    heading = None
+    for key, leaf in zip(page.keys, leaves, strict=True):
+        if key.heading != heading:
+            heading = key.heading
+            yield f"\n{_plain(heading)}" if heading else ""
+        line = f"  {leaf:<{width}}  {_first_sentence(key.meaning)} [{key.default or 'empty'}]"
+        yield textwrap.shorten(line, _WIDTH + 20, placeholder=" …") if len(line) > _WIDTH + 20 else line
+    inner = [other.name for other in pages() if other.family == page.family and _is_below(other.name, page.name)]
+    if inner:
+        yield f"\nsections: {', '.join(dict.fromkeys(inner))}"
+
+
+def _is_below(name: str, section: str) -> bool:
+    return name.rpartition(".")[0] == section
+
+
+def _recipes_with(name: str, families: Sequence[str]) -> list[str]:
+    """The recipes of the checkout that set a key, each with its value. ``families``: only those; empty: any."""
+    lines = []
+    for path in sorted((CHECKOUT / "configs").rglob("*.yaml")):
+        recipe: Any = recipe_yaml.parse(path.read_text(encoding="utf-8"), kind_of)
+        section, value = _value(recipe, name.rpartition(".")[0]), _value(recipe, name)
+        if value is not None and (not families or section.get("family", DEFAULT_FAMILY) in families):
+            shown = repr(value) if isinstance(value, str) and value != value.strip() else spelled(value)
+            lines.append(f"{path.relative_to(CHECKOUT)}: {shown}")
+    return lines
+
+
+def _value(tree: Any, name: str) -> Any:
+    """The value of a dotted key of a recipe's tree; None: it is not set."""
+    for part in name.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<!al)(?<=\.)\s", _plain(text), maxsplit=1)[0]
+
+
+def _plain(text: str) -> str:
+    """Markdown without its markup."""
+    return re.sub(r"\[[^\]]*\]\(([^)#]*)[^)]*\)", r"docs/\1", text).replace("`", "")
