@@ -1,0 +1,82 @@
+"""What the documents name exists: files, links, recipe keys, recipes, make targets and their help."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_recipe
+from configs.reference import keys, pages
+from configs.schema import Recipe
+from tests.support.paths import CHECKOUT
+
+#: All but the change log, which names what was removed.
+DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+_ROOMS = r"(?:artefacts|benchmarks|configs|docs|launch|pipeline|tests|tokenizer|training|\.ci|\.github)"
+#: A file of the checkout, or a folder of it. Folders of a run, such as tokenizer/, look like folders of the checkout.
+_PATH = re.compile(rf"(?<![\w./-]){_ROOMS}/[\w./-]*(?:\.(?:py|c|yaml|yml|md|txt|png)\b|/(?![\w*.]))")
+_KEY = re.compile(r"`((?:run|data|tokenizer|model|train|finetune|evaluate|generate|launch)(?:\.[a-z_0-9]+)+)[`=:]")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@pytest.fixture(params=DOCUMENTS, ids=lambda path: path.name)
+def document(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def test_files_and_folders_exist(document: Path) -> None:
+    names = {match[0] for match in _PATH.finditer(document.read_text(encoding="utf-8"))}
+    missing = sorted(name for name in names if not (CHECKOUT / name).exists())
+    assert not missing
+
+
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in _LINK.findall(document.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (document.parent / name).resolve() if name else document
+        assert target.exists(), link
+        assert not anchor or anchor in set(_anchors(target)), link
+
+
+def _anchors(page: Path) -> Iterator[str]:
+    """Anchors of the headings, by GitHub's rules."""
+    for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        kept = "".join(char for char in heading.lower() if char.isalnum() or char in " -_")
+        yield kept.replace(" ", "-")
+
+
+def test_recipe_keys_exist(document: Path) -> None:
+    known = {*Recipe.keys(), *(key.name for key in keys()), *(page.name for page in pages())}
+    named = set(_KEY.findall(document.read_text(encoding="utf-8")))
+    assert not sorted(named - known - {"tokenizer.json", "tokenizer.model"})
+
+
+def test_recipes_in_the_documents_load(document: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)):
+        if not block.startswith("run:"):
+            continue
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block, encoding="utf-8")
+        load_recipe(path)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_targets_exist_and_the_readme_has_their_help() -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+    help_text = subprocess.run(
+        ["make"], cwd=CHECKOUT, env=environment, capture_output=True, encoding="utf-8", check=True
+    ).stdout
+    assert help_text in (CHECKOUT / "README.md").read_text(encoding="utf-8"), "copy the output of make into README.md"
+    targets = {line.split()[0] for line in help_text.splitlines() if re.match(r"  [a-z]", line)}
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for words in re.findall(r"(?:^|[`$] ?)make ((?:[a-z-]+ )*[a-z-]+)(?= |`|$)", text, re.MULTILINE):
+            unknown = [word for word in words.split() if word not in targets]
+            assert not unknown or words.split()[0] not in targets, f"{document.name}: make {words}"
