@@ -17,6 +17,9 @@ command_hints.install_key_filter(command_keys.target_reads)
 #: Exit statuses of every command.
 DONE, FAILED, WRONG_REQUEST, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
+#: Last lines of every --help.
+EPILOG = "To look up a recipe key, run: make explain KEY=train.steps. All keys are in docs/recipe.md."
+
 OVERRIDE_HELP = "override a recipe key, such as train.learning_rate=0.002"
 
 
@@ -28,6 +31,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, required: bool = True)
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """``parse_args`` that accepts overrides anywhere. argparse alone loses those after an option."""
+    _tidy_help(parser)
     parsed, rest = parser.parse_known_args(arguments)
     if unknown := [word for word in rest if word.startswith("-")]:
         verb = str(getattr(parsed, "verb", None) or getattr(parsed, "kind", ""))
@@ -38,6 +42,14 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
         )
     parsed.overrides = [*parsed.overrides, *rest]
     return parsed
+
+
+def _tidy_help(parser: argparse.ArgumentParser) -> None:
+    """Give a parser and its commands the common last line, and take docstring markup out of their descriptions."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for sub in (parser, *(sub for group in groups for sub in group.choices.values())):
+        sub.description = sub.description.replace("``", "") if sub.description else None
+        sub.epilog = sub.epilog or EPILOG
 
 
 def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Evaluation and text generation."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -79,11 +79,3 @@ class GenerateSection(Section):
         if self.speculative and self.crop:
             raise ValueError("crop does not work with speculative: leave one of them out")
         return self
-
-    def identity(self) -> dict[str, Any]:
-        """Newer keys are left out at their defaults, so that evaluations from before they existed stay current."""
-        fields = type(self).model_fields
-        newer = ("crop", "beams", "length_penalty", "samples", "stage")
-        return {
-            key: value for key, value in super().identity().items() if key not in newer or value != fields[key].default
-        }
