@@ -1,4 +1,4 @@
-"""Find words that `words.txt` replaces: in names that code defines, and in comments, docstrings, messages and documents.
+"""Find words that `words.txt` replaces: names in code, and words in comments, docstrings, messages and documents.
 
     python .ci/words.py [FILE OR FOLDER ...]    default: every file that git tracks
 

@@ -1,4 +1,4 @@
-"""Real text for the benchmarks, from what is installed: no network, the same on every run of one environment."""
+"""Real text for the benchmarks, from installed packages: no network, and the same text on every run."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ CACHE = CHECKOUT / ".cache" / "bench"
 
 
 def docstrings() -> list[str]:
-    """Distinct documentation topics and docstrings of the installed Python, those of at least 50 characters."""
+    """Distinct documentation topics and docstrings of the installed Python of at least 50 characters."""
     from configs.schema.data import SourceSection
     from pipeline.sources.bad_inputs import BadInputs
     from pipeline.sources.pydocs import PydocsSource
@@ -44,7 +44,7 @@ def sources(most_bytes: int) -> Iterator[str]:
 
 
 def web_pages() -> list[str]:
-    """500 documents: of OpenWebText from the folder that ``MILLRACE_SHARED_DATA`` names, else long docstrings."""
+    """500 documents: OpenWebText from the folder ``MILLRACE_SHARED_DATA`` if it is there, else long docstrings."""
     path = (
         Path(os.environ.get("MILLRACE_SHARED_DATA", CHECKOUT.parent / "shared" / "data")) / "openwebtext-500.jsonl.zst"
     )

@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""The machine that a benchmark ran on."""
 
 import os
 import platform
@@ -26,8 +26,8 @@ def machine() -> str:
     import torch
 
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    found = [name for name in _VERSIONS if util.find_spec(name.replace("-", "_"))]
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in found)
+    installed = [name for name in _VERSIONS if util.find_spec(name.replace("-", "_"))]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in installed)
     cores = len(os.sched_getaffinity(0))
     processor = names[0] if names else platform.processor()
     card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""

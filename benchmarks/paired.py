@@ -1,4 +1,4 @@
-"""Paired timing: ours and the peer's in turn, so that a noisy machine is noisy for both."""
+"""Paired timing: ours and the peer's alternate, so that a noisy machine slows both."""
 
 import statistics
 import time
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Ratio(NamedTuple):
-    """How many times faster ours is: over the rounds, and what it was asked to be.
+    """How many times faster ours is, over the rounds, and the target.
 
     Attributes:
         name: what was measured, and against whom.
-        median, low, high: peer's seconds over ours: median, least and most of the rounds.
-        target: the least that was asked for; None: information only.
+        median, low, high: peer's seconds over ours: median, lowest and highest of the rounds.
+        target: the lowest acceptable ratio; None: for information only.
         ours, peers: our and the peer's median figure in ``unit``.
         unit: such as MB/s.
     """
@@ -31,10 +31,10 @@ class Ratio(NamedTuple):
         return self.target is None or self.median >= self.target
 
     def __str__(self) -> str:
-        asked = "" if self.target is None else f"  asked {self.target:g}x  {'met' if self.met else 'NOT MET'}"
+        target = "" if self.target is None else f"  target {self.target:g}x  {'met' if self.met else 'NOT MET'}"
         return (
             f"{self.name}: {self.median:.2f}x ({self.low:.2f} to {self.high:.2f}), "
-            f"{self.ours:.3g} against {self.peers:.3g} {self.unit}{asked}"
+            f"{self.ours:.3g} against {self.peers:.3g} {self.unit}{target}"
         )
 
 
@@ -54,15 +54,15 @@ def compare(
     target: float | None = None,
     rounds: int = 5,
 ) -> Ratio:
-    """Run both ``rounds`` times in turn, the order swapped each round; each call returns the seconds that count.
+    """Run both ``rounds`` times, alternating which goes first; each call returns the seconds that count.
 
     Args:
         name: what is measured.
-        ours: one timed run of ours, returning its seconds (set-up that does not count left out).
+        ours: one timed run of Millrace, returning its seconds (setup excluded).
         peer: the same of the peer.
         amount: work of one run, so that ``amount / seconds`` is in ``unit``.
         unit: such as MB/s.
-        target: the ratio asked for.
+        target: the lowest acceptable ratio.
         rounds: pairs.
     """
     pairs = []
@@ -87,6 +87,6 @@ def compare(
 
 
 def better(name: str, ours: float, peers: float, unit: str) -> Ratio:
-    """A figure that is no time and the larger the better: ours over the peer's, asked to be no smaller."""
+    """A figure other than time, where larger is better: ours over the peer's, with a target of 1."""
     times = ours / peers
     return Ratio(name, times, times, times, 1.0, ours, peers, unit)

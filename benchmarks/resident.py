@@ -1,4 +1,4 @@
-"""How much resident memory a piece of work takes at its highest, in a fresh process."""
+"""Peak resident memory of a piece of work, in a fresh process."""
 
 import os
 import subprocess
@@ -12,16 +12,16 @@ from artefacts.checkout import CHECKOUT
 
 
 def fresh_peak(module: str, *arguments: str) -> float:
-    """Bytes that a fresh process says it grows by; ``module`` with such arguments prints what ``grown_by`` gives."""
+    """Growth in bytes of a fresh process: ``python -m MODULE ARGUMENTS`` prints the result of ``grown_by``."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    # With the threshold fixed, what is freed is given back: the peak is that of what is in use.
+    # With a fixed threshold, freed memory goes back to the system: the peak is that of live memory.
     environment.pop("MALLOC_MMAP_MAX_", None)
     command = [sys.executable, "-m", module, *arguments]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 def grown_by(work: Callable[[], None]) -> int:
-    """Growth of resident memory at its highest while ``work`` runs, sampled every millisecond."""
+    """Peak growth of resident memory while ``work`` runs, sampled every millisecond."""
     before, highest, done = _resident(), 0, threading.Event()
 
     def watch() -> None:

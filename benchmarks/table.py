@@ -10,37 +10,37 @@ from benchmarks.machine import machine
 from benchmarks.paired import Ratio
 
 
-def table(found: list[Ratio]) -> str:
+def table(ratios: list[Ratio]) -> str:
     """The ratios as a Markdown table."""
-    lines = ["| what | times faster | spread | asked | ours | peer |", "| --- | --- | --- | --- | --- | --- |"]
-    for ratio in found:
-        asked = "" if ratio.target is None else f"{ratio.target:g} {'' if ratio.met else '(not met)'}".strip()
+    lines = ["| what | times faster | spread | target | ours | peer |", "| --- | --- | --- | --- | --- | --- |"]
+    for ratio in ratios:
+        target = "" if ratio.target is None else f"{ratio.target:g} {'' if ratio.met else '(not met)'}".strip()
         spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
         ours, peers = (f"{value:.3g} {ratio.unit}" for value in (ratio.ours, ratio.peers))
-        lines.append(f"| {ratio.name} | **{ratio.median:.2f}** | {spread} | {asked} | {ours} | {peers} |")
+        lines.append(f"| {ratio.name} | **{ratio.median:.2f}** | {spread} | {target} | {ours} | {peers} |")
     return "\n".join(lines)
 
 
 def run(program: str, purpose: str, title: str, modules: Sequence[str], arguments: list[str]) -> int:
-    """Measure every module of a package of ``benchmarks`` (or those of ``--only``) and print, or also write, the table.
+    """Measure every module of a package of ``benchmarks``, or those of ``--only``, and print the table.
 
     ``program``: ``python -m benchmarks.PACKAGE``.
 
-    Returns 0 where every figure that was asked for is met.
+    Returns 0 if every target is met.
     """
     parser = argparse.ArgumentParser(prog=program, description=purpose)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")
     parser.add_argument("--only", choices=modules, action="append", help="this benchmark (may be repeated)")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     chosen = parser.parse_args(arguments)
-    found: list[Ratio] = []
+    ratios: list[Ratio] = []
     for name in chosen.only or modules:
         print(f"{name} …", file=sys.stderr, flush=True)
         for ratio in import_module(f"{program.split()[-1]}.{name}").measure(chosen.quick):
             print(ratio, file=sys.stderr, flush=True)
-            found.append(ratio)
-    text = f"{table(found)}\n\n{machine()}\n"
+            ratios.append(ratio)
+    text = f"{table(ratios)}\n\n{machine()}\n"
     print(text)
     if chosen.out:
         chosen.out.write_text(f"# {title}\n\n{text}", encoding="utf-8")
-    return 0 if all(ratio.met for ratio in found) else 1
+    return 0 if all(ratio.met for ratio in ratios) else 1

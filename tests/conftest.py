@@ -1,4 +1,4 @@
-"""What holds for all tests: how many processes share them, and how (``pytest -n auto --dist loadscope``)."""
+"""Settings of all tests: how they are spread over processes (``pytest -n auto --dist loadscope``), and seeds."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-#: Bytes that each may take, with the ranks that it starts.
+#: Bytes per process, with the ranks that it starts.
 _MEMORY = 2**31
 _MOST_PROCESSES = 8
 
@@ -21,15 +21,15 @@ if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """A process for each core that this one may use, as far as there is memory."""
+    """One process per available core, as far as memory allows."""
     return max(1, min(_CORES, psutil.virtual_memory().total // _MEMORY, _MOST_PROCESSES))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests stay in one process, so that no fixture is made twice, but for files that name the mark `apart`.
+    """A file's tests stay in one process, so that no fixture is made twice, except in files that use the mark `apart`.
 
-    Here only the names of tests are known, so it is looked for in the file's text.
+    Only the names of tests are known here, so the mark is searched for in the file's text.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -43,14 +43,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests that start training come first: they take longest, and one that came last would run alone."""
+    """Files with tests that start training come first: they take longest, and the last one would run alone."""
     training = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(key=lambda item: item.path not in training)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
-    """End the launchers that a failed test leaves running: they would train beside the tests after it."""
+    """End the launchers that a failed test leaves running: they would go on training during the tests after it."""
     if call.excinfo is None or call.excinfo.errisinstance(pytest.skip.Exception):
         return
     for child in psutil.Process().children():
@@ -61,7 +61,7 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup() -> None:
-    """What fixtures and tests draw without a generator of their own is the same in any order of tests."""
+    """Random numbers that fixtures and tests draw do not depend on the order of the tests."""
     _seed()
 
 

@@ -1,4 +1,4 @@
-"""Imports run one way, models know no ranks, and what must answer at once imports no torch."""
+"""Imports run downward, models know nothing of ranks, and quick commands import no torch."""
 
 import ast
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.paths import CHECKOUT
 
-#: From the ground up. What stands in a line may import its own line and the lines below. A line holds folders, with
-#: what is in them, and files; what is named more exactly in another line belongs there.
+#: From the bottom up: a module may import its own floor and the floors above it in this list. A folder stands for all
+#: that is in it, except for what another floor names more exactly.
 FLOORS = (
     ("artefacts",),
     ("artefacts.pages",),
@@ -51,7 +51,7 @@ FLOORS = (
     ("launch.slurm",),
     ("launch.__main__",),
 )
-#: What a room must never reach, however many imports it takes.
+#: What a package must never reach, through any number of imports.
 NEVER_REACHES = {
     "artefacts": ("torch",),
     "configs": ("torch",),
@@ -73,28 +73,28 @@ PACKAGES = ("artefacts", "configs", "tokenizer", "pipeline", "training", "launch
 
 @cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file of everything that ships."""
-    found = {}
+    """Dotted name -> file of every module that ships."""
+    files = {}
     for package in PACKAGES:
         for path in (CHECKOUT / package).rglob("*.py"):
             name = ".".join(path.relative_to(CHECKOUT).with_suffix("").parts)
-            found[name.removesuffix(".__init__")] = path
-    return found
+            files[name.removesuffix(".__init__")] = path
+    return files
 
 
 @cache
 def imports(module: str) -> frozenset[str]:
     """Dotted names that a module imports, at its head or within functions: ours as modules, others in full."""
-    found = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
-                found.add(str(node.module) if name not in modules() and node.module in modules() else name)
-    return frozenset(found)
+                names.add(str(node.module) if name not in modules() and node.module in modules() else name)
+    return frozenset(names)
 
 
 def is_in(name: str, place: str) -> bool:
@@ -102,14 +102,14 @@ def is_in(name: str, place: str) -> bool:
 
 
 def floor(module: str) -> int:
-    """The floor that names a module most exactly."""
+    """Number of the floor that names a module most exactly."""
     matching = [(len(place), number) for number, floor in enumerate(FLOORS) for place in floor if is_in(module, place)]
-    assert matching, f"{module} stands on no floor: name its folder in FLOORS"
+    assert matching, f"{module} is on no floor: add its folder to FLOORS"
     return max(matching)[1]
 
 
 def reached(module: str) -> dict[str, list[str]]:
-    """Everything that a module imports, directly or through others of ours -> the way there."""
+    """Every module that a module imports, directly or not -> the chain of imports."""
     ways, waiting = {module: [module]}, [module]
     while waiting:
         name = waiting.pop()
@@ -125,7 +125,7 @@ def test_imports_run_downward(package: str) -> None:
     for module in modules():
         if is_in(module, package) and "." in module:
             for name in imports(module) & modules().keys():
-                assert floor(name) <= floor(module), f"{module} imports {name}, which stands above it"
+                assert floor(name) <= floor(module), f"{module} imports {name}, which is on a higher floor"
 
 
 def test_no_imports_in_a_circle() -> None:

@@ -1,4 +1,4 @@
-"""nanoGPT's way: ``datasets`` reads, ``map`` tokenises over processes, a memory map takes the ids in 1,024 batches.
+"""nanoGPT's method: ``datasets`` reads, ``map`` tokenizes in processes, a memory map receives ids in 1,024 batches.
 
 ``python -m benchmarks.peers.datasets_map FOLDER TOKENIZER.json OUT PROCESSES``
 """
@@ -16,15 +16,15 @@ def main(folder: str, tokenizer: str, out: str, processes: str) -> None:
     encoder = Tokenizer.from_file(tokenizer)
     end = encoder.token_to_id("<|endoftext|>")
     files = sorted(str(path) for path in Path(folder).glob("*.jsonl.zst"))
-    found = load_dataset("json", data_files=files, split="train", cache_dir=f"{out}/cache")
-    split = found.train_test_split(test_size=0.0005, seed=2357, shuffle=True)
+    dataset = load_dataset("json", data_files=files, split="train", cache_dir=f"{out}/cache")
+    split = dataset.train_test_split(test_size=0.0005, seed=2357, shuffle=True)
 
     def process(example: dict) -> dict:
         ids = [*encoder.encode(example["text"], add_special_tokens=False).ids, end]
         return {"ids": ids, "len": len(ids)}
 
-    tokenised = split.map(process, remove_columns=["text"], num_proc=int(processes))
-    for name, rows in tokenised.items():
+    tokenized = split.map(process, remove_columns=["text"], num_proc=int(processes))
+    for name, rows in tokenized.items():
         total = int(np.sum(rows["len"], dtype=np.uint64))
         array = np.memmap(f"{out}/{name}.bin", dtype=np.uint16, mode="w+", shape=(total,))
         at, batches = 0, min(1024, len(rows))

@@ -1,4 +1,4 @@
-"""datatrove's way: a JSON lines reader and its tokeniser, one task a file.
+"""datatrove's method: a JSON lines reader and its tokenizer, one task per file.
 
 ``python -m benchmarks.peers.datatrove_tokens FOLDER TOKENIZER.json OUT PROCESSES``
 """
