@@ -123,7 +123,7 @@ inspect: $(SETUP)  ## every tensor and its shape, parameter counts; or recipes i
 	$(RUN) training inspect $(WITH_RECIPE)
 
 explain: $(SETUP)  ## what a recipe key means, its default and bounds: KEY=train.micro_batch; or a section: KEY=train
-	$(RUN) configs explain "$(KEY)"
+	$(RUN) configs explain "$(if $(findstring command,$(origin KEY)),$(KEY))"
 
 ##@ Data
 

@@ -66,6 +66,15 @@ def test_words_that_make_would_ignore_are_refused(word: str, says: str) -> None:
     assert done.returncode == 2 and says in done.stderr
 
 
+def test_a_recipe_key_is_explained() -> None:
+    done = make("explain", "KEY=train.keep", f"PYTHON={sys.executable}")
+    assert done.returncode == 0 and "Number of newest checkpoints to keep." in done.stdout
+    done = make("explain", "KEY=train.kep", f"PYTHON={sys.executable}", KEY="train.keep")
+    assert done.returncode == 2 and "the nearest key is train.keep" in done.stderr
+    listed = make("explain", f"PYTHON={sys.executable}", KEY="train.keep")
+    assert "train.optimizer" in listed.stdout, "a variable of the shell is not the key"
+
+
 @pytest.mark.parametrize("prompt", ["it's $5 and $HOME", 'say "no"; $(shell ls) `ls` \\n', "# two\nlines"])
 def test_a_prompt_reaches_the_command_as_it_was_typed(prompt: str, tmp_path: Path) -> None:
     shown = tmp_path / "python"

@@ -125,7 +125,9 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_looks_for_the_folder_first() -> None:
     done = make("import", "FROM=nowhere", "ARGS=run.name=mine")
-    assert done.returncode == 2 and done.stderr.startswith("error: FROM=nowhere: no config.json there: set FROM to a model")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: FROM=nowhere: no config.json there: set FROM to a model"
+    )
     assert not done.stdout
 
 
