@@ -227,8 +227,10 @@ def _keys_of(section: str) -> list[str]:
 
 
 def _place(fault: ErrorDetails) -> str:
-    """The dotted key of a fault. pydantic inserts the family after ``model``."""
+    """The dotted key of a fault. pydantic inserts the family after ``model``, and the type at the end of a union."""
     parts = [str(part) for part in fault["loc"]]
+    if parts[-1:] and re.fullmatch(r"bool|literal\[.*\]", parts[-1]):
+        parts.pop()
     return ".".join(part for index, part in enumerate(parts) if not _is_family(parts, index))
 
 
@@ -290,4 +292,8 @@ def _explain(fault: ErrorDetails, where: str) -> str:
         # The message of a section usually starts with one of its keys.
         begins = isinstance(fault["input"], dict) and re.split(r"[^\w-]", message)[0] in _keys_of(key)
         return f"{where}: {key}{'.' if begins else ': '}{message}"
+    if message.startswith("Input should be "):
+        # Without pydantic's remark about how it tried to read the value.
+        wanted = re.sub(r", (unable to|got a) .*", "", message.removeprefix("Input should be "))
+        return f"{where}: {key} must be {wanted}, not {fault['input']!r}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"

@@ -157,8 +157,8 @@ class Recipe(Section):
         if self.train.global_batch % (self.micro_batch * ranks):
             micro = f" x train.micro_batch ({self.train.micro_batch})" if self.train.micro_batch else ""
             raise ValueError(
-                f"train.global_batch_tokens holds {self.train.global_batch} samples, which {ranks} processes{micro} "
-                "do not divide: change launch.processes, train.micro_batch or train.global_batch_tokens"
+                f"the {self.train.global_batch} samples of train.global_batch_tokens cannot be divided among {ranks} "
+                f"processes{micro}: change launch.processes, train.micro_batch or train.global_batch_tokens"
             )
         if self.model.compile and self.train.zero_stage == 3:
             raise ValueError(

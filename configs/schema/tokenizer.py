@@ -25,7 +25,8 @@ class TokenizerSection(Section):
         gt=0,
         le=2**31 - 1,
         description="Number of ids, with the 8 reserved tokens, the spare tokens and, for `bpe`, 256 bytes. For "
-        "`characters`: the maximum. Small corpora need a small vocabulary.",
+        "`characters`: the maximum. A small corpus needs a small vocabulary. With `huggingface` and `run` it is only "
+        "the default of `model.vocab_size`.",
     )
     sample_bytes: int = Field(
         100_000_000,

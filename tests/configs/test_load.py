@@ -27,9 +27,10 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
     [
         (["train.learningrate=1"], ["unknown key train.learningrate", "train.learning_rate"]),
         (["trian.steps=1"], ["override trian.steps=1", "unknown key trian", "train"]),
-        (["train.steps=abc"], ["train.steps", "'abc'"]),
-        (["train.steps=1.5"], ["train.steps", "1.5"]),
-        (["train.precision=fp8"], ["train.precision", "'bf16'"]),
+        (["train.steps=abc"], ["train.steps must be a valid integer, not 'abc'"]),
+        (["train.steps=1.5"], ["train.steps must be a valid integer, not 1.5"]),
+        (["train.precision=fp8"], ["train.precision must be 'fp32', 'bf16' or 'fp16', not 'fp8'"]),
+        (["run.replace=5"], ["run.replace must be a valid boolean, not 5"]),
         (["foo"], ["'foo'", "section.key=value"]),
         (["train.expert_parallel=3"], ["train.expert_parallel (3)", "2 processes"]),
         (["model.n_routed_experts=15", "model.n_group=1", "model.topk_group=1", "train.expert_parallel=2"],

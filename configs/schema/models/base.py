@@ -25,7 +25,7 @@ class ModelSection(Section):
     task: ClassVar[Task] = "language_modeling"
 
     vocab_size: int | None = Field(
-        None, gt=0, description="Rows of the embedding. May exceed the tokenizer's vocabulary. None: the tokenizer's."
+        None, gt=0, description="Rows of the embedding. May exceed the tokenizer's ids. None: `tokenizer.vocab_size`."
     )
     compile: NonIdentity[bool] = Field(
         False, description="Compile parts of the model with `torch.compile`. Not with ZeRO 3."
