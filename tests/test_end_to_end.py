@@ -266,7 +266,7 @@ def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
         ),
         (
             ["launch", "local", "pretrain", "train.deepspeed.zero_optimization.stage=3"],
-            "follows from the recipe's own keys",
+            "is set from the recipe's own keys",
         ),
     ],
 )

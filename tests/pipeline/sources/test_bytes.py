@@ -221,5 +221,5 @@ def test_long_rows_of_the_hub(tmp_path):
     ],
 )
 def test_a_key_that_the_kind_does_not_read_is_refused(tmp_path, kind, key, value):
-    with pytest.raises(RequestError, match=rf"{key} is read by .* only, not by kind={kind}"):
+    with pytest.raises(RequestError, match=rf"{key} is read only by .*, not by kind={kind}"):
         corpora.recipe(tmp_path, f"data.source.kind={kind}", "data.source.path=x", f"data.source.{key}={value}")

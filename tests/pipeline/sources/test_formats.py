@@ -107,10 +107,10 @@ def test_delimiters(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.source.encoding=klingon", "data.source.encoding: 'klingon' is no text encoding"),
-        ("data.source.encoding=base64", "data.source.encoding: 'base64' is no text encoding"),
-        ("data.source.delimiter=ab", "data.source.delimiter: 'ab' is not one character"),
-        ("data.source.kind=parquet", "data.source.delimiter is read by csv only"),
+        ("data.source.encoding=klingon", "data.source.encoding: 'klingon' is not a text encoding"),
+        ("data.source.encoding=base64", "data.source.encoding: 'base64' is not a text encoding"),
+        ("data.source.delimiter=ab", "data.source.delimiter: 'ab' is not a single character"),
+        ("data.source.kind=parquet", "data.source.delimiter is read only by csv"),
     ],
 )
 def test_what_is_refused(tmp_path, override, said):

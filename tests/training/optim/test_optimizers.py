@@ -289,9 +289,9 @@ def test_fp16_whose_scale_cannot_be_lowered_any_more_ends_the_run(tmp_path: Path
         (["train.offload_optimizer=nvme", "train.offload_path=/tmp"], "needs zero_stage=3"),
         (
             ["train.zero_stage=3", "train.offload_optimizer=nvme", "train.offload_path=/tmp", "launch.processes=2"],
-            "nvme on 2 processes: DeepSpeed 0.19 then steps along wrong gradients",
+            "nvme with 2 processes: DeepSpeed 0.19 would silently use wrong gradients",
         ),
-        (["train.offload_path=/tmp"], "give both or neither"),
+        (["train.offload_path=/tmp"], "set both or neither"),
     ],
 )
 def test_what_does_not_go_together_is_refused(overrides: list[str], says: str) -> None:
