@@ -91,6 +91,11 @@ class Key:
         return "none" if self.field.default is None else spelled(self.field.default)
 
     @property
+    def has_value_as_default(self) -> bool:
+        """Whether it has a default, and that is not the absence of a value."""
+        return self.field.default is not PydanticUndefined and self.field.default is not None
+
+    @property
     def meaning(self) -> str:
         return self.field.description or ""
 
@@ -188,7 +193,8 @@ def _type(kind: Any, metadata: list[Any]) -> str:
     if origin is Annotated:
         return _type(parts[0], [])
     if origin is tuple:
-        return f"list of {_type(parts[0], [])}"
+        inner_type = _type(parts[0], [])
+        return f"list of {inner_type}s" if inner_type in ("number", "integer") else f"list of {inner_type}"
     if inner := [part for part in parts if isinstance(part, type) and issubclass(part, Section)]:
         return "sections by name" if origin is dict else f"section {inner[0].__name__}"
     if origin is dict:
@@ -277,7 +283,7 @@ def _section(page: Page) -> str:
             lines += [*([""] if lines[-1] else []), *title, "| Key | Type | Default | Changes | Meaning |"]
             lines.append("|---|---|---|---|---|")
         leaf, default = key.name.rpartition(".")[2], key.default
-        shown = default if default in ("required", "none") else f"`{default or '(empty)'}`"
+        shown = f"`{default or '(empty)'}`" if key.has_value_as_default else default
         readers = f" Read by {', '.join(f'`{kind}`' for kind in key.kinds)}." if key.kinds else ""
         row = (f"`{leaf}`", key.type, shown, EFFECTS[key.effect][0], key.meaning + readers)
         lines.append(f"| {' | '.join(row)} |")

@@ -39,9 +39,10 @@ class ExamplesSection(Section):
 
 
 class FinetuneSection(Section):
-    """Fine-tuning of the pretrained weights on chat examples. Everything else is as in `train`.
+    """Fine-tuning of the pretrained weights on chat examples. Leave the section out if you do not fine-tune.
 
-    The loss covers the assistant's messages only. Leave the section out if you do not fine-tune.
+    The loss covers the assistant's messages only. The learning rate follows a cosine, and router biases do not change.
+    Everything else is as in `train`.
     """
 
     examples: ExamplesSection = ExamplesSection()

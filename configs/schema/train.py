@@ -113,7 +113,7 @@ class TrainSection(Section):
     )
     packing: Literal["windows", "best_fit"] = Field(
         "windows",
-        description="`windows`: samples are cut from the concatenated documents. `best_fit`: whole documents are "
+        description="`windows`: samples are cut from the concatenated documents. `best_fit`: complete documents are "
         "packed into samples; only documents longer than a sample are cut.",
     )
     mask_documents: bool = Field(
