@@ -19,8 +19,8 @@ from tokenizer.base import JSON_NAME, MODEL_NAME, Tokenizer
 from tokenizer.registry import load_tokenizer
 from tokenizer.released import spelling
 from tokenizer.special_tokens import RESERVED
-from training.checkpoint.save import About
-from training.checkpoint.write_full import write_whole
+from training.checkpoint.save import RunIdentity
+from training.checkpoint.write_full import write_full
 from training.estimate.parameters import parameters
 from training.export import config_json
 from training.export.directory import names_in, weight_files, weights_in
@@ -64,7 +64,7 @@ def import_model(recipe: Recipe, folder: Path) -> int:
             print(f"{run.folder}: moved aside to {atomic.move_aside(run.folder)}", flush=True)
         run.open(dump_recipe(recipe), recipe.run.may_replace("pretrain"))
         counts = parameters(recipe.model, recipe.vocab_size)
-        about = About(
+        about = RunIdentity(
             run.identity,
             run.inputs,
             model={**recipe.model.identity(), "vocab_size": recipe.vocab_size},
@@ -76,7 +76,7 @@ def import_model(recipe: Recipe, folder: Path) -> int:
                 "imported": files,
             },
         )
-        checkpoint, _ = write_whole(run.folder / "checkpoints", model, about)
+        checkpoint, _ = write_full(run.folder / "checkpoints", model, about)
         run.finish(checkpoint)
     print(f"import: {counts.total:,} parameters of {folder} are {checkpoint}; nothing was trained")
     for line in prediction.report(config, recipe.model):

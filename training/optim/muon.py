@@ -169,18 +169,18 @@ class Muon(torch.optim.Optimizer):
 def _plan(partition: Partition, device: torch.device, orthogonal: Callable[[str, tuple[int, ...]], bool]) -> _Plan:
     whole: dict[Matrices, list[int]] = {}
     cut: list[_Piece] = []
-    for stretch in partition.stretches:
-        if not orthogonal(stretch.name, stretch.shape):
+    for piece in partition.slices:
+        if not orthogonal(piece.name, piece.shape):
             continue
-        shape = matrices(stretch.name, stretch.shape)
-        end = stretch.start + stretch.numel
-        for number in range(stretch.start // shape.numel, -(-end // shape.numel)):
-            low, high = max(stretch.start, number * shape.numel), min(end, (number + 1) * shape.numel)
-            offset = stretch.offset + low - stretch.start
+        shape = matrices(piece.name, piece.shape)
+        end = piece.start + piece.numel
+        for number in range(piece.start // shape.numel, -(-end // shape.numel)):
+            low, high = max(piece.start, number * shape.numel), min(end, (number + 1) * shape.numel)
+            offset = piece.offset + low - piece.start
             if high - low == shape.numel:
                 whole.setdefault(shape, []).append(offset)
             else:
-                cut.append(_Piece((stretch.name, number), shape, low - number * shape.numel, high - low, offset))
+                cut.append(_Piece((piece.name, number), shape, low - number * shape.numel, high - low, offset))
     group = partition.group
     exchange = None
     if group is not None and dist.get_world_size(group) > 1:

@@ -14,7 +14,7 @@ import torch
 
 from tests.support.training.engine_job import train_once
 from training.distributed.join import join
-from training.distributed.ranks import leave
+from training.distributed.ranks import destroy_process_group
 
 
 def main(plan: Path) -> None:
@@ -29,7 +29,7 @@ def main(plan: Path) -> None:
         train_once(out, task["overrides"], ranks, begin_from, **special)
         if ranks.first:
             print(f"{number + 1}: {out.name} in {time.monotonic() - began:.1f} s", flush=True)
-    leave()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -51,14 +51,14 @@ def write_cut(folder: Path, whole: dict[str, np.ndarray], cuts: list[tuple[str, 
         shares[number % ranks].append(cut)
     for rank, share in enumerate(shares):
         flats = {MASTER: [], "exp_avg": []}
-        stretches, offset = [], 0
+        slices, offset = [], 0
         for name, start, end in share:
             padding = np.full(offset % 3, np.nan, np.float32)
             offset += len(padding)
             elements = whole[name].reshape(-1)[start:end]
             for key, sign in ((MASTER, 1), ("exp_avg", -1)):
                 flats[key] += [padding, sign * elements]
-            stretches.append((name, whole[name].shape, start, end - start, offset))
+            slices.append((name, whole[name].shape, start, end - start, offset))
             offset += end - start
         tensors = {
             f"0.{key}": torch.tensor(np.concatenate([np.zeros(0, np.float32), *flat])) for key, flat in flats.items()
@@ -66,7 +66,7 @@ def write_cut(folder: Path, whole: dict[str, np.ndarray], cuts: list[tuple[str, 
         if rank == 0:
             tensors[BUFFER + "bias"] = torch.ones(2)
         tensors[RANDOM + "cpu"] = torch.full((4,), rank, dtype=torch.uint8)
-        table = [{"states": list(flats), "scalars": {"step": 7.0}, "stretches": stretches}]
+        table = [{"states": list(flats), "scalars": {"step": 7.0}, "slices": slices}]
         tensor_file.write(folder / rank_file(rank), tensors, {"partitions": json.dumps(table)})
 
 
@@ -99,7 +99,7 @@ def test_any_run_of_elements_is_read_from_any_cut(tmp_path_factory, data) -> Non
 
 def test_a_parameter_with_a_hole_is_named(tmp_path) -> None:
     write_cut(tmp_path, {"a": np.zeros((4, 4), np.float32)}, [("a", 0, 5), ("a", 6, 16)], 2)
-    with pytest.raises(DamagedError, match="a is not whole"):
+    with pytest.raises(DamagedError, match="a is incomplete"):
         Contents(tmp_path)
 
 

@@ -16,8 +16,8 @@ from tests.support.training.grid import Cell, Task, run_tasks
 from tests.training.engine.test_engine import follow, weights_of
 from training.checkpoint.full_weights import require_checkpoint
 from training.checkpoint.index import FORMAT
-from training.checkpoint.load import Resumption, newest_whole
-from training.checkpoint.save import About
+from training.checkpoint.load import Resumption, newest_complete
+from training.checkpoint.save import RunIdentity
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
@@ -54,11 +54,11 @@ def test_the_one_before_a_damaged_one_is_used_and_the_damage_named(
     damage(checkpoints / "step-00000008" / name)
     if name == "manifest.json" and damage is flip:
         (checkpoints / "step-00000008" / name).write_bytes(b"\xff{")
-    found = newest_whole(checkpoints)
+    found = newest_complete(checkpoints)
     assert found is not None
     assert found.step == 6
-    (line,) = found.passed_over
-    assert line.startswith("step-00000008 passed over: ")
+    (line,) = found.skipped
+    assert line.startswith("step-00000008 skipped: ")
     assert name in line or line.endswith("no manifest")
 
 
@@ -67,10 +67,10 @@ def test_a_checkpoint_of_another_format_is_named(checkpoints: Path) -> None:
     written = json.loads(newest.read_text())
     del written["details"]["format"]
     newest.write_text(json.dumps(written))
-    found = newest_whole(checkpoints)
+    found = newest_complete(checkpoints)
     assert found is not None and found.step == 6
-    assert found.passed_over == [
-        f"step-00000008 passed over: saved in format None by another version of Millrace, this one reads {FORMAT}"
+    assert found.skipped == [
+        f"step-00000008 skipped: saved in format None by another version of Millrace, this one reads {FORMAT}"
     ]
     with pytest.raises(RequestError, match=r"step-00000008: saved in format None .* or move it away and run `make"):
         require_checkpoint(newest.parent, "pretrain")
@@ -81,7 +81,7 @@ def test_when_all_are_damaged_the_user_decides(checkpoints: Path) -> None:
     for folder in checkpoints.iterdir():
         truncate(folder / "rank-00001.safetensors")
     with pytest.raises(RequestError, match="no checkpoint there can be read: move"):
-        newest_whole(checkpoints)
+        newest_complete(checkpoints)
 
 
 def test_ranks_pass_over_together_what_one_of_them_finds_damaged(checkpoints: Path, tmp_path: Path) -> None:
@@ -100,11 +100,11 @@ def test_what_was_passed_over_is_moved_aside_and_not_removed(checkpoints: Path, 
     newest.write_text(json.dumps(written))
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=2", "train.keep=9"))
     shutil.copytree(checkpoints, task.out / "checkpoints")
-    assert "step-00000008, which was passed over, is now " in run_tasks([task], tmp_path)
+    assert "step-00000008, which was skipped, is now " in run_tasks([task], tmp_path)
     (aside,) = (task.out / "checkpoints" / "previous").iterdir()
     assert manifest.faults(aside) == [] and aside.name.endswith("step-00000008")
-    found = newest_whole(task.out / "checkpoints")
-    assert found is not None and (found.step, found.passed_over) == (8, [])
+    found = newest_complete(task.out / "checkpoints")
+    assert found is not None and (found.step, found.skipped) == (8, [])
 
 
 def test_what_was_passed_over_takes_no_place_of_a_whole_one(checkpoints: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_failed_save_names_the_newest_that_is_whole(checkpoints: Path, tmp_pat
     shutil.copytree(checkpoints, task.out / "checkpoints")
     said = run_tasks([task], tmp_path)
     assert "the checkpoint at step 5 could not be written" in said
-    assert "the newest whole one is step-00000004" in said
+    assert "the newest is step-00000004" in said
 
 
 def test_a_file_that_one_rank_cannot_read_is_passed_over_by_all(checkpoints: Path, tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_a_file_that_one_rank_cannot_read_is_passed_over_by_all(checkpoints: Pat
     assert len(task.seen()["losses"]) == 2, "from step 6 to 8"
 
 
-def about(**changes: dict[str, Any]) -> About:
+def about(**changes: dict[str, Any]) -> RunIdentity:
     topology: dict[str, int | str] = {"ranks": 2, "expert_parallel": 2, "zero_stage": 1}
-    return About(**{"identity": {"run": "test"}, "inputs": {}, "model": {}, "topology": topology, **changes})
+    return RunIdentity(**{"identity": {"run": "test"}, "inputs": {}, "model": {}, "topology": topology, **changes})
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def about(**changes: dict[str, Any]) -> About:
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(saved, changes, difference) -> None:
-    found = newest_whole(saved)
+    found = newest_complete(saved)
     assert found is not None
-    with pytest.raises(RequestError, match="is a checkpoint of another run: ") as caught:
+    with pytest.raises(RequestError, match="is a checkpoint of a different run: ") as caught:
         Resumption(found, about(**changes))
     assert difference in str(caught.value)
     assert Resumption(found, about()).changes == ""
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(s
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, tmp_path) -> None:
     with pytest.raises(
-        AssertionError, match=r"model\.layers\.0\.mlp\.down_proj\.weight is \(32, 48\), the recipe's is"
+        AssertionError, match=r"model\.layers\.0\.mlp\.down_proj\.weight is \(32, 48\), in the recipe's model"
     ):
         run_tasks([Task(Cell(1, 1, 1), tmp_path, ("model.intermediate_size=64",), saved)], tmp_path)
 
@@ -179,7 +179,7 @@ def test_training_goes_on_when_the_disk_is_full_and_says_so(tmp_path: Path) -> N
     task = Task(Cell(2, 2, 1), tmp_path / "out", options, full_disk=(3, 7))
     said = run_tasks([task], tmp_path)
     assert "the checkpoint at step 4 could not be written (rank 1: File too large" in said
-    assert "the newest whole one is step-00000002" in said
+    assert "the newest is step-00000002" in said
     checkpoints = task.out / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000002", "step-00000008"]
     assert all(manifest.faults(folder) == [] for folder in checkpoints.iterdir())
@@ -192,7 +192,7 @@ def test_training_goes_on_when_its_numbers_cannot_be_written(tmp_path: Path) -> 
     (out / "metrics.jsonl").symlink_to("/dev/full")
     task = Task(Cell(2, 2, 1), out)
     said = run_tasks([task], tmp_path)
-    assert said.count("warning: metrics.jsonl cannot be written (No space left on device): training goes on") == 1
+    assert said.count("warning: metrics.jsonl cannot be written (No space left on device): training continues") == 1
     assert "tensorboard/ cannot" not in said
     assert len(task.seen()["losses"]) == 8
     assert manifest.faults(out / "checkpoints" / "step-00000008") == []
@@ -202,7 +202,7 @@ def test_a_run_whose_last_checkpoint_fails_does_not_end_well(tmp_path: Path) -> 
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=4",), full_disk=(5, 9))
     with pytest.raises(AssertionError, match=r"the last checkpoint could not be saved \(rank 1: File too large"):
         run_tasks([task], tmp_path)
-    found = newest_whole(task.out / "checkpoints")
+    found = newest_complete(task.out / "checkpoints")
     assert found is not None and found.step == 4
 
 
@@ -214,7 +214,7 @@ def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="the last checkpoint could not be saved") as caught:
         run_tasks([task], tmp_path)
     assert "the checkpoint at step 4 could not be written (rank 0: " in str(caught.value)
-    assert "training goes on, with none on disk" in str(caught.value)
+    assert "training continues, no checkpoint is on disk" in str(caught.value)
 
 
 def test_the_newest_every_fourth_and_the_best_are_kept(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from tokenizer.registry import load_tokenizer
 from tokenizer.special_tokens import END_OF_TURN_ID
 from tokenizer.train import _fit
 from training.checkpoint.full_weights import read_weights
-from training.checkpoint.save import About
-from training.checkpoint.write_full import write_whole
+from training.checkpoint.save import RunIdentity
+from training.checkpoint.write_full import write_full
 from training.commands import import_model
 from training.commands.export import export
 from training.export import folder as export_folder
@@ -62,8 +62,8 @@ def trained(root: Path, model: dict[str, Any], *overrides: str) -> tuple[Recipe,
     root.mkdir(parents=True, exist_ok=True)
     recipe = tiny_recipe(root, model, *overrides)
     layout, made = with_data(recipe), tiny_model(recipe)
-    about = About({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
-    write_whole(layout.pretrain / "checkpoints", made, about)
+    about = RunIdentity({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
+    write_full(layout.pretrain / "checkpoints", made, about)
     return recipe, layout, made
 
 
@@ -90,7 +90,7 @@ def test_a_folder_is_the_model_there_and_back(
     assert export(third) == 0
     run = pretrain_run(third, elsewhere)
     run.open("", replace=True)
-    write_whole(run.folder / "checkpoints", different, About(run.identity, {}, {}, {}))
+    write_full(run.folder / "checkpoints", different, RunIdentity(run.identity, {}, {}, {}))
     for one in (other, third):
         with pytest.raises(RequestError, match=r"holds weights already that were not imported .* run\.name another"):
             import_model.import_model(one, elsewhere.export)
@@ -212,8 +212,8 @@ def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None
         model.lm_head.weight[END_OF_TURN_ID] = 10.0
     checkpoint = layout.pretrain / "checkpoints"
     shutil.rmtree(checkpoint / "step-00000000")
-    about = About({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
-    write_whole(checkpoint, model, about)
+    about = RunIdentity({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
+    write_full(checkpoint, model, about)
     export(recipe)
     tokenizer = transformers.AutoTokenizer.from_pretrained(layout.export)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(layout.export)

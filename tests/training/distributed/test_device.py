@@ -11,7 +11,7 @@ from configs.load import load_recipe
 from launch import preflight
 from launch.plan import worker_environment
 from training.distributed import join
-from training.distributed.device import choose
+from training.distributed.device import choose_device
 from training.distributed.ranks import widest
 from training.estimate import device, memory
 from training.estimate.device import device_of
@@ -51,7 +51,7 @@ def test_the_choice(
     here(monkeypatch, cuda, mps)
     if told:
         monkeypatch.setenv("DS_ACCELERATOR", told)
-    assert choose(asked, processes) == torch.device(chosen)
+    assert choose_device(asked, processes) == torch.device(chosen)
     assert os.environ["DS_ACCELERATOR"] == chosen
 
 

@@ -15,7 +15,7 @@ from tests.support.waiting import PATIENCE
 from training.distributed import join as joining
 from training.distributed.health_check import slow_ranks
 from training.distributed.join import join
-from training.distributed.ranks import leave
+from training.distributed.ranks import destroy_process_group
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
@@ -46,7 +46,7 @@ def _join(environment: dict[str, str], log: Path, seconds: int, late: int | None
     # All are to meet but where one is missing, however long they take to start.
     alone = environment["WORLD_SIZE"] != environment["STARTED"]
     ranks = join(wait_seconds=seconds if alone else PATIENCE, probe_seconds=PATIENCE if late is None else seconds)
-    leave()
+    destroy_process_group()
     print(f"joined {ranks.rank} of {ranks.size}")
 
 

@@ -25,9 +25,9 @@ from tests.training.engine.test_engine import VARIANTS, follow
 from training.checkpoint.full_weights import read_weights
 from training.checkpoint.index import Contents
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, Saver
+from training.checkpoint.save import RunIdentity, Saver
 from training.distributed.join import join
-from training.distributed.ranks import Ranks, leave
+from training.distributed.ranks import Ranks, destroy_process_group
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
 from training.engine.partitions import partitions
@@ -167,7 +167,7 @@ def alone() -> Iterator[Ranks]:
     """A group of one; DeepSpeed keeps the groups that it made, so there is but one."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     yield join()
-    leave()
+    destroy_process_group()
 
 
 def built(ranks: Ranks, *overrides: str, optimizer: torch.optim.Optimizer | None = None, **more: Any) -> Any:
@@ -251,7 +251,7 @@ def test_deepspeed_has_no_right_clipping_with_muon(alone) -> None:
 def test_a_checkpoint_that_cannot_be_published_takes_nothing_of_the_next(alone, tmp_path: Path) -> None:
     """Other ranks may be writing that already, while rank 0 still learns of the failure."""
     engine, *_ = built(alone)
-    saver = Saver(partitions(engine), tmp_path, About({}, {}, {}, {"ranks": 1}), alone, Retention(9))
+    saver = Saver(partitions(engine), tmp_path, RunIdentity({}, {}, {}, {"ranks": 1}), alone, Retention(9))
     (tmp_path / "step-00000009").mkdir()  # passed over: in the way of what is older
     (tmp_path / "previous").write_text("a file where the folder should be")
     begun_by_another = tmp_path / ".step-00000004.partial" / "rank-00001.safetensors"

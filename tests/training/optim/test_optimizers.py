@@ -29,7 +29,7 @@ OPTIMIZERS = {
 
 def test_muon_is_that_of_torch() -> None:
     """One matrix of either shape under weight decay, ten steps; torch computes in bf16."""
-    from training.engine.partitions import Partition, Stretch
+    from training.engine.partitions import ParamSlice, Partition
     from training.optim.muon import Muon
 
     for shape in ((6, 10), (10, 6), (8, 8)):
@@ -38,7 +38,7 @@ def test_muon_is_that_of_torch() -> None:
         peer = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
         group = {"params": [ours], "orthogonal": True}
         muon = Muon([group], lr=0.02, momentum=0.9, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-        muon.bind([Partition(ours, [Stretch("w", shape, 0, ours.numel(), 0)])], lambda *_: True)
+        muon.bind([Partition(ours, [ParamSlice("w", shape, 0, ours.numel(), 0)])], lambda *_: True)
         generator = torch.Generator().manual_seed(2)
         for _ in range(10):
             gradient = torch.randn(shape, generator=generator)

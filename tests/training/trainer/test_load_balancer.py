@@ -10,7 +10,7 @@ from configs.schema.train import TrainSection
 from tests.support.training.shapes import small
 from training.data.batch import Batch
 from training.distributed.join import join
-from training.distributed.ranks import leave
+from training.distributed.ranks import destroy_process_group
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optim.build import build_optimizer
@@ -31,7 +31,7 @@ METHODS = {
 def alone() -> Iterator[None]:
     join()
     yield
-    leave()
+    destroy_process_group()
 
 
 def worst_loads(model: DeepseekSection, **train: float) -> list[float]:

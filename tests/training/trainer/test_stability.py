@@ -29,29 +29,29 @@ RECIPE = CHECKOUT / "tests" / "end-to-end.yaml"
 def test_a_spike_is_told_once_it_can_be_judged() -> None:
     generator = random.Random(1)
     detector = SpikeDetector(window=64, deviations=6)
-    assert detector.judge(100.0) is None, "nothing to compare it with"
+    assert detector.deviation(100.0) is None, "nothing to compare it with"
     detector = SpikeDetector(window=64, deviations=6)
-    assert [detector.judge(generator.gauss(3, 0.1)) for _ in range(200)] == [None] * 200
-    above = detector.judge(6.0)
+    assert [detector.deviation(generator.gauss(3, 0.1)) for _ in range(200)] == [None] * 200
+    above = detector.deviation(6.0)
     assert above is not None and above > 20
-    assert detector.judge(generator.gauss(3, 0.1)) is None
-    assert detector.judge(math.nan) is None
+    assert detector.deviation(generator.gauss(3, 0.1)) is None
+    assert detector.deviation(math.nan) is None
 
 
 def test_a_new_level_is_soon_no_spike() -> None:
     generator = random.Random(2)
     detector = SpikeDetector(window=32, deviations=5)
     for _ in range(40):
-        detector.judge(generator.gauss(3, 0.1))
-    told = [detector.judge(generator.gauss(5, 0.1)) is not None for _ in range(64)]
+        detector.deviation(generator.gauss(3, 0.1))
+    told = [detector.deviation(generator.gauss(5, 0.1)) is not None for _ in range(64)]
     assert told[0] and not any(told[32:])
 
 
 def test_falling_loss_and_a_switched_off_detector_tell_nothing() -> None:
     detector = SpikeDetector(window=32, deviations=6)
-    assert not any(detector.judge(9 * 0.99**step) for step in range(300))
+    assert not any(detector.deviation(9 * 0.99**step) for step in range(300))
     off = SpikeDetector(window=32, deviations=0)
-    assert not any(off.judge(loss) for loss in [1.0] * 40 + [99.0])
+    assert not any(off.deviation(loss) for loss in [1.0] * 40 + [99.0])
 
 
 def test_only_steps_in_a_row_end_the_run() -> None:
@@ -105,7 +105,7 @@ def test_a_step_that_is_no_number_changes_nothing_at_any_stage(tmp_path: Path, p
 def test_too_many_in_a_row_end_the_run_on_all_ranks_and_save_nothing_more(tmp_path: Path) -> None:
     more = ("train.watch.skipped_in_a_row=2", "train.save_every=2")
     task = Task(Cell(2, 2, 1), tmp_path / "out", more, faults={"rank": 0, "loss": [5, 6, 7], "gradient": []})
-    with pytest.raises(AssertionError, match="step 7: 3 steps in a row had a loss or a gradient that is no finite"):
+    with pytest.raises(AssertionError, match="step 7: 3 steps in a row had a loss or a gradient that is not finite"):
         run_tasks([task], tmp_path)
     names = sorted(path.name for path in (task.out / "checkpoints").iterdir())
     assert names[-1] == "step-00000006", "begun when the run was ended, and whole"
@@ -141,7 +141,7 @@ def test_every_rank_writes_down_where_it_stands_though_one_never_lets_go_of_the_
     with pytest.raises(AssertionError, match=rf"exit codes \[.*-{signal.SIGALRM:d}\b"):
         run_tasks([task], tmp_path)
     stacks = [(task.out / "stacks" / f"rank-0000{rank}.txt").read_text() for rank in (0, 1)]
-    assert "in after_step" in stacks[1] and "engine_job.py" in stacks[1]
+    assert "in on_step_end" in stacks[1] and "engine_job.py" in stacks[1]
     assert "in sum_over_ranks" in stacks[0], "waits for the other in a collective"
 
 
@@ -166,7 +166,7 @@ def test_a_run_that_blows_up_ends_with_one_line(root: Path) -> None:
     said = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode == 1
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "3 steps in a row" in line and "begin anew with a lower train.learning_rate" in line
+    assert "3 steps in a row" in line and "start again with a lower train.learning_rate" in line
     assert "Traceback" not in said
     layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
     assert not list((layout.pretrain / "checkpoints").glob("step-*"))
