@@ -218,8 +218,8 @@ def train(folder: Path, overrides: list[str]) -> None:
         micro_batch=recipe.micro_batch,
         data=_made(recipe),
         validation=[],
-        preflight=lambda: None,
-        prepare=lambda model, experts: init_weights(model, recipe.run.seed, experts),
+        check_inputs=lambda: None,
+        init_weights=lambda model, experts: init_weights(model, recipe.run.seed, experts),
     )
     assemble.run_job(recipe, job, StopRequest())
     if torch.cuda.is_available() and os.environ["DS_ACCELERATOR"] == "cuda":

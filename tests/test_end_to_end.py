@@ -286,7 +286,7 @@ def test_shards_of_another_tokenizer_are_refused(layout: RunLayout, tmp_path: Pa
     assert found is not None
     manifest.write(tmp_path / "tokens", dataclasses.replace(found, inputs={**found.inputs, "tokenizer": "other"}))
     done = call("launch", "local", "pretrain", f"data.root={tmp_path}", root=tmp_path, expect=2)
-    assert "made by another tokenizer" in done.stderr
+    assert "made with a different tokenizer" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -18,7 +18,7 @@ from training.distributed.device import choose_device
 from training.export.weights import load_backbone, load_weights
 from training.layers.cpu import kernels
 from training.models.registry import build_model, init_weights
-from training.runs import backbone_checkpoint, given_checkpoint
+from training.runs import backbone_checkpoint, named_checkpoint
 
 
 def best_device(recipe: Recipe) -> torch.device:
@@ -69,7 +69,7 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
     """
     section = recipe.generate
     if section.weights:
-        checkpoint = given_checkpoint(section.weights, "generate.weights")
+        checkpoint = named_checkpoint(section.weights, "generate.weights")
         saved, why = manifest.require(checkpoint, "pretrain"), ""
     else:
         stage = section.stage or ("finetune" if has_weights(layout.finetune) else "pretrain")

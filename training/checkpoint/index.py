@@ -28,7 +28,7 @@ def fault_of_format(saved: Manifest) -> str:
 
 
 def folder_name(step: int) -> str:
-    """Name of the checkpoint after ``step`` optimiser steps."""
+    """Name of the checkpoint after ``step`` optimizer steps."""
     return f"step-{step:08d}"
 
 

@@ -90,7 +90,7 @@ def _rendezvous(rank: int, size: int, seconds: int) -> dist.Store:
     except dist.DistStoreError:
         missing = [str(other) for other, key in enumerate(keys) if not store.check([key])]
         raise RunError(
-            f"{len(missing)} of {size} ranks did not join within {seconds} s (launch.join_seconds): "
-            f"rank {', '.join(missing)}"
+            f"{len(missing)} of {size} ranks did not join within {seconds} s (launch.join_seconds); missing: "
+            f"{', '.join(missing)}"
         ) from None
     return store

@@ -39,7 +39,7 @@ def parameter_groups(
     is 1 for the others.
 
     DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts, which it looks up by
-    the group's name, and refuses (ZeRO-2) or fails (stage 0) where expert parameters stand among others.
+    the group's name. It refuses (ZeRO-2) or fails (stage 0) if expert parameters share a group with others.
     """
     decayed = {"weight_decay": weight_decay}
     kinds: dict[str, dict[str, Any]] = {

@@ -1,8 +1,8 @@
-"""One worker of the engine grid: many trainings one after another in the same processes.
+"""One worker of the engine grid, which runs many trainings in the same process.
 
 ``torchrun ... tests/support/training/grid_job.py PLAN.json``: a list of {"out": FOLDER, "overrides": [key=value ...],
-"from": FOLDER of checkpoints to begin from, or null, and what else ``tests.support.training.grid.Task`` has}; each is
-trained as ``engine_job.py`` trains one.
+"from": FOLDER of checkpoints to start from, or null, and the other fields of ``tests.support.training.grid.Task``};
+``engine_job.py`` runs every one of them.
 """
 
 import json

@@ -54,10 +54,10 @@ def test_the_one_before_a_damaged_one_is_used_and_the_damage_named(
     damage(checkpoints / "step-00000008" / name)
     if name == "manifest.json" and damage is flip:
         (checkpoints / "step-00000008" / name).write_bytes(b"\xff{")
-    found = newest_complete(checkpoints)
-    assert found is not None
-    assert found.step == 6
-    (line,) = found.skipped
+    checkpoint = newest_complete(checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.step == 6
+    (line,) = checkpoint.skipped
     assert line.startswith("step-00000008 skipped: ")
     assert name in line or line.endswith("no manifest")
 
@@ -67,9 +67,9 @@ def test_a_checkpoint_of_another_format_is_named(checkpoints: Path) -> None:
     written = json.loads(newest.read_text())
     del written["details"]["format"]
     newest.write_text(json.dumps(written))
-    found = newest_complete(checkpoints)
-    assert found is not None and found.step == 6
-    assert found.skipped == [
+    checkpoint = newest_complete(checkpoints)
+    assert checkpoint is not None and checkpoint.step == 6
+    assert checkpoint.skipped == [
         f"step-00000008 skipped: saved in format None by another version of Millrace, this one reads {FORMAT}"
     ]
     with pytest.raises(RequestError, match=r"step-00000008: saved in format None .* or move it away and run `make"):
@@ -103,8 +103,8 @@ def test_what_was_passed_over_is_moved_aside_and_not_removed(checkpoints: Path, 
     assert "step-00000008, which was skipped, is now " in run_tasks([task], tmp_path)
     (aside,) = (task.out / "checkpoints" / "previous").iterdir()
     assert manifest.faults(aside) == [] and aside.name.endswith("step-00000008")
-    found = newest_complete(task.out / "checkpoints")
-    assert found is not None and (found.step, found.skipped) == (8, [])
+    checkpoint = newest_complete(task.out / "checkpoints")
+    assert checkpoint is not None and (checkpoint.step, checkpoint.skipped) == (8, [])
 
 
 def test_what_was_passed_over_takes_no_place_of_a_whole_one(checkpoints: Path, tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_a_failed_save_names_the_newest_that_is_whole(checkpoints: Path, tmp_pat
         truncate(checkpoints / f"step-{step:08d}" / "rank-00000.safetensors")
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=1", "train.keep=9"), full_disk=(5, 7))
     shutil.copytree(checkpoints, task.out / "checkpoints")
-    said = run_tasks([task], tmp_path)
-    assert "the checkpoint at step 5 could not be written" in said
-    assert "the newest is step-00000004" in said
+    output = run_tasks([task], tmp_path)
+    assert "the checkpoint at step 5 could not be written" in output
+    assert "the newest is step-00000004" in output
 
 
 def test_a_file_that_one_rank_cannot_read_is_passed_over_by_all(checkpoints: Path, tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def about(**changes: dict[str, Any]) -> RunIdentity:
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(saved, changes, difference) -> None:
-    found = newest_complete(saved)
-    assert found is not None
+    checkpoint = newest_complete(saved)
+    assert checkpoint is not None
     with pytest.raises(RequestError, match="is a checkpoint of a different run: ") as caught:
-        Resumption(found, about(**changes))
+        Resumption(checkpoint, about(**changes))
     assert difference in str(caught.value)
-    assert Resumption(found, about()).changes == ""
+    assert Resumption(checkpoint, about()).changes == ""
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, tmp_path) -> None:
@@ -177,9 +177,9 @@ def test_training_goes_on_when_the_disk_is_full_and_says_so(tmp_path: Path) -> N
     """The last rank cannot write at steps 4 and 6: these checkpoints are dropped, 2 stays till 8 is whole."""
     options = ("train.save_every=2", "train.keep=9")
     task = Task(Cell(2, 2, 1), tmp_path / "out", options, full_disk=(3, 7))
-    said = run_tasks([task], tmp_path)
-    assert "the checkpoint at step 4 could not be written (rank 1: File too large" in said
-    assert "the newest is step-00000002" in said
+    output = run_tasks([task], tmp_path)
+    assert "the checkpoint at step 4 could not be written (rank 1: File too large" in output
+    assert "the newest is step-00000002" in output
     checkpoints = task.out / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000002", "step-00000008"]
     assert all(manifest.faults(folder) == [] for folder in checkpoints.iterdir())
@@ -191,9 +191,9 @@ def test_training_goes_on_when_its_numbers_cannot_be_written(tmp_path: Path) -> 
     out.mkdir()
     (out / "metrics.jsonl").symlink_to("/dev/full")
     task = Task(Cell(2, 2, 1), out)
-    said = run_tasks([task], tmp_path)
-    assert said.count("warning: metrics.jsonl cannot be written (No space left on device): training continues") == 1
-    assert "tensorboard/ cannot" not in said
+    output = run_tasks([task], tmp_path)
+    assert output.count("warning: metrics.jsonl cannot be written (No space left on device): training continues") == 1
+    assert "tensorboard/ cannot" not in output
     assert len(task.seen()["losses"]) == 8
     assert manifest.faults(out / "checkpoints" / "step-00000008") == []
 
@@ -202,8 +202,8 @@ def test_a_run_whose_last_checkpoint_fails_does_not_end_well(tmp_path: Path) -> 
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=4",), full_disk=(5, 9))
     with pytest.raises(AssertionError, match=r"the last checkpoint could not be saved \(rank 1: File too large"):
         run_tasks([task], tmp_path)
-    found = newest_complete(task.out / "checkpoints")
-    assert found is not None and found.step == 4
+    checkpoint = newest_complete(task.out / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == 4
 
 
 def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every legal topology computes what one process computes, and every topology goes on from another's checkpoint."""
+"""Every legal topology computes what one process computes, and every topology resumes from another's checkpoint."""
 
 import math
 from pathlib import Path
@@ -59,8 +59,8 @@ def complain(wrong: dict[str, list[str]]) -> None:
 def check_cells(cells: list[Cell], folder: Path, reference: dict[str, Any]) -> None:
     tasks = [Task(cell, folder / str(number)) for number, cell in enumerate(cells)]
     run_tasks(tasks, folder)
-    found = {str(t.cell): differences(t.seen(), reference) + different_weights(t, reference) for t in tasks}
-    complain({name: faults for name, faults in found.items() if faults})
+    failures = {str(t.cell): differences(t.seen(), reference) + different_weights(t, reference) for t in tasks}
+    complain({name: faults for name, faults in failures.items() if faults})
 
 
 def test_the_case_bites(reference, tmp_path) -> None:
@@ -129,4 +129,4 @@ def test_every_elastic_pair(reference, tmp_path, capsys) -> None:
     check_pairs(pairs, tmp_path, reference)
     assert sum({before.stage, after.stage} <= {1, 2} for before, after in pairs) == math.perm(12, 2)
     with capsys.disabled():
-        print(f"\n{len(pairs)} elastic pairs: the second topology goes on from the first's checkpoint as one run")
+        print(f"\n{len(pairs)} elastic pairs: the second topology resumes from the first's checkpoint as one run would")

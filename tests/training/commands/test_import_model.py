@@ -146,7 +146,7 @@ def test_both_spellings_of_rope_are_read(tmp_path: Path) -> None:
 def test_tensors_that_hold_nothing_learned_are_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     model = saved(folder, "v3", tie_word_embeddings=True)
-    # The bare model's names, tables of rotary positions, and the head beside the embedding that it is.
+    # The bare model's names, tables of rotary positions, and a head that is tied to the embedding.
     rewrite(
         folder,
         lambda weights: {
@@ -222,16 +222,16 @@ def without_mscale(config: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_key_of_another_model_is_refused_by_name(
-    kind: str, change: dict[str, Any], said: str | None, tmp_path: Path
+    kind: str, change: dict[str, Any], message: str | None, tmp_path: Path
 ) -> None:
     folder = tmp_path / "theirs"
     saved(folder, kind)
     absent = [key for key, value in change.items() if value is ...]
     edit(folder, lambda config: {key: value for key, value in (config | change).items() if key not in absent})
-    if said is None:
+    if message is None:
         taken(tmp_path / "ours", kind, folder)
         return
-    with pytest.raises(RequestError, match=said) as refused:
+    with pytest.raises(RequestError, match=message) as refused:
         taken(tmp_path / "ours", kind, folder)
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
 
@@ -262,12 +262,12 @@ def test_all_keys_that_differ_are_given_as_overrides(tmp_path: Path) -> None:
     ],
 )
 def test_a_tensor_of_another_model_is_refused_by_name(
-    kind: str, change: Callable[[Weights], Weights], said: str, tmp_path: Path
+    kind: str, change: Callable[[Weights], Weights], message: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "theirs"
     saved(folder, kind)
     rewrite(folder, change)
-    with pytest.raises(RequestError, match=said) as refused:
+    with pytest.raises(RequestError, match=message) as refused:
         taken(tmp_path / "ours", kind, folder)
     assert str(folder) in str(refused.value)
 
@@ -288,8 +288,8 @@ def test_prediction_layers_that_transformers_dropped_are_no_hindrance(
     model = saved(folder, "v3")
     assert json.loads((folder / "config.json").read_text())["num_nextn_predict_layers"] == 1
     require_same_logits(taken(tmp_path / "none", "v3", folder), model)
-    said = "num_nextn_predict_layers is 1 in config.json and 0 in the recipe: 1 prediction layer is not imported"
-    assert said in capsys.readouterr().out
+    message = "num_nextn_predict_layers is 1 in config.json and 0 in the recipe: 1 prediction layer is not imported"
+    assert message in capsys.readouterr().out
     with pytest.raises(RequestError, match=r"no weights of model\.layers\.2, .* set it to 0, or .*model\.new_predic"):
         taken(tmp_path / "one", "v3", folder, num_nextn_predict_layers=1)
     assert not (tmp_path / "one" / "tiny" / "pretrain").exists()

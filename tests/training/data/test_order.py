@@ -32,7 +32,7 @@ def test_order_is_shuffled() -> None:
 
 
 def test_order_is_the_recorded_one() -> None:
-    """A run that was begun by an earlier Millrace goes on with the samples it would have had."""
+    """These samples may never change: a run must resume with the same ones after an update of Millrace."""
     recorded = {
         (95, 101, 5): [75, 49, 80, 20, 84, 89, 87, 66, 26, 14, 61, 15],
         (123456789, 9_765_525, 1234): [5092246, 4380576, 7136813, 3086446, 6545783, 6273216],
@@ -40,8 +40,8 @@ def test_order_is_the_recorded_one() -> None:
     for (first, size, seed), indices in recorded.items():
         assert sample_indices(first, len(indices), size, seed).tolist() == indices
         positions = first + np.arange(len(indices))
-        which, found = Mixture([size], [0.3], seed).locate(positions)
-        assert found.tolist() == indices and not which.any()
+        which, located = Mixture([size], [0.3], seed).locate(positions)
+        assert located.tolist() == indices and not which.any()
 
 
 @settings(max_examples=30, deadline=None)

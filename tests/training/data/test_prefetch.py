@@ -1,4 +1,4 @@
-"""Reading ahead changes nothing of what is read, raises what goes wrong, and ends when it is told."""
+"""Prefetching reads the same batches, raises errors of its thread, and stops when it is closed."""
 
 import threading
 

@@ -105,7 +105,7 @@ def reference() -> dict[str, Any]:
     ],
 )
 def test_every_gate_and_loss_is_the_same_under_expert_parallelism(tmp_path, variant, cell) -> None:
-    """Whatever the ranks, accumulation and checkpointing: losses, norms, terms, loads and biases."""
+    """Losses, norms, terms, loads and biases do not depend on ranks, accumulation and checkpointing."""
     expected = follow(VARIANTS[variant])
     task = Task(cell, tmp_path, tuple(VARIANTS[variant]))
     run_tasks([task], tmp_path)

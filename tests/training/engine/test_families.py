@@ -1,4 +1,4 @@
-"""Every family under DeepSpeed: each topology computes what one process does and goes on from another's checkpoint."""
+"""Every family under DeepSpeed: each topology computes what one process does and resumes from another's checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,6 @@ def test_topologies_and_resumes_are_one_process(tmp_path: Path) -> None:
         reference, seen = tasks[name, PLAIN].seen(), task.seen()
         first, last = (HALF, None) if (name, *what) in resumes else (0, HALF if what[-1] == "stopped" else None)
         for key, tolerance in (("losses", {"abs": LOSS}), ("norms", {"rel": NORM})):
-            told = f"{name}, {what}: {key}"
-            assert seen[key] == pytest.approx(reference[key][first:last], **tolerance), told
+            title = f"{name}, {what}: {key}"
+            assert seen[key] == pytest.approx(reference[key][first:last], **tolerance), title
         assert reference["losses"][-1] < reference["losses"][0], f"{name} learns nothing"

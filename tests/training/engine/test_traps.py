@@ -1,9 +1,10 @@
-"""What users of such systems suffer from, and where DeepSpeed and AutoEP are wrong or silent: a test for each.
+"""Known problems of such systems, and where DeepSpeed and AutoEP are wrong or silent: one test per problem.
 
 Two more are elsewhere: clipping with our Muon in ``test_optimizers.py``, two agents on one host in
 ``tests/test_end_to_end.py``.
-Tests whose names begin with ``test_deepspeed_has_no`` hold what DeepSpeed does: when one fails, it has been mended, and
-what goes around it can go.
+
+Tests named ``test_deepspeed_has_no...`` show what DeepSpeed lacks. When one fails, DeepSpeed has fixed it, and our
+workaround can be removed.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Optimisers, precisions and offload: the same at every stage, on any ranks, and exact after a resume."""
+"""Optimizers, precisions and offload: the same at every stage, on any number of ranks, and exact after a resume."""
 
 import os
 import subprocess
@@ -84,8 +84,8 @@ def check(name: str, cells: list[Cell], folder: Path) -> None:
     assert min(expected["norms"]) > 0.5, "clipping must bite"
     tasks = [Task(cell, folder / str(number), more) for number, cell in enumerate(cells)]
     run_tasks(tasks, folder)
-    found = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
-    complain({cell: faults for cell, faults in found.items() if faults})
+    failures = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
+    complain({cell: faults for cell, faults in failures.items() if faults})
 
 
 def resumed(folder: Path, cells: list[tuple[Cell, tuple[str, ...]]]) -> list[tuple[Task, Task, Task]]:
@@ -139,8 +139,8 @@ def test_offload_computes_the_same(tmp_path: Path) -> None:
     expected = follow([])
     tasks = [Task(Cell(2, 2, stage), tmp_path / str(stage), more) for stage in (1, 2, 3)]
     run_tasks(tasks, tmp_path)
-    found = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
-    complain({cell: faults for cell, faults in found.items() if faults})
+    failures = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
+    complain({cell: faults for cell, faults in failures.items() if faults})
 
 
 #: Groups of over a mebibyte: DeepSpeed swaps no smaller ones.
@@ -187,7 +187,7 @@ def test_a_dead_build_and_another_ninja_do_not_stop_a_start(file_access: Path, t
 def test_offload_to_a_disk_computes_the_same_and_resumes_to_the_last_bit(
     file_access, tmp_path: Path, accumulation: int, more: tuple[str, ...]
 ) -> None:
-    """The same as in the host's memory, and another topology goes on from its checkpoint."""
+    """The same as in the host's memory, and another topology resumes from its checkpoint."""
     cell, kind = Cell(1, 1, 3, accumulation), (*LARGE, *more)
     disk = tmp_path / "disk"
     ((whole, first, second),) = resumed(

@@ -45,22 +45,22 @@ def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
         precision="fp32",
         **train,
     )
-    made = DeepseekForCausalLM(model, VOCAB)
-    init_weights(made, 0)
+    network = DeepseekForCausalLM(model, VOCAB)
+    init_weights(network, 0)
     with torch.no_grad():
         # A direction that all tokens share, and two experts that look for it.
-        made.model.embed_tokens.weight[:, 0] += 1.4
-        (router_layer,) = (layer for layer in made.model.blocks if hasattr(layer, "router"))
+        network.model.embed_tokens.weight[:, 0] += 1.4
+        (router_layer,) = (layer for layer in network.model.blocks if hasattr(layer, "router"))
         router_layer.mlp.gate.weight[:FAVOURITES, 0] += 2.0  # type: ignore[union-attr, index]
-    optimizer = build_optimizer(made, section.optimizer, section.learning_rate)
-    objective, balancer = Objective(model, section), Balancer(made, section.router_bias_update_rate)
+    optimizer = build_optimizer(network, section.optimizer, section.learning_rate)
+    objective, balancer = Objective(model, section), Balancer(network, section.router_bias_update_rate)
     generator = torch.Generator().manual_seed(5)
     worst = []
     for _ in range(STEPS):
         ids = torch.randint(0, VOCAB, (32, 32), generator=generator)
         # Something to learn: without, the hidden states of all tokens grow alike, and go to one expert together.
         batch = Batch(ids, (ids * 7 + 3) % VOCAB)
-        sums, counts = objective(made, batch), objective.counts(batch)
+        sums, counts = objective(network, batch), objective.counts(batch)
         loss = sum(objective.weights[name] * sums[name] / counts[name] for name in objective.weights)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[union-attr]

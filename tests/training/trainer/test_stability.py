@@ -43,8 +43,8 @@ def test_a_new_level_is_soon_no_spike() -> None:
     detector = SpikeDetector(window=32, deviations=5)
     for _ in range(40):
         detector.deviation(generator.gauss(3, 0.1))
-    told = [detector.deviation(generator.gauss(5, 0.1)) is not None for _ in range(64)]
-    assert told[0] and not any(told[32:])
+    spikes = [detector.deviation(generator.gauss(5, 0.1)) is not None for _ in range(64)]
+    assert spikes[0] and not any(spikes[32:])
 
 
 def test_falling_loss_and_a_switched_off_detector_tell_nothing() -> None:
@@ -93,8 +93,8 @@ def test_a_step_that_is_no_number_changes_nothing_at_any_stage(tmp_path: Path, p
         ), name
         if precision == "fp32":
             finite = [step for step in range(8) if step != 2]
-            found = [seen["losses"][step] for step in finite]
-            assert found == pytest.approx([expected["losses"][step] for step in finite], abs=1e-5), name
+            losses = [seen["losses"][step] for step in finite]
+            assert losses == pytest.approx([expected["losses"][step] for step in finite], abs=1e-5), name
             assert seen["biases"] == [pytest.approx(b, abs=1e-7) for b in expected["biases"]], name
             weights = weights_of(task.out / "checkpoints" / "step-00000008")
             for key, tensor in expected["weights"].items():
@@ -163,11 +163,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.engine
 def test_a_run_that_blows_up_ends_with_one_line(root: Path) -> None:
     process = start(root, "run.name=end-to-end", "train.learning_rate=1e25", "train.watch.skipped_in_a_row=2")
-    said = "".join(process.communicate(timeout=PATIENCE))
+    output = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode == 1
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "3 steps in a row" in line and "start again with a lower train.learning_rate" in line
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
     assert not list((layout.pretrain / "checkpoints").glob("step-*"))
     events = read_metrics(layout.pretrain / "metrics.jsonl")["event"]
@@ -188,8 +188,8 @@ def test_a_rank_that_stands_still_ends_the_run_to_be_started_again(root: Path) -
     _, alive = psutil.wait_procs([ranks["0"]], timeout=PATIENCE)
     assert not alive
     ranks["1"].kill()  # torchrun would give it half a minute for a signal that it cannot take
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 75, said
+    _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75, output
     stacks = layout.pretrain / "stacks"
-    assert f"no step in 6 s (train.watch.hang_seconds): where each rank stood is in {stacks}; the same" in said
+    assert f"no step in 6 s (train.watch.hang_seconds): where each rank stood is in {stacks}; the same" in output
     assert "in run" in (stacks / "rank-00000.txt").read_text()
