@@ -38,10 +38,10 @@ def call(*words: str, root: Path, expect: int = 0) -> subprocess.CompletedProces
     return done
 
 
-# Half a minute: the whole demo, three real starts of training among it; all tests below look at it.
+# Half a minute: the complete demo with three real starts of training; the tests below look at its results.
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs in which the demo of the small recipe has run to its end."""
+    """A folder of runs in which the demo of the small recipe has finished."""
     folder = tmp_path_factory.mktemp("end-to-end")
     done = call("launch", "demo", root=folder)
     (folder / "out.txt").write_text(done.stdout)
@@ -53,21 +53,21 @@ def layout(root: Path) -> RunLayout:
     return RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
 
 
-def test_the_table_tells_what_came_out(root: Path) -> None:
+def test_the_table_shows_the_results(root: Path) -> None:
     text = (root / "out.txt").read_text()
     names = ("documents", "tokens", "parameters", "speed", "bits per byte", "baselines", "expert load", "resume")
     for name in (*names, "fine-tuning", "completion", "report"):
         assert re.search(rf"^ *{name} ", text, re.MULTILINE), f"no row {name} in\n{text}"
-    assert "20 losses after the resume and before the crash: the same bit for bit" in text
+    assert "20 losses before the crash and after the resume: equal bit for bit" in text
 
 
-def test_every_artefact_is_whole(layout: RunLayout) -> None:
+def test_every_artefact_is_complete(layout: RunLayout) -> None:
     for folder in (layout.documents, layout.tokenizer, layout.tokens, layout.examples, layout.evaluation):
         assert manifest.faults(folder) == []
     for folder in (layout.pretrain, layout.finetune):
-        found = manifest.read(folder)
-        assert found is not None
-        assert manifest.faults(folder / "checkpoints" / found.details["checkpoint"]) == []
+        saved = manifest.read(folder)
+        assert saved is not None
+        assert manifest.faults(folder / "checkpoints" / saved.details["checkpoint"]) == []
     page = layout.report.read_text(encoding="utf-8")
     assert "<svg" in page or "data:image/" in page
 
@@ -78,7 +78,7 @@ def test_every_file_follows_the_umask(layout: RunLayout) -> None:
     assert files and {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
-def test_metrics_hold_what_they_promise(layout: RunLayout) -> None:
+def test_the_metrics_of_a_run(layout: RunLayout) -> None:
     records = list(read_records(layout.pretrain / "metrics.jsonl"))
     steps = [record["step"] for record in records if record["kind"] == "train"]
     assert sorted(set(steps)) == list(range(1, 45))
@@ -137,9 +137,9 @@ def test_a_start_of_training_imports_no_compiler(root: Path, tmp_path: Path) -> 
 
 
 def test_damaged_weights_are_refused(root: Path, layout: RunLayout, tmp_path: Path) -> None:
-    found = manifest.read(layout.pretrain)
-    assert found is not None
-    copy = tmp_path / found.details["checkpoint"]
+    saved = manifest.read(layout.pretrain)
+    assert saved is not None
+    copy = tmp_path / saved.details["checkpoint"]
     shutil.copytree(layout.pretrain / "checkpoints" / copy.name, copy)
     path = next(copy.glob("*.safetensors"))
     content = bytearray(path.read_bytes())
@@ -204,7 +204,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLay
     assert f"resuming after step {step}" in done.stdout
     assert step + 2 in _steps(folder)
     if number == signal.SIGTERM:
-        # Another number of processes: the unfinished run goes on all the same.
+        # Another number of processes: the unfinished run resumes all the same.
         other = [*argv, "launch.processes=1", f"train.simulate_crash_at={step + 2}"]
         done = subprocess.run(other, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 1, done.stdout + done.stderr
@@ -282,9 +282,9 @@ def test_wrong_requests_are_one_line_and_harm_nothing(layout: RunLayout, root: P
 def test_shards_of_another_tokenizer_are_refused(layout: RunLayout, tmp_path: Path) -> None:
     shutil.copytree(layout.tokenizer, tmp_path / "tokenizer")
     shutil.copytree(layout.tokens, tmp_path / "tokens")
-    found = manifest.read(tmp_path / "tokens")
-    assert found is not None
-    manifest.write(tmp_path / "tokens", dataclasses.replace(found, inputs={**found.inputs, "tokenizer": "other"}))
+    saved = manifest.read(tmp_path / "tokens")
+    assert saved is not None
+    manifest.write(tmp_path / "tokens", dataclasses.replace(saved, inputs={**saved.inputs, "tokenizer": "other"}))
     done = call("launch", "local", "pretrain", f"data.root={tmp_path}", root=tmp_path, expect=2)
     assert "made with a different tokenizer" in done.stderr
     assert done.stderr.count("\n") == 1

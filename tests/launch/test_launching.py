@@ -28,10 +28,10 @@ _LITE = RECIPE.parents[1] / "configs" / "deepseek-v2-lite.yaml"
 _TIMED_OUT = "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError\n"
 
 
-def _node_log(logs: Path, node: str, said: str, age: float) -> None:
+def _node_log(logs: Path, node: str, text: str, age: float) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     file = logs / f"node-{node}.txt"
-    file.write_bytes(header("launcher") + said.encode())
+    file.write_bytes(header("launcher") + text.encode())
     os.utime(file, (time.time() - age,) * 2)
 
 
@@ -44,8 +44,8 @@ def test_of_a_jobs_last_life_no_node_counts_as_joined(tmp_path: Path, monkeypatc
     output = Output(tmp_path, apart=0)
     with output.open_node_log() as log:
         log.write(_TIMED_OUT.encode())
-    said = why_failed(recipe, output, ["n1", "n2"])
-    assert said == "1 of 2 nodes did not join within 600 s (launch.join_seconds): joined: n1; missing: n2"
+    message = why_failed(recipe, output, ["n1", "n2"])
+    assert message == "1 of 2 nodes did not join within 600 s (launch.join_seconds): joined: n1; missing: n2"
 
 
 _GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:14505"
@@ -71,8 +71,8 @@ def test_a_rank_that_was_killed_is_named_and_not_the_one_that_missed_it(
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv(LOGS, str(tmp_path))
     output = Output(tmp_path)
-    for rank, said in ((1, "step 2"), (0, error)):
-        rank_log(tmp_path, rank).write_bytes(header(f"rank {rank}") + f"{said}\n".encode())
+    for rank, text in ((1, "step 2"), (0, error)):
+        rank_log(tmp_path, rank).write_bytes(header(f"rank {rank}") + f"{text}\n".encode())
     monkeypatch.setenv("RANK", "0")
     Worker().note_failure()
     assert output.explain({"n1": gone}, one_host).startswith(named)
@@ -139,10 +139,10 @@ def test_a_time_limit_leaves_time_to_be_told(limit: str, fits: bool) -> None:
 
 
 def test_fewer_nodes_than_asked_for_are_enough_for_the_batch() -> None:
-    given = ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"]
-    for least, said in ((2, ""), (3, r"min_nodes \(3\): .* over 3 nodes, but over 2: set min_nodes=2")):
-        words = [*given, f"launch.slurm.train.min_nodes={least}"]
-        with pytest.raises(RequestError, match=said) if said else nullcontext():
+    overrides = ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"]
+    for least, message in ((2, ""), (3, r"min_nodes \(3\): .* over 3 nodes, but over 2: set min_nodes=2")):
+        words = [*overrides, f"launch.slurm.train.min_nodes={least}"]
+        with pytest.raises(RequestError, match=message) if message else nullcontext():
             check_least_nodes(load_recipe(RECIPE, words), str(RECIPE), words)
 
 
@@ -173,8 +173,8 @@ def test_what_surely_does_not_fit_is_refused(gpu: None) -> None:
 
 
 def test_a_job_runs_on_other_gpus_than_this_machines(gpu: None) -> None:
-    there = device_of(load_recipe(_LITE, ["launch.kind=slurm"]))
-    assert there.bytes == 80 * 2**30 and not there.known
+    device = device_of(load_recipe(_LITE, ["launch.kind=slurm"]))
+    assert device.bytes == 80 * 2**30 and not device.known
     (line,) = check_memory(
         load_recipe(_LITE, ["launch.kind=slurm", "train.micro_batch=36", "train.activation_checkpointing=none"])
     )

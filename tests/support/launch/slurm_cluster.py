@@ -145,15 +145,15 @@ class SlurmCluster:
         Raises:
             TimeoutError: some still are.
         """
-        found: dict[str, str] = {}
+        states: dict[str, str] = {}
 
         def ended() -> bool:
-            found.update({task: state for job in jobs for task, state in self.states(job).items()})
-            return not set(found.values()) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}
+            states.update({task: state for job in jobs for task, state in self.states(job).items()})
+            return not set(states.values()) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}
 
         if not self._until(ended, PATIENCE):
-            raise TimeoutError(f"after {PATIENCE} s: {found}")
-        return found
+            raise TimeoutError(f"after {PATIENCE} s: {states}")
+        return states
 
     def _configure(self) -> None:
         host = socket.gethostname().split(".")[0]
@@ -206,17 +206,17 @@ class SlurmCluster:
 
     def _left(self) -> list[psutil.Process]:
         """Processes that belong to this cluster by their environment: nobody else's has its configuration."""
-        mark, found = str(self.folder / "slurm.conf"), []
+        mark, processes = str(self.folder / "slurm.conf"), []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == mark:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
 
 def _free_ports(count: int) -> list[int]:
     """Ports of this host that nobody listens on, each another."""
-    found: set[int] = set()
-    while len(found) < count:
-        found.add(free_port())
-    return sorted(found)
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return sorted(ports)
