@@ -178,7 +178,7 @@ def test_a_job_runs_on_other_gpus_than_this_machines(gpu: None) -> None:
     (line,) = check_memory(
         load_recipe(_LITE, ["launch.kind=slurm", "train.micro_batch=36", "train.activation_checkpointing=none"])
     )
-    assert line.startswith("warning: a rank is estimated to take")
+    assert line.startswith("warning: a rank is estimated to need")
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

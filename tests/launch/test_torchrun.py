@@ -8,7 +8,7 @@ import pytest
 
 from configs.load import load_recipe
 from launch import torchrun
-from launch.preflight import _own_name
+from launch.preflight import _check_host_name
 from tests.support.paths import DEMO_RECIPE
 
 RECIPE = DEMO_RECIPE
@@ -33,7 +33,7 @@ def test_the_time_to_save_in_reaches_torchrun_where_it_can(
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_host_that_cannot_resolve_its_own_name_is_met_by_its_address(
+def test_a_host_that_cannot_resolve_its_check_host_name_is_met_by_its_address(
     known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve = socket.getaddrinfo
@@ -52,7 +52,7 @@ def test_a_host_that_cannot_resolve_its_own_name_is_met_by_its_address(
         recipe = load_recipe(RECIPE, ["launch.kind=torchrun", "launch.processes=1", *words])
         argv = torchrun.torchrun(recipe, "pretrain", "r.yaml", []).argv
         assert [part for part in argv if part.startswith("--local-addr")] == address
-        warned = any(socket.gethostname() in line for line in _own_name(recipe))
+        warned = any(socket.gethostname() in line for line in _check_host_name(recipe))
         assert warned == (not known and recipe.launch.nodes == 2), "one node needs no name"
 
 

@@ -234,7 +234,7 @@ def test_what_is_not_the_model_is_not_published(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"positions": "rope"}, "no model.positions=rope: it cannot be exported"),
         ({"window": 8}, "no model.window=8"),

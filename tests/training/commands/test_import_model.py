@@ -198,7 +198,7 @@ def without_mscale(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "said"),
+    ("kind", "change", "message"),
     [
         (
             "v3",
@@ -251,7 +251,7 @@ def test_all_keys_that_differ_are_given_as_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "said"),
+    ("kind", "change", "message"),
     [
         ("v3", lambda w: {**w, "lm_head.weight": w["lm_head.weight"].to(torch.float8_e4m3fn)}, "as float8_e4m3fn"),
         ("v3", lambda w: {n: t for n, t in w.items() if "correction" not in n}, "lack model.*e_score_correction_bias"),

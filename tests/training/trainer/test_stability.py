@@ -191,5 +191,5 @@ def test_a_rank_that_stands_still_ends_the_run_to_be_started_again(root: Path) -
     _, output = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, output
     stacks = layout.pretrain / "stacks"
-    assert f"no step in 6 s (train.watch.hang_seconds): where each rank stood is in {stacks}; the same" in output
+    assert f"no step in 6 s (train.watch.hang_seconds); the stack of every rank is in {stacks}. Run the same" in output
     assert "in run" in (stacks / "rank-00000.txt").read_text()
