@@ -66,32 +66,51 @@ class Job:
     notice: str = ""
 
 
+@dataclass(frozen=True)
+class _Start:
+    """One start of a job, when all ranks have joined and the run's folder is open.
+
+    Attributes:
+        recipe: of the run.
+        job: what to train.
+        identity: what checkpoints record about the run.
+        ranks: this process among all others.
+        resumption: restores the newest checkpoint; None for a new run.
+    """
+
+    recipe: Recipe
+    job: Job
+    identity: RunIdentity
+    ranks: Ranks
+    resumption: Resumption | None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps already done."""
+        return self.resumption.checkpoint.step if self.resumption else 0
+
+
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """Train to the last step or until a signal; returns the exit status.
 
     Raises:
-        RequestError: the run cannot start as it was requested.
+        RequestError: the run cannot start as requested.
     """
-    identity = _identity(recipe, job)
-    with _join_ranks(recipe, job, identity, stop) as (ranks, resumption):
-        model = _build_model(recipe, job, ranks, resumption)
-        engine = _build_engine(recipe, job, model, ranks)
-        with Prefetched(job.data, job.train.prefetch, job.train.steps, ranks.device) as data:
-            context = _build_context(recipe, job, identity, ranks, engine, data, resumption, stop)
-            _print_start(job, ranks, resumption)
+    with _joined(recipe, job, stop) as start:
+        engine = _build_engine(start, _build_model(start))
+        with Prefetched(job.data, job.train.prefetch, job.train.steps, start.ranks.device) as data:
+            context = _build_context(start, engine, data, stop)
+            _print_start(start)
             return _train(context)
 
 
 @contextmanager
-def _join_ranks(
-    recipe: Recipe, job: Job, identity: RunIdentity, stop: StopRequest
-) -> Iterator[tuple[Ranks, Resumption | None]]:
+def _joined(recipe: Recipe, job: Job, stop: StopRequest) -> Iterator[_Start]:
     """Join the process group, listen to signals, lock and open the run's folder.
 
-    Every rank gets the checkpoint to resume from, or None for a new run. A request that cannot be met is refused by all
-    ranks, before anything is moved aside.
+    A request that cannot be met is refused by all ranks, before anything is moved aside.
     """
-    launch = recipe.launch
+    launch, identity = recipe.launch, _identity(recipe, job)
     ranks = join(launch.join_seconds, launch.probe_seconds, device=launch.device)
     stop.listen()
     with ExitStack() as stack:
@@ -105,7 +124,7 @@ def _join_ranks(
         if resumption is None:
             _on_first_rank(ranks, job.check_inputs)
         _on_first_rank(ranks, lambda: job.run.open(dump_recipe(recipe), recipe.run.may_replace(job.run.stage)))
-        yield ranks, resumption
+        yield _Start(recipe, job, identity, ranks, resumption)
 
 
 def _check_ranks(recipe: Recipe, job: Job, ranks: Ranks) -> None:
@@ -130,14 +149,14 @@ def _on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
         raise RequestError(refusal)
 
 
-def _build_model(recipe: Recipe, job: Job, ranks: Ranks, resumption: Resumption | None) -> Any:
-    """The model in fp32 on CPU; of a new run with its first weights."""
+def _build_model(start: _Start) -> Any:
+    """The model in fp32 on CPU, for a new run with its first weights."""
+    recipe, job, ranks = start.recipe, start.job, start.ranks
     # Routers draw their noise from this generator: different numbers on every rank, and new ones after a resume on
     # another number of ranks. On the same number of ranks the checkpoint's random states replace it.
-    start = resumption.checkpoint.step if resumption else 0
-    torch.manual_seed((recipe.run.seed + start) * ranks.size + ranks.rank)
+    torch.manual_seed((recipe.run.seed + start.step) * ranks.size + ranks.rank)
     model = build_model(recipe.model, recipe.vocab_size)
-    if resumption is None:
+    if start.resumption is None:
         experts = recipe.model.backbone_section.expert_count
         job.init_weights(model, local_experts(ranks.rank, experts, recipe.expert_parallel))
     model.set_checkpointing(job.train.activation_checkpointing)
@@ -146,38 +165,30 @@ def _build_model(recipe: Recipe, job: Job, ranks: Ranks, resumption: Resumption 
     return model
 
 
-def _build_engine(recipe: Recipe, job: Job, model: Any, ranks: Ranks) -> Any:
+def _build_engine(start: _Start, model: Any) -> Any:
     """The DeepSpeed engine around the model, with the recipe's optimizer."""
-    train = job.train
+    recipe, job, train = start.recipe, start.job, start.job.train
     expert_parallel = recipe.expert_parallel if recipe.model.has_experts else None
-    config = deepspeed_config(train, ranks.size, expert_parallel, job.global_batch, job.micro_batch)
+    config = deepspeed_config(train, start.ranks.size, expert_parallel, job.global_batch, job.micro_batch)
     optimizer = build_optimizer(
         model, train.optimizer, train.learning_rate, recipe.expert_parallel, recipe.model.rate_scales
     )
-    engine = build_engine(model, optimizer, config, ranks)
+    engine = build_engine(model, optimizer, config, start.ranks)
     bind_partitions(optimizer, engine)
     return engine
 
 
-def _build_context(
-    recipe: Recipe,
-    job: Job,
-    identity: RunIdentity,
-    ranks: Ranks,
-    engine: Any,
-    data: Data,
-    resumption: Resumption | None,
-    stop: StopRequest,
-) -> TrainingContext:
+def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) -> TrainingContext:
     """Restore the engine if the run resumes, and collect what the trainer and its callbacks read."""
-    train = job.train
+    recipe, job, train, ranks = start.recipe, start.job, start.job.train, start.ranks
     balancer = Balancer(engine.module, train.router_bias_update_rate)
     restored: dict[str, Any] = {}
-    if resumption:
-        restored = resumption.load(engine, ranks)
+    if start.resumption:
+        restored = start.resumption.load(engine, ranks)
         balancer.load_state_dict(restored["balance"])
-    start = resumption.checkpoint.step if resumption else 0
+    flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length, predicts=train.mtp_loss > 0)
     retention = Retention(train.keep, train.keep_every, train.keep_best)
+    folder = job.run.folder / "checkpoints"
     return TrainingContext(
         run=job.run,
         train=train,
@@ -187,28 +198,27 @@ def _build_context(
         data=data,
         validation=job.validation,
         balancer=balancer,
-        saver=Saver(partitions(engine), job.run.folder / "checkpoints", identity, ranks, retention, start or None),
+        saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),
         stop=stop,
         global_batch=job.global_batch,
-        flops_per_token=flops_per_token(
-            recipe.model, recipe.vocab_size, train.context_length, predicts=train.mtp_loss > 0
-        ),
-        start_step=start,
+        flops_per_token=flops,
+        start_step=start.step,
         restored=restored,
     )
 
 
-def _print_start(job: Job, ranks: Ranks, resumption: Resumption | None) -> None:
-    if not ranks.first:
+def _print_start(start: _Start) -> None:
+    if not start.ranks.first:
         return
-    if resumption:
-        checkpoint = resumption.checkpoint
+    stage, notice = start.job.run.stage, start.job.notice
+    if start.resumption:
+        checkpoint, changes = start.resumption.checkpoint, start.resumption.changes
         for line in checkpoint.skipped:
             print(f"warning: {line}", flush=True)
-        changes = f", {resumption.changes}" if resumption.changes else ""
-        print(f"{job.run.stage}: resuming after step {checkpoint.step} from {checkpoint.folder}{changes}", flush=True)
-    if job.notice:
-        print(f"{job.run.stage}: {job.notice}", flush=True)
+        changed = f", {changes}" if changes else ""
+        print(f"{stage}: resuming after step {checkpoint.step} from {checkpoint.folder}{changed}", flush=True)
+    if notice:
+        print(f"{stage}: {notice}", flush=True)
 
 
 def _train(context: TrainingContext) -> int:

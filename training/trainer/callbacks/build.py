@@ -16,16 +16,18 @@ def build_callbacks(context: TrainingContext) -> list[Callback]:
     stability = StabilityCallback(context, metrics)
     checkpoint = CheckpointCallback(context, validation, stability)
     return [
-        # Validation before stability: the loss of a step that ends the run is still measured and logged.
+        # Validation before stability: if stability ends the run at this step, its validation loss has been logged.
+        # Validation before the checkpoint: the manifest records the validation loss at its step, which decides
+        # which checkpoints are the best ones to keep.
         validation,
-        # Stability before the checkpoint: what ends the run as unstable must not be saved, and the checkpoint holds the
-        # count of skipped steps including this one. Validation before the checkpoint: its manifest records the
-        # validation loss at its step, by which the best checkpoints are kept.
+        # Stability before the checkpoint: a run that stability ends must not save the step that ended it, and a
+        # checkpoint includes its own step in the count of skipped steps.
         stability,
-        # The checkpoint before metrics: the host copy of the state is taken first, and is written while metrics are.
+        # The checkpoint before metrics: threads write the checkpoint from the copy that it takes, so whatever follows
+        # in the same step overlaps with writing.
         checkpoint,
-        # Metrics after all that log to its files, which it closes at the end.
+        # Metrics after validation and stability, which write records at the same events: the file has them first.
         metrics,
-        # The hang timer last: it starts again when everything else that belongs to a step is done.
+        # The hang timer last: it restarts when all other work of a step is done, so that it covers that work too.
         HangCallback(context),
     ]
