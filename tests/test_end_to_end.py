@@ -1,4 +1,4 @@
-"""The whole recipe in small: every stage by its command, on real documentation, in under a minute."""
+"""A small recipe end to end: every stage by its command, on real documentation, in under a minute."""
 
 import dataclasses
 import os
@@ -123,7 +123,7 @@ def test_finished_stages_answer_without_torch(root: Path, command: str) -> None:
 
 
 def test_a_start_of_training_imports_no_compiler(root: Path, tmp_path: Path) -> None:
-    """DeepSpeed would import torch's for a Muon of its own: two seconds on every rank."""
+    """DeepSpeed would import torch's compiler for its own Muon, which takes two seconds on every rank."""
     words = [f"run.root={tmp_path}", f"data.root={root / 'end-to-end'}", "launch.processes=1", "train.steps=5"]
     code = (
         f"import runpy, sys; sys.argv = {['training', 'pretrain', '--recipe', str(RECIPE), *words]!r}\n"
@@ -173,7 +173,7 @@ def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path,
     (aside,) = (layout.run / "previous").glob("*-pretrain")
     assert (aside / manifest.NAME).read_bytes() == finished
     assert (layout.tokens / manifest.NAME).stat().st_mtime_ns == tokens
-    # The fine-tuned weights are of the other run, and neither is taken unasked.
+    # The fine-tuned weights are of the other run, and no weights are chosen silently.
     for verb in ("generate", "evaluate", "export"):
         refused = call("training", verb, root=root, expect=2)
         assert "finetune is not current" in refused.stderr and "generate.stage=pretrain" in refused.stderr
@@ -181,7 +181,7 @@ def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path,
     assert f"weights: pretrained, step 6 of 6: {layout.pretrain / 'checkpoints'}" in chosen.stderr
 
 
-# Twenty seconds: three real starts, one signalled, one resumed, one on another number of processes.
+# Twenty seconds: three real starts, one with a signal, one resumed, one with another number of processes.
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLayout, tmp_path: Path, number) -> None:
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
@@ -217,7 +217,7 @@ def test_a_signal_before_there_is_anything_to_save_is_75_too(layout: RunLayout, 
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
     argv = [sys.executable, "-m", "launch", "local", "pretrain", "--recipe", str(RECIPE), *overrides]
     process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    # From then on the launcher listens; the workers do seconds later.
+    # From then on the launcher handles signals; the workers do so seconds later.
     wait_until(psutil.Process(process.pid).children, "agent")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
@@ -290,7 +290,7 @@ def test_shards_of_another_tokenizer_are_refused(layout: RunLayout, tmp_path: Pa
     assert done.stderr.count("\n") == 1
 
 
-# Fifteen seconds: two agents of torchrun at once, then the same run on one.
+# Fifteen seconds: two torchrun agents at once, then the same run with one.
 def test_two_nodes_meet_over_c10d(layout: RunLayout, tmp_path: Path) -> None:
     """Two launches, as on two nodes, each with one worker; the run is the same as with two workers on one node."""
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=6", "launch.processes=1"]

@@ -1,4 +1,4 @@
-"""The small recipes of models that learn from examples, by their commands: data, training, evaluation, use, report."""
+"""The small recipes of models that are trained on examples: data, training, evaluation, generation and report."""
 
 import json
 import string
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 
 class Run:
-    """A recipe's run in a folder of its own."""
+    """A run of a recipe in its own folder."""
 
     def __init__(self, name: str, root: Path, *overrides: str) -> None:
         self.name, self.folder = name, root / name
@@ -26,7 +26,7 @@ class Run:
 
     def train(self) -> None:
         self.call("pipeline", "run")
-        # One process: as a rank it needs no launcher.
+        # A single process needs no launcher.
         self.call("training", "pretrain")
 
     def evaluate(self, *overrides: str) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_a_classifier_says_a_class(tmp_path: Path) -> None:
     characters = "tokenizer.kind=characters", "tokenizer.vocab_size=40"
     run = Run("classifier", tmp_path, "model.classes=2", *data, *short, *characters)
     run.train()
-    # Those of a class stand together, and the first few are of both all the same.
+    # The examples are sorted by class, and yet the first few are of both classes.
     few = run.evaluate("evaluate.max_tokens=8", "evaluate.batch=8")
     assert few["examples"] == 8 and few["majority"] < 1
     results = run.evaluate()

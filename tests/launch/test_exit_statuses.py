@@ -41,7 +41,7 @@ def _ranks(started: subprocess.Popen[str]) -> dict[str, psutil.Process]:
     return ranks
 
 
-# Twenty seconds: two real starts; the table of exit statuses is a launcher's, with its agent and ranks.
+# Twenty seconds: two real starts, with a launcher, its agent and ranks.
 @pytest.mark.parametrize("kind", _KINDS)
 def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -> None:
     """75 on SIGUSR1, 2 for a second launch meanwhile, 0 for the rest of the run, 0 again; all output is kept."""
@@ -113,7 +113,7 @@ def test_an_exception_is_status_1_and_shown(kind: str, data: Path, tmp_path: Pat
     assert "import of training.data.windows halted" in err and (out + err).count("Traceback") == 1
 
 
-# Fifteen seconds each: real starts by the launchers.
+# Fifteen seconds each, for real starts.
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepspeed", "torchrun"])
 def test_what_a_dry_run_prints_runs_in_a_shell(kind: str, data: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The torchrun command line with torchruns that know an option and that do not."""
+"""The torchrun command line, for versions of torchrun with and without an option."""
 
 import socket
 from pathlib import Path

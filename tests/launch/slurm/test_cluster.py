@@ -58,7 +58,7 @@ def test_two_nodes_run_one_job_together(cluster, tmp_path):
 
 
 def test_the_jobs_make_what_one_process_makes(cluster, corpus, tmp_path):
-    """One array task is stopped between its two parts and queued again."""
+    """One array task is interrupted between its two parts and queued again."""
     slurm = ["launch.slurm.array_tasks=2", "launch.slurm.cpus=1", "launch.slurm.memory=2G", "launch.slurm.time=0:10:00"]
     root = tmp_path / "shared 50%j"
     printed = _run("launch slurm data", *corpus, *slurm, f"run.root={root}", env=cluster.env())
@@ -82,7 +82,7 @@ def test_the_jobs_make_what_one_process_makes(cluster, corpus, tmp_path):
 
 
 def test_a_step_that_fails_takes_the_rest_along(cluster, corpus, tmp_path):
-    """What the check before the submission cannot see: nothing is left after cleaning."""
+    """A failure that the check before submission cannot predict: no document is left after cleaning."""
     slurm = ["launch.slurm.array_tasks=2", "launch.slurm.cpus=1", "launch.slurm.memory=1G"]
     more = ["data.clean.min_chars=90000", f"run.root={tmp_path}"]
     printed = _run("launch slurm data", *corpus, *slurm, *more, env=cluster.env())
@@ -100,7 +100,7 @@ def _jobs(root, *more):
 
 
 def _refusal(cluster, jobs):
-    """What is said of jobs of which one is refused; none is left in the queue."""
+    """The message when sbatch refuses one of several jobs; none stays in the queue."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", cluster.env()["SLURM_CONF"])
         with pytest.raises(RequestError) as raised:

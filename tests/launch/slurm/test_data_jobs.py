@@ -40,7 +40,7 @@ if os.path.basename(sys.argv[0]) == "squeue":
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """Imitations of SLURM's commands come first on PATH; a function returns what they were called with."""
+    """Puts fake SLURM commands first in PATH; returns a function that lists their calls."""
     log, folder = tmp_path / "calls", tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "scancel", "squeue"):

@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 
 class Submitted:
-    """A job of pretraining, and its run's folder."""
+    """A pretraining job and the folder of its run."""
 
     def __init__(self, cluster: SlurmCluster, root: Path, *overrides: str, recipe: Path = RECIPE) -> None:
         self.cluster, self.root = cluster, root
@@ -42,7 +42,7 @@ class Submitted:
         return int(re.findall(r" ExitCode=(\d+):0", self.cluster.run("scontrol", "show", "job", self.id).stdout)[0])
 
     def end(self, seconds: float = PATIENCE) -> tuple[str, str]:
-        """Its state and log once it has ended for good."""
+        """Wait for the end of the job; returns its state and log."""
         wait_until(lambda: self.state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), "end of the job", seconds)
         return self.state(), self.log.read_text()
 
@@ -54,7 +54,7 @@ class Submitted:
 
 
 def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, tmp_path, capsys):
-    """Queued again twice from outside, preempted once by a job of another partition, at the end on one node."""
+    """Requeued twice from outside, preempted once by a job of another partition, and finally on one node."""
     overrides = [f"data.root={data}", *SLOW, "train.steps=60", "train.save_every=6", "launch.grace_seconds=20"]
     job = Submitted(
         cluster, tmp_path, *overrides, "launch.slurm.train.min_nodes=1", "launch.slurm.train.signal_seconds=60"
@@ -161,7 +161,7 @@ def test_a_crash_after_new_steps_comes_back(cluster, data, tmp_path):
     output = job.output()
     assert re.search(r"pretrain: rank 1 was killed by SIGKILL on n[12] \(by the kernel", output), output
     assert output.index("rank 1 was killed") < output.index("back into the queue")
-    # Saved, since the ranks were told to end, and not queued again by us.
+    # Saved, since the ranks received the signal, but not queued again by us.
     before = len(steps(tmp_path))
     cluster.run("scancel", job.id)
     wait_until(lambda: job.state() == "CANCELLED", "cancelled job")
@@ -195,7 +195,7 @@ def _rank(cluster, number):
 
 @pytest.mark.slow
 def test_a_node_that_never_joins_is_named(cluster, data, tmp_path):
-    """The words before the command, meant for containers, let one node sleep."""
+    """The prefix of the command, meant for containers, makes one node sleep."""
     hook = tmp_path / "hook.sh"
     hook.write_text('#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] && exec sleep 300\nexec "$@"\n')
     hook.chmod(0o755)
@@ -209,7 +209,7 @@ def test_a_node_that_never_joins_is_named(cluster, data, tmp_path):
 
 @pytest.mark.slow
 def test_an_exception_is_shown_once_and_first(cluster, data, tmp_path):
-    """The rank of the second node fails while it reads; the first rank's own error comes after it and is not shown."""
+    """The rank of the second node fails while it reads data; the later error of the first rank is not shown."""
     hook = tmp_path / "hook.sh"
     broken = "import sys; sys.modules['training.data.windows'] = None"
     (tmp_path / "sitecustomize.py").write_text(broken)

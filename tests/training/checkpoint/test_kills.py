@@ -153,7 +153,7 @@ def check(tmp_path: Path, steps: int, kills: int) -> Tally:
     return tally
 
 
-# Half a minute: four real starts, since what is killed are a launcher, its agent and its ranks.
+# Half a minute: four real starts, since the launcher, its agent or its ranks are killed.
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path) -> None:
     tally = check(tmp_path, steps=24, kills=2)
     assert tally.kills == 2

@@ -1,4 +1,4 @@
-"""Export and import over a run on disk: the folder is the model, and nothing else is published."""
+"""Export and import of a run on disk: the folder holds the same model, or nothing is published."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from training.runs import pretrain_run
 
 transformers = pytest.importorskip("transformers")
 DEEPSEEK = small(num_nextn_predict_layers=1, tie_word_embeddings=True).model_dump()
-#: Digits, indents, several newlines, what falls back to bytes, and SentencePiece's own sign for a space.
+#: Digits, indents, several newlines, byte fallback, and SentencePiece's symbol for a space.
 ODD_TEXT = "def f(x):\n    return  x\n\n\n\ta\u2581b 2024 😀 é  -- -- ---\r\n the the then \x00<0x41> \n "
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": GPT,
@@ -46,7 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def with_data(recipe: Recipe) -> RunLayout:
-    """Manifests of the data that a tiny run has."""
+    """Write the data manifests of a tiny run."""
     layout = RunLayout.of(recipe)
     files = manifest.describe_files(layout.tokenizer)
     tokenizer_manifest = Manifest("tokenizer", {}, {}, {}, {}, files, {"vocab_size": 80, "reserved": []})
@@ -58,7 +58,7 @@ def with_data(recipe: Recipe) -> RunLayout:
 
 
 def trained(root: Path, model: dict[str, Any], *overrides: str) -> tuple[Recipe, RunLayout, Any]:
-    """A tiny run whose weights lie in a checkpoint."""
+    """A tiny run with a checkpoint of its weights."""
     root.mkdir(parents=True, exist_ok=True)
     recipe = tiny_recipe(root, model, *overrides)
     layout, network = with_data(recipe), tiny_model(recipe)
@@ -85,7 +85,7 @@ def test_a_folder_is_the_model_there_and_back(
     for (key, ours), loaded in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(ours, loaded), key
     assert import_model.import_model(other, layout.export) == 0 and "up to date" in capsys.readouterr().out
-    # Other weights, and those of a training that has begun, are not passed over for what is asked for.
+    # Neither other weights nor those of a training that has started are replaced without run.replace.
     third, elsewhere, different = trained(tmp_path / "three", {**MODELS[name], "initializer_range": 0.3})
     assert export(third) == 0
     run = pretrain_run(third, elsewhere)
@@ -117,7 +117,7 @@ def test_weights_of_other_tokens_are_not_imported(tmp_path: Path) -> None:
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
-    """As from a shell, also where make runs the tests."""
+    """Run a command as from a shell, even if make runs the tests."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     command = ["make", "SETUP=", *words]
     return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
@@ -160,7 +160,7 @@ def test_every_file_follows_the_umask(umask: int, tmp_path: Path) -> None:
 
 
 def with_pieces(layout: RunLayout, text: str) -> Tokenizer:
-    """Give a tiny run a SentencePiece tokenizer of a text in place of its characters."""
+    """Give a tiny run a SentencePiece tokenizer instead of its character tokenizer."""
     size = ["tokenizer.kind=bpe", "tokenizer.vocab_size=325"]
     (layout.tokenizer / "characters.json").unlink()
     (layout.tokenizer / MODEL_NAME).write_bytes(_fit([text], load_recipe(CHECKOUT / "tests" / "end-to-end.yaml", size)))
@@ -198,7 +198,7 @@ def test_an_export_with_pieces_is_imported_where_they_are_the_same(tmp_path: Pat
             continue
         with pytest.raises(RequestError, match=r"in the run's data: make the data with .*tokenizer\.kind=run"):
             import_model.import_model(other, layout.export)
-        # As exports were, and as other programs write it.
+        # As other programs write it.
         (layout.export / "tokenizer.json").unlink()
         with pytest.raises(RequestError, match=r"in the run's data: make the data with .*tokenizer\.kind=run"):
             import_model.import_model(other, layout.export)
@@ -279,7 +279,7 @@ def test_the_older_file_is_read(tmp_path: Path) -> None:
     export(recipe)
     weights = dict(weights_in(layout.export))
     (layout.export / "model.safetensors").unlink()
-    # As in old files: no prefix, and the causal mask among the weights.
+    # As in old files: without a prefix, and with the causal mask among the weights.
     older = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     torch.save({**older, "h.0.attn.bias": torch.ones(1, 1, 64, 64)}, layout.export / "pytorch_model.bin")
     other = tiny_recipe(tmp_path, GPT)

@@ -1,4 +1,4 @@
-"""What inspect prints: shapes are those of a real forward pass, layers are folded, recipes compared without torch."""
+"""The output of inspect: shapes are those of a real forward pass, layers are folded, comparisons need no torch."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ SECTIONS: dict[str, ModelSection] = {
 
 
 def really(section: ModelSection, length: int) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Shapes of what each module gives in a forward pass that computes."""
+    """The output shapes of every module in a real forward pass."""
     model = build_model(section, VOCAB)
     init_weights(model, 0)
     shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
@@ -49,7 +49,7 @@ def really(section: ModelSection, length: int) -> dict[str, tuple[tuple[int, ...
     with torch.no_grad():
         model.eval()(ids, targets=[ids] * (1 + depth)) if depth else model.eval()(ids)
     if depth:
-        shapes["lm_head"] = ((2, length, VOCAB),)  # there it gave the loss
+        shapes["lm_head"] = ((2, length, VOCAB),)  # in training it returns the loss
     return shapes
 
 

@@ -59,7 +59,7 @@ def test_quotas_follow_the_weights(weights: list[float]) -> None:
     places = quotas(weights)
     assert places.sum() == BLOCK and places.min() >= 1
     exact = np.array(weights) / sum(weights) * BLOCK
-    # Within one place of the weight, but where others were lifted to their one place.
+    # Within one slot of the weight, except where others were raised to their minimum of one slot.
     lifted = int((exact < 1).sum())
     assert (np.abs(places - exact) <= 1 + lifted).all()
     assert (quotas([w * 8 for w in weights]) == places).all()
@@ -72,7 +72,7 @@ def test_every_block_holds_the_quotas_and_every_epoch_each_sample_once() -> None
     for block in range(3):
         here = which[block * BLOCK : (block + 1) * BLOCK]
         assert np.bincount(here).tolist() == quotas(weights).tolist()
-        # Scattered: every sixteenth of the block has its share, about.
+        # Scattered: every sixteenth of the block has roughly its share.
         shares = [np.mean(part == 0) for part in np.split(here, 16)]
         assert min(shares) > 0.2 and max(shares) < 0.4
     for number, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Packed samples as the loader reads them, and which of a run's artefacts make its batches."""
+"""Packed samples as the loader reads them, and the artefacts that batches are made from."""
 
 from itertools import pairwise
 
@@ -30,7 +30,7 @@ LENGTHS = np.random.default_rng(1).integers(1, 90, (2, 60)).tolist()
 
 @pytest.fixture
 def packed(tmp_path):
-    """Two shards whose tokens all differ, but the end of a document, and their index."""
+    """Two shards and their index; all tokens differ, except the end of documents."""
     first = [documents(lengths, 10 + 10_000 * number) for number, lengths in enumerate(LENGTHS)]
     write(tmp_path / "tokens", "train", first)
     for number in range(2):
@@ -98,7 +98,7 @@ class Ids:
 
 
 def a_run(root, monkeypatch, *more, sources=()):
-    """A recipe with a tokens artefact of its own, of one source or of several."""
+    """A recipe with its tokens artefact, from one source or several."""
     monkeypatch.setattr("training.data.build.load_tokenizer", lambda folder: Ids)
     many = [f"data.sources.{name}={{kind: pydocs, weight: {weight}}}" for name, weight in sources]
     small = [f"train.context_length={LENGTH}", f"finetune.max_length={LENGTH}", "train.global_batch_tokens=256"]
@@ -144,7 +144,7 @@ def test_several_sources_by_weight_packed_or_not(tmp_path, monkeypatch, kind) ->
         (tmp_path / "away").rename(index)
     data = pretraining_data(recipe, layout)
     batches = [batch for step in range(100) for batch in data.micro_batches(step, 0, 1, 4)]
-    # The second source's tokens begin at 10,010.
+    # The tokens of the second source start at 10,010.
     code = sum(int((batch.inputs.amax(1) >= 10_000).sum()) for batch in batches)
     assert 0.65 < code / 800 < 0.85
     assert all(batch.starts[-1] == 4 * LENGTH for batch in batches)
@@ -189,7 +189,7 @@ def test_a_ready_tokenizer_without_a_pad_token(tmp_path) -> None:
             pieces = np.split(batch.inputs.numpy().ravel(), batch.starts.numpy()[1:-1])
             labels = np.split(batch.labels.numpy().ravel(), batch.starts.numpy()[1:-1])
             for piece, label in zip(pieces, labels, strict=True):
-                # A document's own end is the last of its piece; nothing but padding begins with it.
+                # The end token is the last of a piece; only padding starts with it.
                 if len(piece) > 1 and piece[0] == end:
                     padded += 1
                     assert (piece == end).all() and (label == IGNORED).all()

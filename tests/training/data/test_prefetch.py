@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 class Counted:
-    """Batches that say their step and rank; fails at one step."""
+    """Batches that contain their step and rank; fails at one step."""
 
     def __init__(self, failing: int = -1) -> None:
         self.read: list[int] = []

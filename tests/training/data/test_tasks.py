@@ -1,4 +1,4 @@
-"""Batches of tags, pairs and labels, held against plain code; and what a run learns from, from its artefacts."""
+"""Batches of tags, text pairs and classes compared with plain code, and a run's data from its artefacts."""
 
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def test_a_global_batch_is_the_same_on_any_number_of_ranks(tmp_path):
             assert sorted(n for part in parts for batch in part for n in batch.labels.tolist()) == sorted(whole)
             assert all(len(part) == 12 // ranks // micro_batch for part in parts)
         seen += whole
-    # Every example once an epoch, each epoch in another order.
+    # Every example once per epoch, in a different order every epoch.
     epochs = [seen[at : at + 37] for at in range(0, len(seen) - 36, 37)]
     assert len(epochs) == 36 and all(sorted(epoch) == list(range(37)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)

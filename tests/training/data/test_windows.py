@@ -1,4 +1,4 @@
-"""Windows over shards, the boundaries of their documents, and the batches made of them."""
+"""Windows over shards, the boundaries of their documents, and batches of windows."""
 
 import os
 from types import SimpleNamespace
@@ -78,7 +78,7 @@ def test_no_shards_are_named(tmp_path) -> None:
 
 
 def test_opening_reads_only_where_the_last_document_ends(tmp_path) -> None:
-    """A sparse shard of a billion tokens, whose index is zeros but for that."""
+    """A sparse shard of a billion tokens, whose index contains hardly anything else than zeros."""
     write(tmp_path, "train", [documents([500])])
     header = bytearray((tmp_path / "train-00000.idx").read_bytes()[:34])
     count, tokens = 1_000_000, 1_000_000_000
@@ -115,7 +115,7 @@ def test_reads_are_announced_only_while_they_come_from_disk(folder, monkeypatch)
 
 
 def by_hand(batch: Batch) -> tuple[list, list, list]:
-    """starts, document ids and positions by a plain loop over the tokens."""
+    """Starts, document ids and positions, computed by a plain loop over the tokens."""
     starts, ids, places = [], [], []
     document = -1
     for row, tokens in enumerate(batch.inputs.tolist()):

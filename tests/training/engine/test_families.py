@@ -19,17 +19,17 @@ MODELS = {
     "classifier": f"{{family: classifier, classes: 3, backbone_rate: 0.5, backbone: {{family: gpt, {_SIZES}}}}}",
     "frozen": f"{{family: classifier, classes: 3, backbone_rate: 0, weights: a, backbone: {{{_SIZES}}}}}",
 }
-#: Data are made up in the tests; recipes of some families ask for targets.
+#: The tests use synthetic data, but recipes of some families require targets.
 TARGETS = "data.source={kind: sequences}"
-#: The recipe that they start from has experts.
+#: Removes the experts of the base recipe.
 NO_EXPERTS = "train.router_bias_update_rate=0"
-#: ZeRO-0 on one process is what the others are held to; checkpointing and accumulation change nothing.
+#: ZeRO-0 on one process is the reference; checkpointing and accumulation must not change the results.
 PLAIN = Cell(1, 1, 0)
 CELLS = (Cell(2, 1, 1, 2, "full"), Cell(2, 1, 2, 1, "selective"), Cell(2, 1, 3), Cell(1, 1, 1))
 PAIRS = ((Cell(1, 1, 0), Cell(2, 1, 3)), (Cell(2, 1, 1, 2, "full"), Cell(1, 1, 1)), (Cell(2, 1, 3), Cell(2, 1, 2)))
 
 
-# Twenty seconds: 77 trainings in four starts; each family keeps other state than the others.
+# Twenty seconds: 77 trainings in four starts, since every family has different state.
 def test_topologies_and_resumes_are_one_process(tmp_path: Path) -> None:
     tasks: dict[tuple[Any, ...], Task] = {}
     for name, model in MODELS.items():

@@ -1,4 +1,4 @@
-"""The report page: what it reads, what it shows, that it loads nothing, and what happens when parts are missing."""
+"""The report page: its inputs and contents, that it loads nothing, and missing parts."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ LAYERS = ("model.layers.1", "model.layers.2")
 
 
 class Page(HTMLParser):
-    """Collects a page's references, elements and text; fails on what is not closed in order."""
+    """Collects the references, elements and text of a page; fails on tags that are not closed in order."""
 
     VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
 
