@@ -248,7 +248,7 @@ def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
     [
         (["launch", "local", "pretrain", "tokenizer.vocab_size=500"], "beyond the model's vocabulary of 500"),
         (["launch", "local", "finetune", "train.learning_rate=0.001"], "holds another run (train.learning_rate"),
-        (["training", "pretrain", "train.steps=50"], "1 processes were started, the recipe says 2"),
+        (["training", "pretrain", "train.steps=50"], "1 processes were started, but the recipe needs 2"),
         (["training", "generate", "generate.weights=/nowhere"], "/nowhere"),
         (
             ["training", "generate", "model.topk_method=greedy", "generate.stage=pretrain"],
