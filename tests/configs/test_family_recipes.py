@@ -42,7 +42,7 @@ def test_an_encoder_copies(tmp_path: Path) -> None:
     assert results["kind"] == "token_classification" and results["token_accuracy"] > 0.99 and results["exact"] > 0.9
     assert run.call("training", "generate", "generate.prompt=banana").strip() == "banana"
     run.call("training", "report")
-    assert "banana" not in (page := (run.folder / "report.html").read_text()) and "whole sequences" in page
+    assert "banana" not in (page := (run.folder / "report.html").read_text()) and "complete sequences" in page
     output = run.call("training", "generate", "generate.prompt=naïve", expect=2)
     (_, line) = output.splitlines()
     assert line.startswith("error: ") and "'ï'" in line
@@ -65,7 +65,7 @@ def test_an_encoder_decoder_learns_and_decodes(tmp_path: Path) -> None:
     output = run.call("training", "generate", "generate.prompt=banana", "generate.beams=2")
     assert output.count("\n") == 1 and output.strip() and set(output.strip()) <= set(string.ascii_lowercase)
     run.call("training", "report")
-    assert "whole sequences" in (run.folder / "report.html").read_text()
+    assert "complete sequences" in (run.folder / "report.html").read_text()
 
 
 def test_a_classifier_says_a_class(tmp_path: Path) -> None:

@@ -131,6 +131,4 @@ def test_a_job_refused_in_the_middle_leaves_none_queued(cluster, tmp_path):
     jobs = _jobs(tmp_path)
     jobs[0] = jobs[0]._replace(options=(*jobs[0].options, "--hold"))
     jobs[3] = jobs[3]._replace(options=(*jobs[3].options, "--partition=nosuch"))
-    assert re.search(
-        r"the job clean: .*nosuch.* \(see launch\.slurm\.partition\); cancelled: ", _refusal(cluster, jobs)
-    )
+    assert re.search(r"the job clean: .*nosuch.* \(see launch\.slurm\.partition\); canceled: ", _refusal(cluster, jobs))

@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE, wait_until
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 
 #: About three steps per second, so that there is time to interfere; one CPU per node.
-_SAVED = "stopped with everything saved"
+_SAVED = "stopped, everything is saved"
 SLOW = ["train.global_batch_tokens=4096", "train.precision=fp32", "launch.nodes=2", "launch.processes=1"]
 
 
