@@ -1,4 +1,4 @@
-"""Write beside the target, fsync, rename: a reader sees the old file or the new one, never half of one."""
+"""Write next to the target, fsync, rename: a reader sees the old file or the new one, never half of one."""
 
 import errno
 import json
@@ -11,11 +11,11 @@ from typing import Any
 from artefacts.errors import RequestError
 
 
-def beside(path: Path) -> Path:
-    """A name of its own, in the same folder, for a file that will be renamed to ``path`` once it is whole.
+def temp_path(path: Path) -> Path:
+    """A unique path in the same folder, for a file that is renamed to ``path`` once it is complete.
 
-    A stage removes the files of such names that killed writers left (``artefacts/stage.py``). Tasks on several machines
-    may write the same file: process numbers would not tell them apart.
+    A stage removes the files of such names that killed writers left (``artefacts/stage.py``). The name is random, since
+    tasks on several machines may write the same file and have the same process ids.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
 
@@ -41,7 +41,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         RequestError: its folder may not be written.
     """
-    partial = beside(path)
+    partial = temp_path(path)
     try:
         stream = open(partial, "wb")  # noqa: SIM115 - closed below
     except OSError as error:
@@ -100,10 +100,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def rename_folder(beside: Path, target: Path) -> None:
+def rename_folder(partial: Path, target: Path) -> None:
     """Publish a finished folder under its name; the name must be free, or that of an empty folder."""
-    sync_tree(beside)
-    os.rename(beside, target)
+    sync_tree(partial)
+    os.rename(partial, target)
     sync_folder(target.parent)
 
 

@@ -64,7 +64,7 @@ def _record(line: str) -> dict[str, Any] | None:
     return None
 
 
-class _Lines:
+class LineWriter:
     """A file that lines are appended to, each with one write."""
 
     def __init__(self, path: Path) -> None:

@@ -53,7 +53,7 @@ class StopRequest:
     """Set by SIGTERM or SIGUSR1 (what SLURM and torchrun send before the time is up), once it listens."""
 
     def __init__(self, tell_listening: Callable[[], None] = lambda: None) -> None:
-        self.asked = False
+        self.requested = False
         self._tell_listening = tell_listening
 
     def listen(self) -> None:
@@ -66,4 +66,4 @@ class StopRequest:
         self._tell_listening()
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True

@@ -1,11 +1,11 @@
-"""``make bench-estimate``: the estimate of memory beside the measured peak of real training, as one table.
+"""``make bench-estimate``: the estimated memory and the measured peak of real training, as one table.
 
     python -m benchmarks.estimate [--device cpu|cuda] [--grid] [--only NUMBER] [--out FILE]
 
-Each point is trained for a few steps of made tokens in processes of its own, through recipe, engine, loop and optimiser
-as ``make pretrain`` does. CPU: a rank's growth of resident memory from after the imports and joining to its highest,
-with an allocator that gives back what is freed; that of the rank that grows most counts. GPU: what PyTorch allocated at
-its highest, and reserved. Nothing but the recipe decides an estimate.
+Every point trains for a few steps on synthetic tokens in new processes, with recipe, engine, trainer and optimizer as
+``make pretrain`` does. On CPU the measurement is the growth of a rank's resident memory from after imports and joining
+to its peak, with an allocator that returns freed memory; the rank that grows most counts. On a GPU it is the peak of
+what PyTorch allocated; what it reserved is shown too. The estimate depends on the recipe only.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from training.estimate import memory
 from training.estimate.topology import topology
 
 RECIPE = Path(__file__).with_name("estimate.yaml")
-ASKED = 10.0
+TARGET = 10.0
 _SECONDS = 600
 
 
 def _grid() -> list[list[str]]:
-    """Every stage x checkpointing x expert-parallel size on two processes; stage 0 is fp32 alone."""
+    """Every stage x checkpointing x expert-parallel size on two processes; stage 0 is fp32 only."""
     half = "bf16" if _has_bf16() else "fp32"
     return [
         [
@@ -48,11 +48,11 @@ def _grid() -> list[list[str]]:
 
 
 def _has_bf16() -> bool:
-    """Whether products in bf16 are made by oneDNN here: without AVX-512 PyTorch's own take ten minutes for a step."""
+    """Whether oneDNN computes bf16 products here; without AVX-512, PyTorch takes ten minutes per step."""
     return "avx512bw" in Path("/proc/cpuinfo").read_text()
 
 
-#: Another shape than that which the estimate's measured figures come from.
+#: A different shape than the one on which the constants of the estimate were measured.
 _OTHER = [
     "model.hidden_size=768",
     "model.num_hidden_layers=5",
@@ -112,7 +112,7 @@ def _cuda_points() -> list[list[str]]:
         keys.append(f"precision={precision}")
         batch = f"train.global_batch_tokens={2048 * 16}"
         points.append([*_WIDER, batch, *(f"train.{key}" for key in keys), "launch.device=cuda"])
-    # Of a step's several micro-batches, and of one.
+    # Several micro-batches per step, and one.
     offloaded = [(1, "full", 16), (2, "full", 16), (2, "selective", 4), (3, "full", 8)]
     for stage, mode, samples in offloaded:
         keys = [f"zero_stage={stage}", f"activation_checkpointing={mode}", f"micro_batch={samples}"]
@@ -123,17 +123,17 @@ def _cuda_points() -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Point:
-    """One training: what the estimate says and what was measured, in bytes; ``beside``: reserved on a GPU."""
+    """One training: estimated and measured bytes; ``reserved`` on a GPU."""
 
     name: str
     state: float
     estimated: float
     measured: float
-    beside: float = 0.0
+    reserved: float = 0.0
 
     @property
     def error(self) -> float:
-        """The estimate over the measured, less one, in percent."""
+        """The relative error of the estimate, in percent."""
         return 100 * (self.estimated / self.measured - 1)
 
 
@@ -141,14 +141,13 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
     """Train a point and estimate it.
 
     Raises:
-        RuntimeError: the training failed; with the end of what it said.
+        RuntimeError: the training failed; with the end of its output.
     """
     recipe = load_recipe(RECIPE, list(overrides))
     place = topology(recipe, device, recipe.micro_batch)
-    found = memory(recipe, device)
-    state = recipe.ranks * sum(
-        found.parts[part] for part in ("weights", "master weights", "gradients", "optimiser state")
-    )
+    estimated = memory(recipe, device)
+    state_parts = ("weights", "master weights", "gradients", "optimizer state")
+    state = recipe.ranks * sum(estimated.parts[part] for part in state_parts)
     with tempfile.TemporaryDirectory() as folder:
         grown = _train(overrides, recipe.ranks, Path(folder), {**environment, "DS_ACCELERATOR": device})
     train = recipe.train
@@ -158,17 +157,17 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
     )
     extra = [
         text
-        for text, there in (
+        for text, applies in (
             ("accumulated", place.accumulates),
             ("saving", train.save_every),
             (train.optimizer.name, train.optimizer.name != "adamw"),
             ("offloaded", train.offload_optimizer != "none"),
             ("MTP", recipe.model.num_nextn_predict_layers),
         )
-        if there
+        if applies
     ]
     peaks = [grown[rank]["peak"] for rank in range(recipe.ranks)]
-    return Point(", ".join([name, *extra]), state, found.peak, max(peaks), max(g.get("beside", 0) for g in grown))
+    return Point(", ".join([name, *extra]), state, estimated.peak, max(peaks), max(g.get("reserved", 0) for g in grown))
 
 
 def _train(overrides: Sequence[str], ranks: int, folder: Path, environment: dict[str, str]) -> list[dict[str, float]]:
@@ -184,58 +183,58 @@ def _train(overrides: Sequence[str], ranks: int, folder: Path, environment: dict
         **environment,
     }
     done = subprocess.run(argv, env=merged, capture_output=True, text=True, timeout=_SECONDS, cwd=CHECKOUT, check=False)
-    found = [folder / f"rank{rank}.json" for rank in range(ranks)]
-    if not all(path.is_file() for path in found):
+    paths = [folder / f"rank{rank}.json" for rank in range(ranks)]
+    if not all(path.is_file() for path in paths):
         raise RuntimeError(f"exit status {done.returncode}: {done.stderr[-4000:]}")
-    return [json.loads(path.read_text()) for path in found]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def train(folder: Path, overrides: list[str]) -> None:
-    """One rank's part of a point: leaves its peak in a file."""
+    """One rank's part of a point; writes its peak to a file."""
     import deepspeed
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     import torch
     import torch._dynamo
 
     from artefacts.signals import StopRequest
-    from training import job as assemble
+    from training import job
     from training.models.deepseek import init_weights
     from training.runs import TrainingRun
 
     recipe = load_recipe(RECIPE, overrides)
     baseline: list[int] = []
-    build = assemble.DeepseekForCausalLM
+    build_model = job.build_model
 
     def after_joining(*arguments: Any) -> Any:
         baseline.append(_baseline())
-        return build(*arguments)
+        return build_model(*arguments)
 
-    assemble.DeepseekForCausalLM = after_joining  # type: ignore[assignment,misc]
-    job = assemble.Job(
-        run=TrainingRun("pretrain", folder / "run", {"made": True}, {}),
+    job.build_model = after_joining
+    point = job.Job(
+        run=TrainingRun("pretrain", folder / "run", {"point": True}, {}),
         train=recipe.train,
         global_batch=recipe.train.global_batch,
         micro_batch=recipe.micro_batch,
-        data=_made(recipe),
+        data=_synthetic(recipe),
         validation=[],
-        preflight=lambda: None,
-        prepare=lambda model, experts: init_weights(model, recipe.run.seed, experts),
+        check_inputs=lambda: None,
+        init_weights=lambda model, experts: init_weights(model, recipe.run.seed, experts),
     )
-    assemble.run_job(recipe, job, StopRequest())
+    job.run_job(recipe, point, StopRequest())
     if torch.cuda.is_available() and os.environ["DS_ACCELERATOR"] == "cuda":
-        peak, beside = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     else:
-        peak, beside = _status("VmHWM") - baseline[0], 0
-    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps({"peak": peak, "beside": beside}))
+        peak, reserved = _status("VmHWM") - baseline[0], 0
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps({"peak": peak, "reserved": reserved}))
 
 
-def _made(recipe: Recipe) -> Any:
-    """Drawn tokens: routing is then about balanced, as the estimate takes it."""
+def _synthetic(recipe: Recipe) -> Any:
+    """Random tokens, for which routing is roughly balanced, as the estimate assumes."""
     import torch
 
     from training.data.batch import Batch
 
-    class Made:
+    class SyntheticTokens:
         def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
             size, length = recipe.train.global_batch // ranks, recipe.train.context_length
             drawn = torch.Generator().manual_seed(step * ranks + rank)
@@ -243,11 +242,11 @@ def _made(recipe: Recipe) -> Any:
             inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
             return [Batch(*pair) for pair in zip(inputs.split(micro_batch), labels.split(micro_batch), strict=True)]
 
-    return Made()
+    return SyntheticTokens()
 
 
 def _baseline() -> int:
-    """Resident memory now; the highest counts anew from here."""
+    """Resident memory now; resets the peak."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -258,20 +257,23 @@ def _status(key: str) -> int:
 
 
 def table(points: Sequence[Point], device: str) -> str:
-    """The points as a Markdown table, the worst error below."""
+    """The points as a Markdown table, with the worst error below."""
     head = "| what | state | estimated | measured | error |" + (" reserved |" if device == "cuda" else "")
     lines = [head, "| --- |" + " --- |" * (head.count("|") - 2)]
     for point in points:
         cells = [f"{size / 1e9:.2f} GB" for size in (point.state, point.estimated, point.measured)]
-        cells += [f"{point.error:+.1f} %"] + ([f"{point.beside / 1e9:.2f} GB"] if device == "cuda" else [])
+        cells += [f"{point.error:+.1f} %"] + ([f"{point.reserved / 1e9:.2f} GB"] if device == "cuda" else [])
         lines.append(f"| {point.name} | " + " | ".join(cells) + " |")
     worst = max(points, key=lambda point: abs(point.error))
-    verdict = "met" if abs(worst.error) < ASKED else "NOT MET"
-    return "\n".join(lines) + f"\n\nworst error {abs(worst.error):.1f} % ({worst.name}); asked under 10 %: {verdict}"
+    verdict = "met" if abs(worst.error) < TARGET else "NOT MET"
+    return (
+        "\n".join(lines)
+        + f"\n\nworst error {abs(worst.error):.1f} % ({worst.name}); target under {TARGET:.0f} %: {verdict}"
+    )
 
 
-#: Freed blocks of 64 kB and more are given back, so that resident memory is what is in use.
-_GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+#: Returns freed blocks of 64 kB and more, so that resident memory is memory in use.
+_RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 #: As launch/plan.py sets them for real runs.
 _KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_MAX_": "0"}
 
@@ -279,7 +281,7 @@ _KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_MAX_": "0"}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--grid", action="store_true", help="CPU: the whole grid of stages, checkpointing and sizes")
+    parser.add_argument("--grid", action="store_true", help="CPU: the complete grid of stages, checkpointing and sizes")
     parser.add_argument("--only", type=int, action="append", help="number of a point, from 0 (may be repeated)")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
@@ -293,7 +295,7 @@ def main() -> int:
     points, failed = [], 0
     for number in chosen.only or range(len(listed)):
         try:
-            points.append(measure(listed[number], device, _GIVING_BACK if device == "cpu" else {}))
+            points.append(measure(listed[number], device, _RETURNING if device == "cpu" else {}))
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             failed += 1
             print(f"point {number} failed: {' '.join(listed[number])}: {error}", file=sys.stderr, flush=True)
@@ -310,15 +312,15 @@ def main() -> int:
     text += f"\n\n{machine()}\n"
     print(text)
     if chosen.out:
-        chosen.out.write_text(f"# Estimated memory beside measured\n\n{text}", encoding="utf-8")
-    return 0 if not failed and all(abs(point.error) < ASKED for point in points) else 1
+        chosen.out.write_text(f"# Estimated and measured memory\n\n{text}", encoding="utf-8")
+    return 0 if not failed and all(abs(point.error) < TARGET for point in points) else 1
 
 
 def _more_as_launched(overrides: Sequence[str], point: Point) -> str:
-    """How much more the first point takes where the allocator keeps what is freed, as in real runs."""
+    """How much more the first point takes if the allocator keeps freed memory, as in real runs."""
     kept = measure(overrides, "cpu", _KEEPING).measured
     return (
-        f"With the allocator of real runs, which keeps what is freed, {point.name} takes {kept / 1e9:.2f} GB, "
+        f"With the allocator of real runs, which keeps freed memory, {point.name} takes {kept / 1e9:.2f} GB, "
         f"{100 * (kept / point.measured - 1):+.1f} %."
     )
 

@@ -1,1 +1,1 @@
-"""A recipe's processes, started and watched: local, torchrun, SLURM. Computes nothing and imports no torch."""
+"""Starts and supervises the processes of a recipe: local, torchrun, DeepSpeed, SLURM. Imports no torch."""

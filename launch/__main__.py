@@ -10,12 +10,12 @@ from launch.start import COMMANDS, plan, start
 
 KINDS = {
     "local": "this machine, launch.processes processes",
-    "torchrun": "this node of several, which meet at launch.rendezvous",
+    "torchrun": "this node of several, which find each other at launch.rendezvous",
     "deepspeed": "DeepSpeed's launcher: this machine, or the hosts of launch.hostfile",
-    "slurm": "jobs of a SLURM cluster, submitted here, as launch.slurm says",
-    "auto": "whatever launch.kind says",
-    "allocation": "from within a SLURM job: all its nodes, and the job queued again when it is stopped",
-    "demo": "the whole river of a recipe, with a stop and a resume on the way",
+    "slurm": "submit jobs to a SLURM cluster, as launch.slurm says",
+    "auto": "the kind that launch.kind sets",
+    "allocation": "within a SLURM job: all its nodes; puts the job back into the queue when it is interrupted",
+    "demo": "the whole recipe, end to end, with a simulated crash and a resume",
 }
 
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         if kind != "demo":
             verbs = [*sorted(COMMANDS), *(["data"] if kind == "slurm" else [])]
             sub.add_argument("verb", choices=verbs, metavar="COMMAND", help=" or ".join(verbs))
-            sub.add_argument("--dry-run", action="store_true", help="print what would be started, start nothing")
+            sub.add_argument("--dry-run", action="store_true", help="print what would be started, without starting it")
         command.add_recipe_arguments(sub)
     parsed = command.parse(parser, arguments)
     if parsed.kind == "demo":
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _dispatch(kind: str, verb: str, recipe_path: str, overrides: list[str], dry_run: bool) -> int:
-    given = [*overrides]
+    with_kind = [*overrides]
     if kind != "auto":
-        given.append(f"launch.kind={'slurm' if kind == 'allocation' else kind}")
-    recipe = load_recipe(recipe_path, given)
+        with_kind.append(f"launch.kind={'slurm' if kind == 'allocation' else kind}")
+    recipe = load_recipe(recipe_path, with_kind)
     unread_keys.check(verb, recipe, overrides)
     if kind == "allocation":
         from launch.slurm.in_job import run_in_allocation
@@ -58,9 +58,9 @@ def _dispatch(kind: str, verb: str, recipe_path: str, overrides: list[str], dry_
 
         return submit_training(recipe, verb, recipe_path, overrides, dry_run)
     if dry_run:
-        print(plan(recipe, verb, recipe_path, given).as_shell())
+        print(plan(recipe, verb, recipe_path, with_kind).as_shell())
         return command.DONE
-    return start(recipe, verb, recipe_path, given)
+    return start(recipe, verb, recipe_path, with_kind)
 
 
 if __name__ == "__main__":

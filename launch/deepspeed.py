@@ -1,4 +1,4 @@
-"""DeepSpeed's launcher: on this host alone, or from it on the hosts of a hostfile, through pdsh and ssh."""
+"""DeepSpeed's launcher, on this host or, through pdsh and ssh, on the hosts of a hostfile."""
 
 import base64
 import json
@@ -18,12 +18,12 @@ from launch.plan import Plan, free_port, worker_argv, worker_environment
 def deepspeed(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """Start all workers, on this host where launch.hostfile is left out.
+    """The plan to start all workers; on this host if there is no launch.hostfile.
 
-    ``more``: further variables of the workers.
+    ``more``: further environment variables of the workers.
 
     Raises:
-        RequestError: the hostfile cannot be read, or holds less than the recipe asks for; or pdsh is missing.
+        RequestError: the hostfile cannot be read or has too few hosts for the recipe, or pdsh is missing.
     """
     launch, environment = recipe.launch, {**worker_environment(recipe), **(more or {})}
     worker = [sys.executable, "-u", "-m", *worker_argv(verb, recipe_path, overrides)]
@@ -39,24 +39,28 @@ def deepspeed(
     address, _, port = (launch.rendezvous or "").rpartition(":")
     argv += [f"--master_addr={address}"] if address else []
     argv += [f"--master_port={port or free_port()}", "--quiet", "--no_local_rank", "--no_python"]
-    # The environment goes by the command line: of the caller's, DeepSpeed hands on PYTHONPATH and little else.
+    # The environment is part of the command line, since DeepSpeed passes on little more than PYTHONPATH.
     words = ["/usr/bin/env", *(f"{key}={value}" for key, value in environment.items()), *worker]
     return Plan([*argv, *map(_for_remote_shell, words)], environment, recipe.ranks, tuple(names))
 
 
 def _check_paths() -> None:
     if not shutil.which("pdsh"):
-        raise RequestError("launch.hostfile: DeepSpeed reaches the hosts through pdsh, which is not on this machine")
-    here = str(Path.cwd())
-    if shlex.quote(here) != here:
-        raise RequestError(f"{here}: DeepSpeed's launcher does not quote this folder's name for the other hosts")
+        raise RequestError(
+            "launch.hostfile: DeepSpeed needs pdsh to reach the hosts, but it is not installed on this machine"
+        )
+    folder = str(Path.cwd())
+    if shlex.quote(folder) != folder:
+        raise RequestError(
+            f"{folder}: DeepSpeed's launcher does not quote the name of this folder for the other hosts: use a folder "
+            "without special characters"
+        )
 
 
 def _for_remote_shell(word: str) -> str:
-    """A word that the remote shell takes for this one, after what DeepSpeed and pdsh do to it.
+    """Quote a word so that the remote shell reads it unchanged after DeepSpeed and pdsh have processed it.
 
-    DeepSpeed puts words with a space into double quotes and escapes those within; pdsh replaces what follows a percent
-    sign.
+    DeepSpeed puts words with spaces into double quotes and escapes quotes inside them; pdsh expands percent signs.
     """
     quoted = re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
     return quoted.replace("%", "%%")

@@ -1,6 +1,6 @@
-"""The whole river of a recipe in one command, with a stop and a resume on the way, and a table of what came out.
+"""Runs a recipe end to end in one command, with a simulated crash and a resume, and prints a table of the results.
 
-Every stage is its own command in its own process, as `make` would call it; a stage that is finished is not repeated.
+Every stage is a command in a separate process, as `make` would run it. A stage that is finished is not repeated.
 """
 
 import os
@@ -21,39 +21,39 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.runs import finetune_run, pretrain_run
 
-#: Steps done twice, before the rehearsed crash and after the resume, whose losses must be the same bit for bit.
-_REHEARSED = 20
-_REHEARSAL = "rehearsal.json"
+#: Steps done twice, before the simulated crash and after the resume. Their losses must be equal bit for bit.
+_REPEATED = 20
+_RESUME_CHECK = "resume-check.json"
 
 
 def demo(recipe: Recipe, recipe_path: str, overrides: list[str]) -> int:
     """Run every stage that is not finished, then print the table; returns the exit status.
 
     Raises:
-        RequestError: the recipe has no fine-tuning, no prompt, or too few steps for a rehearsed crash.
+        RequestError: the recipe has no fine-tuning, no prompt, or too few steps for a simulated crash.
     """
     if recipe.finetune is None:
-        raise RequestError("the recipe has no finetune section, which a demo needs")
+        raise RequestError("the recipe has no finetune section, which the demo needs")
     if not recipe.generate.prompt:
-        raise RequestError("generate.prompt is empty, and a demo ends with a completion")
-    if recipe.train.steps < 2 * _REHEARSED + 2:
+        raise RequestError("generate.prompt is empty, but the demo ends with a completion")
+    if recipe.train.steps < 2 * _REPEATED + 2:
         raise RequestError(
-            f"train.steps={recipe.train.steps} leaves no room to stop and resume half-way: use at least 42"
+            f"train.steps={recipe.train.steps} leaves no room for a crash and a resume halfway: use at least 42"
         )
     began = time.monotonic()
-    river = _River(recipe, recipe_path, overrides)
-    for stage in (river.data, river.pretrain, river.finetune, river.evaluate, river.report):
+    stages = _Stages(recipe, recipe_path, overrides)
+    for stage in (stages.data, stages.pretrain, stages.finetune, stages.evaluate, stages.report):
         status = stage()
         if status != command.DONE:
             return status
     seconds = time.monotonic() - began
-    done = f"in {seconds:.0f} s" if river.worked else "nothing to do, everything is up to date"
+    done = f"in {seconds:.0f} s" if stages.worked else "nothing to do, everything is up to date"
     print(f"\n{recipe.run.name}: {done}\n")
     print("\n".join(table(recipe, RunLayout.of(recipe))))
     return command.DONE
 
 
-class _River:
+class _Stages:
     def __init__(self, recipe: Recipe, recipe_path: str, overrides: list[str]) -> None:
         self._recipe, self._path, self._overrides = recipe, recipe_path, overrides
         self._layout = RunLayout.of(recipe)
@@ -67,22 +67,22 @@ class _River:
         return status
 
     def pretrain(self) -> int:
-        """Half the steps and some more, a crash, the same command again from the checkpoint at half, to the end."""
+        """Train past half of the steps, crash, then run the same command again, which resumes from the checkpoint."""
         run = pretrain_run(self._recipe, self._layout)
         if run.manifest() is None:
             self.worked = True
             half = self._recipe.train.steps // 2
             checkpoints = run.folder / "checkpoints"
             if not (run.begun() and any(checkpoints.glob("step-*"))):
-                print(f"\npretrain: to step {half}, which is saved, and {_REHEARSED} further, then a rehearsed crash")
-                crash = [f"train.save_every={half}", f"train.simulate_crash_at={half + _REHEARSED}"]
+                print(f"\npretrain: save at step {half}, train {_REPEATED} steps more, then crash on purpose")
+                crash = [f"train.save_every={half}", f"train.simulate_crash_at={half + _REPEATED}"]
                 status = self._launch("pretrain", crash)
-                if status != command.FAILED or _last_step(run.folder) != half + _REHEARSED:
+                if status != command.FAILED or _last_step(run.folder) != half + _REPEATED:
                     return status or command.FAILED
-                print("\npretrain: the same again; it goes on from the checkpoint")
+                print("\npretrain: the same command again, which resumes from the checkpoint")
         status = self._launch("pretrain", [])
         if status == command.DONE and self.worked:
-            _compare_rehearsal(run.folder)
+            _check_resume(run.folder)
         return status
 
     def finetune(self) -> int:
@@ -102,7 +102,7 @@ class _River:
 
     def _run(self, package: str, verb: str) -> int:
         argv = [sys.executable, "-m", package, verb, "--recipe", self._path, *self._overrides]
-        # What any stage of it reads may be given.
+        # Overrides may set keys that any stage of the demo reads.
         return subprocess.run(argv, env={**os.environ, TARGETS: "demo"}, check=False).returncode
 
     def _launch(self, verb: str, more: list[str]) -> int:
@@ -124,25 +124,25 @@ def _stamp(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _compare_rehearsal(folder: Path) -> None:
-    """Note whether the steps done before the crash and again after it had the same losses, to the last bit."""
+def _check_resume(folder: Path) -> None:
+    """Record whether the steps before the crash had the same losses as after the resume, bit for bit."""
     losses: dict[int, list[float]] = {}
     for record in read_records(folder / "metrics.jsonl"):
         if record["kind"] == "train":
             losses.setdefault(record["step"], []).append(record["loss"])
-    twice = {step: seen for step, seen in losses.items() if len(seen) > 1}
-    equal = sum(len(set(seen)) == 1 for seen in twice.values())
-    atomic.write_json(folder / _REHEARSAL, {"steps": sorted(twice), "equal": equal})
+    repeated = {step: values for step, values in losses.items() if len(values) > 1}
+    equal = sum(len(set(values)) == 1 for values in repeated.values())
+    atomic.write_json(folder / _RESUME_CHECK, {"steps": sorted(repeated), "equal": equal})
 
 
 def table(recipe: Recipe, layout: RunLayout) -> list[str]:
-    """What came out, a line each, from the manifests and records of the run."""
+    """The results, one line each, from the manifests and metrics of the run."""
     documents, tokens = manifest.require(layout.documents, "data"), manifest.require(layout.tokens, "data")
     pretrain = manifest.require(layout.pretrain, "pretrain")
     results = atomic.read_json(layout.evaluation / "evaluation.json")
     steps = read_metrics(layout.pretrain / "metrics.jsonl").get("train", [])
     if not steps:
-        raise RequestError(f"{layout.pretrain / 'metrics.jsonl'} holds no step: lower train.log_every")
+        raise RequestError(f"{layout.pretrain / 'metrics.jsonl'} has no steps: lower train.log_every")
     split, parameters = tokens.counts, pretrain.details["parameters"]
     speed = statistics.median(step["tokens_per_second"] for step in steps)
     scores = {name: row["bits_per_byte"] for name, row in results["baselines"].items()}
@@ -151,12 +151,12 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
     rows = [
         ("documents", f"{documents.counts['documents']:,} kept, {split['validation']['documents']:,} of them held out"),
         ("tokens", f"{split['train']['tokens']:,} for training, {split['validation']['tokens']:,} for validation"),
-        ("parameters", f"{parameters['total']:,} in all, {parameters['active']:,} active a token"),
+        ("parameters", f"{parameters['total']:,} in total, {parameters['active']:,} active per token"),
         ("speed", f"{speed:,.0f} tokens/s over {recipe.ranks} processes"),
         ("bits per byte", f"{results['pretrain']['bits_per_byte']:.3f} on the validation text"),
         ("  baselines", ", ".join(f"{name} {score:.3f}" for name, score in scores.items())),
         ("expert load", _load_line(steps)),
-        ("resume", _rehearsal_line(layout.pretrain / _REHEARSAL)),
+        ("resume", _resume_line(layout.pretrain / _RESUME_CHECK)),
         ("fine-tuning", f"held-out answers' loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"),
         ("completion", f"{sample['prompt']!r} -> {sample['completion']!r}"),
         ("report", str(layout.report)),
@@ -165,23 +165,21 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
 
 
 def _load_line(steps: list[dict[str, Any]]) -> str:
-    """Busiest expert over the mean, a layer, summed over the last steps: one batch alone is mostly chance."""
-    last = steps[-_REHEARSED:]
+    """Max/mean expert load per layer, summed over the last steps, since a single batch is mostly chance."""
+    last = steps[-_REPEATED:]
     worst = []
     for layer in last[-1]["experts"]:
         loads = [step["experts"][layer]["load"] for step in last]
         worst.append(max(sum(expert) / len(last) for expert in zip(*loads, strict=True)))
     single = statistics.mean(max(e["max_over_mean"] for e in step["experts"].values()) for step in last)
     values = ", ".join(f"{value:.2f}" for value in worst)
-    return f"busiest over mean {values} by layer, last {len(last)} steps together; {single:.2f} in a single step"
+    return f"max/mean {values} by layer over the last {len(last)} steps; {single:.2f} in a single step"
 
 
-def _rehearsal_line(path: Path) -> str:
-    if not path.exists():
-        return "not rehearsed in this run"
-    found = atomic.read_json(path)
-    count = len(found["steps"])
+def _resume_line(path: Path) -> str:
+    check = atomic.read_json(path) if path.exists() else {"steps": []}
+    count = len(check["steps"])
     if not count:
-        return "not rehearsed in this run"
-    verdict = "the same bit for bit" if found["equal"] == count else f"only {found['equal']} the same"
-    return f"{count} losses after the resume and before the crash: {verdict}"
+        return "not tested in this run"
+    verdict = "equal bit for bit" if check["equal"] == count else f"only {check['equal']} are equal"
+    return f"{count} losses before the crash and after the resume: {verdict}"

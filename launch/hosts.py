@@ -1,8 +1,8 @@
-"""The hosts of a hostfile: who they are, whether they answer, and signals to the workers there.
+"""The hosts of a hostfile: reads them, checks that they answer, and sends signals to the workers there.
 
     python -m launch.hosts SIGNAL FOLDER
 
-sends a signal to this host's workers of one start, which the folder of its status files tells from all others.
+sends a signal to the workers of one start on this host, which are identified by the folder of its status files.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def read(hostfile: Path, nodes: int, processes: int) -> list[str]:
     """The first ``nodes`` hosts of a hostfile (lines of ``HOST slots=N``).
 
     Raises:
-        RequestError: it cannot be read, is of another form, or holds too few hosts or slots.
+        RequestError: it cannot be read, has a wrong line, or has too few hosts or slots.
     """
     try:
         lines = hostfile.read_text(encoding="utf-8").splitlines()
@@ -34,48 +34,46 @@ def read(hostfile: Path, nodes: int, processes: int) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if not (text := line.partition("#")[0].strip()):
             continue
-        if not (found := re.fullmatch(r"(\S+)\s+slots=(\d+)", text)):
+        if not (match := re.fullmatch(r"(\S+)\s+slots=(\d+)", text)):
             raise RequestError(f"launch.hostfile: {hostfile}, line {number}: write HOST slots=N, not {text!r}")
-        slots[found[1]] = int(found[2])
+        slots[match[1]] = int(match[2])
     names = list(slots)[:nodes]
     if len(names) < nodes:
-        raise RequestError(f"launch.hostfile: {hostfile} names {len(names)} hosts, launch.nodes is {nodes}")
+        raise RequestError(f"launch.hostfile: {hostfile} has {len(names)} hosts, but launch.nodes is {nodes}")
     if few := [name for name in names if slots[name] < processes]:
         raise RequestError(
-            f"launch.hostfile: {hostfile} gives {few[0]} {slots[few[0]]} slots, launch.processes is {processes}"
+            f"launch.hostfile: {hostfile} has {slots[few[0]]} slots for {few[0]}, but launch.processes is {processes}"
         )
     return names
 
 
 def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
-    """Have every host see a folder of this one.
+    """Check that every host sees a folder of this one.
 
     Raises:
-        RequestError: hosts do not answer in time, or do not see it; with their names.
+        RequestError: hosts do not answer in time, or do not see the folder; names them.
     """
-    silent, blind = [], []
-    for name, said in _on_each(
-        names, f"test -d {shlex.quote(str(folder))} && echo seen || echo unseen", seconds
-    ).items():
-        silent += [name] if not said else []
-        blind += [name] if said == "unseen" else []
+    command = f"test -d {shlex.quote(str(folder))} && echo seen || echo unseen"
+    answers = _run_on(names, command, seconds)
+    silent = [name for name, answer in answers.items() if not answer]
+    blind = [name for name, answer in answers.items() if answer == "unseen"]
     if silent:
         raise RequestError(
-            f"launch.hostfile: no answer over ssh within {seconds} s from {', '.join(silent)}: `ssh HOST true` must "
-            "work without a password, as `PDSH_RCMD_TYPE=ssh pdsh -w HOST true`"
+            f"launch.hostfile: no answer over ssh within {seconds} s from {', '.join(silent)}: `ssh HOST true` "
+            "and `PDSH_RCMD_TYPE=ssh pdsh -w HOST true` must work without a password"
         )
     if blind:
-        raise RequestError(f"run.root: {folder} is not seen by {', '.join(blind)}: put it on a shared file system")
+        raise RequestError(f"run.root: {folder} does not exist on {', '.join(blind)}: put it on a shared file system")
 
 
 def send(names: tuple[str, ...], number: int, status: Path, seconds: int = 20) -> None:
     """Send a signal to the workers of one start on these hosts."""
     words = [sys.executable, "-m", "launch.hosts", signal.Signals(number).name, str(status)]
-    _on_each(names, f"cd {shlex.quote(str(CHECKOUT))} && {shlex.join(words)}", seconds)
+    _run_on(names, f"cd {shlex.quote(str(CHECKOUT))} && {shlex.join(words)}", seconds)
 
 
-def _on_each(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str]:
-    """What a shell command says on each host; nothing for one that does not answer in time."""
+def _run_on(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str]:
+    """The output of a shell command by host; empty for a host that does not answer in time."""
     argv = ["pdsh", "-R", "ssh", "-t", str(seconds), "-u", str(seconds), "-w", ",".join(names)]
     with contextlib.suppress(subprocess.TimeoutExpired):
         done = subprocess.run(
@@ -86,23 +84,23 @@ def _on_each(names: tuple[str, ...], command: str, seconds: int) -> dict[str, st
             timeout=seconds + 10,
             check=False,
         )
-        said = dict.fromkeys(names, "")
+        outputs = dict.fromkeys(names, "")
         for line in done.stdout.splitlines():
             name, _, text = line.partition(": ")
-            said[name] = text.strip()
-        return said
+            outputs[name] = text.strip()
+        return outputs
     return dict.fromkeys(names, "")
 
 
 def workers_here(status: str) -> list[psutil.Process]:
-    """Workers on this host whose start leaves its status files in a folder."""
-    found = []
+    """The workers on this host of the start whose status files are in a folder."""
+    workers = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words, environment = process.cmdline(), process.environ()
             if environment.get(STATUS) == status and words[1:4] == ["-u", "-m", "training"]:
-                found.append(process)
-    return found
+                workers.append(process)
+    return workers
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What a launcher runs on this node: a command line and what its processes need in their environment."""
+"""What a launcher runs on this node: a command line, and the environment of its processes."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from artefacts.checkout import CHECKOUT
 from artefacts.errors import RequestError
 from configs.schema import Recipe
 
-#: Ports that are tried; of two at random one is free on any host.
+#: Number of ports to try.
 _PORTS_TRIED = 100
 
 
@@ -20,10 +20,10 @@ class Plan:
     """One start of a recipe's processes.
 
     Attributes:
-        argv: starts the workers and waits for them.
-        environment: variables that differ from the caller's or are made sure of.
-        workers: how many of the workers report to this launcher.
-        hosts: where workers are that are not this launcher's children; empty: all are.
+        argv: command that starts the workers and waits for them.
+        environment: variables to set for it.
+        workers: number of workers that report to this launcher.
+        hosts: hosts of the workers, if they are not children of this launcher.
     """
 
     argv: list[str]
@@ -32,30 +32,30 @@ class Plan:
     hosts: tuple[str, ...] = ()
 
     def ranks_of_hosts(self) -> dict[str, list[int]]:
-        """Ranks of each of the hosts, as DeepSpeed's launcher numbers them."""
-        each = self.workers // len(self.hosts)
-        return {host: [*range(first * each, (first + 1) * each)] for first, host in enumerate(self.hosts)}
+        """Host -> ranks, as DeepSpeed's launcher numbers them."""
+        count = self.workers // len(self.hosts)
+        return {host: [*range(index * count, (index + 1) * count)] for index, host in enumerate(self.hosts)}
 
     def as_shell(self) -> str:
-        """The command as one would type it, from any folder."""
+        """The command for a shell, in any folder."""
         assigned = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
         return f"cd {shlex.quote(str(Path.cwd()))} && {' '.join(assigned)} {shlex.join(self.argv)}"
 
 
 def worker_argv(verb: str, recipe_path: str, overrides: list[str]) -> list[str]:
-    """What every worker is, after ``python -m``."""
+    """The arguments of every worker, after ``python -m``."""
     return ["training", verb, "--recipe", recipe_path, *overrides]
 
 
 def worker_environment(recipe: Recipe) -> dict[str, str]:
-    """Variables of the workers; what the recipe says comes before what the caller's environment says."""
+    """Environment variables of the workers; the recipe takes precedence over the caller's environment."""
     launch, caller = recipe.launch, os.environ
     cores = str(max(1, _cores() // launch.processes))
     searched = [str(CHECKOUT), *filter(None, caller.get("PYTHONPATH", "").split(os.pathsep))]
     variables = {
         "OMP_NUM_THREADS": str(launch.threads) if launch.threads else caller.get("OMP_NUM_THREADS", cores),
         "TORCH_EXTENSIONS_DIR": caller.get("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions")),
-        # Large blocks are kept and not given back: on CPU a step otherwise spends a tenth of its time in page faults.
+        # Keep large blocks allocated: on CPU a step otherwise spends a tenth of its time in page faults.
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
         "MALLOC_MMAP_MAX_": "0",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(searched)),
@@ -66,17 +66,17 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
 
 
 def _cores() -> int:
-    """Cores that this process may use, where the system tells; macOS does not."""
+    """Cores that this process may use; on macOS, which does not say, all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:
-    """A port of this host that nobody listens on.
+    """A free port of this host.
 
-    It is one below 32,768, where Linux's range for outgoing connections begins: a rank binds it only seconds later.
+    It is below 32,768, where Linux's range for outgoing connections starts, since a rank binds it only seconds later.
 
     Raises:
-        RequestError: no port can be had here.
+        RequestError: there is no free port.
     """
     last = ""
     for _ in range(_PORTS_TRIED):
@@ -87,4 +87,4 @@ def free_port() -> int:
                 return port
             except OSError as error:
                 last = str(error)
-    raise RequestError(f"this host gives no port to the launcher: {_PORTS_TRIED} were refused, the last one: {last}")
+    raise RequestError(f"no free port on this host: {_PORTS_TRIED} ports could not be bound, the last one: {last}")

@@ -1,4 +1,4 @@
-"""What can be known before any process is started: does the run fit its data, its disk, its GPUs and their memory?"""
+"""Checks before any process is started: data, disk, GPUs and memory."""
 
 import os
 import shutil
@@ -16,34 +16,34 @@ from training.estimate.device import device_of, has_mps
 from training.estimate.fitting import advice
 from training.estimate.memory import checkpoint_bytes, memory
 
-#: The estimate is within a tenth of what was measured (benchmarks/results/estimate.md).
-_SURELY = 1.1
+#: The estimate is within a tenth of the measured memory (benchmarks/results/estimate.md).
+_TOLERANCE = 1.1
 
 
 def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = True) -> list[str]:
-    """Look at everything; returns warnings, a line each. ``here``: this is one of the nodes that it will run on.
+    """Run all checks; returns warnings, one line each. ``here``: this is one of the nodes that will run it.
 
     Raises:
-        RequestError: the run cannot go well.
+        RequestError: the run would fail.
     """
     run.check_replacing(recipe.run.may_replace(run.stage))
     if not run.begun():
         _check_data(recipe, run, layout)
     if here:
         check_gpus(recipe)
-    return [*_own_name(recipe), *check_memory(recipe), *check_disk(recipe, run)]
+    return [*_check_host_name(recipe), *check_memory(recipe), *check_disk(recipe, run)]
 
 
-def _own_name(recipe: Recipe) -> list[str]:
-    """A line where nodes are to meet and this one's own name leads nowhere; one node needs no name."""
+def _check_host_name(recipe: Recipe) -> list[str]:
+    """A warning if there are several nodes and the name of this host does not resolve."""
     if recipe.launch.nodes == 1:
         return []
     try:
         socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
         return [
-            f"warning: this host's own name, {socket.gethostname()}, does not resolve: other nodes are given its "
-            "address on the way to launch.rendezvous; if they cannot reach it, add the name to /etc/hosts"
+            f"warning: the name of this host, {socket.gethostname()}, does not resolve: other nodes get its address on "
+            "the route to launch.rendezvous instead; if they cannot reach that, add the name to /etc/hosts"
         ]
     return []
 
@@ -60,19 +60,19 @@ def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
 
 
 def check_gpus(recipe: Recipe) -> None:
-    """Raise ``RequestError`` where this node has fewer GPUs than it is to have processes, or not the kind asked for."""
+    """Raise ``RequestError`` if this node has fewer GPUs than processes, or no device of the wanted kind."""
     launch = recipe.launch
     if launch.device == "mps":
         if not has_mps():
             raise RequestError(
-                "launch.device=mps, and this machine is no Mac with Apple silicon: set launch.device=auto or cpu"
+                "launch.device=mps, but this machine is no Mac with Apple silicon: set launch.device=auto or cpu"
             )
         return
     if launch.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
         return
     count = visible_gpus()
     if count == 0 and launch.device == "cuda":
-        raise RequestError("launch.device=cuda, and this node shows no GPU: set launch.device=auto or cpu")
+        raise RequestError("launch.device=cuda, but this node has no visible GPU: set launch.device=auto or cpu")
     if 0 < count < launch.processes:
         raise RequestError(
             f"launch.processes ({launch.processes}) exceeds the {count} GPUs of this node: lower it, or set "
@@ -81,49 +81,47 @@ def check_gpus(recipe: Recipe) -> None:
 
 
 def visible_gpus() -> int:
-    """GPUs that processes started here may use; 0 where there is no driver."""
+    """Number of GPUs that processes started here may use; 0 without a driver."""
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
-    there = sum(line.startswith("GPU ") for line in listed)
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        there
-        if chosen is None
-        else min(there, len([name for name in chosen.split(",") if name.strip() not in ("", "-1")]))
-    )
+    installed = sum(line.startswith("GPU ") for line in listed)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return installed
+    return min(installed, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
 
 
 def check_memory(recipe: Recipe) -> list[str]:
-    """A warning where the estimate is beyond what a process may use, with what would fit.
+    """A warning if the estimated memory exceeds what a process may use, with advice what would fit.
 
     Raises:
-        RequestError: on GPUs whose memory is known it is so by more than the estimate is off.
+        RequestError: the device is a GPU with a known amount of memory, and exceeds it by more than the tolerance.
     """
     device = device_of(recipe)
-    found = memory(recipe, device.kind)
-    if found.peak <= device.bytes:
+    estimated = memory(recipe, device.kind)
+    if estimated.peak <= device.bytes:
         return []
-    said = (
-        f"a rank is estimated to take {_gigabytes(found.peak)} ({found.phase}), and may use "
+    message = (
+        f"a rank is estimated to need {_gigabytes(estimated.peak)} ({estimated.phase}), but may use "
         f"{_gigabytes(device.bytes)} ({device.source}): {advice(recipe, device.bytes, device.kind)}"
     )
-    if device.kind == "cuda" and device.known and found.peak > _SURELY * device.bytes:
-        raise RequestError(f"{said}; or, if it may use more, set launch.device_memory")
-    return [f"warning: {said}"]
+    if device.kind == "cuda" and device.known and estimated.peak > _TOLERANCE * device.bytes:
+        raise RequestError(f"{message}; or set launch.device_memory if it may use more")
+    return [f"warning: {message}"]
 
 
 def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
-    """Whether checkpoints find room; a warning where not all that are kept do.
+    """A warning if the disk has too little space for all checkpoints that are kept.
 
     Raises:
-        RequestError: there is no room for a single one.
+        RequestError: there is no space for a single checkpoint.
     """
     size, checkpoints = checkpoint_bytes(recipe), run.folder / "checkpoints"
     free = shutil.disk_usage(_nearest(run.folder)).free
     if free < size:
         raise RequestError(
-            f"{run.folder}: a checkpoint takes {_gigabytes(size)}, the disk has {_gigabytes(free)} free: free some "
+            f"{run.folder}: a checkpoint takes {_gigabytes(size)}, but the disk has {_gigabytes(free)} free: free some "
             "space, or set run.root to another disk"
         )
     train = recipe.train
@@ -133,14 +131,14 @@ def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
     missing = (most - len(list(checkpoints.glob("step-*")))) * size
     if free < missing:
         return [
-            f"warning: {run.folder}: {most} checkpoints of {_gigabytes(size)} come to stand there at a time, the disk "
-            f"has {_gigabytes(free)} free: lower train.keep, or some will be dropped"
+            f"warning: {run.folder}: the run keeps up to {most} checkpoints of {_gigabytes(size)}, but the disk has "
+            f"{_gigabytes(free)} free: lower train.keep, or some will be dropped"
         ]
     return []
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Raise ``RequestError`` where a folder that a key names cannot be made or written in."""
+    """Raise ``RequestError`` if the folder of a key cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -150,7 +148,7 @@ def check_writable(key: str, folder: Path) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 

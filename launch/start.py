@@ -1,4 +1,4 @@
-"""Start a recipe's workers from this node and see them through."""
+"""Starts the workers of a recipe from this node and waits for them."""
 
 import os
 import sys
@@ -25,17 +25,17 @@ from training.estimate.memory import memory
 from training.runs import finetune_run, pretrain_run
 
 COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
-#: Set where one command has looked already and started this one on several nodes.
+#: Set by the command that has run the checks and started this one on several nodes.
 IN_ALLOCATION = "MILLRACE_ALLOCATION"
 
 
 def plan(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """What launch.kind starts on this node; ``more``: further variables of the workers.
+    """What launch.kind starts on this node; ``more``: further environment variables of the workers.
 
     Raises:
-        RequestError: the recipe's kind starts nothing on a node, or what it names is not there.
+        RequestError: the kind starts nothing on this node, or something that it needs is missing.
     """
     check_verb(recipe, verb, recipe_path)
     if recipe.launch.kind == "slurm":
@@ -46,18 +46,18 @@ def plan(
 
 
 def check_verb(recipe: Recipe, verb: str, recipe_path: str) -> None:
-    """Raise ``RequestError`` where the recipe has nothing for this command."""
+    """Raise ``RequestError`` if the recipe has no section for this command."""
     if verb == "finetune" and recipe.finetune is None:
         raise RequestError(f"{recipe_path}: the recipe has no finetune section")
 
 
 def launched(layout: RunLayout, verb: str) -> str:
-    """What the holder of the lock on launching does."""
+    """Describes the holder of the lock on launching."""
     return f"{layout.run}: {verb} is being launched"
 
 
 def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> int:
-    """Start a command's workers and see them through; answers at once where there is nothing to do."""
+    """Start a command's workers and wait for them; returns the exit status."""
     check_verb(recipe, verb, recipe_path)
     layout = RunLayout.of(recipe)
     run = COMMANDS[verb](recipe, layout)
@@ -70,17 +70,17 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> 
     with ExitStack() as stack:
         if IN_ALLOCATION not in os.environ:
             if launch.kind == "torchrun" and launch.nodes > 1:
-                # Each node has a launcher; the ranks of another start hold the folder itself.
+                # Every node has a launcher, so none may hold the lock; the ranks of another start lock the folder.
                 lock.refuse_if_held(run.folder)
             else:
                 stack.enter_context(lock.hold(layout.launch(verb), launched(layout, verb)))
             for line in preflight(recipe, run, layout, here=launch.hostfile is None):
                 print(f"{verb}: {line}", flush=True)
         check_port(recipe)
-        return _see_through(recipe, verb, recipe_path, overrides, run, layout)
+        return _supervise(recipe, verb, recipe_path, overrides, run, layout)
 
 
-def _see_through(
+def _supervise(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], run: TrainingRun, layout: RunLayout
 ) -> int:
     began = time.time()
@@ -93,32 +93,32 @@ def _see_through(
     )
     status = ended.status
     if status == command.FAILED and run.manifest() is not None:
-        return command.DONE  # a signal came when all was done
-    if status == command.FAILED and _stood_still(run.stacks, began):
-        _say(
-            f"{verb}: no step in {recipe.train.watch.hang_seconds} s (train.watch.hang_seconds): where each rank stood "
-            f"is in {run.stacks}; the same command goes on from the newest checkpoint"
+        return command.DONE  # the signal came after the last step
+    if status == command.FAILED and _hung(run.stacks, began):
+        _print_error(
+            f"{verb}: no step in {recipe.train.watch.hang_seconds} s (train.watch.hang_seconds); the stack of every "
+            f"rank is in {run.stacks}. Run the same command again to resume from the newest checkpoint"
         )
-        # In a job, whether it has got further decides if it is queued again.
+        # A SLURM job is queued again only if it has made progress, which its first node decides.
         return command.FAILED if IN_ALLOCATION in os.environ else command.STOPPED
     if status == command.STOPPED:
-        _say(f"{verb}: stopped with everything saved; the same command goes on")
+        _print_error(f"{verb}: stopped, everything is saved; run the same command again to resume")
     failed = status == command.FAILED and IN_ALLOCATION not in os.environ
     if failed and (why := why_failed(recipe, ended.output, gone=ended.gone)):
-        _say(f"{verb}: {why}")
+        _print_error(f"{verb}: {why}")
     return status
 
 
 def why_failed(
     recipe: Recipe, output: Output, nodes: Sequence[str] = (), gone: Mapping[str, Sequence[int]] | None = None
 ) -> str:
-    """What to show of a failure, beside what rank 0 has told.
+    """What to show after a failure, in addition to the output of rank 0.
 
     Args:
         recipe: of the start.
         output: of the start.
-        nodes: those that were to take part, if known.
-        gone: ranks of each host in the order in which they ended, see :class:`launch.supervise.Ended`.
+        nodes: names of the nodes that should take part, if known.
+        gone: host -> ranks in the order in which they ended, see :class:`launch.supervise.Ended`.
     """
     if output.timed_out():
         joined = output.joined()
@@ -129,27 +129,28 @@ def why_failed(
             f"{count - len(joined)} of {count} nodes did not join within "
             f"{recipe.launch.join_seconds} s (launch.join_seconds): joined: {', '.join(joined)}{named}"
         )
-    said = output.explain(gone, one_host=recipe.launch.nodes == 1)
-    first = said.partition("\n")[0]
-    return f"{said}\n{_if_memory_ran_out(recipe)}" if WAS_KILLED in first or WAS_SILENT in first else said
+    reason = output.explain(gone, one_host=recipe.launch.nodes == 1)
+    first_line = reason.partition("\n")[0]
+    killed = WAS_KILLED in first_line or WAS_SILENT in first_line
+    return f"{reason}\n{_memory_advice(recipe)}" if killed else reason
 
 
-def _if_memory_ran_out(recipe: Recipe) -> str:
-    """What to change where it was the kernel that killed a rank."""
+def _memory_advice(recipe: Recipe) -> str:
+    """What to change if the kernel killed a rank because memory ran out."""
     device = device_of(recipe)
     if device.kind != "cuda":
         return f"if memory ran out: {relief(recipe, device.bytes, device.kind)}"
     needed = memory(recipe, device.kind).host * recipe.launch.processes
     return (
-        f"if memory ran out, it was the host's, of which a node is estimated to need {needed / 1e9:,.1f} GB: lower "
-        "launch.processes, or give a node more (launch.slurm.train.memory)"
+        f"if memory ran out, it was that of the host: a node is estimated to need {needed / 1e9:,.1f} GB. Lower "
+        "launch.processes, or raise the memory per node (launch.slurm.train.memory)"
     )
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _stood_still(stacks: Path, since: float) -> bool:
-    """Whether ranks have written down their stacks."""
+def _hung(stacks: Path, since: float) -> bool:
+    """Whether ranks have written their stacks since then."""
     return any(path.stat().st_size and path.stat().st_mtime >= since for path in stacks.glob("rank-*.txt"))

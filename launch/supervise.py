@@ -1,4 +1,4 @@
-"""Run a start's workers: pass signals on, end all when one dies, show what they say, and tell how it ended."""
+"""Supervises workers: forwards signals, stops all when one dies, shows their output, and reports how they ended."""
 
 import contextlib
 import ctypes
@@ -24,12 +24,12 @@ from launch import hosts
 from launch.logs import Output
 from launch.plan import Plan
 
-#: Every one is passed on as itself, but for those that workers do not know, which become SIGTERM.
+#: Signals that are forwarded unchanged, and signals that workers do not handle, which are forwarded as SIGTERM.
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _AS_TERM = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PR_SET_PDEATHSIG = 1
 
-#: A plan, given the variables by which workers find the folders of this start.
+#: Makes a plan from the environment variables by which workers find the folders of this start.
 Planner = Callable[[Mapping[str, str]], Plan]
 
 
@@ -38,8 +38,8 @@ class Ended:
 
     Attributes:
         status: 0, 1 or 75.
-        output: to explain a failure from.
-        gone: ranks of each host in the order in which they ended, or of other hosts than this one, by their numbers.
+        output: the logs, which explain a failure.
+        gone: host -> ranks; on this host in the order in which they ended, on others by number.
     """
 
     def __init__(self, status: int, output: Output, gone: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -47,20 +47,20 @@ class Ended:
 
 
 def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: int) -> Ended:
-    """Run a plan to its end.
+    """Run a plan until all processes have ended.
 
-    A signal goes to the workers themselves: they save, leave their status in a file and exit 0, and their agent ends
-    without a fuss. Before they listen there is nothing to save, and all are ended at once. Workers that do not end
-    within the grace time are killed.
+    A signal is sent to the workers, not to their agent: they save, write their status to a file and exit with 0, so
+    that the agent reports no failure. Before the workers listen to signals there is nothing to save, and all are killed
+    at once. Workers that do not end within the grace time are killed.
 
     Args:
         planner: makes the plan.
         logs: the run's folder of logs.
-        shared: folder that all hosts see, for the status files where workers are on other hosts; None: they are here.
+        shared: folder that all hosts see, for status files of workers on other hosts; None if all are on this host.
         grace_seconds: time that workers have to save.
 
     Raises:
-        RequestError: a worker was asked for the impossible; with its words.
+        RequestError: a worker refused the request; with its message.
     """
     with _status_folder(shared) as folder:
         output = Output(logs, folder)
@@ -77,13 +77,13 @@ def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: 
             for number, handler in before.items():
                 signal.signal(number, handler)
         output.follow()
-        left = read_status(folder)
+        reported = read_status(folder)
         if watched.ended_early:
             return Ended(command.STOPPED, output)
-        if left and left[0] == command.WRONG_REQUEST:
-            raise RequestError(left[1])
-        if left:
-            return Ended(left[0], output)
+        if reported and reported[0] == command.WRONG_REQUEST:
+            raise RequestError(reported[1])
+        if reported:
+            return Ended(reported[0], output)
         gone = plan.ranks_of_hosts() if plan.hosts else {node_name(): watched.gone}
         return Ended(command.FAILED if status else command.DONE, output, gone)
 
@@ -95,22 +95,22 @@ def _status_folder(shared: Path | None) -> Iterator[Path]:
             yield Path(folder)
         return
     shared.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".launch-", dir=shared)).absolute()
+    folder_on_all = Path(tempfile.mkdtemp(prefix=".launch-", dir=shared)).absolute()
     try:
-        yield made
+        yield folder_on_all
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(folder_on_all, ignore_errors=True)
 
 
 def _terminal() -> dict[str, str]:
-    """Tells workers, whose output goes to files, that it is looked at on a terminal, and how wide that is."""
+    """Variables that tell workers that their output is shown on a terminal, and how wide it is."""
     if not sys.stdout.isatty():
         return {}
     return {TERMINAL: "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
 
 
 class _Watched:
-    """The agent, the workers it starts, and what to do with a signal."""
+    """The agent with the workers that it starts; handles signals."""
 
     def __init__(self, plan: Plan, status: Path, grace_seconds: int) -> None:
         self._plan, self._status, self._grace = plan, status, grace_seconds
@@ -121,7 +121,7 @@ class _Watched:
         self.ended_early = False
 
     def run(self, log: IO[bytes], follow: Callable[[], None]) -> int:
-        """Start the agent and wait for it, noting its workers, which would outlive its death."""
+        """Start the agent and wait for it; keeps track of its workers, which would survive it."""
         if self.ended_early:
             return command.STOPPED
         environment = {**os.environ, **self._plan.environment}
@@ -134,7 +134,7 @@ class _Watched:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        if self.ended_early:  # by a signal while it was being started
+        if self.ended_early:  # by a signal during the start
             self.kill()
         while True:
             try:
@@ -164,7 +164,7 @@ class _Watched:
         self._send(number if number in _PASSED_ON else signal.SIGTERM)
 
     def kill(self) -> None:
-        """End whatever is left; torchrun gives each worker a session of its own, so no group holds them all."""
+        """Kill all processes that are left. torchrun starts every worker in a new session, so no group has them all."""
         if self._agent is None:
             return
         alive = self._agent.poll() is None
@@ -186,7 +186,7 @@ class _Watched:
 
 
 def _die_with_parent() -> None:
-    """In the agent, before it starts: SIGTERM when the launcher dies, at which it ends its workers. Linux alone can."""
+    """Runs in the agent: have the kernel send it SIGTERM when the launcher dies. On Linux only."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -200,7 +200,7 @@ def _workers_of(pid: int) -> list[psutil.Process]:
 
 
 def _rank_of(worker: psutil.Process) -> int | None:
-    """Its rank; None: it has none, or not yet, as between fork and exec."""
+    """The rank of a worker; None if it has none, or not yet, as between fork and exec."""
     try:
         rank = worker.environ().get("RANK")
     except psutil.Error:

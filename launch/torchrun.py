@@ -14,24 +14,24 @@ from artefacts.worker_status import STATUS
 from configs.schema import Recipe
 from launch.plan import Plan, worker_argv, worker_environment
 
-#: SIGUSR1 is what SLURM is asked to send before the time is up; torchrun would die of it untold.
+#: SLURM sends SIGUSR1 before the time is up; torchrun would die of it by default.
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
-#: Seconds that torchrun gives its workers after a signal where it cannot be told.
+#: Seconds that torchrun gives its workers after a signal if it has no option for it.
 _GRACE_OF_TORCHRUN = 30
 
 
 def torchrun(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """Start this node's workers; they meet on a free port of this host, or where launch.rendezvous says.
+    """The plan to start this node's workers, which find each other on a free port, or at launch.rendezvous.
 
-    ``more``: further variables of the workers.
+    ``more``: further environment variables of the workers.
     """
     launch = recipe.launch
     argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
     if launch.nodes == 1 and not launch.rendezvous:
-        # By its address: torchrun would hand its ranks the host's own name, which not every machine can resolve.
+        # By address: torchrun would use the name of the host, which not every machine can resolve.
         argv += ["--standalone", "--local-addr=127.0.0.1"]
     else:
         argv += [
@@ -44,49 +44,49 @@ def torchrun(
         ]
     argv += ["--max-restarts=0", f"--signals-to-handle={SIGNALS}", *_shutdown_timeout(launch.grace_seconds)]
     if more:
-        # Else it leaves a folder behind in /tmp.
+        # Without it, torchrun leaves a folder in /tmp.
         argv += [f"--log-dir={more[STATUS]}"]
     argv += ["-m", *worker_argv(verb, recipe_path, overrides)]
     return Plan(argv, {**worker_environment(recipe), **(more or {})}, launch.processes)
 
 
 def _local_address(rendezvous: str) -> list[str]:
-    """Where this host's own name cannot be resolved: its address on the way to the rendezvous, HOST:PORT.
+    """If the name of this host does not resolve: its address on the route to the rendezvous, HOST:PORT.
 
-    By such a name torchrun's other ranks would look for this one's for ever.
+    With a name that does not resolve, the other ranks would look for this host forever.
     """
     with contextlib.suppress(OSError):
         socket.getaddrinfo(socket.gethostname(), None)
         return []
     host, _, port = rendezvous.rpartition(":")
-    with contextlib.suppress(OSError):  # check_port says what is wrong with the rendezvous
-        family, kind, _, _, there = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+    with contextlib.suppress(OSError):  # check_port reports what is wrong with the rendezvous
+        family, kind, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as udp:
-            udp.connect(there)  # sends nothing
+            udp.connect(address)  # sends nothing
             return [f"--local-addr={udp.getsockname()[0]}"]
     return []
 
 
 def check_port(recipe: Recipe) -> None:
-    """Raise ``RequestError`` where nobody knows launch.rendezvous' host, or it is this one and its port is taken.
+    """Raise ``RequestError`` if the host of launch.rendezvous is unknown, or is this one and its port is taken.
 
-    torchrun would take that program for its rendezvous, and wait for an answer.
+    torchrun would take the other program for its rendezvous, and wait for an answer.
     """
     host, _, port = (recipe.launch.rendezvous or "").rpartition(":")
     try:
         socket.getaddrinfo(host or "localhost", None)
     except OSError as error:
-        raise RequestError(f"launch.rendezvous: {host} is no host that this one knows: {error.strerror}") from None
+        raise RequestError(f"launch.rendezvous: cannot resolve host {host}: {error.strerror}") from None
     if host not in (socket.gethostname(), socket.getfqdn(), "localhost", "127.0.0.1"):
         return
-    for found in psutil.net_connections("tcp"):
-        if found.status == psutil.CONN_LISTEN and found.laddr.port == int(port) and not _is_torchrun(found.pid):
-            who = f"process {found.pid}" if found.pid else "another user's program"
-            raise RequestError(f"launch.rendezvous: port {port} of {host} is taken by {who}: name another port")
+    for socket_ in psutil.net_connections("tcp"):
+        if socket_.status == psutil.CONN_LISTEN and socket_.laddr.port == int(port) and not _is_torchrun(socket_.pid):
+            user = f"process {socket_.pid}" if socket_.pid else "another user's program"
+            raise RequestError(f"launch.rendezvous: port {port} of {host} is taken by {user}: choose another port")
 
 
 def _is_torchrun(pid: int | None) -> bool:
-    """Whether a process is an agent of torchrun, such as that of another node on this host."""
+    """Whether a process is an agent of torchrun, for example that of another node on this host."""
     try:
         return pid is not None and "torch.distributed.run" in psutil.Process(pid).cmdline()
     except psutil.Error:
@@ -98,15 +98,15 @@ def _shutdown_timeout(seconds: int) -> list[str]:
         return [f"--shutdown-timeout={seconds}"]
     if seconds > _GRACE_OF_TORCHRUN:
         print(
-            f"this torchrun has no --shutdown-timeout: {_GRACE_OF_TORCHRUN} s after a signal workers are killed, "
-            f"whatever launch.grace_seconds ({seconds}) says; a newer torch has it",
+            f"this version of torchrun has no --shutdown-timeout: it kills workers {_GRACE_OF_TORCHRUN} s after a "
+            f"signal, although launch.grace_seconds is {seconds}; update torch to change that",
             file=sys.stderr,
         )
     return []
 
 
 def _knows(option: str) -> bool:
-    """Whether the installed torchrun has an option; asked of its source, since importing torch takes seconds."""
-    found = find_spec("torch")
-    sources = (Path(folder, "distributed/run.py") for folder in (found and found.submodule_search_locations) or [])
+    """Whether the installed torchrun has an option; looks into its source, since importing torch takes seconds."""
+    spec = find_spec("torch")
+    sources = (Path(folder, "distributed/run.py") for folder in (spec and spec.submodule_search_locations) or [])
     return any(option in source.read_text(encoding="utf-8") for source in sources if source.is_file())

@@ -1,4 +1,4 @@
-"""The whole recipe in small: every stage by its command, on real documentation, in under a minute."""
+"""A small recipe end to end: every stage by its command, on real documentation, in under a minute."""
 
 import dataclasses
 import os
@@ -38,10 +38,10 @@ def call(*words: str, root: Path, expect: int = 0) -> subprocess.CompletedProces
     return done
 
 
-# Half a minute: the whole demo, three real starts of training among it; all tests below look at it.
+# Half a minute: the complete demo with three real starts of training; the tests below look at its results.
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs in which the demo of the small recipe has run to its end."""
+    """A folder of runs in which the demo of the small recipe has finished."""
     folder = tmp_path_factory.mktemp("end-to-end")
     done = call("launch", "demo", root=folder)
     (folder / "out.txt").write_text(done.stdout)
@@ -53,21 +53,21 @@ def layout(root: Path) -> RunLayout:
     return RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
 
 
-def test_the_table_tells_what_came_out(root: Path) -> None:
+def test_the_table_shows_the_results(root: Path) -> None:
     text = (root / "out.txt").read_text()
     names = ("documents", "tokens", "parameters", "speed", "bits per byte", "baselines", "expert load", "resume")
     for name in (*names, "fine-tuning", "completion", "report"):
         assert re.search(rf"^ *{name} ", text, re.MULTILINE), f"no row {name} in\n{text}"
-    assert "20 losses after the resume and before the crash: the same bit for bit" in text
+    assert "20 losses before the crash and after the resume: equal bit for bit" in text
 
 
-def test_every_artefact_is_whole(layout: RunLayout) -> None:
+def test_every_artefact_is_complete(layout: RunLayout) -> None:
     for folder in (layout.documents, layout.tokenizer, layout.tokens, layout.examples, layout.evaluation):
         assert manifest.faults(folder) == []
     for folder in (layout.pretrain, layout.finetune):
-        found = manifest.read(folder)
-        assert found is not None
-        assert manifest.faults(folder / "checkpoints" / found.details["checkpoint"]) == []
+        saved = manifest.read(folder)
+        assert saved is not None
+        assert manifest.faults(folder / "checkpoints" / saved.details["checkpoint"]) == []
     page = layout.report.read_text(encoding="utf-8")
     assert "<svg" in page or "data:image/" in page
 
@@ -78,7 +78,7 @@ def test_every_file_follows_the_umask(layout: RunLayout) -> None:
     assert files and {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
-def test_metrics_hold_what_they_promise(layout: RunLayout) -> None:
+def test_the_metrics_of_a_run(layout: RunLayout) -> None:
     records = list(read_records(layout.pretrain / "metrics.jsonl"))
     steps = [record["step"] for record in records if record["kind"] == "train"]
     assert sorted(set(steps)) == list(range(1, 45))
@@ -123,7 +123,7 @@ def test_finished_stages_answer_without_torch(root: Path, command: str) -> None:
 
 
 def test_a_start_of_training_imports_no_compiler(root: Path, tmp_path: Path) -> None:
-    """DeepSpeed would import torch's for a Muon of its own: two seconds on every rank."""
+    """DeepSpeed would import torch's compiler for its own Muon, which takes two seconds on every rank."""
     words = [f"run.root={tmp_path}", f"data.root={root / 'end-to-end'}", "launch.processes=1", "train.steps=5"]
     code = (
         f"import runpy, sys; sys.argv = {['training', 'pretrain', '--recipe', str(RECIPE), *words]!r}\n"
@@ -137,9 +137,9 @@ def test_a_start_of_training_imports_no_compiler(root: Path, tmp_path: Path) -> 
 
 
 def test_damaged_weights_are_refused(root: Path, layout: RunLayout, tmp_path: Path) -> None:
-    found = manifest.read(layout.pretrain)
-    assert found is not None
-    copy = tmp_path / found.details["checkpoint"]
+    saved = manifest.read(layout.pretrain)
+    assert saved is not None
+    copy = tmp_path / saved.details["checkpoint"]
     shutil.copytree(layout.pretrain / "checkpoints" / copy.name, copy)
     path = next(copy.glob("*.safetensors"))
     content = bytearray(path.read_bytes())
@@ -173,7 +173,7 @@ def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path,
     (aside,) = (layout.run / "previous").glob("*-pretrain")
     assert (aside / manifest.NAME).read_bytes() == finished
     assert (layout.tokens / manifest.NAME).stat().st_mtime_ns == tokens
-    # The fine-tuned weights are of the other run, and neither is taken unasked.
+    # The fine-tuned weights are of the other run, and no weights are chosen silently.
     for verb in ("generate", "evaluate", "export"):
         refused = call("training", verb, root=root, expect=2)
         assert "finetune is not current" in refused.stderr and "generate.stage=pretrain" in refused.stderr
@@ -181,7 +181,7 @@ def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path,
     assert f"weights: pretrained, step 6 of 6: {layout.pretrain / 'checkpoints'}" in chosen.stderr
 
 
-# Twenty seconds: three real starts, one signalled, one resumed, one on another number of processes.
+# Twenty seconds: three real starts, one with a signal, one resumed, one with another number of processes.
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLayout, tmp_path: Path, number) -> None:
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
@@ -204,7 +204,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLay
     assert f"resuming after step {step}" in done.stdout
     assert step + 2 in _steps(folder)
     if number == signal.SIGTERM:
-        # Another number of processes: the unfinished run goes on all the same.
+        # Another number of processes: the unfinished run resumes all the same.
         other = [*argv, "launch.processes=1", f"train.simulate_crash_at={step + 2}"]
         done = subprocess.run(other, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 1, done.stdout + done.stderr
@@ -217,7 +217,7 @@ def test_a_signal_before_there_is_anything_to_save_is_75_too(layout: RunLayout, 
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
     argv = [sys.executable, "-m", "launch", "local", "pretrain", "--recipe", str(RECIPE), *overrides]
     process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    # From then on the launcher listens; the workers do seconds later.
+    # From then on the launcher handles signals; the workers do so seconds later.
     wait_until(psutil.Process(process.pid).children, "agent")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
@@ -248,7 +248,7 @@ def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
     [
         (["launch", "local", "pretrain", "tokenizer.vocab_size=500"], "beyond the model's vocabulary of 500"),
         (["launch", "local", "finetune", "train.learning_rate=0.001"], "holds another run (train.learning_rate"),
-        (["training", "pretrain", "train.steps=50"], "1 processes were started, the recipe says 2"),
+        (["training", "pretrain", "train.steps=50"], "1 processes were started, but the recipe needs 2"),
         (["training", "generate", "generate.weights=/nowhere"], "/nowhere"),
         (
             ["training", "generate", "model.topk_method=greedy", "generate.stage=pretrain"],
@@ -282,15 +282,15 @@ def test_wrong_requests_are_one_line_and_harm_nothing(layout: RunLayout, root: P
 def test_shards_of_another_tokenizer_are_refused(layout: RunLayout, tmp_path: Path) -> None:
     shutil.copytree(layout.tokenizer, tmp_path / "tokenizer")
     shutil.copytree(layout.tokens, tmp_path / "tokens")
-    found = manifest.read(tmp_path / "tokens")
-    assert found is not None
-    manifest.write(tmp_path / "tokens", dataclasses.replace(found, inputs={**found.inputs, "tokenizer": "other"}))
+    saved = manifest.read(tmp_path / "tokens")
+    assert saved is not None
+    manifest.write(tmp_path / "tokens", dataclasses.replace(saved, inputs={**saved.inputs, "tokenizer": "other"}))
     done = call("launch", "local", "pretrain", f"data.root={tmp_path}", root=tmp_path, expect=2)
-    assert "made by another tokenizer" in done.stderr
+    assert "made with a different tokenizer" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-# Fifteen seconds: two agents of torchrun at once, then the same run on one.
+# Fifteen seconds: two torchrun agents at once, then the same run with one.
 def test_two_nodes_meet_over_c10d(layout: RunLayout, tmp_path: Path) -> None:
     """Two launches, as on two nodes, each with one worker; the run is the same as with two workers on one node."""
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=6", "launch.processes=1"]

@@ -1,7 +1,7 @@
 """Model commands: ``python -m training VERB --recipe R [section.key=value ...]``.
 
-Under a launcher a worker that ends on purpose but not done (stopped by a signal, asked for the impossible) leaves its
-status in a file (:mod:`artefacts.worker_status`) and exits 0: torchrun would turn any status into 1, at length.
+Under a launcher, a worker that stops early on purpose (a signal, a wrong request) writes its status to a file
+(:mod:`artefacts.worker_status`) and exits with 0, since torchrun would turn any other status into 1 and a traceback.
 """
 
 import argparse
@@ -17,23 +17,23 @@ from configs.checks import unread_keys
 from configs.load import load_recipe
 from configs.schema import Recipe
 from training.commands import arguments as options
-from training.commands.out_of_memory import ran_out, told
+from training.commands.out_of_memory import explain, ran_out
 
 VERBS = {
-    "pretrain": "train the model on the token shards; resumes from the newest whole checkpoint",
-    "finetune": "go on from the pretrained weights on chat examples; resumes likewise",
-    "evaluate": "bits per byte against a bigram model and zstd -19, and the loss on held-out answers",
+    "pretrain": "train the model on the token shards; resumes from the newest complete checkpoint",
+    "finetune": "train the pretrained weights on chat examples; resumes in the same way",
+    "evaluate": "bits per byte compared with a bigram model and zstd -19, and the loss on held-out answers",
     "generate": "complete a prompt",
-    "compare": "the recipe's model in short trainings that differ in one thing, in runs/NAME/compare",
-    "export": "the newest weights as a Hugging Face model directory, read back and compared",
-    "import": "a Hugging Face model directory's weights as the finished pretraining of the recipe",
-    "report": "one self-contained page with the curves and tables of the run",
-    "inspect": "every tensor and module output with its shape, parameters and FLOPs by part; or recipes in one table",
-    "estimate": "parameters, FLOPs a token, memory a rank by part and what micro-batch fits, in closed form",
+    "compare": "train the recipe's model briefly in variants that differ in one thing; writes runs/NAME/compare",
+    "export": "write the newest weights as a Hugging Face model directory, read them back and compare them",
+    "import": "use the weights of a Hugging Face model directory as the finished pretraining of the recipe",
+    "report": "write one self-contained page with the curves and tables of the run",
+    "inspect": "print every tensor and module output with its shape, parameters and FLOPs; or compare recipes",
+    "estimate": "compute parameters, FLOPs per token, memory per rank and the largest micro-batch that fits",
 }
 
 
-#: Verbs that a launcher starts on every rank.
+#: Verbs that launchers start on every rank.
 LAUNCHED = ("pretrain", "finetune")
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         sub = verbs.add_parser(verb, help=purpose, description=purpose, allow_abbrev=False)
         options.add(verb, sub)
     parsed = command.parse(parser, arguments)
-    options.settle(parser, parsed)
+    options.validate(parser, parsed)
     if parsed.verb not in LAUNCHED:
         try:
             return _run(parsed.verb, parsed)
@@ -75,7 +75,7 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
     recipe = command.read_recipe(parsed)
     if not worker.is_launched:
         unread_keys.check(parsed.verb, recipe, parsed.overrides)
-    # DeepSpeed imports it, and where there is a CUDA compiler and no GPU every rank would say so.
+    # DeepSpeed imports it, and every rank would warn if there is a CUDA compiler but no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if parsed.verb == "finetune":
         from training.commands.finetune import finetune
@@ -87,18 +87,18 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
 
 
 def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
-    """Say what to change where memory ran out; raises any other error again."""
+    """Explain what to change if memory ran out; raises any other error again."""
     if not ran_out(error):
         raise error
-    # Frames that failed hold what they had, and what is said needs some room too.
+    # The frames of the traceback hold memory, and the explanation needs some too.
     error.__traceback__ = None
-    doing = " ".join(filter(None, (parsed.verb, getattr(parsed, "what", None))))
-    print(f"error: {told(error, command.read_recipe(parsed), doing)}", file=sys.stderr)
+    running = " ".join(filter(None, (parsed.verb, getattr(parsed, "what", None))))
+    print(f"error: {explain(error, command.read_recipe(parsed), running)}", file=sys.stderr)
     return command.FAILED
 
 
 def _run(verb: str, parsed: argparse.Namespace) -> int:
-    """Import only what the verb needs: reports, estimates and comparisons of recipes answer without torch."""
+    """Import only what the verb needs: reports, estimates and comparisons of recipes need no torch."""
     if verb == "inspect" and parsed.compare:
         from training.estimate.comparison import compare as compare_recipes
 

@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning do alike: an engine around a model, hooks, resuming, the loop, the manifest."""
+"""What pretraining and fine-tuning share: join the ranks, build the engine, resume, train, write the manifest."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,7 +9,7 @@ import torch
 
 from artefacts import lock
 from artefacts.errors import RequestError, RunError
-from artefacts.progress import tell
+from artefacts.progress import log
 from artefacts.signals import StopRequest
 from artefacts.training_folder import TrainingRun
 from configs import command
@@ -17,46 +17,42 @@ from configs.load import dump_recipe
 from configs.schema import Recipe
 from configs.schema.train import TrainSection
 from training.checkpoint.index import folder_name
-from training.checkpoint.load import Found, Resumption, newest_whole
+from training.checkpoint.load import CheckpointRef, Resumption, newest_complete
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, Saver
+from training.checkpoint.save import RunIdentity, Saver
 from training.data.batch import Batch, Data
 from training.data.prefetch import Prefetched
 from training.distributed.join import join
-from training.distributed.ranks import Ranks, broadcast_value, leave
+from training.distributed.ranks import Ranks, broadcast_value, destroy_process_group
 from training.engine.build import build_engine
-from training.engine.deepspeed_config import clips_itself, deepspeed_config
+from training.engine.deepspeed_config import deepspeed_config
 from training.engine.expert_parallel import local_experts
 from training.engine.partitions import partitions
 from training.estimate.flops import flops_per_token
 from training.estimate.parameters import parameters
 from training.models.registry import build_model
 from training.objective import Objective
-from training.optim.build import adopt_partitions, build_optimizer
-from training.optim.schedules import learning_rate
-from training.trainer.callbacks.checkpoint import CheckpointHook
-from training.trainer.callbacks.hang import HangHook
-from training.trainer.callbacks.metrics import MetricsHook
-from training.trainer.callbacks.stability import SkippedSteps, SpikeDetector, WatchHook
-from training.trainer.callbacks.validation import ValidationHook
+from training.optim.build import bind_partitions, build_optimizer
+from training.trainer.callbacks.build import build_callbacks
+from training.trainer.context import TrainingContext
 from training.trainer.load_balancer import Balancer
 from training.trainer.trainer import Ended, Trainer
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run, ready to be started on any number of ranks.
+    """One training run, ready to start on any number of ranks.
 
     Attributes:
         run: its folder and identity.
-        train: the train section it follows; fine-tuning derives its own.
-        global_batch: samples an optimiser step.
-        micro_batch: samples a rank at a time.
-        data: the batches.
-        validation: batches of the validations during training.
-        preflight: what must hold before a run that begins from nothing is opened; raises RequestError.
-        prepare: gives the fp32 model its first weights; of the experts those in the range.
-        notice: a line to print before the first step; empty: none.
+        train: the train section that it follows; fine-tuning derives its own.
+        global_batch: samples per optimizer step.
+        micro_batch: samples per rank and forward pass.
+        data: the micro-batches.
+        validation: the batches of the validation loss during training.
+        check_inputs: called before a new run is opened; raises RequestError if its inputs are damaged.
+        init_weights: gives the fp32 model its first weights; of the routed experts only those in the range.
+        notice: a line to print before the first step, or empty.
     """
 
     run: TrainingRun
@@ -65,60 +61,193 @@ class Job:
     micro_batch: int
     data: Data
     validation: Sequence[Batch]
-    preflight: Callable[[], object]
-    prepare: Callable[[torch.nn.Module, range], None]
+    check_inputs: Callable[[], object]
+    init_weights: Callable[[torch.nn.Module, range], None]
     notice: str = ""
 
 
+@dataclass(frozen=True)
+class _Start:
+    """One start of a job, when all ranks have joined and the run's folder is open.
+
+    Attributes:
+        recipe: of the run.
+        job: what to train.
+        identity: what checkpoints record about the run.
+        ranks: this process among all others.
+        resumption: restores the newest checkpoint; None for a new run.
+    """
+
+    recipe: Recipe
+    job: Job
+    identity: RunIdentity
+    ranks: Ranks
+    resumption: Resumption | None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps already done."""
+        return self.resumption.checkpoint.step if self.resumption else 0
+
+
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
-    """Train to the end, or until a signal; returns the exit status."""
-    about = _about(recipe, job)
-    with _joined(recipe, job, about, stop) as (ranks, resumption):
-        # What routers draw as noise: other numbers on each rank, and new ones after a resume on more ranks or fewer.
-        # On as many, the checkpoint's own random states replace this.
-        begin = resumption.found.step if resumption else 0
-        torch.manual_seed((recipe.run.seed + begin) * ranks.size + ranks.rank)
-        model = build_model(recipe.model, recipe.vocab_size)
+    """Train to the last step or until a signal; returns the exit status.
+
+    Raises:
+        RequestError: the run cannot start as requested.
+    """
+    with _joined(recipe, job, stop) as start:
+        engine = _build_engine(start, _build_model(start))
+        with Prefetched(job.data, job.train.prefetch, job.train.steps, start.ranks.device) as data:
+            context = _build_context(start, engine, data, stop)
+            _print_start(start)
+            return _train(context)
+
+
+@contextmanager
+def _joined(recipe: Recipe, job: Job, stop: StopRequest) -> Iterator[_Start]:
+    """Join the process group, listen to signals, lock and open the run's folder.
+
+    A request that cannot be met is refused by all ranks, before anything is moved aside.
+    """
+    launch, identity = recipe.launch, _identity(recipe, job)
+    ranks = join(launch.join_seconds, launch.probe_seconds, device=launch.device)
+    stop.listen()
+    with ExitStack() as stack:
+        stack.callback(destroy_process_group)
+        _check_ranks(recipe, job, ranks)
+        _on_first_rank(ranks, lambda: stack.enter_context(lock.hold(job.run.folder)))
+        checkpoint: CheckpointRef | None = None
+        if broadcast_value(ranks.first and job.run.begun()):
+            checkpoint = newest_complete(job.run.folder / "checkpoints", ranks)
+        resumption = Resumption(checkpoint, identity) if checkpoint else None
         if resumption is None:
-            job.prepare(
-                model, local_experts(ranks.rank, recipe.model.backbone_section.expert_count, recipe.expert_parallel)
-            )
-        model.set_checkpointing(job.train.activation_checkpointing)
-        if recipe.model.compile:
-            model.compile_regions()
-        experts = recipe.expert_parallel if recipe.model.has_experts else None
-        config = deepspeed_config(job.train, ranks.size, experts, job.global_batch, job.micro_batch)
-        rates = recipe.model.rate_scales
-        optimizer = build_optimizer(model, job.train.optimizer, job.train.learning_rate, recipe.expert_parallel, rates)
-        engine = build_engine(model, optimizer, config, ranks)
-        adopt_partitions(optimizer, engine)
-        balancer = Balancer(engine.module, job.train.router_bias_update_rate)
-        start, skipped = 0, SkippedSteps(job.train.watch.skipped_in_a_row)
-        if resumption:
-            start = resumption.found.step
-            state = resumption.load(engine, ranks)
-            balancer.restore(state["balance"])
-            skipped.restore(state["skipped"])
-            if ranks.first:
-                _tell_resumed(job, resumption)
-        if job.notice and ranks.first:
-            print(f"{job.run.stage}: {job.notice}", flush=True)
+            _on_first_rank(ranks, job.check_inputs)
+        _on_first_rank(ranks, lambda: job.run.open(dump_recipe(recipe), recipe.run.may_replace(job.run.stage)))
+        yield _Start(recipe, job, identity, ranks, resumption)
+
+
+def _check_ranks(recipe: Recipe, job: Job, ranks: Ranks) -> None:
+    if ranks.size != recipe.ranks:
+        raise RequestError(
+            f"{ranks.size} processes were started, but the recipe needs {recipe.ranks}: start them with "
+            "`python -m launch`, or set launch.processes"
+        )
+    if job.train.precision == "fp16" and ranks.device.type == "cpu":
+        raise RequestError("train.precision=fp16 needs GPUs, since DeepSpeed has no fp16 on CPU: set bf16 or fp32")
+
+
+def _on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
+    """Run an action on rank 0; a ``RequestError`` that it raises is raised on all ranks."""
+    refusal = ""
+    if ranks.first:
         try:
-            ended = _loop(recipe, job, engine, balancer, skipped, about, ranks, stop, start)
-        except RunError as error:
-            if ranks.first:
-                tell(f"error: {error}")
-            return command.FAILED
-        if ended is Ended.DONE and ranks.first:
-            _finish(job)
-        if ended is Ended.LEFT and ranks.first:
-            print(f"{job.run.stage}: simulated crash at step {job.train.simulate_crash_at}, nothing saved", flush=True)
-        return {Ended.DONE: command.DONE, Ended.STOPPED: command.STOPPED, Ended.LEFT: command.FAILED}[ended]
+            action()
+        except RequestError as error:
+            refusal = str(error)
+    if refusal := broadcast_value(refusal):
+        raise RequestError(refusal)
 
 
-def _about(recipe: Recipe, job: Job) -> About:
+def _build_model(start: _Start) -> Any:
+    """The model in fp32 on CPU, for a new run with its first weights."""
+    recipe, job, ranks = start.recipe, start.job, start.ranks
+    # Routers draw their noise from this generator: different numbers on every rank, and new ones after a resume on
+    # another number of ranks. On the same number of ranks the checkpoint's random states replace it.
+    torch.manual_seed((recipe.run.seed + start.step) * ranks.size + ranks.rank)
+    model = build_model(recipe.model, recipe.vocab_size)
+    if start.resumption is None:
+        experts = recipe.model.backbone_section.expert_count
+        job.init_weights(model, local_experts(ranks.rank, experts, recipe.expert_parallel))
+    model.set_checkpointing(job.train.activation_checkpointing)
+    if recipe.model.compile:
+        model.compile_regions()
+    return model
+
+
+def _build_engine(start: _Start, model: Any) -> Any:
+    """The DeepSpeed engine around the model, with the recipe's optimizer."""
+    recipe, job, train = start.recipe, start.job, start.job.train
+    expert_parallel = recipe.expert_parallel if recipe.model.has_experts else None
+    config = deepspeed_config(train, start.ranks.size, expert_parallel, job.global_batch, job.micro_batch)
+    optimizer = build_optimizer(
+        model, train.optimizer, train.learning_rate, recipe.expert_parallel, recipe.model.rate_scales
+    )
+    engine = build_engine(model, optimizer, config, start.ranks)
+    bind_partitions(optimizer, engine)
+    return engine
+
+
+def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) -> TrainingContext:
+    """Restore the engine if the run resumes, and collect what the trainer and its callbacks read."""
+    recipe, job, train, ranks = start.recipe, start.job, start.job.train, start.ranks
+    balancer = Balancer(engine.module, train.router_bias_update_rate)
+    restored: dict[str, Any] = {}
+    if start.resumption:
+        restored = start.resumption.load(engine, ranks)
+        balancer.load_state_dict(restored["balance"])
+    flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length, predicts=train.mtp_loss > 0)
+    retention = Retention(train.keep, train.keep_every, train.keep_best)
+    folder = job.run.folder / "checkpoints"
+    return TrainingContext(
+        run=job.run,
+        train=train,
+        ranks=ranks,
+        engine=engine,
+        objective=Objective(recipe.model, train),
+        data=data,
+        validation=job.validation,
+        balancer=balancer,
+        saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),
+        stop=stop,
+        global_batch=job.global_batch,
+        flops_per_token=flops,
+        start_step=start.step,
+        restored=restored,
+    )
+
+
+def _print_start(start: _Start) -> None:
+    if not start.ranks.first:
+        return
+    stage, notice = start.job.run.stage, start.job.notice
+    if start.resumption:
+        checkpoint, changes = start.resumption.checkpoint, start.resumption.changes
+        for line in checkpoint.skipped:
+            print(f"warning: {line}", flush=True)
+        changed = f", {changes}" if changes else ""
+        print(f"{stage}: resuming after step {checkpoint.step} from {checkpoint.folder}{changed}", flush=True)
+    if notice:
+        print(f"{stage}: {notice}", flush=True)
+
+
+def _train(context: TrainingContext) -> int:
+    """Train, finish the run's folder, and report; returns the exit status."""
+    run, train, first = context.run, context.train, context.ranks.first
+    try:
+        ended = Trainer(context, build_callbacks(context)).run()
+    except RunError as error:
+        if first:
+            log(f"error: {error}")
+        return command.FAILED
+    if ended is Ended.STOPPED:
+        return command.STOPPED
+    if ended is Ended.ABORTED:
+        # A checkpoint that was begun is not part of what the simulated crash loses.
+        context.saver.drain()
+        if first:
+            print(f"{run.stage}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)
+        return command.FAILED
+    if first:
+        checkpoint = run.folder / "checkpoints" / folder_name(train.steps)
+        run.finish(checkpoint)
+        print(f"{run.stage}: finished, {train.steps} steps, weights in {checkpoint}", flush=True)
+    return command.DONE
+
+
+def _identity(recipe: Recipe, job: Job) -> RunIdentity:
     counts = parameters(recipe.model, recipe.vocab_size)
-    return About(
+    return RunIdentity(
         identity=job.run.identity,
         inputs=job.run.inputs,
         model={**recipe.model.identity(), "vocab_size": recipe.vocab_size},
@@ -134,113 +263,3 @@ def _about(recipe: Recipe, job: Job) -> About:
             "parameters": {"total": counts.total, "active": counts.active},
         },
     )
-
-
-def _tell_resumed(job: Job, resumption: Resumption) -> None:
-    found = resumption.found
-    for line in found.passed_over:
-        print(f"warning: {line}", flush=True)
-    changes = f", {resumption.changes}" if resumption.changes else ""
-    print(f"{job.run.stage}: resuming after step {found.step} from {found.folder}{changes}", flush=True)
-
-
-def _loop(
-    recipe: Recipe,
-    job: Job,
-    engine: Any,
-    balancer: Balancer,
-    skipped: SkippedSteps,
-    about: About,
-    ranks: Ranks,
-    stop: StopRequest,
-    start: int,
-) -> Ended:
-    train, folder = job.train, job.run.folder
-    flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length, predicts=train.mtp_loss > 0)
-    metrics = MetricsHook(folder, job.run.stage, start, train.steps, flops, train.log_every, ranks)
-    objective = Objective(recipe.model, train)
-    validation = ValidationHook(engine, objective, job.validation, train.eval_every, metrics, ranks)
-    retention = Retention(train.keep, train.keep_every, train.keep_best)
-    saver = Saver(partitions(engine), folder / "checkpoints", about, ranks, retention, start or None)
-
-    def counts(step: int) -> dict[str, Any]:
-        return {"samples": step * job.global_batch, "validation_loss": validation.loss_at(step)}
-
-    def state() -> dict[str, Any]:
-        return {"balance": balancer.state(), "skipped": skipped.state()}
-
-    spikes = SpikeDetector(train.watch.spike_window, train.watch.spike_deviations)
-    with (
-        HangHook(job.run.stacks, train.watch.hang_seconds, ranks.rank) as hang,
-        Prefetched(job.data, train.prefetch, train.steps, ranks.device) as data,
-    ):
-        trainer = Trainer(
-            engine,
-            data,
-            objective,
-            lambda step: learning_rate(step, train.steps, train.learning_rate, train.schedule),
-            balancer,
-            ranks,
-            [
-                validation,
-                WatchHook(skipped, spikes, metrics, ranks.first),
-                CheckpointHook(saver, train.save_every, start, counts, state),
-                metrics,
-                hang,
-            ],
-            stop,
-            train.max_grad_norm if clips_itself(train) else None,
-        )
-        ended = trainer.run(start, train.steps, train.simulate_crash_at)
-        if ended is Ended.LEFT:
-            saver.drain()  # a checkpoint that was begun is no part of what a crash is rehearsed to lose
-        return ended
-
-
-def _finish(job: Job) -> None:
-    """The run's manifest; its ``weights`` are what later stages are made from."""
-    last = job.run.folder / "checkpoints" / folder_name(job.train.steps)
-    job.run.finish(last)
-    print(f"{job.run.stage}: finished, {job.train.steps} steps, weights in {last}", flush=True)
-
-
-@contextmanager
-def _joined(recipe: Recipe, job: Job, about: About, stop: StopRequest) -> Iterator[tuple[Ranks, Resumption | None]]:
-    """Join the other ranks and listen to signals.
-
-    Rank 0 takes the folder's lock, all find what to resume from, rank 0 opens the folder. What must be refused is
-    refused before anything is moved aside, and by all ranks.
-    """
-    launch = recipe.launch
-    ranks = join(launch.join_seconds, launch.probe_seconds, device=launch.device)
-    stop.listen()
-    with ExitStack() as stack:
-        stack.callback(leave)
-        if ranks.size != recipe.ranks:
-            raise RequestError(
-                f"{ranks.size} processes were started, the recipe says {recipe.ranks}: start them with "
-                "`python -m launch`, or set launch.processes"
-            )
-        if job.train.precision == "fp16" and ranks.device.type == "cpu":
-            raise RequestError("train.precision=fp16 needs GPUs, as DeepSpeed has none on CPU: set bf16 or fp32")
-        _first_alone(ranks, lambda: stack.enter_context(lock.hold(job.run.folder)))
-        found: Found | None = None
-        if broadcast_value(ranks.first and job.run.begun()):
-            found = newest_whole(job.run.folder / "checkpoints", ranks)
-        resumption = Resumption(found, about) if found else None
-        if found is None:
-            _first_alone(ranks, job.preflight)
-        _first_alone(ranks, lambda: job.run.open(dump_recipe(recipe), recipe.run.may_replace(job.run.stage)))
-        yield ranks, resumption
-
-
-def _first_alone(ranks: Ranks, action: Callable[[], object]) -> None:
-    """Have rank 0 do something; what it must refuse, all ranks refuse."""
-    refusal = ""
-    if ranks.first:
-        try:
-            action()
-        except RequestError as error:
-            refusal = str(error)
-    if refusal := broadcast_value(refusal):
-        raise RequestError(refusal)

@@ -13,12 +13,12 @@ from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.checkpoint.full_weights import read_weights, require_checkpoint
-from training.checkpoint.load import newest_whole
-from training.distributed.device import choose
+from training.checkpoint.load import newest_complete
+from training.distributed.device import choose_device
 from training.export.weights import load_backbone, load_weights
 from training.layers.cpu import kernels
 from training.models.registry import build_model, init_weights
-from training.runs import backbone_checkpoint, given_checkpoint
+from training.runs import backbone_checkpoint, named_checkpoint
 
 
 def best_device(recipe: Recipe) -> torch.device:
@@ -27,7 +27,7 @@ def best_device(recipe: Recipe) -> torch.device:
     Raises:
         RequestError: it is not here.
     """
-    return choose(recipe.launch.device)
+    return choose_device(recipe.launch.device)
 
 
 def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
@@ -69,17 +69,17 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
     """
     section = recipe.generate
     if section.weights:
-        checkpoint = given_checkpoint(section.weights, "generate.weights")
+        checkpoint = named_checkpoint(section.weights, "generate.weights")
         saved, why = manifest.require(checkpoint, "pretrain"), ""
     else:
         stage = section.stage or ("finetune" if has_weights(layout.finetune) else "pretrain")
         if stage == "finetune" and section.stage is None:
             run_weights.check_finetuning(layout)
-        newest = newest_whole(getattr(layout, stage) / "checkpoints")
+        newest = newest_complete(getattr(layout, stage) / "checkpoints")
         if newest is None:
             raise run_weights.none_yet(layout, stage)
-        for passed_over in newest.passed_over:
-            print(f"warning: {passed_over}", file=sys.stderr)
+        for line in newest.skipped:
+            print(f"warning: {line}", file=sys.stderr)
         checkpoint, saved, why = newest.folder, newest.manifest, run_weights.stale(layout, stage)
     run_weights.check_tokenizer(checkpoint, saved, layout)
     require_same_model(recipe, checkpoint, saved.details["model"])

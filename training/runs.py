@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning of a recipe are: their identities, and the artefacts that they learn from."""
+"""The pretraining and fine-tuning run of a recipe: their identities, and the artefacts that they are trained on."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
     """The pretraining run of a recipe over the published token shards, or examples.
 
     Raises:
-        RequestError: what it learns from is not there, or comes from other inputs or another vocabulary; or the recipe
-            is one for data alone.
+        RequestError: its inputs are missing, or were made with another tokenizer, recipe or vocabulary; or the recipe
+            is for data only.
     """
     model, train = recipe.model.identity(), recipe.train.identity()
     folder = layout.tokens if recipe.task == "language_modeling" else layout.examples
@@ -28,13 +28,13 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
     tokenizer = manifest.require(layout.tokenizer, "tokenizer")
     if data.inputs.get("tokenizer") != tokenizer.fingerprint:
         raise RequestError(
-            f"{folder} was made by another tokenizer than {layout.tokenizer}: run `{command_hints.make('data')}`"
+            f"{folder} was made with a different tokenizer than {layout.tokenizer}: run `{command_hints.make('data')}`"
         )
     if recipe.task != "language_modeling":
         _require_same_examples(recipe, folder, data)
     if data.details["vocab_size"] > recipe.vocab_size:
         raise RequestError(
-            f"{folder} holds token ids up to {data.details['vocab_size'] - 1}, beyond the model's vocabulary "
+            f"{folder} has token ids up to {data.details['vocab_size'] - 1}, beyond the model's vocabulary "
             f"of {recipe.vocab_size}: set model.vocab_size or run `{command_hints.make('data')}`"
         )
     identity: dict[str, Any] = {
@@ -46,105 +46,105 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
     if recipe.task == "language_modeling" and "sources" in data.counts:
         identity["mixture"] = mixture_weights(recipe, layout, data)
     if (checkpoint := backbone_checkpoint(recipe)) is not None:
-        inputs[BACKBONE] = _of_backbone(recipe, checkpoint, tokenizer)
+        inputs[BACKBONE] = _backbone_fingerprint(recipe, checkpoint, tokenizer)
     if recipe.train.packing == "best_fit":
-        inputs["packing"] = _packing(recipe, layout, data)
+        inputs["packing"] = _packing_fingerprint(recipe, layout, data)
     return TrainingRun("pretrain", layout.pretrain, identity, inputs)
 
 
 def backbone_checkpoint(recipe: Recipe) -> Path | None:
-    """The checkpoint of ``model.weights``, which may be that or a run's folder; None: the recipe names none.
+    """The checkpoint that ``model.weights`` names, directly or as the folder of its run; None if the key is empty.
 
     Raises:
-        RequestError: there is none there.
+        RequestError: there is no checkpoint.
     """
     if not isinstance(recipe.model, ClassifierSection) or recipe.model.weights is None:
         return None
-    return given_checkpoint(recipe.model.weights, "model.weights")
+    return named_checkpoint(recipe.model.weights, "model.weights")
 
 
-def given_checkpoint(path: str, key: str) -> Path:
-    """The checkpoint that a recipe's ``key`` names: itself, or a run's folder.
+def named_checkpoint(path: str, key: str) -> Path:
+    """The checkpoint at a path from a recipe's ``key``, which is its folder or that of its run.
 
     Raises:
-        RequestError: there is none there.
+        RequestError: there is no checkpoint.
     """
-    given = Path(path).expanduser().resolve()
-    if (saved := manifest.read(given)) is not None and saved.stage == "checkpoint":
-        return given
-    for folder in (given, given / "pretrain"):
-        if (found := finished_checkpoint(folder)) is not None and found[0].is_dir():
-            return found[0]
-    released = "; a model directory in Hugging Face's layout begins a run by `make import`"
+    location = Path(path).expanduser().resolve()
+    if (saved := manifest.read(location)) is not None and saved.stage == "checkpoint":
+        return location
+    for folder in (location, location / "pretrain"):
+        if (last := finished_checkpoint(folder)) is not None and last[0].is_dir():
+            return last[0]
+    hint = "; to use a Hugging Face model directory, import it with `make import`"
     raise RequestError(
-        f"{key}={given}: neither a run whose pretraining is finished nor a checkpoint"
-        f"{released if (given / 'config.json').is_file() else ''}"
+        f"{key}={location}: neither a run whose pretraining is finished nor a checkpoint"
+        f"{hint if (location / 'config.json').is_file() else ''}"
     )
 
 
-def _of_backbone(recipe: Recipe, checkpoint: Path, tokenizer: Manifest) -> str:
-    """Fingerprint of a backbone's checkpoint.
+def _backbone_fingerprint(recipe: Recipe, checkpoint: Path, tokenizer: Manifest) -> str:
+    """The fingerprint of a backbone's checkpoint.
 
     Raises:
-        RequestError: it was trained with another tokenizer than this run has, or as another model.
+        RequestError: it was trained with a different tokenizer, or is a different model.
     """
-    made = manifest.require(checkpoint, "pretrain")
+    saved = manifest.require(checkpoint, "pretrain")
     assert isinstance(recipe.model, ClassifierSection)
-    asked = {**recipe.model.backbone.identity(), "vocab_size": recipe.vocab_size}
-    trained = made.details["model"].get("backbone", made.details["model"])
-    free = ("max_position_embeddings", "dropout", "num_nextn_predict_layers", "tie_word_embeddings")
+    wanted = {**recipe.model.backbone.identity(), "vocab_size": recipe.vocab_size}
+    trained = saved.details["model"].get("backbone", saved.details["model"])
+    may_differ = ("max_position_embeddings", "dropout", "num_nextn_predict_layers", "tie_word_embeddings")
     for key, value in trained.items():
-        if key in asked and key not in free and asked[key] != value:
+        if key in wanted and key not in may_differ and wanted[key] != value:
             name = "model.vocab_size" if key == "vocab_size" else f"model.backbone.{key}"
-            raise RequestError(f"{checkpoint} was trained with {key}={value}: set {name}={value}, not {asked[key]}")
+            raise RequestError(f"{checkpoint} was trained with {key}={value}: set {name}={value}, not {wanted[key]}")
     run = checkpoint.parents[min(2, len(checkpoint.parents) - 1)]
     theirs = manifest.read(run / "tokenizer")
     if theirs is not None and theirs.fingerprint != tokenizer.fingerprint:
         raise RequestError(
-            f"{checkpoint} was trained with another tokenizer than this run's: set tokenizer.kind=run "
+            f"{checkpoint} was trained with a different tokenizer than this run's: set tokenizer.kind=run "
             f"tokenizer.path={run}"
         )
-    return made.fingerprint
+    return saved.fingerprint
 
 
-def _require_same_examples(recipe: Recipe, folder: Path, made: Manifest) -> None:
-    """Refuse examples that were made for another recipe, chat examples among them."""
-    if why := first_difference(made.identity, examples_identity(recipe)):
+def _require_same_examples(recipe: Recipe, folder: Path, examples: Manifest) -> None:
+    """Refuse examples that were made for another recipe, chat examples included."""
+    if why := first_difference(examples.identity, examples_identity(recipe)):
         raise RequestError(f"{folder} was made for another recipe ({why}): run `{command_hints.make('data')}`")
 
 
 def mixture_weights(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> dict[str, float]:
-    """The weight of each source whose shards stand in a folder of their own.
+    """The weight of every source, for token shards with a folder per source.
 
     Raises:
-        RequestError: the recipe names other sources than the shards were made from.
+        RequestError: the recipe has other sources than the shards.
     """
-    made, asked = sorted(tokens.counts["sources"]), sorted(recipe.data.sources)
-    if made != asked:
+    available, wanted = sorted(tokens.counts["sources"]), sorted(recipe.data.sources)
+    if available != wanted:
         raise RequestError(
-            f"{layout.tokens} holds the sources {', '.join(made)}, the recipe names {', '.join(asked) or 'none'}: "
+            f"{layout.tokens} has the sources {', '.join(available)}, the recipe {', '.join(wanted) or 'none'}: "
             f"run `{command_hints.make('data')}`"
         )
-    return {name: recipe.data.sources[name].weight for name in made}
+    return {name: recipe.data.sources[name].weight for name in available}
 
 
-def _packing(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> str:
-    """Fingerprint of the packing of these shards at the recipe's context length."""
-    found = manifest.require(layout.packing, "data")
-    same = found.inputs.get("tokens") == tokens.fingerprint
-    if not same or found.identity["context_length"] != recipe.train.context_length:
+def _packing_fingerprint(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> str:
+    """The fingerprint of the packing of these shards at the recipe's context length."""
+    packing = manifest.require(layout.packing, "data")
+    same = packing.inputs.get("tokens") == tokens.fingerprint
+    if not same or packing.identity["context_length"] != recipe.train.context_length:
         raise RequestError(
-            f"{layout.packing} was made from other shards or for another context length: "
+            f"{layout.packing} was made from different shards or for a different context length: "
             f"run `{command_hints.make('data')}`"
         )
-    return found.fingerprint
+    return packing.fingerprint
 
 
 def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
     """The fine-tuning run of a recipe over the finished pretraining and the published examples.
 
     Raises:
-        RequestError: one of them is not there, or the recipe has no fine-tuning.
+        RequestError: one of them is missing, or the recipe has no finetune section.
     """
     if recipe.finetune is None:
         raise RequestError("the recipe has no finetune section")
@@ -154,7 +154,7 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
         pretrain.check_replacing(replace=False)
         raise RequestError(f"{layout.pretrain} is not finished: run `{command_hints.make('pretrain')}` first")
     examples = manifest.require(layout.examples, "examples")
-    # The examples are an input: where they came from does not matter.
+    # The examples are an input, so how they were made does not matter.
     section = {key: value for key, value in recipe.finetune.identity().items() if key != "examples"}
     identity = {"seed": recipe.run.seed, "finetune": section, "pretrain": pretrain.key}
     return TrainingRun(
@@ -170,6 +170,6 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
 
 
 def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:
-    """The last checkpoint of a finished training folder and its fingerprint, or None."""
-    made = finished(folder)
-    return (folder / "checkpoints" / made.details["checkpoint"], made.details["weights"]) if made else None
+    """The last checkpoint of a finished training folder and its fingerprint; None if training is not finished."""
+    saved = finished(folder)
+    return (folder / "checkpoints" / saved.details["checkpoint"], saved.details["weights"]) if saved else None

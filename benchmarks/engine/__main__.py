@@ -1,6 +1,6 @@
-"""``make bench-engine``: the loop beside a bare DeepSpeed loop, and what saving costs, as one table.
+"""``make bench-engine``: our training loop against a bare DeepSpeed loop, and the cost of saving, as one table.
 
-``python -m benchmarks.engine [--quick] [--only MODULE] [--out FILE]``; on a GPU where there is one.
+``python -m benchmarks.engine [--quick] [--only MODULE] [--out FILE]``; on a GPU if there is one.
 """
 
 import sys

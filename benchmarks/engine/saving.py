@@ -1,9 +1,10 @@
-"""What a checkpoint costs a step, and how large it is.
+"""How long a step waits for a checkpoint, and how large the checkpoint is.
 
     python -m benchmarks.engine.saving [--quick]
 
-The stall is the time of ``Saver.begin``, which the loop waits for; beside it, in turn, the same tensors copied one by
-one into host memory that is there already. Files against the bytes of master weights and optimiser state.
+The stall is the time of ``Saver.begin``, for which training waits. It is compared with copying the same tensors one by
+one into host memory that is already allocated, and the size of the files with that of master weights and optimizer
+state.
 """
 
 import argparse
@@ -13,39 +14,41 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engine.setup import SameTokens, Setup, settle, setup
+from benchmarks.engine.setup import SameTokens, Setup, setup, synchronize
 from benchmarks.paired import Ratio, compare, seconds
 from training.checkpoint.index import folder_name
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, Saver
+from training.checkpoint.save import RunIdentity, Saver
 from training.engine.partitions import partitions
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """ZeRO-1 and ZeRO-3, master weights apart from the weights and not; ``quick``: fewer rounds."""
-    found = []
+    """ZeRO-1 and ZeRO-3, with separate master weights and without; ``quick``: fewer rounds."""
+    ratios = []
     for size, precision, stage in (("60M", "bf16", 1), ("60M", "fp32", 1), ("60M", "bf16", 3)):
-        found += _saving(size, precision, stage, rounds=5 if quick else 11)
-    return found
+        ratios += _saving(size, precision, stage, rounds=5 if quick else 11)
+    return ratios
 
 
 def _saving(size: str, precision: str, stage: int, rounds: int) -> list[Ratio]:
-    made = setup(size, precision, stage)
-    _step(made)
+    parts = setup(size, precision, stage)
+    _step(parts)
     title = f"{size} {precision}, ZeRO-{stage}"
-    state = _state(made)
+    state = _state(parts)
     held = sum(tensor.nbytes for tensor in state)
-    pinned = made.ranks.device.type == "cuda"
+    pinned = parts.ranks.device.type == "cuda"
     host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned) for tensor in state]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "checkpoints"
-        saver = Saver(partitions(made.engine), folder, About({}, {}, {}, {"ranks": 1}), made.ranks, Retention(1))
+        saver = Saver(
+            partitions(parts.engine), folder, RunIdentity({}, {}, {}, {"ranks": 1}), parts.ranks, Retention(1)
+        )
         number, written = 0, []
 
         def save() -> float:
             nonlocal number
             number += 1
-            settle(made.ranks)
+            synchronize(parts.ranks)
             stall = seconds(lambda: saver.begin(number, {}, {}))
             began = time.perf_counter()
             saver.drain()
@@ -53,8 +56,8 @@ def _saving(size: str, precision: str, stage: int, rounds: int) -> list[Ratio]:
             return stall
 
         def copy() -> float:
-            settle(made.ranks)
-            return seconds(lambda: _copy(state, host, made))
+            synchronize(parts.ranks)
+            return seconds(lambda: _copy(state, host, parts))
 
         first, _ = save(), copy()
         ratio = compare(
@@ -77,26 +80,26 @@ def _saving(size: str, precision: str, stage: int, rounds: int) -> list[Ratio]:
     return [ratio, Ratio(name, smaller, smaller, smaller, 1 / 1.05, size_on_disk / 1e6, held / 1e6, "MB")]
 
 
-def _step(made: Setup) -> None:
-    """One step, after which there is optimiser state."""
-    (batch,) = SameTokens().micro_batches(0, 0, 1, made.engine.train_micro_batch_size_per_gpu())
-    made.engine.backward(made.objective(made.engine, batch.to(made.ranks.device))["cross_entropy"] * 1e-3)
-    made.engine.step()
+def _step(parts: Setup) -> None:
+    """One step, which creates the optimizer state."""
+    (batch,) = SameTokens().micro_batches(0, 0, 1, parts.engine.train_micro_batch_size_per_gpu())
+    parts.engine.backward(parts.objective(parts.engine, batch.to(parts.ranks.device))["cross_entropy"] * 1e-3)
+    parts.engine.step()
 
 
-def _state(made: Setup) -> list[torch.Tensor]:
-    here = partitions(made.engine)
-    found = []
-    for partition in here.trained:
-        kept = here.state(partition).values()
-        found += [partition.master.detach(), *(t for t in kept if isinstance(t, torch.Tensor) and t.ndim)]
-    return found
+def _state(parts: Setup) -> list[torch.Tensor]:
+    local = partitions(parts.engine)
+    tensors = []
+    for partition in local.trained:
+        state = local.state(partition).values()
+        tensors += [partition.master.detach(), *(t for t in state if isinstance(t, torch.Tensor) and t.ndim)]
+    return tensors
 
 
-def _copy(state: list[torch.Tensor], host: list[torch.Tensor], made: Setup) -> None:
+def _copy(state: list[torch.Tensor], host: list[torch.Tensor], parts: Setup) -> None:
     for tensor, kept in zip(state, host, strict=True):
         kept.copy_(tensor, non_blocking=True)
-    settle(made.ranks)
+    synchronize(parts.ranks)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One process with a DeepSpeed engine over a model of the benchmarks, and what the loop needs around it."""
+"""A DeepSpeed engine of one process around a model of the benchmarks, and what training needs with it."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ from training.objective import Objective
 from training.optim.build import build_optimizer
 
 SAMPLES, LENGTH = 8, 256
-#: Twelve layers so narrow that their computing is little beside what Python does, on any machine; see ``LENGTHS``.
+#: Twelve layers so narrow that Python takes most of the time on any machine; see ``LENGTHS``.
 _NARROW = SHAPES["17M"].model_copy(
     update={
         "hidden_size": 32,
@@ -37,13 +37,13 @@ _NARROW = SHAPES["17M"].model_copy(
     }
 )
 _SHAPES = {**SHAPES, "narrow": _NARROW}
-#: Tokens of a sample, where they are others than ``LENGTH``.
+#: Tokens per sample, if not ``LENGTH``.
 LENGTHS = {"narrow": 16}
 _OPERATORS = CHECKOUT / ".cache" / "torch_extensions"
 
 
 class Setup(NamedTuple):
-    """An engine and what goes with it."""
+    """An engine and its parts."""
 
     shape: DeepseekSection
     train: TrainSection
@@ -53,16 +53,15 @@ class Setup(NamedTuple):
 
 
 class SameTokens:
-    """The same global batch at every step: reading data is no part of what is measured."""
+    """The same global batch at every step: reading data is not measured."""
 
     def __init__(self, samples: int = SAMPLES, length: int = LENGTH) -> None:
         tokens = torch.randint(0, VOCAB, (samples, length + 1), generator=torch.Generator().manual_seed(0))
         self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
     def micro_batches(self, _step: int, _rank: int, _ranks: int, micro_batch: int) -> list[Batch]:
-        whole = self.batch
-        pieces = zip(whole.inputs.split(micro_batch), whole.labels.split(micro_batch), strict=True)
-        return [Batch(inputs, labels) for inputs, labels in pieces]
+        inputs, labels = self.batch.inputs.split(micro_batch), self.batch.labels.split(micro_batch)
+        return [Batch(*pair) for pair in zip(inputs, labels, strict=True)]
 
 
 @functools.cache
@@ -73,7 +72,7 @@ def alone() -> Ranks:
 
 
 def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES) -> Setup:
-    """An engine of one process over the model of a size, with the recipe's default optimiser."""
+    """An engine of one process around the model of a size, with the default optimizer of recipes."""
     ranks, shape, length = alone(), _SHAPES[size], LENGTHS.get(size, LENGTH)
     train = TrainSection(
         context_length=length,
@@ -90,7 +89,7 @@ def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES) -> 
     return Setup(shape, train, build_engine(model, optimizer, config, ranks), Objective(shape, train), ranks)
 
 
-def settle(ranks: Ranks) -> None:
+def synchronize(ranks: Ranks) -> None:
     """Wait for the GPU."""
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)

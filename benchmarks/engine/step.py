@@ -1,31 +1,30 @@
-"""Our loop beside a bare DeepSpeed loop over the same engine: what counting, balancing, polling and logging cost.
+"""Our training loop against a bare DeepSpeed loop over the same engine: what counting, balancing and logging cost.
 
     python -m benchmarks.engine.step [--quick]
 
-The bare loop is that of DeepSpeed's documentation: forward, ``engine.backward``, ``engine.step``. Ours has every hook
-of a run but validation: metrics to file and TensorBoard, spikes and skipped steps watched, a hang waited for,
-checkpoints armed and none due.
+The bare loop is that of DeepSpeed's documentation: forward, ``engine.backward``, ``engine.step``. Ours runs all
+callbacks of a run: metrics go to a file and TensorBoard, the loss is watched for spikes and skipped steps, the hang
+timer runs; no validation and no checkpoint are due.
 """
 
 import argparse
 import contextlib
 import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from artefacts.signals import StopRequest
-from benchmarks.engine.setup import LENGTH, LENGTHS, SAMPLES, SameTokens, Setup, settle, setup
+from artefacts.training_folder import TrainingRun
+from benchmarks.engine.setup import LENGTH, LENGTHS, SAMPLES, SameTokens, Setup, setup, synchronize
 from benchmarks.paired import Ratio, compare, seconds
-from configs.schema.watch import WatchSection
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, Saver
+from training.checkpoint.save import RunIdentity, Saver
 from training.data.prefetch import Prefetched
-from training.engine.deepspeed_config import clips_itself
 from training.engine.partitions import partitions
-from training.trainer.callbacks.checkpoint import CheckpointHook
-from training.trainer.callbacks.hang import HangHook
-from training.trainer.callbacks.metrics import MetricsHook
-from training.trainer.callbacks.stability import SkippedSteps, SpikeDetector, WatchHook
+from training.trainer.callback import Callback
+from training.trainer.callbacks.build import build_callbacks
+from training.trainer.context import TrainingContext
 from training.trainer.load_balancer import Balancer
 from training.trainer.trainer import Trainer
 
@@ -42,61 +41,80 @@ def measure(quick: bool = False) -> list[Ratio]:
 
 
 def _against_bare(size: str, precision: str, accumulation: int, rounds: int) -> Ratio:
-    made = setup(size, precision, stage=1, micro_batch=SAMPLES // accumulation)
+    parts = setup(size, precision, stage=1, micro_batch=SAMPLES // accumulation)
     length = LENGTHS.get(size, LENGTH)
     data = SameTokens(length=length)
-    steps = 40 if made.ranks.device.type == "cuda" or size == "narrow" else 3
+    steps = 40 if parts.ranks.device.type == "cuda" or size == "narrow" else 3
     with (
         tempfile.TemporaryDirectory() as folder,
-        HangHook(Path(folder) / "stacks", WatchSection().hang_seconds, 0) as hang,
-        Prefetched(data, 2, made.train.steps, made.ranks.device) as read,
+        Prefetched(data, 2, parts.train.steps, parts.ranks.device) as prefetched,
     ):
-        trainer = _trainer(made, read, hang, Path(folder))
+        context = _context(parts, prefetched, Path(folder))
+        callbacks = build_callbacks(context)
+        trainer = Trainer(context, callbacks)
         done = 0
 
         def ours() -> float:
             nonlocal done
             begin, done = done, done + steps
-            return seconds(lambda: _ours(trainer, made, begin, done))
+            return seconds(lambda: _ours(trainer, parts, begin, done))
 
         def bare() -> float:
-            return seconds(lambda: _bare(made, data, steps))
+            return seconds(lambda: _bare(parts, data, steps))
 
-        ours(), bare()
-        name = f"step, {size} {precision}, accumulation {accumulation}, against a bare DeepSpeed loop"
-        return compare(name, ours, bare, steps * SAMPLES * length, "tokens/s", TARGET, rounds)
+        with _running(callbacks):
+            ours(), bare()
+            name = f"step, {size} {precision}, accumulation {accumulation}, against a bare DeepSpeed loop"
+            return compare(name, ours, bare, steps * SAMPLES * length, "tokens/s", TARGET, rounds)
 
 
-def _trainer(made: Setup, data: Prefetched, hang: HangHook, folder: Path) -> Trainer:
+def _context(parts: Setup, data: Prefetched, folder: Path) -> TrainingContext:
+    identity = RunIdentity({}, {}, {}, {"ranks": 1})
+    return TrainingContext(
+        run=TrainingRun("bench", folder, {}, {}),
+        train=parts.train.model_copy(update={"save_every": 0, "eval_every": 0}),
+        ranks=parts.ranks,
+        engine=parts.engine,
+        objective=parts.objective,
+        data=data,
+        validation=[],
+        balancer=Balancer(parts.engine.module, parts.train.router_bias_update_rate),
+        saver=Saver(partitions(parts.engine), folder / "checkpoints", identity, parts.ranks, Retention(1)),
+        stop=StopRequest(),
+        global_batch=SAMPLES,
+        flops_per_token=1e6,
+    )
+
+
+@contextlib.contextmanager
+def _running(callbacks: list[Callback]) -> Iterator[None]:
+    """Between the first and the last event of a training."""
     with contextlib.redirect_stderr(io.StringIO()):
-        metrics = MetricsHook(folder, "bench", 0, made.train.steps, 1e6, 1, made.ranks)
-    about = About({}, {}, {}, {"ranks": 1})
-    saver = Saver(partitions(made.engine), folder / "checkpoints", about, made.ranks, Retention(1))
-    watch = WatchSection()
-    spikes = SpikeDetector(watch.spike_window, watch.spike_deviations)
-    watched = WatchHook(SkippedSteps(watch.skipped_in_a_row), spikes, metrics, made.ranks.first)
-    hooks = [watched, CheckpointHook(saver, 10**6, 0, lambda _: {}, dict), metrics, hang]
-    clip = made.train.max_grad_norm if clips_itself(made.train) else None
-    balancer = Balancer(made.engine.module, made.train.router_bias_update_rate)
-    return Trainer(made.engine, data, made.objective, lambda _: 1e-4, balancer, made.ranks, hooks, StopRequest(), clip)
+        for callback in callbacks:
+            callback.on_train_begin()
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            callback.close()
 
 
-def _ours(trainer: Trainer, made: Setup, begin: int, end: int) -> None:
+def _ours(trainer: Trainer, parts: Setup, begin: int, end: int) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
-        trainer.run(begin, made.train.steps, stop_at=end)
-    settle(made.ranks)
+        trainer.run_steps(begin, end)
+    synchronize(parts.ranks)
 
 
-def _bare(made: Setup, data: SameTokens, steps: int) -> None:
-    engine = made.engine
+def _bare(parts: Setup, data: SameTokens, steps: int) -> None:
+    engine = parts.engine
     engine.train()
     for step in range(steps):
         for batch in data.micro_batches(step, 0, 1, engine.train_micro_batch_size_per_gpu()):
-            here = batch.to(made.ranks.device)
-            loss = made.objective(engine, here)["cross_entropy"] / here.labels.numel()
+            batch = batch.to(parts.ranks.device)
+            loss = parts.objective(engine, batch)["cross_entropy"] / batch.labels.numel()
             engine.backward(loss)
             engine.step()
-    settle(made.ranks)
+    synchronize(parts.ranks)
 
 
 def main() -> None:

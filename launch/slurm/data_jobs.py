@@ -1,10 +1,10 @@
-"""The data stages as SLURM jobs: arrays whose tasks share a stage's parts, and between them single jobs that settle it.
+"""The data stages as SLURM jobs: job arrays whose tasks share the parts of a stage, and single jobs in between.
 
-Duplicates are found by map, shuffle and reduce over files: ``ingest`` writes every part's keys sorted into buckets,
-``dedup`` compares a bucket over all parts, ``settle`` decides from what was found.
+Duplicates are found by map, shuffle and reduce over files: ``ingest`` writes the keys of every part into buckets,
+``dedup`` compares a bucket over all parts, ``verdicts`` decides which documents to keep.
 
-Each job begins when all tasks of the one before have done well, and any of them may be stopped and queued again: a
-stage goes on from the files that it finds.
+A job starts when all tasks of the job before have succeeded. Any task may be stopped and queued again, since a stage
+continues from the files that it finds.
 """
 
 import os
@@ -27,18 +27,18 @@ from launch.slurm.sbatch import Job, as_shell, check_installed, resources, still
 
 
 class Step(NamedTuple):
-    """One job of the chain: its name, whether several tasks share it, and (package, verb) of its commands in order."""
+    """One job of the chain: its name, whether several tasks share it, and the (package, verb) of its commands."""
 
     name: str
     shared: bool
     commands: tuple[tuple[str, str], ...]
 
 
-#: Of every recipe; ``steps`` has what one recipe takes.
+#: The jobs for token shards; ``steps`` adapts them to a recipe.
 _STEPS = (
     Step("ingest", True, (("pipeline", "ingest"),)),
     Step("dedup", True, (("pipeline", "dedup"),)),
-    Step("settle", False, (("pipeline", "dedup"),)),
+    Step("verdicts", False, (("pipeline", "dedup"),)),
     Step("clean", True, (("pipeline", "clean"),)),
     Step("publish", False, (("pipeline", "clean"), ("tokenizer", "train"))),
     Step("tokenize", True, (("pipeline", "tokenize"),)),
@@ -47,9 +47,9 @@ _STEPS = (
 
 
 def steps(recipe: Recipe) -> tuple[Step, ...]:
-    """The jobs that a recipe takes, in order; the last one packs where the recipe asks for it, and verifies.
+    """The jobs for a recipe, in order; the last one also packs, if the recipe packs, and verifies.
 
-    A model that learns from examples takes those in the place of token shards.
+    A model that is trained on examples gets those instead of token shards.
     """
     *before, last = _STEPS
     if recipe.task != "language_modeling":
@@ -62,8 +62,8 @@ def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool
     """Submit the chain, or (``dry_run``) print it as a shell script; returns the exit status.
 
     Raises:
-        RequestError: what the recipe names cannot be read or written here, jobs of an earlier submission are not
-            done, or sbatch refused one.
+        RequestError: the recipe's sources or folders cannot be read or written here, jobs of an earlier submission are
+            not done, or sbatch refused a job.
     """
     jobs, logs = chain(recipe, recipe_path, overrides), log_folder(recipe)
     if dry_run:
@@ -71,7 +71,7 @@ def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool
         return DONE
     check_installed()
     data = RunLayout.of(recipe).data
-    with _none_left(logs, data):
+    with _removed_on_failure(logs, data):
         for key, folder in (("run.root", logs), ("data.root", data)):
             check_writable(key, folder)
         submitted = data / ".slurm-jobs"
@@ -95,7 +95,7 @@ def log_folder(recipe: Recipe) -> Path:
 
 def _options(recipe: Recipe, step: Step) -> tuple[str, ...]:
     section = recipe.launch.slurm
-    # A percent sign begins a replacement symbol of SLURM's.
+    # A percent sign starts a replacement symbol of SLURM.
     log = str(log_folder(recipe) / f"data-{step.name}-").replace("%", "%%")
     options = [
         *resources(section),
@@ -104,7 +104,7 @@ def _options(recipe: Recipe, step: Step) -> tuple[str, ...]:
         "--ntasks=1",
         "--requeue",
         "--kill-on-invalid-dep=yes",
-        # A requeued task goes on in its log.
+        # A requeued task continues its log.
         "--open-mode=append",
     ]
     if step.shared:
@@ -116,7 +116,7 @@ def _options(recipe: Recipe, step: Step) -> tuple[str, ...]:
 
 
 def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
-    """The job's shell script; it works in the folder that it was submitted from, where relative paths begin."""
+    """The job's shell script; it runs in the folder that it was submitted from, for relative paths."""
     path = worker_environment(recipe)["PYTHONPATH"]
     lines = ["#!/bin/bash", "set -euo pipefail", f"cd -- {shlex.quote(str(Path.cwd()))}"]
     lines += [f"export PYTHONPATH={shlex.quote(path)}"]
@@ -129,8 +129,8 @@ def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
 
 
 @contextmanager
-def _none_left(*folders: Path) -> Iterator[None]:
-    """After a fault, take away what was made of the folders, and of those above them, as far as they are empty."""
+def _removed_on_failure(*folders: Path) -> Iterator[None]:
+    """After a failure, remove those of the folders and their parents that did not exist before and are empty."""
     missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -142,7 +142,7 @@ def _none_left(*folders: Path) -> Iterator[None]:
 
 
 def _check_none_queued(submitted: Path) -> None:
-    """Two chains at work in one folder would be in each other's way."""
+    """Refuse a second chain of jobs in the same folder while the first is not done."""
     if submitted.exists() and (ids := still_queued(submitted.read_text(encoding="utf-8").split())):
         raise RequestError(
             f"{submitted.parent}: its data jobs {', '.join(ids)} are not done: wait, or `scancel {' '.join(ids)}` first"
@@ -150,7 +150,7 @@ def _check_none_queued(submitted: Path) -> None:
 
 
 def _check_sources(recipe: Recipe, recipe_path: str, overrides: list[str]) -> None:
-    """Have the first document of each source read and cleaned, as the jobs will; it leaves no trace."""
+    """Read and clean the first document of every source, as the jobs will; writes nothing."""
     argv = [sys.executable, "-m", "pipeline", "ingest", "--limit", "1", "--recipe", recipe_path, *overrides]
     environment = {**os.environ, "PYTHONPATH": worker_environment(recipe)["PYTHONPATH"]}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
-"""Within a SLURM job, on its first node: start the launcher on every node, and afterwards decide on the job's future.
+"""The first node of a SLURM job: starts the launcher on every node, then decides whether to queue the job again.
 
-A job that was stopped with everything saved goes back into the queue; so does one that failed, if it has got further
-than when it began. It goes on with as many of the nodes it is then given as the recipe can use.
+A job that was interrupted with everything saved goes back into the queue, and so does a job that failed, if it has made
+progress. It then resumes on as many of its nodes as the recipe can use.
 """
 
 import os
@@ -24,20 +24,20 @@ from launch.logs import Output
 from launch.plan import free_port
 from launch.start import COMMANDS, IN_ALLOCATION, launched, why_failed
 
-#: Seconds after a node's launcher has ended in which the others must, beside their own grace.
+#: When the launcher of one node has ended, the others have this many seconds more than their grace time to end.
 _APART = 30
-#: What was for the submission alone.
+#: Overrides for the nodes, which undo keys that matter for the submission only.
 _ON_NODES = ("launch.kind=slurm", "launch.slurm.train.min_nodes=null")
 
 
 def run_in_allocation(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
-    """Run a command on the job's nodes, and put the job back into the queue where that is called for.
+    """Run a command on the job's nodes, and put the job back into the queue if it was interrupted.
 
     Raises:
-        RequestError: this is no SLURM job, the recipe cannot use its nodes, or a node found the request wrong.
+        RequestError: this is not a SLURM job, the recipe cannot use its nodes, or a node refused the request.
     """
     if "SLURM_JOB_ID" not in os.environ:
-        raise RequestError("`launch allocation` is for within a SLURM job: submit one by `launch slurm`")
+        raise RequestError("`launch allocation` runs within a SLURM job: submit one with `launch slurm`")
     try:
         return _run(recipe, verb, recipe_path, overrides, dry_run)
     except RequestError:
@@ -67,22 +67,24 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"{verb}: job {os.environ['SLURM_JOB_ID']}, {restarts} restarts, on {', '.join(nodes[:count])}", flush=True)
     if nodes[count:]:
-        print(f"{verb}: {', '.join(nodes[count:])} idle, as the recipe's batch cannot use them", flush=True)
+        print(
+            f"{verb}: {', '.join(nodes[count:])} idle, since the recipe's batch cannot be spread over them", flush=True
+        )
     with ExitStack() as stack:
         stack.enter_context(lock.hold(layout.launch(verb), launched(layout, verb)))
         output = Output(layout.logs / verb, apart=0)
-        status, told = _srun_through(argv, {**os.environ, IN_ALLOCATION: ",".join(nodes[:count])})
+        status, terminated = _run_srun(argv, {**os.environ, IN_ALLOCATION: ",".join(nodes[:count])})
     if status == command.WRONG_REQUEST:
         _end_array(verb)
         return status
     if status not in (command.DONE, command.STOPPED):
         if why := why_failed(recipe, output, nodes[:count]):
-            _say(f"{verb}: {why}")
+            _print_error(f"{verb}: {why}")
         status = command.FAILED
-    if told:
-        _say(f"{verb}: the job was told to end, so whether it comes back is for SLURM to say")
+    if terminated:
+        _print_error(f"{verb}: the job was terminated, so SLURM decides whether it is queued again")
         return status
-    return _future(recipe, verb, status, newest_step(run) > before)
+    return _requeue(recipe, verb, status, newest_step(run) > before)
 
 
 def node_names() -> list[str]:
@@ -91,14 +93,14 @@ def node_names() -> list[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
 
-def usable_nodes(recipe_path: str, overrides: list[str], there: int) -> int:
-    """The most of so many nodes that the recipe can be spread over.
+def usable_nodes(recipe_path: str, overrides: list[str], available: int) -> int:
+    """The largest number of the available nodes that the recipe can be spread over.
 
     Raises:
-        RequestError: it cannot be, on any number; with what is wrong on all of them.
+        RequestError: it cannot be spread over any number; says why not over all of them.
     """
     wrong: RequestError | None = None
-    for count in range(there, 0, -1):
+    for count in range(available, 0, -1):
         try:
             load_recipe(recipe_path, [*overrides, *_ON_NODES, f"launch.nodes={count}"])
         except RequestError as error:
@@ -109,10 +111,10 @@ def usable_nodes(recipe_path: str, overrides: list[str], there: int) -> int:
 
 
 def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], nodes: int, rendezvous: str) -> list[str]:
-    """The command line that starts a launcher on each of so many nodes."""
+    """The command line that starts a launcher on each of ``nodes`` nodes."""
     train, cpus = recipe.launch.slurm.train, os.environ.get("SLURM_CPUS_PER_TASK")
     argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    # From SLURM 22.05 on a step does not inherit it.
+    # Since SLURM 22.05 a step does not inherit it.
     argv += [f"--cpus-per-task={cpus}"] if cpus else []
     argv += [f"--wait={recipe.launch.grace_seconds + _APART}", "--kill-on-bad-exit=0", *train.srun_options]
     argv += [*train.container, train.python or sys.executable, "-m", "launch", "torchrun", verb]
@@ -121,62 +123,64 @@ def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], node
 
 
 def newest_step(run: TrainingRun) -> int:
-    """The step of the newest checkpoint; 0: there is none."""
+    """The step of the newest checkpoint; 0 if there is none."""
     return max((int(path.name[5:]) for path in checkpoints(run.folder)), default=0)
 
 
-def _srun_through(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:
-    """Run srun to its end; its exit status, and whether this process was told to end.
+def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run srun; returns its exit status, and whether this process received SIGTERM.
 
-    SLURM signals the launchers itself, and what reaches this process goes to them too. SIGTERM does where a job is
-    cancelled; where it is pre-empted or queued again from outside, the launchers alone are told.
+    SLURM signals the launchers itself, and signals to this process are forwarded to them. This process receives SIGTERM
+    when a job is canceled, but not when it is preempted or queued again from outside.
     """
-    told = False
+    terminated = False
     process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL)
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        nonlocal told
-        told = told or number == signal.SIGTERM
+        nonlocal terminated
+        terminated = terminated or number == signal.SIGTERM
         with suppress(ProcessLookupError):
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        return process.wait(), told
+        return process.wait(), terminated
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _future(recipe: Recipe, verb: str, status: int, further: bool) -> int:
-    """Queue the job again, or the next of an array, or end them; returns the exit status."""
+def _requeue(recipe: Recipe, verb: str, status: int, progressed: bool) -> int:
+    """Queue the job again or let the next job of its array run, unless it is over; returns the exit status."""
     job, train = os.environ["SLURM_JOB_ID"], recipe.launch.slurm.train
-    goes_on = status == command.STOPPED or (status == command.FAILED and further)
+    continues = status == command.STOPPED or (status == command.FAILED and progressed)
     if "SLURM_ARRAY_JOB_ID" in os.environ:
-        if not goes_on:
+        if not continues:
             _end_array(verb)
         return status
-    if not goes_on:
+    if not continues:
         if status == command.FAILED:
-            _say(f"{verb}: it got no further than where it began, so the job is not queued again")
+            _print_error(f"{verb}: it failed without progress, so the job is not queued again")
         return status
     if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= train.requeues:
-        _say(f"{verb}: queued again {train.requeues} times already (launch.slurm.train.requeues): submit it once more")
+        _print_error(
+            f"{verb}: already queued again {train.requeues} times (launch.slurm.train.requeues): submit the job again"
+        )
         return status
-    _say(f"{verb}: back into the queue")
+    _print_error(f"{verb}: the job goes back into the queue")
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    # It is pending where SLURM itself has put it there, as it does with a job that it pre-empts.
+    # It is pending if SLURM itself has queued it again, as it does with a job that it preempts.
     if done.returncode and "pending" not in done.stderr:
-        _say(f"{verb}: {done.stderr.strip()}; submit it once more")
+        _print_error(f"{verb}: {done.stderr.strip()}; submit the job again")
     return status
 
 
 def _end_array(verb: str) -> None:
-    """Take back the jobs of an array that are still to come; of a job that is in none, nothing."""
+    """Cancel the pending jobs of this job's array, if it is part of one."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
-        _say(f"{verb}: the jobs of the array that are still to come are taken back")
+        _print_error(f"{verb}: the pending jobs of the array are canceled")
         subprocess.run(["scancel", "--state=PENDING", os.environ["SLURM_ARRAY_JOB_ID"]], check=False)
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Jobs that follow one another on a SLURM cluster: submitted by ``sbatch``, or printed as the shell would do it."""
+"""Submits chains of jobs to a SLURM cluster with ``sbatch``, or prints them as a shell script."""
 
 import re
 import shlex
@@ -18,9 +18,9 @@ class Job(NamedTuple):
 
     Attributes:
         name: of the step; a shell identifier.
-        options: of sbatch, but for the dependency on the job before.
+        options: of sbatch, except for the dependency on the job before.
         script: what sbatch reads from its standard input.
-        keys: where the recipe says what, where that is not under ``launch.slurm`` by the name in ``_BLAMED``.
+        keys: name in ``_BLAMED`` -> recipe key, for keys that are not under ``launch.slurm`` by that name.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Job(NamedTuple):
     keys: Mapping[str, str] = {}
 
 
-#: What sbatch says -> the key under ``launch.slurm`` that it speaks of; the first that fits.
+#: Message of sbatch -> key under ``launch.slurm`` that causes it; the first match counts.
 _BLAMED = (
     (r"partition specified|partition name|use this partition", "partition"),
     (r"\baccount\b", "account"),
@@ -47,8 +47,8 @@ _BLAMED = (
 
 
 def resources(section: SlurmSection) -> tuple[str, ...]:
-    """Options of sbatch that the recipe asks for; its own come last, so that they win."""
-    given = {
+    """The recipe's options of sbatch; free-form options come last, so that they take precedence."""
+    values = {
         "partition": section.partition,
         "account": section.account,
         "qos": section.qos,
@@ -57,29 +57,29 @@ def resources(section: SlurmSection) -> tuple[str, ...]:
         "cpus-per-task": section.cpus,
         "mem": section.memory,
     }
-    return (*(f"--{name}={value}" for name, value in given.items() if value is not None), *section.options)
+    return (*(f"--{name}={value}" for name, value in values.items() if value is not None), *section.options)
 
 
 def check_installed() -> None:
-    """Raise ``RequestError`` where SLURM's commands are not on this machine."""
+    """Raise ``RequestError`` if SLURM's commands are not installed on this machine."""
     if not shutil.which("sbatch"):
-        raise RequestError("sbatch is not on this machine: submit from a login node of the cluster")
+        raise RequestError("sbatch is not installed on this machine: submit from a login node of the cluster")
 
 
 def still_queued(ids: Sequence[str]) -> list[str]:
-    """Those of these jobs that wait or run."""
+    """The jobs among ``ids`` that are pending or running."""
     if not ids:
         return []
     argv = ["squeue", "--noheader", "--format=%F", f"--jobs={','.join(ids)}"]
-    # Where SLURM has forgotten the only id that is asked for, that is an error, and nothing is listed.
+    # If SLURM has forgotten the only id, that is an error, and it lists nothing.
     return sorted(set(subprocess.run(argv, capture_output=True, text=True, check=False).stdout.split()), key=int)
 
 
 def submit_chain(jobs: Sequence[Job]) -> list[str]:
-    """Submit each job to begin when the one before has done well, a line on stdout for each; returns their ids.
+    """Submit jobs that each start when the one before has succeeded; prints a line per job and returns their ids.
 
     Raises:
-        RequestError: sbatch refused one; those before it are cancelled.
+        RequestError: sbatch refused a job; the jobs before it are canceled.
     """
     ids: list[str] = []
     try:
@@ -95,8 +95,8 @@ def submit_chain(jobs: Sequence[Job]) -> list[str]:
 
 
 def as_shell(jobs: Sequence[Job], folders: Sequence[Path]) -> str:
-    """A shell script that makes the folders and does what ``submit_chain`` does, but for cancelling."""
-    # In a shell of its own, so that pasted into another it leaves that as it was.
+    """A shell script that creates the folders and does the same as ``submit_chain``, except for canceling."""
+    # In a subshell, so that pasting it into a shell does not change that shell.
     lines = ["#!/bin/bash", "(", "set -euo pipefail", *(shlex.join(["mkdir", "-p", str(folder)]) for folder in folders)]
     before: str | None = None
     for job in jobs:
@@ -119,26 +119,26 @@ def _submit(job: Job, after: str | None) -> str:
         raise RequestError(f"sbatch refused the job {job.name}: {_explained(done.stderr, job.keys)}")
     if done.stderr.strip():
         print(done.stderr.strip(), file=sys.stderr)
-    # On a federation it is ID;CLUSTER.
+    # In a federation it is ID;CLUSTER.
     return done.stdout.strip().split(";")[0]
 
 
 def _explained(stderr: str, keys: Mapping[str, str]) -> str:
-    """sbatch's words in one line, and the recipe key that they speak of."""
+    """The message of sbatch in one line, with the recipe key that causes it."""
     words = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in stderr.splitlines()]
-    said = "; ".join(word for word in words if word) or "it gave no reason"
-    key = next((key for pattern, key in _BLAMED if re.search(pattern, said, re.IGNORECASE)), None)
+    message = "; ".join(word for word in words if word) or "it gave no reason"
+    key = next((key for pattern, key in _BLAMED if re.search(pattern, message, re.IGNORECASE)), None)
     default = "launch.slurm.cpus and memory" if key == "resources" else f"launch.slurm.{key}"
-    return f"{said} (see {keys.get(key, default)})" if key else said
+    return f"{message} (see {keys.get(key, default)})" if key else message
 
 
 def _cancel(ids: list[str]) -> str:
-    """Take back what was submitted; says so."""
+    """Cancel what was submitted; returns a message about it."""
     if not ids:
         return ""
     listed = ", ".join(ids)
     try:
-        cancelled = subprocess.run(["scancel", *ids], capture_output=True, check=False).returncode == 0
+        canceled = subprocess.run(["scancel", *ids], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
-        cancelled = False
-    return f"; cancelled: {listed}" if cancelled else f"; run `scancel {' '.join(ids)}`, which failed here"
+        canceled = False
+    return f"; canceled: {listed}" if canceled else f"; run `scancel {' '.join(ids)}`, which failed here"

@@ -1,4 +1,4 @@
-"""Pretraining or fine-tuning as a job of a SLURM cluster: the sbatch script of a recipe, and its submission."""
+"""Pretraining or fine-tuning as a job on a SLURM cluster: builds and submits the sbatch script of a recipe."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
     """Submit the job, or (``dry_run``) print the shell script that does; returns the exit status.
 
     Raises:
-        RequestError: the run cannot go well, a job of it is not done, or sbatch refused this one.
+        RequestError: the run would fail, an earlier job of it is not done, or sbatch refused the job.
     """
     check_verb(recipe, verb, recipe_path)
     layout = RunLayout.of(recipe)
@@ -39,7 +39,7 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
     check_installed()
     check_least_nodes(recipe, recipe_path, overrides)
     check_writable("run.root", layout.run)
-    # Not the lock on launching, which the job itself takes, maybe at once.
+    # Not the lock on launching, which the job itself takes, maybe immediately.
     with lock.hold(layout.launch(f"{verb}-job"), f"{layout.run}: {verb} is being submitted"):
         _refuse_if_queued(run, _submitted(layout, verb))
         lock.refuse_if_held(layout.launch(verb), launched(layout, verb))
@@ -48,7 +48,7 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
 
 
 def check_least_nodes(recipe: Recipe, recipe_path: str, overrides: list[str]) -> None:
-    """Raise ``RequestError`` where SLURM may give so few nodes that the recipe could use fewer still."""
+    """Raise ``RequestError`` if the recipe cannot use the smallest number of nodes that SLURM may give it."""
     least = recipe.launch.slurm.train.min_nodes
     if least and (used := usable_nodes(recipe_path, overrides, least)) < least:
         raise RequestError(
@@ -58,23 +58,23 @@ def check_least_nodes(recipe: Recipe, recipe_path: str, overrides: list[str]) ->
 
 
 def _submitted(layout: RunLayout, verb: str) -> Path:
-    """The file with the number of the last job."""
+    """The file with the id of the last job."""
     return layout.run / f".{verb}-job"
 
 
 def _refuse_if_queued(run: TrainingRun, submitted: Path) -> None:
     if submitted.exists() and (ids := still_queued(submitted.read_text(encoding="utf-8").split())):
-        raise RequestError(f"{run.folder}: job {ids[0]} is not done with it: wait, or `scancel {ids[0]}` first")
+        raise RequestError(f"{run.folder}: job {ids[0]} is still queued or running: wait, or `scancel {ids[0]}` first")
 
 
 def _submit(recipe: Recipe, verb: str, run: TrainingRun, layout: RunLayout, job: Job) -> int:
-    # GPUs are those of the nodes, not of the machine that submits.
+    # The GPUs are on the nodes, not on the machine that submits.
     for line in preflight(recipe, run, layout, here=False):
         print(f"{verb}: {line}", file=sys.stderr)
     layout.logs.mkdir(parents=True, exist_ok=True)
     (number,) = submit_chain([job])
     atomic.write_text(_submitted(layout, verb), number)
-    print(f"{verb:<10} output in {layout.logs.absolute() / f'{verb}-{number}.out'}; `scancel {number}` ends it")
+    print(f"{verb:<10} output in {layout.logs.absolute() / f'{verb}-{number}.out'}; `scancel {number}` cancels it")
     return DONE
 
 
@@ -90,7 +90,7 @@ def training_job(recipe: Recipe, verb: str, recipe_path: str, overrides: list[st
 
 def _options(recipe: Recipe, verb: str) -> tuple[str, ...]:
     launch, section, train = recipe.launch, recipe.launch.slurm, recipe.launch.slurm.train
-    asked = section.model_copy(
+    adapted = section.model_copy(
         update={
             "partition": train.partition or section.partition,
             "time": train.time or section.time,
@@ -100,15 +100,15 @@ def _options(recipe: Recipe, verb: str) -> tuple[str, ...]:
         }
     )
     gpus = train.gpus if train.gpus is not None else launch.processes if launch.device != "cpu" else 0
-    # With a number of tasks a node, of a range of nodes the fewest are given.
+    # With --ntasks-per-node, SLURM gives the fewest nodes of a range.
     few = bool(train.min_nodes and train.min_nodes < launch.nodes)
     nodes = (
         (f"--nodes={train.min_nodes}-{launch.nodes}",) if few else (f"--nodes={launch.nodes}", "--ntasks-per-node=1")
     )
-    # A percent sign begins a replacement symbol of SLURM's.
+    # A percent sign starts a replacement symbol of SLURM.
     log = str((RunLayout.of(recipe).logs / f"{verb}-").absolute()).replace("%", "%%")
     return (
-        *resources(asked),
+        *resources(adapted),
         f"--job-name={recipe.run.name}-{verb}",
         *nodes,
         *([f"--gpus-per-node={gpus}"] if gpus else []),
@@ -121,7 +121,7 @@ def _options(recipe: Recipe, verb: str) -> tuple[str, ...]:
 
 
 def _script(recipe: Recipe, verb: str, arguments: list[str]) -> str:
-    """The job's shell script; it works in the folder that it was submitted from, where relative paths begin."""
+    """The job's shell script; it runs in the folder that it was submitted from, for relative paths."""
     train = recipe.launch.slurm.train
     lines = ["#!/bin/bash", "set -euo pipefail", f"cd -- {shlex.quote(str(Path.cwd()))}"]
     lines += [f"export PYTHONPATH={shlex.quote(worker_environment(recipe)['PYTHONPATH'])}"]
@@ -152,5 +152,5 @@ def _script(recipe: Recipe, verb: str, arguments: list[str]) -> str:
 
 
 def _base_python() -> str:
-    """The interpreter that this one's virtual environment was made from."""
+    """The interpreter that this virtual environment was created with."""
     return os.path.realpath(sys.executable)

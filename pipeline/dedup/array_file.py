@@ -25,7 +25,7 @@ _HEADER = struct.Struct("<8sq8sqq24x")
 def write(path: Path, *arrays: NDArray[Any]) -> None:
     """Write arrays of one or two dimensions, replacing the file atomically and durably. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = atomic.beside(path)
+    beside = atomic.temp_path(path)
     with open(beside, "wb") as stream:
         for number, array in enumerate(arrays):
             stream.write(bytes(-stream.tell() % _HEADER.size))

@@ -36,7 +36,7 @@ class RowFile:
     """
 
     def __init__(self, path: Path, schema: pyarrow.Schema, compression: str, needed: bool = True) -> None:
-        self._path, self._beside = path, atomic.beside(path)
+        self._path, self._beside = path, atomic.temp_path(path)
         self._writer = parquet.ParquetWriter(self._beside, schema, compression=compression)
         self._waiting: list[pyarrow.Table] = []
         self._size = 0

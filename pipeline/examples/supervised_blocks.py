@@ -96,7 +96,7 @@ def encode(block: Block, work: Path, counted: Path) -> int:
     dropped: Counter[str] = Counter()
     found: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
     classes: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
-    beside = {side: atomic.beside(side_path(work, side, block.number)) for side in SIDES}
+    beside = {side: atomic.temp_path(side_path(work, side, block.number)) for side in SIDES}
     writers = {side: parquet.ParquetWriter(path, task.schema, compression="zstd") for side, path in beside.items()}
     try:
         for group in block.groups:

@@ -104,7 +104,7 @@ def encode(block: Block, folder: Path) -> int:
     sizes: dict[str, list[NDArray]] = {TRAIN: [], VALIDATION: []}
     held_out_ids: list[str] = []
     shared = [np.zeros(0, np.int64)]
-    beside = {side: atomic.beside(ids_path(folder, block.number, side)) for side in lengths}
+    beside = {side: atomic.temp_path(ids_path(folder, block.number, side)) for side in lengths}
     with ExitStack() as stack:
         streams = {side: stack.enter_context(open(path, "wb")) for side, path in beside.items()}
         for group in block.groups:
@@ -140,7 +140,7 @@ def _sides(block: Block, group: int, limits: Limits) -> Iterator[tuple[str, pyar
 def _write(folder: Path, number: int, found: _Encoded) -> None:
     arrays: dict[str, Any] = {f"{side}_lengths": array for side, array in found.lengths.items()}
     arrays |= {f"{side}_bytes": array for side, array in found.sizes.items()}
-    beside = atomic.beside(folder / f"{number:06d}.npz")
+    beside = atomic.temp_path(folder / f"{number:06d}.npz")
     with open(beside, "wb") as stream:
         np.savez(stream, ids=found.ids, shared=found.shared, **arrays)
     atomic.rename_file(beside, folder / f"{number:06d}.npz")

@@ -47,7 +47,7 @@ class HeldOut:
 
     def save(self, path: Path) -> None:
         """Write what ``load`` reads; marks are not kept."""
-        beside = atomic.beside(path)
+        beside = atomic.temp_path(path)
         facts = np.array([self._documents, self.words, self.thinned])
         with open(beside, "wb") as stream:
             np.savez(stream, owners=self._owners, hashes=self._hashes, facts=facts)

@@ -1,4 +1,4 @@
-"""The small recipes of models that learn from examples, by their commands: data, training, evaluation, use, report."""
+"""The small recipes of models that are trained on examples: data, training, evaluation, generation and report."""
 
 import json
 import string
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 
 class Run:
-    """A recipe's run in a folder of its own."""
+    """A run of a recipe in its own folder."""
 
     def __init__(self, name: str, root: Path, *overrides: str) -> None:
         self.name, self.folder = name, root / name
@@ -26,25 +26,25 @@ class Run:
 
     def train(self) -> None:
         self.call("pipeline", "run")
-        # One process: as a rank it needs no launcher.
+        # A single process needs no launcher.
         self.call("training", "pretrain")
 
     def evaluate(self, *overrides: str) -> dict[str, Any]:
         self.call("training", "evaluate", *overrides)
-        found: dict[str, Any] = json.loads((self.folder / "evaluation" / "evaluation.json").read_text())["task"]
-        return found
+        results: dict[str, Any] = json.loads((self.folder / "evaluation" / "evaluation.json").read_text())["task"]
+        return results
 
 
 def test_an_encoder_copies(tmp_path: Path) -> None:
     run = Run("encoder-copy", tmp_path, "train.steps=250", "data.source.documents=4000")
     run.train()
-    found = run.evaluate()
-    assert found["kind"] == "token_classification" and found["token_accuracy"] > 0.99 and found["exact"] > 0.9
+    results = run.evaluate()
+    assert results["kind"] == "token_classification" and results["token_accuracy"] > 0.99 and results["exact"] > 0.9
     assert run.call("training", "generate", "generate.prompt=banana").strip() == "banana"
     run.call("training", "report")
-    assert "banana" not in (page := (run.folder / "report.html").read_text()) and "whole sequences" in page
-    said = run.call("training", "generate", "generate.prompt=naïve", expect=2)
-    (_, line) = said.splitlines()
+    assert "banana" not in (page := (run.folder / "report.html").read_text()) and "complete sequences" in page
+    output = run.call("training", "generate", "generate.prompt=naïve", expect=2)
+    (_, line) = output.splitlines()
     assert line.startswith("error: ") and "'ï'" in line
 
 
@@ -62,28 +62,28 @@ def test_an_encoder_decoder_learns_and_decodes(tmp_path: Path) -> None:
     greedy = run.evaluate()
     assert greedy["examples"] > few["examples"] and {"source", "target", "output"} == set(greedy["samples"][0])
     assert greedy["samples"][0]["target"] == greedy["samples"][0]["source"][::-1]
-    said = run.call("training", "generate", "generate.prompt=banana", "generate.beams=2")
-    assert said.count("\n") == 1 and said.strip() and set(said.strip()) <= set(string.ascii_lowercase)
+    output = run.call("training", "generate", "generate.prompt=banana", "generate.beams=2")
+    assert output.count("\n") == 1 and output.strip() and set(output.strip()) <= set(string.ascii_lowercase)
     run.call("training", "report")
-    assert "whole sequences" in (run.folder / "report.html").read_text()
+    assert "complete sequences" in (run.folder / "report.html").read_text()
 
 
 def test_a_classifier_says_a_class(tmp_path: Path) -> None:
     kinds = ("good fine nice", "yes"), ("bad poor sad", "no")
     texts = [{"text": f"{words} {n}", "label": label} for words, label in kinds for n in range(60)]
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in texts))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     source = f"{{kind: jsonl, path: {tmp_path / 'texts.jsonl'}, target_field: label}}"
     data = f"data.source={source}", "data.clean.min_chars=0", "data.tokens.validation_fraction=0.2"
     short = "train.steps=30", "train.schedule.warmup_steps=5", "train.global_batch_tokens=1024"
     characters = "tokenizer.kind=characters", "tokenizer.vocab_size=40"
     run = Run("classifier", tmp_path, "model.classes=2", *data, *short, *characters)
     run.train()
-    # Those of a class stand together, and the first few are of both all the same.
+    # The examples are sorted by class, and yet the first few are of both classes.
     few = run.evaluate("evaluate.max_tokens=8", "evaluate.batch=8")
     assert few["examples"] == 8 and few["majority"] < 1
-    found = run.evaluate()
-    assert found["accuracy"] == 1 and found["macro_f1"] == 1
-    assert [row["name"] for row in found["classes"]] == ["no", "yes"]
+    results = run.evaluate()
+    assert results["accuracy"] == 1 and results["macro_f1"] == 1
+    assert [row["name"] for row in results["classes"]] == ["no", "yes"]
     assert "yes" in run.call("training", "generate", "generate.prompt=good fine nice 77").splitlines()[0]
     run.call("training", "report")
     assert "F1" in (run.folder / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""The teaching recipe, by its commands: learns its walks through the alphabet and goes on with them."""
+"""The teaching recipe, by its commands: it learns walks through the alphabet and continues them."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def call(*words: str, root: Path, expect: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-# Half a minute: with fewer steps the model has not learnt its walks.
+# Half a minute: with fewer steps the model has not learned its walks.
 def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
     call("pipeline", "run", "--recipe", RECIPE, root=tmp_path)
     argv = [sys.executable, "-m", "launch", "auto", "pretrain", "--recipe", RECIPE, f"run.root={tmp_path}", *SHORT]
@@ -33,18 +33,18 @@ def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
     details = json.loads((folder / "manifest.json").read_text())["details"]
     assert details["parameters"]["total"] > 0
     for prompt, expected in (("acegik", "moqsuwyACEGI"), ("XYZ0", "12345678")):
-        said = call("training", "generate", "--recipe", RECIPE, f"generate.prompt={prompt}", root=tmp_path)
-        assert said.startswith(prompt + expected) and "ended" not in said
-    # The last character is drawn from the whole context and not read.
-    said = call("training", "generate", "--recipe", RECIPE, "generate.max_new_tokens=300", root=tmp_path)
-    line, *_, told = said.splitlines()
+        output = call("training", "generate", "--recipe", RECIPE, f"generate.prompt={prompt}", root=tmp_path)
+        assert output.startswith(prompt + expected) and "ended" not in output
+    # The last character is sampled from the full context, but never read.
+    output = call("training", "generate", "--recipe", RECIPE, "generate.max_new_tokens=300", root=tmp_path)
+    line, *_, summary = output.splitlines()
     assert len(line) == 129
-    assert told == "ended where the context does: model.max_position_embeddings is 128"
+    assert summary == "ended where the context does: model.max_position_embeddings is 128"
     for wrong, words in (
         ("generate.prompt=ac?é", "the tokenizer has never seen '?', 'é'"),
         ("generate.speculative=true", "model.num_nextn_predict_layers is 0"),
         ("generate.prompt=" + "ac" * 70, "140 tokens, beyond model.max_position_embeddings (128)"),
     ):
-        said = call("training", "generate", "--recipe", RECIPE, wrong, root=tmp_path, expect=2)
-        line = said.splitlines()[-1]
-        assert line.startswith("error: ") and words in line and said.count("\n") <= 2
+        output = call("training", "generate", "--recipe", RECIPE, wrong, root=tmp_path, expect=2)
+        line = output.splitlines()[-1]
+        assert line.startswith("error: ") and words in line and output.count("\n") <= 2

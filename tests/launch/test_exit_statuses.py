@@ -1,4 +1,4 @@
-"""The table of exit statuses, through each launcher on this host; SLURM's are in ``test_slurm_training.py``."""
+"""The exit statuses of every launcher on this host; those of SLURM are in ``slurm/test_training_job.py``."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
-#: One in `make test`; the others are slow.
+#: `make test` runs one of them; the others are slow.
 _KINDS = ["deepspeed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("local", "torchrun"))]
 
 
@@ -32,68 +32,68 @@ def _logs(root: Path) -> Path:
 
 
 def _ranks(started: subprocess.Popen[str]) -> dict[str, psutil.Process]:
-    """A launch's ranks, by their numbers."""
-    found = {}
-    for each in psutil.Process(started.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # a compiler's process that has ended meanwhile
-            if "training" in each.cmdline() and (rank := each.environ().get("RANK")):
-                found[rank] = each
-    return found
+    """The processes of a launch by rank."""
+    ranks = {}
+    for process in psutil.Process(started.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # a process of a compiler that has ended
+            if "training" in process.cmdline() and (rank := process.environ().get("RANK")):
+                ranks[rank] = process
+    return ranks
 
 
-# Twenty seconds: two real starts; the table of exit statuses is a launcher's, with its agent and ranks.
+# Twenty seconds: two real starts, with a launcher, its agent and ranks.
 @pytest.mark.parametrize("kind", _KINDS)
 def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -> None:
     """75 on SIGUSR1, 2 for a second launch meanwhile, 0 for the rest of the run, 0 again; all output is kept."""
-    given = [f"run.root={tmp_path}", f"data.root={data}", "train.precision=fp32", "train.steps=40"]
+    overrides = [f"run.root={tmp_path}", f"data.root={data}", "train.precision=fp32", "train.steps=40"]
     shared = shared_memory()
-    first = launch(kind, *given)
+    first = launch(kind, *overrides)
     wait_until(lambda: steps(tmp_path), "step")
-    # The first must not be done before the second has looked, nor before the signal.
+    # The first launch must not finish before the second one has looked, nor before the signal.
     ranks = _ranks(first).values()
     for rank in ranks:
         rank.suspend()
     assert shared_memory() <= shared, "a killed run would leave it behind"
-    err = ended(launch(kind, *given), 2)[1]
+    err = ended(launch(kind, *overrides), 2)[1]
     named = f"process {first.pid} on {socket.gethostname()}: wait for it or stop it"
     assert f"end-to-end: pretrain is being launched by {named}" in err
     first.send_signal(signal.SIGUSR1)
     for rank in ranks:
         rank.resume()
     out, err = ended(first, 75)
-    assert "stopped with everything saved" in err and "Traceback" not in out + err
-    out, _ = ended(launch(kind, *given))
+    assert "stopped, everything is saved" in err and "Traceback" not in out + err
+    out, _ = ended(launch(kind, *overrides))
     assert "resuming after step" in out and "finished, 40 steps" in out
     assert list(losses(tmp_path)) == list(range(1, 41))
-    assert "up to date" in ended(launch(kind, *given))[0]
+    assert "up to date" in ended(launch(kind, *overrides))[0]
     for rank in (0, 1):
-        said = (_logs(tmp_path) / f"rank-{rank:05d}.txt").read_text()
-        assert said.count("--- ") == 2 and f", rank {rank}\n" in said
+        log = (_logs(tmp_path) / f"rank-{rank:05d}.txt").read_text()
+        assert log.count("--- ") == 2 and f", rank {rank}\n" in log
     assert "finished" in (_logs(tmp_path) / "rank-00000.txt").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "torchrun", "deepspeed"])
 def test_sigterm_is_75_and_a_wrong_request_2(kind: str, data: Path, tmp_path: Path) -> None:
-    given = [f"run.root={tmp_path}", f"data.root={data}", "train.steps=100000"]
-    started = launch(kind, *given)
+    overrides = [f"run.root={tmp_path}", f"data.root={data}", "train.steps=100000"]
+    started = launch(kind, *overrides)
     wait_until(lambda: len(steps(tmp_path)) > 1, "step")
     started.send_signal(signal.SIGTERM)
     ended(started, 75)
     with another_seed(tmp_path):
-        _, err = ended(launch(kind, *given), 2)
+        _, err = ended(launch(kind, *overrides), 2)
     lines = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1 and "seed" in lines[0], err
 
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_the_first_rank_that_fails_is_shown_first(kind: str, data: Path, tmp_path: Path) -> None:
-    """One is killed: status 1, its own output is shown, and what rank 0 says of the broken connection is not."""
+    """One is killed: status 1, its output is shown, and the error of rank 0 about the lost connection is not."""
     started = launch(kind, f"run.root={tmp_path}", f"data.root={data}", "train.steps=100000")
     wait_until(lambda: len(steps(tmp_path)) > 1, "step")
     _ranks(started)["1"].kill()
     out, err = ended(started, 1)
-    # DeepSpeed's launcher tells the signal unless the other rank has failed within the same second.
+    # DeepSpeed's launcher reports the signal unless the other rank fails within the same second.
     host = re.escape(node_name())
     how = rf"(was killed by SIGKILL|ended without reporting an error) on {host} \((killed )?by the kernel"
     assert re.search(rf"^pretrain: rank 1 {how}", err, re.MULTILINE), err
@@ -113,7 +113,7 @@ def test_an_exception_is_status_1_and_shown(kind: str, data: Path, tmp_path: Pat
     assert "import of training.data.windows halted" in err and (out + err).count("Traceback") == 1
 
 
-# Fifteen seconds each: real starts by the launchers.
+# Fifteen seconds each, for real starts.
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepspeed", "torchrun"])
 def test_what_a_dry_run_prints_runs_in_a_shell(kind: str, data: Path, tmp_path: Path) -> None:
@@ -137,22 +137,20 @@ def test_a_taken_port_is_named(data: Path, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         words = [f"run.root={tmp_path}", f"data.root={data}", f"launch.rendezvous=127.0.0.1:{port}", "launch.nodes=2"]
         _, err = ended(launch("torchrun", *words, "launch.processes=1"), 2)
-    assert (
-        err
-        == f"error: launch.rendezvous: port {port} of 127.0.0.1 is taken by process {os.getpid()}: name another port\n"
-    )
+    user = f"process {os.getpid()}"
+    assert err == f"error: launch.rendezvous: port {port} of 127.0.0.1 is taken by {user}: choose another port\n"
 
 
 def test_a_node_that_does_not_join_ends_the_wait(data: Path, tmp_path: Path) -> None:
     where = f"launch.rendezvous=127.0.0.1:{free_port()}"
     words = [f"run.root={tmp_path}", f"data.root={data}", where, "launch.nodes=2"]
     _, err = ended(launch("torchrun", *words, "launch.processes=1", "launch.join_seconds=4"), 1)
-    said = f"pretrain: 1 of 2 nodes did not join within 4 s (launch.join_seconds): joined: {node_name()}\n"
-    assert err.endswith(said), err
+    message = f"pretrain: 1 of 2 nodes did not join within 4 s (launch.join_seconds): joined: {node_name()}\n"
+    assert err.endswith(message), err
 
 
 def test_no_room_for_a_checkpoint_is_refused_before_anything_starts(data: Path, tmp_path: Path) -> None:
-    """Of a model of 60 billion parameters no checkpoint fits on this disk."""
+    """No checkpoint of a model of 60 billion parameters fits on this disk."""
     words = [
         f"run.root={tmp_path}",
         f"data.root={data}",

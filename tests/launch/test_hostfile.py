@@ -27,8 +27,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def given(data, tmp_path):
-    """Overrides of a run over hosts a and b, one process on each; with what a shell might take amiss."""
+def overrides(data, tmp_path):
+    """Overrides of a run over hosts a and b, one process on each; with words that need quoting in a shell."""
     hosts = tmp_path / "hosts"
     hosts.write_text("a slots=1  # the first\nb slots=2\n\n")
     more = [
@@ -40,33 +40,33 @@ def given(data, tmp_path):
     return [*where, "launch.nodes=2", "launch.processes=1", "train.steps=30", *more]
 
 
-def _with_port(given):
-    return [word.replace("127.0.0.1:0", f"127.0.0.1:{free_port()}") for word in given]
+def _with_port(overrides):
+    return [word.replace("127.0.0.1:0", f"127.0.0.1:{free_port()}") for word in overrides]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
-def test_a_signal_reaches_the_hosts_and_the_run_goes_on(ssh, given, data, tmp_path, number):
-    """On the way, what only a worker finds out to be impossible: to go on from another run's checkpoint."""
-    first = launch("deepspeed", *_with_port(given), env=ssh.env())
+def test_a_signal_reaches_the_hosts_and_the_run_resumes(ssh, overrides, data, tmp_path, number):
+    """In between, a request that only a worker can refuse: to resume from the checkpoint of a different run."""
+    first = launch("deepspeed", *_with_port(overrides), env=ssh.env())
     wait_until(lambda: len(steps(tmp_path)) > 2, "step")
     first.send_signal(number)
     _, err = ended(first, 75)
-    assert "stopped with everything saved" in err
+    assert "stopped, everything is saved" in err
     with another_seed(tmp_path):
-        _, err = ended(launch("deepspeed", *_with_port(given), env=ssh.env()), 2)
+        _, err = ended(launch("deepspeed", *_with_port(overrides), env=ssh.env()), 2)
     (line,) = (line for line in err.splitlines() if not line.startswith("["))
     assert line.startswith("error: ") and "seed" in line
-    out, _ = ended(launch("deepspeed", *_with_port(given), env=ssh.env()))
+    out, _ = ended(launch("deepspeed", *_with_port(overrides), env=ssh.env()))
     assert "resuming after step" in out and "finished, 30 steps" in out
-    local = [f"run.root={tmp_path}", "run.name=local", f"data.root={data}", *given[6:]]
+    local = [f"run.root={tmp_path}", "run.name=local", f"data.root={data}", *overrides[6:]]
     ended(launch("local", *local))
     assert losses(tmp_path) == losses(tmp_path, "local")
     assert not list((tmp_path / "end-to-end").glob(".launch-*"))
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_all(ssh, given, tmp_path):
-    started = launch("deepspeed", *_with_port(given), env=ssh.env())
+def test_a_rank_that_dies_ends_all(ssh, overrides, tmp_path):
+    started = launch("deepspeed", *_with_port(overrides), env=ssh.env())
     wait_until(lambda: len(steps(tmp_path)) > 2, "step")
     mark = str(tmp_path / "end-to-end" / ".launch-")
     ranks = [p for p in psutil.process_iter() if _environment(p).get("MILLRACE_STATUS", "").startswith(mark)]
@@ -87,8 +87,8 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_what_a_dry_run_prints_runs_in_a_shell(ssh, given, tmp_path):
-    line, _ = ended(launch("deepspeed", *_with_port(given), "--dry-run", env=ssh.env()))
+def test_what_a_dry_run_prints_runs_in_a_shell(ssh, overrides, tmp_path):
+    line, _ = ended(launch("deepspeed", *_with_port(overrides), "--dry-run", env=ssh.env()))
     done = subprocess.run(["bash", "-c", line], cwd="/", env=ssh.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(losses(tmp_path)) == list(range(1, 31))
@@ -97,22 +97,22 @@ def test_what_a_dry_run_prints_runs_in_a_shell(ssh, given, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_host_that_does_not_answer_is_named(given, tmp_path):
-    _, err = ended(launch("deepspeed", *given), 2)
-    assert err.startswith("error: launch.hostfile: no answer over ssh within 30 s from a, b: `ssh HOST true` must work")
+def test_a_host_that_does_not_answer_is_named(overrides, tmp_path):
+    _, err = ended(launch("deepspeed", *overrides), 2)
+    assert err.startswith("error: launch.hostfile: no answer over ssh within 30 s from a, b: `ssh HOST true` and")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (None, "No such file or directory"),
-        ("a slots=1\n", "names 1 hosts, launch.nodes is 2"),
-        ("a slots=1\nb slots=0\n", "gives b 0 slots, launch.processes is 1"),
+        ("a slots=1\n", "has 1 hosts, but launch.nodes is 2"),
+        ("a slots=1\nb slots=0\n", "has 0 slots for b, but launch.processes is 1"),
         ("a slots=1\nb\n", "line 2: write HOST slots=N, not 'b'"),
     ],
 )
-def test_a_wrong_hostfile_is_one_line(given, tmp_path, text, says):
+def test_a_wrong_hostfile_is_one_line(overrides, tmp_path, text, says):
     hosts = Path(tmp_path / "hosts")
     hosts.unlink() if text is None else hosts.write_text(text)
-    _, err = ended(launch("deepspeed", *given), 2)
+    _, err = ended(launch("deepspeed", *overrides), 2)
     assert err.startswith("error: launch.hostfile: ") and says in err and err.count("\n") == 1

@@ -28,15 +28,15 @@ _LITE = RECIPE.parents[1] / "configs" / "deepseek-v2-lite.yaml"
 _TIMED_OUT = "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError\n"
 
 
-def _node_log(logs: Path, node: str, said: str, age: float) -> None:
+def _node_log(logs: Path, node: str, text: str, age: float) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     file = logs / f"node-{node}.txt"
-    file.write_bytes(header("launcher") + said.encode())
+    file.write_bytes(header("launcher") + text.encode())
     os.utime(file, (time.time() - age,) * 2)
 
 
 def test_of_a_jobs_last_life_no_node_counts_as_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queued again within a minute, on two of the recipe's four nodes, of which one is bad."""
+    """A job that is queued again within a minute, on two of the recipe's four nodes, one of them faulty."""
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     recipe = load_recipe(RECIPE, ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"])
     _node_log(tmp_path, "n2", "", age=20)
@@ -44,8 +44,8 @@ def test_of_a_jobs_last_life_no_node_counts_as_joined(tmp_path: Path, monkeypatc
     output = Output(tmp_path, apart=0)
     with output.open_node_log() as log:
         log.write(_TIMED_OUT.encode())
-    said = why_failed(recipe, output, ["n1", "n2"])
-    assert said == "1 of 2 nodes did not join within 600 s (launch.join_seconds): joined: n1; missing: n2"
+    message = why_failed(recipe, output, ["n1", "n2"])
+    assert message == "1 of 2 nodes did not join within 600 s (launch.join_seconds): joined: n1; missing: n2"
 
 
 _GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:14505"
@@ -55,11 +55,11 @@ _GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553
     ("error", "gone", "one_host", "named"),
     [
         (_GLOO, [1, 0], True, "rank 1 ended without reporting an error on n1"),
-        # Both within one look at them.
+        # Both ended between two checks of the launcher.
         (_GLOO, [0, 1], True, "rank 1 ended without reporting an error on n1"),
-        # On another host may be the one that is gone.
+        # The rank that is gone may be on another host.
         (_GLOO, [1, 0], False, "rank 0 on n1 failed first"),
-        # Rank 1 was ended by the launcher.
+        # The launcher ended rank 1.
         ("OSError: s3://text/a: [Errno 104] Connection reset by peer", [0, 1], True, "rank 0 on n1 failed first"),
         (_GLOO, [0], True, "rank 0 on n1 failed first"),
     ],
@@ -67,12 +67,12 @@ _GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553
 def test_a_rank_that_was_killed_is_named_and_not_the_one_that_missed_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, gone: list[int], one_host: bool, named: str
 ) -> None:
-    """Rank 0 reports an error, rank 1 ended without, and DeepSpeed's launcher reports rank 0 alone."""
+    """Rank 0 reports an error, rank 1 ended silently, and DeepSpeed's launcher reports rank 0 only."""
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv(LOGS, str(tmp_path))
     output = Output(tmp_path)
-    for rank, said in ((1, "step 2"), (0, error)):
-        rank_log(tmp_path, rank).write_bytes(header(f"rank {rank}") + f"{said}\n".encode())
+    for rank, text in ((1, "step 2"), (0, error)):
+        rank_log(tmp_path, rank).write_bytes(header(f"rank {rank}") + f"{text}\n".encode())
     monkeypatch.setenv("RANK", "0")
     Worker().note_failure()
     assert output.explain({"n1": gone}, one_host).startswith(named)
@@ -101,7 +101,7 @@ def test_a_signal_while_the_agent_is_being_started_ends_it(tmp_path: Path, monke
 
 
 def test_ranks_are_noted_in_the_order_in_which_they_end(tmp_path: Path) -> None:
-    """Rank 1 ends once both have been seen, rank 0 once rank 1 has been seen to have ended."""
+    """Rank 1 ends when the launcher has seen both, rank 0 when the launcher has seen rank 1 end."""
     code = (
         "import os, subprocess, sys\n"
         "wait = 'import os, sys, time\\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)'\n"
@@ -129,7 +129,7 @@ def test_a_slurm_recipe_starts_nothing_on_a_node() -> None:
 
 
 @pytest.mark.parametrize(("limit", "fits"), [("00:03:00", False), ("00:03:01", True), ("1-00:00:00", True)])
-def test_a_time_limit_leaves_time_to_be_told(limit: str, fits: bool) -> None:
+def test_a_time_limit_leaves_time_for_the_warning_signal(limit: str, fits: bool) -> None:
     words = ["launch.kind=slurm", f"launch.slurm.train.time={limit}"]
     if fits:
         assert load_recipe(RECIPE, words)
@@ -139,10 +139,10 @@ def test_a_time_limit_leaves_time_to_be_told(limit: str, fits: bool) -> None:
 
 
 def test_fewer_nodes_than_asked_for_are_enough_for_the_batch() -> None:
-    given = ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"]
-    for least, said in ((2, ""), (3, r"min_nodes \(3\): .* over 3 nodes, but over 2: set min_nodes=2")):
-        words = [*given, f"launch.slurm.train.min_nodes={least}"]
-        with pytest.raises(RequestError, match=said) if said else nullcontext():
+    overrides = ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"]
+    for least, message in ((2, ""), (3, r"min_nodes \(3\): .* over 3 nodes, but over 2: set min_nodes=2")):
+        words = [*overrides, f"launch.slurm.train.min_nodes={least}"]
+        with pytest.raises(RequestError, match=message) if message else nullcontext():
             check_least_nodes(load_recipe(RECIPE, words), str(RECIPE), words)
 
 
@@ -156,7 +156,7 @@ def test_who_holds_a_folder_alone_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose nvidia-smi tells of one GPU of 16 GB."""
+    """A machine whose nvidia-smi reports one GPU of 16 GB."""
     script = tmp_path / "nvidia-smi"
     script.write_text('#!/bin/sh\n[ "$1" = -L ] && echo "GPU 0: small" || echo 16384\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -165,7 +165,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_what_surely_does_not_fit_is_refused(gpu: None) -> None:
+def test_a_run_far_beyond_the_memory_is_refused(gpu: None) -> None:
     lite = ["launch.nodes=1", "launch.processes=1", "train.expert_parallel=1"]
     with pytest.raises(RequestError, match=r"17.2 GB \(nvidia-smi\): no setting fits: .* set launch.device_memory"):
         check_memory(load_recipe(_LITE, lite))
@@ -173,12 +173,12 @@ def test_what_surely_does_not_fit_is_refused(gpu: None) -> None:
 
 
 def test_a_job_runs_on_other_gpus_than_this_machines(gpu: None) -> None:
-    there = device_of(load_recipe(_LITE, ["launch.kind=slurm"]))
-    assert there.bytes == 80 * 2**30 and not there.known
+    device = device_of(load_recipe(_LITE, ["launch.kind=slurm"]))
+    assert device.bytes == 80 * 2**30 and not device.known
     (line,) = check_memory(
         load_recipe(_LITE, ["launch.kind=slurm", "train.micro_batch=36", "train.activation_checkpointing=none"])
     )
-    assert line.startswith("warning: a rank is estimated to take")
+    assert line.startswith("warning: a rank is estimated to need")
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

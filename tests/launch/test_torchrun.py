@@ -1,4 +1,4 @@
-"""The torchrun command line with torchruns that know an option and that do not."""
+"""The torchrun command line, for versions of torchrun with and without an option."""
 
 import socket
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from configs.load import load_recipe
 from launch import torchrun
-from launch.preflight import _own_name
+from launch.preflight import _check_host_name
 from tests.support.paths import DEMO_RECIPE
 
 RECIPE = DEMO_RECIPE
@@ -28,12 +28,12 @@ def test_the_time_to_save_in_reaches_torchrun_where_it_can(
     argv = torchrun.torchrun(recipe, "pretrain", "r.yaml", []).argv
     assert (f"--shutdown-timeout={seconds}" in argv) == known
     assert any(part.startswith("--shutdown") for part in argv) == known
-    said = capsys.readouterr().err
-    assert (f"launch.grace_seconds ({seconds})" in said) == (not known and seconds > 30)
+    output = capsys.readouterr().err
+    assert (f"launch.grace_seconds is {seconds}" in output) == (not known and seconds > 30)
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_host_that_cannot_resolve_its_own_name_is_met_by_its_address(
+def test_a_host_that_cannot_resolve_its_check_host_name_is_met_by_its_address(
     known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve = socket.getaddrinfo
@@ -52,7 +52,7 @@ def test_a_host_that_cannot_resolve_its_own_name_is_met_by_its_address(
         recipe = load_recipe(RECIPE, ["launch.kind=torchrun", "launch.processes=1", *words])
         argv = torchrun.torchrun(recipe, "pretrain", "r.yaml", []).argv
         assert [part for part in argv if part.startswith("--local-addr")] == address
-        warned = any(socket.gethostname() in line for line in _own_name(recipe))
+        warned = any(socket.gethostname() in line for line in _check_host_name(recipe))
         assert warned == (not known and recipe.launch.nodes == 2), "one node needs no name"
 
 

@@ -1,1 +1,1 @@
-"""Sharded, verified checkpoints, and the full weights out of them; knows no model."""
+"""Sharded, verified checkpoints, and full weights read from them; knows no model."""

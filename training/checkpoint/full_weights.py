@@ -1,7 +1,7 @@
-"""Full weights out of a checkpoint of any number of ranks, expert-parallel size and ZeRO stage, without an engine.
+"""Full weights from a checkpoint of any number of ranks, expert-parallel size and ZeRO stage, without an engine.
 
-Names are Hugging Face's on disk (``...mlp.experts.{j}.gate_proj.weight``), so a tensor is never larger than one
-parameter of one expert. Files are memory-mapped: what is held is the tensor at hand.
+Names are those of Hugging Face's files (``...mlp.experts.{j}.gate_proj.weight``), so a tensor is never larger than one
+parameter of one expert. Files are memory-mapped: only the current tensor takes memory.
 
 DeepSpeed's own ``zero_to_fp32`` fails on AutoEP's layers, whose names are ``router.gate`` and ``w1/w2/w3``.
 """
@@ -18,27 +18,27 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from training.checkpoint.index import Contents, fault_of_format
 
-#: AutoEP's stacks and the projections they are.
+#: AutoEP's stacks of expert weights -> the projections that they hold.
 _STACKS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _STACK = re.compile(r"(.*\.experts)\.(w[123])$")
 
 
 def require_checkpoint(folder: Path, target: str) -> Manifest:
-    """A checkpoint's manifest; its files are as it says.
+    """The manifest of a checkpoint whose files match it.
 
     Args:
         folder: a ``step-NNNNNNNN`` folder.
-        target: of make, which trains one.
+        target: the make target that trains one, for the message.
 
     Raises:
-        RequestError: there is none, it is damaged, or of another format.
+        RequestError: there is no checkpoint, it is damaged, or it is in another format.
     """
-    found = manifest.require_sound(folder, target)
-    if fault := fault_of_format(found):
+    saved = manifest.require_sound(folder, target)
+    if fault := fault_of_format(saved):
         raise RequestError(
-            f"{folder}: {fault}: go on with that version, or move it away and run `{command_hints.make(target)}`"
+            f"{folder}: {fault}: use that version, or move it away and run `{command_hints.make(target)}`"
         )
-    return found
+    return saved
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -48,10 +48,10 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         folder: a ``step-NNNNNNNN`` folder with its manifest.
 
     Yields:
-        (name, tensor): Hugging Face's on-disk name; fp32 for the weights and router biases.
+        (name, tensor): the name in Hugging Face's files; weights and router biases in fp32.
 
     Raises:
-        RequestError: the folder is no checkpoint.
+        RequestError: the folder is not a checkpoint.
     """
     manifest.require(folder, "pretrain")
     contents = Contents(folder)
@@ -60,10 +60,10 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         if not match:
             yield _released_name(name), contents.read(name).view(parameter.shape)
             continue
-        experts, *one = parameter.shape
-        size = math.prod(one)
+        experts, *shape = parameter.shape
+        size = math.prod(shape)
         for expert in range(experts):
-            weight = contents.read(name, start=expert * size, numel=size).view(one)
+            weight = contents.read(name, start=expert * size, numel=size).view(shape)
             yield f"{match[1]}.{expert}.{_STACKS[match[2]]}.weight", weight
     for name, buffer in contents.buffers().items():
         yield _released_name(name), buffer

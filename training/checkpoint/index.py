@@ -1,4 +1,4 @@
-"""What a checkpoint holds and where: any run of elements of any parameter, out of the files of any topology."""
+"""The index of a checkpoint: reads any range of elements of any parameter from the files of any topology."""
 
 import bisect
 import json
@@ -15,23 +15,30 @@ from training.checkpoint import tensor_file
 from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
 
 _FILES = "rank-*.safetensors"
-#: Of what is written here, in each checkpoint's manifest: raised when an older reader would get it wrong.
-FORMAT = 3
+#: Version of the format, in every checkpoint's manifest; raised when an older reader would misread it.
+FORMAT = 4
 
 
 def fault_of_format(saved: Manifest) -> str:
-    """Why a checkpoint cannot be read by its manifest, though it may be whole; empty: it can."""
-    found = saved.details.get("format")
-    return "" if found == FORMAT else f"saved in format {found} by another version of Millrace, this one reads {FORMAT}"
+    """Why a checkpoint with this manifest cannot be read although it may be complete; empty if it can."""
+    saved_format = saved.details.get("format")
+    if saved_format == FORMAT:
+        return ""
+    return f"saved in format {saved_format} by another version of Millrace, this one reads {FORMAT}"
 
 
 def folder_name(step: int) -> str:
-    """Name of the checkpoint after ``step`` optimiser steps."""
+    """Name of the checkpoint after ``step`` optimizer steps."""
     return f"step-{step:08d}"
 
 
+def partial_folder_name(step: int) -> str:
+    """Name of the folder in which that checkpoint is written."""
+    return f".{folder_name(step)}.partial"
+
+
 def saved_steps(checkpoints: Path) -> list[int]:
-    """The steps whose checkpoints lie in a folder, in order; what else a user put there is none."""
+    """The steps of the checkpoints in a folder, in order; ignores anything else in it."""
     numbers = [path.name.removeprefix("step-") for path in checkpoints.glob("step-*")]
     steps = {int(number) for number in numbers if number.isascii() and number.isdigit()}
     return sorted(step for step in steps if (checkpoints / folder_name(step)).is_dir())
@@ -44,7 +51,7 @@ def rank_file(rank: int) -> str:
 
 @dataclass(frozen=True, order=True)
 class _Stored:
-    """Elements ``start`` .. ``start+numel``-1 of a parameter, in the tensors ``NUMBER.STATE`` of a file."""
+    """Elements ``start`` .. ``start+numel``-1 of a parameter, stored at ``offset`` of a file's tensors NUMBER.STATE."""
 
     start: int
     numel: int
@@ -59,8 +66,8 @@ class Parameter:
 
     Attributes:
         shape: over all expert-parallel ranks.
-        states: keys of what is kept of every element: ``master`` and the optimiser's own.
-        scalars: what the optimiser keeps of the parameter as a whole, such as its step.
+        states: names of the values stored per element: ``master`` and those of the optimizer.
+        scalars: what the optimizer keeps per parameter, such as its step.
     """
 
     shape: tuple[int, ...]
@@ -74,13 +81,13 @@ class Parameter:
 
 
 class Contents:
-    """The tensors of one checkpoint. Files are memory-mapped: what is held is what was asked for."""
+    """The tensors of one checkpoint. Files are memory-mapped: only what is read takes memory."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the tables of all its files.
+        """Read the tables of all files.
 
         Raises:
-            DamagedError: parts of a parameter are in none of them.
+            DamagedError: parts of a parameter are in no file.
         """
         self.folder = folder
         self.parameters: dict[str, Parameter] = {}
@@ -90,15 +97,15 @@ class Contents:
         for name, parameter in self.parameters.items():
             parameter._stored.sort()
             if sum(stored.numel for stored in parameter._stored) != parameter.numel:
-                raise DamagedError(f"{folder}: {name} is not whole", "use another checkpoint")
+                raise DamagedError(f"{folder}: {name} is incomplete", "use another checkpoint")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files: another process opens its own."""
+        """Leaves out the open files: another process opens its own."""
         return {**vars(self), "_open": {}}
 
     def _add(self, file: str, table: list[dict[str, Any]]) -> None:
         for number, partition in enumerate(table):
-            for name, shape, start, numel, offset in partition["stretches"]:
+            for name, shape, start, numel, offset in partition["slices"]:
                 known = self.parameters.get(name)
                 if known is None:
                     known = Parameter(tuple(shape), partition["states"], partition["scalars"])
@@ -106,7 +113,7 @@ class Contents:
                 known._stored.append(_Stored(start, numel, file, number, offset))
 
     def read(self, name: str, state: str = MASTER, start: int = 0, numel: int | None = None) -> torch.Tensor:
-        """Consecutive elements of a parameter's state, flat."""
+        """Consecutive elements of one of a parameter's states, flat."""
         parameter = self.parameters[name]
         end = parameter.numel if numel is None else start + numel
         first = bisect.bisect_right(parameter._stored, start, key=lambda stored: stored.start) - 1
@@ -124,7 +131,7 @@ class Contents:
         return self._named(rank_file(0), BUFFER)
 
     def random_states(self, rank: int) -> dict[str, torch.Tensor]:
-        """torch's random states of a rank: ``cpu``, and ``cuda`` or ``mps`` where there was a GPU."""
+        """torch's random states of a rank: ``cpu``, and ``cuda`` or ``mps`` if it had a GPU."""
         return self._named(rank_file(rank), RANDOM)
 
     def _named(self, file: str, prefix: str) -> dict[str, torch.Tensor]:

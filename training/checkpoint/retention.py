@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, every so many steps, and the best by validation."""
+"""Which checkpoints to keep: the newest, one every N steps, and the best by validation loss."""
 
 import math
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retention:
-    """What to keep, over and above each other.
+    """What to keep; the three rules add up.
 
     Attributes:
-        newest: so many of the newest.
-        every: all at multiples of so many steps; 0: none for that.
-        best: so many with the lowest validation loss.
+        newest: this many of the newest checkpoints.
+        every: all checkpoints at multiples of this many steps; 0 disables the rule.
+        best: this many checkpoints with the lowest validation loss.
     """
 
     newest: int
@@ -21,11 +21,11 @@ class Retention:
 
 
 def superseded(losses: Mapping[int, float | None], retention: Retention) -> list[int]:
-    """The steps whose checkpoints go, in order.
+    """The steps whose checkpoints can be deleted, in order.
 
     Args:
-        losses: of every checkpoint, by step: the validation loss at that step, or None where none was measured; one
-            that is no finite number is not among the best.
+        losses: step -> validation loss of every checkpoint; None if it was not measured. A loss that is not finite is
+            never among the best.
         retention: what to keep.
     """
     steps = sorted(losses)

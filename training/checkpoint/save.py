@@ -1,7 +1,7 @@
-"""Save without stopping: a step waits for the copy to host memory; threads write, and the whole is published after.
+"""Save without stopping: a step waits only for a copy to host memory; threads write, rank 0 publishes afterwards.
 
-Every rank writes one file. When all have, rank 0 adds the manifest and gives the folder its name: before, there is no
-checkpoint, after, a whole one. A write that fails costs this checkpoint and nothing else.
+Every rank writes one file. When all files are written, rank 0 adds the manifest and renames the folder: until then
+there is no checkpoint, from then on there is a complete one. A write that fails costs this checkpoint and nothing else.
 """
 
 import os
@@ -21,27 +21,27 @@ from artefacts.errors import RequestError, RunError
 from artefacts.manifest import Manifest
 from artefacts.progress import warn
 from training.checkpoint import tensor_file
-from training.checkpoint.index import FORMAT, folder_name, rank_file, saved_steps
+from training.checkpoint.index import FORMAT, folder_name, partial_folder_name, rank_file, saved_steps
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import Snapshot
 from training.distributed.ranks import Ranks, broadcast_value, sum_over_ranks
 from training.engine.partitions import Partitions
 
-#: How a checkpoint's files were cut: ranks, expert_parallel, zero_stage, precision.
+#: How a checkpoint's files were divided: ranks, expert_parallel, zero_stage, precision.
 Topology = dict[str, int | str]
 
 
 @dataclass(frozen=True)
-class About:
-    """What a run's checkpoints say of it in their manifests.
+class RunIdentity:
+    """What the manifests of a run's checkpoints record about the run.
 
     Attributes:
         identity: the recipe keys that the run depends on.
-        inputs: fingerprints of what it learns from.
-        model: the keys of the model, which say whether weights fit.
-        topology: of this start of it.
-        run: what the manifest of the finished run will say: ``stage``, ``steps``, ``parameters``, and of weights that
-            were not trained here ``imported``, the fingerprints of their files.
+        inputs: fingerprints of the artefacts that it is trained on.
+        model: the model's keys, which decide whether weights fit.
+        topology: of this start of the run.
+        run: for the manifest of the finished run: ``stage``, ``steps``, ``parameters``, and for weights that were not
+            trained here ``imported``, the fingerprints of their files.
     """
 
     identity: dict[str, Any]
@@ -52,8 +52,8 @@ class About:
 
 
 @dataclass
-class _Begun:
-    """A checkpoint that is being written; ``entry`` becomes this rank's file's entry in the manifest."""
+class _Pending:
+    """A checkpoint that is being written; ``entry`` becomes the manifest's entry of this rank's file."""
 
     step: int
     counts: dict[str, Any]
@@ -62,13 +62,13 @@ class _Begun:
 
 
 class Saver:
-    """Writes one checkpoint at a time; every rank calls its methods alike."""
+    """Writes one checkpoint at a time; every rank must make the same calls."""
 
     def __init__(
         self,
         partitions: Partitions,
         folder: Path,
-        about: About,
+        identity: RunIdentity,
         ranks: Ranks,
         retention: Retention,
         resumed: int | None = None,
@@ -77,19 +77,19 @@ class Saver:
 
         Args:
             partitions: of the engine whose state is saved.
-            folder: ``checkpoints/`` of the run, of which this rank's process group holds the lock.
-            about: what manifests say of the run.
-            ranks: all that save.
-            retention: what to keep.
-            resumed: the step of the checkpoint in ``folder`` that the run goes on from, if any. Later ones there were
-                passed over, perhaps as another version's: they are moved aside when the next one is published.
+            folder: ``checkpoints/`` of the run, whose lock this process group holds.
+            identity: what the manifests record about the run.
+            ranks: all ranks that save.
+            retention: which checkpoints to keep.
+            resumed: the step of the checkpoint in ``folder`` that the run resumed from, if any. Later checkpoints there
+                could not be read: they are moved aside when the next one is published.
         """
         self._newest = resumed
-        self._folder, self._about, self._ranks, self._retention = folder, about, ranks, retention
+        self._folder, self._identity, self._ranks, self._retention = folder, identity, ranks, retention
         self._snapshot = Snapshot(partitions, ranks.device, ranks.first)
         self._scaler_state = partitions.scaler_state
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._begun: _Begun | None = None
+        self._pending: _Pending | None = None
         self._publishing: Future[None] | None = None
         self._failure = ""
         if ranks.first:
@@ -98,42 +98,45 @@ class Saver:
         dist.barrier()
 
     def begin(self, step: int, counts: dict[str, Any], state: dict[str, Any]) -> None:
-        """Copy the state after ``step`` steps and have it written; waits for a checkpoint still being written.
+        """Copy the state after ``step`` steps and start to write it; waits for a checkpoint still being written.
 
         Args:
-            step: optimiser steps done.
-            counts: numbers for the manifest beside the step: samples, and ``validation_loss`` where it was measured.
-            state: our own, the same on every rank, as JSON's values.
+            step: optimizer steps done.
+            counts: numbers for the manifest, next to the step: samples, and ``validation_loss`` if it was measured.
+            state: further state to restore, the same on every rank, as JSON values.
         """
-        if self._begun is not None:
+        if self._pending is not None:
             began = time.monotonic()
             self.drain()
             if self._ranks.first:
                 waited = time.monotonic() - began
-                warn(f"the checkpoint before step {step} took longer than the steps between: waited {waited:.1f} s")
+                warn(
+                    f"step {step} waited {waited:.1f} s for the previous checkpoint: writing it took longer than the "
+                    "steps between"
+                )
         tensors, metadata = self._snapshot.take()
         entry = self._thread.submit(self._write, step, tensors, metadata)
-        self._begun = _Begun(step, counts, {**state, "scaler": self._scaler_state()}, entry)
+        self._pending = _Pending(step, counts, {**state, "scaler": self._scaler_state()}, entry)
 
-    def poll(self) -> list[float]:
-        """[1, 0] when this rank's file is written, [0, 1] when that failed, else [0, 0]: to be summed over ranks."""
+    def reduce_inputs(self) -> list[float]:
+        """[1, 0] if this rank's file is written, [0, 1] if writing failed, else [0, 0]; to be summed over all ranks."""
         if self._publishing is not None and self._publishing.done():
-            self._note_published()
-        if self._begun is None or not self._begun.entry.done():
+            self._finish_publishing()
+        if self._pending is None or not self._pending.entry.done():
             return [0.0, 0.0]
-        return [0.0, 1.0] if self._begun.entry.exception() else [1.0, 0.0]
+        return [0.0, 1.0] if self._pending.entry.exception() else [1.0, 0.0]
 
-    def polled(self, sums: Sequence[float]) -> None:
-        """Take note of the sum over all ranks; when no file is outstanding, publish the checkpoint, or drop it."""
-        if self._begun is not None and sum(sums) == self._ranks.size:
-            self._settle()
+    def on_reduced(self, sums: Sequence[float]) -> None:
+        """Takes the sums over all ranks; once every rank is done, publishes the checkpoint or drops it."""
+        if self._pending is not None and sum(sums) == self._ranks.size:
+            self._publish_or_drop()
 
     def drain(self) -> str:
-        """Wait until what was begun is published or dropped; returns what went wrong, empty: nothing."""
-        if self._begun is not None:
-            wait([self._begun.entry])
-            self.polled(sum_over_ranks(torch.tensor(self.poll())).tolist())
-        self._note_published()
+        """Wait until a pending checkpoint is published or dropped; returns what went wrong, or an empty string."""
+        if self._pending is not None:
+            wait([self._pending.entry])
+            self.on_reduced(sum_over_ranks(torch.tensor(self.reduce_inputs())).tolist())
+        self._finish_publishing()
         return broadcast_value(self._failure)
 
     def finish(self) -> None:
@@ -146,8 +149,8 @@ class Saver:
         self._thread.shutdown()
         if failure:
             raise RunError(
-                f"the last checkpoint could not be saved ({failure}): mend that and give the same command, which goes "
-                "on from the newest whole one"
+                f"the last checkpoint could not be saved ({failure}). Fix that and run the same command again: it "
+                "resumes from the newest complete checkpoint"
             )
 
     def _write(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict[str, Any]:
@@ -156,102 +159,106 @@ class Saver:
         return tensor_file.write(partial / rank_file(self._ranks.rank), tensors, metadata)
 
     def _partial(self, step: int) -> Path:
-        return self._folder / f".{folder_name(step)}.partial"
+        return self._folder / partial_folder_name(step)
 
-    def _settle(self) -> None:
-        """All ranks' files are written, or some failed: rank 0 publishes or drops; the rest forget."""
-        begun, self._begun = self._begun, None
-        assert begun is not None
-        error = begun.entry.exception()
-        told: list[Any] | None = [None] * self._ranks.size if self._ranks.first else None
-        dist.gather_object(_told(error) if error else begun.entry.result(), told)
-        self._note_published()
+    def _publish_or_drop(self) -> None:
+        """Every rank has written its file or failed: rank 0 publishes the checkpoint, or drops it if any rank failed.
+
+        Collective.
+        """
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        error = pending.entry.exception()
+        outcomes: list[Any] | None = [None] * self._ranks.size if self._ranks.first else None
+        dist.gather_object(_describe(error) if error else pending.entry.result(), outcomes)
+        self._finish_publishing()
         self._failure = ""
-        if told is None:
+        if outcomes is None:
             return
-        failed = [(rank, word) for rank, word in enumerate(told) if isinstance(word, str)]
-        if failed:
-            rank, word = failed[0]
-            self._failure = f"rank {rank}: {word}"
-            kept = (
-                "with none on disk" if self._newest is None else f"the newest whole one is {folder_name(self._newest)}"
-            )
-            warn(
-                f"the checkpoint at step {begun.step} could not be written ({self._failure}) and is dropped; training "
-                f"goes on, {kept}"
-            )
-            shutil.rmtree(self._partial(begun.step), ignore_errors=True)
-            return
-        files = {rank_file(rank): entry for rank, entry in enumerate(told)}
-        self._publishing = self._thread.submit(self._publish, begun, files)
+        failures = [f"rank {rank}: {outcome}" for rank, outcome in enumerate(outcomes) if isinstance(outcome, str)]
+        if failures:
+            self._drop(pending.step, failures[0])
+        else:
+            files = {rank_file(rank): entry for rank, entry in enumerate(outcomes)}
+            self._publishing = self._thread.submit(self._publish, pending, files)
 
-    def _note_published(self) -> None:
-        """Wait for what rank 0 publishes, and say so where that failed."""
+    def _drop(self, step: int, failure: str) -> None:
+        self._failure = failure
+        newest = "no checkpoint is on disk" if self._newest is None else f"the newest is {folder_name(self._newest)}"
+        warn(
+            f"the checkpoint at step {step} could not be written ({failure}) and was dropped; training continues, "
+            f"{newest}"
+        )
+        shutil.rmtree(self._partial(step), ignore_errors=True)
+
+    def _finish_publishing(self) -> None:
+        """Wait for what rank 0 publishes, and warn if that failed."""
         publishing, self._publishing = self._publishing, None
         if publishing is not None and (error := publishing.exception()):
-            self._failure = _told(error)
-            warn(f"a checkpoint could not be published ({self._failure}) and is dropped; training goes on")
+            self._failure = _describe(error)
+            warn(f"a checkpoint could not be published ({self._failure}) and was dropped; training continues")
 
-    def _publish(self, begun: _Begun, files: dict[str, dict[str, Any]]) -> None:
+    def _publish(self, pending: _Pending, files: dict[str, dict[str, Any]]) -> None:
         try:
-            self._give_name(begun, files)
+            self._rename(pending, files)
         except BaseException:
-            # This one alone: other ranks may be writing the next already.
-            shutil.rmtree(self._partial(begun.step), ignore_errors=True)
+            # Only this one: other ranks may be writing the next already.
+            shutil.rmtree(self._partial(pending.step), ignore_errors=True)
             raise
-        self._retain()
+        self._delete_superseded()
 
-    def _give_name(self, begun: _Begun, files: dict[str, dict[str, Any]]) -> None:
-        partial, target = self._partial(begun.step), self._folder / folder_name(begun.step)
-        about = self._about
+    def _rename(self, pending: _Pending, files: dict[str, dict[str, Any]]) -> None:
+        """Write the manifest, move skipped checkpoints aside, and give the folder its final name."""
+        partial, target = self._partial(pending.step), self._folder / folder_name(pending.step)
         manifest.write(
             partial,
             Manifest(
                 stage="checkpoint",
-                identity=about.identity,
-                inputs=about.inputs,
+                identity=self._identity.identity,
+                inputs=self._identity.inputs,
                 versions=manifest.versions("torch", "deepspeed"),
-                counts={"step": begun.step, **begun.counts},
+                counts={"step": pending.step, **pending.counts},
                 files=files,
-                details=details(about, begun.state),
+                details=manifest_details(self._identity, pending.state),
             ),
         )
         for step in saved_steps(self._folder):
             if self._newest is None or step > self._newest:
                 aside = atomic.move_aside(self._folder / folder_name(step))
-                warn(f"{folder_name(step)}, which was passed over, is now {aside}")
+                warn(f"{folder_name(step)}, which was skipped, is now {aside}")
         atomic.rename_folder(partial, target)
-        self._newest = begun.step
+        self._newest = pending.step
 
-    def _retain(self) -> None:
+    def _delete_superseded(self) -> None:
         losses = {step: _validation_loss(self._folder / folder_name(step)) for step in saved_steps(self._folder)}
         for step in superseded(losses, self._retention):
-            going = self._folder / f".{folder_name(step)}.superseded"
+            doomed = self._folder / f".{folder_name(step)}.superseded"
             try:
-                os.rename(self._folder / folder_name(step), going)  # killed from here on, it is none and not a torn one
-                shutil.rmtree(going)
+                # If the process is killed from here on, there is no checkpoint and not a torn one.
+                os.rename(self._folder / folder_name(step), doomed)
+                shutil.rmtree(doomed)
             except OSError as error:
-                warn(f"{folder_name(step)} should make room and could not be removed ({_told(error)})")
+                warn(f"{folder_name(step)} is superseded but could not be removed ({_describe(error)})")
 
 
-def details(about: About, state: dict[str, Any]) -> dict[str, Any]:
-    """Details of a checkpoint's manifest; ``state``: our own."""
+def manifest_details(identity: RunIdentity, state: dict[str, Any]) -> dict[str, Any]:
+    """The ``details`` of a checkpoint's manifest; ``state`` as passed to ``Saver.begin``."""
     return {
         "format": FORMAT,
-        "topology": about.topology,
-        "model": about.model,
-        "run": about.run,
+        "topology": identity.topology,
+        "model": identity.model,
+        "run": identity.run,
         "state": state,
     }
 
 
 def _validation_loss(folder: Path) -> float | None:
     try:
-        found = manifest.read(folder)
+        saved = manifest.read(folder)
     except RequestError:  # damaged
         return None
-    return None if found is None else found.counts.get("validation_loss")
+    return None if saved is None else saved.counts.get("validation_loss")
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)

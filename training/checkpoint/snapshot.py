@@ -1,4 +1,4 @@
-"""A rank's share of the state, copied to host memory: all that a step waits for when a checkpoint is written."""
+"""A copy of a rank's share of the state in host memory: all that a step waits for when a checkpoint is saved."""
 
 import json
 from typing import Any
@@ -7,36 +7,35 @@ import torch
 
 from training.engine.partitions import Partition, Partitions
 
-#: Key of the fp32 weights beside the optimiser's own keys.
+#: Key of the fp32 weights, next to the optimizer's own keys.
 MASTER = "master"
 BUFFER = "buffer."
 RANDOM = "random."
 
 
 class Snapshot:
-    """Host memory for a rank's share, filled anew for each checkpoint; on a GPU's host it is pinned.
+    """Host memory for a rank's share of the state, reused for every checkpoint; pinned if the rank has a GPU.
 
-    Of a parameter that several ranks hold whole each copies its own part, so that all ranks together write everything
-    once.
+    If several ranks hold the same parameter, each copies a different part of it, so that every element is written once.
     """
 
     def __init__(self, partitions: Partitions, device: torch.device, first: bool) -> None:
-        """``first``: this rank also takes the buffers, which are the same on all."""
+        """``first``: this rank also copies the buffers, which are the same on all ranks."""
         self._partitions, self._device, self._first = partitions, device, first
         self._memory: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
     def take(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Copy; returns the tensors by name, valid until the next call, and the table of what is where in them."""
+        """Copy the state; returns tensors by name, valid until the next call, and the table of what they hold."""
         tensors: dict[str, torch.Tensor] = {}
         table = []
-        here = self._partitions
-        kept = [*((p, True) for p in here.trained), *((p, False) for p in here.frozen)]
+        local = self._partitions
+        kept = [*((p, True) for p in local.trained), *((p, False) for p in local.frozen)]
         for number, (partition, trained) in enumerate(kept):
-            with here.present(partition):
-                # Not before: of what lies on NVMe not even the size is here.
+            with local.in_memory(partition):
+                # Only now: while a partition is on NVMe not even its size is known.
                 begin, end = _share(partition)
-                state = here.state(partition) if trained else {}
+                state = local.state(partition) if trained else {}
                 elementwise = {MASTER: partition.master, **_elementwise(partition, state)}
                 for key, tensor in elementwise.items():
                     name = f"{number}.{key}"
@@ -44,9 +43,9 @@ class Snapshot:
             scalars = {
                 key: float(value) for key, value in state.items() if key not in elementwise and value is not None
             }
-            table.append({"states": list(elementwise), "scalars": scalars, "stretches": [*_cut(partition, begin, end)]})
+            table.append({"states": list(elementwise), "scalars": scalars, "slices": [*_cut(partition, begin, end)]})
         if self._first:
-            for name, buffer in _persistent_buffers(here.engine.module).items():
+            for name, buffer in _persistent_buffers(local.engine.module).items():
                 tensors[BUFFER + name] = self._copy(BUFFER + name, buffer.detach())
         tensors[RANDOM + "cpu"] = torch.get_rng_state()
         if self._device.type == "cuda":
@@ -67,31 +66,31 @@ class Snapshot:
 
 def _elementwise(partition: Partition, state: dict[str, Any]) -> dict[str, torch.Tensor]:
     size = partition.master.numel()
-    found = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return {key: value for key, value in found.items() if value.ndim > 0 and value.numel() == size}
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return {key: value for key, value in tensors.items() if value.ndim > 0 and value.numel() == size}
 
 
 def _share(partition: Partition) -> tuple[int, int]:
-    which, of = partition.replica
+    replica, replicas = partition.replica
     numel = partition.master.numel()
-    return numel * which // of, numel * (which + 1) // of
+    return numel * replica // replicas, numel * (replica + 1) // replicas
 
 
 def _cut(partition: Partition, begin: int, end: int) -> list[tuple[str, tuple[int, ...], int, int, int]]:
-    """The stretches between two elements of a partition, counted from the first of them."""
-    found = []
-    for stretch in partition.stretches:
-        low, high = max(stretch.offset, begin), min(stretch.offset + stretch.numel, end)
+    """The slices in elements ``begin`` .. ``end``-1 of a partition, with offsets counted from ``begin``."""
+    slices = []
+    for piece in partition.slices:
+        low, high = max(piece.offset, begin), min(piece.offset + piece.numel, end)
         if low < high:
-            start = stretch.start + low - stretch.offset
-            found.append((stretch.name, stretch.shape, start, high - low, low - begin))
-    return found
+            start = piece.start + low - piece.offset
+            slices.append((piece.name, piece.shape, start, high - low, low - begin))
+    return slices
 
 
 def _persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    found = {}
+    buffers = {}
     for prefix, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):
             if name not in part._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer
-    return found
+                buffers[f"{prefix}.{name}" if prefix else name] = buffer
+    return buffers

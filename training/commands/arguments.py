@@ -1,4 +1,4 @@
-"""What the model commands take beside the recipe and its overrides."""
+"""Arguments of the model commands other than the recipe and its overrides."""
 
 import argparse
 import sys
@@ -8,30 +8,30 @@ from pathlib import Path
 from artefacts.errors import RequestError
 from configs import command
 
-#: What ``evaluate`` may be followed by.
+#: Words that may follow ``evaluate``.
 EVALUATIONS = {
     "attention": "heat maps and numbers of every head on a text, in runs/NAME/attention",
     "temperature": "the same prompt at temperatures from 0.1 to 2.0, with the same seed",
 }
 
-#: What ``compare`` is followed by.
+#: Words that may follow ``compare``.
 COMPARISONS = {
     "optimizers": "SGD, Adam, AdamW and Muon, each at the best of a few learning rates",
-    "activations": "activation functions drawn, and a training with each that the family has",
-    "compile": "the model as it is and compiled",
-    "devices": "the model on every kind of device that is here",
-    "attention": "written-out, fused and windowed attention over lengths",
+    "activations": "plots of activation functions, and a training with each that the family supports",
+    "compile": "the model in eager mode and compiled",
+    "devices": "the model on every kind of device of this machine",
+    "attention": "explicit, fused and windowed attention at several lengths",
 }
 
 
 def add(verb: str, parser: argparse.ArgumentParser) -> None:
-    """A command's arguments: the recipe, overrides and its own options."""
+    """Add a command's arguments: the recipe, overrides and options."""
     if verb == "compare":
-        told = "; ".join(f"{name}: {purpose}" for name, purpose in COMPARISONS.items())
-        parser.description = f"{parser.description}. {told}"
+        choices = "; ".join(f"{name}: {purpose}" for name, purpose in COMPARISONS.items())
+        parser.description = f"{parser.description}. {choices}"
         parser.usage = "%(prog)s WHAT [-h] [--steps STEPS] --recipe FILE [section.key=value ...]"
         parser.add_argument(
-            "--steps", type=_positive, default=50, help="optimiser steps of a training, or passes timed; default: 50"
+            "--steps", type=_positive, default=50, help="optimizer steps per training, or timed passes; default: 50"
         )
     command.add_recipe_arguments(parser, required=verb != "inspect")
     if verb == "inspect":
@@ -40,17 +40,17 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
             nargs="+",
             default=(),
             metavar="FILE",
-            help="in place of all that one table of these recipes; overrides are for each of them",
+            help="print one table of these recipes instead; overrides apply to all of them",
         )
     if verb == "evaluate":
-        told = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
-        parser.description = f"{parser.description}. {told}"
+        choices = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
+        parser.description = f"{parser.description}. {choices}"
         parser.add_argument(
             "--text",
-            help="attention: what the model reads; default: generate.prompt, or of models of running text how a "
-            "validation text begins",
+            help="attention: the input text; default: generate.prompt, or for language models the start of a "
+            "validation document",
         )
-        parser.add_argument("--target", help="attention: what the decoder of a model of pairs reads")
+        parser.add_argument("--target", help="attention: the input of the decoder, for encoder-decoder models")
         parser.add_argument(
             "--layers", type=_numbers, default=(), metavar="0,2", help="attention: layers to draw; default: all"
         )
@@ -61,38 +61,40 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
             type=Path,
             required=True,
             metavar="FOLDER",
-            help="model directory in Hugging Face's layout: config.json and .safetensors, or pytorch_model.bin",
+            help="Hugging Face model directory: config.json and .safetensors files, or pytorch_model.bin",
         )
     if verb == "generate":
         parser.add_argument(
             "--prompt-file",
             type=Path,
             metavar="FILE",
-            help="the prompt, as it stands in a file in UTF-8, in place of generate.prompt; -: standard input",
+            help="read the prompt from a UTF-8 file instead of generate.prompt; -: standard input",
         )
         parser.add_argument(
-            "--trace", action="store_true", help="then a table: each token's probability, rank and alternatives"
+            "--trace",
+            action="store_true",
+            help="then print a table with each token's probability, rank and alternatives",
         )
 
 
-def settle(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Sort out what argparse cannot: words and files from overrides; and refuse options that do not go together."""
+def validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Do what argparse cannot: separate words and files from overrides, and refuse options that conflict."""
     if parsed.verb == "inspect":
-        _settle_inspect(parser, parsed)
+        _validate_inspect(parser, parsed)
     if parsed.verb == "evaluate":
-        _settle_evaluate(parser, parsed)
+        _validate_evaluate(parser, parsed)
     if parsed.verb == "compare":
-        parsed.what = _word(parsed, COMPARISONS)
+        parsed.what = _pop_word(parsed, COMPARISONS)
         if parsed.what is None:
-            raise RequestError(f"compare what? One of {', '.join(COMPARISONS)}")
+            raise RequestError(f"compare: say what to compare, one of {', '.join(COMPARISONS)}")
     if parsed.verb == "generate" and parsed.prompt_file is not None:
         if any(word.startswith("generate.prompt=") for word in parsed.overrides):
-            raise RequestError("generate.prompt and --prompt-file are two prompts: leave one out")
+            raise RequestError("generate.prompt and --prompt-file exclude each other: leave one out")
         parsed.overrides.append(f"generate.prompt={_read_prompt(parsed.prompt_file)}")
 
 
 def _read_prompt(path: Path) -> str:
-    """The text of a file, or of standard input, without the newline at its end.
+    """The text of a file or of standard input, without the newline at its end.
 
     Raises:
         RequestError: it cannot be read, or is not UTF-8.
@@ -107,41 +109,41 @@ def _read_prompt(path: Path) -> str:
     return text.removesuffix("\n")
 
 
-def _settle_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+def _validate_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     files = [word for word in parsed.compare if "=" not in word]
     parsed.overrides = [*parsed.overrides, *(word for word in parsed.compare if "=" in word)]
     if not files and (parsed.compare or parsed.recipe is None):
-        parser.error("inspect: give --recipe FILE, or --compare FILE …")
+        parser.error("inspect: pass --recipe FILE, or --compare FILE …")
     parsed.compare = files
 
 
-def _word(parsed: argparse.Namespace, known: Mapping[str, str]) -> str | None:
-    """The word among the overrides that says what to do, which is taken out; None: there is none.
+def _pop_word(parsed: argparse.Namespace, known: Mapping[str, str]) -> str | None:
+    """Remove and return the word among the overrides that says what to do; None if there is none.
 
     Raises:
-        RequestError: there are several, or one that is not known.
+        RequestError: there are several words, or an unknown one.
     """
     words = [word for word in parsed.overrides if "=" not in word]
     parsed.overrides = [word for word in parsed.overrides if "=" in word]
-    if strange := [word for word in words if word not in known]:
+    if unknown := [word for word in words if word not in known]:
         raise RequestError(
-            f"{parsed.verb} {strange[0]}: there are {', '.join(known)}; keys of the recipe are written as "
+            f"{parsed.verb} {unknown[0]}: choose one of {', '.join(known)}; keys of the recipe are written as "
             "section.key=value"
         )
     if len(words) > 1:
-        raise RequestError(f"{parsed.verb} {' and '.join(words)}: one at a time")
+        raise RequestError(f"{parsed.verb} {' and '.join(words)}: choose one at a time")
     return words[0] if words else None
 
 
-def _settle_evaluate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    parsed.what = _word(parsed, EVALUATIONS)
+def _validate_evaluate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    parsed.what = _pop_word(parsed, EVALUATIONS)
     if parsed.what != "attention" and (parsed.text is not None or parsed.target is not None or parsed.layers):
         parser.error("--text, --target and --layers belong to `evaluate attention`")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: a number from 1 is wanted")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
@@ -149,4 +151,4 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: numbers are wanted, such as 0,2") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,2") from None

@@ -1,4 +1,4 @@
-"""Fine-tuning: the pretrained weights on chat examples, loss on the assistant's turns only."""
+"""Fine-tuning of the pretrained weights on chat examples, with the loss on the assistant's turns only."""
 
 import math
 
@@ -18,7 +18,7 @@ from training.runs import finetune_run, finished_checkpoint
 
 
 def finetune(recipe: Recipe, stop: StopRequest) -> int:
-    """Begin, resume, or find that it is finished; returns the exit status."""
+    """Start, resume, or report that it is finished; returns the exit status."""
     layout = RunLayout.of(recipe)
     run = finetune_run(recipe, layout)
     section = recipe.finetune
@@ -41,14 +41,14 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         micro_batch=micro_batch,
         data=ExampleData(examples, section.batch_examples, recipe.run.seed),
         validation=held_out.in_order(micro_batch),
-        preflight=lambda: require_checkpoint(weights, "pretrain"),
-        prepare=lambda model, experts: load_weights(model, read_weights(weights), experts),
+        check_inputs=lambda: require_checkpoint(weights, "pretrain"),
+        init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
     )
     return run_job(recipe, job, stop)
 
 
 def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
-    """Examples a rank at a time: the most that divide its share and fit in the tokens of a pretraining micro-batch."""
+    """The most examples that divide a rank's share and fit in the tokens of a pretraining micro-batch."""
     share = section.batch_examples // recipe.ranks
     tokens = recipe.micro_batch * recipe.train.context_length
     fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]
@@ -56,7 +56,7 @@ def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
 
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:
-    """Pretraining's section with what fine-tuning changes."""
+    """The train section with the changes that fine-tuning makes."""
     steps = max(1, math.ceil(section.epochs * examples / section.batch_examples))
     schedule = ScheduleSection(
         kind="cosine",

@@ -1,4 +1,4 @@
-"""TODO: training/commands/generate.py."""
+"""``python -m training generate``: completes a prompt."""
 
 from artefacts.errors import RequestError
 from configs import command
@@ -12,9 +12,9 @@ from training.model_loading import best_device, load_model, wanted_checkpoint
 
 
 def generate(recipe: Recipe, trace: bool = False) -> int:
-    """Print the prompt (but a chat's, or with ``only_new``) and what the model makes of it; returns the exit status.
+    """Print the prompt, except in a chat or with ``only_new``, and its completion; returns the exit status.
 
-    ``trace``: then a table of how each new token came about.
+    ``trace``: then print a table about every new token.
     """
     layout, section = RunLayout.of(recipe), recipe.generate
     if not section.prompt:
@@ -25,7 +25,7 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         raise RequestError("generate --trace follows one completion: leave generate.samples out")
     if recipe.task != "language_modeling" and (trace or section.samples > 1):
         what = "--trace" if trace else "generate.samples"
-        raise RequestError(f"{what} goes with models of running text, not with model.family={recipe.family}")
+        raise RequestError(f"{what} is for language models, not for model.family={recipe.family}")
     model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
     tokenizer = load_tokenizer(layout.tokenizer)
     if recipe.task != "language_modeling":
@@ -36,7 +36,7 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         print("\n---\n".join(shown + text for text in completions(recipe, model, tokenizer)))
         return command.DONE
     steps: list[Step] = []
-    # Refuses what it must before anything is printed.
+    # Refuses wrong requests before anything is printed.
     pieces = complete(recipe, model, tokenizer, steps.append if trace else None)
     if not (section.chat or section.only_new):
         print(section.prompt, end="", flush=True)

@@ -1,4 +1,4 @@
-"""Pretraining: token shards, or examples, to a checkpointed model."""
+"""Pretraining on token shards, or on examples."""
 
 from artefacts.manifest import require_sound
 from artefacts.signals import StopRequest
@@ -12,7 +12,7 @@ from training.runs import BACKBONE, pretrain_run
 
 
 def pretrain(recipe: Recipe, stop: StopRequest) -> int:
-    """Begin, resume, or find that it is finished; returns the exit status."""
+    """Start, resume, or report that it is finished; returns the exit status."""
     layout, train = RunLayout.of(recipe), recipe.train
     run = pretrain_run(recipe, layout)
     if run.manifest() is not None:
@@ -22,8 +22,8 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
     validation = held_out(recipe, layout).spread(train.eval_batches * train.global_batch, recipe.micro_batch)
     notice = f"{train.steps} steps read {_epochs(data.epochs(train.steps))}"
     if not validation:
-        notice += "; no validation, as the held-out text is too short: raise data.tokens.validation_fraction"
-    learnt_from = [getattr(layout, name) for name in run.inputs if name != BACKBONE]
+        notice += "; no validation, since the held-out text is too short: raise data.tokens.validation_fraction"
+    inputs = [getattr(layout, name) for name in run.inputs if name != BACKBONE]
     job = Job(
         run=run,
         train=train,
@@ -31,8 +31,8 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         micro_batch=recipe.micro_batch,
         data=data,
         validation=validation,
-        preflight=lambda: [require_sound(folder, "data") for folder in learnt_from],
-        prepare=lambda model, experts: first_weights(recipe, model, experts),
+        check_inputs=lambda: [require_sound(folder, "data") for folder in inputs],
+        init_weights=lambda model, experts: first_weights(recipe, model, experts),
         notice=notice,
     )
     return run_job(recipe, job, stop)

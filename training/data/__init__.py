@@ -1,1 +1,1 @@
-"""Token shards and examples to batches; knows no model and no family."""
+"""Batches from token shards and examples; knows no model and no family."""

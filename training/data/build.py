@@ -1,4 +1,4 @@
-"""A run's training samples, from its artefacts."""
+"""Builds the training and validation data of a run from its artefacts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +18,13 @@ from training.runs import mixture_weights
 
 
 def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | ExampleData:
-    """Global batches of the recipe's source, or of its sources by weight; of examples where its model takes those.
+    """Global batches of the recipe's source, of its sources by weight, or of examples, as the model's task needs.
 
-    With ``train.mask_documents`` batches say where documents begin; packed ones always do.
-
-    Args:
-        recipe: of the run.
-        layout: of the run.
+    With ``train.mask_documents`` batches mark where documents start; batches of packed samples always do.
 
     Raises:
-        RequestError: shards, packing or examples are missing or damaged, are not the recipe's, or hold less than one
-            sample.
+        RequestError: shards, packing or examples are missing, damaged, or made for another recipe, or hold less than
+            one sample.
     """
     if recipe.task != "language_modeling":
         return ExampleData(task_examples(recipe, layout, "train"), recipe.train.global_batch, recipe.run.seed)
@@ -41,7 +37,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
     length = recipe.train.context_length
     samples: dict[str, Samples] = {}
     if recipe.train.packing == "best_fit":
-        # Nothing is learnt from padding, and of the reserved tokens this is the one that every tokenizer has.
+        # Padding is never a target, and every tokenizer has this token.
         pad = load_tokenizer(layout.tokenizer).end_of_text_id
         for name, folder in folders.items():
             samples[name] = PackedSamples(layout.tokens / folder, layout.packing / folder, length, pad)
@@ -53,7 +49,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
 
 
 def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "held-out"]) -> Examples:
-    """One split of the examples of a model that learns from no running text.
+    """One split of the examples of a model that is not trained on running text.
 
     Raises:
         RequestError: they are missing or damaged.
@@ -67,7 +63,7 @@ def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "he
 
 
 def held_out(recipe: Recipe, layout: RunLayout) -> TokenWindows | Examples:
-    """What validation looks at: the validation split in windows, or the held-out examples.
+    """The validation data: the validation split in windows, or the held-out examples.
 
     Raises:
         RequestError: shards or examples are missing or damaged.
@@ -80,7 +76,7 @@ def held_out(recipe: Recipe, layout: RunLayout) -> TokenWindows | Examples:
 
 
 def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
-    """The validation split in windows, which say where documents begin if ``train.mask_documents`` asks for it.
+    """The validation split in windows, which mark where documents start if ``train.mask_documents`` is set.
 
     Raises:
         RequestError: shards are missing or damaged.
@@ -89,5 +85,5 @@ def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
 
 
 def _boundary(recipe: Recipe, layout: RunLayout) -> int | None:
-    """The token that ends documents, where batches are to say where they begin."""
+    """The token that ends documents if batches have to mark where they start, else None."""
     return load_tokenizer(layout.tokenizer).end_of_text_id if recipe.train.mask_documents else None

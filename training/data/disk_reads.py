@@ -1,23 +1,23 @@
-"""Whether samples come from disk or from the page cache, by the kernel's counts for this thread."""
+"""Finds out from the kernel's counters whether samples are read from disk or from the page cache."""
 
 import resource
 
-#: Batches read from memory alone after which the next are expected there too.
+#: After this many batches in a row from the page cache, the next are expected there too.
 _PATIENCE = 32
-#: Counts of this thread, or where there are none of the process, which only announces more often.
+#: Counters of this thread, or of the process where the system has none per thread.
 _WHOSE = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
 class DiskReads:
-    """Announcing reads saves most of the time on disk and costs half of it in memory: so only while it is of use."""
+    """Decides whether to announce reads to the kernel, which saves much time on disk but costs time in memory."""
 
     def __init__(self) -> None:
-        self._left, self._seen = _PATIENCE, 0
+        self._remaining, self._last_count = _PATIENCE, 0
 
     def expected(self) -> bool:
-        """Whether the next batch may need the disk: the first ones, and those soon after one that did."""
+        """Whether the next batch may be read from disk: true at the start, and for a while after a batch that was."""
         used = resource.getrusage(_WHOSE)
         count = used.ru_inblock + used.ru_majflt
-        self._left = _PATIENCE if count != self._seen else max(0, self._left - 1)
-        self._seen = count
-        return self._left > 0
+        self._remaining = _PATIENCE if count != self._last_count else max(0, self._remaining - 1)
+        self._last_count = count
+        return self._remaining > 0

@@ -20,10 +20,10 @@ Indices = Sequence[int] | NDArray[np.int64]
 
 
 class Lists:
-    """Lists of int32, one after the other in memory."""
+    """Lists of int32, stored one after the other in one array."""
 
     def __init__(self, column: pyarrow.ChunkedArray) -> None:
-        """Take a column of lists without nulls."""
+        """``column``: lists, without nulls."""
         values = [chunk.flatten().to_numpy() for chunk in column.chunks]
         lengths = [compute.list_value_length(chunk).to_numpy() for chunk in column.chunks]
         self._values = np.concatenate([np.zeros(0, np.int32), *values])
@@ -36,35 +36,35 @@ class Lists:
         return self._values[self._starts[index] : self._starts[index + 1]]
 
     def lengths(self, indices: Indices) -> NDArray[np.int64]:
-        """[B] int64."""
+        """The lengths of some lists, [B] int64."""
         chosen = np.asarray(indices, np.int64)
         return self._starts[chosen + 1] - self._starts[chosen]
 
     def padded(self, indices: Indices, fill: int) -> NDArray[np.int64]:
-        """[B, T] int64, with ``fill`` behind those that are shorter than the longest."""
+        """Some lists as [B, T] int64, filled up with ``fill`` to the length of the longest."""
         rows = np.full((len(indices), int(self.lengths(indices).max())), fill, np.int64)
         for row, index in zip(rows, indices, strict=True):
-            own = self[index]
-            row[: len(own)] = own
+            values = self[index]
+            row[: len(values)] = values
         return rows
 
 
 def read_columns(folder: Path, split: str, names: list[str], target: str) -> pyarrow.Table:
-    """Columns of the files ``SPLIT-*.parquet`` of a folder.
+    """Columns of the files ``SPLIT-*.parquet`` in a folder.
 
-    ``target``: of make, which builds them.
+    ``target`` is the make target that builds them, for the message.
 
     Raises:
-        RequestError: there is no example, or a file is damaged.
+        RequestError: there are no examples, or a file is damaged.
     """
     tables = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
         with repair_hints.reading("examples", path):
             tables.append(pq.read_table(path, columns=names))
-    found = pyarrow.concat_tables(tables) if tables else pyarrow.table({})
-    if not len(found):
+    table = pyarrow.concat_tables(tables) if tables else pyarrow.table({})
+    if not len(table):
         raise RequestError(f"{folder}: no {split} examples; run `{command_hints.make(target)}`")
-    return found
+    return table
 
 
 class Examples(ABC):
@@ -78,15 +78,15 @@ class Examples(ABC):
         """The examples of the given indices, padded to the longest of them."""
 
     def in_order(self, batch: int) -> list[Batch]:
-        """Every example once."""
+        """Every example once, in the order of the files."""
         return self._batches(np.arange(len(self)), batch)
 
     def shuffled(self, batch: int, seed: int) -> list[Batch]:
-        """Every example once, in an order of the seed's."""
+        """Every example once, in an order that depends on the seed."""
         return self._batches(sample_indices(0, len(self), len(self), seed), batch)
 
     def spread(self, count: int, batch: int) -> list[Batch]:
-        """At most ``count`` examples at even distances over all, in batches."""
+        """At most ``count`` examples, evenly spaced over all of them, in batches."""
         return self._batches(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)), batch)
 
     def _batches(self, indices: NDArray[Any], size: int) -> list[Batch]:
@@ -100,11 +100,11 @@ class ExampleData:
         self._examples, self._global_batch, self._seed = examples, global_batch, seed
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
-        """This rank's micro-batches of optimiser step ``step``."""
+        """This rank's micro-batches of optimizer step ``step``."""
         indices = sample_indices(step * self._global_batch, self._global_batch, len(self._examples), self._seed)
-        own = indices.reshape(-1, ranks, micro_batch)[:, rank]
-        return [self._examples.read(rows) for rows in own]
+        per_micro_batch = indices.reshape(-1, ranks, micro_batch)[:, rank]
+        return [self._examples.read(rows) for rows in per_micro_batch]
 
     def epochs(self, steps: int) -> dict[str, float]:
-        """How many times over the examples are read in so many steps."""
+        """How many times the examples are read in ``steps`` steps."""
         return {"the examples": steps * self._global_batch / len(self._examples)}

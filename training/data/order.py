@@ -1,7 +1,7 @@
-"""The order of samples: a pure function of (seed, number of samples, position), with nothing kept in memory.
+"""The order of samples: a pure function of (seed, number of samples, position) that keeps nothing in memory.
 
-A keyed permutation of 0..n-1: a Feistel network over the next even power of two, walked on until it lands below n
-(Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+It is a keyed permutation of 0..n-1: a Feistel network over the next even power of two, applied repeatedly until the
+result is below n (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 """
 
 import math
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from artefacts.hashing import mix
 
-#: A number of 64 bits, or several.
+#: One 64-bit number, or several.
 Key = int | np.uint64 | NDArray[np.uint64]
 
 
@@ -23,7 +23,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def derive(seed: Key, number: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A 64-bit key of its own for each number (0 or more)."""
+    """A different 64-bit key for every number (0 or more)."""
     with np.errstate(over="ignore"):
         return mix(np.asarray(seed, np.uint64) + _GOLDEN * (np.asarray(number, np.uint64) + np.uint64(1)))
 
@@ -31,7 +31,7 @@ def derive(seed: Key, number: int | NDArray[np.int64]) -> NDArray[np.uint64]:
 def permute(positions: NDArray[np.int64], size: int, key: Key) -> NDArray[np.int64]:
     """Images of ``positions`` [n] (each in 0..size-1) under the permutation of 0..size-1 that ``key`` selects.
 
-    ``key``: one for all, or [n], one for each.
+    ``key``: one for all positions, or [n], one per position.
     """
     half = max(1, (int(size - 1).bit_length() + 1) // 2)
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
@@ -50,7 +50,7 @@ def permute(positions: NDArray[np.int64], size: int, key: Key) -> NDArray[np.int
 
 
 def indices_at(positions: NDArray[np.int64], size: int, seed: Key) -> NDArray[np.int64]:
-    """Data set indices of the samples at these global positions; each epoch has an order of its own."""
+    """Data set indices of the samples at these global positions; every epoch has a different order."""
     return permute(positions % size, size, derive(seed, positions // size))
 
 
@@ -59,12 +59,12 @@ def sample_indices(first: int, count: int, size: int, seed: int) -> NDArray[np.i
     return indices_at(np.arange(first, first + count, dtype=np.int64), size, seed)
 
 
-#: A power of four, so that the permutation of a block needs no second walk.
+#: A power of four, so that permuting a block needs one pass only.
 BLOCK = 1 << 14
 
 
 def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
-    """Places of each data set in a block, by the largest remainder of the weights (all above 0), at least one each."""
+    """Slots per data set in a block: proportional to the weights (all above 0) by largest remainder, at least one."""
     exact = np.array(weights, np.float64) / math.fsum(weights) * BLOCK
     places = np.floor(exact).astype(np.int64)
     largest = np.argsort(places - exact, kind="stable")
@@ -76,10 +76,10 @@ def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
 
 
 class Mixture:
-    """The order of samples over several data sets; over one, exactly ``order.indices_at``."""
+    """The order of samples over several data sets; over a single one it is exactly ``indices_at``."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
-        """``sizes``: samples of each data set; ``weights``: its share, in proportion."""
+        """``sizes``: samples per data set; ``weights``: the share of each, which need not add up to 1."""
         self._sizes, self._seed = sizes, seed
         self._places = quotas(weights)
         self._ends = np.cumsum(self._places)
@@ -91,13 +91,13 @@ class Mixture:
         blocks = positions // BLOCK
         slots = permute(positions % BLOCK, BLOCK, derive(derive(self._seed, 0), blocks))
         chosen = np.searchsorted(self._ends, slots, side="right")
-        # How many samples of its data set stand before it: those of earlier blocks, and of lower slots in this one.
+        # How many samples of the same data set come before: those in earlier blocks, and in lower slots of this one.
         local = blocks * self._places[chosen] + slots - (self._ends - self._places)[chosen]
         for number, size in enumerate(self._sizes):
-            here = chosen == number
-            local[here] = indices_at(local[here], size, derive(self._seed, number + 1))
+            mask = chosen == number
+            local[mask] = indices_at(local[mask], size, derive(self._seed, number + 1))
         return chosen, local
 
     def epochs(self, samples: int) -> list[float]:
-        """How many times over each data set is read in so many samples."""
+        """How many times each data set is read in ``samples`` samples."""
         return [samples * float(p) / BLOCK / size for p, size in zip(self._places, self._sizes, strict=True)]

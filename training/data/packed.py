@@ -1,9 +1,9 @@
-"""Samples of whole documents, by the index that ``pipeline.tokens.packing`` wrote.
+"""Samples packed from complete documents, by the index that ``pipeline.tokens.packing`` writes.
 
 A sample has T inputs: its pieces one after the other, then padding. The label of a position is the token that follows
-it in its document. The last position of a document and the padding have none, so every token but a document's first is
-predicted exactly once an epoch, and nothing is predicted from another document's end. A full sample whose document
-goes on in another sample takes its last label from there.
+in the same document. The last position of a document and the padding have no label, so every token but the first of a
+document is predicted exactly once per epoch, and never from the end of another document. If the document of a full
+sample continues in another sample, its last label comes from there.
 """
 
 from pathlib import Path
@@ -26,10 +26,10 @@ class PackedSamples:
     def __init__(self, tokens: Path, packing: Path, context_length: int, pad: int) -> None:
         """Map the shards of ``tokens`` and their index in ``packing``, a folder of the same structure.
 
-        ``pad``: the id that fills a sample up.
+        ``pad``: the token id of padding.
 
         Raises:
-            RequestError: there is no shard, or a shard or its index is missing or damaged.
+            RequestError: there are no shards, or a shard or its index is missing or damaged.
         """
         prefixes = shard_prefixes(tokens, "train")
         if not prefixes:
@@ -50,15 +50,15 @@ class PackedSamples:
         length = self.context_length
         tokens = np.full((len(indices), length + 1), self._pad, self._shards[0].tokens.dtype)
         begins, ignored = np.zeros((2, len(indices), length), dtype=bool)
-        found = [(shard, places, *self._find(shard, local)) for shard, places, local in by_shard(indices, self._starts)]
-        for shard, _, pieces, _ in found if self._disk.expected() else []:
+        groups = [(shard, at, *self._pieces_of(shard, local)) for shard, at, local in by_shard(indices, self._starts)]
+        for shard, _, pieces, _ in groups if self._disk.expected() else []:
             self._shards[shard].announce(pieces["offset"], pieces["length"])
-        for shard, places, pieces, counts in found:
+        for shard, places, pieces, counts in groups:
             self._fill(self._shards[shard].tokens, pieces, counts, places, Rows(tokens, begins, ignored))
         return Rows(tokens, begins, ignored)
 
-    def _find(self, shard: int, samples: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.int64]]:
-        """The pieces of some samples of a shard, and how many each sample has."""
+    def _pieces_of(self, shard: int, samples: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.int64]]:
+        """The pieces of some samples of a shard, and the number of pieces per sample."""
         firsts = self._samples[shard][samples]
         counts = self._samples[shard][samples + 1] - firsts
         return self._pieces[shard][_ranges(firsts, counts)], counts
@@ -71,17 +71,17 @@ class PackedSamples:
         places: NDArray[np.int64],
         rows: Rows,
     ) -> None:
-        """Read pieces, ``counts`` of them for each of the rows at ``places``."""
+        """Read pieces into the rows at ``places``, ``counts`` pieces per row."""
         assert rows.begins is not None and rows.ignored is not None
         length, sizes = self.context_length, pieces["length"].astype(np.int64)
         inputs = np.minimum(sizes, length)
-        # Where in its row each piece begins: the inputs before it, less those of earlier rows.
+        # Where in its row a piece starts: the number of inputs before it, minus those of earlier rows.
         ends = np.cumsum(inputs)
         row_ends = ends[np.cumsum(counts) - 1]
         columns = ends - inputs - np.repeat(np.concatenate([[0], row_ends[:-1]]), counts)
         owners = np.repeat(places, counts)
         flat, targets = rows.tokens.ravel(), owners * (length + 1) + columns
-        # A copy a piece: gathering all tokens by an array of their places takes several times as long.
+        # One copy per piece: gathering all tokens by an index array takes several times as long.
         for at, offset, size in zip(targets.tolist(), pieces["offset"].tolist(), sizes.tolist(), strict=True):
             flat[at : at + size] = source[offset : offset + size]
         rows.begins[owners, columns] = True
@@ -101,15 +101,16 @@ def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.
 
 def _map(path: Path, kind: np.dtype) -> NDArray:
     try:
-        found = np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise _damaged(path, " ".join(str(error).split())) from None
-    if found.dtype != kind or found.ndim != 1:
+    if array.dtype != kind or array.ndim != 1:
         raise _damaged(path, "not an index of packed samples")
-    return found.view(np.ndarray)
+    return array.view(np.ndarray)
 
 
-def _damaged(path: Path, said: str) -> RequestError:
-    # Of several sources each has a folder of its own, and the whole index is made anew.
-    whole = next((folder for folder in path.parents if (folder / manifest.NAME).exists()), path.parent)
-    return RequestError(f"{path}: damaged ({said}); {repair_hints.cure('packing', whole)}")
+def _damaged(path: Path, why: str) -> RequestError:
+    # With several sources, each has a folder below the one to be made again.
+    artefact = next((folder for folder in path.parents if (folder / manifest.NAME).exists()), path.parent)
+    advice = repair_hints.cure("packing", artefact)
+    return RequestError(f"{path}: damaged ({why}); {advice}")

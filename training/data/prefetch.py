@@ -1,4 +1,4 @@
-"""Reading ahead: a thread makes the batches of the next steps while this one is computed."""
+"""Prefetching: a thread prepares the batches of the next steps while the current step is computed."""
 
 import queue
 import threading
@@ -8,18 +8,18 @@ import torch
 
 from training.data.batch import Batch, Data
 
-#: Seconds after which the thread looks whether it is still wanted.
+#: Seconds between the thread's checks whether it has to stop.
 _PATIENCE = 0.1
 
 
 class Prefetched:
-    """``Data`` of which ``depth`` steps are kept ready. What is read is the same; for a GPU it lies in pinned memory.
+    """Wraps ``Data`` and keeps the batches of ``depth`` steps ready, in pinned memory if they go to a GPU.
 
-    A context manager: leaving it ends the thread. What goes wrong in the thread is raised where the batch is asked for.
+    A context manager, which stops the thread on exit. An error in the thread is raised by ``micro_batches``.
     """
 
     def __init__(self, data: Data, depth: int, steps: int, device: torch.device) -> None:
-        """``depth``: 0 reads when asked, without a thread; ``steps``: where to stop; ``device``: where batches go."""
+        """``depth``: 0 reads without a thread; ``steps``: where to stop; ``device``: where the batches will be used."""
         self._data, self._depth, self._steps, self._device = data, depth, steps, device
         self._ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(max(1, depth))
         self._stop = threading.Event()
@@ -27,21 +27,21 @@ class Prefetched:
         self._expected: tuple[int, int, int, int] | None = None
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
-        """This rank's micro-batches of optimiser step ``step``; another step than the next begins reading anew."""
+        """This rank's micro-batches of optimizer step ``step``; a step that is not the next one restarts reading."""
         if not self._depth:
             return self._data.micro_batches(step, rank, ranks, micro_batch)
         if self._expected != (step, rank, ranks, micro_batch):
             self.close()
-            self._begin(step, rank, ranks, micro_batch)
-        made = self._ready.get()
-        if isinstance(made, BaseException):
+            self._start(step, rank, ranks, micro_batch)
+        batches = self._ready.get()
+        if isinstance(batches, BaseException):
             self.close()
-            raise made
+            raise batches
         self._expected = (step + 1, rank, ranks, micro_batch) if step + 1 < self._steps else None
-        return made
+        return batches
 
     def close(self) -> None:
-        """End the thread and forget what it read."""
+        """Stop the thread and drop what it has read."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -55,7 +55,7 @@ class Prefetched:
     ) -> None:
         self.close()
 
-    def _begin(self, step: int, rank: int, ranks: int, micro_batch: int) -> None:
+    def _start(self, step: int, rank: int, ranks: int, micro_batch: int) -> None:
         self._ready, self._stop = queue.Queue(self._depth), threading.Event()
         arguments = (self._ready, self._stop, step, rank, ranks, micro_batch)
         self._thread = threading.Thread(target=self._read, args=arguments, name="prefetch", daemon=True)
@@ -72,25 +72,25 @@ class Prefetched:
     ) -> None:
         try:
             if self._device.type == "cuda":
-                # The device is a thread's own setting: without it every rank would open the first GPU.
+                # The current device is a setting per thread: without this every rank would open the first GPU.
                 torch.cuda.set_device(self._device)
             for number in range(step, max(step + 1, self._steps)):
-                made = self._data.micro_batches(number, rank, ranks, micro_batch)
+                batches = self._data.micro_batches(number, rank, ranks, micro_batch)
                 if self._device.type == "cuda":
-                    made = [batch.pinned() for batch in made]
-                if not _put(ready, stop, made):
+                    batches = [batch.pinned() for batch in batches]
+                if not _put(ready, stop, batches):
                     return
         except BaseException as error:
             _put(ready, stop, error)
 
 
 def _put(
-    ready: "queue.Queue[list[Batch] | BaseException]", stop: threading.Event, made: list[Batch] | BaseException
+    ready: "queue.Queue[list[Batch] | BaseException]", stop: threading.Event, item: list[Batch] | BaseException
 ) -> bool:
-    """Wait for room; False where nobody wants it any more."""
+    """Put an item into the queue; False if reading was stopped before there was room."""
     while not stop.is_set():
         try:
-            ready.put(made, timeout=_PATIENCE)
+            ready.put(item, timeout=_PATIENCE)
             return True
         except queue.Full:
             continue

@@ -1,6 +1,6 @@
-"""Samples of models that learn from no running text: examples with their targets, padded to the longest of a batch.
+"""Samples of models that are not trained on running text: examples with targets, padded to the longest of a batch.
 
-What pads is never looked at, as lengths say what is there: it has id 0.
+Padding has id 0. Models never look at it, since every batch has lengths.
 """
 
 from pathlib import Path
@@ -17,13 +17,13 @@ _TARGET = "data"
 
 
 class TagExamples(Examples):
-    """Texts with a target for each token."""
+    """Texts with a target per token."""
 
     def __init__(self, folder: Path, split: str) -> None:
         """Read one split (``train`` or ``held-out``) of a folder of examples.
 
         Raises:
-            RequestError: there is no example, or a file is damaged.
+            RequestError: there are no examples, or a file is damaged.
         """
         table = read_columns(folder, split, ["ids", "targets"], _TARGET)
         self._ids, self._targets = Lists(table["ids"]), Lists(table["targets"])
@@ -41,10 +41,10 @@ class TagExamples(Examples):
 
 
 class PairExamples(Examples):
-    """A text for a text."""
+    """Pairs of a source text and a target text."""
 
     def __init__(self, folder: Path, split: str, begin_id: int, end_id: int) -> None:
-        """As ``TagExamples``; the decoder reads ``begin_id`` before a target, and learns ``end_id`` behind it."""
+        """As ``TagExamples``; the decoder reads ``begin_id`` before a target and predicts ``end_id`` after it."""
         table = read_columns(folder, split, ["ids", "targets"], _TARGET)
         self._ids, self._targets = Lists(table["ids"]), Lists(table["targets"])
         self._begin, self._end = begin_id, end_id
@@ -53,7 +53,7 @@ class PairExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """``source``: the texts; ``inputs``: begin and target; ``labels``: target and end; the sources' lengths."""
+        """``source``: source texts; ``inputs``: begin and target; ``labels``: target and end; ``source_lengths``."""
         lengths = self._targets.lengths(indices)
         inputs = np.pad(self._targets.padded(indices, _PAD), ((0, 0), (1, 0)), constant_values=self._begin)
         labels = np.pad(self._targets.padded(indices, IGNORED), ((0, 0), (0, 1)), constant_values=IGNORED)
@@ -67,7 +67,7 @@ class PairExamples(Examples):
 
 
 class LabelExamples(Examples):
-    """A class for a text."""
+    """Texts with a class."""
 
     def __init__(self, folder: Path, split: str) -> None:
         """As ``TagExamples``."""
@@ -78,7 +78,7 @@ class LabelExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """``inputs``, ``lengths``, and ``labels`` [B]: the place of the class among the sorted names."""
+        """``inputs``, ``lengths``, and ``labels`` [B]: the index of the class among the sorted names."""
         return Batch(
             torch.from_numpy(self._ids.padded(indices, _PAD)),
             torch.from_numpy(self._labels[np.asarray(indices, np.int64)]),

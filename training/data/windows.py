@@ -17,9 +17,9 @@ from training.data.disk_reads import DiskReads
 def by_shard(
     indices: NDArray[np.int64], starts: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """Group sample indices by shard: shard, places in ``indices``, indices within the shard.
+    """Group sample indices by shard: yields (shard, positions in ``indices``, indices within the shard).
 
-    ``starts``: index of the first sample of each shard, and the number of all samples at the end.
+    ``starts``: index of the first sample of every shard, and the total number of samples at the end.
     """
     shards = np.searchsorted(starts, indices, side="right") - 1
     order = np.argsort(shards, kind="stable")
@@ -32,16 +32,16 @@ def by_shard(
 class TokenWindows:
     """The windows of one split, read from memory-mapped shards.
 
-    Window i is tokens i*T .. i*T+T (T+1 of them: the last is only a label). A window never crosses a shard.
+    Window i is tokens i*T .. i*T+T, of which the last is only a label. A window never crosses a shard boundary.
     """
 
     def __init__(self, folder: Path, split: str, context_length: int, end_of_text: int | None = None) -> None:
-        """Map the shards ``SPLIT-*.bin`` of a folder (of several sources: of each, in order of name).
+        """Map the shards ``SPLIT-*.bin`` in a folder, or in its folders of several sources, sorted by name.
 
-        ``end_of_text``: id of the token that ends documents; given, batches say where documents begin.
+        ``end_of_text``: id of the token that ends documents; with it, batches mark where documents start.
 
         Raises:
-            RequestError: there is none, or one is damaged.
+            RequestError: there are no shards, or one is damaged.
         """
         prefixes = shard_prefixes(folder, split)
         if not prefixes:
@@ -69,7 +69,7 @@ class TokenWindows:
         return Rows(tokens, self._begins(tokens))
 
     def _begins(self, tokens: NDArray[np.integer]) -> NDArray[np.bool_] | None:
-        """[n, T]: where documents begin in rows of T+1 tokens, if that is looked for."""
+        """[n, T]: where documents start in rows of T+1 tokens; None if that is not wanted."""
         if self._end_of_text is None:
             return None
         begins = np.ones((len(tokens), self.context_length), dtype=bool)
@@ -77,9 +77,9 @@ class TokenWindows:
         return begins
 
     def spread(self, count: int, batch: int) -> list[Batch]:
-        """At most ``count`` windows at even distances over the whole split, in batches.
+        """At most ``count`` windows, evenly spaced over the split, in batches.
 
-        Of a split without a full window all of it, in shorter samples that are padded; empty: it has no label at all.
+        A split without a full window is returned completely, in shorter, padded samples; empty if it has no labels.
         """
         if not len(self):
             return self.in_order(batch)
@@ -87,16 +87,16 @@ class TokenWindows:
         return self.rows(indices).batches(batch)
 
     def in_order(self, batch: int, limit: int | None = None) -> list[Batch]:
-        """Every token of the split once as a label (but each shard's first), in batches; the last rows are padded."""
+        """Every token of the split as a label once, except the first of a shard; the last rows are padded."""
         length = self.context_length
         pieces: list[NDArray[np.integer]] = []
-        left = sum(len(shard.tokens) for shard in self._shards) if limit is None else limit
+        remaining = sum(len(shard.tokens) for shard in self._shards) if limit is None else limit
         for shard in self._shards:
-            wanted = min(len(shard.tokens), left + 1)
+            wanted = min(len(shard.tokens), remaining + 1)
             shard.announce(np.array([0]), np.array([wanted]))
             for start in range(0, wanted - 1, length):
-                piece = shard.tokens[start : start + min(length, left) + 1]
-                left -= len(piece) - 1
+                piece = shard.tokens[start : start + min(length, remaining) + 1]
+                remaining -= len(piece) - 1
                 pieces.append(piece)
         if not pieces:
             return []
@@ -109,6 +109,6 @@ class TokenWindows:
 
 
 def _windows(tokens: NDArray[np.integer], count: int, length: int) -> NDArray[np.integer]:
-    """A view [count, length+1] of a shard: row i begins at token i*length."""
+    """A view [count, length+1] of a shard; row i starts at token i*length."""
     size = tokens.itemsize
     return as_strided(tokens, (count, length + 1), (length * size, size), writeable=False)

@@ -7,24 +7,24 @@ import torch
 from artefacts.errors import RequestError
 
 
-def choose(asked: str = "auto", processes: int = 1) -> torch.device:
-    """A GPU where there is one, else Apple's (MPS), else CPU; or the one that is asked for.
+def choose_device(wanted: str = "auto", processes: int = 1) -> torch.device:
+    """The wanted device; with ``auto`` a GPU if there is one, else MPS (Apple), else CPU.
 
-    DeepSpeed, whose classes stand in checkpoints, is told what was chosen.
+    Sets ``DS_ACCELERATOR``, so that DeepSpeed makes the same choice.
 
     Args:
-        asked: ``launch.device``; where that is ``auto``, what the environment tells DeepSpeed is asked for.
-        processes: on this node; several cannot share MPS, so that ``auto`` is CPU for them.
+        wanted: ``launch.device``; ``auto`` follows ``DS_ACCELERATOR`` if that is set.
+        processes: on this node. Several processes cannot share MPS, so ``auto`` gives them the CPU.
 
     Raises:
-        RequestError: it is not here.
+        RequestError: the wanted device is not here.
     """
-    told = os.environ.get("DS_ACCELERATOR") if asked == "auto" else asked
+    name = os.environ.get("DS_ACCELERATOR") if wanted == "auto" else wanted
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if (told == "cuda" and not cuda) or (told == "mps" and not mps):
-        missing = "GPU" if told == "cuda" else "MPS (a Mac with Apple silicon)"
-        raise RequestError(f"launch.device={told}, and torch sees no {missing} here: set launch.device=auto or cpu")
+    if (name == "cuda" and not cuda) or (name == "mps" and not mps):
+        missing = "GPU" if name == "cuda" else "MPS (a Mac with Apple silicon)"
+        raise RequestError(f"launch.device={name}, but torch sees no {missing} here: set launch.device=auto or cpu")
     best = "cuda" if cuda else "mps" if mps and processes == 1 else "cpu"
-    kind = best if told is None else told if told in ("cuda", "mps") else "cpu"
-    os.environ["DS_ACCELERATOR"] = told or kind
+    kind = best if name is None else name if name in ("cuda", "mps") else "cpu"
+    os.environ["DS_ACCELERATOR"] = name or kind
     return torch.device(kind)

@@ -1,6 +1,6 @@
-"""A first exchange between all ranks, before anything is loaded: who is missing, who does not answer, who is slow.
+"""Checks the network before anything is loaded: which ranks are missing, do not answer, or are slow.
 
-Each step of it is noted in the store that the ranks met at, which works when the network between them does not.
+Every step is recorded in the rendezvous store, which works even if the network between the ranks does not.
 """
 
 import datetime
@@ -12,21 +12,21 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from artefacts.progress import tell, warn
+from artefacts.progress import log, warn
 from artefacts.worker_status import Worker, node_name
 from training.distributed.ranks import Ranks
 
-#: Numbers that a rank sends to each other in an all-to-all, in all about so many, and so often to time it.
+#: Size of the all-to-all, in numbers that a rank sends altogether, and the number of repetitions.
 _NUMBERS, _ROUNDS = 2**20, 3
-#: A rank is slow when it takes so many times the lower median's time for its own work, and at least so many seconds.
+#: A rank is slow if its own work takes this many times the lower median, and this many seconds longer.
 _SLOW_TIMES, _SLOW_SECONDS = 4.0, 0.05
 
 
 def probe(ranks: Ranks, store: dist.Store, seconds: int) -> None:
-    """All-reduce and all-to-all over all ranks within a time limit; 0: nothing is done.
+    """Run an all-reduce and an all-to-all over all ranks within ``seconds``; 0 skips the check.
 
-    Where they do not end in time this process says which ranks have not done their part, and ends with status 1: the
-    collective that it waits in cannot be left. Rank 0 warns of ranks that compute or copy much slower than most.
+    If they do not finish in time, this process reports the ranks that did not take part and exits with status 1, since
+    a collective cannot be interrupted. Rank 0 warns of ranks that compute or copy much more slowly than most.
     """
     if not seconds or ranks.size == 1:
         return
@@ -34,35 +34,35 @@ def probe(ranks: Ranks, store: dist.Store, seconds: int) -> None:
         limit.begin("an all-reduce")
         total = torch.ones(1, device=ranks.device)
         dist.all_reduce(total)
-        _settle(ranks)
+        _synchronize(ranks)
         limit.begin("an all-to-all")
         _all_to_all(ranks)
-        limit.begin("work of its own")
-        times = torch.tensor([_own_work(ranks)], device=ranks.device)
-        everyone = [torch.zeros_like(times) for _ in range(ranks.size)]
-        dist.all_gather(everyone, times)
-        for line in slow_ranks([float(time) for time in everyone], limit.nodes()) if ranks.first else ():
+        limit.begin("local work")
+        times = torch.tensor([_local_work_seconds(ranks)], device=ranks.device)
+        gathered = [torch.zeros_like(times) for _ in range(ranks.size)]
+        dist.all_gather(gathered, times)
+        for line in slow_ranks([float(time) for time in gathered], limit.nodes()) if ranks.first else ():
             warn(line)
 
 
 def slow_ranks(seconds: list[float], nodes: list[str]) -> list[str]:
-    """A line for each rank that took much longer than most for the same work."""
+    """A line per rank that took much longer than most ranks for the same work."""
     usual = sorted(seconds)[(len(seconds) - 1) // 2]
     return [
-        f"rank {rank} on {nodes[rank]} is slow: {took:.2f} s for what most ranks do in {usual:.2f} s"
+        f"rank {rank} on {nodes[rank]} is slow: it took {took:.2f} s for what most ranks do in {usual:.2f} s"
         for rank, took in enumerate(seconds)
         if took > _SLOW_TIMES * usual and took - usual > _SLOW_SECONDS
     ]
 
 
 class _Limit:
-    """Ends the process where a step is not done in time; a thread, since the step itself does not come back."""
+    """Ends the process if the check takes too long; a thread, because a collective that hangs never returns."""
 
     def __init__(self, ranks: Ranks, store: dist.Store, seconds: int) -> None:
         self._ranks, self._store, self._seconds = ranks, store, seconds
         self._step, self._done = "", threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._watching = _second_connection(store, seconds)
+        self._watcher_store = _second_connection(store, seconds)
 
     def __enter__(self) -> "_Limit":
         self._store.set(f"probe/node/{self._ranks.rank}", node_name())
@@ -75,7 +75,7 @@ class _Limit:
         self._thread.join()
 
     def begin(self, step: str) -> None:
-        """Note that this rank has come to a step."""
+        """Record that this rank has reached a step."""
         self._store.set(f"probe/{step}/{self._ranks.rank}", "")
         self._step = step
 
@@ -88,38 +88,38 @@ class _Limit:
             return
         try:
             Worker().note_failure()
-            tell(f"error: {self._said()} (launch.probe_seconds)")
+            log(f"error: {self._diagnosis()} (launch.probe_seconds)")
         finally:
             os._exit(1)
 
-    def _said(self) -> str:
+    def _diagnosis(self) -> str:
         try:
-            return self._absent()
+            return self._absent_ranks()
         except (dist.DistError, RuntimeError):
-            # The node that holds the store may be the one that is bad.
+            # The node that hosts the store may be the faulty one.
             return (
-                f"{self._step} over all {self._ranks.size} ranks did not end within {self._seconds} s, and where they "
-                f"met ({os.environ.get('MASTER_ADDR', 'here')}) nobody answers any more"
+                f"{self._step} over all {self._ranks.size} ranks did not finish within {self._seconds} s, and the "
+                f"rendezvous store ({os.environ.get('MASTER_ADDR', 'on this host')}) no longer answers"
             )
 
-    def _absent(self) -> str:
+    def _absent_ranks(self) -> str:
         absent = [rank for rank in range(self._ranks.size) if not self._has(f"probe/{self._step}/{rank}")]
         if not absent:
-            return f"{self._step} over all {self._ranks.size} ranks did not end within {self._seconds} s"
+            return f"{self._step} over all {self._ranks.size} ranks did not finish within {self._seconds} s"
         named = ", ".join(f"rank {rank} on {self._node(rank)}" for rank in absent[:8])
         more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
-        return f"{named}{more} did not come to {self._step} within {self._seconds} s"
+        return f"{named}{more} did not reach {self._step} within {self._seconds} s"
 
     def _has(self, key: str) -> bool:
-        return bool(self._watching.check([key]))
+        return bool(self._watcher_store.check([key]))
 
     def _node(self, rank: int) -> str:
         key = f"probe/node/{rank}"
-        return self._watching.get(key).decode() if self._has(key) else "an unknown node"
+        return self._watcher_store.get(key).decode() if self._has(key) else "an unknown node"
 
 
 def _second_connection(store: dist.Store, seconds: int) -> dist.Store:
-    """To the same store, tried for so long: the first may be waiting in a call, and what listened may be gone."""
+    """Connect to the same store again: the first connection may be blocked in a call. Tries for ``seconds``."""
     usual = store.timeout  # type: ignore[attr-defined]  # its stubs leave both out
     store.set_timeout(datetime.timedelta(seconds=seconds))
     try:
@@ -129,17 +129,17 @@ def _second_connection(store: dist.Store, seconds: int) -> dist.Store:
 
 
 def _all_to_all(ranks: Ranks) -> None:
-    each = max(1, _NUMBERS // ranks.size)
-    sent = torch.full((each * ranks.size,), float(ranks.rank), device=ranks.device)
+    per_rank = max(1, _NUMBERS // ranks.size)
+    sent = torch.full((per_rank * ranks.size,), float(ranks.rank), device=ranks.device)
     received = torch.empty_like(sent)
     for _ in range(_ROUNDS):
         dist.all_to_all_single(received, sent)
-    _settle(ranks)
+    _synchronize(ranks)
 
 
-def _own_work(ranks: Ranks) -> float:
-    """Seconds for a product and a copy, of which the first is not counted."""
-    size = 8192 if ranks.device.type == "cuda" else 1024  # some tens of milliseconds on either
+def _local_work_seconds(ranks: Ranks) -> float:
+    """Seconds for matrix products and copies, the best of a few rounds."""
+    size = 8192 if ranks.device.type == "cuda" else 1024  # tens of milliseconds on either
     matrix = torch.randn(size, size, device=ranks.device)
 
     def work() -> None:
@@ -152,11 +152,11 @@ def _own_work(ranks: Ranks) -> float:
 def _timed(work: Callable[[], None], ranks: Ranks) -> float:
     began = time.monotonic()
     work()
-    _settle(ranks)
+    _synchronize(ranks)
     return time.monotonic() - began
 
 
-def _settle(ranks: Ranks) -> None:
+def _synchronize(ranks: Ranks) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)
     elif ranks.device.type == "mps":

@@ -1,1 +1,1 @@
-"""The DeepSpeed engine, expert parallelism, balancing and the loop; knows no model and no data set."""
+"""The DeepSpeed engine and everything that knows DeepSpeed; knows no model and no data set."""

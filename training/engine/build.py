@@ -1,4 +1,4 @@
-"""A plain model made a DeepSpeed engine: ZeRO, AutoEP, precision, the client optimiser."""
+"""Builds the DeepSpeed engine around a model: ZeRO, AutoEP, precision, our optimizer."""
 
 import contextlib
 import gc
@@ -18,23 +18,24 @@ from torch.utils.cpp_extension import get_default_build_root
 from artefacts.errors import RequestError
 from training.distributed.ranks import Ranks
 from training.engine import operators
-from training.engine.expert_parallel import adopt_routers
+from training.engine.expert_parallel import install_routers
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks) -> Any:
-    """``deepspeed.initialize`` with our optimiser; AutoEP replaces the expert layers, our gates their routers.
+    """Call ``deepspeed.initialize``, where AutoEP replaces the expert layers, and install our routers in those.
 
     Args:
-        model: single-device model in fp32 on CPU, the same weights on every rank that has them; DeepSpeed moves it to
-            the device when the experts of other ranks are gone and the rest is in the dtype that is computed in.
-        optimizer: over ``parameter_groups`` of that model.
+        model: single-device model in fp32 on CPU, with the same weights on every rank that has them. DeepSpeed moves it
+            to the device after it has dropped the experts of other ranks and converted the rest to the compute dtype.
+        optimizer: over the ``parameter_groups`` of that model.
         config: from ``deepspeed_config``.
         ranks: this process.
 
     Raises:
-        RequestError: offloading to a disk was asked for, and the folder or the operator for it cannot be made here.
+        RequestError: the optimizer is to be offloaded to a disk, and the folder or the operator for it cannot be
+            created here.
     """
-    # DeepSpeed calls collectives that torch has renamed; it is theirs to mend and says so at every start.
+    # DeepSpeed calls collectives that torch has renamed, and torch warns about it at every start.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
@@ -46,24 +47,24 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     with _quick_start():
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.fp16_enabled():
-        # A gradient that is no number at the least scale is for the loop to count, not the end of the process.
+        # The trainer counts gradients that are not finite at the lowest scale; DeepSpeed would end the process.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
-    adopt_routers(engine.module, ranks.rank)
+    install_routers(engine.module, ranks.rank)
     return engine
 
 
 @contextlib.contextmanager
 def _quick_start() -> Iterator[None]:
-    """Without what costs DeepSpeed's initialization seconds on every rank and is of no use to us."""
+    """Skip what takes seconds of DeepSpeed's initialization on every rank and is not used here."""
     import deepspeed
 
-    # Of the operators that it probes for here it builds one, on CPU: collectives of inference over shared memory. Each
-    # start would need a C++ compiler, and wait at a lock that a killed process leaves behind.
+    # On CPU it would build an operator here, collectives over shared memory for inference. Every start would need a
+    # C++ compiler, and wait for a lock file that a killed process leaves behind.
     deepspeed.ops.__compatible_ops__ = {}
-    # It imports its own Muon to know it by its class, and with it the compiler for its kernels; ours is another Muon.
-    with _nothing_compiled():
+    # It imports its own Muon to compare classes, and with it a compiler for its kernels. Ours is a different Muon.
+    with _without_compile():
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    # It collects garbage eight times, to report memory on stdout: what has been imported is not looked through then.
+    # It collects garbage eight times to print memory usage: freezing keeps that from visiting everything imported.
     gc.freeze()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -73,8 +74,8 @@ def _quick_start() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _nothing_compiled() -> Iterator[None]:
-    """Meanwhile ``torch.compile`` leaves functions as they are."""
+def _without_compile() -> Iterator[None]:
+    """In this context ``torch.compile`` returns functions unchanged."""
     compiled = torch.compile
     torch.compile = _uncompiled  # type: ignore[assignment]
     try:
@@ -84,7 +85,7 @@ def _nothing_compiled() -> Iterator[None]:
 
 
 def _uncompiled(function: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
-    """``torch.compile``, also as the maker of a decorator, of functions that stay as they are."""
+    """Stands in for ``torch.compile``, with a function or, as a decorator with options, without one."""
     return _uncompiled if function is None else function
 
 
@@ -92,4 +93,6 @@ def _require_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"train.offload_path={path} cannot be made: {error.strerror}; name another folder") from None
+        raise RequestError(
+            f"train.offload_path={path} cannot be created: {error.strerror}; choose another folder"
+        ) from None

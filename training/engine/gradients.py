@@ -1,7 +1,7 @@
-"""The gradient norm and clipping where DeepSpeed's do not serve: stage 0 in fp32.
+"""The gradient norm and clipping for stage 0 in fp32, where DeepSpeed's are wrong.
 
-There ``get_global_grad_norm`` is None, and clipping averages the ranks' norms instead of adding the squares of their
-experts' gradients, which is another norm as soon as the ranks hold different experts.
+At that stage ``get_global_grad_norm`` returns None, and clipping averages the norms of the ranks instead of adding the
+squares of their experts' gradients, which gives a wrong norm as soon as ranks hold different experts.
 """
 
 import math
@@ -13,9 +13,9 @@ from training.distributed.ranks import sum_over_ranks
 
 
 def global_norm(module: nn.Module) -> float:
-    """L2 norm over all parameters after reduction, each expert counted once.
+    """L2 norm over all parameters after reduction, with every expert counted once.
 
-    Experts (``allreduce=False``) lie on the ranks of their expert-parallel group: their squares are summed over it.
+    Experts (``allreduce=False``) are spread over their expert-parallel group, so their squares are summed over it.
     """
     shared, expert = 0.0, 0.0
     group_name = None
@@ -37,9 +37,9 @@ def global_norm(module: nn.Module) -> float:
 
 @torch.no_grad()
 def clip_global_norm(module: nn.Module, limit: float) -> float:
-    """Scale all gradients so that their global norm is at most ``limit`` (0: leave them); returns the norm before.
+    """Scale all gradients so that their global norm is at most ``limit`` (0 disables it); returns the norm before.
 
-    Where that is no finite number the gradients are dropped, so that a step does nothing.
+    If the norm is not finite the gradients are dropped, so that the step changes nothing.
     """
     norm = global_norm(module)
     if not math.isfinite(norm):

@@ -1,8 +1,7 @@
-"""Build and load DeepSpeed's operator for offloading to a disk, so that no training start waits for a dead build.
+"""Builds and loads DeepSpeed's operator for offloading to a disk, without waiting for builds that were killed.
 
-torch guards such a build, and the look whether it must be built again at every start, with a plain ``lock`` file that a
-killed process leaves behind and on which every later start waits for ever. Here both happen under a lock that dies with
-its process, so a ``lock`` found then is stale. Once loaded in a process, an operator is not looked at again.
+torch guards such a build with a plain ``lock`` file. A killed process leaves it behind, and every later start waits for
+it forever. Here the build runs under a lock that ends with its process, so any ``lock`` file it sees is stale.
 """
 
 import os
@@ -11,21 +10,21 @@ from pathlib import Path
 
 from artefacts import c_library, lock
 from artefacts.errors import RequestError
-from artefacts.progress import tell
+from artefacts.progress import log
 
-#: Folders of what is built: files read and written while something else is done.
+#: Folders of the extensions: asynchronous I/O, and the pinned memory that it uses.
 _FOLDERS = ("pin_memory", "async_io")
 
 
 def build_file_access(extensions: Path) -> None:
-    """Build in a folder, or find there, and load what offloading to a disk needs; minutes, the first time.
+    """Load the operator that offloading to a disk needs from a folder; build it first if needed, which takes minutes.
 
     Raises:
         RequestError: it cannot be built here.
     """
-    _find_our_ninja()
+    _prefer_pinned_ninja()
     if not c_library.may_write(extensions):
-        extensions = _own_copy(extensions)
+        extensions = _user_copy(extensions)
     with lock.wait(extensions / "async_io"):
         for folder in _FOLDERS:
             (extensions / folder / "lock").unlink(missing_ok=True)
@@ -38,22 +37,22 @@ def build_file_access(extensions: Path) -> None:
                 "them (Debian: libaio-dev), or set train.offload_optimizer=cpu"
             )
         if not any(extensions.glob("async_io/*.so")):
-            tell("compiling DeepSpeed's operator for offloading to a disk, once: a minute or two")
+            log("compiling DeepSpeed's operator for offloading to a disk; this happens once and takes a minute or two")
         builder.load(verbose=False)
 
 
-def _own_copy(extensions: Path) -> Path:
-    """A folder of this user's in place of one that may not be written, with what is built there."""
-    own = c_library.user_cache() / "torch_extensions"
+def _user_copy(extensions: Path) -> Path:
+    """A writable copy of a read-only folder of extensions, in this user's cache."""
+    copy = c_library.user_cache() / "torch_extensions"
     for name in _FOLDERS:
-        if (extensions / name).is_dir() and not (own / name).exists():
-            shutil.copytree(extensions / name, own / name)
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(own)
-    return own
+        if (extensions / name).is_dir() and not (copy / name).exists():
+            shutil.copytree(extensions / name, copy / name)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(copy)
+    return copy
 
 
-def _find_our_ninja() -> None:
-    """Put the pinned ninja first on the path: there may be none, and after one of another version all is built anew."""
+def _prefer_pinned_ninja() -> None:
+    """Put the pinned ninja first in PATH: there may be no other, and one of another version would rebuild all files."""
     import ninja
 
     folders = os.environ.get("PATH", "").split(os.pathsep)

@@ -1,4 +1,4 @@
-"""Optimisers and their parameter groups."""
+"""Optimizers and their parameter groups."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,20 +7,20 @@ import torch
 from torch import nn
 
 from configs.schema.train import OptimizerSection
-from training.engine.partitions import Partition, Stretch, partitions
+from training.engine.partitions import ParamSlice, Partition, partitions
 from training.optim.muon import Muon
 
-#: Tables of one row a token, position or class, which Muon is not for.
+#: Tables with one row per token, position or class, for which Muon is not meant.
 _TABLES = ("embed_tokens.weight", "positions.weight", "lm_head.weight", "score.weight")
 
 
 def orthogonal(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a parameter is of the kind that Muon is for: matrices of the hidden layers, and stacks of them."""
+    """Whether Muon is meant for a parameter: matrices of the hidden layers, and stacks of them."""
     return len(shape) >= 2 and not name.endswith(_TABLES)
 
 
-def adopt_partitions(optimizer: torch.optim.Optimizer, engine: Any) -> None:
-    """Tell an optimiser that must know it how DeepSpeed has cut what it steps on; collective."""
+def bind_partitions(optimizer: torch.optim.Optimizer, engine: Any) -> None:
+    """Show Muon how DeepSpeed has partitioned the parameters; collective. Other optimizers do not need it."""
     if isinstance(optimizer, Muon):
         optimizer.bind(partitions(engine).trained, orthogonal, engine.device)
 
@@ -32,13 +32,14 @@ def parameter_groups(
     muon: bool = False,
     rate_scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Weight decay on matrices only; routed experts in a group of their own, marked ``moe``; for Muon tables in theirs.
+    """Groups by weight decay, which only matrices have; routed experts are separate and marked ``moe``.
 
-    Parameters whose names begin with a key of ``rate_scales`` stand in groups of their own, whose ``rate_scale`` the
-    loop multiplies the learning rate by; it is 1 for the others.
+    With ``muon``, tables are separate from the matrices that Muon updates. Parameters whose names start with a key of
+    ``rate_scales`` are in separate groups, with a ``rate_scale`` by which the trainer multiplies the learning rate; it
+    is 1 for the others.
 
     DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts, which it looks up by
-    the group's name, and refuses (ZeRO-2) or fails (stage 0) where expert parameters stand among others.
+    the group's name. It refuses (ZeRO-2) or fails (stage 0) if expert parameters share a group with others.
     """
     decayed = {"weight_decay": weight_decay}
     kinds: dict[str, dict[str, Any]] = {
@@ -62,7 +63,7 @@ def parameter_groups(
             kind = "vectors"
         else:
             kind = "tables" if muon and not orthogonal(name, tuple(parameter.shape)) else "matrices"
-        scale = next((scale for begins, scale in scales.items() if name.startswith(begins)), 1.0)
+        scale = next((scale for prefix, scale in scales.items() if name.startswith(prefix)), 1.0)
         groups[kind, scale]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
@@ -74,14 +75,14 @@ def build_optimizer(
     expert_parallel: int = 1,
     rate_scales: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser over ``parameter_groups``."""
+    """The recipe's optimizer over ``parameter_groups``."""
     groups = parameter_groups(model, section.weight_decay, expert_parallel, section.name == "muon", rate_scales)
     betas = (section.beta1, section.beta2)
     if section.name == "muon":
         muon = Muon(groups, learning_rate, section.momentum, betas, section.eps, section.weight_decay)
         named = model.named_parameters()
-        whole = [Partition(p, [Stretch(name, tuple(p.shape), 0, p.numel(), 0)]) for name, p in named]
-        muon.bind(whole, orthogonal)
+        unpartitioned = [Partition(p, [ParamSlice(name, tuple(p.shape), 0, p.numel(), 0)]) for name, p in named]
+        muon.bind(unpartitioned, orthogonal)
         return muon
     if section.name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=section.momentum, fused=True)

@@ -1,12 +1,12 @@
-"""Muon: momentum whose update of a matrix is made orthogonal, at any ZeRO stage.
+"""Muon: momentum with orthogonalized updates of matrices, at any ZeRO stage.
 
-After Jordan and others (https://kellerjordan.github.io/posts/muon) with the scale of Moonlight (arXiv 2502.16982),
-which gives updates AdamW's size, so that both share a learning rate.
+From Jordan et al. (https://kellerjordan.github.io/posts/muon) with the scale of Moonlight (arXiv 2502.16982), which
+makes updates as large as AdamW's, so that both use the same learning rate.
 
-DeepSpeed hands an optimiser flat fp32 pieces of the parameters, their gradients reduced, unscaled and clipped. The
-momentum is kept like them, element by element. A matrix that is whole in this rank's piece is orthogonalised here; one
-that is cut between ranks goes to one of them, which does it for all and sends the parts back. Clipping is thus of the
-gradient, as the recipe says, and every stage does the same.
+DeepSpeed passes an optimizer flat fp32 partitions of the parameters, with gradients that are reduced, unscaled and
+clipped. The momentum is kept per element, like them. A matrix that is complete in this rank's partition is
+orthogonalized here. One that is cut between ranks is gathered on one of them, which orthogonalizes it and sends the
+parts back. Every stage computes the same, and clipping applies to the gradient, as the recipe says.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch.optim.adamw import adamw
 from training.engine.partitions import Partition
 from training.layers.init import matrices_in
 
-#: Of the quintic whose iteration takes all singular values near one (Jordan).
+#: Coefficients of the quintic iteration that moves all singular values close to one (Jordan).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 #: RMS of AdamW's updates, which Moonlight matches.
@@ -29,7 +29,7 @@ _RMS = 0.2
 
 
 class Matrices(NamedTuple):
-    """How a parameter is cut into matrices, one after another: experts, and what is fused in one weight."""
+    """The shape of the matrices that a parameter consists of: of every expert, and of weights fused into one."""
 
     rows: int
     columns: int
@@ -40,7 +40,7 @@ class Matrices(NamedTuple):
 
 
 def matrices(name: str, shape: Iterable[int]) -> Matrices:
-    """The matrices of a parameter of two or more dimensions; those that are fused in one weight are apart."""
+    """The matrices of a parameter with two or more dimensions; matrices fused into one weight are separate."""
     *_, rows, columns = shape
     return Matrices(rows // matrices_in(name), columns)
 
@@ -49,7 +49,7 @@ def matrices(name: str, shape: Iterable[int]) -> Matrices:
 def orthogonalized(batch_BRC: torch.Tensor) -> torch.Tensor:
     """Near-orthogonal factor of each matrix [B, R, C] by Newton-Schulz, times 0.2 sqrt(max(R, C)); in fp32.
 
-    Computed in bf16 on a GPU, where it is far faster and the iteration forgives it, else in fp32.
+    Computed in bf16 on a GPU, where it is much faster and precise enough, else in fp32.
     """
     working = torch.bfloat16 if batch_BRC.is_cuda else torch.float32
     tall = batch_BRC.shape[1] > batch_BRC.shape[2]
@@ -76,15 +76,15 @@ class _Piece(NamedTuple):
 
 @dataclass
 class _Plan:
-    """What a partition holds: whole matrices by shape, with their offsets, and pieces of those it shares."""
+    """What a partition holds: the offsets of complete matrices by shape, and the exchange of matrices that are cut."""
 
-    whole: dict[Matrices, list[int]]
+    complete: dict[Matrices, list[int]]
     exchange: "_Exchange | None"
     device: torch.device
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with ``orthogonal: True`` by Muon, the others by AdamW. ``bind`` comes before the first step."""
+    """Muon for groups with ``orthogonal: True``, AdamW for the others. Call ``bind`` before the first step."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Muon(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
-        """``groups``: as torch's optimisers take them; the rest are defaults of theirs."""
+        """``groups`` as in torch's optimizers; the other arguments are defaults of the groups."""
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups, {**defaults, "orthogonal": False})
         self._plans: dict[torch.Tensor, _Plan] = {}
@@ -106,18 +106,18 @@ class Muon(torch.optim.Optimizer):
         orthogonal: Callable[[str, tuple[int, ...]], bool],
         device: torch.device | None = None,
     ) -> None:
-        """Learn what lies where in the tensors that will be stepped on; collective over their groups.
+        """Plan the updates of the tensors that ``step`` will change; collective over their process groups.
 
         Args:
-            partitions: all of this rank's, in the same order on every rank.
-            orthogonal: whether a parameter of such a name and shape stands in an orthogonal group.
-            device: where matrices are made, which may be in host memory; None: where they are.
+            partitions: all partitions of this rank, in the same order on every rank.
+            orthogonal: whether a parameter of this name and shape is in an orthogonal group.
+            device: where to orthogonalize, for partitions in host memory; None: where the partition is.
         """
         self._plans = {part.master: _plan(part, device or part.master.device, orthogonal) for part in partitions}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Step on the parameters that have gradients; all ranks of a partition's group must call it alike."""
+        """Update the parameters that have gradients; every rank of a partition's group must call it."""
         for group in self.param_groups:
             for master in group["params"]:
                 if master.grad is None:
@@ -156,10 +156,10 @@ class Muon(torch.optim.Optimizer):
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
         plan = self._plans[master]
         update = gradient.lerp(buffer, group["momentum"]).to(plan.device).view(-1)
-        for shape, offsets in plan.whole.items():
+        for shape, offsets in plan.complete.items():
             batch = torch.stack([update[at : at + shape.numel].view(shape) for at in offsets])
-            for at, made in zip(offsets, orthogonalized(batch), strict=True):
-                update[at : at + shape.numel] = made.reshape(-1)
+            for at, matrix in zip(offsets, orthogonalized(batch), strict=True):
+                update[at : at + shape.numel] = matrix.reshape(-1)
         if plan.exchange is not None:
             plan.exchange.orthogonalize(update)
         master.mul_(1 - group["lr"] * group["weight_decay"])
@@ -167,68 +167,68 @@ class Muon(torch.optim.Optimizer):
 
 
 def _plan(partition: Partition, device: torch.device, orthogonal: Callable[[str, tuple[int, ...]], bool]) -> _Plan:
-    whole: dict[Matrices, list[int]] = {}
+    complete: dict[Matrices, list[int]] = {}
     cut: list[_Piece] = []
-    for stretch in partition.stretches:
-        if not orthogonal(stretch.name, stretch.shape):
+    for piece in partition.slices:
+        if not orthogonal(piece.name, piece.shape):
             continue
-        shape = matrices(stretch.name, stretch.shape)
-        end = stretch.start + stretch.numel
-        for number in range(stretch.start // shape.numel, -(-end // shape.numel)):
-            low, high = max(stretch.start, number * shape.numel), min(end, (number + 1) * shape.numel)
-            offset = stretch.offset + low - stretch.start
+        shape = matrices(piece.name, piece.shape)
+        end = piece.start + piece.numel
+        for number in range(piece.start // shape.numel, -(-end // shape.numel)):
+            low, high = max(piece.start, number * shape.numel), min(end, (number + 1) * shape.numel)
+            offset = piece.offset + low - piece.start
             if high - low == shape.numel:
-                whole.setdefault(shape, []).append(offset)
+                complete.setdefault(shape, []).append(offset)
             else:
-                cut.append(_Piece((stretch.name, number), shape, low - number * shape.numel, high - low, offset))
+                cut.append(_Piece((piece.name, number), shape, low - number * shape.numel, high - low, offset))
     group = partition.group
     exchange = None
     if group is not None and dist.get_world_size(group) > 1:
-        everyone: list[list[_Piece]] = [[] for _ in range(dist.get_world_size(group))]
-        dist.all_gather_object(everyone, cut, group=group)
-        exchange = _Exchange(everyone, group) if any(everyone) else None
-    return _Plan(whole, exchange, device)
+        gathered: list[list[_Piece]] = [[] for _ in range(dist.get_world_size(group))]
+        dist.all_gather_object(gathered, cut, group=group)
+        exchange = _Exchange(gathered, group) if any(gathered) else None
+    return _Plan(complete, exchange, device)
 
 
 class _Exchange:
-    """Matrices cut between the ranks of a group: each is brought together on one of them, and sent back."""
+    """Gathers matrices that are cut between the ranks of a group, each on one rank, and sends the updates back."""
 
     def __init__(self, pieces: list[list[_Piece]], group: dist.ProcessGroup) -> None:
-        """``pieces``: of each rank of the group."""
+        """``pieces``: those of every rank of the group."""
         self._group, rank = group, dist.get_rank(group)
         owners = _owners(pieces)
-        #: Mine, in the order in which they go out: by owner.
-        self._mine = sorted(pieces[rank], key=lambda piece: (owners[piece.key], piece.key))
-        #: Of the matrices that are made here, in the order in which they come in: by holder.
-        self._theirs = [
+        #: This rank's pieces in the order in which they are sent: by owner.
+        self._held = sorted(pieces[rank], key=lambda piece: (owners[piece.key], piece.key))
+        #: Pieces of the matrices that this rank owns, in the order in which they arrive: by holder.
+        self._received = [
             piece for held in pieces for piece in sorted(held, key=lambda piece: piece.key) if owners[piece.key] == rank
         ]
-        self._out = [sum(p.numel for p in self._mine if owners[p.key] == to) for to in range(len(pieces))]
+        self._out = [sum(p.numel for p in self._held if owners[p.key] == to) for to in range(len(pieces))]
         self._in = [sum(p.numel for p in held if owners[p.key] == rank) for held in pieces]
         self._owned: dict[Matrices, list[tuple[str, int]]] = {}
-        for piece in self._theirs:
+        for piece in self._received:
             keys = self._owned.setdefault(piece.shape, [])
             if piece.key not in keys:
                 keys.append(piece.key)
 
     def orthogonalize(self, update: torch.Tensor) -> None:
-        """Replace this rank's pieces of an update by those of the orthogonalised matrices; collective."""
-        going = _joined([update[p.offset : p.offset + p.numel] for p in self._mine], update)
-        coming = update.new_empty(sum(self._in))
-        dist.all_to_all_single(coming, going, self._in, self._out, group=self._group)
-        parts = list(coming.split([piece.numel for piece in self._theirs]))
+        """Replace this rank's pieces of an update by those of the orthogonalized matrices; collective."""
+        sent = _joined([update[p.offset : p.offset + p.numel] for p in self._held], update)
+        received = update.new_empty(sum(self._in))
+        dist.all_to_all_single(received, sent, self._in, self._out, group=self._group)
+        parts = list(received.split([piece.numel for piece in self._received]))
         for shape, keys in self._owned.items():
             batch = update.new_empty(len(keys), shape.numel)
             rows = {key: batch[number] for number, key in enumerate(keys)}
-            held = [(piece, number) for number, piece in enumerate(self._theirs) if piece.shape == shape]
+            held = [(piece, number) for number, piece in enumerate(self._received) if piece.shape == shape]
             for piece, number in held:
                 rows[piece.key][piece.start : piece.start + piece.numel] = parts[number]
             batch.copy_(orthogonalized(batch.view(-1, *shape)).reshape(batch.shape))
             for piece, number in held:
                 parts[number] = rows[piece.key][piece.start : piece.start + piece.numel]
-        back = torch.empty_like(going)
+        back = torch.empty_like(sent)
         dist.all_to_all_single(back, _joined(parts, update), self._out, self._in, group=self._group)
-        for piece, part in zip(self._mine, back.split([p.numel for p in self._mine]), strict=True):
+        for piece, part in zip(self._held, back.split([p.numel for p in self._held]), strict=True):
             update[piece.offset : piece.offset + piece.numel] = part
 
 
@@ -237,7 +237,7 @@ def _joined(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
 
 
 def _owners(pieces: list[list[_Piece]]) -> dict[tuple[str, int], int]:
-    """The rank that makes each matrix: of those that hold some of it, the one with the least to do so far."""
+    """The rank that orthogonalizes each matrix: among those that hold a part, the one with the least work so far."""
     holders: dict[tuple[str, int], list[int]] = {}
     sizes: dict[tuple[str, int], int] = {}
     for rank, held in enumerate(pieces):

@@ -6,11 +6,12 @@ from configs.schema.train import ScheduleSection
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection) -> float:
-    """Learning rate of optimiser step ``step`` (from 0) of ``steps``.
+    """Learning rate of optimizer step ``step`` (from 0) of ``steps``.
 
-    Linear warm-up to ``peak``; then ``cosine``: half a cosine down to ``final_fraction`` of the peak; ``wsd`` (warm-up,
-    stable, decay; arXiv 2404.06395): the peak, then a line down over the last ``decay_fraction`` of the steps;
-    ``steps`` (DeepSeek-V2): the peak times ``factor`` for each share in ``at`` of the steps that is past.
+    All schedules start with a linear warm-up to ``peak``. ``cosine`` then follows half a cosine down to
+    ``final_fraction`` of the peak. ``wsd`` (warm-up, stable, decay; arXiv 2404.06395) stays at the peak and decays
+    linearly over the last ``decay_fraction`` of the steps. ``steps`` (DeepSeek-V2) multiplies by ``factor`` at every
+    fraction of the steps in ``at``.
     """
     if step < schedule.warmup_steps:
         return peak * (step + 1) / schedule.warmup_steps
@@ -21,5 +22,5 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection)
         progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
         return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
     decay_steps = max(1, round(steps * schedule.decay_fraction))
-    left = steps - step
-    return peak if left > decay_steps else final + (peak - final) * left / decay_steps
+    remaining = steps - step
+    return peak if remaining > decay_steps else final + (peak - final) * remaining / decay_steps

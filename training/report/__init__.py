@@ -1,1 +1,1 @@
-"""The run as one self-contained page: reads metrics, manifests and the evaluation, and imports no model code."""
+"""The report: one self-contained page per run, from metrics, manifests and the evaluation; imports no model code."""

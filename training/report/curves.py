@@ -22,11 +22,11 @@ class LossScale:
 
     Attributes:
         label: the unit's name.
-        train: units a nat of training loss.
-        validation: units a nat of validation loss.
+        train: units per nat of training loss.
+        validation: units per nat of validation loss.
     """
 
-    label: str = "nats a token"
+    label: str = "nats per token"
     train: float = 1.0
     validation: float = 1.0
 
@@ -48,7 +48,7 @@ def loss_figure(
     baselines: Mapping[str, float] | None = None,
     size: tuple[float, float] = (9.0, 3.8),
 ) -> Figure:
-    """Training loss raw and smoothed, validation points, and baselines (in the scale's unit) as level lines."""
+    """Training loss, raw and smoothed; validation losses as points; baselines, in the scale's unit, as lines."""
     figure = Figure(figsize=size)
     axes = figure.subplots()
     steps, losses = column(metrics.get("train", []), "loss")
@@ -64,18 +64,18 @@ def loss_figure(
     _limit_loss(axes, losses, np.concatenate([averages, held_out, list((baselines or {}).values())]))
     _draw_baselines(axes, baselines or {})
     axes.set(xlabel="step", ylabel=f"loss ({scale.label})", title=f"Loss, {scale.label}")
-    _whole_steps(axes)
+    _integer_steps(axes)
     axes.legend(loc="upper right")
     return figure
 
 
 def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
-    """Level lines, each named at its right end; names of near lines are moved apart."""
+    """Horizontal lines with a label at the right end; labels of close lines are moved apart."""
     low, high = axes.get_ylim()
     above = math.inf
     for index, (name, value) in enumerate(sorted(baselines.items(), key=lambda entry: -entry[1])):
-        colour = COLOURS[2 + index % (len(COLOURS) - 2)]
-        axes.axhline(value, color=colour, linestyle="--", linewidth=1.2)
+        color = COLOURS[2 + index % (len(COLOURS) - 2)]
+        axes.axhline(value, color=color, linestyle="--", linewidth=1.2)
         above = min(value, above - 0.06 * (high - low))
         axes.annotate(
             f"{name}: {value:.2f}",
@@ -84,12 +84,12 @@ def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            color=colour,
+            color=color,
         )
 
 
 def _limit_loss(axes: Axes, raw: Array, shown: Array) -> None:
-    """Heights that hold all that is ``shown``, and the raw loss but for a lone spike."""
+    """Set limits that include all of ``shown``, and the raw loss except for single spikes."""
     raw, shown = raw[np.isfinite(raw)], shown[np.isfinite(shown)]
     if not len(shown):
         return
@@ -113,10 +113,10 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
     _plot_throughput(grid[1, 0], records)
     steps, memory = column(records, "memory_bytes")
     grid[1, 1].plot(*thin(steps, memory), color=COLOURS[3])
-    grid[1, 1].set_title("Memory of rank 0, the most so far")
+    grid[1, 1].set_title("Peak memory of rank 0")
     grid[1, 1].yaxis.set_major_formatter(EngFormatter(unit="B"))
     for axes in grid.flat:
-        _whole_steps(axes)
+        _integer_steps(axes)
         axes.set_ylim(bottom=0)
     for axes in grid[1]:
         axes.set_xlabel("step")
@@ -124,14 +124,14 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def other_losses(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the losses beside the cross-entropy: multi-token prediction by depth, then those of balancing."""
+    """Names of the losses other than cross-entropy: multi-token prediction by depth, then balancing losses."""
     known = records[-1] if records else {}
     depths = sorted(name for name in known if name.startswith("mtp_"))
     return depths + [name for name in ("sequence_balance", "load_balance", "router_z") if name in known]
 
 
 def other_losses_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """Each of :func:`other_losses` in a panel, before its weight."""
+    """A panel per loss of :func:`other_losses`, before its weight."""
     names = other_losses(records)
     figure = Figure(figsize=(9.0, 2.4 * -(-len(names) // 2)), layout=ConstrainedLayoutEngine(h_pad=0.12))
     grid = figure.subplots(-(-len(names) // 2), 2, sharex=True, squeeze=False)
@@ -141,7 +141,7 @@ def other_losses_figure(records: Sequence[dict[str, Any]]) -> Figure:
         axes.plot(*thin(steps, smooth(values)), color=COLOURS[0])
         axes.set_title(_titled(name))
         axes.set_xlabel("step")
-        _whole_steps(axes)
+        _integer_steps(axes)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_axis_off()
     return figure
@@ -153,16 +153,16 @@ def _titled(name: str) -> str:
         "load_balance": "Load-balance loss, all layers",
         "router_z": "Router z-loss, all layers",
     }
-    return titles.get(name, f"Token prediction, {name.removeprefix('mtp_')} further on, nats")
+    return titles.get(name, f"Multi-token prediction, depth {name.removeprefix('mtp_')}, nats")
 
 
 def _plot_throughput(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
-    """Tokens a second on the left axis; model FLOP/s, a fixed multiple of it, on the right."""
+    """Tokens per second on the left axis; model FLOP/s, a fixed multiple of it, on the right."""
     steps, speeds = column(records, "tokens_per_second")
     axes.plot(*thin(steps, speeds), color=COLOURS[2], alpha=0.35, linewidth=0.8)
     axes.plot(*thin(steps, smooth(speeds)), color=COLOURS[2])
     axes.yaxis.set_major_formatter(EngFormatter())
-    axes.set_title("Tokens a second (right: model FLOP/s)")
+    axes.set_title("Tokens per second (right: model FLOP/s)")
     _, flops = column(records, "model_flops_per_second")
     if len(flops) == len(speeds) and np.nansum(speeds) > 0 and np.nansum(flops) > 0:
         ratio = float(np.nansum(flops) / np.nansum(speeds))
@@ -174,6 +174,6 @@ def _times(factor: float) -> Callable[[Any], Any]:
     return lambda values: values * factor
 
 
-def _whole_steps(axes: Axes) -> None:
+def _integer_steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.01)

@@ -1,4 +1,4 @@
-"""What went in: documents kept and dropped, the tokenizer, token shards, examples."""
+"""The data of the run: documents kept and dropped, the tokenizer, token shards, examples."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from training.report.run_files import RunFiles
 
 
 def data_section(run: RunFiles) -> str:
-    """Tables of the data artefacts that are there."""
+    """Tables of the data artefacts that exist."""
     documents, tokens, examples = run.counts("documents"), run.counts("tokens"), run.counts("examples")
     return markup.section(
         "data",
@@ -17,7 +17,7 @@ def data_section(run: RunFiles) -> str:
         markup.table(["documents", "number", "share"], _document_rows(documents), "From source to clean documents"),
         _tokenizer_note(run.counts("tokenizer")),
         markup.table(
-            ["split", "documents", "bytes", "tokens", "bytes a token", "shards"],
+            ["split", "documents", "bytes", "tokens", "bytes per token", "shards"],
             _token_rows(tokens),
             "Token shards",
         ),
@@ -49,8 +49,8 @@ def _document_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
 def _tokenizer_note(counts: dict[str, Any]) -> str:
     if not counts.get("vocab_size"):
         return ""
-    learnt = f", learnt from {whole(counts['sample_documents'])} documents" if counts.get("sample_documents") else ""
-    return markup.note(f"Tokenizer: vocabulary of {whole(counts['vocab_size'])}{learnt}.")
+    trained = f", trained on {whole(counts['sample_documents'])} documents" if counts.get("sample_documents") else ""
+    return markup.note(f"Tokenizer: vocabulary of {whole(counts['vocab_size'])}{trained}.")
 
 
 def _token_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
@@ -64,7 +64,7 @@ def _token_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
 def _example_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
     for key, name in (("train", "train"), ("held_out", "held out")):
         if part := counts.get(key):
-            # What chat examples count are tokens.
+            # Chat examples count target tokens.
             targets = part.get("targets", part.get("target_tokens", 0))
             yield [name, *(whole(number) for number in (part.get("examples", 0), part.get("tokens", 0), targets))]
 

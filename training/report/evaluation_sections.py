@@ -1,4 +1,4 @@
-"""What the evaluation measured: bits per byte beside baselines, and samples of the model's text."""
+"""The results of the evaluation: bits per byte with baselines, and samples of generated text."""
 
 from functools import partial
 
@@ -10,22 +10,22 @@ from training.report.run_files import RunFiles
 
 
 def baselines(run: RunFiles) -> dict[str, float]:
-    """Bits per byte of each baseline that was measured."""
-    found = run.evaluation.get("baselines") or {}
-    return {name: row["bits_per_byte"] for name, row in found.items() if row.get("bits_per_byte") is not None}
+    """Bits per byte of every baseline that was measured."""
+    rows = run.evaluation.get("baselines") or {}
+    return {name: row["bits_per_byte"] for name, row in rows.items() if row.get("bits_per_byte") is not None}
 
 
 def models(run: RunFiles) -> dict[str, float]:
-    """Bits per byte of the pretrained and the fine-tuned model, those that were measured."""
-    found = {name: (run.evaluation.get(key) or {}).get("bits_per_byte") for name, key in _MODELS.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    """Bits per byte of the pretrained and the fine-tuned model, as far as they were measured."""
+    scores = {name: (run.evaluation.get(key) or {}).get("bits_per_byte") for name, key in _MODELS.items()}
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 _MODELS = {"pretrained model": "pretrain", "fine-tuned model": "finetune"}
 
 
 def evaluation_section(run: RunFiles) -> str:
-    """Bits per byte as bars, and what text they were measured on."""
+    """Bits per byte as bars, and the text on which they were measured."""
     measured = models(run)
     if not measured:
         return ""
@@ -33,13 +33,13 @@ def evaluation_section(run: RunFiles) -> str:
     return markup.section(
         "evaluation",
         "Evaluation",
-        markup.figure(inline_svg(draw, "bits per byte beside baselines")),
+        markup.figure(inline_svg(draw, "bits per byte of models and baselines")),
         _what_was_measured(run),
     )
 
 
 def samples_section(run: RunFiles) -> str:
-    """Prompts and what the model made of them."""
+    """Prompts and their completions."""
     samples = run.evaluation.get("samples") or []
     parts = [
         f'<figure class="sample"><pre><b>{markup.text(sample.get("prompt", ""))}</b>'
@@ -50,17 +50,19 @@ def samples_section(run: RunFiles) -> str:
 
 
 def _what_was_measured(run: RunFiles) -> str:
-    """One line on the evaluated text and checkpoint, with a warning if the run has gone on since."""
+    """One line about the evaluated text and checkpoint, with a warning if the run has newer checkpoints."""
     facts = run.evaluation.get("pretrain") or {}
     sentences = []
     if facts.get("tokens") and facts.get("bytes") and facts.get("loss") is not None:
         sentences.append(
             f"Validation text of {whole(facts['bytes'])} bytes, {whole(facts['tokens'])} target tokens, "
-            f"{decimal(facts['loss'])} nats a token."
+            f"{decimal(facts['loss'])} nats per token."
         )
-    for stage, made in (("pretrain", run.pretrain), ("finetune", run.finetune)):
+    for stage, finished in (("pretrain", run.pretrain), ("finetune", run.finetune)):
         evaluated = (run.evaluation.get(stage) or {}).get("checkpoint")
-        newest = made.details.get("checkpoint") if made else None
+        newest = finished.details.get("checkpoint") if finished else None
         if evaluated and newest and evaluated != newest:
-            sentences.append(f"This is {stage}'s {evaluated}, while its newest is {newest}: run `make evaluate` again.")
+            sentences.append(
+                f"This is {evaluated} of {stage}, but the newest checkpoint is {newest}: run `make evaluate` again."
+            )
     return markup.note(" ".join(sentences)) if sentences else ""

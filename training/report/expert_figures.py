@@ -1,4 +1,4 @@
-"""How evenly the experts are used: load over the steps as heat maps, the worst expert, and the routers' biases."""
+"""How evenly the experts are used: heat maps of the load over steps, the busiest expert, and the routers' biases."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,33 +14,33 @@ from matplotlib.ticker import MaxNLocator
 from artefacts.pages.figures import COLOURS
 from training.report.series import MAX_POINTS, Array, bin_columns, expert_layers, expert_rows, smooth, thin
 
-#: Columns of a heat map: the most that a panel of it can show.
+#: Columns of a heat map; a panel can show no more.
 _COLUMNS = 300
-#: A third and three times the mean end the colours; black-or-white contrast beyond tells no more.
+#: The colors range from a third of the mean to three times the mean.
 _LOWEST, _HIGHEST = 1 / 3, 3.0
-_PANELS_A_ROW = 3
-#: Points of all curves in one plot, shared between them: the layers of a large model stay a light page.
+_PANELS_PER_ROW = 3
+#: Points of all curves in one plot together, so that the page of a large model stays small.
 _ALL_POINTS = 12_000
 
 
 def layer_label(layer: str) -> str:
-    """``model.layers.3`` as a reader says it."""
+    """A readable name for ``model.layers.3``."""
     return layer.replace("model.layers.", "layer ")
 
 
 def load_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """A heat map for each layer: x step, y expert, colour the expert's load over the mean (1 is even)."""
+    """A heat map per layer: x is the step, y the expert, the color its load divided by the mean (1 is even)."""
     layers = expert_layers(records)
     figure, panels = _panels(len(layers), height=2.3)
     maps = []
     for axes, layer in zip(panels, layers, strict=True):
         maps.append(_draw_map(axes, *expert_rows(records, layer, "load")))
         axes.set_title(layer_label(layer))
-    aspect = 18 if len(layers) <= _PANELS_A_ROW else 40
+    aspect = 18 if len(layers) <= _PANELS_PER_ROW else 40
     bar = figure.colorbar(maps[0], ax=panels, extend="both", aspect=aspect, pad=0.01)
     bar.set_ticks([1 / 3, 1 / 2, 1, 2, 3], labels=["⅓", "½", "1", "2", "3"])
     bar.ax.minorticks_off()
-    bar.set_label("load over the mean")
+    bar.set_label("load / mean")
     _name_axes(panels, "expert")
     return figure
 
@@ -64,16 +64,16 @@ def _draw_map(axes: Axes, steps: Array, loads: Array) -> AxesImage:
 
 
 def balance_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """Load of the busiest expert over the mean, a line a layer; 1 is even."""
+    """Load of the busiest expert divided by the mean, one line per layer; 1 is even."""
     layers = expert_layers(records)
     figure = Figure(figsize=(9.0, 2.8))
     axes = figure.subplots()
     points = min(MAX_POINTS, max(50, _ALL_POINTS // len(layers)))
-    for layer, colour in zip(layers, _colours(len(layers)), strict=True):
+    for layer, color in zip(layers, _colors(len(layers)), strict=True):
         steps, peaks = expert_rows(records, layer, "max_over_mean")
         curve = thin(steps, smooth(peaks[:, 0]), points)
-        axes.plot(*curve, color=colour, linewidth=1.1, label=layer_label(layer))
-    axes.set(xlabel="step", title="Load of the busiest expert over the mean, moving average")
+        axes.plot(*curve, color=color, linewidth=1.1, label=layer_label(layer))
+    axes.set(xlabel="step", title="Maximum / mean expert load, moving average")
     axes.set_ylim(bottom=1)
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -82,14 +82,14 @@ def balance_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def bias_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """The bias of each expert in each layer's router, a line an expert; drawn as pixels, whatever their number."""
+    """The router bias of every expert, one panel per layer; rasterized, since there may be many lines."""
     layers = expert_layers(records)
     figure, panels = _panels(len(layers), height=2.1)
     for axes, layer in zip(panels, layers, strict=True):
         steps, biases = expert_rows(records, layer, "bias")
         chosen = np.unique(np.linspace(0, len(steps) - 1, _COLUMNS).astype(int))
-        for expert, colour in enumerate(_colours(biases.shape[1])):
-            axes.plot(steps[chosen], biases[chosen, expert], color=colour, linewidth=0.9, rasterized=True)
+        for expert, color in enumerate(_colors(biases.shape[1])):
+            axes.plot(steps[chosen], biases[chosen, expert], color=color, linewidth=0.9, rasterized=True)
         axes.set_title(layer_label(layer))
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -98,26 +98,26 @@ def bias_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels, three a row; unused ones are taken out."""
-    rows = -(-count // _PANELS_A_ROW)
+    """A figure with panels, three per row; removes unused ones."""
+    rows = -(-count // _PANELS_PER_ROW)
     figure = Figure(figsize=(9.0, height * rows + 0.3))
-    grid = figure.subplots(rows, min(count, _PANELS_A_ROW), squeeze=False, sharey=True)
+    grid = figure.subplots(rows, min(count, _PANELS_PER_ROW), squeeze=False, sharey=True)
     for spare in grid.flat[count:]:
         spare.remove()
     return figure, list(grid.flat[:count])
 
 
 def _name_axes(panels: Sequence[Axes], name: str) -> None:
-    """Label the left column's y axes and the x axes that have no panel below."""
+    """Label the y axes of the left column, and the x axes without a panel below."""
     for index, axes in enumerate(panels):
-        if index % _PANELS_A_ROW == 0:
+        if index % _PANELS_PER_ROW == 0:
             axes.set_ylabel(name)
-        if index + _PANELS_A_ROW >= len(panels):
+        if index + _PANELS_PER_ROW >= len(panels):
             axes.set_xlabel("step")
 
 
-def _colours(count: int) -> list[Any]:
-    """Distinct colours for a few lines, a scale for many."""
+def _colors(count: int) -> list[Any]:
+    """Distinct colors for a few lines, a color scale for many."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     positions: Array = np.linspace(0.1, 0.9, count)

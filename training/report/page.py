@@ -1,4 +1,4 @@
-"""The page: headline, sections, what is missing; one HTML text that loads nothing."""
+"""The page: headline, missing parts, sections; one HTML text that loads nothing."""
 
 from artefacts.pages import markup, shell
 from artefacts.pages.formats import compact, decimal, duration, whole
@@ -11,7 +11,7 @@ from training.report.training_sections import experts_section, finetuning_sectio
 
 
 def build_page(run: RunFiles) -> str:
-    """The whole page as HTML."""
+    """The page as HTML."""
     sections = [
         pretraining_section(run),
         experts_section(run),
@@ -28,7 +28,7 @@ def build_page(run: RunFiles) -> str:
 
 
 def headline(run: RunFiles) -> dict[str, str]:
-    """Name -> value of the numbers that say most about the run; only those that are known."""
+    """Name -> value of the most important numbers of the run, as far as they are known."""
     facts: dict[str, str] = {}
     documents, tokens = run.counts("documents"), run.counts("tokens")
     if documents.get("documents"):
@@ -39,7 +39,7 @@ def headline(run: RunFiles) -> dict[str, str]:
         facts["Training tokens"] = compact(count)
     if parameters := run.pretrain.details.get("parameters") if run.pretrain else None:
         facts["Parameters"] = compact(parameters["total"])
-        facts["Active a token"] = compact(parameters["active"])
+        facts["Active per token"] = compact(parameters["active"])
     return facts | _headline_of_training(run) | _headline_of_evaluation(run)
 
 
@@ -48,14 +48,14 @@ def _headline_of_training(run: RunFiles) -> dict[str, str]:
     if not records:
         return {}
     seen, seconds = totals(records)
-    unit = "Targets" if run.learnt_from == "examples" else "Tokens"
+    unit = "Targets" if run.trained_on == "examples" else "Tokens"
     facts = {
         "Steps" if run.pretrain else "Steps so far": whole(records[-1]["step"]),
         f"{unit} seen": compact(seen),
         "Time in steps": duration(seconds),
     }
     if seconds:
-        facts[f"{unit} a second"] = compact(seen / seconds)
+        facts[f"{unit} per second"] = compact(seen / seconds)
     if points := run.pretrain_metrics.get("validation"):
         facts["Validation loss"] = f"{decimal(points[-1]['loss'])} nats"
     return facts
@@ -73,22 +73,22 @@ def _headline_of_evaluation(run: RunFiles) -> dict[str, str]:
 
 
 def _missing(run: RunFiles) -> str:
-    """One line on what the page leaves out, and which command makes it."""
-    wanted = {
-        "the data": (not {"documents", "tokenizer", run.learnt_from} <= set(run.data), "make data"),
+    """One line about the missing parts of the page and the commands that add them."""
+    parts = {
+        "the data": (not {"documents", "tokenizer", run.trained_on} <= set(run.data), "make data"),
         "pretraining": (not run.pretrain_metrics, "make pretrain"),
         "the end of pretraining": (bool(run.pretrain_metrics) and run.pretrain is None, "make pretrain"),
         "fine-tuning": (run.wants_finetune and not run.finetune_metrics, "make finetune"),
         "the evaluation": (not run.evaluation, "make evaluate"),
     }
-    lacking = [f"{name} ({command})" for name, (lacks, command) in wanted.items() if lacks]
-    return markup.note(f"Not here yet: {', '.join(lacking)}.") if lacking else ""
+    missing = [f"{name} ({command})" for name, (is_missing, command) in parts.items() if is_missing]
+    return markup.note(f"Still missing: {', '.join(missing)}.") if missing else ""
 
 
 def _versions(run: RunFiles) -> str:
-    """Versions of the code and libraries that the manifests name."""
-    made = [*run.data.values(), *(part for part in (run.pretrain, run.finetune) if part)]
-    versions = {name: version for part in made for name, version in part.versions.items()}
+    """Versions of the code and libraries from the manifests."""
+    manifests = [*run.data.values(), *(part for part in (run.pretrain, run.finetune) if part)]
+    versions = {name: version for part in manifests for name, version in part.versions.items()}
     if not versions:
         return ""
     return markup.note("Made with " + ", ".join(f"{name} {versions[name]}" for name in sorted(versions)) + ".")

@@ -1,4 +1,4 @@
-"""What lies in a run's folders, read for the page; every part may be missing."""
+"""Reads the files of a run for the page; every part may be missing."""
 
 import json
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class RunFiles:
 
     Attributes:
         name: of the run.
-        data: manifests of documents, tokenizer, tokens and examples, those that are there.
+        data: manifests of documents, tokenizer, tokens and examples, as far as they exist.
         pretrain: manifest of the finished pretraining.
         finetune: manifest of the finished fine-tuning.
-        pretrain_metrics: what pretraining logged; empty if it has not begun.
-        finetune_metrics: the same of fine-tuning.
+        pretrain_metrics: the metrics of pretraining; empty if it has not started.
+        finetune_metrics: the metrics of fine-tuning, likewise.
         evaluation: contents of ``evaluation/evaluation.json``; empty if there is none.
-        recipe: the resolved recipe as YAML, as pretraining ran with it if it has.
-        wants_finetune: the recipe has a finetune section.
-        learnt_from: the artefact that pretraining learns from, ``tokens`` or ``examples``.
+        recipe: the resolved recipe as YAML, that of pretraining if it has started.
+        wants_finetune: whether the recipe has a finetune section.
+        trained_on: the artefact that pretraining is trained on, ``tokens`` or ``examples``.
     """
 
     name: str
@@ -41,35 +41,35 @@ class RunFiles:
     evaluation: dict[str, Any]
     recipe: str
     wants_finetune: bool
-    learnt_from: str = "tokens"
+    trained_on: str = "tokens"
 
     def counts(self, artefact: str) -> dict[str, Any]:
-        """Counts of a data artefact; empty where it is not there."""
+        """Counts of a data artefact; empty if it does not exist."""
         return self.data[artefact].counts if artefact in self.data else {}
 
     def bytes_per_token(self, split: str) -> float | None:
-        """UTF-8 bytes of text a token of ``train`` or ``validation``, or None where it is not known."""
+        """UTF-8 bytes of text per token of ``train`` or ``validation``; None if unknown."""
         counts = self.counts("tokens").get(split, {})
         return counts["bytes"] / counts["tokens"] if counts.get("bytes") and counts.get("tokens") else None
 
 
 def read_run(recipe: Recipe) -> RunFiles:
-    """Read all there is of a run.
+    """Read all files of a run.
 
     Raises:
         RequestError: there is nothing to report, or a file is damaged.
     """
     layout = RunLayout.of(recipe)
     folders = (layout.documents, layout.tokenizer, layout.tokens, layout.examples)
-    found = {folder.name: repair_hints.read_manifest(folder.name, folder) for folder in folders}
+    manifests = {folder.name: repair_hints.read_manifest(folder.name, folder) for folder in folders}
     on_examples = recipe.task != "language_modeling"
     if on_examples:
-        # Of another family that was trained in this folder before.
-        found.pop(layout.tokens.name)
+        # It is from another model that was trained in this folder before.
+        manifests.pop(layout.tokens.name)
     evaluation = _read_evaluation(layout.evaluation / "evaluation.json")
     run = RunFiles(
         name=recipe.run.name,
-        data={name: made for name, made in found.items() if made is not None},
+        data={name: saved for name, saved in manifests.items() if saved is not None},
         pretrain=finished(layout.pretrain),
         finetune=finished(layout.finetune),
         pretrain_metrics=read_metrics(layout.pretrain / "metrics.jsonl"),
@@ -77,7 +77,7 @@ def read_run(recipe: Recipe) -> RunFiles:
         evaluation=evaluation if ("task" in evaluation) == on_examples else {},
         recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
         wants_finetune=recipe.finetune is not None,
-        learnt_from="examples" if on_examples else "tokens",
+        trained_on="examples" if on_examples else "tokens",
     )
     if not (run.data or run.pretrain or run.pretrain_metrics or run.finetune_metrics):
         raise RequestError(f"{layout.run}: nothing to report yet: run `{command_hints.make('pretrain')}` first")

@@ -1,4 +1,4 @@
-"""What a model of a task (tags, pairs or labels) gets right on held-out examples."""
+"""The accuracy of a model of a task (tags, text pairs or classes) on held-out examples."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -11,12 +11,12 @@ from artefacts.pages.figures import inline_svg
 from artefacts.pages.formats import decimal, share, whole
 from training.report.run_files import RunFiles
 
-#: Classes whose confusion is drawn with numbers in the cells.
+#: With at most this many classes, the cells of the confusion matrix show numbers.
 _NUMBERED = 20
 
 
 def task_section(run: RunFiles) -> str:
-    """Scores, of classes each one's too, and what the model made of some examples."""
+    """Scores, for classification also per class, and the outputs for some examples."""
     facts = run.evaluation.get("task") or {}
     if not facts:
         return ""
@@ -34,18 +34,18 @@ def scores(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and value of each score, as text."""
     count = facts["examples"]
     yield "examples", whole(count)
-    yield "loss (nats a target)", decimal(facts["loss"])
+    yield "loss (nats per target)", decimal(facts["loss"])
     if facts["kind"] == "sequence_classification":
         yield "accuracy", share(facts["accuracy"], 1)
         yield "always the most frequent class", share(facts["majority"], 1)
         yield "macro F1", decimal(facts["macro_f1"])
         return
-    yield "tokens right", share(facts["token_accuracy"], 1)
-    yield "whole sequences right", share(facts["exact"], 1)
+    yield "tokens correct", share(facts["token_accuracy"], 1)
+    yield "complete sequences correct", share(facts["exact"], 1)
 
 
 def confusion_figure(names: list[str], counts: list[list[int]]) -> Figure:
-    """A heat map: a row for each true class, a column for each predicted one."""
+    """A heat map with a row per true class and a column per predicted class."""
     size = 2.2 + 0.42 * len(names)
     figure = Figure(figsize=(size + 0.6, size))
     axes = figure.subplots()

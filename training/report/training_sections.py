@@ -13,7 +13,7 @@ from training.report.expert_figures import balance_figure, bias_figure, layer_la
 from training.report.run_files import RunFiles
 from training.report.series import expert_layers
 
-#: Steps of one kind of event that are listed.
+#: At most this many steps are listed per kind of event.
 _EVENTS = 20
 
 
@@ -29,7 +29,7 @@ def finetuning_section(run: RunFiles) -> str:
     before, after = facts.get("held_out_loss_before"), facts.get("held_out_loss_after")
     if before is not None and after is not None:
         label = f"loss on {facts['examples']:,} held-out answers" if "examples" in facts else "loss on held-out answers"
-        rows.append([f"{label} (nats a token)", decimal(before), decimal(after), f"{after - before:+.3f}"])
+        rows.append([f"{label} (nats per token)", decimal(before), decimal(after), f"{after - before:+.3f}"])
     base, tuned = (run.evaluation.get("pretrain") or {}).get("bits_per_byte"), facts.get("bits_per_byte")
     if base is not None and tuned is not None:
         rows.append(["bits per byte on the validation text", decimal(base), decimal(tuned), f"{tuned - base:+.3f}"])
@@ -46,32 +46,37 @@ def experts_section(run: RunFiles) -> str:
         parts = [
             markup.figure(
                 inline_svg(partial(load_figure, records), "expert load by layer"),
-                "Each expert's share of a step's tokens over the mean share: white is even, red too much, blue too "
-                "little.",
+                "Tokens per expert in a step, divided by the mean: white is even, red too many, blue too few.",
             ),
-            markup.figure(inline_svg(partial(balance_figure, records), "busiest expert over the mean")),
+            markup.figure(inline_svg(partial(balance_figure, records), "maximum / mean expert load")),
         ]
     if layers and records[-1]["experts"][layers[0]]["bias"]:
         parts.append(
             markup.figure(
                 inline_svg(partial(bias_figure, records), "router bias by layer"),
-                "The bias that balancing adds to an expert's score when experts are chosen; one line an expert.",
+                "The bias that load balancing adds to an expert's score when experts are chosen, one line per expert.",
             )
         )
     return markup.section("experts", "Experts", *parts, _load_table(records, run.evaluation.get("experts") or {}))
 
 
 def _curves(metrics: Metrics, stage: str) -> list[str]:
-    """Figures of what one stage logged."""
+    """Figures of the metrics of one stage."""
     records = metrics.get("train", [])
     if not metrics:
         return []
     broken = sum(record.get("loss") is None or not math.isfinite(record["loss"]) for record in records)
     return [
         markup.figure(inline_svg(partial(loss_figure, metrics), f"loss of {stage}")),
-        markup.note(f"Logged steps whose loss is no number, which are not drawn: {broken}.") if broken else "",
+        markup.note(f"Logged steps with a loss that is not finite, which are not drawn: {broken}.") if broken else "",
         markup.note(_events(metrics)) if metrics.get("event") else "",
-        markup.figure(inline_svg(partial(training_figure, records), f"course of {stage}")) if records else "",
+        markup.figure(
+            inline_svg(
+                partial(training_figure, records), f"learning rate, gradient norm, throughput and memory of {stage}"
+            )
+        )
+        if records
+        else "",
         markup.figure(inline_svg(partial(other_losses_figure, records), f"other losses of {stage}"))
         if other_losses(records)
         else "",
@@ -79,19 +84,19 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
 
 
 def _events(metrics: Metrics) -> str:
-    """What watching the run told: how often, and at which steps."""
-    names = {"spike": "Spikes of the loss", "skipped": "Steps skipped for a loss or gradient that was no finite number"}
-    told = []
+    """Spikes and skipped steps: how many, and at which steps."""
+    names = {"spike": "Spikes of the loss", "skipped": "Steps skipped because the loss or gradient was not finite"}
+    sentences = []
     for kind, name in names.items():
         steps = [event["step"] for event in metrics["event"] if event["event"] == kind]
         if steps:
             shown = ", ".join(map(str, steps[:_EVENTS])) + (", …" if len(steps) > _EVENTS else "")
-            told.append(f"{name}: {len(steps)}, at step {shown}.")
-    return " ".join(told)
+            sentences.append(f"{name}: {len(steps)}, at step {shown}.")
+    return " ".join(sentences)
 
 
 def _load_table(records: list[dict[str, Any]], evaluated: dict[str, Any]) -> str:
-    """Evenness of each layer at the last logged step and in the evaluation."""
+    """How even the load of every layer is, at the last logged step and in the evaluation."""
     last = records[-1].get("experts", {}) if records else {}
     rows = []
     for layer in dict.fromkeys([*last, *evaluated]):
@@ -99,4 +104,4 @@ def _load_table(records: list[dict[str, Any]], evaluated: dict[str, Any]) -> str
         numbers = [decimal(side.get(key), 2) for side in pairs for key in ("max_over_mean", "variation")]
         rows.append([layer_label(layer), *numbers])
     head = ["layer", "last step: max / mean", "variation", "validation: max / mean", "variation"]
-    return markup.table(head, rows, "Evenness of the load (variation: standard deviation over mean)")
+    return markup.table(head, rows, "How even the load is (variation: standard deviation / mean)")

@@ -1,179 +1,96 @@
-"""The training loop: one optimiser step over one global batch, everything else in hooks."""
+"""The training loop: one optimizer step per global batch, everything else in callbacks."""
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 
 from artefacts.errors import RunError
-from artefacts.signals import StopRequest
-from training.data.batch import Batch, Data
-from training.distributed.ranks import Ranks, sum_over_ranks, widest
+from training.data.batch import Batch
+from training.distributed.ranks import sum_over_ranks, widest
+from training.engine.deepspeed_config import clips_in_trainer
 from training.engine.gradients import clip_global_norm
-from training.trainer.load_balancer import Balancer, LayerLoad
-
-
-class Objective(Protocol):
-    """What is minimised: the sum over its losses of weight times mean; ``cross_entropy`` is one of them."""
-
-    weights: Mapping[str, float]
-
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """What each loss's mean is over, in a batch."""
-        ...
-
-    def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """The sum of each loss over a batch."""
-        ...
-
-    def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum over a batch's targets in evaluation, and their number."""
-        ...
+from training.optim.schedules import learning_rate
+from training.trainer.callback import Callback, StepResult
+from training.trainer.context import TrainingContext
 
 
 class Ended(Enum):
-    """How a loop ended: all steps done; stopped by a signal, hooks told; left at ``stop_at`` without a word."""
+    """How training ended: all steps are done; a signal stopped it; it was aborted at ``train.simulate_crash_at``."""
 
     DONE = auto()
     STOPPED = auto()
-    LEFT = auto()
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimiser step did.
-
-    Attributes:
-        step: steps done so far, this one included.
-        loss: cross-entropy in nats a target token, over the whole global batch.
-        learning_rate: of this step.
-        grad_norm: before clipping.
-        targets: tokens predicted, over all ranks.
-        tokens: tokens computed, padding and prompts included.
-        seconds: wall time.
-        terms: mean of each other loss of the objective, before its weight.
-        loads: of each router; none where the step was skipped.
-        skipped: why nothing was changed: ``non_finite``, the loss or gradient is no finite number, or ``loss_scale``,
-            it was scaled too far for fp16; None: something was.
-        loss_scale: under fp16.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    targets: int
-    tokens: int
-    seconds: float
-    terms: dict[str, float] = field(default_factory=dict)
-    loads: list[LayerLoad] = field(default_factory=list)
-    skipped: Literal["non_finite", "loss_scale"] | None = None
-    loss_scale: float | None = None
-
-
-class Hook:
-    """Something done around steps; every rank calls it alike. Override what is needed."""
-
-    def after_step(self, result: StepResult) -> None:
-        """After each optimiser step."""
-
-    def poll(self) -> Sequence[float]:
-        """Numbers of this rank's, always as many, to be summed over all ranks after each step."""
-        return ()
-
-    def polled(self, sums: Sequence[float]) -> None:
-        """Their sums over all ranks."""
-
-    def at_stop(self, step: int) -> None:
-        """A signal ended the loop after ``step`` steps."""
-
-    def at_end(self, step: int) -> None:
-        """All steps are done."""
-
-    def at_failure(self) -> None:
-        """A ``RunError`` ends the loop, on all ranks alike."""
+    ABORTED = auto()
 
 
 class Trainer:
-    """Runs optimiser steps on an engine."""
+    """Runs the optimizer steps of one training run."""
 
-    def __init__(
-        self,
-        engine: Any,
-        data: Data,
-        objective: Objective,
-        schedule: Callable[[int], float],
-        balancer: Balancer,
-        ranks: Ranks,
-        hooks: Sequence[Hook],
-        stop: StopRequest,
-        own_clip: float | None = None,
-    ) -> None:
-        """``own_clip``: clip here to this norm, where DeepSpeed was told not to; the rest is what the names say."""
-        self._engine, self._data, self._objective, self._schedule = engine, data, objective, schedule
-        self._balancer, self._ranks, self._hooks = balancer, ranks, hooks
-        self._stop, self._own_clip = stop, own_clip
+    def __init__(self, context: TrainingContext, callbacks: Sequence[Callback]) -> None:
+        """``callbacks`` are called in this order, see ``training.trainer.callbacks.build``."""
+        self._context, self._callbacks = context, callbacks
+        # Where DeepSpeed does not clip gradients correctly, the trainer does.
+        self._max_grad_norm = context.train.max_grad_norm if clips_in_trainer(context.train) else None
 
-    def run(self, start: int, steps: int, stop_at: int | None = None) -> Ended:
-        """Do steps ``start`` .. ``steps``-1, unless a signal or ``stop_at`` ends it before; says which.
+    def run(self) -> Ended:
+        """Train from ``context.start_step`` to the last step, a signal, or ``train.simulate_crash_at``.
 
         Raises:
-            RunError: a hook found that the run cannot go on, or that it is not saved.
+            RunError: training cannot continue, or its result could not be saved.
         """
         try:
-            return self._run(start, steps, stop_at)
+            return self._run()
         except RunError:
-            for hook in self._hooks:
-                hook.at_failure()
+            for callback in self._callbacks:
+                callback.on_failure()
             raise
+        finally:
+            for callback in self._callbacks:
+                callback.close()
 
-    def _run(self, start: int, steps: int, stop_at: int | None) -> Ended:
-        self._engine.train()
-        for step in range(start, steps):
+    def _run(self) -> Ended:
+        steps = self._context.train.steps
+        self._context.engine.train()
+        for callback in self._callbacks:
+            callback.on_train_begin()
+        ended = self.run_steps(self._context.start_step, steps)
+        if ended is Ended.DONE:
+            for callback in self._callbacks:
+                callback.on_train_end(steps)
+        return ended
+
+    def run_steps(self, start: int, end: int) -> Ended:
+        """Do steps ``start`` .. ``end``-1, with the events of every step but not those of the whole training."""
+        train = self._context.train
+        for step in range(start, end):
+            for callback in self._callbacks:
+                callback.on_step_begin(step + 1)
             result = self._step(step)
-            for hook in self._hooks:
-                hook.after_step(result)
-            if stop_at is not None and result.step >= stop_at and result.step < steps:
-                return Ended.LEFT
-            if self._asked_to_stop() and result.step < steps:
-                for hook in self._hooks:
-                    hook.at_stop(result.step)
+            for callback in self._callbacks:
+                callback.on_step_end(result)
+            unfinished = result.step < train.steps
+            if unfinished and train.simulate_crash_at is not None and result.step >= train.simulate_crash_at:
+                return Ended.ABORTED
+            if self._reduce() and unfinished:
+                for callback in self._callbacks:
+                    callback.on_interrupt(result.step)
                 return Ended.STOPPED
-        for hook in self._hooks:
-            hook.at_end(steps)
         return Ended.DONE
 
     def _step(self, step: int) -> StepResult:
         began = time.monotonic()
-        engine, ranks = self._engine, self._ranks
-        rate = self._schedule(step)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate * group.get("rate_scale", 1.0)
-        batches = self._data.micro_batches(step, ranks.rank, ranks.size, engine.train_micro_batch_size_per_gpu())
-        names = list(self._objective.weights)
+        context, engine, ranks = self._context, self._context.engine, self._context.ranks
+        rate = self._set_learning_rate(step)
+        batches = context.data.micro_batches(step, ranks.rank, ranks.size, engine.train_micro_batch_size_per_gpu())
         counts, tokens = self._counts(batches)
-        # DeepSpeed divides by the accumulation steps and averages over ranks: with this factor the gradient is that
-        # of the means over the global batch, however it is spread over ranks and micro-batches.
-        spread = len(batches) * ranks.size
-        scales = {name: spread * self._objective.weights[name] / max(1.0, counts[name]) for name in names}
-        totals = torch.zeros(len(names), dtype=widest(ranks.device), device=ranks.device)
-        for batch in batches:
-            sums = self._objective(engine, batch.to(ranks.device))
-            engine.backward(_telling(torch.stack([sums[name] * scales[name] for name in names]).sum()))
-            totals += torch.stack([sums[name].detach() for name in names])
-            if self._own_clip is not None and engine.is_gradient_accumulation_boundary():
-                norm = clip_global_norm(engine.module, self._own_clip)
-            engine.step()
-        if self._own_clip is None:
-            norm = engine.get_global_grad_norm()
+        totals, norm = self._forward_backward(batches, counts)
         applied = math.isfinite(norm) and engine.was_step_applied()
-        loads = self._balancer.update(counted=applied)
+        loads = context.balancer.update(counted=applied)
         sum_over_ranks(totals)
-        means = {name: float(totals[i]) / max(1.0, counts[name]) for i, name in enumerate(names)}
+        means = {name: float(totals[i]) / max(1.0, counts[name]) for i, name in enumerate(context.objective.weights)}
         return StepResult(
             step=step + 1,
             loss=means.pop("cross_entropy"),
@@ -184,36 +101,73 @@ class Trainer:
             seconds=time.monotonic() - began,
             terms=means,
             loads=loads,
-            skipped=None if applied else self._reason(totals),
+            skipped=None if applied else self._why_skipped(totals),
             loss_scale=engine.optimizer.loss_scale if engine.fp16_enabled() else None,
         )
 
-    def _reason(self, totals: torch.Tensor) -> Literal["non_finite", "loss_scale"]:
-        """Why a step was skipped: under fp16, where the loss is finite, its scale, while that can be lowered."""
-        if not self._engine.fp16_enabled() or not bool(totals.isfinite().all()):
-            return "non_finite"
-        scaler = self._engine.optimizer.loss_scaler
-        return "loss_scale" if scaler.cur_scale > scaler.min_scale else "non_finite"
+    def _set_learning_rate(self, step: int) -> float:
+        train = self._context.train
+        rate = learning_rate(step, train.steps, train.learning_rate, train.schedule)
+        for group in self._context.engine.optimizer.param_groups:
+            group["lr"] = rate * group.get("rate_scale", 1.0)
+        return rate
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
-        """What each loss's mean is over in the global batch, and the tokens that are computed."""
-        own = [self._objective.counts(batch) for batch in batches]
-        names = list(self._objective.weights)
-        sizes = [*(sum(counts[name] for counts in own) for name in names), sum(b.inputs.numel() for b in batches)]
-        *sums, tokens = sum_over_ranks(torch.tensor(sizes, dtype=torch.float64)).tolist()
+        """How many items the mean of each loss runs over in the global batch, and the tokens that are computed."""
+        objective = self._context.objective
+        per_batch = [objective.counts(batch) for batch in batches]
+        names = list(objective.weights)
+        local = [sum(counts[name] for counts in per_batch) for name in names]
+        local.append(sum(batch.inputs.numel() for batch in batches))
+        *sums, tokens = sum_over_ranks(torch.tensor(local, dtype=torch.float64)).tolist()
         return dict(zip(names, sums, strict=True)), tokens
 
-    def _asked_to_stop(self) -> bool:
-        """Whether any rank was signalled; all ranks leave at the same step. What hooks ask goes along."""
-        asked = [list(hook.poll()) for hook in self._hooks]
-        sums = sum_over_ranks(torch.tensor([float(self._stop.asked), *(n for own in asked for n in own)])).tolist()
+    def _forward_backward(self, batches: Sequence[Batch], counts: dict[str, float]) -> tuple[torch.Tensor, float]:
+        """Accumulate the gradients of the micro-batches and step; returns this rank's loss sums and the gradient norm.
+
+        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. The scale below undoes
+        both, so that the gradient is that of the means over the global batch for any number of ranks and
+        micro-batches.
+        """
+        engine, ranks, objective = self._context.engine, self._context.ranks, self._context.objective
+        names = list(objective.weights)
+        undo_averaging = len(batches) * ranks.size
+        scales = {name: undo_averaging * objective.weights[name] / max(1.0, counts[name]) for name in names}
+        totals = torch.zeros(len(names), dtype=widest(ranks.device), device=ranks.device)
+        for batch in batches:
+            sums = objective(engine, batch.to(ranks.device))
+            engine.backward(poison_non_finite(torch.stack([sums[name] * scales[name] for name in names]).sum()))
+            totals += torch.stack([sums[name].detach() for name in names])
+            if self._max_grad_norm is not None and engine.is_gradient_accumulation_boundary():
+                norm = clip_global_norm(engine.module, self._max_grad_norm)
+            engine.step()
+        if self._max_grad_norm is None:
+            norm = engine.get_global_grad_norm()
+        return totals, norm
+
+    def _why_skipped(self, totals: torch.Tensor) -> Literal["non_finite", "loss_scale"]:
+        """Why a step was skipped: under fp16, if the loss is finite and the loss scale can be lowered, that scale."""
+        engine = self._context.engine
+        if not engine.fp16_enabled() or not bool(totals.isfinite().all()):
+            return "non_finite"
+        scaler = engine.optimizer.loss_scaler
+        return "loss_scale" if scaler.cur_scale > scaler.min_scale else "non_finite"
+
+    def _reduce(self) -> bool:
+        """Sum over ranks what the callbacks contribute; returns whether any rank received a signal to stop.
+
+        One collective serves them all, and makes all ranks stop at the same step.
+        """
+        inputs = [list(callback.reduce_inputs()) for callback in self._callbacks]
+        flat = [float(self._context.stop.requested), *(number for numbers in inputs for number in numbers)]
+        sums = sum_over_ranks(torch.tensor(flat)).tolist()
         stop = sums.pop(0) > 0
-        for hook, own in zip(self._hooks, asked, strict=True):
-            hook.polled(sums[: len(own)])
-            sums = sums[len(own) :]
+        for callback, numbers in zip(self._callbacks, inputs, strict=True):
+            callback.on_reduced(sums[: len(numbers)])
+            sums = sums[len(numbers) :]
         return stop
 
 
-def _telling(loss: torch.Tensor) -> torch.Tensor:
-    """The loss, but where it is no finite number so are all its gradients: then every rank sees it in their norm."""
+def poison_non_finite(loss: torch.Tensor) -> torch.Tensor:
+    """The loss, with gradients that are all NaN if it is not finite, so that every rank sees it in their norm."""
     return loss * (1 + 0 * loss.detach())

@@ -1,4 +1,4 @@
-"""The data stages as jobs of a real SLURM cluster on this host, beside the same stages in one process."""
+"""The data stages as jobs of a real SLURM cluster on this host, compared with the same stages in one process."""
 
 import json
 import re
@@ -22,12 +22,12 @@ _ARTEFACTS = ("documents", "tokenizer", "tokens")
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory):
+def corpus(tmp_path_factory):
     """Overrides of a corpus of three sources, the last one larger, with exact and near duplicates among them."""
     folder = tmp_path_factory.mktemp('the corpus\'s "files"')
-    made = texts(6000)
-    near = [text.replace("a", "o", 1) for text in made[50:70]]
-    parts = {"a": made[:250], "b": made[200:400] + near, "c": made[390:]}
+    originals = texts(6000)
+    near = [text.replace("a", "o", 1) for text in originals[50:70]]
+    parts = {"a": originals[:250], "b": originals[200:400] + near, "c": originals[390:]}
     sources = ", ".join(
         f"{name}: {{kind: jsonl, path: {json.dumps(str(write_jsonl(folder / f'{name}.jsonl', documents)))}}}"
         for name, documents in parts.items()
@@ -57,40 +57,40 @@ def test_two_nodes_run_one_job_together(cluster, tmp_path):
     assert sorted((tmp_path / "out").read_text().splitlines()) == ["0: n1 of 2", "1: n2 of 2"]
 
 
-def test_the_jobs_make_what_one_process_makes(cluster, given, tmp_path):
-    """One array task is stopped between its two parts and queued again."""
+def test_the_jobs_make_what_one_process_makes(cluster, corpus, tmp_path):
+    """One array task is interrupted between its two parts and queued again."""
     slurm = ["launch.slurm.array_tasks=2", "launch.slurm.cpus=1", "launch.slurm.memory=2G", "launch.slurm.time=0:10:00"]
     root = tmp_path / "shared 50%j"
-    printed = _run("launch slurm data", *given, *slurm, f"run.root={root}", env=cluster.env())
+    printed = _run("launch slurm data", *corpus, *slurm, f"run.root={root}", env=cluster.env())
     jobs = {line.split()[0]: line.split()[2] for line in printed.splitlines()}
     task = f"{jobs['ingest']}_0"
     wait_until(lambda: list(root.glob("demo/.documents.partial/scratch/*/000000.json")), "first part")
     assert cluster.run("scontrol", "requeue", task).returncode == 0
-    again = [sys.executable, "-m", "launch", "slurm", "data", "--recipe", str(RECIPE), *given, f"run.root={root}"]
+    again = [sys.executable, "-m", "launch", "slurm", "data", "--recipe", str(RECIPE), *corpus, f"run.root={root}"]
     refused = subprocess.run(again, cwd=CHECKOUT, env=cluster.env(), capture_output=True, text=True)
     assert refused.returncode == 2 and f"its data jobs {', '.join(jobs.values())} are not done" in refused.stderr
 
-    _run("pipeline run", *given, "data.workers=1", f"run.root={tmp_path / 'alone'}")
+    _run("pipeline run", *corpus, "data.workers=1", f"run.root={tmp_path / 'alone'}")
     states = cluster.wait_for([*jobs.values()])
     logs = {path.name: path.read_text() for path in (root / "demo" / "logs").iterdir()}
     assert set(states.values()) == {"COMPLETED"} and len(states) == 4 * 2 + 3, logs
     assert "DUE TO JOB REQUEUE" in logs[f"data-ingest-{task}.out"]
-    assert "duplicates are settled" in logs[f"data-settle-{jobs['settle']}.out"]
+    assert "duplicates are settled" in logs[f"data-verdicts-{jobs['verdicts']}.out"]
     for name in _ARTEFACTS:
-        made = digests(root / "demo" / name)
-        assert made and made == digests(tmp_path / "alone" / "demo" / name), name
+        by_jobs = digests(root / "demo" / name)
+        assert by_jobs and by_jobs == digests(tmp_path / "alone" / "demo" / name), name
 
 
-def test_a_step_that_fails_takes_the_rest_along(cluster, given, tmp_path):
-    """What the check before the submission cannot see: nothing is left after cleaning."""
+def test_a_step_that_fails_takes_the_rest_along(cluster, corpus, tmp_path):
+    """A failure that the check before submission cannot predict: no document is left after cleaning."""
     slurm = ["launch.slurm.array_tasks=2", "launch.slurm.cpus=1", "launch.slurm.memory=1G"]
     more = ["data.clean.min_chars=90000", f"run.root={tmp_path}"]
-    printed = _run("launch slurm data", *given, *slurm, *more, env=cluster.env())
+    printed = _run("launch slurm data", *corpus, *slurm, *more, env=cluster.env())
     jobs = {line.split()[0]: line.split()[2] for line in printed.splitlines()}
     states = cluster.wait_for([*jobs.values()])
-    assert states[jobs["settle"]] == "FAILED"
+    assert states[jobs["verdicts"]] == "FAILED"
     assert states[jobs["publish"]] == states[jobs["assemble"]] == "CANCELLED"
-    log = (tmp_path / "demo" / "logs" / f"data-settle-{jobs['settle']}.out").read_text()
+    log = (tmp_path / "demo" / "logs" / f"data-verdicts-{jobs['verdicts']}.out").read_text()
     assert "no document is left after cleaning" in log.splitlines()[-1]
 
 
@@ -100,7 +100,7 @@ def _jobs(root, *more):
 
 
 def _refusal(cluster, jobs):
-    """What is said of jobs of which one is refused; none is left in the queue."""
+    """The message when sbatch refuses one of several jobs; none stays in the queue."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", cluster.env()["SLURM_CONF"])
         with pytest.raises(RequestError) as raised:
@@ -123,14 +123,12 @@ def _refusal(cluster, jobs):
     ],
 )
 def test_what_slurm_refuses_is_said_with_its_key(cluster, tmp_path, key, value):
-    said = _refusal(cluster, _jobs(tmp_path, f"launch.slurm.{key}={value}"))
-    assert said.startswith("sbatch refused the job ingest: ") and said.endswith(f"(see launch.slurm.{key})")
+    message = _refusal(cluster, _jobs(tmp_path, f"launch.slurm.{key}={value}"))
+    assert message.startswith("sbatch refused the job ingest: ") and message.endswith(f"(see launch.slurm.{key})")
 
 
 def test_a_job_refused_in_the_middle_leaves_none_queued(cluster, tmp_path):
     jobs = _jobs(tmp_path)
     jobs[0] = jobs[0]._replace(options=(*jobs[0].options, "--hold"))
     jobs[3] = jobs[3]._replace(options=(*jobs[3].options, "--partition=nosuch"))
-    assert re.search(
-        r"the job clean: .*nosuch.* \(see launch\.slurm\.partition\); cancelled: ", _refusal(cluster, jobs)
-    )
+    assert re.search(r"the job clean: .*nosuch.* \(see launch\.slurm\.partition\); canceled: ", _refusal(cluster, jobs))

@@ -40,7 +40,7 @@ if os.path.basename(sys.argv[0]) == "squeue":
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """Imitations of SLURM's commands come first on PATH; a function returns what they were called with."""
+    """Puts fake SLURM commands first in PATH; returns a function that lists their calls."""
     log, folder = tmp_path / "calls", tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "scancel", "squeue"):
@@ -64,13 +64,13 @@ def _dry_run(*overrides):
 
 def test_a_model_that_takes_examples_takes_no_shards():
     jobs = steps(load_recipe(CHECKOUT / "configs" / "teaching" / "seq2seq-reverse.yaml"))
-    assert [step.name for step in jobs] == ["ingest", "dedup", "settle", "clean", "publish", "examples"]
+    assert [step.name for step in jobs] == ["ingest", "dedup", "verdicts", "clean", "publish", "examples"]
     assert jobs[-1].commands == (("pipeline", "examples"), ("pipeline", "verify")) and not jobs[-1].shared
 
 
-def test_arrays_share_a_stage_and_single_jobs_settle_it(tmp_path):
+def test_arrays_share_a_stage_and_single_jobs_conclude_it(tmp_path):
     jobs = _jobs(tmp_path, "launch.slurm.array_tasks=7", "launch.slurm.array_limit=3", "launch.slurm.cpus=2")
-    assert [job.name for job in jobs] == ["ingest", "dedup", "settle", "clean", "publish", "tokenize", "assemble"]
+    assert [job.name for job in jobs] == ["ingest", "dedup", "verdicts", "clean", "publish", "tokenize", "assemble"]
     for job, step in zip(jobs, steps(load_recipe(RECIPE, [])), strict=True):
         assert ("--array=0-6%3" in job.options) == step.shared
         assert {"--requeue", "--kill-on-invalid-dep=yes", "--cpus-per-task=2"} <= set(job.options)
@@ -99,10 +99,10 @@ def test_an_override_reaches_the_command_as_it_was_given(tmp_path):
     awkward = [_AWKWARD, "data.source.kind=jsonl", f"run.root={tmp_path}/a b%j"]
     for job in _jobs(tmp_path, *awkward):
         line = next(line for line in job.script.splitlines() if " -m " in line)
-        said = subprocess.run(
+        words = subprocess.run(
             ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, env={"SLURM_ARRAY_TASK_ID": "5"}
         ).stdout.split("\0")
-        assert set(awkward) <= set(said)
+        assert set(awkward) <= set(words)
         assert any(f"{tmp_path}/a b%%j/demo/logs/" in option for option in job.options)
 
 
@@ -117,8 +117,8 @@ def test_the_resources_of_the_recipe_are_asked_for(tmp_path):
         "launch.slurm.memory=null",
         "launch.slurm.options=[--nice=100, '--comment=two words']",
     )[0]
-    asked = ("partition=big", "account=us", "qos=low", "constraint=a&b", "time=2-00:00:00", "cpus-per-task=4")
-    assert job.options[:8] == (*(f"--{option}" for option in asked), "--nice=100", "--comment=two words")
+    options = ("partition=big", "account=us", "qos=low", "constraint=a&b", "time=2-00:00:00", "cpus-per-task=4")
+    assert job.options[:8] == (*(f"--{option}" for option in options), "--nice=100", "--comment=two words")
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_a_dry_run_prints_the_script_that_would_do_it(calls, tmp_path):
     _check_chain(by_shell, _jobs(tmp_path / "runs", *overrides))
 
 
-def _check_chain(called, jobs):
-    assert [name for name, _, _ in called] == ["sbatch"] * len(jobs)
-    for number, ((_, argv, script), job) in enumerate(zip(called, jobs, strict=True), 101):
+def _check_chain(calls, jobs):
+    assert [name for name, _, _ in calls] == ["sbatch"] * len(jobs)
+    for number, ((_, argv, script), job) in enumerate(zip(calls, jobs, strict=True), 101):
         dependency = [f"--dependency=afterok:{number - 1}"] if number > 101 else []
         assert sorted(argv) == sorted(["--parsable", *job.options, *dependency])
         commands = [line.split(" -m ")[1].split(" --recipe ")[0] for line in script.splitlines() if " -m " in line]
@@ -189,10 +189,10 @@ def test_a_refused_job_takes_those_before_it_along(calls, tmp_path, monkeypatch,
     with pytest.raises(RequestError) as raised:
         submit_chain(_jobs(tmp_path))
     assert [(name, argv) for name, argv, _ in calls()][3:] == [("scancel", ["101", "102"])]
-    said = str(raised.value)
-    assert said.startswith("sbatch refused the job settle: ") and said.endswith("; cancelled: 101, 102")
-    assert "\n" not in said and "sbatch: error" not in said
-    assert (f"(see launch.slurm.{key})" in said) if key else "launch.slurm" not in said
+    message = str(raised.value)
+    assert message.startswith("sbatch refused the job verdicts: ") and message.endswith("; canceled: 101, 102")
+    assert "\n" not in message and "sbatch: error" not in message
+    assert (f"(see launch.slurm.{key})" in message) if key else "launch.slurm" not in message
 
 
 def _submit(*overrides):
@@ -201,14 +201,14 @@ def _submit(*overrides):
 
 def test_what_is_sound_is_submitted_but_not_twice_at_a_time(calls, tmp_path, capsys, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", texts(20))
-    given = [f"run.root={tmp_path}", "data.source.kind=jsonl", "data.source.sample_bytes=null"]
-    given += [f"data.source.path={source}"]
-    assert _submit(*given) == 0
+    overrides = [f"run.root={tmp_path}", "data.source.kind=jsonl", "data.source.sample_bytes=null"]
+    overrides += [f"data.source.path={source}"]
+    assert _submit(*overrides) == 0
     assert len(calls()) == len(capsys.readouterr().out.splitlines()) == 7
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"logs", ".slurm-jobs"}
     monkeypatch.setenv("QUEUED", "102\n102\n103")
     with pytest.raises(RequestError, match="its data jobs 102, 103 are not done: wait, or `scancel 102 103` first"):
-        _submit(*given)
+        _submit(*overrides)
     assert "--jobs=101,102,103,104,105,106,107" in calls()[-1][1]
 
 
@@ -243,7 +243,7 @@ def test_what_sbatch_refuses_leaves_nothing_but_what_was_there(calls, tmp_path, 
 
 def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RequestError, match="sbatch is not on this machine"):
+    with pytest.raises(RequestError, match="sbatch is not installed on this machine"):
         _submit(f"run.root={tmp_path}/runs")
     assert not Path(tmp_path / "runs").exists()
 

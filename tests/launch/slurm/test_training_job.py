@@ -1,4 +1,4 @@
-"""Pretraining as a job of a real SLURM cluster on this host: queued again, pre-empted, on fewer nodes, and in error."""
+"""Pretraining as a job of a real SLURM cluster on this host: requeued, preempted, on fewer nodes, and with errors."""
 
 import re
 import subprocess
@@ -16,8 +16,8 @@ from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 
-#: Some three steps a second, so that there is time to interfere; one CPU a node.
-_SAVED = "stopped with everything saved"
+#: About three steps per second, so that there is time to interfere; one CPU per node.
+_SAVED = "stopped, everything is saved"
 SLOW = ["train.global_batch_tokens=4096", "train.precision=fp32", "launch.nodes=2", "launch.processes=1"]
 
 
@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 
 class Submitted:
-    """A job of pretraining, and its run's folder."""
+    """A pretraining job and the folder of its run."""
 
     def __init__(self, cluster: SlurmCluster, root: Path, *overrides: str, recipe: Path = RECIPE) -> None:
         self.cluster, self.root = cluster, root
@@ -42,49 +42,51 @@ class Submitted:
         return int(re.findall(r" ExitCode=(\d+):0", self.cluster.run("scontrol", "show", "job", self.id).stdout)[0])
 
     def end(self, seconds: float = PATIENCE) -> tuple[str, str]:
-        """Its state and log once it has ended for good."""
+        """Wait for the end of the job; returns its state and log."""
         wait_until(lambda: self.state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), "end of the job", seconds)
         return self.state(), self.log.read_text()
 
     def reach(self, step: int) -> None:
-        wait_until(lambda: max(steps(self.root), default=0) >= step, f"step {step}\n{self.said()}")
+        wait_until(lambda: max(steps(self.root), default=0) >= step, f"step {step}\n{self.output()}")
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
 
 def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, tmp_path, capsys):
-    """Queued again twice from outside, pre-empted once by a job of another partition, at the end on one node."""
-    given = [f"data.root={data}", *SLOW, "train.steps=60", "train.save_every=6", "launch.grace_seconds=20"]
-    job = Submitted(cluster, tmp_path, *given, "launch.slurm.train.min_nodes=1", "launch.slurm.train.signal_seconds=60")
-    refused = ended(launch("slurm", f"run.root={tmp_path}", *given, env=cluster.env()), 2)[1]
-    assert f"job {job.id} is not done with it" in refused
+    """Requeued twice from outside, preempted once by a job of another partition, and finally on one node."""
+    overrides = [f"data.root={data}", *SLOW, "train.steps=60", "train.save_every=6", "launch.grace_seconds=20"]
+    job = Submitted(
+        cluster, tmp_path, *overrides, "launch.slurm.train.min_nodes=1", "launch.slurm.train.signal_seconds=60"
+    )
+    refused = ended(launch("slurm", f"run.root={tmp_path}", *overrides, env=cluster.env()), 2)[1]
+    assert f"job {job.id} is still queued or running" in refused
     for lives, step in ((1, 8), (2, 16)):
         job.reach(step)
         assert cluster.run("scontrol", "requeue", job.id).returncode == 0
         began = time.monotonic()
-        wait_until(lambda lives=lives: job.said().count("resuming after step") == lives, f"resume {lives}")
-        saved = int(re.findall(r"resuming after step (\d+)", job.said())[-1])
+        wait_until(lambda lives=lives: job.output().count("resuming after step") == lives, f"resume {lives}")
+        saved = int(re.findall(r"resuming after step (\d+)", job.output())[-1])
         assert saved >= step, "what was done since the last checkpoint was not saved"
         job.reach(saved + 1)
         resumed = time.monotonic() - began
         _print(capsys, f"from requeue {lives} to the first resumed step: {resumed:.1f} s")
     job.reach(26)
-    saved = job.said().count(_SAVED)
+    saved = job.output().count(_SAVED)
     argv = ("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent")
     urgent = cluster.run(*argv, "--wrap=sleep 3").stdout.strip()
-    seconds = wait_until(lambda: job.said().count(_SAVED) > saved, "stop")
+    seconds = wait_until(lambda: job.output().count(_SAVED) > saved, "stop")
     _print(capsys, f"from the submission of an urgent job to everything saved: {seconds:.1f} s")
     wait_until(lambda: cluster.states(urgent).get(urgent) == "RUNNING", "urgent job")
     cluster.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=bad")
     try:
         assert cluster.wait_for([urgent]) == {urgent: "COMPLETED"}
-        state, said = job.end()
+        state, output = job.end()
     finally:
         cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
-    assert state == "COMPLETED", said
-    assert "restarts, on n1, n2" in said and "3 restarts, on n1\n" in said, said
-    assert ", ranks 2 -> 1" in said
+    assert state == "COMPLETED", output
+    assert "restarts, on n1, n2" in output and "3 restarts, on n1\n" in output, output
+    assert ", ranks 2 -> 1" in output
     plain = [f"run.root={tmp_path}", "run.name=local", f"data.root={data}", *SLOW[:2], "train.steps=60"]
     ended(launch("local", *plain))
     ours, local = losses(tmp_path), losses(tmp_path, "local")
@@ -98,14 +100,14 @@ def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, t
 def test_a_job_whose_recipe_was_edited_does_not_begin_again(cluster, data, tmp_path):
     recipe = tmp_path / "edited.yaml"
     recipe.write_text(RECIPE.read_text())
-    given = [f"data.root={data}", *SLOW, "train.save_every=4", "run.replace=true"]
-    job = Submitted(cluster, tmp_path, *given, recipe=recipe)
+    overrides = [f"data.root={data}", *SLOW, "train.save_every=4", "run.replace=true"]
+    job = Submitted(cluster, tmp_path, *overrides, recipe=recipe)
     job.reach(6)
     recipe.write_text(recipe.read_text().replace("steps: 44", "steps: 33"))
     assert cluster.run("scontrol", "requeue", job.id).returncode == 0
-    state, said = job.end()
-    assert state == "FAILED" and job.exit_status() == 2, said
-    assert "holds another run (train.steps 44 -> 33): a job that SLURM starts again only resumes" in said
+    state, output = job.end()
+    assert state == "FAILED" and job.exit_status() == 2, output
+    assert "holds another run (train.steps 44 -> 33): a job that SLURM starts again only resumes" in output
     assert list((tmp_path / "end-to-end" / "pretrain" / "checkpoints").glob("step-*"))
     assert not (tmp_path / "end-to-end" / "previous").exists()
 
@@ -118,35 +120,35 @@ def _print(capsys, text):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
 def test_a_signal_is_status_75_and_a_wrong_request_2(cluster, data, tmp_path, capsys, name):
-    given = [f"data.root={data}", *SLOW, "train.steps=600", "launch.slurm.train.requeues=0"]
-    job = Submitted(cluster, tmp_path, *given)
+    overrides = [f"data.root={data}", *SLOW, "train.steps=600", "launch.slurm.train.requeues=0"]
+    job = Submitted(cluster, tmp_path, *overrides)
     job.reach(3)
     cluster.run("scancel", f"--signal={name}", job.id)
     began = time.monotonic()
-    state, said = job.end()
+    state, output = job.end()
     took = time.monotonic() - began
     _print(capsys, f"from SIG{name} to the end of the job: {took:.1f} s")
     assert state == "FAILED" and job.exit_status() == 75
-    assert "queued again 0 times already" in said
+    assert "already queued again 0 times" in output
     assert len(list((tmp_path / "end-to-end" / "pretrain" / "checkpoints").glob("step-*"))) == 1
     with another_seed(tmp_path):
-        again = Submitted(cluster, tmp_path, *given)
-        state, said = again.end()
+        again = Submitted(cluster, tmp_path, *overrides)
+        state, output = again.end()
     assert state == "FAILED" and again.exit_status() == 2
-    assert re.search(r"^error: .*seed", said, re.MULTILINE) and "into the queue" not in said
+    assert re.search(r"^error: .*seed", output, re.MULTILINE) and "back into the queue" not in output
 
 
 @pytest.mark.slow
 def test_a_chain_of_jobs_in_place_of_the_queue(cluster, data, tmp_path):
-    given = [f"data.root={data}", *SLOW, "train.steps=40", "launch.slurm.train.chain=4"]
-    job = Submitted(cluster, tmp_path, *given)
+    overrides = [f"data.root={data}", *SLOW, "train.steps=40", "launch.slurm.train.chain=4"]
+    job = Submitted(cluster, tmp_path, *overrides)
     job.reach(5)
     cluster.run("scancel", "--signal=USR1", f"{job.id}_1")
     wait_until(lambda: not cluster.run("squeue", "--noheader", f"--jobs={job.id}").stdout, "end of the array")
-    states, said = cluster.states(job.id), job.said()
-    assert states.pop(f"{job.id}_1") == "FAILED" and states.pop(f"{job.id}_2") == "COMPLETED", said
+    states, output = cluster.states(job.id), job.output()
+    assert states.pop(f"{job.id}_1") == "FAILED" and states.pop(f"{job.id}_2") == "COMPLETED", output
     assert set(states.values()) == {"CANCELLED"}
-    assert "resuming after step" in said and "finished, 40 steps" in said
+    assert "resuming after step" in output and "finished, 40 steps" in output
 
 
 @pytest.mark.slow
@@ -155,17 +157,17 @@ def test_a_crash_after_new_steps_comes_back(cluster, data, tmp_path):
     job.reach(6)
     victim = _rank(cluster, 1)
     victim.kill()
-    wait_until(lambda: "resuming after step" in job.said(), "resume")
-    said = job.said()
-    assert re.search(r"pretrain: rank 1 was killed by SIGKILL on n[12] \(by the kernel", said), said
-    assert said.index("rank 1 was killed") < said.index("back into the queue")
-    # Saved, since the ranks were told to end, and not queued again by us.
+    wait_until(lambda: "resuming after step" in job.output(), "resume")
+    output = job.output()
+    assert re.search(r"pretrain: rank 1 was killed by SIGKILL on n[12] \(by the kernel", output), output
+    assert output.index("rank 1 was killed") < output.index("back into the queue")
+    # Saved, since the ranks received the signal, but not queued again by us.
     before = len(steps(tmp_path))
     cluster.run("scancel", job.id)
     wait_until(lambda: job.state() == "CANCELLED", "cancelled job")
     time.sleep(12)
     assert job.state() == "CANCELLED" and len(steps(tmp_path)) >= before
-    assert job.said().count("back into the queue") == 1, job.said()
+    assert job.output().count("back into the queue") == 1, job.output()
 
 
 @pytest.mark.slow
@@ -173,10 +175,10 @@ def test_a_crash_before_anything_is_saved_does_not_come_back(cluster, data, tmp_
     job = Submitted(cluster, tmp_path, f"data.root={data}", *SLOW, "train.steps=300")
     job.reach(3)
     _rank(cluster, 0).kill()
-    state, said = job.end()
-    assert state == "FAILED" and "pretrain: rank 0 was killed by SIGKILL" in said, said
+    state, output = job.end()
+    assert state == "FAILED" and "pretrain: rank 0 was killed by SIGKILL" in output, output
     assert job.exit_status() == 1
-    assert "it got no further than where it began, so the job is not queued again" in said
+    assert "it failed without progress, so the job is not queued again" in output
 
 
 def _rank(cluster, number):
@@ -193,31 +195,31 @@ def _rank(cluster, number):
 
 @pytest.mark.slow
 def test_a_node_that_never_joins_is_named(cluster, data, tmp_path):
-    """The words before the command, meant for containers, let one node sleep."""
+    """The prefix of the command, meant for containers, makes one node sleep."""
     hook = tmp_path / "hook.sh"
     hook.write_text('#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] && exec sleep 300\nexec "$@"\n')
     hook.chmod(0o755)
-    given = [f"data.root={data}", *SLOW, "train.steps=9", f"launch.slurm.train.container=[{hook}]"]
-    job = Submitted(cluster, tmp_path, *given, "launch.join_seconds=6", "launch.grace_seconds=1")
-    state, said = job.end(120)
+    overrides = [f"data.root={data}", *SLOW, "train.steps=9", f"launch.slurm.train.container=[{hook}]"]
+    job = Submitted(cluster, tmp_path, *overrides, "launch.join_seconds=6", "launch.grace_seconds=1")
+    state, output = job.end(120)
     assert state == "FAILED"
-    assert "1 of 2 nodes did not join within 6 s (launch.join_seconds): joined: n1; missing: n2" in said
-    assert "got no further than where it began" in said
+    assert "1 of 2 nodes did not join within 6 s (launch.join_seconds): joined: n1; missing: n2" in output
+    assert "failed without progress" in output
 
 
 @pytest.mark.slow
 def test_an_exception_is_shown_once_and_first(cluster, data, tmp_path):
-    """The rank of the second node fails while it reads; the first rank's own error comes after it and is not shown."""
+    """The rank of the second node fails while it reads data; the later error of the first rank is not shown."""
     hook = tmp_path / "hook.sh"
     broken = "import sys; sys.modules['training.data.windows'] = None"
     (tmp_path / "sitecustomize.py").write_text(broken)
     hook.write_text(f'#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] && export PYTHONPATH={tmp_path}:$PYTHONPATH\nexec "$@"\n')
     hook.chmod(0o755)
     job = Submitted(cluster, tmp_path, f"data.root={data}", *SLOW, f"launch.slurm.train.container=[{hook}]")
-    state, said = job.end(120)
+    state, output = job.end(120)
     assert state == "FAILED"
-    assert re.search(r"pretrain: rank [01] on n2 failed first", said), said
-    assert said.count("Traceback") == 1 and "training.data.windows" in said
+    assert re.search(r"pretrain: rank [01] on n2 failed first", output), output
+    assert output.count("Traceback") == 1 and "training.data.windows" in output
 
 
 @pytest.mark.parametrize(
@@ -252,4 +254,4 @@ def test_what_a_dry_run_prints_runs_in_a_shell(cluster, data, tmp_path):
 def test_outside_a_job_an_allocation_is_refused(tmp_path):
     argv = [sys.executable, "-m", "launch", "allocation", "pretrain", "--recipe", str(RECIPE), f"run.root={tmp_path}"]
     done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
-    assert done.returncode == 2 and "submit one by `launch slurm`" in done.stderr
+    assert done.returncode == 2 and "submit one with `launch slurm`" in done.stderr

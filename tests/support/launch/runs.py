@@ -1,4 +1,4 @@
-"""Training runs that tests of launchers start: small, on shards that are made once."""
+"""Small training runs for tests of launchers, on shards that are made once."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def launch(
 
 
 def ended(process: subprocess.Popen[str], expect: int | Sequence[int] = 0) -> tuple[str, str]:
-    """What a launch said, once it has ended with a status."""
+    """Wait for a launch to end with an expected status; returns its stdout and stderr."""
     out, err = process.communicate(timeout=PATIENCE)
     wanted = [expect] if isinstance(expect, int) else expect
     assert process.returncode in wanted, f"status {process.returncode}\n{out[-3000:]}\n{err[-5000:]}"
@@ -41,17 +41,17 @@ def ended(process: subprocess.Popen[str], expect: int | Sequence[int] = 0) -> tu
 
 
 def shared_memory() -> set[str]:
-    """DeepSpeed's names of shared memory on this host."""
+    """DeepSpeed's shared memory files on this host."""
     return {path.name for path in Path("/dev/shm").glob("deepspeed*")}
 
 
 def steps(root: Path, name: str = "end-to-end") -> list[int]:
-    """Steps that a run has done, in order, those done twice twice."""
+    """Steps that a run has done, in order, with repetitions."""
     return [record["step"] for record in _records(root, name)]
 
 
 def losses(root: Path, name: str = "end-to-end") -> dict[int, float]:
-    """The last loss of each step."""
+    """The last loss of every step."""
     return {record["step"]: record["loss"] for record in _records(root, name)}
 
 
@@ -62,13 +62,13 @@ def _records(root: Path, name: str) -> list[dict]:
 
 @contextmanager
 def another_seed(root: Path) -> Iterator[None]:
-    """Meanwhile the only checkpoint of the run is one of another seed, which only a worker finds out."""
+    """Give the only checkpoint of the run a different seed for a while, which only a worker notices."""
     (file,) = (root / "end-to-end" / "pretrain" / "checkpoints").glob("step-*/manifest.json")
-    whole = file.read_text()
-    manifest = json.loads(whole)
+    original = file.read_text()
+    manifest = json.loads(original)
     manifest["identity"]["seed"] = 99
     file.write_text(json.dumps(manifest))
     try:
         yield
     finally:
-        file.write_text(whole)
+        file.write_text(original)

@@ -1,8 +1,8 @@
-"""A SLURM cluster of its own on this host: munge, a controller and a few nodes, all of it in one temporary folder.
+"""A temporary SLURM cluster on this host: munge, a controller and a few nodes, all in one temporary folder.
 
-For tests: ``with SlurmCluster() as cluster`` starts it, ``cluster.env()`` is the environment in which ``sbatch`` and
-the other commands speak to it. It needs root and Debian's ``slurmctld slurmd slurm-client munge``, and leaves nothing
-running, jobs included. Nodes share the host's cores; their CPUs and memory are what the configuration says.
+For tests: ``with SlurmCluster() as cluster`` starts it, and ``cluster.env()`` is the environment for ``sbatch`` and
+the other commands. It needs root and Debian's ``slurmctld slurmd slurm-client munge``, and leaves no processes behind,
+not even jobs. Nodes share the host's cores; their CPUs and memory exist in the configuration only.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ SlurmdPidFile={folder}/%n.pid
 SlurmdLogFile={folder}/%n.log
 """
 _NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory}\n"
-#: Jobs of the second partition take nodes from those of the first, which are told, given time, and queued again.
+#: Jobs of the second partition preempt those of the first, which get a signal and grace time, and are requeued.
 _PARTITIONS = """\
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -66,9 +66,9 @@ PartitionName=urgent Nodes={names} MaxTime=1-00:00:00 State=UP PriorityTier=2 Pr
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here; None where one can."""
+    """Why a cluster cannot be started here; None if it can."""
     if os.geteuid() != 0:
-        return "a SLURM cluster of its own needs root"
+        return "a SLURM cluster needs root"
     absent = [name for name in DAEMONS if not shutil.which(name)]
     return f"not installed: {', '.join(absent)}" if absent else None
 
@@ -90,13 +90,13 @@ class SlurmCluster:
         self.stop()
 
     def env(self) -> dict[str, str]:
-        """The caller's environment, with the SLURM commands pointed at this cluster."""
+        """The caller's environment, with SLURM's commands pointed at this cluster."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
         return {**kept, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self) -> None:
         """Start all daemons; returns once every node is idle."""
-        # Short, because the path of a socket holds at most 107 bytes; readable by all, which munge insists on.
+        # Short, because the path of a socket has at most 107 bytes; readable by all, which munge requires.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.folder.chmod(0o755)
         try:
@@ -111,7 +111,7 @@ class SlurmCluster:
             raise
 
     def stop(self) -> None:
-        """Cancel every job, end every daemon and whatever jobs left behind, remove the folder."""
+        """Cancel all jobs, stop all daemons and processes of jobs, and remove the folder."""
         if self._daemons:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self.run("scancel", "--user=root", timeout=10)
@@ -131,29 +131,29 @@ class SlurmCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, *argv: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-        """A SLURM command on this cluster, its output captured."""
+        """Run a SLURM command on this cluster; captures its output."""
         return subprocess.run(argv, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False)
 
     def states(self, job: str) -> dict[str, str]:
-        """State of each task of a job (of the job itself, where it is no array) by its id, such as 12_3."""
+        """Task id, such as 12_3, -> state, for all tasks of a job; if it is not an array, for the job itself."""
         listed = self.run("squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%i %T").stdout
         return dict(line.split() for line in listed.splitlines())
 
     def wait_for(self, jobs: list[str]) -> dict[str, str]:
-        """Wait until no task of these jobs is waiting or running; their states by id.
+        """Wait until no task of these jobs is pending or running; returns their states by id.
 
         Raises:
             TimeoutError: some still are.
         """
-        found: dict[str, str] = {}
+        states: dict[str, str] = {}
 
         def ended() -> bool:
-            found.update({task: state for job in jobs for task, state in self.states(job).items()})
-            return not set(found.values()) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}
+            states.update({task: state for job in jobs for task, state in self.states(job).items()})
+            return not set(states.values()) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}
 
         if not self._until(ended, PATIENCE):
-            raise TimeoutError(f"after {PATIENCE} s: {found}")
-        return found
+            raise TimeoutError(f"after {PATIENCE} s: {states}")
+        return states
 
     def _configure(self) -> None:
         host = socket.gethostname().split(".")[0]
@@ -205,18 +205,18 @@ class SlurmCluster:
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(logs))
 
     def _left(self) -> list[psutil.Process]:
-        """Processes that belong to this cluster by their environment: nobody else's has its configuration."""
-        mark, found = str(self.folder / "slurm.conf"), []
+        """Processes of this cluster, recognized by the configuration file in their environment."""
+        mark, processes = str(self.folder / "slurm.conf"), []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == mark:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of this host that nobody listens on, each another."""
-    found: set[int] = set()
-    while len(found) < count:
-        found.add(free_port())
-    return sorted(found)
+    """Different free ports of this host."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return sorted(ports)

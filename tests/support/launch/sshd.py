@@ -1,4 +1,4 @@
-"""An ssh server of its own on loopback, and what makes ssh and pdsh use it; needs root, sshd and pdsh."""
+"""A temporary ssh server on loopback, and the configuration for ssh and pdsh; needs root, sshd and pdsh."""
 
 import os
 import shutil
@@ -32,13 +32,13 @@ Host *
 
 
 def missing() -> str | None:
-    """Why no server can be started here; None where one can."""
+    """Why the server cannot be started here; None if it can."""
     absent = [name for name in ("/usr/sbin/sshd", "pdsh", "ssh-keygen") if not shutil.which(name)]
     return f"not installed: {', '.join(absent)}" if absent else None if os.geteuid() == 0 else "sshd needs root"
 
 
 class LoopbackSsh:
-    """Every host name leads to this host: ``env()`` is the environment in which pdsh goes there."""
+    """Every host name resolves to this host; ``env()`` is the environment for pdsh."""
 
     def __enter__(self) -> "LoopbackSsh":
         self._folder = Path(tempfile.mkdtemp(prefix="sshd-", dir="/tmp"))

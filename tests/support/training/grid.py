@@ -1,4 +1,4 @@
-"""The grid of topologies, and many trainings of one plan in few processes."""
+"""The grid of topologies, and many trainings in few processes."""
 
 import itertools
 import json
@@ -44,18 +44,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """One training of a cell, and what goes wrong in it.
+    """One training of a cell, and the faults to simulate.
 
     Attributes:
         cell: its topology.
         out: where it writes.
         more: overrides of the recipe.
-        begin_from: a folder of checkpoints.
-        full_disk: the steps after which, and until after which, the last rank can write no more.
-        faults: ``rank``, and the steps at which its ``loss`` or its ``gradient`` is no number.
-        hang: ``rank``, and the ``step`` after which it stands still.
+        begin_from: a folder of checkpoints to start from.
+        full_disk: the steps between which the disk of the last rank is full.
+        faults: ``rank``, and the steps at which its ``loss`` or its ``gradient`` is not finite.
+        hang: ``rank``, and the ``step`` after which it hangs.
         frozen: part of the names of parameters that are not trained.
-        swap_to: folder to which DeepSpeed swaps, also where recipes may not ask for it.
+        swap_to: folder to which DeepSpeed swaps, also where recipes may not set one.
     """
 
     cell: Cell
@@ -69,8 +69,8 @@ class Task:
     swap_to: Path | None = None
 
     def seen(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.out / "seen.json").read_text())
-        return found
+        results: dict[str, Any] = json.loads((self.out / "seen.json").read_text())
+        return results
 
 
 def legal_cells() -> list[Cell]:
@@ -85,7 +85,7 @@ def topologies() -> list[Cell]:
 
 
 def pairs_of_topologies(sampled: int) -> list[tuple[Cell, Cell]]:
-    """Every ordered pair of different topologies with ZeRO 1 or 2, and so many of the other pairs."""
+    """Every ordered pair of different topologies with ZeRO 1 or 2, and ``sampled`` of the other pairs."""
     pairs = list(itertools.permutations(topologies(), 2))
     among = [pair for pair in pairs if {cell.stage for cell in pair} <= {1, 2}]
     others = [pair for pair in pairs if pair not in among]
@@ -93,11 +93,11 @@ def pairs_of_topologies(sampled: int) -> list[tuple[Cell, Cell]]:
 
 
 def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] | None = None) -> str:
-    """Do all tasks, those of one number of ranks in one start of so many processes; returns what they said.
+    """Do all tasks, with one start of processes per number of ranks; returns their output.
 
-    ``environment``: what is set otherwise than for CPU; with it torchrun starts the processes.
+    ``environment``: variables that differ from those for CPU; with it, torchrun starts the processes.
     """
-    said = ""
+    output = ""
     tasks = sorted(tasks, key=lambda task: task.cell.ranks)
     for ranks, group in itertools.groupby(tasks, key=lambda task: task.cell.ranks):
         plan = folder / f"plan-{ranks}.json"
@@ -117,7 +117,7 @@ def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] |
         plan.write_text(json.dumps(entries))
         patience = PATIENCE + 60 * len(entries)
         if environment:
-            said += torchrun_workers("tests/support/training/grid_job.py", ranks, [str(plan)], environment, patience)
+            output += torchrun_workers("tests/support/training/grid_job.py", ranks, [str(plan)], environment, patience)
         else:
-            said += fork_workers(grid_job.main, ranks, plan, plan.with_suffix(".log"), patience)
-    return said
+            output += fork_workers(grid_job.main, ranks, plan, plan.with_suffix(".log"), patience)
+    return output

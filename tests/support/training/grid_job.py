@@ -1,8 +1,8 @@
-"""One worker of the engine grid: many trainings one after another in the same processes.
+"""One worker of the engine grid, which runs many trainings in the same process.
 
 ``torchrun ... tests/support/training/grid_job.py PLAN.json``: a list of {"out": FOLDER, "overrides": [key=value ...],
-"from": FOLDER of checkpoints to begin from, or null, and what else ``tests.support.training.grid.Task`` has}; each is
-trained as ``engine_job.py`` trains one.
+"from": FOLDER of checkpoints to start from, or null, and the other fields of ``tests.support.training.grid.Task``};
+``engine_job.py`` runs every one of them.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 
 from tests.support.training.engine_job import train_once
 from training.distributed.join import join
-from training.distributed.ranks import leave
+from training.distributed.ranks import destroy_process_group
 
 
 def main(plan: Path) -> None:
@@ -29,7 +29,7 @@ def main(plan: Path) -> None:
         train_once(out, task["overrides"], ranks, begin_from, **special)
         if ranks.first:
             print(f"{number + 1}: {out.name} in {time.monotonic() - began:.1f} s", flush=True)
-    leave()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

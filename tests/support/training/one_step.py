@@ -51,7 +51,7 @@ def moved_by_a_step(section: ModelSection, stage: int) -> dict[str, torch.Tensor
 def _weights(engine: Any) -> dict[str, torch.Tensor]:
     kept = partitions(engine)
     return {
-        stretch.name: part.master.detach().flatten()[stretch.offset : stretch.offset + stretch.numel].clone()
+        piece.name: part.master.detach().flatten()[piece.offset : piece.offset + piece.numel].clone()
         for part in [*kept.trained, *kept.frozen]
-        for stretch in part.stretches
+        for piece in part.slices
     }

@@ -10,14 +10,14 @@ END = 2
 
 
 def documents(lengths: list[int], first: int = 10) -> list[np.ndarray]:
-    """Documents of these lengths; tokens count on from ``first`` over all of them, each ends in ``END``."""
-    made = []
+    """Documents of these lengths, whose tokens count up from ``first``; every document ends in ``END``."""
+    texts = []
     for length in lengths:
         ids = np.arange(first, first + length)
         first += length
         ids[-1:] = END
-        made.append(ids)
-    return made
+        texts.append(ids)
+    return texts
 
 
 def write(folder: Path, split: str, shards: list[list[np.ndarray]], kind: type = np.uint16) -> Path:

@@ -1,6 +1,6 @@
-"""Starting the ranks of engine tests: forked from a process that has imported everything, or by torchrun.
+"""Starts the ranks of engine tests: forked from a process that has imported all modules, or by torchrun.
 
-What torchrun itself does is tested in ``tests/test_end_to_end.py`` and ``test_kills.py``.
+torchrun itself is tested in ``tests/test_end_to_end.py`` and ``test_kills.py``.
 """
 
 import os
@@ -19,9 +19,9 @@ from tests.support.waiting import PATIENCE
 
 
 def fork_workers(work: Callable[[Path], None], ranks: int, argument: Path, log: Path, seconds: float = PATIENCE) -> str:
-    """Run ``work(argument)`` on so many ranks to its good end; returns what they said, which is in ``log`` too.
+    """Run ``work(argument)`` on ``ranks`` ranks until it succeeds; returns their output, which is in ``log`` too.
 
-    As under torchrun: the ranks meet at a store of their starter's, and one that fails takes the others with it.
+    As under torchrun, the starter hosts the rendezvous store, and all ranks are killed when one fails.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -39,16 +39,16 @@ def fork_workers(work: Callable[[Path], None], ranks: int, argument: Path, log: 
     for process in alive:
         process.kill()
         process.join()
-    said = log.read_text(errors="replace")
+    output = log.read_text(errors="replace")
     codes = [process.exitcode for process in processes]
-    assert codes == [0] * ranks, f"exit codes {codes}\n{said[-20000:]}"
-    return said
+    assert codes == [0] * ranks, f"exit codes {codes}\n{output[-20000:]}"
+    return output
 
 
 def torchrun_workers(
     script: str, ranks: int, arguments: list[str], environment: Mapping[str, str], seconds: float
 ) -> str:
-    """Run a script of the tests under torchrun, one thread a process, to its good end; returns its stderr."""
+    """Run a script under torchrun, with one thread per process, until it succeeds; returns its stderr."""
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     argv += [f"--nproc-per-node={ranks}", str(CHECKOUT / script), *arguments]
     merged = {**os.environ, **worker_environment(), **environment}

@@ -1,4 +1,4 @@
-"""The file format, what is found in it, and which checkpoints stay."""
+"""The file format, its index, and which checkpoints are kept."""
 
 import hashlib
 import itertools
@@ -27,7 +27,7 @@ def test_the_library_reads_what_we_write(tmp_path) -> None:
     tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0), "part": torch.arange(9.0)[3:7]}
     tensors["empty, with strides of 0"] = torch.empty_strided((0,), (0,))
     path = tmp_path / "x.safetensors"
-    entry = tensor_file.write(path, tensors, {"said": "ü"})
+    entry = tensor_file.write(path, tensors, {"text": "ü"})
     content = path.read_bytes()
     assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     read = load_file(path)
@@ -35,8 +35,8 @@ def test_the_library_reads_what_we_write(tmp_path) -> None:
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor), name
     with safe_open(path, framework="pt") as opened:
-        assert opened.metadata() == {"said": "ü"}
-    assert tensor_file.read_metadata(path) == {"said": "ü"}
+        assert opened.metadata() == {"text": "ü"}
+    assert tensor_file.read_metadata(path) == {"text": "ü"}
 
 
 def test_a_write_without_a_folder_says_so(tmp_path) -> None:
@@ -45,20 +45,20 @@ def test_a_write_without_a_folder_says_so(tmp_path) -> None:
 
 
 def write_cut(folder: Path, whole: dict[str, np.ndarray], cuts: list[tuple[str, int, int]], ranks: int) -> None:
-    """The elements of parameters, cut at some places and dealt out to ranks' files."""
+    """Write parameters that are cut into slices and distributed over the files of ranks."""
     shares: list[list[tuple[str, int, int]]] = [[] for _ in range(ranks)]
     for number, cut in enumerate(cuts):
         shares[number % ranks].append(cut)
     for rank, share in enumerate(shares):
         flats = {MASTER: [], "exp_avg": []}
-        stretches, offset = [], 0
+        slices, offset = [], 0
         for name, start, end in share:
             padding = np.full(offset % 3, np.nan, np.float32)
             offset += len(padding)
             elements = whole[name].reshape(-1)[start:end]
             for key, sign in ((MASTER, 1), ("exp_avg", -1)):
                 flats[key] += [padding, sign * elements]
-            stretches.append((name, whole[name].shape, start, end - start, offset))
+            slices.append((name, whole[name].shape, start, end - start, offset))
             offset += end - start
         tensors = {
             f"0.{key}": torch.tensor(np.concatenate([np.zeros(0, np.float32), *flat])) for key, flat in flats.items()
@@ -66,13 +66,13 @@ def write_cut(folder: Path, whole: dict[str, np.ndarray], cuts: list[tuple[str, 
         if rank == 0:
             tensors[BUFFER + "bias"] = torch.ones(2)
         tensors[RANDOM + "cpu"] = torch.full((4,), rank, dtype=torch.uint8)
-        table = [{"states": list(flats), "scalars": {"step": 7.0}, "stretches": stretches}]
+        table = [{"states": list(flats), "scalars": {"step": 7.0}, "slices": slices}]
         tensor_file.write(folder / rank_file(rank), tensors, {"partitions": json.dumps(table)})
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_run_of_elements_is_read_from_any_cut(tmp_path_factory, data) -> None:
+def test_any_range_of_elements_is_read_from_any_slices(tmp_path_factory, data) -> None:
     folder = tmp_path_factory.mktemp("cut")
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     shapes = {"a": (3, 4), "b": (7,), "c": (2, 3, 5)}
@@ -99,11 +99,11 @@ def test_any_run_of_elements_is_read_from_any_cut(tmp_path_factory, data) -> Non
 
 def test_a_parameter_with_a_hole_is_named(tmp_path) -> None:
     write_cut(tmp_path, {"a": np.zeros((4, 4), np.float32)}, [("a", 0, 5), ("a", 6, 16)], 2)
-    with pytest.raises(DamagedError, match="a is not whole"):
+    with pytest.raises(DamagedError, match="a is incomplete"):
         Contents(tmp_path)
 
 
-def test_the_newest_every_so_many_and_the_best_stay() -> None:
+def test_the_newest_every_nth_and_the_best_are_kept() -> None:
     losses = {100: 3.0, 200: 2.0, 300: None, 400: 1.0, 500: 1.5, 600: 1.2, 700: None}
     assert superseded(losses, Retention(newest=2)) == [100, 200, 300, 400, 500]
     assert superseded(losses, Retention(newest=1, every=300)) == [100, 200, 400, 500]
@@ -119,9 +119,9 @@ def test_the_newest_every_so_many_and_the_best_stay() -> None:
     every=st.integers(0, 9),
     best=st.integers(0, 3),
 )
-def test_the_newest_never_goes(losses, newest, every, best) -> None:
+def test_the_newest_are_never_deleted(losses, newest, every, best) -> None:
     gone = superseded(losses, Retention(newest, every, best))
     stay = sorted(set(losses) - set(gone))
     assert stay[-newest:] == sorted(losses)[-newest:]
-    # Publishing again takes nothing more away.
+    # Publishing again deletes nothing more.
     assert superseded({step: losses[step] for step in stay}, Retention(newest, every, best)) == []

@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends with the weights of one that was left alone, bit for bit."""
+"""A run that is killed repeatedly ends with the same weights as one that is not, bit for bit."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ def arguments(root: Path, steps: int) -> list[str]:
 
 @dataclass
 class Tally:
-    """How the kills fell."""
+    """Counts the kills."""
 
     victims: Counter[str] = field(default_factory=Counter)
     starting: int = 0
@@ -57,13 +57,13 @@ class Life:
         self.process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=self._log, stderr=self._log)
 
     def children(self) -> dict[int, str]:
-        """torchrun's agent and its ranks, as far as they have been started: process number -> which it is."""
-        found = {}
+        """torchrun's agent and its ranks, as far as they have started: process id -> ``agent`` or ``rank``."""
+        processes = {}
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 if "training" in (words := process.cmdline()):
-                    found[process.pid] = "agent" if "torch.distributed.run" in words else "rank"
-        return found
+                    processes[process.pid] = "agent" if "torch.distributed.run" in words else "rank"
+        return processes
 
     def saving(self) -> bool:
         return any(self.checkpoints.glob(".step-*.partial"))
@@ -73,18 +73,18 @@ class Life:
         return sum(1 for _ in read_records(file)) if file.exists() else 0
 
     def kill(self, victim: int) -> None:
-        """SIGKILL; wait until nothing of this life is left."""
-        everything = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        """Kill a process, and wait until no process of this life is left."""
+        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
-        _, alive = psutil.wait_procs(everything, timeout=PATIENCE)
+        _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
         assert not alive, f"still there {PATIENCE} s after a kill: {alive}"
         self.process.wait()
         self._log.close()
 
 
 def until(life: Life, wanted, what: str) -> bool:
-    """Wait until something is so; False: the run ended before."""
+    """Wait for a condition; False if the run ended before."""
     deadline = time.monotonic() + PATIENCE
     while not wanted():
         if life.process.poll() is not None:
@@ -95,7 +95,7 @@ def until(life: Life, wanted, what: str) -> bool:
 
 
 def kill_once(life: Life, moment: str, generator: random.Random, tally: Tally) -> bool:
-    """Kill a life at a moment of its; False: it ended before."""
+    """Kill a process of a life at some moment; False if the life ended before."""
     before = life.steps_done()
     if moment == "starting":
         time.sleep(generator.uniform(0.1, 8.0))
@@ -110,19 +110,19 @@ def kill_once(life: Life, moment: str, generator: random.Random, tally: Tally) -
     life.kill(victim)
     tally.victims[targets[victim]] += 1
     tally.starting += moment == "starting"
-    tally.saving += life.saving()  # what was being written is still there
+    tally.saving += life.saving()  # what was being written still exists
     return True
 
 
 def suffer(root: Path, steps: int, kills: int, log: Path, tally: Tally) -> None:
-    """Start, kill, start again, until so many kills are done; then let it end."""
+    """Start, kill, start again, until ``kills`` kills are done; then let it finish."""
     generator = random.Random(5)
     while tally.kills < kills:
         life = Life(root, steps, log)
         moment = generator.choice(["starting", "running", "saving", "saving", "saving"])
         if not kill_once(life, moment, generator, tally):
             assert life.process.wait() == 0, log.read_text()[-3000:]
-            # Done before all kills were: the rest falls on a run that begins again from an earlier checkpoint.
+            # It finished before all kills were done: continue with a run that resumes from an earlier checkpoint.
             for path in sorted(life.checkpoints.glob("step-*"))[1:]:
                 shutil.rmtree(path)
             (life.layout.pretrain / manifest.NAME).unlink()
@@ -146,14 +146,14 @@ def check(tmp_path: Path, steps: int, kills: int) -> Tally:
     tally = Tally()
     shared = shared_memory()
     suffer(killed, steps, kills, tmp_path / "log", tally)
-    expected, found = last_checkpoint(alone), last_checkpoint(killed)
-    assert found.counts["step"] == steps
-    assert found.files == expected.files, "the killed run's last checkpoint is not the other's, byte for byte"
+    expected, saved = last_checkpoint(alone), last_checkpoint(killed)
+    assert saved.counts["step"] == steps
+    assert saved.files == expected.files, "the killed run's last checkpoint is not the other's, byte for byte"
     assert not (left := shared_memory() - shared), f"shared memory is left behind: {left}"
     return tally
 
 
-# Half a minute: four real starts, since what is killed are a launcher, its agent and its ranks.
+# Half a minute: four real starts, since the launcher, its agent or its ranks are killed.
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path) -> None:
     tally = check(tmp_path, steps=24, kills=2)
     assert tally.kills == 2

@@ -1,4 +1,4 @@
-"""What is damaged, foreign or cannot be written: named, and nothing that was there is lost."""
+"""Checkpoints that are damaged, of a different run, or cannot be written: messages name them, and nothing is lost."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ from tests.support.training.grid import Cell, Task, run_tasks
 from tests.training.engine.test_engine import follow, weights_of
 from training.checkpoint.full_weights import require_checkpoint
 from training.checkpoint.index import FORMAT
-from training.checkpoint.load import Resumption, newest_whole
-from training.checkpoint.save import About
+from training.checkpoint.load import Resumption, newest_complete
+from training.checkpoint.save import RunIdentity
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
@@ -54,11 +54,11 @@ def test_the_one_before_a_damaged_one_is_used_and_the_damage_named(
     damage(checkpoints / "step-00000008" / name)
     if name == "manifest.json" and damage is flip:
         (checkpoints / "step-00000008" / name).write_bytes(b"\xff{")
-    found = newest_whole(checkpoints)
-    assert found is not None
-    assert found.step == 6
-    (line,) = found.passed_over
-    assert line.startswith("step-00000008 passed over: ")
+    checkpoint = newest_complete(checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.step == 6
+    (line,) = checkpoint.skipped
+    assert line.startswith("step-00000008 skipped: ")
     assert name in line or line.endswith("no manifest")
 
 
@@ -67,10 +67,10 @@ def test_a_checkpoint_of_another_format_is_named(checkpoints: Path) -> None:
     written = json.loads(newest.read_text())
     del written["details"]["format"]
     newest.write_text(json.dumps(written))
-    found = newest_whole(checkpoints)
-    assert found is not None and found.step == 6
-    assert found.passed_over == [
-        f"step-00000008 passed over: saved in format None by another version of Millrace, this one reads {FORMAT}"
+    checkpoint = newest_complete(checkpoints)
+    assert checkpoint is not None and checkpoint.step == 6
+    assert checkpoint.skipped == [
+        f"step-00000008 skipped: saved in format None by another version of Millrace, this one reads {FORMAT}"
     ]
     with pytest.raises(RequestError, match=r"step-00000008: saved in format None .* or move it away and run `make"):
         require_checkpoint(newest.parent, "pretrain")
@@ -81,10 +81,10 @@ def test_when_all_are_damaged_the_user_decides(checkpoints: Path) -> None:
     for folder in checkpoints.iterdir():
         truncate(folder / "rank-00001.safetensors")
     with pytest.raises(RequestError, match="no checkpoint there can be read: move"):
-        newest_whole(checkpoints)
+        newest_complete(checkpoints)
 
 
-def test_ranks_pass_over_together_what_one_of_them_finds_damaged(checkpoints: Path, tmp_path: Path) -> None:
+def test_all_ranks_skip_a_checkpoint_that_one_of_them_finds_damaged(checkpoints: Path, tmp_path: Path) -> None:
     flip(checkpoints / "step-00000008" / "rank-00001.safetensors")
     out = tmp_path / "out"
     task = Task(Cell(2, 2, 2), out, begin_from=checkpoints)
@@ -92,23 +92,23 @@ def test_ranks_pass_over_together_what_one_of_them_finds_damaged(checkpoints: Pa
     assert len(task.seen()["losses"]) == 2, "from step 6 to 8"
 
 
-def test_what_was_passed_over_is_moved_aside_and_not_removed(checkpoints: Path, tmp_path: Path) -> None:
-    """It may be whole: of another version, or on a file server that was away."""
+def test_a_skipped_checkpoint_is_moved_aside_and_not_deleted(checkpoints: Path, tmp_path: Path) -> None:
+    """It may be complete: of another version, or on a file server that was unavailable."""
     newest = checkpoints / "step-00000008" / "manifest.json"
     written = json.loads(newest.read_text())
     written["details"]["format"] = FORMAT - 1
     newest.write_text(json.dumps(written))
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=2", "train.keep=9"))
     shutil.copytree(checkpoints, task.out / "checkpoints")
-    assert "step-00000008, which was passed over, is now " in run_tasks([task], tmp_path)
+    assert "step-00000008, which was skipped, is now " in run_tasks([task], tmp_path)
     (aside,) = (task.out / "checkpoints" / "previous").iterdir()
     assert manifest.faults(aside) == [] and aside.name.endswith("step-00000008")
-    found = newest_whole(task.out / "checkpoints")
-    assert found is not None and (found.step, found.passed_over) == (8, [])
+    checkpoint = newest_complete(task.out / "checkpoints")
+    assert checkpoint is not None and (checkpoint.step, checkpoint.skipped) == (8, [])
 
 
-def test_what_was_passed_over_takes_no_place_of_a_whole_one(checkpoints: Path, tmp_path: Path) -> None:
-    """Between the one resumed from and the next, where a signal had it written."""
+def test_a_skipped_checkpoint_does_not_count_among_those_kept(checkpoints: Path, tmp_path: Path) -> None:
+    """Its step is between that of the checkpoint resumed from and that of the next one."""
     shutil.rmtree(checkpoints / "step-00000008")
     truncate(checkpoints / "step-00000006" / "rank-00000.safetensors")
     shutil.copytree(checkpoints / "step-00000002", checkpoints / "step-00000002-good")
@@ -121,22 +121,22 @@ def test_what_was_passed_over_takes_no_place_of_a_whole_one(checkpoints: Path, t
     assert aside.name.endswith("step-00000006")
 
 
-def test_a_failed_save_names_the_newest_that_is_whole(checkpoints: Path, tmp_path: Path) -> None:
+def test_a_failed_save_names_the_newest_complete_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
     for step in (6, 8):
         truncate(checkpoints / f"step-{step:08d}" / "rank-00000.safetensors")
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=1", "train.keep=9"), full_disk=(5, 7))
     shutil.copytree(checkpoints, task.out / "checkpoints")
-    said = run_tasks([task], tmp_path)
-    assert "the checkpoint at step 5 could not be written" in said
-    assert "the newest whole one is step-00000004" in said
+    output = run_tasks([task], tmp_path)
+    assert "the checkpoint at step 5 could not be written" in output
+    assert "the newest is step-00000004" in output
 
 
-def test_a_file_that_one_rank_cannot_read_is_passed_over_by_all(checkpoints: Path, tmp_path: Path) -> None:
-    """The other rank must not wait for its word: the system's error is of one alone."""
+def test_a_file_that_one_rank_cannot_read_is_skipped_by_all(checkpoints: Path, tmp_path: Path) -> None:
+    """The system error is raised on one rank only, and the other rank must not wait for it."""
     newest = checkpoints / "step-00000008"
     unreadable, written = newest / "rank-00001.safetensors", json.loads((newest / "manifest.json").read_text())
     unreadable.unlink()
-    unreadable.symlink_to("/proc/self/mem")  # a file of no bytes, and an error to whoever reads it
+    unreadable.symlink_to("/proc/self/mem")  # a file without bytes that raises an error when it is read
     written["files"][unreadable.name]["bytes"] = 0
     (newest / "manifest.json").write_text(json.dumps(written))
     task = Task(Cell(2, 2, 1), tmp_path / "out", begin_from=checkpoints)
@@ -144,9 +144,9 @@ def test_a_file_that_one_rank_cannot_read_is_passed_over_by_all(checkpoints: Pat
     assert len(task.seen()["losses"]) == 2, "from step 6 to 8"
 
 
-def about(**changes: dict[str, Any]) -> About:
+def about(**changes: dict[str, Any]) -> RunIdentity:
     topology: dict[str, int | str] = {"ranks": 2, "expert_parallel": 2, "zero_stage": 1}
-    return About(**{"identity": {"run": "test"}, "inputs": {}, "model": {}, "topology": topology, **changes})
+    return RunIdentity(**{"identity": {"run": "test"}, "inputs": {}, "model": {}, "topology": topology, **changes})
 
 
 @pytest.mark.parametrize(
@@ -158,52 +158,52 @@ def about(**changes: dict[str, Any]) -> About:
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(saved, changes, difference) -> None:
-    found = newest_whole(saved)
-    assert found is not None
-    with pytest.raises(RequestError, match="is a checkpoint of another run: ") as caught:
-        Resumption(found, about(**changes))
+    checkpoint = newest_complete(saved)
+    assert checkpoint is not None
+    with pytest.raises(RequestError, match="is a checkpoint of a different run: ") as caught:
+        Resumption(checkpoint, about(**changes))
     assert difference in str(caught.value)
-    assert Resumption(found, about()).changes == ""
+    assert Resumption(checkpoint, about()).changes == ""
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, tmp_path) -> None:
     with pytest.raises(
-        AssertionError, match=r"model\.layers\.0\.mlp\.down_proj\.weight is \(32, 48\), the recipe's is"
+        AssertionError, match=r"model\.layers\.0\.mlp\.down_proj\.weight is \(32, 48\), in the recipe's model"
     ):
         run_tasks([Task(Cell(1, 1, 1), tmp_path, ("model.intermediate_size=64",), saved)], tmp_path)
 
 
-def test_training_goes_on_when_the_disk_is_full_and_says_so(tmp_path: Path) -> None:
-    """The last rank cannot write at steps 4 and 6: these checkpoints are dropped, 2 stays till 8 is whole."""
+def test_training_continues_when_the_disk_is_full_and_warns(tmp_path: Path) -> None:
+    """The last rank cannot write at steps 4 and 6: these checkpoints are dropped, and 2 is kept until 8 is complete."""
     options = ("train.save_every=2", "train.keep=9")
     task = Task(Cell(2, 2, 1), tmp_path / "out", options, full_disk=(3, 7))
-    said = run_tasks([task], tmp_path)
-    assert "the checkpoint at step 4 could not be written (rank 1: File too large" in said
-    assert "the newest whole one is step-00000002" in said
+    output = run_tasks([task], tmp_path)
+    assert "the checkpoint at step 4 could not be written (rank 1: File too large" in output
+    assert "the newest is step-00000002" in output
     checkpoints = task.out / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000002", "step-00000008"]
     assert all(manifest.faults(folder) == [] for folder in checkpoints.iterdir())
     assert task.seen()["losses"] == pytest.approx(follow([])["losses"], abs=1e-5)
 
 
-def test_training_goes_on_when_its_numbers_cannot_be_written(tmp_path: Path) -> None:
+def test_training_continues_when_its_metrics_cannot_be_written(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "metrics.jsonl").symlink_to("/dev/full")
     task = Task(Cell(2, 2, 1), out)
-    said = run_tasks([task], tmp_path)
-    assert said.count("warning: metrics.jsonl cannot be written (No space left on device): training goes on") == 1
-    assert "tensorboard/ cannot" not in said
+    output = run_tasks([task], tmp_path)
+    assert output.count("warning: metrics.jsonl cannot be written (No space left on device): training continues") == 1
+    assert "tensorboard/ cannot" not in output
     assert len(task.seen()["losses"]) == 8
     assert manifest.faults(out / "checkpoints" / "step-00000008") == []
 
 
-def test_a_run_whose_last_checkpoint_fails_does_not_end_well(tmp_path: Path) -> None:
+def test_a_run_whose_last_checkpoint_fails_is_a_failure(tmp_path: Path) -> None:
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.save_every=4",), full_disk=(5, 9))
     with pytest.raises(AssertionError, match=r"the last checkpoint could not be saved \(rank 1: File too large"):
         run_tasks([task], tmp_path)
-    found = newest_whole(task.out / "checkpoints")
-    assert found is not None and found.step == 4
+    checkpoint = newest_complete(task.out / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == 4
 
 
 def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
@@ -214,11 +214,11 @@ def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="the last checkpoint could not be saved") as caught:
         run_tasks([task], tmp_path)
     assert "the checkpoint at step 4 could not be written (rank 0: " in str(caught.value)
-    assert "training goes on, with none on disk" in str(caught.value)
+    assert "training continues, no checkpoint is on disk" in str(caught.value)
 
 
 def test_the_newest_every_fourth_and_the_best_are_kept(tmp_path: Path) -> None:
-    """At a learning rate that grows until the loss does."""
+    """The learning rate grows until the loss grows too."""
     schedule = "train.schedule={kind: cosine, warmup_steps: 7}"
     options = ("train.save_every=1", "train.eval_every=1", "train.learning_rate=0.1", schedule)
     kept = ("train.keep=1", "train.keep_every=4", "train.keep_best=1")

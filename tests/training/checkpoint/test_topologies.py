@@ -1,4 +1,4 @@
-"""Every legal topology computes what one process computes, and every topology goes on from another's checkpoint."""
+"""Every legal topology computes what one process computes, and every topology resumes from another's checkpoint."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.training.engine.test_engine import follow, weights_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 HALF = 4
-#: What a difference in the order of sums may come to; weights after Adam's division by small numbers.
+#: Tolerances for a different order of sums; larger for weights, since Adam divides by small numbers.
 LOSS, NORM, WEIGHT = 1e-5, 1e-5, 1e-4
 
 
@@ -32,7 +32,7 @@ def reference() -> dict[str, Any]:
 
 
 def differences(seen: dict[str, Any], reference: dict[str, Any], start: int = 0) -> list[str]:
-    """What differs from the reference from step ``start`` on; empty: nothing."""
+    """Differences from the reference, from step ``start`` on."""
     wrong = []
     losses, norms = reference["losses"][start:], reference["norms"][start:]
     if len(seen["losses"]) != len(losses) or seen["losses"] != pytest.approx(losses, abs=LOSS):
@@ -45,7 +45,7 @@ def differences(seen: dict[str, Any], reference: dict[str, Any], start: int = 0)
 
 
 def different_weights(task: Task, reference: dict[str, Any]) -> list[str]:
-    """``read_weights`` of the last checkpoint against the reference's weights."""
+    """Differences of the last checkpoint's weights from the reference."""
     *_, checkpoint = sorted((task.out / "checkpoints").glob("step-*"))
     weights = weights_of(checkpoint)
     worst = {name: float((weights[name] - tensor).abs().max()) for name, tensor in reference["weights"].items()}
@@ -59,12 +59,12 @@ def complain(wrong: dict[str, list[str]]) -> None:
 def check_cells(cells: list[Cell], folder: Path, reference: dict[str, Any]) -> None:
     tasks = [Task(cell, folder / str(number)) for number, cell in enumerate(cells)]
     run_tasks(tasks, folder)
-    found = {str(t.cell): differences(t.seen(), reference) + different_weights(t, reference) for t in tasks}
-    complain({name: faults for name, faults in found.items() if faults})
+    failures = {str(t.cell): differences(t.seen(), reference) + different_weights(t, reference) for t in tasks}
+    complain({name: faults for name, faults in failures.items() if faults})
 
 
 def test_the_case_bites(reference, tmp_path) -> None:
-    """Clipping changes every step, biases move, and at the first steps half of the experts get no token."""
+    """In the reference, clipping changes every step, biases move, and at first half of the experts get no tokens."""
     assert min(reference["norms"]) > 2 * 0.5
     assert all(len(set(biases)) > 1 for biases in reference["biases"])
     task = Task(Cell(2, 2, 1), tmp_path / "out")
@@ -74,7 +74,7 @@ def test_the_case_bites(reference, tmp_path) -> None:
     assert max(last[:4]) > 0, "and later some"
 
 
-# Twenty seconds: every ninth legal cell, so that ranks, expert parallelism, stages and checkpointing all occur.
+# Twenty seconds: every ninth legal cell, which covers ranks, expert parallelism, stages and checkpointing.
 def test_a_sample_of_the_grid(reference, tmp_path) -> None:
     check_cells([cell for number, cell in enumerate(legal_cells()) if number % 9 == 4], tmp_path, reference)
 
@@ -110,7 +110,7 @@ def check_pairs(pairs: list[tuple[Cell, Cell]], folder: Path, reference: dict[st
 
 
 def test_a_sample_of_elastic_pairs(reference, tmp_path) -> None:
-    """Fewer and more ranks, other expert-parallel sizes, every stage to every other."""
+    """From fewer to more ranks and back, between expert-parallel sizes, and from every stage to every other."""
     pairs = [
         (Cell(2, 2, 1), Cell(1, 1, 2)),
         (Cell(1, 1, 1), Cell(2, 2, 1)),
@@ -129,4 +129,4 @@ def test_every_elastic_pair(reference, tmp_path, capsys) -> None:
     check_pairs(pairs, tmp_path, reference)
     assert sum({before.stage, after.stage} <= {1, 2} for before, after in pairs) == math.perm(12, 2)
     with capsys.disabled():
-        print(f"\n{len(pairs)} elastic pairs: the second topology goes on from the first's checkpoint as one run")
+        print(f"\n{len(pairs)} elastic pairs: the second topology resumes from the first's checkpoint as one run would")

@@ -1,4 +1,4 @@
-"""Export and import over a run on disk: the folder is the model, and nothing else is published."""
+"""Export and import of a run on disk: the folder holds the same model, or nothing is published."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from tokenizer.registry import load_tokenizer
 from tokenizer.special_tokens import END_OF_TURN_ID
 from tokenizer.train import _fit
 from training.checkpoint.full_weights import read_weights
-from training.checkpoint.save import About
-from training.checkpoint.write_full import write_whole
+from training.checkpoint.save import RunIdentity
+from training.checkpoint.write_full import write_full
 from training.commands import import_model
 from training.commands.export import export
 from training.export import folder as export_folder
@@ -36,7 +36,7 @@ from training.runs import pretrain_run
 
 transformers = pytest.importorskip("transformers")
 DEEPSEEK = small(num_nextn_predict_layers=1, tie_word_embeddings=True).model_dump()
-#: Digits, indents, several newlines, what falls back to bytes, and SentencePiece's own sign for a space.
+#: Digits, indents, several newlines, byte fallback, and SentencePiece's symbol for a space.
 ODD_TEXT = "def f(x):\n    return  x\n\n\n\ta\u2581b 2024 😀 é  -- -- ---\r\n the the then \x00<0x41> \n "
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": GPT,
@@ -46,25 +46,25 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def with_data(recipe: Recipe) -> RunLayout:
-    """Manifests of the data that a tiny run has."""
+    """Write the data manifests of a tiny run."""
     layout = RunLayout.of(recipe)
     files = manifest.describe_files(layout.tokenizer)
-    made = Manifest("tokenizer", {}, {}, {}, {}, files, {"vocab_size": 80, "reserved": []})
-    manifest.write(layout.tokenizer, made)
+    tokenizer_manifest = Manifest("tokenizer", {}, {}, {}, {}, files, {"vocab_size": 80, "reserved": []})
+    manifest.write(layout.tokenizer, tokenizer_manifest)
     files = manifest.describe_files(layout.tokens)
-    inputs = {"tokenizer": made.fingerprint}
+    inputs = {"tokenizer": tokenizer_manifest.fingerprint}
     manifest.write(layout.tokens, Manifest("tokens", {}, inputs, {}, {}, files, {"vocab_size": 80}))
     return layout
 
 
 def trained(root: Path, model: dict[str, Any], *overrides: str) -> tuple[Recipe, RunLayout, Any]:
-    """A tiny run whose weights lie in a checkpoint."""
+    """A tiny run with a checkpoint of its weights."""
     root.mkdir(parents=True, exist_ok=True)
     recipe = tiny_recipe(root, model, *overrides)
-    layout, made = with_data(recipe), tiny_model(recipe)
-    about = About({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
-    write_whole(layout.pretrain / "checkpoints", made, about)
-    return recipe, layout, made
+    layout, network = with_data(recipe), tiny_model(recipe)
+    about = RunIdentity({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
+    write_full(layout.pretrain / "checkpoints", network, about)
+    return recipe, layout, network
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -72,27 +72,27 @@ def test_a_folder_is_the_model_there_and_back(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_folder, "_FILE_BYTES", 20_000)  # several files and an index
-    recipe, layout, made = trained(tmp_path / "one", MODELS[name])
+    recipe, layout, model = trained(tmp_path / "one", MODELS[name])
     assert export(recipe) == 0
-    said = capsys.readouterr().out
-    assert "read back bit for bit; transformers' logits differ by " in said
+    output = capsys.readouterr().out
+    assert "read back bit for bit; transformers' logits differ by " in output
     assert manifest.faults(layout.export) == [] and (layout.export / "model.safetensors.index.json").exists()
     assert export(recipe) == 0 and "up to date" in capsys.readouterr().out
     other = tiny_recipe(tmp_path, MODELS[name])
     theirs = with_data(other)
     assert import_model.import_model(other, layout.export) == 0
     again = load_model(other, theirs.pretrain / "checkpoints" / "step-00000000", torch.device("cpu"))
-    for (key, ours), found in zip(made.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(ours, found), key
+    for (key, ours), loaded in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, loaded), key
     assert import_model.import_model(other, layout.export) == 0 and "up to date" in capsys.readouterr().out
-    # Other weights, and those of a training that has begun, are not passed over for what is asked for.
+    # Neither other weights nor those of a training that has started are replaced without run.replace.
     third, elsewhere, different = trained(tmp_path / "three", {**MODELS[name], "initializer_range": 0.3})
     assert export(third) == 0
     run = pretrain_run(third, elsewhere)
     run.open("", replace=True)
-    write_whole(run.folder / "checkpoints", different, About(run.identity, {}, {}, {}))
+    write_full(run.folder / "checkpoints", different, RunIdentity(run.identity, {}, {}, {}))
     for one in (other, third):
-        with pytest.raises(RequestError, match=r"holds weights already that were not imported .* run\.name another"):
+        with pytest.raises(RequestError, match=r"already holds weights that are not a complete import .* run\.name"):
             import_model.import_model(one, elsewhere.export)
 
 
@@ -105,19 +105,19 @@ def test_weights_of_other_tokens_are_not_imported(tmp_path: Path) -> None:
     letter, other = (key for key, token in vocab.items() if token in (20, 21))
     vocab[letter], vocab[other] = vocab[other], vocab[letter]
     path.write_text(json.dumps(released))
-    asked = tiny_recipe(tmp_path, GPT)
-    with_data(asked)
-    said = rf"token 20 is '{other}' in .*export and '{letter}' in the run's data: set tokenizer.kind=huggingface"
-    with pytest.raises(RequestError, match=said):
-        import_model.import_model(asked, layout.export)
+    gpt = tiny_recipe(tmp_path, GPT)
+    with_data(gpt)
+    message = rf"token 20 is '{other}' in .*export and '{letter}' in the run's data: set tokenizer.kind=huggingface"
+    with pytest.raises(RequestError, match=message):
+        import_model.import_model(gpt, layout.export)
     path.write_text("{}")
     with pytest.raises(RequestError, match=r"tokenizer.json: cannot be read"):
-        import_model.import_model(asked, layout.export)
-    assert not RunLayout.of(asked).pretrain.exists()
+        import_model.import_model(gpt, layout.export)
+    assert not RunLayout.of(gpt).pretrain.exists()
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
-    """As from a shell, also where make runs the tests."""
+    """Run a command as from a shell, even if make runs the tests."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     command = ["make", "SETUP=", *words]
     return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
@@ -139,11 +139,11 @@ def test_make_hands_the_folder_to_import_alone() -> None:
 
 
 def test_bf16_is_exported_as_that(tmp_path: Path) -> None:
-    recipe, layout, made = trained(tmp_path, GPT, "train.precision=bf16")
+    recipe, layout, model = trained(tmp_path, GPT, "train.precision=bf16")
     assert export(recipe) == 0
     weights = dict(weights_in(layout.export))
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
-    assert torch.equal(weights["transformer.wte.weight"], made.model.embed_tokens.weight.to(torch.bfloat16))
+    assert torch.equal(weights["transformer.wte.weight"], model.model.embed_tokens.weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o007])
@@ -162,7 +162,7 @@ def test_every_file_follows_the_umask(umask: int, tmp_path: Path) -> None:
 
 
 def with_pieces(layout: RunLayout, text: str) -> Tokenizer:
-    """Give a tiny run a SentencePiece tokenizer of a text in place of its characters."""
+    """Give a tiny run a SentencePiece tokenizer instead of its character tokenizer."""
     size = ["tokenizer.kind=bpe", "tokenizer.vocab_size=325"]
     (layout.tokenizer / "characters.json").unlink()
     (layout.tokenizer / MODEL_NAME).write_bytes(_fit([text], load_recipe(CHECKOUT / "tests" / "end-to-end.yaml", size)))
@@ -200,28 +200,28 @@ def test_an_export_with_pieces_is_imported_where_they_are_the_same(tmp_path: Pat
             continue
         with pytest.raises(RequestError, match=r"in the run's data: make the data with .*tokenizer\.kind=run"):
             import_model.import_model(other, layout.export)
-        # As exports were, and as other programs write it.
+        # As other programs write it.
         (layout.export / "tokenizer.json").unlink()
         with pytest.raises(RequestError, match=r"in the run's data: make the data with .*tokenizer\.kind=run"):
             import_model.import_model(other, layout.export)
 
 
 def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None:
-    """At the end of a turn too: there a fine-tuned model goes on with what it was never taught."""
+    """Also at the end of a turn, where a fine-tuned model continues with something that it was never trained on."""
     recipe, layout, model = trained(tmp_path, {**GPT, "tie_word_embeddings": False})
     with torch.no_grad():
         model.model.norm.bias.fill_(1.0)
         model.lm_head.weight[END_OF_TURN_ID] = 10.0
     checkpoint = layout.pretrain / "checkpoints"
     shutil.rmtree(checkpoint / "step-00000000")
-    about = About({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
-    write_whole(checkpoint, model, about)
+    about = RunIdentity({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
+    write_full(checkpoint, model, about)
     export(recipe)
     tokenizer = transformers.AutoTokenizer.from_pretrained(layout.export)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(layout.export)
     prompt = tokenizer(["A dog", "fox"], padding=True, return_tensors="pt")
-    said = theirs.generate(**prompt, max_new_tokens=20, do_sample=False)[:, prompt["input_ids"].shape[1] :]
-    assert said.tolist() == [[END_OF_TURN_ID], [END_OF_TURN_ID]]
+    generated = theirs.generate(**prompt, max_new_tokens=20, do_sample=False)[:, prompt["input_ids"].shape[1] :]
+    assert generated.tolist() == [[END_OF_TURN_ID], [END_OF_TURN_ID]]
     stops = load_tokenizer(layout.tokenizer).stop_ids
     for name in ("config.json", "generation_config.json"):
         assert set(json.loads((layout.export / name).read_text())["eos_token_id"]) == stops
@@ -236,15 +236,15 @@ def test_what_is_not_the_model_is_not_published(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"positions": "rope"}, "no model.positions=rope: it cannot be exported"),
         ({"window": 8}, "no model.window=8"),
         ({"activation": "swiglu"}, "no model.activation=swiglu"),
     ],
 )
-def test_what_the_format_lacks_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_what_the_format_lacks_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         export(tiny_recipe(tmp_path, {**GPT, **changes}))
 
 
@@ -260,9 +260,9 @@ def test_another_model_is_not_imported(tmp_path: Path) -> None:
         r"has num_attention_heads=2, the recipe model.num_attention_heads=4": {**GPT, "num_attention_heads": 4},
         "has a vocabulary of 80, the recipe one of 90: set model.vocab_size=80": {**GPT, "vocab_size": 90},
     }
-    for said, model in wrong.items():
+    for message, model in wrong.items():
         other = tiny_recipe(tmp_path, model)
-        with pytest.raises(RequestError, match=said):
+        with pytest.raises(RequestError, match=message):
             import_model.import_model(other, layout.export)
         assert not RunLayout.of(other).pretrain.exists()
     with pytest.raises(RequestError, match=r"no config\.json is there"):
@@ -277,16 +277,16 @@ def test_another_model_is_not_imported(tmp_path: Path) -> None:
 
 
 def test_the_older_file_is_read(tmp_path: Path) -> None:
-    recipe, layout, made = trained(tmp_path / "one", GPT)
+    recipe, layout, model = trained(tmp_path / "one", GPT)
     export(recipe)
     weights = dict(weights_in(layout.export))
     (layout.export / "model.safetensors").unlink()
-    # As in old files: no prefix, and the causal mask among the weights.
+    # As in old files: without a prefix, and with the causal mask among the weights.
     older = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     torch.save({**older, "h.0.attn.bias": torch.ones(1, 1, 64, 64)}, layout.export / "pytorch_model.bin")
     other = tiny_recipe(tmp_path, GPT)
     theirs = with_data(other)
     assert import_model.import_model(other, layout.export) == 0
-    found = dict(read_weights(theirs.pretrain / "checkpoints" / "step-00000000"))
-    fresh = dict(made.named_parameters())
-    assert found.keys() == fresh.keys() and all(torch.equal(found[name], fresh[name]) for name in found)
+    reread = dict(read_weights(theirs.pretrain / "checkpoints" / "step-00000000"))
+    fresh = dict(model.named_parameters())
+    assert reread.keys() == fresh.keys() and all(torch.equal(reread[name], fresh[name]) for name in reread)

@@ -37,7 +37,7 @@ SIZES: dict[str, Any] = {
 }
 V2: dict[str, Any] = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
-#: The recipe's model sections of the directories below.
+#: The model sections of recipes for the directories below.
 RECIPES: dict[str, dict[str, Any]] = {
     "v3": {**SIZES, "n_group": 2, "routed_scaling_factor": 2.5},
     "v2": {**SIZES, **V2},
@@ -55,7 +55,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def saved(folder: Path, kind: str, **changes: Any) -> Any:
-    """A model of transformers' with ``changes`` of its configuration, saved as it saves it."""
+    """A model of transformers with changes to its configuration, saved by transformers."""
     if kind == "gpt":
         sizes: dict[str, Any] = {"vocab_size": 80, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
         tokens = {"bos_token_id": 1, "eos_token_id": 2}
@@ -87,7 +87,7 @@ def rewrite(folder: Path, change: Callable[[Weights], Weights]) -> None:
 
 
 def taken(root: Path, kind: str, folder: Path, **model: Any) -> Any:
-    """Our model after an import into a run of its own."""
+    """Our model after an import into a new run."""
     root.mkdir(exist_ok=True)
     recipe = tiny_recipe(root, {**RECIPES[kind], **model})
     layout = with_data(recipe)
@@ -111,7 +111,7 @@ def require_same_logits(ours: Any, theirs: Any) -> None:
         ("v3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 500.0, **YARN}}, {"rope_theta": 500.0}),
         ("v2", {}, {}),
         ("v2", {"mlp_bias": True, "attention_bias": True}, {"mlp_bias": True, "attention_bias": True}),
-        ("v2", {"n_group": 2, "topk_group": 1}, {}),  # greedy looks at no groups
+        ("v2", {"n_group": 2, "topk_group": 1}, {}),  # greedy routing ignores groups
         ("gpt", {}, {}),
         ("gpt", {"tie_word_embeddings": False}, {"tie_word_embeddings": False}),
         ("gpt", {"attn_pdrop": 0.0}, {}),
@@ -127,7 +127,7 @@ def test_what_transformers_saves_is_the_same_model_here(
 
 
 def old_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """As configurations were before transformers 5."""
+    """A configuration in the style of transformers before version 5."""
     scaling = {"type": "yarn", **YARN, "mscale": 1.0, "mscale_all_dim": 1.0}
     rest = {key: value for key, value in config.items() if key != "rope_parameters"}
     return {**rest, "rope_theta": 10_000, "rope_scaling": scaling}
@@ -146,7 +146,7 @@ def test_both_spellings_of_rope_are_read(tmp_path: Path) -> None:
 def test_tensors_that_hold_nothing_learned_are_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     model = saved(folder, "v3", tie_word_embeddings=True)
-    # The bare model's names, tables of rotary positions, and the head beside the embedding that it is.
+    # The bare model's names, tables of rotary positions, and a head that is tied to the embedding.
     rewrite(
         folder,
         lambda weights: {
@@ -164,7 +164,7 @@ def test_halves_and_several_files_are_read(tmp_path: Path) -> None:
         model = saved(folder, "v3").to(dtype)
         (folder / "model.safetensors").unlink()
         model.save_pretrained(folder, max_shard_size="30KB")
-        save_file({"model.norm.weight": torch.zeros(32)}, folder / "zz.safetensors")  # no index names it
+        save_file({"model.norm.weight": torch.zeros(32)}, folder / "zz.safetensors")  # it is missing from the index
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         require_same_logits(taken(tmp_path / f"ours{dtype}", "v3", folder), theirs)
     missing = sorted(folder.glob("model-*.safetensors"))[1]
@@ -198,7 +198,7 @@ def without_mscale(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "said"),
+    ("kind", "change", "message"),
     [
         (
             "v3",
@@ -215,23 +215,23 @@ def without_mscale(config: dict[str, Any]) -> dict[str, Any]:
         ("v3", {"model_type": "llama"}, r"model_type is 'llama', and model\.family=deepseek reads"),
         ("v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'"),
         ("gpt", {"add_cross_attention": True}, "add_cross_attention is True"),
-        # What a config.json leaves out has the release's value, not the recipe's.
+        # A key that config.json leaves out has the default of transformers, not the recipe's value.
         ("v3", {"routed_scaling_factor": ...}, None),
         ("v3", {"n_group": ..., "topk_group": ...}, r"n_routed_experts \(4\) is not divisible by n_group \(8\)"),
         ("v2", {"first_k_dense_replace": ...}, r"has first_k_dense_replace=0, .*: set model\.first_k_dense_replace=0$"),
     ],
 )
 def test_a_key_of_another_model_is_refused_by_name(
-    kind: str, change: dict[str, Any], said: str | None, tmp_path: Path
+    kind: str, change: dict[str, Any], message: str | None, tmp_path: Path
 ) -> None:
     folder = tmp_path / "theirs"
     saved(folder, kind)
     absent = [key for key, value in change.items() if value is ...]
     edit(folder, lambda config: {key: value for key, value in (config | change).items() if key not in absent})
-    if said is None:
+    if message is None:
         taken(tmp_path / "ours", kind, folder)
         return
-    with pytest.raises(RequestError, match=said) as refused:
+    with pytest.raises(RequestError, match=message) as refused:
         taken(tmp_path / "ours", kind, folder)
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
 
@@ -251,7 +251,7 @@ def test_all_keys_that_differ_are_given_as_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "said"),
+    ("kind", "change", "message"),
     [
         ("v3", lambda w: {**w, "lm_head.weight": w["lm_head.weight"].to(torch.float8_e4m3fn)}, "as float8_e4m3fn"),
         ("v3", lambda w: {n: t for n, t in w.items() if "correction" not in n}, "lack model.*e_score_correction_bias"),
@@ -262,12 +262,12 @@ def test_all_keys_that_differ_are_given_as_overrides(tmp_path: Path) -> None:
     ],
 )
 def test_a_tensor_of_another_model_is_refused_by_name(
-    kind: str, change: Callable[[Weights], Weights], said: str, tmp_path: Path
+    kind: str, change: Callable[[Weights], Weights], message: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "theirs"
     saved(folder, kind)
     rewrite(folder, change)
-    with pytest.raises(RequestError, match=said) as refused:
+    with pytest.raises(RequestError, match=message) as refused:
         taken(tmp_path / "ours", kind, folder)
     assert str(folder) in str(refused.value)
 
@@ -283,13 +283,13 @@ def test_a_head_that_is_not_the_embedding_is_not_taken_for_it(kind: str, tmp_pat
 def test_prediction_layers_that_transformers_dropped_are_no_hindrance(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its config.json counts one and the weights have none."""
+    """config.json declares one, but the weights have none."""
     folder = tmp_path / "theirs"
     model = saved(folder, "v3")
     assert json.loads((folder / "config.json").read_text())["num_nextn_predict_layers"] == 1
     require_same_logits(taken(tmp_path / "none", "v3", folder), model)
-    said = "num_nextn_predict_layers is 1 in config.json and 0 in the recipe: 1 prediction layer is not imported"
-    assert said in capsys.readouterr().out
+    message = "num_nextn_predict_layers is 1 in config.json and 0 in the recipe: 1 prediction layer is not imported"
+    assert message in capsys.readouterr().out
     with pytest.raises(RequestError, match=r"no weights of model\.layers\.2, .* set it to 0, or .*model\.new_predic"):
         taken(tmp_path / "one", "v3", folder, num_nextn_predict_layers=1)
     assert not (tmp_path / "one" / "tiny" / "pretrain").exists()
@@ -308,7 +308,7 @@ def test_new_prediction_layers_are_begun_when_asked_and_are_no_other_run(
     assert "1 prediction layer is not in the directory: begun with random values" in capsys.readouterr().out
     assert all(torch.equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
     assert float(runs[0]["model.layers.2.eh_proj.weight"].std()) > 0
-    # The key is for the import alone: without it the same weights are there.
+    # The key matters for the import only: without it the weights are the same.
     recipe = load_recipe(tmp_path / "two" / "recipe.yaml", ["model.new_prediction_layers=false"])
     checkpoint = RunLayout.of(recipe).pretrain / "checkpoints" / "step-00000000"
     assert dict(read_weights(checkpoint)).keys() == runs[0].keys()
@@ -336,7 +336,7 @@ def test_prediction_layers_on_disk_are_imported_as_far_as_the_recipe_goes(
         out = capsys.readouterr().out
         left = {2: None, 1: "1 prediction layer is not", 0: "2 prediction layers are not"}[depth]
         assert ("not imported" not in out) if left is None else (left in out)
-    # One that is there by half is damage, not absence.
+    # A layer with half of its tensors is damaged, not missing.
     rewrite(folder, lambda weights: {n: t for n, t in weights.items() if n != "model.layers.3.enorm.weight"})
     with pytest.raises(RequestError, match=r"lack model\.layers\.3\.enorm\.weight"):
         taken(tmp_path / "half", "v3", folder, num_nextn_predict_layers=2, new_prediction_layers=True)

@@ -32,7 +32,7 @@ def test_order_is_shuffled() -> None:
 
 
 def test_order_is_the_recorded_one() -> None:
-    """A run that was begun by an earlier Millrace goes on with the samples it would have had."""
+    """These samples may never change: a run must resume with the same ones after an update of Millrace."""
     recorded = {
         (95, 101, 5): [75, 49, 80, 20, 84, 89, 87, 66, 26, 14, 61, 15],
         (123456789, 9_765_525, 1234): [5092246, 4380576, 7136813, 3086446, 6545783, 6273216],
@@ -40,8 +40,8 @@ def test_order_is_the_recorded_one() -> None:
     for (first, size, seed), indices in recorded.items():
         assert sample_indices(first, len(indices), size, seed).tolist() == indices
         positions = first + np.arange(len(indices))
-        which, found = Mixture([size], [0.3], seed).locate(positions)
-        assert found.tolist() == indices and not which.any()
+        which, located = Mixture([size], [0.3], seed).locate(positions)
+        assert located.tolist() == indices and not which.any()
 
 
 @settings(max_examples=30, deadline=None)
@@ -59,7 +59,7 @@ def test_quotas_follow_the_weights(weights: list[float]) -> None:
     places = quotas(weights)
     assert places.sum() == BLOCK and places.min() >= 1
     exact = np.array(weights) / sum(weights) * BLOCK
-    # Within one place of the weight, but where others were lifted to their one place.
+    # Within one slot of the weight, except where others were raised to their minimum of one slot.
     lifted = int((exact < 1).sum())
     assert (np.abs(places - exact) <= 1 + lifted).all()
     assert (quotas([w * 8 for w in weights]) == places).all()
@@ -72,7 +72,7 @@ def test_every_block_holds_the_quotas_and_every_epoch_each_sample_once() -> None
     for block in range(3):
         here = which[block * BLOCK : (block + 1) * BLOCK]
         assert np.bincount(here).tolist() == quotas(weights).tolist()
-        # Scattered: every sixteenth of the block has its share, about.
+        # Scattered: every sixteenth of the block has roughly its share.
         shares = [np.mean(part == 0) for part in np.split(here, 16)]
         assert min(shares) > 0.2 and max(shares) < 0.4
     for number, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Packed samples as the loader reads them, and which of a run's artefacts make its batches."""
+"""Packed samples as the loader reads them, and the artefacts that batches are made from."""
 
 from itertools import pairwise
 
@@ -15,7 +15,6 @@ from pipeline.tokens import packing
 from pipeline.tokens import stage as tokens
 from tests.support.pipeline.corpora import RECIPE, of_jsonl, texts, write_jsonl
 from tests.support.training.shards import END, documents, write
-from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
 from tokenizer.special_tokens import IGNORED
 from tokenizer.train import train
@@ -31,7 +30,7 @@ LENGTHS = np.random.default_rng(1).integers(1, 90, (2, 60)).tolist()
 
 @pytest.fixture
 def packed(tmp_path):
-    """Two shards whose tokens all differ, but the end of a document, and their index."""
+    """Two shards and their index; all tokens differ, except the end of documents."""
     first = [documents(lengths, 10 + 10_000 * number) for number, lengths in enumerate(LENGTHS)]
     write(tmp_path / "tokens", "train", first)
     for number in range(2):
@@ -99,8 +98,8 @@ class Ids:
 
 
 def a_run(root, monkeypatch, *more, sources=()):
-    """A recipe with a tokens artefact of its own, of one source or of several."""
-    monkeypatch.setattr(Tokenizer, "load", lambda folder: Ids)
+    """A recipe with its tokens artefact, from one source or several."""
+    monkeypatch.setattr("training.data.build.load_tokenizer", lambda folder: Ids)
     many = [f"data.sources.{name}={{kind: pydocs, weight: {weight}}}" for name, weight in sources]
     small = [f"train.context_length={LENGTH}", f"finetune.max_length={LENGTH}", "train.global_batch_tokens=256"]
     clear = ["data.source={kind: pydocs}"] if many else []
@@ -145,12 +144,12 @@ def test_several_sources_by_weight_packed_or_not(tmp_path, monkeypatch, kind) ->
         (tmp_path / "away").rename(index)
     data = pretraining_data(recipe, layout)
     batches = [batch for step in range(100) for batch in data.micro_batches(step, 0, 1, 4)]
-    # The second source's tokens begin at 10,010.
+    # The tokens of the second source start at 10,010.
     code = sum(int((batch.inputs.amax(1) >= 10_000).sum()) for batch in batches)
     assert 0.65 < code / 800 < 0.85
     assert all(batch.starts[-1] == 4 * LENGTH for batch in batches)
     other = load_recipe(RECIPE, [f"run.root={tmp_path}", "train.context_length=32", "finetune.max_length=32"])
-    with pytest.raises(RequestError, match="holds the sources code, web, the recipe names none"):
+    with pytest.raises(RequestError, match="has the sources code, web, the recipe none"):
         pretrain_run(other, layout)
 
 
@@ -159,7 +158,7 @@ def test_a_packing_for_another_length_is_refused(tmp_path, monkeypatch) -> None:
     packing.build(recipe)
     pretrain_run(recipe, layout)
     longer = recipe.model_copy(update={"train_section": recipe.train.model_copy(update={"context_length": 64})})
-    with pytest.raises(RequestError, match="another context length"):
+    with pytest.raises(RequestError, match="different context length"):
         pretrain_run(longer, layout)
 
 
@@ -168,7 +167,7 @@ def test_a_ready_tokenizer_without_a_pad_token(tmp_path) -> None:
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts(60), vocab_size=500, special_tokens=["<|endoftext|>"], show_progress=False)
     bpe.save(str(tmp_path / "tokenizer.json"))
-    asked = of_jsonl(
+    recipe = of_jsonl(
         tmp_path,
         write_jsonl(tmp_path / "a.jsonl", texts(60)),
         "tokenizer.kind=huggingface",
@@ -178,19 +177,19 @@ def test_a_ready_tokenizer_without_a_pad_token(tmp_path) -> None:
         f"train.context_length={LENGTH}",
         "train.global_batch_tokens=256",
     )
-    pipeline_documents.build(asked)
-    train(asked)
-    tokens.build(asked)
-    packing.build(asked)
-    layout = RunLayout.of(asked)
+    pipeline_documents.build(recipe)
+    train(recipe)
+    tokens.build(recipe)
+    packing.build(recipe)
+    layout = RunLayout.of(recipe)
     end = load_tokenizer(layout.tokenizer).end_of_text_id
     padded = 0
     for step in range(20):
-        for batch in pretraining_data(asked, layout).micro_batches(step, 0, 1, 8):
+        for batch in pretraining_data(recipe, layout).micro_batches(step, 0, 1, 8):
             pieces = np.split(batch.inputs.numpy().ravel(), batch.starts.numpy()[1:-1])
             labels = np.split(batch.labels.numpy().ravel(), batch.starts.numpy()[1:-1])
             for piece, label in zip(pieces, labels, strict=True):
-                # A document's own end is the last of its piece; nothing but padding begins with it.
+                # The end token is the last of a piece; only padding starts with it.
                 if len(piece) > 1 and piece[0] == end:
                     padded += 1
                     assert (piece == end).all() and (label == IGNORED).all()

@@ -1,4 +1,4 @@
-"""Reading ahead changes nothing of what is read, raises what goes wrong, and ends when it is told."""
+"""Prefetching reads the same batches, raises errors of its thread, and stops when it is closed."""
 
 import threading
 
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 class Counted:
-    """Batches that say their step and rank; fails at one step."""
+    """Batches that contain their step and rank; fails at one step."""
 
     def __init__(self, failing: int = -1) -> None:
         self.read: list[int] = []

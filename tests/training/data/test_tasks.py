@@ -1,4 +1,4 @@
-"""Batches of tags, pairs and labels, held against plain code; and what a run learns from, from its artefacts."""
+"""Batches of tags, text pairs and classes compared with plain code, and a run's data from its artefacts."""
 
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def _write(folder: Path, per_file: int = 5, **columns: list[object]) -> Path:
 
 
 def _padded(rows: list[list[int]], fill: int) -> list[list[int]]:
-    longest = max(map(len, rows))
-    return [row + [fill] * (longest - len(row)) for row in rows]
+    max_length = max(map(len, rows))
+    return [row + [fill] * (max_length - len(row)) for row in rows]
 
 
 def _check(batch: Batch) -> None:
@@ -105,7 +105,7 @@ def test_a_global_batch_is_the_same_on_any_number_of_ranks(tmp_path):
             assert sorted(n for part in parts for batch in part for n in batch.labels.tolist()) == sorted(whole)
             assert all(len(part) == 12 // ranks // micro_batch for part in parts)
         seen += whole
-    # Every example once an epoch, each epoch in another order.
+    # Every example once per epoch, in a different order every epoch.
     epochs = [seen[at : at + 37] for at in range(0, len(seen) - 36, 37)]
     assert len(epochs) == 36 and all(sorted(epoch) == list(range(37)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
@@ -116,8 +116,8 @@ def test_in_order_and_spread(tmp_path):
     examples = _numbered(tmp_path, 23)
     batches = examples.in_order(5)
     assert [n for batch in batches for n in batch.labels.tolist()] == list(range(23)) and len(batches) == 5
-    found = [n for batch in examples.spread(7, 2) for n in batch.labels.tolist()]
-    assert len(found) == 7 and found[0] == 0 and found[-1] == 22 and found == sorted(found)
+    labels = [n for batch in examples.spread(7, 2) for n in batch.labels.tolist()]
+    assert len(labels) == 7 and labels[0] == 0 and labels[-1] == 22 and labels == sorted(labels)
     assert [n for batch in examples.spread(100, 4) for n in batch.labels.tolist()] == list(range(23))
 
 
@@ -132,11 +132,11 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 @pytest.fixture(scope="module", params=["token_classification", "seq2seq"])
 def run(request, tmp_path_factory):
-    asked = task_recipe(tmp_path_factory.mktemp("run"), request.param, "data.source.documents=200")
-    documents.build(asked)
-    train(asked)
-    supervised.build(asked)
-    return asked
+    recipe = task_recipe(tmp_path_factory.mktemp("run"), request.param, "data.source.documents=200")
+    documents.build(recipe)
+    train(recipe)
+    supervised.build(recipe)
+    return recipe
 
 
 def test_a_run_learns_from_its_examples(run):
@@ -146,28 +146,28 @@ def test_a_run_learns_from_its_examples(run):
     assert len(batch.inputs) == run.train.global_batch
     lengths = (batch.labels != IGNORED).sum(1).tolist()
     for row, labels, length in zip(batch.inputs, batch.labels, lengths, strict=True):
-        said = tokenizer.decode(row[:length].tolist(), show_special=True)
+        text = tokenizer.decode(row[:length].tolist(), show_special=True)
         learnt = tokenizer.decode(labels[:length].tolist(), show_special=True)
         if run.task == "token_classification":
-            assert said == learnt != ""
+            assert text == learnt != ""
         else:
-            assert said.startswith("<|begin|>") and learnt == said.removeprefix("<|begin|>") + "<|endoftext|>"
+            assert text.startswith("<|begin|>") and learnt == text.removeprefix("<|begin|>") + "<|endoftext|>"
     if run.task == "seq2seq":
-        asked, answered = batch.source[0, : batch.source_lengths[0]], batch.inputs[0, 1 : lengths[0]]
-        assert asked.tolist() == answered.flip(0).tolist()
+        question, answered = batch.source[0, : batch.source_lengths[0]], batch.inputs[0, 1 : lengths[0]]
+        assert question.tolist() == answered.flip(0).tolist()
     seen = {tuple(row) for part in held_out(run, layout).in_order(4) for row in part.labels.tolist()}
     assert seen and len(examples_of(run, layout, "train")) + len(seen) == 200
 
 
 def test_the_run_is_known_by_its_examples(run, tmp_path):
     layout = RunLayout.of(run)
-    asked = pretrain_run(run, layout)
-    made = manifest.require(layout.examples, "data")
-    assert asked.inputs["examples"] == made.fingerprint and "mixture" not in asked.identity
-    assert all(line.startswith("warning") for line in preflight(run, asked, layout))
+    wanted = pretrain_run(run, layout)
+    examples = manifest.require(layout.examples, "data")
+    assert wanted.inputs["examples"] == examples.fingerprint and "mixture" not in wanted.identity
+    assert all(line.startswith("warning") for line in preflight(run, wanted, layout))
     longer = run.model_copy(update={"train_section": run.train.model_copy(update={"context_length": 64})})
     with pytest.raises(RequestError, match=r"was made for another recipe \(context_length 32 -> 64\): run `make"):
         pretrain_run(longer, layout)
     smaller = run.model_copy(update={"model_section": run.model.model_copy(update={"vocab_size": 20})})
-    with pytest.raises(RequestError, match=r"holds token ids up to 41, beyond the model's vocabulary of 20"):
+    with pytest.raises(RequestError, match=r"has token ids up to 41, beyond the model's vocabulary of 20"):
         pretrain_run(smaller, layout)

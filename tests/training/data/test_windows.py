@@ -1,4 +1,4 @@
-"""Windows over shards, the boundaries of their documents, and the batches made of them."""
+"""Windows over shards, the boundaries of their documents, and batches of windows."""
 
 import os
 from types import SimpleNamespace
@@ -45,9 +45,9 @@ def test_labels_follow_inputs_and_windows_stay_in_their_shard(folder) -> None:
 
 def test_rows_come_in_the_order_that_is_asked_for(folder) -> None:
     windows = TokenWindows(folder, "train", 16)
-    asked = np.array([85, 0, 62, 61, 0])
+    indices = np.array([85, 0, 62, 61, 0])
     expected = [1000 + 23 * 16, 0, 1000, 61 * 16, 0]
-    assert windows.rows(asked).tokens[:, 0].tolist() == expected
+    assert windows.rows(indices).tokens[:, 0].tolist() == expected
 
 
 def test_in_order_predicts_every_token_once(folder) -> None:
@@ -78,7 +78,7 @@ def test_no_shards_are_named(tmp_path) -> None:
 
 
 def test_opening_reads_only_where_the_last_document_ends(tmp_path) -> None:
-    """A sparse shard of a billion tokens, whose index is zeros but for that."""
+    """A sparse shard of a billion tokens, whose index contains hardly anything else than zeros."""
     write(tmp_path, "train", [documents([500])])
     header = bytearray((tmp_path / "train-00000.idx").read_bytes()[:34])
     count, tokens = 1_000_000, 1_000_000_000
@@ -115,7 +115,7 @@ def test_reads_are_announced_only_while_they_come_from_disk(folder, monkeypatch)
 
 
 def by_hand(batch: Batch) -> tuple[list, list, list]:
-    """starts, document ids and positions by a plain loop over the tokens."""
+    """Starts, document ids and positions, computed by a plain loop over the tokens."""
     starts, ids, places = [], [], []
     document = -1
     for row, tokens in enumerate(batch.inputs.tolist()):
@@ -153,6 +153,6 @@ def test_boundaries_on_a_gpu_and_from_pinned_memory(tmp_path) -> None:
     (batch,) = windows.rows(np.arange(len(windows))).batches(99)
     pinned = batch.pinned()
     assert pinned.inputs.is_pinned() and pinned.labels.is_pinned() and pinned.starts.is_pinned()
-    there = pinned.to(torch.device("cuda"))
-    assert (there.inputs.cpu() == batch.inputs).all() and (there.labels.cpu() == batch.labels).all()
-    assert (documents_of(there).positions().cpu() == documents_of(batch).positions()).all()
+    on_gpu = pinned.to(torch.device("cuda"))
+    assert (on_gpu.inputs.cpu() == batch.inputs).all() and (on_gpu.labels.cpu() == batch.labels).all()
+    assert (documents_of(on_gpu).positions().cpu() == documents_of(batch).positions()).all()

@@ -1,4 +1,4 @@
-"""Which device is chosen, and what the estimate and preflight make of a Mac, which there is none of here."""
+"""Which device is chosen, and how the estimate and preflight treat a Mac, which is simulated here."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from configs.load import load_recipe
 from launch import preflight
 from launch.plan import worker_environment
 from training.distributed import join
-from training.distributed.device import choose
+from training.distributed.device import choose_device
 from training.distributed.ranks import widest
 from training.estimate import device, memory
 from training.estimate.device import device_of
@@ -21,18 +21,18 @@ RECIPE = "configs/deepseek-demo.yaml"
 
 
 @pytest.fixture(autouse=True)
-def without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # so that what is set meanwhile is taken back
+def without_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # so that changes are undone afterwards
     monkeypatch.delenv("DS_ACCELERATOR")
 
 
-def here(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = False) -> None:
+def show_devices(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = False) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
 @pytest.mark.parametrize(
-    ("asked", "told", "cuda", "mps", "processes", "chosen"),
+    ("wanted", "accelerator", "cuda", "mps", "processes", "chosen"),
     [
         ("auto", None, True, True, 1, "cuda"),
         ("auto", None, False, True, 1, "mps"),
@@ -46,25 +46,33 @@ def here(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = False)
     ],
 )
 def test_the_choice(
-    asked: str, told: str | None, cuda: bool, mps: bool, processes: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+    wanted: str,
+    accelerator: str | None,
+    cuda: bool,
+    mps: bool,
+    processes: int,
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here(monkeypatch, cuda, mps)
-    if told:
-        monkeypatch.setenv("DS_ACCELERATOR", told)
-    assert choose(asked, processes) == torch.device(chosen)
+    show_devices(monkeypatch, cuda, mps)
+    if accelerator:
+        monkeypatch.setenv("DS_ACCELERATOR", accelerator)
+    assert choose_device(wanted, processes) == torch.device(chosen)
     assert os.environ["DS_ACCELERATOR"] == chosen
 
 
-@pytest.mark.parametrize(("asked", "said"), [("mps", "sees no MPS"), ("cuda", "sees no GPU")])
-def test_what_is_not_here_is_refused(asked: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here(monkeypatch)
-    recipe = load_recipe(RECIPE, [f"launch.device={asked}", "launch.processes=1"])
-    with pytest.raises(RequestError, match=f"launch.device={asked}, and torch {said}.*set launch.device=auto or cpu"):
+@pytest.mark.parametrize(("wanted", "missing"), [("mps", "sees no MPS"), ("cuda", "sees no GPU")])
+def test_what_is_not_here_is_refused(wanted: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    show_devices(monkeypatch)
+    recipe = load_recipe(RECIPE, [f"launch.device={wanted}", "launch.processes=1"])
+    with pytest.raises(
+        RequestError, match=f"launch.device={wanted}, but torch {missing}.*set launch.device=auto or cpu"
+    ):
         best_device(recipe)
-    assert worker_environment(recipe)["DS_ACCELERATOR"] == asked
+    assert worker_environment(recipe)["DS_ACCELERATOR"] == wanted
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    with pytest.raises(RequestError, match=said):
-        join._device(asked, 0)
+    with pytest.raises(RequestError, match=missing):
+        join._device(wanted, 0)
 
 
 @pytest.mark.parametrize("more", [["launch.processes=2"], ["launch.processes=1", "launch.kind=slurm"]])
@@ -74,19 +82,19 @@ def test_mps_is_one_process_of_one_machine(more: list[str]) -> None:
 
 
 def test_a_mac_has_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU and its host hold adds up; on a Mac ``auto`` is MPS, elsewhere asking for it is refused."""
+    """It is that of a GPU and its host together; ``auto`` is MPS on a Mac, and MPS is refused elsewhere."""
     recipe = load_recipe(RECIPE, ["launch.device=auto", "launch.processes=1"])
     monkeypatch.setattr(device, "_gpu_bytes", lambda: None)
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert device_of(recipe).kind == "cpu"
-    asked = load_recipe(RECIPE, ["launch.device=mps", "launch.processes=1"])
+    on_mps = load_recipe(RECIPE, ["launch.device=mps", "launch.processes=1"])
     with pytest.raises(RequestError, match="no Mac with Apple silicon"):
-        preflight.check_gpus(asked)
+        preflight.check_gpus(on_mps)
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(device.platform, "machine", lambda: "arm64")
-    for each in (recipe, asked):
-        preflight.check_gpus(each)
-        assert (device_of(each).kind, device_of(each).bytes) == ("mps", whole)
+    for checked in (recipe, on_mps):
+        preflight.check_gpus(checked)
+        assert (device_of(checked).kind, device_of(checked).bytes) == ("mps", total)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert device_of(recipe).kind == "cpu"
     gpu, mac = memory(recipe, "cuda"), memory(recipe, "mps")

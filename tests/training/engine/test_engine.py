@@ -1,4 +1,4 @@
-"""DeepSpeed processes over gloo give what one device without DeepSpeed gives."""
+"""DeepSpeed on several processes computes the same as one device without DeepSpeed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from training.optim.schedules import learning_rate
 
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
-#: Every kind of gate and loss that AutoEP has not itself: V2's gate and all losses; adaptive k; documents apart, MTP.
+#: Every kind of gate and loss that AutoEP lacks: V2's gate and all losses; adaptive k; masked documents and MTP.
 VARIANTS = {
     "v3": [],
     "v2": [
@@ -35,7 +35,7 @@ VARIANTS = {
     "adaptive": [
         "model.n_group=1",
         "model.num_experts_per_tok=4",
-        # At 0.4 one token is so near the threshold that weights 1e-7 apart give it another number of experts.
+        # At 0.4 one token is so close to the threshold that a difference of 1e-7 in the weights changes its experts.
         "model.adaptive_experts={mass: 0.45, minimum: 1}",
         "train.sequence_loss=0.05",
     ],
@@ -49,9 +49,9 @@ VARIANTS = {
 
 
 def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
-    """Plain PyTorch: one device, the whole global batch at once, clipping and balancing written out.
+    """Plain PyTorch on one device: the global batch at once, with explicit clipping and balancing.
 
-    ``skipped``: steps that are to change nothing.
+    ``skipped``: steps that must not change anything.
     """
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
@@ -105,7 +105,7 @@ def reference() -> dict[str, Any]:
     ],
 )
 def test_every_gate_and_loss_is_the_same_under_expert_parallelism(tmp_path, variant, cell) -> None:
-    """Whatever the ranks, accumulation and checkpointing: losses, norms, terms, loads and biases."""
+    """Losses, norms, terms, loads and biases do not depend on ranks, accumulation and checkpointing."""
     expected = follow(VARIANTS[variant])
     task = Task(cell, tmp_path, tuple(VARIANTS[variant]))
     run_tasks([task], tmp_path)
@@ -123,7 +123,7 @@ def test_every_gate_and_loss_is_the_same_under_expert_parallelism(tmp_path, vari
 
 
 def weights_of(checkpoint: Path, overrides: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights in a model that had none."""
+    """Load the weights of a checkpoint into a new model."""
     recipe = load_recipe(RECIPE, overrides or [])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     for tensor in model.state_dict().values():
@@ -136,7 +136,7 @@ def weights_of(checkpoint: Path, overrides: list[str] | None = None) -> dict[str
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_gpu_follows_the_single_device(reference, tmp_path, stage) -> None:
-    """Other kernels, TF32 off: close, not equal; a routing that flips would show as far more."""
+    """Other kernels with TF32 off give close but not equal results; a change of routing would show as much more."""
     task = Task(Cell(1, 1, stage, 4), tmp_path)
     run_tasks([task], tmp_path, {"DS_ACCELERATOR": "cuda"})
     seen = task.seen()

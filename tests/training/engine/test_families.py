@@ -1,4 +1,4 @@
-"""Every family under DeepSpeed: each topology computes what one process does and goes on from another's checkpoint."""
+"""Every family under DeepSpeed: each topology computes what one process does and resumes from another's checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,17 @@ MODELS = {
     "classifier": f"{{family: classifier, classes: 3, backbone_rate: 0.5, backbone: {{family: gpt, {_SIZES}}}}}",
     "frozen": f"{{family: classifier, classes: 3, backbone_rate: 0, weights: a, backbone: {{{_SIZES}}}}}",
 }
-#: Data are made up in the tests; recipes of some families ask for targets.
+#: The tests use synthetic data, but recipes of some families require targets.
 TARGETS = "data.source={kind: sequences}"
-#: The recipe that they start from has experts.
+#: Removes the experts of the base recipe.
 NO_EXPERTS = "train.router_bias_update_rate=0"
-#: ZeRO-0 on one process is what the others are held to; checkpointing and accumulation change nothing.
+#: ZeRO-0 on one process is the reference; checkpointing and accumulation must not change the results.
 PLAIN = Cell(1, 1, 0)
 CELLS = (Cell(2, 1, 1, 2, "full"), Cell(2, 1, 2, 1, "selective"), Cell(2, 1, 3), Cell(1, 1, 1))
 PAIRS = ((Cell(1, 1, 0), Cell(2, 1, 3)), (Cell(2, 1, 1, 2, "full"), Cell(1, 1, 1)), (Cell(2, 1, 3), Cell(2, 1, 2)))
 
 
-# Twenty seconds: 77 trainings in four starts; each family keeps other state than the others.
+# Twenty seconds: 77 trainings in four starts, since every family has different state.
 def test_topologies_and_resumes_are_one_process(tmp_path: Path) -> None:
     tasks: dict[tuple[Any, ...], Task] = {}
     for name, model in MODELS.items():
@@ -51,6 +51,6 @@ def test_topologies_and_resumes_are_one_process(tmp_path: Path) -> None:
         reference, seen = tasks[name, PLAIN].seen(), task.seen()
         first, last = (HALF, None) if (name, *what) in resumes else (0, HALF if what[-1] == "stopped" else None)
         for key, tolerance in (("losses", {"abs": LOSS}), ("norms", {"rel": NORM})):
-            told = f"{name}, {what}: {key}"
-            assert seen[key] == pytest.approx(reference[key][first:last], **tolerance), told
+            title = f"{name}, {what}: {key}"
+            assert seen[key] == pytest.approx(reference[key][first:last], **tolerance), title
         assert reference["losses"][-1] < reference["losses"][0], f"{name} learns nothing"

@@ -1,9 +1,10 @@
-"""What users of such systems suffer from, and where DeepSpeed and AutoEP are wrong or silent: a test for each.
+"""Known problems of such systems, and where DeepSpeed and AutoEP are wrong or silent: one test per problem.
 
 Two more are elsewhere: clipping with our Muon in ``test_optimizers.py``, two agents on one host in
 ``tests/test_end_to_end.py``.
-Tests whose names begin with ``test_deepspeed_has_no`` hold what DeepSpeed does: when one fails, it has been mended, and
-what goes around it can go.
+
+Tests named ``test_deepspeed_has_no...`` show what DeepSpeed lacks. When one fails, DeepSpeed has fixed it, and our
+workaround can be removed.
 """
 
 import os
@@ -25,9 +26,9 @@ from tests.training.engine.test_engine import VARIANTS, follow
 from training.checkpoint.full_weights import read_weights
 from training.checkpoint.index import Contents
 from training.checkpoint.retention import Retention
-from training.checkpoint.save import About, Saver
+from training.checkpoint.save import RunIdentity, Saver
 from training.distributed.join import join
-from training.distributed.ranks import Ranks, leave
+from training.distributed.ranks import Ranks, destroy_process_group
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
 from training.engine.partitions import partitions
@@ -46,7 +47,7 @@ BF16 = ("train.precision=bf16",)
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
-    """All trainings of two ranks that the tests below look at."""
+    """All trainings on two ranks whose results the tests below check."""
     folder = tmp_path_factory.mktemp("traps")
 
     def task(name: str, cell: Cell, *more: str, begin: str | None = None) -> Task:
@@ -93,7 +94,7 @@ def test_a_rank_that_receives_no_token_does_not_hang_the_backward_all_to_all(don
 
 @pytest.mark.parametrize("kind", ["noise", "bf16"])
 def test_recomputation_does_not_route_again(done, kind) -> None:
-    """Noise drawn again or a near-tie rounded otherwise would send other tokens, and break the exchange of ranks."""
+    """Different noise or rounding during recomputation would change the routing and break the ranks' exchange."""
     kept, recomputed = done[kind].seen(), done[f"{kind}, recomputed"].seen()
     assert kept["losses"] == recomputed["losses"]
     assert kept["loads"] == recomputed["loads"]
@@ -122,7 +123,7 @@ def test_the_bias_is_not_lost_in_a_change_of_topology(done, reference) -> None:
     saved = Contents(checkpoint_of(done["half"])).buffers()
     biases = [tensor for name, tensor in saved.items() if name.endswith(BIAS)]
     assert len(biases) == 2 and all(bias.any() and bias.dtype == torch.float32 for bias in biases)
-    # The first step already goes by it: with zeros its loss would be off in the second digit.
+    # The first step already uses it: with zeros its loss would differ in the second digit.
     assert done["converted"].seen()["losses"] == pytest.approx(reference["losses"][4:], abs=1e-5)
 
 
@@ -140,12 +141,12 @@ def test_a_resume_in_the_same_topology_restores_the_right_experts(done) -> None:
 
 
 def test_stage_3_in_another_topology_is_right_beyond_the_first_step(done, reference) -> None:
-    """DeepSpeed's universal checkpoint has the first step right and the second wrong."""
+    """With DeepSpeed's universal checkpoint the first step is right and the second is wrong."""
     assert done["stage 3 converted"].seen()["losses"] == pytest.approx(reference["losses"][4:], abs=1e-5)
 
 
 def test_evaluation_does_not_hang_where_batches_do_not_divide_and_moves_nothing(done, reference) -> None:
-    """Three batches over two ranks that share experts: with rank 0 alone in the last, its all-to-all would wait."""
+    """Three batches over two ranks that share experts: alone in the last round, rank 0 would wait forever."""
     both, alone = (read_metrics(done[name].out / "metrics.jsonl") for name in ("validated", "validated alone"))
     losses = [[record["loss"] for record in metrics["validation"]] for metrics in (both, alone)]
     assert len(losses[0]) == 4
@@ -156,7 +157,7 @@ def test_evaluation_does_not_hang_where_batches_do_not_divide_and_moves_nothing(
 
 
 def test_slots_that_adaptive_routing_leaves_unused_are_not_counted(done) -> None:
-    """AutoEP counts them, and twice when layers are recomputed: biases and loads would follow."""
+    """AutoEP counts them, and recomputed layers twice, which would affect biases and loads."""
     expected, seen = follow(VARIANTS["adaptive"]), done["adaptive"].seen()
     for ours, theirs in zip(seen["biases"], expected["biases"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-7)
@@ -164,14 +165,14 @@ def test_slots_that_adaptive_routing_leaves_unused_are_not_counted(done) -> None
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Ranks]:
-    """A group of one; DeepSpeed keeps the groups that it made, so there is but one."""
+    """A process group of one. DeepSpeed caches its groups, so there is only one per process."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     yield join()
-    leave()
+    destroy_process_group()
 
 
 def built(ranks: Ranks, *overrides: str, optimizer: torch.optim.Optimizer | None = None, **more: Any) -> Any:
-    """An engine of one process over the small model."""
+    """An engine of one process around the small model."""
     recipe = load_recipe(RECIPE, ["train.micro_batch=8", *overrides])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, recipe.run.seed)
@@ -193,7 +194,7 @@ def test_evaluation_moves_no_counts(alone) -> None:
 
 
 def test_no_operator_is_built_for_inference(alone) -> None:
-    """On CPU DeepSpeed would have each start compile, or wait at the lock of a compilation that was killed."""
+    """On CPU DeepSpeed would compile at every start, or wait for the lock of a compilation that was killed."""
     built(alone)
     assert deepspeed.comm.comm.cdb.shm_comm_op is None
 
@@ -212,7 +213,7 @@ def test_deepspeed_has_no_bias_balancing_of_its_own(alone) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_expert_parameters_have_a_group_of_their_own(alone, stage) -> None:
-    """Without, DeepSpeed refuses."""
+    """DeepSpeed refuses it otherwise."""
     recipe = load_recipe(RECIPE, [f"train.zero_stage={stage}"])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     groups = parameter_groups(model, 0.1)
@@ -224,7 +225,7 @@ def test_expert_parameters_have_a_group_of_their_own(alone, stage) -> None:
 
 
 def test_deepspeed_has_no_right_clipping_with_muon(alone) -> None:
-    """Under ZeRO it clips the orthogonalised update: which is why ours is used. When this fails, theirs may be."""
+    """Under ZeRO it clips the orthogonalized update, so we use our own. When this fails, DeepSpeed's may be used."""
     moved = {}
     for stage in (0, 1):
         torch.manual_seed(0)
@@ -249,10 +250,10 @@ def test_deepspeed_has_no_right_clipping_with_muon(alone) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_published_takes_nothing_of_the_next(alone, tmp_path: Path) -> None:
-    """Other ranks may be writing that already, while rank 0 still learns of the failure."""
+    """Other ranks may be writing it already while rank 0 handles the failure."""
     engine, *_ = built(alone)
-    saver = Saver(partitions(engine), tmp_path, About({}, {}, {}, {"ranks": 1}), alone, Retention(9))
-    (tmp_path / "step-00000009").mkdir()  # passed over: in the way of what is older
+    saver = Saver(partitions(engine), tmp_path, RunIdentity({}, {}, {}, {"ranks": 1}), alone, Retention(9))
+    (tmp_path / "step-00000009").mkdir()  # skipped when the run resumed, and newer than the checkpoint to be published
     (tmp_path / "previous").write_text("a file where the folder should be")
     begun_by_another = tmp_path / ".step-00000004.partial" / "rank-00001.safetensors"
     begun_by_another.parent.mkdir()
@@ -274,7 +275,7 @@ def test_reduce_scatter_which_expert_groups_need_cannot_be_switched_off() -> Non
 
 
 def test_reading_data_leaves_the_global_random_numbers_alone() -> None:
-    """``iter(DataLoader)`` draws from them: a resumed run would have another noise."""
+    """``iter(DataLoader)`` draws from them: a resumed run would have different noise."""
     from training.data.prefetch import Prefetched
 
     tokens = MadeTokens(load_recipe(RECIPE))

@@ -30,7 +30,7 @@ from training.models import registry
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.models.registry import build_model
 from training.objective import Objective
-from training.optim.build import adopt_partitions, build_optimizer
+from training.optim.build import bind_partitions, build_optimizer
 
 SMALL = [
     "tokenizer.vocab_size=2048",
@@ -60,7 +60,7 @@ def built(recipe: Recipe) -> tuple[Any, Any]:
     experts = 1 if recipe.model.has_experts else None
     config = deepspeed_config(recipe.train, 1, experts, recipe.train.global_batch, recipe.micro_batch)
     engine = build_engine(model, optimizer, config, alone())
-    adopt_partitions(optimizer, engine)
+    bind_partitions(optimizer, engine)
     return engine, optimizer
 
 

@@ -1,4 +1,4 @@
-"""Optimisers, precisions and offload: the same at every stage, on any ranks, and exact after a resume."""
+"""Optimizers, precisions and offload: the same at every stage, on any number of ranks, and exact after a resume."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ OPTIMIZERS = {
 
 def test_muon_is_that_of_torch() -> None:
     """One matrix of either shape under weight decay, ten steps; torch computes in bf16."""
-    from training.engine.partitions import Partition, Stretch
+    from training.engine.partitions import ParamSlice, Partition
     from training.optim.muon import Muon
 
     for shape in ((6, 10), (10, 6), (8, 8)):
@@ -38,7 +38,7 @@ def test_muon_is_that_of_torch() -> None:
         peer = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
         group = {"params": [ours], "orthogonal": True}
         muon = Muon([group], lr=0.02, momentum=0.9, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-        muon.bind([Partition(ours, [Stretch("w", shape, 0, ours.numel(), 0)])], lambda *_: True)
+        muon.bind([Partition(ours, [ParamSlice("w", shape, 0, ours.numel(), 0)])], lambda *_: True)
         generator = torch.Generator().manual_seed(2)
         for _ in range(10):
             gradient = torch.randn(shape, generator=generator)
@@ -66,7 +66,7 @@ def test_the_halves_of_a_fused_weight_are_matrices_of_their_own() -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("name", ["muon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adam"))])
 def test_every_stage_and_topology_does_the_same(name: str, tmp_path: Path) -> None:
-    """Clipping is of the gradient and bites; DeepSpeed's own Muon clips the update and differs between stages."""
+    """Clipping applies to the gradient; DeepSpeed's Muon clips the update, and differs between stages."""
     cells = [Cell(2, 2, stage) for stage in (0, 1, 2, 3)] + [Cell(2, 1, 1, 2), Cell(1, 1, 3), Cell(2, 1, 3)]
     check(name, cells, tmp_path)
 
@@ -84,12 +84,12 @@ def check(name: str, cells: list[Cell], folder: Path) -> None:
     assert min(expected["norms"]) > 0.5, "clipping must bite"
     tasks = [Task(cell, folder / str(number), more) for number, cell in enumerate(cells)]
     run_tasks(tasks, folder)
-    found = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
-    complain({cell: faults for cell, faults in found.items() if faults})
+    failures = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
+    complain({cell: faults for cell, faults in failures.items() if faults})
 
 
 def resumed(folder: Path, cells: list[tuple[Cell, tuple[str, ...]]]) -> list[tuple[Task, Task, Task]]:
-    """Each cell whole, and in two halves."""
+    """Every cell in one run, and in two halves with a resume."""
     runs = []
     for number, (cell, more) in enumerate(cells):
         whole = Task(cell, folder / f"whole-{number}", more)
@@ -139,11 +139,11 @@ def test_offload_computes_the_same(tmp_path: Path) -> None:
     expected = follow([])
     tasks = [Task(Cell(2, 2, stage), tmp_path / str(stage), more) for stage in (1, 2, 3)]
     run_tasks(tasks, tmp_path)
-    found = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
-    complain({cell: faults for cell, faults in found.items() if faults})
+    failures = {str(t.cell): differences(t.seen(), expected) + different_weights(t, expected) for t in tasks}
+    complain({cell: faults for cell, faults in failures.items() if faults})
 
 
-#: Groups of over a mebibyte: DeepSpeed swaps no smaller ones.
+#: Parameter groups of more than 1 MiB, since DeepSpeed does not swap smaller ones.
 LARGE = ("model.hidden_size=256", "model.intermediate_size=2048", "model.moe_intermediate_size=256")
 needs_libaio = pytest.mark.skipif(
     not Path("/usr/include/libaio.h").exists(), reason="needs libaio's headers (Debian: libaio-dev)"
@@ -151,7 +151,7 @@ needs_libaio = pytest.mark.skipif(
 
 
 def build_file_access(**more: str) -> Path:
-    """DeepSpeed's operator, which takes minutes to build; returns the folder of what is built."""
+    """Build DeepSpeed's operator, which takes minutes; returns the folder of extensions."""
     build = "import pathlib, sys, training.engine.operators as p; p.build_file_access(pathlib.Path(sys.argv[1]))"
     where = worker_environment()
     argv = [sys.executable, "-c", build, where["TORCH_EXTENSIONS_DIR"]]
@@ -168,7 +168,7 @@ def file_access() -> Path:
 @pytest.mark.slow
 @needs_libaio
 def test_a_dead_build_and_another_ninja_do_not_stop_a_start(file_access: Path, tmp_path: Path) -> None:
-    """torch would wait at the lock of a killed build for ever, and build all again after a ninja of another version."""
+    """torch would wait forever for the lock of a killed build, and rebuild all after a different version of ninja."""
     other = tmp_path / "ninja"
     other.write_text("#!/bin/sh\nexit 1\n")
     other.chmod(0o755)
@@ -187,7 +187,7 @@ def test_a_dead_build_and_another_ninja_do_not_stop_a_start(file_access: Path, t
 def test_offload_to_a_disk_computes_the_same_and_resumes_to_the_last_bit(
     file_access, tmp_path: Path, accumulation: int, more: tuple[str, ...]
 ) -> None:
-    """The same as in the host's memory, and another topology goes on from its checkpoint."""
+    """The same as in the host's memory, and another topology resumes from its checkpoint."""
     cell, kind = Cell(1, 1, 3, accumulation), (*LARGE, *more)
     disk = tmp_path / "disk"
     ((whole, first, second),) = resumed(
@@ -213,7 +213,7 @@ def test_offload_to_a_disk_computes_the_same_and_resumes_to_the_last_bit(
 @pytest.mark.slow
 @needs_libaio
 def test_deepspeed_has_no_right_offload_to_a_disk_on_two_ranks(file_access, tmp_path: Path) -> None:
-    """Which is why recipes may not ask for it; when this fails, they may."""
+    """This is why recipes may not use it; when this fails, they may."""
     swapping = Task(Cell(2, 2, 3), tmp_path / "swapping", LARGE, swap_to=tmp_path / "disk")
     run_tasks([swapping], tmp_path)
     seen, expected = swapping.seen()["losses"], follow(list(LARGE))["losses"]
@@ -236,7 +236,7 @@ def test_offload_to_a_disk_says_what_it_lacks(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_bf16_follows_fp32_at_every_stage(tmp_path: Path) -> None:
-    """Norms too, over expert groups and micro-batches: sums of gradients are fp32."""
+    """Gradients are summed in fp32, so norms agree too, over expert groups and micro-batches."""
     cells = [Cell(2, size, stage, accumulation) for stage in (1, 2, 3) for size, accumulation in ((2, 1), (1, 2))]
     tasks = [Task(cell, tmp_path / str(number), ("train.precision=bf16",)) for number, cell in enumerate(cells)]
     run_tasks(tasks, tmp_path)
@@ -244,7 +244,7 @@ def test_bf16_follows_fp32_at_every_stage(tmp_path: Path) -> None:
     for task in tasks:
         seen, name = task.seen(), str(task.cell)
         assert seen["losses"] == pytest.approx(expected["losses"], abs=0.05), name
-        # The first steps, before rounding has sent some token elsewhere.
+        # The first steps, before rounding changes the routing of a token.
         assert seen["norms"][:3] == pytest.approx(expected["norms"][:3], rel=0.03), name
 
 
@@ -253,7 +253,7 @@ def test_bf16_follows_fp32_at_every_stage(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: DeepSpeed has no fp16 on CPU")
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_fp16_finds_its_loss_scale_and_resumes_with_it(stage: int, tmp_path: Path) -> None:
-    """A step whose scale was too large is skipped, changes nothing, and is not counted as a fault."""
+    """A step with too large a loss scale is skipped and changes nothing, but does not count as a fault."""
     cell, more = Cell(1, 1, stage), ("train.precision=fp16", "train.watch.skipped_in_a_row=0")
     whole = Task(cell, tmp_path / "whole", more)
     first = Task(cell, tmp_path / "first", (*more, "train.simulate_crash_at=4"))

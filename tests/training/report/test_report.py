@@ -1,4 +1,4 @@
-"""The report page: what it reads, what it shows, that it loads nothing, and what happens when parts are missing."""
+"""The report page: its inputs and contents, that it loads nothing, and missing parts."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ LAYERS = ("model.layers.1", "model.layers.2")
 
 
 class Page(HTMLParser):
-    """Collects a page's references, elements and text; fails on what is not closed in order."""
+    """Collects the references, elements and text of a page; fails on tags that are not closed in order."""
 
     VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
 
@@ -194,7 +194,7 @@ def test_every_part_is_on_the_page(whole, layout):
         "vocabulary of 4,096",
     ):
         assert words in page.text, words
-    assert "Not here yet" not in page.text
+    assert "Still missing" not in page.text
     assert (layout.run / "report-loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -241,7 +241,7 @@ def test_any_part_alone_makes_a_page(whole, layout, tmp_path, kept):
             (layout.run / name).rename(tmp_path / name)
     assert report(whole) == DONE
     page = Page(layout.report.read_text(encoding="utf-8"))
-    assert "Not here yet" in page.text
+    assert "Still missing" in page.text
     assert "make evaluate" in page.text
     assert (layout.run / "report-loss.png").exists() == (kept == "pretrain")
 
@@ -256,7 +256,7 @@ def test_unfinished_run_says_so(whole, layout):
 def test_stale_evaluation_is_pointed_out(whole, layout):
     write_manifest(layout.pretrain, "pretrain", {"steps": 80}, {"checkpoint": "step-00000080"})
     page = Page(build_page(read_run(whole)))
-    assert "step-00000040, while its newest is step-00000080" in page.text
+    assert "step-00000040 of pretrain, but the newest checkpoint is step-00000080" in page.text
 
 
 def test_damaged_evaluation_is_refused(whole, layout):
@@ -275,7 +275,7 @@ def test_losses_that_are_no_numbers(recipe, layout):
     assert "Experts" not in page.text
 
 
-def test_what_watching_told_is_listed(recipe, layout):
+def test_spikes_and_skipped_steps_are_listed(recipe, layout):
     records = [train_record(step, 3.0, experts=0) for step in range(1, 60)]
     records += [{"kind": "event", "step": step, "event": "spike", "loss": 9.0} for step in range(20, 45)]
     records += [{"kind": "event", "step": 50, "event": "skipped", "reason": "non_finite", "loss": None}]
@@ -283,7 +283,7 @@ def test_what_watching_told_is_listed(recipe, layout):
     assert report(recipe) == DONE
     page = Page(layout.report.read_text(encoding="utf-8"))
     assert "Spikes of the loss: 25, at step 20, 21," in page.text and "39, …." in page.text
-    assert "no finite number: 1, at step 50." in page.text
+    assert "not finite: 1, at step 50." in page.text
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -345,5 +345,5 @@ def test_other_losses_have_a_panel_each() -> None:
     assert curves.other_losses(records) == ["mtp_1", "mtp_2", "sequence_balance"]
     drawn = [axes for axes in curves.other_losses_figure(records).axes if axes.lines]
     assert [len(axes.lines) for axes in drawn] == [2, 2, 2]
-    assert drawn[1].get_title() == "Token prediction, 2 further on, nats"
+    assert drawn[1].get_title() == "Multi-token prediction, depth 2, nats"
     assert curves.other_losses([]) == []

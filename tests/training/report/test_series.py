@@ -1,4 +1,4 @@
-"""Numbers on their way into the report: thinning, smoothing, binning, wording."""
+"""Preparation of numbers for the report: thinning, smoothing, binning, wording."""
 
 import math
 

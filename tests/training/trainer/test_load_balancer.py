@@ -1,4 +1,4 @@
-"""Every balancing method evens out a router that begins with two favourites; without one they stay."""
+"""Every balancing method evens out a router that starts with two favorite experts; without one they stay."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,13 @@ from configs.schema.train import TrainSection
 from tests.support.training.shapes import small
 from training.data.batch import Batch
 from training.distributed.join import join
-from training.distributed.ranks import leave
+from training.distributed.ranks import destroy_process_group
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optim.build import build_optimizer
 from training.trainer.load_balancer import Balancer
 
-STEPS, FAVOURITES, VOCAB = 200, 2, 1000
+STEPS, FAVORITES, VOCAB = 200, 2, 1000
 SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
 METHODS = {
     "bias": ({}, {"router_bias_update_rate": 0.02}),
@@ -31,11 +31,11 @@ METHODS = {
 def alone() -> Iterator[None]:
     join()
     yield
-    leave()
+    destroy_process_group()
 
 
 def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
-    """Busiest expert over the mean at each step of a training that begins with all tokens at two experts."""
+    """Max/mean expert load at every step of a training that starts with all tokens at two experts."""
     section = TrainSection(
         context_length=32,
         global_batch_tokens=1024,
@@ -45,22 +45,22 @@ def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
         precision="fp32",
         **train,
     )
-    made = DeepseekForCausalLM(model, VOCAB)
-    init_weights(made, 0)
+    network = DeepseekForCausalLM(model, VOCAB)
+    init_weights(network, 0)
     with torch.no_grad():
-        # A direction that all tokens share, and two experts that look for it.
-        made.model.embed_tokens.weight[:, 0] += 1.4
-        (router_layer,) = (layer for layer in made.model.blocks if hasattr(layer, "router"))
-        router_layer.mlp.gate.weight[:FAVOURITES, 0] += 2.0  # type: ignore[union-attr, index]
-    optimizer = build_optimizer(made, section.optimizer, section.learning_rate)
-    objective, balancer = Objective(model, section), Balancer(made, section.router_bias_update_rate)
+        # A direction that all tokens share, and two experts that respond to it.
+        network.model.embed_tokens.weight[:, 0] += 1.4
+        (router_layer,) = (layer for layer in network.model.blocks if hasattr(layer, "router"))
+        router_layer.mlp.gate.weight[:FAVORITES, 0] += 2.0  # type: ignore[union-attr, index]
+    optimizer = build_optimizer(network, section.optimizer, section.learning_rate)
+    objective, balancer = Objective(model, section), Balancer(network, section.router_bias_update_rate)
     generator = torch.Generator().manual_seed(5)
     worst = []
     for _ in range(STEPS):
         ids = torch.randint(0, VOCAB, (32, 32), generator=generator)
-        # Something to learn: without, the hidden states of all tokens grow alike, and go to one expert together.
+        # Labels that can be learned: otherwise all hidden states become similar, and go to one expert together.
         batch = Batch(ids, (ids * 7 + 3) % VOCAB)
-        sums, counts = objective(made, batch), objective.counts(batch)
+        sums, counts = objective(network, batch), objective.counts(batch)
         loss = sum(objective.weights[name] * sums[name] / counts[name] for name in objective.weights)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[union-attr]

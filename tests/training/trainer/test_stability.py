@@ -1,4 +1,4 @@
-"""A run that is not well: steps without a usable loss or gradient, spikes, a rank that stands still."""
+"""Unstable runs: steps without a finite loss or gradient, spikes of the loss, a rank that hangs."""
 
 import json
 import math
@@ -26,32 +26,32 @@ from training.trainer.callbacks.stability import SkippedSteps, SpikeDetector
 RECIPE = CHECKOUT / "tests" / "end-to-end.yaml"
 
 
-def test_a_spike_is_told_once_it_can_be_judged() -> None:
+def test_a_spike_is_reported_once_there_are_enough_losses() -> None:
     generator = random.Random(1)
     detector = SpikeDetector(window=64, deviations=6)
-    assert detector.judge(100.0) is None, "nothing to compare it with"
+    assert detector.deviation(100.0) is None, "there is nothing to compare it with"
     detector = SpikeDetector(window=64, deviations=6)
-    assert [detector.judge(generator.gauss(3, 0.1)) for _ in range(200)] == [None] * 200
-    above = detector.judge(6.0)
+    assert [detector.deviation(generator.gauss(3, 0.1)) for _ in range(200)] == [None] * 200
+    above = detector.deviation(6.0)
     assert above is not None and above > 20
-    assert detector.judge(generator.gauss(3, 0.1)) is None
-    assert detector.judge(math.nan) is None
+    assert detector.deviation(generator.gauss(3, 0.1)) is None
+    assert detector.deviation(math.nan) is None
 
 
-def test_a_new_level_is_soon_no_spike() -> None:
+def test_a_new_level_soon_counts_as_normal() -> None:
     generator = random.Random(2)
     detector = SpikeDetector(window=32, deviations=5)
     for _ in range(40):
-        detector.judge(generator.gauss(3, 0.1))
-    told = [detector.judge(generator.gauss(5, 0.1)) is not None for _ in range(64)]
-    assert told[0] and not any(told[32:])
+        detector.deviation(generator.gauss(3, 0.1))
+    spikes = [detector.deviation(generator.gauss(5, 0.1)) is not None for _ in range(64)]
+    assert spikes[0] and not any(spikes[32:])
 
 
-def test_falling_loss_and_a_switched_off_detector_tell_nothing() -> None:
+def test_a_falling_loss_and_a_disabled_detector_report_nothing() -> None:
     detector = SpikeDetector(window=32, deviations=6)
-    assert not any(detector.judge(9 * 0.99**step) for step in range(300))
+    assert not any(detector.deviation(9 * 0.99**step) for step in range(300))
     off = SpikeDetector(window=32, deviations=0)
-    assert not any(off.judge(loss) for loss in [1.0] * 40 + [99.0])
+    assert not any(off.deviation(loss) for loss in [1.0] * 40 + [99.0])
 
 
 def test_only_steps_in_a_row_end_the_run() -> None:
@@ -67,8 +67,8 @@ def test_only_steps_in_a_row_end_the_run() -> None:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_a_step_that_is_no_number_changes_nothing_at_any_stage(tmp_path: Path, precision: str) -> None:
-    """Of one rank alone, the loss or only its gradient: all ranks skip, and weights, state and biases stay."""
+def test_a_step_that_is_not_finite_changes_nothing_at_any_stage(tmp_path: Path, precision: str) -> None:
+    """If the loss of one rank is not finite, or only its gradient, all ranks skip: weights, state and biases stay."""
     bad = {"rank": 1, "loss": [3], "gradient": [5, 6]}
     more = (f"train.precision={precision}",)
     tasks = [
@@ -93,8 +93,8 @@ def test_a_step_that_is_no_number_changes_nothing_at_any_stage(tmp_path: Path, p
         ), name
         if precision == "fp32":
             finite = [step for step in range(8) if step != 2]
-            found = [seen["losses"][step] for step in finite]
-            assert found == pytest.approx([expected["losses"][step] for step in finite], abs=1e-5), name
+            losses = [seen["losses"][step] for step in finite]
+            assert losses == pytest.approx([expected["losses"][step] for step in finite], abs=1e-5), name
             assert seen["biases"] == [pytest.approx(b, abs=1e-7) for b in expected["biases"]], name
             weights = weights_of(task.out / "checkpoints" / "step-00000008")
             for key, tensor in expected["weights"].items():
@@ -105,15 +105,15 @@ def test_a_step_that_is_no_number_changes_nothing_at_any_stage(tmp_path: Path, p
 def test_too_many_in_a_row_end_the_run_on_all_ranks_and_save_nothing_more(tmp_path: Path) -> None:
     more = ("train.watch.skipped_in_a_row=2", "train.save_every=2")
     task = Task(Cell(2, 2, 1), tmp_path / "out", more, faults={"rank": 0, "loss": [5, 6, 7], "gradient": []})
-    with pytest.raises(AssertionError, match="step 7: 3 steps in a row had a loss or a gradient that is no finite"):
+    with pytest.raises(AssertionError, match="step 7: 3 steps in a row had a loss or a gradient that is not finite"):
         run_tasks([task], tmp_path)
     names = sorted(path.name for path in (task.out / "checkpoints").iterdir())
-    assert names[-1] == "step-00000006", "begun when the run was ended, and whole"
+    assert names[-1] == "step-00000006", "a checkpoint that was begun before is complete"
     assert not any(name.startswith(".") for name in names)
 
 
 @pytest.mark.engine
-def test_the_count_of_skipped_steps_goes_on_after_a_resume(tmp_path: Path) -> None:
+def test_the_count_of_skipped_steps_continues_after_a_resume(tmp_path: Path) -> None:
     bad = {"rank": 1, "loss": [2], "gradient": []}
     first = Task(Cell(2, 2, 1), tmp_path / "first", ("train.simulate_crash_at=4",), faults=bad)
     second = Task(
@@ -125,8 +125,8 @@ def test_the_count_of_skipped_steps_goes_on_after_a_resume(tmp_path: Path) -> No
 
 
 @pytest.mark.engine
-def test_skipped_steps_in_a_row_are_counted_on_after_a_resume(tmp_path: Path) -> None:
-    """Or a run that is lost and saves often would be started again for ever."""
+def test_skipped_steps_in_a_row_are_counted_across_a_resume(tmp_path: Path) -> None:
+    """Otherwise a run that cannot recover but saves often would be restarted forever."""
     bad, more = {"rank": 1, "loss": [3, 4, 5], "gradient": []}, ("train.watch.skipped_in_a_row=2",)
     first = Task(Cell(2, 2, 1), tmp_path / "first", (*more, "train.simulate_crash_at=4"), faults=bad)
     run_tasks([first], tmp_path)
@@ -136,13 +136,13 @@ def test_skipped_steps_in_a_row_are_counted_on_after_a_resume(tmp_path: Path) ->
 
 
 @pytest.mark.engine
-def test_every_rank_writes_down_where_it_stands_though_one_never_lets_go_of_the_interpreter(tmp_path: Path) -> None:
+def test_every_rank_writes_its_stack_even_if_one_never_releases_the_gil(tmp_path: Path) -> None:
     task = Task(Cell(2, 2, 1), tmp_path / "out", ("train.watch.hang_seconds=4",), hang={"rank": 1, "step": 3})
     with pytest.raises(AssertionError, match=rf"exit codes \[.*-{signal.SIGALRM:d}\b"):
         run_tasks([task], tmp_path)
     stacks = [(task.out / "stacks" / f"rank-0000{rank}.txt").read_text() for rank in (0, 1)]
-    assert "in after_step" in stacks[1] and "engine_job.py" in stacks[1]
-    assert "in sum_over_ranks" in stacks[0], "waits for the other in a collective"
+    assert "in on_step_end" in stacks[1] and "engine_job.py" in stacks[1]
+    assert "in sum_over_ranks" in stacks[0], "it waits for the other rank in a collective"
 
 
 def start(root: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -161,23 +161,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.engine
-def test_a_run_that_blows_up_ends_with_one_line(root: Path) -> None:
+def test_a_run_that_diverges_ends_with_one_line(root: Path) -> None:
     process = start(root, "run.name=end-to-end", "train.learning_rate=1e25", "train.watch.skipped_in_a_row=2")
-    said = "".join(process.communicate(timeout=PATIENCE))
+    output = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode == 1
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "3 steps in a row" in line and "begin anew with a lower train.learning_rate" in line
-    assert "Traceback" not in said
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "3 steps in a row" in line and "start again with a lower train.learning_rate" in line
+    assert "Traceback" not in output
     layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
     assert not list((layout.pretrain / "checkpoints").glob("step-*"))
     events = read_metrics(layout.pretrain / "metrics.jsonl")["event"]
     assert [event["event"] for event in events] == ["skipped"] * 3
 
 
-# Twenty seconds, of which six are the limit: as long as that no rank may be taken for dead on a busy machine.
+# Twenty seconds, including the limit of six, which avoids false alarms on a busy machine.
 @pytest.mark.engine
-def test_a_rank_that_stands_still_ends_the_run_to_be_started_again(root: Path) -> None:
-    """Stopped from outside it cannot tell where it stands; the other does, and the launcher says 75."""
+def test_a_rank_that_hangs_ends_the_run_so_that_it_can_be_restarted(root: Path) -> None:
+    """A suspended rank cannot write its stack, but the other one does, and the launcher returns 75."""
     layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
     shutil.rmtree(layout.pretrain, ignore_errors=True)
     process = start(root, "train.steps=100000", "train.watch.hang_seconds=6", "launch.grace_seconds=5")
@@ -187,9 +187,9 @@ def test_a_rank_that_stands_still_ends_the_run_to_be_started_again(root: Path) -
     ranks["1"].suspend()
     _, alive = psutil.wait_procs([ranks["0"]], timeout=PATIENCE)
     assert not alive
-    ranks["1"].kill()  # torchrun would give it half a minute for a signal that it cannot take
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 75, said
+    ranks["1"].kill()  # torchrun would wait half a minute for it to handle a signal
+    _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75, output
     stacks = layout.pretrain / "stacks"
-    assert f"no step in 6 s (train.watch.hang_seconds): where each rank stood is in {stacks}; the same" in said
+    assert f"no step in 6 s (train.watch.hang_seconds); the stack of every rank is in {stacks}. Run the same" in output
     assert "in run" in (stacks / "rank-00000.txt").read_text()

@@ -1,4 +1,4 @@
-"""TensorBoard reads what we write."""
+"""TensorBoard reads the files that we write."""
 
 import resource
 import signal
@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.trainer.callbacks.tensorboard import Board
+from training.trainer.callbacks.tensorboard import TensorBoardWriter
 
 
-def test_tensorboard_reads_the_curves_and_forgets_what_a_resume_does_again(tmp_path: Path) -> None:
-    first = Board(tmp_path, 1)
+def test_tensorboard_reads_the_curves_and_drops_steps_that_a_resume_repeats(tmp_path: Path) -> None:
+    first = TensorBoardWriter(tmp_path, 1)
     for step in range(1, 7):
         first.add(step, {"train/loss": 10.0 - step, "train/grad_norm": float(step)})
     first.close()
-    # Event files are named by the second, and read in the order of their names.
+    # Event files are named by time in seconds, and read in the order of their names.
     Path(*tmp_path.glob("events.*")).rename(tmp_path / "events.out.tfevents.0000000001.first")
-    second = Board(tmp_path, 5)
+    second = TensorBoardWriter(tmp_path, 5)
     for step in range(5, 9):
         second.add(step, {"train/loss": 20.0 - step})
     second.close()
@@ -31,12 +31,12 @@ def test_tensorboard_reads_the_curves_and_forgets_what_a_resume_does_again(tmp_p
 
 
 def test_a_full_disk_leaves_no_file_behind(tmp_path: Path) -> None:
-    """Of each start that fails: the next record would begin one more."""
+    """Otherwise every further record would leave another file behind."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            Board(tmp_path / "board", 1)
+            TensorBoardWriter(tmp_path / "board", 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

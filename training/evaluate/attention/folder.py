@@ -38,7 +38,7 @@ def write_folder(folder: Path, maps: Sequence[LabelledMap], about: dict[str, Any
     ``layer-NN-head-NN.png`` is a head, ``layer-NN.png`` all of a layer, ``attention.json`` holds ``about``, and
     ``weights.npz`` the weights [N, T, L] of each map by its name.
     """
-    beside = atomic.beside(folder)
+    beside = atomic.temp_path(folder)
     beside.mkdir(parents=True)
     try:
         with bar(sum(one.map.heads + 1 for one in maps), "figure", "heat maps") as progress:

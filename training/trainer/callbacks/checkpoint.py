@@ -1,61 +1,57 @@
-"""Checkpoints at their steps."""
+"""Saves checkpoints during training and at its end."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from training.checkpoint.save import Saver
-from training.trainer.trainer import Hook, StepResult
+from training.trainer.callback import Callback, StepResult
+from training.trainer.callbacks.stability import StabilityCallback
+from training.trainer.callbacks.validation import ValidationCallback
+from training.trainer.context import TrainingContext
 
 
-class CheckpointHook(Hook):
-    """Saves every so many steps, when a signal stops the run, and at the end; the last two wait until it is written."""
+class CheckpointCallback(Callback):
+    """Saves every ``train.save_every`` steps, when a signal stops the run, and after the last step.
 
-    def __init__(
-        self,
-        saver: Saver,
-        every: int,
-        start: int,
-        counts: Callable[[int], dict[str, Any]],
-        state: Callable[[], dict[str, Any]],
-    ) -> None:
-        """Arrange for saving.
+    Training continues while a checkpoint is written. The last two wait until it is on disk.
+    """
 
-        Args:
-            saver: what writes.
-            every: steps between checkpoints; 0: none on the way.
-            start: the step resumed from, which is saved already.
-            counts: what the manifest counts at a step.
-            state: what else is to be restored.
-        """
-        self._saver, self._every, self._last = saver, every, start
-        self._counts, self._state = counts, state
+    def __init__(self, context: TrainingContext, validation: ValidationCallback, stability: StabilityCallback) -> None:
+        """A checkpoint records the loss that ``validation`` measured and the steps that ``stability`` counted."""
+        self._context, self._validation, self._stability = context, validation, stability
+        self._last_saved = context.start_step
 
-    def after_step(self, result: StepResult) -> None:
-        if self._every and result.step % self._every == 0:
+    def on_step_end(self, result: StepResult) -> None:
+        every = self._context.train.save_every
+        if every and result.step % every == 0:
             self._begin(result.step)
 
-    def poll(self) -> Sequence[float]:
-        return self._saver.poll()
+    def reduce_inputs(self) -> Sequence[float]:
+        return self._context.saver.reduce_inputs()
 
-    def polled(self, sums: Sequence[float]) -> None:
-        self._saver.polled(sums)
+    def on_reduced(self, sums: Sequence[float]) -> None:
+        self._context.saver.on_reduced(sums)
 
-    def at_stop(self, step: int) -> None:
+    def on_interrupt(self, step: int) -> None:
         self._finish(step)
 
-    def at_end(self, step: int) -> None:
+    def on_train_end(self, step: int) -> None:
         self._finish(step)
 
-    def at_failure(self) -> None:
-        """What was begun before is whole, and written before the run's lock goes."""
-        self._saver.drain()
+    def on_failure(self) -> None:
+        """A checkpoint that was begun before is valid: it is written before the run's lock is released."""
+        self._context.saver.drain()
 
     def _begin(self, step: int) -> None:
-        if step != self._last:
-            self._saver.begin(step, self._counts(step), self._state())
-            self._last = step
+        if step == self._last_saved:
+            return
+        counts = {"samples": step * self._context.global_batch, "validation_loss": self._validation.loss_at(step)}
+        state = {
+            "balance": self._context.balancer.state_dict(),
+            "skipped": self._stability.skipped.state_dict(),
+        }
+        self._context.saver.begin(step, counts, state)
+        self._last_saved = step
 
     def _finish(self, step: int) -> None:
-        """Raises ``RunError`` where the checkpoint at this step, begun now or before, is not on disk."""
+        """Raises ``RunError`` if the checkpoint at this step, begun now or before, is not on disk."""
         self._begin(step)
-        self._saver.finish()
+        self._context.saver.finish()

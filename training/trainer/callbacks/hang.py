@@ -1,50 +1,48 @@
-"""A run that stands still: every rank writes down where, and dies, so that it can be started again.
+"""Ends a run that hangs: every rank writes its stack to a file and dies, so that the run can be started again.
 
-Both happen without the interpreter, which a rank may never return to: faulthandler's thread needs no lock of it, and
-SIGALRM ends the process in the kernel.
+Both work without the interpreter, which a rank may never return to: faulthandler's thread does not need the GIL, and
+the kernel ends the process with SIGALRM.
 """
 
 import faulthandler
 import signal
-from pathlib import Path
-from types import TracebackType
+from typing import TextIO
 
-from training.trainer.trainer import Hook, StepResult
+from training.trainer.callback import Callback, StepResult
+from training.trainer.context import TrainingContext
 
-#: Seconds between the dump and the end: the ranks' clocks start within a step of each other, and one that dies first
-#: may take the others with it before they have told.
+#: Seconds between the stack dump and the end of the process. The timers of the ranks start within a step of each
+#: other, and the first rank to die may take the others with it before they have written their stacks.
 _GRACE = 5
 
 
-class HangHook(Hook):
-    """Armed from its beginning as a context manager to its end, anew after every step; other hooks come before it."""
+class HangCallback(Callback):
+    """A timer of ``train.watch.hang_seconds`` that starts again after every step; 0 disables it."""
 
-    def __init__(self, folder: Path, seconds: int, rank: int) -> None:
-        """``folder``: for the stacks, a file a rank; ``seconds``: without a step; 0: never."""
-        self._path, self._seconds = folder / f"rank-{rank:05d}.txt", seconds
+    def __init__(self, context: TrainingContext) -> None:
+        self._path = context.run.stacks / f"rank-{context.ranks.rank:05d}.txt"
+        self._seconds = context.train.watch.hang_seconds
+        self._file: TextIO | None = None
 
-    def __enter__(self) -> "HangHook":
+    def on_train_begin(self) -> None:
         if self._seconds:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "w", encoding="utf-8")
+            self._file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the run
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            self._arm()
-        return self
+            self._restart(self._file)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._seconds:
+    def on_step_end(self, result: StepResult) -> None:
+        if self._file is not None:
+            self._restart(self._file)
+
+    def close(self) -> None:
+        if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
             signal.alarm(0)
             self._file.close()
             if not self._path.stat().st_size:
                 self._path.unlink()
 
-    def after_step(self, result: StepResult) -> None:
-        if self._seconds:
-            self._arm()
-
-    def _arm(self) -> None:
-        faulthandler.dump_traceback_later(self._seconds, file=self._file)
+    def _restart(self, file: TextIO) -> None:
+        faulthandler.dump_traceback_later(self._seconds, file=file)
         signal.alarm(self._seconds + _GRACE)

@@ -1,61 +1,63 @@
-"""Where a run's numbers go: a progress bar on rank 0, ``metrics.jsonl``, TensorBoard.
+"""Where the numbers of a run go: a progress bar, ``metrics.jsonl`` and TensorBoard, all on rank 0.
 
-``metrics.jsonl`` is appended to, a JSON object per line, each with ``step``, ``kind`` (``train`` or ``validation``) and
-``time``, the wall-clock time in UTC.
-A resumed run repeats the steps after its checkpoint: readers take the last line of a step (``read_metrics``).
+``metrics.jsonl`` is appended to, one JSON object per line, each with ``kind`` (``train``, ``validation`` or ``event``),
+``step`` and ``time``, the wall-clock time in UTC. A resumed run repeats the steps after its checkpoint: readers use the
+last line of a step (``artefacts.metrics_log.read_metrics``).
 """
 
 import resource
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
+from tqdm import tqdm
 
-from artefacts.metrics_log import _Lines
+from artefacts.metrics_log import LineWriter
 from artefacts.progress import bar
-from training.distributed.ranks import Ranks
-from training.trainer.callbacks.resilient_writer import Sink
-from training.trainer.trainer import Hook, StepResult
+from training.trainer.callback import Callback, StepResult
+from training.trainer.callbacks.resilient_writer import ResilientWriter
+from training.trainer.context import TrainingContext
 
 FILE = "metrics.jsonl"
 
 
-#: Steps between the routers' values in TensorBoard, whose checksums are computed in Python, and between the single
-#: experts': thousands of curves in a large model.
+#: Steps between values of the routers in TensorBoard, whose checksums are computed in Python, and between values of
+#: single experts, which are thousands of curves in a large model.
 _LAYERS_EVERY, _EXPERTS_EVERY = 10, 100
 
 
-class MetricsHook(Hook):
-    """Writes every ``log_every``-th step; on rank 0 only."""
+class MetricsCallback(Callback):
+    """Logs every ``train.log_every``-th step, and whatever other callbacks ``write``."""
 
-    def __init__(
-        self, folder: Path, name: str, start: int, steps: int, flops_per_token: float, log_every: int, ranks: Ranks
-    ) -> None:
-        self._first, self._log_every = ranks.first, log_every
-        self._flops, self._device = flops_per_token, ranks.device
-        if not ranks.first:
+    def __init__(self, context: TrainingContext) -> None:
+        self._context = context
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self) -> None:
+        if not self._context.ranks.first:
             return
-        from training.trainer.callbacks.tensorboard import Board
+        from training.trainer.callbacks.tensorboard import TensorBoardWriter
 
-        self._lines = Sink(FILE, lambda step: _Lines(folder / FILE))
-        self._curves = Sink("tensorboard/", lambda step: Board(folder / "tensorboard", step))
+        run, start = self._context.run, self._context.start_step
+        self._lines = ResilientWriter(FILE, lambda step: LineWriter(run.folder / FILE))
+        self._curves = ResilientWriter("tensorboard/", lambda step: TensorBoardWriter(run.folder / "tensorboard", step))
         self._lines.open(start + 1)
         self._curves.open(start + 1)
-        self._steps = steps
-        self._bar = bar(steps, "step", name, initial=start)
+        self._bar = bar(self._context.train.steps, "step", run.stage, initial=start)
 
-    def after_step(self, result: StepResult) -> None:
-        if not self._first:
+    def on_step_end(self, result: StepResult) -> None:
+        if self._bar is None:
             return
         speed = result.tokens / result.seconds
-        left = (self._steps - result.step) * result.seconds
+        left = (self._context.train.steps - result.step) * result.seconds
         self._bar.set_postfix_str(f"loss {result.loss:.3f}, {speed:,.0f} tokens/s, {left:.0f} s left", refresh=False)
         self._bar.update()
-        if result.step % self._log_every:
-            return
+        if result.step % self._context.train.log_every == 0:
+            self.write(self._record(result, speed))
+
+    def _record(self, result: StepResult, tokens_per_second: float) -> dict[str, Any]:
         record: dict[str, Any] = {
             "kind": "train",
             "step": result.step,
@@ -66,9 +68,9 @@ class MetricsHook(Hook):
             "skipped": result.skipped is not None,
             "targets": result.targets,
             "seconds": round(result.seconds, 4),
-            "tokens_per_second": round(speed, 1),
-            "model_flops_per_second": round(speed * self._flops),
-            "memory_bytes": memory_bytes(self._device),
+            "tokens_per_second": round(tokens_per_second, 1),
+            "model_flops_per_second": round(tokens_per_second * self._context.flops_per_token),
+            "memory_bytes": memory_bytes(self._context.ranks.device),
             "experts": {
                 load.layer: {
                     "load": [round(share, 4) for share in load.share],
@@ -82,33 +84,24 @@ class MetricsHook(Hook):
         }
         if result.loss_scale is not None:
             record["loss_scale"] = result.loss_scale
-        self.write(record)
+        return record
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. Rank 0 only."""
+        """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. On rank 0 only."""
         step, now = record["step"], datetime.now(UTC).isoformat(timespec="milliseconds")
         line = orjson.dumps({**record, "time": now}) + b"\n"
         self._lines.write(step, lambda lines: lines.add(line))
-        self._curves.write(step, lambda board: board.add(step, dict(_curves(record))))
+        self._curves.write(step, lambda curves: curves.add(step, dict(_curves(record))))
 
-    def at_stop(self, step: int) -> None:
-        self._close()
-
-    def at_end(self, step: int) -> None:
-        self._close()
-
-    def at_failure(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._first:
+    def close(self) -> None:
+        if self._bar is not None:
             self._bar.close()
             self._lines.close()
             self._curves.close()
 
 
 def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """What TensorBoard shows of a record; ``metrics.jsonl`` has all of it."""
+    """The values of a record that TensorBoard shows, by the name of their curve; ``metrics.jsonl`` has all of it."""
     for key, value in record.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
             yield f"{record['kind']}/{key}", value
@@ -121,7 +114,7 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most bytes that were in use: on the GPU, or of this process on CPU."""
+    """Peak memory of this process: on the GPU, or on CPU its resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

@@ -1,4 +1,4 @@
-"""Where numbers go that a run can do without: a failure is told once and costs no step."""
+"""Writers that a run can do without: a failure is reported once and does not stop training."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,45 +7,45 @@ from typing import Generic, Protocol, TypeVar
 from artefacts.progress import warn
 
 
-class Closing(Protocol):
-    """What a sink opens; its methods may raise OSError."""
+class Closable(Protocol):
+    """A file or stream; its methods may raise OSError."""
 
     def close(self) -> None: ...
 
 
-T = TypeVar("T", bound=Closing)
+T = TypeVar("T", bound=Closable)
 
 
-class Sink(Generic[T]):
-    """Something open for writing; after a failure it is opened anew at the next write."""
+class ResilientWriter(Generic[T]):
+    """Wraps a writer; after a failure, the next write opens it again."""
 
-    def __init__(self, name: str, opened: Callable[[int], T]) -> None:
-        """``name``: what a warning calls it; ``opened``: opens it, to be written to from a step on."""
-        self._name, self._opened = name, opened
-        self._there: T | None = None
-        self._told = False
+    def __init__(self, name: str, open_writer: Callable[[int], T]) -> None:
+        """``name`` stands in warnings; ``open_writer`` opens the writer at a step."""
+        self._name, self._open_writer = name, open_writer
+        self._writer: T | None = None
+        self._warned = False
 
     def open(self, step: int) -> None:
-        """Open it where it is not."""
+        """Open the writer unless it is open."""
         self.write(step, lambda _: None)
 
     def write(self, step: int, put: Callable[[T], None]) -> None:
-        """Call ``put`` with what is open; the first failure in a row is told."""
+        """Call ``put`` with the open writer; warns of the first failure in a row."""
         try:
-            if self._there is None:
-                self._there = self._opened(step)
-            put(self._there)
+            if self._writer is None:
+                self._writer = self._open_writer(step)
+            put(self._writer)
         except OSError as error:
             self.close()
-            if not self._told:
-                warn(f"{self._name} cannot be written ({error.strerror}): training goes on without it")
-            self._told = True
+            if not self._warned:
+                warn(f"{self._name} cannot be written ({error.strerror}): training continues without it")
+            self._warned = True
         else:
-            self._told = False
+            self._warned = False
 
     def close(self) -> None:
-        """Close it where it is open; what cannot be written is lost."""
-        there, self._there = self._there, None
-        if there is not None:
+        """Close the writer if it is open; what cannot be written is lost."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
             with contextlib.suppress(OSError):
-                there.close()
+                writer.close()
