@@ -83,7 +83,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
             job.prepare(
                 model, local_experts(ranks.rank, recipe.model.backbone_section.expert_count, recipe.expert_parallel)
             )
-        model.set_checkpointing(job.train.activation_checkpointing)
+        model.set_activation_checkpointing(job.train.activation_checkpointing)
         if recipe.model.compile:
             model.compile_regions()
         experts = recipe.expert_parallel if recipe.model.has_experts else None

@@ -16,7 +16,7 @@ from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.checkpoint.load import newest_whole
 from training.distributed.device import choose
 from training.export.weights import load_backbone, load_weights
-from training.layers.cpu import kernels
+from training.layers import cpu
 from training.models.registry import build_model, init_weights
 from training.runs import backbone_checkpoint, given_checkpoint
 
@@ -41,7 +41,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
     load_weights(model, read_weights(checkpoint))
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])
     if device.type == "cpu":
-        kernels.ready()
+        cpu.kernels.compile_kernels()
     return model.to(device).eval()
 
 

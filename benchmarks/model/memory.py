@@ -55,9 +55,9 @@ def _checkpointing(mode: str, length: int) -> int:
         model.zero_grad()
 
     # The first steps also start threads and fill caches.
-    model.set_checkpointing("full")
+    model.set_activation_checkpointing("full")
     step()
-    model.set_checkpointing(mode)  # type: ignore[arg-type]
+    model.set_activation_checkpointing(mode)  # type: ignore[arg-type]
     return grown_by(step)
 
 

@@ -25,7 +25,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(checkpointing: str) -> None:
     for device in (torch.device("cpu"), torch.device("cuda")):
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
         init_weights(model, 1)
-        model.set_checkpointing(checkpointing)
+        model.set_activation_checkpointing(checkpointing)
         model.to(device).train()
         loss, targets = Objective(recipe.model, recipe.train).cross_entropy(model, batch.to(device))
         (loss / targets).backward()

@@ -84,7 +84,7 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
     model = build_model(recipe.model, recipe.vocab_size)
     first_weights(recipe, model)
     model = model.to(setting.device).train()
-    model.set_checkpointing(train.activation_checkpointing)
+    model.set_activation_checkpointing(train.activation_checkpointing)
     if setting.compiled:
         model.compile_regions()
     rate = setting.rate or train.learning_rate

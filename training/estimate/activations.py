@@ -8,9 +8,7 @@ from configs.schema.models.deepseek import DeepseekSection
 from training.estimate import deepseek_activations, dense_activations
 from training.estimate.layer import Layer
 from training.estimate.topology import Topology
-
-#: training/layers/cross_entropy.py: logits at a time, and the fewest rows.
-_CHUNK, _FEWEST_ROWS = {"cpu": 2**22, "cuda": 2**27}, 128
+from training.layers.block_sizes import rows_of_logits
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def _loss(recipe: Recipe, place: Topology, tokens: int, hidden: int) -> tuple[fl
     if isinstance(recipe.model, ClassifierSection):
         # A vector and logits for a text, which is little beside its tokens.
         return 0.0, 0.0
-    rows = min(tokens, max(_FEWEST_ROWS, _CHUNK[place.device] // vocab))
+    rows = rows_of_logits(place.device, tokens, vocab)
     working = rows * vocab * (6 if place.half else 4)
     if place.half:
         # The sum of dweight in fp32 beside the piece's product, and that product widened to be added.

@@ -7,8 +7,9 @@ many rows as it sends, M x K.
 
 from configs.schema import Recipe
 from configs.schema.models.deepseek import DeepseekSection
-from training.estimate.layer import LONGEST_BLOCKED, Layer, block_weights
+from training.estimate.layer import Layer, block_weights
 from training.estimate.topology import Topology
+from training.layers.block_sizes import LONGEST_BLOCKED
 
 #: deepspeed/moe/ep_kernels.py: each expert's rows are filled up to a multiple of this, and room is made for all to be.
 _ALIGNED = 8

@@ -50,8 +50,8 @@ def measure(model: Any, objective: Objective, batches: Iterable[Batch], device: 
             nats, targets = nats + float(total), targets + int(number)
             for router in routers.values():
                 router.recording = False
-                router.take()
+                router.pop_record()
             progress.update()
-    counts = {layer: router.take_counts() for layer, router in routers.items()}
+    counts = {layer: router.pop_counts() for layer, router in routers.items()}
     loads = {layer: (count / count.mean()).tolist() for layer, count in counts.items() if count is not None}
     return Measured(nats, targets, loads)

@@ -43,7 +43,7 @@ def difference_to_transformers(folder: Path, model: Any, vocabulary: int) -> flo
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    length = min(_LENGTH, model.section.longest or _LENGTH)
+    length = min(_LENGTH, model.section.max_seq_len or _LENGTH)
     ids = torch.randint(0, vocabulary, (_PROMPTS, length), generator=torch.Generator().manual_seed(0))
     ours, their = model.float()(ids), theirs(ids, use_cache=False).logits
     found = float((ours - their).abs().max() / ours.abs().max().clamp_min(1.0))

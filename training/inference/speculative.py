@@ -108,7 +108,7 @@ class _Drafter:
             before = positions - len(incoming_TD)  # first position of what comes in
             source_TD = torch.cat((self._pending[depth - 1][: before - first], incoming_TD))
             guessed = torch.tensor([(ids + drafts)[first + depth : positions + depth]], device=source_TD.device)
-            turn = self._model.model.rotation(cache.begin(len(source_TD)))
+            turn = self._model.model.rotary_table(cache.begin(len(source_TD)))
             embedded = self._model.model.embed_tokens(guessed)
             out_TD = layer.predict(source_TD[None], embedded, turn, None, cache.layer(0))[0]
             known = max(0, len(ids) - depth)  # positions whose token depth steps on is known

@@ -55,7 +55,7 @@ def built(recipe: Recipe) -> tuple[Any, Any]:
     """The engine of one rank on CPU, and the optimiser."""
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, 0)
-    model.set_checkpointing(recipe.train.activation_checkpointing)
+    model.set_activation_checkpointing(recipe.train.activation_checkpointing)
     optimizer = build_optimizer(model, recipe.train.optimizer, recipe.train.learning_rate)
     experts = 1 if recipe.model.has_experts else None
     config = deepspeed_config(recipe.train, 1, experts, recipe.train.global_batch, recipe.micro_batch)
@@ -196,7 +196,7 @@ def test_dense_models_keep_what_is_said(frozen, name: str, precision: str, mode:
     recipe = recipe_of(*keys, f"train.precision={precision}", *alone, name="configs/teaching/gpt-oz.yaml")
     model = build_model(recipe.model, recipe.vocab_size)
     registry.init_weights(model, 0)
-    model.set_checkpointing(mode)
+    model.set_activation_checkpointing(mode)
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     found = activations(recipe, topology(recipe, "cpu", 4), 4, mode).kept
     assert found == pytest.approx(kept_for_backward(model, recipe), rel=0.05)

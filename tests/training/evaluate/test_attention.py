@@ -46,7 +46,7 @@ def test_latent_attention_is_transformers(name: str) -> None:
     assert [one.name for one in found] == ["0", "1"]
     for one, weights in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(one.weights_NTL), weights[0], atol=1e-5, rtol=1e-4)
-    assert all(layer.self_attn.listener is None for layer in model.model.blocks)
+    assert all(layer.self_attn.attention_hook is None for layer in model.model.blocks)
 
 
 @pytest.mark.parametrize("changes", [{}, {"positions": "alibi"}, {"positions": "rope", "window": 4}])

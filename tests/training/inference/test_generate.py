@@ -129,7 +129,7 @@ def test_drafts_are_what_multi_token_prediction_says(walker: DeepseekForCausalLM
     assert 0.2 < drafting.accepted / drafting.drafted < 0.98
     for ids, drafts in seen:
         hidden = walker.hidden(torch.tensor([ids[:-1]]))
-        turn = walker.model.rotation(torch.arange(len(ids) - 1))
+        turn = walker.model.rotary_table(torch.arange(len(ids) - 1))
         known = list(ids)
         for depth, layer in enumerate(walker.prediction_layers, start=1):
             ahead = walker.model.embed_tokens(torch.tensor([known[depth:]]))
@@ -194,5 +194,5 @@ def test_an_impossible_prompt_is_refused_at_once(
 def test_a_cache_that_is_too_small_says_so(model: DeepseekForCausalLM) -> None:
     cache = model.new_cache(1, 4)
     assert isinstance(cache, Cache)
-    with pytest.raises(ValueError, match=r"the cache holds 4 tokens a sequence: 0 are there and 5 more do not fit"):
+    with pytest.raises(ValueError, match="room for 4 tokens per sequence: it holds 0, and 5 more do not fit"):
         model.hidden(torch.zeros(1, 5, dtype=torch.int64), cache=cache)

@@ -12,8 +12,8 @@ from artefacts.errors import RequestError
 from tests.support.training.shapes import VOCAB, small
 from tests.support.training.tiny_run import GPT, as_trained, tiny_model, tiny_recipe
 from training.__main__ import main
+from training.commands import generate as generate_command
 from training.commands import temperature
-from training.inference import completion as generate_command
 from training.inference.generate import Limits, generate
 from training.inference.sampling import Sampling
 from training.inference.trace import Step, step_of, traced

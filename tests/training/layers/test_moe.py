@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from configs.schema.models.deepseek import AdaptiveSection, DeepseekSection, NoiseSection
 from tests.support.training.plain_experts import looped_experts
 from tests.support.training.shapes import small
-from training.layers.cpu.experts import experts_on_cpu
+from training.layers.cpu.experts import routed_experts
 from training.layers.moe import Gate, MixtureOfExperts, grouped_experts
 from training.layers.router import BALANCE_LOSSES, Router, Routing, tokens_per_expert
 
@@ -113,7 +113,7 @@ def test_adaptive_k_is_the_smallest_set_that_reaches_the_mass(
     gate = gate_with(config, seed)
     gate.router.recording = True
     weights, selected = gate(inputs())
-    decision = gate.router.take()
+    decision = gate.router.pop_record()
     assert decision is not None
     shares = gate.router.probabilities(decision.logits)
     for row in range(50):
@@ -150,16 +150,16 @@ def test_bf16_gate_decides_in_fp32() -> None:
 def test_recording_counts_once_and_only_when_asked() -> None:
     gate = gate_with(small())
     gate(inputs())
-    assert gate.router.take() is None and gate.router.take_counts() is None
+    assert gate.router.pop_record() is None and gate.router.pop_counts() is None
     gate.router.recording = True
     for _ in range(2):
         gate(inputs())
-        gate.router.take()
+        gate.router.pop_record()
     gate.router.recording = False
     gate(inputs())
-    counts = gate.router.take_counts()
+    counts = gate.router.pop_counts()
     assert counts is not None and counts.sum() == 2 * 50 * 2
-    assert gate.router.take_counts() is None
+    assert gate.router.pop_counts() is None
 
 
 def test_balance_losses_are_those_of_the_papers() -> None:
@@ -169,7 +169,7 @@ def test_balance_losses_are_those_of_the_papers() -> None:
     gate.e_score_correction_bias.copy_(torch.arange(8.0))  # steers the choice, and is no part of any loss
     gate.router.recording = True
     gate(inputs(12))
-    decision = gate.router.take()
+    decision = gate.router.pop_record()
     assert decision is not None
     gate.router.load_share = torch.arange(8.0)
     scores = (inputs(12) @ gate.weight.T).sigmoid()
@@ -192,7 +192,7 @@ def test_balance_losses_are_one_where_the_load_is_even() -> None:
     router = Router(small())
     router.recording = True
     router(torch.zeros(8, 32), torch.zeros(8, 8), None)
-    decision = router.take()
+    decision = router.pop_record()
     assert decision is not None
     assert float(BALANCE_LOSSES["sequence_balance"](router, decision, 2)) == pytest.approx(2.0)
     assert float(BALANCE_LOSSES["load_balance"](router, decision, 2)) == pytest.approx(8.0)
@@ -202,7 +202,7 @@ Way = Callable[[torch.Tensor, Routing, torch.Tensor, torch.Tensor], torch.Tensor
 
 
 def on_cpu(x: torch.Tensor, routing: Routing, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    return experts_on_cpu(x, routing.weights, routing.selected, gate_up, down)
+    return routed_experts(x, routing.weights, routing.selected, gate_up, down)
 
 
 def outputs_and_gradients(way: Way, allowed: list[int], unused: float, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from tests.support.training.families import encoder, gpt
-from training.layers.attention import attention, attention_weights, flexed
+from training.layers.attention import attention, attention_weights, masked_flex_attention
 from training.layers.masks import Mask, alibi_sides, alibi_slopes
 from training.layers.multi_head import SelfAttention, Source
 from training.layers.packed_documents import Documents
@@ -128,7 +128,7 @@ def test_flex_attention_is_that_of_the_blocks(name: str) -> None:
     mask = dataclasses.replace(MASKS[name], _block_masks={})
     q, k, v = (drawn(3, HEADS, LENGTH, 16, seed=seed) for seed in range(3))
     with torch.no_grad():
-        out = flexed(q, k, v, 0.25, mask, flex_attention)
+        out = masked_flex_attention(q, k, v, 0.25, mask, flex_attention)
     seen = there(mask, 3)
     same(out.transpose(1, 2)[seen], attention(q, k, v, 0.25, mask).transpose(1, 2)[seen])
 
@@ -263,7 +263,7 @@ def test_every_layer_and_head_tells_its_weights() -> None:
     init_weights(model, 0)
     told: list[torch.Tensor] = []
     for layer in model.model.blocks:
-        layer.self_attn.listener = told.append
+        layer.self_attn.attention_hook = told.append
     model(torch.arange(18).view(2, 9), lengths=torch.tensor([9, 4]))
     assert [weights.shape for weights in told] == [(2, 4, 9, 9)] * 2
     assert not any(weights[1, :, :, 4:].any() for weights in told)

@@ -135,7 +135,7 @@ def test_routers_are_balanced_as_in_the_language_model() -> None:
     )
     divisors = Objective(section, train).counts(Batch(batch.ids, batch.labels, lengths=lengths))
     assert divisors["router_z"] == divisors["load_balance"] == int(lengths.sum())
-    counts, expected_counts = (router.take_counts() for router in routers)
+    counts, expected_counts = (router.pop_counts() for router in routers)
     assert counts.sum() == lengths.sum() * 4 and torch.equal(counts, expected_counts)
 
 

@@ -14,7 +14,7 @@ from tests.support.training.one_step import moved_by_a_step
 from tests.support.training.workers import fork_workers
 from training.estimate import flops_per_token, parameters
 from training.export.weights import load_weights
-from training.layers import attention
+from training.layers.cpu import attention as cpu_attention
 from training.models.registry import build_model, init_weights
 
 every = pytest.mark.parametrize("name", CASES)
@@ -134,7 +134,7 @@ def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
     batch, seen = given(section), []
     for each in ("none", mode):
         model = built(section).train()
-        model.set_checkpointing(each)
+        model.set_activation_checkpointing(each)
         torch.manual_seed(5)
         loss = batch.loss(model)
         loss.backward()
@@ -176,8 +176,8 @@ def test_closed_form_is_the_built_model(name: str) -> None:
 
 @every
 def test_flops_are_those_of_the_built_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Single rows make blocked attention skip what nobody sees exactly.
-    monkeypatch.setattr(attention, "_BLOCK", 1)
+    # With blocks of one query, blocked attention skips exactly the scores that are masked.
+    monkeypatch.setattr(cpu_attention, "QUERY_BLOCK", 1)
     section = CASES[name]
     batch = given(section, samples=2, length=12)
     more = {"source": batch.more["source"]} if "source" in batch.more else {}

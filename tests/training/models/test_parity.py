@@ -187,7 +187,7 @@ def test_parity_of_multi_token_prediction() -> None:
         mtp.layers[depth].load_state_dict(renamed, strict=True)
     ids = tokens()
     hidden = expected = ours.hidden(ids)
-    turn = ours.model.rotation(torch.arange(ids.shape[1]))
+    turn = ours.model.rotary_table(torch.arange(ids.shape[1]))
     places = torch.arange(ids.shape[1])[None]
     for depth, layer in enumerate(ours.prediction_layers):
         ahead = ids.roll(-depth - 1, dims=1)

@@ -38,8 +38,8 @@ class AttentionMap:
 
 
 def attentions(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The modules of a model that tell their weights to a ``listener``, by name."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "listener")}
+    """The modules of a model that tell their weights to a ``attention_hook``, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "attention_hook")}
 
 
 @torch.no_grad()
@@ -65,11 +65,11 @@ def attention_maps(
 
     try:
         for name, module in listening.items():
-            module.listener = partial(hear, name, isinstance(module, CrossAttention))  # type: ignore[assignment]
+            module.attention_hook = partial(hear, name, isinstance(module, CrossAttention))  # type: ignore[assignment]
         model(*inputs, **more)
     finally:
         for module in listening.values():
-            module.listener = None  # type: ignore[assignment]
+            module.attention_hook = None  # type: ignore[assignment]
     return found
 
 

@@ -25,7 +25,7 @@ def test_equals_pytorch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     upstream = torch.randn(shape, generator=generator).to(dtype)
     wide = x.detach().double().requires_grad_()
     out, expected = gelu_new(x), expected_of(wide)
-    assert type(out.grad_fn).__name__ == "_GeluNewOnCpuBackward"
+    assert type(out.grad_fn).__name__ == "_GeluNewBackward"
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
     (found,) = torch.autograd.grad(out, x, upstream)
@@ -57,5 +57,5 @@ def test_strides_and_the_way_without_a_compiler(monkeypatch: pytest.MonkeyPatch)
     (found,) = torch.autograd.grad(gelu_new(x.t()).t(), x, above)
     monkeypatch.setattr(kernels, "_code", lambda: None)
     out = gelu_new(x.t()).t()
-    assert type(out.grad_fn).__name__ != "_GeluNewOnCpuBackward"
+    assert type(out.grad_fn).__name__ != "_GeluNewBackward"
     torch.testing.assert_close(found, torch.autograd.grad(out, x, above)[0], atol=1e-6, rtol=1e-5)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.layers import linear as products
 from training.layers.activations import silu_times
+from training.layers.cpu import matmul
 from training.layers.cpu.matmul import times_transposed
 from training.layers.linear import Linear, linear
 from training.layers.norms import RMSNorm
@@ -16,16 +16,16 @@ from training.layers.norms import RMSNorm
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """Shapes of the inputs that oneDNN was given."""
-    if products.ONEDNN_PRODUCT is None:
+    if matmul.ONEDNN_PRODUCT is None:
         pytest.skip("this PyTorch has no oneDNN")
-    seen, original = [], products.ONEDNN_PRODUCT
+    seen, original = [], matmul.ONEDNN_PRODUCT
 
     def spied(x: torch.Tensor, *rest: Any) -> Any:
         seen.append(x.shape)
         return original(x, *rest)
 
-    monkeypatch.setattr(products, "ONEDNN_PRODUCT", spied)
-    monkeypatch.setattr(products, "onednn_in_fp32", lambda: True)
+    monkeypatch.setattr(matmul, "ONEDNN_PRODUCT", spied)
+    monkeypatch.setattr(matmul, "onednn_in_fp32", lambda: True)
     return seen
 
 
@@ -81,7 +81,7 @@ def test_where_onednn_is_not_asked(taken: list[torch.Size], monkeypatch: pytest.
         assert linear(x, weight).dtype == torch.bfloat16
     both(x.double(), weight.double(), None)
     assert not taken
-    monkeypatch.setattr(products, "onednn_in_fp32", lambda: False)
+    monkeypatch.setattr(matmul, "onednn_in_fp32", lambda: False)
     both(x, weight, torch.randn(31))
     assert not taken
 
