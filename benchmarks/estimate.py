@@ -147,7 +147,7 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
     place = topology(recipe, device, recipe.micro_batch)
     found = memory(recipe, device)
     state = recipe.ranks * sum(
-        found.parts[part] for part in ("weights", "master weights", "gradients", "optimiser state")
+        found.parts[part] for part in ("weights", "master weights", "gradients", "optimizer state")
     )
     with tempfile.TemporaryDirectory() as folder:
         grown = _train(overrides, recipe.ranks, Path(folder), {**environment, "DS_ACCELERATOR": device})

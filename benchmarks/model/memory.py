@@ -2,8 +2,8 @@
 
     python -m benchmarks.model.memory [--quick]
 
-Each figure is the growth of resident memory of a fresh process over the forward and backward pass of one step,
-gradients included, beside the same step without what is measured.
+Each number is the growth of resident memory of a fresh process over the forward and backward pass of one step,
+gradients included, compared with the same step without what is measured.
 """
 
 import argparse

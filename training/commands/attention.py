@@ -13,26 +13,26 @@ from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
 from training.evaluate.attention.collect import AttentionMap, attention_maps, attentions
-from training.evaluate.attention.folder import LabelledMap, write_folder
+from training.evaluate.attention.folder import LabeledMap, write_folder
 from training.evaluate.attention.statistics import head_numbers, lines
-from training.inference.answer import encoded
+from training.inference.answer import encode_prompt
 from training.model_loading import best_device, load_model, wanted_checkpoint
 from training.models.registry import build_model
 
-#: Tokens of a validation document that stand in for a text that is not given, and the most that a map can show.
-_OF_A_DOCUMENT, _MOST = 32, 128
+#: Tokens of a validation document that are used without a text, and the most tokens that a map can show.
+_DOCUMENT_TOKENS, _MAX_TOKENS = 32, 128
 
 
 def evaluate_attention(
     recipe: Recipe, text: str | None = None, target: str | None = None, layers: Collection[int] = ()
 ) -> int:
-    """Write the maps of a text and print the numbers; returns the exit status.
+    """Write the attention maps of a text and print the numbers; returns the exit status.
 
     Args:
         recipe: of the run.
-        text: what the model reads; None: ``generate.prompt``, or else how a validation document begins.
-        target: of a model of pairs, what the decoder reads.
-        layers: numbers of those that are wanted; empty: all.
+        text: what the model reads; None: ``generate.prompt``, or else the beginning of a validation document.
+        target: what the decoder of an encoder-decoder reads.
+        layers: numbers of the layers to show; empty: all.
 
     Raises:
         RequestError: the model has no attention or no such layer, or cannot read the text.
@@ -45,30 +45,32 @@ def evaluate_attention(
     source: list[int] | None = None
     if recipe.model.task == "seq2seq":
         if target is None:
-            raise RequestError("evaluate attention: this model reads a text and its target: give --target '…' as well")
+            raise RequestError(
+                "evaluate attention: an encoder-decoder reads a text and its target: pass --target '…' too"
+            )
         source, read = read, [tokenizer.first_id, *_checked(recipe, tokenizer, "--target", target, more=1)]
     elif target is not None:
-        raise RequestError("--target is for a model of pairs: leave it out")
+        raise RequestError("--target is for encoder-decoder models: remove it")
     model = load_model(recipe, checkpoint, device)
     more = {} if source is None else {"source": torch.tensor([source], device=device)}
-    found = attention_maps(model, torch.tensor([read], device=device), layers=layers, **more)
+    attention = attention_maps(model, torch.tensor([read], device=device), layers=layers, **more)
     tokens = {"read": [tokenizer.label(token) for token in read]}
     if source is not None:
         tokens["source"] = [tokenizer.label(token) for token in source]
-    maps = [_labelled(one, tokens, getattr(recipe.model, "cross_downsample", 1)) for one in found]
-    numbers = [each for one in found for each in head_numbers(one)]
-    about = {"checkpoint": str(checkpoint), "tokens": tokens, "heads": [each.as_json() for each in numbers]}
+    maps = [_labeled(one, tokens, getattr(recipe.model, "cross_downsample", 1)) for one in attention]
+    heads = [numbers for one in attention for numbers in head_numbers(one)]
+    about = {"checkpoint": str(checkpoint), "tokens": tokens, "heads": [numbers.as_json() for numbers in heads]}
     write_folder(layout.attention, maps, about)
-    print("\n".join(lines(numbers)))
-    print(f"{layout.attention}: {len(numbers)} heads over the {len(read)} tokens {''.join(tokens['read'])!r}")
+    print("\n".join(lines(heads)))
+    print(f"{layout.attention}: {len(heads)} heads over the {len(read)} tokens {''.join(tokens['read'])!r}")
     return command.DONE
 
 
 def _require_layers(recipe: Recipe, layers: Collection[int]) -> None:
     model: Any = recipe.model
     with torch.device("meta"):
-        there = attentions(build_model(model, recipe.vocab_size))
-    if not there:
+        modules = attentions(build_model(model, recipe.vocab_size))
+    if not modules:
         raise RequestError(f"model.family={model.family} has no attention: there are no maps to draw")
     sizes: Any = recipe.model.backbone_section
     depth = max(sizes.num_hidden_layers, getattr(sizes, "depth_of_decoder", 0))
@@ -77,7 +79,7 @@ def _require_layers(recipe: Recipe, layers: Collection[int]) -> None:
 
 
 def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | None) -> list[int]:
-    """Of the text, the prompt, or the first tokens of a validation document."""
+    """Ids of the text, the prompt, or the first tokens of a validation document."""
     if text is not None:
         return _checked(recipe, tokenizer, "--text", text)
     if recipe.generate.prompt:
@@ -85,30 +87,33 @@ def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | No
     for prefix in shard_prefixes(layout.tokens, "val"):
         shard = IndexedDataset(prefix)
         if len(shard):
-            return [int(token) for token in shard.document(0)[: min(_OF_A_DOCUMENT, recipe.model.max_seq_len or _MOST)]]
-    raise RequestError("evaluate attention: there is no text to look at: give --text '…'")
+            return [
+                int(token)
+                for token in shard.document(0)[: min(_DOCUMENT_TOKENS, recipe.model.max_seq_len or _MAX_TOKENS)]
+            ]
+    raise RequestError("evaluate attention: there is no text to read: pass --text '…'")
 
 
 def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: int = 0) -> list[int]:
-    """Ids of a text that a map has room for, and for so many ``more``."""
-    ids = encoded(text, tokenizer, key)
+    """Ids of a text, for which a map must have room, with ``more`` further tokens."""
+    ids = encode_prompt(text, tokenizer, key)
     if not ids:
-        raise RequestError(f"{key} has no tokens: give it some text")
-    most = min(_MOST, recipe.model.max_seq_len or _MOST) - more
-    if len(ids) > most:
-        raise RequestError(f"{key} has {len(ids)} tokens, and a map shows {most} at most: shorten it")
+        raise RequestError(f"{key} has no tokens: it needs some text")
+    limit = min(_MAX_TOKENS, recipe.model.max_seq_len or _MAX_TOKENS) - more
+    if len(ids) > limit:
+        raise RequestError(f"{key} has {len(ids)} tokens, and a map shows at most {limit}: shorten it")
     return ids
 
 
-def _labelled(found: AttentionMap, tokens: dict[str, list[str]], pooled: int) -> LabelledMap:
-    """The tokens on a map's axes: the encoder of two stacks sees the source, and cross-attention looks at it."""
+def _labeled(attention: AttentionMap, tokens: dict[str, list[str]], pooled: int) -> LabeledMap:
+    """The map with the tokens of its axes: an encoder reads the source, and cross-attention attends to it."""
     source = tokens.get("source", [])
-    if found.cross:
-        return LabelledMap(found, tokens["read"], _joined(source, pooled))
-    queries = source if source and found.name.startswith("encoder") else tokens["read"]
-    return LabelledMap(found, queries, queries)
+    if attention.cross:
+        return LabeledMap(attention, tokens["read"], _joined(source, pooled))
+    queries = source if source and attention.name.startswith("encoder") else tokens["read"]
+    return LabeledMap(attention, queries, queries)
 
 
-def _joined(labels: Sequence[str], each: int) -> list[str]:
-    """So many labels in one, as the encoder's output is averaged before cross-attention."""
-    return ["".join(labels[first : first + each]) for first in range(0, len(labels), each)]
+def _joined(labels: Sequence[str], group: int) -> list[str]:
+    """Labels joined in groups, as the encoder's output is averaged before cross-attention."""
+    return ["".join(labels[first : first + group]) for first in range(0, len(labels), group)]

@@ -1,4 +1,4 @@
-"""``python -m training estimate``: size, cost and memory of the recipe's training, before anything is built."""
+"""``python -m training estimate``: parameters, FLOPs and memory of the recipe's training, before it starts."""
 
 from configs.command import DONE
 from configs.schema import Recipe
@@ -18,7 +18,7 @@ def estimate(recipe: Recipe) -> int:
 def lines(recipe: Recipe) -> list[str]:
     """The table of parameters and FLOPs that :func:`estimate` prints."""
     counts = parameters(recipe.model, recipe.vocab_size)
-    rows = [("parameters", "total", "active a token")]
+    rows = [("parameters", "total", "active per token")]
     rows += [(part, f"{count:,}", f"{counts.active_by_part[part]:,}") for part, count in counts.by_part.items()]
     rows.append(("all", f"{counts.total:,}", f"{counts.active:,}"))
     if counts.prediction:
@@ -30,43 +30,45 @@ def lines(recipe: Recipe) -> list[str]:
     return [
         *(f"{name:<20}{total:>20}{active:>20}" for name, total, active in rows),
         "",
-        f"training FLOPs a token at context {context:,}: {matrices + attention:.4g} "
+        f"training FLOPs per token at context {context:,}: {matrices + attention:.4g} "
         f"(matrices {matrices:.4g}, attention {attention:.4g})",
         f"training FLOPs for {tokens:,} tokens: {(matrices + attention) * tokens:.4g}",
     ]
 
 
 def memory_lines(recipe: Recipe) -> list[str]:
-    """The table of a rank's memory: parts, activations by checkpointing, phases, and what fits."""
+    """The table of the memory of a rank: parts, activations by checkpointing mode, phases, and what fits."""
     train, device = recipe.train, device_of(recipe)
-    found = memory(recipe, device.kind)
+    estimated = memory(recipe, device.kind)
     where = {"cuda": "GPU", "mps": "MPS", "cpu": "CPU"}[device.kind]
     of_ranks = "the one rank" if recipe.ranks == 1 else f"each of {recipe.ranks:,} ranks"
     title = (
         f"memory of {of_ranks} on {where}: ZeRO {train.zero_stage}, expert parallel "
         f"{recipe.expert_parallel}, {train.precision}, micro-batch {recipe.micro_batch} x {train.context_length:,}, "
-        f"checkpointing {train.activation_checkpointing}; routing taken as balanced"
+        f"activation checkpointing {train.activation_checkpointing}; assuming balanced routing"
     )
-    rows = [title, *(f"  {part:<38}{_gib(size)}" for part, size in found.parts.items() if size)]
-    rows += [f"  {'kept for backward under ' + mode:<38}{_gib(size)}" for mode, size in found.modes.items()]
-    rows += [f"  peak of {phase:<30}{_gib(size)}" for phase, size in found.phases.items()]
+    rows = [title, *(f"  {part:<38}{_gib(size)}" for part, size in estimated.parts.items() if size)]
+    rows += [f"  {'kept for backward under ' + mode:<38}{_gib(size)}" for mode, size in estimated.modes.items()]
+    rows += [f"  peak of {phase:<30}{_gib(size)}" for phase, size in estimated.phases.items()]
     rows.append(
-        f"peak {_gib(found.peak).strip()}, in {found.phase}; there are {_gib(device.bytes).strip()} ({device.source})"
+        f"peak {_gib(estimated.peak).strip()}, in {estimated.phase}; "
+        f"available: {_gib(device.bytes).strip()} ({device.source})"
     )
-    if found.host:
+    if estimated.host:
         rows.append(
-            "in the host's memory at its highest, the model being built or offloaded state and a checkpoint's copy: "
-            f"{_gib(found.host).strip()} a rank, {_gib(found.host * recipe.launch.processes).strip()} a node"
+            "peak in host memory (the model while it is built, or offloaded state and the copy of a checkpoint): "
+            f"{_gib(estimated.host).strip()} per rank, "
+            f"{_gib(estimated.host * recipe.launch.processes).strip()} per node"
         )
     size = largest_micro_batch(recipe, device.bytes, device.kind)
     if size is None:
         rows.append(f"not even micro-batch 1 fits: {advice(recipe, device.bytes, device.kind)}")
     else:
-        each = {mode: largest_micro_batch(recipe, device.bytes, device.kind, mode) for mode in found.modes}
+        by_mode = {mode: largest_micro_batch(recipe, device.bytes, device.kind, mode) for mode in estimated.modes}
         rows.append(
             f"largest micro-batch that fits: {size} (train.activation_checkpointing "
-            + ", ".join(f"{mode}: {most or 'not even 1'}" for mode, most in each.items())
-            + f"; a rank's share of train.global_batch_tokens is {train.global_batch // recipe.ranks} samples)"
+            + ", ".join(f"{mode}: {size or 'not even 1'}" for mode, size in by_mode.items())
+            + f"; the share of a rank in train.global_batch_tokens is {train.global_batch // recipe.ranks} samples)"
         )
     return rows
 

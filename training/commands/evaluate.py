@@ -1,4 +1,4 @@
-"""``python -m training evaluate``: ``evaluation/evaluation.json`` and what it says, in a table."""
+"""``python -m training evaluate``: writes ``evaluation/evaluation.json`` and prints it as a table."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from training.runs import finished_checkpoint
 
 
 def evaluate(recipe: Recipe) -> int:
-    """Evaluate the finished pretraining, and fine-tuning where there is one; returns the exit status."""
+    """Evaluate the finished pretraining, and fine-tuning if there is one; returns the exit status."""
     layout = RunLayout.of(recipe)
     if recipe.task != "language_modeling":
         return _evaluate_task(recipe, layout)
@@ -36,7 +36,7 @@ def evaluate(recipe: Recipe) -> int:
         if stage.finished:
             print(f"{layout.evaluation}: up to date")
         else:
-            # Only here, so that "up to date" is answered without torch.
+            # Imported here, so that "up to date" is printed without importing torch.
             from training.evaluate.results import evaluate_run
 
             results = evaluate_run(
@@ -52,11 +52,11 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
     examples = manifest.require(layout.examples, "data")
     pretrained = _finished(layout, "pretrain")
     generate = recipe.generate
-    asked = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
+    options = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
     if recipe.evaluate.max_tokens is not None:
-        asked |= {"max_tokens": recipe.evaluate.max_tokens}
+        options |= {"max_tokens": recipe.evaluate.max_tokens}
     inputs = {"examples": examples.fingerprint, "pretrain": pretrained[1]}
-    with open_stage("evaluation", layout.evaluation, {"task": recipe.task, **asked}, inputs) as stage:
+    with open_stage("evaluation", layout.evaluation, {"task": recipe.task, **options}, inputs) as stage:
         if stage.finished:
             print(f"{layout.evaluation}: up to date")
         else:
@@ -70,11 +70,11 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
 
 
 def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
-    """The last checkpoint of a stage and its fingerprint; a line on stderr says what it is.
+    """The last checkpoint of a stage and its fingerprint; a line on stderr reports it.
 
     Raises:
-        RequestError: the stage is not finished, or data that it was trained on were replaced since: what is held out
-            now may be what it has learnt.
+        RequestError: the stage is not finished, or its training data were replaced since, so that it may have been
+            trained on what is held out now.
     """
     folder = getattr(layout, stage)
     if (last := finished_checkpoint(folder)) is None or not last[0].is_dir():
@@ -92,14 +92,14 @@ def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
 
 
 def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
-    """The fine-tuned checkpoint and its fingerprint; None: there is none, and none is asked for."""
+    """The fine-tuned checkpoint and its fingerprint; None: there is none, and the recipe does not require one."""
     if recipe.generate.stage == "finetune":
         return _finished(layout, "finetune")
     if not has_weights(layout.finetune):
         return None
     run_weights.check_finetuning(layout)
     if finished_checkpoint(layout.finetune) is None:
-        print(f"{layout.finetune}: training is not finished: evaluated without it", file=sys.stderr)
+        print(f"{layout.finetune}: training is not finished: not evaluated", file=sys.stderr)
         return None
     return _finished(layout, "finetune")
 
@@ -107,7 +107,7 @@ def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
 def _print(results: dict[str, Any]) -> None:
     pretrain, baselines = results["pretrain"], results["baselines"]
     print(f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes")
-    print(f"  pretrained {pretrain['bits_per_byte']:.3f} bits per byte, loss {pretrain['loss']:.3f} nats a token")
+    print(f"  pretrained {pretrain['bits_per_byte']:.3f} bits per byte, loss {pretrain['loss']:.3f} nats per token")
     for name, row in baselines.items():
         print(f"  {name:<10} {row['bits_per_byte']:.3f} bits per byte")
     if tuned := results.get("finetune"):
@@ -118,19 +118,19 @@ def _print(results: dict[str, Any]) -> None:
         print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
     if results["experts"]:
         worst = max(facts["max_over_mean"] for facts in results["experts"].values())
-        print(f"experts      busiest over mean {worst:.2f} on the validation text")
+        print(f"experts      max/mean load {worst:.2f} on the validation text")
 
 
 def _task_lines(facts: dict[str, Any]) -> list[str]:
-    """What was found of a task, a line each."""
-    head = [f"held out     {facts['examples']:,} examples, loss {facts['loss']:.4f} nats a target"]
+    """The results of a task, as lines."""
+    head = [f"held out     {facts['examples']:,} examples, loss {facts['loss']:.4f} nats per target"]
     if facts["kind"] != "sequence_classification":
-        found = f"{facts['token_accuracy']:.2%} of the tokens, {facts['exact']:.2%} of the whole sequences"
-        return [*head, f"  right      {found}"]
+        shares = f"{facts['token_accuracy']:.2%} of tokens, {facts['exact']:.2%} of complete sequences"
+        return [*head, f"  accuracy   {shares}"]
     width = max(len(row["name"]) for row in facts["classes"])
     return [
         *head,
-        f"  right      {facts['accuracy']:.2%}, always the most frequent class {facts['majority']:.2%}; "
+        f"  accuracy   {facts['accuracy']:.2%}, of always predicting the most frequent class {facts['majority']:.2%}; "
         f"macro F1 {facts['macro_f1']:.3f}",
         *(
             f"  {row['name']:<{width}} {row['examples']:>7,} examples, precision {row['precision']:.3f}, "

@@ -1,4 +1,4 @@
-"""``python -m training export``: a run's model as a Hugging Face model directory, proven to be the same model."""
+"""``python -m training export``: the model of a run as a Hugging Face model directory, verified after writing."""
 
 from pathlib import Path
 
@@ -22,26 +22,26 @@ from training.model_loading import require_same_model, wanted_checkpoint
 from training.models.registry import build_model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Bytes a parameter that the proof holds: ours twice and transformers', in fp32.
-_PROVEN_BYTES = 12
+#: Bytes per parameter that the verification holds: two of our models and transformers', in fp32.
+_VERIFY_BYTES = 12
 
 
 def export(recipe: Recipe) -> int:
-    """Write ``export/``, whole or not at all, and prove it; returns the exit status.
+    """Write ``export/``, completely or not at all, and verify it; returns the exit status.
 
     Raises:
         RequestError: the family has no released format, or the format cannot carry the model; there is no checkpoint,
             or it is of another model.
-        RuntimeError: what was written is not the model.
+        RuntimeError: the written model differs.
     """
     layout = RunLayout.of(recipe)
     config = format_of(recipe.model).released_config(recipe.model, recipe.vocab_size)
     checkpoint = wanted_checkpoint(recipe, layout)
     saved = require_checkpoint(checkpoint, "pretrain")
     require_same_model(recipe, checkpoint, saved.details["model"])
-    made = manifest.require(layout.tokenizer, "tokenizer")
+    tokenizer_manifest = manifest.require(layout.tokenizer, "tokenizer")
     stage_name = saved.details.get("run", {}).get("stage", "")
-    inputs = {"checkpoint": saved.fingerprint, "tokenizer": made.fingerprint}
+    inputs = {"checkpoint": saved.fingerprint, "tokenizer": tokenizer_manifest.fingerprint}
     identity = {"model": recipe.model.identity(), "precision": recipe.train.precision}
     with open_stage("export", layout.export, identity, inputs) as stage:
         if stage.finished:
@@ -53,7 +53,7 @@ def export(recipe: Recipe) -> int:
         numbers = write_weights(stage.work, stream, dtype)
         write_config(stage.work, config, dtype, tokenizer)
         write_tokenizer(stage.work, layout.tokenizer, tokenizer)
-        proof = _prove(recipe, stage.work, checkpoint, dtype, tokenizer.vocab_size)
+        proof = _verify(recipe, stage.work, checkpoint, dtype, tokenizer.vocab_size)
         stage.publish(
             {"numbers": numbers},
             manifest.versions("torch", "safetensors", "transformers"),
@@ -63,22 +63,22 @@ def export(recipe: Recipe) -> int:
     return DONE
 
 
-def _prove(recipe: Recipe, folder: Path, checkpoint: Path, dtype: torch.dtype, vocabulary: int) -> str:
-    """Read back what was written and compare it; what to say of that.
+def _verify(recipe: Recipe, folder: Path, checkpoint: Path, dtype: torch.dtype, vocabulary: int) -> str:
+    """Read the written model back and compare it; returns a summary of the result.
 
     Raises:
-        RuntimeError: it is another model.
+        RuntimeError: it differs.
     """
-    needed = _PROVEN_BYTES * parameters(recipe.model, recipe.vocab_size).all
+    needed = _VERIFY_BYTES * parameters(recipe.model, recipe.vocab_size).all
     if needed > psutil.virtual_memory().available:
-        return f"not proven: comparing it needs {needed / 1e9:,.0f} GB of memory"
+        return f"not verified: that needs {needed / 1e9:,.0f} GB of memory"
     model, fresh = (build_model(recipe.model, recipe.vocab_size) for _ in range(2))
     load_weights(model, read_weights(checkpoint))
     fresh = fresh.to(dtype).eval()
     require_same_weights(folder, model.to(dtype), fresh)
     del model
     difference = difference_to_transformers(folder, fresh, vocabulary)
-    read = "read back bit for bit"
+    read = "read back identically"
     if difference is None:
-        return f"{read}; transformers is not installed, with which logits would be compared"
-    return f"{read}; transformers' logits differ by {difference:.1e} at most"
+        return f"{read}; logits not compared, as transformers is not installed"
+    return f"{read}; logits of transformers differ by at most {difference:.1e}"

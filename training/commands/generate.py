@@ -1,4 +1,4 @@
-"""TODO: training/commands/generate.py."""
+"""``python -m training generate``: continues or answers ``generate.prompt`` with the model of a run."""
 
 from artefacts.errors import RequestError
 from configs import command
@@ -12,31 +12,34 @@ from training.model_loading import best_device, load_model, wanted_checkpoint
 
 
 def generate(recipe: Recipe, trace: bool = False) -> int:
-    """Print the prompt (but a chat's, or with ``only_new``) and what the model makes of it; returns the exit status.
+    """Print the prompt (not in a chat or with ``only_new``) and the completion or answer; returns the exit status.
 
-    ``trace``: then a table of how each new token came about.
+    ``trace``: then print a table with the probabilities of each new token.
+
+    Raises:
+        RequestError: there is no prompt or no model, or the options do not fit the model or each other.
     """
     layout, section = RunLayout.of(recipe), recipe.generate
     if not section.prompt:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     if trace and section.speculative:
-        raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
+        raise RequestError("generate --trace needs plain generation: remove generate.speculative")
     if trace and section.samples > 1:
-        raise RequestError("generate --trace follows one completion: leave generate.samples out")
+        raise RequestError("generate --trace shows one completion: remove generate.samples")
     if recipe.task != "language_modeling" and (trace or section.samples > 1):
         what = "--trace" if trace else "generate.samples"
-        raise RequestError(f"{what} goes with models of running text, not with model.family={recipe.family}")
+        raise RequestError(f"{what} is for language models, not for model.family={recipe.family}")
     model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
     tokenizer = load_tokenizer(layout.tokenizer)
     if recipe.task != "language_modeling":
         print("\n".join(answer(recipe, layout, model, tokenizer)))
         return command.DONE
     if section.samples > 1:
-        shown = "" if section.chat or section.only_new else section.prompt
-        print("\n---\n".join(shown + text for text in completions(recipe, model, tokenizer)))
+        prompt = "" if section.chat or section.only_new else section.prompt
+        print("\n---\n".join(prompt + text for text in completions(recipe, model, tokenizer)))
         return command.DONE
     steps: list[Step] = []
-    # Refuses what it must before anything is printed.
+    # A prompt that cannot be continued is refused before anything is printed.
     pieces = complete(recipe, model, tokenizer, steps.append if trace else None)
     if not (section.chat or section.only_new):
         print(section.prompt, end="", flush=True)

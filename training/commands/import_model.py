@@ -1,6 +1,6 @@
 """``python -m training import``: a Hugging Face model directory as the finished pretraining of a run.
 
-What begins from pretraining then begins from these weights: generation, evaluation, fine-tuning, export.
+Generation, evaluation, fine-tuning and export then start from these weights.
 """
 
 import json
@@ -30,16 +30,16 @@ from training.export.weights import load_weights
 from training.models.registry import build_model, init_weights
 from training.runs import pretrain_run
 
-#: Keys in which a recipe may differ from config.json: what is compared by itself, or changes no weight's meaning.
-_FREE = ("vocab_size", "bias", "dropout", "initializer_range", "num_nextn_predict_layers")
+#: Keys in which a recipe may differ from config.json: compared separately, or without effect on the weights.
+_NOT_COMPARED = ("vocab_size", "bias", "dropout", "initializer_range", "num_nextn_predict_layers")
 
 
 def import_model(recipe: Recipe, folder: Path) -> int:
-    """Make ``pretrain/`` of a model directory's weights; returns the exit status.
+    """Write the weights of a model directory to ``pretrain/``; returns the exit status.
 
     Raises:
-        RequestError: there is no such directory, its model is another than the recipe's, the run has no data yet, or
-            holds other weights already.
+        RequestError: the directory does not exist, its model is not the recipe's, the run has no data yet, or the run
+            already holds other weights.
     """
     layout, folder = RunLayout.of(recipe), folder.expanduser()
     config = config_json.read(folder)
@@ -53,8 +53,8 @@ def import_model(recipe: Recipe, folder: Path) -> int:
     again = run.begun() and has_weights(run.folder)
     if again and not recipe.run.may_replace("pretrain"):
         raise RequestError(
-            f"{run.folder} holds weights already that were not imported from {folder}, or not to the end: give "
-            "run.name another name, or move them aside (run.replace=true)"
+            f"{run.folder} already holds weights that were not imported from {folder}, or not completely: choose "
+            "another run.name, or move them aside (run.replace=true)"
         )
     run.check_replacing(recipe.run.may_replace("pretrain"))
     prediction = PredictionLayers.of(recipe.model, names_in(folder), folder)
@@ -85,12 +85,12 @@ def import_model(recipe: Recipe, folder: Path) -> int:
 
 
 def _model(recipe: Recipe, folder: Path, prediction: PredictionLayers) -> Any:
-    """The recipe's model with a directory's weights."""
+    """The recipe's model with the weights of a directory."""
     model = build_model(recipe.model, recipe.vocab_size)
     weights = prediction.kept(weights_in(folder))
     if prediction.new:
         init_weights(model, recipe.run.seed)
-        weights = chain(weights, prediction.begun(model))
+        weights = chain(weights, prediction.new_weights(model))
     try:
         load_weights(model, weights)
     except RequestError as error:
@@ -99,22 +99,22 @@ def _model(recipe: Recipe, folder: Path, prediction: PredictionLayers) -> Any:
 
 
 def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a model that is not the recipe's, by the first key that differs and with all that must be set."""
+    """Refuse a model that is not the recipe's; the message names the first key that differs, and all keys to set."""
     released = format_of(recipe.model)
     try:
         theirs = released.model_section(config)
     except RequestError as error:
         raise RequestError(f"{folder}: {error}") from None
-    asked, found = recipe.model.identity(), theirs.identity()
+    ours = recipe.model.identity()
     differ = {
         key: value
-        for key, value in found.items()
-        if key not in _FREE and asked.get(key) != value and not _same_width(key, recipe, theirs)
+        for key, value in theirs.identity().items()
+        if key not in _NOT_COMPARED and ours.get(key) != value and not _same_width(key, recipe, theirs)
     }
     if differ:
         key, value = next(iter(differ.items()))
-        cure = " ".join(as_override(f"model.{key}", value) for key, value in differ.items())
-        raise RequestError(f"{folder} has {key}={value}, the recipe model.{key}={asked.get(key)}: set {cure}")
+        overrides = " ".join(as_override(f"model.{key}", value) for key, value in differ.items())
+        raise RequestError(f"{folder} has {key}={value}, the recipe model.{key}={ours.get(key)}: set {overrides}")
     if theirs.vocab_size != recipe.vocab_size:
         raise RequestError(
             f"{folder} has a vocabulary of {theirs.vocab_size}, the recipe one of {recipe.vocab_size}: "
@@ -123,21 +123,21 @@ def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
 
 
 def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
-    """Refuse weights that were trained on other tokens than the run's data have, where the folder says which."""
+    """Refuse weights that were trained with another tokenizer than the run's data, if the folder has a tokenizer."""
     pieces = {token: spelling(piece) for token, piece in _pieces(folder).items()}
     ours = (spelling(tokenizer.piece(token)) for token in range(tokenizer.vocab_size))
     for token, piece in enumerate(ours):
         if pieces.get(token, piece) == piece:
             continue
-        cure = f"set tokenizer.kind=huggingface tokenizer.path={folder}, and run `{command_hints.make('data')}`"
+        fix = f"set tokenizer.kind=huggingface tokenizer.path={folder}, and run `{command_hints.make('data')}`"
         if (folder / MODEL_NAME).is_file() and all(pieces.get(i) == name for i, name in enumerate(RESERVED)):
-            # It is an export of Millrace's, whose own tokenizer has the chat tokens too.
-            cure = "make the data with the tokenizer of the run that it is from (tokenizer.kind=run)"
-        raise RequestError(f"token {token} is {pieces[token]!r} in {folder} and {piece!r} in the run's data: {cure}")
+            # An export of Millrace, whose tokenizer also has the chat tokens.
+            fix = "make the data with the tokenizer of the run that it was exported from (tokenizer.kind=run)"
+        raise RequestError(f"token {token} is {pieces[token]!r} in {folder} and {piece!r} in the run's data: {fix}")
 
 
 def _pieces(folder: Path) -> dict[int, str]:
-    """How a model directory's tokenizer spells its ids; empty where it has none.
+    """The pieces of the tokenizer in a model directory by id; empty if there is none.
 
     Raises:
         RequestError: its file is damaged.
@@ -146,15 +146,15 @@ def _pieces(folder: Path) -> dict[int, str]:
         from tokenizers import Tokenizer as Released
 
         try:
-            found = Released.from_file(str(path)).get_vocab()
+            vocabulary = Released.from_file(str(path)).get_vocab()
         except Exception as error:  # whatever the library raises
             raise RequestError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     elif (path := folder / "vocab.json").is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            vocabulary = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise RequestError(f"{path}: cannot be read ({error})") from None
-        if not isinstance(found, dict):
+        if not isinstance(vocabulary, dict):
             raise RequestError(f"{path}: not an object")
     elif (path := folder / MODEL_NAME).is_file():
         from sentencepiece import SentencePieceProcessor
@@ -166,10 +166,10 @@ def _pieces(folder: Path) -> dict[int, str]:
             raise RequestError(f"{path}: not a SentencePiece model") from None
         return {token: processor.IdToPiece(token) for token in range(processor.GetPieceSize())}
     else:
-        found = {}
-    return {token: piece for piece, token in found.items()}
+        vocabulary = {}
+    return {token: piece for piece, token in vocabulary.items()}
 
 
 def _same_width(key: str, recipe: Recipe, theirs: Any) -> bool:
-    """Whether widths that are written out on one side only are the same."""
+    """Whether widths are the same that are written out on one side only."""
     return key == "intermediate_size" and getattr(recipe.model, "width", None) == getattr(theirs, "width", 0)

@@ -1,4 +1,4 @@
-"""``python -m training inspect``: what a recipe's model is made of, and how large each part is."""
+"""``python -m training inspect``: the tensors, modules and sizes of a recipe's model."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,37 +18,36 @@ from training.layers.lm_head import OutputHead
 from training.layers.moe import Experts
 from training.models.registry import build_model
 
-#: Tokens of a sequence where neither the recipe nor the model says how many.
+#: Tokens of a sequence if neither the recipe nor the model defines a length.
 _LENGTH = 16
 
 
 def inspect(recipe: Recipe) -> int:
-    """Print what ``lines`` gives; returns the exit status. Nothing is allocated, whatever the size."""
+    """Print :func:`lines`; returns the exit status. Nothing is allocated, whatever the size of the model."""
     print("\n".join(lines(recipe)))
     return DONE
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """Every tensor with its shape, every module with its output's, parameters and FLOPs by part, and the sums.
+    """Every tensor and the output of every module with its shape, parameters and FLOPs by part, and the sums.
 
-    Layers of one form are told once. The number of parameters in closed form is also counted on the built model, and
-    the two are compared.
+    Equal layers are listed once. The number of parameters in closed form is compared with that of the built model.
     """
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.vocab_size)
     counts = parameters(recipe.model, recipe.vocab_size)
     built = sum(parameter.numel() for parameter in model.parameters())
     if built != counts.all:
-        raise AssertionError(f"the closed form says {counts.all} parameters, the built model has {built}")
+        raise AssertionError(f"the closed form has {counts.all} parameters, the built model {built}")
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    found = [f"{name:<66} {shape}" for name, shape in folded([(name, shape_of(each)) for name, each in tensors])]
-    rows = [("parameters", counts.total), ("active a token", counts.active)]
+    shapes = [(name, shape_of(tensor)) for name, tensor in tensors]
+    rows = [("parameters", counts.total), ("active per token", counts.active)]
     if counts.prediction:
         rows.append(("multi-token prediction, in training", counts.prediction))
     if recipe.model.has_experts:
         rows.append(("router biases", counts.router_biases))
     return [
-        *found,
+        *(f"{name:<66} {shape}" for name, shape in folded(shapes)),
         "",
         *outputs(recipe),
         "",
@@ -58,9 +57,9 @@ def lines(recipe: Recipe) -> list[str]:
 
 
 def outputs(recipe: Recipe) -> list[str]:
-    """What each module gives for one sequence of the recipe's length."""
-    train, longest = recipe.train_section, recipe.model.max_seq_len
-    length = train.context_length if train else min(longest or _LENGTH, _LENGTH)
+    """The output shape of each module for one sequence of the recipe's length."""
+    train, max_seq_len = recipe.train_section, recipe.model.max_seq_len
+    length = train.context_length if train else min(max_seq_len or _LENGTH, _LENGTH)
     rows = list(folded([*output_shapes(recipe.model, recipe.vocab_size, length).items()]))
     width, wide = max(len(name) for name, _ in rows), max(len(kind) for _, (kind, _) in rows)
     head = f"{'module':<{width}} {'kind':<{wide}} output for token ids 1 x {length:,}"
@@ -70,36 +69,36 @@ def outputs(recipe: Recipe) -> list[str]:
 V = TypeVar("V")
 
 
-#: A layer of a stack by the name of a module or tensor in it.
+#: The layer of a stack in the name of a module or tensor.
 _LAYER = re.compile(r"((?:.*\.)?layers)\.(\d+)(\..*|$)")
 
 
 def output_shapes(section: ModelSection, vocab_size: int, length: int, samples: int = 1) -> dict[str, tuple[str, str]]:
-    """Each module that a forward pass runs by its name, in the order of the model: its class, the shape of its output.
+    """Class and output shape of each module that a forward pass runs, by its name, in the order of the model.
 
-    Where the model has modules of multi-token prediction they run too, as in training.
+    Modules of multi-token prediction run too, as in training.
 
     Args:
         section: of the model.
         vocab_size: rows of its embedding.
-        length: tokens of each sequence; of pairs of the source too.
+        length: tokens of each sequence, and of each source of an encoder-decoder.
         samples: sequences.
     """
-    found: dict[str, tuple[str, str]] = {}
+    shapes: dict[str, tuple[str, str]] = {}
 
     def note(name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
-        found[name] = type(module).__name__, shape_of(output)
+        shapes[name] = type(module).__name__, shape_of(output)
 
-    # Unlike the meta device these go the way of CPU, which needs no kernel that is compiled.
+    # Unlike meta tensors, fake tensors take the CPU path, which needs no compiled kernel.
     with FakeTensorMode(), torch.no_grad():
         model = build_model(section, vocab_size).eval()
         modules = dict(model.named_modules())
         for name, module in modules.items():
             module.register_forward_hook(partial(note, name))
-            _leave_data_alone(module)
+            _ignore_values(module)
         _forward(model, section, torch.zeros(samples, length, dtype=torch.int64))
-    # The model itself gives what its head does.
-    return {name: found[name] for name in modules if name and name in found}
+    # Without the model itself, whose output is that of its head.
+    return {name: shapes[name] for name in modules if name and name in shapes}
 
 
 def _forward(model: Any, section: ModelSection, ids_BT: torch.Tensor) -> None:
@@ -111,17 +110,17 @@ def _forward(model: Any, section: ModelSection, ids_BT: torch.Tensor) -> None:
         model(ids_BT)
 
 
-def _leave_data_alone(module: Any) -> None:
-    """Have a module ask for no numbers, of which there are none: experts give a row a token whichever they are, and
-    heads give logits, with labels too.
+def _ignore_values(module: Any) -> None:
+    """Keep a module from reading values, which fake tensors lack: experts return one row per token, and heads return
+    logits, with labels too.
     """
     if isinstance(module, Experts):
-        module.forward = _a_row_each  # type: ignore[method-assign, assignment]
+        module.forward = _row_per_token  # type: ignore[method-assign, assignment]
     elif isinstance(module, OutputHead):
         module.forward = partial(_logits, module)  # type: ignore[method-assign]
 
 
-def _a_row_each(x_MD: torch.Tensor, _routing: Any) -> torch.Tensor:
+def _row_per_token(x_MD: torch.Tensor, _routing: Any) -> torch.Tensor:
     return torch.empty_like(x_MD)
 
 
@@ -130,19 +129,19 @@ def _logits(head: OutputHead, hidden: torch.Tensor, _labels: torch.Tensor | None
 
 
 def shape_of(output: Any) -> str:
-    """``2 x 16 x 64``; of several tensors all, with their names where they have any; a scalar's is ``1``."""
+    """``2 x 16 x 64``; for several tensors all shapes, with names if they have any; ``1`` for a scalar."""
     if isinstance(output, torch.Tensor):
         return " x ".join(f"{size:,}" for size in output.shape) or "1"
     if isinstance(output, Mapping):
         return ", ".join(f"{name} {shape_of(value)}" for name, value in output.items())
     if isinstance(output, tuple):
         names = [f"{name} " for name in getattr(output, "_fields", [])] or [""] * len(output)
-        return ", ".join(f"{name}{shape_of(each)}" for name, each in zip(names, output, strict=True))
+        return ", ".join(f"{name}{shape_of(value)}" for name, value in zip(names, output, strict=True))
     return type(output).__name__
 
 
 def folded(rows: Sequence[tuple[str, V]]) -> Iterator[tuple[str, V]]:
-    """Rows by name, in order, layers of a stack that have the same ones told once, as in ``layers.{3..60}.mlp``."""
+    """Rows by name, in order; equal layers of a stack are listed once, as in ``layers.{3..60}.mlp``."""
     stacks: dict[str, dict[int, dict[str, V]]] = {}
     order: dict[str, tuple[str, V] | None] = {}
     for name, value in rows:

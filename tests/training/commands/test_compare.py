@@ -1,4 +1,4 @@
-"""Short trainings beside a plain loop, activation functions by their formulas, and what each comparison leaves."""
+"""Short trainings against a plain loop, activation functions against formulas, and the files of each comparison."""
 
 import json
 import math
@@ -38,22 +38,22 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(root: Path, what: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((root / "tiny" / "compare" / f"{what}.json").read_text())
+def read_results(root: Path, what: str) -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads((root / "tiny" / "compare" / f"{what}.json").read_text())
     picture = (root / "tiny" / "compare" / f"{what}.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
-    return found
+    return contents
 
 
 @pytest.mark.parametrize("overrides", [[], ["train.micro_batch=1", "train.max_grad_norm=0"]])
 def test_a_trial_is_a_plain_training(root: Path, overrides: list[str]) -> None:
     recipe = tiny_recipe(root, GPT, *overrides)
     data = data_of(recipe)
-    found = trial(recipe, data, Setting(4, CPU, OptimizerSection(weight_decay=0.0), 0.02), "test")
+    result = trial(recipe, data, Setting(4, CPU, OptimizerSection(weight_decay=0.0), 0.02), "test")
     model = build_model(recipe.model, recipe.vocab_size)
     init_weights(model, recipe.run.seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
-    for step, loss in enumerate(found.losses):
+    for step, loss in enumerate(result.losses):
         (batch,) = data.micro_batches(step, 0, 1, recipe.train.global_batch)
         expected = F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.labels.flatten())
         assert loss == pytest.approx(expected.item(), rel=1e-5)
@@ -64,19 +64,19 @@ def test_a_trial_is_a_plain_training(root: Path, overrides: list[str]) -> None:
             group["lr"] = 0.002 + 0.018 * 0.5 * (1 + math.cos(math.pi * step / 4))
         optimizer.step()
         optimizer.zero_grad()
-    assert found.final == found.losses[-1] and len(found.seconds) == 4
+    assert result.final == result.losses[-1] and len(result.seconds) == 4
 
 
 def test_optimizers_start_alike_and_each_learns(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "optimizers", "--recipe", str(root / "recipe.yaml"), "--steps", "10"]
     assert main([*words, "train.learning_rate=3e-3"]) == 0
-    found = told(root, "optimizers")
-    assert list(found) == ["adam", "adamw", "muon", "sgd"]
-    assert len({each["losses"][0] for each in found.values()}) == 1
-    assert len({each["losses"][-1] for each in found.values()}) == 4
-    assert all(each["final_loss"] < each["losses"][0] for each in found.values())
+    results = read_results(root, "optimizers")
+    assert list(results) == ["adam", "adamw", "muon", "sgd"]
+    assert len({result["losses"][0] for result in results.values()}) == 1
+    assert len({result["losses"][-1] for result in results.values()}) == 4
+    assert all(result["final_loss"] < result["losses"][0] for result in results.values())
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert {row[0]: row[1] for row in rows[1:5]} == {name: f"{each['rate']:.3g}" for name, each in found.items()}
+    assert {row[0]: row[1] for row in rows[1:5]} == {name: f"{result['rate']:.3g}" for name, result in results.items()}
 
 
 def test_the_best_rate_is_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +111,10 @@ def test_activations_and_their_slopes_by_formula() -> None:
 
 def test_each_activation_of_the_family_is_trained(root: Path) -> None:
     assert main(["compare", "activations", "--recipe", str(root / "recipe.yaml"), "--steps", "2"]) == 0
-    found = told(root, "activations")
-    assert sorted(found) == ["gelu", "gelu_new", "relu", "swiglu"]
-    assert found["swiglu"]["parameters"] > found["relu"]["parameters"] == found["gelu"]["parameters"]
-    assert len({each["losses"][0] for each in found.values()}) == 4
+    results = read_results(root, "activations")
+    assert sorted(results) == ["gelu", "gelu_new", "relu", "swiglu"]
+    assert results["swiglu"]["parameters"] > results["relu"]["parameters"] == results["gelu"]["parameters"]
+    assert len({result["losses"][0] for result in results.values()}) == 4
     assert (root / "tiny" / "compare" / "activation-functions.png").stat().st_size > 10_000
 
 
@@ -126,10 +126,10 @@ def test_a_family_without_a_choice_is_told_so(root: Path, capsys: pytest.Capture
 @pytest.mark.slow
 def test_compiled_computes_the_same(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "compile", "--recipe", str(root / "recipe.yaml"), "--steps", "3"]) == 0
-    found = told(root, "compile")
-    assert found["eager"]["losses"] == pytest.approx(found["compiled"]["losses"], abs=1e-4)
-    assert found["compiled"]["first_step_seconds"] > 5 * found["eager"]["first_step_seconds"]
-    assert f"losses differ by {found['largest_difference']:.2g} at most" in capsys.readouterr().out
+    results = read_results(root, "compile")
+    assert results["eager"]["losses"] == pytest.approx(results["compiled"]["losses"], abs=1e-4)
+    assert results["compiled"]["first_step_seconds"] > 5 * results["eager"]["first_step_seconds"]
+    assert f"losses differ by {results['largest_difference']:.2g} at most" in capsys.readouterr().out
 
 
 def test_cpu_alone_is_said_to_be_so(
@@ -137,19 +137,19 @@ def test_cpu_alone_is_said_to_be_so(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["compare", "devices", "--recipe", str(root / "recipe.yaml"), "--steps", "2"]) == 0
-    assert list(told(root, "devices")) == ["cpu"]
-    assert "there is no other device than cpu here" in capsys.readouterr().out
+    assert list(read_results(root, "devices")) == ["cpu"]
+    assert "cpu is the only device here" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert [device.type for device in devices.devices_here()] == ["cpu", "cuda", "mps"]
+    assert [device.type for device in devices.available_devices()] == ["cpu", "cuda", "mps"]
 
 
 def test_ways_of_attention_agree_and_are_timed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "attention", "--recipe", str(root / "recipe.yaml"), "--steps", "1"]) == 0
-    found = told(root, "attention")
-    assert found["lengths"] == [8, 16, 32, 64, 128] and found["window"] == 4
-    assert all(0 <= each < 1e-5 for each in found["differences"].values())
-    assert all(len(times) == 5 and min(times) > 0 for times in found["milliseconds"].values())
+    results = read_results(root, "attention")
+    assert results["lengths"] == [8, 16, 32, 64, 128] and results["window"] == 4
+    assert all(0 <= difference < 1e-5 for difference in results["differences"].values())
+    assert all(len(times) == 5 and min(times) > 0 for times in results["milliseconds"].values())
     assert "2 heads of 16, window 4, on cpu" in capsys.readouterr().out
     q, k, v = torch.randn(3, 1, 2, 20, 16).unbind()
     for name, way in attention.ways(0.25, 4).items():

@@ -49,10 +49,10 @@ def with_data(recipe: Recipe) -> RunLayout:
     """Manifests of the data that a tiny run has."""
     layout = RunLayout.of(recipe)
     files = manifest.describe_files(layout.tokenizer)
-    made = Manifest("tokenizer", {}, {}, {}, {}, files, {"vocab_size": 80, "reserved": []})
-    manifest.write(layout.tokenizer, made)
+    tokenizer_manifest = Manifest("tokenizer", {}, {}, {}, {}, files, {"vocab_size": 80, "reserved": []})
+    manifest.write(layout.tokenizer, tokenizer_manifest)
     files = manifest.describe_files(layout.tokens)
-    inputs = {"tokenizer": made.fingerprint}
+    inputs = {"tokenizer": tokenizer_manifest.fingerprint}
     manifest.write(layout.tokens, Manifest("tokens", {}, inputs, {}, {}, files, {"vocab_size": 80}))
     return layout
 
@@ -61,10 +61,10 @@ def trained(root: Path, model: dict[str, Any], *overrides: str) -> tuple[Recipe,
     """A tiny run whose weights lie in a checkpoint."""
     root.mkdir(parents=True, exist_ok=True)
     recipe = tiny_recipe(root, model, *overrides)
-    layout, made = with_data(recipe), tiny_model(recipe)
+    layout, tiny = with_data(recipe), tiny_model(recipe)
     about = About({"run": "test"}, {}, {**recipe.model.identity(), "vocab_size": recipe.vocab_size}, {})
-    write_whole(layout.pretrain / "checkpoints", made, about)
-    return recipe, layout, made
+    write_whole(layout.pretrain / "checkpoints", tiny, about)
+    return recipe, layout, tiny
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -72,27 +72,27 @@ def test_a_folder_is_the_model_there_and_back(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_folder, "_FILE_BYTES", 20_000)  # several files and an index
-    recipe, layout, made = trained(tmp_path / "one", MODELS[name])
+    recipe, layout, model = trained(tmp_path / "one", MODELS[name])
     assert export(recipe) == 0
-    said = capsys.readouterr().out
-    assert "read back bit for bit; transformers' logits differ by " in said
+    output = capsys.readouterr().out
+    assert "read back identically; logits of transformers differ by at most " in output
     assert manifest.faults(layout.export) == [] and (layout.export / "model.safetensors.index.json").exists()
     assert export(recipe) == 0 and "up to date" in capsys.readouterr().out
     other = tiny_recipe(tmp_path, MODELS[name])
     theirs = with_data(other)
     assert import_model.import_model(other, layout.export) == 0
     again = load_model(other, theirs.pretrain / "checkpoints" / "step-00000000", torch.device("cpu"))
-    for (key, ours), found in zip(made.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(ours, found), key
+    for (key, ours), imported in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, imported), key
     assert import_model.import_model(other, layout.export) == 0 and "up to date" in capsys.readouterr().out
-    # Other weights, and those of a training that has begun, are not passed over for what is asked for.
+    # Other weights, and those of a training that has begun, are not replaced silently.
     third, elsewhere, different = trained(tmp_path / "three", {**MODELS[name], "initializer_range": 0.3})
     assert export(third) == 0
     run = pretrain_run(third, elsewhere)
     run.open("", replace=True)
     write_whole(run.folder / "checkpoints", different, About(run.identity, {}, {}, {}))
     for one in (other, third):
-        with pytest.raises(RequestError, match=r"holds weights already that were not imported .* run\.name another"):
+        with pytest.raises(RequestError, match=r"already holds weights that were not imported .* another run\.name"):
             import_model.import_model(one, elsewhere.export)
 
 
@@ -105,15 +105,15 @@ def test_weights_of_other_tokens_are_not_imported(tmp_path: Path) -> None:
     letter, other = (key for key, token in vocab.items() if token in (20, 21))
     vocab[letter], vocab[other] = vocab[other], vocab[letter]
     path.write_text(json.dumps(released))
-    asked = tiny_recipe(tmp_path, GPT)
-    with_data(asked)
-    said = rf"token 20 is '{other}' in .*export and '{letter}' in the run's data: set tokenizer.kind=huggingface"
-    with pytest.raises(RequestError, match=said):
-        import_model.import_model(asked, layout.export)
+    other_recipe = tiny_recipe(tmp_path, GPT)
+    with_data(other_recipe)
+    message = rf"token 20 is '{other}' in .*export and '{letter}' in the run's data: set tokenizer.kind=huggingface"
+    with pytest.raises(RequestError, match=message):
+        import_model.import_model(other_recipe, layout.export)
     path.write_text("{}")
     with pytest.raises(RequestError, match=r"tokenizer.json: cannot be read"):
-        import_model.import_model(asked, layout.export)
-    assert not RunLayout.of(asked).pretrain.exists()
+        import_model.import_model(other_recipe, layout.export)
+    assert not RunLayout.of(other_recipe).pretrain.exists()
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
@@ -125,7 +125,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_looks_for_the_folder_first() -> None:
     done = make("import", "FROM=nowhere", "ARGS=run.name=mine")
-    assert done.returncode == 2 and done.stderr.startswith("error: FROM=nowhere: no config.json is there: give a model")
+    assert done.returncode == 2 and done.stderr.startswith("error: FROM=nowhere: there is no config.json: pass a model")
     assert not done.stdout
 
 
@@ -137,11 +137,11 @@ def test_make_hands_the_folder_to_import_alone() -> None:
 
 
 def test_bf16_is_exported_as_that(tmp_path: Path) -> None:
-    recipe, layout, made = trained(tmp_path, GPT, "train.precision=bf16")
+    recipe, layout, model = trained(tmp_path, GPT, "train.precision=bf16")
     assert export(recipe) == 0
     weights = dict(weights_in(layout.export))
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
-    assert torch.equal(weights["transformer.wte.weight"], made.model.embed_tokens.weight.to(torch.bfloat16))
+    assert torch.equal(weights["transformer.wte.weight"], model.model.embed_tokens.weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o007])
@@ -205,7 +205,7 @@ def test_an_export_with_pieces_is_imported_where_they_are_the_same(tmp_path: Pat
 
 
 def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None:
-    """At the end of a turn too: there a fine-tuned model goes on with what it was never taught."""
+    """At the end of a chat turn too, beyond which a fine-tuned model was not trained."""
     recipe, layout, model = trained(tmp_path, {**GPT, "tie_word_embeddings": False})
     with torch.no_grad():
         model.model.norm.bias.fill_(1.0)
@@ -218,8 +218,8 @@ def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None
     tokenizer = transformers.AutoTokenizer.from_pretrained(layout.export)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(layout.export)
     prompt = tokenizer(["A dog", "fox"], padding=True, return_tensors="pt")
-    said = theirs.generate(**prompt, max_new_tokens=20, do_sample=False)[:, prompt["input_ids"].shape[1] :]
-    assert said.tolist() == [[END_OF_TURN_ID], [END_OF_TURN_ID]]
+    generated = theirs.generate(**prompt, max_new_tokens=20, do_sample=False)[:, prompt["input_ids"].shape[1] :]
+    assert generated.tolist() == [[END_OF_TURN_ID], [END_OF_TURN_ID]]
     stops = load_tokenizer(layout.tokenizer).stop_ids
     for name in ("config.json", "generation_config.json"):
         assert set(json.loads((layout.export / name).read_text())["eos_token_id"]) == stops
@@ -228,21 +228,21 @@ def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None
 def test_what_is_not_the_model_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, layout, _ = trained(tmp_path, GPT)
     monkeypatch.setattr(proof, "TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match="transformers' logits differ by"):
+    with pytest.raises(RuntimeError, match="logits of transformers differ by"):
         export(recipe)
     assert not layout.export.exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"positions": "rope"}, "no model.positions=rope: it cannot be exported"),
-        ({"window": 8}, "no model.window=8"),
-        ({"activation": "swiglu"}, "no model.activation=swiglu"),
+        ({"positions": "rope"}, "does not support model.positions=rope: it cannot be exported"),
+        ({"window": 8}, "not support model.window=8"),
+        ({"activation": "swiglu"}, "not support model.activation=swiglu"),
     ],
 )
-def test_what_the_format_lacks_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_what_the_format_lacks_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         export(tiny_recipe(tmp_path, {**GPT, **changes}))
 
 
@@ -258,12 +258,12 @@ def test_another_model_is_not_imported(tmp_path: Path) -> None:
         r"has num_attention_heads=2, the recipe model.num_attention_heads=4": {**GPT, "num_attention_heads": 4},
         "has a vocabulary of 80, the recipe one of 90: set model.vocab_size=80": {**GPT, "vocab_size": 90},
     }
-    for said, model in wrong.items():
+    for message, model in wrong.items():
         other = tiny_recipe(tmp_path, model)
-        with pytest.raises(RequestError, match=said):
+        with pytest.raises(RequestError, match=message):
             import_model.import_model(other, layout.export)
         assert not RunLayout.of(other).pretrain.exists()
-    with pytest.raises(RequestError, match=r"no config\.json is there"):
+    with pytest.raises(RequestError, match=r"there is no config\.json"):
         import_model.import_model(recipe, tmp_path)
     path = layout.export / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -275,7 +275,7 @@ def test_another_model_is_not_imported(tmp_path: Path) -> None:
 
 
 def test_the_older_file_is_read(tmp_path: Path) -> None:
-    recipe, layout, made = trained(tmp_path / "one", GPT)
+    recipe, layout, model = trained(tmp_path / "one", GPT)
     export(recipe)
     weights = dict(weights_in(layout.export))
     (layout.export / "model.safetensors").unlink()
@@ -285,6 +285,6 @@ def test_the_older_file_is_read(tmp_path: Path) -> None:
     other = tiny_recipe(tmp_path, GPT)
     theirs = with_data(other)
     assert import_model.import_model(other, layout.export) == 0
-    found = dict(read_weights(theirs.pretrain / "checkpoints" / "step-00000000"))
-    fresh = dict(made.named_parameters())
-    assert found.keys() == fresh.keys() and all(torch.equal(found[name], fresh[name]) for name in found)
+    imported = dict(read_weights(theirs.pretrain / "checkpoints" / "step-00000000"))
+    fresh = dict(model.named_parameters())
+    assert imported.keys() == fresh.keys() and all(torch.equal(imported[name], fresh[name]) for name in imported)

@@ -36,11 +36,11 @@ def really(section: ModelSection, length: int) -> dict[str, tuple[tuple[int, ...
     """Shapes of what each module gives in a forward pass that computes."""
     model = build_model(section, VOCAB)
     init_weights(model, 0)
-    found: dict[str, tuple[tuple[int, ...], ...]] = {}
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
     for name, module in model.named_modules():
 
         def note(_m: Any, _i: Any, output: Any, name: str = name) -> None:
-            found[name] = tuple(tuple(each.shape) for each in (output if isinstance(output, tuple) else (output,)))
+            shapes[name] = tuple(tuple(tensor.shape) for tensor in (output if isinstance(output, tuple) else (output,)))
 
         if name:
             module.register_forward_hook(note)
@@ -49,18 +49,18 @@ def really(section: ModelSection, length: int) -> dict[str, tuple[tuple[int, ...
     with torch.no_grad():
         model.eval()(ids, targets=[ids] * (1 + depth)) if depth else model.eval()(ids)
     if depth:
-        found["lm_head"] = ((2, length, VOCAB),)  # there it gave the loss
-    return found
+        shapes["lm_head"] = ((2, length, VOCAB),)  # there it gave the loss
+    return shapes
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 @pytest.mark.parametrize("length", [3, 40])
 def test_shapes_are_those_of_a_forward_pass(name: str, length: int) -> None:
     section = SECTIONS[name]
-    told = output_shapes(section, VOCAB, length, samples=2)
+    printed = output_shapes(section, VOCAB, length, samples=2)
     shapes = {
         name: tuple(tuple(int(n) for n in re.findall(r"\d+", part)) for part in shape.split(", "))
-        for name, (_, shape) in told.items()
+        for name, (_, shape) in printed.items()
     }
     assert shapes == really(section, length)
 
@@ -79,19 +79,19 @@ def test_layers_of_one_form_are_told_once() -> None:
 @pytest.mark.parametrize("name", ["deepseek-teaching", "deepseek-v3", "gpt-oz"])
 def test_what_is_printed_of_a_recipe(name: str) -> None:
     recipe = load_recipe(recipe_file(name))
-    said = lines(recipe)
+    output = lines(recipe)
     counts = parameters(recipe.model, recipe.vocab_size)
     for part, count in counts.by_part.items():
-        assert any(line.startswith(part) and f"{count:,}" in line for line in said)
+        assert any(line.startswith(part) and f"{count:,}" in line for line in output)
     cost = flops_per_token(recipe.model, recipe.vocab_size, recipe.train.context_length)
-    assert any(f"{cost:.4g}" in line and "FLOPs a token" in line for line in said)
+    assert any(f"{cost:.4g}" in line and "FLOPs per token" in line for line in output)
     assert f"lm_head OutputHead 1 x {recipe.train.context_length:,} x {recipe.vocab_size:,}" in [
-        " ".join(line.split()) for line in said
+        " ".join(line.split()) for line in output
     ]
-    assert "active a token" + f"{counts.active:,}".rjust(42) in said
+    assert "active per token" + f"{counts.active:,}".rjust(40) in output
     if name == "deepseek-v3":
-        assert any(re.match(r"model.layers.\{3..60\}.mlp.experts +Experts +4,096 x 7,168", line) for line in said)
-        assert any(re.match(r"model.layers.61.eh_proj +Linear +1 x 4,096 x 7,168", line) for line in said)
+        assert any(re.match(r"model.layers.\{3..60\}.mlp.experts +Experts +4,096 x 7,168", line) for line in output)
+        assert any(re.match(r"model.layers.61.eh_proj +Linear +1 x 4,096 x 7,168", line) for line in output)
 
 
 def test_recipes_are_compared_without_torch() -> None:
@@ -104,10 +104,10 @@ def test_recipes_are_compared_without_torch() -> None:
     assert [row[0] for row in rows] == ["gpt-oz", "deepseek-v3"]
     for file, row in zip(files, rows, strict=False):
         recipe = load_recipe(file, ["train.context_length=64"])
-        told, counts = dict(zip(head, row, strict=True)), parameters(recipe.model, recipe.vocab_size)
-        assert told["parameters"] == f"{counts.total:,}" and told["active"] == f"{counts.active:,}"
-        assert told["FLOPs a token"] == f"{flops_per_token(recipe.model, recipe.vocab_size, 64):.4g}"
-        value, unit = told["checkpoint"].split()
+        cells, counts = dict(zip(head, row, strict=True)), parameters(recipe.model, recipe.vocab_size)
+        assert cells["parameters"] == f"{counts.total:,}" and cells["active"] == f"{counts.active:,}"
+        assert cells["FLOPs per token"] == f"{flops_per_token(recipe.model, recipe.vocab_size, 64):.4g}"
+        value, unit = cells["checkpoint"].split()
         assert float(value) * {"MB": 1e6, "TB": 1e12}[unit] == pytest.approx(checkpoint_bytes(recipe), rel=5e-3)
     assert rows[1][1:6] == ["deepseek", "61", "128", "7168", "129,280"] and rows[1][-2].endswith("GB")
 

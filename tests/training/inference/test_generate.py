@@ -21,9 +21,9 @@ PROMPT = (5, 9, 11)
 
 
 def built(config: DeepseekSection) -> DeepseekForCausalLM:
-    made = DeepseekForCausalLM(config, VOCAB)
-    init_weights(made, 0)
-    return made.eval()
+    model = DeepseekForCausalLM(config, VOCAB)
+    init_weights(model, 0)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def model() -> DeepseekForCausalLM:
 
 @pytest.fixture(scope="module")
 def walker() -> DeepseekForCausalLM:
-    """A model with two depths of multi-token prediction that has mostly learnt to count: drafts are right and wrong."""
+    """A model with two prediction layers that has mostly learned to count: some drafts are right, some wrong."""
     config = small(num_nextn_predict_layers=2, q_lora_rank=24)
     model = DeepseekForCausalLM(config, VOCAB)
     init_weights(model, 0)
@@ -75,11 +75,11 @@ def test_absorbed_attention_equals_the_expanded(name: str) -> None:
     ids = torch.randint(0, VOCAB, (3, 20), generator=torch.Generator().manual_seed(2))
     expected = model.hidden(ids)
     for pieces in ([20], [7, 13], [1] * 20, [5, 1, 1, 13]):
-        cache, found = model.new_cache(3, 20), []
+        cache, states = model.new_cache(3, 20), []
         for piece in ids.split(pieces, dim=1):
-            found.append(model.hidden(piece, cache=cache))
+            states.append(model.hidden(piece, cache=cache))
             cache.commit([length + piece.shape[1] for length in cache.lengths])
-        torch.testing.assert_close(torch.cat(found, dim=1), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(torch.cat(states, dim=1), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_cache_holds_latent_and_rotated_key_and_nothing_else(model: DeepseekForCausalLM) -> None:

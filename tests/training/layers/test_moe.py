@@ -181,11 +181,11 @@ def test_balance_losses_are_those_of_the_papers() -> None:
         for expert in range(8):
             chosen = sum(expert in best[row].tolist() for row in rows)
             sequence += chosen * 8 / (3 * 6) * float(shares[list(rows), expert].mean())
-    found = {name: float(loss(gate.router, decision, 2)) for name, loss in BALANCE_LOSSES.items()}
-    assert found["sequence_balance"] == pytest.approx(sequence, rel=1e-5)
-    assert found["load_balance"] == pytest.approx(float((shares * torch.arange(8.0)).sum()), rel=1e-5)
+    losses = {name: float(loss(gate.router, decision, 2)) for name, loss in BALANCE_LOSSES.items()}
+    assert losses["sequence_balance"] == pytest.approx(sequence, rel=1e-5)
+    assert losses["load_balance"] == pytest.approx(float((shares * torch.arange(8.0)).sum()), rel=1e-5)
     z = sum(float(row.exp().sum().log()) ** 2 for row in inputs(12) @ gate.weight.T)
-    assert found["router_z"] == pytest.approx(z, rel=1e-5)
+    assert losses["router_z"] == pytest.approx(z, rel=1e-5)
 
 
 def test_balance_losses_are_one_where_the_load_is_even() -> None:
@@ -232,10 +232,10 @@ def outputs_and_gradients(way: Way, allowed: list[int], unused: float, dtype: to
 @pytest.mark.parametrize("way", [on_cpu, grouped_experts])
 def test_every_way_equals_the_loop(way: Way, allowed: list[int], unused: float, dtype: torch.dtype) -> None:
     expected = outputs_and_gradients(looped_experts, allowed, unused, dtype)
-    found = outputs_and_gradients(way, allowed, unused, dtype)
-    assert len(expected) == len(found) == 5
+    actual = outputs_and_gradients(way, allowed, unused, dtype)
+    assert len(expected) == len(actual) == 5
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
@@ -248,9 +248,9 @@ def test_few_tokens_without_gradients_are_the_same(rows: int, dtype: torch.dtype
     routing = Routing(torch.rand(rows, 3, generator=generator), selected)
     expected = looped_experts(x.float(), routing, gate_up.float(), down.float())
     with torch.no_grad():
-        found = on_cpu(x, routing, gate_up, down)
+        out = on_cpu(x, routing, gate_up, down)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    torch.testing.assert_close(found.float(), expected, atol=tolerance * expected.abs().mean(), rtol=tolerance)
+    torch.testing.assert_close(out.float(), expected, atol=tolerance * expected.abs().mean(), rtol=tolerance)
 
 
 def test_layer_is_the_weighted_sum_it_says() -> None:

@@ -60,9 +60,9 @@ def losses(model: DeepseekForCausalLM, starts: torch.Tensor | None = None) -> to
     ids = tokens()
     targets = [ids.roll(-distance, 1) for distance in range(1, 2 + len(model.prediction_layers))]
     torch.manual_seed(7)
-    found = model(ids, targets, starts, BALANCE)
-    assert set(found) == {"cross_entropy", *BALANCE} | {f"mtp_{k}" for k in range(1, len(targets))}
-    return torch.stack(list(found.values())).sum() / ids.numel()
+    sums = model(ids, targets, starts, BALANCE)
+    assert set(sums) == {"cross_entropy", *BALANCE} | {f"mtp_{k}" for k in range(1, len(targets))}
+    return torch.stack(list(sums.values())).sum() / ids.numel()
 
 
 def same_gradients(one: DeepseekForCausalLM, other: DeepseekForCausalLM, tolerance: float = 0.0) -> None:
@@ -229,15 +229,15 @@ def test_multi_token_prediction_sees_only_what_it_may() -> None:
     ids = tokens(1, 20)
     changed = ids.clone()
     changed[0, 12] = (changed[0, 12] + 1) % VOCAB
-    found = []
+    outputs = []
     for text in (ids, changed):
         hidden, depths = model.hidden(text), []
         turn = model.model.rotary_table(torch.arange(20))
         for depth, layer in enumerate(model.prediction_layers, start=1):
             hidden = layer.predict(hidden, model.model.embed_tokens(text.roll(-depth, 1)), turn)
             depths.append(hidden)
-        found.append(depths)
-    for depth, (one, other) in enumerate(zip(*found, strict=True), start=1):
+        outputs.append(depths)
+    for depth, (one, other) in enumerate(zip(*outputs, strict=True), start=1):
         torch.testing.assert_close(one[0, : 12 - depth], other[0, : 12 - depth])
         assert not torch.allclose(one[0, 12 - depth], other[0, 12 - depth])
 

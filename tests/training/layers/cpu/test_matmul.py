@@ -32,13 +32,13 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 def both(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, upstream: torch.Tensor | None = None
 ) -> None:
-    """Ours beside ``F.linear``: results and the gradients of all that takes one."""
+    """Ours against ``F.linear``: results, and gradients of everything that has one."""
     sides = []
     for product in (linear, F.linear):
-        inputs = [None if each is None else each.detach().requires_grad_() for each in (x, weight, bias)]
+        inputs = [None if tensor is None else tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
         out = product(*inputs)  # type: ignore[operator]
         above = torch.ones_like(out) if upstream is None else upstream
-        sides.append((out, *torch.autograd.grad(out, [each for each in inputs if each is not None], above)))
+        sides.append((out, *torch.autograd.grad(out, [tensor for tensor in inputs if tensor is not None], above)))
     for ours, plain in zip(*sides, strict=True):
         torch.testing.assert_close(ours, plain, atol=2e-4, rtol=1e-4)
 

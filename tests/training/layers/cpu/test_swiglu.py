@@ -35,9 +35,9 @@ def drawn(rows: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torc
     return gate, up, weights, upstream.to(dtype)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
     tolerance = TOLERANCES[dtype]
-    torch.testing.assert_close(found.double(), expected.double(), atol=tolerance * 10, rtol=tolerance * 4)
+    torch.testing.assert_close(actual.double(), expected.double(), atol=tolerance * 10, rtol=tolerance * 4)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -52,11 +52,11 @@ def test_weighted(way: str, rows: int, width: int, dtype: torch.dtype) -> None:
     close(hidden, expected, dtype)
     dgate_up = torch.empty(rows, 2 * width, dtype=dtype)
     dgate, dup = dgate_up.chunk(2, dim=1)
-    found = weighted_swiglu_backward(gate, up, weights, upstream, dgate, dup)
-    assert found is not None
-    torch.testing.assert_close(found[0], hidden)
+    result = weighted_swiglu_backward(gate, up, weights, upstream, dgate, dup)
+    assert result is not None
+    torch.testing.assert_close(result[0], hidden)
     # The sum over a row is in fp32, of products of what is rounded at most.
-    close(found[1][:, None] / math.sqrt(width), gradients[2] / math.sqrt(width), dtype)
+    close(result[1][:, None] / math.sqrt(width), gradients[2] / math.sqrt(width), dtype)
     close(dgate, gradients[0], dtype)
     close(dup, gradients[1], dtype)
 
@@ -71,10 +71,10 @@ def test_in_the_graph(way: str, dtype: torch.dtype) -> None:
     close(out, expected, dtype)
     # A gradient that is not contiguous, as of a transposed result.
     above = upstream.reshape(3, 2, 40).transpose(0, 1)
-    for found, right in zip(
+    for gradient, right in zip(
         torch.autograd.grad(out, (gate, up), above), torch.autograd.grad(expected, wide, above.double()), strict=True
     ):
-        close(found, right, dtype)
+        close(gradient, right, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
