@@ -159,7 +159,7 @@ def _build_model(start: _Start) -> Any:
     if start.resumption is None:
         experts = recipe.model.backbone_section.expert_count
         job.init_weights(model, local_experts(ranks.rank, experts, recipe.expert_parallel))
-    model.set_checkpointing(job.train.activation_checkpointing)
+    model.set_activation_checkpointing(job.train.activation_checkpointing)
     if recipe.model.compile:
         model.compile_regions()
     return model

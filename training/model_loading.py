@@ -1,4 +1,4 @@
-"""A trained model on one device, out of a run's checkpoints."""
+"""Loads a model on one device from the checkpoints of a run, and initializes new ones."""
 
 import sys
 from pathlib import Path
@@ -16,56 +16,59 @@ from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.checkpoint.load import newest_complete
 from training.distributed.device import choose_device
 from training.export.weights import load_backbone, load_weights
-from training.layers.cpu import kernels
+from training.layers import cpu
 from training.models.registry import build_model, init_weights
 from training.runs import backbone_checkpoint, named_checkpoint
 
 
 def best_device(recipe: Recipe) -> torch.device:
-    """``launch.device``, or the best that is here.
+    """``launch.device``, or the best device of this machine.
 
     Raises:
-        RequestError: it is not here.
+        RequestError: this machine does not have that device.
     """
     return choose_device(recipe.launch.device)
 
 
 def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
-    """The recipe's model with a checkpoint's weights, in the precision it was trained in, in evaluation mode.
+    """The recipe's model with the weights of a checkpoint, in the precision of training, in evaluation mode.
 
     Raises:
-        RequestError: there is no such checkpoint, or it is damaged or of another model than the recipe's.
+        RequestError: the checkpoint does not exist, is damaged, or is of another model than the recipe's.
     """
     require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "pretrain").details["model"])
     model = build_model(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])
     if device.type == "cpu":
-        kernels.ready()
+        cpu.kernels.compile_kernels()
     return model.to(device).eval()
 
 
 def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]) -> None:
-    """Refuse weights that were trained as another model: a gate of another kind fits them as well, and means nothing.
+    """Refuse weights that were trained as another model, even if their shapes fit, as with another kind of gate.
 
-    A longer context is another matter: that is tried on purpose.
+    The context length may differ, since running a model on longer texts is deliberate.
+
+    Raises:
+        RequestError: the model differs; the message names the key.
     """
-    asked = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
-    # Another family differs in most keys: it is told as that.
+    wanted = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
+    # Another family differs in most keys, so the family comes first.
     for key, value in sorted(trained.items(), key=lambda item: item[0] != "family"):
-        if key in asked and asked[key] != value and key != "max_position_embeddings":
+        if key in wanted and wanted[key] != value and key != "max_position_embeddings":
             raise RequestError(
-                f"{checkpoint} was trained with model.{key}={value}, the recipe says {asked[key]}: give the recipe and "
-                "the overrides that it was trained with"
+                f"{checkpoint} was trained with model.{key}={value}, but the recipe has {wanted[key]}: use the recipe "
+                "and the overrides that it was trained with"
             )
 
 
 def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
-    """``generate.weights``, or else the newest checkpoint of ``generate.stage``; a line on stderr says what it is.
+    """``generate.weights``, or else the newest checkpoint of ``generate.stage``; a line on stderr reports the choice.
 
     Raises:
-        RequestError: there is none; it was trained with another tokenizer or as another model; or the stage is not
-            given, and the fine-tuned weights were not trained from what is there now.
+        RequestError: there is none; it was trained with another tokenizer or as another model; or the stage is not set,
+            and the fine-tuned weights were not trained from the current pretrained ones.
     """
     section = recipe.generate
     if section.weights:
@@ -85,15 +88,17 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
     require_same_model(recipe, checkpoint, saved.details["model"])
     print(run_weights.line(checkpoint, saved, why), file=sys.stderr, flush=True)
     if section.chat and run_weights.is_only_pretrained(saved):
-        print("note: these weights were never fine-tuned, and know no turns: set generate.chat=false", file=sys.stderr)
+        print("note: these weights were not fine-tuned for chat: set generate.chat=false", file=sys.stderr)
     return checkpoint
 
 
 def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None = None) -> None:
-    """Set every parameter and buffer in place; ``experts``: those that are needed, None: all.
+    """Initialize every parameter and buffer in place, a classifier's backbone from ``model.weights`` if that is set.
+
+    ``experts``: those whose weights are needed; None: all.
 
     Raises:
-        RequestError: ``model.weights`` names no checkpoint, or one of another model.
+        RequestError: ``model.weights`` is not a checkpoint, or is of another model.
     """
     init_weights(model, recipe.run.seed, experts)
     if (checkpoint := backbone_checkpoint(recipe)) is not None:

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy, multi-token prediction and the balancing losses, each by its own count."""
+"""What training minimizes: cross-entropy, multi-token prediction and the balancing losses, each by its own count."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,9 @@ from training.layers.packed_documents import Documents
 class Objective:
     """The weighted sum of the means of several losses over a global batch.
 
-    ``weights`` names them: ``cross_entropy`` and ``mtp_1`` ... are means over their target tokens, ``sequence_balance``
-    over sequences, ``load_balance`` and ``router_z`` over tokens without padding. Losses of weight 0 are not computed.
+    ``weights`` holds the weight of each loss by name. ``cross_entropy`` and ``mtp_1`` ... are means over their target
+    tokens, ``sequence_balance`` over sequences, ``load_balance`` and ``router_z`` over tokens without padding. Losses
+    of weight 0 are not computed.
     """
 
     def __init__(self, model: ModelSection, train: TrainSection) -> None:
@@ -34,7 +35,7 @@ class Objective:
         self._depth, self._separate = depth, train.mask_documents
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """How many targets, sequences or tokens each loss is over in a batch."""
+        """Number of targets, sequences or tokens in a batch that each loss is summed over."""
         targets = self._targets(batch)
         counts = {"cross_entropy": batch.targets}
         counts |= {f"mtp_{k}": int((targets[k] != IGNORED).sum()) for k in range(1, self._depth + 1)}
@@ -45,42 +46,42 @@ class Objective:
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The sum of each loss over a batch, scalars in the graph."""
         balance = [name for name in ("sequence_balance", "load_balance", "router_z") if name in self.weights]
-        asked = {"balance": balance} if balance else {}
-        sums = model(batch.inputs, targets=self._targets(batch), **self._context(batch), **asked)
+        options = {"balance": balance} if balance else {}
+        sums = model(batch.inputs, targets=self._targets(batch), **self._context(batch), **options)
         return dict(sums)
 
     def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the cross-entropy over a batch's targets, and their number: what validation looks at."""
+        """Sum of the cross-entropy over the targets of a batch, and their number, for validation."""
         sums = model(batch.inputs, targets=[batch.labels], **self._context(batch))
         return sums["cross_entropy"], (batch.labels != IGNORED).sum()
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
-        """What the model says of each target's place: [B, T, V], or of classes [B, C]."""
+        """Logits at the position of each target, [B, T, V], or of classes, [B, C]."""
         out: torch.Tensor = model(batch.inputs, **self._context(batch))
         return out
 
     def _context(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """What else a batch holds for the model."""
-        found = {name: getattr(batch, name) for name in ("lengths", "source", "source_lengths")}
+        """The further inputs of the model that a batch holds."""
+        tensors = {name: getattr(batch, name) for name in ("lengths", "source", "source_lengths")}
         return {
             **({"starts": self._starts(batch)} if self._separate else {}),
-            **{name: tensor for name, tensor in found.items() if tensor is not None},
+            **{name: tensor for name, tensor in tensors.items() if tensor is not None},
         }
 
     def _starts(self, batch: Batch) -> torch.Tensor | None:
         if not self._separate:
             return None
-        assert batch.starts is not None, "train.mask_documents needs batches that know where documents begin"
+        assert batch.starts is not None, "train.mask_documents needs batches with the starts of documents"
         return batch.starts
 
     def _targets(self, batch: Batch) -> list[torch.Tensor]:
-        """Labels of the main model and of each depth: shifted on, those past the end or of other documents ignored."""
+        """Labels of the main model and of each depth, shifted; those past the end or in other documents are ignored."""
         starts = self._starts(batch)
         documents = None if starts is None else Documents(starts, *batch.inputs.shape)
-        found = [batch.labels]
+        targets = [batch.labels]
         for distance in range(1, self._depth + 1):
             labels = F.pad(batch.labels[:, distance:], (0, distance), value=IGNORED)
             if documents is not None:
                 labels = labels.where(documents.follow(distance), IGNORED)
-            found.append(labels)
-        return found
+            targets.append(labels)
+        return targets

@@ -1,4 +1,4 @@
-"""``make bench-gpu``: the DeepSeek model on one CUDA device beside its peers, as one table.
+"""``make bench-gpu``: the DeepSeek model and its peers on one CUDA device, as one table.
 
 ``python -m benchmarks.gpu [--quick] [--only MODULE] [--out FILE]``
 """

@@ -1,9 +1,9 @@
-"""Attention on a CUDA device at DeepSeek-V3's widths (queries 192, values 128): ours beside every kernel there is.
+"""Attention on a CUDA device at DeepSeek-V3's widths (queries 192, values 128): ours and every other kernel.
 
     python -m benchmarks.gpu.attention [--quick]
 
-Forward and backward in bf16, 16 heads. PyTorch's kernels differ in whether they take values narrower than queries or
-want them filled up; the second part packs more and more documents into a sample.
+Forward and backward in bf16, 16 heads. Some of PyTorch's kernels accept values narrower than queries, others need
+padding. The second part packs an increasing number of documents into a sample.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def _inputs(
     samples: int, length: int, heads: int = HEADS, query: int = QUERY, value: int = VALUE
 ) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    made = (torch.randn(samples, heads, length, w, device="cuda", dtype=torch.bfloat16) for w in (query, query, value))
-    return [each.requires_grad_() for each in made]
+    shapes = [(samples, heads, length, width) for width in (query, query, value)]
+    return [torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for shape in shapes]
 
 
 def _with_gradients(attend: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> Callable[[], torch.Tensor]:

@@ -1,9 +1,9 @@
-"""The model of ``configs/deepseek-0.5b.yaml`` on one CUDA device in bf16: a step and decoding beside transformers.
+"""The model of ``configs/deepseek-0.5b.yaml`` on one CUDA device in bf16: a step and decoding, against transformers.
 
     python -m benchmarks.gpu.model [--quick]
 
 Same weights, same batch, one process. transformers runs with its grouped matrix products: its loop waits for the device
-once an expert, its batched products hold a copy of the experts' weights for every token.
+once per expert, and its batched products hold a copy of the experts' weights for every token.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def _decoding(model: Any, peer: Any, batch: int, new: int, rounds: int) -> Ratio
 
 
 def _loss_memory() -> Ratio:
-    """131,072 ids, 8,192 rows of 2,048: ours (Liger's kernel, where it is installed) beside plain cross-entropy."""
+    """131,072 ids, 8,192 rows of 2,048: ours (Liger's kernel, where it is installed) and plain cross-entropy."""
     hidden = torch.randn(8192, 2048, device="cuda", dtype=torch.bfloat16).requires_grad_()
     weight = torch.randn(131_072, 2048, device="cuda", dtype=torch.bfloat16).requires_grad_()
     labels = torch.randint(0, 131_072, (8192,), device="cuda")

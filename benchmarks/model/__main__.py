@@ -11,4 +11,4 @@ from benchmarks.table import run
 _MODULES = ("step", "decode", "memory", "documents", "window", "dense")
 
 if __name__ == "__main__":
-    sys.exit(run("python -m benchmarks.model", __doc__, "The models beside their peers", _MODULES, sys.argv[1:]))
+    sys.exit(run("python -m benchmarks.model", __doc__, "The models and their peers", _MODULES, sys.argv[1:]))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.model.decode [--quick]
 
-The whole call counts, reading the prompt included; both give the same tokens (asserted in fp32). transformers runs with
+The complete call counts, with reading the prompt; both give the same tokens (asserted in fp32). transformers runs with
 the fastest of its ways of computing experts.
 """
 
@@ -48,7 +48,7 @@ def _one(size: str, precision: str, dtype: torch.dtype, batch: int, new: int, ro
 
 
 def their_tokens(model: Any, prompts: torch.Tensor) -> Callable[[int], list[list[int]]]:
-    """transformers' ``generate`` with its cache: so many new tokens after ``prompts`` [B, T]."""
+    """transformers' ``generate`` with its cache: a number of new tokens after ``prompts`` [B, T]."""
 
     def tokens(count: int) -> list[list[int]]:
         out = model.generate(
@@ -61,8 +61,8 @@ def their_tokens(model: Any, prompts: torch.Tensor) -> Callable[[int], list[list
             eos_token_id=None,
             pad_token_id=0,
         )
-        said: list[list[int]] = out[:, prompts.shape[1] :].tolist()
-        return said
+        generated: list[list[int]] = out[:, prompts.shape[1] :].tolist()
+        return generated
 
     return tokens
 

@@ -5,7 +5,7 @@
 nanoGPT's ``model.py`` is yours to fetch; ``--nanogpt`` or the environment variable NANOGPT names it, and without it its
 rows are left out. Steps are forward and backward, eager, with the allocator for all as ``python -m launch`` sets it; in
 a step with dropout other weights are dropped in each, so losses are not compared. Generation is greedy and the whole
-call counts: nanoGPT reads the text anew for each token, ours keeps a cache.
+call counts: nanoGPT reads the text again for each token, ours keeps a cache.
 """
 
 import argparse
@@ -107,8 +107,8 @@ def _generation(size: str, precision: str, dtype: torch.dtype, rounds: int) -> R
         return list(generate(model, [1], limits, Sampling(temperature=0), seed=0))
 
     def their() -> list[int]:
-        found: list[int] = peer.generate(torch.tensor([[1]]), _NEW, top_k=1)[0, 1:].tolist()
-        return found
+        generated: list[int] = peer.generate(torch.tensor([[1]]), _NEW, top_k=1)[0, 1:].tolist()
+        return generated
 
     if dtype == torch.float32 and rounds > 1:
         assert own() == their(), "other tokens than nanoGPT's"
@@ -148,11 +148,11 @@ def _pair(size: str, dtype: torch.dtype, dropout: float) -> tuple[Any, Any]:
         dropout=dropout,
         bias=False,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells its number of parameters
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its number of parameters
         peer = file.GPT(config)
     released = dict(released_weights(model))
     own = peer.state_dict()
-    # Its matrices stand as ours do, not as they are released.
+    # Its matrices have our orientation, not that of the release.
     turned = {name: released[name] for name in own if name in released}
     turned = {
         name: value if value.shape == own[name].shape and "c_" not in name else value.t()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.model.documents [--quick]
 
-Forward and backward of the attention itself over samples of one length that hold more and more documents, against the
-same sample as one document. Beside each stands what the sum of squares promises.
+Forward and backward pass of attention over samples of one length with an increasing number of documents, against the
+same sample as one document, next to the ratio that the sum of squares predicts.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def _one(length: int, parts: int, rounds: int) -> Ratio:
 
     run(1), run(parts)
     name = f"attention over a sample of {length:,}, {parts} documents against one ({parts} by the sum of squares)"
-    # The sample as one document is long enough for PyTorch's fused kernel, which is quicker a score than blocks are.
+    # The sample as one document is long enough for PyTorch's fused kernel, which is faster per score than blocks.
     return compare(name, lambda: run(parts), lambda: run(1), length, "tokens/s", None, rounds)
 
 

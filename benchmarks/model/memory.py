@@ -2,8 +2,8 @@
 
     python -m benchmarks.model.memory [--quick]
 
-Each figure is the growth of resident memory of a fresh process over the forward and backward pass of one step,
-gradients included, beside the same step without what is measured.
+Each number is the growth of resident memory of a fresh process over the forward and backward pass of one step,
+gradients included, compared with the same step without what is measured.
 """
 
 import argparse
@@ -55,9 +55,9 @@ def _checkpointing(mode: str, length: int) -> int:
         model.zero_grad()
 
     # The first steps also start threads and fill caches.
-    model.set_checkpointing("full")
+    model.set_activation_checkpointing("full")
     step()
-    model.set_checkpointing(mode)  # type: ignore[arg-type]
+    model.set_activation_checkpointing(mode)  # type: ignore[arg-type]
     return grown_by(step)
 
 

@@ -10,7 +10,7 @@ from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 VOCAB = 8192
 _COMMON = {"n_shared_experts": 1, "first_k_dense_replace": 1, "qk_rope_head_dim": 16, "initializer_range": 0.02}
-#: 17 million parameters, 6.3 of them active a token; 60 million, 21 active. V3's gate, groups and latents in small.
+#: 17 million parameters, 6.3 of them active per token; 60 million, 21 active. V3's gate, groups and latents in small.
 SHAPES = {
     "17M": DeepseekSection(
         hidden_size=256,

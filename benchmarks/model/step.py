@@ -91,7 +91,7 @@ def quickest(works: dict[str, Callable[[], object]], rounds: int) -> str:
 
 
 def _share_of_ceiling(title: str, step: Callable[[], float], dtype: torch.dtype, flops: float, rounds: int) -> Ratio:
-    """Model FLOPs a second of our step over those of a product of two 2,048 x 2,048 matrices, in turn."""
+    """Model FLOPs per second of our step over those of a product of two 2,048 x 2,048 matrices, in turn."""
     a = torch.randn(2048, 2048).to(dtype)
     shares, speeds, ceilings = [], [], []
     for _ in range(rounds):

@@ -2,8 +2,8 @@
 
     python -m benchmarks.model.window [--quick]
 
-Forward and backward of the attention itself, 8 heads of 64, window 256. Time and memory (growth of a fresh process) are
-by a token, beside those at the shortest length; and the time beside full causal attention at the same length.
+Forward and backward pass of attention, 8 heads of 64, window 256. Time and memory (growth of a fresh process) are per
+token and compared with those at the shortest length; time is also compared with full causal attention.
 """
 
 import argparse
@@ -24,17 +24,17 @@ _FLAT = 0.5
 
 def measure(quick: bool = False) -> list[Ratio]:
     """Four and sixteen times the shortest length; ``quick``: four times alone, in fewer rounds."""
-    found = []
+    rows = []
     for length, rounds in ((4 * SHORTEST, 3),) if quick else ((4 * SHORTEST, 5), (16 * SHORTEST, 3)):
-        name = f"a token's {{}} in a window of {WINDOW} at {length:,} tokens against {SHORTEST:,}"
-        ours, shortest = (_seconds_a_token("window", each) for each in (length, SHORTEST))
-        found.append(compare(name.format("time"), ours, shortest, 1.0, "tokens/s", _FLAT, rounds))
-        taken, least = (_bytes_a_token(each) for each in (length, SHORTEST))
+        name = f"{{}} per token in a window of {WINDOW} at {length:,} tokens against {SHORTEST:,}"
+        ours, shortest = (_seconds_per_token("window", size) for size in (length, SHORTEST))
+        rows.append(compare(name.format("time"), ours, shortest, 1.0, "tokens/s", _FLAT, rounds))
+        taken, least = (_bytes_per_token(size) for size in (length, SHORTEST))
         times = least / taken
-        found.append(Ratio(name.format("memory"), times, times, times, _FLAT, taken / 1e3, least / 1e3, "kB a token"))
+        rows.append(Ratio(name.format("memory"), times, times, times, _FLAT, taken / 1e3, least / 1e3, "kB per token"))
         name = f"attention over {length:,} tokens, a window of {WINDOW} against all"
-        found.append(compare(name, ours, _seconds_a_token("full", length), 1.0, "tokens/s", 1.0, rounds))
-    return found
+        rows.append(compare(name, ours, _seconds_per_token("full", length), 1.0, "tokens/s", 1.0, rounds))
+    return rows
 
 
 def _attend(kind: str, length: int) -> Callable[[], None]:
@@ -49,20 +49,20 @@ def _attend(kind: str, length: int) -> Callable[[], None]:
     return step
 
 
-def _seconds_a_token(kind: str, length: int) -> Callable[[], float]:
+def _seconds_per_token(kind: str, length: int) -> Callable[[], float]:
     step = _attend(kind, length)
     step()
     return lambda: seconds(step) / length
 
 
-def _bytes_a_token(length: int) -> float:
+def _bytes_per_token(length: int) -> float:
     return fresh_peak("benchmarks.model.window", "--memory", str(length)) / length
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one length, fewer rounds")
-    parser.add_argument("--memory", type=int, help="only the growth of this process at so many tokens: bytes")
+    parser.add_argument("--memory", type=int, help="only the growth of this process at this many tokens: bytes")
     chosen = parser.parse_args()
     if chosen.memory:
         _attend("window", 2 * WINDOW)()  # the first step also starts threads

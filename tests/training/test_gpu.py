@@ -5,7 +5,7 @@ import torch
 
 from configs.load import load_recipe
 from tests.support.training.engine_job import RECIPE, MadeTokens
-from tests.training.layers.test_transformer_layer import HEADS, LENGTH, MASKS, drawn, there
+from tests.training.layers.test_transformer_layer import HEADS, LENGTH, MASKS, drawn, valid_rows
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
 from training.layers.attention import attention
@@ -25,7 +25,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(checkpointing: str) -> None:
     for device in (torch.device("cpu"), torch.device("cuda")):
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
         init_weights(model, 1)
-        model.set_checkpointing(checkpointing)
+        model.set_activation_checkpointing(checkpointing)
         model.to(device).train()
         loss, targets = Objective(recipe.model, recipe.train).cross_entropy(model, batch.to(device))
         (loss / targets).backward()
@@ -49,7 +49,7 @@ def test_bf16_runs_on_the_grouped_path() -> None:
 @pytest.mark.parametrize("name", MASKS)
 def test_masked_attention_is_that_of_the_cpu(name: str) -> None:
     """FlexAttention with windows, PyTorch's fused kernels under a bias without."""
-    mask, seen = MASKS[name], there(MASKS[name], 3)
+    mask, seen = MASKS[name], valid_rows(MASKS[name], 3)
     found = []
     for device in ("cpu", "cuda"):
         moved = {key: getattr(mask, key) for key in ("slopes_N", "lengths_B", "sides_N")}

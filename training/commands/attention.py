@@ -13,9 +13,9 @@ from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
 from training.evaluate.attention.collect import AttentionMap, attention_maps, attentions
-from training.evaluate.attention.folder import LabelledMap, write_folder
+from training.evaluate.attention.folder import LabeledMap, write_folder
 from training.evaluate.attention.statistics import head_numbers, lines
-from training.inference.answer import encoded
+from training.inference.answer import encode_prompt
 from training.model_loading import best_device, load_model, wanted_checkpoint
 from training.models.registry import build_model
 
@@ -56,11 +56,11 @@ def evaluate_attention(
     if source is not None:
         tokens["source"] = [tokenizer.label(token) for token in source]
     maps = [_labeled(one, tokens, getattr(recipe.model, "cross_downsample", 1)) for one in collected]
-    numbers = [head for one in collected for head in head_numbers(one)]
-    about = {"checkpoint": str(checkpoint), "tokens": tokens, "heads": [head.as_json() for head in numbers]}
+    heads = [head for one in collected for head in head_numbers(one)]
+    about = {"checkpoint": str(checkpoint), "tokens": tokens, "heads": [head.as_json() for head in heads]}
     write_folder(layout.attention, maps, about)
-    print("\n".join(lines(numbers)))
-    print(f"{layout.attention}: {len(numbers)} heads over the {len(read)} tokens {''.join(tokens['read'])!r}")
+    print("\n".join(lines(heads)))
+    print(f"{layout.attention}: {len(heads)} heads over the {len(read)} tokens {''.join(tokens['read'])!r}")
     return command.DONE
 
 
@@ -94,7 +94,7 @@ def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | No
 
 def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: int = 0) -> list[int]:
     """Token ids of a text that fits on a map together with ``more`` tokens."""
-    ids = encoded(text, tokenizer, key)
+    ids = encode_prompt(text, tokenizer, key)
     if not ids:
         raise RequestError(f"{key} has no tokens: pass some text")
     limit = min(_MAX_TOKENS, recipe.model.max_seq_len or _MAX_TOKENS) - more
@@ -103,13 +103,13 @@ def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: in
     return ids
 
 
-def _labeled(attention: AttentionMap, tokens: dict[str, list[str]], pooled: int) -> LabelledMap:
+def _labeled(attention: AttentionMap, tokens: dict[str, list[str]], pooled: int) -> LabeledMap:
     """A map with tokens on its axes: an encoder reads the source, and cross-attention looks at it."""
     source = tokens.get("source", [])
     if attention.cross:
-        return LabelledMap(attention, tokens["read"], _joined(source, pooled))
+        return LabeledMap(attention, tokens["read"], _joined(source, pooled))
     queries = source if source and attention.name.startswith("encoder") else tokens["read"]
-    return LabelledMap(attention, queries, queries)
+    return LabeledMap(attention, queries, queries)
 
 
 def _joined(labels: Sequence[str], size: int) -> list[str]:

@@ -78,7 +78,7 @@ def _verify(recipe: Recipe, folder: Path, checkpoint: Path, dtype: torch.dtype, 
     require_same_weights(folder, model.to(dtype), fresh)
     del model
     difference = difference_to_transformers(folder, fresh, vocabulary)
-    read = "read back bit for bit"
+    read = "read back identically"
     if difference is None:
         return f"{read}; logits were not compared, since transformers is not installed"
     return f"{read}; the logits of transformers differ by at most {difference:.1e}"

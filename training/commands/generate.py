@@ -20,9 +20,9 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
     if not section.prompt:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     if trace and section.speculative:
-        raise RequestError("generate --trace follows plain generation: leave generate.speculative out")
+        raise RequestError("generate --trace needs plain generation: remove generate.speculative")
     if trace and section.samples > 1:
-        raise RequestError("generate --trace follows one completion: leave generate.samples out")
+        raise RequestError("generate --trace shows one completion: remove generate.samples")
     if recipe.task != "language_modeling" and (trace or section.samples > 1):
         what = "--trace" if trace else "generate.samples"
         raise RequestError(f"{what} is for language models, not for model.family={recipe.family}")
@@ -32,8 +32,8 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         print("\n".join(answer(recipe, layout, model, tokenizer)))
         return command.DONE
     if section.samples > 1:
-        shown = "" if section.chat or section.only_new else section.prompt
-        print("\n---\n".join(shown + text for text in completions(recipe, model, tokenizer)))
+        prompt = "" if section.chat or section.only_new else section.prompt
+        print("\n---\n".join(prompt + text for text in completions(recipe, model, tokenizer)))
         return command.DONE
     steps: list[Step] = []
     # Refuses wrong requests before anything is printed.

@@ -90,7 +90,7 @@ def _model(recipe: Recipe, folder: Path, prediction: PredictionLayers) -> Any:
     weights = prediction.kept(weights_in(folder))
     if prediction.new:
         init_weights(model, recipe.run.seed)
-        weights = chain(weights, prediction.begun(model))
+        weights = chain(weights, prediction.new_weights(model))
     try:
         load_weights(model, weights)
     except RequestError as error:

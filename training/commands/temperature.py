@@ -10,11 +10,12 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
-from training.inference.completion import asked
-from training.inference.generate import CausalLM, Limits
+from training.inference.completion import prompt_and_limits
+from training.inference.generate import Limits
 from training.inference.sampling import Sampling
 from training.inference.trace import Step, traced
 from training.model_loading import best_device, load_model, wanted_checkpoint
+from training.models.causal_lm import CausalLM
 
 TEMPERATURES = (0.1, 0.5, 1.0, 1.5, 2.0)
 
@@ -55,7 +56,7 @@ def evaluate_temperature(recipe: Recipe) -> int:
     checkpoint = wanted_checkpoint(recipe, layout)
     model = load_model(recipe, checkpoint, best_device(recipe))
     tokenizer = load_tokenizer(layout.tokenizer)
-    prompt_ids, limits = asked(recipe, tokenizer)
+    prompt_ids, limits = prompt_and_limits(recipe, tokenizer)
     sampling = Sampling(1.0, section.top_k, section.top_p)
     completions = [
         at_temperature(model, tokenizer, prompt_ids, limits, replace(sampling, temperature=temperature), section.seed)
@@ -76,7 +77,7 @@ def at_temperature(
 ) -> AtTemperature:
     """One completion and its statistics."""
     steps: list[Step] = []
-    ids = list(traced(model, prompt_ids, limits, sampling, seed=seed, tell=steps.append))
+    ids = list(traced(model, prompt_ids, limits, sampling, seed=seed, on_step=steps.append))
     text_ids = ids[:-1] if ids[-1] in limits.stop_ids else ids
     return AtTemperature(
         temperature=sampling.temperature,

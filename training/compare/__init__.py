@@ -1,1 +1,1 @@
-"""The same model under other circumstances: optimisers, activations, compiled, on other devices, by other attention."""
+"""The same model under other circumstances: optimizers, activations, compiled, on other devices, by other attention."""

@@ -1,4 +1,4 @@
-"""Activation functions: what they and their slopes look like, and the recipe's model with each that its family has."""
+"""Activation functions: plots of them and their derivatives, and short trainings of the recipe's model with each."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -13,54 +13,56 @@ from configs import command
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.models.transformer import Activation
-from training.compare.output import as_json, leave, losses
+from training.compare.output import as_json, losses, write_results
 from training.compare.trial import Setting, Trial, run_data, trial
 from training.estimate.parameters import parameters
 from training.layers.feed_forward import ACTIVATIONS
 from training.model_loading import best_device
 
-#: What is drawn: those of the recipe, and the one in SwiGLU.
+#: Functions that are drawn: those of the recipe, and the one in SwiGLU.
 FUNCTIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {**ACTIVATIONS, "silu": F.silu}
-#: Where from and to, and at how many points.
+#: The range is -_REACH to _REACH, with _POINTS points.
 _REACH, _POINTS = 4.0, 401
 
 
 def compare_activations(recipe: Recipe, steps: int) -> int:
-    """Draw the functions; then, where the model has a choice, print and draw a training with each; exit status."""
+    """Draw the functions; if the family has a choice, print and draw a training with each; returns the exit status."""
     picture = RunLayout.of(recipe).comparisons / "activation-functions.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(picture, png(functions_figure))
     print(picture)
     model: Any = recipe.model
     if not hasattr(model, "activation"):
-        print(f"model.family={model.family} has no model.activation: there is nothing to train with another")
+        print(f"model.family={model.family} has no model.activation: there are no trainings to compare")
         return command.DONE
     data, trials, counts = run_data(recipe), {}, {}
     for name in get_args(Activation):
         changed = recipe.model_copy(update={"model_section": model.model_copy(update={"activation": name})})
         counts[name] = parameters(changed.model, recipe.vocab_size).total
         trials[name] = trial(changed, data, Setting(steps, best_device(recipe)), name)
-    leave(recipe, "activations", _rows(trials, counts), _results(trials, counts), losses("By activation", trials))
+    write_results(
+        recipe, "activations", _rows(trials, counts), _results(trials, counts), losses("By activation", trials)
+    )
     return command.DONE
 
 
 def _rows(trials: Mapping[str, Trial], counts: Mapping[str, int]) -> list[tuple[str, ...]]:
-    head = ("activation", "parameters", "final loss", "ms a step")
+    head = ("activation", "parameters", "final loss", "ms per step")
     return [
         head,
         *(
-            (name, f"{counts[name]:,}", f"{each.final:.4f}", f"{1000 * each.step_seconds:.1f}")
-            for name, each in trials.items()
+            (name, f"{counts[name]:,}", f"{trial.final:.4f}", f"{1000 * trial.step_seconds:.1f}")
+            for name, trial in trials.items()
         ),
     ]
 
 
 def _results(trials: Mapping[str, Trial], counts: Mapping[str, int]) -> dict[str, Any]:
-    return {name: {"parameters": counts[name], **as_json(each)} for name, each in trials.items()}
+    return {name: {"parameters": counts[name], **as_json(trial)} for name, trial in trials.items()}
 
 
 def values_and_slopes(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Points [n], a function's values there, and its derivative by autograd."""
+    """Points [n], the values of a function at them, and its derivative by autograd."""
     x = torch.linspace(-_REACH, _REACH, _POINTS, requires_grad=True)
     y = FUNCTIONS[name](x)
     (slope,) = torch.autograd.grad(y.sum(), x)
@@ -68,13 +70,13 @@ def values_and_slopes(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def functions_figure() -> Figure:
-    """Every function, and beside it its derivative."""
+    """All functions, and their derivatives next to them."""
     figure = Figure(figsize=(9.0, 3.8))
     left, right = figure.subplots(1, 2)
-    for name, colour, style in zip(FUNCTIONS, COLOURS, ("-", "-", "--", "-"), strict=False):
+    for name, color, style in zip(FUNCTIONS, COLOURS, ("-", "-", "--", "-"), strict=False):
         x, y, slope = values_and_slopes(name)
-        left.plot(x, y, style, color=colour, label=name)
-        right.plot(x, slope, style, color=colour, label=name)
+        left.plot(x, y, style, color=color, label=name)
+        right.plot(x, slope, style, color=color, label=name)
     left.set(title="Activation", xlabel="x")
     right.set(title="Derivative", xlabel="x")
     left.legend(loc="upper left")

@@ -1,8 +1,8 @@
-"""Ways to compute the attention of the recipe's heads, over lengths: how time grows, and that they agree.
+"""Compares ways to compute attention at several lengths: how time grows with the length, and that results agree.
 
-``written out`` holds every score; ``full`` is what models without a window use (PyTorch's fused kernel, on CPU blocks
-of plain products up to some length); ``window`` what those with one use, whose cost grows with the length and not with
-its square (FlexAttention, on CPU blocks).
+``written out`` holds every score. ``full`` is what models without a window use: PyTorch's fused kernel, and on CPU
+blocks of plain products up to some length. ``window`` is what models with a window use, whose cost grows linearly with
+the length: FlexAttention, and on CPU blocks.
 """
 
 import math
@@ -18,14 +18,14 @@ from artefacts.errors import RequestError
 from artefacts.pages.figures import COLOURS
 from configs import command
 from configs.schema import Recipe
-from training.compare.output import leave
+from training.compare.output import write_results
 from training.layers.attention import attention, attention_weights
 from training.layers.masks import Mask
 from training.model_loading import best_device
 
-#: The longest sequence over the recipe's context length, the most scores that are written out, and how many lengths,
-#: each half of the next; of the shortest half is the window where the model has none.
-_LONGEST, _SCORES, _LENGTHS = 8, 2**27, 5
+#: The longest sequence in multiples of the recipe's context length, the most scores that are written out, and the
+#: number of lengths, each half of the next. The window is half of the shortest length if the model has none.
+_MAX_CONTEXTS, _MAX_SCORES, _LENGTHS = 8, 2**27, 5
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -41,9 +41,9 @@ def ways(scale: float, window: int) -> dict[str, Attend]:
 
 
 def compare_attention(recipe: Recipe, steps: int) -> int:
-    """Print milliseconds of a forward and backward pass of one layer at each length; returns the exit status.
+    """Print the milliseconds of a forward and backward pass of one layer at each length; returns the exit status.
 
-    ``steps``: passes that are timed, of which the quickest is told.
+    ``steps``: number of timed passes, of which the fastest counts.
 
     Raises:
         RequestError: the model has no attention.
@@ -55,32 +55,40 @@ def compare_attention(recipe: Recipe, steps: int) -> int:
     size = getattr(model, "head_size", 0) or model.qk_nope_head_dim + model.qk_rope_head_dim
     lengths = lengths_for(heads, context)
     window = getattr(model, "window", None) or lengths[0] // 2
-    found = {name: [_milliseconds(way, heads, n, size, device, steps) for n in lengths]
-             for name, way in ways(size**-0.5, window).items()}  # fmt: skip
+    milliseconds = {
+        name: [_milliseconds(way, heads, length, size, device, steps) for length in lengths]
+        for name, way in ways(size**-0.5, window).items()
+    }
     apart = differences(heads, lengths[-1], size, window, device)
     rows = [("attention", *(f"{length:,}" for length in lengths), "grows as", "differs by")]
     rows += [
         (name, *(f"{ms:.2f}" for ms in times), f"T^{_power(lengths, times):.1f}", f"{apart.get(name, 0.0):.1g}")
-        for name, times in found.items()
+        for name, times in milliseconds.items()
     ]
     print(f"milliseconds forward and backward: {heads} heads of {size}, window {window}, on {device.type}, by length T")
-    results = {"lengths": lengths, "window": window, "device": device.type, "milliseconds": found, "differences": apart}
-    leave(recipe, "attention", rows, results, partial(_figure, lengths, found))
+    results = {
+        "lengths": lengths,
+        "window": window,
+        "device": device.type,
+        "milliseconds": milliseconds,
+        "differences": apart,
+    }
+    write_results(recipe, "attention", rows, results, partial(_figure, lengths, milliseconds))
     return command.DONE
 
 
 def lengths_for(heads: int, context: int) -> list[int]:
-    """Lengths to look at, the longest several times the context, but not with more scores than memory has room for."""
-    most = min(_LONGEST * context, math.isqrt(_SCORES // heads))
+    """Lengths to compare; the longest is a multiple of the context, unless its scores would not fit into memory."""
+    most = min(_MAX_CONTEXTS * context, math.isqrt(_MAX_SCORES // heads))
     return [max(2, most >> halved) for halved in reversed(range(_LENGTHS))]
 
 
 def differences(heads: int, length: int, size: int, window: int, device: torch.device) -> dict[str, float]:
-    """By how much a number of what each way gives differs at most from what is written out."""
-    found, (q, k, v) = ways(size**-0.5, window), _drawn(heads, length, size, device)
+    """The largest difference of a result of each way from the one that is written out."""
+    functions, (q, k, v) = ways(size**-0.5, window), _drawn(heads, length, size, device)
     with torch.no_grad():
         return {
-            name: float((found[name](q, k, v) - found[plain](q, k, v)).abs().max())
+            name: float((functions[name](q, k, v) - functions[plain](q, k, v)).abs().max())
             for name, plain in (("full", "written out"), ("window", "window, written out"))
         }
 
@@ -92,28 +100,28 @@ def _drawn(heads: int, length: int, size: int, device: torch.device) -> list[tor
 
 
 def _milliseconds(way: Attend, heads: int, length: int, size: int, device: torch.device, passes: int) -> float:
-    """Least time of a forward and backward pass over one sequence, the first left out."""
+    """The least time of a forward and backward pass over one sequence, without the first pass."""
     leaves = [tensor.requires_grad_() for tensor in _drawn(heads, length, size, device)]
     times = []
     for _ in range(passes + 1):
         began = time.perf_counter()
         total = way(*leaves).sum()
         gradients = torch.autograd.grad(total, leaves)
-        float(gradients[0].sum())  # the device has finished with it
+        float(gradients[0].sum())  # waits for the device
         times.append(time.perf_counter() - began)
     return 1000 * min(times[1:])
 
 
 def _power(lengths: list[int], times: list[float]) -> float:
-    """Of the length, by which time grew between the last two."""
+    """The power of the length by which time grew between the last two lengths."""
     return math.log(times[-1] / times[-2]) / math.log(lengths[-1] / lengths[-2])
 
 
-def _figure(lengths: list[int], found: dict[str, list[float]]) -> Figure:
+def _figure(lengths: list[int], milliseconds: dict[str, list[float]]) -> Figure:
     figure = Figure(figsize=(8.0, 4.2))
     axes = figure.subplots()
-    for (name, times), colour in zip(found.items(), COLOURS, strict=False):
-        axes.loglog(lengths, times, "o-", color=colour, label=name)
+    for (name, times), color in zip(milliseconds.items(), COLOURS, strict=False):
+        axes.loglog(lengths, times, "o-", color=color, label=name)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     axes.set(xlabel="length", ylabel="ms, forward and backward", title="One layer's attention of one sequence")

@@ -1,4 +1,4 @@
-"""What a comparison leaves in ``runs/NAME/compare``: ``NAME.json``, figures, and a table on the terminal."""
+"""Results of a comparison: ``NAME.json`` and figures in ``runs/NAME/compare``, and a table on the terminal."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,18 +15,18 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.compare.trial import Trial
 
-#: Of neighbouring curves, which may lie on each other.
+#: Line styles of neighboring curves, which may coincide.
 _STYLES = ("-", "-", "--", "-.")
 
 
-def leave(
+def write_results(
     recipe: Recipe,
     name: str,
     rows: Sequence[Sequence[str]],
     results: dict[str, Any],
     draw: Callable[[], Figure] | None = None,
 ) -> None:
-    """Write the results and, where there is one, the figure; print the table (the head first) and where they are."""
+    """Write the results and the figure, if there is one; print the table (header first) and the paths."""
     folder = RunLayout.of(recipe).comparisons
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = [folder / f"{name}.json"]
@@ -39,7 +39,7 @@ def leave(
 
 
 def as_json(trial: Trial) -> dict[str, Any]:
-    """A trial's numbers."""
+    """The numbers of a trial."""
     return {
         "losses": trial.losses,
         "final_loss": trial.final,
@@ -49,17 +49,17 @@ def as_json(trial: Trial) -> dict[str, Any]:
 
 
 def losses(title: str, trials: dict[str, Trial]) -> Callable[[], Figure]:
-    """Draws the losses of trials over their steps."""
+    """A function that draws the losses of trials over their steps."""
     return partial(_losses, title, trials)
 
 
 def _losses(title: str, trials: dict[str, Trial]) -> Figure:
     figure = Figure(figsize=(8.0, 4.2))
     axes = figure.subplots()
-    for (name, trial), colour, style in zip(trials.items(), COLOURS, _STYLES, strict=False):
+    for (name, trial), color, style in zip(trials.items(), COLOURS, _STYLES, strict=False):
         steps, label = range(1, len(trial.losses) + 1), f"{name}, last {trial.final:.3f}"
-        axes.plot(steps, trial.losses, style, color=colour, label=label)
+        axes.plot(steps, trial.losses, style, color=color, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.legend(loc="upper right")
     return figure

@@ -1,6 +1,6 @@
-"""A short training of a recipe's model in this process alone, without DeepSpeed, in fp32 whatever the recipe says.
+"""A short training of a recipe's model in a single process, without DeepSpeed, and in fp32 whatever the recipe.
 
-Every trial of a comparison begins from the same weights and reads the same batches. Routers' biases stand still.
+All trials of a comparison start from the same weights and read the same batches. The biases of routers do not change.
 """
 
 import time
@@ -22,17 +22,17 @@ from training.objective import Objective
 from training.optim.build import build_optimizer
 from training.optim.schedules import learning_rate
 
-#: Share of a trial's steps in which the learning rate rises.
+#: Fraction of the steps of a trial in which the learning rate rises.
 _WARMUP = 0.1
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a short training did.
+    """The results of a short training.
 
     Attributes:
-        losses: cross-entropy in nats a target, of each step before its update.
-        seconds: of each step; the first one's include what is done once.
+        losses: cross-entropy of each step before its update, in nats per target.
+        seconds: of each step; the first step includes one-time work.
     """
 
     losses: list[float]
@@ -46,20 +46,20 @@ class Trial:
 
     @property
     def step_seconds(self) -> float:
-        """Of a step, the first left out where there are more: their median."""
+        """Median time of a step, without the first one if there are more."""
         return median(self.seconds[1:] or self.seconds)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a trial is run.
+    """Settings of a trial.
 
     Attributes:
-        steps: optimiser steps.
-        device: where.
-        optimizer: which; None: the recipe's.
-        rate: peak of the learning rate; None: the recipe's.
-        compiled: with the regions that ``model.compile`` compiles.
+        steps: optimizer steps.
+        device: where it runs.
+        optimizer: its section; None: the recipe's.
+        rate: peak learning rate; None: the recipe's.
+        compiled: whether to compile the regions that ``model.compile`` compiles.
     """
 
     steps: int
@@ -70,21 +70,21 @@ class Setting:
 
 
 def run_data(recipe: Recipe) -> Data:
-    """What the recipe's run learns from.
+    """The training data of the recipe's run.
 
     Raises:
-        RequestError: it is not there.
+        RequestError: the run has no data.
     """
     return pretraining_data(recipe, RunLayout.of(recipe))
 
 
 def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
-    """Train the recipe's model, drawn anew from its seed, as a setting says; ``name`` stands at the progress bar."""
+    """Train the recipe's model from its initial weights with a setting; ``name`` labels the progress bar."""
     train = recipe.train
     model = build_model(recipe.model, recipe.vocab_size)
     first_weights(recipe, model)
     model = model.to(setting.device).train()
-    model.set_checkpointing(train.activation_checkpointing)
+    model.set_activation_checkpointing(train.activation_checkpointing)
     if setting.compiled:
         model.compile_regions()
     rate = setting.rate or train.learning_rate
@@ -93,7 +93,7 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
     schedule = ScheduleSection(warmup_steps=int(_WARMUP * setting.steps), final_fraction=train.schedule.final_fraction)
     objective = Objective(recipe.model, train)
     torch.manual_seed(recipe.run.seed)
-    found = Trial([], [])
+    results = Trial([], [])
     with bar(setting.steps, "step", name) as progress:
         for step in range(setting.steps):
             for group in optimizer.param_groups:
@@ -101,27 +101,27 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
             batches = data.micro_batches(step, 0, 1, recipe.micro_batch)
             began = time.perf_counter()
             loss = _step(model, optimizer, objective, batches, train.max_grad_norm, setting.device)
-            found.losses.append(loss)
-            found.seconds.append(time.perf_counter() - began)
+            results.losses.append(loss)
+            results.seconds.append(time.perf_counter() - began)
             progress.set_postfix_str(f"loss {loss:.3f}")
             progress.update()
-    return found
+    return results
 
 
 def _step(
-    model: Any, optimizer: Any, objective: Objective, batches: list[Batch], clip: float, device: torch.device
+    model: Any, optimizer: Any, objective: Objective, batches: list[Batch], max_grad_norm: float, device: torch.device
 ) -> float:
-    """One optimiser step over a global batch; its cross-entropy, which the device has finished with."""
+    """One optimizer step over a global batch; returns its cross-entropy after waiting for the device."""
     counts = [objective.counts(batch) for batch in batches]
-    totals = {name: max(1, sum(each[name] for each in counts)) for name in objective.weights}
+    totals = {name: max(1, sum(count[name] for count in counts)) for name in objective.weights}
     cross_entropy = torch.zeros((), device=device)
     for batch in batches:
         sums = objective(model, batch.to(device))
         terms = [sums[name] * (weight / totals[name]) for name, weight in objective.weights.items()]
         torch.stack(terms).sum().backward()
         cross_entropy += sums["cross_entropy"].detach().float()
-    if clip:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    if max_grad_norm:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return float(cross_entropy) / totals["cross_entropy"]

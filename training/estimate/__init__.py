@@ -1,4 +1,4 @@
-"""Closed-form parameters, FLOPs and memory of a model from its recipe, without importing torch."""
+"""Parameters, FLOPs and memory of a model in closed form, from its recipe and without importing torch."""
 
 from training.estimate.counts import Parameters
 from training.estimate.device import Device, device_of

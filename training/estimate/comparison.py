@@ -1,4 +1,4 @@
-"""``python -m training inspect --compare``: recipes beside each other in one table, without torch."""
+"""``python -m training inspect --compare``: recipes in one table, without torch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from training.estimate.flops import flops_per_token
 from training.estimate.memory import checkpoint_bytes, memory
 from training.estimate.parameters import parameters
 
-_HEAD = ("name", "family", "layers", "heads", "hidden", "vocabulary", "parameters", "active", "FLOPs a token")
-_OF_TRAINING = ("memory a rank", "checkpoint")
+_HEAD = ("name", "family", "layers", "heads", "hidden", "vocabulary", "parameters", "active", "FLOPs per token")
+_OF_TRAINING = ("memory per rank", "checkpoint")
 
 
 def compare(recipes: Sequence[Recipe]) -> int:
@@ -23,8 +23,8 @@ def compare(recipes: Sequence[Recipe]) -> int:
 
 
 def lines(recipes: Sequence[Recipe]) -> list[str]:
-    """A row a recipe: shape, exact parameters, FLOPs forward and backward at its context length, and what training
-    takes at its own settings: the peak of a rank, and a checkpoint over all ranks. What a recipe has not is a dash.
+    """One row per recipe: shape, exact parameters, FLOPs forward and backward at its context length, and, at its own
+    settings, the peak memory of a rank and the size of a checkpoint. A dash where a recipe has no such value.
     """
     return aligned([(*_HEAD, *_OF_TRAINING), *(_row(recipe) for recipe in recipes)], names=2)
 

@@ -1,4 +1,4 @@
-"""DeepSeek models: how many parameters there are, how many act on a token, and the FLOPs of attention."""
+"""DeepSeek models: parameters, parameters that are active per token, and FLOPs of attention."""
 
 from configs.schema.models.deepseek import DeepseekSection
 from training.estimate.counts import Parameters
@@ -38,14 +38,14 @@ def parameters(model: DeepseekSection, vocab_size: int) -> Parameters:
 
 
 def prediction_matrices(model: DeepseekSection) -> int:
-    """Parameters in the matrices of one module of multi-token prediction that act on a token, without head."""
+    """Active parameters in the matrices of one module of multi-token prediction, without the head."""
     mixture = _mixture(model)
-    acting = mixture["gates"] + mixture["shared experts"] + _selected(model)
-    return attention_matrices(model) + acting + 2 * model.hidden_size**2
+    active = mixture["gates"] + mixture["shared experts"] + _selected(model)
+    return attention_matrices(model) + active + 2 * model.hidden_size**2
 
 
 def _layer(model: DeepseekSection) -> dict[str, int]:
-    """What every layer has."""
+    """Parameters of every layer."""
     latents = model.kv_lora_rank + (model.q_lora_rank or 0)
     biases = model.hidden_size + model.kv_lora_rank + model.qk_rope_head_dim + (model.q_lora_rank or 0)
     return {
@@ -56,7 +56,7 @@ def _layer(model: DeepseekSection) -> dict[str, int]:
 
 
 def _mixture(model: DeepseekSection) -> dict[str, int]:
-    """What a layer has that is a mixture of experts."""
+    """Parameters of a mixture of experts."""
     expert = 3 * model.hidden_size * model.moe_intermediate_size
     learned = model.router_noise is not None and model.router_noise.kind == "learned"
     width = model.n_shared_experts * model.moe_intermediate_size
@@ -69,7 +69,7 @@ def _mixture(model: DeepseekSection) -> dict[str, int]:
 
 
 def _selected(model: DeepseekSection) -> int:
-    """Parameters of the experts that a token has (at most, where their number adapts)."""
+    """Parameters of the experts of a token (of the most that it may have, if their number adapts)."""
     return model.num_experts_per_tok * 3 * model.hidden_size * model.moe_intermediate_size
 
 
@@ -89,7 +89,7 @@ def attention_matrices(model: DeepseekSection) -> int:
 
 
 def matrix_parameters(model: DeepseekSection, vocab_size: int, predicts: bool) -> int:
-    """Active parameters in matrices; each depth of multi-token prediction has its own and goes through the head too."""
+    """Active parameters in matrices; each depth of multi-token prediction adds its own and the head again."""
     counts = parameters(model, vocab_size)
     main = counts.active - counts.by_part["norms"] - counts.by_part["biases"]
     depth = model.num_nextn_predict_layers if predicts else 0
@@ -97,7 +97,7 @@ def matrix_parameters(model: DeepseekSection, vocab_size: int, predicts: bool) -
 
 
 def attention_flops(model: DeepseekSection, context: int, predicts: bool) -> float:
-    """Forward and backward, against the (context + 1) / 2 positions that causal attention sees on average."""
+    """FLOPs forward and backward, for the (context + 1) / 2 positions that a token attends to on average."""
     widths = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
     layers = model.num_hidden_layers + (model.num_nextn_predict_layers if predicts else 0)
     return 3.0 * layers * 2.0 * model.num_attention_heads * widths * (context + 1) / 2

@@ -1,24 +1,25 @@
-"""What a DeepSeek layer keeps of its forward pass, and what it works in.
+"""Memory that a DeepSeek layer keeps from its forward pass, and that it works in.
 
 Counts follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts them in a built model).
-M tokens of a micro-batch, D hidden size, K experts a token; routing is taken as balanced, so that a rank receives as
+With M tokens in a micro-batch and K experts per token, routing is assumed to be balanced, so that a rank receives as
 many rows as it sends, M x K.
 """
 
 from configs.schema import Recipe
 from configs.schema.models.deepseek import DeepseekSection
-from training.estimate.layer import LONGEST_BLOCKED, Layer, block_weights
+from training.estimate.layer import Layer, block_weights
 from training.estimate.topology import Topology
+from training.layers.block_sizes import LONGEST_BLOCKED
 
-#: deepspeed/moe/ep_kernels.py: each expert's rows are filled up to a multiple of this, and room is made for all to be.
+#: deepspeed/moe/ep_kernels.py: the rows of each expert are padded to a multiple of this, with room for all paddings.
 _ALIGNED = 8
 
 
 def layers(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, mode: str) -> list[Layer]:
-    """Every layer that is trained, under a checkpointing mode."""
+    """Every trained layer, under a mode of activation checkpointing."""
     depth = model.num_nextn_predict_layers if recipe.train.mtp_loss else 0
-    found = {dense: _layer(recipe, model, place, micro_batch, mode, dense) for dense in (True, False)}
-    return [found[index < model.first_k_dense_replace] for index in range(model.num_hidden_layers + depth)]
+    kinds = {dense: _layer(recipe, model, place, micro_batch, mode, dense) for dense in (True, False)}
+    return [kinds[index < model.first_k_dense_replace] for index in range(model.num_hidden_layers + depth)]
 
 
 def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, mode: str, dense: bool) -> Layer:
@@ -28,18 +29,18 @@ def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch:
     whole = attention + feed
     if mode == "none":
         return Layer(whole, feed_working / 2, feed_working)
-    # Routing is not decided twice (training/layers/router.py): logits, and the best with their scores.
+    # Routing decisions are not recomputed (training/layers/router.py): logits, and the best with their scores.
     decisions = 0 if dense else model.n_routed_experts * 4 + model.num_experts_per_tok * 12
     row += micro_batch * recipe.train.context_length * decisions
     if mode == "full":
-        # The layer's input stays; all the rest is computed again, and lies there while its gradients are.
+        # The input of the layer is kept; the rest is recomputed, and held while gradients are computed.
         return Layer(row, max(attention, feed) / 2, whole - row + feed_working)
     narrow = row + hidden + fused + _narrow(recipe, model, place, micro_batch, dense)
     return Layer(narrow, max(attention, feed) / 2, max(attention, feed) - row + feed_working)
 
 
 def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool) -> float:
-    """What ``selective`` keeps of products narrower than the hidden size: ``layers/activation_checkpointing.py``."""
+    """Bytes of products narrower than the hidden size, which ``selective`` keeps."""
     widths = [model.q_lora_rank or 0, model.kv_lora_rank + model.qk_rope_head_dim]
     if dense:
         widths += 2 * [model.intermediate_size]
@@ -50,11 +51,11 @@ def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch
 
 
 def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int) -> tuple[float, float]:
-    """Kept by attention and its norm (training/layers/mla.py); and a fused kernel's results, which ``selective`` keeps.
+    """Bytes kept by attention and its norm (training/layers/mla.py), and by the results of a fused kernel alone.
 
-    Numbers a token: the layer's input and its norm, the latents before and after their norms, queries and keys [N, Q],
-    values and the result [N, Z], the residual stream. On CPU the softmax's weights of blocks of 128 queries with all
-    keys up to their last.
+    Numbers per token: the input of the layer and its norm, the latents before and after their norms, queries and keys
+    [N, Q], values and the result [N, Z], and the residual stream. On CPU also the attention weights of blocks.
+    ``selective`` keeps the results of a fused kernel.
     """
     length, width = recipe.train.context_length, place.width
     tokens, heads = micro_batch * length, model.num_attention_heads
@@ -64,7 +65,7 @@ def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_ba
     blocked = place.device == "cpu" and length <= LONGEST_BLOCKED
     values = value if place.device == "cpu" else model.qk_nope_head_dim + value
     if place.device == "cpu" and not blocked:
-        values = query  # padded for PyTorch's kernel, and its result is as wide
+        values = query  # padded for PyTorch's kernel, whose result has the same width
     result = value if blocked or place.device == "cuda" else value + query
     numbers += heads * (2 * query + values + result)
     weights = 0
@@ -77,7 +78,7 @@ def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_ba
 def _feed_forward(
     recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool
 ) -> tuple[float, float]:
-    """Kept by a feed-forward layer or mixture and its norm, and what its backward pass works in on top."""
+    """Bytes kept by a feed-forward layer or mixture and its norm, and those that its backward pass works in."""
     width = place.width
     tokens, hidden = micro_batch * recipe.train.context_length, model.hidden_size
     # Gate, up and their product; on GPUs PyTorch keeps silu(gate) too.
@@ -88,15 +89,15 @@ def _feed_forward(
         return residual + columns * wide, 2 * wide
     local = place.local_experts // max(1, place.expert_layers)
     rows = tokens * model.num_experts_per_tok
-    filled = rows + local // (3 * hidden * model.moe_intermediate_size) * _ALIGNED
-    # AutoEP (deepspeed/moe/ep_experts.py) joins gate and up weights anew in each pass, and keeps them.
+    padded = rows + local // (3 * hidden * model.moe_intermediate_size) * _ALIGNED
+    # AutoEP (deepspeed/moe/ep_experts.py) concatenates gate and up weights in each pass, and keeps the result.
     joined = local * 2 / 3 * width
     inner = 4 if place.device == "cpu" else 3  # gate and up, silu on CPU, their product
     shared = columns * tokens * model.n_shared_experts * model.moe_intermediate_size * width
     kept = (
-        residual + shared + joined + width * (filled * (hidden + inner * model.moe_intermediate_size) + rows * hidden)
+        residual + shared + joined + width * (padded * (hidden + inner * model.moe_intermediate_size) + rows * hidden)
     )
     kept += tokens * hidden * (4 if place.half else 0)  # the gate's input in fp32
     kept += tokens * (model.n_routed_experts * 4 + model.num_experts_per_tok * 32)
-    # Weighted rows and their gradients in fp32, and the joined weights' gradient beside its two parts.
+    # Weighted rows and their gradients in fp32, and the gradient of the joined weights together with its two parts.
     return kept, 2 * rows * hidden * 4 + local * width

@@ -1,4 +1,4 @@
-"""Dense models: how many parameters they have and the FLOPs of their attention, part by part."""
+"""Dense models: parameters by part, and FLOPs of attention."""
 
 from configs.schema.models import ModelSection
 from configs.schema.models.bigram import BigramSection
@@ -19,7 +19,7 @@ def parameters(model: ModelSection, vocab_size: int) -> Parameters:
             return _stack(model, vocab_size, model.tie_word_embeddings)
         case EncoderDecoderSection():
             return _encoder_decoder(model, vocab_size)
-    raise TypeError(f"{type(model).__name__} is no dense family")
+    raise TypeError(f"{type(model).__name__} is not a dense family")
 
 
 def _stack(model: GptSection | EncoderSection, vocab_size: int, tied: bool) -> Parameters:
@@ -51,7 +51,7 @@ def _encoder_decoder(model: EncoderDecoderSection, vocab_size: int) -> Parameter
     tied = 1 if model.tie_word_embeddings else 0
     positions = _positions(model) * 2
     by_part = {
-        # The head is a table of its own, or one of these.
+        # The head is a separate table, or tied to one of these.
         "embeddings": (tables - tied) * matrix,
         "positions": positions,
         "encoder's attention": encoder * 4 * model.hidden_size**2,
@@ -72,31 +72,31 @@ def _counts(by_part: dict[str, int], looked_up: tuple[str, ...], tables: int) ->
 
 
 def matrix_parameters(model: ModelSection, vocab_size: int) -> float:
-    """Active parameters in matrices, each as often as a token is multiplied by it."""
+    """Active parameters in matrices, each counted as often as a token is multiplied with it."""
     counts = parameters(model, vocab_size)
     matrices = counts.active - counts.by_part.get("norms", 0) - counts.by_part.get("biases", 0)
     if isinstance(model, EncoderDecoderSection):
-        # Cross-attention makes keys and values of pooled positions, one for several tokens of the source.
-        seldom = model.depth_of_decoder * 2 * model.hidden_size**2
-        return matrices - seldom * (1 - 1 / model.cross_downsample)
+        # Cross-attention projects keys and values of pooled positions, one for several tokens of the source.
+        projections = model.depth_of_decoder * 2 * model.hidden_size**2
+        return matrices - projections * (1 - 1 / model.cross_downsample)
     return matrices
 
 
 def attention_flops(model: ModelSection, context: int) -> float:
-    """Forward and backward, against the positions that a token sees on average."""
+    """FLOPs forward and backward, for the positions that a token attends to on average."""
     if not isinstance(model, TransformerSection):
         return 0.0
     per_position = 3.0 * 2.0 * 2.0 * model.hidden_size
     looks_ahead = model.task != "language_modeling"
-    layers = model.num_hidden_layers * _seen(context, model.window, looks_ahead)
+    layers = model.num_hidden_layers * _visible(context, model.window, looks_ahead)
     if isinstance(model, EncoderDecoderSection):
         kept = -(-context // model.cross_downsample)
-        layers += model.depth_of_decoder * (_seen(context, model.window, False) + kept)
+        layers += model.depth_of_decoder * (_visible(context, model.window, False) + kept)
     return per_position * layers
 
 
-def _seen(context: int, window: int | None, looks_ahead: bool) -> float:
-    """Positions that one of ``context`` sees on average."""
+def _visible(context: int, window: int | None, looks_ahead: bool) -> float:
+    """Positions that one of ``context`` positions attends to on average."""
     reach = min(window or context, context)
     before = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
     return 2 * before - 1 if looks_ahead else before
@@ -107,7 +107,7 @@ def _positions(model: TransformerSection) -> int:
 
 
 def _feed_forward(model: TransformerSection) -> int:
-    """Parameters in a layer's feed-forward matrices."""
+    """Parameters in the feed-forward matrices of a layer."""
     return (3 if model.activation == "swiglu" else 2) * model.hidden_size * model.width
 
 
@@ -122,5 +122,5 @@ def _attention_biases(model: TransformerSection) -> int:
 
 
 def _norms(model: TransformerSection, count: int, rms: bool = False) -> tuple[int, int]:
-    """Parameters of so many norms: their weights, and their biases."""
+    """Parameters of ``count`` norms: their weights, and their biases."""
     return count * model.hidden_size, count * model.hidden_size if model.bias and not rms else 0

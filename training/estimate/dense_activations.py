@@ -1,4 +1,4 @@
-"""What the layers of dense models keep of their forward pass, and what they work in.
+"""Memory that the layers of dense models keep from their forward pass, and that they work in.
 
 Counts follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts them in a built model).
 """
@@ -7,8 +7,9 @@ from configs.schema import Recipe
 from configs.schema.models import ModelSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from configs.schema.models.transformer import TransformerSection
-from training.estimate.layer import LONGEST_BLOCKED, Layer, block_weights
+from training.estimate.layer import Layer, block_weights
 from training.estimate.topology import Topology
+from training.layers.block_sizes import LONGEST_BLOCKED
 
 
 def layers(
@@ -20,14 +21,14 @@ def layers(
     if not isinstance(model, TransformerSection):
         return [], None, tokens * 8.0
     looks_ahead = model.task != "language_modeling"
-    apart = recipe.train.mask_documents
-    stack = [_layer(model, place, micro_batch, length, mode, looks_ahead, apart=apart)] * model.num_hidden_layers
+    separate = recipe.train.mask_documents
+    stack = [_layer(model, place, micro_batch, length, mode, looks_ahead, separate=separate)] * model.num_hidden_layers
     row = tokens * model.hidden_size * place.width
-    # The final norm's input, which a post-norm stack has not, and where dropout is the mask of the embedding's.
+    # The input of the final norm, which post-norm stacks lack, and with dropout the mask of the embedding.
     other = (row if getattr(model, "norm_first", True) else 0) + (row if model.dropout else 0) + tokens * 16.0
     if isinstance(model, EncoderDecoderSection):
         stack = stack + [_layer(model, place, micro_batch, length, mode, False, True)] * model.depth_of_decoder
-        # What the encoder gives all decoder layers.
+        # What the encoder passes to all decoder layers.
         other += other + row / model.cross_downsample
     return stack, model.hidden_size, other
 
@@ -40,18 +41,18 @@ def _layer(
     mode: str,
     looks_ahead: bool,
     cross: bool = False,
-    apart: bool = False,
+    separate: bool = False,
 ) -> Layer:
     tokens = micro_batch * length
     row = tokens * model.hidden_size * place.width
     dropped = row if model.dropout else 0
-    # The stream and its norm; queries, keys and values; what attention gives; a mask of what dropout took.
+    # The residual stream and its norm; queries, keys and values; the result of attention; the mask of dropout.
     ahead = length if looks_ahead else None
-    attention = 6 * row + dropped + _weights(model, place, micro_batch, length, ahead, apart=apart)
+    attention = 6 * row + dropped + _weights(model, place, micro_batch, length, ahead, separate=separate)
     if cross:
         kept = -(-length // model.cross_downsample) if isinstance(model, EncoderDecoderSection) else length
         memory = micro_batch * kept * model.hidden_size * place.width
-        attention += 4 * row + dropped + 2 * memory + _weights(model, place, micro_batch, length, kept, whole=True)
+        attention += 4 * row + dropped + 2 * memory + _weights(model, place, micro_batch, length, kept, full=True)
     columns = {"relu": 1, "gelu": 2, "gelu_new": 2, "swiglu": 3 if place.device == "cpu" else 4}[model.activation]
     wide = tokens * model.width * place.width
     feed = 2 * row + dropped + columns * wide
@@ -70,20 +71,20 @@ def _weights(
     micro_batch: int,
     length: int,
     keys: int | None,
-    whole: bool = False,
-    apart: bool = False,
+    full: bool = False,
+    separate: bool = False,
 ) -> float:
-    """Bytes of attention weights that are kept; ``whole``: no window limits them, ``apart``: documents are."""
-    window = None if whole else model.window
+    """Bytes of attention weights that are kept. ``full``: without the window; ``separate``: documents are masked."""
+    window = None if full else model.window
     if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
         kept = micro_batch * length * model.num_attention_heads * 4.0
-        sloped = model.positions == "alibi" and not whole
-        blocks = window is not None or apart
+        sloped = model.positions == "alibi" and not full
+        blocks = window is not None or separate
         if (sloped and not blocks) or (model.dropout and (sloped or blocks)):
-            # A mask of all pairs of positions, by head where its slopes differ, by sample where these differ.
-            each = (model.num_attention_heads if sloped else 1) * (micro_batch if keys is not None or apart else 1)
-            kept += each * length * (keys or length) * place.width
+            # A mask of all pairs of positions, per head if slopes differ, per sample if samples differ.
+            masks = (model.num_attention_heads if sloped else 1) * (micro_batch if keys is not None or separate else 1)
+            kept += masks * length * (keys or length) * place.width
         return kept
     count = micro_batch * model.num_attention_heads * block_weights(length, keys, window)
-    # Dropout keeps which of them it leaves, a byte each.
+    # Dropout keeps one byte per weight.
     return count * (place.width + (1.0 if model.dropout else 0.0))

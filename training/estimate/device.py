@@ -1,4 +1,4 @@
-"""Which device a recipe will run on and how much of its memory a rank may use, found without torch."""
+"""Which device a recipe will run on, and how much of its memory a rank may use, without torch."""
 
 import os
 import platform
@@ -10,11 +10,11 @@ from typing import Literal
 
 from configs.schema import Recipe
 
-#: Of device; ``mps`` shares the host's memory.
+#: Kind of device; ``mps`` shares the memory of the host.
 Kind = Literal["cpu", "cuda", "mps"]
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-#: Bytes where GPUs are meant and none is here to ask.
+#: Bytes of a GPU, if the recipe is for GPUs and this machine has none.
 _ASSUMED = 80 * 2**30
 
 
@@ -24,9 +24,9 @@ class Device:
 
     Attributes:
         kind: of device.
-        bytes: what a rank may use of it.
-        source: where that figure comes from.
-        known: whether it is more than a guess.
+        bytes: memory that a rank may use.
+        source: where that number comes from.
+        known: False: the number is assumed.
     """
 
     kind: Kind
@@ -36,30 +36,30 @@ class Device:
 
 
 def device_of(recipe: Recipe) -> Device:
-    """``launch.device`` and ``launch.device_memory``; what is left to find is asked of this machine.
+    """``launch.device`` and ``launch.device_memory``, or what this machine has.
 
-    ``auto`` is GPUs where ``nvidia-smi`` finds one or the recipe is for several machines; else MPS for a single process
-    on a Mac with Apple silicon; else CPU.
+    ``auto`` is GPUs if ``nvidia-smi`` finds one or the recipe is for several machines; else MPS for a single process on
+    a Mac with Apple silicon; else CPU.
     """
     launch = recipe.launch
     elsewhere = launch.kind == "slurm" or launch.hostfile is not None
-    found = None if launch.device in ("cpu", "mps") or elsewhere else _gpu_bytes()
-    on_gpus = launch.device == "cuda" or (launch.device == "auto" and (found is not None or launch.kind != "local"))
+    gpu_bytes = None if launch.device in ("cpu", "mps") or elsewhere else _gpu_bytes()
+    on_gpus = launch.device == "cuda" or (launch.device == "auto" and (gpu_bytes is not None or launch.kind != "local"))
     kind: Kind = "cuda" if on_gpus else "mps" if _on_mps(recipe, elsewhere) else "cpu"
     if launch.device_memory is not None:
         return Device(kind, in_bytes(launch.device_memory), "launch.device_memory")
     if not on_gpus:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if kind == "mps":
-            return Device(kind, whole, "this machine's memory, which its GPU shares")
-        return Device(kind, whole // launch.processes, f"this machine's memory over {launch.processes} processes")
-    if found is not None:
-        return Device(kind, found, "nvidia-smi")
-    return Device(kind, _ASSUMED, "assumed, as no GPU of it is here: set launch.device_memory", known=False)
+            return Device(kind, total, "memory of this machine, which its GPU shares")
+        return Device(kind, total // launch.processes, f"memory of this machine over {launch.processes} processes")
+    if gpu_bytes is not None:
+        return Device(kind, gpu_bytes, "nvidia-smi")
+    return Device(kind, _ASSUMED, "assumed, as this machine has no GPU: set launch.device_memory", known=False)
 
 
 def has_mps() -> bool:
-    """Whether this machine is one whose GPU torch knows as MPS."""
+    """Whether this machine has a GPU that torch supports as MPS."""
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
@@ -72,19 +72,19 @@ def _on_mps(recipe: Recipe, elsewhere: bool) -> bool:
 
 
 def in_bytes(text: str) -> int:
-    """``80G`` as bytes, of 1,024s."""
+    """``80G`` in bytes; units are powers of 1,024."""
     return int(text[:-1]) * _UNITS[text[-1]]
 
 
 def _gpu_bytes() -> int | None:
-    """Memory of the smallest GPU of this machine; None: it has none, or processes started here are to see none."""
+    """Memory of the smallest GPU of this machine; None: there is none, or the environment hides it from processes."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get("DS_ACCELERATOR") == "cpu"
     if hidden or shutil.which("nvidia-smi") is None:
         return None
-    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    sizes = [int(line) for line in said.split() if line.isdigit()]
+    sizes = [int(line) for line in output.split() if line.isdigit()]
     return min(sizes) * 2**20 if sizes else None

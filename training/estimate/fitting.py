@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits, and what would fit where none does."""
+"""The largest micro-batch that fits, and what to change if none does."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,15 @@ from configs.schema import Recipe
 from training.estimate.device import Kind, device_of
 from training.estimate.memory import memory
 
-#: Of a recipe's estimated peak, what another may take that is to fit where this one did not.
-_SURELY_LESS = 0.9
+#: A recipe counts as smaller if its peak is below this fraction of the one that did not fit.
+_SAFE_FRACTION = 0.9
 
 
 def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = None, mode: str = "") -> int | None:
-    """The most samples a rank at a time whose peak is within ``available`` bytes; None: not even one.
+    """The most samples per rank at a time whose peak is within ``available`` bytes; None: not even one.
 
-    Only those that, times the ranks, divide the global batch. ``mode`` of checkpointing: another than the recipe's.
+    Only numbers that, times the ranks, divide the global batch. ``mode``: of activation checkpointing, if not the
+    recipe's.
     """
     kind = device or device_of(recipe).kind
     share = recipe.train.global_batch // recipe.ranks
@@ -25,7 +26,7 @@ def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = No
 
 
 def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
-    """One line: what to change so that the recipe fits into ``available`` bytes a rank, the least change first."""
+    """One line: the smallest change with which the recipe fits into ``available`` bytes per rank."""
     kind = device or device_of(recipe).kind
     size = largest_micro_batch(recipe, available, kind)
     if size is not None:
@@ -34,31 +35,31 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
         size = largest_micro_batch(changed, available, kind)
         if size is not None:
             return f"set {change} train.micro_batch={size}"
-    found = memory(recipe, kind, 1)
-    if found.phases["start"] > available:
+    smallest = memory(recipe, kind, 1)
+    if smallest.phases["start"] > available:
         return (
-            "no setting fits: every rank first holds all that it computes with "
-            f"({found.phases['start'] / 2**30:,.0f} GiB); more ranks that share experts (train.expert_parallel), a "
-            "smaller model or more memory a rank (launch.device_memory)"
+            "no setting fits: at the start every rank holds all parameters that it computes with "
+            f"({smallest.phases['start'] / 2**30:,.0f} GiB): use more ranks that share experts "
+            "(train.expert_parallel), a smaller model, or more memory per rank (launch.device_memory)"
         )
-    return "nothing fits on so few ranks: more ranks (launch.nodes), a shorter train.context_length or a smaller model"
+    return "nothing fits on so few ranks: use more (launch.nodes), a shorter train.context_length or a smaller model"
 
 
 def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
-    """One line for a recipe that was tried and took more than there was: never what it has.
+    """One line for a recipe that ran out of memory: only changes that need less than the recipe.
 
-    ``available``: bytes a rank as far as they are known; the estimate may have held that they suffice.
+    ``available``: bytes per rank, as far as known; by the estimate they may have been enough.
     """
     kind = device or device_of(recipe).kind
-    bound = min(available, int(_SURELY_LESS * memory(recipe, kind).peak))
+    bound = min(available, int(_SAFE_FRACTION * memory(recipe, kind).peak))
     return (
         f"{advice(recipe, bound, kind)}; a lower train.micro_batch (accumulation follows), "
-        "train.activation_checkpointing=full and a shorter train.context_length all take less"
+        "train.activation_checkpointing=full and a shorter train.context_length all need less"
     )
 
 
 def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
-    """Recipes that take less, with the keys that make them: checkpointing, experts, stage, offload, one on another."""
+    """Recipes that need less memory, with the keys to set; changes add up: checkpointing, experts, stage, offload."""
     train = recipe.train
     modes = ["none", "selective", "full"]
     for mode in modes[modes.index(train.activation_checkpointing) + 1 :]:
@@ -80,5 +81,5 @@ def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
 
 
 def _with(recipe: Recipe, **changes: object) -> Recipe:
-    """The recipe with other keys of ``train``."""
+    """The recipe with changed keys of ``train``."""
     return recipe.model_copy(update={"train_section": recipe.train.model_copy(update=changes)})

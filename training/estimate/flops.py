@@ -1,4 +1,4 @@
-"""Model FLOPs of a training step per token: what the mathematics asks for, not what an implementation spends."""
+"""Model FLOPs of training per token: what the mathematics requires, not what an implementation executes."""
 
 from configs.schema.models import ModelSection
 from configs.schema.models.classifier import ClassifierSection
@@ -7,19 +7,19 @@ from training.estimate import deepseek, dense
 
 
 def flops_per_token(model: ModelSection, vocab_size: int, context: int, predicts: bool = True) -> float:
-    """Forward and backward FLOPs of a token, averaged over the positions of a sequence of ``context`` tokens.
+    """Forward and backward FLOPs per token, averaged over the positions of a sequence of ``context`` tokens.
 
-    A multiplication and an addition are two. Norms, rotations, softmax and what activation checkpointing computes
-    again are left out. Of an encoder-decoder a token is one of the target's, with as long a source before it.
-    ``predicts``: with the modules of multi-token prediction.
+    A multiply-add counts as two. Norms, rotations, softmax and recomputation by activation checkpointing are left out.
+    For an encoder-decoder the tokens are those of the target, with a source of the same length. ``predicts``: with the
+    modules of multi-token prediction.
     """
     return matrix_flops_per_token(model, vocab_size, predicts) + attention_flops_per_token(model, context, predicts)
 
 
 def matrix_flops_per_token(model: ModelSection, vocab_size: int, predicts: bool = True) -> float:
-    """6 for every active parameter that is in a matrix: 2 forward, and 2 for each of the two gradients.
+    """6 per active parameter in a matrix: 2 forward, and 2 for each of the two gradients.
 
-    A classifier's head, which reads a text and not a token, is left out; what is frozen counts as if it were not.
+    The head of a classifier, which runs once per text, is left out. Frozen parameters count like trained ones.
     """
     if isinstance(model, ClassifierSection):
         head = 6.0 * vocab_size * model.backbone.hidden_size
@@ -30,11 +30,11 @@ def matrix_flops_per_token(model: ModelSection, vocab_size: int, predicts: bool 
 
 
 def attention_flops_per_token(model: ModelSection, context: int, predicts: bool = True) -> float:
-    """Scores and weighted values against the positions that a token sees on average, (context + 1) / 2 where causal.
+    """Scores and weighted values, for the positions that a token attends to on average, (context + 1) / 2 if causal.
 
-    Many published figures count all of ``context`` and are about twice as large.
+    Many published numbers count all of ``context`` and are about twice as large.
     """
-    trunk = model.backbone_section
-    if isinstance(trunk, DeepseekSection):
-        return deepseek.attention_flops(trunk, context, predicts)
-    return dense.attention_flops(trunk, context)
+    backbone = model.backbone_section
+    if isinstance(backbone, DeepseekSection):
+        return deepseek.attention_flops(backbone, context, predicts)
+    return dense.attention_flops(backbone, context)

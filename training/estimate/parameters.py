@@ -1,4 +1,4 @@
-"""How many parameters a model of any family has, and how many of them act on one token."""
+"""Parameters of a model of any family, and those that are active per token."""
 
 from configs.schema.models import ModelSection
 from configs.schema.models.classifier import ClassifierSection
@@ -17,11 +17,11 @@ def parameters(model: ModelSection, vocab_size: int) -> Parameters:
 
 
 def _classifier(model: ClassifierSection, vocab_size: int) -> Parameters:
-    """The backbone without its head, and one over classes; frozen parameters count like others."""
+    """The backbone with a head over classes in place of its own; frozen parameters count like trained ones."""
     backbone, hidden = parameters(model.backbone, vocab_size), model.backbone.hidden_size
     table, head = vocab_size * hidden, model.classes * (hidden + 1)
     by_part = {part: count for part, count in backbone.by_part.items() if part != "head"}
-    # Where it is tied the backbone's own embedding counts as its head.
+    # If the backbone is tied, its embedding counts as its head.
     by_part = {**by_part, "embedding": table, "classes": head}
     active = {part: count for part, count in backbone.active_by_part.items() if part in by_part}
     return Parameters(

@@ -1,4 +1,4 @@
-"""What of a recipe decides how much a rank holds: sizes of its parameters, how they are spread, in what dtype."""
+"""What determines the memory of a rank: the sizes of its parameters, their partitioning, and their dtype."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,21 +16,21 @@ class Topology:
     """One rank's view.
 
     Attributes:
-        device: where it computes.
+        device: where the rank computes.
         stage: of ZeRO.
-        width: bytes of a number that is computed with.
-        bf16: whether that is bfloat16.
-        plain: parameters over all ranks that are no routed experts; every rank computes with all of them.
-        experts: routed experts' parameters over all ranks.
-        local_experts: those that this rank computes with.
-        replicated: parameters of each group that is reduced by itself, plain ones and experts; 0: of which no other
-            rank has a copy.
+        width: bytes per number in the computation.
+        bf16: whether the computation is in bfloat16.
+        plain: parameters outside routed experts; every rank computes with all of them.
+        experts: parameters of the routed experts of all ranks.
+        local_experts: parameters of the routed experts of this rank.
+        replicated: parameters in each group with a reduction of its own, plain ones and experts; 0: no other rank has a
+            copy of them.
         expert_layers: layers with routed experts.
-        share: parameters whose master weights and optimiser state this rank keeps.
-        bucket: elements of the buffer that gradients are reduced through.
-        live: elements that ZeRO-3 keeps gathered at most.
-        accumulates: whether an optimiser step has several micro-batches.
-        offloads: where the optimiser's state lies.
+        share: parameters whose master weights and optimizer state this rank keeps.
+        bucket: elements of the buffer for the reduction of gradients.
+        live: the most elements that ZeRO-3 keeps gathered.
+        accumulates: whether an optimizer step has several micro-batches.
+        offloads: where the optimizer state is.
     """
 
     device: Literal["cpu", "cuda"]
@@ -55,17 +55,17 @@ class Topology:
 
     @property
     def flat_sums(self) -> bool:
-        """Whether DeepSpeed's optimiser for bf16 at stage 1 does the work, with flat fp32 sums and no buffer."""
+        """Whether this uses DeepSpeed's bf16 optimizer at stage 1, which has flat fp32 sums and no buffer."""
         return self.stage == 1 and self.bf16 and self.offloads == "none"
 
     @property
     def offloaded(self) -> bool:
-        """Whether master weights and optimiser state lie elsewhere than on the device."""
+        """Whether master weights and optimizer state are not on the device."""
         return self.offloads != "none" and self.device == "cuda"
 
     @property
     def half(self) -> bool:
-        """Whether fp32 master weights stand beside those that are computed with."""
+        """Whether the computation uses 16-bit weights, with fp32 master weights in addition."""
         return self.width == 2
 
 
@@ -79,7 +79,7 @@ def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -
     plain = counts.all - experts
     parallel = recipe.expert_parallel if experts else 1
     local = experts // parallel
-    # The experts of a rank are spread over the ranks that hold the same ones.
+    # The experts of a rank are partitioned over the ranks that hold the same ones.
     spread = plain / recipe.ranks + local * parallel / recipe.ranks
     zero: dict[str, Any] = train.deepspeed.get("zero_optimization", {})
     return Topology(

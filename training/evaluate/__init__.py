@@ -1,1 +1,1 @@
-"""What a model is worth: loss and bits per byte beside baselines, and the loss on held-out answers."""
+"""Evaluation of a run: loss and bits per byte next to baselines, tasks on held-out examples, attention maps."""

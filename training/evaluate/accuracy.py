@@ -1,4 +1,4 @@
-"""How often predictions are right: of tokens, of whole sequences, of classes."""
+"""Accuracy, F1 and confusion of predicted classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Predicted classes beside the true ones.
+    """Predicted classes compared with the true ones.
 
     Attributes:
-        confusion: [C, C] examples, a row for each true class, a column for each predicted one.
+        confusion: [C, C] number of examples, a row per true class, a column per predicted class.
         names: of the classes.
     """
 
@@ -29,21 +29,21 @@ class ClassScores:
 
     @property
     def accuracy(self) -> float:
-        """Share of the examples whose class is right."""
+        """Fraction of the examples whose predicted class is right."""
         return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
 
     @property
     def majority(self) -> float:
-        """The accuracy of always saying the most frequent true class."""
+        """The accuracy of always predicting the most frequent true class."""
         return float(self.confusion.sum(1).max() / max(1, self.confusion.sum()))
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Of each class: name, examples, precision, recall, F1; 0 where a ratio has nothing to divide by."""
+        """Name, examples, precision, recall and F1 of each class; a ratio with denominator 0 is 0."""
         right = np.diag(self.confusion).astype(float)
-        true, said = self.confusion.sum(1), self.confusion.sum(0)
+        true, predicted = self.confusion.sum(1), self.confusion.sum(0)
         rows = []
         for number, name in enumerate(self.names):
-            precision = right[number] / said[number] if said[number] else 0.0
+            precision = right[number] / predicted[number] if predicted[number] else 0.0
             recall = right[number] / true[number] if true[number] else 0.0
             both = precision + recall
             rows.append(
@@ -59,7 +59,7 @@ class ClassScores:
 
     @property
     def macro_f1(self) -> float:
-        """The mean of the F1 of the classes that have examples or were predicted."""
-        there = (self.confusion.sum(0) + self.confusion.sum(1)) > 0
-        scores = [row["f1"] for row, counted in zip(self.per_class(), there, strict=True) if counted]
+        """The mean F1 of the classes that have examples or were predicted."""
+        occurring = (self.confusion.sum(0) + self.confusion.sum(1)) > 0
+        scores = [row["f1"] for row, counted in zip(self.per_class(), occurring, strict=True) if counted]
         return float(np.mean(scores)) if scores else 0.0

@@ -1,4 +1,4 @@
-"""What any model must beat: a bigram model of the same tokens, and a general-purpose compressor on the same text."""
+"""Baselines: a bigram model of the same tokens, and a general-purpose compressor on the same text."""
 
 import math
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def bigram_nats(train: list[NDArray[np.integer]], validation: list[NDArray[np.integer]], vocab_size: int) -> float:
-    """Summed nats of a bigram model on the validation tokens, each stream's first token left out.
+    """Summed nats of a bigram model on the validation tokens, without the first token of each stream.
 
     Witten-Bell smoothing (Witten and Bell, 1991): after token a, which was followed by T(a) distinct tokens in c(a)
     places, p(b|a) = (c(a, b) + T(a) p(b)) / (c(a) + T(a)), where p(b) is the add-one unigram probability.
@@ -24,11 +24,11 @@ def bigram_nats(train: list[NDArray[np.integer]], validation: list[NDArray[np.in
     nats = 0.0
     for stream in validation:
         wanted = _pairs(stream, vocab_size)
-        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        seen = np.where(keys[place] == wanted, counts[place], 0)
+        index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        seen = np.where(keys[index] == wanted, counts[index], 0)
         before, after = wanted // vocab_size, wanted % vocab_size
         prior = np.exp(np.log(unigram[after]) - log_total)
-        # A context never seen has T = c = 0: then the prior alone speaks.
+        # An unseen context has T = c = 0: then only the prior counts.
         types = np.maximum(followers[before], 1)
         nats -= float(np.log((seen + types * prior) / (context[before] + types)).sum())
     return nats

@@ -1,4 +1,4 @@
-"""Loss over a list of batches, and how evenly the experts were used on the way."""
+"""Loss over a list of batches, and the load of the experts."""
 
 import math
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ from training.objective import Objective
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's loss on some data.
+    """The loss of a model on some data.
 
     Attributes:
         nats: summed loss.
-        targets: tokens predicted.
-        loads: layer -> tokens of each expert over the mean.
+        targets: number of predicted tokens.
+        loads: layer -> tokens per expert over their mean.
     """
 
     nats: float
@@ -28,7 +28,7 @@ class Measured:
 
     @property
     def loss(self) -> float:
-        """Nats a target token."""
+        """Nats per target token."""
         return self.nats / self.targets
 
     def bits_per_byte(self, text_bytes: int) -> float:
@@ -50,8 +50,8 @@ def measure(model: Any, objective: Objective, batches: Iterable[Batch], device: 
             nats, targets = nats + float(total), targets + int(number)
             for router in routers.values():
                 router.recording = False
-                router.take()
+                router.pop_record()
             progress.update()
-    counts = {layer: router.take_counts() for layer, router in routers.items()}
+    counts = {layer: router.pop_counts() for layer, router in routers.items()}
     loads = {layer: (count / count.mean()).tolist() for layer, count in counts.items() if count is not None}
     return Measured(nats, targets, loads)

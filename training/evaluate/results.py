@@ -1,4 +1,4 @@
-"""The evaluation of a run: its models and baselines on the validation text, its answers, a sample."""
+"""Evaluates a run: its models and baselines on the validation text, its held-out answers, and a sample."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from training.inference.completion import complete
 from training.model_loading import best_device, load_model
 from training.objective import Objective
 
-#: Training tokens that the bigram baseline counts at most.
+#: The most training tokens that the bigram baseline counts.
 _BIGRAM_TOKENS = 50_000_000
 
 
@@ -37,7 +37,7 @@ def evaluate_run(
     limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
     windows = validation_windows(recipe, layout).in_order(batch, limit)
     objective = Objective(recipe.model, recipe.train)
-    # Each answer is a sample of its own.
+    # Each answer is a separate sample.
     on_answers = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
     text = _validation_text(layout, limit)
     text_bytes = len(text) if limit else int(counts["bytes"])
@@ -82,7 +82,7 @@ def _load_facts(load: list[float]) -> dict[str, Any]:
 
 
 def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
-    """The split's shards as token streams, up to so many tokens in all."""
+    """The shards of a split as token streams, up to ``limit`` tokens in total."""
     streams, left = [], limit
     for prefix in shard_prefixes(folder, split):
         stream = IndexedDataset(prefix).tokens[:left]
@@ -93,7 +93,7 @@ def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
 
 
 def _validation_text(layout: RunLayout, limit: int | None) -> bytes:
-    """The validation documents as they were before tokenising, end to end (the tokenizer loses nothing)."""
+    """The text of the validation documents, concatenated; the tokenizer is lossless."""
     tokenizer = load_tokenizer(layout.tokenizer)
     return "".join(tokenizer.decode(stream.tolist()) for stream in _streams(layout.tokens, "val", limit)).encode()
 

@@ -1,4 +1,4 @@
-"""The evaluation of a run that learns tags, pairs or labels: its model on the held-out examples."""
+"""Evaluates the model of a task on the held-out examples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,23 +21,23 @@ from training.layers.cross_entropy import cross_entropy_sum
 from training.model_loading import best_device, load_model
 from training.objective import Objective
 
-#: Examples whose output is kept as text.
-_SHOWN = 8
+#: Number of examples whose output is kept as text.
+_SAMPLES = 8
 
 
 @torch.no_grad()
 def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[str, Any]:
-    """Contents of ``evaluation.json``, under ``task``.
+    """The contents of ``evaluation.json``, under ``task``.
 
-    Of tags and pairs: loss, share of tokens right (of pairs with the true tokens before them), share of whole
-    sequences right (of pairs as decoding finds them). Of labels: accuracy, F1 and the confusion of classes.
+    For token classification and seq2seq: loss, accuracy per token (for seq2seq given the true tokens before it), and
+    per complete sequence (for seq2seq as decoded). For sequence classification: accuracy, F1, confusion of classes.
     """
     device = best_device(recipe)
     model = load_model(recipe, checkpoint, device)
     tokenizer = load_tokenizer(layout.tokenizer)
     examples = task_examples(recipe, layout, "held-out")
     limit, batch_size = recipe.evaluate.max_tokens, recipe.evaluate.batch
-    # They lie in the order of their sources, where those of a class may stand together.
+    # They are in the order of their sources, in which those of a class may be adjacent.
     batches = examples.in_order(batch_size) if limit is None else examples.shuffled(batch_size, recipe.run.seed)
     measured = Measured(recipe, model, device, tokenizer)
     with bar(len(examples), "example", "held-out examples") as progress:
@@ -46,7 +46,7 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
             progress.update(len(batch.labels))
             if limit is not None and measured.targets >= limit:
                 break
-    found = {
+    results = {
         "kind": recipe.task,
         "checkpoint": checkpoint.name,
         "examples": measured.examples,
@@ -54,14 +54,14 @@ def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[s
     }
     if recipe.task == "sequence_classification":
         names = manifest.require(layout.examples, "data").details["classes"]
-        scores = ClassScores.of(measured.true, measured.said, names)
-        return {"task": {**found, **_of_classes(scores)}}
+        scores = ClassScores.of(measured.true, measured.predicted, names)
+        return {"task": {**results, **_of_classes(scores)}}
     sequences = {
         "token_accuracy": measured.right / measured.targets,
         "exact": measured.exact / measured.examples,
         "samples": measured.samples,
     }
-    return {"task": {**found, **sequences}}
+    return {"task": {**results, **sequences}}
 
 
 def _of_classes(scores: ClassScores) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _of_classes(scores: ClassScores) -> dict[str, Any]:
 
 
 class Measured:
-    """What adds up over the batches."""
+    """Sums over the batches."""
 
     def __init__(self, recipe: Recipe, model: Any, device: torch.device, tokenizer: Tokenizer) -> None:
         self._recipe, self._model, self._device, self._tokenizer = recipe, model, device, tokenizer
@@ -83,7 +83,7 @@ class Measured:
         self.nats, self.targets, self.right, self.exact = 0.0, 0, 0, 0
         self.examples = 0
         self.true: list[int] = []
-        self.said: list[int] = []
+        self.predicted: list[int] = []
         self.samples: list[dict[str, str]] = []
 
     def add(self, batch: Batch) -> None:
@@ -93,30 +93,30 @@ class Measured:
         self.examples += len(batch.labels)
         if self._recipe.task == "sequence_classification":
             self.true += batch.labels.tolist()
-            self.said += logits.argmax(-1).tolist()
+            self.predicted += logits.argmax(-1).tolist()
             return
-        # Rows beyond the tokenizer's are no answer.
+        # Rows of the head beyond the vocabulary are padding.
         best = logits[..., : self._tokenizer.vocab_size].argmax(-1)
         kept = batch.labels != IGNORED
         self.right += int(((best == batch.labels) & kept).sum())
         wanted = [row[mask].tolist() for row, mask in zip(batch.labels, kept, strict=True)]
         if self._recipe.task == "token_classification":
             sources = [row[:size].tolist() for row, size in zip(batch.inputs, map(len, wanted), strict=True)]
-            found = [row[mask].tolist() for row, mask in zip(best, kept, strict=True)]
+            outputs = [row[mask].tolist() for row, mask in zip(best, kept, strict=True)]
         else:
             assert batch.source is not None and batch.source_lengths is not None
             sizes = batch.source_lengths.tolist()
             sources = [row[:size].tolist() for row, size in zip(batch.source, sizes, strict=True)]
-            found = decode_targets(
+            outputs = decode_targets(
                 self._recipe, self._model, self._tokenizer, sources, self._recipe.train.context_length
             )
-        self.exact += sum(one == other for one, other in zip(found, wanted, strict=True))
-        self._keep(sources, wanted, found)
+        self.exact += sum(output == target for output, target in zip(outputs, wanted, strict=True))
+        self._keep(sources, wanted, outputs)
 
     def _keep(self, *columns: Sequence[Sequence[int]]) -> None:
         names = ("source", "target", "output")
         for row in zip(*columns, strict=True):
-            if len(self.samples) == _SHOWN:
+            if len(self.samples) == _SAMPLES:
                 return
             texts = [self._tokenizer.decode(list(ids)) for ids in row]
             self.samples.append(dict(zip(names, texts, strict=True)))

@@ -1,4 +1,4 @@
-"""``config.json`` of a model directory: read, and turned into a section of the recipe."""
+"""Reads ``config.json`` of a model directory and converts it to the model section of a recipe."""
 
 import json
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ def read(folder: Path) -> dict[str, Any]:
     """The configuration of a model directory.
 
     Raises:
-        RequestError: there is none, it is damaged, or it says that the weights are quantized.
+        RequestError: there is none, it is damaged, or the weights are quantized.
     """
     path = folder / NAME
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RequestError(f"{folder}: no {NAME} is there: give a model directory in Hugging Face's layout") from None
+        raise RequestError(f"{folder}: there is no {NAME}: pass a model directory in Hugging Face's layout") from None
     except (ValueError, OSError) as error:
         raise RequestError(f"{path}: cannot be read ({error})") from None
     if not isinstance(config, dict):
@@ -32,14 +32,14 @@ def read(folder: Path) -> dict[str, Any]:
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise RequestError(
-            f"{path}: quantization_config says that the weights are quantized ({method or 'unknown method'}): convert "
+            f"{path}: the weights are quantized by quantization_config ({method or 'unknown method'}): convert "
             "them to bf16 (for DeepSeek's fp8, with fp8_cast_bf16.py of its repository) and remove that key"
         )
     return config
 
 
 def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    """Check keys that change what the weights compute; one that is absent has its only supported value, null is false.
+    """Check keys that change what the weights compute. An absent key has its only supported value, and null is false.
 
     Raises:
         RequestError: a key has another value.
@@ -50,10 +50,10 @@ def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
 
 
 def section(kind: type[SectionT], fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> SectionT:
-    """The recipe's section with these fields; ``names``: what ``config.json`` calls a field, if not the same.
+    """The recipe's section with these fields. ``names``: names of fields in ``config.json``, where they differ.
 
     Raises:
-        RequestError: a field is missing, or the family has no such model; the message names the key.
+        RequestError: a field is missing, or the family does not have such a model; the message names the key.
     """
     try:
         return kind(**fields)

@@ -1,7 +1,7 @@
 """DeepSeek-V3 and V2 as released on the Hugging Face hub: names of weights, and ``config.json``.
 
-In memory experts are stacked, as in transformers >= 5; on disk every expert has tensors of its own. The modules of
-multi-token prediction carry copies of the embedding and the head there.
+In memory experts are stacked, as in transformers >= 5; on disk every expert has separate tensors, and the modules of
+multi-token prediction have copies of the embedding and the head.
 """
 
 from typing import Any
@@ -51,12 +51,12 @@ TABLE = NameTable(
         f"{_LAYER}embed_tokens.weight": "model.embed_tokens.weight",
         f"{_LAYER}shared_head.head.weight": "lm_head.weight",
     },
-    # Tables of rotary positions, which older code kept among the weights.
+    # Tables of rotary positions, which older code saved with the weights.
     ignored=[f"{_LAYER}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"],
     prefix="model.",
 )
 
-#: Keys of the recipe's model section that config.json has under the same name.
+#: Keys of the recipe's model section with the same name in config.json.
 _SAME_KEYS = (
     "hidden_size",
     "num_hidden_layers",
@@ -87,7 +87,7 @@ _SAME_KEYS = (
     "max_position_embeddings",
 )
 
-#: What a config.json that leaves keys out means by that, by its model_type.
+#: Values of keys that are absent from config.json, by its model_type.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
         "vocab_size": 129_280,
@@ -114,9 +114,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
     },
 }
-#: What a null means by that.
+#: Values of keys that are null.
 _NULLS: dict[str, Any] = {"n_shared_experts": 0, "n_group": 1, "topk_group": 1, "q_lora_rank": None}
-#: Keys that change what the same weights compute, and the value of each that models here have.
+#: Keys that change what the weights compute, and the only supported value of each.
 _SUPPORTED: dict[str, Any] = {"hidden_act": "silu", "moe_layer_freq": 1}
 _SUPPORTED_OF: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
@@ -125,16 +125,16 @@ _SUPPORTED_OF: dict[str, dict[str, Any]] = {
         "rope_interleave": True,
         "mlp_bias": False,
     },
-    # Its released code does not normalize, whatever the key says.
+    # The released code does not normalize, whatever the value of the key.
     "deepseek_v2": {"scoring_func": "softmax", "norm_topk_prob": False},
 }
 
 
 def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
-    """``config.json`` of a model, as its release would have it.
+    """``config.json`` of a model, as in its release.
 
     Raises:
-        RequestError: neither release has such a model; the message names the key.
+        RequestError: neither release supports such a model; the message names the key.
     """
     kind = _release(model)
     config: dict[str, Any] = {key: getattr(model, key) for key in _SAME_KEYS}
@@ -153,12 +153,12 @@ def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
 
 
 def model_section(config: dict[str, Any]) -> DeepseekSection:
-    """The recipe's model section of a released ``config.json``; the way back from :func:`released_config`.
+    """The recipe's model section of a released ``config.json``, the inverse of :func:`released_config`.
 
-    A key that is absent has the value that the release gives it; null says that the model has no such thing.
+    An absent key has the default of the release; null means that the model has no such part.
 
     Raises:
-        RequestError: it asks for something that the family here does not have.
+        RequestError: it describes a model that this family does not support.
     """
     kind = config.get("model_type")
     if kind not in _DEFAULTS:
@@ -167,29 +167,29 @@ def model_section(config: dict[str, Any]) -> DeepseekSection:
     config_json.require(config, {**_SUPPORTED, **_SUPPORTED_OF[kind]})
     if (heads := config.get("num_key_value_heads")) not in (None, config.get("num_attention_heads")):
         raise RequestError(f"config.json: num_key_value_heads is {heads!r}, and only num_attention_heads is supported")
-    nothing = {key: value for key, value in _NULLS.items() if key in config}
-    given = {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
-    fields: dict[str, Any] = {**_DEFAULTS[kind], **nothing, **given, **_rope(config)}
+    nulls = {key: value for key, value in _NULLS.items() if key in config}
+    values = {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
+    fields: dict[str, Any] = {**_DEFAULTS[kind], **nulls, **values, **_rope(config)}
     if fields["topk_method"] == "greedy":
-        fields |= {"n_group": 1, "topk_group": 1}  # greedy looks at no groups, whatever their number
+        fields |= {"n_group": 1, "topk_group": 1}  # greedy ignores groups, whatever their number
     elif kind == "deepseek_v2" and fields["topk_method"] != "group_limited_greedy":
         raise RequestError(f"config.json: topk_method is {fields['topk_method']!r}, which deepseek_v2 does not have")
     return config_json.section(DeepseekSection, fields)
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` from either of the two forms that configurations have them in.
+    """``rope_theta`` and ``rope_scaling`` from either of the two forms in configurations.
 
-    Where both are there, ``rope_scaling`` counts, as in transformers.
+    If a configuration has both, ``rope_scaling`` takes precedence, as in transformers.
     """
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     scaling = {name: value for name, value in (config.get(key) or {}).items() if value is not None}
     theta = scaling.pop("rope_theta", config.get("rope_theta"))
-    found = {} if theta is None else {"rope_theta": theta}
-    # Older configurations say "type", newer ones "rope_type", some both.
+    fields = {} if theta is None else {"rope_theta": theta}
+    # Older configurations have "type", newer ones "rope_type", some both.
     kinds = {scaling.pop(name) for name in ("type", "rope_type") if name in scaling}
     if not kinds or kinds == {"default"}:
-        return found
+        return fields
     if kinds != {"yarn"}:
         raise RequestError(
             f"config.json: {key} is of type {', '.join(sorted(map(str, kinds)))}, and only yarn is supported"
@@ -201,15 +201,19 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(f"config.json: {key} has no factor")
     if unknown := sorted(scaling.keys() - YarnSection.model_fields.keys()):
         raise RequestError(f"config.json: {key} has {unknown[0]}={scaling[unknown[0]]!r}, which is not supported")
-    # Where these are absent the whole correction goes into the tables, which a 0 says in the recipe.
+    # Without these the complete correction goes into the tables, which is 0 in the recipe.
     absent = {"mscale": 0.0, "mscale_all_dim": 0.0}
     if (length := config.get("max_position_embeddings")) is not None:
         absent["original_max_position_embeddings"] = length
-    return {**found, "rope_scaling": {**absent, **scaling}}
+    return {**fields, "rope_scaling": {**absent, **scaling}}
 
 
 def _release(model: DeepseekSection) -> str:
-    """Which release a model is of."""
+    """The release that a model belongs to.
+
+    Raises:
+        RequestError: neither release supports it.
+    """
     refused = {
         "router_noise": model.router_noise is not None and model.router_noise.kind == "learned",
         "adaptive_experts": model.adaptive_experts is not None,
@@ -223,10 +227,10 @@ def _release(model: DeepseekSection) -> str:
         refused["num_nextn_predict_layers"] = model.num_nextn_predict_layers > 0
     else:
         raise RequestError(
-            f"no DeepSeek release has model.scoring_func={model.scoring_func} with model.topk_method="
+            f"no DeepSeek release combines model.scoring_func={model.scoring_func} with model.topk_method="
             f"{model.topk_method}: it cannot be exported"
         )
     for key, wrong in refused.items():
         if wrong:
-            raise RequestError(f"{kind} has no model.{key} as this model has it: it cannot be exported")
+            raise RequestError(f"{kind} does not support this model's model.{key}: it cannot be exported")
     return kind

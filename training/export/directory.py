@@ -1,4 +1,4 @@
-"""The weights of a model directory in Hugging Face's layout: which files hold them, and what is in these."""
+"""The weights of a model directory in Hugging Face's layout: the files that hold them, and their tensors."""
 
 import json
 import zipfile
@@ -12,18 +12,18 @@ from safetensors import safe_open
 from artefacts.errors import RequestError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
-#: Behind the name of a file that is divided: where each tensor is.
+#: Suffix of the index of a sharded file, which maps tensors to files.
 INDEX = ".index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, chosen as transformers does.
+    """The files that hold the weights, selected as in transformers.
 
-    A single file comes before the files of an index, safetensors before the older pickled ones. Other files are not
-    looked at, so a file left over from elsewhere is not mixed in. Without any of these names every .safetensors counts.
+    A single file takes precedence over an index, and safetensors over the older pickled files. Other files are ignored,
+    so that a leftover file is not mixed in. If none of these names exists, every .safetensors file is read.
 
     Raises:
-        RequestError: there is none, or the index is damaged or names a file that is not there.
+        RequestError: there is none, or the index is damaged or names a missing file.
     """
     for name in (SAFETENSORS, PICKLED):
         if (folder / name).is_file():
@@ -31,7 +31,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / (name + INDEX)).is_file():
             return _indexed(folder / (name + INDEX))
     if not (files := sorted(folder.glob("*.safetensors"))):
-        raise RequestError(f"{folder}: neither .safetensors nor {PICKLED} is there")
+        raise RequestError(f"{folder}: there is neither a .safetensors file nor {PICKLED}")
     return files
 
 
@@ -43,8 +43,8 @@ def _indexed(index: Path) -> list[Path]:
         raise RequestError(f"{index}: cannot be read ({error!r}): copy it again") from None
     if missing := [path.name for path in files if not path.is_file()]:
         raise RequestError(
-            f"{index.parent}: {missing[0]} is not there, which {index.name} names "
-            f"({len(missing)} of {len(files)} files missing): copy the directory again"
+            f"{index.parent}: {missing[0]} is missing, which {index.name} names "
+            f"({len(missing)} of {len(files)} files are missing): copy the directory again"
         )
     return files
 
@@ -68,7 +68,7 @@ def names_in(folder: Path) -> set[str]:
     """The names of all tensors of a model directory; their values are not read.
 
     Raises:
-        RequestError: as of :func:`weights_in`.
+        RequestError: as for :func:`weights_in`.
     """
     names: set[str] = set()
     for path in weight_files(folder):
@@ -81,13 +81,13 @@ def names_in(folder: Path) -> set[str]:
 
 
 def _pickled(path: Path) -> dict[str, torch.Tensor]:
-    """The older kind of file, from which only tensors are taken."""
+    """The tensors of the older kind of file; nothing else in it is loaded."""
     with _damage_named(path):
-        # The oldest ones, GPT-2's among them, are no zip files and cannot be mapped.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        # The oldest ones, such as GPT-2's, are not zip files and cannot be memory-mapped.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise RequestError(f"{path}: not a table of tensors by name")
-    return found
+    return tensors
 
 
 @contextmanager

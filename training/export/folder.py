@@ -1,4 +1,4 @@
-"""A model directory as Hugging Face's libraries read it: config.json, safetensors, the tokenizer's files."""
+"""Writes a model directory for Hugging Face's libraries: config.json, safetensors, tokenizer files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,23 +12,22 @@ from tokenizer.base import JSON_NAME, MODEL_NAME, Tokenizer
 from tokenizer.huggingface import CONFIG_NAME
 from training.checkpoint import tensor_file
 
-#: Bytes of a file of weights, about.
+#: Approximate size of a file of weights, in bytes.
 _FILE_BYTES = 5 * 10**9
 _INDEX = "model.safetensors.index.json"
 
 
 def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> int:
-    """Write tensors under their names, in several files where they are large; returns how many numbers there are.
+    """Write tensors under their names, in several files if they are large; returns the count of numbers.
 
-    ``dtype``: of the weights; what stands beside them in fp32, such as a router's bias, keeps that. No more than a
-    file's worth is held at a time.
+    ``dtype``: of the weights; the biases of routers stay in fp32. At most one file's worth is held in memory.
     """
     files: list[list[str]] = []
     waiting: dict[str, torch.Tensor] = {}
     size = total = 0
     for name, tensor in weights:
         kept = name.endswith("e_score_correction_bias")
-        # A view of a stack would bring all of it along.
+        # A view of a stack would keep all of it in memory.
         waiting[name] = tensor.detach().to(torch.float32 if kept else dtype).clone().contiguous()
         size, total = size + waiting[name].nbytes, total + tensor.numel()
         if size >= _FILE_BYTES:
@@ -36,12 +35,12 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dty
             waiting, size = {}, 0
     if waiting or not files:
         files.append(_flush(folder, len(files), waiting))
-    _give_names(folder, files)
+    _rename(folder, files)
     return total
 
 
 def _flush(folder: Path, number: int, waiting: dict[str, torch.Tensor]) -> list[str]:
-    # Not by the library: its files can be read by their owner alone, whatever the umask says.
+    # Not with the library: it writes files that only their owner can read, whatever the umask.
     tensor_file.write(_partial(folder, number), waiting, {"format": "pt"})
     return list(waiting)
 
@@ -50,21 +49,21 @@ def _partial(folder: Path, number: int) -> Path:
     return folder / f".weights-{number:05d}.partial"
 
 
-def _give_names(folder: Path, files: list[list[str]]) -> None:
-    """One file is ``model.safetensors``; several are numbered, and an index says what is where."""
+def _rename(folder: Path, files: list[list[str]]) -> None:
+    """One file becomes ``model.safetensors``; several are numbered, with an index of their tensors."""
     single = len(files) == 1
-    places: dict[str, str] = {}
+    files_by_name: dict[str, str] = {}
     for number, names in enumerate(files):
-        called = "model.safetensors" if single else f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
-        atomic.rename_file(_partial(folder, number), folder / called)
-        places |= dict.fromkeys(names, called)
+        file_name = "model.safetensors" if single else f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        atomic.rename_file(_partial(folder, number), folder / file_name)
+        files_by_name |= dict.fromkeys(names, file_name)
     if not single:
-        size = sum((folder / called).stat().st_size for called in set(places.values()))
-        atomic.write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        size = sum((folder / file_name).stat().st_size for file_name in set(files_by_name.values()))
+        atomic.write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": files_by_name})
 
 
 def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, tokenizer: Tokenizer) -> None:
-    """``config.json`` and ``generation_config.json``; generation ends at the tokens at which it ends here."""
+    """Write ``config.json`` and ``generation_config.json``; generation stops at the same tokens as here."""
     ends = sorted(tokenizer.stop_ids)
     tokens = {
         "bos_token_id": tokenizer.first_id,
@@ -75,15 +74,18 @@ def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, token
     atomic.write_json(folder / "generation_config.json", tokens)
 
 
-def write_tokenizer(folder: Path, made: Path, tokenizer: Tokenizer) -> None:
-    """The tokenizer's files as transformers reads them; SentencePiece's own model stays beside them."""
-    if (made / JSON_NAME).exists():
-        for path in sorted(made.glob("*.json")):
+def write_tokenizer(folder: Path, source: Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer files that transformers reads, and SentencePiece's model if there is one.
+
+    ``source``: the folder of the run's tokenizer.
+    """
+    if (source / JSON_NAME).exists():
+        for path in sorted(source.glob("*.json")):
             if path.name != "manifest.json":
                 atomic.write_bytes(folder / path.name, path.read_bytes())
     else:
         atomic.write_text(folder / JSON_NAME, released.tokenizer_json(tokenizer))
-    if (made / MODEL_NAME).exists():
-        atomic.write_bytes(folder / MODEL_NAME, (made / MODEL_NAME).read_bytes())
+    if (source / MODEL_NAME).exists():
+        atomic.write_bytes(folder / MODEL_NAME, (source / MODEL_NAME).read_bytes())
     if not (folder / CONFIG_NAME).exists():
         atomic.write_json(folder / CONFIG_NAME, released.tokenizer_config(tokenizer))

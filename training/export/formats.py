@@ -1,4 +1,4 @@
-"""The released format of each family that has one."""
+"""The released formats of the model families that have one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ class Format:
 
     Attributes:
         table: names in memory and on disk.
-        released_config: ``config.json`` of a model section and its vocabulary; RequestError where it cannot carry it.
-        model_section: the way back; RequestError where the family cannot carry it.
+        released_config: from a model section and its vocabulary size to ``config.json``; raises RequestError if the
+            format does not support the model.
+        model_section: the inverse; raises RequestError if the family does not support the model.
     """
 
     table: NameTable
@@ -35,7 +36,7 @@ def format_of(section: ModelSection) -> Format:
     """The released format of a model's family.
 
     Raises:
-        RequestError: it has none.
+        RequestError: the family has none.
     """
     family = section.identity()["family"]
     if family not in _FORMATS:
@@ -46,6 +47,6 @@ def format_of(section: ModelSection) -> Format:
 
 
 def table_of(section: ModelSection) -> NameTable:
-    """The names of a model's weights; of a family without a released format those in memory, and no others."""
+    """The name table of a model's family; without a released format, a table that knows no names on disk."""
     family = section.identity()["family"]
     return _FORMATS[family].table if family in _FORMATS else NameTable(f"the {family} family")

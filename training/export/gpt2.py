@@ -1,7 +1,7 @@
 """GPT-2 as released on the Hugging Face hub (transformers' ``GPT2LMHeadModel``): names of weights, and ``config.json``.
 
-Its matrices stand the other way round on disk, and every linear layer and norm has a bias there. Files are with or
-without ``transformer.`` before the names; old ones hold the causal mask too.
+On disk its matrices are transposed, and every linear layer and norm has a bias. Names in files may lack the prefix
+``transformer.``, and old files also hold the causal mask.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ TABLE = NameTable(
     prefix="transformer.",
 )
 
-#: Keys of the recipe's model section and what config.json calls them.
+#: Keys of the recipe's model section and their names in config.json.
 _KEYS = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -49,7 +49,7 @@ _KEYS = {
     "tie_word_embeddings": "tie_word_embeddings",
 }
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-#: What a config.json that leaves keys out means by that.
+#: Values of keys that are absent from config.json.
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 50_257,
     "n_embd": 768,
@@ -59,44 +59,44 @@ _DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(_DROPOUTS, 0.1),
 }
 _ACTIVATIONS = ("relu", "gelu", "gelu_new")
-#: Another name of the same function.
+#: Other names of the same functions.
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new"}
-#: Keys that change what the same weights compute, and the value of each that models here have.
+#: Keys that change what the weights compute, and the only supported value of each.
 _SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 def released_config(model: GptSection, vocab_size: int) -> dict[str, Any]:
-    """``config.json`` of a model, as transformers' ``GPT2Config`` has it; biases that it lacks are zeros there.
+    """``config.json`` of a model, as in transformers' ``GPT2Config``; biases that the model lacks are zeros there.
 
     Raises:
-        RequestError: GPT-2 has no such model; the message names the key.
+        RequestError: GPT-2's format does not support the model; the message names the key.
     """
-    carried = {"positions": ("learned",), "window": (None,), "norm": ("layer",), "activation": _ACTIVATIONS}
-    for key, values in carried.items():
+    supported = {"positions": ("learned",), "window": (None,), "norm": ("layer",), "activation": _ACTIVATIONS}
+    for key, values in supported.items():
         if (value := getattr(model, key)) not in values:
-            raise RequestError(f"GPT-2's released format has no model.{key}={value}: it cannot be exported")
+            raise RequestError(f"GPT-2's released format does not support model.{key}={value}: it cannot be exported")
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "vocab_size": vocab_size,
-        **{called: getattr(model, key) for key, called in _KEYS.items()},
+        **{name: getattr(model, key) for key, name in _KEYS.items()},
         **dict.fromkeys(_DROPOUTS, model.dropout),
     }
 
 
 def model_section(config: dict[str, Any]) -> GptSection:
-    """The recipe's model section of a released ``config.json``; the way back from :func:`released_config`.
+    """The recipe's model section of a released ``config.json``, the inverse of :func:`released_config`.
 
     Raises:
-        RequestError: it asks for something that the family here does not have.
+        RequestError: it describes a model that this family does not support.
     """
     if config.get("model_type") != "gpt2":
         raise RequestError(f"config.json: model_type is {config.get('model_type')!r}, and model.family=gpt reads gpt2")
     config_json.require(config, _SUPPORTED)
-    found = {**_DEFAULTS, **config}
-    fields = {key: found[called] for key, called in _KEYS.items() if found.get(called) is not None}
+    released = {**_DEFAULTS, **config}
+    fields = {key: released[name] for key, name in _KEYS.items() if released.get(name) is not None}
     if isinstance(activation := fields.get("activation"), str):
         fields["activation"] = _ALIASES.get(activation, activation)
-    # Dropout is no part of the weights, so three that differ are no fault: the first is taken.
-    fields |= {"dropout": found[_DROPOUTS[0]], "vocab_size": found["vocab_size"]}
+    # Dropout does not affect the weights: if the three values differ, the first is used.
+    fields |= {"dropout": released[_DROPOUTS[0]], "vocab_size": released["vocab_size"]}
     return config_json.section(GptSection, fields, _KEYS)

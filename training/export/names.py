@@ -1,6 +1,6 @@
 """Two-way name tables between a model's weights in memory and a format on disk.
 
-A table lists every name it can carry, with ``{}`` for a number. A stack, in memory one tensor of all experts, is
+A table lists every name of the format, with ``{}`` for a number. A stack is one tensor of all experts in memory and
 several tensors on disk.
 """
 
@@ -15,11 +15,11 @@ from artefacts.errors import RequestError
 
 @dataclass(frozen=True)
 class Stack:
-    """A tensor of all experts, [E, ...], whose rows on disk are tensors of their own.
+    """A tensor of all experts, [E, ...], whose rows are separate tensors on disk.
 
     Attributes:
         name: in memory, with ``{}`` for the layer.
-        parts: on disk, with ``{}`` for the layer and the expert; they divide an expert's first dimension evenly.
+        parts: on disk, with ``{}`` for the layer and the expert; they split the first dimension of an expert evenly.
     """
 
     name: str
@@ -32,9 +32,9 @@ class Place:
 
     Attributes:
         name: of the tensor in memory.
-        expert: its row of a stack; None: the whole tensor.
-        part, parts: which of how many equal parts of that row.
-        transposed: on disk a matrix stands the other way round.
+        expert: row of a stack; None: the complete tensor.
+        part, parts: index and number of the equal parts of that row.
+        transposed: the matrix is transposed on disk.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Place:
     transposed: bool = False
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The view of the tensor in memory that this place is.
+        """The view of the tensor in memory at this place.
 
         Raises:
-            IndexError: it has no such row.
+            IndexError: the tensor has no such row.
         """
         if self.expert is not None:
             tensor = tensor[self.expert].chunk(self.parts, dim=0)[self.part]
@@ -55,7 +55,7 @@ class Place:
 
 
 class NameTable:
-    """Names in memory and on disk."""
+    """The names of a format in memory and on disk."""
 
     def __init__(
         self,
@@ -74,18 +74,18 @@ class NameTable:
 
         Args:
             what: the format, for messages.
-            same: names that are the same on both sides.
+            same: names that are the same in memory and on disk.
             renamed: names in memory -> on disk.
-            transposed: those in memory of matrices that stand the other way round on disk.
+            transposed: names in memory of matrices that are transposed on disk.
             stacks: tensors that are several on disk.
-            copies: names on disk of what is in memory under another name, which is written there too.
-            zeros: biases in memory that a model may lack: the format has them, and there they are zeros.
-            ignored: names on disk that hold nothing that was learnt.
-            prefix: files may leave it away from names on disk.
+            copies: names on disk of copies -> names in memory of the originals.
+            zeros: biases in memory that a model may lack, and that are then zeros on disk.
+            ignored: names on disk of tensors that are not weights.
+            prefix: of names on disk, which files may omit.
         """
         names = {**dict(zip(same, same, strict=True)), **(renamed or {})}
         self._names = [
-            (_pattern(name), name, _pattern(called), called, name in transposed) for name, called in names.items()
+            (_pattern(name), name, _pattern(on_disk), on_disk, name in transposed) for name, on_disk in names.items()
         ]
         self._stacks = [(_pattern(stack.name), stack) for stack in stacks]
         self._parts = [(_pattern(part), stack, number) for stack in stacks for number, part in enumerate(stack.parts)]
@@ -94,42 +94,42 @@ class NameTable:
         self._what, self._prefix = what, prefix
 
     def knows(self, name: str) -> bool:
-        """Whether a tensor in memory has its place on disk."""
+        """Whether a tensor in memory has a name on disk."""
         patterns = [*(entry[0] for entry in self._names), *(pattern for pattern, _ in self._stacks)]
         return _matches(patterns, name)
 
     def may_lack(self, name: str) -> bool:
-        """Whether a model may be without a tensor that the format has: zeros on disk."""
+        """Whether a model may lack a tensor of the format, which is then zeros on disk."""
         return _matches(self._zeros, name)
 
     def reads(self, name: str) -> bool:
-        """Whether a tensor on disk has its place in memory."""
+        """Whether a tensor on disk has a place in memory."""
         return any(pattern.fullmatch(name) for pattern, _, _ in self._parts) or any(
             pattern.fullmatch(name) for _, _, pattern, _, _ in self._names
         )
 
     def in_memory(self, name: str) -> Place | None:
-        """Where a tensor on disk belongs; None: it is a copy of one that has its place, or nothing that was learnt.
+        """The place of a tensor on disk; None: it is a copy of another tensor, or not a weight.
 
         Raises:
-            RequestError: the table does not know it.
+            RequestError: the table does not have the name.
         """
-        for called in dict.fromkeys((name, self._prefix + name)):
+        for full_name in dict.fromkeys((name, self._prefix + name)):
             for _, ours, pattern, _, transposed in self._names:
-                if match := pattern.fullmatch(called):
+                if match := pattern.fullmatch(full_name):
                     return Place(ours.format(*match.groups()), transposed=transposed)
             for pattern, stack, number in self._parts:
-                if match := pattern.fullmatch(called):
+                if match := pattern.fullmatch(full_name):
                     return Place(stack.name.format(match[1]), int(match[2]), number, len(stack.parts))
-            if _matches([*(copy for copy, _, _ in self._copies), *self._ignored], called):
+            if _matches([*(copy for copy, _, _ in self._copies), *self._ignored], full_name):
                 return None
         raise RequestError(f"{self._what} has no tensor named {name}: these weights are of another kind of model")
 
     def on_disk(self, name: str, experts: int) -> list[tuple[str, Place]]:
-        """What a tensor in memory is called on disk, and which part of it each name is; ``experts``: rows of a stack.
+        """The names on disk of a tensor in memory, each with its place; ``experts``: rows of a stack.
 
         Raises:
-            RequestError: the format cannot carry it.
+            RequestError: the format does not have the tensor.
         """
         for pattern, stack in self._stacks:
             if match := pattern.fullmatch(name):
@@ -138,13 +138,13 @@ class NameTable:
                     for expert in range(experts)
                     for number, part in enumerate(stack.parts)
                 ]
-        for pattern, _, _, called, transposed in self._names:
+        for pattern, _, _, on_disk, transposed in self._names:
             if match := pattern.fullmatch(name):
-                return [(called.format(*match.groups()), Place(name, transposed=transposed))]
-        raise RequestError(f"{self._what} has no place for {name}: it cannot be exported to that")
+                return [(on_disk.format(*match.groups()), Place(name, transposed=transposed))]
+        raise RequestError(f"{self._what} has no name for {name}: it cannot be exported")
 
     def copies_of(self, name: str, layers: Sequence[int]) -> list[str]:
-        """Further names on disk of a tensor in memory, one for each of the layers that have a copy."""
+        """Names on disk of the copies of a tensor in memory, one for each of the layers."""
         return [copy.format(layer) for _, copy, original in self._copies if original == name for layer in layers]
 
 

@@ -1,7 +1,7 @@
-"""Modules of multi-token prediction in a model directory: it may have them or not, and a recipe may want them or not.
+"""Modules of multi-token prediction in a model directory, which the directory and the recipe may or may not have.
 
-On disk they are the layers after the last. transformers drops their weights when it loads a model, so what it saves has
-none, while ``config.json`` still counts them.
+On disk they are the layers after the last. transformers drops their weights when it loads a model, so that a model it
+saves has none, while ``config.json`` still counts them.
 """
 
 import re
@@ -16,17 +16,17 @@ from artefacts.errors import RequestError
 from configs.schema.models import ModelSection
 
 _LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
-#: What such a layer has and no other.
+#: A tensor that only such layers have.
 _MARK = "eh_proj.weight"
 
 
 @dataclass(frozen=True)
 class PredictionLayers:
-    """What becomes of the prediction layers, by their numbers among all layers.
+    """Which prediction layers are not imported, and which are new, by their numbers among all layers.
 
     Attributes:
-        left_out: on disk, and not in the recipe.
-        new: in the recipe, and not on disk.
+        left_out: on disk, but not in the recipe.
+        new: in the recipe, but not on disk.
     """
 
     left_out: frozenset[int]
@@ -34,10 +34,10 @@ class PredictionLayers:
 
     @classmethod
     def of(cls, section: ModelSection, names: Collection[str], folder: Path) -> "PredictionLayers":
-        """Compare the recipe's model with the names of a directory's tensors.
+        """Compare the recipe's model with the names of the tensors in a directory.
 
         Raises:
-            RequestError: the recipe has layers that the directory lacks and does not ask to begin them.
+            RequestError: the directory lacks layers of the recipe, and ``model.new_prediction_layers`` is not set.
         """
         depth, layers = section.prediction_depth, section.identity()["num_hidden_layers"]
         marked = {int(match[1]) for name in names if name.endswith(_MARK) and (match := _LAYER.match(name))}
@@ -45,26 +45,26 @@ class PredictionLayers:
         new = tuple(layer for layer in range(layers, layers + depth) if layer not in present)
         if new and not getattr(section, "new_prediction_layers", False):
             raise RequestError(
-                f"{folder} has no weights of model.layers.{new[0]}, a prediction layer, and the recipe has "
-                f"model.num_nextn_predict_layers={depth}: set it to {depth - len(new)}, or begin what is missing with "
-                "random values with model.new_prediction_layers=true"
+                f"{folder} has no weights of model.layers.{new[0]}, a prediction layer, but the recipe has "
+                f"model.num_nextn_predict_layers={depth}: set it to {depth - len(new)}, or start the missing layers "
+                "from random values with model.new_prediction_layers=true"
             )
         return cls(frozenset(layer for layer in marked if layer >= layers + depth), new)
 
     def kept(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights on disk without those of layers that are left out."""
+        """The weights on disk without those of left-out layers."""
         for name, tensor in weights:
             if self._layer(name) not in self.left_out:
                 yield name, tensor
 
-    def begun(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """The parameters and buffers of the new layers, as they stand in a model."""
+    def new_weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """The parameters and buffers of the new layers, from an initialized model."""
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if self._layer(name) in self.new:
                 yield name, tensor
 
     def report(self, config: dict[str, Any], section: ModelSection) -> list[str]:
-        """Lines about what is not taken over as it stands."""
+        """Lines about what was not imported as it is."""
         depth, theirs = section.prediction_depth, config.get("num_nextn_predict_layers") or 0
         lines = []
         if theirs > depth or self.left_out:
@@ -73,7 +73,7 @@ class PredictionLayers:
                 f"{_count(max(len(self.left_out), theirs - depth))} not imported"
             )
         if self.new:
-            lines.append(f"{_count(len(self.new))} not in the directory: begun with random values from run.seed")
+            lines.append(f"{_count(len(self.new))} not in the directory: initialized from run.seed")
         return lines
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Proof that an exported folder is the model: read back bit for bit, and beside transformers' own."""
+"""Verifies an exported folder: reads its weights back, and compares logits with transformers."""
 
 import importlib.util
 from pathlib import Path
@@ -9,31 +9,31 @@ import torch
 from training.export.directory import weights_in
 from training.export.weights import load_weights
 
-#: Prompts, and tokens of each, that logits are compared on.
+#: Number of prompts, and tokens per prompt, to compare logits on.
 _PROMPTS, _LENGTH = 3, 32
-#: The largest difference of logits in fp32, as a share of the largest logit where that is above 1.
+#: The largest allowed difference of logits in fp32, relative to the largest logit if that is above 1.
 TOLERANCE = 1e-4
 
 
 @torch.no_grad()
 def require_same_weights(folder: Path, model: Any, fresh: Any) -> None:
-    """Read a folder into ``fresh`` and compare with ``model``, which has its weights in the folder's precision.
+    """Read a folder into ``fresh`` and compare with ``model``, whose weights have the precision of the folder.
 
     Raises:
-        RuntimeError: they differ.
+        RuntimeError: the weights differ.
     """
     load_weights(fresh, weights_in(folder))
     wanted = dict([*model.named_parameters(), *model.named_buffers()])
     for name, tensor in [*fresh.named_parameters(), *fresh.named_buffers()]:
         if not torch.equal(tensor, wanted[name]):
-            raise RuntimeError(f"{folder}: {name} came back changed: nothing is exported")
+            raise RuntimeError(f"{folder}: {name} differs after writing and reading it: nothing is exported")
 
 
 @torch.no_grad()
 def difference_to_transformers(folder: Path, model: Any, vocabulary: int) -> float | None:
     """The largest difference of logits between transformers' model of the folder and ours, both in fp32.
 
-    As a share of the largest logit where that is above 1. None: transformers is not installed.
+    It is relative to the largest logit if that is above 1. None: transformers is not installed.
 
     Raises:
         RuntimeError: it is above ``TOLERANCE``.
@@ -46,9 +46,9 @@ def difference_to_transformers(folder: Path, model: Any, vocabulary: int) -> flo
     length = min(_LENGTH, model.section.max_seq_len or _LENGTH)
     ids = torch.randint(0, vocabulary, (_PROMPTS, length), generator=torch.Generator().manual_seed(0))
     ours, their = model.float()(ids), theirs(ids, use_cache=False).logits
-    found = float((ours - their).abs().max() / ours.abs().max().clamp_min(1.0))
-    if not found <= TOLERANCE:
+    difference = float((ours - their).abs().max() / ours.abs().max().clamp_min(1.0))
+    if not difference <= TOLERANCE:
         raise RuntimeError(
-            f"{folder}: transformers' logits differ by {found:.1e}, above {TOLERANCE:g}: nothing is exported"
+            f"{folder}: logits of transformers differ by {difference:.1e}, above {TOLERANCE:g}: nothing is exported"
         )
-    return found
+    return difference

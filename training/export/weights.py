@@ -1,4 +1,4 @@
-"""A model's weights to and from their names on disk, a tensor at a time."""
+"""Loads and saves the weights of a model under their names on disk, one tensor at a time."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -12,17 +12,17 @@ from training.export.formats import table_of
 from training.export.names import NameTable, Place
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-#: What weights may be in; anything else is quantized and means nothing without its scales.
+#: Dtypes of weights; others are quantized, and meaningless without their scales.
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
-    """Copy the weights of a backbone's own model, or of another classifier, into a classifier's backbone in place.
+    """Copy the weights of a language model, or of another classifier, into the backbone of a classifier in place.
 
-    Heads and modules of multi-token prediction are left out. Arguments and faults as of :func:`load_weights`.
+    Heads and modules of multi-token prediction are left out. Arguments as of :func:`load_weights`.
 
     Raises:
-        RequestError: also where there are more layers than the backbone has.
+        RequestError: as for :func:`load_weights`, or the weights have more layers than the backbone.
     """
     beyond: set[str] = set()
     predicting: set[str] = set()
@@ -40,21 +40,21 @@ def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], exper
     if beyond - predicting:
         last = max(map(int, beyond - predicting))
         raise RequestError(
-            f"the weights hold layer {last}, where the backbone has {len(model.model.layers)}: set "
-            "model.backbone.num_hidden_layers as they were trained"
+            f"the weights have a layer {last}, but the backbone has {len(model.model.layers)} layers: set "
+            "model.backbone.num_hidden_layers as in their training"
         )
 
 
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
-    """Copy weights under their names on disk into a model in place, a tensor at a time; experts go into their stacks.
+    """Copy weights under their names on disk into a model in place, one tensor at a time; experts go into stacks.
 
     Args:
-        model: of a family; its ``section`` says by which table names are read.
-        weights: (name on disk, tensor), as ``checkpoint.read_weights`` and released files have them.
-        experts: those whose weights are needed; the others' are looked at and not copied.
+        model: of a family; its ``section`` determines the table of names.
+        weights: (name on disk, tensor), as from ``checkpoint.read_weights`` and released files.
+        experts: those whose weights are needed; the others are checked, but not copied.
 
     Raises:
-        RequestError: a weight that the model does not have, or of another shape, or one that stays without a value.
+        RequestError: the model does not have a weight, or has it in another shape, or gets no value for one of its own.
     """
     _load(model, table_of(model.section), weights, experts)
 
@@ -64,8 +64,8 @@ def _load(
     model: torch.nn.Module, table: NameTable, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None
 ) -> None:
     targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    # What the table does not know, such as learned noise, our own checkpoints have under the name in memory.
-    left = {name: len(table.on_disk(name, len(t))) if table.knows(name) else 1 for name, t in targets.items()}
+    # Tensors without a name in the table, such as learned noise, are in our checkpoints under their name in memory.
+    missing = {name: len(table.on_disk(name, len(t))) if table.knows(name) else 1 for name, t in targets.items()}
     places: set[Place] = set()
     # Tied tensors are one in memory and may be two on disk.
     written: dict[int, str] = {}
@@ -73,88 +73,92 @@ def _load(
         place = Place(name) if name in targets else table.in_memory(name)
         if place is None:
             continue
-        found = targets.get(place.name)
-        if found is None and _is_lacking(table, place, name, tensor):
+        destination = targets.get(place.name)
+        if destination is None and _is_absent_bias(table, place, name, tensor):
             continue
-        target = _target(found, place, name, tensor)
+        target = _target(destination, place, name, tensor)
         if place in places:
-            raise RequestError(f"the weights hold {name} twice: keep the files of one model alone")
+            raise RequestError(f"the weights have {name} twice: keep only the files of one model")
         places.add(place)
-        if (other := written.setdefault(id(found), place.name)) != place.name and not torch.equal(
+        if (other := written.setdefault(id(destination), place.name)) != place.name and not torch.equal(
             target, tensor.to(target)
         ):
             raise RequestError(
-                f"the weights hold {name} and {other} with different values, where the model has one tensor for both: "
-                "set model.tie_word_embeddings=false, in config.json too"
+                f"the weights have different values for {name} and {other}, but the model has one tensor for both: set "
+                "model.tie_word_embeddings=false, in config.json too"
             )
         if place.expert is None or experts is None or place.expert in experts:
             target.copy_(tensor)
-        # A stack under its name in memory is all of its parts.
-        left[place.name] = 0 if place.expert is None else left[place.name] - 1
-    filled = {id(targets[name]) for name, count in left.items() if count <= 0}
-    _require_none_missing([name for name, count in left.items() if count > 0 and id(targets[name]) not in filled])
+        # A stack under its name in memory provides all of its parts.
+        missing[place.name] = 0 if place.expert is None else missing[place.name] - 1
+    filled = {id(targets[name]) for name, count in missing.items() if count <= 0}
+    _require_none_missing([name for name, count in missing.items() if count > 0 and id(targets[name]) not in filled])
 
 
-def _target(found: torch.Tensor | None, place: Place, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The view of a tensor in memory that takes one on disk.
+def _target(destination: torch.Tensor | None, place: Place, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The view of a tensor in memory to copy a tensor on disk to.
 
     Raises:
-        RequestError: the model has no such tensor, or of another shape, or the one on disk is quantized.
+        RequestError: the model has no such tensor or has it in another shape, or the one on disk is quantized.
     """
-    target = None if found is None or (place.expert or 0) >= len(found) else place.of(found)
+    target = None if destination is None or (place.expert or 0) >= len(destination) else place.of(destination)
     if target is None or target.shape != tensor.shape:
-        has = "nothing" if target is None else f"shape {tuple(target.shape)}"
-        message = f"the weights hold {name} of shape {tuple(tensor.shape)}, where the model has {has}"
+        has = "no such tensor" if target is None else f"shape {tuple(target.shape)}"
+        message = f"the weights have {name} of shape {tuple(tensor.shape)}, but the model has {has}"
         if name.endswith(("embed_tokens.weight", "lm_head.weight")) and target is not None:
-            message += ": their vocabulary, or their width, is another than the recipe's"
+            message += ": the recipe has another vocabulary or hidden size"
         raise RequestError(message)
     if target.is_floating_point() and tensor.dtype not in _DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise RequestError(f"the weights hold {name} as {kind}: quantized weights are not read, convert them to bf16")
+        raise RequestError(
+            f"the weights have {name} as {kind}: quantized weights are not supported, convert them to bf16"
+        )
     return target
 
 
 def _require_none_missing(names: Collection[str]) -> None:
-    """Refuse weights that leave tensors of the model without a value, by the first of them."""
+    """Refuse weights that leave tensors of the model without a value; the message names the first one."""
     if not names:
         return
     first = next(iter(names))
-    cure = "they are incomplete, or of another model"
+    fix = "they are incomplete, or of another model"
     if first == "lm_head.weight":
-        cure = "if the embedding is the output head too, set model.tie_word_embeddings=true, in config.json too"
-    raise RequestError(f"the weights lack {first} ({len(names)} missing in all): {cure}")
+        fix = "if the head shares the embedding's matrix, set model.tie_word_embeddings=true, in config.json too"
+    raise RequestError(f"the weights lack {first} ({len(names)} missing in total): {fix}")
 
 
-def _is_lacking(table: NameTable, place: Place, name: str, tensor: torch.Tensor) -> bool:
-    """Whether a model without biases may pass over a tensor on disk, which is zeros then.
+def _is_absent_bias(table: NameTable, place: Place, name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor on disk is a bias of zeros, which a model without biases skips.
 
     Raises:
-        RequestError: it is not.
+        RequestError: it is a bias, but not zeros.
     """
     if table.may_lack(place.name) and tensor.any():
-        raise RequestError(f"the weights hold {name}, which is not zero, where the model has none: set model.bias=true")
+        raise RequestError(
+            f"the weights have {name}, which is not zero, but the model has no biases: set model.bias=true"
+        )
     return table.may_lack(place.name)
 
 
 def released_stream(
     section: ModelSection, weights: Iterable[tuple[str, torch.Tensor]], names: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """A checkpoint's tensors under their names on disk, one at a time, as :func:`released_weights` gives a model's.
+    """The tensors of a checkpoint under their names on disk, one at a time, as :func:`released_weights` for a model.
 
     Args:
         section: of the model.
-        weights: (name in memory, or on disk already, tensor), as ``checkpoint.read_weights`` has them.
+        weights: (name in memory or already on disk, tensor), as from ``checkpoint.read_weights``.
         names: all of their names.
 
     Raises:
-        RequestError: the format cannot carry one.
+        RequestError: the format does not have one of them.
     """
     table = table_of(section)
     layers: int = section.identity()["num_hidden_layers"]
     prediction = range(layers, layers + section.prediction_depth)
     for name, tensor in weights:
-        for called, place in _places(table, name, len(tensor)):
-            yield called, place.of(tensor)
+        for on_disk, place in _places(table, name, len(tensor)):
+            yield on_disk, place.of(tensor)
         tied = name == "model.embed_tokens.weight" and "lm_head.weight" not in names
         for original in [name, *(["lm_head.weight"] if tied else [])]:
             for copy in table.copies_of(original, prediction):
@@ -167,18 +171,18 @@ def released_stream(
 def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer of a model under its names on disk; experts as views of their stacks.
 
-    Biases that the format has and the model lacks are zeros.
+    Biases of the format that the model lacks are zeros.
 
     Raises:
-        RequestError: the format cannot carry one.
+        RequestError: the format does not have one of them.
     """
     named = dict([*model.named_parameters(), *model.named_buffers()])
-    # Tied embeddings stand once, under the embedding's name.
+    # Tied embeddings appear once, under the name of the embedding.
     return released_stream(model.section, named.items(), named)
 
 
 def _places(table: NameTable, name: str, rows: int) -> list[tuple[str, Place]]:
-    """What a tensor is called on disk; a part of a stack, which a checkpoint holds by itself, is so already."""
+    """The names of a tensor on disk; parts of a stack, which checkpoints hold separately, already have theirs."""
     if not table.knows(name) and table.reads(name):
         return [(name, Place(name))]
     return table.on_disk(name, rows)

@@ -1,1 +1,1 @@
-"""Text from a trained model: sampling from logits, and generation."""
+"""Text from a trained model: sampling, generation with a cache, drafting, beam search, and traces."""

@@ -1,4 +1,4 @@
-"""What a model of a task makes of a text: a target, a tag for each of its tokens, or the chances of its classes."""
+"""The answer of a task model to a text: a target, a tag for each token, or the probabilities of classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +16,12 @@ from training.inference.seq2seq import beam_search, greedy
 
 @torch.no_grad()
 def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) -> list[str]:
-    """Lines that answer ``generate.prompt``.
+    """The answer to ``generate.prompt``, as lines.
 
     Raises:
-        RequestError: the prompt has a character that the tokenizer has never seen, or is too long for the model.
+        RequestError: the prompt has a character that the tokenizer does not know, or is too long for the model.
     """
-    ids = encoded(recipe.generate.prompt, tokenizer, "generate.prompt")
+    ids = encode_prompt(recipe.generate.prompt, tokenizer, "generate.prompt")
     _limits(recipe, tokenizer, recipe.generate.max_new_tokens).check(ids)
     if recipe.task == "seq2seq":
         (target,) = decode_targets(recipe, model, tokenizer, [ids], recipe.generate.max_new_tokens)
@@ -31,40 +31,40 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
     if recipe.task == "token_classification":
         return [tokenizer.decode(logits[:, : tokenizer.vocab_size].argmax(-1).tolist())]
     names = manifest.require(layout.examples, "data").details["classes"]
-    chances = sorted(zip(logits.softmax(-1).tolist(), names, strict=True), reverse=True)
-    return [f"{chance:6.1%}  {name}" for chance, name in chances]
+    ranked = sorted(zip(logits.softmax(-1).tolist(), names, strict=True), reverse=True)
+    return [f"{probability:6.1%}  {name}" for probability, name in ranked]
 
 
-def encoded(text: str, tokenizer: Tokenizer, key: str) -> list[int]:
-    """Ids of a text that a key or option gave.
+def encode_prompt(text: str, tokenizer: Tokenizer, key: str) -> list[int]:
+    """Ids of a text that was passed as the recipe key or option ``key``.
 
     Raises:
-        RequestError: the tokenizer has never seen some of it.
+        RequestError: the tokenizer does not know some of its characters.
     """
     ids = tokenizer.encode(text)
     if tokenizer.unknown_id in ids:
-        strange = sorted({c for c in text if tokenizer.unknown_id in tokenizer.encode(c)})
-        raise RequestError(f"{key}: the tokenizer has never seen {', '.join(map(repr, strange))}: leave that out")
+        unknown = sorted({c for c in text if tokenizer.unknown_id in tokenizer.encode(c)})
+        raise RequestError(f"{key}: the tokenizer does not know {', '.join(map(repr, unknown))}: remove that")
     return ids
 
 
 def decode_targets(
-    recipe: Recipe, model: Any, tokenizer: Tokenizer, sources: Sequence[Sequence[int]], most: int
+    recipe: Recipe, model: Any, tokenizer: Tokenizer, sources: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """An encoder-decoder's target for each source, by ``generate.beams``; the end's id, where it came, is the last.
+    """The target of an encoder-decoder for each source, by ``generate.beams``.
 
-    ``most``: ids of a target.
+    A target has at most ``max_new_tokens`` ids. If the model ends it, the end-of-text id is its last.
     """
-    limits, begin = _limits(recipe, tokenizer, most), tokenizer.first_id
+    limits, begin = _limits(recipe, tokenizer, max_new_tokens), tokenizer.first_id
     if recipe.generate.beams == 1:
         return greedy(model, sources, begin, limits)
-    found = beam_search(model, sources, begin, limits, recipe.generate.beams, recipe.generate.length_penalty)
-    return [each.ids for each in found]
+    beams, alpha = recipe.generate.beams, recipe.generate.length_penalty
+    return [hypothesis.ids for hypothesis in beam_search(model, sources, begin, limits, beams, alpha)]
 
 
-def _limits(recipe: Recipe, tokenizer: Tokenizer, most: int) -> Limits:
+def _limits(recipe: Recipe, tokenizer: Tokenizer, max_new_tokens: int) -> Limits:
     return Limits(
-        most,
+        max_new_tokens,
         context_length=recipe.model.max_seq_len or recipe.train.context_length,
         vocabulary_size=tokenizer.vocab_size,
         stop_ids={tokenizer.end_of_text_id},

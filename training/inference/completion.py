@@ -1,4 +1,4 @@
-"""``python -m training generate``: a prompt's completion, streamed to stdout."""
+"""Completions of ``generate.prompt`` as text, streamed or several at once."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 from configs.schema import Recipe
 from tokenizer import chat_template
 from tokenizer.base import Tokenizer
-from training.inference.answer import encoded
+from training.inference.answer import encode_prompt
 from training.inference.generate import Limits, generate_batch
 from training.inference.generate import generate as continue_ids
 from training.inference.sampling import Sampling
@@ -16,48 +16,48 @@ from training.inference.trace import Step, traced
 
 
 def complete(
-    recipe: Recipe, model: Any, tokenizer: Tokenizer, tell: Callable[[Step], None] | None = None
+    recipe: Recipe, model: Any, tokenizer: Tokenizer, on_step: Callable[[Step], None] | None = None
 ) -> Iterator[str]:
-    """The completion of ``generate.prompt`` as text, in pieces that end at character borders.
+    """The completion of ``generate.prompt`` as text, in pieces that end at character boundaries.
 
-    ``tell`` is told how each token came about.
+    ``on_step`` is called with the probabilities of each token when it is drawn.
 
     Raises:
-        RequestError: at once, when the prompt cannot be continued.
+        RequestError: immediately, if the prompt cannot be continued.
     """
-    section, (prompt_ids, limits) = recipe.generate, asked(recipe, tokenizer)
+    section, (prompt_ids, limits) = recipe.generate, prompt_and_limits(recipe, tokenizer)
     sampling = Sampling(section.temperature, section.top_k, section.top_p)
     if section.speculative:
-        drawn = _told(Speculation(model, limits), prompt_ids)
-    elif tell is not None:
-        drawn = traced(model, prompt_ids, limits, sampling, seed=section.seed, tell=tell)
+        drawn = _reporting_drafts(Speculation(model, limits), prompt_ids)
+    elif on_step is not None:
+        drawn = traced(model, prompt_ids, limits, sampling, seed=section.seed, on_step=on_step)
     else:
         drawn = continue_ids(model, prompt_ids, limits, sampling, seed=section.seed)
     if limits.budget(len(prompt_ids)) < section.max_new_tokens:
-        drawn = _told_of_its_end(drawn, limits, len(prompt_ids))
+        drawn = _reporting_full_context(drawn, limits, len(prompt_ids))
     return _texts(drawn, set(limits.stop_ids), tokenizer)
 
 
 def completions(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> list[str]:
-    """``generate.samples`` completions of ``generate.prompt``, drawn together; each is what its seed gives alone.
+    """``generate.samples`` completions of ``generate.prompt``, drawn together, each as from its seed alone.
 
     Raises:
         RequestError: the prompt cannot be continued.
     """
-    section, (prompt_ids, limits) = recipe.generate, asked(recipe, tokenizer)
+    section, (prompt_ids, limits) = recipe.generate, prompt_and_limits(recipe, tokenizer)
     sampling = Sampling(section.temperature, section.top_k, section.top_p)
     drawn = generate_batch(model, [prompt_ids] * section.samples, limits, sampling, seed=section.seed)
     return ["".join(_texts(iter(ids), set(limits.stop_ids), tokenizer)) for ids in drawn]
 
 
-def asked(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
-    """The ids of ``generate.prompt``, and what may follow.
+def prompt_and_limits(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
+    """The ids of ``generate.prompt``, and the limits of its completion.
 
     Raises:
-        RequestError: the tokenizer has never seen some of the prompt.
+        RequestError: the tokenizer does not know some characters of the prompt.
     """
     section = recipe.generate
-    prompt_ids = encoded(section.prompt, tokenizer, "generate.prompt")
+    prompt_ids = encode_prompt(section.prompt, tokenizer, "generate.prompt")
     if section.chat:
         prompt_ids = chat_template.prompt([{"role": "user", "content": section.prompt}], tokenizer)
     return prompt_ids, Limits(
@@ -70,41 +70,42 @@ def asked(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
     )
 
 
-def _told(drafting: Speculation, prompt_ids: list[int]) -> Iterator[int]:
-    """What drafting gives; at its end stderr says how many drafts were right."""
+def _reporting_drafts(drafting: Speculation, prompt_ids: list[int]) -> Iterator[int]:
+    """The ids of speculative generation; at the end stderr reports how many drafts were accepted."""
     drawn = drafting.generate(prompt_ids)
 
-    def tell() -> Iterator[int]:
+    def reporting() -> Iterator[int]:
         try:
             yield from drawn
-        finally:  # whoever reads stops at a stop token
-            print(f"\n{drafting.accepted} of {drafting.drafted} drafts were right", file=sys.stderr)
+        finally:  # the caller stops reading at a stop token
+            print(f"\n{drafting.accepted} of {drafting.drafted} drafts were accepted", file=sys.stderr)
 
-    return tell()
+    return reporting()
 
 
-def _told_of_its_end(drawn: Iterator[int], limits: Limits, prompt: int) -> Iterator[int]:
-    """The same; where the context ends it, stderr says so."""
+def _reporting_full_context(drawn: Iterator[int], limits: Limits, prompt: int) -> Iterator[int]:
+    """The same ids; if the context is full at the end, stderr reports that."""
     left = limits.budget(prompt)
     for token in drawn:
         left -= 1
         yield token
     if not left:
         print(
-            f"\nended where the context does: model.max_position_embeddings is {limits.context_length}", file=sys.stderr
+            f"\nstopped at the end of the context: model.max_position_embeddings is {limits.context_length}",
+            file=sys.stderr,
         )
 
 
 def _texts(drawn: Iterator[int], stops: set[int], tokenizer: Tokenizer) -> Iterator[str]:
     ids: list[int] = []
-    said = ""
+    yielded = ""
     for token in drawn:
         if token in stops:
             break
         ids.append(token)
         text = tokenizer.decode(ids)
-        # A character of several byte pieces decodes to U+FFFD until its last piece is there.
+        # A character of several byte tokens decodes to U+FFFD until its last token.
         if not text.endswith("\ufffd"):
-            yield text[len(said) :]
-            said = text
-    yield tokenizer.decode(ids)[len(said) :]
+            yield text[len(yielded) :]
+            yielded = text
+    yield tokenizer.decode(ids)[len(yielded) :]

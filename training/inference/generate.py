@@ -1,44 +1,32 @@
-"""Continuing prompts, token by token, with a cache of what has been read."""
+"""Continues prompts token by token, with a cache of what the model has read."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from artefacts.errors import RequestError
 from training.inference.sampling import Sampling, draw, probabilities
+from training.models.causal_lm import CausalLM
 
-#: Told the logits [B, V] of each step as ``Limits.allow`` left them, and the ids that were drawn, by sequence.
+#: Called at each step with the logits [B, V] that ``Limits.allow`` returned, and the drawn ids by sequence.
 Observer = Callable[[torch.Tensor, dict[int, int]], None]
-
-
-class CausalLM(Protocol):
-    """A model that gives hidden states [B, T, D] for ids [B, T], and its head over the vocabulary."""
-
-    lm_head: Any
-
-    def hidden(
-        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: Any = None
-    ) -> torch.Tensor: ...
-
-    def new_cache(self, sequences: int, capacity: int) -> Any: ...
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What may come out, and how much.
+    """Which tokens may be generated, and how many.
 
     Attributes:
         max_new_tokens: of each sequence.
-        context_length: tokens that the model can read; with one more, drawn from the last, a sequence ends.
-        crop: it goes on, and what the model reads is the last ``context_length`` tokens, anew for each further one.
-        can_crop: whoever asks could ask for that; False: a prompt that is too long can only be made shorter.
-        vocabulary_size: ids of the tokenizer; the head's rows from there on are padding.
+        context_length: tokens that the model can read. A sequence ends with the token that is drawn after reading them.
+        vocabulary_size: ids of the tokenizer; further rows of the head are padding.
         stop_ids: a sequence ends with the first of these.
         banned_ids: never drawn unless they are stop ids (control tokens).
+        crop: a sequence continues beyond the context: for each further token the model reads the last
+            ``context_length`` tokens again.
+        can_crop: whether messages may suggest ``crop``; False: a prompt that is too long can only be shortened.
     """
 
     max_new_tokens: int
@@ -53,15 +41,14 @@ class Limits:
         """Refuse a prompt that cannot be continued.
 
         Raises:
-            RequestError: it is empty, longer than the context where that is not cropped, or holds an id outside the
-                vocabulary.
+            RequestError: it is empty, longer than the context without ``crop``, or has an id outside the vocabulary.
         """
         if not prompt_ids:
-            raise RequestError("generate.prompt has no tokens: give it some text")
-        strange = next((i for i in prompt_ids if not 0 <= i < self.vocabulary_size), None)
-        if strange is not None:
+            raise RequestError("generate.prompt has no tokens: it needs some text")
+        outside = next((i for i in prompt_ids if not 0 <= i < self.vocabulary_size), None)
+        if outside is not None:
             raise RequestError(
-                f"prompt token {strange} is not in the vocabulary of {self.vocabulary_size}: "
+                f"prompt token {outside} is not in the vocabulary of {self.vocabulary_size}: "
                 "the tokenizer and the weights must come from the same run"
             )
         if len(prompt_ids) > self.context_length and not self.crop:
@@ -71,15 +58,15 @@ class Limits:
             )
 
     def capacity(self, prompt: int) -> int:
-        """Tokens that are read of a sequence at most: the prompt and all new ones but the last."""
+        """The most tokens that are read of a sequence: the prompt and all new ones but the last."""
         return min(self.context_length, prompt + self.max_new_tokens - 1)
 
     def budget(self, prompt: int) -> int:
-        """New tokens of a sequence at most."""
+        """The most new tokens of a sequence."""
         return self.max_new_tokens if self.crop else min(self.max_new_tokens, self.context_length - prompt + 1)
 
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] in fp32 without padding rows, those of banned ids at minus infinity."""
+        """Logits [..., V] in fp32 without padding rows, with those of banned ids at minus infinity."""
         allowed = logits[..., : self.vocabulary_size].float()
         banned = sorted({i for i in self.banned_ids if i < self.vocabulary_size} - set(self.stop_ids))
         if banned:
@@ -96,11 +83,12 @@ def generate(
     seed: int,
     observe: Observer | None = None,
 ) -> Iterator[int]:
-    """Yield new ids of one sequence; a stop id is the last one when it is drawn.
+    """Yield the new ids of one sequence; if a stop id is drawn, it is the last one.
 
-    The same arguments give the same ids: drawing happens on the CPU, from a generator of its own.
+    The same arguments give the same ids: they are drawn on the CPU, from a separate generator.
 
-    Raises RequestError at once when the prompt cannot be continued (see :class:`Limits`).
+    Raises:
+        RequestError: immediately, if the prompt cannot be continued (see :class:`Limits`).
     """
     limits.check(prompt_ids)
     return (ids[0] for ids in _steps(model, [list(prompt_ids)], limits, sampling, seed, observe))
@@ -109,9 +97,10 @@ def generate(
 def generate_batch(
     model: CausalLM, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sampling, *, seed: int
 ) -> list[list[int]]:
-    """New ids of several sequences of any lengths, read together; each is what ``seed`` + its number gives alone.
+    """New ids of several sequences of any lengths, read together; each is as from ``seed`` plus its number alone.
 
-    Raises RequestError when a prompt cannot be continued.
+    Raises:
+        RequestError: a prompt cannot be continued.
     """
     if not prompts:
         return []
@@ -133,7 +122,7 @@ def _steps(
     seed: int,
     observe: Observer | None = None,
 ) -> Iterator[dict[int, int]]:
-    """The next id of every sequence that goes on, by its number, step by step."""
+    """At each step, the next id of every unfinished sequence by its number."""
     generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))]
     cache = model.new_cache(len(prompts), limits.capacity(max(map(len, prompts))))
     read = [prompt[-limits.context_length :] for prompt in prompts]
@@ -147,8 +136,8 @@ def _steps(
             best = allowed_BV.argmax(-1).tolist()
             drawn = {row: best[row] for row in left}
         else:
-            chances_BV = probabilities(allowed_BV.cpu(), sampling)
-            drawn = {row: int(draw(chances_BV[row], generators[row])) for row in left}
+            probabilities_BV = probabilities(allowed_BV.cpu(), sampling)
+            drawn = {row: int(draw(probabilities_BV[row], generators[row])) for row in left}
         if observe is not None:
             observe(allowed_BV, drawn)
         yield drawn
@@ -157,14 +146,14 @@ def _steps(
             return
         for row, token in drawn.items():
             read[row].append(token)
-        # From then on for good: what was read so is not in the cache.
+        # It stays cropped, because what was read without the cache is not in it.
         cropped = cropped or max(len(read[row]) for row in left) > limits.context_length
         if cropped:
             read = [ids[-limits.context_length :] for ids in read]
             logits_BV = _read_prompts(model, read)
             continue
         ids_B1 = torch.tensor([[drawn.get(row, 0)] for row in range(len(prompts))], device=_device(model))
-        # A sequence that has ended stays in the batch: its last place is written anew and nobody looks at the result.
+        # A finished sequence stays in the batch: its last cache entry is overwritten, and its result is ignored.
         before = [length - (row not in left) for row, length in enumerate(lengths)]
         cache.commit(before)
         hidden_B1D = model.hidden(ids_B1, cache=cache)
@@ -174,7 +163,7 @@ def _steps(
 
 
 def _read_prompts(model: CausalLM, prompts: list[list[int]], cache: Any = None) -> torch.Tensor:
-    """Logits [B, V] after each prompt, read together, filled up at the right; with a ``cache``, into it."""
+    """Logits [B, V] after each prompt; all are read together, padded on the right, into the ``cache`` if any."""
     device = _device(model)
     lengths = [len(prompt) for prompt in prompts]
     padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]

@@ -1,11 +1,11 @@
-"""From logits to the next token: pure functions of logits, settings and a random generator."""
+"""From logits to the next token, as pure functions of logits, settings and a random generator."""
 
 from dataclasses import dataclass
 
 import torch
 
-#: Below this a temperature is taken as 0: dividing by it would leave the range of fp32.
-_COLDEST = 1e-6
+#: A temperature below this counts as 0: dividing by it would leave the range of fp32.
+_MIN_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -13,10 +13,10 @@ class Sampling:
     """How the next token is drawn.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the most likely token (greedy).
-        top_k: draw among the k most likely only; 0 for all.
-        top_p: draw among the fewest tokens whose probabilities reach it (nucleus sampling, arXiv 1904.09751); 1 for
-            all. Taken after temperature and top-k, of what they leave.
+        temperature: divides the logits; 0 takes the most likely token (greedy).
+        top_k: draw only among the k most likely tokens; 0 for all.
+        top_p: draw only among the fewest tokens whose probabilities sum to this (nucleus sampling, arXiv 1904.09751); 1
+            for all. Applied after temperature and top-k.
     """
 
     temperature: float = 1.0
@@ -25,27 +25,27 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is taken."""
-        return self.temperature < _COLDEST
+        """Whether the most likely token is always taken."""
+        return self.temperature < _MIN_TEMPERATURE
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed: {self}")
+            raise ValueError(f"temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are required: {self}")
 
 
 def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Probabilities of the next token, fp32 [..., V], from logits [..., V]; all on one token where greedy."""
+    """Probabilities of the next token, fp32 [..., V], from logits [..., V]; if greedy, all on one token."""
     logits = logits.float()
     if sampling.greedy:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, best, 1.0)
-    # The largest is taken off first, so that a low temperature cannot overflow.
+    # The largest is subtracted first, so that a low temperature cannot overflow.
     scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     return keep_top_p(keep_top_k(scaled, sampling.top_k).softmax(-1), sampling.top_p)
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Logits [..., V] with all but exactly the k largest at minus infinity; 0 or k >= V changes nothing."""
+    """Logits [..., V] with all but the k largest at minus infinity; k = 0 or k >= V changes nothing."""
     if k == 0 or k >= logits.shape[-1]:
         return logits
     values, indices = logits.topk(k, dim=-1)
@@ -53,7 +53,7 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
-    """Probabilities [..., V] of the smallest set of tokens that reaches mass ``p``, scaled to sum to 1; never empty."""
+    """Probabilities [..., V] of the smallest nonempty set of tokens with mass ``p`` or more, scaled to sum to 1."""
     if p >= 1:
         return probs
     ordered, indices = probs.sort(dim=-1, descending=True, stable=True)
@@ -63,6 +63,6 @@ def keep_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One token id for each row of probabilities [..., V], int64 [...]; ``generator`` is on the same device."""
+    """One token id per row of probabilities [..., V], int64 [...]; ``generator`` is on the same device."""
     flat = probs.flatten(0, -2) if probs.dim() > 1 else probs[None]
     return torch.multinomial(flat, 1, generator=generator).reshape(probs.shape[:-1])

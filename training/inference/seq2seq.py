@@ -1,6 +1,6 @@
-"""A text for a text: the best target that an encoder-decoder finds for each source, greedily or by beam search.
+"""From one text to another: the best target of an encoder-decoder for each source, greedily or by beam search.
 
-The source is encoded once, keys and values of it for every decoder layer too; the target has a cache of what is read.
+The source is encoded once, with its keys and values for every decoder layer. The target has a cache.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import torch
 from training.inference.generate import Limits
 
 
-class PairsModel(Protocol):
-    """A model that reads a source and continues a target, such as ``training.models.encoder_decoder``."""
+class Seq2SeqModel(Protocol):
+    """A model that reads a source and continues a target, as in ``training.models.encoder_decoder``."""
 
     lm_head: Any
 
@@ -26,10 +26,10 @@ class PairsModel(Protocol):
     def parameters(self) -> Any: ...
 
 
-class Found(NamedTuple):
-    """A target without the id it begins with; its end is the last id, unless there was no room for it.
+class Hypothesis(NamedTuple):
+    """A target without the id it begins with. The end-of-text id is its last, unless there was no room for it.
 
-    ``score``: by which it was the best, see :func:`length_penalty`.
+    ``score``: log-probability over :func:`length_penalty`.
     """
 
     ids: list[int]
@@ -37,22 +37,22 @@ class Found(NamedTuple):
 
 
 def length_penalty(length: int, alpha: float) -> float:
-    """((5 + length) / 6) ^ alpha, by which a target's log-probability is divided (GNMT, arXiv 1609.08144, eq. 14).
+    """((5 + length) / 6) ^ alpha, which divides the log-probability of a target (GNMT, arXiv 1609.08144, eq. 14).
 
-    Targets of one id have 1 whatever alpha; at 0 the most probable target is the best, and short ones are.
+    It is 1 for targets of one id. At alpha = 0 the most probable target is the best, which favors short ones.
     """
     return float(((5.0 + length) / 6.0) ** alpha)
 
 
 @torch.no_grad()
-def greedy(model: PairsModel, sources: Sequence[Sequence[int]], begin: int, limits: Limits) -> list[list[int]]:
-    """Each source's target of the likeliest id at each step; sources of any lengths are read together.
+def greedy(model: Seq2SeqModel, sources: Sequence[Sequence[int]], begin: int, limits: Limits) -> list[list[int]]:
+    """The target of each source with the most likely id at each step; sources of any lengths are read together.
 
     Args:
         model: in evaluation mode.
         sources: ids.
         begin: id that the decoder reads first.
-        limits: of the targets; a stop id ends one and is its last.
+        limits: of the targets; a stop id ends a target and is its last id.
 
     Raises:
         RequestError: a source cannot be read, see :class:`Limits`.
@@ -64,15 +64,15 @@ def greedy(model: PairsModel, sources: Sequence[Sequence[int]], begin: int, limi
     cache = model.new_cache(len(sources), budget)
     targets: list[list[int]] = [[] for _ in sources]
     ids_B1 = torch.full((len(sources), 1), begin, device=device)
-    going = set(range(len(sources)))
+    unfinished = set(range(len(sources)))
     for step in range(budget):
         logits_BV = limits.allow(_next(model, ids_B1, encoded, cache, step))
         best = logits_BV.argmax(-1)
         for row, token in enumerate(best.tolist()):
-            if row in going:
+            if row in unfinished:
                 targets[row].append(token)
-                going -= {row} if token in limits.stop_ids else set()
-        if not going:
+                unfinished -= {row} if token in limits.stop_ids else set()
+        if not unfinished:
             break
         ids_B1 = best[:, None]
     return targets
@@ -80,13 +80,22 @@ def greedy(model: PairsModel, sources: Sequence[Sequence[int]], begin: int, limi
 
 @torch.no_grad()
 def beam_search(
-    model: PairsModel, sources: Sequence[Sequence[int]], begin: int, limits: Limits, beams: int, alpha: float = 0.6
-) -> list[Found]:
-    """Each source's best target among those that the ``beams`` likeliest beginnings at each step lead to.
+    model: Seq2SeqModel, sources: Sequence[Sequence[int]], begin: int, limits: Limits, beams: int, alpha: float = 0.6
+) -> list[Hypothesis]:
+    """The best target of each source by beam search: the highest log-probability over :func:`length_penalty`.
 
-    The best is that of the highest log-probability over :func:`length_penalty`. A source is done when none of its
-    beginnings can lead to a better target than the best that has ended. ``beams``: beginnings that are followed of each
-    source; ``alpha``: of the length penalty, from 0: the higher, the longer. The rest, and faults: as :func:`greedy`.
+    The search for a source ends when none of its beams can lead to a better target than the best finished one.
+
+    Args:
+        model: in evaluation mode.
+        sources: ids.
+        begin: id that the decoder reads first.
+        limits: of the targets; a stop id ends a target and is its last id.
+        beams: most likely beginnings that are continued for each source.
+        alpha: of the length penalty, from 0; the higher, the longer the targets.
+
+    Raises:
+        RequestError: a source cannot be read, see :class:`Limits`.
     """
     if not sources:
         return []
@@ -97,22 +106,22 @@ def beam_search(
     ids_R1 = torch.full((len(sources) * beams, 1), begin, device=device)
     for step in range(budget):
         logits_RV = limits.allow(_next(model, ids_R1, encoded, cache, step))
-        chances_BWV = logits_RV.log_softmax(-1).unflatten(0, (len(sources), beams)).cpu()
-        before, tokens = [], []
-        for row, (search, chances_WV) in enumerate(zip(searches, chances_BWV, strict=True)):
-            came_from, came = search.extend(chances_WV)
-            before += [row * beams + beam for beam in came_from]
-            tokens += came
+        log_probs_BWV = logits_RV.log_softmax(-1).unflatten(0, (len(sources), beams)).cpu()
+        parents, tokens = [], []
+        for row, (search, log_probs_WV) in enumerate(zip(searches, log_probs_BWV, strict=True)):
+            parent_beams, new_tokens = search.extend(log_probs_WV)
+            parents += [row * beams + beam for beam in parent_beams]
+            tokens += new_tokens
         if all(search.done for search in searches):
             break
-        cache.reorder(torch.tensor(before))
+        cache.reorder(torch.tensor(parents))
         ids_R1 = torch.tensor(tokens, device=device)[:, None]
     return [search.best() for search in searches]
 
 
 @dataclass
 class _Search:
-    """The search for one source's target."""
+    """The search for the target of one source."""
 
     beams: int
     alpha: float
@@ -120,65 +129,65 @@ class _Search:
     limits: Limits
 
     def __post_init__(self) -> None:
-        # All but one begin as impossible, or the first step would find the same beams several times.
+        # All beams but one begin with probability 0, or the first step would select the same ids several times.
         self._scores = torch.full((self.beams,), float("-inf"))
         self._scores[0] = 0.0
-        self._beginnings: list[list[int]] = [[] for _ in range(self.beams)]
-        self._found: Found | None = None
+        self._beams: list[list[int]] = [[] for _ in range(self.beams)]
+        self._best: Hypothesis | None = None
 
     @property
     def done(self) -> bool:
-        """Whether no beginning can lead to a better target: probabilities only fall, the penalty at most grows."""
+        """Whether no beam can lead to a better target: probabilities only fall, and the penalty ends at its maximum."""
         highest = float(self._scores.max())
-        if highest == float("-inf") or len(self._beginnings[0]) == self.budget:
+        if highest == float("-inf") or len(self._beams[0]) == self.budget:
             return True
-        return self._found is not None and self._found.score >= highest / length_penalty(self.budget, self.alpha)
+        return self._best is not None and self._best.score >= highest / length_penalty(self.budget, self.alpha)
 
-    def extend(self, chances_WV: torch.Tensor) -> tuple[list[int], list[int]]:
-        """One id more for the likeliest beginnings, from log-probabilities: of each the beam it was, and the id."""
-        width, vocab = chances_WV.shape
-        # At most one in a beam for each stop id ends: of so many enough go on.
+    def extend(self, log_probs_WV: torch.Tensor) -> tuple[list[int], list[int]]:
+        """Extend the most likely beams by one id; returns the parent of each new beam, and its new id."""
+        width, vocab = log_probs_WV.shape
+        # At most one continuation per beam and stop id ends, so that enough of these continue.
         count = min(width * (1 + len(self.limits.stop_ids)), width * vocab)
-        scores, places = (self._scores[:, None] + chances_WV).flatten().topk(count)
+        scores, indices = (self._scores[:, None] + log_probs_WV).flatten().topk(count)
         kept: list[tuple[float, int, int]] = []
-        for score, place in zip(scores.tolist(), places.tolist(), strict=True):
-            beam, token = divmod(place, vocab)
+        for score, index in zip(scores.tolist(), indices.tolist(), strict=True):
+            beam, token = divmod(index, vocab)
             if score == float("-inf"):
                 break
             if token in self.limits.stop_ids:
-                self._end([*self._beginnings[beam], token], score)
+                self._end([*self._beams[beam], token], score)
             elif len(kept) < width:
                 kept.append((score, beam, token))
         kept += [(float("-inf"), 0, 0)] * (width - len(kept))
         self._scores = torch.tensor([score for score, _, _ in kept])
-        self._beginnings = [[*self._beginnings[beam], token] for _, beam, token in kept]
-        if len(self._beginnings[0]) == self.budget:
-            for (score, _, _), ids in zip(kept, self._beginnings, strict=True):
+        self._beams = [[*self._beams[beam], token] for _, beam, token in kept]
+        if len(self._beams[0]) == self.budget:
+            for (score, _, _), ids in zip(kept, self._beams, strict=True):
                 self._end(ids, score)
         return [beam for _, beam, _ in kept], [token for _, _, token in kept]
 
-    def best(self) -> Found:
-        assert self._found is not None
-        return self._found
+    def best(self) -> Hypothesis:
+        assert self._best is not None
+        return self._best
 
     def _end(self, ids: list[int], score: float) -> None:
-        found = Found(ids, score / length_penalty(len(ids), self.alpha))
-        if self._found is None or found.score > self._found.score:
-            self._found = found
+        hypothesis = Hypothesis(ids, score / length_penalty(len(ids), self.alpha))
+        if self._best is None or hypothesis.score > self._best.score:
+            self._best = hypothesis
 
 
-def _encode(model: PairsModel, sources: Sequence[Sequence[int]], limits: Limits) -> tuple[Any, torch.device]:
-    """All sources, filled up at the right, and the device they are on."""
+def _encode(model: Seq2SeqModel, sources: Sequence[Sequence[int]], limits: Limits) -> tuple[Any, torch.device]:
+    """The encoded sources, padded on the right, and their device."""
     for source in sources:
         limits.check(source)
     device = next(iter(model.parameters())).device
-    longest = max(map(len, sources))
-    padded = torch.tensor([[*source, *[0] * (longest - len(source))] for source in sources], device=device)
+    length = max(map(len, sources))
+    padded = torch.tensor([[*source, *[0] * (length - len(source))] for source in sources], device=device)
     return model.encode(padded, torch.tensor([len(source) for source in sources], device=device)), device
 
 
-def _next(model: PairsModel, ids_R1: torch.Tensor, encoded: Any, cache: Any, step: int) -> torch.Tensor:
-    """Logits [R, V] of what follows one id more of each target, the id at position ``step``."""
+def _next(model: Seq2SeqModel, ids_R1: torch.Tensor, encoded: Any, cache: Any, step: int) -> torch.Tensor:
+    """Logits [R, V] after one more id of each target, the id at position ``step``."""
     hidden_R1D = model.hidden(ids_R1, encoded, cache)
     cache.commit([step + 1] * len(ids_R1))
     out: torch.Tensor = model.lm_head(hidden_R1D[:, -1])

@@ -1,7 +1,7 @@
-"""Greedy generation that drafts with the model's own multi-token prediction and checks the drafts in one forward pass.
+"""Greedy generation with drafts from the model's multi-token prediction, which one forward pass verifies.
 
-DeepSeek-V3 (arXiv 2412.19437, section 5.4.3), after speculative decoding (arXiv 2211.17192): what comes out is what
-plain greedy generation gives.
+As in DeepSeek-V3 (arXiv 2412.19437, section 5.4.3), after speculative decoding (arXiv 2211.17192). The result is the
+same as that of plain greedy generation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,22 @@ from training.inference.generate import Limits
 
 
 class Speculation:
-    """Generates greedily and counts how many drafts were right.
+    """Generates greedily and counts how many drafts were accepted.
 
     Attributes:
-        drafted: tokens that were guessed.
-        accepted: of these, the right ones.
+        drafted: number of drafted tokens.
+        accepted: number of drafted tokens that were right.
     """
 
     def __init__(self, model: Any, limits: Limits) -> None:
-        """``model`` has ``prediction_layers``, as DeepSeek's has.
+        """``model``: with ``prediction_layers``, as the DeepSeek family has.
 
         Raises:
-            RequestError: it has none.
+            RequestError: the model has none.
         """
         if not getattr(model, "prediction_layers", ()):
-            ours = hasattr(model, "prediction_layers")
-            why = "model.num_nextn_predict_layers is 0" if ours else "the family has none"
+            possible = hasattr(model, "prediction_layers")
+            why = "model.num_nextn_predict_layers is 0" if possible else "the family has none"
             raise RequestError(
                 f"generate.speculative drafts with multi-token prediction, and {why}: leave generate.speculative out"
             )
@@ -37,9 +37,10 @@ class Speculation:
         self.drafted, self.accepted = 0, 0
 
     def generate(self, prompt_ids: Sequence[int]) -> Iterator[int]:
-        """Yield new ids of one sequence; a stop id is the last one.
+        """Yield the new ids of one sequence; if a stop id is drawn, it is the last one.
 
-        Raises RequestError at once when the prompt cannot be continued.
+        Raises:
+            RequestError: immediately, if the prompt cannot be continued.
         """
         self._limits.check(prompt_ids)
         return self._generate(list(prompt_ids))
@@ -54,7 +55,7 @@ class Speculation:
 
     @torch.no_grad()
     def _verified(self, ids: list[int]) -> Iterator[int]:
-        """Tokens without end, as long as the context has room."""
+        """Tokens until the context is full."""
         model, capacity = self._model, self._limits.capacity(len(ids))
         cache = model.new_cache(1, capacity)
         drafter = _Drafter(model, capacity)
@@ -66,12 +67,12 @@ class Speculation:
             read = len(ids) - 1
             drafts = drafter.draft(ids, hidden_TD, self._best)[: capacity - read - 1]
             hidden_TD = model.hidden(self._tensor([ids[-1], *drafts]), cache=cache)[0]
-            found = self._best(hidden_TD)
-            right = next((i for i, draft in enumerate(drafts) if draft != found[i]), len(drafts))
-            self.drafted, self.accepted = self.drafted + len(drafts), self.accepted + right
-            cache.commit([read + 1 + right])
-            hidden_TD = hidden_TD[: right + 1]
-            for token in found[: right + 1]:
+            best = self._best(hidden_TD)
+            accepted = next((i for i, draft in enumerate(drafts) if draft != best[i]), len(drafts))
+            self.drafted, self.accepted = self.drafted + len(drafts), self.accepted + accepted
+            cache.commit([read + 1 + accepted])
+            hidden_TD = hidden_TD[: accepted + 1]
+            for token in best[: accepted + 1]:
                 ids.append(token)
                 yield token
 
@@ -85,10 +86,10 @@ class Speculation:
 
 
 class _Drafter:
-    """Guesses as many tokens as there are depths of multi-token prediction.
+    """Drafts one token per depth of multi-token prediction.
 
-    Depth k at position i reads the depth before it at i and token i + k. Positions whose token is itself a guess are
-    read again once it is known, so each depth keeps the results of the one before that it has yet to read for good.
+    Depth k at position i reads the previous depth at i and token i + k. Positions whose token is itself a draft are
+    read again once that token is known, so each depth keeps the results of the previous one that it must read again.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
@@ -98,20 +99,20 @@ class _Drafter:
         self._pending: list[torch.Tensor] = [model.lm_head.weight.new_empty(0, model.lm_head.in_features)] * depths
 
     def draft(self, ids: list[int], hidden_TD: torch.Tensor, best: Any) -> list[int]:
-        """Guesses that follow ``ids``; ``hidden_TD``: of the positions read since the last call, but the last id's."""
+        """Drafts after ``ids``; ``hidden_TD``: of positions read since the last call, without that of the last id."""
         positions = len(ids) - 1
         drafts: list[int] = []
         incoming_TD = hidden_TD
         for depth, layer in enumerate(self._model.prediction_layers, start=1):
             cache = self._caches[depth - 1]
             first = cache.lengths[0]
-            before = positions - len(incoming_TD)  # first position of what comes in
+            before = positions - len(incoming_TD)  # first position of the incoming states
             source_TD = torch.cat((self._pending[depth - 1][: before - first], incoming_TD))
-            guessed = torch.tensor([(ids + drafts)[first + depth : positions + depth]], device=source_TD.device)
-            turn = self._model.model.rotation(cache.begin(len(source_TD)))
-            embedded = self._model.model.embed_tokens(guessed)
-            out_TD = layer.predict(source_TD[None], embedded, turn, None, cache.layer(0))[0]
-            known = max(0, len(ids) - depth)  # positions whose token depth steps on is known
+            ahead = torch.tensor([(ids + drafts)[first + depth : positions + depth]], device=source_TD.device)
+            rope = self._model.model.rotary_table(cache.begin(len(source_TD)))
+            embedded = self._model.model.embed_tokens(ahead)
+            out_TD = layer.predict(source_TD[None], embedded, rope, None, cache.layer(0))[0]
+            known = max(0, len(ids) - depth)  # positions whose token ``depth`` ahead is known
             cache.commit([known])
             self._pending[depth - 1] = source_TD[known - first :]
             drafts.append(best(out_TD[-1:])[0])

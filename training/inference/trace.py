@@ -1,4 +1,4 @@
-"""How each new token came about: its probability, its rank, and what else might have come."""
+"""Traces of generation: the probability and rank of each new token, and its alternatives."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 from training.inference.generate import CausalLM, Limits, generate
 from training.inference.sampling import Sampling, probabilities
 
-#: Other tokens that a step tells of.
+#: Alternatives that a step lists.
 _ALTERNATIVES = 5
 
 
@@ -16,16 +16,16 @@ _ALTERNATIVES = 5
 class Step:
     """One token of a completion.
 
-    Probabilities are those that it was drawn by: after temperature, top-k and top-p. Greedy generation draws nothing:
-    there they are the model's own, of temperature 1 over all tokens.
+    Probabilities are those it was drawn from, after temperature, top-k and top-p. Greedy generation draws nothing, so
+    there they are those of the model at temperature 1 over all tokens.
 
     Attributes:
         token: its id.
-        probability: that it had.
-        rank: 1 for the most likely; tokens as likely share one.
-        alternatives: the most likely others, with their probabilities, those of probability 0 left out.
+        probability: of the token.
+        rank: 1 for the most likely; tokens of equal probability share a rank.
+        alternatives: the most likely other tokens with their probabilities, without those of probability 0.
         entropy: of the probabilities, in nats.
-        log_probability: of the token under the model itself, at temperature 1 over all allowed tokens.
+        log_probability: of the token under the model, at temperature 1 over all allowed tokens.
     """
 
     token: int
@@ -43,40 +43,41 @@ def traced(
     sampling: Sampling,
     *,
     seed: int,
-    tell: Callable[[Step], None],
+    on_step: Callable[[Step], None],
 ) -> Iterator[int]:
-    """The same ids as :func:`training.inference.generate.generate`; ``tell`` is told of each before it is yielded.
+    """The same ids as :func:`training.inference.generate.generate`; ``on_step`` is called before each is yielded.
 
-    Raises RequestError at once when the prompt cannot be continued.
+    Raises:
+        RequestError: immediately, if the prompt cannot be continued.
     """
 
     def observe(logits_BV: torch.Tensor, drawn: dict[int, int]) -> None:
-        tell(step_of(logits_BV[0], drawn[0], sampling))
+        on_step(step_of(logits_BV[0], drawn[0], sampling))
 
     return generate(model, prompt_ids, limits, sampling, seed=seed, observe=observe)
 
 
 def step_of(logits_V: torch.Tensor, token: int, sampling: Sampling) -> Step:
-    """What there is to tell of a token that was drawn from logits [V], those of banned tokens at minus infinity."""
+    """The step of a token that was drawn from logits [V], in which banned tokens are at minus infinity."""
     logits_V = logits_V.float().cpu()
-    shown = replace(sampling, temperature=1.0, top_k=0, top_p=1.0) if sampling.greedy else sampling
-    chances_V = probabilities(logits_V, shown)
-    best = chances_V.topk(min(_ALTERNATIVES + 1, len(chances_V)))
+    shown_by = replace(sampling, temperature=1.0, top_k=0, top_p=1.0) if sampling.greedy else sampling
+    probs_V = probabilities(logits_V, shown_by)
+    best = probs_V.topk(min(_ALTERNATIVES + 1, len(probs_V)))
     others = [(int(i), float(p)) for i, p in zip(best.indices, best.values, strict=True) if int(i) != token and p > 0]
     return Step(
         token=token,
-        probability=float(chances_V[token]),
-        rank=1 + int((chances_V > chances_V[token]).sum()),
+        probability=float(probs_V[token]),
+        rank=1 + int((probs_V > probs_V[token]).sum()),
         alternatives=others[:_ALTERNATIVES],
-        entropy=float(torch.special.entr(chances_V.double()).sum()),
+        entropy=float(torch.special.entr(probs_V.double()).sum()),
         log_probability=float(logits_V.log_softmax(-1)[token]),
     )
 
 
 def lines(steps: Sequence[Step], label: Callable[[int], str]) -> list[str]:
-    """A table of the steps, with ``label`` spelling tokens."""
+    """A table of the steps; ``label`` spells a token."""
     rows = [f"{'step':>4}  {'token':<14}{'probability':>11}{'rank':>6}  others"]
     for number, step in enumerate(steps, start=1):
-        others = "  ".join(f"{label(token)} {chance:.3f}" for token, chance in step.alternatives)
+        others = "  ".join(f"{label(token)} {probability:.3f}" for token, probability in step.alternatives)
         rows.append(f"{number:>4}  {label(step.token):<14}{step.probability:>11.4f}{step.rank:>6}  {others}".rstrip())
     return rows

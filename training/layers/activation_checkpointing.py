@@ -1,8 +1,8 @@
-"""Activation checkpointing (arXiv 1604.06174): what a layer keeps of its forward pass for the backward pass.
+"""Activation checkpointing (arXiv 1604.06174): what a layer keeps from its forward pass for the backward pass.
 
-``none`` keeps all. ``full`` keeps a layer's input and computes the rest again. ``selective`` keeps what is cheap to
-keep for what it saves: the residual stream between attention and feed-forward, the narrow latents, and the results of
-PyTorch's fused attention; it computes the expansions, the norms and the experts again. Neither decides a routing twice.
+``none`` keeps everything. ``full`` keeps the input of a layer and recomputes the rest. ``selective`` keeps what saves
+most per byte: the residual stream between attention and feed-forward, the narrow latents, and the results of PyTorch's
+fused attention; it recomputes expansions, norms and experts. Neither mode recomputes a routing decision.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from training.layers.cpu.matmul import ONEDNN_PRODUCT
+from training.layers import cpu
 from training.layers.router import DECIDING_OPERATIONS
 
-Checkpointing = Literal["none", "full", "selective"]
+ActivationCheckpointing = Literal["none", "full", "selective"]
 
-#: Fused attention, whose results are as narrow as its inputs and cost the most to compute.
+#: Fused attention, whose results are as narrow as its inputs and the most expensive to recompute.
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -26,21 +26,22 @@ _ATTENTION = {
 }
 
 
-def checkpointed(layer: Callable[..., torch.Tensor], mode: Checkpointing, *inputs: Any) -> torch.Tensor:
-    """``layer(*inputs)``, of which only what ``mode`` says is kept for the backward pass."""
+def checkpointed(layer: Callable[..., torch.Tensor], mode: ActivationCheckpointing, *inputs: Any) -> torch.Tensor:
+    """``layer(*inputs)``, keeping for the backward pass only what ``mode`` keeps."""
     if mode == "none":
         return layer(*inputs)
-    kept: Any = DECIDING_OPERATIONS if mode == "full" else partial(_cheap_to_keep, inputs[0].shape[-1])
-    context = partial(create_selective_checkpoint_contexts, kept)
+    policy: Any = DECIDING_OPERATIONS if mode == "full" else partial(_selective_policy, inputs[0].shape[-1])
+    context = partial(create_selective_checkpoint_contexts, policy)
     out: torch.Tensor = checkpoint(layer, *inputs, use_reentrant=False, context_fn=context)
     return out
 
 
-def _cheap_to_keep(hidden_size: int, _context: Any, operation: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
+def _selective_policy(hidden_size: int, _context: Any, operation: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
     if operation is torch.ops.aten.mm.default:
-        narrow = inputs[1].shape[1] < hidden_size
+        width = inputs[1].shape[1]
     else:
-        narrow = operation is ONEDNN_PRODUCT and inputs[1].shape[0] < hidden_size
+        width = cpu.matmul.product_width(operation, inputs)
+    narrow = width is not None and width < hidden_size
     if narrow or operation in _ATTENTION or operation in DECIDING_OPERATIONS:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,36 +1,36 @@
-"""What models of layers have in common: every layer checkpoints and compiles for itself."""
+"""Layers of a stack, each of which applies activation checkpointing and ``torch.compile`` to itself."""
 
 from typing import Any
 
 from torch import nn
 
-from training.layers.activation_checkpointing import Checkpointing
+from training.layers.activation_checkpointing import ActivationCheckpointing
 
 
 class Layer(nn.Module):
-    """A layer of a stack; ``checkpointing``: what it keeps in training for the backward pass."""
+    """A layer of a stack. ``activation_checkpointing``: what it keeps in training for the backward pass."""
 
-    checkpointing: Checkpointing = "none"
+    activation_checkpointing: ActivationCheckpointing = "none"
 
     def compile_regions(self) -> None:
-        """Compile what compiles without graph breaks."""
+        """Compile the parts that compile without graph breaks."""
         raise NotImplementedError
 
 
-class Layered(nn.Module):
-    """A stack or a model with stacks in it; of one without layers the methods do nothing."""
+class LayerStack(nn.Module):
+    """A stack of layers, or a model that contains stacks. Without layers its methods do nothing."""
 
     @property
     def blocks(self) -> list[Any]:
-        """Every layer, in the order in which they were made."""
+        """Every layer, in the order of construction."""
         return [module for module in self.modules() if isinstance(module, Layer)]
 
-    def set_checkpointing(self, mode: Checkpointing) -> None:
-        """What the layers keep in training, see :mod:`training.layers.activation_checkpointing`."""
+    def set_activation_checkpointing(self, mode: ActivationCheckpointing) -> None:
+        """Set what layers keep in training, see :mod:`training.layers.activation_checkpointing`."""
         for layer in self.blocks:
-            layer.checkpointing = mode
+            layer.activation_checkpointing = mode
 
     def compile_regions(self) -> None:
-        """Compile of every layer what compiles without graph breaks."""
+        """Compile the parts of every layer that compile without graph breaks."""
         for layer in self.blocks:
             layer.compile_regions()

@@ -1,4 +1,4 @@
-"""Feed-forward layers: gated, as in DeepSeek's dense layers and shared experts, and two layers with an activation."""
+"""Feed-forward layers: gated, as in DeepSeek's dense layers and shared experts, and two matrices with an activation."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -11,7 +11,7 @@ from configs.schema.models.transformer import TransformerSection
 from training.layers.activations import gelu, gelu_new, silu_times
 from training.layers.linear import Linear
 
-#: Activations by their name in the recipe; swiglu needs two inputs and is ``FeedForward``.
+#: Activations by their name in the recipe. ``swiglu`` has two inputs and is ``FeedForward``.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "gelu": gelu,
@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers and an activation between them: [..., D] -> [..., D] through width F."""
+    """Two linear layers with an activation between them: [..., D] -> [..., D] through width F."""
 
     def __init__(
         self, hidden_size: int, width: int, activation: Literal["relu", "gelu", "gelu_new"], bias: bool

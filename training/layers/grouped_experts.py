@@ -1,4 +1,4 @@
-"""The routed experts as grouped matrix products: tokens sorted by expert, nothing waits for the device."""
+"""The routed experts as grouped matrix products over tokens sorted by expert, without waiting for the device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +24,8 @@ def grouped_experts(
 ) -> torch.Tensor:
     """Each token's SwiGLU experts times their weights (fp32), summed: [M, D] -> [M, D].
 
-    ``activation`` is :func:`weighted_swiglu` or the same compiled. The product takes rows of whole multiples of 16
-    bytes, which recipes are held to.
+    ``activation`` is :func:`weighted_swiglu`, or the same compiled. The grouped product needs rows of a multiple of 16
+    bytes, which the recipe's validation ensures.
     """
     slots_S = routing.selected.flatten().argsort(stable=True)  # slot s of the sorted rows is (token, k) = divmod(s, K)
     tokens_S = slots_S // routing.selected.shape[1]
@@ -33,7 +33,7 @@ def grouped_experts(
     ends_E = tokens_per_expert(routing.selected, len(down_EDF)).cumsum(0, dtype=torch.int32)
     rows_SD: torch.Tensor = _ToExperts.apply(x_MD, tokens_S, places_MK)
     gate_up = F.grouped_mm(rows_SD, gate_up_E2FD.transpose(1, 2), offs=ends_E)
-    # The gate weight goes in where rows are narrowest, before the last product.
+    # The gate weight is applied where rows are narrowest, before the last product.
     weights_S = routing.weights.flatten().gather(0, slots_S)
     weighted = activation(gate_up, weights_S)
     out_SD = F.grouped_mm(weighted, down_EDF.transpose(1, 2), offs=ends_E)
@@ -42,10 +42,10 @@ def grouped_experts(
 
 
 class _ToExperts(torch.autograd.Function):
-    """Tokens' rows [M, D] in the order of their experts [S, D].
+    """Rows of tokens [M, D] in the order of their experts [S, D].
 
-    Each way is the other's gradient, and both only gather: autograd's own for a gather adds rows into place, which
-    takes longer than the products here and depends on the order in which a GPU happens to run.
+    This and ``_ToTokens`` are each other's gradients, and both only gather. Autograd's gradient of a gather adds rows
+    in place, which takes longer than the products here and depends on the order in which a GPU runs its threads.
     """
 
     @staticmethod
@@ -60,7 +60,7 @@ class _ToExperts(torch.autograd.Function):
 
 
 class _ToTokens(torch.autograd.Function):
-    """Experts' rows [S, D] back at their tokens, those of a token summed: [M, D]."""
+    """Rows of experts [S, D] summed per token: [M, D]."""
 
     @staticmethod
     def forward(ctx: Any, rows_SD: torch.Tensor, tokens_S: torch.Tensor, places_MK: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What decoding remembers of each token and layer: keys and values of every head, or one latent for all of them."""
+"""What decoding keeps of each token and layer: keys and values of every head, or one latent for all heads."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import torch
 
 
 class Cache:
-    """The entries of every layer for B sequences of their own lengths, in one allocation.
+    """The entries of every layer for B sequences of different lengths, in one allocation.
 
-    An entry is ``width`` numbers, or so many for each of ``heads``: a layer's are [B, L, width] or [B, N, L, width].
-    Sequences stand at the left: row b holds ``lengths[b]`` entries, and what lies beyond is never looked at.
+    An entry is ``width`` numbers, or ``width`` numbers per head: a layer's entries are [B, L, width] or
+    [B, N, L, width]. Row b holds ``lengths[b]`` entries, from the left, and what follows them is ignored.
     """
 
     def __init__(
@@ -21,18 +21,18 @@ class Cache:
         like: torch.Tensor,
         heads: int | None = None,
     ) -> None:
-        """``capacity``: tokens a sequence; ``like``: of the dtype and on the device that entries have."""
-        each = () if heads is None else (heads,)
-        self._storage = like.new_zeros(layers, sequences, *each, capacity, width)
+        """``capacity``: tokens per sequence; ``like``: a tensor with the dtype and device of the entries."""
+        per_head = () if heads is None else (heads,)
+        self._storage = like.new_zeros(layers, sequences, *per_head, capacity, width)
         self._lengths = [0] * sequences
         self._incoming = 0
-        self._places: torch.Tensor | None = None
-        self._seen: torch.Tensor | None = None
-        self._hidden: torch.Tensor | None = None
+        self._positions: torch.Tensor | None = None
+        self._visible_lengths: torch.Tensor | None = None
+        self._attention_mask: torch.Tensor | None = None
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each sequence that have been read."""
+        """Tokens of each sequence that are in the cache."""
         return list(self._lengths)
 
     @property
@@ -40,7 +40,7 @@ class Cache:
         return self._storage.nbytes
 
     def begin(self, incoming: int) -> torch.Tensor:
-        """Make ready for ``incoming`` further tokens of each sequence; returns their positions [B, T].
+        """Prepare for ``incoming`` further tokens of each sequence; returns their positions [B, T].
 
         Raises:
             ValueError: the cache has no room for them.
@@ -48,29 +48,29 @@ class Cache:
         capacity = self._storage.shape[-2]
         if max(self._lengths) + incoming > capacity:
             raise ValueError(
-                f"the cache holds {capacity} tokens a sequence: {max(self._lengths)} are there and {incoming} more do "
-                "not fit"
+                f"the cache has room for {capacity} tokens per sequence: it holds {max(self._lengths)}, and {incoming} "
+                "more do not fit"
             )
         device = self._storage.device
         self._incoming = incoming
         lengths = torch.tensor(self._lengths, device=device)
         positions_BT = lengths[:, None] + torch.arange(incoming, device=device)
-        alike = len(set(self._lengths)) == 1
-        self._places = None if alike else positions_BT
-        # The first tokens of all see each other alone, which attention to whole sequences takes care of.
-        self._seen = positions_BT + 1 if max(self._lengths) else None
-        self._hidden = None
-        if max(self._lengths) and (not alike or incoming > 1):
+        same_length = len(set(self._lengths)) == 1
+        self._positions = None if same_length else positions_BT
+        # The first tokens attend only to each other, which attention over complete sequences computes.
+        self._visible_lengths = positions_BT + 1 if max(self._lengths) else None
+        self._attention_mask = None
+        if max(self._lengths) and (not same_length or incoming > 1):
             keys_L = torch.arange(max(self._lengths) + incoming, device=device)
-            self._hidden = (keys_L > positions_BT[..., None])[:, None]
+            self._attention_mask = (keys_L <= positions_BT[..., None])[:, None]
         return positions_BT
 
     def commit(self, lengths: Sequence[int]) -> None:
-        """What each sequence's length is from now on: tokens that were read are kept, or dropped again."""
+        """Set the length of each sequence, which keeps the tokens that were read, or drops some of them again."""
         self._lengths = list(lengths)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Sequence b becomes what sequence ``rows[b]`` was, and goes on from there."""
+        """Let sequence b continue from what sequence ``rows[b]`` holds."""
         self._lengths = [self._lengths[row] for row in rows.tolist()]
         used = self._storage[..., : max(self._lengths), :]
         used.copy_(used.index_select(1, rows.to(used.device)))
@@ -86,39 +86,39 @@ class LayerCache:
         self._cache, self._index = cache, index
 
     @property
-    def continues(self) -> bool:
-        """Whether the incoming tokens follow others."""
+    def has_past(self) -> bool:
+        """Whether the cache holds tokens before the incoming ones."""
         return max(self._cache._lengths) > 0
 
-    def enter(self, entries: torch.Tensor) -> None:
-        """Store the incoming tokens' entries, [B, T, width] or [B, N, T, width], behind those that are there."""
+    def append(self, entries: torch.Tensor) -> None:
+        """Store the entries of the incoming tokens, [B, T, width] or [B, N, T, width], after those in the cache."""
         cache = self._cache
         stored = cache._storage[self._index]
-        if cache._places is None:
+        if cache._positions is None:
             start = cache._lengths[0]
             stored[..., start : start + cache._incoming, :] = entries
         else:
             rows = torch.arange(len(stored), device=stored.device)[:, None]
-            # Heads stand between the two indices: they come last in what these select.
+            # Heads are between the two indices, so they come last in what these select.
             if stored.dim() == 4:
-                stored[rows, :, cache._places] = entries.transpose(1, 2)
+                stored[rows, :, cache._positions] = entries.transpose(1, 2)
             else:
-                stored[rows, cache._places] = entries
+                stored[rows, cache._positions] = entries
 
     def entries(self) -> torch.Tensor:
-        """[B, L, width] or [B, N, L, width]: what is stored, up to the longest sequence's last incoming token."""
+        """[B, L, width] or [B, N, L, width]: the stored entries, up to the last incoming token of the longest row."""
         cache = self._cache
         return cache._storage[self._index][..., : max(cache._lengths) + cache._incoming, :]
 
     def positions(self) -> torch.Tensor:
-        """[B, T] int64: of the incoming tokens."""
-        return self.seen() - 1
+        """[B, T] int64: positions of the incoming tokens, which follow others."""
+        return self.visible_lengths() - 1
 
-    def seen(self) -> torch.Tensor:
-        """[B, T] int64: how many entries a token that follows others sees, its own the last of them."""
-        assert self._cache._seen is not None
-        return self._cache._seen
+    def visible_lengths(self) -> torch.Tensor:
+        """[B, T] int64: number of entries that an incoming token attends to, up to and including its own."""
+        assert self._cache._visible_lengths is not None
+        return self._cache._visible_lengths
 
-    def hidden(self) -> torch.Tensor | None:
-        """[B, 1, T, L] bool: which entries an incoming token must not see; None: it sees all."""
-        return self._cache._hidden
+    def attention_mask(self) -> torch.Tensor | None:
+        """[B, 1, T, L] bool: True where an incoming token attends to an entry; None: it attends to all of them."""
+        return self._cache._attention_mask

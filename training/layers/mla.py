@@ -1,24 +1,27 @@
-"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+Shape suffixes are listed in :mod:`training.layers`.
+"""
 
 import torch
 from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
-from training.layers.attention import Listener, attention_weights, causal_attention
-from training.layers.cpu import decode
+from training.layers import cpu
+from training.layers.attention import AttentionHook, attention_weights, causal_attention
 from training.layers.kv_cache import LayerCache
 from training.layers.linear import Linear
 from training.layers.masks import Mask
 from training.layers.norms import RMSNorm
 from training.layers.packed_documents import Documents
-from training.layers.rope import Rotation, rotate_tail, softmax_scale
+from training.layers.rope import RotaryTable, rotate_tail, softmax_scale
 
 
 class MultiHeadLatentAttention(nn.Module):
     """Causal attention whose keys and values are expanded from one narrow latent per token.
 
-    Every head's query and key are a part without position and a rotated part; the rotated key is shared by all heads.
-    Queries go through a latent of their own when ``q_lora_rank`` is set.
+    The query and key of a head have a part without position and a rotated part. All heads share the rotated key.
+    Queries have their own latent if ``q_lora_rank`` is set.
     """
 
     def __init__(self, config: DeepseekSection) -> None:
@@ -33,7 +36,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.latent_dim = config.kv_lora_rank
         query_dim = self.nope_dim + self.rope_dim
         self.scale = softmax_scale(query_dim, config.rope_scaling)
-        # The two latent norms keep RMSNorm's default epsilon whatever rms_norm_eps says: so do the released weights.
+        # The two latent norms have RMSNorm's default epsilon whatever rms_norm_eps is, as in the released weights.
         if config.q_lora_rank is None:
             self.q_proj = Linear(hidden, heads * query_dim, bias=False)
         else:
@@ -45,36 +48,36 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(self.latent_dim)
         self.kv_b_proj = Linear(self.latent_dim, heads * (self.nope_dim + self.value_dim), bias=False)
         self.o_proj = Linear(heads * self.value_dim, hidden, bias=bias)
-        self.listener: Listener | None = None
+        self.attention_hook: AttentionHook | None = None
 
     def forward(
         self,
         x_BTD: torch.Tensor,
-        rotation: Rotation,
+        rope: RotaryTable,
         documents: Documents | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """[B, T, D] -> [B, T, D].
 
-        ``rotation`` holds the T positions' cosines and sines. With a ``cache`` that holds earlier positions the T are
-        those that follow; all are entered into it.
+        ``rope`` is the table of the T positions. If ``cache`` holds earlier positions, the T follow them; all are
+        appended to it.
         """
-        if cache is not None and cache.continues:
-            return self.o_proj(self._absorbed(x_BTD, rotation, cache).flatten(2))
-        q_BNTQ, k_BNTQ, v_BNTZ, *entry = self.expand(x_BTD, rotation)
+        if cache is not None and cache.has_past:
+            return self.o_proj(self._absorbed(x_BTD, rope, cache).flatten(2))
+        q_BNTQ, k_BNTQ, v_BNTZ, *entry = self.expand(x_BTD, rope)
         if cache is not None:
-            cache.enter(torch.cat(entry, dim=-1))
-        if self.listener is not None:
-            self.listener(attention_weights(q_BNTQ, k_BNTQ, self.scale, Mask(True)))
+            cache.append(torch.cat(entry, dim=-1))
+        if self.attention_hook is not None:
+            self.attention_hook(attention_weights(q_BNTQ, k_BNTQ, self.scale, Mask(True)))
         out_BNTZ = causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, self.scale, documents)
         return self.o_proj(out_BNTZ.transpose(1, 2).flatten(2))
 
     def expand(
-        self, x_BTD: torch.Tensor, rotation: Rotation
+        self, x_BTD: torch.Tensor, rope: RotaryTable
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries and keys [B, N, T, Q], values [B, N, T, Z]; to cache: latents [B, T, C], keys [B, T, R]."""
-        q_BNTQ = rotate_tail(self._queries(x_BTD), rotation)
-        latent_BTC, rope_BTR = self._latents(x_BTD, rotation)
+        """Queries and keys [B, N, T, Q], values [B, N, T, Z]; for the cache: latents [B, T, C], keys [B, T, R]."""
+        q_BNTQ = rotate_tail(self._queries(x_BTD), rope)
+        latent_BTC, rope_BTR = self._latents(x_BTD, rope)
         expanded = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         nope_BNTP, v_BNTZ = expanded.split((self.nope_dim, self.value_dim), dim=-1)
         rope_BNTR = rope_BTR[:, None].expand(-1, self.heads, -1, -1)
@@ -85,28 +88,28 @@ class MultiHeadLatentAttention(nn.Module):
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))) if self.queries_have_latent else self.q_proj(x_BTD)
         return q.view(*q.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def _latents(self, x_BTD: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
-        """A token's normalised latent [B, T, C] and its rotated key [B, T, R]."""
+    def _latents(self, x_BTD: torch.Tensor, rope: RotaryTable) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalized latent of each token [B, T, C] and its rotated key [B, T, R]."""
         latent_BTC, rope_BTR = self.kv_a_proj_with_mqa(x_BTD).split((self.latent_dim, self.rope_dim), dim=-1)
-        return self.kv_a_layernorm(latent_BTC), rotate_tail(rope_BTR[:, None], rotation)[:, 0]
+        return self.kv_a_layernorm(latent_BTC), rotate_tail(rope_BTR[:, None], rope)[:, 0]
 
-    def _absorbed(self, x_BTD: torch.Tensor, rotation: Rotation, cache: LayerCache) -> torch.Tensor:
-        """Attention to the cached latents themselves, [B, T, N, Z]: keys' and values' expansions go into q and out."""
-        cache.enter(torch.cat(self._latents(x_BTD, rotation), dim=-1))
-        q_BNTQ = rotate_tail(self._queries(x_BTD), rotation)
+    def _absorbed(self, x_BTD: torch.Tensor, rope: RotaryTable, cache: LayerCache) -> torch.Tensor:
+        """Attention over the cached latents, [B, T, N, Z]; q and out absorb the expansions of keys and values."""
+        cache.append(torch.cat(self._latents(x_BTD, rope), dim=-1))
+        q_BNTQ = rotate_tail(self._queries(x_BTD), rope)
         expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)
-        few = decode.latent_attention(q_BNTQ, cache.entries(), expand_NeC, cache.seen(), self.scale)
-        if few is not None:
-            return few
+        out = cpu.decode.latent_attention(q_BNTQ, cache.entries(), expand_NeC, cache.visible_lengths(), self.scale)
+        if out is not None:
+            return out
         nope_BNTP, rope_BNTR = q_BNTQ.split((self.nope_dim, self.rope_dim), dim=-1)
         to_key_NPC, to_value_NZC = expand_NeC.split((self.nope_dim, self.value_dim), dim=1)
         q_BNTc = torch.cat((nope_BNTP @ to_key_NPC, rope_BNTR), dim=-1)
-        entries_BLc, hidden, (samples, _, length, _) = cache.entries(), cache.hidden(), q_BNTc.shape
-        # All heads look at the same entries: they are further rows of one product.
+        entries_BLc, mask, (samples, _, length, _) = cache.entries(), cache.attention_mask(), q_BNTc.shape
+        # All heads attend to the same entries, so heads are further rows of one product.
         scores_BSL = q_BNTc.view(samples, -1, q_BNTc.shape[-1]) @ entries_BLc.transpose(1, 2)
         scores_BNTL = scores_BSL.view(samples, self.heads, length, -1).mul_(self.scale)
-        if hidden is not None:
-            scores_BNTL = scores_BNTL.masked_fill(hidden, float("-inf"))
+        if mask is not None:
+            scores_BNTL = scores_BNTL.where(mask, float("-inf"))
         weights_BNTL = scores_BNTL.softmax(-1, dtype=torch.float32).to(x_BTD.dtype)
         latent_BSC = weights_BNTL.view(scores_BSL.shape) @ entries_BLc[..., : self.latent_dim]
         latent_BNTC = latent_BSC.view(samples, self.heads, length, -1)

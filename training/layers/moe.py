@@ -1,7 +1,7 @@
-"""DeepSeekMoE: fine-grained routed experts behind a gate, beside shared ones (arXiv 2412.19437, section 2.1.2).
+"""DeepSeekMoE: fine-grained routed experts behind a gate, and shared experts (arXiv 2412.19437, section 2.1.2).
 
-``MixtureOfExperts`` has the children and the call ([B, T, D] -> [B, T, D]) by which DeepSpeed's AutoEP knows a
-DeepSeek-V3 layer and replaces it with its expert-parallel one.
+DeepSpeed's AutoEP recognizes ``MixtureOfExperts`` as a DeepSeek-V3 layer by the names of its children and by its
+signature, [B, T, D] -> [B, T, D], and replaces it with its expert-parallel layer.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
-from training.layers.cpu.experts import experts_on_cpu
+from training.layers import cpu
 from training.layers.feed_forward import FeedForward
 from training.layers.grouped_experts import grouped_experts, weighted_swiglu
 from training.layers.router import Router, Routing
 
 
 class Gate(nn.Module):
-    """A token's logits for every expert, in fp32 whatever the dtype of the model, and the routing that follows.
+    """Logits of each token for every expert, in fp32 whatever the dtype of the model, and the routing that follows.
 
-    ``e_score_correction_bias`` [E], where the method has one, steers the choice, is never part of a weight, takes no
-    gradient, and stays fp32 when the module is cast: a balancing step of 1e-3 would be lost in bf16.
+    ``e_score_correction_bias`` [E], where the method has one, affects the choice of experts but not their weights, and
+    has no gradient. It stays in fp32 when the module is cast: bf16 would round away a balancing step of 1e-3.
     """
 
     e_score_correction_bias: torch.Tensor | None
@@ -31,7 +31,7 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32) if config.has_router_bias else None
         self.register_buffer("e_score_correction_bias", bias)
-        self._router = (router,)  # a layer's own child; in a tuple so that it is not one of the gate's
+        self._router = (router,)  # a child of the decoder layer; in a tuple so that it is not a child of the gate too
 
     @property
     def router(self) -> Router:
@@ -51,7 +51,7 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts' SwiGLU weights, stacked: ``gate_up_proj`` [E, 2F, D] and ``down_proj`` [E, D, F]."""
+    """Stacked SwiGLU weights of the routed experts: ``gate_up_proj`` [E, 2F, D] and ``down_proj`` [E, D, F]."""
 
     def __init__(self, config: DeepseekSection) -> None:
         super().__init__()
@@ -61,14 +61,15 @@ class Experts(nn.Module):
         self.activation = weighted_swiglu
 
     def forward(self, x_MD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """Each token's experts on it, times their weights (fp32), summed: [M, D] -> [M, D]."""
-        if x_MD.device.type == "cpu":
-            return experts_on_cpu(x_MD, routing.weights, routing.selected, self.gate_up_proj, self.down_proj)
+        """The results of each token's experts times their weights (fp32), summed: [M, D] -> [M, D]."""
+        out = cpu.experts.routed_experts(x_MD, *routing, self.gate_up_proj, self.down_proj)
+        if out is not None:
+            return out
         return grouped_experts(x_MD, routing, self.gate_up_proj, self.down_proj, self.activation)
 
 
 class MixtureOfExperts(nn.Module):
-    """Sum of the selected experts, each times its gate weight, and of the shared expert."""
+    """Sum of the selected experts, each times its gate weight, and of the shared experts."""
 
     def __init__(self, config: DeepseekSection, router: Router) -> None:
         super().__init__()

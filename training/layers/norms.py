@@ -1,17 +1,16 @@
-"""Normalisation over the last dimension: by its root mean square, and by mean and deviation."""
+"""Normalization over the last dimension: LayerNorm and RMSNorm."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.layers.cpu import decode
-from training.layers.cpu.norms import _RMSNormOnCpu
+from training.layers import cpu
 
 
 class LayerNorm(nn.Module):
     """``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension (arXiv 1607.06450); bias optional.
 
-    Takes and returns [..., size] in the dtype of ``x``; PyTorch accumulates in fp32.
+    Takes and returns [..., size] in the dtype of ``x``; sums are in fp32.
     """
 
     def __init__(self, size: int, eps: float = 1e-5, bias: bool = True) -> None:
@@ -21,14 +20,14 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        few = decode.layer_norm(x, self.weight, self.bias, self.eps)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps) if few is None else few
+        out = cpu.norms.layer_norm(x, self.weight, self.bias, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps) if out is None else out
 
 
 class RMSNorm(nn.Module):
-    """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension (arXiv 1910.07467), accumulated in fp32.
+    """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension (arXiv 1910.07467).
 
-    Takes and returns [..., size] in the dtype of ``x``.
+    Takes and returns [..., size] in the dtype of ``x``; sums are in fp32.
     """
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
@@ -37,8 +36,5 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            out: torch.Tensor = _RMSNormOnCpu.apply(x, self.weight, self.eps)
-            return out
-        few = decode.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps) if few is None else few
+        out = cpu.norms.rms_norm(x, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps) if out is None else out

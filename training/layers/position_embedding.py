@@ -1,60 +1,60 @@
-"""How a dense transformer learns where tokens stand: added vectors, turned queries and keys, or lower scores."""
+"""How a dense transformer represents positions: added vectors, rotated queries and keys (RoPE), or ALiBi."""
 
 import torch
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
 from training.layers.masks import alibi_sides, alibi_slopes
-from training.layers.rope import Rotation, rotation, sinusoidal
+from training.layers.rope import RotaryTable, rotary_table, sinusoidal
 
 
-class Places(nn.Module):
-    """The kinds of ``model.positions``; only ``learned`` has a weight [longest, D]."""
+class PositionEmbedding(nn.Module):
+    """Positions of the kind ``model.positions``; only ``learned`` has a weight, [max_seq_len, D]."""
 
     def __init__(self, config: TransformerSection) -> None:
         super().__init__()
         self.kind, self.theta = config.positions, config.rope_theta
         self.hidden_size, self.head_size, self.heads = config.hidden_size, config.head_size, config.num_attention_heads
-        self.longest = config.max_position_embeddings
+        self.max_seq_len = config.max_position_embeddings
         learned = self.kind == "learned"
-        self.weight = nn.Parameter(torch.empty(self.longest, self.hidden_size)) if learned else None
+        self.weight = nn.Parameter(torch.empty(self.max_seq_len, self.hidden_size)) if learned else None
 
-    def put(
-        self, x_BTD: torch.Tensor, positions: torch.Tensor, scale: float = 1.0, own_scale: float = 1.0
+    def add_position_embedding(
+        self, x_BTD: torch.Tensor, positions: torch.Tensor, scale: float = 1.0, position_scale: float = 1.0
     ) -> torch.Tensor:
-        """Embeddings, times ``scale``, at positions [T] or [B, T]; what is added to them is taken ``own_scale`` times.
+        """``x * scale + embedding(positions) * position_scale``, positions [T] or [B, T]; RoPE and ALiBi add nothing.
 
         Raises:
-            ValueError: a learned table does not reach so far.
+            ValueError: the sequence is longer than the learned table.
         """
-        added = None
+        embedding = None
         if self.kind == "sinusoidal":
-            added = sinusoidal(positions, self.hidden_size, self.theta)
+            embedding = sinusoidal(positions, self.hidden_size, self.theta)
         elif self.kind == "learned":
-            added = self(positions)  # through __call__, by which ZeRO-3 gathers the table
+            embedding = self(positions)  # through __call__, whose hooks gather the table under ZeRO-3
         x_BTD = x_BTD if scale == 1.0 else x_BTD * scale
-        if added is None:
+        if embedding is None:
             return x_BTD
-        return x_BTD + (added if own_scale == 1.0 else added * own_scale).to(x_BTD.dtype)
+        return x_BTD + (embedding if position_scale == 1.0 else embedding * position_scale).to(x_BTD.dtype)
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         """Rows of the learned table: [..., T, D]."""
         assert self.weight is not None
-        if positions.shape[-1] > self.longest:
+        if positions.shape[-1] > self.max_seq_len:
             raise ValueError(
-                f"a sequence of {positions.shape[-1]} tokens is longer than the {self.longest} learned positions "
+                f"a sequence of {positions.shape[-1]} tokens is longer than the {self.max_seq_len} learned positions "
                 "(model.max_position_embeddings)"
             )
         return nn.functional.embedding(positions, self.weight)
 
-    def rotation(self, positions: torch.Tensor) -> Rotation | None:
-        """How far queries and keys are turned; None: not at all."""
-        return rotation(positions, self.head_size, self.theta) if self.kind == "rope" else None
+    def rotary_table(self, positions: torch.Tensor) -> RotaryTable | None:
+        """The table that rotates queries and keys; None: not with RoPE."""
+        return rotary_table(positions, self.head_size, self.theta) if self.kind == "rope" else None
 
     def slopes(self, device: torch.device, causal: bool = True) -> torch.Tensor | None:
-        """By how much each head's scores fall with distance [N]; None: not at all."""
+        """ALiBi's slope of each head [N]; None: not with ALiBi."""
         return alibi_slopes(self.heads, device, causal) if self.kind == "alibi" else None
 
     def sides(self, device: torch.device) -> torch.Tensor | None:
-        """To which side each head of a stack that is not causal looks [N]; None: to both."""
+        """The side that each head of a bidirectional stack looks to [N]; None: to both."""
         return alibi_sides(self.heads, device) if self.kind == "alibi" else None

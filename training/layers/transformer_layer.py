@@ -1,4 +1,7 @@
-"""A dense transformer layer: attention to itself, in decoders to an encoded sequence too, and a feed-forward layer."""
+"""A dense transformer layer: self-attention, optional cross-attention to an encoded sequence, and a feed-forward layer.
+
+Shape suffixes are listed in :mod:`training.layers`.
+"""
 
 from typing import Literal
 
@@ -12,13 +15,13 @@ from training.layers.block import Layer
 from training.layers.feed_forward import feed_forward
 from training.layers.kv_cache import LayerCache
 from training.layers.masks import Mask
-from training.layers.multi_head import CrossAttention, Memory, SelfAttention, Source
+from training.layers.multi_head import CrossAttention, CrossAttentionKV, SelfAttention, Source
 from training.layers.norms import LayerNorm, RMSNorm
-from training.layers.rope import Rotation
+from training.layers.rope import RotaryTable
 
 
 class TransformerLayer(Layer):
-    """Each part reads the residual stream and adds to it; dropout is on what it adds.
+    """Each part reads the residual stream and adds to it; dropout applies to what it adds.
 
     ``norm_first``: a norm before each part (pre-norm); else after each addition (post-norm, arXiv 1706.03762).
     """
@@ -44,52 +47,52 @@ class TransformerLayer(Layer):
         self,
         x_BTD: torch.Tensor,
         mask: Mask,
-        rotation: Rotation | None = None,
+        rope: RotaryTable | None = None,
         cache: LayerCache | None = None,
-        source: Source | Memory | None = None,
+        source: Source | CrossAttentionKV | None = None,
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]; ``source``: the encoded sequence, for a layer with cross-attention."""
-        mode = self.checkpointing if self.training else "none"
+        """[B, T, D] -> [B, T, D]. ``source``: the encoded sequence, for a layer with cross-attention."""
+        mode = self.activation_checkpointing if self.training else "none"
         if mode == "full":
-            return checkpointed(self._whole, mode, x_BTD, mask, rotation, cache, source)
-        x_BTD = checkpointed(self._attend, mode, x_BTD, mask, rotation, cache)
+            return checkpointed(self._all_blocks, mode, x_BTD, mask, rope, cache, source)
+        x_BTD = checkpointed(self._attention_block, mode, x_BTD, mask, rope, cache)
         if source is not None:
-            x_BTD = checkpointed(self._look, mode, x_BTD, source)
-        return checkpointed(self._feed, mode, x_BTD)
+            x_BTD = checkpointed(self._cross_attention_block, mode, x_BTD, source)
+        return checkpointed(self._feed_forward_block, mode, x_BTD)
 
     def compile_regions(self) -> None:
-        """The feed-forward layer; attention is compiled kernels already."""
+        """Compile the feed-forward layer; attention already runs compiled kernels."""
         self.mlp.compile()
 
-    def _whole(
+    def _all_blocks(
         self,
         x_BTD: torch.Tensor,
         mask: Mask,
-        rotation: Rotation | None,
+        rope: RotaryTable | None,
         cache: LayerCache | None,
-        source: Source | Memory | None,
+        source: Source | CrossAttentionKV | None,
     ) -> torch.Tensor:
-        x_BTD = self._attend(x_BTD, mask, rotation, cache)
-        return self._feed(x_BTD if source is None else self._look(x_BTD, source))
+        x_BTD = self._attention_block(x_BTD, mask, rope, cache)
+        return self._feed_forward_block(x_BTD if source is None else self._cross_attention_block(x_BTD, source))
 
-    def _attend(
-        self, x_BTD: torch.Tensor, mask: Mask, rotation: Rotation | None, cache: LayerCache | None
+    def _attention_block(
+        self, x_BTD: torch.Tensor, mask: Mask, rope: RotaryTable | None, cache: LayerCache | None
     ) -> torch.Tensor:
         norm = self.input_layernorm
-        return self._added(x_BTD, norm, self.self_attn(self._read(x_BTD, norm), mask, rotation, cache))
+        return self._add(x_BTD, norm, self.self_attn(self._pre_norm(x_BTD, norm), mask, rope, cache))
 
-    def _look(self, x_BTD: torch.Tensor, source: Source | Memory) -> torch.Tensor:
+    def _cross_attention_block(self, x_BTD: torch.Tensor, source: Source | CrossAttentionKV) -> torch.Tensor:
         norm = self.cross_attention_layernorm
-        return self._added(x_BTD, norm, self.cross_attn(self._read(x_BTD, norm), source))
+        return self._add(x_BTD, norm, self.cross_attn(self._pre_norm(x_BTD, norm), source))
 
-    def _feed(self, x_BTD: torch.Tensor) -> torch.Tensor:
+    def _feed_forward_block(self, x_BTD: torch.Tensor) -> torch.Tensor:
         norm = self.post_attention_layernorm
-        return self._added(x_BTD, norm, self.mlp(self._read(x_BTD, norm)))
+        return self._add(x_BTD, norm, self.mlp(self._pre_norm(x_BTD, norm)))
 
-    def _read(self, x_BTD: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    def _pre_norm(self, x_BTD: torch.Tensor, norm: nn.Module) -> torch.Tensor:
         return norm(x_BTD) if self.norm_first else x_BTD
 
-    def _added(self, x_BTD: torch.Tensor, norm: nn.Module, part_BTD: torch.Tensor) -> torch.Tensor:
+    def _add(self, x_BTD: torch.Tensor, norm: nn.Module, part_BTD: torch.Tensor) -> torch.Tensor:
         if self.dropout and self.training:
             part_BTD = F.dropout(part_BTD, self.dropout)
         return x_BTD + part_BTD if self.norm_first else norm(x_BTD + part_BTD)

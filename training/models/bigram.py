@@ -1,15 +1,13 @@
-"""The bigram model: one table whose row for a token is the logits of what follows; the smallest baseline."""
-
-from collections.abc import Sequence
+"""The bigram model: one table whose row for a token is the logits of the next one. The smallest baseline."""
 
 import torch
 from torch import nn
 
 from configs.schema.models.bigram import BigramSection
-from training.layers.block import Layered
 from training.layers.cross_entropy import cross_entropy_sum
 from training.layers.init import draw_normal
 from training.layers.kv_cache import Cache
+from training.models.causal_lm import CausalLM
 
 
 class LogitsHead(nn.Module):
@@ -31,43 +29,30 @@ class BigramModel(nn.Module):
         return out
 
 
-class BigramForCausalLM(Layered):
+class BigramForCausalLM(CausalLM):
     """A language model that sees one token back. Weights are undefined until :func:`init_weights`."""
 
-    def __init__(self, config: BigramSection, vocab_size: int) -> None:
-        super().__init__()
-        self.section = config
-        self.model = BigramModel(vocab_size)
-        self.lm_head = LogitsHead()
+    section: BigramSection
 
-    def new_cache(self, sequences: int, capacity: int) -> Cache:
-        """A cache without layers, which counts what has been read."""
-        return Cache(0, sequences, capacity, 0, self.model.embed_tokens.weight.detach())
+    def __init__(self, config: BigramSection, vocab_size: int) -> None:
+        super().__init__(config, BigramModel(vocab_size), LogitsHead())
+
+    def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> Cache:
+        """A cache without layers, which only counts the tokens that were read."""
+        return Cache(layers or 0, sequences, capacity, 0, self.model.embed_tokens.weight.detach())
 
     def hidden(
         self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: Cache | None = None
     ) -> torch.Tensor:
-        """Token ids [B, T] -> logits [B, T, V], wherever documents begin; with a ``cache`` the ids follow its own."""
+        """Token ids [B, T] -> logits [B, T, V], which do not depend on ``starts``."""
         if cache is not None:
             cache.begin(input_ids_BT.shape[1])
         out: torch.Tensor = self.model(input_ids_BT)
         return out
 
-    def forward(
-        self,
-        input_ids_BT: torch.Tensor,
-        targets: Sequence[torch.Tensor] | None = None,
-        starts: torch.Tensor | None = None,
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Token ids [B, T] -> logits [B, T, V]; with ``targets`` (labels [B, T]) the summed ``cross_entropy``."""
-        logits_BTV = self.hidden(input_ids_BT, starts)
-        if targets is None:
-            return logits_BTV
-        return {"cross_entropy": self.lm_head(logits_BTV, targets[0])}
-
 
 @torch.no_grad()
 def init_weights(model: BigramForCausalLM, seed: int) -> None:
-    """The table from N(0, initializer_range), in place."""
+    """Draw the table from N(0, initializer_range), in place."""
     for name, parameter in model.named_parameters():
         draw_normal(parameter, f"{seed}/{name}", model.section.initializer_range)

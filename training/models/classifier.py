@@ -1,8 +1,8 @@
-"""A classifier: the hidden states of a decoder or encoder, pooled over a text's tokens, through a fresh linear layer.
+"""A classifier: the hidden states of a decoder or encoder, pooled over the tokens of a text, through a linear layer.
 
-The backbone's modules carry the names that they have in its own family's model, without the head: its checkpoints load
-into it (:func:`training.export.weights.load_backbone`), and DeepSpeed's AutoEP knows DeepSeek's layers.
-Shape suffixes are listed in :mod:`training.layers`; C classes.
+The modules of the backbone are named as in the model of its own family, without the head. Checkpoints of that family
+load into it (:func:`training.export.weights.load_backbone`), and DeepSpeed's AutoEP recognizes DeepSeek's layers.
+Shape suffixes are listed in :mod:`training.layers`; C is the number of classes.
 """
 
 from collections.abc import Sequence
@@ -14,29 +14,30 @@ import torch.nn.functional as F
 from configs.schema.models.classifier import ClassifierSection
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.models.gpt import GptSection
-from training.layers.block import Layered
+from training.layers.block import LayerStack
 from training.layers.cross_entropy import cross_entropy_sum
 from training.layers.linear import Linear
-from training.layers.router import Router, balance_losses, recorded
+from training.layers.router import Router, balance_losses, record_routing
 from training.models import deepseek, encoder, gpt
 
 
-class Classifier(Layered):
+class Classifier(LayerStack):
     """Token ids [B, T] -> logits [B, C]. Weights are undefined until :func:`init_weights` or ``load_state_dict``.
 
-    A backbone of rate 0 takes no gradient, keeps nothing for the backward pass, and its routers' biases stay.
+    With ``backbone_rate`` 0 the backbone is frozen: it keeps nothing for the backward pass, and the biases of its
+    routers do not change.
     """
 
     def __init__(self, config: ClassifierSection, vocab_size: int) -> None:
         super().__init__()
         self.section, self.pooling, self.dropout = config.backbone, config.pooling, config.dropout
         self.frozen = config.backbone_rate == 0
-        self.model: gpt.GptDecoder | deepseek.Decoder | encoder.Encoder
+        self.model: gpt.GptDecoder | deepseek.DeepseekDecoder | encoder.Encoder
         match config.backbone:
             case GptSection():
                 self.model = gpt.GptDecoder(config.backbone, vocab_size)
             case DeepseekSection():
-                self.model = deepseek.Decoder(config.backbone, vocab_size)
+                self.model = deepseek.DeepseekDecoder(config.backbone, vocab_size)
                 self.config = deepseek.released_config(config.backbone, vocab_size)
             case _:
                 self.model = encoder.Encoder(config.backbone, vocab_size)
@@ -44,15 +45,12 @@ class Classifier(Layered):
         self.score = Linear(config.backbone.hidden_size, config.classes)
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids [B, T] -> the backbone's hidden states [B, T, D]; behind ``lengths`` [B] they mean nothing."""
-        positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-        match self.model:
-            case encoder.Encoder():
-                out = self.model(input_ids_BT, lengths)
-            case deepseek.Decoder():
-                out = self.model(input_ids_BT, self.model.rotation(positions), None, None)
-            case _:
-                out = self.model(input_ids_BT, positions, None, None)
+        """Token ids [B, T] -> hidden states of the backbone [B, T, D]; those beyond ``lengths`` [B] are meaningless."""
+        if isinstance(self.model, encoder.Encoder):
+            out = self.model(input_ids_BT, lengths)
+        else:
+            positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+            out = self.model(input_ids_BT, positions, self.model.layer_inputs(positions, None))
         return cast(torch.Tensor, out)
 
     def forward(
@@ -62,25 +60,25 @@ class Classifier(Layered):
         lengths: torch.Tensor | None = None,
         balance: Sequence[str] = (),
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Token ids [B, T] -> logits [B, C] in the dtype of the model; with ``targets`` the sums of the losses.
+        """Token ids [B, T] -> logits [B, C] in the dtype of the model; with ``targets`` the summed losses.
 
         Args:
             input_ids_BT: token ids.
             targets: labels [B], the only element.
-            lengths: [B], tokens of each row that are there; None: all.
-            balance: the balancing losses that are wanted of a backbone with experts, see ``BALANCE_LOSSES``.
+            lengths: [B], number of tokens in each row, without padding; None: there is no padding.
+            balance: names of balancing losses to compute for a backbone with experts, see ``BALANCE_LOSSES``.
 
         Returns:
-            Logits, or by name ``cross_entropy`` in nats over the labels and the balancing losses.
+            Logits, or losses by name: ``cross_entropy`` in nats over the labels, and the balancing losses.
         """
         if targets is None:
             return self._score(input_ids_BT, lengths)
         layers = self.model.modules() if self.training and not self.frozen else ()
         routers = [layer for layer in layers if isinstance(layer, Router)]
-        there_M = None
+        padding_mask_M = None
         if lengths is not None:
-            there_M = (torch.arange(input_ids_BT.shape[1], device=lengths.device) < lengths[:, None]).flatten()
-        with recorded(routers, there_M):
+            padding_mask_M = (torch.arange(input_ids_BT.shape[1], device=lengths.device) < lengths[:, None]).flatten()
+        with record_routing(routers, padding_mask_M):
             logits_BC = self._score(input_ids_BT, lengths)
         losses = balance_losses(routers, balance, len(input_ids_BT))
         return {"cross_entropy": cross_entropy_sum(logits_BC, targets[0]), **losses}
@@ -94,7 +92,7 @@ class Classifier(Layered):
 
 
 def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-    """One vector [B, D] for each text: its ``first`` or ``last`` token's, or the ``mean`` over those that are there."""
+    """One vector [B, D] per text: that of its ``first`` or ``last`` token, or the ``mean`` over its tokens."""
     samples, length, _ = x_BTD.shape
     if lengths_B is None:
         lengths_B = torch.full((samples,), length, device=x_BTD.device)
@@ -102,20 +100,20 @@ def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = N
         return x_BTD[:, 0]
     if pooling == "last":
         return x_BTD[torch.arange(samples, device=x_BTD.device), lengths_B - 1]
-    missing_BT = torch.arange(length, device=x_BTD.device) >= lengths_B[:, None]
-    total_BD = x_BTD.masked_fill(missing_BT[..., None], 0.0).sum(1, dtype=torch.float32)
+    padding_BT = torch.arange(length, device=x_BTD.device) >= lengths_B[:, None]
+    total_BD = x_BTD.masked_fill(padding_BT[..., None], 0.0).sum(1, dtype=torch.float32)
     return (total_BD / lengths_B[:, None]).to(x_BTD.dtype)
 
 
 def init_weights(model: Classifier, seed: int, experts: range | None = None) -> None:
-    """Initialise every parameter and buffer in place, as the backbone's family does: the head like its projections.
+    """Initialize every parameter and buffer in place as the family of the backbone does, the head like its projections.
 
-    ``experts``: of a mixture of experts those whose weights are needed; None: all.
+    ``experts``: those whose weights are needed, in a mixture of experts; None: all.
     """
     match model.model:
         case gpt.GptDecoder():
             gpt.init_weights(model, seed)
-        case deepseek.Decoder():
+        case deepseek.DeepseekDecoder():
             deepseek.init_weights(model, seed, experts)
         case _:
             encoder.init_weights(model, seed)

@@ -12,54 +12,56 @@ from torch import nn
 
 from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
-from training.layers.block import Layered
-from training.layers.init import draw_normal, draw_xavier, matrices_in
+from training.layers.block import LayerStack
+from training.layers.init import draw_normal, draw_xavier, fill_vector, matrices_in
 from training.layers.lm_head import OutputHead
 from training.layers.masks import Mask
-from training.layers.position_embedding import Places
+from training.layers.position_embedding import PositionEmbedding
 from training.layers.transformer_layer import TransformerLayer, make_norm
 
 
-class Encoder(Layered):
-    """Embedding and layers that look both ways: token ids [B, T] -> hidden states [B, T, D]."""
+class Encoder(LayerStack):
+    """Embedding and bidirectional layers: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(
         self, config: EncoderSection | EncoderDecoderSection, vocab_size: int, scale_positions: bool = True
     ) -> None:
-        """``scale_positions``: (embedding + position) * sqrt(D), as the Mini-Transformer; else embedding * sqrt(D) +
+        """``scale_positions``: (embedding + position) * sqrt(D), as in the Mini-Transformer; else embedding * sqrt(D) +
         position.
         """
         super().__init__()
         self.dropout, self.window = config.dropout, config.window
         self.scale = config.hidden_size**0.5
-        self.own_scale = self.scale if scale_positions else 1.0
+        self.position_scale = self.scale if scale_positions else 1.0
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
-        self.positions = Places(config)
+        self.positions = PositionEmbedding(config)
         layers = [TransformerLayer(config, config.norm_first) for _ in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
         # A post-norm stack ends with the last layer's norm.
         self.norm = make_norm(config) if config.norm_first else nn.Identity()
 
     def forward(self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-        """``lengths_B``: tokens of each row that are there; what stands behind them is not looked at."""
+        """``lengths_B``: number of tokens in each row; the padding after them is masked."""
         positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-        x_BTD = self.positions.put(self.embed_tokens(input_ids_BT), positions, self.scale, self.own_scale)
+        x_BTD = self.positions.add_position_embedding(
+            self.embed_tokens(input_ids_BT), positions, self.scale, self.position_scale
+        )
         if self.dropout and self.training:
             x_BTD = F.dropout(x_BTD, self.dropout)
         slopes, sides = self.positions.slopes(x_BTD.device, causal=False), self.positions.sides(x_BTD.device)
         mask = Mask(False, self.window, slopes, lengths_B, sides_N=sides)
-        turn = self.positions.rotation(positions)
+        rope = self.positions.rotary_table(positions)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, mask, turn)
+            x_BTD = layer(x_BTD, mask, rope)
         out: torch.Tensor = self.norm(x_BTD)
         return out
 
 
-class EncoderForTokens(Layered):
-    """An encoder and its head over ``vocab_size`` rows, at each position for that position.
+class EncoderForTokens(LayerStack):
+    """An encoder and its head over ``vocab_size`` rows, which predicts a token at each position.
 
-    Weights are undefined until :func:`init_weights` or ``load_state_dict``. The weights of every layer's attention go
-    to a ``listener`` of its ``self_attn``, where one is set.
+    Weights are undefined until :func:`init_weights` or ``load_state_dict``. The ``attention_hook`` of a layer's
+    ``self_attn``, if set, receives its attention weights.
     """
 
     def __init__(self, config: EncoderSection, vocab_size: int) -> None:
@@ -71,7 +73,7 @@ class EncoderForTokens(Layered):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids [B, T] -> hidden states [B, T, D]: what the head reads; ``lengths`` [B] as in :class:`Encoder`."""
+        """Token ids [B, T] -> hidden states [B, T, D], which the head reads; ``lengths`` [B] as in :class:`Encoder`."""
         out: torch.Tensor = self.model(input_ids_BT, lengths)
         return out
 
@@ -81,9 +83,9 @@ class EncoderForTokens(Layered):
         targets: Sequence[torch.Tensor] | None = None,
         lengths: torch.Tensor | None = None,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Token ids [B, T] -> logits [B, T, V] in the dtype of the model; with ``targets`` the sum of the loss.
+        """Token ids [B, T] -> logits [B, T, V] in the dtype of the model; with ``targets`` the summed loss.
 
-        ``targets``: labels [B, T], the only element. Returns ``cross_entropy`` in nats over them by its name.
+        ``targets``: labels [B, T], the only element, whose loss is ``{"cross_entropy": sum in nats}``.
         """
         hidden_BTD = self.hidden(input_ids_BT, lengths)
         if targets is None:
@@ -93,20 +95,20 @@ class EncoderForTokens(Layered):
 
 @torch.no_grad()
 def init_weights(model: Any, seed: int) -> None:
-    """Initialise every parameter of an encoder or encoder-decoder in place:
+    """Initialize every parameter of an encoder or encoder-decoder in place:
 
-    | what                          | value                                                            |
+    | parameters                    | value                                                            |
     |-------------------------------|------------------------------------------------------------------|
-    | embeddings, learned positions | N(0, D^-0.5), which times sqrt(D) is as large as a sinusoid      |
-    | projections, untied head      | Xavier's uniform; queries, keys and values as three matrices     |
+    | embeddings, learned positions | N(0, D^-0.5), which sqrt(D) scales to the size of a sinusoid     |
+    | projections, untied head      | Xavier uniform; queries, keys and values as three matrices       |
     | norms                         | 1                                                                |
     | biases                        | 0                                                                |
 
-    A head tied to the embedding is drawn as that.
+    A tied head is drawn as the embedding.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+            fill_vector(parameter, name)
         elif name.endswith(("embed_tokens.weight", "positions.weight")):
             draw_normal(parameter, f"{seed}/{name}", parameter.shape[1] ** -0.5)
         else:

@@ -1,6 +1,6 @@
-"""The encoder-decoder Transformer (arXiv 1706.03762): a text for a text.
+"""The encoder-decoder Transformer (arXiv 1706.03762): from one text to another.
 
-Shape suffixes are listed in :mod:`training.layers`; S positions of the source, T of the target.
+Shape suffixes are listed in :mod:`training.layers`; S is positions of the source, T of the target.
 """
 
 from collections.abc import Sequence
@@ -11,32 +11,32 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
-from training.layers.block import Layered
+from training.layers.block import LayerStack
 from training.layers.kv_cache import Cache
 from training.layers.lm_head import OutputHead
 from training.layers.masks import Mask
-from training.layers.multi_head import Memory, Source
-from training.layers.position_embedding import Places
+from training.layers.multi_head import CrossAttentionKV, Source
+from training.layers.position_embedding import PositionEmbedding
 from training.layers.transformer_layer import TransformerLayer, make_norm
 from training.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A source as the decoder's layers look at it, each with keys and values of its own."""
+    """An encoded source: keys and values for each layer of the decoder."""
 
-    memories: list[Memory]
+    layers: list[CrossAttentionKV]
 
 
-class Decoder(Layered):
-    """Embedding and layers that also look at a source: token ids [B, T] -> hidden states [B, T, D]."""
+class Decoder(LayerStack):
+    """Embedding and layers with cross-attention to a source: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(self, config: EncoderDecoderSection, vocab_size: int) -> None:
         super().__init__()
         self.dropout, self.window = config.dropout, config.window
         self.scale = config.hidden_size**0.5
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
-        self.positions = Places(config)
+        self.positions = PositionEmbedding(config)
         layers = [TransformerLayer(config, config.norm_first, cross=True) for _ in range(config.depth_of_decoder)]
         self.layers = nn.ModuleList(layers)
         self.norm = make_norm(config) if config.norm_first else nn.Identity()
@@ -45,23 +45,23 @@ class Decoder(Layered):
         self,
         input_ids_BT: torch.Tensor,
         positions: torch.Tensor,
-        sources: Sequence[Source | Memory],
+        sources: Sequence[Source | CrossAttentionKV],
         cache: Cache | None,
     ) -> torch.Tensor:
-        """``positions``: of the ids, [T] or [B, T]; ``sources``: what each layer looks at."""
-        x_BTD = self.positions.put(self.embed_tokens(input_ids_BT), positions, self.scale)
+        """``positions``: of the ids, [T] or [B, T]; ``sources``: what each layer attends to."""
+        x_BTD = self.positions.add_position_embedding(self.embed_tokens(input_ids_BT), positions, self.scale)
         if self.dropout and self.training:
             x_BTD = F.dropout(x_BTD, self.dropout)
         mask = Mask(True, self.window, self.positions.slopes(x_BTD.device))
-        turn = self.positions.rotation(positions)
+        rope = self.positions.rotary_table(positions)
         for index, (layer, source) in enumerate(zip(self.layers, sources, strict=True)):
-            x_BTD = layer(x_BTD, mask, turn, cache and cache.layer(index), source)
+            x_BTD = layer(x_BTD, mask, rope, cache and cache.layer(index), source)
         out: torch.Tensor = self.norm(x_BTD)
         return out
 
 
-class EncoderDecoder(Layered):
-    """Encoder, decoder and head; sources and targets have ``vocab_size`` ids each, of one tokenizer.
+class EncoderDecoder(LayerStack):
+    """Encoder, decoder and head. Sources and targets use the same ``vocab_size`` ids.
 
     Weights are undefined until :func:`training.models.encoder.init_weights` or ``load_state_dict``.
     """
@@ -78,26 +78,26 @@ class EncoderDecoder(Layered):
             self.lm_head.weight = self.decoder.embed_tokens.weight
 
     def encode(self, source: torch.Tensor, source_lengths: torch.Tensor | None = None) -> Encoded:
-        """Token ids [B, S] -> what the decoder looks at, of use for every token of the target.
+        """Token ids [B, S] -> keys and values for the decoder, which serve every token of the target.
 
-        ``source_lengths`` [B]: of each row those that are there.
+        ``source_lengths`` [B]: number of tokens in each row, without padding; None: there is no padding.
         """
-        read = self._read(source, source_lengths)
-        return Encoded([layer.cross_attn.remember(read) for layer in self.decoder.blocks])
+        encoded = self._encode(source, source_lengths)
+        return Encoded([layer.cross_attn.project_kv(encoded) for layer in self.decoder.blocks])
 
     def new_cache(self, sequences: int, capacity: int) -> Cache:
-        """Room for ``capacity`` tokens of each of ``sequences`` of the target, of each layer and head."""
+        """Room for ``capacity`` target tokens of each of ``sequences``, in every layer and head of the decoder."""
         config = self.section
         heads, width = config.num_attention_heads, 2 * config.head_size
         return Cache(config.depth_of_decoder, sequences, capacity, width, self.lm_head.weight.detach(), heads)
 
     def hidden(self, input_ids_BT: torch.Tensor, encoded: Encoded, cache: Cache | None = None) -> torch.Tensor:
-        """Token ids [B, T] of the target -> hidden states [B, T, D]: what the head reads.
+        """Token ids [B, T] of the target -> hidden states [B, T, D], which the head reads.
 
-        With a ``cache`` the ids follow those that are in it, and the caller commits them. ``encoded`` may be of fewer
-        sources, each of which is for as many rows of ids in a row.
+        With a ``cache`` the ids follow those in the cache, and the caller commits them. ``encoded`` may hold fewer
+        sources than there are rows of ids; each is then for the same number of consecutive rows.
         """
-        return self._decode(input_ids_BT, encoded.memories, cache)
+        return self._decode(input_ids_BT, encoded.layers, cache)
 
     def forward(
         self,
@@ -109,32 +109,35 @@ class EncoderDecoder(Layered):
         """Token ids [B, T] of the target -> logits [B, T, V] in the dtype of the model; with ``targets`` the loss.
 
         Args:
-            input_ids_BT: what the decoder reads, the true tokens before those that it predicts.
+            input_ids_BT: what the decoder reads: the true tokens before those that it predicts.
             targets: labels [B, T], the only element.
-            source: token ids [B, S]; must be given.
-            source_lengths: [B], of each source those that are there; None: all.
+            source: token ids [B, S]; required.
+            source_lengths: [B], number of tokens in each source, without padding; None: there is no padding.
 
         Returns:
-            Logits, or the summed ``cross_entropy`` in nats by its name.
+            Logits, or ``{"cross_entropy": sum over the targets in nats}``.
+
+        Raises:
+            ValueError: there is no ``source``.
         """
         if source is None:
             raise ValueError("an encoder-decoder needs a source for each sequence")
-        # The layers make keys and values of it themselves, where activation checkpointing does not keep them.
-        read = self._read(source, source_lengths)
-        hidden_BTD = self._decode(input_ids_BT, [read] * len(self.decoder.blocks), None)
+        # The layers project its keys and values themselves, so that activation checkpointing need not keep them.
+        encoded = self._encode(source, source_lengths)
+        hidden_BTD = self._decode(input_ids_BT, [encoded] * len(self.decoder.blocks), None)
         if targets is None:
             return self.lm_head(hidden_BTD)
         return {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
 
     def _decode(
-        self, input_ids_BT: torch.Tensor, sources: Sequence[Source | Memory], cache: Cache | None
+        self, input_ids_BT: torch.Tensor, sources: Sequence[Source | CrossAttentionKV], cache: Cache | None
     ) -> torch.Tensor:
         length = input_ids_BT.shape[1]
         positions = torch.arange(length, device=input_ids_BT.device) if cache is None else cache.begin(length)
         out: torch.Tensor = self.decoder(input_ids_BT, positions, sources, cache)
         return out
 
-    def _read(self, source: torch.Tensor, source_lengths: torch.Tensor | None) -> Source:
+    def _encode(self, source: torch.Tensor, source_lengths: torch.Tensor | None) -> Source:
         encoded_BSD = self.encoder(source, source_lengths)
         by = self.section.cross_downsample
         if by > 1:
@@ -144,10 +147,10 @@ class EncoderDecoder(Layered):
 
 
 def pooled(x_BSD: torch.Tensor, by: int, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-    """Means of ``by`` positions at a time: [B, S, D] -> [B, S / by rounded up, D]; padding is no part of them."""
+    """Means over groups of ``by`` positions: [B, S, D] -> [B, S / by rounded up, D]; padding is left out."""
     samples, length, _ = x_BSD.shape
     lengths_B = torch.full((samples,), length, device=x_BSD.device) if lengths_B is None else lengths_B
     x_BSD = F.pad(x_BSD, (0, 0, 0, -length % by))
-    there_BS1 = (torch.arange(x_BSD.shape[1], device=x_BSD.device) < lengths_B[:, None])[..., None]
-    sums = x_BSD.masked_fill(~there_BS1, 0.0).unflatten(1, (-1, by)).sum(2)
-    return sums / there_BS1.unflatten(1, (-1, by)).sum(2).clamp_min(1).to(sums.dtype)
+    valid_BS1 = (torch.arange(x_BSD.shape[1], device=x_BSD.device) < lengths_B[:, None])[..., None]
+    sums = x_BSD.masked_fill(~valid_BS1, 0.0).unflatten(1, (-1, by)).sum(2)
+    return sums / valid_BS1.unflatten(1, (-1, by)).sum(2).clamp_min(1).to(sums.dtype)

@@ -1,4 +1,4 @@
-"""Every family by its name in the recipe: how its model is built and given first values."""
+"""Every model family by its name in the recipe: how its model is built and initialized."""
 
 from typing import Any, cast
 
@@ -18,22 +18,21 @@ _CLASSES: dict[str, Any] = {
 
 
 def build_model(section: ModelSection, vocab_size: int) -> Any:
-    """The recipe's model with ``vocab_size`` rows, in fp32; its weights are undefined.
+    """The recipe's model with ``vocab_size`` rows, in fp32, with undefined weights.
 
-    A ``torch.nn.Module`` with ``set_checkpointing`` (what layers keep in training) and ``compile_regions``, whose
-    forward with ``targets`` gives the sums of the losses by name; one that learns from text is a ``CausalLM``
-    (:mod:`training.inference.generate`) too.
+    It is a :class:`training.layers.block.LayerStack` whose forward pass with ``targets`` returns the summed losses by
+    name. Language models are a :class:`training.models.causal_lm.CausalLM`.
     """
     return _CLASSES[cast(Any, section).family](section, vocab_size)
 
 
 def init_weights(model: torch.nn.Module, seed: int, experts: range | None = None) -> None:
-    """Give every parameter and buffer its first value, in place, as the family's table says.
+    """Initialize every parameter and buffer in place, as the table of the family says.
 
     Args:
         model: of :func:`build_model`.
         seed: from 0.
-        experts: of a mixture of experts those whose weights are needed; None: all.
+        experts: those whose weights are needed, in a mixture of experts; None: all.
     """
     match model:
         case deepseek.DeepseekForCausalLM():
@@ -47,4 +46,4 @@ def init_weights(model: torch.nn.Module, seed: int, experts: range | None = None
         case classifier.Classifier():
             classifier.init_weights(model, seed, experts)
         case _:
-            raise TypeError(f"{type(model).__name__} is no model of a family")
+            raise TypeError(f"{type(model).__name__} is not a model of any family")

@@ -61,7 +61,7 @@ class Balancer:
 
         ``counted``: False discards the counts, which belong to a step that was skipped.
         """
-        taken = [gate.router.take_counts() for _, gate in self._gates]
+        taken = [gate.router.pop_counts() for _, gate in self._gates]
         gates = [gate for gate, counts in zip(self._gates, taken, strict=True) if counts is not None]
         if not gates or not counted:
             return []

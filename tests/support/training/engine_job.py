@@ -191,7 +191,7 @@ def _engine(recipe: Recipe, ranks: Ranks, frozen: str | None, swap_to: str | Non
     shun_the_first_experts(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(frozen is None or frozen not in name)
-    model.set_checkpointing(train.activation_checkpointing)
+    model.set_activation_checkpointing(train.activation_checkpointing)
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
     expert_parallel = recipe.expert_parallel if recipe.model.has_experts else None
     config = deepspeed_config(train, ranks.size, expert_parallel, train.global_batch, recipe.micro_batch)

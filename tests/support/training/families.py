@@ -84,7 +84,7 @@ def built(section: ModelSection, seed: int = 0) -> Any:
 
 
 @dataclass
-class Given:
+class MicroBatch:
     """A micro-batch: ids [B, T], labels as the family has them, and by name what else its model is called with."""
 
     ids: torch.Tensor
@@ -99,13 +99,13 @@ class Given:
         total: torch.Tensor = sum(model(self.ids, targets=[self.labels], **self.more).values())
         return total
 
-    def row(self, number: int) -> "Given":
+    def row(self, number: int) -> "MicroBatch":
         """One of its samples alone."""
         one = slice(number, number + 1)
-        return Given(self.ids[one], self.labels[one], {name: tensor[one] for name, tensor in self.more.items()})
+        return MicroBatch(self.ids[one], self.labels[one], {name: tensor[one] for name, tensor in self.more.items()})
 
 
-def given(section: ModelSection, samples: int = 3, length: int = LENGTH, seed: int = 0) -> Given:
+def micro_batch(section: ModelSection, samples: int = 3, length: int = LENGTH, seed: int = 0) -> MicroBatch:
     """Random ids; what has padding has it in all samples but the first."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -115,10 +115,10 @@ def given(section: ModelSection, samples: int = 3, length: int = LENGTH, seed: i
     ids, labels = drawn(VOCAB, samples, length), drawn(VOCAB, samples, length)
     lengths = torch.tensor([length if row == 0 else length - 4 + (row - 1) % 4 for row in range(samples)])
     if section.task == "seq2seq":
-        return Given(ids, labels, {"source": drawn(VOCAB, samples, length), "source_lengths": lengths})
+        return MicroBatch(ids, labels, {"source": drawn(VOCAB, samples, length), "source_lengths": lengths})
     if section.task == "sequence_classification":
-        return Given(ids, drawn(CLASSES, samples), {"lengths": lengths})
+        return MicroBatch(ids, drawn(CLASSES, samples), {"lengths": lengths})
     if section.task == "token_classification":
         labels[torch.arange(length) >= lengths[:, None]] = -100
-        return Given(ids, labels, {"lengths": lengths})
-    return Given(ids, labels, {})
+        return MicroBatch(ids, labels, {"lengths": lengths})
+    return MicroBatch(ids, labels, {})

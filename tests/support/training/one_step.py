@@ -7,7 +7,7 @@ import torch
 from benchmarks.engine.setup import alone
 from configs.schema.models import ModelSection
 from configs.schema.train import OptimizerSection, TrainSection
-from tests.support.training.families import LENGTH, built, given
+from tests.support.training.families import LENGTH, built, micro_batch
 from training.data.batch import Batch
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
@@ -39,7 +39,7 @@ def moved_by_a_step(section: ModelSection, stage: int) -> dict[str, torch.Tensor
     before = _weights(engine)
     for group in engine.optimizer.param_groups:
         group["lr"] = _RATE * group["rate_scale"]
-    batch = given(section, samples=_SAMPLES)
+    batch = micro_batch(section, samples=_SAMPLES)
     sums = Objective(section, train)(engine, Batch(batch.ids, batch.labels, **batch.more))
     engine.backward(sums["cross_entropy"] / _SAMPLES)
     engine.step()

@@ -141,7 +141,7 @@ def test_cpu_alone_is_said_to_be_so(
     assert "there is no other device than cpu here" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert [device.type for device in devices.devices_here()] == ["cpu", "cuda", "mps"]
+    assert [device.type for device in devices.available_devices()] == ["cpu", "cuda", "mps"]
 
 
 def test_ways_of_attention_agree_and_are_timed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

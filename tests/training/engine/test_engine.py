@@ -73,7 +73,7 @@ def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
             group["lr"] = learning_rate(step, train.steps, train.learning_rate, train.schedule)
         seen["losses"].append(means.pop("cross_entropy").item())
         seen["terms"].append({name: mean.item() for name, mean in means.items()})
-        counted = [gate.router.take_counts() for gate in gates]
+        counted = [gate.router.pop_counts() for gate in gates]
         if step + 1 in skipped:
             continue
         optimizer.step()

@@ -14,7 +14,7 @@ from tests.support.training.shapes import SHAPES, VOCAB
 from training.commands.estimate import lines
 from training.estimate import flops_per_token, parameters
 from training.estimate.flops import attention_flops_per_token
-from training.layers import attention
+from training.layers.cpu import attention as cpu_attention
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 V3 = DeepseekSection(
@@ -87,7 +87,7 @@ def test_published_sizes(config: DeepseekSection, vocab_size: int, total: float,
 @pytest.mark.parametrize("name", SHAPES)
 def test_flops_are_those_of_the_built_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Single rows make blocked attention skip the future exactly.
-    monkeypatch.setattr(attention, "_BLOCK", 1)
+    monkeypatch.setattr(cpu_attention, "QUERY_BLOCK", 1)
     batch, length = 2, 24
     model = DeepseekForCausalLM(SHAPES[name], VOCAB)
     init_weights(model, 0)

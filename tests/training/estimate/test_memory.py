@@ -52,10 +52,10 @@ def recipe_of(*overrides: str, name: str = "benchmarks/estimate.yaml") -> Recipe
 
 
 def built(recipe: Recipe) -> tuple[Any, Any]:
-    """The engine of one rank on CPU, and the optimiser."""
+    """The engine of one rank on CPU, and the optimizer."""
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, 0)
-    model.set_checkpointing(recipe.train.activation_checkpointing)
+    model.set_activation_checkpointing(recipe.train.activation_checkpointing)
     optimizer = build_optimizer(model, recipe.train.optimizer, recipe.train.learning_rate)
     experts = 1 if recipe.model.has_experts else None
     config = deepspeed_config(recipe.train, 1, experts, recipe.train.global_batch, recipe.micro_batch)
@@ -79,26 +79,26 @@ def batch_of(recipe: Recipe) -> Batch:
 def kept_for_backward(engine: Any, recipe: Recipe) -> int:
     """Bytes of the storages that a forward pass leaves behind, parameters left out.
 
-    Autograd's, by its hooks; what selective checkpointing keeps beside it are Python's objects.
+    Those of autograd, by its hooks, and the Python objects that selective checkpointing keeps.
     """
     own = {parameter.untyped_storage().data_ptr() for parameter in engine.parameters()}
     own |= set(_storages())
-    found: dict[int, int] = {}
+    storages: dict[int, int] = {}
     held = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
             held.append(tensor)  # or its address would be given out again
         return tensor
 
     engine.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sums = Objective(recipe.model, recipe.train)(engine, batch_of(recipe))
-    found |= {place: size for place, size in _storages().items() if place not in own}
+    storages |= {place: size for place, size in _storages().items() if place not in own}
     assert sums
-    return sum(found.values())
+    return sum(storages.values())
 
 
 def _storages() -> dict[int, int]:
@@ -146,8 +146,8 @@ def test_what_is_kept_without_checkpointing_is_what_autograd_saves(changes: list
 def _check_kept_without_checkpointing(changes: list[str]) -> None:
     recipe = recipe_of(*SMALL, *changes)
     expected = kept_for_backward(built(recipe)[0], recipe)
-    found = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, "none").kept
-    assert found == pytest.approx(expected, rel=0.03)
+    estimated = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, "none").kept
+    assert estimated == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.engine
@@ -161,8 +161,8 @@ def _check_checkpointing(mode: str, precision: str) -> None:
     stage = 0 if precision == "fp32" else 1
     keys = [f"train.zero_stage={stage}", f"train.precision={precision}", f"train.activation_checkpointing={mode}"]
     recipe = recipe_of(*SMALL, *keys)
-    found = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, mode).kept
-    assert found == pytest.approx(kept_for_backward(built(recipe)[0], recipe), rel=0.05)
+    estimated = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, mode).kept
+    assert estimated == pytest.approx(kept_for_backward(built(recipe)[0], recipe), rel=0.05)
 
 
 _DENSE = "hidden_size: 128, num_hidden_layers: 3, num_attention_heads: 4, max_position_embeddings: 512"
@@ -196,10 +196,10 @@ def test_dense_models_keep_what_is_said(frozen, name: str, precision: str, mode:
     recipe = recipe_of(*keys, f"train.precision={precision}", *alone, name="configs/teaching/gpt-oz.yaml")
     model = build_model(recipe.model, recipe.vocab_size)
     registry.init_weights(model, 0)
-    model.set_checkpointing(mode)
+    model.set_activation_checkpointing(mode)
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    found = activations(recipe, topology(recipe, "cpu", 4), 4, mode).kept
-    assert found == pytest.approx(kept_for_backward(model, recipe), rel=0.05)
+    estimated = activations(recipe, topology(recipe, "cpu", 4), 4, mode).kept
+    assert estimated == pytest.approx(kept_for_backward(model, recipe), rel=0.05)
 
 
 @pytest.mark.engine
@@ -224,7 +224,7 @@ def _check_state(stage: int, precision: str, optimizer: str) -> None:
         if isinstance(value, torch.Tensor) and value.ndim
     )
     parts = memory(recipe, "cpu").parts
-    assert parts["optimiser state"] == pytest.approx(state, rel=0.01)
+    assert parts["optimizer state"] == pytest.approx(state, rel=0.01)
     if stage:
         assert parts["master weights"] == pytest.approx(sum(p.master.nbytes for p in kept.trained), rel=0.01)
     weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in engine.module.parameters())
@@ -239,22 +239,22 @@ def test_parts_are_cut_over_the_ranks() -> None:
     assert one["master weights"] == pytest.approx(whole["master weights"])
     assert whole["weights"] < one["weights"] / 2
     assert cut["weights"] == pytest.approx(one["weights"] / 4, rel=0.001)
-    given = ("launch.processes=4", "train.micro_batch=2", "train.zero_stage=2")
+    overrides = ("launch.processes=4", "train.micro_batch=2", "train.zero_stage=2")
     plain, offloaded = (
-        memory(recipe_of(*given), "cuda"),
-        memory(recipe_of(*given, "train.offload_optimizer=cpu"), "cuda"),
+        memory(recipe_of(*overrides), "cuda"),
+        memory(recipe_of(*overrides, "train.offload_optimizer=cpu"), "cuda"),
     )
-    assert offloaded.parts["optimiser state"] == offloaded.parts["gradients"] == 0
-    moved = sum(plain.parts[part] for part in ("optimiser state", "master weights", "gradients"))
+    assert offloaded.parts["optimizer state"] == offloaded.parts["gradients"] == 0
+    moved = sum(plain.parts[part] for part in ("optimizer state", "master weights", "gradients"))
     assert plain.phases["step"] - offloaded.phases["step"] == pytest.approx(moved)
 
 
 def test_largest_micro_batch_grows_with_memory_and_divides() -> None:
     recipe = recipe_of("launch.processes=2", "train.global_batch_tokens=24576", "train.micro_batch=1")
     sizes = [largest_micro_batch(recipe, gigabytes * 10**9, "cuda") for gigabytes in range(1, 40)]
-    found = [size for size in sizes if size]
-    assert sizes[0] is None and found == sorted(found) and found[-1] == 24 and len(set(found)) > 3
-    assert all(24 % size == 0 for size in found)
+    fitting = [size for size in sizes if size]
+    assert sizes[0] is None and fitting == sorted(fitting) and fitting[-1] == 24 and len(set(fitting)) > 3
+    assert all(24 % size == 0 for size in fitting)
     for gigabytes, size in enumerate(sizes, start=1):
         if size:
             assert memory(recipe, "cuda", size).peak <= gigabytes * 10**9
@@ -269,14 +269,14 @@ def test_advice_fits() -> None:
     peaks = memory(recipe, "cuda", 1)
     available = int(peaks.peak * 0.9)
     assert peaks.phases["start"] < available < peaks.peak
-    said = advice(recipe, available, "cuda")
-    assert said.startswith("set train.activation_checkpointing=")
+    message = advice(recipe, available, "cuda")
+    assert message.startswith("set train.activation_checkpointing=")
     changed = recipe_of(
         "launch.processes=8",
         "train.expert_parallel=1",
         "train.context_length=4096",
         "train.global_batch_tokens=131072",
-        *said.removeprefix("set ").split(),
+        *message.removeprefix("set ").split(),
     )
     assert memory(changed, "cuda").peak <= available
     assert "all that it computes with" in advice(recipe, int(peaks.phases["start"] / 2), "cuda")
@@ -302,8 +302,8 @@ def test_device_memory_is_the_recipes_or_found() -> None:
     ],
 )
 def test_the_command_answers_at_once_and_without_torch(name: str, overrides: list[str], expected: list[str]) -> None:
-    given = ["--recipe", f"configs/{name}.yaml", "launch.device_memory=80G", *overrides]
-    call = f"main(['estimate', *{given!r}])"
+    arguments = ["--recipe", f"configs/{name}.yaml", "launch.device_memory=80G", *overrides]
+    call = f"main(['estimate', *{arguments!r}])"
     code = f"import sys; from training.__main__ import main; sys.exit({call} or 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

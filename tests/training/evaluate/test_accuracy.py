@@ -22,14 +22,14 @@ def test_scores_are_their_definition(seed: int) -> None:
     generator = random.Random(seed)
     names = [f"c{number}" for number in range(5)]
     true = [generator.randrange(4) for _ in range(60)]  # the last class has no example
-    said = [answer if generator.random() < 0.6 else generator.randrange(5) for answer in true]
-    scores = ClassScores.of(true, said, names)
-    assert scores.accuracy == pytest.approx(sum(a == b for a, b in zip(true, said, strict=True)) / 60)
+    predicted = [answer if generator.random() < 0.6 else generator.randrange(5) for answer in true]
+    scores = ClassScores.of(true, predicted, names)
+    assert scores.accuracy == pytest.approx(sum(a == b for a, b in zip(true, predicted, strict=True)) / 60)
     assert scores.majority == pytest.approx(max(true.count(c) for c in range(5)) / 60)
     f1s = []
     for number, row in enumerate(scores.per_class()):
-        hits = sum(a == b == number for a, b in zip(true, said, strict=True))
-        precision = hits / said.count(number) if number in said else 0.0
+        hits = sum(a == b == number for a, b in zip(true, predicted, strict=True))
+        precision = hits / predicted.count(number) if number in predicted else 0.0
         recall = hits / true.count(number) if number in true else 0.0
         f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
         assert row == {
@@ -39,7 +39,7 @@ def test_scores_are_their_definition(seed: int) -> None:
             "recall": pytest.approx(recall),
             "f1": pytest.approx(f1),
         }
-        if number in true or number in said:
+        if number in true or number in predicted:
             f1s.append(f1)
     assert scores.macro_f1 == pytest.approx(sum(f1s) / len(f1s))
 
@@ -59,7 +59,7 @@ def test_rows_beyond_the_tokenizer_are_no_answer(name: str, kind: str) -> None:
     init_weights(model, 0)
     # Larger than the others by the same in every direction that a hidden state may have.
     bias = torch.zeros(recipe.vocab_size).index_fill(0, torch.arange(tokenizer.vocab_size, recipe.vocab_size), 1e3)
-    model.lm_head.register_forward_hook(lambda _head, _given, out: out + bias)
+    model.lm_head.register_forward_hook(lambda _head, _inputs, out: out + bias)
     measured = Measured(recipe, model.eval(), torch.device("cpu"), tokenizer)
     ids, lengths = torch.tensor([tokenizer.encode("abca"), [*tokenizer.encode("bb"), 0, 0]]), torch.tensor([4, 2])
     labels = ids.masked_fill(torch.arange(4) >= lengths[:, None], IGNORED)

@@ -40,13 +40,13 @@ def test_latent_attention_is_transformers(name: str) -> None:
     config = SHAPES[name]
     model = DeepseekForCausalLM(config, VOCAB)
     init_weights(model, 0)
-    found = attention_maps(model.eval(), ids())
+    maps = attention_maps(model.eval(), ids())
     with torch.no_grad():
         expected = carry(model, config).eval()(ids(), output_attentions=True).attentions
-    assert [one.name for one in found] == ["0", "1"]
-    for one, weights in zip(found, expected, strict=True):
+    assert [one.name for one in maps] == ["0", "1"]
+    for one, weights in zip(maps, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(one.weights_NTL), weights[0], atol=1e-5, rtol=1e-4)
-    assert all(layer.self_attn.listener is None for layer in model.model.blocks)
+    assert all(layer.self_attn.attention_hook is None for layer in model.model.blocks)
 
 
 @pytest.mark.parametrize("changes", [{}, {"positions": "alibi"}, {"positions": "rope", "window": 4}])
@@ -56,10 +56,10 @@ def test_dense_attention_times_values_is_what_the_layer_gives(changes: dict[str,
     outputs: list[torch.Tensor] = []
     layer = model.model.layers[1].self_attn
     layer.qkv_proj.register_forward_hook(lambda _m, _i, out: outputs.append(out))
-    layer.o_proj.register_forward_hook(lambda _m, given, _o: outputs.append(given[0]))
-    (found,) = attention_maps(model.eval(), ids(), layers=[1])
+    layer.o_proj.register_forward_hook(lambda _m, inputs, _o: outputs.append(inputs[0]))
+    (attention_map,) = attention_maps(model.eval(), ids(), layers=[1])
     values_NTH = outputs[0].unflatten(-1, (3, 2, -1))[0, :, 2].transpose(0, 1)
-    mixed_NTH = torch.from_numpy(found.weights_NTL) @ values_NTH
+    mixed_NTH = torch.from_numpy(attention_map.weights_NTL) @ values_NTH
     torch.testing.assert_close(mixed_NTH.transpose(0, 1).flatten(1), outputs[1][0], atol=1e-5, rtol=1e-4)
 
 
@@ -89,24 +89,24 @@ class TwoStacks(nn.Module):
 
 
 def test_two_stacks_and_cross_attention_are_told_apart() -> None:
-    found = attention_maps(TwoStacks(), ids(5), source=ids(7))
-    shapes = {one.name: one.weights_NTL.shape for one in found}
+    maps = attention_maps(TwoStacks(), ids(5), source=ids(7))
+    shapes = {one.name: one.weights_NTL.shape for one in maps}
     assert shapes == {"encoder 0": (2, 7, 7), "encoder 1": (2, 7, 7), "decoder 0": (2, 5, 5), "cross 0": (2, 5, 7)}
-    across = next(one for one in found if one.cross)
-    assert all(each.to_itself is each.before is each.after is None for each in head_numbers(across))
-    both_ways = head_numbers(found[0])[0]
-    assert both_ways.after == pytest.approx(float(found[0].weights_NTL[0].diagonal(1).mean()), rel=1e-5)
+    across = next(one for one in maps if one.cross)
+    assert all(head.to_itself is head.before is head.after is None for head in head_numbers(across))
+    both_ways = head_numbers(maps[0])[0]
+    assert both_ways.after == pytest.approx(float(maps[0].weights_NTL[0].diagonal(1).mean()), rel=1e-5)
 
 
 def test_heads_of_one_side_are_measured_by_what_they_see() -> None:
     counts = np.arange(1, 7)
     back = np.tril(np.ones((6, 6))) / counts[:, None]
     both = np.full((6, 6), 1 / 6)
-    found = head_numbers(AttentionMap("0", 0, False, np.stack([back, back[::-1, ::-1], both]).astype(np.float32)))
-    assert [each.entropy_share for each in found] == pytest.approx([1.0] * 3)
+    heads = head_numbers(AttentionMap("0", 0, False, np.stack([back, back[::-1, ::-1], both]).astype(np.float32)))
+    assert [head.entropy_share for head in heads] == pytest.approx([1.0] * 3)
     steps = sum(1 / n for n in counts[1:]) / 5
-    assert [each.before for each in found] == [pytest.approx(steps), None, pytest.approx(1 / 6)]
-    assert [each.after for each in found] == [None, pytest.approx(steps), pytest.approx(1 / 6)]
+    assert [head.before for head in heads] == [pytest.approx(steps), None, pytest.approx(1 / 6)]
+    assert [head.after for head in heads] == [None, pytest.approx(steps), pytest.approx(1 / 6)]
 
 
 def test_even_attention_has_the_most_entropy() -> None:
@@ -152,12 +152,12 @@ def test_the_command_writes_a_map_of_every_head(
     pictures = sorted(path.name for path in folder.glob("*.png"))
     assert pictures == sorted([*heads, "layer-00.png", "layer-01.png"])
     assert all(path.read_bytes().startswith(PNG) for path in folder.glob("*.png"))
-    told = json.loads((folder / "attention.json").read_text())
-    assert told["tokens"]["read"] == ["a", "␣", "$", "x", "$", "\\n", "b"] and len(told["heads"]) == 4
+    contents = json.loads((folder / "attention.json").read_text())
+    assert contents["tokens"]["read"] == ["a", "␣", "$", "x", "$", "\\n", "b"] and len(contents["heads"]) == 4
     weights = np.load(folder / "weights.npz")
     assert weights["1"].shape == (2, 7, 7)
     out = capsys.readouterr().out
-    assert f"{told['heads'][3]['entropy']:.3f}" in out and out.count("\n") == 6
+    assert f"{contents['heads'][3]['entropy']:.3f}" in out and out.count("\n") == 6
     # Of one layer of a validation document; nothing of the maps before stays.
     assert main([*words, "--layers", "1"]) == 0
     assert sorted(path.name for path in folder.glob("*.png")) == ["layer-01-head-00.png", "layer-01-head-01.png",

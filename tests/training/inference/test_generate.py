@@ -21,9 +21,9 @@ PROMPT = (5, 9, 11)
 
 
 def built(config: DeepseekSection) -> DeepseekForCausalLM:
-    made = DeepseekForCausalLM(config, VOCAB)
-    init_weights(made, 0)
-    return made.eval()
+    model = DeepseekForCausalLM(config, VOCAB)
+    init_weights(model, 0)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def model() -> DeepseekForCausalLM:
 
 @pytest.fixture(scope="module")
 def walker() -> DeepseekForCausalLM:
-    """A model with two depths of multi-token prediction that has mostly learnt to count: drafts are right and wrong."""
+    """A model with two prediction layers that has mostly learned to count: some drafts are right, some wrong."""
     config = small(num_nextn_predict_layers=2, q_lora_rank=24)
     model = DeepseekForCausalLM(config, VOCAB)
     init_weights(model, 0)
@@ -75,11 +75,11 @@ def test_absorbed_attention_equals_the_expanded(name: str) -> None:
     ids = torch.randint(0, VOCAB, (3, 20), generator=torch.Generator().manual_seed(2))
     expected = model.hidden(ids)
     for pieces in ([20], [7, 13], [1] * 20, [5, 1, 1, 13]):
-        cache, found = model.new_cache(3, 20), []
+        cache, states = model.new_cache(3, 20), []
         for piece in ids.split(pieces, dim=1):
-            found.append(model.hidden(piece, cache=cache))
+            states.append(model.hidden(piece, cache=cache))
             cache.commit([length + piece.shape[1] for length in cache.lengths])
-        torch.testing.assert_close(torch.cat(found, dim=1), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(torch.cat(states, dim=1), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_cache_holds_latent_and_rotated_key_and_nothing_else(model: DeepseekForCausalLM) -> None:
@@ -129,7 +129,7 @@ def test_drafts_are_what_multi_token_prediction_says(walker: DeepseekForCausalLM
     assert 0.2 < drafting.accepted / drafting.drafted < 0.98
     for ids, drafts in seen:
         hidden = walker.hidden(torch.tensor([ids[:-1]]))
-        turn = walker.model.rotation(torch.arange(len(ids) - 1))
+        turn = walker.model.rotary_table(torch.arange(len(ids) - 1))
         known = list(ids)
         for depth, layer in enumerate(walker.prediction_layers, start=1):
             ahead = walker.model.embed_tokens(torch.tensor([known[depth:]]))
@@ -194,5 +194,5 @@ def test_an_impossible_prompt_is_refused_at_once(
 def test_a_cache_that_is_too_small_says_so(model: DeepseekForCausalLM) -> None:
     cache = model.new_cache(1, 4)
     assert isinstance(cache, Cache)
-    with pytest.raises(ValueError, match=r"the cache holds 4 tokens a sequence: 0 are there and 5 more do not fit"):
+    with pytest.raises(ValueError, match="room for 4 tokens per sequence: it holds 0, and 5 more do not fit"):
         model.hidden(torch.zeros(1, 5, dtype=torch.int64), cache=cache)

@@ -1,4 +1,4 @@
-"""Greedy and beam search of an encoder-decoder against reading all anew, and against trying all targets."""
+"""Greedy and beam search of an encoder-decoder against reading everything again, and against trying all targets."""
 
 import itertools
 from typing import Any
@@ -28,7 +28,7 @@ def sharp(section: EncoderDecoderSection, vocab: int = VOCAB, seed: int = 0) -> 
 
 
 def log_probabilities(model: Any, source: list[int], target: list[int], limits: Limits) -> list[float]:
-    """Of each id of a target after those before it, all read anew."""
+    """Log-probability of each id of a target given those before it, without a cache."""
     ids = torch.tensor([[BEGIN, *target[:-1]]])
     logits = limits.allow(model(ids, source=torch.tensor([source]))[0])
     return logits.log_softmax(-1)[range(len(target)), target].tolist()
@@ -38,15 +38,15 @@ def log_probabilities(model: Any, source: list[int], target: list[int], limits: 
 @pytest.mark.parametrize("name", cases("encoder_decoder"))
 def test_greedy_takes_the_likeliest_of_all_read_anew(name: str) -> None:
     model = sharp(CASES[name])  # type: ignore[arg-type]
-    found = greedy(model, SOURCES, BEGIN, LIMITS)
-    for source, target in zip(SOURCES, found, strict=True):
+    targets = greedy(model, SOURCES, BEGIN, LIMITS)
+    for source, target in zip(SOURCES, targets, strict=True):
         read: list[int] = []
         while len(read) < 8 and END not in read:
             ids = torch.tensor([[BEGIN, *read]])
             logits = LIMITS.allow(model(ids, source=torch.tensor([source]))[0, -1])
             read.append(int(logits.argmax()))
         assert target == read
-    assert [found_.ids for found_ in beam_search(model, SOURCES, BEGIN, LIMITS, beams=1)] == found
+    assert [found_.ids for found_ in beam_search(model, SOURCES, BEGIN, LIMITS, beams=1)] == targets
 
 
 @torch.no_grad()
@@ -54,11 +54,11 @@ def test_greedy_takes_the_likeliest_of_all_read_anew(name: str) -> None:
 def test_beams_score_what_they_say_and_together_as_alone(name: str) -> None:
     model = sharp(CASES[name], seed=3)  # type: ignore[arg-type]
     together = beam_search(model, SOURCES, BEGIN, LIMITS, beams=4, alpha=0.6)
-    for source, found in zip(SOURCES, together, strict=True):
-        total = sum(log_probabilities(model, source, found.ids, LIMITS))
-        assert found.score == pytest.approx(total / length_penalty(len(found.ids), 0.6), abs=1e-4)
+    for source, target in zip(SOURCES, together, strict=True):
+        total = sum(log_probabilities(model, source, target.ids, LIMITS))
+        assert target.score == pytest.approx(total / length_penalty(len(target.ids), 0.6), abs=1e-4)
         [alone] = beam_search(model, [source], BEGIN, LIMITS, beams=4, alpha=0.6)
-        assert alone.ids == found.ids
+        assert alone.ids == target.ids
 
 
 @torch.no_grad()
@@ -74,9 +74,9 @@ def test_beams_for_all_beginnings_find_the_best_of_all_targets(seed: int, alpha:
     scores = [
         sum(log_probabilities(model, source, target, limits)) / length_penalty(len(target), alpha) for target in targets
     ]
-    [found] = beam_search(model, [source], BEGIN, limits, beams=len(others) ** most, alpha=alpha)
-    assert found.score == pytest.approx(max(scores), abs=1e-4)
-    assert found.ids == targets[scores.index(max(scores))]
+    [hypothesis] = beam_search(model, [source], BEGIN, limits, beams=len(others) ** most, alpha=alpha)
+    assert hypothesis.score == pytest.approx(max(scores), abs=1e-4)
+    assert hypothesis.ids == targets[scores.index(max(scores))]
 
 
 def test_a_penalty_of_nothing_and_of_one_id() -> None:

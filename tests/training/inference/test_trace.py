@@ -12,8 +12,9 @@ from artefacts.errors import RequestError
 from tests.support.training.shapes import VOCAB, small
 from tests.support.training.tiny_run import GPT, as_trained, tiny_model, tiny_recipe
 from training.__main__ import main
+from training.commands import generate as generate_command
 from training.commands import temperature
-from training.inference import completion as generate_command
+from training.inference.completion import complete
 from training.inference.generate import Limits, generate
 from training.inference.sampling import Sampling
 from training.inference.trace import Step, step_of, traced
@@ -25,15 +26,15 @@ PROMPT = [15, 9, 11]
 
 @pytest.fixture(scope="module")
 def model() -> DeepseekForCausalLM:
-    made = DeepseekForCausalLM(small(), VOCAB)
-    init_weights(made, 0)
-    return made.eval()
+    model = DeepseekForCausalLM(small(), VOCAB)
+    init_weights(model, 0)
+    return model.eval()
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.5, top_k=4), Sampling(1.0, top_p=0.6), Sampling(0)])
 def test_a_trace_is_the_softmax_of_the_whole_sequence(model: Any, sampling: Sampling) -> None:
     steps: list[Step] = []
-    new = list(traced(model, PROMPT, LIMITS, sampling, seed=3, tell=steps.append))
+    new = list(traced(model, PROMPT, LIMITS, sampling, seed=3, on_step=steps.append))
     assert new == list(generate(model, PROMPT, LIMITS, sampling, seed=3)) == [step.token for step in steps]
     with torch.no_grad():
         logits_TV = model(torch.tensor([PROMPT + new]))[0, len(PROMPT) - 1 : -1].double()
@@ -90,14 +91,17 @@ def test_several_completions_are_those_of_their_seeds(
     assert len(set(alone)) == 3
     assert main([*words, "generate.seed=4", "generate.samples=3"]) == 0
     assert capsys.readouterr().out == "---\n".join(alone)
-    for more, told in (("generate.temperature=0", "needs temperature above 0"), ("--trace", "leave generate.samples")):
-        with pytest.raises(RequestError, match=told):
+    for more, message in (
+        ("generate.temperature=0", "needs temperature above 0"),
+        ("--trace", "remove generate.samples"),
+    ):
+        with pytest.raises(RequestError, match=message):
             main([*words, "generate.samples=3", more])
 
 
 def test_a_trace_of_drafts_is_refused(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, GPT, "generate.speculative=true", "generate.temperature=0", "generate.prompt=a")
-    with pytest.raises(RequestError, match=r"leave generate\.speculative out"):
+    with pytest.raises(RequestError, match=r"remove generate\.speculative"):
         generate_command.generate(recipe, trace=True)
 
 
@@ -108,22 +112,22 @@ def test_temperatures_are_compared(
     model = tiny_model(recipe)
     as_trained(monkeypatch, temperature, model)
     assert temperature.evaluate_temperature(recipe) == 0
-    told = json.loads((tmp_path / "tiny" / "temperatures.json").read_text())["temperatures"]
-    assert [each["temperature"] for each in told] == [0.1, 0.5, 1.0, 1.5, 2.0]
+    rows = json.loads((tmp_path / "tiny" / "temperatures.json").read_text())["temperatures"]
+    assert [row["temperature"] for row in rows] == [0.1, 0.5, 1.0, 1.5, 2.0]
     out = capsys.readouterr().out
-    for each in told:
-        as_generated = tiny_recipe(tmp_path, GPT, "generate.prompt=The ", f"generate.temperature={each['temperature']}")
+    for row in rows:
+        as_generated = tiny_recipe(tmp_path, GPT, "generate.prompt=The ", f"generate.temperature={row['temperature']}")
         tokenizer = generate_command.load_tokenizer(tmp_path / "tiny" / "tokenizer")
-        assert each["completion"] == "".join(generate_command.complete(as_generated, model, tokenizer))
-        assert repr(each["completion"]) in out
-        said = tokenizer.encode(each["completion"])
-        assert each["distinct"] == pytest.approx(len(set(said)) / len(said))
-    entropies, likely = [each["entropy"] for each in told], [each["log_probability"] for each in told]
+        assert row["completion"] == "".join(complete(as_generated, model, tokenizer))
+        assert repr(row["completion"]) in out
+        ids = tokenizer.encode(row["completion"])
+        assert row["distinct"] == pytest.approx(len(set(ids)) / len(ids))
+    entropies, likely = [row["entropy"] for row in rows], [row["log_probability"] for row in rows]
     assert entropies == sorted(entropies) and likely == sorted(likely, reverse=True)
 
 
-def test_only_models_of_text_go_on_from_a_prompt(tmp_path: Path) -> None:
+def test_only_language_models_continue_a_prompt(tmp_path: Path) -> None:
     encoder = {key: value for key, value in GPT.items() if key != "initializer_range"} | {"family": "encoder"}
-    with pytest.raises(RequestError, match="family=encoder goes on from no prompt"):
+    with pytest.raises(RequestError, match="family=encoder is not a language model"):
         made_up = "data.source={kind: sequences}"
         temperature.evaluate_temperature(tiny_recipe(tmp_path, encoder, "generate.prompt=a", made_up))

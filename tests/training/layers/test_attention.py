@@ -9,16 +9,16 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema.models.deepseek import YarnSection
-from training.layers import attention
 from training.layers.attention import causal_attention
+from training.layers.cpu import attention as cpu_attention
 from training.layers.packed_documents import Documents
-from training.layers.rope import inverse_frequencies, rotate_tail, rotation, softmax_scale
+from training.layers.rope import inverse_frequencies, rotary_table, rotate_tail, softmax_scale
 
 
 @pytest.mark.parametrize("length", [1, 5, 128, 129, 300])
-@pytest.mark.parametrize("longest", [0, 2048])
-def test_equals_torch(length: int, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_LONGEST_BLOCKED", longest)
+@pytest.mark.parametrize("longest_blocked", [0, 2048])
+def test_equals_torch(length: int, longest_blocked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "LONGEST_BLOCKED", longest_blocked)
     generator = torch.Generator().manual_seed(length)
     leaves = [torch.randn(2, 3, length, width, generator=generator) for width in (24, 24, 16)]
     ours = [leaf.clone().requires_grad_() for leaf in leaves]
@@ -34,10 +34,12 @@ def test_equals_torch(length: int, longest: int, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(one.grad, other.grad.float(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("longest", [20, 2048])
+@pytest.mark.parametrize("longest_blocked", [20, 2048])
 @pytest.mark.parametrize("lengths", [[[300], [300]], [[5, 123, 1, 171], [128, 172]], [[1] * 300, [150, 150]]])
-def test_documents_are_as_if_alone(lengths: list[list[int]], longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_LONGEST_BLOCKED", longest)
+def test_documents_are_as_if_alone(
+    lengths: list[list[int]], longest_blocked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_attention, "LONGEST_BLOCKED", longest_blocked)
     generator = torch.Generator().manual_seed(1)
     ours = [torch.randn(2, 3, 300, width, generator=generator).requires_grad_() for width in (24, 24, 16)]
     theirs = [leaf.detach().double().requires_grad_() for leaf in ours]
@@ -85,9 +87,9 @@ def test_attention_over_documents_costs_the_sum_of_their_squares() -> None:
 
 def test_rotated_products_depend_on_distance_alone() -> None:
     q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    turn = rotation(torch.arange(50), 8, 10_000.0)
-    turned_q, turned_k = (rotate_tail(x.expand(1, 1, 50, 8), turn)[0, 0] for x in (q, k))
-    products = turned_q @ turned_k.T
+    rope = rotary_table(torch.arange(50), 8, 10_000.0)
+    rotated_q, rotated_k = (rotate_tail(x.expand(1, 1, 50, 8), rope)[0, 0] for x in (q, k))
+    products = rotated_q @ rotated_k.T
     for distance in (0, 3, 20):
         diagonal = products.diagonal(-distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
@@ -96,9 +98,9 @@ def test_rotated_products_depend_on_distance_alone() -> None:
 
 def test_rotation_of_bf16_is_computed_in_fp32() -> None:
     x = torch.randn(1, 2, 400, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    turn = rotation(torch.arange(400), 8, 10_000.0)
-    assert turn[0].dtype == torch.float32
-    assert torch.equal(rotate_tail(x, turn), rotate_tail(x.float(), turn).to(torch.bfloat16))
+    rope = rotary_table(torch.arange(400), 8, 10_000.0)
+    assert rope[0].dtype == torch.float32
+    assert torch.equal(rotate_tail(x, rope), rotate_tail(x.float(), rope).to(torch.bfloat16))
 
 
 def test_yarn_keeps_fast_pairs_and_slows_slow_ones() -> None:

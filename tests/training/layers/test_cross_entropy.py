@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.layers import cross_entropy
+from training.layers import block_sizes
 from training.layers.cpu import kernels
 from training.layers.cross_entropy import linear_cross_entropy_sum
 
@@ -48,8 +48,8 @@ def test_any_piece_equals_torch(rows: int, vocab: int, piece: int, seed: int) ->
     labels = torch.randint(0, vocab, (rows,), generator=generator)
     labels[torch.rand(rows, generator=generator) < 0.3] = -100
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "_FEWEST_ROWS", piece)
-        patch.setitem(cross_entropy._CHUNK, "cpu", 1)
+        patch.setattr(block_sizes, "FEWEST_ROWS", piece)
+        patch.setitem(block_sizes._LOGITS, "cpu", 1)
         ours, expected = both(hidden, weight, labels, 0.37)
         with torch.no_grad():
             torch.testing.assert_close(linear_cross_entropy_sum(hidden, weight, labels), ours[0])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from configs.schema.models.deepseek import AdaptiveSection, DeepseekSection, NoiseSection
 from tests.support.training.plain_experts import looped_experts
 from tests.support.training.shapes import small
-from training.layers.cpu.experts import experts_on_cpu
+from training.layers.cpu.experts import routed_experts
 from training.layers.moe import Gate, MixtureOfExperts, grouped_experts
 from training.layers.router import BALANCE_LOSSES, Router, Routing, tokens_per_expert
 
@@ -113,7 +113,7 @@ def test_adaptive_k_is_the_smallest_set_that_reaches_the_mass(
     gate = gate_with(config, seed)
     gate.router.recording = True
     weights, selected = gate(inputs())
-    decision = gate.router.take()
+    decision = gate.router.pop_record()
     assert decision is not None
     shares = gate.router.probabilities(decision.logits)
     for row in range(50):
@@ -150,16 +150,16 @@ def test_bf16_gate_decides_in_fp32() -> None:
 def test_recording_counts_once_and_only_when_asked() -> None:
     gate = gate_with(small())
     gate(inputs())
-    assert gate.router.take() is None and gate.router.take_counts() is None
+    assert gate.router.pop_record() is None and gate.router.pop_counts() is None
     gate.router.recording = True
     for _ in range(2):
         gate(inputs())
-        gate.router.take()
+        gate.router.pop_record()
     gate.router.recording = False
     gate(inputs())
-    counts = gate.router.take_counts()
+    counts = gate.router.pop_counts()
     assert counts is not None and counts.sum() == 2 * 50 * 2
-    assert gate.router.take_counts() is None
+    assert gate.router.pop_counts() is None
 
 
 def test_balance_losses_are_those_of_the_papers() -> None:
@@ -169,7 +169,7 @@ def test_balance_losses_are_those_of_the_papers() -> None:
     gate.e_score_correction_bias.copy_(torch.arange(8.0))  # steers the choice, and is no part of any loss
     gate.router.recording = True
     gate(inputs(12))
-    decision = gate.router.take()
+    decision = gate.router.pop_record()
     assert decision is not None
     gate.router.load_share = torch.arange(8.0)
     scores = (inputs(12) @ gate.weight.T).sigmoid()
@@ -181,18 +181,18 @@ def test_balance_losses_are_those_of_the_papers() -> None:
         for expert in range(8):
             chosen = sum(expert in best[row].tolist() for row in rows)
             sequence += chosen * 8 / (3 * 6) * float(shares[list(rows), expert].mean())
-    found = {name: float(loss(gate.router, decision, 2)) for name, loss in BALANCE_LOSSES.items()}
-    assert found["sequence_balance"] == pytest.approx(sequence, rel=1e-5)
-    assert found["load_balance"] == pytest.approx(float((shares * torch.arange(8.0)).sum()), rel=1e-5)
+    losses = {name: float(loss(gate.router, decision, 2)) for name, loss in BALANCE_LOSSES.items()}
+    assert losses["sequence_balance"] == pytest.approx(sequence, rel=1e-5)
+    assert losses["load_balance"] == pytest.approx(float((shares * torch.arange(8.0)).sum()), rel=1e-5)
     z = sum(float(row.exp().sum().log()) ** 2 for row in inputs(12) @ gate.weight.T)
-    assert found["router_z"] == pytest.approx(z, rel=1e-5)
+    assert losses["router_z"] == pytest.approx(z, rel=1e-5)
 
 
 def test_balance_losses_are_one_where_the_load_is_even() -> None:
     router = Router(small())
     router.recording = True
     router(torch.zeros(8, 32), torch.zeros(8, 8), None)
-    decision = router.take()
+    decision = router.pop_record()
     assert decision is not None
     assert float(BALANCE_LOSSES["sequence_balance"](router, decision, 2)) == pytest.approx(2.0)
     assert float(BALANCE_LOSSES["load_balance"](router, decision, 2)) == pytest.approx(8.0)
@@ -202,7 +202,7 @@ Way = Callable[[torch.Tensor, Routing, torch.Tensor, torch.Tensor], torch.Tensor
 
 
 def on_cpu(x: torch.Tensor, routing: Routing, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    return experts_on_cpu(x, routing.weights, routing.selected, gate_up, down)
+    return routed_experts(x, routing.weights, routing.selected, gate_up, down)
 
 
 def outputs_and_gradients(way: Way, allowed: list[int], unused: float, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -232,10 +232,10 @@ def outputs_and_gradients(way: Way, allowed: list[int], unused: float, dtype: to
 @pytest.mark.parametrize("way", [on_cpu, grouped_experts])
 def test_every_way_equals_the_loop(way: Way, allowed: list[int], unused: float, dtype: torch.dtype) -> None:
     expected = outputs_and_gradients(looped_experts, allowed, unused, dtype)
-    found = outputs_and_gradients(way, allowed, unused, dtype)
-    assert len(expected) == len(found) == 5
+    actual = outputs_and_gradients(way, allowed, unused, dtype)
+    assert len(expected) == len(actual) == 5
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
@@ -248,9 +248,9 @@ def test_few_tokens_without_gradients_are_the_same(rows: int, dtype: torch.dtype
     routing = Routing(torch.rand(rows, 3, generator=generator), selected)
     expected = looped_experts(x.float(), routing, gate_up.float(), down.float())
     with torch.no_grad():
-        found = on_cpu(x, routing, gate_up, down)
+        out = on_cpu(x, routing, gate_up, down)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    torch.testing.assert_close(found.float(), expected, atol=tolerance * expected.abs().mean(), rtol=tolerance)
+    torch.testing.assert_close(out.float(), expected, atol=tolerance * expected.abs().mean(), rtol=tolerance)
 
 
 def test_layer_is_the_weighted_sum_it_says() -> None:

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from tests.support.training.families import encoder, gpt
-from training.layers.attention import attention, attention_weights, flexed
+from training.layers.attention import attention, attention_weights, masked_flex_attention
 from training.layers.masks import Mask, alibi_sides, alibi_slopes
 from training.layers.multi_head import SelfAttention, Source
 from training.layers.packed_documents import Documents
@@ -61,7 +61,7 @@ def explicit(mask: Mask, samples: int, length: int = LENGTH) -> torch.Tensor:
     return added
 
 
-def there(mask: Mask, samples: int) -> torch.Tensor:
+def valid_rows(mask: Mask, samples: int) -> torch.Tensor:
     """Which positions [B, T] of the result mean anything."""
     if mask.lengths_B is None:
         return torch.ones(samples, LENGTH, dtype=torch.bool)
@@ -83,7 +83,7 @@ def test_self_attention_is_torchs_under_an_explicit_mask(name: str) -> None:
     q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in layer.qkv_proj(x_BTD).chunk(3, dim=-1))
     expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=explicit(mask, 3))
     expected = layer.o_proj(expected.float().transpose(1, 2).flatten(2))
-    seen, upstream = there(mask, 3), drawn(3, LENGTH, 32, seed=2)
+    seen, upstream = valid_rows(mask, 3), drawn(3, LENGTH, 32, seed=2)
     gradients = []
     for out in (layer(x_BTD, mask), expected):
         layer.zero_grad()
@@ -100,7 +100,7 @@ def test_weights_are_those_that_attention_uses(name: str) -> None:
     q, k, v = (drawn(3, HEADS, LENGTH, 8, seed=seed) for seed in range(3))
     weights = attention_weights(q, k, 0.3, mask)
     same(weights.sum(-1), torch.ones(3, HEADS, LENGTH))
-    seen = there(mask, 3)
+    seen = valid_rows(mask, 3)
     same((weights @ v).transpose(1, 2)[seen], attention(q, k, v, 0.3, mask).transpose(1, 2)[seen])
 
 
@@ -128,8 +128,8 @@ def test_flex_attention_is_that_of_the_blocks(name: str) -> None:
     mask = dataclasses.replace(MASKS[name], _block_masks={})
     q, k, v = (drawn(3, HEADS, LENGTH, 16, seed=seed) for seed in range(3))
     with torch.no_grad():
-        out = flexed(q, k, v, 0.25, mask, flex_attention)
-    seen = there(mask, 3)
+        out = masked_flex_attention(q, k, v, 0.25, mask, flex_attention)
+    seen = valid_rows(mask, 3)
     same(out.transpose(1, 2)[seen], attention(q, k, v, 0.25, mask).transpose(1, 2)[seen])
 
 
@@ -227,8 +227,8 @@ def test_a_layer_is_that_of_torch(cross: bool, norm_first: bool) -> None:
 
 @pytest.mark.parametrize("heads", [1, 4, 6, 12, 25])
 def test_slopes_are_those_of_bloom(heads: int) -> None:
-    there = build_alibi_tensor(torch.ones(1, 3), heads, torch.float32)
-    torch.testing.assert_close(alibi_slopes(heads), there.view(heads, 3)[:, 1])
+    theirs = build_alibi_tensor(torch.ones(1, 3), heads, torch.float32)
+    torch.testing.assert_close(alibi_slopes(heads), theirs.view(heads, 3)[:, 1])
 
 
 @pytest.mark.parametrize(
@@ -240,34 +240,34 @@ def test_alibi_both_ways_has_heads_for_each_side(heads: int, slopes: list[float]
 
 
 def test_sinusoids_are_those_of_the_paper() -> None:
-    found = sinusoidal(torch.tensor([0, 1, 17, 1000]), 12)
+    table = sinusoidal(torch.tensor([0, 1, 17, 1000]), 12)
     for row, position in enumerate((0, 1, 17, 1000)):
         for i in range(6):
             angle = position / 10_000 ** (2 * i / 12)
-            assert found[row, 2 * i] == pytest.approx(math.sin(angle), abs=1e-4)
-            assert found[row, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-4)
+            assert table[row, 2 * i] == pytest.approx(math.sin(angle), abs=1e-4)
+            assert table[row, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-4)
 
 
 def test_pooling_leaves_padding_out() -> None:
     x_BSD, lengths = drawn(3, 8, 4), [8, 4, 1]
-    found = pooled(x_BSD, 3, torch.tensor(lengths))
-    assert found.shape == (3, 3, 4)
+    means = pooled(x_BSD, 3, torch.tensor(lengths))
+    assert means.shape == (3, 3, 4)
     for row, length in enumerate(lengths):
         for piece in range(-(-length // 3)):
-            same(found[row, piece], x_BSD[row, 3 * piece : min(3 * piece + 3, length)].mean(0))
+            same(means[row, piece], x_BSD[row, 3 * piece : min(3 * piece + 3, length)].mean(0))
     same(pooled(x_BSD, 3), pooled(x_BSD, 3, torch.tensor([8, 8, 8])))
 
 
 def test_every_layer_and_head_tells_its_weights() -> None:
     model = EncoderForTokens(encoder(), 61)
     init_weights(model, 0)
-    told: list[torch.Tensor] = []
+    collected: list[torch.Tensor] = []
     for layer in model.model.blocks:
-        layer.self_attn.listener = told.append
+        layer.self_attn.attention_hook = collected.append
     model(torch.arange(18).view(2, 9), lengths=torch.tensor([9, 4]))
-    assert [weights.shape for weights in told] == [(2, 4, 9, 9)] * 2
-    assert not any(weights[1, :, :, 4:].any() for weights in told)
-    assert all(weights[1, :, :, :4].all() for weights in told)
+    assert [weights.shape for weights in collected] == [(2, 4, 9, 9)] * 2
+    assert not any(weights[1, :, :, 4:].any() for weights in collected)
+    assert all(weights[1, :, :, :4].all() for weights in collected)
 
 
 def test_a_windows_work_grows_with_the_length_alone() -> None:

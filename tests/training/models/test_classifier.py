@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from artefacts.errors import RequestError
 from configs.schema.train import TrainSection
-from tests.support.training.families import VOCAB, built, classifier, encoder, given, gpt
+from tests.support.training.families import VOCAB, built, classifier, encoder, gpt, micro_batch
 from tests.support.training.one_step import moved_by_a_step
 from tests.support.training.shapes import SHAPES, small
 from tests.support.training.workers import fork_workers
@@ -38,7 +38,7 @@ def test_a_backbone_begins_with_its_own_models_weights(name: str) -> None:
     source, model = built(section, 1), built(classifier(section), 2)
     head = model.score.weight.clone()
     load_backbone(model, weights_of(source))
-    ids = given(section, seed=4).ids
+    ids = micro_batch(section, seed=4).ids
     torch.testing.assert_close(model.hidden(ids), source.hidden(ids), atol=0, rtol=0)
     assert torch.equal(model.score.weight, head)
 
@@ -49,20 +49,20 @@ def test_modules_of_token_prediction_stay_behind_and_layers_do_not() -> None:
     load_backbone(model, released_weights(source))
     ids = torch.arange(9)[None]
     assert torch.equal(model.hidden(ids), source.hidden(ids))
-    with pytest.raises(RequestError, match="hold layer 2, where the backbone has 2"):
+    with pytest.raises(RequestError, match="have a layer 2, but the backbone has 2"):
         load_backbone(model, released_weights(built(small(num_hidden_layers=3))))
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "message"),
     [
         ({"model.embed_tokens.weight": torch.zeros(7, 32)}, r"embed_tokens.weight of shape \(7, 32\).*vocabulary"),
         ({"encoder.embed_tokens.weight": torch.zeros(VOCAB, 32)}, "the weights lack model.embed_tokens.weight"),
         ({"model.layers.0.mlp.gate.weight": torch.zeros(8, 32)}, "no tensor named model.layers.0.mlp.gate.weight"),
     ],
 )
-def test_what_does_not_fit_is_named(weights: dict[str, torch.Tensor], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_what_does_not_fit_is_named(weights: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         load_backbone(built(classifier(encoder())), iter(weights.items()))
 
 
@@ -104,7 +104,7 @@ def test_a_frozen_backbone_stays_and_keeps_nothing_for_the_backward_pass() -> No
     model = built(section).train()
     kept: list[torch.Size] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        loss = given(section).loss(model)
+        loss = micro_batch(section).loss(model)
     assert not any(len(shape) > 2 for shape in kept)
     loss.backward()
     assert [key for key, p in model.named_parameters() if p.grad is not None] == ["score.weight", "score.bias"]
@@ -117,25 +117,25 @@ def test_routers_are_balanced_as_in_the_language_model() -> None:
     section = classifier(SHAPES["groups"], pooling="last")
     model, source = built(section).train(), built(SHAPES["groups"]).train()
     load_backbone(model, released_weights(source))
-    batch = given(section)
+    batch = micro_batch(section)
     lengths = batch.more["lengths"]
     assert lengths.min() < batch.ids.shape[1], "no padding"
     names = ["sequence_balance", "load_balance", "router_z"]
     routers = [one.model.layers[1].mlp.gate.router for one in (model, source)]
     for router in routers:
         router.load_share = torch.linspace(0, 2, router.experts)
-    found = model(batch.ids, [batch.labels], lengths, names)
+    actual = model(batch.ids, [batch.labels], lengths, names)
     # Row by row, so that there is no padding.
     rows = [row[:length][None] for row, length in zip(batch.ids, lengths.tolist(), strict=True)]
     expected = [source(row, [row], None, names) for row in rows]
     for name in names:
-        torch.testing.assert_close(found[name], sum(losses[name] for losses in expected))
+        torch.testing.assert_close(actual[name], sum(losses[name] for losses in expected))
     train = TrainSection(
         context_length=9, global_batch_tokens=27, steps=1, learning_rate=1e-3, router_z_loss=0.1, load_balance_loss=0.1
     )
     divisors = Objective(section, train).counts(Batch(batch.ids, batch.labels, lengths=lengths))
     assert divisors["router_z"] == divisors["load_balance"] == int(lengths.sum())
-    counts, expected_counts = (router.take_counts() for router in routers)
+    counts, expected_counts = (router.pop_counts() for router in routers)
     assert counts.sum() == lengths.sum() * 4 and torch.equal(counts, expected_counts)
 
 

@@ -60,9 +60,9 @@ def losses(model: DeepseekForCausalLM, starts: torch.Tensor | None = None) -> to
     ids = tokens()
     targets = [ids.roll(-distance, 1) for distance in range(1, 2 + len(model.prediction_layers))]
     torch.manual_seed(7)
-    found = model(ids, targets, starts, BALANCE)
-    assert set(found) == {"cross_entropy", *BALANCE} | {f"mtp_{k}" for k in range(1, len(targets))}
-    return torch.stack(list(found.values())).sum() / ids.numel()
+    sums = model(ids, targets, starts, BALANCE)
+    assert set(sums) == {"cross_entropy", *BALANCE} | {f"mtp_{k}" for k in range(1, len(targets))}
+    return torch.stack(list(sums.values())).sum() / ids.numel()
 
 
 def same_gradients(one: DeepseekForCausalLM, other: DeepseekForCausalLM, tolerance: float = 0.0) -> None:
@@ -76,13 +76,13 @@ def same_gradients(one: DeepseekForCausalLM, other: DeepseekForCausalLM, toleran
 def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
     """Bit for bit, noise included; and every parameter has its gradient."""
     plain, kept = build(KINDS[name]), build(KINDS[name])
-    kept.set_checkpointing(mode)
+    kept.set_activation_checkpointing(mode)
     values = [losses(model) for model in (plain, kept)]
     assert torch.equal(*values)
     for value in values:
         value.backward()
     same_gradients(plain, kept)
-    counts = [[router.take_counts() for router in model.routers.values()] for model in (plain, kept)]
+    counts = [[router.pop_counts() for router in model.routers.values()] for model in (plain, kept)]
     assert all(torch.equal(one, other) for one, other in zip(*counts, strict=True))
 
 
@@ -90,7 +90,7 @@ def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
 @pytest.mark.parametrize("name", ["groups", "adaptive"])
 def test_recomputation_reuses_the_routing_of_the_forward_pass(name: str, mode: Any) -> None:
     plain, kept = build(KINDS[name]), build(KINDS[name])
-    kept.set_checkpointing(mode)
+    kept.set_activation_checkpointing(mode)
     for model in (plain, kept):
         loss = losses(model)
         gate = model.model.layers[1].mlp.gate
@@ -105,7 +105,7 @@ def test_checkpointing_recomputes_in_training_only() -> None:
     model.model.layers[1].mlp.gate.register_forward_hook(lambda *_: calls.append(1))
     seen = []
     for mode, training in (("full", True), ("selective", True), ("full", False), ("none", True)):
-        model.train(training).set_checkpointing(mode)  # type: ignore[arg-type]
+        model.train(training).set_activation_checkpointing(mode)  # type: ignore[arg-type]
         calls.clear()
         model(tokens()).mean().backward()
         seen.append(len(calls))
@@ -117,7 +117,7 @@ def test_selective_checkpointing_keeps_the_latents_and_computes_no_narrow_produc
     products, of_latents = {}, {}
     for mode in ("none", "selective", "full"):
         model = build(small(q_lora_rank=20))
-        model.set_checkpointing(mode)  # type: ignore[arg-type]
+        model.set_activation_checkpointing(mode)  # type: ignore[arg-type]
         with FlopCounterMode(display=False) as counter, _ProductsByWidth() as widths:
             losses(model).backward()
         products[mode] = counter.get_total_flops()
@@ -146,18 +146,18 @@ def test_selective_checkpointing_keeps_nothing_of_narrow_experts(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Products that are narrower than the residual stream are kept, the experts' are not: more of them keep no more."""
-    original, kept = activation_checkpointing._cheap_to_keep, []
+    original, kept = activation_checkpointing._selective_policy, []
 
     def spied(*arguments: Any, **more: Any) -> Any:
         decided = original(*arguments, **more)
         kept.append(decided is CheckpointPolicy.MUST_SAVE)
         return decided
 
-    monkeypatch.setattr(activation_checkpointing, "_cheap_to_keep", spied)
+    monkeypatch.setattr(activation_checkpointing, "_selective_policy", spied)
     counts = []
     for experts in (2, 8):
         model = build(small(moe_intermediate_size=8, n_routed_experts=experts)).to(dtype)
-        model.set_checkpointing("selective")
+        model.set_activation_checkpointing("selective")
         kept.clear()
         losses(model)
         counts.append(sum(kept))
@@ -229,15 +229,15 @@ def test_multi_token_prediction_sees_only_what_it_may() -> None:
     ids = tokens(1, 20)
     changed = ids.clone()
     changed[0, 12] = (changed[0, 12] + 1) % VOCAB
-    found = []
+    outputs = []
     for text in (ids, changed):
         hidden, depths = model.hidden(text), []
-        turn = model.model.rotation(torch.arange(20))
+        turn = model.model.rotary_table(torch.arange(20))
         for depth, layer in enumerate(model.prediction_layers, start=1):
             hidden = layer.predict(hidden, model.model.embed_tokens(text.roll(-depth, 1)), turn)
             depths.append(hidden)
-        found.append(depths)
-    for depth, (one, other) in enumerate(zip(*found, strict=True), start=1):
+        outputs.append(depths)
+    for depth, (one, other) in enumerate(zip(*outputs, strict=True), start=1):
         torch.testing.assert_close(one[0, : 12 - depth], other[0, : 12 - depth])
         assert not torch.allclose(one[0, 12 - depth], other[0, 12 - depth])
 

@@ -9,12 +9,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema.models.bigram import BigramSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
-from tests.support.training.families import CASES, CLASSES, LENGTH, VOCAB, Given, built, cases, encoder_decoder, given
+from tests.support.training.families import (
+    CASES,
+    CLASSES,
+    LENGTH,
+    VOCAB,
+    MicroBatch,
+    built,
+    cases,
+    encoder_decoder,
+    micro_batch,
+)
 from tests.support.training.one_step import moved_by_a_step
 from tests.support.training.workers import fork_workers
 from training.estimate import flops_per_token, parameters
 from training.export.weights import load_weights
-from training.layers import attention
+from training.layers.cpu import attention as cpu_attention
 from training.models.registry import build_model, init_weights
 
 every = pytest.mark.parametrize("name", CASES)
@@ -24,7 +34,7 @@ DECODERS = pytest.mark.parametrize("name", CAUSAL)
 
 @every
 def test_logits_and_loss_have_their_shapes(name: str) -> None:
-    section, batch = CASES[name], given(CASES[name])
+    section, batch = CASES[name], micro_batch(CASES[name])
     model = built(section)
     logits = batch.logits(model)
     assert logits.shape == ((3, CLASSES) if section.task == "sequence_classification" else (3, LENGTH, VOCAB))
@@ -37,7 +47,7 @@ def test_logits_and_loss_have_their_shapes(name: str) -> None:
 @every
 def test_gradients_reach_every_parameter(name: str) -> None:
     model = built(CASES[name]).train()
-    given(CASES[name], samples=5).loss(model).backward()
+    micro_batch(CASES[name], samples=5).loss(model).backward()
     silent = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
@@ -46,7 +56,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 @pytest.mark.parametrize("name", [*CAUSAL, *cases("encoder")])
 def test_who_sees_the_future(name: str) -> None:
     """Through two windows of five the first position reaches the last: 0, 4, 8."""
-    section, batch = CASES[name], given(CASES[name]).row(0)
+    section, batch = CASES[name], micro_batch(CASES[name]).row(0)
     model = built(section)
     before = batch.logits(model)
     batch.ids[:, -1] = (batch.ids[:, -1] + 1) % VOCAB
@@ -58,7 +68,7 @@ def test_who_sees_the_future(name: str) -> None:
 @pytest.mark.parametrize("name", cases("encoder", "encoder_decoder", "classifier"))
 def test_padding_changes_nothing(name: str) -> None:
     """Neither other ids behind the lengths nor cutting them off."""
-    section, batch = CASES[name], given(CASES[name])
+    section, batch = CASES[name], micro_batch(CASES[name])
     model = built(section)
     ids, lengths = (batch.more.get(key, batch.ids) for key in ("source", "source_lengths"))
     lengths = batch.more.get("lengths", lengths)
@@ -71,7 +81,7 @@ def test_padding_changes_nothing(name: str) -> None:
     for number, length in enumerate(lengths.tolist()):
         one = batch.row(number)
         cut = {"source": one.more["source"][:, :length]} if "source" in one.more else {}
-        alone = Given(one.ids if cut else one.ids[:, :length], one.labels, cut).logits(model)[0]
+        alone = MicroBatch(one.ids if cut else one.ids[:, :length], one.labels, cut).logits(model)[0]
         expected = after[number, :length] if section.task == "token_classification" else after[number]
         torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
 
@@ -80,15 +90,15 @@ def test_padding_changes_nothing(name: str) -> None:
 @DECODERS
 @pytest.mark.parametrize("pieces", [[1] * LENGTH, [4, 1, 3, 1], [LENGTH]])
 def test_a_cache_gives_what_reading_all_gives(name: str, pieces: list[int]) -> None:
-    section, batch = CASES[name], given(CASES[name])
+    section, batch = CASES[name], micro_batch(CASES[name])
     model = built(section)
     more = [model.encode(**batch.more)] if section.task == "seq2seq" else []
     whole = model.hidden(batch.ids, *more)
     cache = model.new_cache(3, LENGTH)
     read = 0
     for piece in pieces:
-        found = model.hidden(batch.ids[:, read : read + piece], *more, cache=cache)
-        torch.testing.assert_close(found, whole[:, read : read + piece], atol=2e-5, rtol=1e-4)
+        states = model.hidden(batch.ids[:, read : read + piece], *more, cache=cache)
+        torch.testing.assert_close(states, whole[:, read : read + piece], atol=2e-5, rtol=1e-4)
         read += piece
         cache.commit([read] * 3)
     with pytest.raises(ValueError, match="do not fit"):
@@ -98,7 +108,7 @@ def test_a_cache_gives_what_reading_all_gives(name: str, pieces: list[int]) -> N
 @torch.no_grad()
 @DECODERS
 def test_sequences_of_unequal_lengths_share_a_cache(name: str) -> None:
-    section, batch = CASES[name], given(CASES[name])
+    section, batch = CASES[name], micro_batch(CASES[name])
     model = built(section)
     more = [model.encode(**batch.more)] if section.task == "seq2seq" else []
     whole = model.hidden(batch.ids, *more)
@@ -107,15 +117,15 @@ def test_sequences_of_unequal_lengths_share_a_cache(name: str) -> None:
     for incoming in (1, 2):
         cache.commit(lengths)
         ids = torch.stack([batch.ids[row, at : at + incoming] for row, at in enumerate(lengths)])
-        found = model.hidden(ids, *more, cache=cache)
+        states = model.hidden(ids, *more, cache=cache)
         expected = torch.stack([whole[row, at : at + incoming] for row, at in enumerate(lengths)])
-        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(states, expected, atol=2e-5, rtol=1e-4)
         lengths = [at + incoming for at in lengths]
 
 
 @every
 def test_weights_go_out_and_in(name: str) -> None:
-    section, batch = CASES[name], given(CASES[name])
+    section, batch = CASES[name], micro_batch(CASES[name])
     first, second, third = built(section, 1), built(section, 2), built(section, 3)
     expected = batch.logits(first)
     assert not torch.equal(batch.logits(second), expected)
@@ -131,10 +141,10 @@ def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
     section = CASES[name]
     if hasattr(section, "dropout"):
         section = section.model_copy(update={"dropout": 0.2})
-    batch, seen = given(section), []
-    for each in ("none", mode):
+    batch, seen = micro_batch(section), []
+    for setting in ("none", mode):
         model = built(section).train()
-        model.set_checkpointing(each)
+        model.set_activation_checkpointing(setting)
         torch.manual_seed(5)
         loss = batch.loss(model)
         loss.backward()
@@ -146,19 +156,19 @@ def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
 @torch.no_grad()
 @every
 def test_bf16_is_near(name: str) -> None:
-    batch, model = given(CASES[name]), built(CASES[name])
+    batch, model = micro_batch(CASES[name]), built(CASES[name])
     expected = batch.logits(model)
-    found = batch.logits(model.to(torch.bfloat16))
-    assert found.dtype == torch.bfloat16
+    logits = batch.logits(model.to(torch.bfloat16))
+    assert logits.dtype == torch.bfloat16
     tags = CASES[name].task == "token_classification"
-    there = torch.arange(LENGTH) < batch.more["lengths"][:, None] if tags else ...
-    assert (found.float() - expected)[there].norm() < 0.03 * expected[there].norm()
+    valid = torch.arange(LENGTH) < batch.more["lengths"][:, None] if tags else ...
+    assert (logits.float() - expected)[valid].norm() < 0.03 * expected[valid].norm()
 
 
 @torch.no_grad()
 @every
 def test_a_sample_is_the_same_alone(name: str) -> None:
-    batch, model = given(CASES[name]), built(CASES[name])
+    batch, model = micro_batch(CASES[name]), built(CASES[name])
     together = batch.logits(model)
     for number in range(3):
         torch.testing.assert_close(batch.row(number).logits(model)[0], together[number], atol=1e-5, rtol=1e-5)
@@ -176,10 +186,10 @@ def test_closed_form_is_the_built_model(name: str) -> None:
 
 @every
 def test_flops_are_those_of_the_built_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Single rows make blocked attention skip what nobody sees exactly.
-    monkeypatch.setattr(attention, "_BLOCK", 1)
+    # With blocks of one query, blocked attention skips exactly the scores that are masked.
+    monkeypatch.setattr(cpu_attention, "QUERY_BLOCK", 1)
     section = CASES[name]
-    batch = given(section, samples=2, length=12)
+    batch = micro_batch(section, samples=2, length=12)
     more = {"source": batch.more["source"]} if "source" in batch.more else {}
     model = built(section).train()
     with FlopCounterMode(display=False) as counter:
@@ -252,6 +262,6 @@ def test_the_sizes_of_the_paper() -> None:
 
 
 def test_the_bigrams_loss_is_that_of_its_table() -> None:
-    model, batch = built(BigramSection()), given(BigramSection())
+    model, batch = built(BigramSection()), micro_batch(BigramSection())
     table = model.model.embed_tokens.weight
     assert torch.equal(batch.logits(model), table[batch.ids])

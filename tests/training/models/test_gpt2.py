@@ -54,7 +54,7 @@ def tokens(length: int = 150, batch: int = 2) -> torch.Tensor:
     return torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def made(config: GptSection, vocab_size: int = VOCAB) -> GptForCausalLM:
+def build(config: GptSection, vocab_size: int = VOCAB) -> GptForCausalLM:
     """A model whose norms are not one and whose biases are not zero."""
     model = build_model(config, vocab_size)
     init_weights(model, 0)
@@ -83,7 +83,7 @@ def carry(ours: GptForCausalLM, other: Any) -> Any:
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_and_gradients_are_transformers(name: str) -> None:
     config, ids = SHAPES[name], tokens()
-    ours = made(config)
+    ours = build(config)
     other = carry(ours, theirs(config).eval())
     logits, expected = ours(ids), other(input_ids=ids).logits
     torch.testing.assert_close(logits, expected, atol=ATOL, rtol=0)
@@ -105,12 +105,12 @@ def test_logits_and_gradients_are_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_weights_there_and_back_are_the_same_bits(name: str) -> None:
     config = SHAPES[name]
-    ours = made(config)
+    ours = build(config)
     other = carry(ours, theirs(config))
     again = build_model(config, VOCAB)
     load_weights(again, other.state_dict().items())
-    found = again.state_dict()
-    assert all(torch.equal(found[key], value) for key, value in ours.state_dict().items())
+    state = again.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in ours.state_dict().items())
     # As the first releases have them: without the prefix, with the mask as buffers.
     old = {key.removeprefix("transformer."): value for key, value in released_weights(ours)}
     old |= {"h.0.attn.bias": torch.ones(1, 1, 8, 8), "h.1.attn.masked_bias": torch.tensor(-1e4)}
@@ -120,7 +120,7 @@ def test_weights_there_and_back_are_the_same_bits(name: str) -> None:
 
 
 def test_biases_that_are_not_zero_are_not_dropped() -> None:
-    biased = made(small())
+    biased = build(small())
     with pytest.raises(RequestError, match=r"transformer\.\S+\.bias, which is not zero.*model\.bias=true"):
         load_weights(build_model(small(bias=False), VOCAB), released_weights(biased))
 
@@ -161,7 +161,7 @@ def test_configuration_as_it_is_found() -> None:
 def test_parity_at_the_size_of_gpt2() -> None:
     layers, heads, width, count = RELEASES["gpt2"]
     config = GptSection(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, activation="gelu_new")
-    ours = made(config, 50_257).eval()
+    ours = build(config, 50_257).eval()
     assert sum(parameter.numel() for parameter in ours.parameters()) == count
     other = carry(ours, theirs(config, 50_257)).eval()
     ids = torch.randint(0, 50_257, (1, 64), generator=torch.Generator().manual_seed(1))
@@ -233,10 +233,10 @@ def test_a_recipe_takes_the_older_files_of_its_tokenizer(tmp_path: Path) -> None
     )
     publish_documents(recipe)
     train(recipe)
-    found = load_tokenizer(tmp_path / recipe.run.name / "tokenizer")
-    assert found.vocab_size == own.get_vocab_size() <= recipe.vocab_size
-    assert all(found.encode(text) == own.encode(text).ids for text in texts[:5])
-    assert found.end_of_text_id == own.token_to_id("<|endoftext|>")
+    tokenizer = load_tokenizer(tmp_path / recipe.run.name / "tokenizer")
+    assert tokenizer.vocab_size == own.get_vocab_size() <= recipe.vocab_size
+    assert all(tokenizer.encode(text) == own.encode(text).ids for text in texts[:5])
+    assert tokenizer.end_of_text_id == own.token_to_id("<|endoftext|>")
 
 
 @pytest.mark.parametrize("name", ["plain", "untied", "no_biases"])
@@ -244,7 +244,7 @@ def test_a_recipe_takes_the_older_files_of_its_tokenizer(tmp_path: Path) -> None
 def test_beyond_the_context_the_last_block_is_read_anew(name: str, prompt: int) -> None:
     """nanoGPT's rule: each token from the last ``context_length`` ones, read from position 0; a batch as each alone."""
     context, count = 16, 40
-    model = made(SHAPES[name].model_copy(update={"max_position_embeddings": context})).eval()
+    model = build(SHAPES[name].model_copy(update={"max_position_embeddings": context})).eval()
     ids = tokens(prompt, 1)[0].tolist()
     limits = Limits(count, context, VOCAB, crop=True)
     expected = list(ids)
@@ -265,7 +265,7 @@ def test_beyond_the_context_the_last_block_is_read_anew(name: str, prompt: int) 
 
 def test_a_batch_of_which_the_cropped_one_ends_first_is_each_alone() -> None:
     """The others fit into their contexts again, but the cache does not know what they have read since."""
-    model = made(SHAPES["plain"].model_copy(update={"max_position_embeddings": 8})).eval()
+    model = build(SHAPES["plain"].model_copy(update={"max_position_embeddings": 8})).eval()
     limits = Limits(20, 8, VOCAB, stop_ids=range(0, VOCAB, 6), crop=True)
     seen = 0
     for seed in range(60):

@@ -27,7 +27,7 @@ def tokens(batch: int = 2, length: int = 40, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def made(config: DeepseekSection) -> DeepseekForCausalLM:
+def build(config: DeepseekSection) -> DeepseekForCausalLM:
     """A model whose norms are not one and whose biases are not zero: routers' so uneven that some experts idle."""
     model = DeepseekForCausalLM(config, VOCAB)
     init_weights(model, 0)
@@ -49,14 +49,14 @@ def theirs(config: DeepseekSection) -> Any:
     rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
     if config.rope_scaling is not None:
         rope = {**rope, "rope_type": "yarn", **config.rope_scaling.model_dump()}
-    made = getattr(transformers, f"{kind}Config")(
+    built_config = getattr(transformers, f"{kind}Config")(
         **released,
         rope_parameters=rope,
         pad_token_id=None,
         attn_implementation="eager",
         experts_implementation="eager",
     )
-    return getattr(transformers, f"{kind}ForCausalLM")(made)
+    return getattr(transformers, f"{kind}ForCausalLM")(built_config)
 
 
 def stacked(released: dict[str, torch.Tensor], config: DeepseekSection) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ def test_parity_over_random_configurations(release: str, every: int, capsys: pyt
     chosen = range(0, NUMBER, every)
     for number in chosen:
         config = CONFIGURATIONS[release][number]
-        ours = made(config)
+        ours = build(config)
         try:
             compare(ours, carry(ours, config), config)
         except AssertionError as error:
@@ -152,8 +152,8 @@ def test_configurations_as_they_are_found() -> None:
     released = released_config(config, VOCAB)
     today = {key: value for key, value in released.items() if key not in ("rope_scaling", "rope_theta")}
     scaling = {"rope_type": "yarn", "rope_theta": 50_000.0, **YARNS["uneven"].model_dump()}
-    found = model_section({**today, "rope_parameters": scaling})
-    assert found == config.model_copy(update={"vocab_size": VOCAB})
+    section = model_section({**today, "rope_parameters": scaling})
+    assert section == config.model_copy(update={"vocab_size": VOCAB})
     assert model_section({**released, "n_shared_experts": None}).n_shared_experts == 0
     for change, words in (
         ({"model_type": "llama"}, "model_type is 'llama'"),
@@ -170,7 +170,7 @@ def test_parity_of_multi_token_prediction() -> None:
     from transformers.modeling_layers import MtpModel
 
     config = small(num_nextn_predict_layers=2, q_lora_rank=24, first_k_dense_replace=0)
-    ours = made(config).eval()
+    ours = build(config).eval()
     main = theirs(config).eval()
     main.load_state_dict(stacked(dict(released_weights(ours)), config), strict=False)
     mtp = MtpModel(main, 2).eval()
@@ -187,7 +187,7 @@ def test_parity_of_multi_token_prediction() -> None:
         mtp.layers[depth].load_state_dict(renamed, strict=True)
     ids = tokens()
     hidden = expected = ours.hidden(ids)
-    turn = ours.model.rotation(torch.arange(ids.shape[1]))
+    turn = ours.model.rotary_table(torch.arange(ids.shape[1]))
     places = torch.arange(ids.shape[1])[None]
     for depth, layer in enumerate(ours.prediction_layers):
         ahead = ids.roll(-depth - 1, dims=1)

@@ -1,1 +1,1 @@
-"""Where a model's heads look: attention weights of a text, numbers of each head, heat maps."""
+"""Attention maps of a text: the weights of every head, statistics, and heat maps."""

@@ -1,4 +1,4 @@
-"""The attention weights of one forward pass, of every layer and head of a model of any family."""
+"""Collects the attention weights of every layer and head in one forward pass, for a model of any family."""
 
 import re
 from collections.abc import Collection
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from training.layers.multi_head import CrossAttention
 
-#: A layer's number in the name of its attention, and in which of two stacks it stands.
+#: The stack, if there are two, and the number of a layer in the name of its attention.
 _LAYER = re.compile(r"(?:\b(encoder|decoder)\..*?)?\blayers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """What one attention of one layer gave.
+    """The attention weights of one module of one layer.
 
     Attributes:
-        name: ``3``; of a model of two stacks ``encoder 3`` or ``decoder 3``; of cross-attention ``cross 3``.
+        name: ``3``; in an encoder-decoder ``encoder 3``, ``decoder 3`` or, for cross-attention, ``cross 3``.
         layer: number of the layer in its stack.
-        cross: whether the keys are another sequence's.
-        weights_NTL: each head's, fp32; a query's sum to 1.
+        cross: whether the keys are those of another sequence.
+        weights_NTL: fp32, by head; those of a query sum to 1.
     """
 
     name: str
@@ -38,43 +38,43 @@ class AttentionMap:
 
 
 def attentions(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The modules of a model that tell their weights to a ``listener``, by name."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "listener")}
+    """The modules of a model that have an ``attention_hook``, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "attention_hook")}
 
 
 @torch.no_grad()
 def attention_maps(
     model: torch.nn.Module, *inputs: Any, layers: Collection[int] = (), **more: Any
 ) -> list[AttentionMap]:
-    """The maps of ``model(*inputs, **more)`` for a single sequence, in the order in which the layers ran.
+    """The maps of ``model(*inputs, **more)`` for a single sequence, in the order of computation.
 
     Args:
         model: in evaluation mode.
         inputs: of its forward pass, token ids [1, T] first.
-        layers: numbers of those that are wanted; empty: all.
-        more: likewise.
+        layers: numbers of the layers to collect; empty: all.
+        more: named inputs of its forward pass.
     """
-    found: list[AttentionMap] = []
-    listening = attentions(model)
+    maps: list[AttentionMap] = []
+    modules = attentions(model)
 
-    def hear(name: str, cross: bool, weights_BNTL: torch.Tensor) -> None:
+    def collect(name: str, cross: bool, weights_BNTL: torch.Tensor) -> None:
         stack, layer = _place(name)
         if not layers or layer in layers:
-            called = "cross" if cross else stack
-            found.append(AttentionMap(f"{called} {layer}".strip(), layer, cross, weights_BNTL[0].float().cpu().numpy()))
+            kind = "cross" if cross else stack
+            maps.append(AttentionMap(f"{kind} {layer}".strip(), layer, cross, weights_BNTL[0].float().cpu().numpy()))
 
     try:
-        for name, module in listening.items():
-            module.listener = partial(hear, name, isinstance(module, CrossAttention))  # type: ignore[assignment]
+        for name, module in modules.items():
+            module.attention_hook = partial(collect, name, isinstance(module, CrossAttention))  # type: ignore[assignment]
         model(*inputs, **more)
     finally:
-        for module in listening.values():
-            module.listener = None  # type: ignore[assignment]
-    return found
+        for module in modules.values():
+            module.attention_hook = None  # type: ignore[assignment]
+    return maps
 
 
 def _place(name: str) -> tuple[str, int]:
-    """Stack (empty: there is one) and number of a layer by the name of a module in it."""
+    """Stack (empty if there is only one) and number of a layer by the name of a module in it."""
     match = _LAYER.search(name + ".")
-    assert match is not None, f"{name} is in no layer"
+    assert match is not None, f"{name} is not in a layer"
     return match[1] or "", int(match[2])

@@ -15,12 +15,12 @@ from training.evaluate.attention.collect import AttentionMap
 
 #: With more positions than this, values in the cells cannot be read.
 VALUES_UP_TO = 16
-_COLOURS = "Blues"
+_COLORMAP = "Blues"
 
 
-def head_figure(found: AttentionMap, head: int, queries: Sequence[str], keys: Sequence[str]) -> Figure:
-    """One head's weights [T, L], with the tokens on both axes and, where they can be read, the values."""
-    weights_TL = found.weights_NTL[head]
+def head_figure(attention: AttentionMap, head: int, queries: Sequence[str], keys: Sequence[str]) -> Figure:
+    """The weights of one head [T, L], with tokens on both axes and, in small maps, the values."""
+    weights_TL = attention.weights_NTL[head]
     values = max(weights_TL.shape) <= VALUES_UP_TO
     cell = 0.42 if values else 0.2
     size = (1.9 + cell * len(keys), 1.4 + cell * len(queries))
@@ -30,32 +30,32 @@ def head_figure(found: AttentionMap, head: int, queries: Sequence[str], keys: Se
     small = 8 if len(queries) <= 64 else 6
     axes.set_xticks(range(len(keys)), _drawable(keys), rotation=90, fontsize=small, parse_math=False)
     axes.set_yticks(range(len(queries)), _drawable(queries), fontsize=small, parse_math=False)
-    axes.set(xlabel="looked at", ylabel="token", title=f"Layer {found.name}, head {head}")
+    axes.set(xlabel="attended to", ylabel="token", title=f"Layer {attention.name}, head {head}")
     if values:
         for (row, column), weight in np.ndenumerate(weights_TL):
             if not weight:
-                continue  # hidden
-            colour = "white" if weight > 0.6 else "black"
-            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
+                continue  # masked
+            color = "white" if weight > 0.6 else "black"
+            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=color)
     figure.colorbar(image, ax=axes, fraction=0.05)
     return figure
 
 
-def layer_figure(found: AttentionMap) -> Figure:
-    """Every head of a layer in a small panel."""
-    columns = math.ceil(math.sqrt(found.heads))
-    rows = -(-found.heads // columns)
+def layer_figure(attention: AttentionMap) -> Figure:
+    """All heads of a layer, each in a small panel."""
+    columns = math.ceil(math.sqrt(attention.heads))
+    rows = -(-attention.heads // columns)
     figure = Figure(figsize=(1.0 + 1.9 * columns, 0.7 + 2.0 * rows))
     grid = figure.subplots(rows, columns, squeeze=False)
     for head, axes in enumerate(grid.flat):
-        if head >= found.heads:
+        if head >= attention.heads:
             axes.set_axis_off()
             continue
-        image = _draw(axes, found.weights_NTL[head])
+        image = _draw(axes, attention.weights_NTL[head])
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(f"head {head}", fontsize=8)
-    figure.suptitle(f"Layer {found.name}: tokens from top to bottom, looked at from left to right", fontsize=9)
+    figure.suptitle(f"Layer {attention.name}: queries from top to bottom, keys from left to right", fontsize=9)
     figure.colorbar(image, ax=grid, fraction=0.04)
     return figure
 
@@ -64,11 +64,11 @@ def _draw(axes: Axes, weights_TL: NDArray[np.float32]) -> Any:
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return axes.imshow(weights_TL, cmap=_COLOURS, vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    return axes.imshow(weights_TL, cmap=_COLORMAP, vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
 
 
 def _drawable(labels: Sequence[str]) -> list[str]:
-    """Labels whose characters the font has; of others their code points."""
+    """Labels with the characters that the font has, and code points for the others."""
     return ["".join(c if _in_font(c) else f"U+{ord(c):04X}" for c in label) for label in labels]
 
 

@@ -1,4 +1,4 @@
-"""The folder of a text's attention: heat maps, the numbers, and the weights themselves."""
+"""Writes the folder of attention maps: heat maps, statistics, and the weights."""
 
 import io
 import shutil
@@ -18,8 +18,8 @@ from training.evaluate.attention.figures import head_figure, layer_figure
 
 
 @dataclass(frozen=True)
-class LabelledMap:
-    """A map and the tokens of its queries and keys, as they are shown."""
+class LabeledMap:
+    """A map and the labels of its queries and keys."""
 
     map: AttentionMap
     queries: Sequence[str]
@@ -27,35 +27,35 @@ class LabelledMap:
 
     @property
     def file(self) -> str:
-        """What its files' names begin with."""
+        """The prefix of the names of its files."""
         kind = self.map.name.removesuffix(str(self.map.layer)).strip() or "layer"
         return f"{kind}-{self.map.layer:02d}"
 
 
-def write_folder(folder: Path, maps: Sequence[LabelledMap], about: dict[str, Any]) -> None:
-    """Fill a folder beside, then put it in the place of the one before, of which nothing stays.
+def write_folder(folder: Path, maps: Sequence[LabeledMap], about: dict[str, Any]) -> None:
+    """Fill a temporary folder, which then replaces the previous one.
 
-    ``layer-NN-head-NN.png`` is a head, ``layer-NN.png`` all of a layer, ``attention.json`` holds ``about``, and
-    ``weights.npz`` the weights [N, T, L] of each map by its name.
+    ``layer-NN-head-NN.png`` shows one head, ``layer-NN.png`` all heads of a layer, ``attention.json`` holds ``about``,
+    and ``weights.npz`` the weights [N, T, L] of each map by its name.
     """
-    beside = atomic.temp_path(folder)
-    beside.mkdir(parents=True)
+    temp = atomic.temp_path(folder)
+    temp.mkdir(parents=True)
     try:
         with bar(sum(one.map.heads + 1 for one in maps), "figure", "heat maps") as progress:
             for one in maps:
-                (beside / f"{one.file}.png").write_bytes(png(partial(layer_figure, one.map)))
+                (temp / f"{one.file}.png").write_bytes(png(partial(layer_figure, one.map)))
                 progress.update()
                 for head in range(one.map.heads):
                     draw = partial(head_figure, one.map, head, one.queries, one.keys)
-                    (beside / f"{one.file}-head-{head:02d}.png").write_bytes(png(draw))
+                    (temp / f"{one.file}-head-{head:02d}.png").write_bytes(png(draw))
                     progress.update()
-        atomic.write_json(beside / "attention.json", about)
+        atomic.write_json(temp / "attention.json", about)
         weights = io.BytesIO()
         arrays: dict[str, Any] = {one.map.name: one.map.weights_NTL for one in maps}
         np.savez_compressed(weights, **arrays)
-        (beside / "weights.npz").write_bytes(weights.getvalue())
+        (temp / "weights.npz").write_bytes(weights.getvalue())
         if folder.exists():
             shutil.rmtree(folder)
-        atomic.rename_folder(beside, folder)
+        atomic.rename_folder(temp, folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temp, ignore_errors=True)

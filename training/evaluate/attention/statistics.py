@@ -1,4 +1,4 @@
-"""What each head does, in a few numbers."""
+"""Statistics of what each head attends to."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,17 +11,17 @@ from training.evaluate.attention.collect import AttentionMap
 
 @dataclass(frozen=True)
 class HeadNumbers:
-    """Means over the queries of a text. What a head has not is None.
+    """Means over the queries of a text.
 
     Attributes:
         layer: name of the layer's map.
         head: from 0.
-        to_itself: weight of the query's own position; None: of another sequence there is none.
-        before: weight of the position before, over the queries that have one; None: the head sees nothing before.
-        after: weight of the position after, likewise.
-        entropy: of a query's weights, in nats.
-        entropy_share: entropy over that of even weights on all the positions that the query sees, over the queries that
-            see more than one.
+        to_itself: weight of the query's own position; None: in cross-attention.
+        before: weight of the previous position, over the queries that have one; None: the head does not look back.
+        after: weight of the next position, over the queries that have one; None: the head does not look ahead.
+        entropy: of the weights of a query, in nats.
+        entropy_share: entropy relative to that of even weights on all visible positions, over the queries that see more
+            than one position; None: there are none.
     """
 
     layer: str
@@ -36,32 +36,34 @@ class HeadNumbers:
         return asdict(self)
 
 
-def head_numbers(found: AttentionMap) -> list[HeadNumbers]:
-    """The numbers of every head of a map."""
-    # What any head looks at, all of them see that look to its side: a single weight may have been rounded to zero.
-    seen_TL = np.asarray((found.weights_NTL > 0).any(0))
-    return [_numbers(found, head, weights, seen_TL) for head, weights in enumerate(found.weights_NTL)]
+def head_numbers(attention: AttentionMap) -> list[HeadNumbers]:
+    """The statistics of every head of a map."""
+    # What one head attends to is visible to all heads that look to its side; a single weight may be rounded to zero.
+    visible_TL = np.asarray((attention.weights_NTL > 0).any(0))
+    return [_numbers(attention, head, weights, visible_TL) for head, weights in enumerate(attention.weights_NTL)]
 
 
-def _numbers(found: AttentionMap, head: int, weights: NDArray[np.float32], seen_TL: NDArray[np.bool_]) -> HeadNumbers:
+def _numbers(
+    attention: AttentionMap, head: int, weights: NDArray[np.float32], visible_TL: NDArray[np.bool_]
+) -> HeadNumbers:
     weights_TL = weights.astype(np.float64)
-    back = not found.cross and bool(np.tril(weights_TL, -1).any())
-    ahead = not found.cross and bool(np.triu(weights_TL, 1).any())
+    back = not attention.cross and bool(np.tril(weights_TL, -1).any())
+    ahead = not attention.cross and bool(np.triu(weights_TL, 1).any())
     if back and not ahead:
-        seen_TL = np.tril(seen_TL)
+        visible_TL = np.tril(visible_TL)
     elif ahead and not back:
-        seen_TL = np.triu(seen_TL)
-    seen_T = seen_TL.sum(-1)
+        visible_TL = np.triu(visible_TL)
+    visible_T = visible_TL.sum(-1)
     entropy_T = -(weights_TL * np.log(np.where(weights_TL > 0, weights_TL, 1.0))).sum(-1)
-    several = seen_T > 1
+    several = visible_T > 1
     return HeadNumbers(
-        layer=found.name,
+        layer=attention.name,
         head=head,
-        to_itself=None if found.cross else _mean(weights_TL.diagonal()),
+        to_itself=None if attention.cross else _mean(weights_TL.diagonal()),
         before=_mean(weights_TL.diagonal(-1)) if back else None,
         after=_mean(weights_TL.diagonal(1)) if ahead else None,
         entropy=float(entropy_T.mean()),
-        entropy_share=_mean(entropy_T[several] / np.log(seen_T[several])),
+        entropy_share=_mean(entropy_T[several] / np.log(visible_T[several])),
     )
 
 
@@ -70,12 +72,12 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def lines(numbers: list[HeadNumbers]) -> list[str]:
-    """A table of them; a dash where there is none."""
+    """A table of the statistics, with a dash for None."""
     head = f"{'layer':<12}{'head':>5}{'itself':>9}{'before':>9}{'after':>9}{'entropy':>9}{'of most':>9}"
     rows = [head]
-    for each in numbers:
-        values = (each.to_itself, each.before, each.after, each.entropy, each.entropy_share)
-        rows.append(f"{each.layer:<12}{each.head:>5}" + "".join(f"{_shown(value):>9}" for value in values))
+    for head_row in numbers:
+        values = (head_row.to_itself, head_row.before, head_row.after, head_row.entropy, head_row.entropy_share)
+        rows.append(f"{head_row.layer:<12}{head_row.head:>5}" + "".join(f"{_shown(value):>9}" for value in values))
     return rows
 
 

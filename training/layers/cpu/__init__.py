@@ -1,0 +1,25 @@
+"""The CPU paths of the layers: everything that a CPU computes differently from a GPU is in this package.
+
+Each public function returns its result, or None where PyTorch's own operation is the right one: on other devices, under
+``torch.compile``, and for shapes and dtypes that gain nothing. A layer therefore reads::
+
+    out = cpu.matmul.linear(x, weight, bias)
+    return F.linear(x, weight, bias) if out is None else out
+
+The C code is in ``kernels.c``. Without a C compiler the functions fall back to PyTorch's operations.
+"""
+
+from training.layers.cpu import attention, cross_entropy, decode, experts, gelu, kernels, matmul, norms, rope, swiglu
+
+__all__ = [
+    "attention",
+    "cross_entropy",
+    "decode",
+    "experts",
+    "gelu",
+    "kernels",
+    "matmul",
+    "norms",
+    "rope",
+    "swiglu",
+]

@@ -1,20 +1,30 @@
-"""Attention on CPU, written out in blocks of queries that each meet only the keys that any of them sees.
+"""Attention on CPU, written out in blocks of queries that each meet only the keys that any of them attends to.
 
-In blocks a step keeps and works in what grows with the scores that are seen. PyTorch's own gradient of a slice of the
-keys would be as long as all of them, which makes the cost of a window quadratic again.
+With blocks the time, and the memory kept for the backward pass, grow with the scores that are computed. PyTorch's own
+gradient of a slice of the keys would be as long as all keys, which makes the cost of a window quadratic again.
+
+PyTorch's fused kernel on CPU wants values as wide as queries. With one thread and sequences of 256 it is 1.4 (fp32) to
+2.7 (bf16) times slower than blocks of plain matrix products. Blocks keep the attention weights for the backward pass,
+so sequences longer than ``LONGEST_BLOCKED`` use the fused kernel all the same, one document at a time.
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from training.layers.block_sizes import LONGEST_BLOCKED, QUERY_BLOCK
+from training.layers.masks import Mask
+from training.layers.packed_documents import Documents
 
 
 class Block(NamedTuple):
     """Queries ``start`` .. ``end``-1 with keys ``first`` .. ``last``-1.
 
-    ``bias``: what is added to their scores, of a shape that broadcasts to [B, N, queries, keys]; None: nothing.
+    ``bias``: added to their scores, of a shape that broadcasts to [B, N, queries, keys]; None: nothing.
     """
 
     start: int
@@ -22,6 +32,56 @@ class Block(NamedTuple):
     first: int
     last: int
     bias: torch.Tensor | None
+
+
+def causal_attention(
+    q_BNTQ: torch.Tensor,
+    k_BNTQ: torch.Tensor,
+    v_BNTZ: torch.Tensor,
+    scale: float,
+    documents: Documents | None = None,
+) -> torch.Tensor | None:
+    """:func:`training.layers.attention.causal_attention` in blocks: [B, N, T, Z]; None: not on CPU."""
+    if q_BNTQ.device.type != "cpu":
+        return None
+    if documents is None:
+        if q_BNTQ.shape[2] <= LONGEST_BLOCKED:
+            return _masked_blocks(q_BNTQ, k_BNTQ, v_BNTZ, scale, Mask(True), 0.0)
+        return _fused(q_BNTQ, k_BNTQ, v_BNTZ, scale)
+    rows = []
+    for row, spans in enumerate(documents.spans()):
+        q, k, v = (tensor[row : row + 1] for tensor in (q_BNTQ, k_BNTQ, v_BNTZ))
+        if max(end - start for start, end in spans) <= LONGEST_BLOCKED:
+            rows.append(blocked_attention(q, k, v, scale, _document_blocks(spans, q)))
+        else:
+            pieces = [_fused(q[..., a:b, :], k[..., a:b, :], v[..., a:b, :], scale) for a, b in spans]
+            rows.append(torch.cat(pieces, dim=2))
+    return torch.cat(rows)
+
+
+def masked_attention(
+    q_BNTQ: torch.Tensor,
+    k_BNLQ: torch.Tensor,
+    v_BNLZ: torch.Tensor,
+    scale: float,
+    mask: Mask,
+    dropout: float,
+) -> torch.Tensor | None:
+    """:func:`training.layers.attention.attention` in blocks, one document at a time: [B, N, T, Z]; None: not on CPU."""
+    if q_BNTQ.device.type != "cpu":
+        return None
+    if mask.documents is None:
+        return _masked_blocks(q_BNTQ, k_BNLQ, v_BNLZ, scale, mask, dropout)
+    within_document = dataclasses.replace(mask, documents=None)
+    rows = []
+    for row, spans in enumerate(mask.documents.spans()):
+        q, k, v = (tensor[row : row + 1] for tensor in (q_BNTQ, k_BNLQ, v_BNLZ))
+        pieces = [
+            _masked_blocks(q[..., a:b, :], k[..., a:b, :], v[..., a:b, :], scale, within_document, dropout)
+            for a, b in spans
+        ]
+        rows.append(torch.cat(pieces, dim=2))
+    return torch.cat(rows)
 
 
 def blocked_attention(
@@ -34,10 +94,65 @@ def blocked_attention(
 ) -> torch.Tensor:
     """Scaled dot-product attention [B, N, T, Z]; the weights of each block are kept for the backward pass.
 
-    ``blocks``: every query is in one, in order; gone through once. ``dropout``: share of the weights that is set to 0.
+    Args:
+        q_BNTQ: queries.
+        k_BNLQ: keys.
+        v_BNLZ: values.
+        scale: factor of the scores.
+        blocks: in order, with every query in one of them; iterated over once.
+        dropout: fraction of the weights that is set to 0.
     """
     out: torch.Tensor = _BlockedAttention.apply(q_BNTQ, k_BNLQ, v_BNLZ, scale, blocks, dropout)
     return out
+
+
+def _masked_blocks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: Mask, dropout: float
+) -> torch.Tensor:
+    """Attention in blocks under a mask without documents, [B, N, T, Z]."""
+    length, keys = q.shape[2], k.shape[2]
+    if mask.window is None and length > LONGEST_BLOCKED:
+        bias = mask.bias(torch.arange(length), torch.arange(keys), q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+    return blocked_attention(q, k, v, scale, _blocks(mask, length, keys, q.dtype), dropout)
+
+
+def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """PyTorch's kernel, with narrower values padded to the width of the queries."""
+    width = v.shape[-1]
+    v = F.pad(v, (0, max(q.shape[-1] - width, 0)))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[..., :width]
+
+
+def _blocks(mask: Mask, length: int, keys: int, dtype: torch.dtype) -> Iterator[Block]:
+    """Blocks of queries under a mask, ignoring its documents."""
+    biases: dict[tuple[int, ...], torch.Tensor | None] = {}
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, length)
+        first, last = mask.key_range(start, end, keys)
+        # Within a window most blocks share one bias, unless sequences have lengths.
+        kind = (end - start, start - first, last - first, 0 if mask.lengths_B is None else start)
+        if kind not in biases:
+            biases = {kind: mask.bias(torch.arange(start, end), torch.arange(first, last), dtype)}
+        yield Block(start, end, first, last, biases[kind])
+
+
+def _document_blocks(spans: list[tuple[int, int]], like: torch.Tensor) -> Iterator[Block]:
+    """Blocks of one sample: a block's keys begin with the first document that it touches."""
+    future = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
+    first = 0
+    for start in range(0, spans[-1][1], QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, spans[-1][1])
+        while spans[first][1] <= start:
+            first += 1
+        begin = spans[first][0]
+        bias = F.pad(future[: end - start, : end - start], (start - begin, 0))
+        for next_begin, _ in spans[first + 1 :]:
+            if next_begin >= end:
+                break
+            # Queries in this document and in later ones do not attend to anything before it.
+            bias[next_begin - start :, : next_begin - begin] = float("-inf")
+        yield Block(start, end, begin, end, bias)
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -52,42 +167,44 @@ class _BlockedAttention(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         q, k, v = (tensor.flatten(0, 1) for tensor in (q_BNTQ, k_BNLQ, v_BNLZ))
-        ctx.spans, kept, out = [], [], []
+        ctx.spans, saved, out = [], [], []
         for start, end, first, last, bias in blocks:
             scores = _scores(q[:, start:end], k[:, first:last], scale, bias, q_BNTQ.shape[:2])
             weights = scores.softmax(-1)
-            chosen = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-            # Not into a slice of the whole: PyTorch would multiply one matrix of the batch after the other.
-            out.append(_dropped(weights, chosen, dropout) @ v[:, first:last])
+            kept = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
+            # Not into a slice of a result for all blocks: PyTorch would multiply the matrices of the batch one by one.
+            out.append(_dropped(weights, kept, dropout) @ v[:, first:last])
             ctx.spans.append((start, end, first, last))
-            kept += [weights] if chosen is None else [weights, chosen]
+            saved += [weights] if kept is None else [weights, kept]
         ctx.scale, ctx.dropout, ctx.shape = scale, dropout, q_BNTQ.shape[:2]
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.save_for_backward(q, k, v, *saved)
         return (out[0] if len(out) == 1 else torch.cat(out, dim=1)).unflatten(0, ctx.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
+        q, k, v, *saved = ctx.saved_tensors
         dout = upstream[0].flatten(0, 1)
-        dq, nothing = torch.empty_like(q), q.new_zeros(1, 1, 1)
+        dq, zero = torch.empty_like(q), q.new_zeros(1, 1, 1)
         dk = dv = None
-        # From the last on, which under a causal mask meets all keys.
+        # From the last block on, which under a causal mask meets all keys.
         for start, end, first, last in reversed(ctx.spans):
-            chosen, weights = kept.pop() if ctx.dropout else None, kept.pop()
-            upper = dout[:, start:end]
-            dv = _added(dv, v, first, last, _dropped(weights, chosen, ctx.dropout).transpose(1, 2) @ upper)
-            dweights = _dropped(upper @ v[:, first:last].transpose(1, 2), chosen, ctx.dropout)
+            kept, weights = saved.pop() if ctx.dropout else None, saved.pop()
+            dblock = dout[:, start:end]
+            dv = _accumulated(dv, v, first, last, _dropped(weights, kept, ctx.dropout).transpose(1, 2) @ dblock)
+            dweights = _dropped(dblock @ v[:, first:last].transpose(1, 2), kept, ctx.dropout)
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            dq[:, start:end] = torch.baddbmm(nothing, dscores, k[:, first:last], beta=0, alpha=ctx.scale)
-            dk = _added(dk, k, first, last, dscores.transpose(1, 2) @ q[:, start:end])
+            dq[:, start:end] = torch.baddbmm(zero, dscores, k[:, first:last], beta=0, alpha=ctx.scale)
+            dk = _accumulated(dk, k, first, last, dscores.transpose(1, 2) @ q[:, start:end])
         assert dk is not None and dv is not None
         grads = (dq, dk.mul_(ctx.scale).to(k.dtype), dv.to(v.dtype))
         return *(grad.unflatten(0, ctx.shape) for grad in grads), None, None, None
 
 
-def _added(total: torch.Tensor | None, like: torch.Tensor, first: int, last: int, part: torch.Tensor) -> torch.Tensor:
-    """The gradient of all keys so far and a block's, in fp32: in bf16 the sums would lose what each block adds."""
+def _accumulated(
+    total: torch.Tensor | None, like: torch.Tensor, first: int, last: int, part: torch.Tensor
+) -> torch.Tensor:
+    """The sum of the gradients of all keys and one block's, in fp32: bf16 would round away what each block adds."""
     if total is None and part.shape == like.shape:
         return part.float()
     if total is None:
@@ -107,5 +224,5 @@ def _scores(
     return scores
 
 
-def _dropped(weights: torch.Tensor, chosen: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    return weights if chosen is None else (weights * chosen).div_(1 - dropout)
+def _dropped(weights: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    return weights if kept is None else (weights * kept).div_(1 - dropout)

@@ -1,8 +1,8 @@
-"""Linear layers, norms, GELU, experts and attention of few rows on CPU, without gradients: what decoding consists of.
+"""Linear layers, norms, GELU, experts and attention of few rows on CPU, without gradients: the operations of decoding.
 
-PyTorch's products read a matrix several rows at a time, which for a single row or eight means a third of the memory's
-speed. The C code beside this file reads each matrix once, in order. Every function here gives None where that is not
-the way (more rows, gradients, other devices and dtypes, no compiler): the caller has the way for all cases.
+PyTorch's products read a matrix several rows at a time, which with one to eight rows reaches a third of the memory
+bandwidth. The C code in ``kernels.c`` reads each matrix once, in order. Every function returns None where the C code is
+not for its inputs: more rows, gradients, other devices and dtypes, no compiler.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import torch
 
 from training.layers.cpu.kernels import code_for, is_half, succeeded
 
-#: Rows up to which reading the matrix, not arithmetic, takes the time.
+#: Up to this many rows the time goes into reading the matrix, not into arithmetic.
 _FEW = 16
 
 
@@ -25,8 +25,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     x = x.contiguous()
     outputs, inputs = weight.shape
     y = x.new_empty(*x.shape[:-1], outputs)
-    places = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
-    succeeded(code.few_linear(*places, x.numel() // inputs, outputs, inputs, is_half(x)))
+    addresses = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
+    succeeded(code.few_linear(*addresses, x.numel() // inputs, outputs, inputs, is_half(x)))
     return y
 
 
@@ -37,8 +37,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
         return None
     x = x.contiguous()
     y = torch.empty_like(x)
-    places = x.data_ptr(), weight.data_ptr(), y.data_ptr()
-    code.few_rms_norm(*places, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
+    addresses = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+    code.few_rms_norm(*addresses, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
     return y
 
 
@@ -49,13 +49,13 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
         return None
     x = x.contiguous()
     y = torch.empty_like(x)
-    places = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
-    code.few_layer_norm(*places, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
+    addresses = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
+    code.few_layer_norm(*addresses, x.numel() // x.shape[-1], x.shape[-1], eps, is_half(x))
     return y
 
 
 def gelu(x: torch.Tensor, tanh: bool = False) -> torch.Tensor | None:
-    """x times the standard normal distribution up to x, or its approximation by ``tanh``: [...]."""
+    """x times the standard normal distribution function at x, or its approximation by ``tanh``: [...]."""
     code = _code_for(x)
     if code is None:
         return None
@@ -68,26 +68,27 @@ def gelu(x: torch.Tensor, tanh: bool = False) -> torch.Tensor | None:
 def attention(
     q_BNTH: torch.Tensor,
     entries_BNLE: torch.Tensor,
-    seen_BT: torch.Tensor,
+    visible_lengths_BT: torch.Tensor,
     scale: float,
     window: int | None = None,
     slopes_N: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Attention of queries to cached entries, a key and a value each (E = 2H), up to their own: [B, T, N, H].
+    """Causal attention of queries to cached entries, a key and a value each (E = 2H): [B, T, N, H].
 
-    ``seen_BT`` (int64): entries up to a token's own, of which it reaches ``window``; ``slopes_N`` (fp32): ALiBi's.
+    ``visible_lengths_BT`` (int64): entries up to and including a token's own, of which it attends to the last
+    ``window``; ``slopes_N`` (fp32): ALiBi's.
     """
     samples, heads, length, width = q_BNTH.shape
     code = _code_for(q_BNTH[:, 0])
-    apart = entries_BNLE.stride()
-    if code is None or entries_BNLE.dtype != q_BNTH.dtype or apart[2:] != (2 * width, 1):
+    strides = entries_BNLE.stride()
+    if code is None or entries_BNLE.dtype != q_BNTH.dtype or strides[2:] != (2 * width, 1):
         return None
-    q_BNTH, seen_BT = q_BNTH.contiguous(), seen_BT.contiguous()
+    q_BNTH, visible_lengths_BT = q_BNTH.contiguous(), visible_lengths_BT.contiguous()
     out_BTNH = q_BNTH.new_empty(samples, length, heads, width)
     slopes = None if slopes_N is None else slopes_N.data_ptr()
-    places = q_BNTH.data_ptr(), entries_BNLE.data_ptr(), seen_BT.data_ptr(), slopes, out_BTNH.data_ptr()
-    sizes = (samples, heads, length, width, *apart[:2], window or 0)
-    succeeded(code.few_heads(*places, *sizes, scale, is_half(q_BNTH)))
+    addresses = q_BNTH.data_ptr(), entries_BNLE.data_ptr(), visible_lengths_BT.data_ptr(), slopes, out_BTNH.data_ptr()
+    sizes = (samples, heads, length, width, *strides[:2], window or 0)
+    succeeded(code.few_heads(*addresses, *sizes, scale, is_half(q_BNTH)))
     return out_BTNH
 
 
@@ -112,11 +113,16 @@ def experts(
 
 
 def latent_attention(
-    q_BNTQ: torch.Tensor, entries_BLc: torch.Tensor, expand_NeC: torch.Tensor, seen_BT: torch.Tensor, scale: float
+    q_BNTQ: torch.Tensor,
+    entries_BLc: torch.Tensor,
+    expand_NeC: torch.Tensor,
+    visible_lengths_BT: torch.Tensor,
+    scale: float,
 ) -> torch.Tensor | None:
-    """Attention of queries to the first ``seen_BT`` (int64) cached entries, by absorbed projections: [B, T, N, Z].
+    """Attention of queries to the first ``visible_lengths_BT`` (int64) cached entries: [B, T, N, Z].
 
-    An entry is a latent C and a rotated key; ``expand_NeC`` makes a head's keys and values of a latent.
+    An entry is a latent C and a rotated key. ``expand_NeC`` projects a latent to the keys and values of a head; it is
+    absorbed into queries and results.
     """
     samples, heads, length, query = q_BNTQ.shape
     code = _code_for(q_BNTQ[:, 0], expand_NeC)
@@ -126,14 +132,15 @@ def latent_attention(
     rope = entries_BLc.shape[2] - latent
     values = expand_NeC.shape[1] - (query - rope)
     q_BNTQ, out_BTNZ = q_BNTQ.contiguous(), q_BNTQ.new_empty(samples, length, heads, values)
-    places = [tensor.data_ptr() for tensor in (q_BNTQ, entries_BLc, expand_NeC, seen_BT.contiguous(), out_BTNZ)]
+    tensors = (q_BNTQ, entries_BLc, expand_NeC, visible_lengths_BT.contiguous(), out_BTNZ)
+    addresses = [tensor.data_ptr() for tensor in tensors]
     sizes = (samples, heads, length, query - rope, rope, values, latent, entries_BLc.stride(0))
-    succeeded(code.few_attention(*places, *sizes, scale, is_half(q_BNTQ)))
+    succeeded(code.few_attention(*addresses, *sizes, scale, is_half(q_BNTQ)))
     return out_BTNZ
 
 
 def _code_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
-    """The C code, where it is for this: a few rows in memory, nobody asking for gradients or another precision."""
+    """The C code, if it supports this: few contiguous rows, without gradients and autocast."""
     if torch.is_grad_enabled() or not 0 < x.numel() <= _FEW * x.shape[-1] or torch.is_autocast_enabled("cpu"):
         return None
     return code_for(x, *weights) if all(weight.is_contiguous() for weight in weights) else None

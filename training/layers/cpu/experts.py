@@ -1,7 +1,7 @@
-"""The routed experts on CPU, an expert at a time over gathered rows that stay in a core's cache.
+"""The routed experts on CPU, one expert at a time over gathered rows that stay in a core's cache.
 
-Beside ``grouped_mm`` this saves the sorted copy of all rows and of their gradients, and its gather-and-sum is one pass.
-Forward and backward are written out: autograd would keep every intermediate of every expert.
+Compared with ``grouped_mm`` this saves the sorted copy of all rows and of their gradients, and gathers and sums in one
+pass. Forward and backward are written out: autograd would keep every intermediate result of every expert.
 """
 
 from typing import Any, NamedTuple
@@ -11,41 +11,43 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from training.layers.cpu import decode
-from training.layers.cpu.swiglu import gradients_on_cpu, weighted_on_cpu
+from training.layers.cpu.swiglu import weighted_swiglu, weighted_swiglu_backward
 
 
-def experts_on_cpu(
+def routed_experts(
     x_MD: torch.Tensor,
     weights_MK: torch.Tensor,
     selected_MK: torch.Tensor,
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
-) -> torch.Tensor:
-    """Each token's SwiGLU experts times their weights (fp32), summed: [M, D] -> [M, D].
+) -> torch.Tensor | None:
+    """Each token's SwiGLU experts times their weights (fp32), summed: [M, D] -> [M, D]; None: not on CPU.
 
-    In training a slot of weight 0 costs nothing, and an expert that no token chose never; its gradient is zero.
+    A slot of weight 0 costs nothing in training. An expert that no token chose costs nothing, and its gradient is zero.
     """
+    if x_MD.device.type != "cpu":
+        return None
     if (few := decode.experts(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)) is not None:
         return few
     out: torch.Tensor = _Experts.apply(x_MD, weights_MK, selected_MK, gate_up_E2FD, down_EDF)
     return out
 
 
-#: Rows that an expert's share is filled up to a multiple of. In bf16 a product is compiled for its exact shape, and
-#: with any number of rows every expert would need another one at every step.
+#: The number of rows of each expert is rounded up to a multiple of this. In bf16 a product is compiled for its exact
+#: shape, and with arbitrary numbers of rows every expert would need another one at every step.
 _ALIGNED = {torch.bfloat16: 32}
 
 
 class _Plan(NamedTuple):
-    """Rows in order of their experts, each expert's filled up with rows of weight 0.
+    """Rows sorted by expert, each expert's padded with rows of weight 0.
 
     Attributes:
         tokens: [R] the token of each row.
-        weights: [R, 1] its weight.
-        places: [M, K] the row of each slot; R for those of weight 0.
-        used: [S] the slots (token * K + k) of other weights, in order of their rows.
-        rows: [S] their rows.
-        bounds: expert, first row and one past the last of each expert that has any.
+        weights: [R, 1] the weight of each row.
+        places: [M, K] the row of each slot; R for slots of weight 0.
+        used: [S] the slots (token * K + k) of nonzero weight, in the order of their rows.
+        rows: [S] the rows of these slots.
+        bounds: (expert, first row, one past the last row) of each expert that has rows.
     """
 
     tokens: torch.Tensor
@@ -66,9 +68,9 @@ def _plan(weights_MK: torch.Tensor, selected_MK: torch.Tensor, experts: int, ali
             bounds.append((expert, start, end))
     ordered, slots = expert_of_slot.sort(stable=True)
     used = slots[: int(sizes.sum())]
-    # How much further on an expert's rows are for what was filled up before it.
-    filled = (-sizes).remainder(aligned)
-    rows = torch.arange(len(used)) + (filled.cumsum(0) - filled)[ordered[: len(used)]]
+    # Padding of the experts before shifts an expert's rows.
+    padding = (-sizes).remainder(aligned)
+    rows = torch.arange(len(used)) + (padding.cumsum(0) - padding)[ordered[: len(used)]]
     tokens = torch.zeros(end, dtype=torch.int64)
     tokens[rows] = used // selected_MK.shape[1]
     weights = torch.zeros(end, dtype=weights_MK.dtype)
@@ -96,7 +98,7 @@ class _Experts(torch.autograd.Function):
             rows = x_MD.index_select(0, plan.tokens[start:end])
             gate_up = torch.mm(rows, gate_up_E2FD[expert].t(), out=gate_up_R2F[start:end])
             gate, up = gate_up.chunk(2, dim=1)
-            hidden = weighted_on_cpu(gate, up, plan.weights[start:end])
+            hidden = weighted_swiglu(gate, up, plan.weights[start:end])
             torch.mm(hidden, down_EDF[expert].t(), out=out_RD[start:end])
         ctx.plan = plan
         ctx.save_for_backward(x_MD, gate_up_R2F, gate_up_E2FD, down_EDF)
@@ -118,9 +120,9 @@ class _Experts(torch.autograd.Function):
             gate, up = gate_up_R2F[start:end].chunk(2, dim=1)
             dgate_up = torch.empty_like(gate_up_R2F[start:end])
             dgate, dup = dgate_up.chunk(2, dim=1)
-            found = gradients_on_cpu(gate, up, weights, dy @ down_EDF[expert], dgate, dup)
-            assert found is not None
-            hidden, dweights_R[start:end] = found
+            weighted = weighted_swiglu_backward(gate, up, weights, dy @ down_EDF[expert], dgate, dup)
+            assert weighted is not None
+            hidden, dweights_R[start:end] = weighted
             torch.mm(dy.t(), hidden, out=ddown_EDF[expert])
             torch.mm(dgate_up.t(), x_MD.index_select(0, tokens), out=dgate_up_E2FD[expert])
             torch.mm(dgate_up, gate_up_E2FD[expert], out=dx_RD[start:end])

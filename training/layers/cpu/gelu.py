@@ -1,31 +1,43 @@
-"""TODO: training/layers/cpu/gelu.py."""
+"""GELU: the tanh approximation with a gradient in one pass over memory, and both forms for the few rows of decoding."""
 
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from training.layers.cpu import decode
 from training.layers.cpu.kernels import code_for, is_half
 
+#: ``gelu(x)``, the exact form; None where PyTorch's operation is as fast, as in all training.
+gelu = decode.gelu
 
-class _GeluNewOnCpu(torch.autograd.Function):
+
+def gelu_new(x: torch.Tensor) -> torch.Tensor | None:
+    """``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))``: [...]."""
+    if x.is_cpu and x.requires_grad and torch.is_grad_enabled() and code_for(x) is not None:
+        out: torch.Tensor = _GeluNew.apply(x)
+        return out
+    return decode.gelu(x, tanh=True)
+
+
+class _GeluNew(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x)
-        return _worked_out(x, None)
+        return _compute(x, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
-        return _worked_out(x, upstream[0].contiguous())
+        return _compute(x, upstream[0].contiguous())
 
 
-def _worked_out(x: torch.Tensor, upstream: torch.Tensor | None) -> torch.Tensor:
-    """The approximation of ``x``, or from the gradient above that of ``x``."""
+def _compute(x: torch.Tensor, upstream: torch.Tensor | None) -> torch.Tensor:
+    """The activation of ``x``; with ``upstream`` its gradient times that."""
     code, out = code_for(x), torch.empty_like(x)
     assert code is not None
-    above = None if upstream is None else upstream.data_ptr()
-    code.gelu(x.data_ptr(), above, out.data_ptr(), x.numel(), True, is_half(x))
+    upstream_address = None if upstream is None else upstream.data_ptr()
+    code.gelu(x.data_ptr(), upstream_address, out.data_ptr(), x.numel(), True, is_half(x))
     return out

@@ -1,9 +1,9 @@
-// What PyTorch does slowly on CPU. Numbers are fp32, or bf16 where `half` is set; sums are fp32. Matrices are row-major
-// and contiguous, but for rows that say how far they are apart.
+// What PyTorch does slowly on CPU. Numbers are fp32, or bf16 if `half` is set; sums are fp32. Matrices are row-major
+// and contiguous, except where a stride of the rows is passed.
 //
-// First decoding: products of a few rows with matrices that are read once, in the order in which they lie. A row of a
-// matrix W [n, k] meets all rows of x [m, k] while it is in registers. Then, of training, each in one pass: SwiGLU, GELU
-// and the softmax of the loss.
+// The first part is for decoding: products of a few rows with matrices that are read once, in memory order. A row of a
+// matrix W [n, k] is multiplied with all rows of x [m, k] while it is in registers. The second part is for training:
+// SwiGLU, GELU and the softmax of the loss, each in one pass.
 
 #include <math.h>
 #include <stdint.h>
@@ -16,7 +16,7 @@ typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
 #define INLINE static inline __attribute__((always_inline))
-// Below so many numbers of a matrix, threads cost more than they save.
+// For smaller matrices than this many numbers, threads cost more than they save.
 #define ENOUGH (1 << 15)
 
 INLINE float widened(uint16_t x) {
@@ -29,7 +29,7 @@ INLINE float widened(uint16_t x) {
 INLINE uint16_t narrowed(float x) {
     uint32_t wide;
     memcpy(&wide, &x, sizeof wide);
-    if ((wide & 0x7fffffff) > 0x7f800000) return (uint16_t)(wide >> 16) | 64;  // not a number stays none
+    if ((wide & 0x7fffffff) > 0x7f800000) return (uint16_t)(wide >> 16) | 64;  // NaN stays NaN
     return (uint16_t)((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);  // to nearest, ties to even
 }
 
@@ -51,7 +51,7 @@ INLINE const void *row_of(const void *matrix, int64_t row, int64_t width, int ha
     return (const char *)matrix + row * width * (half ? 2 : 4);
 }
 
-// The sum of all lanes, in halves: one after the other they would wait for each other.
+// The sum of all lanes, by halves: a sequential sum would wait for each addition.
 INLINE float total_of(lanes x) {
     typedef float eight __attribute__((vector_size(32), aligned(4)));
     typedef float four __attribute__((vector_size(16), aligned(4)));
@@ -87,7 +87,7 @@ INLINE void dots(const float *x, const void *w, float *out, int64_t m, int64_t k
     for (int64_t r = 0; r < m; r++) out[r * stride] = rest[r];
 }
 
-// The same for any number of rows; each of the counts below is compiled by itself, with its sums in registers.
+// The same for any number of rows; each count below is compiled separately, with its sums in registers.
 INLINE void all_dots(const float *x, const void *w, float *out, int64_t m, int64_t k, int64_t stride, int half) {
     int64_t r = 0;
     for (; r + 8 <= m; r += 8) dots(x + r * k, w, out + r * stride, 8, k, stride, half);
@@ -111,7 +111,7 @@ INLINE void product(const float *x, const void *w, const void *bias, void *y, in
 
 enum { STREAMS = 4 };
 
-// The same for a single row of x, the matrix as several streams that memory is read from at a time.
+// The same for a single row of x; the matrix is read as several concurrent streams.
 INLINE void product_of_one(const float *x, const void *w, const void *bias, void *y, int64_t n, int64_t k, int half) {
     int64_t apart = (n + STREAMS - 1) / STREAMS;
 #pragma omp parallel for schedule(static) if (n * k >= ENOUGH)
@@ -136,7 +136,7 @@ static float *in_fp32(const void *x, int64_t count) {
     return wide;
 }
 
-// y [m, n] = x [m, k] W^T + bias [n] (or none). Returns 0, or 1 where there is no memory.
+// y [m, n] = x [m, k] W^T + bias [n] (or none). Returns 0, or 1 if there is no memory.
 int few_linear(const void *x, const void *w, const void *bias, void *y, int64_t m, int64_t n, int64_t k, int half) {
     if (!half && m == 1) return product_of_one(x, w, bias, y, n, k, 0), 0;
     if (!half) return product(x, w, bias, y, m, n, k, 0), 0;
@@ -175,10 +175,10 @@ void few_layer_norm(const void *x, const void *w, const void *bias, void *y, int
 }
 
 typedef struct {
-    int64_t expert, first, count;  // an expert and its slots in the order below
+    int64_t expert, first, count;  // an expert and its range of slots in `order`
 } share;
 
-// A slot is a token's k-th expert. Sorts slots by expert into `order`; returns how many experts have any.
+// A slot is the k-th expert of a token. Sorts slots by expert into `order`; returns the number of experts with slots.
 static int64_t by_expert(const int64_t *selected, int64_t slots, int64_t experts, int64_t *order, share *shares) {
     int64_t used = 0, end = 0;
     for (int64_t e = 0; e < experts; e++) {
@@ -216,8 +216,8 @@ INLINE void run_experts(const float *rows, const float *weights, const int64_t *
     }
 }
 
-// y [m, d]: for every token the sum of its `top` SwiGLU experts, each times its weight [m, top] in fp32; gate_up is
-// [experts, 2 f, d] with the gate first, down [experts, d, f]. Returns 0, or 1 where there is no memory.
+// y [m, d]: for each token the sum of its `top` SwiGLU experts times their weights [m, top] in fp32; gate_up is
+// [experts, 2 f, d] with the gate first, down [experts, d, f]. Returns 0, or 1 if there is no memory.
 int few_experts(const void *x, const float *weights, const int64_t *selected, const void *gate_up, const void *down,
                 void *y, int64_t m, int64_t top, int64_t experts, int64_t f, int64_t d, int half) {
     int64_t slots = m * top;
@@ -232,7 +232,7 @@ int few_experts(const void *x, const float *weights, const int64_t *selected, co
             for (int64_t i = 0; i < d; i++) rows[s * d + i] = get(x, order[s] / top * d + i, half);
         if (half) run_experts(rows, weights, order, shares, used, gate_up, down, hidden, out, slots, f, d, 1);
         else run_experts(rows, weights, order, shares, used, gate_up, down, hidden, out, slots, f, d, 0);
-        // The rows' places serve for the sums, in fp32; a token's experts add up in order of their numbers.
+        // The memory of the rows is reused for the fp32 sums; the experts of a token are added in the order of their ids.
         memset(rows, 0, sizeof(float) * m * d);
         for (int64_t s = 0; s < slots; s++)
             for (int64_t i = 0; i < d; i++) rows[order[s] / top * d + i] += out[s * d + i];
@@ -249,21 +249,21 @@ INLINE void add_times(float *to, const void *from, float factor, int64_t k, int 
     for (; i < k; i++) to[i] += factor * get(from, i, half);
 }
 
-// One head of one token: its query [p + r] against `seen` entries of [c + r], by way of the head's share of the keys'
-// and values' expansion, [p + z, c]. `room` is for c + r + c + seen numbers.
-INLINE void attend(const void *query, const void *entries, const void *expansion, void *out, int64_t seen, int64_t p,
+// One head of one token: its query [p + r] against `visible` entries of [c + r], with the head's part of the expansion
+// of keys and values, [p + z, c]. `room` has space for c + r + c + visible numbers.
+INLINE void attend(const void *query, const void *entries, const void *expansion, void *out, int64_t visible, int64_t p,
                    int64_t r, int64_t z, int64_t c, float scale, float *room, int half) {
     float *absorbed = room, *latent = room + c + r, *weight = latent + c, largest = -INFINITY, sum = 0;
     memset(absorbed, 0, sizeof(float) * (c + r + c));
     for (int64_t i = 0; i < p; i++) add_times(absorbed, row_of(expansion, i, c, half), get(query, i, half), c, half);
     for (int64_t i = 0; i < r; i++) absorbed[c + i] = get(query, p + i, half);
-    for (int64_t l = 0; l < seen; l++) {
+    for (int64_t l = 0; l < visible; l++) {
         dots(absorbed, row_of(entries, l, c + r, half), weight + l, 1, c + r, 1, half);
         weight[l] *= scale;
         if (weight[l] > largest) largest = weight[l];
     }
-    for (int64_t l = 0; l < seen; l++) sum += weight[l] = expf(weight[l] - largest);
-    for (int64_t l = 0; l < seen; l++) add_times(latent, row_of(entries, l, c + r, half), weight[l] / sum, c, half);
+    for (int64_t l = 0; l < visible; l++) sum += weight[l] = expf(weight[l] - largest);
+    for (int64_t l = 0; l < visible; l++) add_times(latent, row_of(entries, l, c + r, half), weight[l] / sum, c, half);
     for (int64_t i = 0; i < z; i++) {
         float value;
         dots(latent, row_of(expansion, p + i, c, half), &value, 1, c, 1, half);
@@ -271,14 +271,14 @@ INLINE void attend(const void *query, const void *entries, const void *expansion
     }
 }
 
-// out [b, t, n, z]: every token's heads on what is cached of its sample. q [b, n, t, p + r]; entries [b, .., c + r], a
-// sample's `apart` numbers after the one before; expansion [n, p + z, c]; seen [b, t], entries that a token sees, from
-// the first on. Returns 0, or 1 where there is no memory.
-int few_attention(const void *q, const void *entries, const void *expansion, const int64_t *seen, void *out, int64_t b,
-                  int64_t n, int64_t t, int64_t p, int64_t r, int64_t z, int64_t c, int64_t apart, float scale,
+// out [b, t, n, z]: the attention of each token to the cached entries of its sample. q [b, n, t, p + r]; entries
+// [b, .., c + r], with `apart` numbers from one sample to the next; expansion [n, p + z, c]; visible [b, t]: number of
+// entries that a token attends to, from the first one. Returns 0, or 1 if there is no memory.
+int few_attention(const void *q, const void *entries, const void *expansion, const int64_t *visible, void *out,
+                  int64_t b, int64_t n, int64_t t, int64_t p, int64_t r, int64_t z, int64_t c, int64_t apart, float scale,
                   int half) {
     int64_t most = 0, failed = 0;
-    for (int64_t i = 0; i < b * t; i++) most = seen[i] > most ? seen[i] : most;
+    for (int64_t i = 0; i < b * t; i++) most = visible[i] > most ? visible[i] : most;
 #pragma omp parallel if (b * n * t * most * c >= ENOUGH) reduction(| : failed)
     {
         float *room = malloc(sizeof(float) * (2 * c + r + most));
@@ -290,40 +290,41 @@ int few_attention(const void *q, const void *entries, const void *expansion, con
             const void *matrix = row_of(expansion, head, (p + z) * c, half);
             void *to = (char *)out + (token * n + head) * z * (half ? 2 : 4);
             if (!room) continue;
-            if (half) attend(query, cached, matrix, to, seen[token], p, r, z, c, scale, room, 1);
-            else attend(query, cached, matrix, to, seen[token], p, r, z, c, scale, room, 0);
+            if (half) attend(query, cached, matrix, to, visible[token], p, r, z, c, scale, room, 1);
+            else attend(query, cached, matrix, to, visible[token], p, r, z, c, scale, room, 0);
         }
         free(room);
     }
     return failed;
 }
 
-// One head of one token: its query [h] against entries `first` .. `seen` - 1, each a key and a value [2 h]; scores fall
-// by `slope` with every position of distance. `room` is for 2 h + seen numbers.
-INLINE void attend_head(const void *query, const void *entries, void *out, int64_t first, int64_t seen, int64_t h,
+// One head of one token: its query [h] against entries `first` .. `visible` - 1, each a key and a value [2 h]; scores
+// fall by `slope` per position of distance. `room` has space for 2 h + visible numbers.
+INLINE void attend_head(const void *query, const void *entries, void *out, int64_t first, int64_t visible, int64_t h,
                         float scale, float slope, float *room, int half) {
     float *wide = room, *sum = room + h, *weight = room + 2 * h, largest = -INFINITY, all = 0;
     for (int64_t i = 0; i < h; i++) wide[i] = get(query, i, half) * scale;
     memset(sum, 0, sizeof(float) * h);
-    for (int64_t l = first; l < seen; l++) {
+    for (int64_t l = first; l < visible; l++) {
         dots(wide, row_of(entries, l, 2 * h, half), weight + l, 1, h, 1, half);
-        weight[l] -= slope * (seen - 1 - l);
+        weight[l] -= slope * (visible - 1 - l);
         if (weight[l] > largest) largest = weight[l];
     }
-    for (int64_t l = first; l < seen; l++) all += weight[l] = expf(weight[l] - largest);
-    for (int64_t l = first; l < seen; l++)
+    for (int64_t l = first; l < visible; l++) all += weight[l] = expf(weight[l] - largest);
+    for (int64_t l = first; l < visible; l++)
         add_times(sum, row_of(row_of(entries, l, 2 * h, half), 1, h, half), weight[l] / all, h, half);
     for (int64_t i = 0; i < h; i++) put(out, i, sum[i], half);
 }
 
-// out [b, t, n, h]: every token's heads on what is cached of its sample. q [b, n, t, h]; entries [b, n, .., 2 h], samples
-// and heads so many numbers apart; seen [b, t], entries up to a token's own, of which it reaches `window` (0: all);
-// slopes [n], or none. Returns 0, or 1 where there is no memory.
-int few_heads(const void *q, const void *entries, const int64_t *seen, const float *slopes, void *out, int64_t b,
+// out [b, t, n, h]: the attention of each token to the cached entries of its sample. q [b, n, t, h]; entries
+// [b, n, .., 2 h], with `samples_apart` and `heads_apart` numbers from one to the next; visible [b, t]: entries up to
+// and including a token's own, of which it attends to the last `window` (0: all); slopes [n], or none. Returns 0, or 1
+// if there is no memory.
+int few_heads(const void *q, const void *entries, const int64_t *visible, const float *slopes, void *out, int64_t b,
               int64_t n, int64_t t, int64_t h, int64_t samples_apart, int64_t heads_apart, int64_t window, float scale,
               int half) {
     int64_t most = 0, failed = 0;
-    for (int64_t i = 0; i < b * t; i++) most = seen[i] > most ? seen[i] : most;
+    for (int64_t i = 0; i < b * t; i++) most = visible[i] > most ? visible[i] : most;
 #pragma omp parallel if (b * n * t * most * h >= ENOUGH) reduction(| : failed)
     {
         float *room = malloc(sizeof(float) * (2 * h + most));
@@ -332,19 +333,19 @@ int few_heads(const void *q, const void *entries, const int64_t *seen, const flo
         for (int64_t i = 0; i < b * n * t; i++) {
             int64_t sample = i / (n * t), head = i / t % n, token = sample * t + i % t;
             const void *cached = row_of(row_of(entries, sample, samples_apart, half), head, heads_apart, half);
-            int64_t first = window && seen[token] > window ? seen[token] - window : 0;
+            int64_t first = window && visible[token] > window ? visible[token] - window : 0;
             float slope = slopes ? slopes[head] : 0;
             void *to = (char *)out + (token * n + head) * h * (half ? 2 : 4);
             if (!room) continue;
-            if (half) attend_head(row_of(q, i, h, 1), cached, to, first, seen[token], h, scale, slope, room, 1);
-            else attend_head(row_of(q, i, h, 0), cached, to, first, seen[token], h, scale, slope, room, 0);
+            if (half) attend_head(row_of(q, i, h, 1), cached, to, first, visible[token], h, scale, slope, room, 1);
+            else attend_head(row_of(q, i, h, 0), cached, to, first, visible[token], h, scale, slope, room, 0);
         }
         free(room);
     }
     return failed;
 }
 
-// Lanes i .. i + count - 1, those beyond 0.
+// Lanes i .. i + count - 1; further lanes are 0.
 INLINE lanes get_some(const void *from, int64_t i, int64_t count, int half) {
     if (count == LANES) return get_lanes(from, i, half);
     lanes some = {0};
@@ -356,7 +357,7 @@ INLINE void put_some(void *to, int64_t i, int64_t count, lanes x, int half) {
     if (count < LANES)
         for (int64_t lane = 0; lane < count; lane++) put(to, i + lane, x[lane], half);
     else if (!half) *(lanes *)((float *)to + i) = x;
-    else {  // as `narrowed` does
+    else {  // as in `narrowed`
         bits wide = (bits)x, rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
         bits none = (bits)((wide & 0x7fffffff) > 0x7f800000);
         *(halves *)((uint16_t *)to + i) = __builtin_convertvector((none & ((wide >> 16) | 64)) | (~none & rounded), halves);
@@ -365,11 +366,11 @@ INLINE void put_some(void *to, int64_t i, int64_t count, lanes x, int half) {
 
 INLINE lanes chosen(bits where, lanes yes, lanes no) { return (lanes)((where & (bits)yes) | (~where & (bits)no)); }
 
-// e^x, to the last place or two; below -87 what it is there, and above 88 infinite.
+// e^x, accurate to one or two units in the last place; below -87 the value at -87, above 88 infinity.
 INLINE lanes exponentials(lanes x) {
     typedef int32_t whole __attribute__((vector_size(4 * LANES)));
     static const float taylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
-    const float to_whole = 3 << 22;  // added and taken off again, it rounds
+    const float to_whole = 3 << 22;  // adding and subtracting it rounds
     bits beyond = (bits)(x > 88);
     x = chosen((bits)(x < -87), (lanes){0} - 87, x);
     lanes power = (x * 1.44269504f + to_whole) - to_whole;
@@ -393,7 +394,7 @@ INLINE void swiglu_rows(const void *gate, const void *up, const float *weights, 
     }
 }
 
-// out [m, f] = silu(gate) * up * weight; rows of gate and up lie `apart`, weights are [m] in fp32 or none.
+// out [m, f] = silu(gate) * up * weight; `apart` is the stride of rows of gate and up; weights [m] in fp32, or none.
 void swiglu(const void *gate, const void *up, const float *weights, void *out, int64_t m, int64_t f, int64_t apart,
             int half) {
     if (half) swiglu_rows(gate, up, weights, out, m, f, apart, 1);
@@ -422,8 +423,8 @@ INLINE void swiglu_rows_backward(const void *gate, const void *up, const float *
     }
 }
 
-// From the gradient of `out` above those of gate and up, whose rows lie `dapart`, and of the weights; and `out` again.
-// The last two are left out where they are null.
+// The gradients of gate and up (rows have stride `dapart`) and of the weights, given that of `out` above; and `out`
+// again. The last two are skipped if null.
 void swiglu_backward(const void *gate, const void *up, const float *weights, const void *upstream, void *dgate,
                      void *dup, void *out, float *dweights, int64_t m, int64_t f, int64_t apart, int64_t dapart,
                      int half) {
@@ -431,8 +432,8 @@ void swiglu_backward(const void *gate, const void *up, const float *weights, con
     else swiglu_rows_backward(gate, up, weights, upstream, dgate, dup, out, dweights, m, f, apart, dapart, 0);
 }
 
-// The standard normal distribution up to x, and its density times sqrt(2 pi). Below -|x| the distribution is the density
-// times a polynomial in t = 1 / (1 + 0.26 |x|), fitted to it for |x| < 14 (relative error 3e-8).
+// The standard normal distribution function at x, and its density times sqrt(2 pi). At -|x| the function is the density
+// times a polynomial in t = 1 / (1 + 0.26 |x|), fitted for |x| < 14 (relative error 3e-8).
 INLINE lanes normal_up_to(lanes x, lanes *density) {
     static const float fitted[] = {0.0305047896f, -0.152828461f, 0.251490753f,  -0.150948603f, 0.160947783f,
                                    0.0510276383f, 0.103030284f,  0.103016744f, 0.10375906f};
@@ -443,7 +444,7 @@ INLINE lanes normal_up_to(lanes x, lanes *density) {
     return chosen((bits)(x < 0), beyond, 1 - beyond);
 }
 
-// GELU, or with `tanh` its approximation: x times a share; `slope` is its derivative.
+// GELU, or with `tanh` its approximation: x times a factor; `slope` is its derivative.
 INLINE lanes gelu_of(lanes x, lanes *slope, int tanh) {
     if (!tanh) {
         lanes density, share = normal_up_to(x, &density);
@@ -472,7 +473,7 @@ INLINE void gelu_pieces(const void *x, const void *upstream, void *out, int64_t 
     }
 }
 
-// out [k] = gelu(x), or with the gradient above it x's.
+// out [k] = gelu(x); or, with the gradient `upstream` of that, the gradient of x.
 void gelu(const void *x, const void *upstream, void *out, int64_t k, int tanh, int half) {
     if (tanh && half) gelu_pieces(x, upstream, out, k, 1, 1);
     else if (tanh) gelu_pieces(x, upstream, out, k, 1, 0);
@@ -502,8 +503,8 @@ INLINE void softmax_row(void *row, int64_t target, float *sum, float *loss, int6
     put(row, target, expf(of_target - largest) - *sum, half);
 }
 
-// Logits [m, v] become exp(logits - the row's largest), whose `sums` [m] are told, less the sum at the row's target:
-// divided by it, the gradient of the row's loss in nats, which `losses` [m] are.
+// Replaces logits [m, v] by exp(logits - row maximum), minus the sum of the row at its target. Returns the `sums` [m]
+// of the exponentials and the `losses` [m] in nats. The new logits over the sums are the gradients of the losses.
 void softmax_loss(void *logits, const int64_t *targets, float *sums, float *losses, int64_t m, int64_t v, int half) {
 #pragma omp parallel for schedule(static) if (m * v >= ENOUGH)
     for (int64_t r = 0; r < m; r++) {

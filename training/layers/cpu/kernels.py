@@ -1,8 +1,8 @@
-"""The C code beside this file, for what PyTorch does slowly on CPU; compiled on first use, and done without otherwise.
+"""Loads ``kernels.c``, the code for what PyTorch does slowly on CPU; it is compiled on first use.
 
-Numbers are passed as addresses: who calls has made sure of dtypes, shapes and strides as ``kernels.c`` wants them.
-Its threads are OpenMP's. A library that was compiled with GCC shares them with torch's; with another compiler, or a
-torch that ships an OpenMP under another name, they are a second set.
+Tensors are passed as addresses: callers make sure of the dtypes, shapes and strides that ``kernels.c`` expects.
+The code uses OpenMP threads. Compiled with GCC it shares them with torch; with another compiler, or a torch that ships
+OpenMP under another name, they are a second set of threads.
 """
 
 import ctypes
@@ -32,19 +32,19 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def code_for(*tensors: torch.Tensor) -> ctypes.CDLL | None:
-    """The C code, where it can be had and is for these: on CPU, all of one dtype that it knows."""
+    """The C code, if it could be compiled and supports these tensors: on CPU, all of one dtype that it knows."""
     first = tensors[0]
     if first.dtype not in _DTYPES or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     for tensor in tensors:
-        # Not those that stand for others, whose addresses mean nothing.
+        # Subclasses such as fake tensors have no data behind their addresses.
         if not tensor.is_cpu or tensor.dtype != first.dtype or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return None
     return _code()
 
 
-def ready() -> bool:
-    """Compile now what else would be compiled in the middle of a first sentence; whether it is there."""
+def compile_kernels() -> bool:
+    """Compile the C code now rather than in the middle of the first completion; returns whether that worked."""
     return _code() is not None
 
 
@@ -53,9 +53,13 @@ def is_half(tensor: torch.Tensor) -> bool:
 
 
 def succeeded(status: int) -> None:
-    """Raises MemoryError where the code found no room."""
+    """Check the status of a C function.
+
+    Raises:
+        MemoryError: the function could not allocate its buffers.
+    """
     if status:
-        raise MemoryError("no memory for what a layer works out in between")
+        raise MemoryError("no memory for the intermediate results of a layer")
 
 
 @functools.cache

@@ -1,13 +1,26 @@
-"""TODO: training/layers/cpu/norms.py."""
+"""Norms over the last dimension: RMSNorm with its own gradient, and both norms for the few rows of decoding."""
 
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from training.layers.cpu import decode
 
-class _RMSNormOnCpu(torch.autograd.Function):
-    """The same in few passes over memory: PyTorch has no fused kernel for CPU, its backward takes three times this."""
+#: ``layer_norm(x, weight, bias, eps)``; None where PyTorch's operation is as fast, as in all training.
+layer_norm = decode.layer_norm
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | None:
+    """``weight * x / sqrt(mean(x^2) + eps)`` in the dtype of ``x``, accumulated in fp32."""
+    if x.is_cpu and torch.is_grad_enabled():
+        out: torch.Tensor = _RMSNorm.apply(x, weight, eps)
+        return out
+    return decode.rms_norm(x, weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """In few passes over memory. PyTorch has no fused CPU kernel, and its backward pass takes three times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""TODO: training/layers/cpu/swiglu.py."""
+"""SwiGLU with its gradients in one pass over memory, with or without a weight per row."""
 
 from typing import Any
 
@@ -9,20 +9,28 @@ from torch.autograd.function import once_differentiable
 from training.layers.cpu.kernels import code_for, is_half
 
 
-class _SiluTimesOnCpu(torch.autograd.Function):
-    """Keeps its two inputs and not silu(gate) beside them."""
+def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor | None:
+    """silu(gate) * up of two [..., F], for training; None: no gradient is recorded, not on CPU, or compiling."""
+    if not gate.is_cpu or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    out: torch.Tensor = _SiluTimes.apply(gate, up)
+    return out
+
+
+class _SiluTimes(torch.autograd.Function):
+    """Keeps its two inputs for the backward pass, but not silu(gate)."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return weighted_on_cpu(_rows(gate), _rows(up)).view(gate.shape)
+        return weighted_swiglu(_rows(gate), _rows(up)).view(gate.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate_RF, up_RF, upstream_RF = map(_rows, (*ctx.saved_tensors, upstream[0]))
         dgate_RF, dup_RF = torch.empty_like(gate_RF), torch.empty_like(up_RF)
-        gradients_on_cpu(gate_RF, up_RF, None, upstream_RF, dgate_RF, dup_RF)
+        weighted_swiglu_backward(gate_RF, up_RF, None, upstream_RF, dgate_RF, dup_RF)
         shape = upstream[0].shape
         return dgate_RF.view(shape), dup_RF.view(shape)
 
@@ -31,7 +39,7 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1, tensor.shape[-1]).contiguous()
 
 
-def weighted_on_cpu(gate_RF: torch.Tensor, up_RF: torch.Tensor, weights_R1: torch.Tensor | None = None) -> torch.Tensor:
+def weighted_swiglu(gate_RF: torch.Tensor, up_RF: torch.Tensor, weights_R1: torch.Tensor | None = None) -> torch.Tensor:
     """silu(gate) * up * weight: [R, F] in the dtype of ``gate``; ``weights_R1`` in fp32. Without a gradient."""
     code = code_for(gate_RF, up_RF)
     if code is None:
@@ -39,11 +47,11 @@ def weighted_on_cpu(gate_RF: torch.Tensor, up_RF: torch.Tensor, weights_R1: torc
         return hidden if weights_R1 is None else (hidden * weights_R1).to(gate_RF.dtype)
     out = torch.empty(gate_RF.shape, dtype=gate_RF.dtype)
     tensors = (gate_RF, up_RF, weights_R1, out)
-    code.swiglu(*map(_address, tensors), *gate_RF.shape, _apart(gate_RF, up_RF), is_half(gate_RF))
+    code.swiglu(*map(_address, tensors), *gate_RF.shape, _row_stride(gate_RF, up_RF), is_half(gate_RF))
     return out
 
 
-def gradients_on_cpu(
+def weighted_swiglu_backward(
     gate_RF: torch.Tensor,
     up_RF: torch.Tensor,
     weights_R1: torch.Tensor | None,
@@ -51,9 +59,9 @@ def gradients_on_cpu(
     dgate_RF: torch.Tensor,
     dup_RF: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """From the gradient of :func:`weighted_on_cpu` those of gate and up, into ``dgate_RF`` and ``dup_RF``.
+    """Write the gradients of gate and up into ``dgate_RF`` and ``dup_RF``, given that of :func:`weighted_swiglu`.
 
-    With weights returns what that function gave, [R, F], and the weights' gradient [R].
+    With weights it returns the result of that function again, [R, F], and the gradient of the weights, [R].
     """
     rows = len(gate_RF)
     dweights_R = None if weights_R1 is None else torch.empty(rows)
@@ -61,7 +69,7 @@ def gradients_on_cpu(
     if code is not None:
         out_RF = None if weights_R1 is None else torch.empty(gate_RF.shape, dtype=gate_RF.dtype)
         tensors = (gate_RF, up_RF, weights_R1, upstream_RF.contiguous(), dgate_RF, dup_RF, out_RF, dweights_R)
-        sizes = (*gate_RF.shape, _apart(gate_RF, up_RF), _apart(dgate_RF, dup_RF))
+        sizes = (*gate_RF.shape, _row_stride(gate_RF, up_RF), _row_stride(dgate_RF, dup_RF))
         code.swiglu_backward(*map(_address, tensors), *sizes, is_half(gate_RF))
         return None if out_RF is None or dweights_R is None else (out_RF, dweights_R)
     silu = F.silu(gate_RF)
@@ -79,7 +87,7 @@ def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _apart(first: torch.Tensor, second: torch.Tensor) -> int:
-    """Numbers from one row to the next, of both."""
+def _row_stride(first: torch.Tensor, second: torch.Tensor) -> int:
+    """Numbers from one row to the next, the same in both."""
     assert first.stride() == second.stride() and first.stride(1) == 1
     return first.stride(0)

@@ -33,9 +33,9 @@ def drawn(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    assert found.dtype != torch.float64
-    torch.testing.assert_close(found.double(), expected.double(), atol=tolerance, rtol=tolerance)
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    assert actual.dtype != torch.float64
+    torch.testing.assert_close(actual.double(), expected.double(), atol=tolerance, rtol=tolerance)
 
 
 @compiles
@@ -83,11 +83,11 @@ def test_experts(precision: str, tokens: int, top: int, experts: int) -> None:
     scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(3))
     weights, selected = scores.topk(top)
     weights[0, 0] = 0
-    found = decode.experts(x, weights, selected, gate_up, down)
-    assert found is not None
-    assert found.dtype == dtype
+    out = decode.experts(x, weights, selected, gate_up, down)
+    assert out is not None
+    assert out.dtype == dtype
     expected = looped_experts(x.float(), Routing(weights, selected), gate_up.float(), down.float())
-    close(found, expected, 2 * tolerance)
+    close(out, expected, 2 * tolerance)
 
 
 @compiles
@@ -101,14 +101,14 @@ def test_latent_attention(precision: str, seen: list[list[int]]) -> None:
     q = drawn(samples, heads, length, nope + rope, dtype=dtype)
     entries = drawn(samples, 30, latent + rope, dtype=dtype, seed=1)[:, : seen_BT.max()]
     expand = drawn(heads, nope + value, latent, dtype=dtype, seed=2) / 6
-    found = decode.latent_attention(q, entries, expand, seen_BT, 0.3)
-    assert found is not None
+    out = decode.latent_attention(q, entries, expand, seen_BT, 0.3)
+    assert out is not None
     latents, rotated = entries.double().split((latent, rope), dim=-1)
     keys, values = torch.einsum("blc,nec->bnle", latents, expand.double()).split((nope, value), dim=-1)
     keys = torch.cat((keys, rotated[:, None].expand(-1, heads, -1, -1)), dim=-1)
     hidden = torch.arange(entries.shape[1]) >= seen_BT[:, None, :, None]
     scores = (q.double() @ keys.transpose(2, 3) * 0.3).masked_fill(hidden, float("-inf"))
-    close(found, (scores.softmax(-1) @ values).transpose(1, 2), 4 * tolerance)
+    close(out, (scores.softmax(-1) @ values).transpose(1, 2), 4 * tolerance)
 
 
 def test_more_rows_gradients_and_other_dtypes_go_pytorchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +159,11 @@ def test_without_a_compiler_decoding_is_the_same(
     def decoded() -> torch.Tensor:
         model = DeepseekForCausalLM(SHAPES["groups"], VOCAB)
         init_weights(model, 1)
-        cache, found = model.eval().new_cache(2, 12), []
+        cache, states = model.eval().new_cache(2, 12), []
         for piece in torch.arange(24).view(2, 12).split([4] + [1] * 8, dim=1):
-            found.append(model.hidden(piece, cache=cache))
+            states.append(model.hidden(piece, cache=cache))
             cache.commit([length + piece.shape[1] for length in cache.lengths])
-        return torch.cat(found, dim=1)
+        return torch.cat(states, dim=1)
 
     expected = decoded()
     kernels._code.cache_clear()
@@ -172,8 +172,8 @@ def test_without_a_compiler_decoding_is_the_same(
     monkeypatch.setenv(c_library._REPORTED, "")
     try:
         torch.testing.assert_close(decoded(), expected, atol=1e-5, rtol=1e-4)
-        said = capsys.readouterr().err.splitlines()
-        assert said == ["kernels.c is not compiled (no C compiler (no-such-compiler)): slower without it"]
+        errors = capsys.readouterr().err.splitlines()
+        assert errors == ["kernels.c is not compiled (no C compiler (no-such-compiler)): slower without it"]
     finally:
         kernels._code.cache_clear()
         c_library.library.cache_clear()
@@ -209,7 +209,7 @@ def test_attention_to_cached_heads(precision: str, width: int, window: int | Non
     for tokens in (1, 4):
         q = drawn(2, 3, tokens, width, dtype=dtype, seed=tokens)
         seen = torch.tensor([[50 - tokens], [20]]) + torch.arange(1, tokens + 1)
-        found = decode.attention(q, entries, seen, 0.3, window, slopes)
+        out = decode.attention(q, entries, seen, 0.3, window, slopes)
         k, v = entries.double().chunk(2, dim=-1)
         ahead = torch.arange(50) - (seen[..., None] - 1)
         hidden = (ahead > 0) | (ahead <= -(window or 1000))
@@ -217,7 +217,7 @@ def test_attention_to_cached_heads(precision: str, width: int, window: int | Non
         if slopes is not None:
             scores = scores + slopes.double()[:, None, None] * ahead[:, None]
         expected = scores.masked_fill(hidden[:, None], float("-inf")).softmax(-1) @ v
-        close(found, expected.transpose(1, 2), tolerance)
+        close(out, expected.transpose(1, 2), tolerance)
 
 
 @compiles
@@ -238,7 +238,7 @@ def test_gelu(precision: str, width: int, tanh: bool) -> None:
 def test_gelu_is_exact_everywhere() -> None:
     """To a few units in the last place of fp32, far out too."""
     x = torch.linspace(-20, 20, 200_001)[:, None].expand(-1, 1)
-    found = torch.cat([decode.gelu(piece) for piece in x.split(16)])
-    assert (found.double() - F.gelu(x.double())).abs().max() < 5e-7
+    out = torch.cat([decode.gelu(piece) for piece in x.split(16)])
+    assert (out.double() - F.gelu(x.double())).abs().max() < 5e-7
     far = torch.tensor([[-1e8, 1e8, 0.0, float("nan")]])
     torch.testing.assert_close(decode.gelu(far), F.gelu(far), equal_nan=True)

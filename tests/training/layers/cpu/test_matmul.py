@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.layers import linear as products
 from training.layers.activations import silu_times
+from training.layers.cpu import matmul
 from training.layers.cpu.matmul import times_transposed
 from training.layers.linear import Linear, linear
 from training.layers.norms import RMSNorm
@@ -16,29 +16,29 @@ from training.layers.norms import RMSNorm
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """Shapes of the inputs that oneDNN was given."""
-    if products.ONEDNN_PRODUCT is None:
+    if matmul.ONEDNN_PRODUCT is None:
         pytest.skip("this PyTorch has no oneDNN")
-    seen, original = [], products.ONEDNN_PRODUCT
+    seen, original = [], matmul.ONEDNN_PRODUCT
 
     def spied(x: torch.Tensor, *rest: Any) -> Any:
         seen.append(x.shape)
         return original(x, *rest)
 
-    monkeypatch.setattr(products, "ONEDNN_PRODUCT", spied)
-    monkeypatch.setattr(products, "onednn_in_fp32", lambda: True)
+    monkeypatch.setattr(matmul, "ONEDNN_PRODUCT", spied)
+    monkeypatch.setattr(matmul, "onednn_in_fp32", lambda: True)
     return seen
 
 
 def both(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, upstream: torch.Tensor | None = None
 ) -> None:
-    """Ours beside ``F.linear``: results and the gradients of all that takes one."""
+    """Ours against ``F.linear``: results, and gradients of everything that has one."""
     sides = []
     for product in (linear, F.linear):
-        inputs = [None if each is None else each.detach().requires_grad_() for each in (x, weight, bias)]
+        inputs = [None if tensor is None else tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
         out = product(*inputs)  # type: ignore[operator]
         above = torch.ones_like(out) if upstream is None else upstream
-        sides.append((out, *torch.autograd.grad(out, [each for each in inputs if each is not None], above)))
+        sides.append((out, *torch.autograd.grad(out, [tensor for tensor in inputs if tensor is not None], above)))
     for ours, plain in zip(*sides, strict=True):
         torch.testing.assert_close(ours, plain, atol=2e-4, rtol=1e-4)
 
@@ -81,7 +81,7 @@ def test_where_onednn_is_not_asked(taken: list[torch.Size], monkeypatch: pytest.
         assert linear(x, weight).dtype == torch.bfloat16
     both(x.double(), weight.double(), None)
     assert not taken
-    monkeypatch.setattr(products, "onednn_in_fp32", lambda: False)
+    monkeypatch.setattr(matmul, "onednn_in_fp32", lambda: False)
     both(x, weight, torch.randn(31))
     assert not taken
 

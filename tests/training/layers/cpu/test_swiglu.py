@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from training.layers.activations import silu_times
 from training.layers.cpu import kernels
-from training.layers.cpu.swiglu import gradients_on_cpu, weighted_on_cpu
+from training.layers.cpu.swiglu import weighted_swiglu, weighted_swiglu_backward
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 SHAPES = [(1, 1), (3, 15), (5, 16), (7, 40), (300, 113)]
@@ -35,9 +35,9 @@ def drawn(rows: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torc
     return gate, up, weights, upstream.to(dtype)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
     tolerance = TOLERANCES[dtype]
-    torch.testing.assert_close(found.double(), expected.double(), atol=tolerance * 10, rtol=tolerance * 4)
+    torch.testing.assert_close(actual.double(), expected.double(), atol=tolerance * 10, rtol=tolerance * 4)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -47,16 +47,16 @@ def test_weighted(way: str, rows: int, width: int, dtype: torch.dtype) -> None:
     wide = [tensor.double().detach().requires_grad_() for tensor in (gate, up, weights)]
     expected = F.silu(wide[0]) * wide[1] * wide[2]
     gradients = torch.autograd.grad(expected, wide, upstream.double())
-    hidden = weighted_on_cpu(gate, up, weights)
+    hidden = weighted_swiglu(gate, up, weights)
     assert hidden.dtype == dtype
     close(hidden, expected, dtype)
     dgate_up = torch.empty(rows, 2 * width, dtype=dtype)
     dgate, dup = dgate_up.chunk(2, dim=1)
-    found = gradients_on_cpu(gate, up, weights, upstream, dgate, dup)
-    assert found is not None
-    torch.testing.assert_close(found[0], hidden)
+    result = weighted_swiglu_backward(gate, up, weights, upstream, dgate, dup)
+    assert result is not None
+    torch.testing.assert_close(result[0], hidden)
     # The sum over a row is in fp32, of products of what is rounded at most.
-    close(found[1][:, None] / math.sqrt(width), gradients[2] / math.sqrt(width), dtype)
+    close(result[1][:, None] / math.sqrt(width), gradients[2] / math.sqrt(width), dtype)
     close(dgate, gradients[0], dtype)
     close(dup, gradients[1], dtype)
 
@@ -71,10 +71,10 @@ def test_in_the_graph(way: str, dtype: torch.dtype) -> None:
     close(out, expected, dtype)
     # A gradient that is not contiguous, as of a transposed result.
     above = upstream.reshape(3, 2, 40).transpose(0, 1)
-    for found, right in zip(
+    for gradient, right in zip(
         torch.autograd.grad(out, (gate, up), above), torch.autograd.grad(expected, wide, above.double()), strict=True
     ):
-        close(found, right, dtype)
+        close(gradient, right, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -82,9 +82,9 @@ def test_far_out_and_not_a_number(way: str, dtype: torch.dtype) -> None:
     far = [-float("inf"), -1e38, -1e4, -200.0, -89.0, -88.0, -87.0, -1e-30, 0.0, 1e-30, 87.0, 88.0, 89.0, 200.0, 1e38]
     gate = torch.tensor([[*far, float("nan")] * 2 + far], dtype=dtype)
     up = torch.ones_like(gate)
-    torch.testing.assert_close(weighted_on_cpu(gate, up), F.silu(gate), atol=1e-6, rtol=1e-5, equal_nan=True)
+    torch.testing.assert_close(weighted_swiglu(gate, up), F.silu(gate), atol=1e-6, rtol=1e-5, equal_nan=True)
     dgate, dup = torch.empty_like(gate), torch.empty_like(gate)
-    gradients_on_cpu(gate, up, None, up, dgate, dup)
+    weighted_swiglu_backward(gate, up, None, up, dgate, dup)
     silu = F.silu(gate.float())
     torch.testing.assert_close(dup.float(), silu, atol=1e-6, rtol=1e-2, equal_nan=True)
     finite = gate.isfinite()

@@ -1,0 +1,129 @@
+"""What the decoder language models have in common: the stack from ids to hidden states, positions, cache and loss.
+
+Shape suffixes: B sequences, T positions, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.schema.models import ModelSection
+from training.layers.block import LayerStack
+from training.layers.kv_cache import Cache
+from training.layers.packed_documents import Documents
+
+
+class Decoder(LayerStack):
+    """Embedding, layers and final norm: token ids [B, T] -> hidden states [B, T, D].
+
+    A family creates ``embed_tokens``, ``layers`` and ``norm``, in this order, and defines :meth:`layer_inputs`.
+
+    Attributes:
+        depth: number of layers; those after them are not part of the stack.
+        cache_width: numbers per cache entry, see :class:`Cache`.
+        cache_heads: heads with entries of their own; None: one entry for all heads.
+    """
+
+    depth: int
+    cache_width: int
+    cache_heads: int | None = None
+    embed_tokens: nn.Embedding
+    layers: nn.ModuleList
+    norm: nn.Module
+
+    def embed(self, input_ids_BT: torch.Tensor, _positions: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, T] at positions [T] or [B, T] -> what the first layer reads, [B, T, D]."""
+        out: torch.Tensor = self.embed_tokens(input_ids_BT)
+        return out
+
+    def layer_inputs(self, positions: torch.Tensor, documents: Documents | None) -> tuple[Any, ...]:
+        """What all layers get, after the hidden states and before the cache."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        positions: torch.Tensor,
+        layer_inputs: tuple[Any, ...],
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """``layer_inputs``: of :meth:`layer_inputs` for the same positions."""
+        x_BTD = self.embed(input_ids_BT, positions)
+        for index, layer in enumerate(list(self.layers)[: self.depth]):
+            x_BTD = layer(x_BTD, *layer_inputs, cache and cache.layer(index))
+        out: torch.Tensor = self.norm(x_BTD)
+        return out
+
+
+class CausalLM(LayerStack):
+    """A decoder ``model`` and its head ``lm_head`` over V rows, which may exceed the tokenizer's vocabulary (padding).
+
+    Weights are undefined until ``init_weights`` or ``load_state_dict``.
+    """
+
+    model: Any
+    lm_head: Any
+
+    def __init__(self, section: ModelSection, model: nn.Module, lm_head: nn.Module, tied: bool = False) -> None:
+        """``tied``: the head shares the matrix of the embedding."""
+        super().__init__()
+        self.section = section
+        self.model = model
+        self.lm_head = lm_head
+        if tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> Cache:
+        """Room for ``capacity`` tokens of each of ``sequences``, in all layers of the decoder, or in ``layers``."""
+        like = self.lm_head.weight.detach()
+        depth = layers or self.model.depth
+        return Cache(depth, sequences, capacity, self.model.cache_width, like, self.model.cache_heads)
+
+    def hidden(
+        self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: Cache | None = None
+    ) -> torch.Tensor:
+        """Token ids [B, T] -> normalized hidden states [B, T, D], which the head reads.
+
+        ``starts`` as in :class:`Documents`. With a ``cache`` the ids follow those in the cache, and the caller commits
+        them.
+        """
+        positions, documents = locate(input_ids_BT, starts, cache)
+        out: torch.Tensor = self.model(input_ids_BT, positions, self.model.layer_inputs(positions, documents), cache)
+        return out
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        targets: Sequence[torch.Tensor] | None = None,
+        starts: torch.Tensor | None = None,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Token ids [B, T] -> logits [B, T, V] in the dtype of the model; with ``targets`` the summed loss.
+
+        Args:
+            input_ids_BT: token ids.
+            targets: labels [B, T], the only element.
+            starts: where documents begin, see :class:`Documents`; None: every token attends to all before it.
+
+        Returns:
+            Logits, or ``{"cross_entropy": sum over the targets in nats}``.
+        """
+        hidden_BTD = self.hidden(input_ids_BT, starts)
+        if targets is None:
+            logits_BTV: torch.Tensor = self.lm_head(hidden_BTD)
+            return logits_BTV
+        return {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
+
+
+def locate(
+    input_ids_BT: torch.Tensor, starts: torch.Tensor | None, cache: Cache | None
+) -> tuple[torch.Tensor, Documents | None]:
+    """Positions of token ids, [T] or [B, T]: within their documents, after those in the cache, or from 0; documents."""
+    samples, length = input_ids_BT.shape
+    if starts is not None:
+        documents = Documents(starts, samples, length)
+        return documents.positions(), documents
+    if cache is not None:
+        return cache.begin(length), None
+    return torch.arange(length, device=input_ids_BT.device), None
