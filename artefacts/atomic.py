@@ -100,10 +100,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def rename_folder(beside: Path, target: Path) -> None:
+def rename_folder(partial: Path, target: Path) -> None:
     """Publish a finished folder under its name; the name must be free, or that of an empty folder."""
-    sync_tree(beside)
-    os.rename(beside, target)
+    sync_tree(partial)
+    os.rename(partial, target)
     sync_folder(target.parent)
 
 

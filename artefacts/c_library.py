@@ -39,8 +39,8 @@ def user_cache() -> Path:
 
 def may_write(folder: Path) -> bool:
     """Whether a folder can be made, or written where it is there."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return there.is_dir() and os.access(there, os.W_OK)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 @functools.cache
@@ -107,8 +107,8 @@ def _report(source: Path, error: Exception) -> None:
     if source.name in reported:
         return
     os.environ[_REPORTED] = " ".join([*reported, source.name])
-    said = error
+    message = error
     if isinstance(error, subprocess.CalledProcessError):
         lines = error.stderr.decode(errors="replace").strip().splitlines()
-        said = next((line for line in lines if "error:" in line), lines[0] if lines else error)
-    print(f"{source.name} is not compiled ({said}): slower without it", file=sys.stderr, flush=True)
+        message = next((line for line in lines if "error:" in line), lines[0] if lines else error)
+    print(f"{source.name} is not compiled ({message}): slower without it", file=sys.stderr, flush=True)

@@ -66,7 +66,7 @@ def explained(
 
 def changed_keys(identity: dict[str, Any], new_identity: dict[str, Any]) -> list[str]:
     """The recipe's keys in which two identities of an artefact differ, each with both values."""
-    kinds = [[*made.get("sources", {})] for made in (identity, new_identity)]
+    kinds = [[*sections.get("sources", {})] for sections in (identity, new_identity)]
     if all(len(kind) == 1 for kind in kinds) and kinds[0] != kinds[1] and "ids" not in {*identity, *new_identity}:
         # A single source goes by its kind, and what else differs follows from that.
         return [f"data.source.kind {kinds[0][0]} -> {kinds[1][0]}"]

@@ -38,10 +38,12 @@ def spelled(text: str) -> str:
 
 
 def utf8_fault(text: str) -> str | None:
-    """What is wrong with a text that UTF-8 cannot hold, and so no manifest, and what to do; None: nothing."""
-    if (said := spelled(text)) == text:
+    """What is wrong with a text that UTF-8, and so a manifest, cannot hold, and what to do; None: nothing."""
+    if (escaped := spelled(text)) == text:
         return None
-    return f"{said} is not UTF-8: if it is a path, rename that file or folder, or give a link to it with another name"
+    return (
+        f"{escaped} is not UTF-8: if it is a path, rename that file or folder, or give a link to it with another name"
+    )
 
 
 class RunError(Exception):

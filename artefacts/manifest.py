@@ -82,13 +82,13 @@ def stage_key(identity: dict[str, Any], inputs: dict[str, str]) -> str:
 
 def versions(*distributions: str) -> dict[str, str]:
     """Versions of Millrace, Python and the named distributions that are installed."""
-    found = {"millrace": MILLRACE_VERSION, "python": platform.python_version()}
+    versions_by_name = {"millrace": MILLRACE_VERSION, "python": platform.python_version()}
     for name in distributions:
         try:
-            found[name] = metadata.version(name)
+            versions_by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions_by_name
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -129,18 +129,18 @@ def read(folder: Path) -> Manifest | None:
         raise DamagedError(f"{folder / NAME}: damaged manifest ({error})") from None
 
 
-def _checked(made: Manifest) -> Manifest:
+def _checked(loaded: Manifest) -> Manifest:
     """The same manifest; ValueError where a field is of another type than its annotation says."""
-    if not isinstance(made.stage, str):
+    if not isinstance(loaded.stage, str):
         raise ValueError("stage is not text")
     for name in ("identity", "inputs", "versions", "counts", "files", "details"):
-        if not isinstance(getattr(made, name), dict):
+        if not isinstance(getattr(loaded, name), dict):
             raise ValueError(f"{name} is not a mapping")
-    for name, entry in made.files.items():
+    for name, entry in loaded.files.items():
         sound = isinstance(entry, dict) and isinstance(entry.get("bytes"), int)
         if not sound or not isinstance(entry.get("sha256"), str):
             raise ValueError(f"files: {name} lacks its size or sha256")
-    return made
+    return loaded
 
 
 def require(folder: Path, target: str) -> Manifest:
@@ -150,12 +150,12 @@ def require(folder: Path, target: str) -> Manifest:
         RequestError: it is not there, or damaged; the message says which command makes it.
     """
     try:
-        found = read(folder)
+        loaded = read(folder)
     except DamagedError as error:
         raise DamagedError(error.fault, f"move {folder} away and run `{command_hints.make(target)}`") from None
-    if found is None:
+    if loaded is None:
         raise RequestError(f"{folder} is not there or not finished: run `{command_hints.make(target)}` first")
-    return found
+    return loaded
 
 
 #: Content is checked where it is used while that takes a second; above, sizes alone, and `make verify` for the rest.
@@ -168,11 +168,11 @@ def require_sound(folder: Path, target: str) -> Manifest:
     Raises:
         RequestError: it is not there, or damaged; the message says which command makes it.
     """
-    found = require(folder, target)
-    small = sum(entry["bytes"] for entry in found.files.values()) <= _CHECKED_BYTES
+    loaded = require(folder, target)
+    small = sum(entry["bytes"] for entry in loaded.files.values()) <= _CHECKED_BYTES
     if wrong := faults(folder, content=small):
         raise RequestError(f"{wrong[0]}: damaged; `rm -r {folder}`, then `{command_hints.make(target)}`")
-    return found
+    return loaded
 
 
 def _file_fault(path: Path, entry: dict[str, Any], content: bool) -> str | None:
@@ -190,10 +190,10 @@ def faults(folder: Path, content: bool = True, share: tuple[int, int] = (0, 1)) 
 
     ``share``: (which, of how many) of the files are looked at, where several processes divide them.
     """
-    found = read(folder)
-    if found is None:
+    loaded = read(folder)
+    if loaded is None:
         return [f"{folder}: no manifest"]
-    mine = sorted(found.files.items())[share[0] :: share[1]]
+    mine = sorted(loaded.files.items())[share[0] :: share[1]]
     with ThreadPoolExecutor(_READERS) as threads:
         checked = threads.map(lambda item: _file_fault(folder / item[0], item[1], content), mine)
         return [fault for fault in checked if fault]

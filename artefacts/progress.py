@@ -16,7 +16,7 @@ class _Bar(tqdm):
         return super().update(n)
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     """A line on stderr, above whatever bar stands there."""
     tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()
@@ -24,7 +24,7 @@ def tell(text: str) -> None:
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    tell(f"warning: {text}")
+    log(f"warning: {text}")
 
 
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:

@@ -21,7 +21,7 @@ TARGETS = {
 }
 
 
-def cure(name: str, folder: Path, recipe: str | None = None) -> str:
+def hint(name: str, folder: Path, recipe: str | None = None) -> str:
     """How the artefact ``name`` that lies in ``folder`` is built again; ``recipe`` as ``hints.make`` takes it."""
     here = shlex.quote(str(folder))
     # What the documents were made from may be gone.
@@ -36,7 +36,7 @@ def check_sizes(name: str, folder: Path) -> None:
         RequestError: a file is missing or of another size than its manifest says.
     """
     if wrong := manifest.faults(folder, content=False):
-        raise RequestError(f"{wrong[0]}; {cure(name, folder)}")
+        raise RequestError(f"{wrong[0]}; {hint(name, folder)}")
 
 
 def read_manifest(name: str, folder: Path) -> Manifest | None:
@@ -50,7 +50,7 @@ def read_manifest(name: str, folder: Path) -> Manifest | None:
     except manifest.DamagedError as error:
         if name not in TARGETS:
             raise
-        raise manifest.DamagedError(error.fault, cure(name, folder)) from None
+        raise manifest.DamagedError(error.fault, hint(name, folder)) from None
 
 
 @contextmanager
@@ -65,5 +65,5 @@ def reading(name: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())
-        raise RequestError(f"{path}: damaged ({said}); {cure(name, path.parent)}") from None
+        message = " ".join(str(error).split())
+        raise RequestError(f"{path}: damaged ({message}); {hint(name, path.parent)}") from None

@@ -14,12 +14,12 @@ from artefacts.errors import StoppedError
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-_asked: list[KeyboardInterrupt] = []
+_pending: list[KeyboardInterrupt] = []
 
 
 def _stop(number: int, _: object) -> None:
-    _asked.append(KeyboardInterrupt() if number == signal.SIGINT else StoppedError(signal.Signals(number).name))
-    raise _asked[-1]
+    _pending.append(KeyboardInterrupt() if number == signal.SIGINT else StoppedError(signal.Signals(number).name))
+    raise _pending[-1]
 
 
 def install() -> None:
@@ -38,23 +38,23 @@ def end() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def asked() -> KeyboardInterrupt | None:
+def pending() -> KeyboardInterrupt | None:
     """What the last signal raised; None: there was none."""
-    return _asked[-1] if _asked else None
+    return _pending[-1] if _pending else None
 
 
 def check() -> None:
     """For loops over the work: raises what a signal has raised before."""
-    if stop := asked():
+    if stop := pending():
         raise stop
 
 
 class StopRequest:
     """Set by SIGTERM or SIGUSR1 (what SLURM and torchrun send before the time is up), once it listens."""
 
-    def __init__(self, tell_listening: Callable[[], None] = lambda: None) -> None:
-        self.asked = False
-        self._tell_listening = tell_listening
+    def __init__(self, report_listening: Callable[[], None] = lambda: None) -> None:
+        self.requested = False
+        self._tell_listening = report_listening
 
     def listen(self) -> None:
         """From here on a signal asks the loop to save and stop, and the launcher knows that it may send one.
@@ -66,4 +66,4 @@ class StopRequest:
         self._tell_listening()
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True

@@ -43,7 +43,7 @@ class Stage:
         self, counts: dict[str, Any], versions: dict[str, str], details: dict[str, Any] | None = None
     ) -> Manifest:
         """Write the manifest over everything in ``work`` and rename it into place."""
-        made = Manifest(
+        published = Manifest(
             stage=self.name,
             identity=self.identity,
             inputs=self.inputs,
@@ -52,12 +52,12 @@ class Stage:
             files=manifest.describe_files(self.work),
             details=details or {},
         )
-        manifest.write(self.work, made)
+        manifest.write(self.work, published)
         if self.target.exists() and any(self.target.iterdir()):
             print(f"{self.target}: moved aside to {atomic.move_aside(self.target)}")
         atomic.rename_folder(self.work, self.target)
         shutil.rmtree(self.work.parent)
-        return made
+        return published
 
 
 _KEY = "key"
@@ -132,18 +132,18 @@ class _Building:
         self.key = manifest.stage_key(identity, inputs)
 
     def finished(self) -> bool:
-        there = repair_hints.read_manifest(self._name, self._target)
-        return there is not None and there.key == self.key
+        published = repair_hints.read_manifest(self._name, self._target)
+        return published is not None and published.key == self.key
 
     def prepare(self) -> None:
         """Make ready to build; what differs from what is there is looked at first, and printed."""
-        there = repair_hints.read_manifest(self._name, self._target)
-        if there is not None and there.key != self.key:
-            why = explained(there.identity, there.inputs, self._identity, self._inputs)
+        published = repair_hints.read_manifest(self._name, self._target)
+        if published is not None and published.key != self.key:
+            why = explained(published.identity, published.inputs, self._identity, self._inputs)
             if self._check_replacing:
                 self._check_replacing(why)
             print(f"{self._target}: to be built again: {why}", flush=True)
-        _prepare(self.partial, self.key, there is not None and there.key == self.key)
+        _prepare(self.partial, self.key, published is not None and published.key == self.key)
 
     def stage(self, done: bool) -> Stage:
         work, scratch = self.partial / "work", self.partial / "scratch"
@@ -157,8 +157,8 @@ def _begun(partial: Path) -> str | None:
 
 def _holds_work(partial: Path) -> bool:
     """Whether anything was written there, locks of its steps aside."""
-    found = (path for name in ("work", "scratch") for path in (partial / name).rglob("*"))
-    return any(path.is_file() and path.suffix != ".lock" for path in found)
+    paths = (path for name in ("work", "scratch") for path in (partial / name).rglob("*"))
+    return any(path.is_file() and path.suffix != ".lock" for path in paths)
 
 
 def _discard(partial: Path, wanted: bool) -> None:

@@ -52,11 +52,11 @@ class TrainingRun:
 
         Without its weights, or where a look at their files' sizes tells that they are damaged, it is not finished.
         """
-        made = finished(self.folder)
-        if made is None or made.key != self.key:
+        saved = finished(self.folder)
+        if saved is None or saved.key != self.key:
             return None
         try:
-            return None if manifest.faults(self.folder / "checkpoints" / made.details["checkpoint"], False) else made
+            return None if manifest.faults(self.folder / "checkpoints" / saved.details["checkpoint"], False) else saved
         except RequestError:
             return None
 
@@ -106,9 +106,9 @@ class TrainingRun:
         It lists no files: checkpoints have manifests, logs go on growing.
         """
         saved = manifest.require(checkpoint, self.stage)
-        made = _finished_by(checkpoint, saved)
-        manifest.write(self.folder, made)
-        return made
+        final = _finished_by(checkpoint, saved)
+        manifest.write(self.folder, final)
+        return final
 
     def restore(self) -> list[str]:
         """Write again what a crash of the machine left empty or torn; a line for each file.
@@ -130,9 +130,9 @@ class TrainingRun:
         except OtherFormatError:
             finished(self.folder)  # says what to do
             raise
-        if fault and (made := _by_last_checkpoint(self.folder)):
-            manifest.write(self.folder, made)
-            lines.append(f"{fault}: written again from checkpoints/{made.details['checkpoint']}")
+        if fault and (final := _by_last_checkpoint(self.folder)):
+            manifest.write(self.folder, final)
+            lines.append(f"{fault}: written again from checkpoints/{final.details['checkpoint']}")
         elif fault and path.exists() and has_weights(self.folder):
             path.unlink()
             lines.append(f"{fault}: removed, as the training is not finished")
@@ -171,7 +171,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
     """
     if (recorded := own_identity(folder)) is not None:
         return recorded
-    saved = next((made for _, made in _readable_checkpoints(folder)), None)
+    saved = next((loaded for _, loaded in _readable_checkpoints(folder)), None)
     return {"identity": saved.identity, "inputs": saved.inputs} if saved else {}
 
 
@@ -183,7 +183,7 @@ def finished(folder: Path) -> Manifest | None:
         DamagedError: it is damaged, and no checkpoint is there.
     """
     try:
-        made = manifest.read(folder)
+        loaded = manifest.read(folder)
     except DamagedError as error:
         if not has_weights(folder):
             raise DamagedError(error.fault, f"no checkpoint is left of this training: move {folder} away") from None
@@ -192,7 +192,7 @@ def finished(folder: Path) -> Manifest | None:
         raise RequestError(
             f"{error.fault}: use the one that made it, or remove that file: it is written again from the checkpoints"
         ) from None
-    return made if made is not None and made.stage in ("pretrain", "finetune") else None
+    return loaded if loaded is not None and loaded.stage in ("pretrain", "finetune") else None
 
 
 def _by_last_checkpoint(folder: Path) -> Manifest | None:

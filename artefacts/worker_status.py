@@ -70,12 +70,12 @@ class Worker:
             written.write_text(str(begins))
             written.rename(self._status / "first")
 
-    def tell_listening(self) -> None:
+    def report_listening(self) -> None:
         """A signal from here on is heard; before, the launcher would kill."""
         if self._status:
             (self._status / f"listening-{self.rank}").touch()
 
-    def leave_status(self, status: int, message: str) -> bool:
+    def write_status(self, status: int, message: str) -> bool:
         """Leave the exit status for the launcher; False: there is none, and the process itself must exit with it."""
         if not self._status:
             return False
@@ -85,8 +85,8 @@ class Worker:
     def note_failure(self) -> None:
         """Say that this rank fails, before it prints why."""
         if self._logs:
-            said = {"rank": self.rank, "node": node_name(), "time": time.time(), "at": os.fstat(1).st_size}
-            failure_note(self._logs, self.rank).write_text(json.dumps(said), encoding="utf-8")
+            note = {"rank": self.rank, "node": node_name(), "time": time.time(), "at": os.fstat(1).st_size}
+            failure_note(self._logs, self.rank).write_text(json.dumps(note), encoding="utf-8")
 
 
 def listening(status: Path) -> int:
@@ -105,10 +105,10 @@ def read_status(status: Path) -> tuple[int, str] | None:
 
 def failures(logs: Path) -> list[dict[str, Any]]:
     """Ranks that said that they failed, the first one first: ``rank``, ``node``, ``time`` and, in its log, ``at``."""
-    found = []
+    notes = []
     for file in logs.glob("failed-*.json"):
         try:
-            found.append(json.loads(file.read_text(encoding="utf-8")))
+            notes.append(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             continue  # half written, or removed by a rank that starts
-    return sorted(found, key=lambda note: note["time"])
+    return sorted(notes, key=lambda note: note["time"])

@@ -72,7 +72,7 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
     except (Exception, KeyboardInterrupt) as error:
         signals.end()
         # An import that a signal breaks off ends in a fault of its own.
-        status, said = _outcome(signals.asked() or error, restartable)
+        status, said = _outcome(signals.pending() or error, restartable)
         if said:
             print(said, file=sys.stderr)
     sys.exit(status or DONE)

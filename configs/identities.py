@@ -5,7 +5,7 @@ from typing import Any
 from configs.schema import Recipe
 
 #: Kinds of source whose documents follow from the seed.
-_MADE_UP = ("patterns", "sequences")
+_SYNTHETIC = ("patterns", "sequences")
 
 
 def documents_identity(recipe: Recipe) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def documents_identity(recipe: Recipe) -> dict[str, Any]:
     identity["clean"]["decontaminate"].pop("path")
     if recipe.data.sources:
         identity["ids"] = "begin with the source's name"
-    if any(section.sample_bytes or section.kind in _MADE_UP for section in sections.values()):
+    if any(section.sample_bytes or section.kind in _SYNTHETIC for section in sections.values()):
         identity["seed"] = recipe.run.seed
     return identity
 

@@ -129,20 +129,20 @@ def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray
 
     A text without a word has no sequence. Sequences of one text may repeat.
     """
-    found, owners, texts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
+    hashes_of_runs, owners, texts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
     for chunk in column.cast(pyarrow.large_string()).chunks:
         for run in runs(chunk):
             hashes, owner = _sequences(*_words(run), words)
-            found.append(hashes)
+            hashes_of_runs.append(hashes)
             owners.append(owner + texts)
             texts += len(run)
-    return np.concatenate(found), np.concatenate(owners)
+    return np.concatenate(hashes_of_runs), np.concatenate(owners)
 
 
 def word_counts(texts: pyarrow.LargeStringArray) -> NDArray[np.int64]:
     """Words of each text."""
-    found = [np.zeros(0, np.int64), *(np.diff(_words(run)[1]) for run in runs(texts))]
-    return np.concatenate(found)
+    counts = [np.zeros(0, np.int64), *(np.diff(_words(run)[1]) for run in runs(texts))]
+    return np.concatenate(counts)
 
 
 def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[Hashes, NDArray[np.int64]]:

@@ -47,7 +47,7 @@ def _encode(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from tokenizer.registry import load_tokenizer
 
     tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
-    ids = tokenizer.encode(_given(arguments))
+    ids = tokenizer.encode(_text_argument(arguments))
     print(" ".join(tokenizer.piece(token) if arguments.pieces else str(token) for token in ids))
 
 
@@ -55,7 +55,7 @@ def _decode(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from tokenizer.registry import load_tokenizer
 
     tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
-    words = _given(arguments).replace(",", " ").split()
+    words = _text_argument(arguments).replace(",", " ").split()
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
         raise RequestError(f"{wrong!r} is not a token id: give whole numbers separated by spaces or commas")
@@ -63,7 +63,7 @@ def _decode(recipe: Recipe, arguments: argparse.Namespace) -> None:
     sys.stdout.buffer.write(text.encode() + (b"\n" if sys.stdout.isatty() or arguments.text else b""))
 
 
-def _given(arguments: argparse.Namespace) -> str:
+def _text_argument(arguments: argparse.Namespace) -> str:
     if arguments.text is not None:
         return str(arguments.text)
     try:
@@ -76,7 +76,7 @@ def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from tokenizer.registry import load_tokenizer
 
     folder = RunLayout.of(recipe).tokenizer
-    made = manifest.require(folder, "tokenizer")
+    published = manifest.require(folder, "tokenizer")
     tokenizer = load_tokenizer(folder)
     ids = range(tokenizer.vocab_size)
     reserved = [token for token in ids if tokenizer.is_reserved(token)]
@@ -88,8 +88,10 @@ def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if text:
         print(f"  text pieces   {len(text):,}: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} characters")
     sampled = "trained on" if recipe.tokenizer.kind == "bpe" else "measured on"
-    print(f"  {sampled:13} {made.counts['sample_documents']:,} documents, {made.counts['sample_bytes']:,} bytes")
-    print(f"  compression   {made.counts['bytes_per_token']:.2f} bytes a token")
+    print(
+        f"  {sampled:13} {published.counts['sample_documents']:,} documents, {published.counts['sample_bytes']:,} bytes"
+    )
+    print(f"  compression   {published.counts['bytes_per_token']:.2f} bytes per token")
     shown = sorted(random.Random(0).sample(text, min(24, len(text))))
     print("  sample pieces " + " ".join(repr(tokenizer.piece(token))[1:-1] for token in shown))
 

@@ -27,8 +27,8 @@ def chunks(texts: Any) -> Iterator[Any]:
 def offsets(chunk: Any) -> NDArray[np.int64]:
     """Where each text of a chunk begins in its data buffer, in bytes, and where the last one ends."""
     kind = np.int32 if str(chunk.type) == "string" else np.int64
-    found = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset : chunk.offset + len(chunk) + 1]
-    return found.astype(np.int64)
+    offsets_in_buffer = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return offsets_in_buffer.astype(np.int64)
 
 
 def joined(parts: list[Encoded]) -> Encoded:

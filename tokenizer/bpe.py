@@ -59,8 +59,8 @@ class BpeTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         plain = [i for i, text in enumerate(texts) if _SPACE_MARK not in text]
         encoded = self._pieces.Encode([writable(texts[i]) for i in plain], out_type=int, num_threads=1)
-        found = dict(zip(plain, encoded, strict=True))
-        return [found[i] if i in found else self.encode(text) for i, text in enumerate(texts)]
+        ids_by_index = dict(zip(plain, encoded, strict=True))
+        return [ids_by_index[i] if i in ids_by_index else self.encode(text) for i, text in enumerate(texts)]
 
     def prepare(self) -> None:
         """Compile the C code behind ``encode_column``; where it cannot be had, say so on stderr, once."""
@@ -108,9 +108,9 @@ class BpeTokenizer(Tokenizer):
             if not self.is_byte(token) and not self.is_reserved(token)
         }
         numbers = {piece: number for number, piece in enumerate(scores)}
-        found: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for piece in sorted(scores, key=lambda piece: -scores[piece]):
             halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
             known = [(left, right) for left, right in halves if left in scores and right in scores]
-            found += sorted(known, key=lambda pair: (numbers[pair[0]], numbers[pair[1]]))
-        return found
+            pairs += sorted(known, key=lambda pair: (numbers[pair[0]], numbers[pair[1]]))
+        return pairs

@@ -35,8 +35,8 @@ class CharacterTokenizer(Tokenizer):
             RequestError: it is damaged.
         """
         try:
-            found = json.loads(content)
-            reserved, characters = [str(name) for name in found["reserved"]], str(found["characters"])
+            values = json.loads(content)
+            reserved, characters = [str(name) for name in values["reserved"]], str(values["characters"])
         except (ValueError, KeyError, TypeError):
             raise RequestError("not a tokenizer of characters") from None
         if tuple(reserved[: len(special_tokens.RESERVED)]) != special_tokens.RESERVED or list(characters) != sorted(

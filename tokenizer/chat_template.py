@@ -28,9 +28,9 @@ def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple
     tokenizer.require_chat_tokens()
     ids, labels = [special_tokens.BEGIN_ID], [IGNORED]
     for role, content in _checked(messages):
-        said = [*tokenizer.encode(content), special_tokens.END_OF_TURN_ID]
-        ids += [_ROLES[role], *said]
-        labels += [IGNORED, *(said if role == "assistant" else [IGNORED] * len(said))]
+        turn = [*tokenizer.encode(content), special_tokens.END_OF_TURN_ID]
+        ids += [_ROLES[role], *turn]
+        labels += [IGNORED, *(turn if role == "assistant" else [IGNORED] * len(turn))]
     return ids, labels
 
 

@@ -75,9 +75,9 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise RequestError(f"{CONFIG_NAME} is damaged") from None
             named = named.get("content") if isinstance(named, dict) else named
         for name in (_ENDS[0], *([named] if isinstance(named, str) else []), *_ENDS[1:]):
-            found = self._pieces.token_to_id(name)
-            if found is not None:
-                return int(found)
+            token = self._pieces.token_to_id(name)
+            if token is not None:
+                return int(token)
         raise RequestError(f"no token ends a document: none of {', '.join(_ENDS)}, nor eos_token of {CONFIG_NAME}")
 
     def _byte_ids(self) -> frozenset[int]:
@@ -85,9 +85,9 @@ class HuggingFaceTokenizer(Tokenizer):
         from tokenizers.pre_tokenizers import ByteLevel
 
         for names in ([f"<0x{byte:02X}>" for byte in range(256)], ByteLevel.alphabet()):
-            found = [token for name in names if (token := self._pieces.token_to_id(name)) is not None]
-            if len(found) == 256:
-                return frozenset(found)
+            ids = [token for name in names if (token := self._pieces.token_to_id(name)) is not None]
+            if len(ids) == 256:
+                return frozenset(ids)
         return frozenset()
 
     @property
@@ -100,7 +100,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._pieces.encode_batch_fast([writable(text) for text in texts], add_special_tokens=False)
-        return [found.ids for found in encoded]
+        return [encoding.ids for encoding in encoded]
 
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
         return arrow_text.encode_lists(texts, self.encode_batch, self.end_of_text_id if end else None)

@@ -10,7 +10,6 @@ from configs.checks.data_guard import guard
 from configs.identities import tokenizer_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from tokenizer import pretrained
 from tokenizer.base import JSON_NAME, Tokenizer
 from tokenizer.huggingface import CONFIG_NAME, HuggingFaceTokenizer
 from tokenizer.registry import load_tokenizer
@@ -24,8 +23,8 @@ def check(recipe: Recipe) -> None:
         RequestError: no such tokenizer, or one with more ids than the model has rows.
     """
     path = str(recipe.tokenizer.path)
-    made = manifest.read(RunLayout.of(recipe).tokenizer)
-    if made is None or not _inputs(recipe, path).items() <= made.inputs.items():
+    published = manifest.read(RunLayout.of(recipe).tokenizer)
+    if published is None or not _inputs(recipe, path).items() <= published.inputs.items():
         _read(recipe, path)
 
 
@@ -68,15 +67,15 @@ def _inputs(recipe: Recipe, path: str) -> dict[str, str]:
     """What the artefact is made of beside the documents."""
     if recipe.tokenizer.kind == "run":
         return {"tokenizer of a run": manifest.require(_of_run(path), "tokenizer").fingerprint}
-    if pretrained.is_local(path):
-        return {f"tokenizer {file.name}": fingerprint.of_file(file) for file in pretrained.files(path)}
+    if is_local(path):
+        return {f"tokenizer {file.name}": fingerprint.of_file(file) for file in files(path)}
     return {"tokenizer": f"hub:{path}"}
 
 
 def _of_run(path: str) -> Path:
     """The tokenizer artefact of a run's folder, or of its data's, or itself."""
-    given = Path(path).expanduser()
-    return given / "tokenizer" if (given / "tokenizer").is_dir() else given
+    folder = Path(path).expanduser()
+    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
 
 
 def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
@@ -84,10 +83,11 @@ def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
     tokenizer: Tokenizer
     if recipe.tokenizer.kind == "run":
         folder = _of_run(path)
-        made = manifest.require_sound(folder, "tokenizer")
-        tokenizer, contents = load_tokenizer(folder), {name: (folder / name).read_bytes() for name in made.files}
+        published = manifest.require_sound(folder, "tokenizer")
+        tokenizer, contents = load_tokenizer(folder), {name: (folder / name).read_bytes() for name in published.files}
     else:
-        tokenizer, contents = pretrained.read(pretrained.files(path), path)
+        tokenizer, contents = read(files(path), path)
+
     if recipe.has_model and tokenizer.vocab_size > recipe.vocab_size:
         raise RequestError(
             f"tokenizer.path={path} has {tokenizer.vocab_size} ids, the model's vocabulary {recipe.vocab_size}: "
@@ -121,26 +121,26 @@ def files(path: str) -> list[Path]:
     if place.is_file():
         config = place.with_name(CONFIG_NAME)
         return [place, *([config] if config.is_file() else [])]
-    found = [place / name for name in (JSON_NAME, *_OLDER, CONFIG_NAME) if (place / name).is_file()]
-    names = [file.name for file in found]
+    paths = [place / name for name in (JSON_NAME, *_OLDER, CONFIG_NAME) if (place / name).is_file()]
+    names = [file.name for file in paths]
     if JSON_NAME in names:
-        return [file for file in found if file.name not in _OLDER]
+        return [file for file in paths if file.name not in _OLDER]
     if all(name in names for name in _OLDER):
-        return found
+        return paths
     missing = f"no {JSON_NAME}, nor {' and '.join(_OLDER)}, is there" if place.is_dir() else "no such file or folder"
     raise RequestError(f"tokenizer.path={path}: {missing}")
 
 
-def read(found: list[Path], path: str) -> tuple[HuggingFaceTokenizer, dict[str, bytes]]:
+def read(paths: list[Path], path: str) -> tuple[HuggingFaceTokenizer, dict[str, bytes]]:
     """The tokenizer of ``files`` and what its artefact holds: name -> content.
 
     Raises:
         RequestError: they are damaged.
     """
-    older = {file.name: file for file in found if file.name in _OLDER}
+    older = {file.name: file for file in paths if file.name in _OLDER}
     try:
-        content = _converted(older) if older else found[0].read_text(encoding="utf-8")
-        configs = [file.read_text(encoding="utf-8") for file in found if file.name == CONFIG_NAME]
+        content = _converted(older) if older else paths[0].read_text(encoding="utf-8")
+        configs = [file.read_text(encoding="utf-8") for file in paths if file.name == CONFIG_NAME]
         tokenizer = HuggingFaceTokenizer(content, *configs)
     except (RequestError, UnicodeDecodeError) as error:
         raise RequestError(f"tokenizer.path={path}: {error}") from None
@@ -183,13 +183,13 @@ def _downloaded(name: str) -> list[Path]:
     try:
         first = get(JSON_NAME)
         main = [first] if first else [get(file) for file in _OLDER]
-        found = [*main, get(CONFIG_NAME)]
+        downloaded = [*main, get(CONFIG_NAME)]
     except Exception as error:  # the hub's, the HTTP client's and the operating system's: all say why in a line
-        said = " ".join(str(error).split("\n")[0].split())
+        message = " ".join(str(error).split("\n")[0].split())
         raise RequestError(
-            f"tokenizer.path={name}: neither a local path nor a repository that the hub gave ({said}): check the name "
-            "and the network, or give a local tokenizer.json"
+            f"tokenizer.path={name} is neither a local path nor a repository of the hub ({message}): check the name "
+            "and the network, or use a local tokenizer.json"
         ) from None
     if None in main:
         raise RequestError(f"tokenizer.path={name}: the repository has no {JSON_NAME}, nor {' and '.join(_OLDER)}")
-    return [file for file in found if file is not None]
+    return [file for file in downloaded if file is not None]

@@ -30,4 +30,4 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except FileNotFoundError:
         raise RequestError(f"{path} does not exist: run `{command_hints.make('tokenizer')}` first") from None
     except RequestError as error:
-        raise RequestError(f"{path}: {error}; {repair_hints.cure('tokenizer', path.parent)}") from None
+        raise RequestError(f"{path}: {error}; {repair_hints.hint('tokenizer', path.parent)}") from None

@@ -17,8 +17,8 @@ _NEWLINE = "\n"
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """``tokenizer.json`` of a tokenizer that was trained here."""
-    made = _of_bpe(tokenizer) if isinstance(tokenizer, BpeTokenizer) else _of_characters(tokenizer)
-    return json.dumps(json.loads(made.to_str()), ensure_ascii=False)
+    converted = _of_bpe(tokenizer) if isinstance(tokenizer, BpeTokenizer) else _of_characters(tokenizer)
+    return json.dumps(json.loads(converted.to_str()), ensure_ascii=False)
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -51,13 +51,13 @@ def _of_bpe(tokenizer: BpeTokenizer) -> Any:
     vocabulary = {spelling(tokenizer.piece(token)): token for token in ids}
     unknown = tokenizer.piece(tokenizer.unknown_id or 0)
     merges = [(spelling(left), spelling(right)) for left, right in tokenizer.merges()]
-    made = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, byte_fallback=True))
-    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    made.add_special_tokens(_reserved(tokenizer))
+    converted = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, byte_fallback=True))
+    converted.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    converted.add_special_tokens(_reserved(tokenizer))
     if _NEWLINE in vocabulary:
         # It joins with nothing, and unlike the reserved tokens it is text.
-        made.add_tokens([AddedToken(_NEWLINE, special=False, normalized=False)])
-    return made
+        converted.add_tokens([AddedToken(_NEWLINE, special=False, normalized=False)])
+    return converted
 
 
 def _of_characters(tokenizer: Tokenizer) -> Any:
@@ -66,11 +66,11 @@ def _of_characters(tokenizer: Tokenizer) -> Any:
 
     pieces = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}
     unknown = tokenizer.piece(tokenizer.unknown_id or 0)
-    made = Tokenizer(models.WordLevel(pieces, unk_token=unknown))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    made.decoder = decoders.Fuse()
-    made.add_special_tokens(_reserved(tokenizer))
-    return made
+    converted = Tokenizer(models.WordLevel(pieces, unk_token=unknown))
+    converted.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    converted.decoder = decoders.Fuse()
+    converted.add_special_tokens(_reserved(tokenizer))
+    return converted
 
 
 def _reserved(tokenizer: Tokenizer) -> list[Any]:

@@ -82,21 +82,23 @@ def require(recipe: Recipe) -> Manifest:
         RequestError: there is none, or it is another than the recipe asks for.
     """
     folder = RunLayout.of(recipe).tokenizer
-    made = manifest.require(folder, "tokenizer")
-    if not recipe.tokenizer.is_ready and made.identity != tokenizer_identity(recipe):
+    published = manifest.require(folder, "tokenizer")
+    if not recipe.tokenizer.is_ready and published.identity != tokenizer_identity(recipe):
         raise RequestError(
             f"{folder} is of another recipe (tokenizer section, run.seed, or what the model task): "
             f"run `{command_hints.make('tokenizer')}`"
         )
-    return made
+    return published
 
 
-def outcome(made: Manifest | None, recipe: Recipe) -> str:
+def outcome(published: Manifest | None, recipe: Recipe) -> str:
     """One line about what ``train`` did."""
     folder = RunLayout.of(recipe).tokenizer
-    if made is None:
+    if published is None:
         return f"{folder}: up to date"
-    return f"{folder}: {made.counts['vocab_size']:,} pieces, {made.counts['bytes_per_token']:.2f} bytes a token"
+    return (
+        f"{folder}: {published.counts['vocab_size']:,} pieces, {published.counts['bytes_per_token']:.2f} bytes per token"
+    )
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -30,8 +30,8 @@ def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[
     def pieces() -> Pieces:
         for path in paths:
             with repair_hints.reading("documents", path):
-                asked = ["id", "bytes", *(["target"] if targets else [])]
-                for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=asked):
+                columns_read = ["id", "bytes", *(["target"] if targets else [])]
+                for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=columns_read):
                     hashes = keyed_hashes(seed, "tokenizer", batch.column("id").to_pylist())
                     sizes = batch.column("bytes").to_numpy()
                     if targets:
@@ -52,7 +52,7 @@ def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[
                 if taken.any():
                     chosen = file.read_row_group(group, columns=columns).filter(pyarrow.array(taken))
                     parts = (chosen[column].to_pylist() for column in columns)
-                    texts += ("\n".join(filter(None, found)) for found in zip(*parts, strict=True))
+                    texts += ("\n".join(filter(None, row)) for row in zip(*parts, strict=True))
     return texts
 
 

@@ -9,7 +9,7 @@ import torch
 
 from artefacts import lock
 from artefacts.errors import RequestError, RunError
-from artefacts.progress import tell
+from artefacts.progress import log
 from artefacts.signals import StopRequest
 from artefacts.training_folder import TrainingRun
 from configs import command
@@ -107,7 +107,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
             ended = _loop(recipe, job, engine, balancer, skipped, about, ranks, stop, start)
         except RunError as error:
             if ranks.first:
-                tell(f"error: {error}")
+                log(f"error: {error}")
             return command.FAILED
         if ended is Ended.DONE and ranks.first:
             _finish(job)

@@ -1,4 +1,4 @@
-"""How figures look and how they get into the page: inline SVG that takes the page's text colour, or a PNG."""
+"""How figures look and how they get into the page: inline SVG that takes the page's text color, or a PNG."""
 
 import io
 import re
@@ -9,9 +9,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 #: Readable on white and on black alike.
-COLOURS = ("#2f7fc1", "#e0762f", "#2f9e77", "#9a6fc4", "#d0505a", "#8a7a35")
+COLORS = ("#2f7fc1", "#e0762f", "#2f9e77", "#9a6fc4", "#d0505a", "#8a7a35")
 
-#: Stands for the page's text colour while matplotlib draws; no series uses it.
+#: Stands for the page's text color while matplotlib draws; no series uses it.
 _INK = "#012345"
 
 _COMMON = {

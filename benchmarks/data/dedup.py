@@ -44,22 +44,22 @@ class Quality(NamedTuple):
     @classmethod
     def of(cls, stays: list[bool], corpus: Corpus) -> "Quality":
         half = len(corpus.truth)
-        found = [not (one and other) for one, other in zip(stays[:half], stays[half:], strict=True)]
+        is_new = [not (one and other) for one, other in zip(stays[:half], stays[half:], strict=True)]
         alike = [like >= _THRESHOLD for like in corpus.truth]
-        both = sum(one and other for one, other in zip(found, alike, strict=True))
-        return cls(both / max(sum(alike), 1), both / max(sum(found), 1))
+        both = sum(one and other for one, other in zip(is_new, alike, strict=True))
+        return cls(both / max(sum(alike), 1), both / max(sum(is_new), 1))
 
 
 def _originals(count: int) -> list[str]:
     """Real documents, then the same with their words in another order."""
     rng = random.Random(0)
     texts = web_pages()
-    made = list(texts)
-    while len(made) < count:
-        words = texts[len(made) % len(texts)].split(" ")
+    originals = list(texts)
+    while len(originals) < count:
+        words = texts[len(originals) % len(texts)].split(" ")
         rng.shuffle(words)
-        made.append(" ".join(words))
-    return made[:count]
+        originals.append(" ".join(words))
+    return originals[:count]
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
@@ -128,13 +128,13 @@ def measure(quick: bool = False) -> list[Ratio]:
     """Time both, and print how well each finds the planted pairs."""
     corpus = planted(60 if quick else 1000)
     root = Path(tempfile.mkdtemp(prefix="dedup-"))
-    found = {}
+    rows = {}
 
     def run(work, name):  # type: ignore[no-untyped-def]
         folder = Path(tempfile.mkdtemp(dir=root))
 
         def once() -> None:
-            found[name] = Quality.of(work(corpus, folder), corpus)
+            rows[name] = Quality.of(work(corpus, folder), corpus)
 
         return seconds(once)
 
@@ -155,7 +155,7 @@ def measure(quick: bool = False) -> list[Ratio]:
     finally:
         shutil.rmtree(root)
     alike = sum(like >= _THRESHOLD for like in corpus.truth)
-    mine, peers = found["ours"], found["datatrove"]
+    mine, peers = rows["ours"], rows["datatrove"]
     of = f"of {len(corpus.truth)} planted pairs, {alike} with a similarity of {_THRESHOLD} or more"
     return [
         ratio,

@@ -92,7 +92,7 @@ def tokenizers_of(chosen: Corpus, vocab_size: int) -> Peer:
     def in_batches(texts: list[str]) -> list[list[int]]:
         """A thousand documents at a time, as ``datasets.map`` gives them: more at once are slower."""
         batches = (texts[at : at + 1000] for at in range(0, len(texts), 1000))
-        return [found.ids for batch in batches for found in encode(batch)]
+        return [encoding.ids for batch in batches for encoding in encode(batch)]
 
     return Peer("Hugging Face tokenizers", in_batches, _ids_in_lists)
 
@@ -185,11 +185,11 @@ def two_processes(model: bytes, before: Corpus, chosen: Corpus, rounds: int) -> 
 
     count = passes * len(BpeTokenizer(model).encode_column(chosen.column)[0]) / 1e6
     name = "tokenising, two processes against one"
-    found = compare(name, lambda: took(pipes), lambda: took(pipes[:1]), count, "million ids/s", 1.8, rounds)
+    result = compare(name, lambda: took(pipes), lambda: took(pipes[:1]), count, "million ids/s", 1.8, rounds)
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
         process.join()
-    return found
+    return result
 
 
 def distinct_words(model: bytes, chosen: Corpus) -> int:
@@ -198,15 +198,15 @@ def distinct_words(model: bytes, chosen: Corpus) -> int:
     tokenizer.encode_column(chosen.column[:1])
     words = tokenizer._words
     assert words is not None, "the C code is not there: nothing to measure"
-    encode, asked = words._encode_words, []
+    encode, requested = words._encode_words, []
 
     def counted(wanted: bytes) -> Any:
-        asked.append(wanted.count(b"\n"))
+        requested.append(wanted.count(b"\n"))
         return encode(wanted)
 
     words._encode_words = counted  # type: ignore[method-assign]
     tokenizer.encode_column(chosen.column)
-    return sum(asked)
+    return sum(requested)
 
 
 def check(model: bytes, chosen: Corpus) -> None:
@@ -214,7 +214,7 @@ def check(model: bytes, chosen: Corpus) -> None:
     plain = [i for i, text in enumerate(chosen.texts) if "\u2581" not in text]
     ids, _ = BpeTokenizer(model).encode_column(chosen.column.take(pyarrow.array(plain)), end=False)
     expected = sentencepiece_of(model).encode([chosen.texts[i] for i in plain])
-    assert np.array_equal(ids, np.fromiter((token for found in expected for token in found), np.int32))
+    assert np.array_equal(ids, np.fromiter((token for ids_of_text in expected for token in ids_of_text), np.int32))
 
 
 def measure(quick: bool = False, file: Path | None = None) -> list[Ratio]:
@@ -227,17 +227,17 @@ def measure(quick: bool = False, file: Path | None = None) -> list[Ratio]:
     check(model, chosen)
     megabytes = sum(len(text.encode()) for text in chosen.texts) / 1e6
     words = distinct_words(model, chosen) / megabytes
-    found = []
+    rows = []
     for peer, cold, steady in (
         (sentencepiece_of(model), 1.2, 3.0),
         (tokenizers_of(chosen, vocab_size), 4.0, 8.0),
         (tiktoken_of(model), None, 1.0),
     ):
-        found.append(against(peer, model, None, chosen, cold, rounds))
-        found.append(against(peer, model, before, unseen, steady, rounds))
-    found.append(two_processes(model, before, unseen, rounds))
+        rows.append(against(peer, model, None, chosen, cold, rounds))
+        rows.append(against(peer, model, before, unseen, steady, rounds))
+    rows.append(two_processes(model, before, unseen, rounds))
     about = f"{megabytes:.1f} MB, {words:,.0f} distinct words a MB"
-    return [found[0]._replace(name=f"{found[0].name} ({about})"), *found[1:]]
+    return [rows[0]._replace(name=f"{rows[0].name} ({about})"), *rows[1:]]
 
 
 def main() -> None:

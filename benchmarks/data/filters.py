@@ -15,7 +15,7 @@ from benchmarks import corpus
 from benchmarks.paired import Ratio, compare, seconds
 from configs.schema.clean import CleanSection
 from pipeline.cleaning.cleaner import Cleaner
-from pipeline.cleaning.normalize import normalise
+from pipeline.cleaning.normalize import normalize
 
 _ON = {"enabled": True}
 _GOPHER = CleanSection(gopher_quality=_ON, gopher_repetition=_ON)
@@ -43,10 +43,10 @@ def _filters(texts: list[str], *names: str) -> Callable[[], float]:
     rules = [getattr(filters, name)() for name in names]
 
     def run() -> float:
-        made = [Document(text=text, id=str(number)) for number, text in enumerate(texts)]
+        documents = [Document(text=text, id=str(number)) for number, text in enumerate(texts)]
         for rule in rules:
             rule.filter(Document(text="Loads the tokenizer.", id=""))
-        return seconds(lambda: [all(rule.filter(document) is True for rule in rules) for document in made])
+        return seconds(lambda: [all(rule.filter(document) is True for rule in rules) for document in documents])
 
     return run
 
@@ -59,7 +59,7 @@ def _formatter(texts: list[str]) -> Callable[[], float]:
 
 
 def _one_by_one(texts: list[str]) -> float:
-    return seconds(lambda: [normalise(text, "NFC") for text in texts])
+    return seconds(lambda: [normalize(text, "NFC") for text in texts])
 
 
 def measure(quick: bool = False) -> list[Ratio]:

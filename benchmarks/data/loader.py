@@ -39,22 +39,22 @@ _SPARSE_SHARDS, _SHARD_TOKENS, _SHARD_DOCUMENTS = 100, 100_000_000, 80_000
 def measure(quick: bool = False) -> list[Ratio]:
     """Every comparison; ``quick``: on less data, fewer rounds."""
     tokens, steps, rounds = (6_000_000, 20, 3) if quick else (60_000_000, 60, 5)
-    found = []
+    rows = []
     with tempfile.TemporaryDirectory(prefix="loader-") as name:
         folder = Path(name)
         _write_sources(folder / "tokens", tokens)
         plain = np.memmap(folder / "tokens" / "web" / "train-00000.bin", np.uint16, "r")
         for length in (1024, 2048):
             windows = {source: TokenWindows(folder / "tokens" / source, "train", length, END) for source in WEIGHTS}
-            found += _speed(f"windows of {length}", windows, plain, length, steps, rounds)
+            rows += _speed(f"windows of {length}", windows, plain, length, steps, rounds)
             _pack(folder, length)
             packed = {
                 source: PackedSamples(folder / "tokens" / source, folder / f"{length}" / source, length, PAD)
                 for source in WEIGHTS
             }
-            found += _speed(f"packed to {length}", packed, plain, length, steps, rounds)
-        found += _first_batch(folder / "sparse")
-    return found
+            rows += _speed(f"packed to {length}", packed, plain, length, steps, rounds)
+        rows += _first_batch(folder / "sparse")
+    return rows
 
 
 def _write_sources(folder: Path, tokens: int) -> None:
@@ -102,10 +102,10 @@ def _speed(
     for warm in (ours, peer):
         warm()
     million = steps * GLOBAL * length / 1e6
-    found = compare(f"{name}, against plain windows", ours, peer, million, "M tokens/s", rounds=rounds)
-    asked = TOKENS_A_SECOND / 1e6
-    over = found.ours / asked
-    return [found, Ratio(f"{name}, against what was asked", over, over, over, 1.0, found.ours, asked, "M tokens/s")]
+    result = compare(f"{name}, against plain windows", ours, peer, million, "M tokens/s", rounds=rounds)
+    target = TOKENS_A_SECOND / 1e6
+    over = result.ours / target
+    return [result, Ratio(f"{name}, against what was asked", over, over, over, 1.0, result.ours, target, "M tokens/s")]
 
 
 def _plain_batch(tokens: np.memmap, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,8 +122,8 @@ def _first_batch(folder: Path) -> list[Ratio]:
     for shard in range(_SPARSE_SHARDS):
         _write_sparse(folder / f"train-{shard:05d}")
     command = [sys.executable, "-m", "benchmarks.data.loader", "--first-batch", str(folder)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
-    seconds, peak = (float(word) for word in said.stdout.split())
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    seconds, peak = (float(word) for word in done.stdout.split())
     return [
         _under("first batch of 10 billion tokens, time", seconds, FIRST_SECONDS, "s"),
         _under("first batch of 10 billion tokens, memory", peak / 1e6, FIRST_BYTES / 1e6, "MB"),

@@ -89,9 +89,17 @@ def measure(sizes: tuple[float, ...] = _SIZES) -> list[dict]:
         folder = corpus.CACHE / "memory"
         shutil.rmtree(folder, ignore_errors=True)
         text = corpus.jsonl(folder / "source", _texts(size), 64)
-        given = [f"run.root={folder}", "data.source.kind=jsonl", f"data.source.path={folder / 'source'}", *_RULES]
+        overrides = [f"run.root={folder}", "data.source.kind=jsonl", f"data.source.path={folder / 'source'}", *_RULES]
         for package, verb in _COMMANDS:
-            argv = [sys.executable, "-m", package, verb, "--recipe", str(CHECKOUT / "configs" / "node.yaml"), *given]
+            argv = [
+                sys.executable,
+                "-m",
+                package,
+                verb,
+                "--recipe",
+                str(CHECKOUT / "configs" / "node.yaml"),
+                *overrides,
+            ]
             seconds, peak = _watched(argv)
             rows.append(
                 {

@@ -75,7 +75,7 @@ def measure(quick: bool = False) -> list[Ratio]:
     _peers_tokenizer(texts[:20_000], tokenizer)
     ours = _Ours(source, root)
     rounds = 1 if quick else 3
-    found = []
+    rows = []
     for name, module, target in (
         ("raw to verified shards, against datasets.map + tokenizers", "datasets_map", 4.0),
         ("raw to verified shards, against datatrove's reader + tokenizer", "datatrove_tokens", 3.0),
@@ -84,9 +84,9 @@ def measure(quick: bool = False) -> list[Ratio]:
         def peer(module: str = module) -> float:
             return _peer(module, source, tokenizer, root / module)
 
-        found.append(compare(f"{name}, {size / 1e6:.0f} MB", ours, peer, size / 1e6, "MB/s", target, rounds))
+        rows.append(compare(f"{name}, {size / 1e6:.0f} MB", ours, peer, size / 1e6, "MB/s", target, rounds))
     shutil.rmtree(root)
-    return found
+    return rows
 
 
 if __name__ == "__main__":

@@ -45,4 +45,4 @@ def is_read(key: str, read: Sequence[str]) -> bool:
     if first == "data" and names[:1] == ["sources"] and len(names) == 3:
         names[1] = "NAME"
     key = ".".join([first, *names])
-    return any(key == each or key.startswith(f"{each}.") for each in read)
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in read)

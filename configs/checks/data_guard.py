@@ -48,19 +48,19 @@ def _runs(recipe: Recipe, layout: RunLayout) -> Iterator[Path]:
 def _learns_from(folder: Path, name: str, layout: RunLayout) -> bool:
     """Whether a training folder's run learns from the artefact that is there now, at first hand or further on."""
     inputs = read_identity(folder).get("inputs", {})
-    now = _made(getattr(layout, name)) if inputs else None
+    now = _manifest(getattr(layout, name)) if inputs else None
     if now is None:
         return False
     if inputs.get(name) == now.fingerprint:
         return True
     for user in (layout.tokens, layout.examples) if name == "documents" else ():
-        made = _made(user)
-        if made and made.inputs.get(name) == now.fingerprint and inputs.get(user.name) == made.fingerprint:
+        built = _manifest(user)
+        if built and built.inputs.get(name) == now.fingerprint and inputs.get(user.name) == built.fingerprint:
             return True
     return False
 
 
-def _made(folder: Path) -> Manifest | None:
+def _manifest(folder: Path) -> Manifest | None:
     try:
         return manifest.read(folder)
     except RequestError:  # damaged: nothing is lost with it

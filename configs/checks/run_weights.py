@@ -42,10 +42,10 @@ def stale(layout: RunLayout, stage: str) -> str:
             continue
         source = layout.pretrain if name == "weights" else getattr(layout, name)
         try:
-            made = finished(source) if name == "weights" else manifest.read(source)
+            current = finished(source) if name == "weights" else manifest.read(source)
         except RequestError:
             continue
-        now = made and (made.details["weights"] if name == "weights" else made.fingerprint)
+        now = current and (current.details["weights"] if name == "weights" else current.fingerprint)
         if now is not None and now != trained:
             reasons.append(f"{source} was replaced since")
     return ", ".join(reasons)

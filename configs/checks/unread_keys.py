@@ -43,13 +43,13 @@ def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0]
         if not is_read(key, read):
-            _check_made_with(command, recipe, key)
+            _check_recorded(command, recipe, key)
 
 
-def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
-    layout, asked = RunLayout.of(recipe), _value(recipe.model_dump(mode="json", by_alias=True), key)
+def _check_recorded(command: str, recipe: Recipe, key: str) -> None:
+    layout, wanted = RunLayout.of(recipe), _value(recipe.model_dump(mode="json", by_alias=True), key)
     of_data = key.startswith(("data.", "tokenizer."))
-    if of_data and _made(layout.documents):
+    if of_data and _manifest(layout.documents):
         if why := _difference(recipe, layout, key):
             raise RequestError(
                 f"{command} does not read {key}, and the data were made with another value ({why}): leave it out, or "
@@ -61,7 +61,7 @@ def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
         return
     folder = layout.finetune if key.startswith("finetune.") else layout.pretrain
     recorded = _recorded(folder / "recipe.yaml", key)
-    if recorded is _UNKNOWN or _same(key, recorded, asked):
+    if recorded is _UNKNOWN or _same(key, recorded, wanted):
         return
     # Before a training all of the run's keys may be given to what looks at its data.
     if recorded is _NOWHERE and command in _LOOK_AT_A_RUN and key.startswith(_OF_A_RUN):
@@ -79,33 +79,33 @@ def _is_identity(recipe: Recipe, key: str) -> bool:
     return section != "launch"
 
 
-def _same(key: str, recorded: Any, asked: Any) -> bool:
+def _same(key: str, recorded: Any, wanted: Any) -> bool:
     """Whether a value is the one that a training recorded; a path may be written in another way."""
-    if recorded == asked:
+    if recorded == wanted:
         return True
-    paths = key.endswith("path") and isinstance(recorded, str) and isinstance(asked, str)
-    return paths and Path(recorded).resolve() == Path(asked).resolve()
+    paths = key.endswith("path") and isinstance(recorded, str) and isinstance(wanted, str)
+    return paths and Path(recorded).resolve() == Path(wanted).resolve()
 
 
 def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
     """How a key of the data sections differs from the one that the data were made with; empty: it does not."""
-    asked = (
+    artefacts = (
         (layout.documents, documents_identity(recipe)),
         (layout.tokenizer, tokenizer_identity(recipe)),
         (layout.tokens, tokens_identity(recipe)),
     )
-    for folder, identity in asked:
-        made = _made(folder)
-        for line in changed_keys(made.identity, identity) if made else ():
+    for folder, identity in artefacts:
+        built = _manifest(folder)
+        for line in changed_keys(built.identity, identity) if built else ():
             if is_read(line.partition(" ")[0], [key]):
                 return f"{folder}: {line}"
-    documents = _made(layout.documents)
+    documents = _manifest(layout.documents)
     path = _value(recipe.model_dump(mode="json", by_alias=True), key)
     recorded = documents.details.get("paths", {}).get(key, path) if documents else path
     return "" if recorded == path else f"{layout.documents}: {key} {recorded} -> {path}"
 
 
-def _made(folder: Path) -> Manifest | None:
+def _manifest(folder: Path) -> Manifest | None:
     """The manifest of an artefact; None: there is none, or it is damaged, which others say better."""
     try:
         return manifest.read(folder)

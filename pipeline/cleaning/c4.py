@@ -59,20 +59,20 @@ def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocab
     lower = compute.utf8_lower(content)
     faults = []
     if section.drop_lorem_ipsum:
-        found = kept & _holds(lower, "lorem ipsum")
-        faults.append(Fault(f"lorem ipsum ({_KEY}.drop_lorem_ipsum)", _any(found, lines.owner, len(texts))))
+        matches = kept & _holds(lower, "lorem ipsum")
+        faults.append(Fault(f"lorem ipsum ({_KEY}.drop_lorem_ipsum)", _any(matches, lines.owner, len(texts))))
     if section.remove_javascript:
         kept &= ~_holds(lower, "javascript")
     if section.drop_curly_bracket:
-        found = kept & _holds(lower, "{")
-        faults.append(Fault(f"a curly bracket ({_KEY}.drop_curly_bracket)", _any(found, lines.owner, len(texts))))
+        matches = kept & _holds(lower, "{")
+        faults.append(Fault(f"a curly bracket ({_KEY}.drop_curly_bracket)", _any(matches, lines.owner, len(texts))))
     if section.remove_policy:
         kept &= ~_has(lower, "|".join(_POLICY))
     content, owner = content.filter(pyarrow.array(kept)), lines.owner[kept]
     if section.min_sentences:
         count = np.bincount(owner, _sentences(content, vocabulary), minlength=len(texts))
         faults.append(Fault(f"fewer sentences than {_KEY}.min_sentences", count < section.min_sentences))
-    dropped = np.any([fault.found for fault in faults], axis=0) if faults else np.zeros(len(texts), bool)
+    dropped = np.any([fault.mask for fault in faults], axis=0) if faults else np.zeros(len(texts), bool)
     edited = _joined(content, np.searchsorted(owner, np.arange(len(texts) + 1)))
     return Judged(compute.if_else(pyarrow.array(dropped), texts, edited), faults)
 
@@ -100,8 +100,8 @@ def _holds(texts: pyarrow.LargeStringArray, what: str) -> Mask:
     return column.mask(compute.match_substring(texts, what))
 
 
-def _any(found: Mask, owner: Ints, texts: int) -> Mask:
-    return np.bincount(owner[found], minlength=texts) > 0
+def _any(matches: Mask, owner: Ints, texts: int) -> Mask:
+    return np.bincount(owner[matches], minlength=texts) > 0
 
 
 def _sentences(lines: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> Ints:

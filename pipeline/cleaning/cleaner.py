@@ -16,7 +16,7 @@ from pipeline.cleaning import c4, column, gopher_quality, gopher_repetition, pii
 from pipeline.cleaning.column import Fault
 from pipeline.cleaning.decontamination import Contamination
 from pipeline.cleaning.language import Languages
-from pipeline.cleaning.normalize import Normaliser
+from pipeline.cleaning.normalize import Normalizer
 from pipeline.cleaning.words import Vocabulary
 
 TOO_SHORT = "shorter than data.clean.min_chars"
@@ -61,7 +61,7 @@ class Cleaner:
             RequestError: an optional package is missing, or the evaluation texts are missing or of no use.
         """
         self._section = section
-        self._normaliser = Normaliser(section.unicode, section.fix_text)
+        self._normalizer = Normalizer(section.unicode, section.fix_text)
         self._languages = Languages(section.languages, section.min_language_score) if section.languages else None
         by_word = section.c4, section.gopher_quality, section.gopher_repetition
         self._vocabulary = Vocabulary() if any(rules.enabled for rules in by_word) else None
@@ -70,7 +70,7 @@ class Cleaner:
 
     def __call__(self, texts: pyarrow.Array) -> Cleaned:
         """Clean a batch of a few MB; nulls are empty texts."""
-        state = _State(self._normaliser(column.large(texts)))
+        state = _State(self._normalizer(column.large(texts)))
         state.drop(self._lengths(state.kept()))
         if self._languages:
             state.drop(self._languages.faults(state.kept()))
@@ -85,13 +85,13 @@ class Cleaner:
         return Cleaned(state.texts, state.reasons(), masked.counts)
 
     def targets(self, texts: pyarrow.LargeStringArray) -> "CleanedTargets":
-        """What belongs to texts, with what is done to every text done to it too: normalised, personal data masked.
+        """What belongs to texts, with what is done to every text done to it too: normalized, personal data masked.
 
         A null stays one; nothing is dropped for its target.
         """
-        there = texts.is_valid()
-        masked = pii.mask(self._normaliser(column.large(texts.filter(there))), self._section.mask)
-        return CleanedTargets(compute.replace_with_mask(texts, there, masked.texts), masked.counts)
+        is_valid = texts.is_valid()
+        masked = pii.mask(self._normalizer(column.large(texts.filter(is_valid))), self._section.mask)
+        return CleanedTargets(compute.replace_with_mask(texts, is_valid, masked.texts), masked.counts)
 
     def _lengths(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
         lengths = column.lengths(texts)
@@ -150,9 +150,9 @@ class _State:
 
     def drop(self, faults: list[Fault]) -> None:
         """Drop the kept documents that have a fault; the first one is the reason."""
-        for reason, found in faults:
+        for reason, mask in faults:
             self._names.append(reason)
-            at = self._kept[found]
+            at = self._kept[mask]
             self._reasons[at[self._reasons[at] < 0]] = len(self._names) - 1
         self._kept = self._kept[self._reasons[self._kept] < 0]
 
@@ -173,6 +173,4 @@ def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArra
 
 def _joined(parts: list[list[Fault]]) -> list[Fault]:
     """The faults of slices as those of the whole: each slice has the same rules in the same order."""
-    return [
-        Fault(rules[0].reason, np.concatenate([rule.found for rule in rules])) for rules in zip(*parts, strict=True)
-    ]
+    return [Fault(rules[0].reason, np.concatenate([rule.mask for rule in rules])) for rules in zip(*parts, strict=True)]

@@ -153,8 +153,8 @@ def mask(answers: pyarrow.Array) -> Mask:
 
 def encode(values: pyarrow.Array) -> tuple[NDArray[np.int64], pyarrow.Array]:
     """A number for each distinct value, in order of first appearance: that of every value, and the distinct values."""
-    made = values.dictionary_encode()
-    return made.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), made.dictionary
+    encoded = values.dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), encoded.dictionary
 
 
 def fresh(codes: Ints) -> Mask:
@@ -170,8 +170,8 @@ class Fault(NamedTuple):
 
     Attributes:
         reason: in words, naming the key of the recipe.
-        found: [texts] whether it holds.
+        mask: [texts] whether it applies.
     """
 
     reason: str
-    found: Mask
+    mask: Mask

@@ -56,26 +56,28 @@ _EMOTICONS = (
 
 
 def _contractions() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    words_by_chunk: dict[str, list[str]] = {}
     for words, endings in _JOINED:
         for word in (form for lower in words.split() for form in (lower, lower.title())):
             for ending in endings:
                 bare = [part.removeprefix("'") if part != "n't" else "nt" for part in ending]
-                found[word + "".join(ending)] = [word, *ending]
+                words_by_chunk[word + "".join(ending)] = [word, *ending]
                 if (joined := word + "".join(bare)).lower() not in _WORDS:
-                    found[joined] = [word, *bare]
-    return found
+                    words_by_chunk[joined] = [word, *bare]
+    return words_by_chunk
 
 
 def exceptions() -> dict[str, list[str]]:
     """Chunk (without white space) to its words; each apostrophe also as U+2019."""
-    found = _contractions()
+    words_by_chunk = _contractions()
     for chunk in _PARTED.split():
-        found[chunk.replace("|", "")] = chunk.split("|")
+        words_by_chunk[chunk.replace("|", "")] = chunk.split("|")
     for hour in range(1, 13):
-        found |= {f"{hour}{half}": [str(hour), half] for half in ("a.m.", "am", "p.m.", "pm")}
+        words_by_chunk |= {f"{hour}{half}": [str(hour), half] for half in ("a.m.", "am", "p.m.", "pm")}
     letters = [f"{chr(code)}." for code in range(ord("a"), ord("z") + 1)]
     for chunk in (*letters, *_ABBREVIATIONS.split(), *_APOSTROPHES.split(), *_EMOTICONS.split()):
-        found[chunk] = [chunk]
-    curly = {chunk.replace("'", "’"): [part.replace("'", "’") for part in parts] for chunk, parts in found.items()}
-    return {**curly, **found}
+        words_by_chunk[chunk] = [chunk]
+    curly = {
+        chunk.replace("'", "’"): [part.replace("'", "’") for part in parts] for chunk, parts in words_by_chunk.items()
+    }
+    return {**curly, **words_by_chunk}

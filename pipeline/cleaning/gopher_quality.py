@@ -84,10 +84,10 @@ def _lines(seen: Column, words: Words) -> tuple[Ints, Ints, Ints]:
 
 def _is(content: column.Bytes, places: Ints, what: bytes) -> Mask:
     """Whether the bytes stand at the places (which may be out of bounds)."""
-    found = np.ones(len(places), bool)
+    matches = np.ones(len(places), bool)
     for step, byte in enumerate(what):
-        found &= content[np.clip(places + step, 0, len(content) - 1)] == byte
-    return found
+        matches &= content[np.clip(places + step, 0, len(content) - 1)] == byte
+    return matches
 
 
 def _stop_words(stops: Ints, firsts: Ints) -> Ints:

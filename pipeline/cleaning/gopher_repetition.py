@@ -32,7 +32,7 @@ def faults(
     paragraphs = _paragraphs(lines, seen, words)
     paragraph_share, paragraph_characters = _duplicates(seen, paragraphs)
     line_share, line_characters = _duplicates(seen, lines)
-    found = [
+    line_faults = [
         Fault(
             f"more duplicate paragraphs than {_KEY}.duplicate_paragraphs",
             paragraph_share > section.duplicate_paragraphs,
@@ -47,7 +47,7 @@ def faults(
             line_characters / size > section.duplicate_line_chars,
         ),
     ]
-    return found + _ngram_faults(_Grams.of(words, vocabulary), size, section)
+    return line_faults + _ngram_faults(_Grams.of(words, vocabulary), size, section)
 
 
 def _filled(lines: Spans) -> Spans:
@@ -161,11 +161,11 @@ class _Grams(NamedTuple):
         begin = again.copy()
         begin[1:] = np.maximum(begin[1:], again[:-1] + n)
         covered = np.bincount(self.owner[again], self.before[again + n] - self.before[begin], minlength=texts)
-        found = covered > limits
-        for text in np.flatnonzero(found):
+        is_above = covered > limits
+        for text in np.flatnonzero(is_above):
             low, high = np.searchsorted(level.places, self.firsts[text : text + 2])
-            found[text] = self._counted(level, low, high) > limits[text]
-        return found
+            is_above[text] = self._counted(level, low, high) > limits[text]
+        return is_above
 
     def _counted(self, level: _Level, low: int, high: int) -> int:
         """Characters in duplicated n-grams of one text, whose places are ``low`` to ``high`` of the level's."""

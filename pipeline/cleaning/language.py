@@ -45,15 +45,15 @@ class Languages:
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
         """Texts in other languages, and those of which it is not certain enough."""
-        told = [self._model.classify(text[:_LOOKED_AT]) for text in texts.to_pylist()]
-        other = np.array([language not in self._wanted for language, _ in told], bool)
-        doubtful = np.array([score < self._least for _, score in told], bool)
+        results = [self._model.classify(text[:_LOOKED_AT]) for text in texts.to_pylist()]
+        other = np.array([language not in self._wanted for language, _ in results], bool)
+        doubtful = np.array([score < self._least for _, score in results], bool)
         return [
             Fault("a language that is not in data.clean.languages", other),
             Fault("language less certain than data.clean.min_language_score", doubtful),
         ]
 
 
-def _distance(given: str, code: str) -> tuple[float, ...]:
+def _distance(wanted: str, code: str) -> tuple[float, ...]:
     """How far a code is from what was given for one; what begins with a code is near to it: ``english`` to ``en``."""
-    return not given.startswith(code), -difflib.SequenceMatcher(None, given, code).ratio()
+    return not wanted.startswith(code), -difflib.SequenceMatcher(None, wanted, code).ratio()

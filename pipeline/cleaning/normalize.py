@@ -30,7 +30,7 @@ _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ufeff\ud800-\udfff]")
 _KNOWN = 0x20000
 
 
-def normalise(text: str, form: Form) -> str:
+def normalize(text: str, form: Form) -> str:
     """Line breaks as LF, Unicode in ``form``, no control characters, no blank lines around, no space at the end."""
     return _composed(_plain(text), form).rstrip().lstrip("\n")
 
@@ -54,8 +54,8 @@ class _Faults(NamedTuple):
     wide: Mask
 
 
-class Normaliser:
-    """``normalise`` over columns."""
+class Normalizer:
+    """``normalize`` over columns."""
 
     def __init__(self, form: Form, fix_text: bool) -> None:
         """Set up for ``clean.unicode`` and ``clean.fix_text``.
@@ -64,38 +64,38 @@ class Normaliser:
             RequestError: ``fix_text`` without ftfy.
         """
         self._form = form
-        self._mend = _ftfy() if fix_text else None
+        self._fix_encoding = _ftfy() if fix_text else None
 
     def __call__(self, texts: pyarrow.LargeStringArray) -> pyarrow.LargeStringArray:
-        """The column with every text normalised (and its mojibake mended before)."""
+        """The column with every text normalized (and its mojibake mended before)."""
         faults = self._faults(column.view(texts))
         indices = np.flatnonzero(faults.any)
         fixed = []
         chosen = texts.take(pyarrow.array(indices)).to_pylist()
         rows = zip(chosen, faults.wide[indices].tolist(), faults.controls[indices].tolist(), strict=True)
         for text, is_wide, has_controls in rows:
-            if self._mend and is_wide:
-                fixed.append(normalise(self._mend(text), self._form))
+            if self._fix_encoding and is_wide:
+                fixed.append(normalize(self._fix_encoding(text), self._form))
             else:
                 fixed.append(_composed(_plain(text) if has_controls else text, self._form).rstrip().lstrip("\n"))
         return column.replaced(texts, indices, fixed)
 
     def text(self, text: str) -> str:
         """One text, as it would be in a column."""
-        return normalise(self._mend(text) if self._mend and not text.isascii() else text, self._form)
+        return normalize(self._fix_encoding(text) if self._fix_encoding and not text.isascii() else text, self._form)
 
     def _faults(self, texts: column.Column) -> _Faults:
         offsets, content = texts
         # One comparison finds all bytes below space, DEL, and those of wide characters.
         places = np.flatnonzero(content - np.uint8(0x20) >= np.uint8(0x5F))
-        found = content[places]
-        controls = places[_CONTROL[found]]
-        leads = places[found >= 0xC2]
+        unusual = content[places]
+        controls = places[_CONTROL[unusual]]
+        leads = places[unusual >= 0xC2]
         codes = np.minimum(column.wide(content, leads), _KNOWN)
         controls = np.concatenate([controls, leads[(codes < 0xA0) | ((codes | 1) == 0x2029) | (codes == 0xFEFF)]])
         is_wide, has_controls = _holders(offsets, leads), _holders(offsets, controls)
         changed = has_controls | _holders(offsets, leads[~_inert(self._form)[codes]])
-        if self._mend:
+        if self._fix_encoding:
             changed |= is_wide
         whole = np.flatnonzero(np.diff(offsets))
         first, last = content[offsets[whole]], content[offsets[whole + 1] - 1]
@@ -150,7 +150,7 @@ def _inert(form: Form) -> Mask:
 
 def _ftfy() -> Callable[[str], str]:
     try:
-        mend: Callable[[str], str] = importlib.import_module("ftfy").fix_encoding
+        fix_encoding: Callable[[str], str] = importlib.import_module("ftfy").fix_encoding
     except ImportError:
         raise RequestError("data.clean.fix_text needs the package ftfy: pip install ftfy") from None
-    return mend
+    return fix_encoding

@@ -58,41 +58,41 @@ def mask(texts: pyarrow.LargeStringArray, kinds: Sequence[str]) -> Masked:
     if "email" in kinds:
         texts, counts["email"] = _emails(texts)
     if "ip" in kinds:
-        texts, counts["ip"] = _each(texts, _MAYBE_IP, _IP, _public_address)
+        texts, counts["ip"] = _replace_matches(texts, _MAYBE_IP, _IP, _public_address)
     if "phone" in kinds:
-        texts, counts["phone"] = _each(texts, _MAYBE_PHONE, _PHONE, _phone)
+        texts, counts["phone"] = _replace_matches(texts, _MAYBE_PHONE, _PHONE, _phone)
     return Masked(texts, counts)
 
 
 def _emails(texts: pyarrow.LargeStringArray) -> tuple[pyarrow.LargeStringArray, int]:
-    found = np.flatnonzero(column.mask(compute.match_substring(texts, "@")))
-    chosen = texts.take(pyarrow.array(found))
+    rows = np.flatnonzero(column.mask(compute.match_substring(texts, "@")))
+    chosen = texts.take(pyarrow.array(rows))
     masked = compute.replace_substring_regex(chosen, _EMAIL, _EMAIL_PLACEHOLDER)
     # Between two NULs each, addresses are counted, and among them placeholders that were there already.
     marked = compute.replace_substring_regex(chosen, _EMAIL, "\0\\0\0")
     count = (_times(marked, "\0") - _times(chosen, "\0")) // 2 - _times(marked, f"\0{_EMAIL_PLACEHOLDER}\0")
-    return column.replaced(texts, found, masked.to_pylist()), count
+    return column.replaced(texts, rows, masked.to_pylist()), count
 
 
 def _times(texts: pyarrow.LargeStringArray, part: str) -> int:
     return int(compute.sum(compute.count_substring(texts, part)).as_py() or 0)
 
 
-def _each(
+def _replace_matches(
     texts: pyarrow.LargeStringArray, maybe: str, pattern: re.Pattern[str], placeholder: Callable[[str], str]
 ) -> tuple[pyarrow.LargeStringArray, int]:
     """Replace the pattern's matches in the texts that RE2 finds ``maybe`` in."""
-    found = np.flatnonzero(column.mask(compute.match_substring_regex(texts, maybe)))
+    rows = np.flatnonzero(column.mask(compute.match_substring_regex(texts, maybe)))
     count = 0
 
     def replace(match: re.Match[str]) -> str:
         nonlocal count
-        made = placeholder(match[0])
-        count += made != match[0]
-        return made
+        replacement = placeholder(match[0])
+        count += replacement != match[0]
+        return replacement
 
-    made = [pattern.sub(replace, text) for text in texts.take(pyarrow.array(found)).to_pylist()]
-    return column.replaced(texts, found, made), count
+    replaced = [pattern.sub(replace, text) for text in texts.take(pyarrow.array(rows)).to_pylist()]
+    return column.replaced(texts, rows, replaced), count
 
 
 def _public_address(text: str) -> str:

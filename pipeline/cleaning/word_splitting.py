@@ -197,8 +197,8 @@ class Splitter:
         if last in "sS" and size > 1 and chunk[-2] in "'’":
             return size - 2
         # A unit has four characters at the most, and one digit stands before it.
-        found = self._rules.unit.search(chunk, max(0, size - 5))
-        return found.start() if found else size
+        match = self._rules.unit.search(chunk, max(0, size - 5))
+        return match.start() if match else size
 
     def _inside(self, chunk: str) -> list[str]:
         if chunk.isalnum():
@@ -221,17 +221,17 @@ class Splitter:
         """Join words that make a known chunk, longer ones first, then the first ones."""
         if self._pairs.isdisjoint(pairwise(words)):
             return words
-        found = [
+        candidates = [
             (-size, start)
             for start, word in enumerate(words)
             for size in range(2, min(self._most.get(word, 0), len(words) - start) + 1)
             if tuple(words[start : start + size]) in self._joins
         ]
-        if not found:
+        if not candidates:
             return words
         taken: set[int] = set()
         joined: dict[int, int] = {}
-        for size, start in sorted(found):
+        for size, start in sorted(candidates):
             if start not in taken and start - size - 1 not in taken:
                 joined[start] = start - size
             taken.update(range(start, start - size))

@@ -41,14 +41,14 @@ _ASCII_LETTER = np.array([code < 128 and chr(code).isalpha() for code in range(2
 
 def spaces(content: Bytes) -> Mask:
     """Which bytes belong to white space."""
-    found = _ASCII_SPACE[content]
+    is_space = _ASCII_SPACE[content]
     leads = np.flatnonzero((content >= 0xC2) & (content <= 0xE3))
     codes = column.wide(content, leads)
     at = leads[_SPACE[np.minimum(codes, 0x3000)] & (codes <= 0x3000)]
     for step in range(3):
         inside = at[(step < 2) | (content[at] >= 0xE0)]
-        found[inside + step] = True
-    return found
+        is_space[inside + step] = True
+    return is_space
 
 
 def chunks(texts: Column, blank: Mask) -> Spans:

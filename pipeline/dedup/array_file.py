@@ -25,8 +25,8 @@ _HEADER = struct.Struct("<8sq8sqq24x")
 def write(path: Path, *arrays: NDArray[Any]) -> None:
     """Write arrays of one or two dimensions, replacing the file atomically and durably. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = atomic.beside(path)
-    with open(beside, "wb") as stream:
+    partial = atomic.beside(path)
+    with open(partial, "wb") as stream:
         for number, array in enumerate(arrays):
             stream.write(bytes(-stream.tell() % _HEADER.size))
             rows, columns = (*array.shape, -1)[:2]
@@ -34,7 +34,7 @@ def write(path: Path, *arrays: NDArray[Any]) -> None:
             stream.write(np.ascontiguousarray(array).data)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(beside, path)
+    os.replace(partial, path)
     atomic.sync_folder(path.parent)
 
 
@@ -47,7 +47,7 @@ def read(path: Path) -> list[NDArray[Any]]:
     try:
         with open(path, "rb") as stream:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        found = []
+        arrays = []
         at, left = 0, 1
         while left:
             magic, left, dtype, rows, columns = _HEADER.unpack_from(content, at)
@@ -59,12 +59,12 @@ def read(path: Path) -> list[NDArray[Any]]:
             shape = (rows,) if columns < 0 else (rows, columns)
             array: NDArray[Any] = np.ndarray(shape, dtype.rstrip(b"\0").decode(), content, at)
             at += array.nbytes + -array.nbytes % _HEADER.size
-            found.append(array)
+            arrays.append(array)
     except FileNotFoundError:
         raise RequestError(f"{path}: missing; start the stage again") from None
     except (ValueError, TypeError, OSError, struct.error) as error:
         raise RequestError(f"{path}: damaged ({error}); remove it and start the stage again") from None
-    return found
+    return arrays
 
 
 def part_path(folder: Path, kind: str, part: int) -> Path:

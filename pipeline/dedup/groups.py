@@ -68,10 +68,10 @@ class Groups:
         first = np.concatenate([self._first, documents])[order[starts]]
         last = np.concatenate([self._last, documents])[order]
         group = np.searchsorted(starts, later, side="right") - 1
-        found = Later(order[later] - known, first[group], last[later - 1])
+        repeated = Later(order[later] - known, first[group], last[later - 1])
         self._keys, self._first = [column[starts] for column in keys], first
         self._last = last[np.append(starts[1:], len(order)) - 1] if len(order) else last
-        return found
+        return repeated
 
 
 def chunks(

@@ -78,9 +78,9 @@ class KeyWriter:
 
     def _add_texts(self, texts: pyarrow.LargeStringArray) -> None:
         if LINES in self._kinds:
-            found = long_lines(texts, self._section.line_dedup_chars)
-            rows = (found.rows + self._rows).astype(np.uint32)
-            self._entries[LINES].append((found.keys, rows, found.numbers.astype(np.uint32)))
+            lines = long_lines(texts, self._section.line_dedup_chars)
+            rows = (lines.rows + self._rows).astype(np.uint32)
+            self._entries[LINES].append((lines.keys, rows, lines.numbers.astype(np.uint32)))
         if BANDS in self._kinds:
             near = self._section.near_dedup
             shingles, owner = sequences(pyarrow.chunked_array([texts]), near.words)

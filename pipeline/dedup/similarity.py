@@ -64,18 +64,18 @@ class Signatures:
             block = slice(at, at + step)
             # Read in the order of the files, each document once.
             needed, place = np.unique(np.concatenate([one[block], other[block]]), return_inverse=True)
-            found = self._gather(needed)
+            gathered = self._gather(needed)
             left, right = np.split(place, 2)
-            answer[block] = np.count_nonzero(found[left] == found[right], axis=1) >= self._least
+            answer[block] = np.count_nonzero(gathered[left] == gathered[right], axis=1) >= self._least
         return answer
 
     def _gather(self, documents: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        found = np.empty((len(documents), self._bins), np.uint8)
+        gathered = np.empty((len(documents), self._bins), np.uint8)
         parts = (documents >> np.uint64(32)).astype(np.int64)
         rows = (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
         borders = np.flatnonzero(np.diff(parts)) + 1
         for start, stop in zip([0, *borders], [*borders, len(parts)], strict=True):
             # Opened for each block anew: mapped files that stay open would count as memory.
             (mapped,) = array_file.read(array_file.part_path(self._folder, SIGNATURES, int(parts[start])))
-            found[start:stop] = mapped[rows[start:stop]]
-        return found
+            gathered[start:stop] = mapped[rows[start:stop]]
+        return gathered

@@ -30,11 +30,11 @@ def join(parent: Nodes, one: Nodes, other: Nodes) -> None:
 
 
 def _roots(parent: Nodes, nodes: Nodes) -> Nodes:
-    found = parent[nodes]
-    while not np.array_equal(above := parent[found], found):
-        found = above
-    parent[nodes] = found
-    return found
+    roots = parent[nodes]
+    while not np.array_equal(above := parent[roots], roots):
+        roots = above
+    parent[nodes] = roots
+    return roots
 
 
 def _shorten(parent: Nodes, nodes: Nodes) -> None:

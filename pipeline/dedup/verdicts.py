@@ -103,9 +103,9 @@ def _mapped(folder: Path, length: int, dtype: Any) -> NDArray[Any]:
     """Zeros: in memory, or where they are many in a file without a name, which goes with the array."""
     if length * np.dtype(dtype).itemsize <= _IN_MEMORY:
         return np.zeros(length, dtype)
-    beside = atomic.beside(_path(folder))
-    array = np.memmap(beside, dtype, "w+", shape=(length,))
-    beside.unlink()
+    partial = atomic.beside(_path(folder))
+    array = np.memmap(partial, dtype, "w+", shape=(length,))
+    partial.unlink()
     return array
 
 

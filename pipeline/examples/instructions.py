@@ -23,8 +23,8 @@ TAKEN = (
     "input, or with messages of role and content"
 )
 #: Begin of a reason -> what to do about such records.
-CURES = {
-    **signatures.CURES,
+HINTS = {
+    **signatures.HINTS,
     "unreadable file": "fetch or mend these files of finetune.examples.path again, or take them away",
     "invalid UTF-8": "save the files of finetune.examples.path as UTF-8",
     "malformed ": f"see what finetune.examples.path names: {TAKEN}",
@@ -56,13 +56,13 @@ def find(path: str) -> dict[str, File]:
 
 
 def conversations(
-    found: dict[str, File], normalised: Callable[[str], str], bad: BadInputs
+    paths: dict[str, File], normalized: Callable[[str], str], bad: BadInputs
 ) -> Iterator[tuple[str, Messages]]:
     """(where it stands, messages) of every usable record, in order; the others are counted in ``bad``.
 
-    Every text goes through ``normalised``.
+    Every text goes through ``normalized``.
     """
-    for name, file in found.items():
+    for name, file in paths.items():
         try:
             with files.open_binary(file) as stream:
                 content, damage = files.up_to_damage(stream)
@@ -80,7 +80,7 @@ def conversations(
             bad.add("invalid UTF-8", f"{name}: byte {error.start}")
             continue
         for where, record in records:
-            messages = _messages(record, normalised)
+            messages = _messages(record, normalized)
             if isinstance(messages, str):
                 bad.add(messages, where)
             else:
@@ -109,7 +109,7 @@ class _UnusableError(Exception):
     """Why a record cannot be used."""
 
 
-def _messages(record: Any, normalised: Callable[[str], str]) -> Messages | str:
+def _messages(record: Any, normalized: Callable[[str], str]) -> Messages | str:
     """Messages of a record, or why it has none."""
     if not isinstance(record, dict):
         return "not a JSON object"
@@ -117,24 +117,24 @@ def _messages(record: Any, normalised: Callable[[str], str]) -> Messages | str:
     fields = {name: value for name, value in record.items() if value is not None}
     try:
         if "messages" in fields:
-            return _conversation(fields["messages"], normalised)
+            return _conversation(fields["messages"], normalized)
         if "instruction" not in record or "output" not in record:
-            there = ", ".join(map(str, record)) or "none"
-            return f"neither messages nor instruction and output (fields there: {there})"
+            listed = ", ".join(map(str, record)) or "none"
+            return f"neither messages nor instruction and output (fields there: {listed})"
         names = ("instruction", "input", "output")
         instruction, extra, output = (
-            _text(record[name] if name != "input" else fields.get(name, ""), name, normalised) for name in names
+            _text(record[name] if name != "input" else fields.get(name, ""), name, normalized) for name in names
         )
     except _UnusableError as error:
         return str(error)
     for name, text in (("instruction", instruction), ("output", output)):
         if not text:
             return f"{name} is empty"
-    asked = f"{instruction}\n\n{extra}" if extra else instruction
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
+    question = f"{instruction}\n\n{extra}" if extra else instruction
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
 
 
-def _conversation(messages: Any, normalised: Callable[[str], str]) -> Messages | str:
+def _conversation(messages: Any, normalized: Callable[[str], str]) -> Messages | str:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return "messages is not a list of objects"
     plain = []
@@ -144,7 +144,7 @@ def _conversation(messages: Any, normalised: Callable[[str], str]) -> Messages |
                 return f"a message's {name} is {'null' if name in message else 'missing'}"
         if message["role"] not in _ROLES:
             return f"a role other than {', '.join(_ROLES)}"
-        plain.append({"role": message["role"], "content": _text(message["content"], "a message's content", normalised)})
+        plain.append({"role": message["role"], "content": _text(message["content"], "a message's content", normalized)})
     if not any(message["role"] == "assistant" and message["content"] for message in plain):
         return "no assistant message to learn from"
     return plain
@@ -154,8 +154,8 @@ def _conversation(messages: Any, normalised: Callable[[str], str]) -> Messages |
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
-def _text(value: Any, name: str, normalised: Callable[[str], str]) -> str:
-    """A normalised text.
+def _text(value: Any, name: str, normalized: Callable[[str], str]) -> str:
+    """A normalized text.
 
     Raises:
         _UnusableError: the value is no text, or UTF-8 cannot hold it: escapes in JSON may spell lone surrogates.
@@ -168,4 +168,4 @@ def _text(value: Any, name: str, normalised: Callable[[str], str]) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise _UnusableError("a lone surrogate, which is no character") from None
-    return normalised(value)
+    return normalized(value)

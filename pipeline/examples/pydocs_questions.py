@@ -41,8 +41,8 @@ def answer(text: str) -> str | None:
     """The first sentence of a function document's docstring, on one line; None where it makes no fit answer."""
     paragraph = text.partition("\n\n")[2].split("\n\n", 1)[0]
     flat = " ".join(_MARKUP.sub(lambda match: match[1] or match[2], paragraph).split())
-    found = _SENTENCE.match(flat)
-    sentence = found[1] if found else ""
+    first = _SENTENCE.match(flat)
+    sentence = first[1] if first else ""
     fit = (
         _LEAST_CHARS <= len(sentence) <= _MOST_CHARS
         and len(sentence.split()) >= _LEAST_WORDS
@@ -67,22 +67,22 @@ def questions(
     functions = [document for document in documents if document.kind == "function"]
     secret = {answer(document.text) for document in functions if document.id in held_out} - {None}
     choices = keyed_hashes(seed, "question", [document.id for document in functions]) % np.uint64(len(_TEMPLATES))
-    given: set[str] = set()
+    known: set[str] = set()
     for document, choice in zip(functions, choices, strict=True):
         name = document.id.removeprefix("pydocs:").partition("#")[0]
-        said = answer(document.text)
+        sentence = answer(document.text)
         reason = None
         if any(part.startswith("_") for part in name.split(".")):
             reason = PRIVATE
-        elif document.id in held_out or said in secret:
+        elif document.id in held_out or sentence in secret:
             reason = HELD_OUT
-        elif said is None:
+        elif sentence is None:
             reason = NO_SENTENCE
-        elif said.casefold() in given:
+        elif sentence.casefold() in known:
             reason = REPEATED
-        if reason or said is None:
+        if reason or sentence is None:
             dropped[str(reason)] = dropped.get(str(reason), 0) + 1
             continue
-        given.add(said.casefold())
+        known.add(sentence.casefold())
         what = "method" if name.split(".")[-2][:1].isupper() else "function"
-        yield Question(_TEMPLATES[int(choice)].format(what=what, name=name), said, document.id)
+        yield Question(_TEMPLATES[int(choice)].format(what=what, name=name), sentence, document.id)

@@ -131,20 +131,20 @@ def _warning(reached: int, target: int, count: int, shared: str) -> str | None:
 def _turns(conversations: Sequence[Messages]) -> _Turns:
     questions: dict[str, int] = {}
     answers: dict[str, int] = {}
-    found: list[tuple[int, int, int, bool]] = []
+    turns: list[tuple[int, int, int, bool]] = []
     for example, messages in enumerate(conversations):
-        asked = ""
+        question_so_far = ""
         for message in messages:
-            said = _comparable(message["content"])
+            text = _comparable(message["content"])
             if message["role"] == "user":
-                asked = f"{asked} {said}".strip()
+                question_so_far = f"{question_so_far} {text}".strip()
             elif message["role"] == "assistant":
-                question = questions.setdefault(asked, len(questions)) if asked else -1
-                answer = answers.setdefault(said, len(answers)) if said else -1
-                found.append((example, question, answer, False))
-        if found and found[-1][0] == example:
-            found[-1] = (*found[-1][:3], True)
-    columns = np.array(found, np.int64).reshape(-1, 4).T
+                question = questions.setdefault(question_so_far, len(questions)) if question_so_far else -1
+                answer = answers.setdefault(text, len(answers)) if text else -1
+                turns.append((example, question, answer, False))
+        if turns and turns[-1][0] == example:
+            turns[-1] = (*turns[-1][:3], True)
+    columns = np.array(turns, np.int64).reshape(-1, 4).T
     return _Turns(columns[0], columns[1], columns[2], columns[3].astype(bool), [*questions], [*answers])
 
 
@@ -156,8 +156,8 @@ def _comparable(text: str) -> str:
 
 def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
     """The common answers, and the others."""
-    there = turns.answers >= 0
-    answers, examples = _distinct(turns.answers[there], turns.examples[there])
+    has_answer = turns.answers >= 0
+    answers, examples = _distinct(turns.answers[has_answer], turns.examples[has_answer])
     short = np.array([len(text.encode()) < _SHORT_BYTES for text in turns.answer_texts], bool)
     most = np.where(short, min(few, _FEW_SHORT), few)
     is_common = (np.bincount(answers, minlength=len(most)) > most)[answers]
@@ -170,8 +170,12 @@ def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
     A question that opens a few conversations ties them as well; a greeting that opens many does not.
     """
     parent = np.arange(count)
-    there = turns.questions >= 0
-    keys, examples, last = families[turns.questions[there]], turns.examples[there], turns.last[there]
+    has_question = turns.questions >= 0
+    keys, examples, last = (
+        families[turns.questions[has_question]],
+        turns.examples[has_question],
+        turns.last[has_question],
+    )
     _tie(parent, keys[last], examples[last])
     _tie(parent, keys, examples, few)
     flatten(parent)
@@ -200,13 +204,13 @@ def _families(questions: list[str], few: int) -> Ints:
 def _bands(texts: pyarrow.LargeStringArray, chosen: Ints) -> tuple[Hashes, Ints]:
     """MinHash keys of the chosen texts, and the text that each is from."""
     near = NearDuplicatesSection()
-    found = [np.zeros(0, np.uint64)]
+    keys = [np.zeros(0, np.uint64)]
     for start in range(0, len(chosen), _BLOCK):
         block = texts.take(pyarrow.array(chosen[start : start + _BLOCK]))
         shingles, owners = sequences(pyarrow.chunked_array([block]), near.words)
         sketches = sketch(shingles, owners, len(block), near.bands * near.rows)
-        found.append(band_keys(sketches, near.bands, near.rows).reshape(-1))
-    return np.concatenate(found), np.repeat(chosen, near.bands)
+        keys.append(band_keys(sketches, near.bands, near.rows).reshape(-1))
+    return np.concatenate(keys), np.repeat(chosen, near.bands)
 
 
 def _distinct(keys: NDArray[np.generic], members: Ints) -> tuple[NDArray[np.generic], Ints]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from artefacts import atomic
 from pipeline.documents import read_shards
 from pipeline.tokens.encode import Block
-from pipeline.tokens.held_out import Limits
+from pipeline.tokens.held_out import Thresholds
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
 
@@ -54,7 +54,7 @@ class Task(NamedTuple):
         return pyarrow.schema([("ids", ids), learnt, ("source", pyarrow.string())])
 
 
-class _Made(NamedTuple):
+class _Examples(NamedTuple):
     """Examples of a row group.
 
     Attributes:
@@ -73,13 +73,13 @@ class _Made(NamedTuple):
     cut: Mask
 
 
-def prepare(tokenizer: Path, task: Task, limits: Limits) -> None:
+def prepare(tokenizer: Path, task: Task, thresholds: Thresholds) -> None:
     """Give this process what ``encode`` needs."""
-    _state[:] = [(load_tokenizer(tokenizer), task, limits)]
+    _state[:] = [(load_tokenizer(tokenizer), task, thresholds)]
 
 
 #: What ``encode`` needs, loaded once a process.
-_state: list[tuple[Tokenizer, Task, Limits]] = []
+_state: list[tuple[Tokenizer, Task, Thresholds]] = []
 
 
 def side_path(folder: Path, side: str, number: int) -> Path:
@@ -92,33 +92,33 @@ def counts_path(folder: Path, number: int) -> Path:
 
 def encode(block: Block, work: Path, counted: Path) -> int:
     """Make a block's examples, their counts in the folder ``counted``; returns the bytes of its text."""
-    tokenizer, task, limits = _state[0]
+    tokenizer, task, thresholds = _state[0]
     dropped: Counter[str] = Counter()
-    found: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
+    counts_by_side: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
     classes: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
-    beside = {side: atomic.beside(side_path(work, side, block.number)) for side in SIDES}
-    writers = {side: parquet.ParquetWriter(path, task.schema, compression="zstd") for side, path in beside.items()}
+    partial = {side: atomic.beside(side_path(work, side, block.number)) for side in SIDES}
+    writers = {side: parquet.ParquetWriter(path, task.schema, compression="zstd") for side, path in partial.items()}
     try:
         for group in block.groups:
             documents = read_shards.read_group(block.path, group, ["id", "text", "target", "digest"])
-            held_out = limits.held_out(block.dataset, documents["digest"])
-            made = _examples(documents, tokenizer, task)
-            dropped.update(made.names[place] for place in made.reasons[made.reasons >= 0])
+            held_out = thresholds.held_out(block.dataset, documents["digest"])
+            examples = _examples(documents, tokenizer, task)
+            dropped.update(examples.names[place] for place in examples.reasons[examples.reasons >= 0])
             for side, mask in zip(SIDES, (~held_out, held_out), strict=True):
-                chosen = mask & (made.reasons < 0)
+                chosen = mask & (examples.reasons < 0)
                 if chosen.any():
-                    writers[side].write_table(made.table.filter(pyarrow.array(chosen)))
-                found[side].update(_counts(made, chosen, task))
-                classes[side].update(_labels(made, chosen, task))
+                    writers[side].write_table(examples.table.filter(pyarrow.array(chosen)))
+                counts_by_side[side].update(_counts(examples, chosen, task))
+                classes[side].update(_labels(examples, chosen, task))
     finally:
         for writer in writers.values():
             writer.close()
-    for side, path in beside.items():
-        if found[side]["examples"]:
+    for side, path in partial.items():
+        if counts_by_side[side]["examples"]:
             atomic.rename_file(path, side_path(work, side, block.number))
         else:
             path.unlink()
-    counts = {SIDES[side]: dict(own) for side, own in found.items()}
+    counts = {SIDES[side]: dict(own) for side, own in counts_by_side.items()}
     atomic.write_json(
         counts_path(counted, block.number),
         {**counts, "classes": {SIDES[side]: dict(own) for side, own in classes.items()}, "dropped": dict(dropped)},
@@ -126,22 +126,22 @@ def encode(block: Block, work: Path, counted: Path) -> int:
     return block.size
 
 
-def _counts(made: _Made, chosen: Mask, task: Task) -> dict[str, int]:
+def _counts(examples: _Examples, chosen: Mask, task: Task) -> dict[str, int]:
     counts = {
         "examples": int(chosen.sum()),
-        "tokens": int(made.tokens[chosen].sum()),
-        "targets": int(made.targets[chosen].sum()),
+        "tokens": int(examples.tokens[chosen].sum()),
+        "targets": int(examples.targets[chosen].sum()),
     }
-    return counts | ({"cut": int((made.cut & chosen).sum())} if task.kind == "sequence_classification" else {})
+    return counts | ({"cut": int((examples.cut & chosen).sum())} if task.kind == "sequence_classification" else {})
 
 
-def _labels(made: _Made, chosen: Mask, task: Task) -> Iterator[str]:
+def _labels(examples: _Examples, chosen: Mask, task: Task) -> Iterator[str]:
     if task.kind == "sequence_classification":
-        labels = made.table["label"].filter(pyarrow.array(chosen)).to_pylist()
+        labels = examples.table["label"].filter(pyarrow.array(chosen)).to_pylist()
         yield from (task.classes[label] for label in labels)
 
 
-def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Made:
+def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Examples:
     """The examples of some documents."""
     most = task.context_length
     ids, lengths = tokenizer.encode_column(documents["text"], end=False)
@@ -155,8 +155,8 @@ def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Ma
         learnt, targets = compute.index_in(labels, pyarrow.array(task.classes, labels.type)), np.ones_like(lengths)
         faults.append((NO_TARGET, learnt.is_null().to_numpy(zero_copy_only=False)))
     else:
-        found, targets = tokenizer.encode_column(compute.fill_null(documents["target"], ""), end=False)
-        learnt = _lists(found, targets)
+        target_ids, targets = tokenizer.encode_column(compute.fill_null(documents["target"], ""), end=False)
+        learnt = _lists(target_ids, targets)
         faults.append((NO_TARGET, targets == 0))
         if task.kind == "seq2seq":
             # The end is learnt too.
@@ -170,13 +170,13 @@ def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Ma
         reasons[mask & (reasons < 0)] = place
     columns = [_lists(ids, lengths), learnt, documents["id"]]
     table = pyarrow.table(columns, names=task.schema.names).cast(task.schema)
-    return _Made(table, reasons, [name for name, _ in faults], lengths, targets, cut)
+    return _Examples(table, reasons, [name for name, _ in faults], lengths, targets, cut)
 
 
 def trimmed(targets: pyarrow.Array) -> pyarrow.Array:
     """Labels without space around them; null where nothing is left."""
-    found = compute.utf8_trim_whitespace(targets)
-    return compute.if_else(compute.equal(found, ""), None, found)
+    stripped = compute.utf8_trim_whitespace(targets)
+    return compute.if_else(compute.equal(stripped, ""), None, stripped)
 
 
 def _shortened(

@@ -24,12 +24,12 @@ def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
         RequestError: the documents are not there or damaged, or none was dropped for such a reason.
     """
     folder = RunLayout.of(recipe).documents
-    made = repair_hints.read_manifest("documents", folder)
-    if made is None:
+    documents = repair_hints.read_manifest("documents", folder)
+    if documents is None:
         command = command_hints.make("data")
         raise RequestError(f"{folder} is not there or not finished: run `{command}` first")
     repair_hints.check_sizes("documents", folder)
-    counts: dict[str, int] = dict(sorted(made.counts["dropped"].items(), key=lambda item: (-item[1], item[0])))
+    counts: dict[str, int] = dict(sorted(documents.counts["dropped"].items(), key=lambda item: (-item[1], item[0])))
     chosen = [name for name in counts if reason is None or reason.casefold() in name.casefold()]
     if not counts:
         yield f"{folder}: no document was dropped"
@@ -38,7 +38,9 @@ def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
         raise RequestError(f"--reason {reason}: none was dropped for that; the reasons are: {'; '.join(counts)}")
     width = max(len(f"{counts[name]:,}") for name in chosen)
     yield from (f"{counts[name]:>{width},}  {name}" for name in chosen)
-    yield from _first([folder / name for name in sorted(made.files) if name.startswith("rejected-")], chosen, limit)
+    yield from _first(
+        [folder / name for name in sorted(documents.files) if name.startswith("rejected-")], chosen, limit
+    )
 
 
 def _first(paths: list[Path], reasons: list[str], limit: int) -> Iterator[str]:
@@ -53,8 +55,10 @@ def _first(paths: list[Path], reasons: list[str], limit: int) -> Iterator[str]:
         for group in range(len(read_shards.group_rows(path))):
             if left <= 0:
                 return
-            found = read_shards.read_group(path, group, ["reason"])["reason"]
-            places = compute.indices_nonzero(compute.is_in(found, pyarrow.array(reasons)).combine_chunks())[:left]
+            reason_column = read_shards.read_group(path, group, ["reason"])["reason"]
+            places = compute.indices_nonzero(compute.is_in(reason_column, pyarrow.array(reasons)).combine_chunks())[
+                :left
+            ]
             if not len(places):
                 continue
             table = read_shards.read_group(path, group, ["id", "text", "reason"]).take(places)

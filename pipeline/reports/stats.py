@@ -19,33 +19,34 @@ def stats(recipe: Recipe) -> tuple[list[str], Path]:
         RequestError: the run has no data artefact, or one of them is damaged.
     """
     layout = RunLayout.of(recipe)
-    found = {name: made for name in _ARTEFACTS if (made := repair_hints.read_manifest(name, getattr(layout, name)))}
-    if not found:
+    read = {name: repair_hints.read_manifest(name, getattr(layout, name)) for name in _ARTEFACTS}
+    manifests = {name: published for name, published in read.items() if published}
+    if not manifests:
         command = command_hints.make("data")
         raise RequestError(f"{layout.data} holds no data artefact: run `{command}` first")
     from pipeline.reports.stats_page import build_page
 
-    atomic.write_text(layout.stats, build_page(recipe.run.name, layout, found))
-    return _table(layout, found), layout.stats
+    atomic.write_text(layout.stats, build_page(recipe.run.name, layout, manifests))
+    return _table(layout, manifests), layout.stats
 
 
-def _table(layout: RunLayout, found: dict[str, Manifest]) -> list[str]:
+def _table(layout: RunLayout, manifests: dict[str, Manifest]) -> list[str]:
     lines: list[str] = []
-    for name, made in found.items():
+    for name, published in manifests.items():
         lines.append(f"{name} ({getattr(layout, name)})")
-        lines += _columns(_asked(made), ratios=name == "tokens")
+        lines += _columns(_reported_counts(published), ratios=name == "tokens")
     return lines
 
 
-def _asked(made: Manifest) -> dict[str, Any]:
+def _reported_counts(published: Manifest) -> dict[str, Any]:
     """The counts without what a sample leaves out, where the recipe asked for none."""
-    sources = made.identity.get("sources", {})
+    sources = published.identity.get("sources", {})
     if any(section.get("sample_bytes") for section in sources.values()):
-        return made.counts
-    counts = {key: value for key, value in made.counts.items() if key != "outside_sample"}
+        return published.counts
+    counts = {key: value for key, value in published.counts.items() if key != "not_sampled"}
     if "sources" in counts:
         own = counts["sources"].items()
-        counts["sources"] = {name: {k: v for k, v in of.items() if k != "outside_sample"} for name, of in own}
+        counts["sources"] = {name: {k: v for k, v in of.items() if k != "not_sampled"} for name, of in own}
     return counts
 
 

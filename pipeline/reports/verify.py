@@ -39,19 +39,19 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
     """
     layout = RunLayout.of(recipe)
     folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_MADE_FROM, *_TRAINED)}
-    there = {name: folder for name, folder in folders.items() if folder.exists()}
-    if not there:
+    existing = {name: folder for name, folder in folders.items() if folder.exists()}
+    if not existing:
         raise RequestError(f"{layout.data} holds no artefact: run `{command_hints.make('data', recipe_path)}` first")
     whole: list[str] = []
     faults: list[str] = []
-    for name, folder in there.items():
+    for name, folder in existing.items():
         if name in _TRAINED:
             _check_training(name, layout, recipe_path, whole, faults)
         else:
-            cure = repair_hints.cure(name, folder, recipe_path)
-            found = _damage(folder) or _strangers(name, folder, folders) or _other_weights(name, folder, layout)
-            _note(folder, found, cure, whole, faults)
-            if name in ("documents", "examples") and not found:
+            cure = repair_hints.hint(name, folder, recipe_path)
+            faults_here = _damage(folder) or _strangers(name, folder, folders) or _other_weights(name, folder, layout)
+            _note(folder, faults_here, cure, whole, faults)
+            if name in ("documents", "examples") and not faults_here:
                 _compare_source(name, recipe, recipe_path, folder, whole, faults)
     return whole, faults
 
@@ -61,26 +61,28 @@ def _compare_source(
 ) -> None:
     """Whether documents or examples were made from what the recipe names now, all of it read, where that can be."""
     from pipeline.documents import input_fingerprints
-    from pipeline.documents import stage as documents
     from pipeline.examples import instructions
+    from pipeline.sources.registry import open_sources
     from pipeline.sources.storage.digests import SourceDigests
 
-    made = manifest.read(folder)
-    assert made is not None
+    published = manifest.read(folder)
+    assert published is not None
     digests = SourceDigests(folder, trusted=False)
     layout = RunLayout.of(recipe)
     trained = has_weights(layout.pretrain if name == "documents" else layout.finetune)
     command = command_hints.make(repair_hints.TARGETS[name], recipe_path, *(["run.replace=true"] if trained else []))
     again = f"repair: `{command}`, which moves these {name} aside"
-    if name == "documents" and fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
-        why = explained(made.identity, {}, documents_identity(recipe), {})
+    if name == "documents" and fingerprint.of_value(published.identity) != fingerprint.of_value(
+        documents_identity(recipe)
+    ):
+        why = explained(published.identity, {}, documents_identity(recipe), {})
         faults.append(f"{folder}: made with other keys ({why}): give the ARGS that they were made with, or {again}")
         return
     try:
         if name == "documents":
-            before, now = made.inputs, input_fingerprints.inputs(recipe, documents.opened(recipe), digests)
-        elif "files" in made.inputs and recipe.finetune and recipe.finetune.examples.path:
-            before = {"files": made.inputs["files"]}
+            before, now = published.inputs, input_fingerprints.current(recipe, open_sources(recipe), digests)
+        elif "files" in published.inputs and recipe.finetune and recipe.finetune.examples.path:
+            before = {"files": published.inputs["files"]}
             now = instructions.fingerprints(recipe.finetune.examples.path, digests)
         else:
             return
@@ -88,8 +90,8 @@ def _compare_source(
         whole.append(f"{folder}: not compared with its source: {error}")
         return
     if before != now:
-        changed = input_fingerprints.changed(before, now, digests)
-        faults.append(f"{folder}: stale: the source has changed since ({changed}); {again}")
+        changes = input_fingerprints.changes(before, now, digests)
+        faults.append(f"{folder}: stale: the source has changed since ({changes}); {again}")
 
 
 def _check_training(name: str, layout: RunLayout, recipe_path: str, whole: list[str], faults: list[str]) -> None:
@@ -108,7 +110,7 @@ def _check_training(name: str, layout: RunLayout, recipe_path: str, whole: list[
     if why := run_weights.stale(layout, name):
         faults.append(f"{folder}: stale: {why}; repair: `{command_hints.make(name, recipe_path, 'run.replace=true')}`")
     try:
-        made = manifest.read(folder)
+        published = manifest.read(folder)
     except (manifest.DamagedError, manifest.OtherFormatError) as error:
         remove = (
             f"rm {shlex.quote(str(folder / manifest.NAME))} && " if isinstance(error, manifest.OtherFormatError) else ""
@@ -118,7 +120,10 @@ def _check_training(name: str, layout: RunLayout, recipe_path: str, whole: list[
     except RequestError as error:
         faults.append(str(error))
         return
-    if made is not None and not (last := folder / "checkpoints" / str(made.details.get("checkpoint"))).is_dir():
+    if (
+        published is not None
+        and not (last := folder / "checkpoints" / str(published.details.get("checkpoint"))).is_dir()
+    ):
         faults.append(f"{last}: missing; repair: `{again}`, which resumes from the newest checkpoint")
 
 
@@ -134,11 +139,11 @@ def _is_of_another_version(folder: Path) -> bool:
 
 def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
     """A line where an evaluation or an export is not of the weights that the run has now."""
-    made = manifest.read(folder)
-    assert made is not None
+    published = manifest.read(folder)
+    assert published is not None
     now: dict[str, str] = {}
     if name == "export":
-        stage = str(made.details.get("stage"))
+        stage = str(published.details.get("stage"))
         for newest in checkpoints(layout.run / stage)[-1:] if stage in _TRAINED else []:
             with suppress(RequestError):
                 saved = manifest.read(newest)
@@ -148,17 +153,17 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
             with suppress(RequestError):  # which is named where the stage is checked
                 last = finished(getattr(layout, stage))
                 now |= {stage: last.details["weights"]} if last else {}
-    others = [key for key, value in now.items() if made.inputs.get(key, value) != value]
+    others = [key for key, value in now.items() if published.inputs.get(key, value) != value]
     return [f"{folder}: stale: made of other weights than the run has now ({', '.join(others)})"] if others else []
 
 
-def _note(folder: Path, found: list[str], cure: str, whole: list[str], faults: list[str]) -> None:
-    faults += [f"{fault}; {cure}" for fault in found]
-    if not found:
-        made = manifest.read(folder)
-        assert made is not None
-        size = sum(entry["bytes"] for entry in made.files.values())
-        whole.append(f"{folder}: whole, {len(made.files)} files, {compact(size, 'B')}")
+def _note(folder: Path, faults_here: list[str], cure: str, whole: list[str], faults: list[str]) -> None:
+    faults += [f"{fault}; {cure}" for fault in faults_here]
+    if not faults_here:
+        published = manifest.read(folder)
+        assert published is not None
+        size = sum(entry["bytes"] for entry in published.files.values())
+        whole.append(f"{folder}: whole, {len(published.files)} files, {compact(size, 'B')}")
 
 
 def _damage(folder: Path) -> list[str]:
@@ -175,14 +180,14 @@ def _fault(error: RequestError) -> str:
 
 def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:
     """A line for each artefact on disk that is not the one this whole artefact was made from."""
-    made = manifest.read(folder)
-    assert made is not None
-    found = []
+    published = manifest.read(folder)
+    assert published is not None
+    lines = []
     for other in _MADE_FROM[name]:
         try:
             now = manifest.read(folders[other])
         except RequestError:
             continue
-        if other in made.inputs and now is not None and made.inputs[other] != now.fingerprint:
-            found.append(f"{folder}: made from another {other} than {folders[other]}")
-    return found
+        if other in published.inputs and now is not None and published.inputs[other] != now.fingerprint:
+            lines.append(f"{folder}: made from another {other} than {folders[other]}")
+    return lines

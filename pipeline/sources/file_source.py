@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pipeline.sources.base import KEY, Part
 from pipeline.sources.storage import files
-from pipeline.sources.storage.files import File, Found
+from pipeline.sources.storage.files import File, Listing
 
 #: Bytes of a part, at most: larger files are divided where they can be, smaller ones put together.
 PART_BYTES = 64 << 20
@@ -42,19 +42,19 @@ class FileSource:
         return self.path
 
     @cached_property
-    def _found(self) -> Found:
+    def _listing(self) -> Listing:
         return files.look(self.path, self.endings, f"{self.key}.path")
 
     @property
     def files(self) -> dict[str, File]:
-        return self._found.files
+        return self._listing.files
 
     @property
-    def remark(self) -> str | None:
-        if not (ignored := self._found.ignored):
+    def warning(self) -> str | None:
+        if not (ignored := self._listing.ignored):
             return None
-        said = f"{len(ignored):,} files" if len(ignored) > 1 else "1 file"
-        return f"{self.key}.path: {said} of other endings ignored, for example {ignored[0]}"
+        count = f"{len(ignored):,} files" if len(ignored) > 1 else "1 file"
+        return f"{self.key}.path: {count} of other endings ignored, for example {ignored[0]}"
 
     @property
     def most_bytes(self) -> int:
@@ -63,7 +63,7 @@ class FileSource:
         return part_bytes(self.size(1) or 0, COMPRESSED_PART_BYTES if compressed else PART_BYTES)
 
     @property
-    def parting(self) -> str:
+    def partition_scheme(self) -> str:
         return f"{type(self).__name__} in {self.most_bytes} bytes"
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
@@ -73,7 +73,7 @@ class FileSource:
         return sum(file.size for file in self.files.values())
 
     def details(self) -> dict[str, Any]:
-        return {"files": len(self.files), "bytes": self.size(1), "ignored": len(self._found.ignored)}
+        return {"files": len(self.files), "bytes": self.size(1), "ignored": len(self._listing.ignored)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the list of files, which may be long: parts name their own."""

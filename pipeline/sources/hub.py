@@ -54,18 +54,18 @@ class HubSource:
         return self.repository
 
     @property
-    def remark(self) -> None:
+    def warning(self) -> None:
         """Nothing."""
 
     @property
-    def parting(self) -> str:
+    def partition_scheme(self) -> str:
         return "data files"
 
     @cached_property
     def _folder(self) -> Path | None:
         """The folder of a repository that is here; None: it is on the hub."""
-        given = Path(self.repository).expanduser()
-        return given if given.is_dir() else None
+        folder = Path(self.repository).expanduser()
+        return folder if folder.is_dir() else None
 
     @cached_property
     def commit(self) -> str | None:
@@ -110,24 +110,24 @@ class HubSource:
         import fsspec
 
         dataset = self._stream()
-        listed = _builder(*self._asked, self.key).config.data_files or {}
+        listed = _builder(*self._dataset_id, self.key).config.data_files or {}
         urls = [str(url) for url in listed.get(self.split, [])]
         if len(urls) != dataset.num_shards:
             return [(f"shard-{number:05d}", None) for number in range(dataset.num_shards)]
-        found: list[tuple[str, int | None]] = []
+        data_files: list[tuple[str, int | None]] = []
         for url in urls:
             name = url.rpartition("@")[2].partition("/")[2]
             if self._folder:
                 name = Path(url).resolve().relative_to(self._folder.resolve()).as_posix()
             system, path = fsspec.core.url_to_fs(url)
-            found.append((spelled(name), int(system.info(path)["size"] or 0)))
-        return found
+            data_files.append((spelled(name), int(system.info(path)["size"] or 0)))
+        return data_files
 
     def parts(self, workers: int) -> Iterator[Part]:
         """Each part: (shard, shards, name of the data file)."""
-        found = self._data_files
-        for number, (name, size) in enumerate(found):
-            yield Part(size or 0, (number, len(found), name))
+        data_files = self._data_files
+        for number, (name, size) in enumerate(data_files):
+            yield Part(size or 0, (number, len(data_files), name))
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
         number, shards, name = part.where
@@ -149,14 +149,14 @@ class HubSource:
                 row += 1
 
     @property
-    def _asked(self) -> tuple[str, str | None, str | None]:
+    def _dataset_id(self) -> tuple[str, str | None, str | None]:
         return str(self._folder) if self._folder else self.repository, self.config, self.commit
 
     def _stream(self) -> Any:
         """The split as a ``datasets.IterableDataset``, of the text's column alone where the format allows."""
         if not self._folder:
             _refuse_offline(self.repository, self.key)
-        return _load(*self._asked, self.split, self.text_field, self.key)
+        return _load(*self._dataset_id, self.split, self.text_field, self.key)
 
     def __getstate__(self) -> dict[str, Any]:
         """With the commit, which every process is to read, and without the list of files."""
@@ -206,7 +206,7 @@ class _Columns:
             if not (_is_damage(error) and damaged_before):
                 raise
             # How many rows are lost nobody says, so the whole file counts.
-            self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_said(error)}", self._size)
+            self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_one_line(error)}", self._size)
             return None
         self._damaged = False
         return column
@@ -248,7 +248,7 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, pyarrow.ArrowException) or type(error) is OSError
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
@@ -294,4 +294,4 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
         except ValueError:
             return dataset.select_columns([column])
     except final as error:
-        raise RequestError(f"{where}: {_said(error) or type(error).__name__}") from None
+        raise RequestError(f"{where}: {_one_line(error) or type(error).__name__}") from None

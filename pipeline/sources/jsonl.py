@@ -75,25 +75,25 @@ class JsonlSource(FileSource):
         fields_of, prefix = self._fields_of(), f"jsonl:{name}:"
         while (not stop or at < stop) and (line := stream.readline(_MOST_LINE_BYTES)):
             size = len(line)
-            found = None
+            pair = None
             if size == _MOST_LINE_BYTES and not line.endswith(b"\n"):
                 bad.add(f"a line longer than {_MOST_LINE_BYTES >> 20} MB", f"{name} at byte {at}")
                 size += _to_line_end(stream)
             else:
                 try:
-                    found = text, target = fields_of(orjson.loads(line))
+                    pair = text, target = fields_of(orjson.loads(line))
                 except (ValueError, KeyError, TypeError):
                     # Rare: blank, malformed, not an object, or JSON that only the standard library takes.
-                    found = self._unusual(line, name, at, bad)
+                    pair = self._unusual(line, name, at, bad)
                 else:
                     if type(text) is not str or (self.target_field and (type(target) is not str or not target.strip())):
-                        found = self._unusual(line, name, at, bad)
+                        pair = self._unusual(line, name, at, bad)
             at += size
-            if found is None:
+            if pair is None:
                 lost += 0 if line.isspace() else size
                 continue
             bad.good += 1
-            yield Document(f"{prefix}{at - size}", found[0], name, "record", found[1])
+            yield Document(f"{prefix}{at - size}", pair[0], name, "record", pair[1])
         # Of a compressed or recoded file the lines' share is known once it is read.
         bad.lost_bytes += lost * file.size // at if lost and (recoded or file.is_compressed) else lost
 

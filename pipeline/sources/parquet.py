@@ -99,15 +99,15 @@ class ParquetSource(FileSource):
         # A column is read through a buffer: a row group may be as large as the file.
         opened = parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         check_column(opened.schema_arrow, self.text_field, piece.file.name, f"{self.key}.text_field")
-        asked = [self.text_field]
+        columns = [self.text_field]
         if self.target_field:
             key = f"{self.key}.target_field"
             check_column(opened.schema_arrow, self.target_field, piece.file.name, key, labels=True)
-            asked.append(self.target_field)
+            columns.append(self.target_field)
         name, row = piece.file.name, piece.row
         for group in range(piece.first, piece.stop):
             rows = _batch_rows(opened.metadata.row_group(group), self.text_field)
-            for batch in opened.iter_batches(rows, [group], asked, use_threads=False):
+            for batch in opened.iter_batches(rows, [group], columns, use_threads=False):
                 targets = self._targets(batch)
                 for text in texts_of(column_of(batch, self.text_field), name, row, bad):
                     target, fault = next(targets)
@@ -220,11 +220,11 @@ def _values(column: Any) -> list[str | bytes | None]:
     import pyarrow
 
     try:
-        found: list[str | bytes | None] = column.to_pylist()
+        values: list[str | bytes | None] = column.to_pylist()
     except UnicodeDecodeError:
         plain = column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
-        found = plain.cast(pyarrow.large_binary()).to_pylist()
-    return found
+        values = plain.cast(pyarrow.large_binary()).to_pylist()
+    return values
 
 
 def _target(value: str | bytes | None) -> tuple[str | None, str]:

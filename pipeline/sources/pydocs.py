@@ -18,7 +18,7 @@ from artefacts.errors import RequestError
 from artefacts.progress import bar
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
-from pipeline import parallel as processes
+from pipeline import parallel
 from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import KEY, Part
@@ -82,11 +82,11 @@ class PydocsSource:
         return self.cache / f"{fingerprint.of_value(key)[:32]}.parquet"
 
     @property
-    def remark(self) -> None:
+    def warning(self) -> None:
         """Nothing."""
 
     @property
-    def parting(self) -> str:
+    def partition_scheme(self) -> str:
         return "row groups of the cache"
 
     def size(self, workers: int) -> int | None:
@@ -142,9 +142,9 @@ class PydocsSource:
         documents = list(_topics()) if self.packages is None or "topics" in self.packages else []
         bad.good += len(documents) > 0
         with bar(sum(len(task) for task in tasks), "file", "parsing docstrings") as progress:
-            parsed = processes.ordered(parse_files, [(task,) for task in tasks], min(workers, len(tasks) or 1))
-            for task, (found, faults) in zip(tasks, parsed, strict=True):
-                documents += found
+            parsed = parallel.ordered(parse_files, [(task,) for task in tasks], min(workers, len(tasks) or 1))
+            for task, (parsed_documents, faults) in zip(tasks, parsed, strict=True):
+                documents += parsed_documents
                 bad.good += len(task) - len(faults)
                 for path, fault in faults:
                     bad.add("unparsable file", f"{Path(path).name}: {fault}")
@@ -226,8 +226,8 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
     schema = pyarrow.schema([(name, pyarrow.string()) for name in _CACHED])
     schema = schema.with_metadata({"bad_inputs": json.dumps(bad.dump())})
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with parquet.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with parquet.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
         group: list[dict[str, str]] = []
         size = 0
         for document in documents:
@@ -238,7 +238,7 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema))
                 group, size = [], 0
         writer.write_table(pyarrow.Table.from_pylist(group, schema))
-    os.replace(beside, path)
+    os.replace(partial, path)
 
 
 def _readable(path: Path) -> bool:
@@ -263,5 +263,5 @@ def _bad_inputs(file: Any) -> dict[str, Any]:
     """What could not be parsed when a cache file was made."""
     import json
 
-    found: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"bad_inputs"])
-    return found
+    counts: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"bad_inputs"])
+    return counts

@@ -26,19 +26,19 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 def parse_files(files: list[tuple[str, str]]) -> tuple[list[Document], list[tuple[str, str]]]:
     """Documents of (module name, path) pairs, in order, and (path, fault) of files that could not be parsed."""
-    found: list[Document] = []
+    documents: list[Document] = []
     faults: list[tuple[str, str]] = []
     # Syntax trees are large and acyclic: the collector would only walk them over and over.
     gc.disable()
     try:
         for module, path in files:
             try:
-                found.extend(_documents(module, Path(path)))
+                documents.extend(_documents(module, Path(path)))
             except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 faults.append((path, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
     finally:
         gc.enable()
-    return found, faults
+    return documents, faults
 
 
 def _documents(module: str, path: Path) -> Iterator[Document]:

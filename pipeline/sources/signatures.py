@@ -20,7 +20,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 #: Begins the reasons by which such files are counted.
 _REASON = "the file is "
 #: Reason -> cure.
-CURES = {f"{_REASON}{what}": cure for what, cure in _SIGNATURES.values()}
+HINTS = {f"{_REASON}{what}": cure for what, cure in _SIGNATURES.values()}
 
 
 def peek(stream: IO[bytes]) -> bytes:

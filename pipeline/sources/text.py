@@ -75,8 +75,8 @@ class TextSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (".txt", ".text", ".md", ".rst")
 
     @property
-    def parting(self) -> str:
-        return f"{super().parting}, longer or merged files in {_CARRIED_BYTES}"
+    def partition_scheme(self) -> str:
+        return f"{super().partition_scheme}, longer or merged files in {_CARRIED_BYTES}"
 
     def parts(self, workers: int) -> Iterator[Part]:
         """Each part: files to be read, or ``Carried``."""
@@ -107,8 +107,8 @@ class TextSource(FileSource):
             if text is None:
                 continue
             # An empty file is an empty document, as an empty record is.
-            found = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap) if text else [Piece(0, "")]
-            for number, piece in enumerate(found):
+            documents = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap) if text else [Piece(0, "")]
+            for number, piece in enumerate(documents):
                 yield Document(f"text:{file.name}:{number}", piece.text, file.name, "text")
 
     def _whole(self, file: File, bad: BadInputs) -> str | None:
@@ -148,8 +148,8 @@ class TextSource(FileSource):
         size = begun = 0
         blocks = _blocks(texts, reading, self.encoding)
         whole = blocks if self.chunk_chars else _short(blocks, self.key)
-        found = pieces(whole, self.chunk, self.chunk_chars, self.chunk_overlap)
-        for number, piece in enumerate(found):
+        documents = pieces(whole, self.chunk, self.chunk_chars, self.chunk_overlap)
+        for number, piece in enumerate(documents):
             source = _file_of(piece, reading)
             ready.append((f"text:{'merged' if self.merge else source}:{number}", piece.text, source))
             size += _utf8_bytes(piece.text)
@@ -180,10 +180,10 @@ def _short(blocks: Iterator[str], key: str) -> Iterator[str]:
 
 
 def _carry(ready: list[tuple[str, str, str]], reading: _Reading) -> Carried:
-    made = Carried(tuple(ready), reading.good, tuple(reading.faults))
+    carried = Carried(tuple(ready), reading.good, tuple(reading.faults))
     reading.good = 0
     reading.faults.clear()
-    return made
+    return carried
 
 
 def _file_of(piece: Piece, reading: _Reading) -> str:

@@ -62,11 +62,11 @@ def best_fit(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     for length, end in zip(range(capacity, 0, -1), ends.tolist(), strict=True):
         todo, first = items[first:end], end
         while len(todo):
-            room, each, taken = rooms.take(length, len(todo))
-            put, todo = todo[: each * len(taken)], todo[each * len(taken) :]
-            bins[put] = np.repeat(taken, each)[: len(put)]
-            whole, over = divmod(len(put), each)
-            rooms.add(room - each * length, taken[:whole])
+            room, per_bin, taken = rooms.take(length, len(todo))
+            put, todo = todo[: per_bin * len(taken)], todo[per_bin * len(taken) :]
+            bins[put] = np.repeat(taken, per_bin)[: len(put)]
+            whole, over = divmod(len(put), per_bin)
+            rooms.add(room - per_bin * length, taken[:whole])
             rooms.add(room - over * length, taken[whole:])
     return bins
 
@@ -75,7 +75,7 @@ class _Rooms:
     """Open bins by the room that is left in them."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity, self._made = capacity, 0
+        self._capacity, self._num_bins = capacity, 0
         self._bins: list[list[NDArray[np.int64]]] = [[] for _ in range(capacity + 1)]
         self._open = np.zeros(capacity + 1, dtype=bool)
 
@@ -83,15 +83,15 @@ class _Rooms:
         """The tightest bins for items of one length: their room, how many items each takes, and the bins."""
         at = int(self._open[length:].argmax()) + length
         if not self._open[at]:
-            each = self._capacity // length
-            made = np.arange(self._made, self._made + -(-items // each), dtype=np.int64)
-            self._made += len(made)
-            return self._capacity, each, made
-        bins, each = np.concatenate(self._bins[at]), at // length
-        wanted = -(-items // each)
+            per_bin = self._capacity // length
+            new = np.arange(self._num_bins, self._num_bins + -(-items // per_bin), dtype=np.int64)
+            self._num_bins += len(new)
+            return self._capacity, per_bin, new
+        bins, per_bin = np.concatenate(self._bins[at]), at // length
+        wanted = -(-items // per_bin)
         self._bins[at] = [bins[wanted:]] if len(bins) > wanted else []
         self._open[at] = len(bins) > wanted
-        return at, each, bins[:wanted]
+        return at, per_bin, bins[:wanted]
 
     def add(self, room: int, bins: NDArray[np.int64]) -> None:
         """Bins that have so much room now; a full bin is closed."""

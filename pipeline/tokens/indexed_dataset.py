@@ -31,7 +31,7 @@ def id_type(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
 
 
-def _beside(path: Path) -> Path:
+def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
@@ -45,7 +45,7 @@ class IndexedDatasetWriter:
     def __init__(self, prefix: Path, kind: np.dtype) -> None:
         """Begin a shard of ids of type ``kind`` (uint16 or int32)."""
         self._prefix, self._kind = Path(prefix), np.dtype(kind)
-        self._stream = open(_beside(_with_suffix(self._prefix, ".bin")), "wb")  # noqa: SIM115 - finish() closes it
+        self._stream = open(_partial(_with_suffix(self._prefix, ".bin")), "wb")  # noqa: SIM115 - finish() closes it
         self._lengths: list[NDArray[np.int32]] = []
         self.tokens = 0
 
@@ -63,7 +63,7 @@ class IndexedDatasetWriter:
         np.cumsum(lengths[:-1], out=pointers[1:])
         pointers *= self._kind.itemsize
         boundaries = np.arange(len(lengths) + 1, dtype=np.int64)
-        index = _beside(_with_suffix(self._prefix, ".idx"))
+        index = _partial(_with_suffix(self._prefix, ".idx"))
         with self._stream:
             self._stream.flush()
             os.fsync(self._stream.fileno())
@@ -75,7 +75,7 @@ class IndexedDatasetWriter:
             os.fsync(stream.fileno())
         for suffix in (".bin", ".idx"):
             path = _with_suffix(self._prefix, suffix)
-            os.replace(_beside(path), path)
+            os.replace(_partial(path), path)
 
 
 class IndexedDataset:
@@ -163,8 +163,8 @@ class IndexedDataset:
 
 def shard_prefixes(folder: Path, split: str) -> list[Path]:
     """Prefixes of a split's shards in a tokens folder, in order; of several sources, all of each in order of name."""
-    found = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
-    return [path.with_suffix("") for path in found]
+    indices = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
+    return [path.with_suffix("") for path in indices]
 
 
 def _read_header(index: Path, stream: BinaryIO) -> tuple[np.dtype, int, int]:

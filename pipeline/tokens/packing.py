@@ -16,7 +16,7 @@ from artefacts.stage import Stage, open_stage
 from configs.checks.data_guard import guard
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from pipeline import parallel as processes
+from pipeline import parallel
 
 
 def build(recipe: Recipe) -> Manifest | None:
@@ -36,16 +36,16 @@ def build(recipe: Recipe) -> Manifest | None:
         if stage.finished:
             return None
         repair_hints.check_sizes("tokens", layout.tokens)
-        counts = _pack_all(stage, layout.tokens, train.context_length, processes.count(recipe.data.workers))
+        counts = _pack_all(stage, layout.tokens, train.context_length, parallel.count(recipe.data.workers))
         return stage.publish(counts, manifest.versions("numpy"))
 
 
-def outcome(made: Manifest | None, recipe: Recipe) -> str:
+def outcome(published: Manifest | None, recipe: Recipe) -> str:
     """A line on what ``build`` did."""
     folder = RunLayout.of(recipe).packing
-    if made is None:
+    if published is None:
         return f"{folder}: up to date"
-    counts = made.counts
+    counts = published.counts
     return (
         f"{folder}: {counts['samples']:,} samples of {recipe.train.context_length:,} tokens, "
         f"{counts['utilisation']:.2%} of them text; {counts['documents_cut']:,} of {counts['documents']:,} documents "
@@ -62,7 +62,7 @@ def _pack_all(stage: Stage, tokens: Path, context_length: int, workers: int) -> 
     todo = [prefix for prefix in prefixes if not notes[prefix].exists()]
     tasks = [(prefix, stage.work / prefix.relative_to(tokens), context_length) for prefix in todo]
     with bar(len(prefixes), "shard", "packing", initial=len(prefixes) - len(todo)) as progress:
-        packed = processes.ordered(pack_shard, tasks, min(workers, len(tasks) or 1))
+        packed = parallel.ordered(pack_shard, tasks, min(workers, len(tasks) or 1))
         for prefix, facts in zip(todo, packed, strict=True):
             atomic.write_json(notes[prefix], facts)
             progress.update()

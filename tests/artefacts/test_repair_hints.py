@@ -21,7 +21,7 @@ def test_a_command_is_the_one_to_type(monkeypatch):
     given = "-m pipeline dedup --recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
     interpreter, _, rest = command_hints.python("pipeline dedup").partition(" ")
     assert rest == given and Path(interpreter).is_file()
-    cure = repair_hints.cure("tokens", Path("runs x/tokens"))
+    cure = repair_hints.hint("tokens", Path("runs x/tokens"))
     typed = """make data RECIPE="my recipes/a.yaml" ARGS="'run.root=runs x' data.sources.my-books.weight=2\""""
     assert cure == f"repair: rm -r 'runs x/tokens' && {typed}"
     monkeypatch.setattr("sys.argv", ["pipeline", "--recipe=b.yaml", "stats"])

@@ -88,7 +88,7 @@ def test_three_tasks_at_once_make_the_bytes_of_one_command(shared_and_whole):
     assert made == _artefacts(whole)
     assert all("manifest.json" in files for files in made.values())
     counts = json.loads((shared / "demo" / "documents" / "manifest.json").read_text())["counts"]
-    assert len(counts["dropped"]) == 2 and counts["outside_sample"] and counts["documents"] > 250
+    assert len(counts["dropped"]) == 2 and counts["not_sampled"] and counts["documents"] > 250
     assert not list((shared / "demo").glob(".*.partial"))
 
 

@@ -21,7 +21,7 @@ def saved(run: TrainingRun, step: int, **details: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_text(f"weights {step} {details}")
     about = {"stage": run.stage, "steps": run.identity["train"]["steps"], "parameters": {"total": 9, "active": 9}}
-    made = Manifest(
+    published = Manifest(
         "checkpoint",
         run.identity,
         run.inputs,
@@ -30,5 +30,5 @@ def saved(run: TrainingRun, step: int, **details: Any) -> Path:
         manifest.describe_files(folder),
         {"topology": {"ranks": 1}, "run": about | details},
     )
-    manifest.write(folder, made)
+    manifest.write(folder, published)
     return folder

@@ -112,4 +112,4 @@ def _map(path: Path, kind: np.dtype) -> NDArray:
 def _damaged(path: Path, said: str) -> RequestError:
     # Of several sources each has a folder of its own, and the whole index is made anew.
     whole = next((folder for folder in path.parents if (folder / manifest.NAME).exists()), path.parent)
-    return RequestError(f"{path}: damaged ({said}); {repair_hints.cure('packing', whole)}")
+    return RequestError(f"{path}: damaged ({said}); {repair_hints.hint('packing', whole)}")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from artefacts.progress import tell, warn
+from artefacts.progress import log, warn
 from artefacts.worker_status import Worker, node_name
 from training.distributed.ranks import Ranks
 
@@ -88,7 +88,7 @@ class _Limit:
             return
         try:
             Worker().note_failure()
-            tell(f"error: {self._said()} (launch.probe_seconds)")
+            log(f"error: {self._said()} (launch.probe_seconds)")
         finally:
             os._exit(1)
 

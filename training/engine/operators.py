@@ -11,7 +11,7 @@ from pathlib import Path
 
 from artefacts import c_library, lock
 from artefacts.errors import RequestError
-from artefacts.progress import tell
+from artefacts.progress import log
 
 #: Folders of what is built: files read and written while something else is done.
 _FOLDERS = ("pin_memory", "async_io")
@@ -38,7 +38,7 @@ def build_file_access(extensions: Path) -> None:
                 "them (Debian: libaio-dev), or set train.offload_optimizer=cpu"
             )
         if not any(extensions.glob("async_io/*.so")):
-            tell("compiling DeepSpeed's operator for offloading to a disk, once: a minute or two")
+            log("compiling DeepSpeed's operator for offloading to a disk, once: a minute or two")
         builder.load(verbose=False)
 
 

@@ -206,7 +206,7 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         """Whether any rank was signalled; all ranks leave at the same step. What hooks ask goes along."""
         asked = [list(hook.poll()) for hook in self._hooks]
-        sums = sum_over_ranks(torch.tensor([float(self._stop.asked), *(n for own in asked for n in own)])).tolist()
+        sums = sum_over_ranks(torch.tensor([float(self._stop.requested), *(n for own in asked for n in own)])).tolist()
         stop = sums.pop(0) > 0
         for hook, own in zip(self._hooks, asked, strict=True):
             hook.polled(sums[: len(own)])

@@ -124,7 +124,7 @@ class _UpToDamage(io.RawIOBase):
         self._stream = stream
         self._opened = fast(stream)
         self._exact = exact
-        self._given = 0
+        self._returned = 0
         self._damage: Exception | None = None
         self._rest = b""
 
@@ -137,7 +137,7 @@ class _UpToDamage(io.RawIOBase):
                 size: int = self._opened.readinto(buffer)
                 if not size and not self._stream.tell():
                     raise EOFError("it is empty")
-                self._given += size
+                self._returned += size
                 return size
             except DAMAGE as error:
                 self._damage = error
@@ -155,16 +155,16 @@ class _UpToDamage(io.RawIOBase):
         careful = _Careful(self._stream, self._stream.tell() - 2 * _INPUT_BYTES)
         self._stream.seek(0)
         opened = self._exact(careful)
-        found = bytearray()
-        left = self._given
+        content = bytearray()
+        left = self._returned
         try:
             while left and (block := opened.read(min(left, _BUFFER_BYTES))):
                 left -= len(block)
             while byte := opened.read(1):
-                found += byte
+                content += byte
         except (zstandard.ZstdError, *DAMAGE):
             pass
-        return bytes(found)
+        return bytes(content)
 
 
 class _Careful:

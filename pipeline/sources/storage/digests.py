@@ -57,7 +57,7 @@ class SourceDigests:
         self._before: dict[str, dict[str, str]] = {}
         self._now: dict[str, dict[str, str]] = {}
 
-    def of(self, source: str, found: dict[str, File]) -> str:
+    def of(self, source: str, files: dict[str, File]) -> str:
         """The fingerprint of a source's files: their names and content.
 
         Where the storage has its own checksum or version of a file, that stands for the content. Of another user's
@@ -67,21 +67,21 @@ class SourceDigests:
             StorageError: the disk failed.
         """
         self._before[source] = {name: e.partition(" ")[2] for name, e in self._record.get(source, {}).items()}
-        digests = self._known(source, found)
+        digests = self._known(source, files)
         if not self._trusted:
-            digests = _hashed(found)
+            digests = _hashed(files)
         elif not c_library.may_write(self._path.parent):  # another user's: nothing is noted
-            digests |= _hashed({name: file for name, file in found.items() if name not in digests})
-        elif digests.keys() == found.keys():
-            self._note(source, found, digests)
+            digests |= _hashed({name: file for name, file in files.items() if name not in digests})
+        elif digests.keys() == files.keys():
+            self._note(source, files, digests)
         else:
             # Tasks that begin together do not all read the source.
             with lock.wait(self._lock):
                 self._record = _read(self._path)
-                digests = self._known(source, found)
-                digests |= _hashed({name: file for name, file in found.items() if name not in digests})
-                self._note(source, found, digests)
-        self._now[source] = {name: digests[name] for name in found}
+                digests = self._known(source, files)
+                digests |= _hashed({name: file for name, file in files.items() if name not in digests})
+                self._note(source, files, digests)
+        self._now[source] = {name: digests[name] for name in files}
         return _of_all(self._now[source])
 
     def _forget(self) -> None:
@@ -105,10 +105,10 @@ class SourceDigests:
             return []
         return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
-    def _known(self, source: str, found: dict[str, File]) -> dict[str, str]:
+    def _known(self, source: str, files: dict[str, File]) -> dict[str, str]:
         """Digests of the files that storage tells of, or whose stamps are as the record has them."""
         known = {}
-        for name, file in found.items():
+        for name, file in files.items():
             stamp, _, digest = self._record.get(source, {}).get(name, "").partition(" ")
             if file.tag is not None:
                 known[name] = _of_tag(file)
@@ -116,9 +116,9 @@ class SourceDigests:
                 known[name] = digest
         return known
 
-    def _note(self, source: str, found: dict[str, File], digests: dict[str, str]) -> None:
+    def _note(self, source: str, files: dict[str, File], digests: dict[str, str]) -> None:
         """Keep the digests of a source. Of two commands at a time the last keeps its own, which costs a hashing."""
-        entries = {name: f"{file.stamp or '-'} {digests[name]}" for name, file in found.items()}
+        entries = {name: f"{file.stamp or '-'} {digests[name]}" for name, file in files.items()}
         if self._record.get(source) != entries:
             self._record[source] = entries
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,9 +136,9 @@ def digests_of(target: Path) -> Iterator[SourceDigests]:
         raise
 
 
-def fingerprint(found: dict[str, File]) -> str:
+def fingerprint(files: dict[str, File]) -> str:
     """The fingerprint of files as ``SourceDigests`` gives it, without a record."""
-    return _of_all(_hashed(found))
+    return _of_all(_hashed(files))
 
 
 def _of_all(digests: dict[str, str]) -> str:
@@ -162,11 +162,11 @@ def _read(path: Path) -> _Record:
     return record if sound else {}
 
 
-def _hashed(found: dict[str, File]) -> dict[str, str]:
+def _hashed(files: dict[str, File]) -> dict[str, str]:
     """The digest of each file's content, or what its storage says of it, or why it cannot be read."""
-    wholes = {name: hashlib.sha256() for name, file in found.items() if file.tag is None}
+    wholes = {name: hashlib.sha256() for name, file in files.items() if file.tag is None}
     faults: dict[str, str] = {}
-    total = sum(found[name].size for name in wholes)
+    total = sum(files[name].size for name in wholes)
     ahead: deque[tuple[str, int, Future[bytes]]] = deque()
     with (
         bar(total, "B", "checksums of the source", disable=total < _SHOWN_BYTES) as progress,
@@ -183,14 +183,14 @@ def _hashed(found: dict[str, File]) -> dict[str, str]:
             progress.update(size)
 
         for name in wholes:
-            for start, stop in _pieces(found[name]):
+            for start, stop in _pieces(files[name]):
                 if len(ahead) == 2 * _THREADS:
                     take()
-                ahead.append((name, stop - start, threads.submit(_of_piece, found[name], start, stop)))
+                ahead.append((name, stop - start, threads.submit(_of_piece, files[name], start, stop)))
         while ahead:
             take()
     digests = {name: whole.hexdigest() for name, whole in wholes.items()} | faults
-    return {name: digests.get(name) or _of_tag(file) for name, file in found.items()}
+    return {name: digests.get(name) or _of_tag(file) for name, file in files.items()}
 
 
 def _pieces(file: File) -> Iterator[tuple[int, int]]:

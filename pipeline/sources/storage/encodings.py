@@ -52,7 +52,7 @@ class _Recoded(io.RawIOBase):
             if text and not self._begun:
                 self._begun, text = True, text.removeprefix("\ufeff")
             self._ready = text.encode("utf-8", _MARKED)
-        given = self._ready[: len(buffer)]
-        self._ready = self._ready[len(given) :]
-        buffer[: len(given)] = given
-        return len(given)
+        block_out = self._ready[: len(buffer)]
+        self._ready = self._ready[len(block_out) :]
+        buffer[: len(block_out)] = block_out
+        return len(block_out)

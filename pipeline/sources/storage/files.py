@@ -67,7 +67,7 @@ def head(file: File) -> bytes:
         return b""
 
 
-class Found(NamedTuple):
+class Listing(NamedTuple):
     """What is at a path.
 
     Attributes:
@@ -84,7 +84,7 @@ def find(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> dict[
     return look(pattern, endings, key).files
 
 
-def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Found:
+def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Listing:
     """Files of a path, folder (searched below, by name ending, compressed or not), glob or URL of any of these.
 
     ``key`` is the recipe's key that ``pattern`` comes from, for messages.
@@ -96,18 +96,20 @@ def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Found
         RequestError: nothing is there, or the URL cannot be reached.
     """
     pattern = pattern.removeprefix("file://")
-    is_folder, found = _remote(pattern, key) if remote.is_url(pattern) else _local(Path(pattern).expanduser(), key)
+    is_folder, matches = _remote(pattern, key) if remote.is_url(pattern) else _local(Path(pattern).expanduser(), key)
     ignored: tuple[str, ...] = ()
     if is_folder:
-        shown = {name: f for name, f in found.items() if not any(part.startswith(".") for part in name.split("/"))}
-        found = {name: file for name, file in shown.items() if plain_name(name).endswith(endings)}
-        ignored = tuple(sorted(spelled(name) for name in shown.keys() - found.keys()))
-        if not found:
+        shown = {name: f for name, f in matches.items() if not any(part.startswith(".") for part in name.split("/"))}
+        matches = {name: file for name, file in shown.items() if plain_name(name).endswith(endings)}
+        ignored = tuple(sorted(spelled(name) for name in shown.keys() - matches.keys()))
+        if not matches:
             listed = ", ".join(ending for ending in endings if ending)
             raise RequestError(f"{key}: {pattern} holds no file ending in {listed or 'anything'}")
-    if not found:
+    if not matches:
         raise RequestError(f"{key}: {pattern} is neither a file nor a folder, and no file matches it")
-    return Found({(safe := spelled(name)): file._replace(name=safe) for name, file in sorted(found.items())}, ignored)
+    return Listing(
+        {(safe := spelled(name)): file._replace(name=safe) for name, file in sorted(matches.items())}, ignored
+    )
 
 
 def plain_name(name: str) -> str:
@@ -118,25 +120,25 @@ def plain_name(name: str) -> str:
     return name
 
 
-def _local(given: Path, key: str) -> tuple[bool, dict[str, File]]:
+def _local(local: Path, key: str) -> tuple[bool, dict[str, File]]:
     try:
-        return _found(given)
+        return _listed(local)
     except OSError as error:
         # Files that are there but cannot be read are told when they are; this is a folder, or a name too long.
-        raise RequestError(f"{key}: {error.filename or given}: {error.strerror}") from None
+        raise RequestError(f"{key}: {error.filename or local}: {error.strerror}") from None
 
 
-def _found(given: Path) -> tuple[bool, dict[str, File]]:
-    if given.is_file():
-        return False, {given.name: _file(given.name, str(given), given.stat())}
-    if given.is_dir():
-        return True, {file.name: file for file in _below(str(given))}
+def _listed(local: Path) -> tuple[bool, dict[str, File]]:
+    if local.is_file():
+        return False, {local.name: _file(local.name, str(local), local.stat())}
+    if local.is_dir():
+        return True, {file.name: file for file in _below(str(local))}
     # pathlib globs below a folder only; a pattern may begin anywhere.
-    matching = [Path(name) for name in glob.glob(str(given), recursive=True)]  # noqa: PTH207
+    matching = [Path(name) for name in glob.glob(str(local), recursive=True)]  # noqa: PTH207
     paths = [path for path in matching if path.is_file() or not path.exists()]
-    root = Path(_common([path.parent.as_posix() for path in paths])) if paths else given
-    found = ((path.relative_to(root).as_posix(), path) for path in paths)
-    return False, {name: _file(name, str(path), path.stat() if path.exists() else None) for name, path in found}
+    root = Path(_common([path.parent.as_posix() for path in paths])) if paths else local
+    files = ((path.relative_to(root).as_posix(), path) for path in paths)
+    return False, {name: _file(name, str(path), path.stat() if path.exists() else None) for name, path in files}
 
 
 def _file(name: str, path: str, status: os.stat_result | None) -> File:
@@ -183,14 +185,14 @@ def _remote(url: str, key: str) -> tuple[bool, dict[str, File]]:
     paths = [str(info["name"]).strip("/") for info in infos]
     folders = [name.rpartition("/")[0] for name in paths]
     root = path.strip("/") if is_folder else _common(folders)
-    found = {}
+    files = {}
     for name, info in zip(paths, infos, strict=True):
         relative = name.removeprefix(root).lstrip("/")
         # A web address may end in a query, which is no part of the file's name.
         relative = relative.partition("?")[0] if path.startswith(("http://", "https://")) else relative
         where = str(system.unstrip_protocol(info["name"]))
-        found[relative] = File(relative, where, int(info["size"] or 0), remote.tag_of(info))
-    return is_folder, found
+        files[relative] = File(relative, where, int(info["size"] or 0), remote.tag_of(info))
+    return is_folder, files
 
 
 def _common(folders: list[str]) -> str:
@@ -271,23 +273,23 @@ class _LocalFile(io.FileIO):
         try:
             super().__init__(path)
         except OSError as error:
-            raise _told_apart(error, path) from None
+            raise _storage_error(error, path) from None
 
     def readinto(self, buffer: Any) -> int:
         try:
             # A regular file is never without an answer.
             return super().readinto(buffer) or 0
         except OSError as error:
-            raise _told_apart(error, self.name) from None
+            raise _storage_error(error, self.name) from None
 
     def readall(self) -> bytes:
         try:
             return super().readall()
         except OSError as error:
-            raise _told_apart(error, self.name) from None
+            raise _storage_error(error, self.name) from None
 
 
-def _told_apart(error: OSError, path: object) -> Exception:
+def _storage_error(error: OSError, path: object) -> Exception:
     if error.errno not in STORAGE_FAULTS:
         return error
     return StorageError(f"{path}: the disk failed to read it ({error}): see to it and run the same again")

@@ -61,8 +61,8 @@ def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
 
     def ask() -> tuple[bool, list[dict[str, Any]]]:
         if any(mark in path for mark in ("*[" if url.startswith("http") else "*?[")):
-            found = system.glob(path, detail=True)
-            return False, [info for info in found.values() if info["type"] == "file"]
+            matches = system.glob(path, detail=True)
+            return False, [info for info in matches.values() if info["type"] == "file"]
         try:
             info = system.info(path)
         except FileNotFoundError:
@@ -102,7 +102,7 @@ class RemoteFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def tell(self) -> int:
+    def tell(self) -> int:  # words: ok
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -114,10 +114,10 @@ class RemoteFile(io.RawIOBase):
         want = min(len(buffer), self._size - self._at)
         if want <= 0:
             return 0
-        found = retry(lambda: self._read(want), self._url)
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+        block = retry(lambda: self._read(want), self._url)
+        buffer[: len(block)] = block
+        self._at += len(block)
+        return len(block)
 
     def _read(self, want: int) -> bytes:
         try:
@@ -126,13 +126,13 @@ class RemoteFile(io.RawIOBase):
                 self._stream = system.open(path, "rb", block_size=self._block)
             if self._stream.tell() != self._at:
                 self._stream.seek(self._at)
-            found: bytes = self._stream.read(want)
-            if not found:
+            block: bytes = self._stream.read(want)
+            if not block:
                 raise EOFError(f"ends at byte {self._at} of {self._size}")
         except Exception:
             self._disconnect()
             raise
-        return found
+        return block
 
     def _disconnect(self) -> None:
         stream, self._stream = self._stream, None

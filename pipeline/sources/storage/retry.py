@@ -44,5 +44,5 @@ def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] =
 
 def in_one_line(error: BaseException) -> str:
     """An exception for a message: its type and what it says, without line breaks."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

@@ -135,7 +135,7 @@ class _Metered(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._stream.seek(offset, whence)
 
-    def tell(self) -> int:
+    def tell(self) -> int:  # words: ok
         return self._stream.tell()
 
     def readable(self) -> bool:
@@ -181,8 +181,8 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
             # py7zr closes a member also where it breaks, and checks it only after.
             whole = len(content) == self._info.uncompressed and self._info.crc32 in (None, zlib.crc32(content))
             if whole or not self._is_file:
-                found = Member(self._name, self._position, self._is_file, self._too_large, content, stream.tell())
-                members.put(found)
+                member = Member(self._name, self._position, self._is_file, self._too_large, content, stream.tell())
+                members.put(member)
 
     class Writers(WriterFactory):
         def create(self, filename: str) -> Py7zIO:
@@ -197,11 +197,11 @@ def _by_name(archive: Any) -> dict[str, tuple[int, Any, Any]]:
 
     Repeated names are numbered. A "folder" is what is compressed as one.
     """
-    found: dict[str, tuple[int, Any, Any]] = {}
+    members: dict[str, tuple[int, Any, Any]] = {}
     seen: Counter[str] = Counter()
     for position, (info, file) in enumerate(zip(archive.list(), archive.files, strict=True)):
         repeated = seen[info.filename]
         name = f"{info.filename}_{repeated - 1}" if repeated else info.filename
         seen[info.filename] += 1
-        found[plain(name)] = (position, info, file.folder)
-    return found
+        members[plain(name)] = (position, info, file.folder)
+    return members

@@ -117,22 +117,22 @@ def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extend
             extended = _records(value, at, extended)
 
 
-def _records(value: bytes, at: int, found: _Extended) -> _Extended:
+def _records(value: bytes, at: int, extended: _Extended) -> _Extended:
     """``found`` with the path and size of a pax header: records of "length key=value" and a newline."""
     while value:
         try:
             length = int(value[: value.index(b" ")])
             key, _, content = value[value.index(b" ") + 1 : length - 1].partition(b"=")
             if key == b"path":
-                found = found._replace(path=content.decode("utf-8", "surrogateescape"))
+                extended = extended._replace(path=content.decode("utf-8", "surrogateescape"))
             elif key == b"size":
-                found = found._replace(size=int(content))
+                extended = extended._replace(size=int(content))
         except ValueError:
             length = 0
         if length <= 0:
             raise Damaged(f"byte {at}: an unreadable extended header")
         value = value[length:]
-    return found
+    return extended
 
 
 def _size_of_other(header: tarfile.TarInfo) -> int:

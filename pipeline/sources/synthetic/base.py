@@ -14,7 +14,7 @@ _PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class MadeUpSource:
+class SyntheticSource:
     """Documents of a length between two, all of which is in the recipe.
 
     Attributes:
@@ -29,11 +29,11 @@ class MadeUpSource:
     max_chars: int
 
     @property
-    def remark(self) -> None:
+    def warning(self) -> None:
         """Nothing."""
 
     @property
-    def parting(self) -> str:
+    def partition_scheme(self) -> str:
         return f"{self.name} by {self._part_documents}"
 
     def inputs(self) -> dict[str, str | dict[str, File]]:

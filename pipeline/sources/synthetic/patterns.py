@@ -11,11 +11,11 @@ from artefacts.hashing import keyed_hashes
 from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Part
-from pipeline.sources.synthetic.base import ALPHABET, MadeUpSource
+from pipeline.sources.synthetic.base import ALPHABET, SyntheticSource
 
 
 @dataclass(frozen=True)
-class PatternsSource(MadeUpSource):
+class PatternsSource(SyntheticSource):
     """Document N is a pure function of the seed, N and the ranges: its first letter, its step and its length.
 
     Attributes:

@@ -11,7 +11,7 @@ from artefacts.hashing import keyed_hashes, mix
 from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Part
-from pipeline.sources.synthetic.base import ALPHABET, MadeUpSource
+from pipeline.sources.synthetic.base import ALPHABET, SyntheticSource
 
 #: Letters that are drawn at a time.
 _DRAWN = 1 << 16
@@ -20,7 +20,7 @@ _ALPHABET = np.array(list(ALPHABET))
 
 
 @dataclass(frozen=True)
-class SequencesSource(MadeUpSource):
+class SequencesSource(SyntheticSource):
     """Document N is a pure function of the seed, N, the alphabet and the lengths; its target of its text.
 
     Attributes:

@@ -14,7 +14,7 @@ from artefacts.errors import RequestError
 from configs.schema.clean import CleanSection
 from pipeline.cleaning import cleaner
 from pipeline.cleaning.cleaner import TOO_LONG, TOO_SHORT, Cleaner
-from pipeline.cleaning.normalize import normalise
+from pipeline.cleaning.normalize import normalize
 from pipeline.documents import ingest
 from tests.support.pipeline.texts import column, openwebtext, texts
 
@@ -32,7 +32,7 @@ def _cleaned(made, **keys):
 @settings(deadline=None)
 @given(st.lists(texts, max_size=6), st.integers(0, 20), st.integers(20, 40))
 def test_by_default_texts_are_normalised_and_measured(made, least, most):
-    wanted = [normalise(text, "NFC") for text in made]
+    wanted = [normalize(text, "NFC") for text in made]
     found, reasons = _cleaned(made, min_chars=least, max_chars=most)
     assert found == wanted
     assert reasons == [
@@ -195,7 +195,7 @@ def test_damaged_evaluation_texts(tmp_path, name, content, says):
 
 
 def test_real_documents_have_reasons():
-    made = [normalise(text, "NFC") for text in openwebtext()]
+    made = [normalize(text, "NFC") for text in openwebtext()]
     section = CleanSection(gopher_quality={"enabled": True}, gopher_repetition={"enabled": True})
     found = Cleaner(section)(column(made))
     assert found.texts.to_pylist() == made

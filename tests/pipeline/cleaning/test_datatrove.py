@@ -11,7 +11,7 @@ import pytest
 
 from configs.schema.clean import C4Section, GopherQualitySection, GopherRepetitionSection
 from pipeline.cleaning import c4, gopher_quality, gopher_repetition, pii
-from pipeline.cleaning.normalize import normalise
+from pipeline.cleaning.normalize import normalize
 from pipeline.cleaning.words import SYMBOLS, Vocabulary
 from tests.support.pipeline import texts
 
@@ -23,12 +23,12 @@ pytest.importorskip("spacy")
     scope="module", params=[pytest.param(8, id="sample"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 )
 def documents(request):
-    """Normalised texts: all, or every eighth."""
-    return [normalise(text, "NFC") for text in texts.openwebtext()[:: request.param]]
+    """Normalized texts: all, or every eighth."""
+    return [normalize(text, "NFC") for text in texts.openwebtext()[:: request.param]]
 
 
 def _kept(faults):
-    return (~np.any([fault.found for fault in faults], axis=0)).tolist()
+    return (~np.any([fault.mask for fault in faults], axis=0)).tolist()
 
 
 def _filtered(rule, made):

@@ -58,7 +58,7 @@ def _normal(text):
 def test_quality(made, section):
     whole = column(made)
     found = [
-        fault.found.tolist() for fault in gopher_quality.faults(whole, VOCABULARY.words(whole), VOCABULARY, section)
+        fault.mask.tolist() for fault in gopher_quality.faults(whole, VOCABULARY.words(whole), VOCABULARY, section)
     ]
     assert [list(row) for row in zip(*found, strict=True)] == [plain_cleaning.quality(text, section) for text in made]
 
@@ -68,7 +68,7 @@ def test_quality(made, section):
 def test_repetition(made, section):
     whole = column(made)
     faults = gopher_repetition.faults(whole, VOCABULARY.words(whole), VOCABULARY, section)
-    found = [fault.found.tolist() for fault in faults]
+    found = [fault.mask.tolist() for fault in faults]
     assert [list(row) for row in zip(*found, strict=True)] == [
         plain_cleaning.repetition(text, section) for text in made
     ]
@@ -78,7 +78,7 @@ def test_repetition(made, section):
 @given(st.lists(texts, max_size=5), C4)
 def test_c4(made, section):
     judged = c4.judge(column(made), section, VOCABULARY)
-    dropped = np.any([np.zeros(len(made), bool), *(fault.found for fault in judged.faults)], axis=0)
+    dropped = np.any([np.zeros(len(made), bool), *(fault.mask for fault in judged.faults)], axis=0)
     for text, edited, is_dropped in zip(made, judged.texts.to_pylist(), dropped.tolist(), strict=True):
         wanted = plain_cleaning.c4(text, section)
         assert is_dropped == (wanted is None)
@@ -113,4 +113,4 @@ def test_reasons_name_the_key(text, reason):
     words = VOCABULARY.words(whole)
     faults = gopher_quality.faults(whole, words, VOCABULARY, GopherQualitySection())
     faults += gopher_repetition.faults(whole, words, VOCABULARY, GopherRepetitionSection())
-    assert reason in " ".join(fault.reason for fault in faults if fault.found[0])
+    assert reason in " ".join(fault.reason for fault in faults if fault.mask[0])

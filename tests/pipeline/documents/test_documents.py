@@ -10,7 +10,7 @@ from configs.run_layout import RunLayout
 from pipeline.cleaning.cleaner import TOO_SHORT
 from pipeline.documents import stage as documents
 from pipeline.documents.write_shards import DUPLICATE, NEAR_DUPLICATE
-from pipeline.parallel import WHOLE, Share
+from pipeline.parallel import ALL_TASKS, TaskShard
 from pipeline.sources import file_source
 from pipeline.sources.jsonl import JsonlSource
 from tests.support.pipeline.corpora import digests, of_jsonl, recipe, texts, write_jsonl
@@ -33,7 +33,7 @@ def test_every_document_is_accounted_for(tmp_path):
     counts = made.counts
     assert counts["read_documents"] == 6 * 23
     assert counts["dropped"] == {TOO_SHORT: 6, DUPLICATE: 12}
-    assert counts["documents"] + counts["outside_sample"] + sum(counts["dropped"].values()) == 6 * 23
+    assert counts["documents"] + counts["not_sampled"] + sum(counts["dropped"].values()) == 6 * 23
     assert 35_000 < counts["bytes"] <= 40_000
     folder = RunLayout.of(asked).documents
     kept = parquet.read_table(folder / "clean-00000.parquet")
@@ -95,19 +95,19 @@ def test_tasks_do_what_one_command_does(tmp_path, monkeypatch):
     made = documents.build(whole)
     assert made.counts["masked"] == {"email": 60, "ip": 0, "phone": 30}
     with pytest.raises(RequestError, match="is not read yet"):
-        documents.find_duplicates(shared, Share(0, 3))
+        documents.find_duplicates(shared, TaskShard(0, 3))
     for task in (2, 0):
-        documents.ingest(shared, Share(task, 3))
+        documents.ingest(shared, TaskShard(task, 3))
     with pytest.raises(RequestError, match=r"\d+ of \d+ parts of the source are not read yet \(the first is 1\)"):
-        documents.find_duplicates(shared, Share(0, 2))
-    documents.ingest(shared, Share(1, 3))
+        documents.find_duplicates(shared, TaskShard(0, 2))
+    documents.ingest(shared, TaskShard(1, 3))
     for task in (1, 0):
-        assert not documents.find_duplicates(shared, Share(task, 2))
+        assert not documents.find_duplicates(shared, TaskShard(task, 2))
     with pytest.raises(RequestError, match="duplicates are not settled yet"):
-        documents.build(shared, Share(0, 2))
-    assert documents.find_duplicates(shared, Share(0, 1))
+        documents.build(shared, TaskShard(0, 2))
+    assert documents.find_duplicates(shared, TaskShard(0, 1))
     for task in (0, 1):
-        assert documents.build(shared, Share(task, 2)) is None
+        assert documents.build(shared, TaskShard(task, 2)) is None
     assert documents.build(shared) is not None
     assert digests(RunLayout.of(shared).documents) == digests(RunLayout.of(whole).documents)
 
@@ -268,10 +268,10 @@ def test_a_task_says_that_its_tables_are_part_of_the_source(tmp_path, monkeypatc
     for number in range(6):
         write_jsonl(tmp_path / "source" / f"{number}.jsonl", texts(250, seed=number))
     asked = of_jsonl(tmp_path, tmp_path / "source")
-    said = [documents.ingest(asked, Share(task, 3)) for task in range(3)]
+    said = [documents.ingest(asked, TaskShard(task, 3)) for task in range(3)]
     assert said[0][0].startswith("part of the source: ") and said[0][0].endswith(
         " parts are read so far, by all tasks together"
     )
-    assert said[2][0].startswith("all ") and documents.ingest(asked, WHOLE) == said[2][2:]
+    assert said[2][0].startswith("all ") and documents.ingest(asked, ALL_TASKS) == said[2][2:]
     (line,) = documents.outcome(documents.build(asked), asked)
     assert "outside the sample" not in line and line.endswith("0 dropped")

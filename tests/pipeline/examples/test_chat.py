@@ -173,7 +173,7 @@ def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
     records = [{"instruction": f"Say {n}.", "output": f"Number {n}. " * (30 if n < 5 else 1)} for n in range(60)]
     asked = _instructed(tmp_path, json.dumps(records), "finetune.examples.max_examples=20", name="made.json")
     made = chat.build(asked)
-    assert made.counts["dropped"] == {chat.TOO_LONG: 5, chat.OUTSIDE: 35}
+    assert made.counts["dropped"] == {chat.TOO_LONG: 5, chat.NOT_SAMPLED: 35}
     assert made.counts["train"]["examples"] + made.counts["held_out"]["examples"] == 20
 
 

@@ -13,7 +13,7 @@ from configs import command
 from pipeline.__main__ import main
 from pipeline.documents import ingest
 from pipeline.documents import stage as documents
-from pipeline.parallel import Share
+from pipeline.parallel import TaskShard
 from pipeline.sources import file_source, openwebtext
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.storage import compressed, files
@@ -154,7 +154,7 @@ def test_a_shrunk_source_takes_nothing_away(tmp_path):
     assert digests(aside) == before
     # What was only begun is kept too.
     write_jsonl(tmp_path / "source" / "1.jsonl", made[20:40])
-    documents.ingest(asked, Share(0, 1))
+    documents.ingest(asked, TaskShard(0, 1))
     (tmp_path / "source" / "1.jsonl").unlink()
     assert documents.build(asked).counts["documents"] == 20
     (begun,) = (tmp_path / "demo" / "previous").glob("*.documents.partial*")

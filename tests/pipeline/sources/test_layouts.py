@@ -75,7 +75,7 @@ def source_kind(kind):
 def test_a_new_start_reads_the_parts_that_are_left(written, small_parts, kind):
     first, again = _source(written(kind)), _source(written(kind))
     parts = list(first.parts(1))
-    assert first.parting == again.parting and first.inputs() == again.inputs()
+    assert first.partition_scheme == again.partition_scheme and first.inputs() == again.inputs()
     assert len(parts) > 1 or kind in ("jsonl.gz", "jsonl.zst", "jsonl.xz", "csv")
     half = len(parts) // 2
     before, _ = _read(first, parts[:half])

@@ -71,7 +71,7 @@ def test_every_source_names_it(tmp_path, monkeypatch, source, kind):
     with pytest.raises(RequestError) as fault:
         bad.check(0.01, "corpus")
     assert "max_bad_fraction" not in str(fault.value)
-    assert str(fault.value).endswith(f": {signatures.CURES[f'the file is {kind}']}")
+    assert str(fault.value).endswith(f": {signatures.HINTS[f'the file is {kind}']}")
 
 
 def test_instructions_name_it_too(tmp_path):

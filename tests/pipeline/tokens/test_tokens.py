@@ -12,9 +12,9 @@ from artefacts.errors import RequestError
 from artefacts.hashing import lowest
 from configs.run_layout import RunLayout
 from pipeline.documents import stage as documents
-from pipeline.parallel import Share
+from pipeline.parallel import TaskShard
 from pipeline.tokens import stage as tokens
-from pipeline.tokens.held_out import Limits
+from pipeline.tokens.held_out import Thresholds
 from pipeline.tokens.indexed_dataset import IndexedDataset
 from tests.support.pipeline.corpora import digests, of_jsonl, recipe, texts, write_jsonl
 from tokenizer.registry import load_tokenizer
@@ -87,8 +87,8 @@ def test_a_document_falls_on_the_same_side_in_every_corpus():
     digests = [bytes([number]) * 16 for number in range(200)]
 
     def held_out(digests, seed, fraction):
-        limits = Limits(seed, {"web": int(fraction * 2**64)}, [], 0)
-        return limits.held_out("web", pyarrow.chunked_array([digests], pyarrow.binary(16)))
+        thresholds = Thresholds(seed, {"web": int(fraction * 2**64)}, [], 0)
+        return thresholds.held_out("web", pyarrow.chunked_array([digests], pyarrow.binary(16)))
 
     chosen = held_out(digests, 7, 0.2)
     assert 20 < chosen.sum() < 60
@@ -207,7 +207,7 @@ def test_tasks_do_what_one_command_does(built, tmp_path):
     documents.build(asked)
     train(asked)
     for task in (1, 0):
-        assert tokens.build(asked, Share(task, 2)) is None
+        assert tokens.build(asked, TaskShard(task, 2)) is None
     assert not RunLayout.of(asked).tokens.exists()
     tokens.build(asked)
     assert digests(RunLayout.of(asked).tokens) == digests(RunLayout.of(whole).tokens)

@@ -28,11 +28,11 @@ def texts(count: int, seed: int = 0, sentences: int = 12) -> list[str]:
     """Documents of made-up words; no two share a run of eight words, all but surely."""
     rng = random.Random(seed)
     words = ["".join(rng.choices(_SYLLABLES, k=rng.randint(1, 3))) for _ in range(1500)]
-    made = []
+    documents = []
     for _ in range(count):
         lines = [" ".join(rng.choices(words, k=rng.randint(5, 14))).capitalize() + "." for _ in range(sentences)]
-        made.append("\n".join(lines))
-    return made
+        documents.append("\n".join(lines))
+    return documents
 
 
 def write_jsonl(path: Path, documents: list[str]) -> Path:
@@ -85,13 +85,13 @@ def packed(content: bytes, name: str) -> bytes:
 
 def tar_of(members: Iterable[tuple[str, bytes]]) -> bytes:
     """A plain tar of (name, content) files."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def pages(documents: list[str], first: int = 0) -> list[tuple[str, bytes]]:
@@ -104,8 +104,8 @@ def subsets(documents: list[str]) -> list[tuple[str, bytes]]:
     """OpenWebText's inner archives, ``urlsf_subsetNN-M_data.xz``, in name order."""
     groups = [documents[at : at + _PAGES] for at in range(0, len(documents), _PAGES)]
     names = [f"urlsf_subset{n // 10:02d}-{n % 10}_data.xz" for n in range(len(groups))]
-    made = zip(names, (tar_of(pages(group, n * _PAGES)) for n, group in enumerate(groups)), strict=True)
-    return [(name, lzma.compress(content, preset=0)) for name, content in made]
+    archives = zip(names, (tar_of(pages(group, n * _PAGES)) for n, group in enumerate(groups)), strict=True)
+    return [(name, lzma.compress(content, preset=0)) for name, content in archives]
 
 
 def _tables(documents: list[str]) -> list[pyarrow.Table]:
@@ -138,9 +138,9 @@ def _write_folder(documents: list[str], folder: Path) -> Path:
 
 def _write_subsets(documents: list[str], folder: Path) -> Path:
     (folder / "subsets").mkdir()
-    made = subsets(documents)
-    for number, at in enumerate(range(0, len(made), 10)):
-        inner = [(f"openwebtext/{name}", content) for name, content in made[at : at + 10]]
+    archives = subsets(documents)
+    for number, at in enumerate(range(0, len(archives), 10)):
+        inner = [(f"openwebtext/{name}", content) for name, content in archives[at : at + 10]]
         (folder / "subsets" / f"urlsf_subset{number:02d}.tar").write_bytes(tar_of(inner))
     return folder
 

@@ -50,10 +50,10 @@ def decide(folder, parts, keys, max_bytes=1 << 20):
 def verdicts(folder, keys, parts):
     documents, lines, first = [], [], 0
     for number, texts in enumerate(parts):
-        found = dedup.verdict(folder, keys, number)
-        assert len(found.documents) == len(texts)
-        documents += found.documents.tolist()
-        lines += zip((found.rows + first).tolist(), found.lines.tolist(), strict=True)
+        verdict = dedup.verdict(folder, keys, number)
+        assert len(verdict.documents) == len(texts)
+        documents += verdict.documents.tolist()
+        lines += zip((verdict.rows + first).tolist(), verdict.lines.tolist(), strict=True)
         first += len(texts)
     return documents, lines
 
@@ -67,8 +67,8 @@ def cut(texts, places):
 def jaccard(one, other, words=5):
     """Similarity of the sets of word 5-grams, from their definition."""
     first, second = (
-        {tuple(found[at : at + words]) for at in range(max(len(found) - words + 1, 1))}
-        for found in (re.findall(r"[^\W_]+", text.lower()) for text in (one, other))
+        {tuple(words_of_text[at : at + words]) for at in range(max(len(words_of_text) - words + 1, 1))}
+        for words_of_text in (re.findall(r"[^\W_]+", text.lower()) for text in (one, other))
     )
     return len(first & second) / len(first | second)
 
@@ -78,9 +78,9 @@ def near_copy(text, rate, rng):
     return re.sub(r"\w+", lambda word: f"w{rng.randrange(10**6)}" if rng.random() < rate else word[0], text)
 
 
-def planted(count, seed=0, longest=0.08):
+def planted(count, seed=0, max_fraction=0.08):
     """Documents, a near copy of each after them, and the similarity of each pair."""
     rng = random.Random(seed)
     originals = corpora.texts(count, seed, sentences=rng.randint(12, 16))
-    copies = [near_copy(text, rng.uniform(0, longest), rng) for text in originals]
+    copies = [near_copy(text, rng.uniform(0, max_fraction), rng) for text in originals]
     return originals, copies, [jaccard(*pair) for pair in zip(originals, copies, strict=True)]

@@ -15,8 +15,8 @@ def words(text):
 
 def lines(text):
     """Lines, without an empty one after the last newline."""
-    found = text.split("\n")
-    return found[:-1] if not found[-1] else found
+    text_lines = text.split("\n")
+    return text_lines[:-1] if not text_lines[-1] else text_lines
 
 
 def quality(text, section):
@@ -75,15 +75,17 @@ def repetition(text, section):
     paragraphs = [part for part in re.split(r"\n{2,}", text.strip()) if part]
     rows = [line for line in text.split("\n") if line]
     every = words(text)
-    found = []
+    reasons = []
     for items, share, characters in (
         (paragraphs, section.duplicate_paragraphs, section.duplicate_paragraph_chars),
         (rows, section.duplicate_lines, section.duplicate_line_chars),
     ):
         again, within = _duplicates(items)
-        found += [again > share, within / size > characters]
-    found += [_top(every, n) / size > share for n, share in sorted(section.top_ngram_chars.items())]
-    return found + [_duplicated(every, n) > share * size for n, share in sorted(section.duplicate_ngram_chars.items())]
+        reasons += [again > share, within / size > characters]
+    reasons += [_top(every, n) / size > share for n, share in sorted(section.top_ngram_chars.items())]
+    return reasons + [
+        _duplicated(every, n) > share * size for n, share in sorted(section.duplicate_ngram_chars.items())
+    ]
 
 
 def _sentences(line):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from artefacts.progress import tell as log
+from artefacts.progress import log
 from tokenizer.special_tokens import IGNORED
 from training.data.batch import Batch
 from training.distributed.ranks import Ranks, sum_over_ranks
