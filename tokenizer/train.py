@@ -96,9 +96,8 @@ def outcome(published: Manifest | None, recipe: Recipe) -> str:
     folder = RunLayout.of(recipe).tokenizer
     if published is None:
         return f"{folder}: up to date"
-    return (
-        f"{folder}: {published.counts['vocab_size']:,} pieces, {published.counts['bytes_per_token']:.2f} bytes per token"
-    )
+    counts = published.counts
+    return f"{folder}: {counts['vocab_size']:,} pieces, {counts['bytes_per_token']:.2f} bytes per token"
 
 
 def _chunks(text: str) -> Iterator[str]:

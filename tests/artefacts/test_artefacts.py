@@ -27,11 +27,11 @@ def build(target: Path, content: str, inputs: dict[str, str] | None = None) -> m
 
 
 def test_a_finished_stage_is_not_repeated(tmp_path: Path) -> None:
-    made = build(tmp_path / "thing", "one")
-    assert made is not None
-    assert made.counts == {"characters": 3}
+    published = build(tmp_path / "thing", "one")
+    assert published is not None
+    assert published.counts == {"characters": 3}
     assert build(tmp_path / "thing", "one") is None
-    assert manifest.read(tmp_path / "thing") == made
+    assert manifest.read(tmp_path / "thing") == published
     assert not list(tmp_path.glob(".thing.partial"))
 
 
@@ -62,8 +62,8 @@ def test_an_interrupted_stage_goes_on_and_its_torn_files_are_swept(tmp_path: Pat
     assert manifest.read(tmp_path / "thing") is None
     with open_stage("thing", tmp_path / "thing", {}, {}) as stage:
         assert (stage.work / "first.txt").read_text() == "kept"
-        made = stage.publish(counts={}, versions={})
-    assert list(made.files) == ["first.txt"]
+        published = stage.publish(counts={}, versions={})
+    assert list(published.files) == ["first.txt"]
 
 
 @pytest.mark.parametrize("moment", ["describe_files", "sync_tree", "rmtree"])
@@ -88,8 +88,8 @@ def test_killed_while_publishing_nothing_is_built_twice(
         if not stage.finished:
             assert (stage.work / "a.txt").exists() and (stage.scratch / "part").exists()
             stage.publish(counts={}, versions={})
-    made = manifest.read(tmp_path / "thing")
-    assert made is not None and list(made.files) == ["a.txt"]
+    published = manifest.read(tmp_path / "thing")
+    assert published is not None and list(published.files) == ["a.txt"]
     assert sorted(path.name for path in (tmp_path / "thing").iterdir()) == ["a.txt", manifest.NAME]
     assert not (tmp_path / ".thing.partial").exists()
 
@@ -266,19 +266,19 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line() -> None:
     # Of the kernel's own folders even root may write in none.
-    said = r"^/sys/kernel cannot be written \(.*\): set run\.root to a folder of yours"
-    with pytest.raises(RequestError, match=said), lock.hold(Path("/sys/kernel/thing")):
+    message = r"^/sys/kernel cannot be written \(.*\): set run\.root to a folder of yours"
+    with pytest.raises(RequestError, match=message), lock.hold(Path("/sys/kernel/thing")):
         pass
 
 
-@pytest.mark.parametrize("there", ["empty", "matching"])
-def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, there: str) -> None:
+@pytest.mark.parametrize("place", ["empty", "matching"])
+def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, place: str) -> None:
     disk, data = tmp_path / "disk", tmp_path / "run"
     (disk / "tokens").mkdir(parents=True)
     data.mkdir()
     (data / "tokens").symlink_to(disk / "tokens")
     layout = RunLayout(data, data)
-    if there == "matching":
+    if place == "matching":
         build(disk / "tokens", "one")
         assert build(layout.tokens, "one") is None
     for content in ("one", "two"):

@@ -18,9 +18,9 @@ def test_a_command_is_the_one_to_type(monkeypatch):
         "data.sources.my-books.weight=2",
     ]
     monkeypatch.setattr("sys.argv", line)
-    given = "-m pipeline dedup --recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
+    words = "-m pipeline dedup --recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
     interpreter, _, rest = command_hints.python("pipeline dedup").partition(" ")
-    assert rest == given and Path(interpreter).is_file()
+    assert rest == words and Path(interpreter).is_file()
     cure = repair_hints.hint("tokens", Path("runs x/tokens"))
     typed = """make data RECIPE="my recipes/a.yaml" ARGS="'run.root=runs x' data.sources.my-books.weight=2\""""
     assert cure == f"repair: rm -r 'runs x/tokens' && {typed}"
@@ -42,9 +42,9 @@ def test_what_is_typed_comes_back_through_make_and_the_shell(prompt, tmp_path, m
     (tmp_path / "Makefile").write_text(
         "data:\n\t@python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' --recipe \"$(RECIPE)\" $(ARGS)\n"
     )
-    given = ["--recipe", "my r.yaml", f"data.source.path={prompt}", "run.seed=1"]
-    monkeypatch.setattr("sys.argv", ["generate", *given])
+    words = ["--recipe", "my r.yaml", f"data.source.path={prompt}", "run.seed=1"]
+    monkeypatch.setattr("sys.argv", ["generate", *words])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     typed = ["bash", "-c", command_hints.make("data")]
     done = subprocess.run(typed, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == given
+    assert json.loads(done.stdout) == words

@@ -70,15 +70,15 @@ def test_a_lost_manifest_is_written_again_from_the_last_checkpoint(tmp_path, how
     run = begun(tmp_path)
     saved(run, 2)
     assert run.manifest() is None
-    made = run.finish(saved(run, 4, imported={"model.safetensors": "f"}))
-    assert made.details["imported"] and made.details["checkpoint"] == "step-00000004"
+    published = run.finish(saved(run, 4, imported={"model.safetensors": "f"}))
+    assert published.details["imported"] and published.details["checkpoint"] == "step-00000004"
     if how == "missing":
         return  # is a run that was stopped before its end
     damage(run.folder / manifest.NAME, how)
-    assert run.manifest() == made == finished(run.folder)
+    assert run.manifest() == published == finished(run.folder)
     (line,) = run.restore()
     assert "written again from checkpoints/step-00000004" in line
-    assert manifest.read(run.folder) == made and run.restore() == []
+    assert manifest.read(run.folder) == published and run.restore() == []
 
 
 def test_a_manifest_of_another_version_gives_up_no_checkpoint(tmp_path) -> None:

@@ -49,8 +49,8 @@ _KILLS = 20
 def _line(verb, root, source, *more):
     package = "tokenizer" if verb == "train" else "pipeline"
     chats = f"finetune.examples.path={source.with_name('instructions.jsonl')}"
-    given = overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", chats, *_RULES, *more)
-    return [sys.executable, "-m", package, verb, "--recipe", str(RECIPE), *given]
+    options = overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", chats, *_RULES, *more)
+    return [sys.executable, "-m", package, verb, "--recipe", str(RECIPE), *options]
 
 
 def _run(verb, root, source, *more):
@@ -65,11 +65,11 @@ def source(tmp_path_factory):
     folder.mkdir()
     records = [{"instruction": f"Count to {n}.", "output": f"{n}, at last."} for n in range(3000)]
     folder.with_name("instructions.jsonl").write_text("\n".join(map(json.dumps, records)))
-    made = texts(4000)
-    made += [text.replace(".", "!", 1) for text in made[::9]] + made[::11]
-    random.Random(1).shuffle(made)
+    corpus = texts(4000)
+    corpus += [text.replace(".", "!", 1) for text in corpus[::9]] + corpus[::11]
+    random.Random(1).shuffle(corpus)
     for number in range(8):
-        write_jsonl(folder / f"{number}.jsonl", made[number::8])
+        write_jsonl(folder / f"{number}.jsonl", corpus[number::8])
     return folder
 
 
@@ -85,14 +85,14 @@ def _start(verb, root, source, *more):
 
 def _written(root, verb, since):
     """What the stage has written since then and not yet published: files and when."""
-    found = set()
+    paths = set()
     try:
         for path in (root / "demo" / f".{_STAGES[verb]}.partial").rglob("*"):
             if (when := path.stat().st_mtime_ns) > since:
-                found.add((path, when))
+                paths.add((path, when))
     except FileNotFoundError:  # published, or one was renamed meanwhile
         return set()
-    return found
+    return paths
 
 
 def _until_written(process, root, verb, since, times=1):
@@ -165,12 +165,12 @@ def _trial(verb, states, source, root, random_, kills):
         root.mkdir()
     hits = sum(_killed(verb, root, source, random_, writes[verb]) for _ in range(kills))
     left = list(_STAGES)[list(_STAGES).index(verb) :]
-    for each in left:
-        if each == verb or _STAGES[each] == _STAGES[verb]:
-            _run(each, root, source, "data.workers=2")
+    for process in left:
+        if process == verb or _STAGES[process] == _STAGES[verb]:
+            _run(process, root, source, "data.workers=2")
     wanted = {name: digest for name, digest in _artefacts(folder / "run").items() if name.startswith(_STAGES[verb])}
-    found = {name: digest for name, digest in _artefacts(root).items() if name.startswith(_STAGES[verb])}
-    assert found == wanted
+    artefacts = {name: digest for name, digest in _artefacts(root).items() if name.startswith(_STAGES[verb])}
+    assert artefacts == wanted
     assert not (root / "demo" / f".{_STAGES[verb]}.partial").exists()
     shutil.rmtree(root)
     return hits
@@ -198,8 +198,8 @@ def test_killed_at_twenty_moments(verb, states, source, tmp_path):
 @pytest.mark.slow
 def test_a_solid_archive_killed(source, tmp_path):
     """Its parts come out of one stream, which every start reads from the beginning."""
-    made = [json.loads(line)["text"] for path in sorted(source.glob("*.jsonl")) for line in path.open()]
-    more = [f"{key}={value}" for key, value in write("openwebtext-tar-xz", made, tmp_path / "archive").items()]
+    corpus = [json.loads(line)["text"] for path in sorted(source.glob("*.jsonl")) for line in path.open()]
+    more = [f"{key}={value}" for key, value in write("openwebtext-tar-xz", corpus, tmp_path / "archive").items()]
     writes = _whole("clean", tmp_path / "whole", source, *more)
     random_ = random.Random("solid")
     hits = kills = 0
@@ -277,8 +277,8 @@ def test_a_full_disk_loses_nothing(states, source, small_disk):
                 break
         else:
             break
-        said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-        assert done.returncode == 1 and len(said) == 1 and "the disk is full" in said[0], done.stderr
+        message = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert done.returncode == 1 and len(message) == 1 and "the disk is full" in message[0], done.stderr
         assert "Traceback" not in done.stderr
         full += 1
     assert full == 2
@@ -298,13 +298,13 @@ def _kinds(root):
 def test_verify_finds_a_flipped_bit_in_every_kind_of_file(states, source, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(states[0] / "run", root)
-    asked = load_recipe(RECIPE, _line("verify", root, source)[6:])
-    assert verify(asked, "r.yaml")[1] == []
+    recipe = load_recipe(RECIPE, _line("verify", root, source)[6:])
+    assert verify(recipe, "r.yaml")[1] == []
     for path in _kinds(root):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
-        faults = verify(asked, "r.yaml")[1]
+        faults = verify(recipe, "r.yaml")[1]
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
         if path.name == "manifest.json":
@@ -312,23 +312,23 @@ def test_verify_finds_a_flipped_bit_in_every_kind_of_file(states, source, tmp_pa
             assert faults, path
         else:
             assert len(faults) == 1 and str(path) in faults[0] and "repair: " in faults[0], (path, faults)
-    assert verify(asked, "r.yaml")[1] == []
+    assert verify(recipe, "r.yaml")[1] == []
 
 
 def test_verify_finds_a_cut_and_a_missing_file_of_every_kind(states, source, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(states[0] / "run", root)
-    asked = load_recipe(RECIPE, _line("verify", root, source)[6:])
+    recipe = load_recipe(RECIPE, _line("verify", root, source)[6:])
     for path in _kinds(root):
         if path.name == "manifest.json":
             continue
         content = path.read_bytes()
         for size in (len(content) - 1, 0, None):
             path.unlink() if size is None else path.write_bytes(content[:size])
-            (fault,) = verify(asked, "r.yaml")[1]
+            (fault,) = verify(recipe, "r.yaml")[1]
             assert str(path) in fault and re.search("repair: (rm -r|mv) ", fault), fault
         path.write_bytes(content)
-    assert verify(asked, "r.yaml")[1] == []
+    assert verify(recipe, "r.yaml")[1] == []
 
 
 def test_verify_says_when_the_source_has_changed(states, source, tmp_path):
@@ -336,12 +336,12 @@ def test_verify_says_when_the_source_has_changed(states, source, tmp_path):
     shutil.copytree(states[0] / "run", root)
     moved = tmp_path / "source"
     shutil.copytree(source, moved)
-    asked = load_recipe(RECIPE, _line("verify", root, moved)[6:])
-    assert verify(asked, "r.yaml")[1] == []
+    recipe = load_recipe(RECIPE, _line("verify", root, moved)[6:])
+    assert verify(recipe, "r.yaml")[1] == []
     last = moved / "7.jsonl"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    (fault,) = verify(asked, "r.yaml")[1]
+    (fault,) = verify(recipe, "r.yaml")[1]
     assert "stale: the source has changed since" in fault and "make data" in fault
     shutil.rmtree(moved)
-    whole, faults = verify(asked, "r.yaml")
+    whole, faults = verify(recipe, "r.yaml")
     assert not faults and any("not compared with its source" in line for line in whole)

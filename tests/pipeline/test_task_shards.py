@@ -25,40 +25,40 @@ _ARTEFACTS = ("documents", "tokenizer", "tokens")
 def source(tmp_path_factory):
     """Files enough for several parts, with copies and near copies among their documents."""
     folder = tmp_path_factory.mktemp("source")
-    made = texts(500)
-    made += made[::9] + [text.replace("a", "o", 1) for text in made[::11]]
+    corpus = texts(500)
+    corpus += corpus[::9] + [text.replace("a", "o", 1) for text in corpus[::11]]
     for number in range(6):
-        write_jsonl(folder / f"{number}.jsonl", made[number::6])
+        write_jsonl(folder / f"{number}.jsonl", corpus[number::6])
     return folder
 
 
-def _given(root, source):
+def _overrides(root, source):
     return overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", *_RULES)
 
 
 def _start(root, source, verb, *more):
-    line = [sys.executable, "-m", "pipeline", verb, "--recipe", str(RECIPE), *_given(root, source), *more]
+    line = [sys.executable, "-m", "pipeline", verb, "--recipe", str(RECIPE), *_overrides(root, source), *more]
     return subprocess.Popen(line, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _run(root, source, verb, *more):
     """Exit status, and the last line that it said."""
     process = _start(root, source, verb, *more)
-    _, said = process.communicate()
-    assert "Traceback" not in said
-    return process.returncode, said.strip().splitlines()[-1] if said.strip() else ""
+    _, output = process.communicate()
+    assert "Traceback" not in output
+    return process.returncode, output.strip().splitlines()[-1] if output.strip() else ""
 
 
 def _tasks(root, source, verb):
     """Three tasks of a verb, started together."""
     for process in [_start(root, source, verb, "--tasks", "3", "--task", str(task)) for task in range(3)]:
-        _, said = process.communicate()
-        assert process.returncode == 0, said
+        _, output = process.communicate()
+        assert process.returncode == 0, output
 
 
 def _plain(root, source, verb):
     """The same command without tasks, in this process."""
-    assert main([verb, "--recipe", str(RECIPE), *_given(root, source)]) == 0
+    assert main([verb, "--recipe", str(RECIPE), *_overrides(root, source)]) == 0
 
 
 def _artefacts(root):
@@ -75,7 +75,7 @@ def shared_and_whole(tmp_path_factory, source):
     _plain(shared, source, "dedup")
     _tasks(shared, source, "clean")
     _plain(shared, source, "clean")
-    train(load_recipe(RECIPE, _given(shared, source)))
+    train(load_recipe(RECIPE, _overrides(shared, source)))
     _tasks(shared, source, "tokenize")
     _plain(shared, source, "tokenize")
     _plain(whole, source, "run")
@@ -84,9 +84,9 @@ def shared_and_whole(tmp_path_factory, source):
 
 def test_three_tasks_at_once_make_the_bytes_of_one_command(shared_and_whole):
     shared, whole = shared_and_whole
-    made = _artefacts(shared)
-    assert made == _artefacts(whole)
-    assert all("manifest.json" in files for files in made.values())
+    artefacts = _artefacts(shared)
+    assert artefacts == _artefacts(whole)
+    assert all("manifest.json" in files for files in artefacts.values())
     counts = json.loads((shared / "demo" / "documents" / "manifest.json").read_text())["counts"]
     assert len(counts["dropped"]) == 2 and counts["not_sampled"] and counts["documents"] > 250
     assert not list((shared / "demo").glob(".*.partial"))
@@ -102,9 +102,9 @@ def _sharing(root):
 
 def test_a_plain_command_is_refused_beside_tasks(source, tmp_path):
     with _sharing(tmp_path) as folder:
-        status, said = _run(tmp_path, source, "clean")
+        status, output = _run(tmp_path, source, "clean")
     assert status == 2
-    assert said == f"error: {folder} is being written by tasks of another command: wait for it or stop it"
+    assert output == f"error: {folder} is being written by tasks of another command: wait for it or stop it"
     assert not folder.exists()
 
 
@@ -113,9 +113,9 @@ def test_a_task_of_another_recipe_is_refused_beside_tasks(source, tmp_path):
     assert _run(tmp_path, source, *one, "0")[0] == 0
     begun = digests(tmp_path / "demo" / ".documents.partial")
     with _sharing(tmp_path) as folder:
-        status, said = _run(tmp_path, source, *one, "1", "data.clean.min_chars=7")
+        status, output = _run(tmp_path, source, *one, "1", "data.clean.min_chars=7")
         assert status == 2
-        assert said == f"error: {folder}: tasks of another recipe or source are at work there: wait for them"
+        assert output == f"error: {folder}: tasks of another recipe or source are at work there: wait for them"
         assert digests(tmp_path / "demo" / ".documents.partial") == begun
         # One of the same recipe may join them.
         assert _run(tmp_path, source, *one, "1")[0] == 0
@@ -133,5 +133,7 @@ def test_of_two_runs_at_once_the_second_is_refused(source, tmp_path):
         first.kill()
         first.communicate()
     folder = tmp_path / "demo" / "documents"
-    said = f"error: {folder} is being written by process {first.pid} on {socket.gethostname()}: wait for it or stop it"
-    assert refused == ((2, said), (2, said))
+    message = (
+        f"error: {folder} is being written by process {first.pid} on {socket.gethostname()}: wait for it or stop it"
+    )
+    assert refused == ((2, message), (2, message))

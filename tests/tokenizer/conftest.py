@@ -21,10 +21,10 @@ _MANY_SCRIPTS = (
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
-    asked = of_jsonl(root, write_jsonl(root / "source.jsonl", texts(60)))
-    publish_documents(asked)
-    train(asked)
-    return asked
+    recipe = of_jsonl(root, write_jsonl(root / "source.jsonl", texts(60)))
+    publish_documents(recipe)
+    train(recipe)
+    return recipe
 
 
 @pytest.fixture(scope="session")

@@ -62,8 +62,8 @@ def test_a_compiler_that_fails(cache, model, tmp_path, monkeypatch, capsys):
     script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{compiling}\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
-    said = encoded_without(model, capsys)
-    assert said == ["word_cache.c is not compiled (cannot open crt1.o): slower without it"]
+    output = encoded_without(model, capsys)
+    assert output == ["word_cache.c is not compiled (cannot open crt1.o): slower without it"]
     assert not list(cache.rglob(".building-*"))
 
 
@@ -72,8 +72,8 @@ def test_processes_compile_at_once(cache):
     line = [sys.executable, "-c", _START, str(_SOURCE)]
     started = [subprocess.Popen(line, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
     for process in started:
-        said, errors = process.communicate()
-        assert process.returncode == 0 and b"CDLL" in said and not errors
+        output, errors = process.communicate()
+        assert process.returncode == 0 and b"CDLL" in output and not errors
     assert [path.name for path in cache.rglob("*") if path.is_file()] == ["word_cache.so"]
     first = next(cache.rglob("*.so")).stat()
     assert c_library.library(_SOURCE) is not None
@@ -116,6 +116,6 @@ def test_what_the_compiler_says_is_wrong_is_said_once(cache, tmp_path, capsys):
         assert c_library.library(tmp_path / name) is None
         c_library.library.cache_clear()
         assert c_library.library(tmp_path / name) is None
-    said = capsys.readouterr().err.splitlines()
-    assert [line.split()[0] for line in said] == ["first.c", "second.c"]
-    assert all("error:" in line and "missing" in line for line in said)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["first.c", "second.c"]
+    assert all("error:" in line and "missing" in line for line in lines)

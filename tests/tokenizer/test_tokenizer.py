@@ -98,26 +98,26 @@ def test_nothing_is_lost_in_cutting():
 def test_long_documents_are_not_skipped(tmp_path):
     """A document without a newline, far beyond the trainer's limit, still gives its words to the vocabulary."""
     body = " ".join(["zyxwvut"] * 10_000)
-    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "one.jsonl", [body, *texts(30)]))
-    publish_documents(asked)
-    made = train(asked)
-    assert made is not None and made.counts["sample_documents"] == 31
-    pieces = load_tokenizer(RunLayout.of(asked).tokenizer).encode(" zyxwvut")
+    recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "one.jsonl", [body, *texts(30)]))
+    publish_documents(recipe)
+    published = train(recipe)
+    assert published is not None and published.counts["sample_documents"] == 31
+    pieces = load_tokenizer(RunLayout.of(recipe).tokenizer).encode(" zyxwvut")
     assert len(pieces) == 1
 
 
 def test_the_sample_is_of_about_the_asked_size(tmp_path):
-    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(80)), "tokenizer.sample_bytes=30000")
-    publish_documents(asked)
-    made = train(asked)
-    assert made is not None and 25_000 < made.counts["sample_bytes"] <= 30_000
+    recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(80)), "tokenizer.sample_bytes=30000")
+    publish_documents(recipe)
+    published = train(recipe)
+    assert published is not None and 25_000 < published.counts["sample_bytes"] <= 30_000
 
 
 def test_a_vocabulary_too_large_is_one_clear_line(tmp_path):
-    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(2)), "tokenizer.vocab_size=4096")
-    publish_documents(asked)
+    recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(2)), "tokenizer.vocab_size=4096")
+    publish_documents(recipe)
     with pytest.raises(RequestError, match=r"tokenizer.vocab_size \(4096\) is too large .* at most \d+ pieces"):
-        train(asked)
+        train(recipe)
 
 
 def test_documents_are_needed_first(tmp_path):
@@ -134,9 +134,9 @@ def test_no_model_and_a_damaged_model(tmp_path):
 
 
 def _command(verb, trained, *arguments, **options):
-    given = [f"data.source.kind=jsonl data.source.path={trained.data.source.path}"]
-    given = overrides(Path(trained.run.root), *given[0].split())
-    line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *given, *arguments]
+    source_override = [f"data.source.kind=jsonl data.source.path={trained.data.source.path}"]
+    source_override = overrides(Path(trained.run.root), *source_override[0].split())
+    line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *source_override, *arguments]
     return subprocess.run(line, cwd=CHECKOUT, capture_output=True, **options)
 
 

@@ -164,8 +164,8 @@ def test_threads_take_turns(tokenizer):
     corpora = [texts(15, seed=seed) for seed in range(8)]
     cache = cached(tokenizer, word_cache.LIMIT)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda corpus: split(cache.encode(pyarrow.array(corpus), None)), corpora))
-    assert found == [expected(tokenizer, corpus, end=False) for corpus in corpora]
+        actual = list(threads.map(lambda corpus: split(cache.encode(pyarrow.array(corpus), None)), corpora))
+    assert actual == [expected(tokenizer, corpus, end=False) for corpus in corpora]
 
 
 class _Vocabulary:
@@ -209,7 +209,7 @@ def test_vocabularies_that_allow_no_words():
 def test_pieces_that_join_anything_leave_whole_texts(tokenizer):
     """A letter before a space in one piece: the two stay together, and the ids are still SentencePiece's."""
     usual = cached(tokenizer, word_cache.LIMIT)
-    everything = bytes([*(0b1110111 for _ in range(3)), 0, *(0b1110111 for _ in range(3)), 0])
-    cache = WordCache(usual._library, tokenizer._pieces, everything, tokenizer._space_mark)
+    all_joins = bytes([*(0b1110111 for _ in range(3)), 0, *(0b1110111 for _ in range(3)), 0])
+    cache = WordCache(usual._library, tokenizer._pieces, all_joins, tokenizer._space_mark)
     documents = [*texts(5), "a\u2581b 1’é\n x"]
     assert split(cache.encode(pyarrow.array(documents), 2)) == expected(tokenizer, documents)

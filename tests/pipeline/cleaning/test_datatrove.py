@@ -31,11 +31,11 @@ def _kept(faults):
     return (~np.any([fault.mask for fault in faults], axis=0)).tolist()
 
 
-def _filtered(rule, made):
+def _filtered(rule, batch):
     """Whether datatrove's filter keeps each text, and the text afterwards."""
     from datatrove.data import Document
 
-    documents = [Document(text=text, id=str(number)) for number, text in enumerate(made)]
+    documents = [Document(text=text, id=str(number)) for number, text in enumerate(batch)]
     return [rule.filter(document) is True for document in documents], [document.text for document in documents]
 
 

@@ -16,7 +16,7 @@ FORMS = ["NFC", "NFKC", "none"]
 
 
 @pytest.mark.parametrize(
-    ("raw", "form", "said"),
+    ("raw", "form", "expected"),
     [
         ("a\r\nb\rc\n", "NFC", "a\nb\nc"),
         ("\ufeff\n\n  x\x00\x07\x84y\t z \n", "NFC", "  xy\t z"),
@@ -32,8 +32,8 @@ FORMS = ["NFC", "NFKC", "none"]
         ("\u1100\u1161", "NFC", "가"),
     ],
 )
-def test_normalise(raw, form, said):
-    assert normalize(raw, form) == said
+def test_normalise(raw, form, expected):
+    assert normalize(raw, form) == expected
 
 
 @settings(deadline=None)
@@ -51,10 +51,10 @@ _AWKWARD = st.text(
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(_AWKWARD, texts.texts), max_size=6), st.sampled_from(FORMS))
-def test_a_column_is_normalised_as_its_texts_are(made, form):
+def test_a_column_is_normalised_as_its_texts_are(batch, form):
     normalizer = Normalizer(form, False)
-    assert normalizer(texts.column(made)).to_pylist() == [normalize(text, form) for text in made]
-    assert [normalizer.text(text) for text in made] == [normalize(text, form) for text in made]
+    assert normalizer(texts.column(batch)).to_pylist() == [normalize(text, form) for text in batch]
+    assert [normalizer.text(text) for text in batch] == [normalize(text, form) for text in batch]
 
 
 def test_every_line_break_of_python_is_one():
@@ -78,16 +78,16 @@ def test_no_character_is_missed(form):
 
 
 def test_slices_and_nulls():
-    made = pyarrow.array(["x", None, "b\r", "c"]).slice(1)
-    assert Normalizer("NFC", False)(column.large(made)).to_pylist() == ["", "b", "c"]
+    batch = pyarrow.array(["x", None, "b\r", "c"]).slice(1)
+    assert Normalizer("NFC", False)(column.large(batch)).to_pylist() == ["", "b", "c"]
 
 
 def test_mojibake():
     pytest.importorskip("ftfy")
-    made = texts.column(["schÃ¶n", "plain ascii", "“fine”"])
+    batch = texts.column(["schÃ¶n", "plain ascii", "“fine”"])
     wanted = ["schön", "plain ascii", "“fine”"]
     normalizer = Normalizer("NFC", True)
-    assert normalizer(made).to_pylist() == [normalizer.text(text) for text in made.to_pylist()] == wanted
+    assert normalizer(batch).to_pylist() == [normalizer.text(text) for text in batch.to_pylist()] == wanted
 
 
 def test_without_ftfy(monkeypatch):
@@ -97,5 +97,5 @@ def test_without_ftfy(monkeypatch):
 
 
 def test_ordinary_text_is_not_touched():
-    made = texts.column(["An ordinary text with “quotes” — and dashes.\n\n\tYes."] * 3)
-    assert Normalizer("NFC", False)(made) is made
+    batch = texts.column(["An ordinary text with “quotes” — and dashes.\n\n\tYes."] * 3)
+    assert Normalizer("NFC", False)(batch) is batch

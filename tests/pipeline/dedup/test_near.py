@@ -25,8 +25,8 @@ def test_estimate_is_unbiased_for_short_and_long(size):
     hashes = np.random.default_rng(size).integers(0, 2**64, (trials, 2 * size - shared), dtype=np.uint64)
     both = np.concatenate([hashes[:, :size], hashes[:, size - shared :]])
     owner = np.repeat(np.arange(2 * trials), size)
-    found = sketch(both.reshape(-1), owner, 2 * trials, count)
-    estimates = (found[:trials] == found[trials:]).mean(axis=1)
+    sketches = sketch(both.reshape(-1), owner, 2 * trials, count)
+    estimates = (sketches[:trials] == sketches[trials:]).mean(axis=1)
     truth = shared / (2 * size - shared)
     deviation = np.sqrt(truth * (1 - truth) / count)
     assert abs(estimates.mean() - truth) <= 3 * deviation / np.sqrt(trials)
@@ -52,15 +52,17 @@ def test_sketch_of_a_union_is_the_least_of_the_sketches(sets, count):
 
 
 def test_bands_do_not_share_keys():
-    found = band_keys(np.zeros((1, 12), np.uint32), 4, 3)
-    assert len(set(found[0].tolist())) == 4
+    keys = band_keys(np.zeros((1, 12), np.uint32), 4, 3)
+    assert len(set(keys[0].tolist())) == 4
 
 
 def test_planted_copies_are_found(tmp_path):
     originals, copies, truth = dedup_corpus.planted(400)
-    found, _ = dedup_corpus.decide(tmp_path, [originals, copies], dedup_corpus.section(near=True))
-    assert not any(found[:400])
-    wrong = [like for like, verdict in zip(truth, found[400:], strict=True) if (like >= 0.8) != (verdict == dedup.NEAR)]
+    verdicts, _ = dedup_corpus.decide(tmp_path, [originals, copies], dedup_corpus.section(near=True))
+    assert not any(verdicts[:400])
+    wrong = [
+        like for like, verdict in zip(truth, verdicts[400:], strict=True) if (like >= 0.8) != (verdict == dedup.NEAR)
+    ]
     assert sum(like >= 0.8 for like in truth) > 100 < sum(like < 0.8 for like in truth)
     # What goes wrong is a matter of 0.05 on the side that removes too much, and of a chance in 100 on the other.
     assert all(like > 0.74 for like in wrong)
@@ -72,28 +74,28 @@ def test_threshold(tmp_path, threshold, rows):
     originals, copies, truth = dedup_corpus.planted(150, seed=3)
     copies[:5] = originals[:5]
     keys = dedup_corpus.section(near=True, threshold=threshold, rows=rows)
-    found, _ = dedup_corpus.decide(tmp_path, [originals, copies], keys)
-    for like, verdict in zip([1.0] * 5 + truth[5:], found[150:], strict=True):
+    decided, _ = dedup_corpus.decide(tmp_path, [originals, copies], keys)
+    for like, verdict in zip([1.0] * 5 + truth[5:], decided[150:], strict=True):
         if not threshold - 0.08 < like < min(threshold + 0.05, 1):
             assert (verdict == dedup.NEAR) == (like >= threshold), like
 
 
-def test_short_documents_are_told_apart(tmp_path):
+def test_short_documents_are_storage_error(tmp_path):
     """Sentences of 12 words, one word changed: a similarity of 3/13 in the middle, 7/9 at an end."""
     rng = random.Random(1)
     sentences = [[f"w{rng.randrange(10**6)}" for _ in range(12)] for _ in range(100)]
     middle = [[*words[:6], "other", *words[7:]] for words in sentences]
     commas = [", ".join(words).upper() for words in sentences]
     parts = [[" ".join(words) for words in group] for group in (sentences, middle)] + [commas]
-    found, _ = dedup_corpus.decide(tmp_path, parts, dedup_corpus.section(near=True))
-    assert found == [0] * 200 + [dedup.NEAR] * 100
+    verdict, _ = dedup_corpus.decide(tmp_path, parts, dedup_corpus.section(near=True))
+    assert verdict == [0] * 200 + [dedup.NEAR] * 100
 
 
 def test_documents_without_words_are_kept(tmp_path):
     texts = ["", "...", "--- !!", "", "one", "one", "…"]
-    found, _ = dedup_corpus.decide(tmp_path, [texts, [], ["!", "One?"]], dedup_corpus.section(near=True))
+    verdict, _ = dedup_corpus.decide(tmp_path, [texts, [], ["!", "One?"]], dedup_corpus.section(near=True))
     # "…" is beyond ASCII and counts as a word.
-    assert found == [0, 0, 0, 0, 0, 2, 0, 0, 2]
+    assert verdict == [0, 0, 0, 0, 0, 2, 0, 0, 2]
 
 
 def test_exact_wins_over_near(tmp_path):
@@ -120,10 +122,10 @@ def test_many_copies_are_compared_in_proportion(tmp_path, monkeypatch):
         return alike(self, one, other)
 
     monkeypatch.setattr(Signatures, "alike", counted)
-    found, _ = dedup_corpus.decide(
+    verdict, _ = dedup_corpus.decide(
         tmp_path, [["the same few words again"] * 10_000] * 3, dedup_corpus.section(near=True)
     )
-    assert found == [0] + [2] * 29_999
+    assert verdict == [0] + [2] * 29_999
     bands = dedup_corpus.section(near=True).near_dedup.bands
     assert 29_999 <= sum(compared) <= 2 * bands * 30_000
 

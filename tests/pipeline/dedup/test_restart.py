@@ -32,9 +32,9 @@ def texts():
 
 @pytest.fixture(scope="module")
 def expected(texts, tmp_path_factory):
-    found = dedup_corpus.decide(tmp_path_factory.mktemp("whole"), [texts], KEYS)
-    assert {*found[0]} == {dedup.KEPT, dedup.EXACT, dedup.NEAR} and found[1]
-    return found
+    verdict = dedup_corpus.decide(tmp_path_factory.mktemp("whole"), [texts], KEYS)
+    assert {*verdict[0]} == {dedup.KEPT, dedup.EXACT, dedup.NEAR} and verdict[1]
+    return verdict
 
 
 @pytest.mark.parametrize("places", [[150], [0, 1, 2, 299], [10, 10, 50, 100, 200, 250]])

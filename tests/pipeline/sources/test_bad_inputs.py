@@ -28,14 +28,14 @@ TEXTS = corpora.texts(40, seed=8)
 
 def read(source):
     """Documents and counts of two readings that must agree."""
-    found = []
+    readings = []
     for _ in range(2):
         bad = BadInputs()
         documents = [document for part in source.parts(1) for document in source.read(part, bad)]
         assert len({document.id for document in documents}) == len(documents)
-        found.append((documents, bad))
-    assert found[0] == found[1]
-    return found[0]
+        readings.append((documents, bad))
+    assert readings[0] == readings[1]
+    return readings[0]
 
 
 def flipped(content, at):
@@ -43,12 +43,12 @@ def flipped(content, at):
 
 
 def tar_with(*infos):
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=tarfile.GNU_FORMAT) as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for info, content in infos:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def member(name, kind=tarfile.REGTYPE, content=b"a page", target=""):
@@ -153,11 +153,11 @@ def test_links_devices_and_names_that_lead_elsewhere(tmp_path, name):
 
 
 def test_long_names_of_the_posix_kind(tmp_path):
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as archive:
         for name in ("ü" * 120 + ".txt", "x/" * 300 + "y.txt"):
             archive.addfile(tarfile.TarInfo(name))
-    (tmp_path / "a.tar").write_bytes(made.getvalue())
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
     documents, bad = read(OpenWebTextSource(str(tmp_path)))
     names = [document.id.removeprefix("openwebtext:a.tar/").rpartition(":")[0] for document in documents]
     assert names == ["ü" * 120 + ".txt", "x/" * 300 + "y.txt"] and not bad.reasons
@@ -233,11 +233,11 @@ def test_a_missing_column_is_refused_with_those_there_are(tmp_path):
 
 
 def test_csv(tmp_path):
-    made = io.StringIO()
-    writer = standard_csv.writer(made)
+    buffer = io.StringIO()
+    writer = standard_csv.writer(buffer)
     writer.writerows([["n", "text"], [1, "z" * 200_000], [2, 'said "so",\nand left'], [3, "ü"], [4, ""]])
     lines = b'5\n\n6,"open" quote\n7,caf\xe9\n8,NUL \0\n9,last\n10,"never closed\n'
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + made.getvalue().encode() + lines)
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + buffer.getvalue().encode() + lines)
     (tmp_path / "b.tsv.gz").write_bytes(packed(b"text\tn\none\t1\n", ".gz"))
     (tmp_path / "c.csv").write_bytes(b"")
     documents, bad = read(CsvSource(str(tmp_path), "text"))
@@ -285,12 +285,12 @@ def test_a_document_of_50_mb(tmp_path):
     long = ("A long line of text. " * 500 + "\n") * 5000
     for kind in ("jsonl.zst", "parquet", "csv", "openwebtext-folder"):
         keys = corpora.write(kind, [long, "short"], tmp_path / kind)
-        made = {"jsonl": JsonlSource, "parquet": ParquetSource, "csv": CsvSource}.get(keys["data.source.kind"])
+        source_class = {"jsonl": JsonlSource, "parquet": ParquetSource, "csv": CsvSource}.get(keys["data.source.kind"])
         path = keys["data.source.path"]
-        source = made(path, "text") if made else OpenWebTextSource(path)
+        source = source_class(path, "text") if source_class else OpenWebTextSource(path)
         bad = BadInputs()
-        found = [document.text for part in source.parts(1) for document in source.read(part, bad)]
-        assert found == [long, "short"] and not bad.reasons
+        documents_read = [document.text for part in source.parts(1) for document in source.read(part, bad)]
+        assert documents_read == [long, "short"] and not bad.reasons
 
 
 @pytest.mark.parametrize(
@@ -300,9 +300,9 @@ def test_a_document_of_50_mb(tmp_path):
 )
 def test_a_folder_without_a_match(tmp_path, source):
     (tmp_path / "other.bin").write_bytes(b"x")
-    made = replace(source, path=str(tmp_path))
+    moved = replace(source, path=str(tmp_path))
     with pytest.raises(RequestError, match=f"holds no file ending in .*{source.endings[-1]}"):
-        made.inputs()
+        moved.inputs()
 
 
 def test_the_first_places_are_kept_and_three_are_shown(capsys):

@@ -25,14 +25,14 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Kind -> recipe of the texts in that layout."""
-    made = {}
+    layouts = {}
 
     def recipe(kind):
-        if kind not in made:
+        if kind not in layouts:
             folder = tmp_path_factory.mktemp(kind)
             keys = corpora.write(kind, TEXTS, folder / "source")
-            made[kind] = corpora.recipe(folder, *(f"{key}={value}" for key, value in keys.items()))
-        return made[kind]
+            layouts[kind] = corpora.recipe(folder, *(f"{key}={value}" for key, value in keys.items()))
+        return layouts[kind]
 
     return recipe
 
