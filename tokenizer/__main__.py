@@ -16,24 +16,24 @@ from configs.schema import Recipe
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, does in (
-        ("train", "train on the cleaned documents of the run, or copy the ready one of tokenizer.path"),
-        ("encode", "text to ids"),
-        ("decode", "ids to text"),
-        ("inspect", "facts about the vocabulary, and sample pieces"),
+    for name, description in (
+        ("train", "train on the cleaned documents of the run, or copy the pretrained one of tokenizer.path"),
+        ("encode", "encode text to ids"),
+        ("decode", "decode ids to text"),
+        ("inspect", "describe the vocabulary, and show sample pieces"),
     ):
-        verb = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
+        verb = verbs.add_parser(name, help=description, description=description, allow_abbrev=False)
         add_recipe_arguments(verb)
         if name == "encode":
-            verb.add_argument("--text", help="text to encode; left out: standard input, as it stands")
-            verb.add_argument("--pieces", action="store_true", help="show pieces in place of ids")
+            verb.add_argument("--text", help="text to encode (default: standard input)")
+            verb.add_argument("--pieces", action="store_true", help="print pieces instead of ids")
         if name == "decode":
-            verb.add_argument("--text", help="ids, separated by spaces or commas; left out: standard input")
-            verb.add_argument("--show-special", action="store_true", help="show reserved tokens by name")
-    chosen = parse(parser, arguments)
-    recipe = read_recipe(chosen)
-    unread_keys.check("tokenizer inspect" if chosen.verb == "inspect" else chosen.verb, recipe, chosen.overrides)
-    {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[chosen.verb](recipe, chosen)
+            verb.add_argument("--text", help="ids, separated by spaces or commas (default: standard input)")
+            verb.add_argument("--show-special", action="store_true", help="show the names of reserved tokens")
+    options = parse(parser, arguments)
+    recipe = read_recipe(options)
+    unread_keys.check("tokenizer inspect" if options.verb == "inspect" else options.verb, recipe, options.overrides)
+    {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[options.verb](recipe, options)
     return DONE
 
 
@@ -58,7 +58,7 @@ def _decode(recipe: Recipe, arguments: argparse.Namespace) -> None:
     words = _text_argument(arguments).replace(",", " ").split()
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
-        raise RequestError(f"{wrong!r} is not a token id: give whole numbers separated by spaces or commas")
+        raise RequestError(f"{wrong!r} is not a token id: use whole numbers separated by spaces or commas")
     text = tokenizer.decode([int(word) for word in words], show_special=arguments.show_special)
     sys.stdout.buffer.write(text.encode() + (b"\n" if sys.stdout.isatty() or arguments.text else b""))
 

@@ -1,4 +1,4 @@
-"""The tokenizer of an artefact folder, whichever kind it is."""
+"""Load a tokenizer of any kind."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of an artefact folder.
 
     Raises:
-        RequestError: there is none, or it is damaged.
+        RequestError: it is missing or damaged.
     """
     paths = [Path(folder) / name for name in (MODEL_NAME, JSON_NAME, CHARACTERS_NAME)]
     path = next((path for path in paths if path.exists()), paths[0])

@@ -1,6 +1,6 @@
 """Evaluation and generation."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -54,11 +54,3 @@ class GenerateSection(Section):
         if self.speculative and self.crop:
             raise ValueError("crop reads the text anew for each token beyond the context: leave speculative out")
         return self
-
-    def identity(self) -> dict[str, Any]:
-        """Without the newer keys where they stand at their defaults: what was made before is still what it was."""
-        fields = type(self).model_fields
-        newer = ("crop", "beams", "length_penalty", "samples", "stage")
-        return {
-            key: value for key, value in super().identity().items() if key not in newer or value != fields[key].default
-        }

@@ -15,11 +15,9 @@ from configs.schema.models import AnyModelSection, ModelSection
 from configs.schema.models.base import Task
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.run import RunSection
-from configs.schema.tokenizer import TokenizerSection
+from configs.schema.tokenizer import RESERVED_TOKENS, TokenizerSection
 from configs.schema.train import TrainSection
 
-#: Tokens that the tokenizer reserves before its spare ones, in id order (see tokenizer/special_tokens.py).
-RESERVED_TOKENS = 8
 #: Keys of ``generate`` that only models of running text read, and those that only models of pairs do.
 _OF_TEXT = ("chat", "crop", "only_new", "temperature", "top_k", "top_p", "speculative")
 _OF_PAIRS = ("beams", "length_penalty")
@@ -50,11 +48,11 @@ class Recipe(Section):
                 f"({self.tokenizer.vocab_size}): token ids would lie beyond the vocabulary"
             )
         pieces = 256 if self.tokenizer.kind == "bpe" else 0
-        if trained and self.tokenizer.vocab_size <= pieces + RESERVED_TOKENS + self.tokenizer.spare_tokens:
+        if trained and self.tokenizer.vocab_size <= pieces + len(RESERVED_TOKENS) + self.tokenizer.spare_tokens:
             beside = f"{pieces} bytes, " if pieces else ""
             raise ValueError(
-                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room beside {beside}{RESERVED_TOKENS} "
-                f"reserved and {self.tokenizer.spare_tokens} spare tokens"
+                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room for text beside {beside}"
+                f"{len(RESERVED_TOKENS)} reserved and {self.tokenizer.spare_tokens} spare tokens"
             )
         if not (self.has_model and self.train_section):
             return self

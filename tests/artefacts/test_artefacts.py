@@ -240,7 +240,7 @@ def test_tasks_share_a_folder_that_the_first_prepares(tmp_path: Path) -> None:
 def test_tasks_of_another_recipe_are_refused(tmp_path: Path) -> None:
     with (
         open_stage("thing", tmp_path / "thing", {"n": 1}, {}, shared=True),
-        pytest.raises(RequestError, match="tasks of another recipe or source are at work there"),
+        pytest.raises(RequestError, match="tasks of another recipe or source are running"),
         open_stage("thing", tmp_path / "thing", {"n": 2}, {}, shared=True),
     ):
         pass

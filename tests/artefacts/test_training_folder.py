@@ -77,7 +77,7 @@ def test_a_lost_manifest_is_written_again_from_the_last_checkpoint(tmp_path, how
     damage(run.folder / manifest.NAME, how)
     assert run.manifest() == published == finished(run.folder)
     (line,) = run.restore()
-    assert "written again from checkpoints/step-00000004" in line
+    assert "restored from checkpoints/step-00000004" in line
     assert manifest.read(run.folder) == published and run.restore() == []
 
 
@@ -87,11 +87,11 @@ def test_a_manifest_of_another_version_gives_up_no_checkpoint(tmp_path) -> None:
     path = run.folder / manifest.NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     for read in (run.manifest, run.restore):
-        with pytest.raises(RequestError, match=r"format 99, .*it is written again from the checkpoints"):
+        with pytest.raises(RequestError, match=r"format 99, .*it is restored from the checkpoints"):
             read()
     path.unlink()
     assert run.begun() and run.manifest() is None
-    assert run.restore() == [f"{path} was missing: written again from checkpoints/step-00000004"]
+    assert run.restore() == [f"{path} was missing: restored from checkpoints/step-00000004"]
     assert run.manifest() is not None
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_manifest_of_a_run_that_is_not_finished_goes(tmp_path) -> None
     saved(run, 2)
     (run.folder / manifest.NAME).touch()
     assert finished(run.folder) is None
-    assert "removed, as the training is not finished" in run.restore()[0]
+    assert "removed, because the training is not finished" in run.restore()[0]
     assert not (run.folder / manifest.NAME).exists() and run.begun()
 
 
@@ -121,7 +121,7 @@ def test_a_lost_identity_is_written_again_from_a_checkpoint(tmp_path, how) -> No
     damage(run.folder / IDENTITY, how)
     assert run.begun() and read_identity(run.folder) == json.loads(before)
     (line,) = run.restore()
-    assert "identity.json was missing or damaged: written again" in line
+    assert "identity.json was missing or damaged: restored" in line
     assert (run.folder / IDENTITY).read_bytes() == before
 
 

@@ -123,7 +123,7 @@ def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
     finally:
         path.write_bytes(content)
     assert done.returncode == 1
-    assert "train-00001.bin: content differs" in done.stderr and "make data RECIPE=" in done.stderr
+    assert "train-00001.bin: content does not match" in done.stderr and "make data RECIPE=" in done.stderr
     assert "documents: whole" in done.stdout
 
 

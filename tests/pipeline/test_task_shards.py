@@ -115,7 +115,7 @@ def test_a_task_of_another_recipe_is_refused_beside_tasks(source, tmp_path):
     with _sharing(tmp_path) as folder:
         status, output = _run(tmp_path, source, *one, "1", "data.clean.min_chars=7")
         assert status == 2
-        assert output == f"error: {folder}: tasks of another recipe or source are at work there: wait for them"
+        assert output == f"error: {folder}: tasks of another recipe or source are running: wait for them"
         assert digests(tmp_path / "demo" / ".documents.partial") == begun
         # One of the same recipe may join them.
         assert _run(tmp_path, source, *one, "1")[0] == 0

@@ -132,4 +132,4 @@ def test_what_differs_is_printed_before_it_is_built_again(tmp_path, capsys) -> N
     for rate in (1, 2):
         with open_stage("documents", tmp_path / "documents", {"clean": {"min_chars": rate}}, {}) as stage:
             stage.publish({}, {})
-    assert f"{tmp_path / 'documents'}: to be built again: data.clean.min_chars 1 -> 2" in capsys.readouterr().out
+    assert f"{tmp_path / 'documents'}: will be rebuilt: data.clean.min_chars 1 -> 2" in capsys.readouterr().out

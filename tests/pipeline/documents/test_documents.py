@@ -94,16 +94,16 @@ def test_tasks_do_what_one_command_does(tmp_path, monkeypatch):
     whole, shared = (of_jsonl(tmp_path / name, corpus, *rules) for name in ("whole", "shared"))
     published = documents.build(whole)
     assert published.counts["masked"] == {"email": 60, "ip": 0, "phone": 30}
-    with pytest.raises(RequestError, match="is not read yet"):
+    with pytest.raises(RequestError, match="has not been read yet"):
         documents.find_duplicates(shared, TaskShard(0, 3))
     for task in (2, 0):
         documents.ingest(shared, TaskShard(task, 3))
-    with pytest.raises(RequestError, match=r"\d+ of \d+ parts of the source are not read yet \(the first is 1\)"):
+    with pytest.raises(RequestError, match=r"\d+ of \d+ parts of the source have not been read yet \(the first is 1\)"):
         documents.find_duplicates(shared, TaskShard(0, 2))
     documents.ingest(shared, TaskShard(1, 3))
     for task in (1, 0):
         assert not documents.find_duplicates(shared, TaskShard(task, 2))
-    with pytest.raises(RequestError, match="duplicates are not settled yet"):
+    with pytest.raises(RequestError, match="duplicates are not resolved yet"):
         documents.build(shared, TaskShard(0, 2))
     assert documents.find_duplicates(shared, TaskShard(0, 1))
     for task in (0, 1):
@@ -199,7 +199,7 @@ def test_finished_documents_do_without_a_source_that_does_not_answer(tmp_path, m
 
     monkeypatch.setattr(JsonlSource, "inputs", unreachable)
     assert documents.build(recipe) is None
-    assert "taken as they are, not compared with their source: nobody answers" in capsys.readouterr().err
+    assert "kept without comparing it to its source: nobody answers" in capsys.readouterr().err
     with pytest.raises(UnreachableError):
         documents.build(of_jsonl(tmp_path, tmp_path / "a.jsonl", "data.clean.min_chars=61"))
 
@@ -240,7 +240,7 @@ def test_finished_documents_do_without_raw_text_that_was_removed(tmp_path, capsy
     for _ in range(2):
         assert documents.build(recipe) is None
         output = capsys.readouterr().err
-        assert f"data.source.path: {tmp_path / name} is not there any more" in output and output.count("\n") == 1
+        assert f"data.source.path: {tmp_path / name} no longer exists" in output and output.count("\n") == 1
         if source.exists():
             source.rmdir()
     with pytest.raises(RequestError, match="is neither a file nor a folder"):

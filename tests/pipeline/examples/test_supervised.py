@@ -289,7 +289,7 @@ def test_a_side_without_an_example_is_named(tmp_path):
     with pytest.raises(RequestError, match=r"no example (to train on|held out) is left .*: 19 longer than train"):
         _build(recipe)
     alone = task_recipe(tmp_path, "seq2seq", *write_records(tmp_path / "a.jsonl", records[:1]))
-    with pytest.raises(RequestError, match="all 1 documents of jsonl fall to validation"):
+    with pytest.raises(RequestError, match="all 1 documents of jsonl are held out for validation"):
         _build(alone)
 
 
@@ -297,7 +297,7 @@ def test_what_is_of_another_recipe_is_refused(tmp_path):
     options = write_records(tmp_path / "a.jsonl", [(f"text {n}", f"target {n}") for n in range(30)])
     recipe = task_recipe(tmp_path, "seq2seq", *options)
     _build(recipe)
-    with pytest.raises(RequestError, match="learns from examples, not from shards: run `make examples"):
+    with pytest.raises(RequestError, match="is trained on examples, not on shards: run `make examples"):
         tokens.build(recipe)
     other = task_recipe(tmp_path, "seq2seq", *options, "data.clean.max_chars=1000")
     with pytest.raises(RequestError, match=r"documents is of another recipe .*run `make data"):

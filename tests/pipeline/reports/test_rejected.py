@@ -35,7 +35,7 @@ def test_counts_come_first_then_documents(tmp_path, source, capsys):
 
 def test_what_is_not_there_is_said(tmp_path, source):
     recipe = of_jsonl(tmp_path, source)
-    with pytest.raises(RequestError, match=r"not there or not finished: run `make data"):
+    with pytest.raises(RequestError, match=r"missing or not finished: run `make data"):
         list(rejected(recipe, None, 10))
     documents.build(recipe)
     with pytest.raises(RequestError, match=f"--reason dull: none was dropped for that; the reasons are: {DUPLICATE}"):

@@ -179,7 +179,7 @@ def test_when_nothing_can_be_validated_on_it_is_refused(tmp_path):
 
 
 def test_one_document_cannot_be_split(tmp_path):
-    with pytest.raises(RequestError, match="fall to validation"):
+    with pytest.raises(RequestError, match="are held out for validation"):
         _built(tmp_path, texts(1, sentences=60), "tokenizer.vocab_size=320")
 
 
