@@ -1,19 +1,19 @@
-"""The recipe keys that each data artefact depends on: what must be the same for it to be up to date."""
+"""The identity of each data artefact: the recipe keys that it depends on."""
 
 from typing import Any
 
 from configs.schema import Recipe
 
-#: Kinds of source whose documents follow from the seed.
+#: Kinds of sources whose documents depend on the seed.
 _SYNTHETIC = ("patterns", "sequences")
 
 
 def documents_identity(recipe: Recipe) -> dict[str, Any]:
-    """Of the documents. Where a source lies and how often it is drawn from do not matter; its content is an input."""
+    """The identity of the documents. The content of a source is an input, so its path is not part of the identity."""
     sections = recipe.data.named_sources
-    left_out = ("path", "target_path", "revision", "weight")
+    ignored = ("path", "target_path", "revision", "weight")
     sources = {
-        name: {key: value for key, value in section.identity().items() if key not in left_out}
+        name: {key: value for key, value in section.identity().items() if key not in ignored}
         for name, section in sections.items()
     }
     identity: dict[str, Any] = {"sources": sources, "clean": recipe.data.clean.identity()}
@@ -26,7 +26,7 @@ def documents_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def tokenizer_identity(recipe: Recipe) -> dict[str, Any]:
-    """Of the tokenizer; of one that is taken from elsewhere, its files are inputs."""
+    """The identity of the tokenizer. The files of a pretrained one are inputs."""
     if recipe.tokenizer.is_ready:
         return {"tokenizer": {"kind": recipe.tokenizer.kind}, "seed": recipe.run.seed}
     targets = {"targets": True} if recipe.targets_are_text else {}
@@ -34,5 +34,5 @@ def tokenizer_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def tokens_identity(recipe: Recipe) -> dict[str, Any]:
-    """Of the token shards."""
+    """The identity of the token shards."""
     return {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}

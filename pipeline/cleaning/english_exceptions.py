@@ -1,6 +1,6 @@
-"""Chunks of English that the rules for punctuation would split wrongly: contractions, abbreviations, emoticons.
+"""English chunks that the rules for punctuation would split wrongly: contractions, abbreviations, emoticons.
 
-The same words as the tokenizer exceptions of spaCy's English language class, which datatrove's filters count with.
+These are the tokenizer exceptions of spaCy's English language class, with which datatrove's filters count words.
 """
 
 _Endings = tuple[tuple[str, ...], ...]
@@ -8,7 +8,7 @@ _Endings = tuple[tuple[str, ...], ...]
 _WOULD: _Endings = (("'ll",), ("'ll", "'ve"), ("'d",), ("'d", "'ve"))
 _NOT: _Endings = (("n't",),)
 
-#: Words, and what may be joined to each; the apostrophe may be left out, the first letter may be a capital.
+#: Words, and their possible endings. The apostrophe is optional, and the first letter can be a capital.
 _JOINED: tuple[tuple[str, _Endings], ...] = (
     ("i", (("'m",), ("'m", "a"))),
     ("i you he she it we they", _WOULD),
@@ -25,11 +25,11 @@ _JOINED: tuple[tuple[str, _Endings], ...] = (
     ("ai are is was were have has dare", _NOT),
     ("could might must should would not", (("'ve",),)),
 )
-#: Joined forms without an apostrophe that are words of their own.
+#: Contractions without an apostrophe that are other words.
 _WORDS = frozenset(("ill", "its", "hell", "shell", "shed", "were", "well", "whore"))
 
-#: Other chunks of several words, the words parted by a bar.
-_PARTED = (
+#: Other chunks of several words, separated by a bar.
+_SEPARATED = (
     "y'|all y|all how|'d|'y How|'d|'y can|not Can|not gon|na Gon|na got|ta Got|ta let|'s Let|'s c'm|on C'm|on "
     "°|c|. °|f|. °|k|. °|C|. °|F|. °|K|."
 )
@@ -68,9 +68,9 @@ def _contractions() -> dict[str, list[str]]:
 
 
 def exceptions() -> dict[str, list[str]]:
-    """Chunk (without white space) to its words; each apostrophe also as U+2019."""
+    """Chunk (without white space) -> its words, with both kinds of apostrophes."""
     words_by_chunk = _contractions()
-    for chunk in _PARTED.split():
+    for chunk in _SEPARATED.split():
         words_by_chunk[chunk.replace("|", "")] = chunk.split("|")
     for hour in range(1, 13):
         words_by_chunk |= {f"{hour}{half}": [str(hour), half] for half in ("a.m.", "am", "p.m.", "pm")}

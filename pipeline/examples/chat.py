@@ -1,7 +1,7 @@
-"""The examples stage: chat examples for fine-tuning, one side to train on and one held out.
+"""The examples stage: chat examples for fine-tuning. A part of them is held out for evaluation.
 
-``examples/train-*.parquet`` and ``held-out-*.parquet`` hold ids, labels (-100 where there is no loss), source,
-question and answer. ``pipeline/examples/split.py`` says which examples are held out.
+``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, labels (-100 where there is no loss),
+source, question and answer. See ``pipeline/examples/split.py`` for the split.
 """
 
 import os
@@ -29,13 +29,13 @@ from pipeline.sources.storage.digests import digests_of
 
 TOO_LONG = "longer than finetune.max_length"
 REPEATED = "the same conversation as an earlier example"
-NOT_SAMPLED = "outside finetune.examples.max_examples"
-#: Key -> the reason that it leaves examples out for.
+NOT_SAMPLED = "not sampled (finetune.examples.max_examples)"
+#: Key -> the reason for which it drops examples.
 _LIMITS = {"finetune.max_length": TOO_LONG, "finetune.examples.max_examples": NOT_SAMPLED}
 
 
 class Example(NamedTuple):
-    """A conversation, and what it asks and answers."""
+    """A conversation, its last question and answer, and where it comes from."""
 
     messages: list[dict[str, str]]
     question: str
@@ -44,7 +44,7 @@ class Example(NamedTuple):
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Make and publish the examples; None where they are up to date.
+    """Build and publish the examples; None if they are up to date.
 
     Raises:
         RequestError: the recipe has no finetune section, the tokenizer or tokens are missing, too many records are
@@ -52,7 +52,7 @@ def build(recipe: Recipe) -> Manifest | None:
     """
     section = recipe.finetune
     if section is None:
-        raise RequestError("the recipe has no finetune section: there are no examples to make")
+        raise RequestError("the recipe has no finetune section, which describes the examples: add one")
     layout = RunLayout.of(recipe)
     tokenizer = manifest.require(layout.tokenizer, "tokenizer")
     inputs = {"tokenizer": tokenizer.fingerprint}
@@ -85,7 +85,7 @@ def build(recipe: Recipe) -> Manifest | None:
 
 
 def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> tuple[list[Example], dict[str, Any]]:
-    """Every usable example, in the order of its source, and counts of the reading."""
+    """Every usable example, in the order of the source, and counts."""
     from pipeline.cleaning.normalize import Normalizer
 
     normalizer = Normalizer(recipe.data.clean.unicode, recipe.data.clean.fix_text)
@@ -102,7 +102,7 @@ def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> 
         questions = [message["content"] for message in messages if message["role"] == "user"]
         examples.append(Example(messages, questions[-1] if questions else "", answers[-1], where))
     if not bad.good and not bad.reasons:
-        raise RequestError(f"finetune.examples.path: {path} holds no record: {instructions.TAKEN}")
+        raise RequestError(f"finetune.examples.path: {path} has no records: {instructions.FORMATS}")
     bad.check(recipe.data.max_bad_fraction, f"finetune.examples.path: {path}")
     return examples, {"found": bad.good, "bad_inputs": dict(bad.reasons)}
 
@@ -114,14 +114,14 @@ def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: 
     from pipeline.sources.pydocs import PydocsSource
 
     section = _pydocs(recipe)
-    # Questions are about what a labelled document is without.
+    # Questions need the first line of a document, which documents with targets do not have.
     source = replace(PydocsSource.of(section or SourceSection(), recipe), target_field=None)
     held_out: frozenset[str] = frozenset()
     if section:
         path = RunLayout.of(recipe).tokens / "validation.parquet"
         with repair_hints.reading("tokens", path):
             table = parquet.read_table(path, columns=["id"])
-        prefix = id_prefix(recipe, next(name for name, own in recipe.data.named_sources.items() if own is section))
+        prefix = id_prefix(recipe, next(name for name, of in recipe.data.named_sources.items() if of is section))
         ids = (identifier for identifier in table["id"].to_pylist() if identifier.startswith(prefix))
         held_out = frozenset(identifier.removeprefix(prefix) for identifier in ids)
     documents = source.documents(parallel.count(recipe.data.workers))
@@ -134,17 +134,17 @@ def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: 
 
 
 def _pydocs(recipe: Recipe) -> SourceSection | None:
-    """The pydocs source of the documents, if there is one: examples keep clear of what it holds out."""
+    """The pydocs source of the documents, if there is one. No examples are made from its validation documents."""
     return next((section for section in recipe.data.named_sources.values() if section.kind == "pydocs"), None)
 
 
 def _plain(answer: str) -> str:
-    """An answer as it is compared: neither case nor spacing tells two apart."""
+    """A text for comparison, without differences in case and spacing."""
     return " ".join(answer.casefold().split())
 
 
 def _unrepeated(examples: list[Example], dropped: Counter[str]) -> list[Example]:
-    """Only the first of the same conversations."""
+    """The examples without repeated conversations."""
     seen: set[str] = set()
     kept = []
     for example in examples:
@@ -158,7 +158,7 @@ def _unrepeated(examples: list[Example], dropped: Counter[str]) -> list[Example]
 
 
 def _write(examples: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
-    """Render, sample, split and write both sides; their counts."""
+    """Render, sample, split and write the examples; returns the counts of both sides."""
     from pipeline.examples.split import split
     from tokenizer import chat_template
 
@@ -218,13 +218,13 @@ def _sampled(
 
 
 def _too_few(left: int, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
-    """Names what was left out, and what would leave more."""
+    """The error for too few examples, with the reasons for dropped examples and what to change."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
-    cures = ["give more text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
-    cures += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]
+    hints = ["add text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
+    hints += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]
     return RequestError(
-        f"{'only one chat example is' if left else 'no chat example is'} left{why and f' ({why} left out)'}; "
-        f"fine-tuning needs at least two, one of them held out: {' or '.join(cures)}"
+        f"{'only one chat example is' if left else 'no chat example is'} left{why and f' (dropped: {why})'}; "
+        f"fine-tuning needs at least two, one of them held out: {' or '.join(hints)}"
     )
 
 

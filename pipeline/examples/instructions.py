@@ -1,6 +1,6 @@
-"""Instruction files: JSON lines, or one JSON array, of instruction/input/output or of messages.
+"""Instruction files: JSON lines, or one JSON array, with instruction/input/output or messages.
 
-A field that may be left out may be null as well.
+Optional fields can be null.
 """
 
 import json
@@ -17,22 +17,22 @@ Messages = list[dict[str, str]]
 
 _ROLES = ("system", "user", "assistant")
 
-#: What a file is to hold, for messages.
-TAKEN = (
-    "it takes JSON lines (.jsonl, .ndjson) or one JSON array (.json) of records with instruction, output and maybe "
-    "input, or with messages of role and content"
+#: The formats of files, for messages.
+FORMATS = (
+    "use JSON lines (.jsonl, .ndjson) or one JSON array (.json) of records with instruction, output and optionally "
+    "input, or with messages that have role and content"
 )
-#: Begin of a reason -> what to do about such records.
+#: Beginning of a reason -> what to do about such records.
 HINTS = {
     **signatures.HINTS,
-    "unreadable file": "fetch or mend these files of finetune.examples.path again, or take them away",
+    "unreadable file": "download or repair these files of finetune.examples.path again, or remove them",
     "invalid UTF-8": "save the files of finetune.examples.path as UTF-8",
-    "malformed ": f"see what finetune.examples.path names: {TAKEN}",
-    "not a JSON object": f"see what finetune.examples.path names: {TAKEN}",
-    "neither messages": "give each record of finetune.examples.path these fields",
+    "malformed ": f"check finetune.examples.path: {FORMATS}",
+    "not a JSON object": f"check finetune.examples.path: {FORMATS}",
+    "neither messages": "add these fields to every record of finetune.examples.path",
     **dict.fromkeys(
         ("instruction is ", "input is ", "output is ", "a message's "),
-        "give these fields a text in every record of finetune.examples.path, or take those records out",
+        "make these fields text in every record of finetune.examples.path, or remove those records",
     ),
 }
 
@@ -41,7 +41,7 @@ def fingerprints(path: str, digests: SourceDigests) -> dict[str, str]:
     """Fingerprints of the files of ``finetune.examples.path``.
 
     Raises:
-        RequestError: there is nothing at the path.
+        RequestError: there are no files.
     """
     return {"files": digests.of("files", find(path))}
 
@@ -50,7 +50,7 @@ def find(path: str) -> dict[str, File]:
     """The files of ``finetune.examples.path``.
 
     Raises:
-        RequestError: nothing is there.
+        RequestError: there are none.
     """
     return files.find(path, (".jsonl", ".ndjson", ".json"), "finetune.examples.path")
 
@@ -58,9 +58,9 @@ def find(path: str) -> dict[str, File]:
 def conversations(
     paths: dict[str, File], normalized: Callable[[str], str], bad: BadInputs
 ) -> Iterator[tuple[str, Messages]]:
-    """(where it stands, messages) of every usable record, in order; the others are counted in ``bad``.
+    """(where it is, messages) of every usable record, in order. Others are counted in ``bad``.
 
-    Every text goes through ``normalized``.
+    ``normalized`` is applied to every text.
     """
     for name, file in paths.items():
         try:
@@ -96,7 +96,7 @@ def _records(text: str, name: str, bad: BadInputs) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             bad.add("malformed JSON array", f"{name}: {error}")
         return
-    # Not splitlines: JSON text may hold U+2028 and its like.
+    # Not splitlines, because JSON can contain U+2028 and similar characters.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -110,17 +110,17 @@ class _UnusableError(Exception):
 
 
 def _messages(record: Any, normalized: Callable[[str], str]) -> Messages | str:
-    """Messages of a record, or why it has none."""
+    """The messages of a record, or why it has none."""
     if not isinstance(record, dict):
         return "not a JSON object"
-    # Where all records have the same columns, those of the other form are null.
+    # If all records have the same columns, those of the other format are null.
     fields = {name: value for name, value in record.items() if value is not None}
     try:
         if "messages" in fields:
             return _conversation(fields["messages"], normalized)
         if "instruction" not in record or "output" not in record:
             listed = ", ".join(map(str, record)) or "none"
-            return f"neither messages nor instruction and output (fields there: {listed})"
+            return f"neither messages nor instruction and output (its fields: {listed})"
         names = ("instruction", "input", "output")
         instruction, extra, output = (
             _text(record[name] if name != "input" else fields.get(name, ""), name, normalized) for name in names
@@ -150,7 +150,7 @@ def _conversation(messages: Any, normalized: Callable[[str], str]) -> Messages |
     return plain
 
 
-#: What JSON calls values that are no text.
+#: JSON's names of values that are not text.
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -158,7 +158,7 @@ def _text(value: Any, name: str, normalized: Callable[[str], str]) -> str:
     """A normalized text.
 
     Raises:
-        _UnusableError: the value is no text, or UTF-8 cannot hold it: escapes in JSON may spell lone surrogates.
+        _UnusableError: the value is not text, or has lone surrogates, which UTF-8 cannot encode.
     """
     if value is None:
         raise _UnusableError(f"{name} is null")
@@ -167,5 +167,5 @@ def _text(value: Any, name: str, normalized: Callable[[str], str]) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _UnusableError("a lone surrogate, which is no character") from None
+        raise _UnusableError("a lone surrogate, which is not a character") from None
     return normalized(value)

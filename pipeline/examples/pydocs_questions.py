@@ -1,4 +1,4 @@
-"""Questions about documented functions: the answer is the first sentence of the docstring."""
+"""Questions about documented functions. The answer is the first sentence of the docstring."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
 
 def answer(text: str) -> str | None:
-    """The first sentence of a function document's docstring, on one line; None where it makes no fit answer."""
+    """The first sentence of a function's docstring, on one line; None: it is not suitable as an answer."""
     paragraph = text.partition("\n\n")[2].split("\n\n", 1)[0]
     flat = " ".join(_MARKUP.sub(lambda match: match[1] or match[2], paragraph).split())
     first = _SENTENCE.match(flat)
@@ -59,10 +59,10 @@ def answer(text: str) -> str | None:
 def questions(
     documents: Iterable[Document], held_out: frozenset[str], seed: int, dropped: dict[str, int]
 ) -> Iterator[Question]:
-    """A question for each public function with a fit answer, and for none whose document is in ``held_out``.
+    """A question for each public function with a suitable answer, except those whose document is in ``held_out``.
 
-    An answer that such a document gives too is left out wherever else it stands; of functions with the same answer
-    only the first is asked about. What is passed over is counted in ``dropped``.
+    Functions with the same answer as a held-out document are skipped too. Of several functions with the same answer,
+    only the first one has a question. Skipped functions are counted by reason in ``dropped``.
     """
     functions = [document for document in documents if document.kind == "function"]
     secret = {answer(document.text) for document in functions if document.id in held_out} - {None}

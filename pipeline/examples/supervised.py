@@ -1,7 +1,7 @@
-"""The examples stage of models that learn from no running text: a target for each token, a text or a label for a text.
+"""The examples stage of supervised models. The target of a text is a label per token, another text, or a class.
 
-``examples/train-*.parquet`` and ``held-out-*.parquet`` hold ids, targets (ids) or label (a class's place), and source
-(the document's id). Documents are split by their digests, as those of token shards are.
+``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, targets (ids) or label (index of the
+class), and source (id of the document). Documents are split by their digests, like those of token shards.
 """
 
 from collections import Counter
@@ -21,22 +21,24 @@ from pipeline import parallel
 from pipeline.examples.identity import examples_identity
 from tokenizer.train import require
 
-#: Classes that a refusal names.
+#: Maximum number of classes that a message lists.
 _NAMED = 30
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Make and publish the examples; None where they are up to date.
+    """Build and publish the examples; None if they are up to date.
 
     Raises:
-        RequestError: documents or tokenizer are missing, damaged or of another recipe; there are other classes than
-            ``model.classes`` says; or no example is left for a side.
+        RequestError: documents or tokenizer are missing, damaged or of another recipe; the number of classes is not
+            ``model.classes``; or no training example or no held-out example is left.
     """
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, "data")
     if fingerprint.of_value(documents.identity) != fingerprint.of_value(documents_identity(recipe)):
         command = command_hints.make("data")
-        raise RequestError(f"{layout.documents} is of another recipe (data section or run.seed): run `{command}`")
+        raise RequestError(
+            f"{layout.documents} was built with another recipe (data section or run.seed): run `{command}`"
+        )
     tokenizer = require(recipe)
     inputs = {"documents": documents.fingerprint, "tokenizer": tokenizer.fingerprint}
     with open_stage(
@@ -63,10 +65,10 @@ def build(recipe: Recipe) -> Manifest | None:
 
 
 def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
-    """The names of the classes in order.
+    """The names of the classes, in order.
 
     Raises:
-        RequestError: they are more or fewer than the model has.
+        RequestError: their number is not that of the model.
     """
     from pipeline.documents import read_shards
     from pipeline.examples.supervised_blocks import trimmed
@@ -91,7 +93,7 @@ def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
 def _encode(
     recipe: Recipe, files: dict[str, list[Path]], classes: tuple[str, ...], stage: Stage
 ) -> tuple[dict[str, Any], list[str]]:
-    """Make the files; the manifest's counts, and the sources of which a document had to be held out."""
+    """Write the files. Returns the counts for the manifest, and the sources of which a document had to be held out."""
     from pipeline.examples import supervised_blocks
     from pipeline.tokens import encode, held_out
     from tokenizer.registry import load_tokenizer
@@ -106,7 +108,7 @@ def _encode(
     planned = encode.plan(files)
     left = [block for block in planned if not supervised_blocks.counts_path(stage.scratch, block.number).exists()]
     folder = RunLayout.of(recipe).tokenizer
-    # What it compiles for its speed is compiled once, here.
+    # Compile the C code once, here, and not in every process.
     load_tokenizer(folder).prepare()
     workers = parallel.count(recipe.data.workers)
     tasks = [(block, stage.work, stage.scratch) for block in left]
@@ -137,12 +139,12 @@ def _totals(blocks: list[dict[str, Any]], task: str) -> dict[str, Any]:
 
 
 def _require_both(counts: dict[str, Any], recipe: Recipe) -> None:
-    """Raise ``RequestError`` where nothing is left to train on, or nothing is held out."""
-    for side, what in (("train", "to train on"), ("held_out", "held out")):
+    """Raise ``RequestError`` if there are no training examples or no held-out examples."""
+    for side, what in (("train", "training"), ("held_out", "held-out")):
         if not counts[side].get("examples"):
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts["dropped"].items()) or "none"
             raise RequestError(
-                f"no example {what} is left ({counts['train'].get('examples', 0):,} to train on; dropped: {dropped}): "
-                "give more documents, or change data.tokens.validation_fraction or train.context_length "
+                f"no {what} example is left ({counts['train'].get('examples', 0):,} training examples; dropped: "
+                f"{dropped}): add documents, or change data.tokens.validation_fraction or train.context_length "
                 f"({recipe.train.context_length})"
             )

@@ -1,4 +1,4 @@
-"""The page of ``python -m pipeline stats``: lengths, sources, drops by reason, tokens, and how pieces are used."""
+"""The page of ``python -m pipeline stats``: sources, lengths, dropped documents, tokens, and the use of pieces."""
 
 import textwrap
 from collections.abc import Iterable
@@ -23,18 +23,18 @@ from pipeline.documents import read_shards
 from pipeline.tokens.indexed_dataset import IndexedDataset
 from tokenizer.registry import load_tokenizer
 
-#: Pieces that the page lists.
+#: Number of pieces that the page lists.
 _LISTED = 40
-#: Characters of a line of a bar's label.
+#: Maximum characters per line of a bar's label.
 _LABEL_CHARS = 36
-#: Ids counted at a time.
+#: Ids that are counted at a time.
 _COUNTED = 16 << 20
-#: Files of documents of each source that bytes a token are measured over.
+#: Number of files per source over which bytes per token are measured.
 _MEASURED_FILES = 4
 
 
 def build_page(name: str, layout: RunLayout, manifests: dict[str, Manifest]) -> str:
-    """The whole page as HTML.
+    """The page as HTML.
 
     Raises:
         RequestError: an artefact is damaged.
@@ -54,7 +54,7 @@ def build_page(name: str, layout: RunLayout, manifests: dict[str, Manifest]) -> 
     if tokens:
         train = tokens.counts["train"]
         facts["Training tokens"] = compact(train["tokens"])
-        facts["Bytes a token"] = f"{train['bytes'] / max(train['tokens'], 1):.2f}"
+        facts["Bytes per token"] = f"{train['bytes'] / max(train['tokens'], 1):.2f}"
     return shell.page(name, "Millrace data", markup.facts(facts), "\n".join(part for part in sections if part))
 
 
@@ -102,11 +102,11 @@ def _dropped_section(published: Manifest) -> str:
 
 
 def _masked_section(published: Manifest) -> str:
-    # Not in what an earlier version made.
-    if not (masked := published.counts.get("masked")):
+    masked = published.counts["masked"]
+    if not masked:
         return ""
     table = markup.table(("kind", "pieces"), [[kind, whole(count)] for kind, count in masked.items()])
-    note = "Personal data replaced as it was read; duplicates and what the sample leaves out are among it."
+    note = "Personal data that was replaced, including that of duplicates and of documents that are not sampled."
     return markup.section("masked", "Masked", table, markup.note(note))
 
 
@@ -125,24 +125,24 @@ def _tokens_section(layout: RunLayout, published: Manifest, documents: Manifest 
         for side, own in ((side, published.counts[side]) for side in ("train", "validation"))
     ]
     parts = [
-        markup.table(("side", "documents", "tokens", "of text", "bytes a token", "shards"), rows),
+        markup.table(("side", "documents", "tokens", "of text", "bytes per token", "shards"), rows),
         markup.figure(
-            inline_svg(lambda: _histogram(lengths, "tokens"), "tokens a document"),
-            "Tokens a document, its end-of-text token included.",
+            inline_svg(lambda: _histogram(lengths, "tokens"), "tokens per document"),
+            "Tokens per document, including the end-of-text token.",
         ),
     ]
-    if documents and (ratios := _bytes_a_token(layout, documents)):
-        figure = inline_svg(lambda: _plain_histogram(ratios, "bytes a token"), "bytes a token by document")
+    if documents and (ratios := _bytes_per_token(layout, documents)):
+        figure = inline_svg(lambda: _plain_histogram(ratios, "bytes per token"), "bytes per token by document")
         measured = " and ".join(
             f"{len(own):,} training documents" + (f" of {name}" if len(ratios) > 1 else "")
             for name, own in ratios.items()
         )
-        parts.append(markup.figure(figure, f"Bytes a token of the first {measured}."))
+        parts.append(markup.figure(figure, f"Bytes per token of the first {measured}."))
     return markup.section("tokens", "Tokens", *parts)
 
 
-def _bytes_a_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArray[np.float64]]:
-    """Bytes a token of the first training documents of each source; without those of too few shards."""
+def _bytes_per_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArray[np.float64]]:
+    """Bytes per token of the first training documents of each source, without sources that have too few shards."""
     path = layout.tokens / "validation.parquet"
     with repair_hints.reading("tokens", path):
         held_out = set(parquet.read_table(path, columns=["id"])["id"].to_pylist())
@@ -163,7 +163,7 @@ def _bytes_a_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArray[
 
 
 def _visible(piece: str) -> str:
-    r"""A piece as it can be seen: a line break as \n."""
+    r"""A piece with visible control characters, such as \n."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in piece)
 
 
@@ -194,10 +194,10 @@ def _pieces_section(layout: RunLayout, published: Manifest) -> str:
 
 
 def _usage(prefixes: Iterable[Path], vocab_size: int, total: int) -> NDArray[np.int64]:
-    """How often each id occurs in some shards.
+    """How often each id occurs in the shards.
 
     Raises:
-        RequestError: a shard holds an id beyond the vocabulary.
+        RequestError: a shard has an id outside the vocabulary.
     """
     counts = np.zeros(vocab_size, np.int64)
     with bar(total, "token", "pieces") as progress:
@@ -206,7 +206,9 @@ def _usage(prefixes: Iterable[Path], vocab_size: int, total: int) -> NDArray[np.
             for start in range(0, len(ids), _COUNTED):
                 block_counts = np.bincount(ids[start : start + _COUNTED], minlength=vocab_size)
                 if len(block_counts) > vocab_size:
-                    raise RequestError(f"{prefix}: id {len(block_counts) - 1} is beyond the vocabulary of {vocab_size}")
+                    raise RequestError(
+                        f"{prefix}: id {len(block_counts) - 1} is outside the vocabulary of {vocab_size}"
+                    )
                 counts += block_counts
                 progress.update(len(ids[start : start + _COUNTED]))
     return counts
@@ -225,7 +227,7 @@ def _columns(paths: list[Path], column: str) -> NDArray[Any]:
 
 
 def _histogram(series: dict[str, NDArray[Any]], unit: str) -> Figure:
-    """Histograms of positive sizes over quarters of powers of two, from the smallest to the largest."""
+    """Histograms of positive sizes, with four bins per power of two."""
     figure = Figure(figsize=(7, 2.8))
     axes = figure.subplots()
     series = {name: np.log2(np.maximum(values, 1)) for name, values in series.items()}
@@ -260,7 +262,7 @@ def _plain_histogram(series: dict[str, NDArray[np.float64]], unit: str) -> Figur
 
 
 def _bars(values: dict[str, int], unit: str) -> Figure:
-    """A bar for each name, from the top; long names take several lines."""
+    """A bar for each name, from top to bottom. Long names have several lines."""
     names = [textwrap.fill(name, _LABEL_CHARS) for name in values]
     lines = np.array([name.count("\n") + 1 for name in names])
     figure = Figure(figsize=(7, 0.6 + 0.14 * float((lines + 1).sum())))
@@ -270,7 +272,7 @@ def _bars(values: dict[str, int], unit: str) -> Figure:
     axes.set(xlabel=unit, ylim=(int((lines + 1).sum()), 0))
     axes.tick_params("y", labelsize=8, length=0)
     if max(values.values()) > 100:
-        # From below one, so that a single document still shows.
+        # Begin below one, so that a single document is visible.
         axes.set(xscale="log", xlim=(0.5, None))
     return figure
 

@@ -129,8 +129,8 @@ class TextSource(FileSource):
             if not content:
                 return None
         if len(content) > _MOST_WHOLE_BYTES:
-            hint = "decompressed" if self.chunk_chars else "set chunk_chars"
-            bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB: {hint}", file.name, file.size)
+            hint = ", decompressed" if self.chunk_chars else ": set chunk_chars"
+            bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB{hint}", file.name, file.size)
             return None
         try:
             text = decode(content, self.encoding, is_cut=damage is not None)

@@ -118,7 +118,7 @@ def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extend
 
 
 def _records(value: bytes, at: int, extended: _Extended) -> _Extended:
-    """``found`` with the path and size of a pax header: records of "length key=value" and a newline."""
+    """``extended`` updated by a pax header, which has records of "length key=value" and a newline."""
     while value:
         try:
             length = int(value[: value.index(b" ")])

@@ -95,7 +95,7 @@ def test_counts_and_up_to_date(tmp_path) -> None:
     counts = published.counts
     assert counts["documents"] == 150 and counts["tokens"] == lengths.sum()
     assert counts["documents_cut"] == (lengths > 32).sum() < counts["documents_cut_by_windows"]
-    assert 0.95 < counts["utilisation"] == counts["tokens"] / counts["samples"] / 32 <= 1
+    assert 0.95 < counts["utilization"] == counts["tokens"] / counts["samples"] / 32 <= 1
     assert "samples of 32 tokens" in packing.outcome(published, recipe)
     assert packing.build(recipe) is None and packing.outcome(None, recipe).endswith("up to date")
 
