@@ -1,4 +1,4 @@
-"""Real text for the benchmarks, from what is installed: no network, the same on every run of one environment."""
+"""Real text for the benchmarks, from installed packages. It needs no network, and is the same in an environment."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def sources(most_bytes: int) -> Iterator[str]:
 
 
 def web_pages() -> list[str]:
-    """500 documents: of OpenWebText from the folder that ``MILLRACE_SHARED_DATA`` names, else long docstrings."""
+    """500 documents of OpenWebText from the folder ``MILLRACE_SHARED_DATA``, or else long docstrings."""
     path = (
         Path(os.environ.get("MILLRACE_SHARED_DATA", CHECKOUT.parent / "shared" / "data")) / "openwebtext-500.jsonl.zst"
     )
@@ -55,7 +55,7 @@ def web_pages() -> list[str]:
 
 
 def jsonl(path: Path, texts: Iterator[str], files: int) -> int:
-    """Write texts as ``files`` zstd-compressed JSON lines files below ``path``; returns bytes of text."""
+    """Write texts to a number of zstd-compressed JSON lines files below ``path``; returns the bytes of text."""
     path.mkdir(parents=True, exist_ok=True)
     total = 0
     names = [path / f"{number:03d}.jsonl.zst" for number in range(files)]

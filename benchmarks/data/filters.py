@@ -1,10 +1,10 @@
-"""Cleaning against datatrove on one core: Gopher's rules, C4's, masking; and the rate of the default cleaning.
+"""Cleaning on one core, compared with datatrove: Gopher's rules, C4's rules, masking; and the default cleaning.
 
     python -m benchmarks.data.filters
 
-The documents are those of ``corpus.web_pages``. Ours starts with an empty vocabulary, as at the start of a run, and
-once with that of as many other documents. datatrove's filters have their default English tokenizer (spaCy's blank one),
-which splits a document once for both Gopher filters.
+The documents are those of ``corpus.web_pages``. Millrace starts with an empty vocabulary, like at the start of a run,
+and once with the vocabulary of the same number of other documents. datatrove's filters use their default English
+tokenizer (spaCy's blank one), which splits a document once for both Gopher filters.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _MASK = CleanSection(mask=("email", "ip"))
 
 
 def _ours(section: CleanSection, texts: list[str], before: list[str] | None = None) -> Callable[[], float]:
-    """One timed cleaning of the texts by a cleaner of its own, which has cleaned the texts ``before``."""
+    """Time cleaning the texts with a new cleaner, which has cleaned the texts ``before``."""
 
     def run() -> float:
         cleaner = Cleaner(section)
@@ -36,7 +36,7 @@ def _ours(section: CleanSection, texts: list[str], before: list[str] | None = No
 
 
 def _filters(texts: list[str], *names: str) -> Callable[[], float]:
-    """One timed run of datatrove's filters; a document that one drops is not shown to the next."""
+    """Time datatrove's filters. A document that a filter drops does not reach the next one."""
     import datatrove.pipeline.filters as filters
     from datatrove.data import Document
 

@@ -1,8 +1,8 @@
-"""Raw jsonl.zst to verified shards, as whole commands, beside nanoGPT's way and datatrove's.
+"""From raw jsonl.zst to verified shards with complete commands, compared with nanoGPT and datatrove.
 
-Ours reads, cleans (default rules), takes duplicates away, measures the overlap of what is held out, tokenises, writes
-shards with checksums and verifies them; the peers read and tokenise. All have a trained vocabulary of 32,000 to begin
-with, and the same number of processes: two.
+Millrace reads, cleans (default rules), removes duplicates, measures the overlap of held-out documents, tokenizes,
+writes shards with checksums, and verifies them. The peers read and tokenize. All use a trained vocabulary of 32,000 and
+two processes.
 """
 
 import os

@@ -19,7 +19,7 @@ from configs.identities import documents_identity, tokenizer_identity, tokens_id
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
-#: Environment variable with the targets of the ``make`` that runs this command. Keys that one of them reads are allowed.
+#: Environment variable with the targets of the ``make`` that runs this command. Keys that they read are allowed.
 TARGETS = "MILLRACE_TARGETS"
 
 #: Sections that describe what was trained, and how.

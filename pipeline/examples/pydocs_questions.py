@@ -19,7 +19,7 @@ _TEMPLATES = (
 PRIVATE = "private name"
 NO_SENTENCE = "no sentence to answer with"
 REPEATED = "the same answer as another function"
-HELD_OUT = "its document is held out from pretraining"
+HELD_OUT = "document held out from pretraining"
 
 _SENTENCE = re.compile(r"^(.+?[.!])(?:\s|$)", re.DOTALL)
 _MARKUP = re.compile(r":\w+:`[~!]?([^`]+)`|``([^`]+)``")

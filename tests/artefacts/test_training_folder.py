@@ -42,7 +42,7 @@ def test_a_run_resumes_and_another_without_weights_is_moved_aside(tmp_path, caps
 
 def test_weights_are_not_moved_aside_unasked(tmp_path, capsys) -> None:
     saved(begun(tmp_path, rate=1), 2)
-    other = begun(tmp_path / "elsewhere", rate=2, clip=3)
+    other = begun(tmp_path / "elsewhere", rate=2, max_grad_norm=3)
     object.__setattr__(other, "folder", tmp_path / "pretrain")
     with pytest.raises(RequestError) as refused:
         other.open("recipe", replace=False)

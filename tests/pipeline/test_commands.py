@@ -84,23 +84,29 @@ def test_nothing_imports_torch(finished, source, tmp_path):
 
 def test_stats(finished, source):
     shown = _command("stats", finished, source)
-    assert shown.returncode == 0 and "train: tokens" in shown.stdout and "bytes a token" in shown.stdout
+    assert shown.returncode == 0 and "train: tokens" in shown.stdout and "bytes per token" in shown.stdout
     page = (finished / "demo" / "data.html").read_text()
-    labels = ("document lengths", "Nothing was dropped", "tokens a document", "how often pieces are used", "Never used")
+    labels = (
+        "document lengths",
+        "Nothing was dropped",
+        "tokens per document",
+        "how often pieces are used",
+        "Never used",
+    )
     assert all(label in page for label in labels)
     assert re.search(r"<td[^>]*>\\n</td>", page), "a line break among the most frequent pieces is to be seen"
-    assert "bytes a token by document" in page and "http" not in page.replace("http-equiv", "")
+    assert "bytes per token by document" in page and "http" not in page.replace("http-equiv", "")
 
 
 def test_the_stats_of_several_sources(tmp_path):
     corpus = texts(120)
     a, b = write_jsonl(tmp_path / "a.jsonl", corpus[:40]), write_jsonl(tmp_path / "b.jsonl", corpus[40:])
     sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
-    loaded = recipe(tmp_path, "data.source={}", sources)
-    documents.build(loaded)
-    train(loaded)
-    tokens.build(loaded)
-    lines, page = stats(loaded)
+    run_recipe = recipe(tmp_path, "data.source={}", sources)
+    documents.build(run_recipe)
+    train(run_recipe)
+    tokens.build(run_recipe)
+    lines, page = stats(run_recipe)
     shown = page.read_text()
     assert "books" in shown and "web" in shown and shown.count("<td>total</td>") == 1
     heads = [line.split() for line in lines if line.endswith("total")]
@@ -108,7 +114,7 @@ def test_the_stats_of_several_sources(tmp_path):
     (tokens_line,) = [line for line in lines if line.startswith("  train: tokens")]
     books, web, total = (int(figure.replace(",", "")) for figure in tokens_line.split()[2:])
     assert books > 1.5 * web and books + web == total
-    heading = r"Bytes a token of the first (\d+) training documents of books and (\d+) training documents of web"
+    heading = r"Bytes per token of the first (\d+) training documents of books and (\d+) training documents of web"
     ((of_books, of_web),) = re.findall(heading, shown)
     assert 70 < int(of_books) <= 80 and 30 < int(of_web) <= 40
 
@@ -124,7 +130,7 @@ def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
         path.write_bytes(content)
     assert done.returncode == 1
     assert "train-00001.bin: content does not match" in done.stderr and "make data RECIPE=" in done.stderr
-    assert "documents: whole" in done.stdout
+    assert "documents: intact" in done.stdout
 
 
 def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
@@ -147,12 +153,12 @@ def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
     )
     write_artefact(layout.evaluation, {}, "evaluation.json")
     atomic.write_json(layout.pretrain / "identity.json", {"identity": {}, "inputs": {}})
-    whole, faults = verify(recipe, "r.yaml")
-    assert len(whole) == 3 and not faults
+    intact, faults = verify(recipe, "r.yaml")
+    assert len(intact) == 3 and not faults
     (checkpoints[1] / "weights.pt").write_text("damaged")
     (layout.evaluation / "evaluation.json").unlink()
-    whole, (evaluated, trained) = verify(recipe, "r.yaml")
-    assert len(whole) == 1 and f"mv {checkpoints[1]} {checkpoints[1]}.damaged && make pretrain" in trained
+    intact, (evaluated, trained) = verify(recipe, "r.yaml")
+    assert len(intact) == 1 and f"mv {checkpoints[1]} {checkpoints[1]}.damaged && make pretrain" in trained
     assert f"rm -r {layout.evaluation} && make evaluate RECIPE=r.yaml" in evaluated
     shutil.rmtree(checkpoints[1])
     assert f"{checkpoints[1]}: missing; repair: `make pretrain" in verify(recipe, "r.yaml")[1][1]
@@ -166,7 +172,7 @@ def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
     line = [word if word != "pipeline" else "tokenizer" for word in _line("train", root, source)]
     subprocess.run([*line, "tokenizer.vocab_size=410"], cwd=CHECKOUT, check=True, capture_output=True)
     done = _command("verify", root, source)
-    assert done.returncode == 1 and "made from another tokenizer" in done.stderr
+    assert done.returncode == 1 and "built from another tokenizer" in done.stderr
 
 
 def test_faults_of_the_user_are_one_line(tmp_path):
@@ -199,7 +205,7 @@ def test_a_tokenizer_of_another_recipe_is_not_used(finished, source):
 def test_ingest_alone_refuses_what_cannot_be_read(tmp_path, source):
     for more in ((), ("--limit", "50")):
         done = _command("ingest", tmp_path, source, "data.source.text_field=nothing", *more)
-        assert done.returncode == 2 and "fields there: text" in done.stderr and "max_bad" not in done.stderr, done
+        assert done.returncode == 2 and "its fields: text" in done.stderr and "max_bad" not in done.stderr, done
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _until_written(process, root, verb, since, times=1):
     return seen
 
 
-def _whole(verb, root, source, *more):
+def _uninterrupted(verb, root, source, *more):
     """Let a stage run to its end; how often it was seen to write."""
     since = time.time_ns()
     process = _start(verb, root, source, *more)
@@ -124,7 +124,7 @@ def states(tmp_path_factory, source):
     for verb in _STAGES:
         if root.exists():
             shutil.copytree(root, folder / f"before-{verb}")
-        writes[verb] = _whole(verb, root, source)
+        writes[verb] = _uninterrupted(verb, root, source)
     return folder, writes
 
 
@@ -200,7 +200,7 @@ def test_a_solid_archive_killed(source, tmp_path):
     """Its parts come out of one stream, which every start reads from the beginning."""
     corpus = [json.loads(line)["text"] for path in sorted(source.glob("*.jsonl")) for line in path.open()]
     more = [f"{key}={value}" for key, value in write("openwebtext-tar-xz", corpus, tmp_path / "archive").items()]
-    writes = _whole("clean", tmp_path / "whole", source, *more)
+    writes = _uninterrupted("clean", tmp_path / "whole", source, *more)
     random_ = random.Random("solid")
     hits = kills = 0
     while kills < _KILLS or hits < 10:
@@ -343,5 +343,5 @@ def test_verify_says_when_the_source_has_changed(states, source, tmp_path):
     (fault,) = verify(recipe, "r.yaml")[1]
     assert "stale: the source has changed since" in fault and "make data" in fault
     shutil.rmtree(moved)
-    whole, faults = verify(recipe, "r.yaml")
-    assert not faults and any("not compared with its source" in line for line in whole)
+    intact, faults = verify(recipe, "r.yaml")
+    assert not faults and any("not compared with its source" in line for line in intact)

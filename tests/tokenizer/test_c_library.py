@@ -20,7 +20,7 @@ compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A folder of its own for compiled code, and nothing loaded or reported before."""
+    """A folder of its own for compiled code, and nothing run_recipe or reported before."""
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     monkeypatch.setenv(c_library._REPORTED, "1")

@@ -149,5 +149,5 @@ def test_commands(trained, tokenizer):
     wrong = _command("decode", trained, "--text", "12 x")
     assert wrong.returncode == 2 and b"'x' is not a token id" in wrong.stderr
     shown = _command("inspect", trained)
-    assert b"400 ids" in shown.stdout and b"bytes a token" in shown.stdout
+    assert b"400 ids" in shown.stdout and b"bytes per token" in shown.stdout
     assert b"up to date" in _command("train", trained).stdout

@@ -184,8 +184,8 @@ def test_evaluation_texts_that_are_not_there(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{broken', "malformed record"),
         ("a.jsonl", b"[1]", "no text field 'text'"),
         ("a.jsonl", b'{"text": 1}', "no text field 'text'"),
-        ("a.jsonl", b"\n", "holds no text"),
-        ("a.txt", b"", "holds no text"),
+        ("a.jsonl", b"\n", "has no text"),
+        ("a.txt", b"", "has no text"),
     ],
 )
 def test_damaged_evaluation_texts(tmp_path, name, content, says):

@@ -139,12 +139,12 @@ def test_a_line_rule_that_leaves_too_little_drops_the_document(tmp_path):
 def test_several_sources_keep_their_shards_apart(tmp_path):
     corpus = texts(60)
     a, b = write_jsonl(tmp_path / "a.jsonl", corpus[:40]), write_jsonl(tmp_path / "b.jsonl", corpus[30:])
-    loaded = recipe(
+    run_recipe = recipe(
         tmp_path,
         "data.source={}",
         f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}, weight: 3}}}}",
     )
-    made_of = documents.build(loaded)
+    made_of = documents.build(run_recipe)
     assert made_of.details["files"] == {"web": ["clean-00000.parquet"], "books": ["clean-00001.parquet"]}
     assert made_of.counts["sources"]["books"]["dropped"] == {DUPLICATE: 10}
     assert made_of.counts["documents"] == 60
@@ -153,25 +153,25 @@ def test_several_sources_keep_their_shards_apart(tmp_path):
 @pytest.mark.parametrize(
     ("left_over", "message"),
     [
-        (["short"] * 12, r"12 shorter than data.clean.min_chars: loosen data.clean.min_chars, or"),
+        (["short"] * 12, r"12 shorter than data.clean.min_chars: relax data.clean.min_chars, or"),
         (
             ["short"] * 3 + texts(2),
-            r"3 shorter .*, 2 the same text .*: loosen .*min_chars or data.clean.exact_dedup, or",
+            r"3 shorter .*, 2 the same text .*: relax .*min_chars or data.clean.exact_dedup, or",
         ),
     ],
 )
 def test_a_source_with_nothing_left_is_refused_with_its_own_counts(tmp_path, left_over, message):
     a, b = write_jsonl(tmp_path / "a.jsonl", ["short", *texts(40)]), write_jsonl(tmp_path / "b.jsonl", texts(5, seed=1))
     sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
-    loaded = recipe(tmp_path, "data.source={}", sources)
-    documents.build(loaded)
-    before = digests(RunLayout.of(loaded).documents)
+    run_recipe = recipe(tmp_path, "data.source={}", sources)
+    documents.build(run_recipe)
+    before = digests(RunLayout.of(run_recipe).documents)
     write_jsonl(b, left_over)
     with pytest.raises(
-        RequestError, match=rf"^data.sources.books: no document is left after cleaning: {message} take the"
+        RequestError, match=rf"^data.sources.books: no document is left after cleaning: {message} remove this"
     ):
-        documents.build(loaded)
-    assert digests(RunLayout.of(loaded).documents) == before and not (tmp_path / "demo" / "previous").exists()
+        documents.build(run_recipe)
+    assert digests(RunLayout.of(run_recipe).documents) == before and not (tmp_path / "demo" / "previous").exists()
 
 
 def test_a_request_of_which_nothing_comes_leaves_nothing(tmp_path):
@@ -218,9 +218,11 @@ def test_ids_are_unique_over_sources(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("\n\n".join(corpus))
     listed = ", ".join(f"{name}: {{kind: text, path: {tmp_path / name}, sample_bytes: 12000}}" for name in "ab")
-    loaded = recipe(tmp_path, "data.source={}", f"data.sources={{{listed}}}")
-    documents.build(loaded)
-    tables = [parquet.read_table(path) for path in sorted(RunLayout.of(loaded).documents.glob("*-0000[01].parquet"))]
+    run_recipe = recipe(tmp_path, "data.source={}", f"data.sources={{{listed}}}")
+    documents.build(run_recipe)
+    tables = [
+        parquet.read_table(path) for path in sorted(RunLayout.of(run_recipe).documents.glob("*-0000[01].parquet"))
+    ]
     ids = [identifier for table in tables for identifier in table["id"].to_pylist()]
     assert len(ids) == len(set(ids)) and {identifier[:13] for identifier in ids} == {"a:text:a.txt:", "b:text:a.txt:"}
     alone = recipe(tmp_path / "alone", "data.source.kind=text", f"data.source.path={tmp_path / 'a'}")
@@ -253,13 +255,13 @@ def test_finished_documents_do_without_raw_text_that_was_removed(tmp_path, capsy
 def test_of_several_sources_those_that_are_there_are_compared(tmp_path, capsys):
     a, b = write_jsonl(tmp_path / "a.jsonl", texts(20)), write_jsonl(tmp_path / "b.jsonl", texts(20, seed=1))
     listed = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
-    loaded = recipe(tmp_path, "data.source={}", listed)
-    documents.build(loaded)
+    run_recipe = recipe(tmp_path, "data.source={}", listed)
+    documents.build(run_recipe)
     a.unlink()
-    assert documents.build(loaded) is None and "data.sources.web.path" in capsys.readouterr().err
+    assert documents.build(run_recipe) is None and "data.sources.web.path" in capsys.readouterr().err
     write_jsonl(b, texts(10, seed=1))
     with pytest.raises(RequestError, match="is neither a file nor a folder"):
-        documents.build(loaded)
+        documents.build(run_recipe)
 
 
 def test_a_task_says_that_its_tables_are_part_of_the_source(tmp_path, monkeypatch):
@@ -269,9 +271,7 @@ def test_a_task_says_that_its_tables_are_part_of_the_source(tmp_path, monkeypatc
         write_jsonl(tmp_path / "source" / f"{number}.jsonl", texts(250, seed=number))
     recipe = of_jsonl(tmp_path, tmp_path / "source")
     tables = [documents.ingest(recipe, TaskShard(task, 3)) for task in range(3)]
-    assert tables[0][0].startswith("part of the source: ") and tables[0][0].endswith(
-        " parts are read so far, by all tasks together"
-    )
+    assert tables[0][0].endswith(" parts of the source have been read so far, over all tasks")
     assert tables[2][0].startswith("all ") and documents.ingest(recipe, ALL_TASKS) == tables[2][2:]
     (line,) = documents.outcome(documents.build(recipe), recipe)
-    assert "outside the sample" not in line and line.endswith("0 dropped")
+    assert "not sampled" not in line and line.endswith("0 dropped")

@@ -25,13 +25,13 @@ from tokenizer.train import train
 def run(tmp_path_factory):
     """A run over the documentation of a few small packages, with its examples."""
     root = tmp_path_factory.mktemp("examples")
-    loaded = recipe(
+    run_recipe = recipe(
         root, "data.source.packages=[json, logging, asyncio, posixpath]", "finetune.examples.max_examples=null"
     )
-    documents.build(loaded)
-    train(loaded)
-    tokens.build(loaded)
-    return loaded, chat.build(loaded)
+    documents.build(run_recipe)
+    train(run_recipe)
+    tokens.build(run_recipe)
+    return run_recipe, chat.build(run_recipe)
 
 
 def _sides(recipe):
@@ -65,31 +65,31 @@ def test_no_answer_on_both_sides_and_none_from_validation_documents(run):
 
 
 def test_documents_of_a_source_with_a_name_are_held_out_too(tmp_path):
-    loaded = recipe(
+    run_recipe = recipe(
         tmp_path,
         "data.source={}",
         "data.sources={docs: {kind: pydocs, packages: [json, logging, posixpath]}}",
         "data.tokens.validation_fraction=0.2",
         "finetune.examples.max_examples=null",
     )
-    documents.build(loaded)
-    train(loaded)
-    tokens.build(loaded)
-    published = chat.build(loaded)
-    held_out = set(parquet.read_table(RunLayout.of(loaded).tokens / "validation.parquet")["id"].to_pylist())
+    documents.build(run_recipe)
+    train(run_recipe)
+    tokens.build(run_recipe)
+    published = chat.build(run_recipe)
+    held_out = set(parquet.read_table(RunLayout.of(run_recipe).tokens / "validation.parquet")["id"].to_pylist())
     assert held_out and all(identifier.startswith("docs:pydocs:") for identifier in held_out)
-    train_side, held_side = _sides(loaded)
+    train_side, held_side = _sides(run_recipe)
     assert not held_out & {f"docs:{row['source']}" for row in train_side + held_side}
     assert published.counts["dropped"][HELD_OUT] > 0
 
 
 def test_the_same_bytes_again(run, tmp_path):
-    loaded, _ = run
-    other = recipe(tmp_path, f"data.root={RunLayout.of(loaded).data}", "finetune.examples.max_examples=null")
-    other = other.model_copy(update={"data": other.data.model_copy(update={"source": loaded.data.source})})
+    run_recipe, _ = run
+    other = recipe(tmp_path, f"data.root={RunLayout.of(run_recipe).data}", "finetune.examples.max_examples=null")
+    other = other.model_copy(update={"data": other.data.model_copy(update={"source": run_recipe.data.source})})
     chat.build(other)
-    assert digests(RunLayout.of(other).examples) == digests(RunLayout.of(loaded).examples)
-    assert chat.build(loaded) is None
+    assert digests(RunLayout.of(other).examples) == digests(RunLayout.of(run_recipe).examples)
+    assert chat.build(run_recipe) is None
 
 
 def _function(name, doc):
@@ -180,7 +180,7 @@ def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
 def test_bad_records_are_counted_and_too_many_refused(tmp_path):
     good = [json.dumps({"instruction": f"Do {n}.", "output": f"Done {n}."}) for n in range(10)]
     bad = ['{"prompt": "x", "reply": "y"}', "{broken", '{"messages": [{"role": "tool", "content": "x"}]}']
-    with pytest.raises(RequestError, match=r"3 of 13 inputs .*fields there: prompt, reply.*of finetune.examples.path"):
+    with pytest.raises(RequestError, match=r"3 of 13 inputs .*its fields: prompt, reply.*of finetune.examples.path"):
         chat.build(_instructed(tmp_path, "\n".join(good + bad)))
     recipe = _instructed(tmp_path, "\n".join(good + bad), "data.max_bad_fraction=0.5")
     assert sum(chat.build(recipe).counts["bad_inputs"].values()) == 3
@@ -258,7 +258,7 @@ def test_what_is_no_text_is_named(tmp_path, record, reason):
     [
         ("made.csv", "instruction,output\nDo it.,Done.\n", "malformed line: 2 .*: it takes JSON lines"),
         ("made.jsonl", "1\n2\n", "not a JSON object: 2 .*: it takes JSON lines"),
-        ("made.jsonl", "\n", "holds no record: it takes JSON lines"),
+        ("made.jsonl", "\n", "has no records: use JSON lines"),
         (
             "made.jsonl",
             json.dumps({"instruction": "Do it.", "output": "Done."}),
@@ -293,10 +293,10 @@ def test_labels_are_held_out_in_about_the_share_asked_for(tmp_path, capsys):
 
 
 def test_a_damaged_list_of_validation_documents_is_named(run, tmp_path):
-    loaded, _ = run
-    shutil.copytree(RunLayout.of(loaded).run, tmp_path / "demo")
+    run_recipe, _ = run
+    shutil.copytree(RunLayout.of(run_recipe).run, tmp_path / "demo")
     other = recipe(tmp_path, "data.source.packages=[json, logging, asyncio, posixpath]", "finetune.max_length=100")
-    shutil.copytree(loaded.run.root + "/.cache", tmp_path / ".cache")
+    shutil.copytree(run_recipe.run.root + "/.cache", tmp_path / ".cache")
     path = RunLayout.of(other).tokens / "validation.parquet"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(RequestError, match=rf"{path}: .*; repair: rm -r {path.parent} && make data"):

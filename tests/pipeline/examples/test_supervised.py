@@ -163,8 +163,8 @@ def test_the_split_goes_by_the_document_alone(run, tmp_path):
 def test_up_to_date_whole_and_made_from_what_is_there(run, tmp_path):
     recipe, _ = run
     assert supervised.build(recipe) is None
-    whole, faults = verify(recipe, "r.yaml")
-    assert not faults and sum("/examples: whole" in line for line in whole) == 1
+    intact, faults = verify(recipe, "r.yaml")
+    assert not faults and sum("/examples: intact" in line for line in intact) == 1
     root = tmp_path / "run"
     shutil.copytree(recipe.run.root, root)
     moved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"root": str(root)})})

@@ -223,12 +223,12 @@ def test_parquet_values_that_are_no_text(tmp_path):
 
 def test_a_missing_column_is_refused_with_those_there_are(tmp_path):
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(RequestError, match=r"no column 'text'; columns there: body \(string\), n \(int64\)"):
+    with pytest.raises(RequestError, match=r"no column 'text'; its columns are: body \(string\), n \(int64\)"):
         read(ParquetSource(str(tmp_path), "text"))
     with pytest.raises(RequestError, match=r"'n' of a.parquet is not text"):
         read(ParquetSource(str(tmp_path), "n"))
     (tmp_path / "a.csv").write_text("body,n\nx,1\n")
-    with pytest.raises(RequestError, match="no column 'text'; columns there: body, n"):
+    with pytest.raises(RequestError, match="no column 'text'; its columns are: body, n"):
         read(CsvSource(str(tmp_path), "text"))
 
 
@@ -259,9 +259,10 @@ def test_csv_records_with_more_fields_than_the_header(tmp_path):
     assert [document.text for document in documents] == ["whole", "last"]
     assert bad.reasons == {"a record with too many fields": 1}
     with pytest.raises(
-        RequestError, match=r"data.max_bad_fraction .*: set data\.source\(s\.NAME\)\.delimiter, or quote .*, or raise"
+        RequestError,
+        match=r"33.3 % of the inputs\), above .*: set data\.sources\.web\.delimiter, or quote .*, or raise",
     ):
-        bad.check(0.1, "corpus")
+        bad.check(0.1, "corpus", "data.sources.web")
 
 
 @pytest.mark.parametrize(("mark", "shown"), [(";", ";"), ("\t", r"\t"), ("|", "|")])
@@ -272,13 +273,13 @@ def test_a_header_of_another_delimiter(tmp_path, mark, shown):
     assert str(fault.value).endswith(f"set data.source.delimiter='{shown}')")
 
 
-def test_the_cure_is_said(tmp_path):
+def test_the_message_names_a_key_to_change(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     _, bad = read(TextSource(str(tmp_path), 0))
     with pytest.raises(RequestError) as fault:
         bad.check(0.01, "corpus")
-    cure = ": set data.source(s.NAME).encoding (such as latin-1; of text, jsonl, csv and parallel)"
-    assert str(fault.value).endswith(cure)
+    hint = ": set data.source.encoding (such as latin-1; for text, jsonl, csv and parallel)"
+    assert str(fault.value).endswith(hint)
 
 
 def test_a_document_of_50_mb(tmp_path):
@@ -301,7 +302,7 @@ def test_a_document_of_50_mb(tmp_path):
 def test_a_folder_without_a_match(tmp_path, source):
     (tmp_path / "other.bin").write_bytes(b"x")
     moved = replace(source, path=str(tmp_path))
-    with pytest.raises(RequestError, match=f"holds no file ending in .*{source.endings[-1]}"):
+    with pytest.raises(RequestError, match=f"has no file ending in .*{source.endings[-1]}"):
         moved.inputs()
 
 
@@ -315,6 +316,6 @@ def test_the_first_places_are_kept_and_three_are_shown(capsys):
     assert whole.reasons == {"odd": 150} and len(whole.examples["odd"]) == 100
     assert whole.examples["odd"][:2] == ["place 0", "place 2"]
     whole.check(0.02, "corpus")
-    assert capsys.readouterr().out == "corpus: left out 150 of 10,149 inputs: odd (place 0; place 2; place 4)\n"
+    assert capsys.readouterr().out == "corpus: skipped 150 of 10,149 inputs: odd (place 0; place 2; place 4)\n"
     with pytest.raises(RequestError, match=r"150 of 10,149 inputs .* data.max_bad_fraction \(0.01\)"):
         whole.check(0.01, "corpus")

@@ -40,9 +40,7 @@ def read(source):
 def refused(bad, inputs=1):
     """Whether the bytes alone refuse it."""
     assert sum(bad.reasons.values()) <= max(inputs, 0.01 * bad.good)
-    with pytest.raises(
-        RequestError, match=r"of [\d,]+ inputs \(about [\d.]+ % of the bytes\) cannot be read"
-    ) as caught:
+    with pytest.raises(RequestError, match=r"inputs cannot be read \(.*about [\d.]+ % of the bytes\), above") as caught:
         bad.check(0.01, "corpus")
     return "\n" not in str(caught.value)
 
@@ -101,7 +99,7 @@ def test_a_small_damaged_file_of_a_large_corpus_is_put_up_with(tmp_path, capsys)
     whole.merge(json.loads(json.dumps(bad.dump())))
     assert whole == bad
     whole.check(0.01, "corpus")
-    assert "left out 1 of 701 inputs: unreadable file (b.jsonl.gz" in capsys.readouterr().out
+    assert "skipped 1 of 701 inputs: unreadable file (b.jsonl.gz" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a_data.xz"])

@@ -163,13 +163,13 @@ def _inputs(recipe, target, trusted=True):
 @pytest.mark.parametrize("kind", corpora.KINDS)
 def test_every_kind_of_source(tmp_path, kind):
     keys = corpora.write(kind, TEXTS, tmp_path / "source")
-    loaded = recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
+    run_recipe = recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
     paths = settled(tmp_path / "source")
-    before, _ = _inputs(loaded, tmp_path / "documents")
+    before, _ = _inputs(run_recipe, tmp_path / "documents")
     last = max(paths, key=lambda path: path.stat().st_size)
     redact(last)
     for trusted in (False, True):
-        after, digests = _inputs(loaded, tmp_path / "documents", trusted)
+        after, digests = _inputs(run_recipe, tmp_path / "documents", trusted)
         assert after != before and last.name in input_fingerprints.changes(before, after, digests)
 
 
@@ -178,7 +178,7 @@ def test_targets_and_evaluation_texts(tmp_path, harmed):
     for name in ("a.txt", "targets.txt", "tests.txt"):
         (tmp_path / name).write_text("one\ntwo\n")
     path = tmp_path / "a.txt"
-    loaded = recipe(
+    run_recipe = recipe(
         tmp_path,
         "data.source.kind=parallel",
         f"data.source.path={path}",
@@ -186,9 +186,9 @@ def test_targets_and_evaluation_texts(tmp_path, harmed):
         f"data.clean.decontaminate.path={tmp_path / 'tests.txt'}",
     )
     settled(tmp_path)
-    before, _ = _inputs(loaded, tmp_path / "documents")
+    before, _ = _inputs(run_recipe, tmp_path / "documents")
     redact(tmp_path / harmed)
-    after, digests = _inputs(loaded, tmp_path / "documents")
+    after, digests = _inputs(run_recipe, tmp_path / "documents")
     assert after != before and input_fingerprints.changes(before, after, digests).endswith(f": {harmed}")
 
 
@@ -214,9 +214,9 @@ def test_verify_and_a_new_start_name_the_file(tmp_path, capsys):
 def test_nothing_is_noted_of_sources_that_are_not_all_there(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", TEXTS)
     sources = f"{{a: {{kind: jsonl, path: {tmp_path}/a.jsonl}}, b: {{kind: jsonl, path: /nowhere}}}}"
-    loaded = recipe(tmp_path, "data.source={}", f"data.sources={sources}")
+    run_recipe = recipe(tmp_path, "data.source={}", f"data.sources={sources}")
     with pytest.raises(Exception, match=r"data.sources.b.path: /nowhere is neither"):
-        documents.build(loaded)
+        documents.build(run_recipe)
     assert not (tmp_path / "demo").exists()
 
 
@@ -226,14 +226,14 @@ def test_examples(tmp_path):
     path.write_text("".join(json.dumps(record | {"input": str(number)}) + "\n" for number in range(9)))
     os.utime(path, ns=PAST)
     options = ("finetune.examples.kind=instructions", f"finetune.examples.path={path}")
-    loaded = recipe(tmp_path, *options)
-    folder = RunLayout.of(loaded).examples
+    run_recipe = recipe(tmp_path, *options)
+    folder = RunLayout.of(run_recipe).examples
     with open_stage("examples", folder, {}, instructions.fingerprints(str(path), SourceDigests(folder))) as stage:
         stage.publish({}, {})
-    assert not verify(loaded, "r.yaml")[1]
+    assert not verify(run_recipe, "r.yaml")[1]
     redact(path)
-    (fault,) = verify(loaded, "r.yaml")[1]
+    (fault,) = verify(run_recipe, "r.yaml")[1]
     assert "the source has changed since (files: a.jsonl); repair: `make examples" in fault
     path.unlink()
-    whole, faults = verify(loaded, "r.yaml")
-    assert not faults and "not compared with its source" in whole[-1]
+    intact, faults = verify(run_recipe, "r.yaml")
+    assert not faults and "not compared with its source" in intact[-1]

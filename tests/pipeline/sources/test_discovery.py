@@ -27,7 +27,7 @@ def test_files_of_other_endings_are_told_and_counted(tmp_path, capsys):
     for name in ("scan.pdf", "notes.docx", ".hidden"):
         (folder / name).write_text("x")
     recipe = _named(tmp_path, web=f"kind: jsonl, path: {folder}")
-    warning = "data.sources.web.path: 2 files of other endings ignored, for example notes.docx\n"
+    warning = "data.sources.web.path: ignored 2 files with other endings, for example notes.docx\n"
     preview(recipe, 5)
     assert warning in capsys.readouterr().err
     documents.build(recipe)
@@ -88,4 +88,4 @@ def test_a_try_ends_where_nothing_is_read(tmp_path):
         RequestError, match=r"web.jsonl: 1,000 of 1,000 inputs .*: field 'body' missing: 1,000 .*fields"
     ) as fault:
         preview(recipe, 5)
-    assert str(fault.value).endswith("text_field, or take away the records without a text in it")
+    assert str(fault.value).endswith("text_field, or remove the records without text in that field")

@@ -24,8 +24,8 @@ def _read(source):
 
 
 def _open(tmp_path, kind, path, *more):
-    loaded = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={path}", *more)
-    return open_source(loaded.data.source, loaded)
+    run_recipe = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={path}", *more)
+    return open_source(run_recipe.data.source, run_recipe)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "shift_jis", "utf8"])

@@ -113,7 +113,7 @@ def test_other_columns_and_configurations(tmp_path):
     documents_read, bad = read(HubSource(str(folder), "body", config="plain_text"))
     assert [document.text for document in documents_read] == ["one", "three"] and bad.reasons == {"no text (null)": 1}
     assert [document.id for document in documents_read] == [f"hub:plain_text/train-0.parquet:{row}" for row in (0, 2)]
-    with pytest.raises(RequestError, match=r"no column 'text'; columns there: url \(string\), body \(string\)"):
+    with pytest.raises(RequestError, match=r"no column 'text'; its columns are: url \(string\), body \(string\)"):
         read(HubSource(str(folder), "text"))
     with pytest.raises(RequestError, match=r"'other' not found. Available: .*plain_text"):
         read(HubSource(str(folder), "body", config="other"))
@@ -127,7 +127,7 @@ def test_a_repository_of_lines(tmp_path):
     documents_read, bad = read(HubSource(str(tmp_path), "text"))
     assert [document.text for document in documents_read] == TEXTS[:5] and bad.good == 5
     assert documents_read[0].id == "hub:train.jsonl:0"
-    with pytest.raises(RequestError, match=r"no column 'body'; columns there: text \(string\)"):
+    with pytest.raises(RequestError, match=r"no column 'body'; its columns are: text \(string\)"):
         read(HubSource(str(tmp_path), "body"))
 
 
@@ -161,17 +161,17 @@ def test_the_revision_is_recorded_and_pinned(repository, monkeypatch):
         return huggingface_hub.hf_api.DatasetInfo(id=name, sha=sha, private=False, downloads=0, likes=0, tags=[])
 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
-    loaded = []
+    run_recipe = []
     real = datasets.load_dataset
 
     def load(path, config, **keys):
-        loaded.append((path, keys["revision"]))
+        run_recipe.append((path, keys["revision"]))
         return real(str(repository), config, **{**keys, "revision": None})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = HubSource("Skylion007/openwebtext", "text", revision="main")
     assert source.inputs() == {"commit": sha} and source.details()["revision"] == sha
-    assert source._stream().num_shards == 3 and loaded == [("Skylion007/openwebtext", sha)]
+    assert source._stream().num_shards == 3 and run_recipe == [("Skylion007/openwebtext", sha)]
     assert calls == [("Skylion007/openwebtext", "dataset", "main")] * 2
     pinned = HubSource("Skylion007/openwebtext", "text", revision=sha)
     assert pinned.inputs() == {"commit": sha} and len(calls) == 2

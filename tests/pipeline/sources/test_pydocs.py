@@ -132,9 +132,9 @@ def test_an_unknown_package_is_refused(tmp_path):
 
 def test_a_preview_parses_no_more_than_it_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(pydocs, "_TASK_BYTES", 1 << 16)
-    loaded = recipe(tmp_path, "data.source.packages=[json, email, asyncio, xml]")
-    (source,) = open_sources(loaded).values()
-    preview(loaded, 5)
+    run_recipe = recipe(tmp_path, "data.source.packages=[json, email, asyncio, xml]")
+    (source,) = open_sources(run_recipe).values()
+    preview(run_recipe, 5)
     assert not list(tmp_path.rglob("*.parquet"))
     documents_read = list(source.first(5, tmp_path / "short").documents(1))
     every = list(source.documents(1))

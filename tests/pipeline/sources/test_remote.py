@@ -57,7 +57,7 @@ def test_globs_and_single_files(memory):
     assert listed["a/1.jsonl"].path == "memory:///bucket/a/1.jsonl"
     with pytest.raises(RequestError, match=r"memory://bucket/none.jsonl is neither a file nor a folder"):
         files.find("memory://bucket/none.jsonl", (".jsonl",))
-    with pytest.raises(RequestError, match=r"holds no file ending in .csv"):
+    with pytest.raises(RequestError, match=r"has no file ending in .csv"):
         files.find("memory://bucket", (".csv",))
 
 

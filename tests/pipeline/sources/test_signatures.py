@@ -114,4 +114,4 @@ def test_one_line_left_out_is_not_the_file(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_bytes(LINES + b"{broken\n")
     _, bad = _read(JsonlSource(str(tmp_path), "text"))
     bad.check(0.01, "a.jsonl")
-    assert capsys.readouterr().out == "a.jsonl: left out 1 of 101 inputs: malformed line (a.jsonl at byte 1600)\n"
+    assert capsys.readouterr().out == "a.jsonl: skipped 1 of 101 inputs: malformed line (a.jsonl at byte 1600)\n"

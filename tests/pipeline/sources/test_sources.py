@@ -60,7 +60,7 @@ def test_bad_lines_are_counted_by_reason(tmp_path):
         "field 'text' is a number": 1,
         "not a JSON object": 1,
     }
-    assert "fields there: body, n" in bad.examples["field 'text' missing"][0]
+    assert "its fields: body, n" in bad.examples["field 'text' missing"][0]
 
 
 def test_a_json_array_is_named(tmp_path):
@@ -107,7 +107,7 @@ def test_a_missing_path_is_refused(tmp_path):
     with pytest.raises(RequestError, match="neither a file nor a folder"):
         documents.build(of_jsonl(tmp_path, tmp_path / "nowhere*.jsonl"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RequestError, match="holds no file ending in"):
+    with pytest.raises(RequestError, match="has no file ending in"):
         documents.build(of_jsonl(tmp_path, tmp_path / "empty"))
 
 
@@ -156,14 +156,14 @@ def test_names_that_are_not_utf8_are_spelt_out(tmp_path, kind):
         name = os.fsdecode(stem + {"text": b".txt", "jsonl": b".jsonl"}[kind])
         (folder / name).write_text(json.dumps({"text": texts(3)[number]}))
     (folder / os.fsdecode(b"\xff." + (b"txt" if kind == "text" else b"jsonl"))).write_bytes(b"{\xff")
-    loaded = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={folder}", "data.max_bad_fraction=0.5")
-    published = documents.build(loaded)
+    run_recipe = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={folder}", "data.max_bad_fraction=0.5")
+    published = documents.build(run_recipe)
     assert (
         published is not None
         and published.counts["documents"] == 3
         and published.counts["bad_inputs"] == {"invalid UTF-8": 1}
     )
-    kept = parquet.read_table(RunLayout.of(loaded).documents / "clean-00000.parquet")["source"].to_pylist()
+    kept = parquet.read_table(RunLayout.of(run_recipe).documents / "clean-00000.parquet")["source"].to_pylist()
     assert [name.partition(".")[0] for name in kept] == ["caf\\xe8", "caf\\xe9", "plain"]
 
 
@@ -178,8 +178,8 @@ def test_a_field_name_that_utf8_cannot_hold_is_reported(tmp_path, capsysbinary):
 def test_books(tmp_path):
     if not (SHARED_DATA / "gutenberg").exists():
         pytest.skip("no gutenberg folder beside the checkout")
-    loaded = recipe(tmp_path, "data.source.kind=text", f"data.source.path={SHARED_DATA / 'gutenberg'}")
-    published = documents.build(loaded)
+    run_recipe = recipe(tmp_path, "data.source.kind=text", f"data.source.path={SHARED_DATA / 'gutenberg'}")
+    published = documents.build(run_recipe)
     assert published is not None and published.counts["documents"] > 400
-    table = parquet.read_table(RunLayout.of(loaded).documents / "clean-00000.parquet")
+    table = parquet.read_table(RunLayout.of(run_recipe).documents / "clean-00000.parquet")
     assert not any("\r" in text or "\ufeff" in text for text in table["text"].to_pylist())

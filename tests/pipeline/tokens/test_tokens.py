@@ -102,7 +102,7 @@ def test_a_small_corpus_gets_one_validation_document(tmp_path, capsys):
     assert chosen.tolist() == [False, True, False] and forced
     _, corpus = _built(tmp_path, texts(12), "data.tokens.validation_fraction=1e-9")
     assert corpus.counts["validation"]["documents"] == 1 and corpus.counts["train"]["documents"] == 11
-    assert "smallest hash is held out" in capsys.readouterr().out and corpus.details["forced_validation"]
+    assert "lowest hash is held out" in capsys.readouterr().out and corpus.details["forced_validation"]
 
 
 @pytest.mark.parametrize(
@@ -219,11 +219,11 @@ def test_several_sources_have_a_folder_each(tmp_path):
     corpus = texts(200)
     a, b = write_jsonl(tmp_path / "a.jsonl", corpus[:150]), write_jsonl(tmp_path / "b.jsonl", corpus[150:])
     sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
-    loaded = recipe(tmp_path, "data.source={}", sources)
-    documents.build(loaded)
-    train(loaded)
-    counts = tokens.build(loaded).counts
-    folder = RunLayout.of(loaded).tokens
+    run_recipe = recipe(tmp_path, "data.source={}", sources)
+    documents.build(run_recipe)
+    train(run_recipe)
+    counts = tokens.build(run_recipe).counts
+    folder = RunLayout.of(run_recipe).tokens
     for name, documents_of in (("web", 150), ("books", 50)):
         own = counts["sources"][name]
         for side, label in (("train", "train"), ("val", "validation")):
