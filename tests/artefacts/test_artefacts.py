@@ -1,4 +1,4 @@
-"""The manifest contract: what has a manifest is whole, nothing published is overwritten, one writer at a time."""
+"""Manifests: an artefact with one is complete, published artefacts are never overwritten, one writer at a time."""
 
 import fcntl
 import json
@@ -265,7 +265,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_one_line() -> None:
-    # Of the kernel's own folders even root may write in none.
+    # Even root cannot write to folders of the kernel.
     message = r"^/sys/kernel cannot be written \(.*\): set run\.root to a folder of yours"
     with pytest.raises(RequestError, match=message), lock.hold(Path("/sys/kernel/thing")):
         pass

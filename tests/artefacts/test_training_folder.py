@@ -1,4 +1,4 @@
-"""A training folder resumes what it holds, refuses another run, and loses nothing with its small files."""
+"""A training folder resumes its run, refuses another run, and restores its small files."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from artefacts.training_folder import IDENTITY, LATER_IN_CHAIN, finished, read_i
 from configs.run_layout import RunLayout
 from tests.support.training_runs import begun, saved
 
-#: What a crash of the machine, or a hand, makes of a small file.
+#: What a crash of the machine can make of a small file.
 DAMAGE = {
     "empty": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],
@@ -61,7 +61,7 @@ def test_a_job_that_comes_back_replaces_nothing(tmp_path, monkeypatch, name) -> 
     with pytest.raises(RequestError, match="only resumes"):
         other.open("recipe", replace=True)
     monkeypatch.delenv(name)
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")  # of a user's own array, such as a sweep
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")  # of a job array of the user, such as a sweep
     other.open("recipe", replace=True)
 
 
@@ -73,7 +73,7 @@ def test_a_lost_manifest_is_written_again_from_the_last_checkpoint(tmp_path, how
     published = run.finish(saved(run, 4, imported={"model.safetensors": "f"}))
     assert published.details["imported"] and published.details["checkpoint"] == "step-00000004"
     if how == "missing":
-        return  # is a run that was stopped before its end
+        return  # a run that was stopped before its end
     damage(run.folder / manifest.NAME, how)
     assert run.manifest() == published == finished(run.folder)
     (line,) = run.restore()
@@ -116,7 +116,7 @@ def test_a_lost_identity_is_written_again_from_a_checkpoint(tmp_path, how) -> No
     run = begun(tmp_path)
     saved(run, 2)
     newest = saved(run, 3)
-    (newest / manifest.NAME).write_text("{")  # passed over
+    (newest / manifest.NAME).write_text("{")  # skipped
     before = (run.folder / IDENTITY).read_bytes()
     damage(run.folder / IDENTITY, how)
     assert run.begun() and read_identity(run.folder) == json.loads(before)

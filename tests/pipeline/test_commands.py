@@ -1,4 +1,4 @@
-"""The commands as a user runs them: whole runs, damage, kills, and what they cost when there is nothing to do."""
+"""The commands as a user runs them: complete runs, damage, kills, and their cost if there is nothing to do."""
 
 import os
 import re
@@ -188,11 +188,11 @@ def test_a_signal_stops_it_in_one_line_and_the_same_command_goes_on(finished, so
         line, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_until((tmp_path / "demo" / ".documents.partial" / "key").exists, "key of the folder")
-    # To all processes, as a terminal does on Ctrl-C and SLURM may with its warning.
+    # To all processes, like a terminal on Ctrl-C, and like SLURM with its warning.
     process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     output = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == status and "Traceback" not in output, output
-    assert output.splitlines()[-1].endswith("the same command goes on where it was")
+    assert ": the same command " in output.splitlines()[-1]
     assert _command("run", tmp_path, source).returncode == 0
     assert _data(tmp_path) == _data(finished)
 

@@ -1,4 +1,4 @@
-"""Every data stage killed at random moments ends with the bytes of an uninterrupted run, as does one on a full disk."""
+"""Every data stage that is killed at random, or has a full disk, ends with the bytes of an uninterrupted run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.paths import CHECKOUT
 from tests.support.pipeline.corpora import RECIPE, digests, overrides, texts, write, write_jsonl
 from tests.support.waiting import PATIENCE
 
-#: Every rule that keeps state between documents is on, so that every sort of file is written.
+#: All rules that keep state between documents are enabled, so that all kinds of files are written.
 _RULES = (
     "data.clean.near_dedup.enabled=true",
     "data.clean.line_dedup_chars=60",
@@ -42,7 +42,7 @@ _STAGES = {
     "pack": "packing",
     "examples": "examples",
 }
-#: Kills of each stage: some in every run of the tests, all of them in ``make test-recovery``.
+#: Kills of each stage: some of them in every run of the tests, all of them in ``make test-recovery``.
 _KILLS = 20
 
 
@@ -60,7 +60,7 @@ def _run(verb, root, source, *more):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Eight files, with copies and near copies among their documents; beside their folder, instructions."""
+    """Eight files with exact and near duplicates, and instructions next to their folder."""
     folder = tmp_path_factory.mktemp("given") / "source"
     folder.mkdir()
     records = [{"instruction": f"Count to {n}.", "output": f"{n}, at last."} for n in range(3000)]
@@ -84,19 +84,19 @@ def _start(verb, root, source, *more):
 
 
 def _written(root, verb, since):
-    """What the stage has written since then and not yet published: files and when."""
+    """Files that the stage has written since then and not published, with their times."""
     paths = set()
     try:
         for path in (root / "demo" / f".{_STAGES[verb]}.partial").rglob("*"):
             if (when := path.stat().st_mtime_ns) > since:
                 paths.add((path, when))
-    except FileNotFoundError:  # published, or one was renamed meanwhile
+    except FileNotFoundError:  # published, or a file was renamed meanwhile
         return set()
     return paths
 
 
 def _until_written(process, root, verb, since, times=1):
-    """Wait until the stage has been seen to write so many times, or has ended; how often it was."""
+    """Wait until the stage has written this number of times, or has ended; returns how often it has."""
     before, seen = set(), 0
     while seen < times and process.poll() is None:
         now = _written(root, verb, since)
@@ -107,7 +107,7 @@ def _until_written(process, root, verb, since, times=1):
 
 
 def _uninterrupted(verb, root, source, *more):
-    """Let a stage run to its end; how often it was seen to write."""
+    """Run a stage to its end; returns how often it wrote."""
     since = time.time_ns()
     process = _start(verb, root, source, *more)
     seen = _until_written(process, root, verb, since, sys.maxsize)
@@ -117,7 +117,7 @@ def _uninterrupted(verb, root, source, *more):
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory, source):
-    """The run's folder as it is before each stage, and at the end; how often each stage was seen to write."""
+    """The folder of the run before each stage and at the end, and how often each stage wrote."""
     folder = tmp_path_factory.mktemp("states")
     root = folder / "run"
     writes = {}
@@ -133,11 +133,11 @@ def _artefacts(root):
 
 
 def _killed(verb, root, source, random_, writes, *more):
-    """Start a stage and kill it, mostly after some write; whether that hit between the first and its publishing."""
+    """Start a stage and kill it, usually after a write. Returns whether it was killed between that and publishing."""
     since = time.time_ns()
     process = _start(verb, root, source, f"data.workers={random_.choice((1, 2, 3))}", *more)
     if random_.random() < 0.9:
-        # Half of them at the first, which no machine is too busy to see.
+        # Kill half of them at the first write, which is seen on any machine.
         _until_written(process, root, verb, since, random_.choice((1, random_.randint(1, writes))))
     else:
         time.sleep(random_.random())
@@ -156,7 +156,7 @@ def _killed(verb, root, source, random_, writes, *more):
 
 
 def _trial(verb, states, source, root, random_, kills):
-    """Kill a stage ``kills`` times in a row, let it end and compare; how many of the kills hit it at work."""
+    """Kill a stage ``kills`` times in a row, let it finish and compare. Returns how many kills hit it at work."""
     folder, writes = states
     before = folder / f"before-{verb}"
     if before.exists():
@@ -197,7 +197,7 @@ def test_killed_at_twenty_moments(verb, states, source, tmp_path):
 
 @pytest.mark.slow
 def test_a_solid_archive_killed(source, tmp_path):
-    """Its parts come out of one stream, which every start reads from the beginning."""
+    """The parts come from one stream, which every start reads from the beginning."""
     corpus = [json.loads(line)["text"] for path in sorted(source.glob("*.jsonl")) for line in path.open()]
     more = [f"{key}={value}" for key, value in write("openwebtext-tar-xz", corpus, tmp_path / "archive").items()]
     writes = _uninterrupted("clean", tmp_path / "whole", source, *more)
@@ -218,7 +218,7 @@ def _tasks(verb, root, source):
 
 
 def _kill_some(tasks, root, verb, random_, since):
-    """Kill one to all of some tasks, each after some write of theirs; how many of them were still at work."""
+    """Kill some tasks, each after a write; returns how many of them were still running."""
     hits = 0
     for process in random_.sample(tasks, random_.randint(1, len(tasks))):
         _until_written(process, root, verb, since, random_.randint(1, 2))
@@ -308,7 +308,7 @@ def test_verify_finds_a_flipped_bit_in_every_kind_of_file(states, source, tmp_pa
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
         if path.name == "manifest.json":
-            # A manifest's own fault may read as damage, or as another artefact than the one that others were made from.
+            # A damaged manifest is reported as damaged, or as another artefact than the input of others.
             assert faults, path
         else:
             assert len(faults) == 1 and str(path) in faults[0] and "repair: " in faults[0], (path, faults)

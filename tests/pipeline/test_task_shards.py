@@ -1,4 +1,4 @@
-"""Several tasks of a data stage as processes of their own, at the same time, and what they refuse beside each other."""
+"""Several tasks of a data stage as concurrent processes, and which other commands they refuse."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ _ARTEFACTS = ("documents", "tokenizer", "tokens")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Files enough for several parts, with copies and near copies among their documents."""
+    """Enough files for several parts, with exact and near duplicates."""
     folder = tmp_path_factory.mktemp("source")
     corpus = texts(500)
     corpus += corpus[::9] + [text.replace("a", "o", 1) for text in corpus[::11]]
@@ -42,7 +42,7 @@ def _start(root, source, verb, *more):
 
 
 def _run(root, source, verb, *more):
-    """Exit status, and the last line that it said."""
+    """Exit status and last line of a command."""
     process = _start(root, source, verb, *more)
     _, output = process.communicate()
     assert "Traceback" not in output
@@ -67,7 +67,7 @@ def _artefacts(root):
 
 @pytest.fixture(scope="module")
 def shared_and_whole(tmp_path_factory, source):
-    """Two folders of a run: one made by tasks, with the plain commands between and behind them, one by one command."""
+    """Two folders of a run: one built by tasks, with plain commands between and after them, and one by one command."""
     folder = tmp_path_factory.mktemp("runs")
     shared, whole = folder / "shared", folder / "whole"
     for verb in ("ingest", "dedup"):
@@ -94,7 +94,7 @@ def test_three_tasks_at_once_make_the_bytes_of_one_command(shared_and_whole):
 
 @contextlib.contextmanager
 def _sharing(root):
-    """Hold the lock of the documents as a task at work does."""
+    """Hold the lock of the documents, like a running task."""
     folder = root / "demo" / "documents"
     with lock.share(folder, lambda: None):
         yield folder
@@ -117,7 +117,7 @@ def test_a_task_of_another_recipe_is_refused_beside_tasks(source, tmp_path):
         assert status == 2
         assert output == f"error: {folder}: tasks of another recipe or source are running: wait for them"
         assert digests(tmp_path / "demo" / ".documents.partial") == begun
-        # One of the same recipe may join them.
+        # A task of the same recipe may join.
         assert _run(tmp_path, source, *one, "1")[0] == 0
 
 
@@ -125,7 +125,7 @@ def test_of_two_runs_at_once_the_second_is_refused(source, tmp_path):
     first = _start(tmp_path, source, "run")
     holder = tmp_path / "demo" / ".documents.holder"
     wait_until(lambda: (holder.exists() and holder.read_text()) or first.poll() is not None, "holder of the lock")
-    # It must not be done before the second has looked.
+    # It must not finish before the second command has tried.
     psutil.Process(first.pid).suspend()
     try:
         refused = _run(tmp_path, source, "run"), _run(tmp_path, source, "ingest", "--tasks", "2", "--task", "0")

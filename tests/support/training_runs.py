@@ -1,4 +1,4 @@
-"""A training folder with small checkpoints, made without a model."""
+"""A training folder with small checkpoints, without a model."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def begun(root: Path, stage: str = "pretrain", inputs: dict[str, str] | None = N
 
 
 def saved(run: TrainingRun, step: int, **details: Any) -> Path:
-    """A checkpoint of the run after so many steps."""
+    """A checkpoint of the run after ``step`` steps."""
     folder = run.folder / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_text(f"weights {step} {details}")

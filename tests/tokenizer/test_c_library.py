@@ -1,4 +1,4 @@
-"""The C code is compiled once, by however many processes at once, and done without where that is impossible."""
+"""C code is compiled once, by any number of concurrent processes, and is optional."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A folder of its own for compiled code, and nothing run_recipe or reported before."""
+    """An empty cache folder for compiled code, with nothing loaded or reported before."""
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     monkeypatch.setenv(c_library._REPORTED, "1")

@@ -1,4 +1,4 @@
-"""A tokenizer of characters: every one of the documents has an id, and what else comes has the unknown one."""
+"""The tokenizer of characters: every character of the documents has an id, others have the unknown id."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ _GIVEN = ("tokenizer.kind=characters", "tokenizer.vocab_size=100")
 
 
 def characters_recipe(root, *more):
-    """A recipe whose documents are there."""
+    """A recipe with built documents."""
     recipe = of_jsonl(root, write_jsonl(root / "source.jsonl", _TEXTS), *_GIVEN, *more)
     publish_documents(recipe)
     return recipe
@@ -77,7 +77,7 @@ def test_a_column_equals_one_by_one(tokenizer, batch, end, kind):
     expected = [tokenizer.encode(text) for text in batch]
     assert tokenizer.encode_batch(batch) == expected
     closing = [tokenizer.end_of_text_id] * end
-    # The same again from the middle of an array, and in two chunks.
+    # The same from the middle of an array, and in two chunks.
     whole = pyarrow.array(["before", *batch], kind)[1:]
     for texts_ in (whole, pyarrow.chunked_array([whole[:2], whole[2:]], kind)):
         ids, lengths = tokenizer.encode_column(texts_, end)
@@ -106,7 +106,7 @@ def test_conversations(tokenizer):
 
 
 def test_every_document_counts_and_the_file_is_the_same(trained, tmp_path):
-    """A sample of one document still leaves no character out, and another order of documents changes no byte."""
+    """All characters are in the vocabulary, even with a sample of one document. The order does not matter."""
     shuffled = of_jsonl(tmp_path, write_jsonl(tmp_path / "source.jsonl", _TEXTS[::-1]), *_GIVEN)
     publish_documents(shuffled)
     (tmp_path / "small").mkdir()

@@ -1,4 +1,4 @@
-"""The chat template: what carries loss, and that content cannot fake a turn."""
+"""The chat template: which positions have a loss, and that content cannot fake a turn."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A ready tokenizer of Hugging Face's format: from a file, a folder in either layout, or a hub that is not there."""
+"""A pretrained tokenizer in Hugging Face's format: a file, a folder in either layout, or a hub that is unreachable."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def repositories(tmp_path_factory):
 
 
 def taken(root, path, *more):
-    """The recipe that takes a tokenizer; its documents are there."""
+    """A recipe with a pretrained tokenizer, and with built documents."""
     options = (
         "tokenizer.kind=huggingface",
         f"tokenizer.path={path}",
@@ -60,58 +60,58 @@ def ready(repositories, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_recipe(ready):
+def loaded(ready):
     return load_tokenizer(RunLayout.of(ready).tokenizer)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.text(alphabet=st.characters(codec=None)), max_size=4))
-def test_loses_nothing_and_a_column_equals_one_by_one(run_recipe, documents):
+def test_loses_nothing_and_a_column_equals_one_by_one(loaded, documents):
     documents = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in documents]
-    expected = [run_recipe.encode(text) for text in documents]
-    assert [run_recipe.decode(ids) for ids in expected] == documents
-    assert run_recipe.encode_batch(documents) == expected
+    expected = [loaded.encode(text) for text in documents]
+    assert [loaded.decode(ids) for ids in expected] == documents
+    assert loaded.encode_batch(documents) == expected
     for end in (True, False):
-        ids, lengths = run_recipe.encode_column(pyarrow.array(documents, pyarrow.string()), end)
-        closing = [run_recipe.end_of_text_id] * end
+        ids, lengths = loaded.encode_column(pyarrow.array(documents, pyarrow.string()), end)
+        closing = [loaded.end_of_text_id] * end
         assert ids.tolist() == [token for ids_of_text in expected for token in (*ids_of_text, *closing)]
         assert lengths.tolist() == [len(ids_of_text) + end for ids_of_text in expected]
 
 
-def test_text_cannot_spell_a_special_token(run_recipe):
-    ids = run_recipe.encode("x <|endoftext|> y")
-    assert run_recipe.end_of_text_id not in ids and run_recipe.decode(ids) == "x <|endoftext|> y"
+def test_text_cannot_spell_a_special_token(loaded):
+    ids = loaded.encode("x <|endoftext|> y")
+    assert loaded.end_of_text_id not in ids and loaded.decode(ids) == "x <|endoftext|> y"
 
 
-def test_special_tokens_are_dropped_or_shown(run_recipe):
-    ids = [*run_recipe.encode("hi there"), run_recipe.end_of_text_id]
-    assert run_recipe.decode(ids) == "hi there"
-    assert run_recipe.decode(ids, show_special=True) == "hi there<|endoftext|>"
-    assert run_recipe.is_reserved(run_recipe.end_of_text_id) and not run_recipe.is_reserved(ids[0])
-    with pytest.raises(RequestError, match=f"outside the vocabulary of {run_recipe.vocab_size}"):
-        run_recipe.decode([run_recipe.vocab_size])
+def test_special_tokens_are_dropped_or_shown(loaded):
+    ids = [*loaded.encode("hi there"), loaded.end_of_text_id]
+    assert loaded.decode(ids) == "hi there"
+    assert loaded.decode(ids, show_special=True) == "hi there<|endoftext|>"
+    assert loaded.is_reserved(loaded.end_of_text_id) and not loaded.is_reserved(ids[0])
+    with pytest.raises(RequestError, match=f"outside the vocabulary of {loaded.vocab_size}"):
+        loaded.decode([loaded.vocab_size])
 
 
-def test_vocabulary(run_recipe):
-    assert run_recipe.vocab_size == 500
-    assert run_recipe.piece(run_recipe.end_of_text_id) == "<|endoftext|>"
-    assert sum(run_recipe.is_byte(token) for token in range(500)) == 256
-    assert run_recipe.stop_ids == {run_recipe.end_of_text_id}
-    assert run_recipe.decode(run_recipe.encode("a\ud800b")) == "a\ufffdb"
+def test_vocabulary(loaded):
+    assert loaded.vocab_size == 500
+    assert loaded.piece(loaded.end_of_text_id) == "<|endoftext|>"
+    assert sum(loaded.is_byte(token) for token in range(500)) == 256
+    assert loaded.stop_ids == {loaded.end_of_text_id}
+    assert loaded.decode(loaded.encode("a\ud800b")) == "a\ufffdb"
 
 
-def test_manifest(ready, run_recipe):
+def test_manifest(ready, loaded):
     published = manifest.read(RunLayout.of(ready).tokenizer)
     assert published.details == {"vocab_size": 500, "reserved": ["<|endoftext|>"]}
     assert set(published.files) == {"tokenizer.json"} and published.counts["bytes_per_token"] > 1.5
     assert "500 pieces" in outcome(published, ready)
 
 
-def test_layouts_give_the_same(repositories, run_recipe):
+def test_layouts_give_the_same(repositories, loaded):
     for name in ("older", "newer", "file"):
         tokenizer, contents = pretrained.read(pretrained.files(str(repositories[name])), name)
         assert list(contents) == ["tokenizer.json"]
-        assert tokenizer.encode("a bamo  \n\u2581é") == run_recipe.encode("a bamo  \n\u2581é")
+        assert tokenizer.encode("a bamo  \n\u2581é") == loaded.encode("a bamo  \n\u2581é")
 
 
 def test_wherever_it_lies_the_artefact_is_the_same(repositories, tmp_path):
@@ -134,17 +134,17 @@ def test_end_of_text_by_configuration(repositories, tmp_path):
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
         recipe = taken(tmp_path, folder)
         train(recipe)
-        run_recipe = load_tokenizer(RunLayout.of(recipe).tokenizer)
-        assert run_recipe.piece(run_recipe.end_of_text_id) == "<stop>"
+        loaded = load_tokenizer(RunLayout.of(recipe).tokenizer)
+        assert loaded.piece(loaded.end_of_text_id) == "<stop>"
 
 
-def test_no_conversations(run_recipe):
-    assert not run_recipe.has_chat_tokens
+def test_no_conversations(loaded):
+    assert not loaded.has_chat_tokens
     with pytest.raises(RequestError, match="no chat tokens"):
-        chat_template.render([{"role": "user", "content": "hi"}], run_recipe)
+        chat_template.render([{"role": "user", "content": "hi"}], loaded)
     for name in ("begin_id", "pad_id", "system_id", "user_id", "assistant_id", "end_of_turn_id"):
         with pytest.raises(RequestError, match="no chat tokens"):
-            getattr(run_recipe, name)
+            getattr(loaded, name)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +213,10 @@ def _command(verb, ready, *arguments, **options):
     return subprocess.run(line, cwd=CHECKOUT, capture_output=True, **options)
 
 
-def test_commands(ready, run_recipe):
+def test_commands(ready, loaded):
     text = "Hello <|endoftext|>\r\n\tworld é"
     encoded = _command("encode", ready, input=text.encode())
-    assert [int(word) for word in encoded.stdout.split()] == run_recipe.encode(text)
+    assert [int(word) for word in encoded.stdout.split()] == loaded.encode(text)
     assert _command("decode", ready, input=encoded.stdout).stdout.decode() == text
     shown = _command("inspect", ready)
     assert b"500 ids" in shown.stdout and b"measured on" in shown.stdout

@@ -1,4 +1,4 @@
-"""The tokenizer loses nothing, cannot be injected with control tokens, and is the same whenever it is trained."""
+"""The tokenizer is lossless, safe from injected control tokens, and the same whenever it is trained."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_lone_surrogate_becomes_the_replacement_character(tokenizer):
 def test_naughty_strings(tokenizer):
     path = SHARED_DATA / "naughty-strings.txt"
     if not path.exists():
-        pytest.skip("no naughty-strings.txt beside the checkout")
+        pytest.skip("no naughty-strings.txt next to the checkout")
     text = path.read_text(encoding="utf-8")
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -96,7 +96,7 @@ def test_nothing_is_lost_in_cutting():
 
 
 def test_long_documents_are_not_skipped(tmp_path):
-    """A document without a newline, far beyond the trainer's limit, still gives its words to the vocabulary."""
+    """A document without newlines, far longer than the trainer's limit, still contributes to the vocabulary."""
     body = " ".join(["zyxwvut"] * 10_000)
     recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "one.jsonl", [body, *texts(30)]))
     publish_documents(recipe)

@@ -1,4 +1,4 @@
-"""The sample over shards is that over all documents at once."""
+"""The sample over shards is the sample over all documents."""
 
 import numpy as np
 from hypothesis import given, settings

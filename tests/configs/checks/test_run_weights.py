@@ -1,4 +1,4 @@
-"""Which weights a command reads is said, and data that they were trained on stay where they are."""
+"""Commands describe the weights that they read, and data on which weights were trained are protected."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from tests.support.training_runs import begun, saved
 
 
 def write_artefact(folder, inputs=None, content="one") -> str:
-    """An artefact; its fingerprint."""
+    """Write an artefact; returns its fingerprint."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "file").write_text(content)
     written = Manifest(folder.name, {"n": content}, inputs or {}, {}, {}, manifest.describe_files(folder))
@@ -25,7 +25,7 @@ def write_artefact(folder, inputs=None, content="one") -> str:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of tokens, examples, a finished pretraining and a finished fine-tuning, without any models."""
+    """A run with tokens, examples, a finished pretraining and a finished fine-tuning, without models."""
     layout = RunLayout(tmp_path / "r", tmp_path / "r")
     tokenizer = write_artefact(layout.tokenizer)
     documents = write_artefact(layout.documents)

@@ -1,4 +1,4 @@
-"""Overrides that a command does not read are refused, but for those that the run was made with."""
+"""Overrides that a command does not read are refused, unless they agree with the run."""
 
 import pytest
 
@@ -16,7 +16,7 @@ RECIPE = "configs/demo.yaml"
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    """``unread.check`` of a run whose documents and weights were made with a few overrides."""
+    """``unread_keys.check`` on a run whose documents and weights were built with a few overrides."""
     monkeypatch.delenv(unread_keys.TARGETS, raising=False)
     root = f"run.root={tmp_path}"
     source = ["data.source.kind=text", "data.source.path=here.txt", "data.source.packages=null"]

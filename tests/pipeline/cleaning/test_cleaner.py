@@ -1,4 +1,4 @@
-"""The rules in order: what is kept, what is dropped and why; language and decontamination."""
+"""The cleaning rules in order: what is kept, what is dropped and why; language and decontamination."""
 
 import gzip
 import json

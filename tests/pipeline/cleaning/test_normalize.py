@@ -1,4 +1,4 @@
-"""Normalisation of a text, and that of a column is the same."""
+"""Normalization of a text, and of a column."""
 
 import sys
 
@@ -66,7 +66,7 @@ def test_every_line_break_of_python_is_one():
 @settings(deadline=None)
 @given(_AWKWARD)
 def test_words_are_not_joined(text):
-    # Of Python's white space all parts words, 1C to 1F too.
+    # All white space of Python separates words, including 1C to 1F.
     words = [word.translate(str.maketrans("", "", "\x00\x84\ufeff")) for word in text.split()]
     assert normalize(text, "none").split() == [word for word in words if word]
 

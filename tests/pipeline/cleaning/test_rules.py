@@ -1,4 +1,4 @@
-"""The columnar rules of C4 and Gopher decide as plain ones do, for any texts and thresholds."""
+"""The columnar rules of C4 and Gopher agree with plain implementations, for any texts and thresholds."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ C4 = st.builds(
 
 
 def _normal(text):
-    """Texts come to the rules without newlines around."""
+    """The rules get texts without surrounding newlines."""
     return text.strip("\n")
 
 

@@ -82,7 +82,7 @@ def test_common_chunks_are_split_as_all_others(before, pieces, behind):
 
 @pytest.mark.parametrize("piece", [".", "=", "a.", "a:", "1,", "@a", "-", "(a", "x://", "'"])
 def test_long_chunks_take_no_time(piece):
-    """What would take hours if the time grew with the square of the length."""
+    """Inputs that would take hours if the time were quadratic in the length."""
     for size in (4_000, 200_000):
         chunk = piece * (size // len(piece))
         assert "".join(Splitter().split(chunk)) == chunk

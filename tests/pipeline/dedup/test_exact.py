@@ -1,4 +1,4 @@
-"""Equal documents and equal lines, against what their definition says."""
+"""Exact duplicates of documents and lines, compared with their definition."""
 
 import numpy as np
 import pyarrow

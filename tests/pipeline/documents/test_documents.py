@@ -1,4 +1,4 @@
-"""The documents stage: every document accounted for, and that neither order of work nor workers changes anything."""
+"""The documents stage: every document is counted, and the result does not depend on order or workers."""
 
 import json
 

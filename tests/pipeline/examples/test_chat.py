@@ -1,4 +1,4 @@
-"""Chat examples: where they come from, how they are read, what is left out, and that none gives another away."""
+"""Chat examples: their sources, how records are read, what is dropped, and that the split reveals no answers."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from tokenizer.train import train
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run over the documentation of a few small packages, with its examples."""
+    """A run on the documentation of a few small packages, with its examples."""
     root = tmp_path_factory.mktemp("examples")
     run_recipe = recipe(
         root, "data.source.packages=[json, logging, asyncio, posixpath]", "finetune.examples.max_examples=null"
@@ -311,6 +311,6 @@ def test_a_missing_file_is_named_by_its_key(tmp_path):
 def test_real_instructions(tmp_path):
     path = SHARED_DATA / "instructions.json"
     if not path.exists():
-        pytest.skip("no instructions.json beside the checkout")
+        pytest.skip("no instructions.json next to the checkout")
     published = chat.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
     assert published.counts["found"] == 1100 and 50 <= published.counts["held_out"]["examples"] <= 55

@@ -1,4 +1,4 @@
-"""Which chat examples are held out: the share, what stays on one side, and what may stand on both."""
+"""Which chat examples are held out: their fraction, what is tied, and what can be on both sides."""
 
 import random
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ def _sentence(rng, words):
 
 
 def _sides(held_out, labels):
-    """For each label the sides that its examples are on."""
+    """For each label the sides of its examples."""
     sides = defaultdict(set)
     for side, label in zip(held_out.tolist(), labels, strict=True):
         sides[label].add(side)
@@ -46,7 +46,7 @@ def test_a_common_answer_is_never_held_out_altogether():
 
 
 def _family(rng):
-    """Nearly the same question in several ways."""
+    """Nearly the same question, in several ways."""
     words = rng.choices(_WORDS, k=8)
     question, at = " ".join(words), rng.randrange(8)
     return [
@@ -124,7 +124,7 @@ def test_every_turn_of_a_conversation_counts():
             (number, _conversation("Hi.", "Hello!", *first)),
             (number, _conversation("Hi.", "Hello!", *first, *second)),
         ]
-        # The answer of the second turn to a question of its own.
+        # The answer of the second turn, with a question of its own.
         conversations.append((number, _conversation(_sentence(rng, 8), second[1])))
     held_out, warning = split([turns for _, turns in conversations], 1, 0.1)
     assert held_out.sum() == 30 and warning is None

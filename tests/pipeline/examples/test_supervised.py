@@ -1,4 +1,4 @@
-"""Examples with targets: the same as by plain code, split, dropped by reason, and the same bytes after a kill."""
+"""Supervised examples: compared with plain code, split, dropped by reason, and the same bytes after a kill."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ _CLASSES = ("apple pie", "Beer", "cake_1")
 
 
 def _records(task, count=300):
-    """Texts with targets, some of which fit no example."""
+    """Texts with targets. Some of them fit no example."""
     rng = random.Random(task)
     records = []
     for number in range(count):
@@ -191,7 +191,7 @@ def test_another_recipe_moves_them_aside(run, tmp_path):
 
 
 def test_stopped_half_way_and_on_more_processes_the_same_bytes(run, tmp_path, monkeypatch):
-    """Stopped in the second block: the first is not made again, and what is half written goes."""
+    """Stop in the second block: the first block is kept, and incomplete files are removed."""
     recipe, _ = run
     shutil.copytree(recipe.run.root, tmp_path / "run")
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"root": str(tmp_path / "run")})})
@@ -237,7 +237,7 @@ def test_killed_and_started_again(tmp_path):
     def written():
         try:
             return sorted((folder.parent / ".examples.partial").rglob("*"))
-        except FileNotFoundError:  # one was renamed meanwhile
+        except FileNotFoundError:  # a file was renamed meanwhile
             return None
 
     hits = 0
@@ -268,7 +268,7 @@ def test_other_classes_than_the_model_has(tmp_path):
     assert "model.classes is 6, the documents have 2 classes (even, odd): set model.classes" in message
     recipe = _labels(tmp_path, records, "model.classes=2")
     assert _build(recipe).details["classes"] == ["even", "odd"]
-    # Refused before anything is moved, and what is published stays.
+    # It is refused before anything is moved, so published files stay.
     with pytest.raises(RequestError, match=r"model\.classes is 3"):
         supervised.build(_labels(tmp_path, records, "model.classes=3"))
     assert manifest.read(RunLayout.of(recipe).examples) is not None
@@ -319,7 +319,7 @@ def test_row_groups_grow_with_their_targets(tmp_path, monkeypatch):
 
 
 def test_one_text_is_on_one_side(tmp_path):
-    """Translations of a sentence, and targets that differ by a blank, do not fall to both."""
+    """Translations of a sentence, and targets that differ by a space, are on the same side."""
     texts = [f"number {n}" for n in range(60)]
     records = [(text, target) for text in texts for target in ("one", "two", " one")]
     options = write_records(tmp_path / "a.jsonl", records)

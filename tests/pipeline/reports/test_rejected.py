@@ -1,4 +1,4 @@
-"""The documents that were dropped, as ``python -m pipeline rejected`` shows them."""
+"""``python -m pipeline rejected`` shows the dropped documents."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Damaged and strange input: counted with where it is, what is whole around it kept, the same on each reading."""
+"""Damaged input: it is counted with its place, everything else is read, and every reading is the same."""
 
 import csv as standard_csv
 import io
@@ -27,7 +27,7 @@ TEXTS = corpora.texts(40, seed=8)
 
 
 def read(source):
-    """Documents and counts of two readings that must agree."""
+    """Documents and counts of two readings, which must agree."""
     readings = []
     for _ in range(2):
         bad = BadInputs()
@@ -66,7 +66,7 @@ def test_compressed_lines(tmp_path, ending, harm):
     (tmp_path / f"b.jsonl{ending}").write_bytes(packed(b'{"text": "whole"}\n', ending))
     documents, bad = read(JsonlSource(str(tmp_path), "text"))
     assert sum(bad.reasons.values()) == bad.reasons["unreadable file"] == 1 and documents[-1].text == "whole"
-    # A flip may decode to something else, which only the checksum at the end knows.
+    # A flipped byte may decode to something else, which only the checksum at the end detects.
     if "checksum" not in bad.examples["unreadable file"][0]:
         assert [d.text for d in documents[:-1]] == (TEXTS * 9)[: len(documents) - 1]
 
@@ -206,7 +206,7 @@ def test_parquet(tmp_path, harm):
     if harm != "flip":
         assert texts == TEXTS[21:] and bad.reasons == {"unreadable file": 1}
         return
-    # Without page checksums, Arrow notices a changed byte only where the compression or the text's form does.
+    # Without page checksums, Arrow detects a changed byte only by the compression or the encoding of the text.
     assert len(texts) + 21 >= len(TEXTS) - 21 and texts[-19:] == TEXTS[21:]
 
 

@@ -1,4 +1,4 @@
-"""How much a damaged input took with it, in bytes; and that no more than a few documents are held at a time."""
+"""The bytes lost to damaged input, and that only a few documents are held in memory at a time."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ def read(source):
 
 
 def refused(bad, inputs=1):
-    """Whether the bytes alone refuse it."""
+    """Check that the lost bytes alone refuse it."""
     assert sum(bad.reasons.values()) <= max(inputs, 0.01 * bad.good)
     with pytest.raises(RequestError, match=r"inputs cannot be read \(.*about [\d.]+ % of the bytes\), above") as caught:
         bad.check(0.01, "corpus")
@@ -174,7 +174,7 @@ def test_folders_behind_links(tmp_path):
 
 
 def peaks(source):
-    """Most bytes of Arrow's pool and of Python while a source is read, and rows."""
+    """Peak bytes of Arrow's pool and of Python while a source is read, and the number of rows."""
     parts = list(source.parts(1))
     rows = top = 0
     bad = BadInputs()

@@ -1,4 +1,4 @@
-"""Compressed files: all that is before damage is read, whatever compresses it and whatever reads it; never more."""
+"""Compressed files: everything before damage is read, for all formats and readers, and nothing more."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ ENDINGS = (".gz", ".xz", ".zst")
 
 
 def drained(content, ending):
-    """What is read, the damage and where the stored bytes stand then."""
+    """What is read, the damage, and the position in the stored bytes then."""
     stored = io.BytesIO(content)
     stream = decompressed(stored, f"a{ending}")
     decompressed_bytes = bytearray()
@@ -38,7 +38,7 @@ def drained(content, ending):
 
 
 def in_blocks(content, ending, lines=40):
-    """Content of which every so many lines can be decompressed by themselves."""
+    """Content in which groups of lines can be decompressed independently."""
     pieces = content.splitlines(keepends=True)
     blocks = [b"".join(pieces[at : at + lines]) for at in range(0, len(pieces), lines)]
     if ending == ".zst":
@@ -77,7 +77,7 @@ def test_all_before_a_cut_is_read(ending, cut):
     packed = packed[: len(packed) * cut // 100]
     content_read, error, at = drained(packed, ending)
     assert error is not None and at == len(packed) and b"".join(lines).startswith(content_read)
-    # Of the members, or blocks, that are there in full nothing is lost.
+    # Members, or blocks, that are complete are read.
     assert len(content_read) > len(b"".join(lines)) * cut // 100 * 0.9 - 2000
 
 
@@ -121,11 +121,11 @@ def test_every_source_keeps_what_decodes(tmp_path, monkeypatch, kind, ending, ha
     path.write_bytes(packed)
     source = _SOURCES[kind](str(path))
     whole, _ = _read(source)
-    # The text's own end is an end like any other.
+    # Text does not show that it is cut off.
     path.write_bytes(packed + b"GARBAGE" * 20 if harm == "garbage" else packed[: len(packed) * 3 // 4])
     documents_read, bad = _read(_SOURCES[kind](str(path)))
     if harm == "garbage":
-        # Behind a tar's own end nothing is read.
+        # Nothing is read after the end of a tar archive.
         assert documents_read == whole and sum(bad.reasons.values()) == (kind != "tar") and bad.lost_bytes < 200
     else:
         assert (

@@ -1,4 +1,4 @@
-"""A source that has changed is found: by a stat where nobody hides it, by verify whatever was done to a file."""
+"""Changed sources are detected: by size and times, and by verify even if these are unchanged."""
 
 import json
 import os
@@ -21,12 +21,12 @@ from tests.support.pipeline import corpora
 from tests.support.pipeline.corpora import of_jsonl, recipe, texts, write_jsonl
 
 TEXTS = texts(40, seed=3)
-#: A time long ago: a file changed just now is never trusted.
+#: A time in the past. A file that was just changed is never trusted.
 PAST = (10**18, 10**18)
 
 
 def settled(folder):
-    """The files below a folder, none of them changed just now."""
+    """The files below a folder, with modification times in the past."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
         os.utime(path, ns=PAST)
@@ -34,7 +34,7 @@ def settled(folder):
 
 
 def redact(path):
-    """Change a byte in the middle, at the same length, and put the times back."""
+    """Change a byte in the middle, and restore the times."""
     with path.open("r+b") as stream:
         stream.seek(path.stat().st_size // 2)
         byte = stream.read(1)

@@ -1,4 +1,4 @@
-"""What is found at a source's path, what is passed over, and the key that messages name."""
+"""Which files of a path are read and which are skipped, and the keys in messages."""
 
 import gzip
 

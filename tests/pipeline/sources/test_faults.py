@@ -1,4 +1,4 @@
-"""A disk that fails while a source is read, and a source that shrinks: nothing is lost, nothing wrongly counted."""
+"""A disk that fails, or a source that shrinks, while it is read: nothing is lost or counted wrongly."""
 
 import errno
 import io
@@ -32,7 +32,7 @@ from tests.support.pipeline.corpora import (
 
 
 class _Failing(io.RawIOBase):
-    """A file in small blocks, from which the kernel reports EIO once ``fails`` says so."""
+    """A file with small blocks. The kernel reports EIO when ``fails`` returns True."""
 
     def __init__(self, stream, fails):
         self._stream, self._fails = stream, fails
@@ -58,7 +58,7 @@ class _Failing(io.RawIOBase):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Set when a source's file begins to fail: a function, asked before each block."""
+    """Sets a function that is called before each block, and returns whether the file fails."""
     if not Path("/proc/self/mem").exists():
         pytest.skip("no file here that always fails to be read")
     opened = files.File.open
@@ -153,7 +153,7 @@ def test_a_shrunk_source_takes_nothing_away(tmp_path):
     assert documents.build(recipe).counts["documents"] == 25
     (aside,) = (tmp_path / "demo" / "previous").glob("*-documents")
     assert digests(aside) == before
-    # What was only begun is kept too.
+    # Unfinished work is kept too.
     write_jsonl(tmp_path / "source" / "1.jsonl", corpus[20:40])
     documents.ingest(recipe, TaskShard(0, 1))
     (tmp_path / "source" / "1.jsonl").unlink()

@@ -1,4 +1,4 @@
-"""Encodings, delimiters and text fields within others."""
+"""Encodings, delimiters and nested text fields."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_encodings(tmp_path, monkeypatch, encoding, ending):
 
 @pytest.mark.parametrize("encoding", ["ascii", "euc_kr", "utf-16"])
 def test_what_is_in_another_encoding_is_counted(tmp_path, encoding):
-    """Lines and records that can be read are; UTF-16 without its mark is nothing at all."""
+    """Readable lines and records are read. UTF-16 without a byte order mark is not."""
     options = f"data.source.encoding={encoding}"
     good = 0 if encoding == "utf-16" else 2
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("one", "b\xc3\xa4d\xff", "two")]

@@ -1,4 +1,4 @@
-"""The hub source, offline, through the library's own calls on a local repository of the same layout."""
+"""The hub source, offline, with the library's calls on a local repository of the same layout."""
 
 import os
 import re
@@ -22,7 +22,7 @@ TEXTS = corpora.texts(50, seed=4, sentences=3)
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """No waiting between attempts, and nothing kept of the other tests' repositories."""
+    """Without waiting between attempts, and without cached repositories of other tests."""
     monkeypatch.setattr(retry, "FIRST_WAIT", 0)
     hub._load.cache_clear()
     hub._builder.cache_clear()
@@ -39,7 +39,7 @@ def read(source):
 
 
 def breaking(monkeypatch, faults, change=lambda table: table):
-    """The library's stream, which raises ``faults`` one after the other after one batch of two rows each."""
+    """The library's stream, which raises ``faults`` in turn, each after a batch of two rows."""
     whole = datasets.IterableDataset.iter
     left = list(faults)
 
@@ -161,17 +161,17 @@ def test_the_revision_is_recorded_and_pinned(repository, monkeypatch):
         return huggingface_hub.hf_api.DatasetInfo(id=name, sha=sha, private=False, downloads=0, likes=0, tags=[])
 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
-    run_recipe = []
+    loaded = []
     real = datasets.load_dataset
 
     def load(path, config, **keys):
-        run_recipe.append((path, keys["revision"]))
+        loaded.append((path, keys["revision"]))
         return real(str(repository), config, **{**keys, "revision": None})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = HubSource("Skylion007/openwebtext", "text", revision="main")
     assert source.inputs() == {"commit": sha} and source.details()["revision"] == sha
-    assert source._stream().num_shards == 3 and run_recipe == [("Skylion007/openwebtext", sha)]
+    assert source._stream().num_shards == 3 and loaded == [("Skylion007/openwebtext", sha)]
     assert calls == [("Skylion007/openwebtext", "dataset", "main")] * 2
     pinned = HubSource("Skylion007/openwebtext", "text", revision=sha)
     assert pinned.inputs() == {"commit": sha} and len(calls) == 2

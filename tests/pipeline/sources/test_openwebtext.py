@@ -1,4 +1,4 @@
-"""OpenWebText's recipe over the same documents in every layout that they are found in."""
+"""The OpenWebText recipe gives the same documents from every layout."""
 
 import io
 import json
@@ -20,7 +20,7 @@ SAMPLE = SHARED_DATA / "openwebtext-500.jsonl.zst"
 
 @pytest.fixture(scope="module")
 def texts():
-    """500 real documents where they are at hand, else made-up ones."""
+    """500 real documents if available, or else random ones."""
     if not SAMPLE.exists():
         return corpora.texts(300)
     with zstandard.open(SAMPLE, "rb") as stream:

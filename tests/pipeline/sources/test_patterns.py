@@ -1,4 +1,4 @@
-"""The made-up source: walks that two characters settle, the same however they are cut into parts."""
+"""The patterns source: two characters determine a walk, and it does not depend on the parts."""
 
 from itertools import pairwise
 
@@ -88,7 +88,7 @@ def test_a_preview_and_the_rules_that_would_drop_them(tmp_path):
     published = documents.build(
         _patterns_recipe(tmp_path, "data.source.min_chars=2", "data.source.max_chars=3", "data.clean.min_chars=0")
     )
-    # 62 letters, 4 steps and 2 lengths give 496 texts: of 300 drawn some are drawn again.
+    # 62 letters, 4 steps and 2 lengths give 496 texts, so some of 300 random ones are equal.
     assert published is not None and published.counts["documents"] + sum(published.counts["dropped"].values()) == 300
     assert 200 < published.counts["documents"] < 300
     assert published.details["sources"] == {"patterns": {"alphabet": ALPHABET}}

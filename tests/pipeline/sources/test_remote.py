@@ -1,4 +1,4 @@
-"""Sources behind URLs, by fsspec's file system in memory: found, read, and read on across broken connections."""
+"""Sources behind URLs, with fsspec's file system in memory: listed, and read across broken connections."""
 
 import builtins
 
@@ -20,7 +20,7 @@ TEXTS = corpora.texts(30, seed=6, sentences=3)
 
 @pytest.fixture
 def memory(monkeypatch):
-    """An empty file system in memory, and no waiting between attempts."""
+    """An empty file system in memory, without waiting between attempts."""
     monkeypatch.setattr(retry, "FIRST_WAIT", 0)
     system = fsspec.filesystem("memory")
     system.store.clear()

@@ -1,4 +1,4 @@
-"""Files that are of another kind than their names and the recipe say are called what they are."""
+"""Files of a different format than their names say are reported as what they are."""
 
 import bz2
 import gzip

@@ -177,7 +177,7 @@ def test_a_field_name_that_utf8_cannot_hold_is_reported(tmp_path, capsysbinary):
 
 def test_books(tmp_path):
     if not (SHARED_DATA / "gutenberg").exists():
-        pytest.skip("no gutenberg folder beside the checkout")
+        pytest.skip("no gutenberg folder next to the checkout")
     run_recipe = recipe(tmp_path, "data.source.kind=text", f"data.source.path={SHARED_DATA / 'gutenberg'}")
     published = documents.build(run_recipe)
     assert published is not None and published.counts["documents"] > 400

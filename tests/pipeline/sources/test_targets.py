@@ -1,4 +1,4 @@
-"""Documents with targets: every source that has them, what cleaning does to them, what tells two documents apart."""
+"""Documents with targets: the sources that have them, cleaning, and when two documents are equal."""
 
 import csv
 import gzip
@@ -191,7 +191,7 @@ def test_the_lines_before_damage_still_belong_together(tmp_path):
     assert bad.examples == {"unreadable file": ["b.gz: cut off before its end"]} and 0 < bad.lost_bytes <= bad.bytes
     (tmp_path / "b.gz").write_bytes(whole + b"garbage")
     assert len(_read(source)[0]) == 900
-    # No damage lets a file have more lines than the whole one beside it.
+    # Damage never gives a file more lines than the intact file next to it.
     (tmp_path / "a").write_text("line\n" * 50)
     with pytest.raises(RequestError, match=r"a has 50 lines and .*b.gz 900"):
         list(source.parts(1))
@@ -235,7 +235,7 @@ def test_a_digest_covers_the_target(tmp_path):
     published = documents.build(recipe)
     assert published.counts["dropped"] == {"the same text as an earlier document": 1}
     kept = _kept(recipe)
-    # What is done to texts is done to targets.
+    # Targets are cleaned like texts.
     assert [(row["text"], row["target"]) for row in kept] == [
         ("one", "1"), ("one", "2"), ("oné", "café"), ("two", "1")
     ]  # fmt: skip
@@ -290,7 +290,7 @@ def test_tokenizers_are_made_of_targets_that_are_text(tmp_path):
     assert letters == {"seq2seq": set("abcxyz0"), "sequence_classification": set("abc0")}
     folder = RunLayout.of(recipe).documents
     assert training_sample.sample(folder, 10**6, 1, targets=True)[0] == "abcabcabc0\nxyzxyzxyz0"
-    # Targets count into the budget.
+    # Targets count toward the budget.
     assert (
         len(training_sample.sample(folder, 25, 1)) == 2
         and len(training_sample.sample(folder, 25, 1, targets=True)) == 1

@@ -1,4 +1,4 @@
-"""Plain text: cut at paragraphs, sentences or in windows; merged; in blocks as in one piece."""
+"""Plain text: cut at paragraphs, sentences or in windows; merged; in blocks or at once."""
 
 import gzip
 
@@ -132,7 +132,7 @@ def test_merged_files_are_one_text(tmp_path, monkeypatch):
 def test_merged_speeches():
     folder = SHARED_DATA / "inaugural"
     if not folder.exists():
-        pytest.skip("no inaugural folder beside the checkout")
+        pytest.skip("no inaugural folder next to the checkout")
     apart, _ = read(TextSource(str(folder), 4000, "sentence"))
     merged, bad = read(TextSource(str(folder), 4000, "sentence", merge=True))
     assert bad.good == len({document.source for document in apart})

@@ -1,4 +1,4 @@
-"""The indexed dataset: our reader, Megatron's and DeepSpeed's agree on what our writer wrote."""
+"""The indexed dataset: our reader and those of Megatron and DeepSpeed agree on what our writer writes."""
 
 import os
 
@@ -60,7 +60,7 @@ def test_deepspeed_reads_the_wide_form(tmp_path, monkeypatch):
 
 
 def test_we_read_what_megatron_wrote(tmp_path):
-    """Documents of several sequences too."""
+    """Also documents of several sequences."""
     torch = pytest.importorskip("torch")
     megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     builder = megatron.IndexedDatasetBuilder(str(tmp_path / "a.bin"), dtype=np.uint16)

@@ -1,4 +1,4 @@
-"""The overlap rule, against a plain rendering of its definition."""
+"""The overlap rule, compared with a plain implementation."""
 
 import re
 

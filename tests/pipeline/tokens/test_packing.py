@@ -1,4 +1,4 @@
-"""Packing: nothing lost, nothing cut without need, the same bytes however it was built."""
+"""Packing: no token is lost, only long documents are cut, and the bytes do not depend on how it is built."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.support.training.shards import documents, write
 
 
 def naive_rooms(lengths: list[int], capacity: int) -> list[int]:
-    """Room left in each bin by best-fit decreasing, an item at a time."""
+    """The remaining space of each bin after best-fit decreasing, one item at a time."""
     rooms: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [room for room in rooms if room >= length]

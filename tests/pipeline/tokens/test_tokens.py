@@ -1,4 +1,4 @@
-"""Token shards: what is in them, how documents are split, and the same bytes however they are made."""
+"""Token shards: their content, the split of documents, and the same bytes for any workers and tasks."""
 
 import sys
 
@@ -143,7 +143,7 @@ def test_damaged_documents_are_named_with_their_cure(tmp_path, damage):
 
 
 def test_validation_documents_that_training_contains_are_left_out(tmp_path):
-    """Each text comes twice, with other punctuation and with an end of its own: exact deduplication sees neither."""
+    """Each text occurs twice, with other punctuation and another end, so it is no exact duplicate."""
     base = texts(60)
     near = [text.replace(".", "!") + " one two three" for text in base]
     recipe, published = _built(tmp_path, base + near, "data.tokens.validation_fraction=0.3")
