@@ -18,7 +18,7 @@ be read, and lists the first hundred of them for each reason.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from artefacts import fingerprint, manifest, repair_hints
 from artefacts.manifest import Manifest
@@ -37,23 +37,9 @@ from pipeline.sources.storage.digests import digests_of
 # The steps import numpy and Arrow. They are imported only if there is work to do.
 
 
-class _Build(NamedTuple):
-    """An opened stage with its sources.
-
-    Attributes:
-        stage: the stage.
-        sources: every source of the recipe by name.
-        parts: folder of the parts. It depends on how the sources are divided, so parts of another division are not
-            reused.
-    """
-
-    stage: Stage
-    sources: dict[str, Source]
-    parts: Path
-
-
 @contextmanager
-def _open_build(recipe: Recipe, task_shard: TaskShard) -> Iterator[_Build]:
+def _open_stage(recipe: Recipe, task_shard: TaskShard) -> Iterator[tuple[Stage, dict[str, Source]]]:
+    """Open the stage and its sources. Finished documents do not need their sources."""
     target = RunLayout.of(recipe).documents
     sources = open_sources(recipe)
     published = repair_hints.read_manifest("documents", target)
@@ -62,8 +48,13 @@ def _open_build(recipe: Recipe, task_shard: TaskShard) -> Iterator[_Build]:
         inputs = input_fingerprints.current_or_recorded(recipe, sources, published, target, digests)
         shared = task_shard != ALL_TASKS
         with open_stage("documents", target, documents_identity(recipe), inputs, shared, check) as stage:
-            scheme = fingerprint.of_value([source.partition_scheme for source in sources.values()])
-            yield _Build(stage, sources, stage.scratch / f"parts-{scheme[:12]}")
+            yield stage, sources
+
+
+def _parts_folder(stage: Stage, sources: dict[str, Source]) -> Path:
+    """The folder of the parts. It depends on how the sources are divided, so that other parts are not reused."""
+    scheme = fingerprint.of_value([source.partition_scheme for source in sources.values()])
+    return stage.scratch / f"parts-{scheme[:12]}"
 
 
 def ingest(recipe: Recipe, task_shard: TaskShard) -> list[str] | None:
@@ -75,12 +66,13 @@ def ingest(recipe: Recipe, task_shard: TaskShard) -> list[str] | None:
     Raises:
         RequestError: there is nothing to read, or (if one task does all the work) too much could not be read.
     """
-    with _open_build(recipe, task_shard) as (stage, sources, parts):
+    with _open_stage(recipe, task_shard) as (stage, sources):
         if stage.finished:
             return None
         from pipeline.documents import counts, source_checks, tables
         from pipeline.documents.ingest import part_counts, read_parts
 
+        parts = _parts_folder(stage, sources)
         read_parts(recipe, sources, parts, task_shard)
         if task_shard == ALL_TASKS:
             source_checks.check_reading(recipe, sources, parts)
@@ -98,11 +90,12 @@ def find_duplicates(recipe: Recipe, task_shard: TaskShard) -> bool:
     Raises:
         RequestError: parts are missing, or (if one task does all the work) too much could not be read.
     """
-    with _open_build(recipe, task_shard) as (stage, sources, parts):
+    with _open_stage(recipe, task_shard) as (stage, sources):
         if stage.finished:
             return True
         from pipeline.documents import duplicates, source_checks
 
+        parts = _parts_folder(stage, sources)
         if task_shard == ALL_TASKS:
             source_checks.check_reading(recipe, sources, parts)
         return duplicates.find(recipe, parts, task_shard)
@@ -118,12 +111,13 @@ def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
         RequestError: there is nothing to read, too many inputs are unreadable, no document of a source is left after
             cleaning, or (for one task of several) an earlier step is not finished.
     """
-    with _open_build(recipe, task_shard) as (stage, sources, parts):
+    with _open_stage(recipe, task_shard) as (stage, sources):
         if stage.finished:
             return None
         from pipeline.documents import duplicates, source_checks, write_shards
         from pipeline.documents.ingest import read_parts
 
+        parts = _parts_folder(stage, sources)
         if task_shard == ALL_TASKS:
             read_parts(recipe, sources, parts, task_shard)
             source_checks.check_reading(recipe, sources, parts)

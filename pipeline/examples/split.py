@@ -116,8 +116,8 @@ def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Spli
 def _warning(reached: int, target: int, count: int, shared: str) -> str | None:
     if shared:
         return (
-            f"finetune.examples: too few of the {count:,} examples have a unique question and answer: the {reached:,} "
-            f"held-out examples share {shared} with training examples, so their loss is too optimistic"
+            f"finetune.examples: too few of the {count:,} examples have a unique question and answer: held-out "
+            f"examples ({reached:,}) share {shared} with training examples, so their loss is too optimistic"
         )
     if 2 * reached < target:
         return (

@@ -171,7 +171,7 @@ def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, content: str)
 
 def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "thing").write_text("a file")
-    with pytest.raises(RequestError, match="a file is in its place"):
+    with pytest.raises(RequestError, match="is a file, not a folder"):
         manifest.require(tmp_path / "thing", "make thing")
     (tmp_path / "other" / manifest.NAME).mkdir(parents=True)
     with pytest.raises(RequestError, match="cannot be read: Is a directory"):
@@ -258,7 +258,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
     held = lock.hold(tmp_path / "thing")
     held.__enter__()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lock, "_SEEN", float("inf"))
+        patch.setattr(lock, "_PATIENCE", float("inf"))
         patch.setattr("time.sleep", lambda seconds: held.__exit__(None, None, None))
         with lock.hold(tmp_path / "thing"):
             pass
@@ -291,5 +291,5 @@ def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, place: s
 
 def test_a_link_to_nothing_in_the_place_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "unmounted")
-    with pytest.raises(RequestError, match=r"run: a file, or a link to nothing, is in the place"):
+    with pytest.raises(RequestError, match=r"run is a file or a dangling link"):
         build(tmp_path / "run" / "thing", "one")

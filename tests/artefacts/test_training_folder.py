@@ -107,7 +107,7 @@ def test_a_damaged_manifest_of_a_run_that_is_not_finished_goes(tmp_path) -> None
 def test_a_damaged_manifest_without_a_checkpoint_says_so(tmp_path) -> None:
     run = begun(tmp_path)
     (run.folder / manifest.NAME).touch()
-    with pytest.raises(RequestError, match="no checkpoint is left of this training"):
+    with pytest.raises(RequestError, match="this training has no checkpoint left"):
         run.manifest()
 
 

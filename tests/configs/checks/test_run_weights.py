@@ -83,7 +83,7 @@ def test_what_has_no_weights_yet_says_why(run, tmp_path) -> None:
     assert "has saved no checkpoint yet" in str(run_weights.none_yet(layout, "pretrain"))
     assert run_weights.unfinished(layout) == [f"{layout.pretrain}: training is not finished; it has no checkpoint yet"]
     with lock.hold(layout.pretrain):
-        assert "the training that runs there saves every train.save_every" in str(
+        assert "the running training saves one every train.save_every steps" in str(
             run_weights.none_yet(layout, "pretrain")
         )
 

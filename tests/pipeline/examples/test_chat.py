@@ -256,8 +256,8 @@ def test_what_is_no_text_is_named(tmp_path, record, reason):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("made.csv", "instruction,output\nDo it.,Done.\n", "malformed line: 2 .*: it takes JSON lines"),
-        ("made.jsonl", "1\n2\n", "not a JSON object: 2 .*: it takes JSON lines"),
+        ("made.csv", "instruction,output\nDo it.,Done.\n", "malformed line: 2 .*: use JSON lines"),
+        ("made.jsonl", "1\n2\n", "not a JSON object: 2 .*: use JSON lines"),
         ("made.jsonl", "\n", "has no records: use JSON lines"),
         (
             "made.jsonl",
@@ -267,7 +267,7 @@ def test_what_is_no_text_is_named(tmp_path, record, reason):
         (
             "made.jsonl",
             (json.dumps({"instruction": "Do it.", "output": "Done." * 400}) + "\n") * 2,
-            r"no chat example is left \(1 longer than finetune.max_length, 1 the same .* or raise finetune.max_length$",
+            r"no chat example is left \(dropped: 1 longer than finetune.max_length, 1 the same .* or raise finetune.max_length$",
         ),
     ],
 )
@@ -288,7 +288,7 @@ def test_labels_are_held_out_in_about_the_share_asked_for(tmp_path, capsys):
     assert {row["answer"] for row in _sides(recipe)[0]} == {*labels}
     records = [{"instruction": "Write a haiku.", "output": f"Haiku {n}."} for n in range(20)]
     chat.build(recipe := _instructed(tmp_path, json.dumps(records), name="made.json"))
-    assert "held out share a question with training examples" in capsys.readouterr().err
+    assert "held-out examples (1) share a question with training examples" in capsys.readouterr().err
     assert [len(side) for side in _sides(recipe)] == [19, 1]
 
 

@@ -157,7 +157,7 @@ def test_a_share_that_is_not_reached_is_explained():
     conversations += [_conversation(f"Tell me {word}.", f"so {word}") for word in _WORDS[:2]]
     held_out, warning = split(conversations, 1, 0.5)
     assert held_out.tolist() == [False] * 90 + [True] * 2
-    assert "2 of 92 examples are held out, where held_out_fraction asks for 46" in warning
+    assert "2 of 92 examples are held out instead of 46" in warning
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])

@@ -38,7 +38,9 @@ def test_what_is_not_there_is_said(tmp_path, source):
     with pytest.raises(RequestError, match=r"missing or not finished: run `make data"):
         list(rejected(recipe, None, 10))
     documents.build(recipe)
-    with pytest.raises(RequestError, match=f"--reason dull: none was dropped for that; the reasons are: {DUPLICATE}"):
+    with pytest.raises(
+        RequestError, match=f"--reason dull: no document was dropped for it; the reasons are: {DUPLICATE}"
+    ):
         list(rejected(recipe, "dull", 10))
     whole = of_jsonl(tmp_path / "whole", write_jsonl(tmp_path / "b.jsonl", texts(5)))
     documents.build(whole)

@@ -88,7 +88,7 @@ def test_damage_is_named(tmp_path):
         IndexedDataset(prefix)
     index = (tmp_path / "a.idx").read_bytes()
     for content, message in (
-        (index[:-1], "ends early"),
+        (index[:-1], "truncated"),
         (b"x" * 80, "not an indexed dataset"),
         (b"", "not an indexed"),
     ):
