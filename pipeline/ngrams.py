@@ -93,8 +93,8 @@ def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths:
         )
         left, at = left[rest > 8], at + 8
     for word in np.flatnonzero(lengths > _LONG_WORD):
-        whole = folded[starts[word] : starts[word] + lengths[word]]
-        hashes[word] = int.from_bytes(hashlib.blake2b(whole.tobytes(), digest_size=8).digest(), "little")
+        content_of_word = folded[starts[word] : starts[word] + lengths[word]]
+        hashes[word] = int.from_bytes(hashlib.blake2b(content_of_word.tobytes(), digest_size=8).digest(), "little")
     return hashes
 
 

@@ -104,8 +104,8 @@ def chunks(
 
 def _part_entries(folder: Path, task: ReduceTask, part: int, mask: NDArray[np.bool_] | None) -> tuple[Entries, int]:
     _, offsets, *columns = array_file.read(array_file.part_path(folder, task.kind, part))
-    here = slice(int(offsets[task.begin]), int(offsets[task.end]))
-    values: list[NDArray[Any]] = [np.array(column[here]) for column in columns]
+    in_task = slice(int(offsets[task.begin]), int(offsets[task.end]))
+    values: list[NDArray[Any]] = [np.array(column[in_task]) for column in columns]
     count = KEY_COLUMNS[task.kind]
     if mask is not None:
         stays = mask[values[count]]

@@ -79,9 +79,9 @@ def resolve(folder: Path, section: CleanSection) -> None:
     if BANDS in on:
         roots = _clusters(folder, corpus)
         for at in range(0, total, _BLOCK):
-            here = verdicts[at : at + _BLOCK]
+            block = verdicts[at : at + _BLOCK]
             root = roots[at : at + _BLOCK]
-            here[(root != np.arange(at, at + len(root))) & (here == KEPT)] = NEAR
+            block[(root != np.arange(at, at + len(root))) & (block == KEPT)] = NEAR
     array_file.write(path, corpus.parts, corpus.starts, verdicts)
 
 
@@ -156,9 +156,9 @@ def verdict(folder: Path, section: CleanSection, part: int) -> Verdict:
     rows, lines = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
     for task in planned(folder, LINES) if LINES in kinds(section) else []:
         document, number = array_file.read(result_path(folder, task))
-        here = slice(*np.searchsorted(document, np.array([part << 32, (part + 1) << 32], np.uint64)))
-        rows.append((document[here] & np.uint64(0xFFFFFFFF)).astype(np.uint32))
-        lines.append(number[here])
+        in_part = slice(*np.searchsorted(document, np.array([part << 32, (part + 1) << 32], np.uint64)))
+        rows.append((document[in_part] & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+        lines.append(number[in_part])
     row, line = np.concatenate(rows), np.concatenate(lines)
     order = np.lexsort((line, row))
     return Verdict(documents, row[order], line[order])

@@ -171,20 +171,11 @@ def clean_part(
     ):
         for documents in _batches(islice(source.read(part, bad), limit)):
             table = _table(documents, prefix)
-            cleaned = _cleaner[0](table["text"].chunk(0))
-            masked.update(cleaned.masked)
             counts["read"] += len(table)
             counts["read_bytes"] += _text_bytes(table["text"])
-            table = table.set_column(1, "text", cleaned.texts)
-            if table["target"].null_count < len(table):
-                targets = _cleaner[0].targets(table["target"].chunk(0))
-                masked.update(targets.masked)
-                table = table.set_column(SOURCE_COLUMNS.index("target"), "target", targets.texts)
-            passed = compute.is_null(cleaned.reasons)
-            failed = table.append_column("reason", cleaned.reasons).filter(compute.invert(passed))
+            table, failed = _cleaned(table, masked)
             dropped.update(failed["reason"].to_pylist())
-            rejected.write(failed.cast(REJECTED_SCHEMA))
-            table = with_digests(table.filter(passed))
+            rejected.write(failed)
             counts["kept"] += len(table)
             counts["kept_bytes"] += int(np.sum(table["bytes"].to_numpy()))
             keys.add(table["text"].combine_chunks(), table["digest"])
@@ -194,6 +185,20 @@ def clean_part(
         counts_path(folder, number), {**counts, "dropped": dict(dropped), "masked": dict(masked), "bad": bad.dump()}
     )
     return part.size, counts["read"]
+
+
+def _cleaned(table: pyarrow.Table, masked: Counter[str]) -> tuple[pyarrow.Table, pyarrow.Table]:
+    """The documents that are kept, and those that are dropped. Masked data is counted in ``masked``."""
+    cleaned = _cleaner[0](table["text"].chunk(0))
+    masked.update(cleaned.masked)
+    table = table.set_column(1, "text", cleaned.texts)
+    if table["target"].null_count < len(table):
+        targets = _cleaner[0].targets(table["target"].chunk(0))
+        masked.update(targets.masked)
+        table = table.set_column(SOURCE_COLUMNS.index("target"), "target", targets.texts)
+    passed = compute.is_null(cleaned.reasons)
+    failed = table.append_column("reason", cleaned.reasons).filter(compute.invert(passed))
+    return with_digests(table.filter(passed)), failed.cast(REJECTED_SCHEMA)
 
 
 def prepare(section: CleanSection, warn: bool = False) -> None:

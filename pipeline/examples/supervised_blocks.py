@@ -117,10 +117,14 @@ def encode(block: Block, work: Path, counted: Path) -> int:
             atomic.rename_file(path, side_path(work, side, block.number))
         else:
             path.unlink()
-    counts = {SIDES[side]: dict(own) for side, own in counts_by_side.items()}
+    counts = {SIDES[side]: dict(counter) for side, counter in counts_by_side.items()}
     atomic.write_json(
         counts_path(counted, block.number),
-        {**counts, "classes": {SIDES[side]: dict(own) for side, own in classes.items()}, "dropped": dict(dropped)},
+        {
+            **counts,
+            "classes": {SIDES[side]: dict(counter) for side, counter in classes.items()},
+            "dropped": dict(dropped),
+        },
     )
     return block.size
 

@@ -68,14 +68,14 @@ def _documents_section(folder: Path, published: Manifest) -> str:
     rows = [
         [
             name,
-            whole(own["read_documents"]),
-            compact(own["read_bytes"], "B"),
-            whole(own["documents"]),
-            compact(own["bytes"], "B"),
-            whole(sum(own["dropped"].values())),
-            whole(sum(own["bad_inputs"].values())),
+            whole(of_source["read_documents"]),
+            compact(of_source["read_bytes"], "B"),
+            whole(of_source["documents"]),
+            compact(of_source["bytes"], "B"),
+            whole(sum(of_source["dropped"].values())),
+            whole(sum(of_source["bad_inputs"].values())),
         ]
-        for name, own in counts
+        for name, of_source in counts
     ]
     head = ("source", "read", "of text", "kept", "of text", "dropped", "unreadable")
     return markup.section(
@@ -116,13 +116,13 @@ def _tokens_section(layout: RunLayout, published: Manifest, documents: Manifest 
     rows = [
         [
             side,
-            whole(own["documents"]),
-            whole(own["tokens"]),
-            compact(own["bytes"], "B"),
-            f"{own['bytes'] / max(own['tokens'], 1):.3f}",
-            whole(own["shards"]),
+            whole(of_side["documents"]),
+            whole(of_side["tokens"]),
+            compact(of_side["bytes"], "B"),
+            f"{of_side['bytes'] / max(of_side['tokens'], 1):.3f}",
+            whole(of_side["shards"]),
         ]
-        for side, own in ((side, published.counts[side]) for side in ("train", "validation"))
+        for side, of_side in ((side, published.counts[side]) for side in ("train", "validation"))
     ]
     parts = [
         markup.table(("side", "documents", "tokens", "of text", "bytes per token", "shards"), rows),
@@ -134,8 +134,8 @@ def _tokens_section(layout: RunLayout, published: Manifest, documents: Manifest 
     if documents and (ratios := _bytes_per_token(layout, documents)):
         figure = inline_svg(lambda: _plain_histogram(ratios, "bytes per token"), "bytes per token by document")
         measured = " and ".join(
-            f"{len(own):,} training documents" + (f" of {name}" if len(ratios) > 1 else "")
-            for name, own in ratios.items()
+            f"{len(of_side):,} training documents" + (f" of {name}" if len(ratios) > 1 else "")
+            for name, of_side in ratios.items()
         )
         parts.append(markup.figure(figure, f"Bytes per token of the first {measured}."))
     return markup.section("tokens", "Tokens", *parts)
@@ -231,8 +231,8 @@ def _histogram(series: dict[str, NDArray[Any]], unit: str) -> Figure:
     figure = Figure(figsize=(7, 2.8))
     axes = figure.subplots()
     series = {name: np.log2(np.maximum(values, 1)) for name, values in series.items()}
-    every = np.concatenate([values for values in series.values() if len(values)] or [np.zeros(1)])
-    first, last = np.floor(4 * every.min()) / 4, np.floor(4 * every.max() + 1) / 4
+    all_values = np.concatenate([values for values in series.values() if len(values)] or [np.zeros(1)])
+    first, last = np.floor(4 * all_values.min()) / 4, np.floor(4 * all_values.max() + 1) / 4
     edges = 2.0 ** np.arange(first, last + 0.125, 0.25)
     for color, (name, values) in zip(COLORS * 8, series.items(), strict=False):
         axes.hist(2.0**values, edges.tolist(), histtype="step", color=color, label=name, linewidth=1.4)
@@ -249,9 +249,9 @@ def _histogram(series: dict[str, NDArray[Any]], unit: str) -> Figure:
 def _plain_histogram(series: dict[str, NDArray[np.float64]], unit: str) -> Figure:
     figure = Figure(figsize=(7, 2.4))
     axes = figure.subplots()
-    every = np.concatenate(list(series.values()))
-    most = np.percentile(every, 99.5)
-    edges = np.histogram_bin_edges(np.minimum(every, most), 80).tolist()
+    all_values = np.concatenate(list(series.values()))
+    most = np.percentile(all_values, 99.5)
+    edges = np.histogram_bin_edges(np.minimum(all_values, most), 80).tolist()
     look: dict[str, Any] = {"histtype": "step", "linewidth": 1.4} if len(series) > 1 else {}
     for color, (name, values) in zip(COLORS * 8, series.items(), strict=False):
         axes.hist(np.minimum(values, most), edges, color=color, label=name, **look)

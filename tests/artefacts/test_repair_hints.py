@@ -21,9 +21,9 @@ def test_a_command_is_the_one_to_type(monkeypatch):
     words = "-m pipeline dedup --recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
     interpreter, _, rest = command_hints.python("pipeline dedup").partition(" ")
     assert rest == words and Path(interpreter).is_file()
-    cure = repair_hints.hint("tokens", Path("runs x/tokens"))
+    hint = repair_hints.hint("tokens", Path("runs x/tokens"))
     typed = """make data RECIPE="my recipes/a.yaml" ARGS="'run.root=runs x' data.sources.my-books.weight=2\""""
-    assert cure == f"repair: rm -r 'runs x/tokens' && {typed}"
+    assert hint == f"repair: rm -r 'runs x/tokens' && {typed}"
     monkeypatch.setattr("sys.argv", ["pipeline", "--recipe=b.yaml", "stats"])
     assert command_hints.make("data") == "make data RECIPE=b.yaml"
 

@@ -119,7 +119,7 @@ def test_the_stats_of_several_sources(tmp_path):
     assert 70 < int(of_books) <= 80 and 30 < int(of_web) <= 40
 
 
-def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
+def test_verify_names_a_flipped_byte_and_its_fix(finished, source):
     assert _command("verify", finished, source).returncode == 0
     path = finished / "demo" / "tokens" / "train-00001.bin"
     content = path.read_bytes()

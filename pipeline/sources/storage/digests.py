@@ -185,7 +185,7 @@ def _hashed(files: dict[str, File]) -> dict[str, str]:
                 ahead.append((name, stop - start, threads.submit(_of_piece, files[name], start, stop)))
         while ahead:
             take()
-    digests = {name: whole.hexdigest() for name, whole in hashes.items()} | faults
+    digests = {name: combined.hexdigest() for name, combined in hashes.items()} | faults
     return {name: digests.get(name) or _of_tag(file) for name, file in files.items()}
 
 

@@ -31,7 +31,7 @@ def _cleaned(batch, **keys):
 
 @settings(deadline=None)
 @given(st.lists(texts, max_size=6), st.integers(0, 20), st.integers(20, 40))
-def test_by_default_texts_are_normalised_and_measured(batch, least, most):
+def test_by_default_texts_are_normalized_and_measured(batch, least, most):
     wanted = [normalize(text, "NFC") for text in batch]
     cleaned, reasons = _cleaned(batch, min_chars=least, max_chars=most)
     assert cleaned == wanted

@@ -32,13 +32,13 @@ FORMS = ["NFC", "NFKC", "none"]
         ("\u1100\u1161", "NFC", "가"),
     ],
 )
-def test_normalise(raw, form, expected):
+def test_normalize(raw, form, expected):
     assert normalize(raw, form) == expected
 
 
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=())), st.sampled_from(FORMS))
-def test_normalising_twice_changes_nothing_and_utf8_holds_it(text, form):
+def test_normalizing_twice_changes_nothing_and_utf8_holds_it(text, form):
     once = normalize(text, form)
     once.encode()
     assert normalize(once, form) == once
@@ -51,7 +51,7 @@ _AWKWARD = st.text(
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(_AWKWARD, texts.texts), max_size=6), st.sampled_from(FORMS))
-def test_a_column_is_normalised_as_its_texts_are(batch, form):
+def test_a_column_is_normalized_as_its_texts_are(batch, form):
     normalizer = Normalizer(form, False)
     assert normalizer(texts.column(batch)).to_pylist() == [normalize(text, form) for text in batch]
     assert [normalizer.text(text) for text in batch] == [normalize(text, form) for text in batch]

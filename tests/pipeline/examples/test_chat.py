@@ -267,7 +267,7 @@ def test_what_is_no_text_is_named(tmp_path, record, reason):
         (
             "made.jsonl",
             (json.dumps({"instruction": "Do it.", "output": "Done." * 400}) + "\n") * 2,
-            r"no chat example is left \(dropped: 1 longer than finetune.max_length, 1 the same .* or raise finetune.max_length$",
+            r"no chat example is left \(dropped: 1 longer than finetune.max_length, 1 .* or raise finetune.max_length$",
         ),
     ],
 )

@@ -190,7 +190,7 @@ def test_another_recipe_moves_them_aside(run, tmp_path):
     assert list((RunLayout.of(recipe).run / "previous").glob("*-examples"))
 
 
-def test_stopped_half_way_and_on_more_processes_the_same_bytes(run, tmp_path, monkeypatch):
+def test_stopped_halfway_and_on_more_processes_the_same_bytes(run, tmp_path, monkeypatch):
     """Stop in the second block: the first block is kept, and incomplete files are removed."""
     recipe, _ = run
     shutil.copytree(recipe.run.root, tmp_path / "run")

@@ -57,7 +57,7 @@ def test_a_corpus_cut_short_is_refused(tmp_path, kind):
         documents.build(recipe)
 
 
-def test_damage_half_way_loses_the_other_half(tmp_path):
+def test_damage_halfway_loses_the_other_half(tmp_path):
     content = bytearray(tar_of(pages(TEXTS[:100])))
     at = content.index(b"0000050-")
     content[at + 150] ^= 0x55
@@ -90,7 +90,7 @@ def test_one_broken_table_of_eighty(tmp_path):
     assert len(documents_read) == 79 * 50 and bad.reasons == {"unreadable file": 1} and refused(bad)
 
 
-def test_a_small_damaged_file_of_a_large_corpus_is_put_up_with(tmp_path, capsys):
+def test_a_small_damaged_file_of_a_large_corpus_is_tolerated(tmp_path, capsys):
     corpora.write_jsonl(tmp_path / "a.jsonl", TEXTS)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 100)[:-9])
     documents_read, bad = read(JsonlSource(str(tmp_path), "text"))

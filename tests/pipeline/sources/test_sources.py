@@ -149,7 +149,7 @@ def test_text_that_is_not_utf8_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
-def test_names_that_are_not_utf8_are_spelt_out(tmp_path, kind):
+def test_names_that_are_not_utf8_are_escaped(tmp_path, kind):
     folder = tmp_path / "source"
     folder.mkdir()
     for number, stem in enumerate([b"caf\xe9", b"caf\xe8", b"plain"]):

@@ -58,7 +58,7 @@ def test_equals_the_definition(held, train, words):
     assert _measured(held, train, words) == pytest.approx(_expected(held, train, words))
 
 
-def test_neighbouring_documents_are_not_joined():
+def test_neighboring_documents_are_not_joined():
     assert _measured(["b c"], ["a b", "c d"], 2, groups=1) == [0.0]
     assert _measured(["ab"], ["a", "b"], 1, groups=1) == [0.0]
 

@@ -124,7 +124,7 @@ def _scramble(path):
 
 
 @pytest.mark.parametrize("damage", [_truncate, _scramble, lambda path: path.unlink()])
-def test_damaged_documents_are_named_with_their_cure(tmp_path, damage):
+def test_damaged_documents_are_named_with_their_fix(tmp_path, damage):
     recipe, _ = _built(tmp_path, texts(40))
     layout = RunLayout.of(recipe)
     path = layout.documents / "clean-00000.parquet"
@@ -134,9 +134,9 @@ def test_damaged_documents_are_named_with_their_cure(tmp_path, damage):
         (train, of_jsonl(tmp_path, source, "tokenizer.vocab_size=420")),
         (tokens.build, of_jsonl(tmp_path, source, "data.tokens.shard_tokens=1000")),
     )
-    cure = rf"{path}: .*; repair: mv {layout.documents} {layout.documents}.damaged && make data"
+    message = rf"{path}: .*; repair: mv {layout.documents} {layout.documents}.damaged && make data"
     for stage, other in others:
-        with pytest.raises(RequestError, match=cure) as raised:
+        with pytest.raises(RequestError, match=message) as raised:
             stage(other)
         assert "\n" not in str(raised.value)
     assert tokens.build(recipe) is None
