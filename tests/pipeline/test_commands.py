@@ -199,7 +199,7 @@ def test_a_signal_stops_it_in_one_line_and_the_same_command_goes_on(finished, so
 
 def test_a_tokenizer_of_another_recipe_is_not_used(finished, source):
     done = _command("tokenize", finished, source, "tokenizer.vocab_size=410")
-    assert done.returncode == 2 and "is of another recipe" in done.stderr
+    assert done.returncode == 2 and "was built with another recipe" in done.stderr
 
 
 def test_ingest_alone_refuses_what_cannot_be_read(tmp_path, source):

@@ -163,7 +163,7 @@ def test_the_data_stages(tmp_path):
     assert all(ids[-1] == tokenizer.end_of_text_id for ids in ids_of_documents)
     assert sorted(map(tokenizer.decode, ids_of_documents)) == sorted(kept)
     assert not verify(small, str(RECIPE))[1]
-    with pytest.raises(RequestError, match="is of another recipe"):
+    with pytest.raises(RequestError, match="was built with another recipe"):
         tokens.build(recipe(tmp_path, *given_, "tokenizer.spare_tokens=0"))
 
 
