@@ -161,7 +161,7 @@ def _value(record: dict[str, Any], field: str) -> Any:
 def _lacking(what: str, field: str, value: Any, record: dict[str, Any], where: str) -> tuple[str, str]:
     """Why a record has no text in a field, and where it is."""
     why = "missing" if value is _MISSING else f"is {_KINDS[type(value)]}"
-    return f"{what} {field!r} {why}", f"{where}, its fields: {', '.join(map(str, record)) or 'none'}"
+    return f"{what} {field!r} {why}", f"{where}, fields there: {', '.join(map(str, record)) or 'none'}"
 
 
 def getter(field: str) -> Callable[[Any], Any]:

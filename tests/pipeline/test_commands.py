@@ -205,7 +205,7 @@ def test_a_tokenizer_of_another_recipe_is_not_used(finished, source):
 def test_ingest_alone_refuses_what_cannot_be_read(tmp_path, source):
     for more in ((), ("--limit", "50")):
         done = _command("ingest", tmp_path, source, "data.source.text_field=nothing", *more)
-        assert done.returncode == 2 and "its fields: text" in done.stderr and "max_bad" not in done.stderr, done
+        assert done.returncode == 2 and "fields there: text" in done.stderr and "max_bad" not in done.stderr, done
 
 
 @pytest.mark.parametrize(

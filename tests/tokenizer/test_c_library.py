@@ -13,7 +13,9 @@ from tests.support.pipeline.corpora import texts
 from tokenizer.bpe import BpeTokenizer
 from tokenizer.word_cache import _SOURCE
 
-_START = "import sys; from pathlib import Path; from artefacts import native; print(native.library(Path(sys.argv[1])))"
+_START = (
+    "import sys; from pathlib import Path; from artefacts import c_library; print(c_library.library(Path(sys.argv[1])))"
+)
 
 compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 

@@ -96,7 +96,7 @@ def test_languages():
     assert _cleaned([ENGLISH, GERMAN], languages=("en", "de"))[1] == [None, None]
     doubtful = _cleaned(["Hello no the si"], languages=("en",), min_language_score=1.0)[1]
     assert doubtful != [None]
-    with pytest.raises(RequestError, match=r"no language 'eng' of the \d+ that .*; the nearest are en, [a-z, ]{,8}$"):
+    with pytest.raises(RequestError, match=r"'eng' is not one of the \d+ .*; the nearest are en, [a-z, ]{,8}$"):
         Cleaner(CleanSection(languages=("eng",)))
 
 

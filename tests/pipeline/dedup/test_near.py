@@ -115,13 +115,13 @@ def test_a_chain_is_one_cluster(tmp_path):
 
 def test_many_copies_are_compared_in_proportion(tmp_path, monkeypatch):
     """30,000 copies of a document form 450 million pairs. Each copy is compared with the first or the previous one."""
-    alike, compared = Signatures.alike, []
+    are_similar, compared = Signatures.are_similar, []
 
     def counted(self, one, other):
         compared.append(len(one))
-        return alike(self, one, other)
+        return are_similar(self, one, other)
 
-    monkeypatch.setattr(Signatures, "alike", counted)
+    monkeypatch.setattr(Signatures, "are_similar", counted)
     verdict, _ = dedup_corpus.decide(
         tmp_path, [["the same few words again"] * 10_000] * 3, dedup_corpus.section(near=True)
     )

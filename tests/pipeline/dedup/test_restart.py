@@ -157,7 +157,7 @@ def test_damage_is_named(texts, tmp_path):
             dedup.plan(tmp_path, KEYS)
     path.unlink()
     dedup_corpus.write(tmp_path, 1, texts[20:30], KEYS)
-    with pytest.raises(RequestError, match="part 0 has not all of its keys"):
+    with pytest.raises(RequestError, match="part 0 does not have all of its keys"):
         dedup.resolve(tmp_path, KEYS)
 
 

@@ -169,4 +169,4 @@ def test_damage_late_in_a_long_file_is_found_from_its_beginning_on(monkeypatch):
     content = b"".join(b"%d\n" % (number**7) for number in range(30_000))
     for ending, packed in ((".gz", gzip.compress(content)), (".xz", lzma.compress(content, preset=0))):
         content_read, error, at = drained(packed + b"GARBAGE", ending)
-        assert content_read == content and len(packed) < at <= len(packed) + 7 and "follows" in str(error)
+        assert content_read == content and len(packed) < at <= len(packed) + 7 and "other data after" in str(error)

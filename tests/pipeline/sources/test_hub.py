@@ -83,7 +83,7 @@ def test_rows_that_changed_meanwhile_are_refused(repository, monkeypatch):
         return pyarrow.table({"text": [value.as_py() + "!" for value in table["text"]]})
 
     breaking(monkeypatch, [ConnectionError("reset")], other)
-    with pytest.raises(RequestError, match="row 1 is another one after connecting again"):
+    with pytest.raises(RequestError, match="row 1 changed after reconnecting"):
         read(HubSource(str(repository), "text"))
 
 
@@ -179,7 +179,7 @@ def test_the_revision_is_recorded_and_pinned(repository, monkeypatch):
 
 def test_a_hub_that_is_switched_off_or_lacks_the_repository(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RequestError, match="nobody/nothing is on the Hugging Face hub, which HF_HUB_OFFLINE") as error:
+    with pytest.raises(RequestError, match="nobody/nothing is on the Hugging Face hub, but HF_HUB_OFFLINE") as error:
         HubSource("nobody/nothing", "text").inputs()
     assert "\n" not in str(error.value)
     with pytest.raises(RequestError, match="HF_HUB_OFFLINE"):

@@ -60,7 +60,7 @@ def test_bad_lines_are_counted_by_reason(tmp_path):
         "field 'text' is a number": 1,
         "not a JSON object": 1,
     }
-    assert "its fields: body, n" in bad.examples["field 'text' missing"][0]
+    assert "fields there: body, n" in bad.examples["field 'text' missing"][0]
 
 
 def test_a_json_array_is_named(tmp_path):

@@ -163,7 +163,7 @@ def test_parallel_files_pair_off_by_name(tmp_path):
     documents_read, _ = _read(ParallelSource(str(tmp_path / "en"), str(tmp_path / "de")))
     assert _pairs(documents_read) == [(f"{name} en {n}", f"{name} de {n}") for name in "ab" for n in (1, 2)]
     (tmp_path / "de" / "c.de").write_text("")
-    with pytest.raises(RequestError, match=r"holds 2 files and .*de 3: each file needs a file of targets"):
+    with pytest.raises(RequestError, match=r"has 2 files and .*de 3: each file needs a file of targets"):
         list(ParallelSource(str(tmp_path / "en"), str(tmp_path / "de")).parts(1))
 
 
