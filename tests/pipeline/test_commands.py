@@ -75,7 +75,7 @@ def test_saying_up_to_date_imports_nothing_heavy(finished, source):
 def test_nothing_imports_torch(finished, source, tmp_path):
     code = (
         "import sys; from pipeline.__main__ import main; main(sys.argv[1:]); "
-        "import pipeline.examples.chat, tokenizer.chat; assert 'torch' not in sys.modules"
+        "import pipeline.examples.chat, tokenizer.chat_template; assert 'torch' not in sys.modules"
     )
     line = [sys.executable, "-c", code, *_line("run", tmp_path, source / "0.jsonl")[3:]]
     done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True)
@@ -163,7 +163,7 @@ def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
     shutil.rmtree(checkpoints[1])
     assert f"{checkpoints[1]}: missing; repair: `make pretrain" in verify(recipe, "r.yaml")[1][1]
     (layout.pretrain / manifest.NAME).write_text("[]")
-    assert "repair: `make pretrain RECIPE=r.yaml`, which writes it again" in verify(recipe, "r.yaml")[1][1]
+    assert "repair: `make pretrain RECIPE=r.yaml`, which restores it" in verify(recipe, "r.yaml")[1][1]
 
 
 def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
