@@ -1,1 +1,1 @@
-"""What every stage shares: where a run lies on disk, manifests, fingerprints, atomic publishing, locks, progress."""
+"""What every stage uses: manifests, fingerprints, atomic files, locks, progress bars, messages. Knows no recipe."""

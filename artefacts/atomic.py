@@ -1,4 +1,4 @@
-"""Write next to the target, fsync, rename: a reader sees the old file or the new one, never half of one."""
+"""Write to a temporary file, fsync, rename: a reader sees the old file or the new one, never a part of one."""
 
 import errno
 import json
@@ -12,10 +12,10 @@ from artefacts.errors import RequestError
 
 
 def temp_path(path: Path) -> Path:
-    """A unique path in the same folder, for a file that is renamed to ``path`` once it is complete.
+    """A unique name in the same folder, for a file that will be renamed to ``path`` when it is complete.
 
-    A stage removes the files of such names that killed writers left (``artefacts/stage.py``). The name is random, since
-    tasks on several machines may write the same file and have the same process ids.
+    A stage removes such files of killed writers (``artefacts/stage.py``). The name is random, and not a process number,
+    because tasks on several machines may write the same file.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
 
@@ -26,12 +26,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refused(folder: Path, error: OSError) -> RequestError | None:
-    """What to say where a folder may not be written; None: the error is of another kind."""
+    """The error to raise if a folder may not be written; None: the error is of another kind."""
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         return None
     return RequestError(
-        f"{folder} cannot be written ({error.strerror}): set run.root to a folder of yours, and link into it what you "
-        "want to use of that run (docs/troubles.md, Another user's run)"
+        f"{folder} cannot be written ({error.strerror}): set run.root to a folder of yours, and link the parts of that "
+        "run that you want to use into it (docs/troubles.md, Another user's run)"
     )
 
 
@@ -39,7 +39,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content atomically and durably.
 
     Raises:
-        RequestError: its folder may not be written.
+        RequestError: the folder may not be written.
     """
     partial = temp_path(path)
     try:
@@ -53,7 +53,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def rename_file(partial: Path, path: Path) -> None:
-    """Give a finished file its name, its content safely on disk before: after a power failure it is whole or absent."""
+    """Rename a finished file after an fsync. After a power failure it is complete or absent."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -63,7 +63,7 @@ def rename_file(partial: Path, path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``write_text`` of a JSON value, indented, in one spelling."""
+    """``write_text`` of a JSON value, indented and with sorted keys."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
@@ -76,11 +76,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: damaged ({error}); move {path.parent} away and make it again") from None
+        raise RequestError(f"{path}: damaged ({error}); move {path.parent} away and build it again") from None
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync every file below a folder, and the folders."""
+    """fsync every file and folder below a folder, and the folder."""
     for parent, _, names in os.walk(folder):
         for name in names:
             descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
@@ -92,7 +92,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that renames in it last."""
+    """fsync a folder, so that renames in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,17 +101,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename_folder(partial: Path, target: Path) -> None:
-    """Publish a finished folder under its name; the name must be free, or that of an empty folder."""
+    """Publish a finished folder under its name. The target must not exist, or be an empty folder."""
     sync_tree(partial)
     os.rename(partial, target)
     sync_folder(target.parent)
 
 
 def move_aside(folder: Path) -> Path:
-    """Move a superseded folder to ``previous/DATE-NAME`` next to it, on its own disk, and return where it went.
+    """Move an outdated folder to ``previous/DATE-NAME`` next to it, on the same disk, and return the new path.
 
     Raises:
-        RequestError: it cannot be moved, as a disk is mounted there.
+        RequestError: it cannot be moved, because a disk is mounted there.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     shelf = folder.parent / "previous"
@@ -125,7 +125,7 @@ def move_aside(folder: Path) -> Path:
         if error.errno not in (errno.EXDEV, errno.EBUSY):
             raise
         raise RequestError(
-            f"{folder} cannot be moved aside ({error.strerror}): a disk is mounted there. Give the run a folder on "
-            "that disk, by a link or run.root, or empty it by hand"
+            f"{folder} cannot be moved aside ({error.strerror}): a disk is mounted there. Use a folder on that disk "
+            "(by a link or run.root), or empty it by hand"
         ) from None
     return aside

@@ -1,4 +1,4 @@
-"""C code of Millrace, compiled on first use by the machine's own compiler and kept for the next process."""
+"""C code of Millrace, compiled on first use by the machine's compiler and cached."""
 
 import contextlib
 import ctypes
@@ -16,39 +16,39 @@ from pathlib import Path
 from artefacts.checkout import CHECKOUT
 
 _FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC")
-#: Code for this machine's own processor, and perhaps for no other.
+#: Code for the processor of this machine. It may not run on others.
 _THIS_PROCESSOR = "-march=native"
 _SECONDS = 120
-#: Names what was reported as not compiled, so that processes started later stay silent.
+#: Environment variable with the files reported as not compiled, so that child processes do not report them again.
 _REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
 
 
 def folders() -> tuple[Path, Path]:
-    """Where compiled code is kept: below ``MILLRACE_CACHE``, or else ``.cache`` of the checkout; then the user's own.
+    """Where compiled code is cached: ``MILLRACE_CACHE`` (default: ``.cache`` of the checkout), and the user's cache.
 
-    The second serves where the first may not be written.
+    The second one is used if the first may not be written.
     """
     chosen = os.environ.get("MILLRACE_CACHE")
     return (Path(chosen) if chosen else CHECKOUT / ".cache") / "native", user_cache() / "native"
 
 
 def user_cache() -> Path:
-    """The user's own folder for what can be built again."""
+    """The user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
 
 
 def may_write(folder: Path) -> bool:
-    """Whether a folder can be made, or written where it is there."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return there.is_dir() and os.access(there, os.W_OK)
+    """Whether a folder can be written, or created if it does not exist."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 @functools.cache
 def library(source: Path, *flags: str) -> ctypes.CDLL | None:
-    """The shared library of a C file, compiled with ``flags`` besides; None, and a line on stderr, if it cannot be had.
+    """The shared library of a C file, compiled with additional ``flags``; None, and a line on stderr, if that fails.
 
     The file's name is a hash of the source, the compiler, the flags and the machine. Processes that need it at the same
-    moment each compile their own and rename it into place: there is no lock, and no reader sees half a file.
+    time each compile it and rename it into place, so there is no lock, and no reader sees an incomplete file.
     """
     try:
         compiler = shlex.split(os.environ.get("CC") or "cc")
@@ -74,7 +74,7 @@ def _key(compiler: list[str], source: Path, flags: tuple[str, ...]) -> str:
 
 
 def _instructions() -> bytes:
-    """What this processor can do: nodes that share a cache may differ."""
+    """The instruction sets of this processor. Nodes that share a cache may differ."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
@@ -84,18 +84,18 @@ def _instructions() -> bytes:
 
 
 def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
-    """Compile beside the target and publish by rename; where that folder cannot be written, for this process alone."""
+    """Compile next to the target and rename; if that folder cannot be written, compile for this process alone."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        place: str | None = str(target.parent) if os.access(target.parent, os.W_OK) else None
+        folder: str | None = str(target.parent) if os.access(target.parent, os.W_OK) else None
     except OSError:
-        place = None
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=place) as work:
+        folder = None
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as work:
         built = Path(work) / target.name
         command = [*compiler, "-o", str(built), str(source), "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS)
         loaded = ctypes.CDLL(str(built))
-        if place is not None:
+        if folder is not None:
             with open(built, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(built, target)
@@ -107,8 +107,8 @@ def _report(source: Path, error: Exception) -> None:
     if source.name in reported:
         return
     os.environ[_REPORTED] = " ".join([*reported, source.name])
-    said = error
+    message = error
     if isinstance(error, subprocess.CalledProcessError):
         lines = error.stderr.decode(errors="replace").strip().splitlines()
-        said = next((line for line in lines if "error:" in line), lines[0] if lines else error)
-    print(f"{source.name} is not compiled ({said}): slower without it", file=sys.stderr, flush=True)
+        message = next((line for line in lines if "error:" in line), lines[0] if lines else error)
+    print(f"{source.name} is not compiled ({message}): slower without it", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Where Millrace lies: it runs from its checkout and is never installed."""
+"""The folder of Millrace. It runs from its checkout and is never installed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Commands in messages, as they are typed: with the recipe and the overrides that this process was given."""
+"""Commands in messages, ready to paste: with the recipe and the overrides of this process."""
 
 import os
 import re
@@ -8,29 +8,32 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-#: The recipe of a ``make`` without RECIPE.
+#: The recipe of ``make`` without RECIPE.
 _DEFAULT_RECIPE = "configs/demo.yaml"
-#: What launchers add for the processes that they start, which nobody types.
+#: Overrides that launchers add to the commands of their processes. Users do not type them.
 _OF_LAUNCHERS = ("launch.kind=", "launch.rendezvous=")
 
 
-def _reads_everything(target: str, key: str) -> bool:
+def _reads_any(target: str, key: str) -> bool:
     return True
 
 
-_target_reads: Callable[[str, str], bool] = _reads_everything
+_target_reads: Callable[[str, str], bool] = _reads_any
 
 
 def install_key_filter(target_reads: Callable[[str, str], bool]) -> None:
-    """Show an override in a hint only if ``target_reads(target, key)``. ``configs.command`` knows which targets do."""
+    """Show an override in a hint only if ``target_reads(target, key)``; see ``configs.command``."""
     global _target_reads
     _target_reads = target_reads
 
 
 def make(target: str, recipe: str | None = None, *more: str) -> str:
-    """``make TARGET`` with RECIPE and, in ARGS, the overrides that it reads.
+    """``make TARGET`` with RECIPE and, in ARGS, the overrides that the target reads.
 
-    ``recipe``: left out, this process's own; ``more``: further overrides.
+    Args:
+        target: the target.
+        recipe: its recipe; None: that of this process.
+        more: further overrides.
     """
     words = ["make", target]
     path = recipe or _recipe()
@@ -38,22 +41,22 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
         words.append(f"RECIPE={_quoted(path)}")
     overrides = [word for word in _overrides() if _target_reads(target, word.partition("=")[0])]
     if overrides := [*overrides, *more]:
-        # make takes a dollar for a variable of its own.
+        # make would expand a single dollar.
         words.append(f"ARGS={_quoted(' '.join(map(shlex.quote, overrides)).replace('$', '$$'))}")
     return " ".join(words)
 
 
 def python(command: str) -> str:
-    """``python -m COMMAND`` by this interpreter, with ``--recipe`` and the overrides."""
+    """``python -m COMMAND`` with this interpreter, ``--recipe`` and the overrides."""
     words = ["-m", *shlex.split(command), "--recipe", _recipe() or "FILE", *_overrides()]
     return shlex.join([_interpreter(), *words])
 
 
 def _quoted(text: str) -> str:
-    """A word of a shell, in double quotes where it has spaces or quotes of its own and those serve."""
+    """A quoted word of a shell, in double quotes if possible."""
     if shlex.quote(text) == text or re.search(r'["`\\!]|\$(?!\$)', text):
         return shlex.quote(text)
-    # Within double quotes the shell would take two dollars for its own number.
+    # Within double quotes the shell would replace two dollars by its process number.
     return shlex.quote(text) if "$" in text else f'"{text}"'
 
 
@@ -63,7 +66,7 @@ def _interpreter() -> str:
 
 
 def _recipe() -> str:
-    """The recipe among this process's arguments, which its workers have too; empty: there is none."""
+    """The recipe among the arguments of this process, which are those of its workers too; empty: there is none."""
     for word, following in pairwise([*sys.argv, ""]):
         name, _, path = word.partition("=")
         if name == "--recipe" and (path or following):

@@ -1,9 +1,9 @@
-"""Where two identities differ, in the recipe's own keys."""
+"""The differences between two identities, as keys of the recipe."""
 
 import re
 from typing import Any
 
-#: Keys that an identity has under a shorter name than the recipe.
+#: Key of an identity -> key of the recipe, where they differ.
 _KEYS = {
     "sources": "data.sources",
     "clean": "data.clean",
@@ -16,7 +16,7 @@ _KEYS = {
     "classes": "model.classes",
     "mixture": "data.sources weights:",
 }
-#: Keys of an identity, and of inputs, whose values say nothing to a reader.
+#: Keys of an identity, and inputs, whose values are not shown.
 _WITHOUT_VALUES = {
     "pretrain": "other pretrained weights",
     "weights": "other pretrained weights",
@@ -28,13 +28,13 @@ _WITHOUT_VALUES = {
     "examples": "other examples",
     "checkpoint": "another checkpoint",
 }
-#: Differences that a message lists.
+#: Maximum number of differences that a message lists.
 _SHOWN = 3
 _LONGEST_VALUE = 40
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
-    """Every key, dotted, at which two nested mappings differ, as ``model.hidden_size 192 -> 256``."""
+    """Every dotted key for which two nested mappings differ, such as ``model.hidden_size 192 -> 256``."""
     lines: list[str] = []
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
@@ -46,16 +46,16 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
 
 
 def first_difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """The first of ``differences``; empty: there is none."""
+    """The first of ``differences``; empty: there are none."""
     return next(iter(differences(before, after)), "")
 
 
 def explained(
     identity: dict[str, Any], inputs: dict[str, str], new_identity: dict[str, Any], new_inputs: dict[str, str]
 ) -> str:
-    """What an artefact was made from, and what is asked for now, where the two differ; empty: they do not.
+    """The differences between what an artefact was built from and what is wanted now; empty: there are none.
 
-    Recipe keys come with both values, ``train.steps 100 -> 150``; inputs by their names.
+    Recipe keys have both values, as in ``train.steps 100 -> 150``. Inputs have their names.
     """
     keys = changed_keys(identity, new_identity)
     others = [_of_input(name) for name in sorted({*inputs, *new_inputs}) if inputs.get(name) != new_inputs.get(name)]
@@ -65,10 +65,10 @@ def explained(
 
 
 def changed_keys(identity: dict[str, Any], new_identity: dict[str, Any]) -> list[str]:
-    """The recipe's keys in which two identities of an artefact differ, each with both values."""
-    kinds = [[*made.get("sources", {})] for made in (identity, new_identity)]
+    """The recipe's keys for which two identities of an artefact differ, with both values."""
+    kinds = [[*sections.get("sources", {})] for sections in (identity, new_identity)]
     if all(len(kind) == 1 for kind in kinds) and kinds[0] != kinds[1] and "ids" not in {*identity, *new_identity}:
-        # A single source goes by its kind, and what else differs follows from that.
+        # A single source is named after its kind. Other differences follow from that.
         return [f"data.source.kind {kinds[0][0]} -> {kinds[1][0]}"]
     return [_in_recipe(line, "ids" not in new_identity) for line in differences(identity, new_identity)]
 
@@ -85,7 +85,7 @@ def _in_recipe(line: str, single_source: bool) -> str:
 
 
 def _of_input(name: str) -> str:
-    """Fingerprints of sources are named ``SOURCE: files``."""
+    """Describe a changed input. Fingerprints of sources are named ``SOURCE: files``."""
     return _WITHOUT_VALUES.get(name) or f"other content of the source {name.partition(':')[0]}"
 
 

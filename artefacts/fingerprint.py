@@ -18,6 +18,6 @@ def of_file(path: Path) -> str:
 
 
 def of_value(value: Any) -> str:
-    """sha256 of a JSON value in one canonical spelling: keys sorted, no spaces."""
+    """sha256 of a JSON value in canonical form: sorted keys, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Seeded samples and splits by hash: what is chosen depends on the seed and the document, never on order or workers."""
+"""Seeded samples and splits by hash. They depend on the seed and the documents, not on their order or on workers."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.uint64]:
-    """A uniform 64-bit number for each name; another seed or purpose gives independent ones."""
+    """A uniform 64-bit hash of each name. Different seeds and purposes give independent hashes."""
     key = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=32)
     digests = bytearray()
     for name in names:
@@ -19,7 +19,7 @@ def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.ui
 
 
 def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
-    """Mask of the members with the smallest hashes whose sizes add up to about ``budget``; at least one of them."""
+    """Mask of the members with the smallest hashes whose sizes add up to about ``budget``; at least one is chosen."""
     order = np.lexsort((np.arange(len(hashes)), hashes))
     total = np.cumsum(sizes[order])
     chosen = np.zeros(len(hashes), dtype=bool)
@@ -28,29 +28,30 @@ def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) 
 
 
 def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool_], bool]:
-    """Mask of the members whose hash falls into the lowest ``fraction``, and whether one had to be forced.
+    """Mask of the members whose hash is in the lowest ``fraction``, and whether one had to be forced.
 
-    Where none falls there, the one with the smallest hash is taken, and all that share it.
+    If no hash is that low, the members with the smallest hash are chosen.
     """
     chosen = hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
     forced = not chosen.any()
     return (hashes == hashes.min() if forced else chosen), forced
 
 
-#: Hashes and sizes (bytes) of documents, in as many pieces as they come.
+#: Hashes and sizes (bytes) of documents, in any number of pieces.
 Pieces = Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]
 
-
+#: The hashes are counted by their top 16 bits.
 _BINS = 1 << 16
-
-
 _SHIFT = np.uint64(48)
 
 
 def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
-    """The largest hash of a sample of about ``budget`` bytes of those with the smallest hashes; at least one is taken.
+    """The largest hash in a sample of about ``budget`` bytes of the documents with the smallest hashes.
 
-    ``pieces`` is called twice; no more is held than the 65,536th part of the documents. None: all of them fit.
+    At least one document is sampled. ``pieces`` is called twice. About 1/65,536 of the documents are held in memory.
+
+    Returns:
+        The hash; None: all documents fit.
     """
     totals, documents = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
     for hashes, sizes in pieces():
@@ -75,7 +76,7 @@ Hashes = NDArray[np.uint64]
 
 
 def mix(values: Hashes) -> Hashes:
-    """A bijection that spreads 64-bit numbers evenly (the finaliser of splitmix64)."""
+    """A bijection that mixes the bits of 64-bit numbers (the finalizer of splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

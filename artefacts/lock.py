@@ -1,6 +1,6 @@
-"""Who may write in a folder: one command alone, or several tasks of one command together.
+"""Locks of folders: one command alone, or several tasks of one command together.
 
-The lock is the kernel's and dies with its process, so none is ever stale.
+The kernel releases a lock when its process dies, so locks are never stale.
 """
 
 import fcntl
@@ -14,34 +14,36 @@ from pathlib import Path
 from artefacts import atomic
 from artefacts.errors import RequestError
 
-#: What the holder's file says while a task prepares the folder for all of them.
+#: Content of the holder's file while a task prepares the folder for all tasks.
 _PREPARING = "a task that prepares it"
-#: Seconds for which another command must be seen to hold the lock: some hold it for a moment, a killed one leaves its
-#: name behind.
-_SEEN = 1.0
+#: Seconds for which another command must hold the lock before it is refused. Some commands hold it only for a moment.
+_PATIENCE = 1.0
 
 
 @contextmanager
 def hold(folder: Path, what: str = "") -> Iterator[None]:
-    """Hold the lock of a folder (``.NAME.lock`` beside it) alone; ``what`` its holder does, for others to read.
+    """Hold the lock of a folder (``.NAME.lock`` next to it) alone.
 
-    Whoever holds it for a moment is waited for. A command that is refused (``RequestError``) before it has begun
-    anything leaves no lock and no folder behind.
+    If the body raises ``RequestError`` before anything was written, the lock file and new parent folders are removed.
+
+    Args:
+        folder: the folder.
+        what: what another holder does, for the error message.
 
     Raises:
-        RequestError: another process holds it; the message names that process. Or it cannot be written there.
+        RequestError: another process holds the lock (the message names it), or the lock cannot be written.
     """
     is_new = not _file(folder).exists()
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     with ExitStack() as stack:
         since = time.monotonic()
-        # Opened each time: a command that was refused may have removed the file.
+        # Open it each time, because a command that was refused may have removed the file.
         while not _taken(stack.enter_context(_opened(folder)), fcntl.LOCK_EX, folder):
             stack.close()
-            if time.monotonic() > since + _SEEN:
+            if time.monotonic() > since + _PATIENCE:
                 raise _refusal(folder, what)
             time.sleep(0.05)
-        _holder(folder).write_text(_oneself())
+        _holder(folder).write_text(_this_process())
         try:
             yield
         except RequestError:
@@ -53,7 +55,7 @@ def hold(folder: Path, what: str = "") -> Iterator[None]:
 
 
 def _remove(folder: Path, parents: list[Path]) -> None:
-    """Remove the lock of a folder, which this process holds, and those of these parents that are then empty."""
+    """Remove the lock files of a folder, which this process holds, and parent folders that are then empty."""
     for path in (_holder(folder), _file(folder)):
         path.unlink(missing_ok=True)
     with suppress(OSError):
@@ -62,7 +64,7 @@ def _remove(folder: Path, parents: list[Path]) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the lock of a folder alone; False where that cannot be seen."""
+    """Whether a process holds the lock of a folder alone; False if the lock cannot be opened."""
     try:
         with open(_file(folder), "rb+") as stream:
             return not _taken(stream.fileno(), fcntl.LOCK_SH, folder)
@@ -71,7 +73,7 @@ def is_held(folder: Path) -> bool:
 
 
 def refuse_if_held(folder: Path, what: str = "") -> None:
-    """Raise ``RequestError`` where a process holds the lock of a folder alone; ``what`` it does, beside its name."""
+    """Raise ``RequestError`` if a process holds the lock of a folder alone; ``what`` describes what it does."""
     if not _file(folder).exists():
         return
     with _opened(folder) as descriptor:
@@ -81,10 +83,10 @@ def refuse_if_held(folder: Path, what: str = "") -> None:
 
 @contextmanager
 def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a folder together with others that share it; the first to come prepares the folder, alone.
+    """Hold the lock of a folder together with other processes. The first one prepares the folder alone.
 
     Raises:
-        RequestError: a process that does not share holds it; the message names that process.
+        RequestError: a process holds the lock alone; the message names it.
     """
     with _opened(folder) as descriptor:
         if _taken(descriptor, fcntl.LOCK_EX, folder):
@@ -98,19 +100,19 @@ def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
 
 
 def _wait_for_preparation(descriptor: int, folder: Path) -> None:
-    """Share the lock once nobody holds it alone; refuse when that is not a task that prepares the folder."""
+    """Share the lock when no process holds it alone. Raise if a process other than a preparing task holds it."""
     since = time.monotonic()
     while not _taken(descriptor, fcntl.LOCK_SH, folder):
         if _named(folder) == _PREPARING:
             since = time.monotonic()
-        elif time.monotonic() > since + _SEEN:
+        elif time.monotonic() > since + _PATIENCE:
             raise _refusal(folder)
         time.sleep(0.05)
 
 
 @contextmanager
 def wait(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder alone, once whoever holds it has let go."""
+    """Wait for the lock of a folder, and hold it alone."""
     with _opened(folder) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -123,8 +125,8 @@ def _opened(folder: Path) -> Iterator[int]:
         descriptor = os.open(_file(folder), os.O_RDWR | os.O_CREAT, 0o666)
     except (FileExistsError, NotADirectoryError):
         raise RequestError(
-            f"{folder.parent}: a file, or a link to nothing, is in the place of this folder (is a disk not mounted?): "
-            "move it away, or set run.root or run.name"
+            f"{folder.parent} is a file or a dangling link, not a folder (is a disk not mounted?): move it away, or "
+            "set run.root or run.name"
         ) from None
     except OSError as error:
         raise atomic.refused(folder.parent, error) or error from None
@@ -137,13 +139,13 @@ def _opened(folder: Path) -> Iterator[int]:
 def _taken(descriptor: int, how: int, folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-        # A refused command may have removed the file since it was opened: a lock of that one keeps nobody out.
+        # A refused command may have removed the file after it was opened. A lock of a removed file has no effect.
         return os.path.samestat(os.fstat(descriptor), _file(folder).stat())
     except (BlockingIOError, FileNotFoundError):
         return False
 
 
-def _oneself() -> str:
+def _this_process() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     return f"process {os.getpid()} on {socket.gethostname()}{f' (SLURM job {job})' if job else ''}"
 
@@ -157,7 +159,7 @@ def _holder(folder: Path) -> Path:
 
 
 def _named(folder: Path) -> str | None:
-    """Who is said to hold the lock alone."""
+    """The process that holds the lock alone, as it describes itself."""
     try:
         return _holder(folder).read_text().strip()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Read ``metrics.jsonl``: what a run logged, one record a step, whatever was repeated or torn on the way."""
+"""Read and append to ``metrics.jsonl``: one record per step. Readers tolerate repeated steps and torn lines."""
 
 import errno
 import json
@@ -9,39 +9,38 @@ from typing import Any
 
 from artefacts.errors import RequestError
 
-#: kind (``train``, ``validation``) -> its records in the order of their steps.
+#: kind (``train``, ``validation``) -> its records, sorted by step.
 Metrics = dict[str, list[dict[str, Any]]]
 
-
-#: Every record begins so; the writer puts ``kind`` first.
+#: Beginning of every record. The writer puts ``kind`` first.
 _RECORD_START = '{"kind"'
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Every record of a metrics file as it was written, repeated steps too; no file is no records.
+    """Every record of a metrics file, including repeated steps; none if there is no file.
 
-    A line that a killed run left torn is passed over; a record that the resumed run appended to it is kept.
+    A torn line of a killed run is skipped, but a record that the resumed run appended to that line is read.
 
     Raises:
-        RequestError: there is a file, and no line of it is a record.
+        RequestError: no line of the file is a record.
     """
     if not path.is_file():
         return
-    whole, damaged = 0, 0
+    records, damaged = 0, 0
     with open(path, encoding="utf-8", errors="replace") as stream:
         for line in stream:
             record = _record(line)
             if record is not None:
-                whole += 1
+                records += 1
                 yield record
             elif line.strip():
                 damaged += 1
-    if damaged > 1 and not whole:
+    if damaged > 1 and not records:
         raise RequestError(f"{path}: not a metrics file: {damaged} lines and no record; move it away and train again")
 
 
 def read_metrics(path: Path) -> Metrics:
-    """The records of a metrics file by kind, sorted by step: the last one of a (kind, step), which a resume repeats.
+    """The records of a metrics file by kind, sorted by step. If a resumed run repeated a step, the last record counts.
 
     Raises:
         RequestError: as ``read_records``.
@@ -53,7 +52,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """The line's record, or the whole one at the end of a torn line, or None."""
+    """The record of a line, or a complete record at the end of a torn line, or None."""
     for text in (line, line[max(line.rfind(_RECORD_START), 0) :]):
         try:
             value = json.loads(text)
@@ -65,11 +64,11 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 class LineWriter:
-    """A file that lines are appended to, each with one write."""
+    """A file to which lines are appended, each in one write."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
-        # A killed run, or a full disk, may have left the last line torn: what follows begins on a line of its own.
+        # A killed run or a full disk may have left the last line torn. The next record begins on a new line.
         self._torn = False
         if size := path.stat().st_size:
             with open(path, "rb") as stream:
@@ -77,8 +76,8 @@ class LineWriter:
                 self._torn = stream.read() != b"\n"
 
     def add(self, line: bytes) -> None:
-        whole = b"\n" + line if self._torn else line
-        if self._file.write(whole) < len(whole):
+        content = b"\n" + line if self._torn else line
+        if self._file.write(content) < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._torn = False
 

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; elsewhere a line now and then, so that logs stay readable."""
+"""A progress bar on a terminal; elsewhere a line every 20 seconds, so that logs stay readable."""
 
 import os
 import sys
@@ -17,23 +17,23 @@ class _Bar(tqdm):
 
 
 def log(text: str) -> None:
-    """A line on stderr, above whatever bar stands there."""
+    """Print a line to stderr, above a progress bar."""
     tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()
 
 
 def warn(text: str) -> None:
-    """A warning on stderr."""
+    """Print a warning to stderr."""
     log(f"warning: {text}")
 
 
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
-    """A tqdm bar on stderr; where nobody looks at a terminal it refreshes every 20 seconds.
+    """A tqdm bar on stderr. Without a terminal it refreshes every 20 seconds.
 
-    A rank's output goes to a file; its launcher says whether that is shown on a terminal.
+    The output of a rank goes to a file. Its launcher says whether the file is shown on a terminal.
 
     Raises:
-        KeyboardInterrupt: from ``update``; the command was asked to stop (StoppedError: by SIGTERM or SIGUSR1).
+        KeyboardInterrupt: from ``update``, after Ctrl-C (StoppedError: after SIGTERM or SIGUSR1).
     """
     if not sys.stderr.isatty():
         options.setdefault("mininterval", 1 if TERMINAL in os.environ else 20)

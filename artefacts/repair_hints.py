@@ -1,4 +1,4 @@
-"""What to do about a damaged or missing data artefact: the command that makes it, in the line that names it."""
+"""What to do about a damaged or missing artefact: messages name the command that rebuilds it."""
 
 import shlex
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from artefacts import command_hints, manifest
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 
-#: Artefact -> the target of make that builds it.
+#: Artefact -> the make target that builds it.
 TARGETS = {
     "documents": "data",
     "tokenizer": "tokenizer",
@@ -21,41 +21,41 @@ TARGETS = {
 }
 
 
-def cure(name: str, folder: Path, recipe: str | None = None) -> str:
-    """How the artefact ``name`` that lies in ``folder`` is built again; ``recipe`` as ``hints.make`` takes it."""
-    here = shlex.quote(str(folder))
-    # What the documents were made from may be gone.
-    away = f"mv {here} {shlex.quote(f'{folder}.damaged')}" if name == "documents" else f"rm -r {here}"
+def hint(name: str, folder: Path, recipe: str | None = None) -> str:
+    """How to rebuild the artefact ``name`` in ``folder``; ``recipe`` as in ``command_hints.make``."""
+    quoted = shlex.quote(str(folder))
+    # The sources of the documents may no longer exist.
+    away = f"mv {quoted} {shlex.quote(f'{folder}.damaged')}" if name == "documents" else f"rm -r {quoted}"
     return f"repair: {away} && {command_hints.make(TARGETS[name], recipe)}"
 
 
 def check_sizes(name: str, folder: Path) -> None:
-    """Look at the size of every file of an artefact, which costs nothing, before a stage reads it or leaves it be.
+    """Check the size of every file of an artefact before it is used, or reported to be up to date.
 
     Raises:
-        RequestError: a file is missing or of another size than its manifest says.
+        RequestError: a file is missing, or does not have the size that the manifest says.
     """
     if wrong := manifest.faults(folder, content=False):
-        raise RequestError(f"{wrong[0]}; {cure(name, folder)}")
+        raise RequestError(f"{wrong[0]}; {hint(name, folder)}")
 
 
 def read_manifest(name: str, folder: Path) -> Manifest | None:
     """``manifest.read`` of the artefact ``name``.
 
     Raises:
-        RequestError: the manifest is damaged or unreadable; of an artefact that a command makes, it names that.
+        RequestError: the manifest is damaged or unreadable. The message names the command that builds the artefact.
     """
     try:
         return manifest.read(folder)
     except manifest.DamagedError as error:
         if name not in TARGETS:
             raise
-        raise manifest.DamagedError(error.fault, cure(name, folder)) from None
+        raise manifest.DamagedError(error.fault, hint(name, folder)) from None
 
 
 @contextmanager
 def reading(name: str, path: Path) -> Iterator[None]:
-    """Around reading a parquet file of the artefact ``name``.
+    """A context for reading a parquet file of the artefact ``name``.
 
     Raises:
         RequestError: Arrow cannot read it.
@@ -65,5 +65,5 @@ def reading(name: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())
-        raise RequestError(f"{path}: damaged ({said}); {cure(name, path.parent)}") from None
+        message = " ".join(str(error).split())
+        raise RequestError(f"{path}: damaged ({message}); {hint(name, path.parent)}") from None

@@ -1,8 +1,8 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C as exceptions, which no callback can lose.
+"""SIGTERM, SIGUSR1 and Ctrl-C as exceptions.
 
-The handler raises where the program is. Where that happens to be a destructor, a callback from C or the import of an
-extension, the exception is lost or becomes another; so it is also remembered: ``check`` raises it again at the next
-step of the work, and a command that ends in a fault asks for it first.
+The handler raises an exception wherever the program is. In a destructor, a callback from C or the import of an
+extension, the exception can be lost or replaced by another one. So it is also recorded: ``check`` raises it again at
+the next step of the work, and a command that fails looks at ``pending`` first.
 """
 
 import signal
@@ -14,56 +14,61 @@ from artefacts.errors import StoppedError
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-_asked: list[KeyboardInterrupt] = []
+#: What the signals received so far have raised.
+_pending: list[KeyboardInterrupt] = []
 
 
 def _stop(number: int, _: object) -> None:
-    _asked.append(KeyboardInterrupt() if number == signal.SIGINT else StoppedError(signal.Signals(number).name))
-    raise _asked[-1]
+    _pending.append(KeyboardInterrupt() if number == signal.SIGINT else StoppedError(signal.Signals(number).name))
+    raise _pending[-1]
 
 
 def install() -> None:
-    """From now on SIGTERM (an end of time) and SIGUSR1 (SLURM's warning of it) raise ``StoppedError``.
+    """Let SIGTERM (the time is up) and SIGUSR1 (SLURM's warning before that) raise ``StoppedError``.
 
-    Ctrl-C raises KeyboardInterrupt, as ever.
+    Ctrl-C raises KeyboardInterrupt, as always.
     """
     for number in _NUMBERS:
         signal.signal(number, _stop)
 
 
 def end() -> None:
-    """From now on the signals that ``install`` took change nothing: what the command is to answer is settled."""
+    """Ignore the signals of ``install`` from now on: the exit status of the command is decided."""
     for number in _NUMBERS:
         if signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_IGN)
 
 
-def asked() -> KeyboardInterrupt | None:
-    """What the last signal raised; None: there was none."""
-    return _asked[-1] if _asked else None
+def pending() -> KeyboardInterrupt | None:
+    """What the last signal raised; None: there was no signal."""
+    return _pending[-1] if _pending else None
 
 
 def check() -> None:
-    """For loops over the work: raises what a signal has raised before."""
-    if stop := asked():
+    """Raise what the last signal raised. To be called in long loops."""
+    if stop := pending():
         raise stop
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGUSR1 (what SLURM and torchrun send before the time is up), once it listens."""
+    """Set by SIGTERM or SIGUSR1, which SLURM and torchrun send before the time is up.
 
-    def __init__(self, tell_listening: Callable[[], None] = lambda: None) -> None:
+    Attributes:
+        requested: a signal was received after ``listen``.
+    """
+
+    def __init__(self, report_listening: Callable[[], None] = lambda: None) -> None:
         self.requested = False
-        self._tell_listening = tell_listening
+        self._report_listening = report_listening
 
     def listen(self) -> None:
-        """From here on a signal asks the loop to save and stop, and the launcher knows that it may send one.
+        """Treat signals as requests to save and stop, and report this to the launcher.
 
-        Earlier there is nothing to save, and a rank that waits for others could not react: signals end the process.
+        Before that, signals end the process: there is nothing to save, and a rank that waits for others cannot react.
         """
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
-        self._tell_listening()
+            signal.signal(number, self._request)
+        self._report_listening()
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True

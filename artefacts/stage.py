@@ -1,11 +1,12 @@
-"""The life of a data artefact: skip what is finished, go on with what was started, publish whole or not at all.
+"""The life of a data artefact: skip it if it is finished, resume an interrupted build, publish it atomically.
 
-Beside its target a stage has ``.NAME.partial``, which holds ``key`` (what is being built), ``work/`` (what will be
-published) and ``scratch/`` (what only a restarted build needs). Files in them are written whole (by
-``publish.write_bytes`` or a rename), so a restarted stage may keep those it finds. ``publish`` writes the manifest,
-renames ``work/`` to the target and only then removes the rest: whenever it is killed, nothing that was built is lost.
-A command that is refused before it has written a file leaves nothing behind. An artefact of another recipe or input is
-moved aside first, never overwritten, and what differs is printed.
+A build has the folder ``.NAME.partial`` next to its target, with ``key`` (what is being built), ``work/`` (what will be
+published) and ``scratch/`` (what only a resumed build needs). Files in them are written atomically (by
+``atomic.write_bytes`` or a rename), so a resumed build keeps the files that exist. ``publish`` writes the manifest,
+renames ``work/`` to the target, and then removes the rest. Nothing that was built is lost if it is killed.
+
+A command that is refused before it has written a file leaves nothing behind. An artefact of another recipe or of other
+inputs is never overwritten: it is moved aside, and the differences are printed.
 """
 
 import shutil
@@ -23,12 +24,12 @@ from artefacts.manifest import Manifest
 
 @dataclass
 class Stage:
-    """One building of an artefact; made by ``open_stage``.
+    """One build of an artefact; see ``open_stage``.
 
     Attributes:
-        work: folder to fill. Files of an interrupted build with the same key are still there.
-        scratch: folder for intermediate files; kept like ``work``, never published.
-        finished: the artefact is published and up to date; there is nothing to do.
+        work: folder for the files to publish. It still has the files of an interrupted build with the same key.
+        scratch: folder for intermediate files. It is kept like ``work``, but never published.
+        finished: the artefact is up to date, so there is nothing to do.
     """
 
     name: str
@@ -42,8 +43,8 @@ class Stage:
     def publish(
         self, counts: dict[str, Any], versions: dict[str, str], details: dict[str, Any] | None = None
     ) -> Manifest:
-        """Write the manifest over everything in ``work`` and rename it into place."""
-        made = Manifest(
+        """Write a manifest of the files in ``work``, and rename the folder to the target."""
+        published = Manifest(
             stage=self.name,
             identity=self.identity,
             inputs=self.inputs,
@@ -52,12 +53,12 @@ class Stage:
             files=manifest.describe_files(self.work),
             details=details or {},
         )
-        manifest.write(self.work, made)
+        manifest.write(self.work, published)
         if self.target.exists() and any(self.target.iterdir()):
             print(f"{self.target}: moved aside to {atomic.move_aside(self.target)}")
         atomic.rename_folder(self.work, self.target)
         shutil.rmtree(self.work.parent)
-        return made
+        return published
 
 
 _KEY = "key"
@@ -72,38 +73,38 @@ def open_stage(
     shared: bool = False,
     check_replacing: Callable[[str], None] | None = None,
 ) -> Iterator[Stage]:
-    """Begin or continue building ``target``, under its lock.
+    """Start or resume a build of ``target``, and hold its lock.
 
     Args:
-        name: of the artefact.
+        name: name of the artefact.
         target: its folder.
         identity: the recipe keys that it depends on.
-        inputs: fingerprints of what it is made from.
-        shared: next to other tasks of the same building.
-        check_replacing: called with what differs before the building of another artefact than the one that is there.
+        inputs: fingerprints of what it is built from.
+        shared: several tasks build it together.
+        check_replacing: called with the differences before a different artefact at ``target`` is replaced.
 
     Raises:
-        RequestError: another process is building it, or (shared) tasks of another recipe or input are; or it is
-            finished and a file of it is missing or of another size; or what ``check_replacing`` raises.
+        RequestError: another process builds it, or (if shared) tasks of another recipe or input do; a file of the
+            finished artefact is missing or does not have the recorded size; or ``check_replacing`` raises it.
     """
     building = _Building(name, target, identity, inputs, check_replacing)
     partial = building.partial
     if not shared and building.finished() and not partial.exists():
-        # Nothing is written, so nobody is in the way, and the folder may be another user's.
+        # Nothing is written, so no lock is needed, and the folder may belong to another user.
         repair_hints.check_sizes(name, target)
         yield building.stage(done=True)
         return
     if target.is_mount():
         raise RequestError(
-            f"{target}: a disk is mounted there, to which what is built next to it cannot be renamed: link to a folder "
-            "on that disk, or set run.root or data.root to one"
+            f"{target}: a disk is mounted there, and a folder cannot be renamed to another disk: link to a folder on "
+            "that disk, or set run.root or data.root to one"
         )
     with lock.share(target, building.prepare) if shared else lock.hold(target):
         if not shared:
             building.prepare()
         done = building.finished()
         if not done and _begun(partial) != building.key:
-            raise RequestError(f"{target}: tasks of another recipe or source are at work there: wait for them")
+            raise RequestError(f"{target}: tasks of another recipe or source are running: wait for them")
         if done:
             repair_hints.check_sizes(name, target)
         try:
@@ -116,7 +117,7 @@ def open_stage(
 
 
 class _Building:
-    """What ``open_stage`` was asked for, and what of it is there."""
+    """The build that ``open_stage`` is called for."""
 
     def __init__(
         self,
@@ -132,18 +133,18 @@ class _Building:
         self.key = manifest.stage_key(identity, inputs)
 
     def finished(self) -> bool:
-        there = repair_hints.read_manifest(self._name, self._target)
-        return there is not None and there.key == self.key
+        published = repair_hints.read_manifest(self._name, self._target)
+        return published is not None and published.key == self.key
 
     def prepare(self) -> None:
-        """Make ready to build; what differs from what is there is looked at first, and printed."""
-        there = repair_hints.read_manifest(self._name, self._target)
-        if there is not None and there.key != self.key:
-            why = explained(there.identity, there.inputs, self._identity, self._inputs)
+        """Prepare the folders. If a different artefact is published, check and print the differences first."""
+        published = repair_hints.read_manifest(self._name, self._target)
+        if published is not None and published.key != self.key:
+            why = explained(published.identity, published.inputs, self._identity, self._inputs)
             if self._check_replacing:
                 self._check_replacing(why)
-            print(f"{self._target}: to be built again: {why}", flush=True)
-        _prepare(self.partial, self.key, there is not None and there.key == self.key)
+            print(f"{self._target}: will be rebuilt: {why}", flush=True)
+        _prepare(self.partial, self.key, published is not None and published.key == self.key)
 
     def stage(self, done: bool) -> Stage:
         work, scratch = self.partial / "work", self.partial / "scratch"
@@ -151,28 +152,28 @@ class _Building:
 
 
 def _begun(partial: Path) -> str | None:
-    """The key of what was begun there."""
+    """The key of the build that was started there; None: there is none."""
     return (partial / _KEY).read_text() if (partial / _KEY).exists() else None
 
 
 def _holds_work(partial: Path) -> bool:
-    """Whether anything was written there, locks of its steps aside."""
-    found = (path for name in ("work", "scratch") for path in (partial / name).rglob("*"))
-    return any(path.is_file() and path.suffix != ".lock" for path in found)
+    """Whether any files other than locks were written."""
+    paths = (path for name in ("work", "scratch") for path in (partial / name).rglob("*"))
+    return any(path.is_file() and path.suffix != ".lock" for path in paths)
 
 
 def _discard(partial: Path, wanted: bool) -> None:
-    """Clear what was begun there; unfinished work of another recipe or source is moved aside, where there is any."""
+    """Remove an unfinished build. If it is ``wanted`` and has files, it is moved aside instead."""
     if wanted and _holds_work(partial):
-        print(f"{partial}: begun from another recipe or source, moved aside to {atomic.move_aside(partial)}")
+        print(f"{partial}: unfinished build of another recipe or source, moved aside to {atomic.move_aside(partial)}")
     else:
         shutil.rmtree(partial)
 
 
 def _prepare(partial: Path, key: str, finished: bool) -> None:
-    """Clear what another build or a killed writer left, and note what is being built."""
+    """Remove what another build or a killed writer left, and record what is being built."""
     begun = _begun(partial)
-    # Finished and begun too: it was killed after the rename. Finished, another begun: that may still be wanted.
+    # Finished, with a build of the same key: it was killed after the rename. A build of another key may be needed.
     if partial.exists() and (begun is None or finished == (begun == key)):
         _discard(partial, begun is not None and not finished)
     if not finished:

@@ -1,8 +1,8 @@
-"""The life of a training folder (``pretrain/``, ``finetune/``): the same identity resumes, another is refused.
+"""The life of a training folder (``pretrain/``, ``finetune/``): the same run resumes, another one is refused.
 
-Unlike a data artefact it is written in place, since its checkpoints are what a killed run comes back from. Its
-``identity.json`` says what it is from the first step on, its ``manifest.json`` that it is finished. Both can be lost:
-every checkpoint's own manifest says the same, and they are written again from there.
+Unlike a data artefact it is written in place, because a killed run resumes from its checkpoints. ``identity.json`` is
+written at the first step, and ``manifest.json`` at the end. If one of them is lost, it is restored from the manifest of
+a checkpoint.
 """
 
 import json
@@ -18,19 +18,19 @@ from artefacts.errors import RequestError
 from artefacts.manifest import DamagedError, Manifest, OtherFormatError
 
 IDENTITY = "identity.json"
-#: Set by all but the first job of a chain (``launch.slurm.train.chain``): other arrays of jobs are their users' own.
+#: Environment variable that all jobs of a chain (``launch.slurm.train.chain``) except the first one have.
 LATER_IN_CHAIN = "MILLRACE_LATER_IN_CHAIN"
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a training folder is asked to hold.
+    """The training run of a recipe.
 
     Attributes:
         stage: ``pretrain`` or ``finetune``.
-        folder: where its checkpoints and metrics lie.
-        identity: recipe keys that make it another run when they change.
-        inputs: fingerprints of the artefacts it learns from.
+        folder: the folder of its checkpoints and metrics.
+        identity: recipe keys. If one of them changes, it is another run.
+        inputs: fingerprints of the artefacts that it is trained on.
     """
 
     stage: str
@@ -44,50 +44,46 @@ class TrainingRun:
 
     @property
     def stacks(self) -> Path:
-        """Where ranks write down where they stand when a run stands still."""
+        """Folder of the stack traces that ranks write when a run hangs."""
         return self.folder / "stacks"
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the finished run with this identity, else None.
+        """The manifest of the finished run; None: it is not finished, or another run is there.
 
-        Without its weights, or where a look at their files' sizes tells that they are damaged, it is not finished.
+        A run whose weights are missing, or have files of the wrong size, is not finished.
         """
-        made = finished(self.folder)
-        if made is None or made.key != self.key:
+        saved = finished(self.folder)
+        if saved is None or saved.key != self.key:
             return None
         try:
-            return None if manifest.faults(self.folder / "checkpoints" / made.details["checkpoint"], False) else made
+            return None if manifest.faults(self.folder / "checkpoints" / saved.details["checkpoint"], False) else saved
         except RequestError:
             return None
 
     def begun(self) -> bool:
-        """Whether the folder holds this run, finished or not."""
+        """Whether the folder has this run, finished or not."""
         recorded = read_identity(self.folder)
         return bool(recorded) and manifest.stage_key(recorded["identity"], recorded["inputs"]) == self.key
 
     def check_replacing(self, replace: bool) -> None:
-        """Whether this run may take the folder.
+        """Check that this run may use the folder.
 
         Args:
-            replace: another run that is there may be moved aside (``run.replace``).
+            replace: another run may be moved aside (``run.replace``).
 
         Raises:
-            RequestError: it holds weights of another run, and may not be moved aside.
+            RequestError: the folder has weights of another run, which may not be moved aside.
         """
         if self.begun() or not has_weights(self.folder) or (replace and not is_requeued()):
             return
-        wish = "finetune" if self.stage == "finetune" else "true"
-        cure = (
-            f"give this run another name (run.name=…), or move the other one aside (run.replace={wish}) and start again"
-        )
+        value = "finetune" if self.stage == "finetune" else "true"
+        fix = f"give this run another name (run.name=…), or move the other one aside (run.replace={value})"
         if replace:
-            cure = (
-                "a job that SLURM starts again only resumes: give back the keys that it began with, or submit it again"
-            )
-        raise RequestError(f"{self.folder} holds another run ({self._difference()}): {cure}")
+            fix = "a job that SLURM starts again only resumes: use the keys that it started with, or submit it again"
+        raise RequestError(f"{self.folder} holds another run ({self._difference()}): {fix}")
 
     def open(self, recipe_text: str, replace: bool) -> None:
-        """Make the folder ready to begin or resume; another run that may go is moved aside and the move printed.
+        """Prepare the folder to start or resume. Another run that may be replaced is moved aside, which is printed.
 
         Raises:
             RequestError: as ``check_replacing``.
@@ -101,17 +97,17 @@ class TrainingRun:
         self._write_identity()
 
     def finish(self, checkpoint: Path) -> Manifest:
-        """Write the manifest: the run is finished, with this checkpoint's weights.
+        """Write the manifest of the finished run, whose weights are those of this checkpoint.
 
-        It lists no files: checkpoints have manifests, logs go on growing.
+        It lists no files, because checkpoints have their own manifests, and logs can still grow.
         """
         saved = manifest.require(checkpoint, self.stage)
-        made = _finished_by(checkpoint, saved)
-        manifest.write(self.folder, made)
-        return made
+        final = _finished_by(checkpoint, saved)
+        manifest.write(self.folder, final)
+        return final
 
     def restore(self) -> list[str]:
-        """Write again what a crash of the machine left empty or torn; a line for each file.
+        """Restore files that a crash of the machine left empty or torn; returns a line for each file.
 
         Raises:
             RequestError: the manifest is of another version of Millrace.
@@ -121,7 +117,7 @@ class TrainingRun:
             return lines
         if own_identity(self.folder) is None:
             self._write_identity()
-            lines.append(f"{self.folder / IDENTITY} was missing or damaged: written again from a checkpoint")
+            lines.append(f"{self.folder / IDENTITY} was missing or damaged: restored from a checkpoint")
         path = self.folder / manifest.NAME
         try:
             fault = "" if manifest.read(self.folder) else f"{path} was missing"
@@ -130,12 +126,12 @@ class TrainingRun:
         except OtherFormatError:
             finished(self.folder)  # says what to do
             raise
-        if fault and (made := _by_last_checkpoint(self.folder)):
-            manifest.write(self.folder, made)
-            lines.append(f"{fault}: written again from checkpoints/{made.details['checkpoint']}")
+        if fault and (final := _by_last_checkpoint(self.folder)):
+            manifest.write(self.folder, final)
+            lines.append(f"{fault}: restored from checkpoints/{final.details['checkpoint']}")
         elif fault and path.exists() and has_weights(self.folder):
             path.unlink()
-            lines.append(f"{fault}: removed, as the training is not finished")
+            lines.append(f"{fault}: removed, because the training is not finished")
         return lines
 
     def _write_identity(self) -> None:
@@ -149,12 +145,12 @@ class TrainingRun:
 
 
 def is_requeued() -> bool:
-    """Whether SLURM has started this job before, or one before it in a chain of ours."""
+    """Whether SLURM has started this job before, or an earlier job of the same chain."""
     return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0") or LATER_IN_CHAIN in os.environ
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a training folder, the oldest first."""
+    """The checkpoints of a training folder, oldest first."""
     numbered = [path for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
     return sorted((path for path in numbered if path.is_dir()), key=lambda path: int(path.name[5:]))
 
@@ -165,38 +161,41 @@ def has_weights(folder: Path) -> bool:
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    """``identity`` and ``inputs`` of the run in a folder, by its newest checkpoint where its own file is damaged.
+    """``identity`` and ``inputs`` of the run in a folder, from its newest checkpoint if ``identity.json`` is damaged.
 
-    Empty: nothing there says.
+    Empty: neither can be read.
     """
     if (recorded := own_identity(folder)) is not None:
         return recorded
-    saved = next((made for _, made in _readable_checkpoints(folder)), None)
+    saved = next((loaded for _, loaded in _readable_checkpoints(folder)), None)
     return {"identity": saved.identity, "inputs": saved.inputs} if saved else {}
 
 
 def finished(folder: Path) -> Manifest | None:
-    """The manifest of a finished training, by its last checkpoint where its own is damaged; None: it is not finished.
+    """The manifest of a finished training, from its last checkpoint if ``manifest.json`` is damaged.
+
+    Returns:
+        The manifest; None: the training is not finished.
 
     Raises:
         RequestError: the manifest is of another version of Millrace.
-        DamagedError: it is damaged, and no checkpoint is there.
+        DamagedError: it is damaged, and there is no checkpoint.
     """
     try:
-        made = manifest.read(folder)
+        loaded = manifest.read(folder)
     except DamagedError as error:
         if not has_weights(folder):
-            raise DamagedError(error.fault, f"no checkpoint is left of this training: move {folder} away") from None
+            raise DamagedError(error.fault, f"this training has no checkpoint left: move {folder} away") from None
         return _by_last_checkpoint(folder)
     except OtherFormatError as error:
         raise RequestError(
-            f"{error.fault}: use the one that made it, or remove that file: it is written again from the checkpoints"
+            f"{error.fault}: use the version that wrote it, or remove the file: it is restored from the checkpoints"
         ) from None
-    return made if made is not None and made.stage in ("pretrain", "finetune") else None
+    return loaded if loaded is not None and loaded.stage in ("pretrain", "finetune") else None
 
 
 def _by_last_checkpoint(folder: Path) -> Manifest | None:
-    """The manifest of a training whose newest checkpoint is its last; None: it is not."""
+    """The manifest of a training, from its last checkpoint; None: the newest checkpoint is not the last one."""
     for checkpoint, saved in _readable_checkpoints(folder):
         is_last = bool(saved.details.get("run")) and saved.counts["step"] == saved.details["run"]["steps"]
         return _finished_by(checkpoint, saved) if is_last else None
@@ -204,7 +203,7 @@ def _by_last_checkpoint(folder: Path) -> Manifest | None:
 
 
 def _finished_by(checkpoint: Path, saved: Manifest) -> Manifest:
-    """What a training folder's manifest says whose last checkpoint this is."""
+    """The manifest of a training whose last checkpoint this is."""
     run = saved.details["run"]
     details = {
         "checkpoint": checkpoint.name,
@@ -216,7 +215,7 @@ def _finished_by(checkpoint: Path, saved: Manifest) -> Manifest:
 
 
 def _readable_checkpoints(folder: Path) -> Iterator[tuple[Path, Manifest]]:
-    """(checkpoint, manifest) of those whose manifest can be read, the newest first."""
+    """(checkpoint, manifest) of the checkpoints with a readable manifest, newest first."""
     for checkpoint in reversed(checkpoints(folder)):
         try:
             saved = manifest.read(checkpoint)
@@ -227,7 +226,7 @@ def _readable_checkpoints(folder: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def own_identity(folder: Path) -> dict[str, Any] | None:
-    """``identity.json``; None: it is not there, or is damaged."""
+    """The content of ``identity.json``; None: it is missing or damaged."""
     try:
         recorded = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,12 +1,19 @@
-"""What a training process and the launcher that started it leave for each other in files.
+"""Files by which a training process and its launcher communicate.
 
-Two folders, which the launcher names in the environment; without them nothing happens here:
+The launcher names two folders in the environment. Without them nothing is written.
 
-``MILLRACE_STATUS``, the launcher's own: ``listening-RANK`` says that a rank hears signals, ``status`` what a rank ended
-on that is neither success nor failure, ``first`` that rank 0 is among this launcher's, and where its output begins.
+``MILLRACE_STATUS`` belongs to the launcher:
 
-``MILLRACE_LOGS``, the run's: ``rank-00003.txt`` is all that a rank says, in this start and those before, and
-``failed-00003.json`` that it failed. Imports no torch: signals must be heard while that is still loading.
+- ``listening-RANK``: the rank handles signals.
+- ``status``: the exit status of a rank that is neither success nor failure.
+- ``first``: rank 0 is one of this launcher's ranks, and where its output begins.
+
+``MILLRACE_LOGS`` belongs to the run:
+
+- ``rank-00003.txt``: the output of a rank, over all starts.
+- ``failed-00003.json``: the rank failed.
+
+This module imports no torch, because signals must be handled while torch is being imported.
 """
 
 import json
@@ -22,7 +29,7 @@ STATUS, LOGS, TERMINAL = "MILLRACE_STATUS", "MILLRACE_LOGS", "MILLRACE_TERMINAL"
 
 
 def node_name() -> str:
-    """This node's name: SLURM's, else the host's."""
+    """The name of this node: SLURM's name, else the host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -35,12 +42,12 @@ def failure_note(logs: Path, rank: int) -> Path:
 
 
 def header(what: str) -> bytes:
-    """The line that begins a start's part of a log."""
+    """The line that begins the output of a start in a log."""
     return f"--- {datetime.now():%Y-%m-%d %H:%M:%S} {node_name()}, process {os.getpid()}, {what}\n".encode()
 
 
 class Worker:
-    """The side of a rank."""
+    """A rank, as seen by its launcher."""
 
     def __init__(self) -> None:
         status, logs = os.environ.get(STATUS), os.environ.get(LOGS)
@@ -49,11 +56,11 @@ class Worker:
 
     @property
     def is_launched(self) -> bool:
-        """Whether a launcher of ours has started this process, and looked at its arguments."""
+        """Whether Millrace's launcher has started this process and checked its arguments."""
         return bool(self._status)
 
     def keep_output(self) -> None:
-        """From now on all output of this process goes to the rank's log, that of native code too."""
+        """Redirect all output of this process, including that of native code, to the rank's log."""
         if not self._logs:
             return
         failure_note(self._logs, self.rank).unlink(missing_ok=True)
@@ -70,32 +77,32 @@ class Worker:
             written.write_text(str(begins))
             written.rename(self._status / "first")
 
-    def tell_listening(self) -> None:
-        """A signal from here on is heard; before, the launcher would kill."""
+    def report_listening(self) -> None:
+        """Report that this rank handles signals. Until then, the launcher would kill it."""
         if self._status:
             (self._status / f"listening-{self.rank}").touch()
 
-    def leave_status(self, status: int, message: str) -> bool:
-        """Leave the exit status for the launcher; False: there is none, and the process itself must exit with it."""
+    def write_status(self, status: int, message: str) -> bool:
+        """Write the exit status for the launcher; False: there is no launcher, so the process has to exit with it."""
         if not self._status:
             return False
         (self._status / "status").write_text(f"{status} {message}", encoding="utf-8")
         return True
 
     def note_failure(self) -> None:
-        """Say that this rank fails, before it prints why."""
+        """Record that this rank fails, before it prints why."""
         if self._logs:
-            said = {"rank": self.rank, "node": node_name(), "time": time.time(), "at": os.fstat(1).st_size}
-            failure_note(self._logs, self.rank).write_text(json.dumps(said), encoding="utf-8")
+            note = {"rank": self.rank, "node": node_name(), "time": time.time(), "at": os.fstat(1).st_size}
+            failure_note(self._logs, self.rank).write_text(json.dumps(note), encoding="utf-8")
 
 
 def listening(status: Path) -> int:
-    """How many ranks hear signals."""
+    """The number of ranks that handle signals."""
     return len(list(status.glob("listening-*")))
 
 
 def read_status(status: Path) -> tuple[int, str] | None:
-    """What ranks ended on, and the message with it; None: they left none."""
+    """The exit status that ranks wrote, and its message; None: they wrote none."""
     file = status / "status"
     if not file.exists():
         return None
@@ -104,11 +111,11 @@ def read_status(status: Path) -> tuple[int, str] | None:
 
 
 def failures(logs: Path) -> list[dict[str, Any]]:
-    """Ranks that said that they failed, the first one first: ``rank``, ``node``, ``time`` and, in its log, ``at``."""
-    found = []
+    """The ranks that failed, in order of time: ``rank``, ``node``, ``time``, and ``at``, the position in its log."""
+    notes = []
     for file in logs.glob("failed-*.json"):
         try:
-            found.append(json.loads(file.read_text(encoding="utf-8")))
+            notes.append(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
-            continue  # half written, or removed by a rank that starts
-    return sorted(found, key=lambda note: note["time"])
+            continue  # incomplete, or removed by a rank that starts
+    return sorted(notes, key=lambda note: note["time"])

@@ -55,7 +55,7 @@ def web_pages() -> list[str]:
 
 
 def jsonl(path: Path, texts: Iterator[str], files: int) -> int:
-    """Write texts as ``files`` zstd-compressed JSON lines files below ``path``; returns bytes of text."""
+    """Write texts to a number of zstd-compressed JSON lines files below ``path``; returns the bytes of text."""
     path.mkdir(parents=True, exist_ok=True)
     total = 0
     names = [path / f"{number:03d}.jsonl.zst" for number in range(files)]

@@ -84,7 +84,7 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
     except (Exception, KeyboardInterrupt) as error:
         signals.end()
         # An import that a signal interrupts may raise an unrelated error.
-        status, message = _outcome(signals.asked() or error, restartable)
+        status, message = _outcome(signals.pending() or error, restartable)
         if message:
             print(message, file=sys.stderr)
     sys.exit(status or DONE)

@@ -1,4 +1,4 @@
-"""The recipe keys that each data artefact depends on: what must be the same for it to be up to date."""
+"""The identity of each data artefact: the recipe keys that it depends on."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from configs.schema import Recipe
 #: Keys of a source that its documents do not depend on: for the first three the content counts.
 NOT_IN_DOCUMENTS = ("path", "target_path", "revision", "weight")
 #: Kinds of source whose documents follow from the seed.
-_MADE_UP = ("patterns", "sequences")
+_SYNTHETIC = ("patterns", "sequences")
 
 
 def documents_identity(recipe: Recipe) -> dict[str, Any]:
-    """Of the documents. Where a source lies and how often it is drawn from do not matter; its content is an input."""
+    """The identity of the documents. The content of a source is an input, so its path is not part of the identity."""
     sections = recipe.data.named_sources
     sources = {
         name: {key: value for key, value in section.identity().items() if key not in NOT_IN_DOCUMENTS}
@@ -21,13 +21,13 @@ def documents_identity(recipe: Recipe) -> dict[str, Any]:
     identity["clean"]["decontaminate"].pop("path")
     if recipe.data.sources:
         identity["ids"] = "begin with the source's name"
-    if any(section.sample_bytes or section.kind in _MADE_UP for section in sections.values()):
+    if any(section.sample_bytes or section.kind in _SYNTHETIC for section in sections.values()):
         identity["seed"] = recipe.run.seed
     return identity
 
 
 def tokenizer_identity(recipe: Recipe) -> dict[str, Any]:
-    """Of the tokenizer; of one that is taken from elsewhere, its files are inputs."""
+    """The identity of the tokenizer. The files of a pretrained one are inputs."""
     if recipe.tokenizer.is_ready:
         return {"tokenizer": {"kind": recipe.tokenizer.kind}, "seed": recipe.run.seed}
     targets = {"targets": True} if recipe.targets_are_text else {}
@@ -35,5 +35,5 @@ def tokenizer_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def tokens_identity(recipe: Recipe) -> dict[str, Any]:
-    """Of the token shards."""
+    """The identity of the token shards."""
     return {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}

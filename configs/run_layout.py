@@ -1,4 +1,4 @@
-"""Where the parts of a run lie on disk."""
+"""The folders and files of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from configs.schema import Recipe
 
 @dataclass(frozen=True)
 class RunLayout:
-    """Folders and files of one run; nothing is created by looking."""
+    """The folders and files of a run. Nothing is created."""
 
     run: Path
     data: Path
@@ -32,7 +32,7 @@ class RunLayout:
 
     @property
     def packing(self) -> Path:
-        """With the run, not with shared data: it depends on the run's context length."""
+        """It is in the folder of the run, not with shared data, because it depends on the run's context length."""
         return _followed(self.run / "packing")
 
     @property
@@ -49,11 +49,11 @@ class RunLayout:
 
     @property
     def logs(self) -> Path:
-        """What launchers and their processes said, over all starts."""
+        """Output of launchers and their processes, over all starts."""
         return _followed(self.run / "logs")
 
     def launch(self, verb: str) -> Path:
-        """Stands for the launching of a command, of which there may be one at a time; never made."""
+        """A name to lock the launch of a command, which runs once at a time. The folder is never created."""
         return self.run / f"{verb}-launch"
 
     @property
@@ -62,7 +62,7 @@ class RunLayout:
 
     @property
     def attention(self) -> Path:
-        """Heat maps of a text, see ``python -m training evaluate attention``."""
+        """Attention maps of a text; see ``python -m training evaluate attention``."""
         return _followed(self.run / "attention")
 
     @property
@@ -71,7 +71,7 @@ class RunLayout:
 
     @property
     def comparisons(self) -> Path:
-        """What ``python -m training compare`` leaves."""
+        """Results of ``python -m training compare``."""
         return _followed(self.run / "compare")
 
     @property
@@ -88,5 +88,5 @@ class RunLayout:
 
 
 def _followed(folder: Path) -> Path:
-    """A folder, or where a link of its name leads, such as to another disk, on which everything then stays."""
+    """The folder, or the target of a link, for example on another disk."""
     return folder.resolve() if folder.is_symlink() else folder

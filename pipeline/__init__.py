@@ -1,1 +1,1 @@
-"""Sources to documents to token shards and examples, one module a stage. Imports no torch."""
+"""From sources to documents, token shards and examples. Imports no torch."""

@@ -9,102 +9,104 @@ from configs.checks import unread_keys
 from configs.command import DONE, FAILED, add_recipe_arguments, parse, read_recipe, run
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from pipeline.parallel import WHOLE, Share
+from pipeline.parallel import ALL_TASKS, TaskShard
 
-# Stages import what they need when they are asked for: to say "up to date" takes no numpy, no Arrow, no SentencePiece.
+# Stages are imported when they run. Printing "up to date" imports no numpy, Arrow or SentencePiece.
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, (_, does) in _VERBS.items():
-        verb = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
+    for name, (_, description) in _VERBS.items():
+        verb = verbs.add_parser(name, help=description, description=description, allow_abbrev=False)
         add_recipe_arguments(verb)
         if name in _SHARED:
-            verb.add_argument("--tasks", type=int, metavar="N", help="share the work between N tasks")
-            verb.add_argument("--task", type=int, metavar="I", help="do the share of task I (0 to N-1)")
+            verb.add_argument("--tasks", type=int, metavar="N", help="divide the work between N tasks")
+            verb.add_argument("--task", type=int, metavar="I", help="do the work of task I (0 to N-1)")
         if name == "rejected":
-            verb.add_argument("--reason", metavar="WORDS", help="only those whose reason contains these words")
-            verb.add_argument("--limit", type=int, default=10, metavar="N", help="show N documents at most (10)")
+            verb.add_argument("--reason", metavar="TEXT", help="only documents whose reason contains this text")
+            verb.add_argument(
+                "--limit", type=int, default=10, metavar="N", help="show at most N documents (default: 10)"
+            )
         if name == "ingest":
             verb.add_argument(
-                "--limit", type=int, metavar="N", help="try the first N documents of each source, leaving no trace"
+                "--limit", type=int, metavar="N", help="preview the first N documents of each source and write nothing"
             )
-    chosen = parse(parser, arguments)
-    recipe = read_recipe(chosen)
-    unread_keys.check(chosen.verb, recipe, chosen.overrides)
-    return _VERBS[chosen.verb][0](recipe, chosen)
+    options = parse(parser, arguments)
+    recipe = read_recipe(options)
+    unread_keys.check(options.verb, recipe, options.overrides)
+    return _VERBS[options.verb][0](recipe, options)
 
 
-def _share(chosen: argparse.Namespace) -> Share:
-    """The share that ``--task`` and ``--tasks`` ask for."""
-    if chosen.task is None and chosen.tasks is None:
-        return WHOLE
-    if chosen.task is None or chosen.tasks is None or not 0 <= chosen.task < chosen.tasks:
+def _task_shard(options: argparse.Namespace) -> TaskShard:
+    """The work that ``--task`` and ``--tasks`` select."""
+    if options.task is None and options.tasks is None:
+        return ALL_TASKS
+    if options.task is None or options.tasks is None or not 0 <= options.task < options.tasks:
         raise RequestError("--tasks N and --task I go together, I from 0 to N-1")
-    return Share(chosen.task, chosen.tasks)
+    return TaskShard(options.task, options.tasks)
 
 
-def _run(recipe: Recipe, chosen: argparse.Namespace) -> int:
+def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     if recipe.tokenizer.is_ready:
         from tokenizer import pretrained
 
-        # The documents may take hours, and a slip in its path is told at once.
+        # The documents can take hours. A wrong path is reported before.
         pretrained.check(recipe)
     if recipe.task != "language_modeling":
-        # Examples are made for a context length, and that there is none is told at once.
+        # Examples need train.context_length. A missing train section is reported before the documents are built.
         _ = recipe.train
-    _build_documents(recipe, WHOLE)
+    _build_documents(recipe, ALL_TASKS)
     _train_tokenizer(recipe)
     if recipe.task != "language_modeling":
-        return _examples(recipe, chosen)
-    _build_tokens(recipe, WHOLE)
-    return _pack(recipe, chosen) if recipe.packs else DONE
+        return _examples(recipe, options)
+    _build_tokens(recipe, ALL_TASKS)
+    return _pack(recipe, options) if recipe.packs else DONE
 
 
-def _ingest(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    if chosen.limit is not None:
-        if chosen.limit < 1 or _share(chosen) != WHOLE:
-            raise RequestError("--limit takes a number of documents from 1, and no --task")
+def _ingest(recipe: Recipe, options: argparse.Namespace) -> int:
+    if options.limit is not None:
+        if options.limit < 1 or _task_shard(options) != ALL_TASKS:
+            raise RequestError("--limit needs a number of documents of at least 1, and cannot be used with --task")
         from pipeline.reports.preview import preview
 
-        lines: list[str] | None = preview(recipe, chosen.limit)
+        lines: list[str] | None = preview(recipe, options.limit)
     else:
         from pipeline.documents import stage as documents
 
-        lines = documents.ingest(recipe, _share(chosen))
+        lines = documents.ingest(recipe, _task_shard(options))
     print("\n".join([f"{RunLayout.of(recipe).documents}: up to date"] if lines is None else lines))
     return DONE
 
 
-def _dedup(recipe: Recipe, chosen: argparse.Namespace) -> int:
+def _dedup(recipe: Recipe, options: argparse.Namespace) -> int:
     from pipeline.documents import stage as documents
 
-    share = _share(chosen)
-    settled = documents.find_duplicates(recipe, share)
+    task_shard = _task_shard(options)
+    is_resolved = documents.find_duplicates(recipe, task_shard)
     folder = RunLayout.of(recipe).documents
-    print(f"{folder}: duplicates are settled" if settled else f"{folder}: {_done(share)} compared")
+    print(f"{folder}: duplicates are resolved" if is_resolved else f"{folder}: {_label(task_shard)}: compared")
     return DONE
 
 
-def _clean(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    return _build_documents(recipe, _share(chosen))
+def _clean(recipe: Recipe, options: argparse.Namespace) -> int:
+    return _build_documents(recipe, _task_shard(options))
 
 
-def _build_documents(recipe: Recipe, share: Share) -> int:
+def _build_documents(recipe: Recipe, task_shard: TaskShard) -> int:
     from pipeline.documents import stage as documents
 
-    made = documents.build(recipe, share)
+    published = documents.build(recipe, task_shard)
     folder = RunLayout.of(recipe).documents
-    if made is None:
-        print(f"{folder}: up to date" if share == WHOLE else f"{folder}: {_done(share)} written")
+    if published is None:
+        print(f"{folder}: up to date" if task_shard == ALL_TASKS else f"{folder}: {_label(task_shard)}: written")
     else:
-        print("\n".join(documents.outcome(made, recipe)))
+        print("\n".join(documents.outcome(published, recipe)))
     return DONE
 
 
-def _done(share: Share) -> str:
-    return f"task {share.task} of {share.tasks}: its share is"
+def _label(task_shard: TaskShard) -> str:
+    return f"task {task_shard.task} of {task_shard.tasks}"
 
 
 def _train_tokenizer(recipe: Recipe) -> None:
@@ -113,75 +115,70 @@ def _train_tokenizer(recipe: Recipe) -> None:
     print(outcome(train(recipe), recipe))
 
 
-def _tokenize(recipe: Recipe, chosen: argparse.Namespace) -> int:
-    return _build_tokens(recipe, _share(chosen))
+def _tokenize(recipe: Recipe, options: argparse.Namespace) -> int:
+    return _build_tokens(recipe, _task_shard(options))
 
 
-def _build_tokens(recipe: Recipe, share: Share) -> int:
+def _build_tokens(recipe: Recipe, task_shard: TaskShard) -> int:
     from pipeline.tokens import stage as tokens
 
-    made = tokens.build(recipe, share)
+    published = tokens.build(recipe, task_shard)
     folder = RunLayout.of(recipe).tokens
-    if made is None:
-        print(f"{folder}: up to date" if share == WHOLE else f"{folder}: {_done(share)} encoded")
+    if published is None:
+        print(f"{folder}: up to date" if task_shard == ALL_TASKS else f"{folder}: {_label(task_shard)}: encoded")
     else:
-        train, validation = made.counts["train"], made.counts["validation"]
-        print(
-            f"{folder}: {train['tokens']:,} training tokens in {train['documents']:,} documents, "
-            f"{validation['tokens']:,} validation tokens in {validation['documents']:,}; "
-            f"{sum(made.counts['dropped'].values()):,} left out of validation for overlap"
-        )
+        print(f"{folder}: {tokens.outcome(published)}")
     return DONE
 
 
-def _pack(recipe: Recipe, chosen: argparse.Namespace) -> int:
+def _pack(recipe: Recipe, options: argparse.Namespace) -> int:
     from pipeline.tokens import packing
 
     print(packing.outcome(packing.build(recipe), recipe))
     return DONE
 
 
-def _examples(recipe: Recipe, chosen: argparse.Namespace) -> int:
+def _examples(recipe: Recipe, options: argparse.Namespace) -> int:
     if recipe.task == "language_modeling":
         from pipeline.examples.chat import build
     else:
         from pipeline.examples.supervised import build
 
-    made = build(recipe)
+    published = build(recipe)
     folder = RunLayout.of(recipe).examples
-    if made is None:
+    if published is None:
         print(f"{folder}: up to date")
     else:
-        train, held_out = made.counts["train"], made.counts["held_out"]
-        reasons = {reason: count for reason, count in made.counts["dropped"].items() if count}
+        train, held_out = published.counts["train"], published.counts["held_out"]
+        reasons = {reason: count for reason, count in published.counts["dropped"].items() if count}
         why = f" ({', '.join(f'{count:,} {reason}' for reason, count in reasons.items())})" if reasons else ""
         print(
-            f"{folder}: {train['examples']:,} examples to train on, {held_out['examples']:,} held out; "
-            f"{sum(reasons.values()):,} left out{why}"
+            f"{folder}: {train['examples']:,} training examples, {held_out['examples']:,} held out; "
+            f"{sum(reasons.values()):,} dropped{why}"
         )
     return DONE
 
 
-def _verify(recipe: Recipe, chosen: argparse.Namespace) -> int:
+def _verify(recipe: Recipe, options: argparse.Namespace) -> int:
     from pipeline.reports.verify import verify
 
-    whole, faults = verify(recipe, chosen.recipe)
-    for line in whole:
+    intact, faults = verify(recipe, options.recipe)
+    for line in intact:
         print(line)
     for line in faults:
         print(line, file=sys.stderr)
     return FAILED if faults else DONE
 
 
-def _rejected(recipe: Recipe, chosen: argparse.Namespace) -> int:
+def _rejected(recipe: Recipe, options: argparse.Namespace) -> int:
     from pipeline.reports.rejected import rejected
 
-    for line in rejected(recipe, chosen.reason, chosen.limit):
+    for line in rejected(recipe, options.reason, options.limit):
         print(line)
     return DONE
 
 
-def _stats(recipe: Recipe, chosen: argparse.Namespace) -> int:
+def _stats(recipe: Recipe, options: argparse.Namespace) -> int:
     from pipeline.reports.stats import stats
 
     lines, page = stats(recipe)
@@ -192,23 +189,20 @@ def _stats(recipe: Recipe, chosen: argparse.Namespace) -> int:
 _VERBS = {
     "run": (
         _run,
-        "all of it: source to documents, tokenizer, token shards (or the examples of a model that takes those)",
+        "run all data stages: documents, tokenizer, and token shards (or the examples of a supervised model)",
     ),
-    "ingest": (_ingest, "read and clean the source, part by part; tables of what is there"),
-    "dedup": (_dedup, "compare what was read: exact duplicates, long lines, near duplicates"),
-    "clean": (_clean, "source to cleaned documents: what ingest and dedup left to do, then the documents' files"),
-    "tokenize": (_tokenize, "documents to token shards, with the run's tokenizer"),
-    "pack": (_pack, "token shards to an index of packed samples, for train.packing=best_fit; run does it too"),
-    "examples": (_examples, "chat examples for fine-tuning, or those of a model that learns from examples alone"),
-    "verify": (
-        _verify,
-        "re-check every artefact and checkpoint, name what is damaged and what repairs it",
-    ),
-    "rejected": (_rejected, "the documents that were dropped: how many for each reason, and the first of them"),
-    "stats": (_stats, "table of documents, bytes and tokens, and a page with plots"),
+    "ingest": (_ingest, "read and clean the sources, and print tables of the documents"),
+    "dedup": (_dedup, "find duplicates among the documents: exact duplicates, long lines, near duplicates"),
+    "clean": (_clean, "build the cleaned documents: everything that ingest and dedup have not done, and the files"),
+    "tokenize": (_tokenize, "encode the documents into token shards, with the run's tokenizer"),
+    "pack": (_pack, "build the index of packed samples for train.packing=best_fit (run does it too)"),
+    "examples": (_examples, "build chat examples for fine-tuning, or the examples of a supervised model"),
+    "verify": (_verify, "check every artefact and checkpoint, and print how to repair damaged ones"),
+    "rejected": (_rejected, "show dropped documents: counts by reason, and the first of them"),
+    "stats": (_stats, "print a table of documents, bytes and tokens, and write a page with plots"),
 }
 
-#: Verbs whose work several tasks can share.
+#: Verbs whose work can be divided between tasks.
 _SHARED = ("ingest", "dedup", "clean", "tokenize")
 
 if __name__ == "__main__":

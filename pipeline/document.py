@@ -1,4 +1,4 @@
-"""The one record type that every source yields and every stage reads."""
+"""The record type that every source yields and every stage reads."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ from configs.schema import Recipe
 
 
 class Document(NamedTuple):
-    """A text and where it is from.
+    """A text and its origin.
 
     Attributes:
-        id: unique within its source, the same on every reading; the corpus has ``id_prefix`` before it.
+        id: unique within its source, and the same on every reading. The corpus puts ``id_prefix`` before it.
         text: the text.
-        source: the file it came from, relative to the source's root, or the source's name.
-        kind: what sort of text it is (topic, module, class, function, text, record, pattern, pair, sequence).
-        target: the text or the label that belongs to it, of a source that has such.
+        source: the file that it comes from, relative to the root of the source; or the name of the source.
+        kind: the kind of text (topic, module, class, function, text, record, pattern, pair, sequence).
+        target: the text or label that belongs to it; None: it has none.
     """
 
     id: str
@@ -24,5 +24,5 @@ class Document(NamedTuple):
 
 
 def id_prefix(recipe: Recipe, source: str) -> str:
-    """What the ids of a source's documents begin with in the corpus: the name of a source that has one, and a colon."""
+    """The prefix of a source's document ids in the corpus: its name and a colon, if the recipe names its sources."""
     return f"{source}:" if source in recipe.data.sources else ""

@@ -1,10 +1,11 @@
-"""How much of a held-out document also stands in the training documents, by sequences of words.
+"""Hashes of word n-grams of a column of texts, and which of them are in a known set.
 
-A word is a run of letters, digits and characters beyond ASCII other than typographic marks, ASCII case ignored; a
-document's sequences are its distinct runs of ``words`` words (one shorter run for a document with fewer words).
-Everything is hashed to 64 bits by numpy, over the UTF-8 bytes of an Arrow column, with sums of prefixes; no Python loop
-sees a word. Sources: the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C) for what is compared;
-polynomial rolling hashes for how.
+A word is a run of letters, digits and non-ASCII characters except typographic marks. ASCII case is ignored. The
+sequences of a text are its runs of ``words`` words; a text with fewer words has one shorter sequence. They are hashed
+to 64 bits by numpy, with prefix sums over the UTF-8 bytes of an Arrow column, without a Python loop over words.
+
+The comparison follows the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C), and the hashes are
+polynomial rolling hashes.
 """
 
 import hashlib
@@ -18,25 +19,18 @@ from numpy.typing import NDArray
 
 from artefacts.hashing import Hashes, mix
 
+#: Bases of the polynomial hashes, modulo ``_WRAP``.
 _BASE = 0x9E3779B97F4A7C15
-
-
 _WORD_BASE = 0xD1342543DE82EF95
-
-
 _WRAP = 1 << 64
-
-
-#: Text looked at together, in bytes: the arrays over it stay in a processor's cache.
+#: Text that is processed at a time, in bytes. Its arrays fit into the processor's cache.
 _RUN_BYTES = 1 << 20
-
-
 #: Longer words are hashed one by one.
 _LONG_WORD = 256
 
 
 def _tables() -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-    """For each byte: whether it belongs to a word, and the same byte, an upper-case letter as its lower-case one."""
+    """For each byte: whether it belongs to a word, and the byte in lower case."""
     code = np.arange(256)
     digit = (code >= ord("0")) & (code <= ord("9"))
     upper = (code >= ord("A")) & (code <= ord("Z"))
@@ -46,8 +40,7 @@ def _tables() -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
 
 _IN_WORD, _FOLDED = _tables()
 
-
-#: Masks of the first 0 to 8 bytes of eight.
+#: Masks of the first 0 to 8 bytes of a 64-bit number.
 _FIRST = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 
@@ -59,7 +52,7 @@ def _powers(base: int, count: int) -> Hashes:
 
 
 def runs(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
-    """The texts in slices of about ``_RUN_BYTES``, none of them empty."""
+    """The texts in slices of about ``_RUN_BYTES``. No slice is empty."""
     ends = np.cumsum(np.asarray(compute.binary_length(texts), dtype=np.int64))
     at = 0
     while at < len(texts):
@@ -70,7 +63,7 @@ def runs(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
 
 
 def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hashes of a column's words, and for each text the number of its first word (and at the end that of all words)."""
+    """Hashes of the words of a column, and the index of the first word of each text (and the total at the end)."""
     _, places, data = texts.buffers()
     offsets = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     content = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data else np.zeros(0, np.uint8)
@@ -78,7 +71,7 @@ def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
     inside = np.zeros(len(content) + 2, dtype=bool)
     inside[1:-1] = _IN_WORD[content]
     _leave_out_marks(content, inside[1:-1])
-    # A text's first byte begins a word even where the text before ends in one.
+    # The first byte of a text begins a word, even if the text before it ends in a word.
     fresh = np.zeros(len(content) + 1, dtype=bool)
     fresh[offsets] = True
     starts = np.flatnonzero(inside[1:-1] & (fresh[:-1] | ~inside[:-2]))
@@ -87,7 +80,7 @@ def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
 
 
 def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
-    """Hashes of words by their first byte and length: eight bytes at a time, of all that are so long together."""
+    """Hashes of the words at these positions: eight bytes at a time, for all words of at least that length."""
     folded = np.zeros(len(content) + 8, np.uint8)
     folded[: len(content)] = _FOLDED[content]
     eights = np.ndarray((len(content) + 1,), "<u8", folded, strides=(1,))
@@ -100,20 +93,18 @@ def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths:
         )
         left, at = left[rest > 8], at + 8
     for word in np.flatnonzero(lengths > _LONG_WORD):
-        whole = folded[starts[word] : starts[word] + lengths[word]]
-        hashes[word] = int.from_bytes(hashlib.blake2b(whole.tobytes(), digest_size=8).digest(), "little")
+        content_of_word = folded[starts[word] : starts[word] + lengths[word]]
+        hashes[word] = int.from_bytes(hashlib.blake2b(content_of_word.tobytes(), digest_size=8).digest(), "little")
     return hashes
 
 
-#: Of the marks that stand between words: in U+0080 to U+00BF the second byte, in U+3000 to U+303F the third.
+#: Marks between words: second bytes of those in U+0080 to U+00BF, third bytes of those in U+3000 to U+303F.
 _LATIN_MARKS = np.frombuffer("\u00a0¡§«¶·»¿".encode(), np.uint8)[1::2]
-
-
 _CJK_MARKS = np.frombuffer("\u3000、。「」『』".encode(), np.uint8)[2::3]
 
 
 def _leave_out_marks(content: NDArray[np.uint8], inside: NDArray[np.bool_]) -> None:
-    """Take typographic spaces and marks (U+2000 to U+206F and a few others) out of words, in place."""
+    """Remove typographic spaces and marks (U+2000 to U+206F and a few others) from words, in place."""
     leads = np.flatnonzero(content == 0xC2)
     marks = leads[np.isin(content[leads + 1], _LATIN_MARKS)]
     inside[marks] = inside[marks + 1] = False
@@ -125,31 +116,31 @@ def _leave_out_marks(content: NDArray[np.uint8], inside: NDArray[np.bool_]) -> N
 
 
 def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hashes of the word sequences of every text of a column, and the number of the text that each is from.
+    """Hashes of the word sequences of every text of a column, and the index of the text of each sequence.
 
-    A text without a word has no sequence. Sequences of one text may repeat.
+    A text that has no words has no sequences. Sequences of a text may repeat.
     """
-    found, owners, texts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
+    hashes_of_runs, owners, texts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
     for chunk in column.cast(pyarrow.large_string()).chunks:
         for run in runs(chunk):
             hashes, owner = _sequences(*_words(run), words)
-            found.append(hashes)
+            hashes_of_runs.append(hashes)
             owners.append(owner + texts)
             texts += len(run)
-    return np.concatenate(found), np.concatenate(owners)
+    return np.concatenate(hashes_of_runs), np.concatenate(owners)
 
 
 def word_counts(texts: pyarrow.LargeStringArray) -> NDArray[np.int64]:
-    """Words of each text."""
-    found = [np.zeros(0, np.int64), *(np.diff(_words(run)[1]) for run in runs(texts))]
-    return np.concatenate(found)
+    """Number of words of each text."""
+    counts = [np.zeros(0, np.int64), *(np.diff(_words(run)[1]) for run in runs(texts))]
+    return np.concatenate(counts)
 
 
 def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """The sequences of the words of some texts, and the text that each is from; ``firsts`` as ``_words`` gives them."""
+    """Hashes of sequences and their texts, from what ``_words`` returns."""
     counts = np.diff(firsts)
     length = np.minimum(counts, words)
-    # A text has a sequence from each of its words on from which there are enough.
+    # A sequence begins at each word that is followed by enough words of the same text.
     many = np.where(counts > 0, counts - length + 1, 0)
     owner = np.repeat(np.arange(len(counts)), many)
     begin = np.arange(int(many.sum())) + np.repeat(firsts[:-1] - np.cumsum(many) + many, many)
@@ -157,28 +148,28 @@ def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[H
     sums = np.zeros(len(hashes) + 1, np.uint64)
     np.cumsum(hashes * _powers(_WORD_BASE, room)[: len(hashes)], out=sums[1:])
     total = (sums[begin + length[owner]] - sums[begin]) * _powers(pow(_WORD_BASE, -1, _WRAP), room)[begin]
-    # The length goes in, so that a short text differs from a sequence that begins like it.
+    # The hash includes the length, so a short text differs from a sequence that begins with it.
     return mix(total + length[owner].astype(np.uint64) * np.uint64(_BASE)), owner
 
 
 class Known:
-    """Some sequences, and a quick answer to which of many others are among them.
+    """A set of sequences with fast lookups.
 
     Attributes:
-        distinct: their hashes, sorted.
+        distinct: sorted distinct hashes.
     """
 
     def __init__(self, hashes: Hashes) -> None:
         self.distinct = np.unique(hashes)
-        # Most sequences of a text are not among them: a table over 22 bits of the hash rules those out at once.
+        # Most sequences of a text are not in the set. A table indexed by 22 bits of the hash rules those out quickly.
         self._possible = np.zeros(1 << 22, dtype=bool)
         self._possible[self.distinct >> np.uint64(42)] = True
 
     def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in ``hashes`` of those that are known, and the place of each in ``distinct``."""
-        places = np.flatnonzero(self._possible[hashes >> np.uint64(42)])
+        """Indices into ``hashes`` of those in the set, and the index of each in ``distinct``."""
+        indices = np.flatnonzero(self._possible[hashes >> np.uint64(42)])
         if not len(self.distinct):
-            return places, places
-        at = np.minimum(np.searchsorted(self.distinct, hashes[places]), len(self.distinct) - 1)
-        same = self.distinct[at] == hashes[places]
-        return places[same], at[same]
+            return indices, indices
+        at = np.minimum(np.searchsorted(self.distinct, hashes[indices]), len(self.distinct) - 1)
+        same = self.distinct[at] == hashes[indices]
+        return indices[same], at[same]

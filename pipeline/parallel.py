@@ -1,4 +1,4 @@
-"""Ordered work over processes: the same results in the same order whatever their number."""
+"""Work over several processes, with results in the order of the tasks for any number of processes."""
 
 import multiprocessing
 import os
@@ -18,18 +18,16 @@ from artefacts.errors import WorkerKilledError
 T = TypeVar("T")
 
 
-#: Tasks, at most, that wait beside those under way.
+#: Maximum number of tasks that wait in addition to the running ones.
 _MOST_AHEAD = 16
-
-
-#: Bytes, about, that all tasks under way and waiting may carry, whatever the number of processes.
+#: Approximate limit on the bytes that running and waiting tasks carry, for any number of processes.
 _MOST_CARRIED = 512 << 20
 
 
-def count(asked: int) -> int:
-    """Processes to use: as asked, or one for each core that this process may use."""
-    if asked:
-        return asked
+def count(workers: int) -> int:
+    """Number of processes to use: ``workers``, or for 0 one per core that this process may use."""
+    if workers:
+        return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -41,13 +39,18 @@ def ordered(
     prepare_with: tuple[Any, ...] = (),
     carried: Callable[[tuple[Any, ...]], int] = lambda task: 0,
 ) -> Iterator[T]:
-    """``function(*task)`` for each task, in the order of the tasks, over ``workers`` processes (1: in this one).
+    """The results of ``function(*task)``, in the order of the tasks.
 
-    ``prepare(*prepare_with)`` runs once in each process before its first task. Tasks are taken as they are needed, and
-    no more than carry about ``_MOST_CARRIED`` bytes at a time, as ``carried`` says of each.
+    Args:
+        function: called for each task.
+        tasks: arguments of each call. They are taken as needed, until those in memory carry ``_MOST_CARRIED`` bytes.
+        workers: processes to use; 1: this process.
+        prepare: called with ``prepare_with`` once per process, before its first task.
+        prepare_with: arguments of ``prepare``.
+        carried: bytes that a task carries.
 
     Raises:
-        WorkerKilledError: a process was killed from outside, mostly for want of memory.
+        WorkerKilledError: a process was killed from outside, usually because memory ran out.
     """
     tasks = iter(tasks)
     first: deque[tuple[Any, ...]] = deque()
@@ -69,8 +72,8 @@ def ordered(
         yield from _spread(function, tasks, processes, (prepare, prepare_with), carried)
     except BrokenProcessPool:
         raise WorkerKilledError(
-            "a worker process was killed, mostly for want of memory: run the same again, with fewer data.workers if it "
-            "recurs; what is finished is kept"
+            "a worker process was killed, usually because memory ran out: run the same command again, with fewer "
+            "data.workers if it recurs; finished work is kept"
         ) from None
 
 
@@ -86,7 +89,7 @@ def _spread(
     prepared: tuple[Any, ...],
     carried: Callable[[tuple[Any, ...]], int],
 ) -> Iterator[T]:
-    # A forked child would inherit the threads' locks of Arrow without the threads.
+    # A forked child would inherit the locks of Arrow's threads, but not the threads.
     context = multiprocessing.get_context("spawn")
     with _no_signals():
         pool = ProcessPoolExecutor(workers, context, _begin, prepared)
@@ -116,7 +119,10 @@ def _spread(
 
 @contextmanager
 def _no_signals() -> Iterator[None]:
-    """Processes that begin here do not hear what is sent to all: Ctrl-C, SLURM's warning. The parent ends them."""
+    """Processes started here ignore signals that are sent to the whole group: Ctrl-C and SLURM's warning.
+
+    The parent process ends them.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
         yield
@@ -131,15 +137,15 @@ def _begin(prepare: Callable[..., None] | None, prepare_with: tuple[Any, ...]) -
 
 
 def _end_with_parent() -> None:
-    """A killed parent must not leave workers waiting for ever."""
+    """Exit when the parent dies. Otherwise a killed parent would leave workers that wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
 
-class Share(NamedTuple):
-    """Task ``task`` of ``tasks``: it does every ``tasks``-th piece."""
+class TaskShard(NamedTuple):
+    """The work of task ``task`` of ``tasks``: every ``tasks``-th piece."""
 
     task: int
     tasks: int
@@ -148,5 +154,5 @@ class Share(NamedTuple):
         return number % self.tasks == self.task
 
 
-#: All of the work.
-WHOLE = Share(0, 1)
+#: The work of all tasks.
+ALL_TASKS = TaskShard(0, 1)

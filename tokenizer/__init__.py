@@ -1,1 +1,1 @@
-"""Tokenizers (BPE, characters, ready ones), their reserved tokens and the chat template. Imports no torch."""
+"""Tokenizers (BPE, characters, pretrained ones), their reserved tokens and the chat template. Imports no torch."""

@@ -16,24 +16,24 @@ from configs.schema import Recipe
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, does in (
-        ("train", "train on the cleaned documents of the run, or copy the ready one of tokenizer.path"),
-        ("encode", "text to ids"),
-        ("decode", "ids to text"),
-        ("inspect", "facts about the vocabulary, and sample pieces"),
+    for name, description in (
+        ("train", "train on the cleaned documents of the run, or copy the pretrained one of tokenizer.path"),
+        ("encode", "encode text to ids"),
+        ("decode", "decode ids to text"),
+        ("inspect", "describe the vocabulary, and show sample pieces"),
     ):
-        verb = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
+        verb = verbs.add_parser(name, help=description, description=description, allow_abbrev=False)
         add_recipe_arguments(verb)
         if name == "encode":
-            verb.add_argument("--text", help="text to encode; left out: standard input, as it stands")
-            verb.add_argument("--pieces", action="store_true", help="show pieces in place of ids")
+            verb.add_argument("--text", help="text to encode (default: standard input)")
+            verb.add_argument("--pieces", action="store_true", help="print pieces instead of ids")
         if name == "decode":
-            verb.add_argument("--text", help="ids, separated by spaces or commas; left out: standard input")
-            verb.add_argument("--show-special", action="store_true", help="show reserved tokens by name")
-    chosen = parse(parser, arguments)
-    recipe = read_recipe(chosen)
-    unread_keys.check("tokenizer inspect" if chosen.verb == "inspect" else chosen.verb, recipe, chosen.overrides)
-    {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[chosen.verb](recipe, chosen)
+            verb.add_argument("--text", help="ids, separated by spaces or commas (default: standard input)")
+            verb.add_argument("--show-special", action="store_true", help="show the names of reserved tokens")
+    options = parse(parser, arguments)
+    recipe = read_recipe(options)
+    unread_keys.check("tokenizer inspect" if options.verb == "inspect" else options.verb, recipe, options.overrides)
+    {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[options.verb](recipe, options)
     return DONE
 
 
@@ -47,7 +47,7 @@ def _encode(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from tokenizer.registry import load_tokenizer
 
     tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
-    ids = tokenizer.encode(_given(arguments))
+    ids = tokenizer.encode(_text_argument(arguments))
     print(" ".join(tokenizer.piece(token) if arguments.pieces else str(token) for token in ids))
 
 
@@ -55,15 +55,15 @@ def _decode(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from tokenizer.registry import load_tokenizer
 
     tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
-    words = _given(arguments).replace(",", " ").split()
+    words = _text_argument(arguments).replace(",", " ").split()
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
-        raise RequestError(f"{wrong!r} is not a token id: give whole numbers separated by spaces or commas")
+        raise RequestError(f"{wrong!r} is not a token id: use whole numbers separated by spaces or commas")
     text = tokenizer.decode([int(word) for word in words], show_special=arguments.show_special)
     sys.stdout.buffer.write(text.encode() + (b"\n" if sys.stdout.isatty() or arguments.text else b""))
 
 
-def _given(arguments: argparse.Namespace) -> str:
+def _text_argument(arguments: argparse.Namespace) -> str:
     if arguments.text is not None:
         return str(arguments.text)
     try:
@@ -76,7 +76,7 @@ def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from tokenizer.registry import load_tokenizer
 
     folder = RunLayout.of(recipe).tokenizer
-    made = manifest.require(folder, "tokenizer")
+    published = manifest.require(folder, "tokenizer")
     tokenizer = load_tokenizer(folder)
     ids = range(tokenizer.vocab_size)
     reserved = [token for token in ids if tokenizer.is_reserved(token)]
@@ -88,8 +88,10 @@ def _inspect(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if text:
         print(f"  text pieces   {len(text):,}: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} characters")
     sampled = "trained on" if recipe.tokenizer.kind == "bpe" else "measured on"
-    print(f"  {sampled:13} {made.counts['sample_documents']:,} documents, {made.counts['sample_bytes']:,} bytes")
-    print(f"  compression   {made.counts['bytes_per_token']:.2f} bytes a token")
+    print(
+        f"  {sampled:13} {published.counts['sample_documents']:,} documents, {published.counts['sample_bytes']:,} bytes"
+    )
+    print(f"  compression   {published.counts['bytes_per_token']:.2f} bytes per token")
     shown = sorted(random.Random(0).sample(text, min(24, len(text))))
     print("  sample pieces " + " ".join(repr(tokenizer.piece(token))[1:-1] for token in shown))
 

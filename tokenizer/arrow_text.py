@@ -1,4 +1,4 @@
-"""Columns of text in Arrow's memory, and ids of their documents laid end to end."""
+"""Columns of text in Arrow's memory, and their ids as flat arrays."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: ids of documents one after the other, and the number of ids of each.
+#: Concatenated ids of documents, and the number of ids of each.
 Encoded = tuple[NDArray[np.int32], NDArray[np.int32]]
 
-#: Documents that become Python objects at once.
+#: Documents that are converted to Python objects at a time.
 _BATCH = 1024
 
 
 def chunks(texts: Any) -> Iterator[Any]:
-    """The non-empty chunks of a text column, each a ``StringArray`` or ``LargeStringArray``."""
+    """The non-empty chunks of a text column, as ``StringArray`` or ``LargeStringArray``."""
     import pyarrow
 
     plain = (pyarrow.string(), pyarrow.large_string())
@@ -25,14 +25,14 @@ def chunks(texts: Any) -> Iterator[Any]:
 
 
 def offsets(chunk: Any) -> NDArray[np.int64]:
-    """Where each text of a chunk begins in its data buffer, in bytes, and where the last one ends."""
+    """Byte offsets of the texts of a chunk in its data buffer, and of the end of the last one."""
     kind = np.int32 if str(chunk.type) == "string" else np.int64
-    found = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset : chunk.offset + len(chunk) + 1]
-    return found.astype(np.int64)
+    offsets_in_buffer = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return offsets_in_buffer.astype(np.int64)
 
 
 def joined(parts: list[Encoded]) -> Encoded:
-    """Parts one after the other."""
+    """Concatenate parts."""
     if len(parts) == 1:
         return parts[0]
     empty = np.empty(0, np.int32)
@@ -41,7 +41,7 @@ def joined(parts: list[Encoded]) -> Encoded:
 
 
 def encode_lists(texts: Any, encode: Callable[[list[str]], list[list[int]]], end: int | None) -> Encoded:
-    """Encode a column by way of Python's lists: ``encode`` of some texts at a time, ``end`` behind each."""
+    """Encode a column through Python lists. ``encode`` gets some texts at a time; ``end`` is appended to each text."""
     parts: list[Encoded] = []
     tail = [] if end is None else [end]
     for chunk in chunks(texts):

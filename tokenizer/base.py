@@ -1,4 +1,4 @@
-"""A tokenizer of a run: text to ids and back."""
+"""The interface of all tokenizers: text to ids and back."""
 
 import re
 from abc import ABC, abstractmethod
@@ -9,7 +9,7 @@ from artefacts.errors import RequestError
 from tokenizer import special_tokens
 from tokenizer.arrow_text import Encoded
 
-#: What an artefact folder holds: Millrace's SentencePiece model, Hugging Face's format, or Millrace's characters.
+#: The file of the tokenizer artefact: a SentencePiece model, Hugging Face's format, or Millrace's list of characters.
 MODEL_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
 CHARACTERS_NAME = "characters.json"
@@ -18,12 +18,12 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(ABC):
-    """What every tokenizer does; ``tokenizer.registry.load_tokenizer`` returns the right kind.
+    """A tokenizer; see ``tokenizer.registry.load_tokenizer``.
 
     Attributes:
-        end_of_text_id: stands behind every document.
-        has_chat_tokens: whether there are reserved tokens for the turns of a conversation; without them the ids of
-            those raise RequestError.
+        end_of_text_id: the id at the end of every document.
+        has_chat_tokens: whether there are reserved tokens for conversations. Without them, the properties that return
+            their ids raise RequestError.
     """
 
     has_chat_tokens: bool = True
@@ -33,15 +33,15 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of ids, reserved ones included."""
+        """Number of ids, including reserved ones."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Never a reserved id, whatever the text spells, but ``unknown_id`` for what has no id."""
+        """Ids of a text. A text never has reserved ids, except ``unknown_id`` for characters without an id."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """``encode`` of each text, in one thread: callers run processes of their own."""
+        """``encode`` of each text, in one thread, because callers use several processes."""
 
     @abstractmethod
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
@@ -49,22 +49,22 @@ class Tokenizer(ABC):
 
         Args:
             texts: ``pyarrow.LargeStringArray``, ``StringArray`` or a ``ChunkedArray`` of them.
-            end: put ``end_of_text_id`` behind the ids of each text.
+            end: append ``end_of_text_id`` to the ids of each text.
 
         Returns:
-            int32 ids of all texts one after the other, and the int32 number of ids of each, the end's counted.
+            int32 ids of all texts, concatenated, and the int32 number of ids of each text, including the end.
         """
 
     def prepare(self) -> None:
-        """Make ready what ``encode_column`` needs. Called before processes start, it spares each the work."""
+        """Prepare ``encode_column``. Call it before starting processes, so that they do not have to."""
         return
 
     @abstractmethod
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
-        """Text of ids; reserved tokens are dropped, or shown by name.
+        """Text of ids. Reserved tokens are dropped, or shown by name.
 
         Raises:
-            RequestError: an id beyond the vocabulary.
+            RequestError: an id is outside the vocabulary.
         """
 
     @abstractmethod
@@ -72,17 +72,17 @@ class Tokenizer(ABC):
         """How the vocabulary spells an id."""
 
     def label(self, token: int) -> str:
-        """``piece`` as it can stand in a table or a figure: blanks and what is not printed are made visible."""
-        spelt = self.piece(token).replace(" ", "␣").replace("▁", "␣")
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in spelt) or "''"
+        """``piece`` for tables and figures, with visible spaces and control characters."""
+        visible = self.piece(token).replace(" ", "␣").replace("▁", "␣")
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in visible) or "''"
 
     @abstractmethod
     def is_reserved(self, token: int) -> bool:
-        """Whether an id is a control token, which no text encodes to, or the unknown one."""
+        """Whether an id is a control token, to which no text is encoded, or the unknown token."""
 
     @abstractmethod
     def is_byte(self, token: int) -> bool:
-        """Whether an id is a single byte, for characters without a piece of their own."""
+        """Whether an id is a single byte, for characters without a piece."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -91,37 +91,37 @@ class Tokenizer(ABC):
 
     @property
     def begin_id(self) -> int:
-        """``<|begin|>``, the first id of a conversation."""
+        """Id of ``<|begin|>``, which begins a conversation."""
         return self._chat_token(special_tokens.BEGIN_ID)
 
     @property
     def first_id(self) -> int:
-        """What a decoder reads before a target: ``<|begin|>``, or ``end_of_text_id`` of a tokenizer that has none."""
+        """The first input of a decoder: ``<|begin|>``, or ``end_of_text_id`` if the tokenizer has no chat tokens."""
         return self.begin_id if self.has_chat_tokens else self.end_of_text_id
 
     @property
     def pad_id(self) -> int:
-        """``<|pad|>``, which fills the shorter conversations of a batch."""
+        """Id of ``<|pad|>``, which pads the shorter conversations of a batch."""
         return self._chat_token(special_tokens.PAD_ID)
 
     @property
     def system_id(self) -> int:
-        """``<|system|>``, before what the system says."""
+        """Id of ``<|system|>``, which begins a system message."""
         return self._chat_token(special_tokens.SYSTEM_ID)
 
     @property
     def user_id(self) -> int:
-        """``<|user|>``, before what the user says."""
+        """Id of ``<|user|>``, which begins a user message."""
         return self._chat_token(special_tokens.USER_ID)
 
     @property
     def assistant_id(self) -> int:
-        """``<|assistant|>``, before what the assistant says."""
+        """Id of ``<|assistant|>``, which begins an assistant message."""
         return self._chat_token(special_tokens.ASSISTANT_ID)
 
     @property
     def end_of_turn_id(self) -> int:
-        """``<|end|>``, behind each turn."""
+        """Id of ``<|end|>``, which ends each message."""
         return self._chat_token(special_tokens.END_OF_TURN_ID)
 
     def _chat_token(self, token: int) -> int:
@@ -129,10 +129,10 @@ class Tokenizer(ABC):
         return token
 
     def require_chat_tokens(self) -> None:
-        """Nothing, where conversations can be rendered.
+        """Check that conversations can be rendered.
 
         Raises:
-            RequestError: the tokenizer has no tokens for turns.
+            RequestError: the tokenizer has no chat tokens.
         """
         if not self.has_chat_tokens:
             raise RequestError(
@@ -147,5 +147,5 @@ class Tokenizer(ABC):
 
 
 def writable(text: str) -> str:
-    """The text as UTF-8 can hold it: each lone surrogate becomes U+FFFD."""
+    """The text with every lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""Millrace's own tokenizer: a SentencePiece BPE with reserved tokens, which loses nothing."""
+"""A lossless SentencePiece BPE with reserved tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from tokenizer.arrow_text import Encoded
 from tokenizer.base import Tokenizer, writable
 from tokenizer.word_cache import WordCache
 
-#: SentencePiece writes a space as U+2581 and would decode a literal one to a space: it goes as its three bytes instead.
+#: SentencePiece writes a space as U+2581, and would decode a literal U+2581 to a space. So it is encoded as bytes.
 _SPACE_MARK = "\u2581"
 
 
 class BpeTokenizer(Tokenizer):
     """A SentencePiece model with Millrace's reserved tokens.
 
-    Any text that UTF-8 can hold comes back from ``decode(encode(text))`` unchanged; a lone surrogate, which it cannot
-    hold, becomes U+FFFD.
+    ``decode(encode(text))`` returns any text unchanged, except that a lone surrogate, which UTF-8 cannot encode,
+    becomes U+FFFD.
     """
 
     def __init__(self, model: bytes) -> None:
-        """Take the bytes of a SentencePiece model.
+        """Load the bytes of a SentencePiece model.
 
         Raises:
-            RequestError: it is no SentencePiece model, or lacks Millrace's reserved tokens.
+            RequestError: it is not a SentencePiece model, or has no reserved tokens of Millrace.
         """
         import sentencepiece
 
@@ -35,11 +35,11 @@ class BpeTokenizer(Tokenizer):
             raise RequestError("not a SentencePiece model") from None
         first = tuple(self._pieces.IdToPiece(i) for i in range(min(len(special_tokens.RESERVED), self.vocab_size)))
         if first != special_tokens.RESERVED:
-            raise RequestError(f"not one of Millrace's tokenizers: ids 0 to 7 are {', '.join(first)}")
+            raise RequestError(f"not a tokenizer of Millrace: ids 0 to 7 are {', '.join(first)}")
         self._first_text_id = next(i for i in range(self.vocab_size) if not self.is_reserved(i))
         self._space_mark = [self._pieces.PieceToId(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         self._words: WordCache | None = None
-        self._words_sought = False
+        self._words_loaded = False
 
     @property
     def vocab_size(self) -> int:
@@ -59,18 +59,18 @@ class BpeTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         plain = [i for i, text in enumerate(texts) if _SPACE_MARK not in text]
         encoded = self._pieces.Encode([writable(texts[i]) for i in plain], out_type=int, num_threads=1)
-        found = dict(zip(plain, encoded, strict=True))
-        return [found[i] if i in found else self.encode(text) for i, text in enumerate(texts)]
+        ids_by_index = dict(zip(plain, encoded, strict=True))
+        return [ids_by_index[i] if i in ids_by_index else self.encode(text) for i, text in enumerate(texts)]
 
     def prepare(self) -> None:
-        """Compile the C code behind ``encode_column``; where it cannot be had, say so on stderr, once."""
-        if not self._words_sought:
-            self._words, self._words_sought = WordCache.of(self._pieces, self._space_mark), True
+        """Compile the C code of ``encode_column``. If that fails, print a line to stderr, once."""
+        if not self._words_loaded:
+            self._words, self._words_loaded = WordCache.of(self._pieces, self._space_mark), True
 
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
-        """See ``Tokenizer.encode_column``. Words that were seen before are looked up, in this call or an earlier one.
+        """See ``Tokenizer.encode_column``. The ids of words are cached, over all calls.
 
-        Without a C compiler SentencePiece encodes all, to the same ids.
+        Without a C compiler, SentencePiece encodes every word, with the same result.
         """
         self.prepare()
         closing = self.end_of_text_id if end else None
@@ -101,16 +101,16 @@ class BpeTokenizer(Tokenizer):
         return bool(self._pieces.IsByte(token))
 
     def merges(self) -> list[tuple[str, str]]:
-        """The pairs of pieces that are joined, the most urgent first: by the score of what they make."""
+        """The merges, highest priority first: pairs of pieces, in order of the score of the merged piece."""
         scores = {
             self.piece(token): float(self._pieces.GetScore(token))
             for token in range(self._first_text_id, self.vocab_size)
             if not self.is_byte(token) and not self.is_reserved(token)
         }
         numbers = {piece: number for number, piece in enumerate(scores)}
-        found: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for piece in sorted(scores, key=lambda piece: -scores[piece]):
             halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
             known = [(left, right) for left, right in halves if left in scores and right in scores]
-            found += sorted(known, key=lambda pair: (numbers[pair[0]], numbers[pair[1]]))
-        return found
+            pairs += sorted(known, key=lambda pair: (numbers[pair[0]], numbers[pair[1]]))
+        return pairs

@@ -1,4 +1,4 @@
-"""A tokenizer whose ids are the reserved tokens and every distinct character of the documents, in code point order."""
+"""A tokenizer of single characters: the reserved tokens, then the documents' characters in order of code points."""
 
 import json
 from collections.abc import Sequence
@@ -15,34 +15,34 @@ from tokenizer import arrow_text, special_tokens
 from tokenizer.arrow_text import Encoded
 from tokenizer.base import Tokenizer, writable
 
-#: Code points of Unicode.
+#: Number of Unicode code points.
 _CODE_POINTS = 0x110000
-#: Documents that become Python objects at once.
+#: Documents that are converted to Python objects at a time.
 _ROWS = 1024
 
 
 class CharacterTokenizer(Tokenizer):
-    """One id a character.
+    """One id per character.
 
-    Text of known characters comes back from ``decode(encode(text))`` unchanged. A character that no training document
-    has becomes ``<unk>``; a lone surrogate, which UTF-8 cannot hold, becomes U+FFFD first.
+    ``decode(encode(text))`` returns a text of known characters unchanged. A character that is in no document becomes
+    ``<unk>``, and a lone surrogate, which UTF-8 cannot encode, first becomes U+FFFD.
     """
 
     def __init__(self, content: bytes) -> None:
-        """Take what ``fit`` gave.
+        """Load what ``fit`` returned.
 
         Raises:
             RequestError: it is damaged.
         """
         try:
-            found = json.loads(content)
-            reserved, characters = [str(name) for name in found["reserved"]], str(found["characters"])
+            values = json.loads(content)
+            reserved, characters = [str(name) for name in values["reserved"]], str(values["characters"])
         except (ValueError, KeyError, TypeError):
             raise RequestError("not a tokenizer of characters") from None
         if tuple(reserved[: len(special_tokens.RESERVED)]) != special_tokens.RESERVED or list(characters) != sorted(
             set(characters)
         ):
-            raise RequestError("not a tokenizer of characters as Millrace makes them")
+            raise RequestError("not a tokenizer of characters that Millrace has built")
         self._reserved = len(reserved)
         self._pieces = [*reserved, *characters]
         self._ids = np.full(_CODE_POINTS, special_tokens.UNKNOWN_ID, np.int32)
@@ -76,7 +76,7 @@ class CharacterTokenizer(Tokenizer):
         return "".join(self._pieces[token] for token in checked if show_special or not self.is_reserved(token))
 
     def piece(self, token: int) -> str:
-        """The character itself, also a space or a line break; the name of a reserved token."""
+        """The character itself, even a space or a line break; of a reserved token its name."""
         return self._pieces[token]
 
     def is_reserved(self, token: int) -> bool:
@@ -87,13 +87,13 @@ class CharacterTokenizer(Tokenizer):
 
 
 def fit(folder: Path, recipe: Recipe) -> bytes:
-    """A tokenizer of every character in the documents artefact, as its file holds it; the same for any order of them.
+    """The content of the file of a tokenizer for the documents artefact. It does not depend on their order.
 
-    All documents are read, a batch at a time, so that none (and no target that is made of tokens) has a character
-    without an id.
+    All documents are read, a batch at a time, so every character of the documents, and of targets that are encoded, has
+    an id.
 
     Raises:
-        RequestError: a shard is damaged, or there are more characters than ``tokenizer.vocab_size`` leaves room for.
+        RequestError: a shard is damaged, or there are more characters than ``tokenizer.vocab_size`` has room for.
     """
     import pyarrow.parquet as parquet
 
@@ -109,7 +109,7 @@ def fit(folder: Path, recipe: Recipe) -> bytes:
         raise RequestError(
             f"tokenizer.vocab_size ({recipe.tokenizer.vocab_size}) is too small for this text: its {len(seen):,} "
             f"distinct characters and {len(reserved)} reserved tokens need {needed}: raise it, or use "
-            "tokenizer.kind=bpe, which spells rare characters in bytes"
+            "tokenizer.kind=bpe, which encodes rare characters as bytes"
         )
     return json.dumps({"reserved": reserved, "characters": "".join(sorted(seen))}).encode()
 

@@ -1,6 +1,6 @@
 """The chat template: messages to ids and labels.
 
-``<|begin|>`` once, then for every message its role token, the content and ``<|end|>``; nothing between them.
+A conversation is ``<|begin|>``, followed by the role token, the content and ``<|end|>`` of each message.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,34 +8,32 @@ from collections.abc import Mapping, Sequence
 from artefacts.errors import RequestError
 from tokenizer import special_tokens
 from tokenizer.base import Tokenizer
-
-#: Label of a position that carries no loss (torch's cross-entropy ignores it).
-IGNORED = -100
+from tokenizer.special_tokens import IGNORED
 
 _ROLES = {"system": special_tokens.SYSTEM_ID, "user": special_tokens.USER_ID, "assistant": special_tokens.ASSISTANT_ID}
 
 
 def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids and labels of a whole conversation.
+    """Ids and labels of a conversation.
 
     Returns:
-        Two lists of the same length. ``labels[i]`` is ``ids[i]`` where it belongs to an assistant's content or to the
-        ``<|end|>`` that closes it, else -100; the shift by one is the loss's business.
+        Two lists of the same length. ``labels[i]`` is ``ids[i]`` in the content of an assistant's message and its
+        ``<|end|>``, and ``IGNORED`` elsewhere. The labels are not shifted by one; the loss does that.
 
     Raises:
-        RequestError: no message, an unknown role, content that is not text, or a tokenizer without chat tokens.
+        RequestError: there is no message, a role is unknown, content is not text, or the tokenizer has no chat tokens.
     """
     tokenizer.require_chat_tokens()
     ids, labels = [special_tokens.BEGIN_ID], [IGNORED]
     for role, content in _checked(messages):
-        said = [*tokenizer.encode(content), special_tokens.END_OF_TURN_ID]
-        ids += [_ROLES[role], *said]
-        labels += [IGNORED, *(said if role == "assistant" else [IGNORED] * len(said))]
+        turn = [*tokenizer.encode(content), special_tokens.END_OF_TURN_ID]
+        ids += [_ROLES[role], *turn]
+        labels += [IGNORED, *(turn if role == "assistant" else [IGNORED] * len(turn))]
     return ids, labels
 
 
 def prompt(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """Ids of a conversation that is the assistant's turn to continue: they end with ``<|assistant|>``.
+    """Ids of a conversation that the assistant has to continue. They end with ``<|assistant|>``.
 
     Raises:
         RequestError: as ``render``.

@@ -1,4 +1,4 @@
-"""A ready tokenizer in Hugging Face's format (``tokenizers``), such as GPT-2's: text to ids and back."""
+"""A pretrained tokenizer in Hugging Face's format (``tokenizers``), such as GPT-2's."""
 
 import json
 import os
@@ -11,32 +11,31 @@ from tokenizer import arrow_text
 from tokenizer.arrow_text import Encoded
 from tokenizer.base import Tokenizer, writable
 
-#: Lies beside ``tokenizer.json`` in most repositories; its ``eos_token`` is taken where no other name is known.
+#: Most repositories have it next to ``tokenizer.json``. Its ``eos_token`` may name the token that ends a document.
 CONFIG_NAME = "tokenizer_config.json"
 
-#: Names of the token that ends a document, the first that is there.
+#: Common names of the token that ends a document. The first one in the vocabulary is used.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A ``tokenizers.Tokenizer``; a special token that a text spells out is encoded as ordinary text.
+    """A ``tokenizers.Tokenizer``. The name of a special token in a text is encoded as ordinary text.
 
-    It has no tokens for conversations. Whether ``decode`` gives back what was encoded is up to the tokenizer: GPT-2's
-    byte-level one does.
+    It has no chat tokens. Whether encoding is lossless depends on the tokenizer; GPT-2's byte-level BPE is.
     """
 
     has_chat_tokens = False
     unknown_id: int | None = None
 
     def __init__(self, content: str, config: str | None = None) -> None:
-        """Take the text of ``tokenizer.json`` and, where there is one, of ``tokenizer_config.json``.
+        """Load the content of ``tokenizer.json`` and, if it exists, ``tokenizer_config.json``.
 
         Raises:
-            RequestError: they cannot be read, or no token ends a document.
+            RequestError: they cannot be read, or there is no token to end a document.
         """
         import tokenizers
 
-        # Callers run processes of their own; the library would start a thread for each core in every one.
+        # Callers use several processes. The library would start a thread per core in each of them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             self._pieces = tokenizers.Tokenizer.from_str(content)
@@ -53,7 +52,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def of_artefact(cls, path: Path) -> "HuggingFaceTokenizer":
-        """The tokenizer of a ``tokenizer.json`` and what lies beside it.
+        """Load a ``tokenizer.json``, and ``tokenizer_config.json`` next to it.
 
         Raises:
             RequestError: it is damaged.
@@ -75,24 +74,26 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise RequestError(f"{CONFIG_NAME} is damaged") from None
             named = named.get("content") if isinstance(named, dict) else named
         for name in (_ENDS[0], *([named] if isinstance(named, str) else []), *_ENDS[1:]):
-            found = self._pieces.token_to_id(name)
-            if found is not None:
-                return int(found)
-        raise RequestError(f"no token ends a document: none of {', '.join(_ENDS)}, nor eos_token of {CONFIG_NAME}")
+            token = self._pieces.token_to_id(name)
+            if token is not None:
+                return int(token)
+        raise RequestError(
+            f"no token ends a document: it has none of {', '.join(_ENDS)}, nor eos_token of {CONFIG_NAME}"
+        )
 
     def _byte_ids(self) -> frozenset[int]:
-        """Ids of single bytes: of a byte-level vocabulary, or of one with byte fallback."""
+        """Ids of single bytes, in a byte-level vocabulary or one with byte fallback."""
         from tokenizers.pre_tokenizers import ByteLevel
 
         for names in ([f"<0x{byte:02X}>" for byte in range(256)], ByteLevel.alphabet()):
-            found = [token for name in names if (token := self._pieces.token_to_id(name)) is not None]
-            if len(found) == 256:
-                return frozenset(found)
+            ids = [token for name in names if (token := self._pieces.token_to_id(name)) is not None]
+            if len(ids) == 256:
+                return frozenset(ids)
         return frozenset()
 
     @property
     def vocab_size(self) -> int:
-        """Highest id and one."""
+        """Highest id plus one."""
         return self._vocab_size
 
     def encode(self, text: str) -> list[int]:
@@ -100,7 +101,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._pieces.encode_batch_fast([writable(text) for text in texts], add_special_tokens=False)
-        return [found.ids for found in encoded]
+        return [encoding.ids for encoding in encoded]
 
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
         return arrow_text.encode_lists(texts, self.encode_batch, self.end_of_text_id if end else None)
@@ -110,7 +111,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return str(self._pieces.decode(checked, skip_special_tokens=not show_special))
 
     def piece(self, token: int) -> str:
-        """How the vocabulary spells an id; a byte-level one spells a space as U+0120. Empty: the id has no piece."""
+        """How the vocabulary spells an id. Byte-level ones spell a space as U+0120. Empty: the id has no piece."""
         return str(self._pieces.id_to_token(token) or "")
 
     def is_reserved(self, token: int) -> bool:

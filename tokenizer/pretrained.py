@@ -1,4 +1,4 @@
-"""Publish a ready tokenizer, in Hugging Face's format or of another run, as the ``tokenizer`` artefact of a run."""
+"""Publish a pretrained tokenizer, in Hugging Face's format or of another run, as the tokenizer of a run."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from configs.checks.data_guard import guard
 from configs.identities import tokenizer_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from tokenizer import pretrained
 from tokenizer.base import JSON_NAME, Tokenizer
 from tokenizer.huggingface import CONFIG_NAME, HuggingFaceTokenizer
 from tokenizer.registry import load_tokenizer
@@ -18,25 +17,26 @@ from tokenizer.training_sample import MEASURED_BYTES, measured, sample
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse what ``take`` would refuse after the documents are built; an artefact that was made of it is enough.
+    """Check early what ``copy`` checks after the documents are built, unless the tokenizer is published already.
 
     Raises:
-        RequestError: no such tokenizer, or one with more ids than the model has rows.
+        RequestError: there is no such tokenizer, or it has more ids than the model's vocabulary.
     """
     path = str(recipe.tokenizer.path)
-    made = manifest.read(RunLayout.of(recipe).tokenizer)
-    if made is None or not _inputs(recipe, path).items() <= made.inputs.items():
+    published = manifest.read(RunLayout.of(recipe).tokenizer)
+    if published is None or not _inputs(recipe, path).items() <= published.inputs.items():
         _read(recipe, path)
 
 
-def take(recipe: Recipe) -> Manifest | None:
-    """Copy the tokenizer of ``tokenizer.path`` and publish it; None where it is up to date.
+def copy(recipe: Recipe) -> Manifest | None:
+    """Copy the tokenizer of ``tokenizer.path`` and publish it; None if it is up to date.
 
-    A local one is known by its content, wherever it lies; one of the hub by its name, so that a finished artefact needs
-    no network.
+    A local tokenizer is identified by its content, and one of the hub by its name, so a finished artefact needs no
+    network.
 
     Raises:
-        RequestError: no cleaned documents, no such tokenizer, or one with more ids than the model has rows.
+        RequestError: there are no cleaned documents, or no such tokenizer, or it has more ids than the model's
+            vocabulary.
     """
     layout = RunLayout.of(recipe)
     path = str(recipe.tokenizer.path)
@@ -65,18 +65,18 @@ def take(recipe: Recipe) -> Manifest | None:
 
 
 def _inputs(recipe: Recipe, path: str) -> dict[str, str]:
-    """What the artefact is made of beside the documents."""
+    """The inputs of the artefact, without the documents."""
     if recipe.tokenizer.kind == "run":
         return {"tokenizer of a run": manifest.require(_of_run(path), "tokenizer").fingerprint}
-    if pretrained.is_local(path):
-        return {f"tokenizer {file.name}": fingerprint.of_file(file) for file in pretrained.files(path)}
+    if is_local(path):
+        return {f"tokenizer {file.name}": fingerprint.of_file(file) for file in files(path)}
     return {"tokenizer": f"hub:{path}"}
 
 
 def _of_run(path: str) -> Path:
-    """The tokenizer artefact of a run's folder, or of its data's, or itself."""
-    given = Path(path).expanduser()
-    return given / "tokenizer" if (given / "tokenizer").is_dir() else given
+    """The tokenizer artefact of a folder of a run or of data; or the folder itself."""
+    folder = Path(path).expanduser()
+    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
 
 
 def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
@@ -84,10 +84,11 @@ def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
     tokenizer: Tokenizer
     if recipe.tokenizer.kind == "run":
         folder = _of_run(path)
-        made = manifest.require_sound(folder, "tokenizer")
-        tokenizer, contents = load_tokenizer(folder), {name: (folder / name).read_bytes() for name in made.files}
+        published = manifest.require_sound(folder, "tokenizer")
+        tokenizer, contents = load_tokenizer(folder), {name: (folder / name).read_bytes() for name in published.files}
     else:
-        tokenizer, contents = pretrained.read(pretrained.files(path), path)
+        tokenizer, contents = read(files(path), path)
+
     if recipe.has_model and tokenizer.vocab_size > recipe.vocab_size:
         raise RequestError(
             f"tokenizer.path={path} has {tokenizer.vocab_size} ids, the model's vocabulary {recipe.vocab_size}: "
@@ -96,62 +97,62 @@ def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
     return tokenizer, contents
 
 
-#: The older layout, GPT-2's own: a byte-level BPE as its vocabulary and its merges.
-_OLDER = ("vocab.json", "merges.txt")
-
-
+#: The layout of GPT-2: the vocabulary and the merges of a byte-level BPE.
+_GPT2_NAMES = ("vocab.json", "merges.txt")
 _END_OF_TEXT = "<|endoftext|>"
 
 
 def is_local(path: str) -> bool:
-    """Whether a path names a file or folder here; else it names a repository of the hub."""
-    spelled = path.startswith((".", "/", "~")) or path.endswith(".json") or path.count("/") > 1
-    return spelled or Path(path).exists()
+    """Whether a path is a local file or folder. Otherwise it is a repository of the hub."""
+    looks_local = path.startswith((".", "/", "~")) or path.endswith(".json") or path.count("/") > 1
+    return looks_local or Path(path).exists()
 
 
 def files(path: str) -> list[Path]:
-    """The files of a tokenizer: ``tokenizer.json`` or vocabulary and merges, and the configuration where there is one.
+    """The files of a tokenizer: ``tokenizer.json``, or vocabulary and merges; and the configuration, if there is one.
 
     Raises:
-        RequestError: they are not there, or the hub cannot be reached.
+        RequestError: they do not exist, or the hub cannot be reached.
     """
     if not is_local(path):
         return _downloaded(path)
-    place = Path(path).expanduser()
-    if place.is_file():
-        config = place.with_name(CONFIG_NAME)
-        return [place, *([config] if config.is_file() else [])]
-    found = [place / name for name in (JSON_NAME, *_OLDER, CONFIG_NAME) if (place / name).is_file()]
-    names = [file.name for file in found]
+    local = Path(path).expanduser()
+    if local.is_file():
+        config = local.with_name(CONFIG_NAME)
+        return [local, *([config] if config.is_file() else [])]
+    paths = [local / name for name in (JSON_NAME, *_GPT2_NAMES, CONFIG_NAME) if (local / name).is_file()]
+    names = [file.name for file in paths]
     if JSON_NAME in names:
-        return [file for file in found if file.name not in _OLDER]
-    if all(name in names for name in _OLDER):
-        return found
-    missing = f"no {JSON_NAME}, nor {' and '.join(_OLDER)}, is there" if place.is_dir() else "no such file or folder"
+        return [file for file in paths if file.name not in _GPT2_NAMES]
+    if all(name in names for name in _GPT2_NAMES):
+        return paths
+    missing = (
+        f"no {JSON_NAME}, nor {' and '.join(_GPT2_NAMES)}, is there" if local.is_dir() else "no such file or folder"
+    )
     raise RequestError(f"tokenizer.path={path}: {missing}")
 
 
-def read(found: list[Path], path: str) -> tuple[HuggingFaceTokenizer, dict[str, bytes]]:
-    """The tokenizer of ``files`` and what its artefact holds: name -> content.
+def read(paths: list[Path], path: str) -> tuple[HuggingFaceTokenizer, dict[str, bytes]]:
+    """The tokenizer in these files, and name -> content of the files of its artefact.
 
     Raises:
         RequestError: they are damaged.
     """
-    older = {file.name: file for file in found if file.name in _OLDER}
+    gpt2 = {file.name: file for file in paths if file.name in _GPT2_NAMES}
     try:
-        content = _converted(older) if older else found[0].read_text(encoding="utf-8")
-        configs = [file.read_text(encoding="utf-8") for file in found if file.name == CONFIG_NAME]
+        content = _converted(gpt2) if gpt2 else paths[0].read_text(encoding="utf-8")
+        configs = [file.read_text(encoding="utf-8") for file in paths if file.name == CONFIG_NAME]
         tokenizer = HuggingFaceTokenizer(content, *configs)
     except (RequestError, UnicodeDecodeError) as error:
         raise RequestError(f"tokenizer.path={path}: {error}") from None
     return tokenizer, {JSON_NAME: content.encode(), **({CONFIG_NAME: configs[0].encode()} if configs else {})}
 
 
-def _converted(older: dict[str, Path]) -> str:
-    """The older layout as ``tokenizer.json``: GPT-2's splitting, bytes as characters, no added space."""
+def _converted(gpt2: dict[str, Path]) -> str:
+    """The layout of GPT-2 as ``tokenizer.json``: GPT-2's pre-tokenizer, byte-level, no prefix space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-    vocabulary, merges = (str(older[name]) for name in _OLDER)
+    vocabulary, merges = (str(gpt2[name]) for name in _GPT2_NAMES)
     try:
         tokenizer = Tokenizer(models.BPE.from_file(vocabulary, merges))
     except Exception as error:  # the library raises no narrower class
@@ -165,11 +166,11 @@ def _converted(older: dict[str, Path]) -> str:
 
 
 def _downloaded(name: str) -> list[Path]:
-    """The files of a repository of the hub, from its cache where they are there."""
+    """The files of a repository of the hub, from the cache if they are there."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    # Its retries would write a line each; what it finally says is in the one line below.
+    # Each retry would write a line. The final error is reported below.
     huggingface_hub.logging.set_verbosity(huggingface_hub.logging.CRITICAL)
 
     def get(file: str) -> Path | None:
@@ -182,14 +183,14 @@ def _downloaded(name: str) -> list[Path]:
 
     try:
         first = get(JSON_NAME)
-        main = [first] if first else [get(file) for file in _OLDER]
-        found = [*main, get(CONFIG_NAME)]
-    except Exception as error:  # the hub's, the HTTP client's and the operating system's: all say why in a line
-        said = " ".join(str(error).split("\n")[0].split())
+        main = [first] if first else [get(file) for file in _GPT2_NAMES]
+        downloaded = [*main, get(CONFIG_NAME)]
+    except Exception as error:  # of the hub, the HTTP client or the operating system: the first line says why
+        message = " ".join(str(error).split("\n")[0].split())
         raise RequestError(
-            f"tokenizer.path={name}: neither a local path nor a repository that the hub gave ({said}): check the name "
-            "and the network, or give a local tokenizer.json"
+            f"tokenizer.path={name} is neither a local path nor a repository of the hub ({message}): check the name "
+            "and the network, or use a local tokenizer.json"
         ) from None
     if None in main:
-        raise RequestError(f"tokenizer.path={name}: the repository has no {JSON_NAME}, nor {' and '.join(_OLDER)}")
-    return [file for file in found if file is not None]
+        raise RequestError(f"tokenizer.path={name}: the repository has no {JSON_NAME}, nor {' and '.join(_GPT2_NAMES)}")
+    return [file for file in downloaded if file is not None]

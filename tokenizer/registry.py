@@ -1,4 +1,4 @@
-"""The tokenizer of an artefact folder, whichever kind it is."""
+"""Load a tokenizer of any kind."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of an artefact folder.
 
     Raises:
-        RequestError: there is none, or it is damaged.
+        RequestError: it is missing or damaged.
     """
     paths = [Path(folder) / name for name in (MODEL_NAME, JSON_NAME, CHARACTERS_NAME)]
     path = next((path for path in paths if path.exists()), paths[0])
@@ -30,4 +30,4 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except FileNotFoundError:
         raise RequestError(f"{path} does not exist: run `{command_hints.make('tokenizer')}` first") from None
     except RequestError as error:
-        raise RequestError(f"{path}: {error}; {repair_hints.cure('tokenizer', path.parent)}") from None
+        raise RequestError(f"{path}: {error}; {repair_hints.hint('tokenizer', path.parent)}") from None

@@ -1,7 +1,7 @@
-"""A tokenizer of Millrace in Hugging Face's format: ``tokenizer.json`` and ``tokenizer_config.json``.
+"""Convert a tokenizer of Millrace to Hugging Face's format: ``tokenizer.json`` and ``tokenizer_config.json``.
 
-The ids are the same for any text, except where it spells out a reserved token: transformers reads that as the token,
-which chat templates need, and Millrace as ordinary text.
+Both give the same ids, except for the name of a reserved token in a text: transformers encodes it as the token, which
+chat templates need, and Millrace as ordinary text.
 """
 
 import json
@@ -10,19 +10,19 @@ from typing import Any
 from tokenizer.base import Tokenizer
 from tokenizer.bpe import BpeTokenizer
 
-#: SentencePiece's sign for a space.
+#: How SentencePiece writes a space.
 _SPACE_MARK = "\u2581"
 _NEWLINE = "\n"
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """``tokenizer.json`` of a tokenizer that was trained here."""
-    made = _of_bpe(tokenizer) if isinstance(tokenizer, BpeTokenizer) else _of_characters(tokenizer)
-    return json.dumps(json.loads(made.to_str()), ensure_ascii=False)
+    """``tokenizer.json`` of a tokenizer that Millrace trained."""
+    converted = _of_bpe(tokenizer) if isinstance(tokenizer, BpeTokenizer) else _of_characters(tokenizer)
+    return json.dumps(json.loads(converted.to_str()), ensure_ascii=False)
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """``tokenizer_config.json``: the class that reads ``tokenizer.json`` as it is, and the special tokens by name."""
+    """``tokenizer_config.json``: the class to load ``tokenizer.json`` with, and the names of special tokens."""
     names = {"eos_token": tokenizer.end_of_text_id, "unk_token": tokenizer.unknown_id}
     if tokenizer.has_chat_tokens:
         names |= {"bos_token": tokenizer.begin_id, "pad_token": tokenizer.pad_id}
@@ -35,15 +35,15 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def spelling(piece: str) -> str:
-    """A piece of SentencePiece's, or of ``tokenizer.json``, as text: both write a space their own way."""
+    """A piece of SentencePiece as text."""
     return piece.replace(_SPACE_MARK, " ")
 
 
 def _of_bpe(tokenizer: BpeTokenizer) -> Any:
-    """A byte-pair encoding with byte fallback over the same pieces.
+    """A BPE with byte fallback and the same pieces.
 
-    A space is a space here: SentencePiece's sign for it is then a character like any other, which falls back to its
-    bytes, as in :class:`BpeTokenizer`.
+    Pieces have real spaces. U+2581 is an ordinary character, which falls back to its bytes, as in
+    :class:`BpeTokenizer`.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
@@ -51,26 +51,26 @@ def _of_bpe(tokenizer: BpeTokenizer) -> Any:
     vocabulary = {spelling(tokenizer.piece(token)): token for token in ids}
     unknown = tokenizer.piece(tokenizer.unknown_id or 0)
     merges = [(spelling(left), spelling(right)) for left, right in tokenizer.merges()]
-    made = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, byte_fallback=True))
-    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    made.add_special_tokens(_reserved(tokenizer))
+    converted = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, byte_fallback=True))
+    converted.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    converted.add_special_tokens(_reserved(tokenizer))
     if _NEWLINE in vocabulary:
-        # It joins with nothing, and unlike the reserved tokens it is text.
-        made.add_tokens([AddedToken(_NEWLINE, special=False, normalized=False)])
-    return made
+        # It merges with nothing, and unlike the reserved tokens it is text.
+        converted.add_tokens([AddedToken(_NEWLINE, special=False, normalized=False)])
+    return converted
 
 
 def _of_characters(tokenizer: Tokenizer) -> Any:
-    """A word a character."""
+    """A word-level model in which each character is a word."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pieces = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}
     unknown = tokenizer.piece(tokenizer.unknown_id or 0)
-    made = Tokenizer(models.WordLevel(pieces, unk_token=unknown))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    made.decoder = decoders.Fuse()
-    made.add_special_tokens(_reserved(tokenizer))
-    return made
+    converted = Tokenizer(models.WordLevel(pieces, unk_token=unknown))
+    converted.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    converted.decoder = decoders.Fuse()
+    converted.add_special_tokens(_reserved(tokenizer))
+    return converted
 
 
 def _reserved(tokenizer: Tokenizer) -> list[Any]:

@@ -1,49 +1,21 @@
-"""The reserved control tokens, in id order.
+"""The reserved tokens, and the label of positions without a loss.
 
-A document that spells one of them out is encoded as ordinary text (to SentencePiece they are control symbols), so no
-text can produce their ids; only code that asks for them by id can. But the unknown one stands for what has no id.
+A document that contains the name of a reserved token is encoded as ordinary text, because SentencePiece treats them as
+control symbols. So no text is encoded to their ids, except that of the unknown token, which stands for characters
+without an id.
 """
 
-from configs.schema.recipe import RESERVED_TOKENS
+from configs.schema.tokenizer import RESERVED_TOKENS
 
-UNKNOWN = "<unk>"
+#: Names of the reserved tokens. The id of a token is its index. Every tokenizer of Millrace begins with them.
+RESERVED = RESERVED_TOKENS
+UNKNOWN, BEGIN, END_OF_TEXT, PAD, SYSTEM, USER, ASSISTANT, END_OF_TURN = RESERVED
+UNKNOWN_ID, BEGIN_ID, END_OF_TEXT_ID, PAD_ID, SYSTEM_ID, USER_ID, ASSISTANT_ID, END_OF_TURN_ID = range(len(RESERVED))
 
-
-BEGIN = "<|begin|>"
-
-
-END_OF_TEXT = "<|endoftext|>"
-
-
-PAD = "<|pad|>"
-
-
-SYSTEM = "<|system|>"
-
-
-USER = "<|user|>"
-
-
-ASSISTANT = "<|assistant|>"
-
-
-END_OF_TURN = "<|end|>"
-
-
-#: Piece names; a token's id is its place. Every tokenizer of Millrace begins with these.
-RESERVED = (UNKNOWN, BEGIN, END_OF_TEXT, PAD, SYSTEM, USER, ASSISTANT, END_OF_TURN)
-
-
-assert len(RESERVED) == RESERVED_TOKENS
-
-
-UNKNOWN_ID, BEGIN_ID, END_OF_TEXT_ID, PAD_ID, SYSTEM_ID, USER_ID, ASSISTANT_ID, END_OF_TURN_ID = range(RESERVED_TOKENS)
+#: Label of a position without a loss. PyTorch's cross-entropy ignores it.
+IGNORED = -100
 
 
 def spare(count: int) -> tuple[str, ...]:
-    """Names of the reserved tokens without a meaning yet; they follow ``RESERVED``."""
+    """Names of the reserved tokens without a meaning yet. They follow ``RESERVED``."""
     return tuple(f"<|spare_{number}|>" for number in range(count))
-
-
-#: Label of a position that is not predicted.
-IGNORED = -100

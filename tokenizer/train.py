@@ -1,8 +1,8 @@
-"""Make a tokenizer of the cleaned documents and publish it as the ``tokenizer`` artefact.
+"""Train a tokenizer on the cleaned documents and publish it as the ``tokenizer`` artefact.
 
-A SentencePiece BPE is trained on a seeded sample of them, by settings that lose nothing: identity normalisation, no
-added or removed spaces, byte fallback for characters without a piece of their own. Digits stand alone, so does a
-newline; runs of spaces, which indent code, may be one piece.
+A SentencePiece BPE is trained on a seeded sample of the documents. Its settings are lossless: identity normalization,
+no added or removed spaces, and byte fallback for characters without a piece. Every digit and every newline is a piece.
+Runs of spaces, which indent code, can be one piece.
 """
 
 import io
@@ -24,23 +24,23 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer import special_tokens
 
-#: Longest text handed to the trainer at once, in bytes of UTF-8; documents are cut at newlines to fit.
+#: Longest text for the trainer, in bytes of UTF-8. Longer documents are cut at newlines.
 _CHUNK_BYTES = 16_384
-#: The trainer skips in silence what is longer, and what contains this character, its own mark for the unknown.
+#: The trainer silently skips texts that are longer, and texts with this character, its mark for unknown ones.
 _RESERVED_CHARACTER = "\u2585"
 
 
 def train(recipe: Recipe) -> Manifest | None:
-    """Train and publish the tokenizer, or publish the ready one that is asked for; None where it is up to date.
+    """Train and publish the tokenizer, or publish a pretrained one; None if it is up to date.
 
     Raises:
-        RequestError: no cleaned documents, damaged ones, a vocabulary that the text cannot fill or that cannot hold its
-            characters, or a ready tokenizer that is not there or too large for the model.
+        RequestError: the cleaned documents are missing or damaged; the vocabulary is too large for the text, or too
+            small for its characters; or a pretrained tokenizer is missing or too large for the model.
     """
     if recipe.tokenizer.is_ready:
-        from tokenizer.pretrained import take
+        from tokenizer import pretrained
 
-        return take(recipe)
+        return pretrained.copy(recipe)
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, "data")
     with open_stage(
@@ -53,7 +53,7 @@ def train(recipe: Recipe) -> Manifest | None:
         if stage.finished:
             return None
         repair_hints.check_sizes("documents", layout.documents)
-        # Here, so that "up to date" is said without numpy.
+        # Imported here, so that printing "up to date" needs no numpy.
         from tokenizer import characters
         from tokenizer.base import CHARACTERS_NAME, MODEL_NAME
         from tokenizer.registry import load_tokenizer
@@ -79,32 +79,33 @@ def require(recipe: Recipe) -> Manifest:
     """The manifest of the published tokenizer.
 
     Raises:
-        RequestError: there is none, or it is another than the recipe asks for.
+        RequestError: it is missing, or was built with another recipe.
     """
     folder = RunLayout.of(recipe).tokenizer
-    made = manifest.require(folder, "tokenizer")
-    if not recipe.tokenizer.is_ready and made.identity != tokenizer_identity(recipe):
+    published = manifest.require(folder, "tokenizer")
+    if not recipe.tokenizer.is_ready and published.identity != tokenizer_identity(recipe):
         raise RequestError(
-            f"{folder} is of another recipe (tokenizer section, run.seed, or what the model task): "
+            f"{folder} was built with another recipe (tokenizer section, run.seed, or the task of the model): "
             f"run `{command_hints.make('tokenizer')}`"
         )
-    return made
+    return published
 
 
-def outcome(made: Manifest | None, recipe: Recipe) -> str:
-    """One line about what ``train`` did."""
+def outcome(published: Manifest | None, recipe: Recipe) -> str:
+    """A line that describes what ``train`` did."""
     folder = RunLayout.of(recipe).tokenizer
-    if made is None:
+    if published is None:
         return f"{folder}: up to date"
-    return f"{folder}: {made.counts['vocab_size']:,} pieces, {made.counts['bytes_per_token']:.2f} bytes a token"
+    counts = published.counts
+    return f"{folder}: {counts['vocab_size']:,} pieces, {counts['bytes_per_token']:.2f} bytes per token"
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Cut a text, losing nothing but the trainer's reserved character, into pieces of at most ``_CHUNK_BYTES``."""
+    """Cut a text into pieces of at most ``_CHUNK_BYTES``. Only the trainer's reserved character is lost."""
     lines: list[str] = []
     size = 0
     for line in text.replace(_RESERVED_CHARACTER, " ").split("\n"):
-        # A character takes at most four bytes.
+        # A character has at most four bytes.
         for start in range(0, len(line) or 1, _CHUNK_BYTES // 4):
             part = line[start : start + _CHUNK_BYTES // 4]
             length = len(part.encode()) + 1
@@ -118,7 +119,7 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def _fit(chunks: list[str], recipe: Recipe) -> bytes:
-    """Run the trainer, its log kept off the terminal and read afterwards for anything that it left out."""
+    """Run the trainer. Its log is not printed, but searched for skipped texts."""
     import sentencepiece
 
     settings: dict[str, Any] = {
@@ -140,7 +141,7 @@ def _fit(chunks: list[str], recipe: Recipe) -> bytes:
         "eos_id": -1,
         "pad_id": -1,
         "max_sentence_length": 2 * _CHUNK_BYTES,
-        # BPE training is sequential, and the number would be written into the model.
+        # BPE training is sequential, and the number is written into the model.
         "num_threads": 1,
     }
     model = io.BytesIO()
@@ -153,13 +154,13 @@ def _fit(chunks: list[str], recipe: Recipe) -> bytes:
         raise _explained(error, recipe) from None
     skipped = [line for line in lines if "kipped" in line]
     if skipped or not any(f"preprocessed {len(fed)} sentences" in line for line in lines):
-        raise AssertionError(f"the SentencePiece trainer left text out: {skipped[:3]}")
+        raise AssertionError(f"the SentencePiece trainer skipped text: {skipped[:3]}")
     return model.getvalue()
 
 
 @contextmanager
 def _native_log(lines: list[str]) -> Iterator[None]:
-    """Collect what native code writes to the error stream, whatever Python's ``sys.stderr`` is at the moment."""
+    """Collect what native code writes to the standard error stream, whatever Python's ``sys.stderr`` is."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as log:
@@ -179,7 +180,7 @@ def _explained(error: RuntimeError, recipe: Recipe) -> Exception:
     if most := re.search(r"too high.*<= (\d+)", text):
         return RequestError(
             f"tokenizer.vocab_size ({size}) is too large for this text: it yields at most {most[1]} pieces; "
-            "lower it, or give more text (tokenizer.sample_bytes, data.source)"
+            "lower it, or add text (tokenizer.sample_bytes, data.source)"
         )
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
         return RequestError(f"tokenizer.vocab_size ({size}) is too small for this text: it needs at least {least[1]}")

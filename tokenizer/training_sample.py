@@ -1,4 +1,4 @@
-"""The documents that a tokenizer is trained on: a seeded sample, in memory of the sample's size alone."""
+"""A seeded sample of the documents, on which a tokenizer is trained. Only the sample is held in memory."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,16 @@ from artefacts import repair_hints
 from artefacts.hashing import Pieces, keyed_hashes, threshold
 from tokenizer.base import Tokenizer
 
-#: Rows whose ids become Python objects at once.
+#: Rows whose ids are converted to Python objects at a time.
 _ROWS = 16_384
+#: Compression is measured over this much text, in bytes.
+MEASURED_BYTES = 2_000_000
 
 
 def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[str]:
-    """Texts of about ``budget`` bytes in all from the documents artefact, in their order on disk.
+    """A sample of about ``budget`` bytes of text from the documents artefact, in order.
 
-    With ``targets`` what belongs to a text stands behind it, on lines of its own.
+    With ``targets``, the target of a text follows it on new lines.
 
     Raises:
         RequestError: a shard is damaged.
@@ -30,8 +32,8 @@ def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[
     def pieces() -> Pieces:
         for path in paths:
             with repair_hints.reading("documents", path):
-                asked = ["id", "bytes", *(["target"] if targets else [])]
-                for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=asked):
+                columns_read = ["id", "bytes", *(["target"] if targets else [])]
+                for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=columns_read):
                     hashes = keyed_hashes(seed, "tokenizer", batch.column("id").to_pylist())
                     sizes = batch.column("bytes").to_numpy()
                     if targets:
@@ -52,16 +54,12 @@ def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[
                 if taken.any():
                     chosen = file.read_row_group(group, columns=columns).filter(pyarrow.array(taken))
                     parts = (chosen[column].to_pylist() for column in columns)
-                    texts += ("\n".join(filter(None, found)) for found in zip(*parts, strict=True))
+                    texts += ("\n".join(filter(None, row)) for row in zip(*parts, strict=True))
     return texts
 
 
-#: Text over which compression is measured, in bytes.
-MEASURED_BYTES = 2_000_000
-
-
 def measured(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Counts for the manifest: size of a sample and, over its beginning, bytes a token."""
+    """Counts for the manifest: the size of a sample, and bytes per token over its beginning."""
     sizes = [len(text.encode()) for text in texts]
     count = size = 0
     while count < len(texts) and size < MEASURED_BYTES:

@@ -1,30 +1,30 @@
-/* Ids of words that were seen before, over the bytes of a column of text.
+/* A cache of the ids of words, for the bytes of a column of text.
  *
- * A text is cut into words wherever no piece of the vocabulary holds the two neighbouring kinds of character one after
- * the other: no merge of byte-pair encoding can cross such a place, so the ids of the text are those of its words.
- * scan() copies the ids of words that it knows and notes the others, once each; their ids are given to resolve(); take()
- * hands out the whole. One thread at a time may use a cache. A negative result means that memory ran out.
+ * A text is cut into words between two characters whose kinds are not adjacent in any piece of the vocabulary. No merge
+ * of byte-pair encoding crosses such a boundary, so the ids of the text are those of its words. scan() copies the ids of
+ * known words and lists the others, once each; resolve() gets their ids; take() returns all ids. Only one thread at a
+ * time may use a cache. A negative result means that memory ran out.
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Kinds of character; tokenizer/word_cache.py has the same list. */
+/* Kinds of characters; tokenizer/word_cache.py has the same list. */
 enum { LETTER, DIGIT, SPACE, NEWLINE, OTHER, QUOTE, WIDE, MARK, KINDS };
 
 enum {
-    INLINE_KEY = 16,  /* longest word that stands in its slot */
-    INLINE_IDS = 2,   /* most ids that stand in a slot */
-    LONGEST = 256,    /* words beyond are not kept */
-    IDS_A_BYTE = 3,   /* a space that is no piece becomes the three bytes of its mark */
+    INLINE_KEY = 16,  /* longest word that is stored in its slot */
+    INLINE_IDS = 2,   /* maximum number of ids that are stored in a slot */
+    LONGEST = 256,    /* longer words are not cached */
+    IDS_A_BYTE = 3,   /* a space without a piece becomes the three bytes of its mark */
     FIRST_SLOTS = 1024,
     OUT_OF_MEMORY = -1,
     WRONG_ANSWER = -2
 };
 #define PENDING UINT32_MAX
 
-/* length 0: free. A longer word than INLINE_KEY has its hash in low and its place in `keys` in high. More ids than
- * INLINE_IDS begin at ids[0] of `kept`; with count PENDING, ids[0] is the word's place in `wanted`. */
+/* length 0: the slot is free. Words longer than INLINE_KEY have their hash in low and their offset in `keys` in high.
+ * More than INLINE_IDS ids begin at ids[0] in `kept`. With count PENDING, ids[0] is the word's index in `wanted`. */
 typedef struct {
     uint64_t low, high;
     uint32_t length, count;
@@ -33,10 +33,10 @@ typedef struct {
 
 typedef struct { char *data; size_t used, room; } Bytes;
 
-/* A word without ids yet: its bytes in `text`, later its ids in `answers`. */
+/* A word without ids: its bytes are in `text`, and later its ids in `answers`. */
 typedef struct { uint64_t start, first, count, length, kept; } Wanted;
 
-/* Where the ids of a wanted word go: before the known id at `place`. */
+/* Where the ids of a wanted word are inserted: before the known id at `place`. */
 typedef struct { uint64_t place, document, wanted; } Hole;
 
 typedef struct {
@@ -70,7 +70,7 @@ static uint64_t mixed(uint64_t low, uint64_t high, uint64_t length) {
     return hash ^ hash >> 32;
 }
 
-/* What a slot holds of a word; `room` bytes may be read from it. */
+/* The key of a word's slot; `room` bytes can be read from `word`. */
 static uint64_t identify(const uint8_t *word, size_t length, size_t room, Slot *key) {
     key->length = (uint32_t)length;
     key->low = key->high = 0;
@@ -100,7 +100,7 @@ static uint64_t identify(const uint8_t *word, size_t length, size_t room, Slot *
     return mixed(key->low, key->high, length);
 }
 
-/* The slot of a word, or the free one where it would go. */
+/* The slot of a word, or the free slot for it. */
 static Slot *find(const Cache *cache, const uint8_t *word, const Slot *key, uint64_t hash) {
     for (size_t i = hash & cache->mask;; i = (i + 1) & cache->mask) {
         Slot *slot = cache->slots + i;
@@ -131,7 +131,7 @@ static size_t size(const Cache *cache, size_t slots) {
     return slots * sizeof(Slot) + cache->keys.used + cache->kept.used + cache->reserved;
 }
 
-/* Whether there is room for one more word; makes it where the limit allows. */
+/* Whether there is room for one more word. Enlarges the table if the limit allows it. */
 static int admits(Cache *cache, size_t length) {
     size_t slots = cache->mask + 1, more = length * (1 + IDS_A_BYTE * sizeof(int32_t));
     if (length > LONGEST || size(cache, slots) + more > cache->limit) return 0;
@@ -141,7 +141,7 @@ static int admits(Cache *cache, size_t length) {
     return failed ? failed : 1;
 }
 
-/* List a word whose ids are asked for, and give it a slot where there is room. Returns its place in the list. */
+/* List a word whose ids are wanted, and give it a slot if there is room. Returns its index in the list. */
 static int64_t ask(Cache *cache, const uint8_t *word, Slot key, uint64_t hash) {
     int64_t place = (int64_t)(cache->wanted.used / sizeof(Wanted));
     int keep = place < (int64_t)UINT32_MAX ? admits(cache, key.length) : 0;
@@ -166,7 +166,7 @@ static int64_t ask(Cache *cache, const uint8_t *word, Slot key, uint64_t hash) {
     return place;
 }
 
-/* Give a word that has a slot its ids. */
+/* Set the ids of a word that has a slot. */
 static int answer(Cache *cache, const uint8_t *word, size_t length, const int32_t *ids, size_t count) {
     Slot key;
     uint64_t hash = identify(word, length, length, &key);
@@ -184,7 +184,7 @@ static int answer(Cache *cache, const uint8_t *word, size_t length, const int32_
     return 0;
 }
 
-/* The end of the character at `at`, and its kind. Bytes that are no UTF-8 make some character: nothing overruns. */
+/* The end of the character at `at`, and its kind. Invalid UTF-8 is some character, without reading out of bounds. */
 static inline const uint8_t *character(const Cache *cache, const uint8_t *at, const uint8_t *stop, unsigned *kind) {
     uint8_t first = *at++;
     *kind = cache->kinds[first];
@@ -216,7 +216,7 @@ static inline int put(Cache *cache, const void *ids, size_t count) {
     return 0;
 }
 
-/* Append the ids of a word, or note where they will go. */
+/* Append the ids of a word, or record where they will be inserted. */
 static inline int add(Cache *cache, const uint8_t *word, size_t length, size_t room, int64_t document) {
     Slot key;
     if (*word == '\n') return put(cache, &cache->newline, 1);
@@ -224,7 +224,7 @@ static inline int add(Cache *cache, const uint8_t *word, size_t length, size_t r
     uint64_t hash = identify(word, length, room, &key);
     Slot *slot = find(cache, word, &key, hash);
     if (slot->length && slot->count <= INLINE_IDS) {
-        /* As many as fit a slot, then back to as many as there are: the copy is of a fixed size. */
+        /* Copy a fixed number of ids, which is faster, then drop those beyond the count. */
         int failed = put(cache, slot->ids, INLINE_IDS);
         cache->known.used -= (INLINE_IDS - slot->count) * sizeof(int32_t);
         return failed;
@@ -247,8 +247,8 @@ void word_cache_free(Cache *cache) {
     free(cache);
 }
 
-/* `joins`: for each kind, a bit for each kind that may follow it in a word. `newline`: its id, of no other word.
- * `mark`: the three ids of a U+2581 in the text. `limit`: bytes that are kept. */
+/* `joins`: for each kind, a bit for each kind that may follow it in a word. `newline`: its id, which is in no other word.
+ * `mark`: the three ids of a U+2581 in the text. `limit`: maximum size of the cache in bytes. */
 Cache *word_cache_new(const uint8_t *joins, int32_t newline, const int32_t *mark, uint64_t limit) {
     Cache *cache = calloc(1, sizeof *cache);
     if (!cache) return NULL;
@@ -270,17 +270,17 @@ Cache *word_cache_new(const uint8_t *joins, int32_t newline, const int32_t *mark
     return NULL;
 }
 
-/* Bytes that are kept: the table, long words and their ids. */
+/* Size of the cache in bytes: the table, long words and their ids. */
 int64_t word_cache_size(const Cache *cache) { return (int64_t)size(cache, cache->mask + 1); }
 
-/* Words that are not known, each followed by a newline; no word of them holds one. */
+/* Words that are not known, each followed by a newline. The words do not contain newlines. */
 const char *word_cache_wanted(const Cache *cache, int64_t *bytes) {
     *bytes = (int64_t)cache->text.used;
     return cache->text.data;
 }
 
-/* Look up the words of documents [offsets[i], offsets[i + 1]) of `text`; `end`, unless negative, goes behind each.
- * Returns the number of ids known so far, those of each document in `lengths`. */
+/* Look up the words of documents [offsets[i], offsets[i + 1]) of `text`. `end`, unless negative, is appended to each
+ * document. Returns the number of known ids; `lengths` gets the number of each document. */
 int64_t word_cache_scan(Cache *cache, const uint8_t *text, const int64_t *offsets, int64_t documents, int32_t end,
                         int64_t *lengths) {
     cache->known.used = cache->holes.used = cache->wanted.used = cache->text.used = cache->answers.used = 0;
@@ -298,7 +298,7 @@ int64_t word_cache_scan(Cache *cache, const uint8_t *text, const int64_t *offset
     return (int64_t)(cache->known.used / sizeof end);
 }
 
-/* Take the ids of the wanted words, each followed by the newline's. Returns the number of ids of all documents. */
+/* Set the ids of the wanted words, each followed by that of the newline. Returns the number of ids of all documents. */
 int64_t word_cache_resolve(Cache *cache, const int32_t *ids, int64_t count) {
     char *copy = grown(&cache->answers, (size_t)count * sizeof *ids);
     if (!copy) return OUT_OF_MEMORY;

@@ -1,9 +1,10 @@
-"""Encode each distinct word once: a SentencePiece BPE behind a cache of words, with the same ids.
+"""A word cache for a SentencePiece BPE: each distinct word is encoded once, with the same ids.
 
-A byte-pair encoding only ever makes pieces of its vocabulary. Where no piece holds two kinds of character one after the
-other (a letter before a space, a digit beside anything, ...), no merge crosses the place between two such characters,
-and the ids of a text are those of its words between such places. The table of kinds is read off the vocabulary, so it
-holds for any; ``word_cache.c`` looks the words up, and SentencePiece is given those that it has not seen.
+BPE only creates pieces of its vocabulary. If no piece has two kinds of characters in sequence (a letter before a space,
+a digit next to any other kind, ...), then no merge crosses the boundary between two such characters. So a text can be
+cut into words at these boundaries, and its ids are those of its words. The table of kinds is computed from the
+vocabulary, so this is correct for any vocabulary. ``word_cache.c`` looks up the words, and SentencePiece encodes those
+that are not in the cache.
 """
 
 import ctypes
@@ -20,44 +21,44 @@ from artefacts import c_library
 from tokenizer import arrow_text
 from tokenizer.arrow_text import Encoded
 
-#: Bytes of words and their ids that a cache keeps; what is new beyond is encoded and not kept.
+#: Maximum size of the cache in bytes. New words beyond it are encoded, but not cached.
 LIMIT = 256 << 20
 
 _SOURCE = Path(__file__).with_name("word_cache.c")
-#: Kinds of character, by their number in word_cache.c, which has one more for U+2581: that joins with nothing.
+#: Kinds of characters, by their number in word_cache.c, which has one more kind for U+2581, which is always alone.
 _LETTER, _DIGIT, _SPACE, _NEWLINE, _OTHER, _QUOTE, _WIDE = range(7)
 _KINDS = 8
-#: Text scanned at once, which bounds the scratch memory; a longer document is scanned whole.
+#: Text that is scanned at a time, to bound the memory. A longer document is scanned at once.
 _SCAN_BYTES = 8 << 20
-#: New words go to SentencePiece as lines of about so many bytes, a newline behind each word: far fewer Python objects
-#: than one for each word, and short enough that its queue of merges stays small.
+#: New words are passed to SentencePiece in lines of about this many bytes, each word followed by a newline. That needs
+#: far fewer Python objects than one per word, and keeps SentencePiece's queue of merges small.
 _LINE_BYTES = 1000
-#: Characters that other normalisations than ours would change.
+#: Characters that a normalization other than identity would change.
 _PROBE = "  \ufb01\u2460\t\u00a0x  \n\n \uff21\u0130 "
 
 
 class WordCache:
-    """Ids of the words seen so far, over a SentencePiece model. Threads take turns."""
+    """Ids of words, for a SentencePiece model. One thread uses it at a time."""
 
     def __init__(self, library: ctypes.CDLL, pieces: Any, joins: bytes, mark: list[int], limit: int = LIMIT) -> None:
-        """Begin empty; ``of`` checks what this relies on.
+        """Create an empty cache; ``of`` checks the requirements.
 
         Args:
             library: ``word_cache.c``, compiled.
             pieces: the ``SentencePieceProcessor``.
             joins: see ``word_joins``.
             mark: the three ids of a U+2581 in the text.
-            limit: bytes to keep.
+            limit: maximum size in bytes.
         """
         self._library, self._pieces = library, pieces
         self._newline = pieces.PieceToId("\n")
         self._settings = (joins, self._newline, (ctypes.c_int32 * 3)(*mark), limit)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._begin()
 
     @classmethod
     def of(cls, pieces: Any, mark: list[int]) -> "WordCache | None":
-        """A cache over a model; None where its vocabulary does not allow one or the C code cannot be compiled."""
+        """A cache for a model; None if its vocabulary does not allow one, or the C code cannot be compiled."""
         joins = word_joins(pieces)
         library = None if joins is None else c_library.library(_SOURCE)
         if joins is None or library is None:
@@ -66,20 +67,20 @@ class WordCache:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept: the table, words and their ids."""
+        """Size of the cache in bytes: the table, words and their ids."""
         return int(self._library.word_cache_size(self._cache))
 
     def encode(self, chunk: Any, end: int | None) -> Encoded:
-        """Ids of the texts of a ``StringArray`` or ``LargeStringArray``, ``end`` behind each.
+        """Ids of the texts of a ``StringArray`` or ``LargeStringArray``, with ``end`` after each text.
 
         Raises:
-            MemoryError: there is not enough.
+            MemoryError: there is not enough memory.
         """
         offsets, data = arrow_text.offsets(chunk), chunk.buffers()[2]
         text = 0 if data is None else data.address
         parts: list[Encoded] = []
         first = 0
-        with self._turn:
+        with self._lock:
             while first < len(chunk):
                 last = int(np.searchsorted(offsets, offsets[first] + _SCAN_BYTES, side="right")) - 1
                 last = min(max(last, first + 1), len(chunk))
@@ -107,7 +108,7 @@ class WordCache:
             if total < 0:
                 raise MemoryError("no memory for words") if total == -1 else AssertionError("a word without its ids")
         except BaseException:
-            # Words that were asked for and not answered would stay so.
+            # Words whose ids were requested but not returned would stay pending.
             self._release()
             self._begin()
             raise
@@ -116,7 +117,7 @@ class WordCache:
         return ids, lengths.astype(np.int32)
 
     def _encode_words(self, wanted: bytes) -> NDArray[np.int32]:
-        """Ids of words that each have a newline behind them, that of the newline behind those of each word."""
+        """Ids of words that are each followed by a newline. The id of the newline follows those of each word."""
         lines: list[str] = []
         start = 0
         while start < len(wanted):
@@ -128,10 +129,10 @@ class WordCache:
 
 
 def word_joins(pieces: Any) -> bytes | None:
-    """For each kind of character, a bit for each kind that follows it somewhere in a piece of the vocabulary.
+    """For each kind of character, a bit for each kind that follows it in some piece of the vocabulary.
 
-    None where words could not be encoded one by one: the newline is no piece of its own (it separates the words), or
-    the model changes text before it encodes it.
+    None if words cannot be encoded one by one: the newline, which separates the words, is not a piece of its own, or
+    the model changes the text before encoding.
     """
     newline = pieces.PieceToId("\n")
     if pieces.EncodeAsIds("\n") != [newline] or pieces.DecodeIds(pieces.EncodeAsIds(_PROBE)) != _PROBE:
@@ -151,7 +152,7 @@ def word_joins(pieces: Any) -> bytes | None:
 
 
 def _kind(character: str) -> int:
-    """The kind of a character as a piece spells it: U+2581 stands for a space."""
+    """The kind of a character in a piece. U+2581 is a space."""
     if character in " \u2581":
         return _SPACE
     if character == "\n":

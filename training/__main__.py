@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         worker.note_failure()
         return _out_of_memory(error, parsed)
-    if status != command.DONE and worker.leave_status(status, message):
+    if status != command.DONE and worker.write_status(status, message):
         return command.DONE
     if message:
         print(f"error: {message}", file=sys.stderr)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train(parsed: argparse.Namespace, worker: Worker) -> int:
-    stop = StopRequest(worker.tell_listening)
+    stop = StopRequest(worker.report_listening)
     recipe = command.read_recipe(parsed)
     if not worker.is_launched:
         unread_keys.check(parsed.verb, recipe, parsed.overrides)

@@ -1,1 +1,1 @@
-"""Self-contained HTML pages: pieces of markup, figures, numbers as a reader takes them in."""
+"""Self-contained HTML pages: markup, figures and formatted numbers."""

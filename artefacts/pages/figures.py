@@ -1,4 +1,4 @@
-"""How figures look and how they get into the page: inline SVG that takes the page's text colour, or a PNG."""
+"""Style of the figures, as inline SVG in the page's text color or as PNG."""
 
 import io
 import re
@@ -8,10 +8,10 @@ from html import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-#: Readable on white and on black alike.
-COLOURS = ("#2f7fc1", "#e0762f", "#2f9e77", "#9a6fc4", "#d0505a", "#8a7a35")
+#: Readable on white and on black.
+COLORS = ("#2f7fc1", "#e0762f", "#2f9e77", "#9a6fc4", "#d0505a", "#8a7a35")
 
-#: Stands for the page's text colour while matplotlib draws; no series uses it.
+#: Placeholder for the page's text color while matplotlib draws. No series uses it.
 _INK = "#012345"
 
 _COMMON = {
@@ -34,9 +34,10 @@ _COMMON = {
 
 
 def inline_svg(draw: Callable[[], Figure], label: str) -> str:
-    """The figure that ``draw`` makes as an ``<svg>`` element without any outside reference; ``label`` is its alt text.
+    """The figure that ``draw`` returns, as an ``<svg>`` element without external references.
 
-    Identifiers in it hang on the label, so that figures with different labels do not share clip paths.
+    ``label`` is its alternative text. Its identifiers depend on the label, so figures with different labels do not
+    share clip paths.
     """
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     style = dict.fromkeys((*inks, "grid.color"), _INK) | {"svg.hashsalt": label}
@@ -46,8 +47,8 @@ def inline_svg(draw: Callable[[], Figure], label: str) -> str:
         draw().savefig(text, format="svg", transparent=True, dpi=160, metadata=no_metadata)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows them; they look like references
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every figure, and nothing points to them
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML does not need them, and they look like references
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every figure, and nothing refers to them
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg).replace(_INK, "currentColor")
@@ -55,7 +56,7 @@ def inline_svg(draw: Callable[[], Figure], label: str) -> str:
 
 
 def png(draw: Callable[[], Figure]) -> bytes:
-    """The figure that ``draw`` makes as a PNG on white."""
+    """The figure that ``draw`` returns, as a PNG on white."""
     with rc_context(_COMMON):
         content = io.BytesIO()
         draw().savefig(content, format="png", dpi=160, facecolor="white", metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""Numbers as a reader takes them in."""
+"""Numbers formatted for people."""
 
 import math
 
@@ -12,7 +12,7 @@ def whole(value: float) -> str:
 
 
 def compact(value: float, unit: str = "") -> str:
-    """Three digits: a count as 4.47 M or 1.20 B (billion), with a unit 14.0 MB or 98.0 GFLOP/s; small ones as is."""
+    """Three digits: 4.47 M or 1.20 B (billion) for a count, 14.0 MB or 98.0 GFLOP/s with a unit."""
     prefixes = _PREFIXES if unit else _THOUSANDS
     step = 0
     while abs(value) >= 999.5 and step < len(prefixes) - 1:
@@ -30,11 +30,11 @@ def duration(seconds: float) -> str:
     return f"{left} s"
 
 
-def share(part: float, all_of_it: float) -> str:
-    """12.3 %; a dash where there is nothing to take a share of."""
-    return f"{100 * part / all_of_it:.1f} %" if all_of_it else "–"
+def share(part: float, total: float) -> str:
+    """12.3 %; a dash if the total is 0."""
+    return f"{100 * part / total:.1f} %" if total else "–"
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
-    """2.346; a dash for a number that is missing or no number."""
+    """2.346; a dash for None, NaN and infinity."""
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"

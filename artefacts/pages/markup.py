@@ -1,4 +1,4 @@
-"""Small pieces of HTML. What comes from a file goes through ``text`` or the other functions, which escape it."""
+"""Small pieces of HTML. These functions escape text that comes from files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -10,7 +10,7 @@ def text(value: object) -> str:
 
 
 def section(identifier: str, title: str, *parts: str) -> str:
-    """A headed section of the finished parts, or nothing if all of them are empty."""
+    """A section with a heading, made of finished parts; nothing if all of them are empty."""
     body = "\n".join(part for part in parts if part)
     return f'<section id="{identifier}">\n<h2>{text(title)}</h2>\n{body}\n</section>' if body else ""
 
@@ -22,7 +22,7 @@ def figure(svg: str, caption: str = "") -> str:
 
 
 def note(sentence: str) -> str:
-    """A short remark in small print."""
+    """A short note in small print."""
     return f'<p class="note">{text(sentence)}</p>'
 
 
@@ -33,7 +33,7 @@ def facts(values: Mapping[str, str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """A table: the first column names the row, the others are numbers; nothing where there are no rows."""
+    """A table. The first column names the row, the others are numbers. Nothing if there are no rows."""
     lines = ["".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows]
     if not lines:
         return ""
@@ -44,5 +44,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "")
 
 
 def details(summary: str, content: str) -> str:
-    """Preformatted text behind a line to click on; escaped."""
+    """Escaped preformatted text that opens with a click on its summary."""
     return f"<details><summary>{text(summary)}</summary><pre>{text(content)}</pre></details>"

@@ -1,4 +1,4 @@
-"""The frame of every page: one HTML text that loads nothing."""
+"""The frame of every page: one HTML document that loads nothing."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ from artefacts.pages import markup
 
 _STYLE = Path(__file__).with_name("page.css")
 
-#: Whatever a sample or a name contains, the browser fetches and runs nothing.
+#: The browser loads and runs nothing, whatever a sample or a name contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(name: str, kind: str, header: str, body: str) -> str:
-    """A whole page.
+    """A complete page.
 
     Args:
-        name: heading; plain text.
-        kind: what sort of page it is, for its title; plain text.
+        name: the heading; plain text.
+        kind: the kind of page, for its title; plain text.
         header: finished markup below the heading.
         body: finished markup of the sections.
     """

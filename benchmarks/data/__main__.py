@@ -1,6 +1,6 @@
 """``make bench-data``: every benchmark of the data stages, as one table, with the machine and the versions.
 
-``python -m benchmarks.data [--quick] [--out FILE]``; memory as a corpus grows is ``python -m benchmarks.data.memory``.
+``python -m benchmarks.data [--quick] [--out FILE]``. See ``benchmarks.data.memory`` for memory by corpus size.
 """
 
 import sys
@@ -10,4 +10,6 @@ from benchmarks.table import run
 _MODULES = ("sources", "encode", "filters", "dedup", "loader", "pipeline")
 
 if __name__ == "__main__":
-    sys.exit(run("python -m benchmarks.data", __doc__, "The data stages beside their peers", _MODULES, sys.argv[1:]))
+    sys.exit(
+        run("python -m benchmarks.data", __doc__, "The data stages compared with their peers", _MODULES, sys.argv[1:])
+    )

@@ -1,8 +1,8 @@
-"""Near duplicates: ours (map, reduce, resolve) against datatrove's four MinHash stages, on the same documents.
+"""Near duplicates: Millrace (map, reduce, resolve) and datatrove's four MinHash stages, on the same documents.
 
-Half of the documents are near copies of the others with a known Jaccard similarity of their word 5-grams, spread over
-0.5 to 1. Both hold the documents in memory, run in one process, write their intermediate files to disk and end with
-the documents that stay. ``python -m benchmarks.data.dedup``.
+Half of the documents are near copies of the others with a known Jaccard similarity of their word 5-grams, from 0.5 to
+1. Both programs hold the documents in memory, run in one process, write their intermediate files to disk, and return
+the documents that stay. Run ``python -m benchmarks.data.dedup``.
 """
 
 import random
@@ -25,7 +25,7 @@ _PART = 500
 
 
 class Corpus(NamedTuple):
-    """Documents: originals, then a near copy of each in the same order, and the similarity of each pair."""
+    """Originals, then a near copy of each in the same order, and the similarity of each pair."""
 
     texts: list[str]
     truth: list[float]
@@ -36,7 +36,7 @@ class Corpus(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """Of the pairs of at least the threshold's similarity, the share found; of the pairs found, those that are."""
+    """Recall and precision of the pairs that are at least as similar as the threshold."""
 
     recall: float
     precision: float
@@ -44,22 +44,22 @@ class Quality(NamedTuple):
     @classmethod
     def of(cls, stays: list[bool], corpus: Corpus) -> "Quality":
         half = len(corpus.truth)
-        found = [not (one and other) for one, other in zip(stays[:half], stays[half:], strict=True)]
+        is_new = [not (one and other) for one, other in zip(stays[:half], stays[half:], strict=True)]
         alike = [like >= _THRESHOLD for like in corpus.truth]
-        both = sum(one and other for one, other in zip(found, alike, strict=True))
-        return cls(both / max(sum(alike), 1), both / max(sum(found), 1))
+        both = sum(one and other for one, other in zip(is_new, alike, strict=True))
+        return cls(both / max(sum(alike), 1), both / max(sum(is_new), 1))
 
 
 def _originals(count: int) -> list[str]:
-    """Real documents, then the same with their words in another order."""
+    """Real documents, then the same documents with shuffled words."""
     rng = random.Random(0)
     texts = web_pages()
-    made = list(texts)
-    while len(made) < count:
-        words = texts[len(made) % len(texts)].split(" ")
+    originals = list(texts)
+    while len(originals) < count:
+        words = texts[len(originals) % len(texts)].split(" ")
         rng.shuffle(words)
-        made.append(" ".join(words))
-    return made[:count]
+        originals.append(" ".join(words))
+    return originals[:count]
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
@@ -111,7 +111,7 @@ def datatrove(corpus: Corpus, folder: Path) -> list[bool]:
     names = [str(folder / name) for name in ("signatures", "buckets", "clusters")]
     config = minhash.MinhashConfig()
     signature = minhash.MinhashDedupSignature(names[0], config)
-    # Its own hash function; xxhash 4 takes bytes only, which datatrove 0.10 does not know.
+    # datatrove's hash function. xxhash 4 only accepts bytes, which datatrove 0.10 does not know.
     signature._hash_func = lambda shingle: xxhash.xxh64_intdigest(shingle.encode())
     stages = [
         ([documents, signature], 1),
@@ -125,21 +125,21 @@ def datatrove(corpus: Corpus, folder: Path) -> list[bool]:
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Time both, and print how well each finds the planted pairs."""
+    """Time both, and print how well they find the planted pairs."""
     corpus = planted(60 if quick else 1000)
     root = Path(tempfile.mkdtemp(prefix="dedup-"))
-    found = {}
+    rows = {}
 
     def run(work, name):  # type: ignore[no-untyped-def]
         folder = Path(tempfile.mkdtemp(dir=root))
 
         def once() -> None:
-            found[name] = Quality.of(work(corpus, folder), corpus)
+            rows[name] = Quality.of(work(corpus, folder), corpus)
 
         return seconds(once)
 
     try:
-        # Tables and word lists that both load once are loaded before the clock starts.
+        # Load tables and word lists, which both load once, before the measurement.
         small = Corpus(corpus.texts[:2], [1.0])
         for number, work in enumerate((ours, datatrove)):
             work(small, root / f"warm-{number}")
@@ -155,7 +155,7 @@ def measure(quick: bool = False) -> list[Ratio]:
     finally:
         shutil.rmtree(root)
     alike = sum(like >= _THRESHOLD for like in corpus.truth)
-    mine, peers = found["ours"], found["datatrove"]
+    mine, peers = rows["ours"], rows["datatrove"]
     of = f"of {len(corpus.truth)} planted pairs, {alike} with a similarity of {_THRESHOLD} or more"
     return [
         ratio,

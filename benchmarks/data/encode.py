@@ -1,11 +1,11 @@
-"""Tokenising speed: ids a second against SentencePiece, Hugging Face's tokenizers and tiktoken, on real text.
+"""Encoding speed in ids per second: Millrace, SentencePiece, Hugging Face's tokenizers and tiktoken, on real text.
 
 ``python -m benchmarks.data.encode [--quick] [--corpus FILE]``. The text is the documentation of the installed packages,
-or the ``text`` column of a parquet file. Every tokenizer has a vocabulary of the same size from that text; ours and
-SentencePiece's are one model, and tiktoken is given its pieces as merges. Cold: a tokenizer that has seen nothing.
-Steady: one that has encoded half of the documents encodes the other half. Peers get lists of Python's strings, ours a
-column of Arrow's, and no peer is charged for making them. Where a peer's ids are others than ours its seconds are
-scaled by their number, so that a ratio is one of ids a second.
+or the ``text`` column of a parquet file. All tokenizers have a vocabulary of the same size from that text. Millrace and
+SentencePiece use the same model, and tiktoken gets its pieces as merges. Cold: a new tokenizer. Steady: a tokenizer
+that has encoded half of the documents encodes the other half. Peers get lists of Python strings, and Millrace gets an
+Arrow column; creating them is not measured. If the number of ids of a peer differs, its seconds are scaled, so that
+ratios compare ids per second.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tokenizer.bpe import BpeTokenizer
 from tokenizer.train import _chunks, _fit
 
 _QUICK_BYTES = 4 << 20
-#: Text that one process and two encode, in as many passes as that takes: long beside the time in which they begin.
+#: Text to encode with one and two processes, in several passes. It takes much longer than starting the processes.
 _PASSED_BYTES = 200 << 20
 
 
@@ -45,7 +45,7 @@ class Corpus(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A tokenizer to compare with: encodes texts, and counts ids in what that gave."""
+    """A tokenizer to compare with: it encodes texts, and counts the ids of the result."""
 
     name: str
     encode: Callable[[list[str]], Any]
@@ -53,7 +53,7 @@ class Peer(NamedTuple):
 
 
 def documents(path: Path | None, most: int | None) -> Corpus:
-    """Documents of a parquet file, else of the installed packages (parsed once), about ``most`` bytes of them."""
+    """About ``most`` bytes of documents of a parquet file, or else of the installed packages (parsed once)."""
     texts = corpus.docstrings() if path is None else parquet.read_table(path, columns=["text"])["text"].to_pylist()
     random.Random(0).shuffle(texts)
     if most is not None:
@@ -63,7 +63,7 @@ def documents(path: Path | None, most: int | None) -> Corpus:
 
 
 def model_of(chosen: Corpus, vocab_size: int) -> bytes:
-    """The SentencePiece model that ``python -m tokenizer train`` would make of all of the text."""
+    """The SentencePiece model that ``python -m tokenizer train`` would train on all of the text."""
     recipe = load_recipe(CHECKOUT / "configs" / "demo.yaml", [f"tokenizer.vocab_size={vocab_size}"])
     return _fit([chunk for text in chosen.texts for chunk in _chunks(text)], recipe)
 
@@ -90,17 +90,17 @@ def tokenizers_of(chosen: Corpus, vocab_size: int) -> Peer:
     encode = tokenizers.Tokenizer.from_str(bpe.to_str()).encode_batch_fast
 
     def in_batches(texts: list[str]) -> list[list[int]]:
-        """A thousand documents at a time, as ``datasets.map`` gives them: more at once are slower."""
+        """A thousand documents at a time, like ``datasets.map``. Larger batches are slower."""
         batches = (texts[at : at + 1000] for at in range(0, len(texts), 1000))
-        return [found.ids for batch in batches for found in encode(batch)]
+        return [encoding.ids for batch in batches for encoding in encode(batch)]
 
     return Peer("Hugging Face tokenizers", in_batches, _ids_in_lists)
 
 
 def tiktoken_of(model: bytes) -> Peer:
-    """tiktoken with the pieces of the model as merges; characters of several bytes come first, as SentencePiece has it.
+    """tiktoken with the pieces of the model as merges. Characters of several bytes come first, as in SentencePiece.
 
-    Its pattern cuts text where English text's words are cut by ours, without looking ahead, which it does fast.
+    Its pattern cuts English text where Millrace does, without lookahead, which is fast.
     """
     import sentencepiece
     import tiktoken
@@ -130,7 +130,7 @@ def _warmed(model: bytes, before: Corpus | None) -> BpeTokenizer:
 def against(
     peer: Peer, model: bytes, before: Corpus | None, chosen: Corpus, target: float | None, rounds: int
 ) -> Ratio:
-    """Ours over a peer on ``chosen``, in one process; ``before``: what ours has encoded already, None: nothing."""
+    """Millrace against a peer on ``chosen``, in one process; ``before``: what Millrace has encoded before, or None."""
     ids, _ = BpeTokenizer(model).encode_column(chosen.column, end=False)
 
     def ours() -> float:
@@ -145,12 +145,12 @@ def against(
         return (time.perf_counter() - begin) * len(ids) / peer.count(encoded)
 
     state = "cold" if before is None else "steady"
-    name = f"tokenising, {state}, against {peer.name}"
+    name = f"tokenizing, {state}, against {peer.name}"
     return compare(name, ours, theirs, len(ids) / 1e6, "million ids/s", target, rounds)
 
 
 def _serve(model: bytes, before: Corpus, parts: list[Corpus], passes: int, number: int, pipe: Any) -> None:
-    """A process that encodes, when told to, the whole (where it is alone) or its part, ``passes`` times."""
+    """A process that encodes all documents (if it is alone) or its part ``passes`` times, when it gets a message."""
     tokenizer = _warmed(model, before)
     pipe.send("ready")
     while (alone := pipe.recv()) is not None:
@@ -161,7 +161,7 @@ def _serve(model: bytes, before: Corpus, parts: list[Corpus], passes: int, numbe
 
 
 def two_processes(model: bytes, before: Corpus, chosen: Corpus, rounds: int) -> Ratio:
-    """One process over the documents against two over half of them each, all warm."""
+    """One process on all documents against two processes on half of them each, all warm."""
     context = get_context("fork")
     half = len(chosen.texts) // 2
     parts = [chosen.part(0, half), chosen.part(half, len(chosen.texts))]
@@ -184,41 +184,41 @@ def two_processes(model: bytes, before: Corpus, chosen: Corpus, rounds: int) -> 
         return time.perf_counter() - begin
 
     count = passes * len(BpeTokenizer(model).encode_column(chosen.column)[0]) / 1e6
-    name = "tokenising, two processes against one"
-    found = compare(name, lambda: took(pipes), lambda: took(pipes[:1]), count, "million ids/s", 1.8, rounds)
+    name = "tokenizing, two processes against one"
+    result = compare(name, lambda: took(pipes), lambda: took(pipes[:1]), count, "million ids/s", 1.8, rounds)
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
         process.join()
-    return found
+    return result
 
 
 def distinct_words(model: bytes, chosen: Corpus) -> int:
-    """Words that the cache asks SentencePiece for, over all documents."""
+    """Number of words that the cache has to encode with SentencePiece, over all documents."""
     tokenizer = BpeTokenizer(model)
     tokenizer.encode_column(chosen.column[:1])
     words = tokenizer._words
     assert words is not None, "the C code is not there: nothing to measure"
-    encode, asked = words._encode_words, []
+    encode, requested = words._encode_words, []
 
     def counted(wanted: bytes) -> Any:
-        asked.append(wanted.count(b"\n"))
+        requested.append(wanted.count(b"\n"))
         return encode(wanted)
 
     words._encode_words = counted  # type: ignore[method-assign]
     tokenizer.encode_column(chosen.column)
-    return sum(asked)
+    return sum(requested)
 
 
 def check(model: bytes, chosen: Corpus) -> None:
-    """The same ids as SentencePiece, whose own do not tell U+2581 from a space."""
+    """Check that the ids are those of SentencePiece, which does not distinguish U+2581 from a space."""
     plain = [i for i, text in enumerate(chosen.texts) if "\u2581" not in text]
     ids, _ = BpeTokenizer(model).encode_column(chosen.column.take(pyarrow.array(plain)), end=False)
     expected = sentencepiece_of(model).encode([chosen.texts[i] for i in plain])
-    assert np.array_equal(ids, np.fromiter((token for found in expected for token in found), np.int32))
+    assert np.array_equal(ids, np.fromiter((token for ids_of_text in expected for token in ids_of_text), np.int32))
 
 
 def measure(quick: bool = False, file: Path | None = None) -> list[Ratio]:
-    """Every comparison; ``quick``: four megabytes and a small vocabulary."""
+    """All comparisons; ``quick``: 4 MB of text and a small vocabulary."""
     chosen = documents(file, _QUICK_BYTES if quick else None)
     vocab_size, rounds = (8_000, 2) if quick else (32_000, 3)
     half = len(chosen.texts) // 2
@@ -227,17 +227,17 @@ def measure(quick: bool = False, file: Path | None = None) -> list[Ratio]:
     check(model, chosen)
     megabytes = sum(len(text.encode()) for text in chosen.texts) / 1e6
     words = distinct_words(model, chosen) / megabytes
-    found = []
+    rows = []
     for peer, cold, steady in (
         (sentencepiece_of(model), 1.2, 3.0),
         (tokenizers_of(chosen, vocab_size), 4.0, 8.0),
         (tiktoken_of(model), None, 1.0),
     ):
-        found.append(against(peer, model, None, chosen, cold, rounds))
-        found.append(against(peer, model, before, unseen, steady, rounds))
-    found.append(two_processes(model, before, unseen, rounds))
+        rows.append(against(peer, model, None, chosen, cold, rounds))
+        rows.append(against(peer, model, before, unseen, steady, rounds))
+    rows.append(two_processes(model, before, unseen, rounds))
     about = f"{megabytes:.1f} MB, {words:,.0f} distinct words a MB"
-    return [found[0]._replace(name=f"{found[0].name} ({about})"), *found[1:]]
+    return [rows[0]._replace(name=f"{rows[0].name} ({about})"), *rows[1:]]
 
 
 def main() -> None:

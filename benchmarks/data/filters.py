@@ -1,10 +1,10 @@
-"""Cleaning against datatrove on one core: Gopher's rules, C4's, masking; and the rate of the default cleaning.
+"""Cleaning on one core, compared with datatrove: Gopher's rules, C4's rules, masking; and the default cleaning.
 
     python -m benchmarks.data.filters
 
-The documents are those of ``corpus.web_pages``. Ours starts with an empty vocabulary, as at the start of a run, and
-once with that of as many other documents. datatrove's filters have their default English tokenizer (spaCy's blank one),
-which splits a document once for both Gopher filters.
+The documents are those of ``corpus.web_pages``. Millrace starts with an empty vocabulary, like at the start of a run,
+and once with the vocabulary of the same number of other documents. datatrove's filters use their default English
+tokenizer (spaCy's blank one), which splits a document once for both Gopher filters.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from benchmarks import corpus
 from benchmarks.paired import Ratio, compare, seconds
 from configs.schema.clean import CleanSection
 from pipeline.cleaning.cleaner import Cleaner
-from pipeline.cleaning.normalize import normalise
+from pipeline.cleaning.normalize import normalize
 
 _ON = {"enabled": True}
 _GOPHER = CleanSection(gopher_quality=_ON, gopher_repetition=_ON)
@@ -24,7 +24,7 @@ _MASK = CleanSection(mask=("email", "ip"))
 
 
 def _ours(section: CleanSection, texts: list[str], before: list[str] | None = None) -> Callable[[], float]:
-    """One timed cleaning of the texts by a cleaner of its own, which has cleaned the texts ``before``."""
+    """Time cleaning the texts with a new cleaner, which has cleaned the texts ``before``."""
 
     def run() -> float:
         cleaner = Cleaner(section)
@@ -36,17 +36,17 @@ def _ours(section: CleanSection, texts: list[str], before: list[str] | None = No
 
 
 def _filters(texts: list[str], *names: str) -> Callable[[], float]:
-    """One timed run of datatrove's filters; a document that one drops is not shown to the next."""
+    """Time datatrove's filters. A document that a filter drops does not reach the next one."""
     import datatrove.pipeline.filters as filters
     from datatrove.data import Document
 
     rules = [getattr(filters, name)() for name in names]
 
     def run() -> float:
-        made = [Document(text=text, id=str(number)) for number, text in enumerate(texts)]
+        documents = [Document(text=text, id=str(number)) for number, text in enumerate(texts)]
         for rule in rules:
             rule.filter(Document(text="Loads the tokenizer.", id=""))
-        return seconds(lambda: [all(rule.filter(document) is True for rule in rules) for document in made])
+        return seconds(lambda: [all(rule.filter(document) is True for rule in rules) for document in documents])
 
     return run
 
@@ -59,7 +59,7 @@ def _formatter(texts: list[str]) -> Callable[[], float]:
 
 
 def _one_by_one(texts: list[str]) -> float:
-    return seconds(lambda: [normalise(text, "NFC") for text in texts])
+    return seconds(lambda: [normalize(text, "NFC") for text in texts])
 
 
 def measure(quick: bool = False) -> list[Ratio]:

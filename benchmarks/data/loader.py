@@ -1,10 +1,10 @@
-"""The pretraining loader: tokens a second from warm cache, and the first batch of a set of 10 billion tokens.
+"""The pretraining loader: tokens per second from a warm cache, and the first batch of 10 billion tokens.
 
     python -m benchmarks.data.loader [--quick]
 
-Ours: shuffled samples of three sources by weight, document boundaries found. Beside it stands the plainest loader, as
-in nanoGPT: one file, random windows, no boundaries, no epochs. What was asked for is absolute, so its ratios are over
-the figure that was asked.
+Millrace: shuffled samples of three sources by weight, with document boundaries. It is compared with the simplest
+loader, as in nanoGPT: one file, random windows, no boundaries, no epochs. The targets are absolute, so ratios are to
+the target.
 """
 
 import argparse
@@ -28,37 +28,37 @@ from training.data.pretraining import PretrainingData
 from training.data.windows import TokenWindows
 
 END, PAD = 2, 3
-#: Samples a rank at a time, and samples a step.
+#: Samples per micro-batch of a rank, and samples per step.
 MICRO, GLOBAL = 32, 512
-#: What was asked for.
+#: The targets.
 TOKENS_A_SECOND, FIRST_SECONDS, FIRST_BYTES = 100e6, 1.0, 200e6
 WEIGHTS = {"web": 0.7, "code": 0.2, "books": 0.1}
 _SPARSE_SHARDS, _SHARD_TOKENS, _SHARD_DOCUMENTS = 100, 100_000_000, 80_000
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Every comparison; ``quick``: on less data, fewer rounds."""
+    """All comparisons; ``quick``: less data, fewer rounds."""
     tokens, steps, rounds = (6_000_000, 20, 3) if quick else (60_000_000, 60, 5)
-    found = []
+    rows = []
     with tempfile.TemporaryDirectory(prefix="loader-") as name:
         folder = Path(name)
         _write_sources(folder / "tokens", tokens)
         plain = np.memmap(folder / "tokens" / "web" / "train-00000.bin", np.uint16, "r")
         for length in (1024, 2048):
             windows = {source: TokenWindows(folder / "tokens" / source, "train", length, END) for source in WEIGHTS}
-            found += _speed(f"windows of {length}", windows, plain, length, steps, rounds)
+            rows += _speed(f"windows of {length}", windows, plain, length, steps, rounds)
             _pack(folder, length)
             packed = {
                 source: PackedSamples(folder / "tokens" / source, folder / f"{length}" / source, length, PAD)
                 for source in WEIGHTS
             }
-            found += _speed(f"packed to {length}", packed, plain, length, steps, rounds)
-        found += _first_batch(folder / "sparse")
-    return found
+            rows += _speed(f"packed to {length}", packed, plain, length, steps, rounds)
+        rows += _first_batch(folder / "sparse")
+    return rows
 
 
 def _write_sources(folder: Path, tokens: int) -> None:
-    """Three sources of two shards each, documents of lengths like those of web text."""
+    """Three sources of two shards each. The lengths of the documents are like those of web text."""
     rng = np.random.default_rng(0)
     for source in WEIGHTS:
         (folder / source).mkdir(parents=True)
@@ -85,7 +85,7 @@ def _speed(
     begun = iter(range(0, 1_000_000, steps))
 
     def ours() -> float:
-        # Further on each time, as training goes.
+        # Advance each time, like training.
         first = next(begun)
         began = time.perf_counter()
         for step in range(first, first + steps):
@@ -102,10 +102,10 @@ def _speed(
     for warm in (ours, peer):
         warm()
     million = steps * GLOBAL * length / 1e6
-    found = compare(f"{name}, against plain windows", ours, peer, million, "M tokens/s", rounds=rounds)
-    asked = TOKENS_A_SECOND / 1e6
-    over = found.ours / asked
-    return [found, Ratio(f"{name}, against what was asked", over, over, over, 1.0, found.ours, asked, "M tokens/s")]
+    result = compare(f"{name}, against plain windows", ours, peer, million, "M tokens/s", rounds=rounds)
+    target = TOKENS_A_SECOND / 1e6
+    over = result.ours / target
+    return [result, Ratio(f"{name}, against what was asked", over, over, over, 1.0, result.ours, target, "M tokens/s")]
 
 
 def _plain_batch(tokens: np.memmap, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,8 +122,8 @@ def _first_batch(folder: Path) -> list[Ratio]:
     for shard in range(_SPARSE_SHARDS):
         _write_sparse(folder / f"train-{shard:05d}")
     command = [sys.executable, "-m", "benchmarks.data.loader", "--first-batch", str(folder)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
-    seconds, peak = (float(word) for word in said.stdout.split())
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    seconds, peak = (float(word) for word in done.stdout.split())
     return [
         _under("first batch of 10 billion tokens, time", seconds, FIRST_SECONDS, "s"),
         _under("first batch of 10 billion tokens, memory", peak / 1e6, FIRST_BYTES / 1e6, "MB"),
@@ -136,7 +136,7 @@ def _under(name: str, ours: float, most: float, unit: str) -> Ratio:
 
 
 def _write_sparse(prefix: Path) -> None:
-    """A shard that takes no room on disk: full size, zeros but for the header and the last document's place."""
+    """A sparse shard, which takes no space on disk: zeros except the header and the offset of the last document."""
     count = _SHARD_DOCUMENTS
     length = _SHARD_TOKENS // count
     with open(prefix.with_suffix(".bin"), "wb") as stream:
@@ -154,7 +154,7 @@ def _write_sparse(prefix: Path) -> None:
 
 
 def _resident(name: str) -> int:
-    """Bytes of this process by a line of /proc/self/status."""
+    """Bytes of this process, from a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

@@ -1,9 +1,9 @@
-"""Memory and time of the data stages as the corpus grows: generated text of three sizes, every cleaning step on.
+"""Memory and time of the data stages by corpus size: generated text of three sizes, with all cleaning steps enabled.
 
-The text is made of real words in random order, each as frequent as it is: as long as one likes, no two documents alike,
-and no sequence of words that comes again more often the more text there is, which would cost more than its share.
-``python -m benchmarks.data.memory [--quick] [--out FILE]`` prints, for each size and command, the peak of all its
-processes' memory together (proportional set size, sampled) and its speed.
+The text has real words in random order with their real frequencies, so there is no limit on its length, and no two
+documents are similar. Repeated word sequences, which would cost extra time, do not become more frequent in more text.
+``python -m benchmarks.data.memory [--quick] [--out FILE]`` prints, for each size and command, the peak memory of all
+its processes together (proportional set size, sampled) and its speed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ _COMMANDS = (
 
 
 def _texts(size: float) -> Iterator[str]:
-    """Documents of 5 KB or so up to ``size`` bytes: lines of four sentences of fifteen words."""
+    """Documents of about 5 KB, up to ``size`` bytes: lines of four sentences of fifteen words."""
     words = [word for text in corpus.docstrings() for word in re.findall(r"(?<!\S)[A-Za-z'-]+(?=[\s.,:;])", text)]
     pool = np.array(words, dtype=object)
     random = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def _texts(size: float) -> Iterator[str]:
 
 
 def _watched(argv: list[str]) -> tuple[float, float]:
-    """Seconds of a command and the peak of its processes' memory together, in MB."""
+    """Seconds of a command, and the peak memory of its processes together, in MB."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     begin, peak = time.perf_counter(), 0
     with subprocess.Popen(argv, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:
@@ -89,9 +89,17 @@ def measure(sizes: tuple[float, ...] = _SIZES) -> list[dict]:
         folder = corpus.CACHE / "memory"
         shutil.rmtree(folder, ignore_errors=True)
         text = corpus.jsonl(folder / "source", _texts(size), 64)
-        given = [f"run.root={folder}", "data.source.kind=jsonl", f"data.source.path={folder / 'source'}", *_RULES]
+        overrides = [f"run.root={folder}", "data.source.kind=jsonl", f"data.source.path={folder / 'source'}", *_RULES]
         for package, verb in _COMMANDS:
-            argv = [sys.executable, "-m", package, verb, "--recipe", str(CHECKOUT / "configs" / "node.yaml"), *given]
+            argv = [
+                sys.executable,
+                "-m",
+                package,
+                verb,
+                "--recipe",
+                str(CHECKOUT / "configs" / "node.yaml"),
+                *overrides,
+            ]
             seconds, peak = _watched(argv)
             rows.append(
                 {
@@ -108,10 +116,10 @@ def measure(sizes: tuple[float, ...] = _SIZES) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown line for each command: peak and speed at every size, growth of time from the second size to the last.
+    """A Markdown line for each command: peak and speed at every size, and growth of time from the second size on.
 
-    The growth is the exponent p of seconds = MB ** p: 1 is linear. The first size is left out of it, where starting
-    the processes still weighs.
+    The growth is the exponent p of seconds = MB ** p; 1 is linear. It does not include the first size, for which
+    starting the processes takes a large part of the time.
     """
     sizes = sorted({row["text_mb"] for row in rows})
     lines = [

@@ -1,8 +1,8 @@
-"""Raw jsonl.zst to verified shards, as whole commands, beside nanoGPT's way and datatrove's.
+"""From raw jsonl.zst to verified shards with complete commands, compared with nanoGPT and datatrove.
 
-Ours reads, cleans (default rules), takes duplicates away, measures the overlap of what is held out, tokenises, writes
-shards with checksums and verifies them; the peers read and tokenise. All have a trained vocabulary of 32,000 to begin
-with, and the same number of processes: two.
+Millrace reads, cleans (default rules), removes duplicates, measures the overlap of held-out documents, tokenizes,
+writes shards with checksums, and verifies them. The peers read and tokenize. All use a trained vocabulary of 32,000 and
+two processes.
 """
 
 import os
@@ -75,7 +75,7 @@ def measure(quick: bool = False) -> list[Ratio]:
     _peers_tokenizer(texts[:20_000], tokenizer)
     ours = _Ours(source, root)
     rounds = 1 if quick else 3
-    found = []
+    rows = []
     for name, module, target in (
         ("raw to verified shards, against datasets.map + tokenizers", "datasets_map", 4.0),
         ("raw to verified shards, against datatrove's reader + tokenizer", "datatrove_tokens", 3.0),
@@ -84,9 +84,9 @@ def measure(quick: bool = False) -> list[Ratio]:
         def peer(module: str = module) -> float:
             return _peer(module, source, tokenizer, root / module)
 
-        found.append(compare(f"{name}, {size / 1e6:.0f} MB", ours, peer, size / 1e6, "MB/s", target, rounds))
+        rows.append(compare(f"{name}, {size / 1e6:.0f} MB", ours, peer, size / 1e6, "MB/s", target, rounds))
     shutil.rmtree(root)
-    return found
+    return rows
 
 
 if __name__ == "__main__":

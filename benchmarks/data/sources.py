@@ -1,7 +1,7 @@
-"""Reading of sources, one process: records to documents, beside datatrove's readers.
+"""Reading sources in one process, from records to documents, compared with datatrove's readers.
 
-``python -m benchmarks.data.sources``. Real text of the installed Python; both sides read the same files and look at
-every text.
+``python -m benchmarks.data.sources``. The text is from the installed Python. Both read the same files and access every
+text.
 """
 
 import sys
@@ -20,7 +20,7 @@ from pipeline.sources.parquet import ParquetSource
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Ratios of zstd-compressed JSON lines and of parquet."""
+    """Ratios for zstd-compressed JSON lines and parquet."""
     from datatrove.pipeline.readers import JsonlReader, ParquetReader
 
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Which keys of a recipe each command, and each target of make, reads."""
+"""The keys of a recipe that each command, and each make target, reads."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ _WEIGHTS = (*_WHERE, "model", "launch.device", "train.precision", "train.context
 _MAKE_DATA = ("run", "data", "tokenizer", "model", "train", "finetune", "launch")
 _SHAPE = ("run", "tokenizer.vocab_size", "model", "train", "launch", "finetune")
 _TRAIN = (*_SHAPE, "data.root", "data.sources.NAME.weight")
-#: Command or target of make -> keys, and sections, that it reads. Makers of data and weights may be given what
-#: describes the rest of the run.
+#: Command or make target -> keys and sections that it reads. Commands that build data or weights also accept keys of
+#: the rest of the run.
 READS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("run", "ingest", "dedup", "clean", "tokenize", "pack", "examples"), _MAKE_DATA),
     **dict.fromkeys(("data", "tokenizer", "slurm-data", "train"), _MAKE_DATA),
@@ -25,24 +25,24 @@ READS: dict[str, tuple[str, ...]] = {
     "estimate": _SHAPE,
     "inspect": (*_SHAPE, "data.root"),
 }
-#: Targets of make that run several commands.
+#: Make targets that run several commands.
 _TARGET_READS = dict.fromkeys(("pretrain", "finetune", "import", "examples"), _MAKE_DATA)
 
 
 def keys_of_target(target: str) -> tuple[str, ...]:
-    """Keys that the commands of a target of make read; empty: it takes none."""
+    """The keys that the commands of a make target read; empty: none."""
     return _TARGET_READS.get(target) or READS.get(target, ())
 
 
 def target_reads(target: str, key: str) -> bool:
-    """Whether a target of make reads a dotted key."""
+    """Whether a make target reads a dotted key."""
     return is_read(key, keys_of_target(target))
 
 
 def is_read(key: str, read: Sequence[str]) -> bool:
-    """Whether a dotted key is one of these, or in a section that is."""
+    """Whether a dotted key is one of these keys, or in one of these sections."""
     first, *names = key.split(".")
     if first == "data" and names[:1] == ["sources"] and len(names) == 3:
         names[1] = "NAME"
     key = ".".join([first, *names])
-    return any(key == each or key.startswith(f"{each}.") for each in read)
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in read)

@@ -1,4 +1,4 @@
-"""Data that weights were trained on are not replaced unasked: without them the weights are no run."""
+"""Protect data that weights were trained on: they are replaced only if the recipe says so."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ from configs.schema import Recipe
 
 
 def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
-    """What a stage calls, with the reason, before it builds the artefact ``name`` in place of another.
+    """The check that a stage calls, with the reason, before it replaces the artefact ``name``.
 
-    It raises ``RequestError`` where a training on it is running or has weights. Of this run they are moved aside with
-    ``run.replace``; those of another run, which shares the data, keep them.
+    It raises ``RequestError`` if a training on the artefact is running or has weights. With ``run.replace``, weights of
+    this run are moved aside. Weights of another run that shares the data always protect them.
     """
     layout = RunLayout.of(recipe)
 
@@ -26,42 +26,44 @@ def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
                 if not _learns_from(folder, name, layout):
                     continue
                 lock.refuse_if_held(folder, f"{folder}: a training on {artefact}, which this would replace, is run")
-                own = run.absolute() == layout.run.absolute()
-                if has_weights(folder) and not (own and recipe.run.may_replace(folder.name) and not is_requeued()):
-                    wish = "finetune" if folder.name == "finetune" else "true"
-                    cure = f"move data and weights aside (run.replace={wish})" if own else "keep its data (data.root=…)"
+                is_this_run = run.absolute() == layout.run.absolute()
+                may_replace = is_this_run and recipe.run.may_replace(folder.name) and not is_requeued()
+                if has_weights(folder) and not may_replace:
+                    value = "finetune" if folder.name == "finetune" else "true"
+                    move = f"move data and weights aside (run.replace={value})"
+                    fix = move if is_this_run else "keep its data (data.root=…)"
                     raise RequestError(
                         f"{folder} was trained on {artefact}, which this would replace ({why}): give the new run "
-                        f"another name (run.name=…), or {cure}"
+                        f"another name (run.name=…), or {fix}"
                     )
 
     return check
 
 
 def _runs(recipe: Recipe, layout: RunLayout) -> Iterator[Path]:
-    """Folders of the runs that may have learned from the data: this one, those next to it, and the data's own."""
+    """Folders of runs that may be trained on the data: this run, runs next to it, and the folder of the data."""
     root = Path(recipe.run.root)
     others = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     yield from dict.fromkeys([layout.run, layout.data, *others])
 
 
 def _learns_from(folder: Path, name: str, layout: RunLayout) -> bool:
-    """Whether a training folder's run learns from the artefact that is there now, at first hand or further on."""
+    """Whether a training folder's run is trained on the artefact that exists now, directly or indirectly."""
     inputs = read_identity(folder).get("inputs", {})
-    now = _made(getattr(layout, name)) if inputs else None
+    now = _manifest(getattr(layout, name)) if inputs else None
     if now is None:
         return False
     if inputs.get(name) == now.fingerprint:
         return True
     for user in (layout.tokens, layout.examples) if name == "documents" else ():
-        made = _made(user)
-        if made and made.inputs.get(name) == now.fingerprint and inputs.get(user.name) == made.fingerprint:
+        built = _manifest(user)
+        if built and built.inputs.get(name) == now.fingerprint and inputs.get(user.name) == built.fingerprint:
             return True
     return False
 
 
-def _made(folder: Path) -> Manifest | None:
+def _manifest(folder: Path) -> Manifest | None:
     try:
         return manifest.read(folder)
-    except RequestError:  # damaged: nothing is lost with it
+    except RequestError:  # damaged, so there is nothing to protect
         return None

@@ -1,4 +1,4 @@
-"""Which weights a command reads, in one line: the stage, the step, whether it is the last and whether it is current."""
+"""Describe the weights that a command reads, and check that they are current."""
 
 from pathlib import Path
 
@@ -8,13 +8,19 @@ from artefacts.manifest import Manifest
 from artefacts.training_folder import finished, has_weights, read_identity
 from configs.run_layout import RunLayout
 
-#: Among a run's inputs the weights that a classifier's backbone begins with.
+#: Name of the input of a run that has the initial weights of a classifier's backbone.
 BACKBONE = "backbone"
 _STAGES = {"pretrain": "pretrained", "finetune": "fine-tuned"}
 
 
 def line(checkpoint: Path, saved: Manifest, stale: str = "") -> str:
-    """What is read: ``saved`` is the checkpoint's manifest, ``stale`` as the function of that name says."""
+    """A line that describes the weights: their stage, their step, and whether they are final and current.
+
+    Args:
+        checkpoint: the checkpoint.
+        saved: its manifest.
+        stale: why they are not current; see :func:`stale`.
+    """
     run, step = saved.details.get("run", {}), saved.counts["step"]
     state = f"step {step}"
     if run.get("imported"):
@@ -26,15 +32,15 @@ def line(checkpoint: Path, saved: Manifest, stale: str = "") -> str:
 
 
 def is_only_pretrained(saved: Manifest) -> bool:
-    """Whether a checkpoint's weights were trained here on running text alone, as its manifest says."""
+    """Whether a checkpoint's weights were pretrained here and not fine-tuned or imported."""
     run = saved.details.get("run", {})
     return run.get("stage") == "pretrain" and not run.get("imported")
 
 
 def stale(layout: RunLayout, stage: str) -> str:
-    """Why a training now would learn from something else than the stage's weights did; empty: it would not.
+    """Why the weights of a stage are not current, as what they were trained on was replaced; empty: they are.
 
-    Data that were removed since, or whose manifest cannot be read, say nothing.
+    Data that were removed, or whose manifest cannot be read, do not count.
     """
     reasons = []
     for name, trained in read_identity(getattr(layout, stage)).get("inputs", {}).items():
@@ -42,52 +48,52 @@ def stale(layout: RunLayout, stage: str) -> str:
             continue
         source = layout.pretrain if name == "weights" else getattr(layout, name)
         try:
-            made = finished(source) if name == "weights" else manifest.read(source)
+            current = finished(source) if name == "weights" else manifest.read(source)
         except RequestError:
             continue
-        now = made and (made.details["weights"] if name == "weights" else made.fingerprint)
+        now = current and (current.details["weights"] if name == "weights" else current.fingerprint)
         if now is not None and now != trained:
             reasons.append(f"{source} was replaced since")
     return ", ".join(reasons)
 
 
 def check_tokenizer(checkpoint: Path, saved: Manifest, layout: RunLayout) -> None:
-    """Raise ``RequestError`` where a checkpoint's ids are of another tokenizer than the run's."""
+    """Raise ``RequestError`` if a checkpoint was trained with another tokenizer than that of the run."""
     trained = saved.inputs.get("tokenizer")
     if trained is not None and trained != manifest.require(layout.tokenizer, "tokenizer").fingerprint:
         raise RequestError(
-            f"{checkpoint} was trained with another tokenizer than {layout.tokenizer}: its ids mean other text. "
-            "Use the recipe and ARGS that it was trained with, or train again"
+            f"{checkpoint} was trained with another tokenizer than {layout.tokenizer}, so its ids mean other text: "
+            "use the recipe and ARGS that it was trained with, or train again"
         )
 
 
 def check_finetuning(layout: RunLayout) -> None:
-    """Refuse fine-tuned weights that were not trained from what is there, for a command that was not told which to use.
+    """Check that fine-tuned weights are current, for a command without ``generate.stage``.
 
     Raises:
-        RequestError: they were not; with the ways on.
+        RequestError: they are not; the message says what to do.
     """
     if why := stale(layout, "finetune"):
         raise RequestError(
             f"{layout.finetune} is not current ({why}): fine-tune again "
-            f"(`{command_hints.make('finetune', None, 'run.replace=finetune')}`), or say which weights you want: "
+            f"(`{command_hints.make('finetune', None, 'run.replace=finetune')}`), or choose the weights with "
             "generate.stage=finetune or generate.stage=pretrain"
         )
 
 
 def none_yet(layout: RunLayout, stage: str) -> RequestError:
-    """There are no weights of a stage: what there is instead, and what makes them."""
+    """The error for a stage without weights: what exists, and the command that trains them."""
     folder = getattr(layout, stage)
     if lock.is_held(folder):
         return RequestError(
-            f"{folder} has no checkpoint yet: the training that runs there saves every train.save_every"
+            f"{folder} has no checkpoint yet: the running training saves one every train.save_every steps"
         )
     begun = "has saved no checkpoint yet" if read_identity(folder) else "is not trained"
     return RequestError(f"{folder} {begun}: run `{command_hints.make(stage)}` first")
 
 
 def unfinished(layout: RunLayout) -> list[str]:
-    """A line for each stage that has begun and is not finished."""
+    """A line for each stage that has started and is not finished."""
     lines = []
     for stage in _STAGES:
         folder = getattr(layout, stage)
@@ -98,6 +104,6 @@ def unfinished(layout: RunLayout) -> list[str]:
 
 
 def outdated(layout: RunLayout) -> list[str]:
-    """A line for each stage whose weights were not trained from what is there now."""
+    """A line for each stage whose weights are not current."""
     reasons = {stage: stale(layout, stage) for stage in _STAGES if has_weights(getattr(layout, stage))}
     return [f"{getattr(layout, stage)} is not current: {why}" for stage, why in reasons.items() if why]

@@ -1,6 +1,6 @@
-"""Overrides that a command does not read are refused: it would answer as if they were not there.
+"""Refuse overrides that a command does not read, because it would silently ignore them.
 
-What a run was made with is another matter: the same ARGS may be given to every command of a run.
+Overrides that agree with the run are allowed, so that the same ARGS can be used for every command of a run.
 """
 
 import os
@@ -19,23 +19,23 @@ from configs.identities import documents_identity, tokenizer_identity, tokens_id
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
-#: Names the targets of the ``make`` that this command is one of: what any of them reads may be given.
+#: Environment variable with the targets of the ``make`` that runs this command. Keys that they read are allowed.
 TARGETS = "MILLRACE_TARGETS"
 
-#: Sections that say what was trained, and how.
+#: Sections that describe what was trained, and how.
 _OF_A_RUN = ("model.", "train.", "finetune.", "data.", "tokenizer.")
-#: Ends of keys of the data sections that the data do not depend on, but a training does.
+#: Endings of keys of the data sections on which the data do not depend, but a training does.
 _NOT_OF_THE_DATA = (".weight", ".revision")
-#: Commands that look at a run, trained or not.
+#: Commands that inspect a run, trained or not.
 _LOOK_AT_A_RUN = ("verify", "stats", "rejected", "report", "encode", "decode", "tokenizer inspect")
-#: Of a key that is not there.
-_NOWHERE = object()
-#: Of a key in a file that is damaged.
+#: Value of a key that does not exist.
+_MISSING = object()
+#: Value of a key in a damaged file.
 _UNKNOWN = object()
 
 
 def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
-    """Raise ``RequestError`` for an override that neither the command reads nor the run was made with."""
+    """Raise ``RequestError`` for an override that the command does not read and that does not agree with the run."""
     targets = os.environ.get(TARGETS, "").split()
     read = [*READS[command]]
     for target in targets:
@@ -43,16 +43,16 @@ def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0]
         if not is_read(key, read):
-            _check_made_with(command, recipe, key)
+            _check_recorded(command, recipe, key)
 
 
-def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
-    layout, asked = RunLayout.of(recipe), _value(recipe.model_dump(mode="json", by_alias=True), key)
+def _check_recorded(command: str, recipe: Recipe, key: str) -> None:
+    layout, wanted = RunLayout.of(recipe), _value(recipe.model_dump(mode="json", by_alias=True), key)
     of_data = key.startswith(("data.", "tokenizer."))
-    if of_data and _made(layout.documents):
+    if of_data and _manifest(layout.documents):
         if why := _difference(recipe, layout, key):
             raise RequestError(
-                f"{command} does not read {key}, and the data were made with another value ({why}): leave it out, or "
+                f"{command} does not read {key}, and the data were built with another value ({why}): leave it out, or "
                 f"run `{command_hints.make('data')}` first"
             )
         if not key.endswith(_NOT_OF_THE_DATA):
@@ -61,52 +61,52 @@ def _check_made_with(command: str, recipe: Recipe, key: str) -> None:
         return
     folder = layout.finetune if key.startswith("finetune.") else layout.pretrain
     recorded = _recorded(folder / "recipe.yaml", key)
-    if recorded is _UNKNOWN or _same(key, recorded, asked):
+    if recorded is _UNKNOWN or _same(key, recorded, wanted):
         return
-    # Before a training all of the run's keys may be given to what looks at its data.
-    if recorded is _NOWHERE and command in _LOOK_AT_A_RUN and key.startswith(_OF_A_RUN):
+    # Before a training, commands that inspect the data accept all keys of the run.
+    if recorded is _MISSING and command in _LOOK_AT_A_RUN and key.startswith(_OF_A_RUN):
         return
-    was = f", which was {recorded} in {folder}" if recorded is not _NOWHERE and key.startswith(_OF_A_RUN) else ""
+    was = f", which was {recorded} in {folder}" if recorded is not _MISSING and key.startswith(_OF_A_RUN) else ""
     raise RequestError(f"{command} does not read {key}{was}: leave it out")
 
 
 def _is_identity(recipe: Recipe, key: str) -> bool:
-    """Whether a key makes another run where it changes; such as topology, logging and retention do not."""
+    """Whether a key is part of the run's identity, unlike topology, logging and retention."""
     section, _, rest = key.partition(".")
     held = {"train": recipe.train_section, "model": recipe.model_section, "finetune": recipe.finetune}.get(section)
     if held is not None:
-        return _value(held.identity(), rest) is not _NOWHERE
+        return _value(held.identity(), rest) is not _MISSING
     return section != "launch"
 
 
-def _same(key: str, recorded: Any, asked: Any) -> bool:
-    """Whether a value is the one that a training recorded; a path may be written in another way."""
-    if recorded == asked:
+def _same(key: str, recorded: Any, wanted: Any) -> bool:
+    """Whether a value is the recorded one. A path may be written differently."""
+    if recorded == wanted:
         return True
-    paths = key.endswith("path") and isinstance(recorded, str) and isinstance(asked, str)
-    return paths and Path(recorded).resolve() == Path(asked).resolve()
+    paths = key.endswith("path") and isinstance(recorded, str) and isinstance(wanted, str)
+    return paths and Path(recorded).resolve() == Path(wanted).resolve()
 
 
 def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
-    """How a key of the data sections differs from the one that the data were made with; empty: it does not."""
-    asked = (
+    """How a key of the data sections differs from the value with which the data were built; empty: it does not."""
+    artefacts = (
         (layout.documents, documents_identity(recipe)),
         (layout.tokenizer, tokenizer_identity(recipe)),
         (layout.tokens, tokens_identity(recipe)),
     )
-    for folder, identity in asked:
-        made = _made(folder)
-        for line in changed_keys(made.identity, identity) if made else ():
+    for folder, identity in artefacts:
+        built = _manifest(folder)
+        for line in changed_keys(built.identity, identity) if built else ():
             if is_read(line.partition(" ")[0], [key]):
                 return f"{folder}: {line}"
-    documents = _made(layout.documents)
+    documents = _manifest(layout.documents)
     path = _value(recipe.model_dump(mode="json", by_alias=True), key)
     recorded = documents.details.get("paths", {}).get(key, path) if documents else path
     return "" if recorded == path else f"{layout.documents}: {key} {recorded} -> {path}"
 
 
-def _made(folder: Path) -> Manifest | None:
-    """The manifest of an artefact; None: there is none, or it is damaged, which others say better."""
+def _manifest(folder: Path) -> Manifest | None:
+    """The manifest of an artefact; None: it is missing, or damaged, which other checks report."""
     try:
         return manifest.read(folder)
     except RequestError:
@@ -114,20 +114,20 @@ def _made(folder: Path) -> Manifest | None:
 
 
 def _recorded(path: Any, key: str) -> Any:
-    """The value that a training recorded; ``_NOWHERE``: there was none, ``_UNKNOWN``: its recipe is damaged."""
+    """The value that a training recorded; ``_MISSING``: there is none, ``_UNKNOWN``: its recipe is damaged."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _value(tree, key) if isinstance(tree, dict) else _UNKNOWN
     except FileNotFoundError:
-        return _NOWHERE
+        return _MISSING
     except (OSError, ValueError, yaml.YAMLError):
         return _UNKNOWN
 
 
 def _value(tree: Any, key: str) -> Any:
-    """The value of a dotted key, or ``_NOWHERE``."""
+    """The value of a dotted key, or ``_MISSING``."""
     for name in key.split("."):
         if not isinstance(tree, dict) or name not in tree:
-            return _NOWHERE
+            return _MISSING
         tree = tree[name]
     return tree

@@ -15,11 +15,9 @@ from configs.schema.models import AnyModelSection, ModelSection
 from configs.schema.models.base import Task
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.run import RunSection
-from configs.schema.tokenizer import TokenizerSection
+from configs.schema.tokenizer import RESERVED_TOKENS, TokenizerSection
 from configs.schema.train import TrainSection
 
-#: Number of reserved tokens in front of the spare ones (see tokenizer/special_tokens.py).
-RESERVED_TOKENS = 8
 #: Keys of ``generate`` that only language models read, and those that only encoder-decoders read.
 _OF_TEXT = ("chat", "crop", "only_new", "temperature", "top_k", "top_p", "speculative")
 _OF_PAIRS = ("beams", "length_penalty")
@@ -48,11 +46,11 @@ class Recipe(Section):
                 f"({self.tokenizer.vocab_size}): the model would have no rows for the last token ids"
             )
         pieces = 256 if self.tokenizer.kind == "bpe" else 0
-        if trained and self.tokenizer.vocab_size <= pieces + RESERVED_TOKENS + self.tokenizer.spare_tokens:
+        if trained and self.tokenizer.vocab_size <= pieces + len(RESERVED_TOKENS) + self.tokenizer.spare_tokens:
             others = f"{pieces} bytes, " if pieces else ""
             raise ValueError(
                 f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves no room for text next to {others}"
-                f"{RESERVED_TOKENS} reserved and {self.tokenizer.spare_tokens} spare tokens"
+                f"{len(RESERVED_TOKENS)} reserved and {self.tokenizer.spare_tokens} spare tokens"
             )
         if not (self.has_model and self.train_section):
             return self

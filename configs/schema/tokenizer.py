@@ -6,6 +6,19 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import OptionalPath, Section
 
+#: Names of the reserved tokens of a trained tokenizer, in id order. Its spare tokens follow them. See
+#: ``tokenizer/special_tokens.py``.
+RESERVED_TOKENS = (
+    "<unk>",
+    "<|begin|>",
+    "<|endoftext|>",
+    "<|pad|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+)
+
 
 class TokenizerSection(Section):
     """The tokenizer: trained on the cleaned documents, or taken from elsewhere."""

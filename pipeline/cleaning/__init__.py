@@ -1,1 +1,1 @@
-"""Cleaning of documents, a column at a time: each rule is a function of an Arrow column of texts."""
+"""Cleaning of documents. Each rule is a function of an Arrow column of texts."""

@@ -1,10 +1,11 @@
-"""C4's rules (Raffel et al. 2020, section 2.2, and its reference implementation), over a column at once.
+"""C4's rules (Raffel et al. 2020, section 2.2, and its reference implementation), for a column of texts.
 
-Lines are removed in this order: a word too long, citations cut (from all lines), no end mark, too few words,
-javascript, policies. Documents are judged by the lines that are left at that point, as the reference implementation
-and datatrove's filter do: a curly bracket in a menu that goes anyway drops nothing. The apostrophe is an end mark, as
-in datatrove. A sentence ends after a mark such as a full stop that is a word of its own (not that of "Mr.") where a
-word other than punctuation follows: the rule of spaCy's sentencizer.
+Lines are processed in this order: remove lines with a word that is too long, remove citations from all lines, then
+remove lines without an end mark, with too few words, about javascript, and about policies. Documents are judged by the
+lines that are left at that point, like in the reference implementation and in datatrove's filter: a curly bracket in a
+removed line has no effect. The apostrophe is an end mark, as in datatrove. A sentence ends after an end mark that is a
+word of its own (unlike the one of "Mr."), if a word other than punctuation follows. That is the rule of spaCy's
+sentencizer.
 """
 
 from typing import NamedTuple
@@ -24,20 +25,20 @@ _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "u
 
 
 class Judged(NamedTuple):
-    """Texts with lines removed, and why texts are dropped (those keep all lines)."""
+    """Texts without the removed lines, and why texts are dropped. Dropped texts keep all lines."""
 
     texts: pyarrow.LargeStringArray
     faults: list[Fault]
 
 
 class _Lines(NamedTuple):
-    """Lines of all texts, without white space around them.
+    """Lines of all texts, stripped of white space.
 
     Attributes:
-        texts: [lines].
-        owner: [lines] the text each is from.
-        words: [lines] runs without white space.
-        too_long: [lines] whether one of those is longer than allowed.
+        texts: [lines] the lines.
+        owner: [lines] the text of each line.
+        words: [lines] number of runs without white space.
+        too_long: [lines] whether one of these runs is longer than allowed.
     """
 
     texts: pyarrow.LargeStringArray
@@ -47,7 +48,7 @@ class _Lines(NamedTuple):
 
 
 def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocabulary) -> Judged:
-    """Remove lines, then judge what is left."""
+    """Remove lines, then judge the rest of each text."""
     lines = _lines(column.view(texts), section.max_word_length)
     content = lines.texts
     if section.remove_citations:
@@ -55,24 +56,24 @@ def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocab
     kept = ~lines.too_long & (lines.words >= section.min_words_per_line)
     if section.require_end_mark:
         kept &= _has(content, r"[.?!\"']\z") & ~column.mask(compute.ends_with(content, "..."))
-    # The rest looks at few lines or none.
+    # Few lines are left from here on.
     lower = compute.utf8_lower(content)
     faults = []
     if section.drop_lorem_ipsum:
-        found = kept & _holds(lower, "lorem ipsum")
-        faults.append(Fault(f"lorem ipsum ({_KEY}.drop_lorem_ipsum)", _any(found, lines.owner, len(texts))))
+        matches = kept & _holds(lower, "lorem ipsum")
+        faults.append(Fault(f"lorem ipsum ({_KEY}.drop_lorem_ipsum)", _any(matches, lines.owner, len(texts))))
     if section.remove_javascript:
         kept &= ~_holds(lower, "javascript")
     if section.drop_curly_bracket:
-        found = kept & _holds(lower, "{")
-        faults.append(Fault(f"a curly bracket ({_KEY}.drop_curly_bracket)", _any(found, lines.owner, len(texts))))
+        matches = kept & _holds(lower, "{")
+        faults.append(Fault(f"a curly bracket ({_KEY}.drop_curly_bracket)", _any(matches, lines.owner, len(texts))))
     if section.remove_policy:
         kept &= ~_has(lower, "|".join(_POLICY))
     content, owner = content.filter(pyarrow.array(kept)), lines.owner[kept]
     if section.min_sentences:
         count = np.bincount(owner, _sentences(content, vocabulary), minlength=len(texts))
         faults.append(Fault(f"fewer sentences than {_KEY}.min_sentences", count < section.min_sentences))
-    dropped = np.any([fault.found for fault in faults], axis=0) if faults else np.zeros(len(texts), bool)
+    dropped = np.any([fault.mask for fault in faults], axis=0) if faults else np.zeros(len(texts), bool)
     edited = _joined(content, np.searchsorted(owner, np.arange(len(texts) + 1)))
     return Judged(compute.if_else(pyarrow.array(dropped), texts, edited), faults)
 
@@ -84,7 +85,7 @@ def _lines(seen: Column, max_word_length: int) -> _Lines:
     starts, stops = spans.starts.copy(), spans.starts.copy()
     starts[filled], stops[filled] = cut.starts[begin[filled]], cut.stops[end[filled] - 1]
     long = np.flatnonzero(cut.stops - cut.starts > max_word_length) if max_word_length else np.zeros(0, np.int64)
-    # Bytes are no fewer than characters.
+    # A word has at least as many bytes as characters.
     characters = column.lengths(column.pieces(seen.content, cut.starts[long], cut.stops[long]))
     long = long[characters > max_word_length]
     too_long = np.zeros(len(filled), bool)
@@ -100,15 +101,15 @@ def _holds(texts: pyarrow.LargeStringArray, what: str) -> Mask:
     return column.mask(compute.match_substring(texts, what))
 
 
-def _any(found: Mask, owner: Ints, texts: int) -> Mask:
-    return np.bincount(owner[found], minlength=texts) > 0
+def _any(matches: Mask, owner: Ints, texts: int) -> Mask:
+    return np.bincount(owner[matches], minlength=texts) > 0
 
 
 def _sentences(lines: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> Ints:
-    """Sentences of each line, one at least."""
+    """Number of sentences of each line, at least one."""
     words = vocabulary.words(lines)
     kinds = vocabulary.kinds[words.ids]
-    # A sentence begins at each plain word with an end mark between it and the plain word (or start of line) before it.
+    # A sentence begins at each plain word that has an end mark between it and the plain word (or line start) before.
     ended = column.running(kinds == 2)
     plain = np.flatnonzero(kinds == 0)
     owner = column.owners(words.firsts)[plain]
@@ -119,6 +120,6 @@ def _sentences(lines: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> Ints:
 
 
 def _joined(lines: pyarrow.LargeStringArray, firsts: Ints) -> pyarrow.LargeStringArray:
-    """The lines of each text joined by newlines, without white space around."""
+    """The lines of each text joined by newlines, stripped of white space."""
     lists = pyarrow.ListArray.from_arrays(pyarrow.array(firsts, pyarrow.int32()), lines)
     return compute.utf8_trim_whitespace(compute.binary_join(lists, pyarrow.scalar("\n", lines.type)))

@@ -1,7 +1,8 @@
-"""All cleaning of documents that looks at one at a time, in order, over columns of them.
+"""All cleaning steps that look at one document at a time, for columns of documents.
 
-Newlines, mojibake, Unicode form and control characters; length; language; C4; Gopher's quality and repetition rules;
-masking; decontamination; length again where a text was edited. A rule sees only the documents that are still kept.
+The order is: normalization (newlines, mojibake, Unicode form, control characters), length, language, C4, Gopher's
+quality and repetition rules, masking, decontamination, and length again if texts were edited. A rule sees only
+documents that were not dropped before.
 """
 
 from collections.abc import Iterator
@@ -16,23 +17,23 @@ from pipeline.cleaning import c4, column, gopher_quality, gopher_repetition, pii
 from pipeline.cleaning.column import Fault
 from pipeline.cleaning.decontamination import Contamination
 from pipeline.cleaning.language import Languages
-from pipeline.cleaning.normalize import Normaliser
+from pipeline.cleaning.normalize import Normalizer
 from pipeline.cleaning.words import Vocabulary
 
 TOO_SHORT = "shorter than data.clean.min_chars"
 TOO_LONG = "longer than data.clean.max_chars"
 
-#: Bytes of text that the rules about words see at once; their arrays then stay in the processor's cache.
+#: Bytes of text that rules about words process at a time. Their arrays fit into the processor's cache.
 _SLICE = 1 << 19
 
 
 class Cleaned(NamedTuple):
-    """Documents after cleaning, in the order in which they came.
+    """Documents after cleaning, in the same order.
 
     Attributes:
-        texts: the cleaned text; of a rejected document, the text as it was judged.
-        reasons: null where the document is kept, else why not, naming the key of the recipe.
-        masked: kind of personal data -> pieces replaced, in whatever documents came to that rule.
+        texts: the cleaned texts; of a dropped document, the text that was judged.
+        reasons: why the document is dropped, with the key of the recipe; null: it is kept.
+        masked: kind of personal data -> number of replacements, in the documents that reach that step.
     """
 
     texts: pyarrow.LargeStringArray
@@ -41,27 +42,27 @@ class Cleaned(NamedTuple):
 
 
 class CleanedTargets(NamedTuple):
-    """Targets of documents after cleaning, and the pieces masked in them as in ``Cleaned``."""
+    """Targets of documents after cleaning, and the number of replacements by kind."""
 
     texts: pyarrow.LargeStringArray
     masked: dict[str, int]
 
 
 class Cleaner:
-    """Cleans columns of texts. Made once a process: the models and the vocabulary that rules need live in it.
+    """Cleans columns of texts. Create it once per process, because it has the models and the vocabulary.
 
     Attributes:
-        warnings: lines on what the rules cannot do as they are set.
+        warnings: lines about limitations of the rules with these settings.
     """
 
     def __init__(self, section: CleanSection) -> None:
-        """Load what the section's rules need.
+        """Load what the rules need.
 
         Raises:
-            RequestError: an optional package is missing, or the evaluation texts are missing or of no use.
+            RequestError: an optional package is missing, or the evaluation texts are missing or unusable.
         """
         self._section = section
-        self._normaliser = Normaliser(section.unicode, section.fix_text)
+        self._normalizer = Normalizer(section.unicode, section.fix_text)
         self._languages = Languages(section.languages, section.min_language_score) if section.languages else None
         by_word = section.c4, section.gopher_quality, section.gopher_repetition
         self._vocabulary = Vocabulary() if any(rules.enabled for rules in by_word) else None
@@ -69,8 +70,8 @@ class Cleaner:
         self.warnings = self._contamination.warnings if self._contamination else []
 
     def __call__(self, texts: pyarrow.Array) -> Cleaned:
-        """Clean a batch of a few MB; nulls are empty texts."""
-        state = _State(self._normaliser(column.large(texts)))
+        """Clean a batch of a few MB. Nulls are empty texts."""
+        state = _State(self._normalizer(column.large(texts)))
         state.drop(self._lengths(state.kept()))
         if self._languages:
             state.drop(self._languages.faults(state.kept()))
@@ -85,13 +86,10 @@ class Cleaner:
         return Cleaned(state.texts, state.reasons(), masked.counts)
 
     def targets(self, texts: pyarrow.LargeStringArray) -> "CleanedTargets":
-        """What belongs to texts, with what is done to every text done to it too: normalised, personal data masked.
-
-        A null stays one; nothing is dropped for its target.
-        """
-        there = texts.is_valid()
-        masked = pii.mask(self._normaliser(column.large(texts.filter(there))), self._section.mask)
-        return CleanedTargets(compute.replace_with_mask(texts, there, masked.texts), masked.counts)
+        """Normalize targets and mask personal data in them. Nulls stay null, and no document is dropped."""
+        is_valid = texts.is_valid()
+        masked = pii.mask(self._normalizer(column.large(texts.filter(is_valid))), self._section.mask)
+        return CleanedTargets(compute.replace_with_mask(texts, is_valid, masked.texts), masked.counts)
 
     def _lengths(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
         lengths = column.lengths(texts)
@@ -122,25 +120,25 @@ class Cleaner:
 
 
 class _State:
-    """A batch on its way through the rules.
+    """The state of a batch between two rules.
 
     Attributes:
-        texts: of all documents, as they are by now.
+        texts: current texts of all documents.
     """
 
     def __init__(self, texts: pyarrow.LargeStringArray) -> None:
         self.texts = texts
         self._kept = np.arange(len(texts))
         self._names: list[str] = []
-        # By document: the number of its reason; -1: kept.
+        # For each document the number of its reason; -1: kept.
         self._reasons = np.full(len(texts), -1, np.int32)
 
     def kept(self) -> pyarrow.LargeStringArray:
-        """The texts that are still kept."""
+        """The texts that were not dropped."""
         return self.texts if len(self._kept) == len(self.texts) else self.texts.take(pyarrow.array(self._kept))
 
     def edit(self, texts: pyarrow.LargeStringArray) -> None:
-        """Take edited texts for those that are kept."""
+        """Replace the texts that were not dropped."""
         if len(self._kept) == len(self.texts):
             self.texts = texts
             return
@@ -149,21 +147,21 @@ class _State:
         self.texts = compute.replace_with_mask(self.texts, pyarrow.array(chosen), texts)
 
     def drop(self, faults: list[Fault]) -> None:
-        """Drop the kept documents that have a fault; the first one is the reason."""
-        for reason, found in faults:
+        """Drop the documents that have a fault. The first fault is the reason."""
+        for reason, mask in faults:
             self._names.append(reason)
-            at = self._kept[found]
+            at = self._kept[mask]
             self._reasons[at[self._reasons[at] < 0]] = len(self._names) - 1
         self._kept = self._kept[self._reasons[self._kept] < 0]
 
     def reasons(self) -> pyarrow.StringArray:
-        """The reason of each dropped document; null: kept."""
+        """The reason for each dropped document; null: kept."""
         numbers = pyarrow.array(self._reasons, mask=self._reasons < 0)
         return pyarrow.array(self._names, pyarrow.string()).take(numbers)
 
 
 def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
-    """Runs of about ``_SLICE`` bytes of text."""
+    """Slices of about ``_SLICE`` bytes of text."""
     offsets = column.view(texts).offsets
     ends = np.searchsorted(offsets, np.arange(_SLICE, offsets[-1] + _SLICE, _SLICE))
     places = np.unique(np.concatenate([[0], np.minimum(ends, len(texts)), [len(texts)]]))
@@ -172,7 +170,5 @@ def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArra
 
 
 def _joined(parts: list[list[Fault]]) -> list[Fault]:
-    """The faults of slices as those of the whole: each slice has the same rules in the same order."""
-    return [
-        Fault(rules[0].reason, np.concatenate([rule.found for rule in rules])) for rules in zip(*parts, strict=True)
-    ]
+    """Concatenate the faults of slices. Each slice has the same rules in the same order."""
+    return [Fault(rules[0].reason, np.concatenate([rule.mask for rule in rules])) for rules in zip(*parts, strict=True)]

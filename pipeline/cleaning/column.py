@@ -1,7 +1,7 @@
-"""An Arrow column of texts as numpy arrays: bytes, places, lines, code points; and columns made from such.
+"""Views of an Arrow column of texts as numpy arrays: bytes, positions, lines, code points.
 
-Places are indices of bytes into the content. A ``firsts`` array of length texts + 1 says for each text which of some
-flat items (lines, chunks, words) is its first; the last entry is the number of all.
+Positions are indices of bytes into the content. A ``firsts`` array has texts + 1 entries: for each text the index of
+its first item (line, chunk or word) in a flat array, and at the end the number of items.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,14 @@ import pyarrow.compute as compute
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-
-
 Bytes = NDArray[np.uint8]
-
-
 Mask = NDArray[np.bool_]
-
 
 _NEWLINE = ord("\n")
 
 
 class Column(NamedTuple):
-    """Texts as one run of UTF-8.
+    """Texts as one array of UTF-8.
 
     Attributes:
         offsets: [texts + 1] where each text begins; the last one is the size of the content.
@@ -37,10 +32,10 @@ class Column(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """Pieces of a column's texts, in order.
+    """Pieces of the texts of a column, in order.
 
     Attributes:
-        starts, stops: [pieces] places of the first byte and after the last.
+        starts, stops: [pieces] positions of the first byte and after the last byte.
         firsts: [texts + 1] the first piece of each text.
     """
 
@@ -50,13 +45,13 @@ class Spans(NamedTuple):
 
 
 def large(texts: pyarrow.Array) -> pyarrow.LargeStringArray:
-    """The texts as a large_string array without nulls (a null is an empty text)."""
+    """The texts as a large_string array. Nulls become empty texts."""
     texts = texts.cast(pyarrow.large_string())
     return texts.fill_null("") if texts.null_count else texts
 
 
 def view(texts: pyarrow.LargeStringArray) -> Column:
-    """The column's memory, not copied."""
+    """The memory of the column, not copied."""
     _, places, data = texts.buffers()
     if not len(texts):
         return Column(np.zeros(1, np.int64), np.zeros(0, np.uint8))
@@ -66,13 +61,13 @@ def view(texts: pyarrow.LargeStringArray) -> Column:
 
 
 def build(offsets: Ints, content: Bytes | bytes) -> pyarrow.LargeStringArray:
-    """The reverse of ``view``, not copied; the content must be UTF-8."""
+    """The inverse of ``view``, without a copy. The content must be UTF-8."""
     places = pyarrow.py_buffer(np.ascontiguousarray(offsets, np.int64))
     return pyarrow.LargeStringArray.from_buffers(len(offsets) - 1, places, pyarrow.py_buffer(content))
 
 
 def replaced(texts: pyarrow.LargeStringArray, indices: Ints, new: Sequence[str]) -> pyarrow.LargeStringArray:
-    """The column with the texts at the (ascending) indices replaced; runs of others are copied as a whole."""
+    """The column with the texts at the (ascending) indices replaced. Runs of other texts are copied at once."""
     if not len(indices):
         return texts
     offsets, content = view(texts)
@@ -89,34 +84,34 @@ def replaced(texts: pyarrow.LargeStringArray, indices: Ints, new: Sequence[str])
 
 
 def pieces(content: Bytes, starts: Ints, stops: Ints) -> pyarrow.LargeStringArray:
-    """Spans that do not overlap, in order, as a column of their own."""
+    """Spans, in order and without overlap, as a column."""
     places = np.empty(2 * len(starts) + 1, np.int64)
     places[:-1:2], places[1::2] = starts, stops
-    # Odd entries are the gaps between the spans; the last place is never reached.
+    # Odd entries are the gaps between the spans. The last position is never reached.
     places[-1] = len(content)
     return build(places, content).take(pyarrow.array(np.arange(0, 2 * len(starts), 2)))
 
 
 def running(counts: NDArray[Any]) -> Ints:
-    """Sums of all before each entry, and at the end of all: [n] -> [n + 1]."""
+    """Exclusive prefix sums, and the total at the end: [n] -> [n + 1]."""
     sums = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=sums[1:])
     return sums
 
 
 def sums(values: NDArray[Any], firsts: Ints) -> Ints:
-    """Sum of the values of each text's items."""
-    every = running(np.asarray(values, np.int64))
-    return every[firsts[1:]] - every[firsts[:-1]]
+    """The sum of the values of each text's items."""
+    prefix_sums = running(np.asarray(values, np.int64))
+    return prefix_sums[firsts[1:]] - prefix_sums[firsts[:-1]]
 
 
 def owners(firsts: Ints) -> Ints:
-    """The text that each item is from."""
+    """The index of the text of each item."""
     return np.repeat(np.arange(len(firsts) - 1), np.diff(firsts))
 
 
 def lines(column: Column) -> Spans:
-    """Lines as ``str.split("\\n")`` gives them: an empty text has one, and so has the end of a text after LF."""
+    """The lines, like those of ``str.split("\\n")``: an empty text has one line, and one follows a final LF."""
     breaks = np.flatnonzero(column.content == _NEWLINE)
     before = np.searchsorted(breaks, column.offsets)
     texts = np.arange(len(column.offsets) - 1)
@@ -131,7 +126,7 @@ def lines(column: Column) -> Spans:
 
 
 def wide(content: Bytes, leads: Ints) -> NDArray[np.int32]:
-    """Code points of the characters of two to four bytes that begin at the given places."""
+    """Code points of the characters of two to four bytes that begin at these positions."""
     first = content[leads].astype(np.int32)
     codes = ((first & 0x1F) << 6) | (content[leads + 1] & 0x3F)
     three = np.flatnonzero(first >= 0xE0)
@@ -142,23 +137,23 @@ def wide(content: Bytes, leads: Ints) -> NDArray[np.int32]:
 
 
 def lengths(texts: pyarrow.LargeStringArray) -> Ints:
-    """Characters (code points) of each text."""
+    """Number of characters (code points) of each text."""
     return compute.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
 
 
-def mask(answers: pyarrow.Array) -> Mask:
-    """An Arrow array of booleans as numpy's."""
-    return answers.to_numpy(zero_copy_only=False).astype(bool, copy=False)
+def mask(booleans: pyarrow.Array) -> Mask:
+    """An Arrow array of booleans as a numpy array."""
+    return booleans.to_numpy(zero_copy_only=False).astype(bool, copy=False)
 
 
 def encode(values: pyarrow.Array) -> tuple[NDArray[np.int64], pyarrow.Array]:
-    """A number for each distinct value, in order of first appearance: that of every value, and the distinct values."""
-    made = values.dictionary_encode()
-    return made.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), made.dictionary
+    """Number the distinct values in order of first appearance. Returns the number of each value, and the values."""
+    encoded = values.dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), encoded.dictionary
 
 
 def fresh(codes: Ints) -> Mask:
-    """Which of ``encode``'s codes appear for the first time."""
+    """Which of the numbers of ``encode`` appear for the first time."""
     if not len(codes):
         return np.zeros(0, bool)
     most = np.maximum.accumulate(codes)
@@ -169,9 +164,9 @@ class Fault(NamedTuple):
     """A reason to drop texts.
 
     Attributes:
-        reason: in words, naming the key of the recipe.
-        found: [texts] whether it holds.
+        reason: the reason in words, with the key of the recipe.
+        mask: [texts] whether it applies.
     """
 
     reason: str
-    found: Mask
+    mask: Mask

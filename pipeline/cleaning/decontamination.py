@@ -1,4 +1,4 @@
-"""Decontamination: texts that share a sequence of words with an evaluation set (Brown et al. 2020, appendix C)."""
+"""Decontamination: drop texts that share a word sequence with an evaluation set (Brown et al. 2020, appendix C)."""
 
 import json
 from collections.abc import Iterator
@@ -16,25 +16,25 @@ from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File
 from pipeline.sources.text import decode
 
-#: The recipe's key of the evaluation texts, and the files read below a folder (also .gz, .zst, .xz).
+#: The recipe's key of the evaluation texts, and the endings of their files (also .gz, .zst, .xz).
 KEY = "data.clean.decontaminate.path"
 ENDINGS = (".txt", ".jsonl")
 
 
 class Contamination:
-    """The word sequences of evaluation texts (words: see ``pipeline/ngrams.py``).
+    """The word sequences of evaluation texts; see ``pipeline/ngrams.py``.
 
     Attributes:
-        warnings: a line for each evaluation set with texts too short to be found inside a document. A set is a file of
-            records, or all .txt files together.
+        warnings: a line for each evaluation set with texts that are too short to be matched inside a document. A set
+            is a file of records, or all .txt files together.
     """
 
     def __init__(self, section: DecontaminateSection) -> None:
-        """Read the evaluation texts. One with fewer words is one sequence, which only a text of the same words shares.
+        """Read the evaluation texts. A text with fewer words is one sequence, which only matches an equal text.
 
         Raises:
-            RequestError: there is no such file, or any of them is damaged or has a record without the field, or all
-                texts of a set are too short: what is not compared would be trained on.
+            RequestError: there is no such file; a file is damaged, or has a record without the field; or all texts of
+                a set are too short. Otherwise the model might be trained on evaluation texts.
         """
         self._words = section.words
         self.warnings: list[str] = []
@@ -50,7 +50,7 @@ class Contamination:
         if short and short == len(counts):
             raise RequestError(
                 f"{KEY}: {name}: no text has the {self._words} words that are matched inside a document: lower "
-                "data.clean.decontaminate.words, or take this file away"
+                "data.clean.decontaminate.words, or remove this file"
             )
         if short:
             self.warnings.append(
@@ -59,7 +59,7 @@ class Contamination:
             )
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
-        """Texts that share a sequence."""
+        """The texts that share a sequence."""
         hashes, owners = sequences(pyarrow.chunked_array([texts]), self._words)
         shared = np.zeros(len(texts), bool)
         shared[owners[self._known.find(hashes)[0]]] = True
@@ -67,19 +67,19 @@ class Contamination:
 
 
 def _sets(section: DecontaminateSection) -> dict[str, list[str]]:
-    """The evaluation texts by the name of their set."""
+    """The evaluation texts of each set."""
     sets: dict[str, list[str]] = {}
     for file in files.find(str(section.path), ENDINGS, KEY).values():
         name = str(section.path) if files.plain_name(file.name).endswith(".txt") else file.name
         texts = list(_texts(file, section.text_field))
         if not any(text.strip() for text in texts):
-            raise RequestError(f"{KEY}: {file.name} holds no text: take this file away")
+            raise RequestError(f"{KEY}: {file.name} has no text: remove this file")
         sets.setdefault(name, []).extend(texts)
     return sets
 
 
 def _texts(file: File, field: str) -> Iterator[str]:
-    """The evaluation texts of a file: all of a .txt, the field of each record of any other."""
+    """The evaluation texts of a file: the complete .txt file, or the field of each record."""
     try:
         with files.open_binary(file) as stream:
             content = decode(stream.read())
@@ -90,7 +90,7 @@ def _texts(file: File, field: str) -> Iterator[str]:
     if files.plain_name(file.name).endswith(".txt"):
         yield content
         return
-    # Not splitlines: JSON text may hold U+2028 and its like.
+    # Not splitlines, because JSON can contain U+2028 and similar characters.
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             yield _text(line, field, f"{file.name}:{number}")
@@ -107,5 +107,5 @@ def _text(line: str, field: str, where: str) -> str:
         text = None
     if not isinstance(text, str):
         raise RequestError(f"{KEY}: {where}: no text field {field!r} (see data.clean.decontaminate.text_field)")
-    # Escapes may spell lone surrogates, which UTF-8 cannot hold.
+    # Escapes can be lone surrogates, which UTF-8 cannot encode.
     return text.encode("utf-8", "replace").decode()

@@ -1,6 +1,6 @@
-"""Chunks of English that the rules for punctuation would split wrongly: contractions, abbreviations, emoticons.
+"""English chunks that the rules for punctuation would split wrongly: contractions, abbreviations, emoticons.
 
-The same words as the tokenizer exceptions of spaCy's English language class, which datatrove's filters count with.
+These are the tokenizer exceptions of spaCy's English language class, with which datatrove's filters count words.
 """
 
 _Endings = tuple[tuple[str, ...], ...]
@@ -8,7 +8,7 @@ _Endings = tuple[tuple[str, ...], ...]
 _WOULD: _Endings = (("'ll",), ("'ll", "'ve"), ("'d",), ("'d", "'ve"))
 _NOT: _Endings = (("n't",),)
 
-#: Words, and what may be joined to each; the apostrophe may be left out, the first letter may be a capital.
+#: Words, and their possible endings. The apostrophe is optional, and the first letter can be a capital.
 _JOINED: tuple[tuple[str, _Endings], ...] = (
     ("i", (("'m",), ("'m", "a"))),
     ("i you he she it we they", _WOULD),
@@ -25,11 +25,11 @@ _JOINED: tuple[tuple[str, _Endings], ...] = (
     ("ai are is was were have has dare", _NOT),
     ("could might must should would not", (("'ve",),)),
 )
-#: Joined forms without an apostrophe that are words of their own.
+#: Contractions without an apostrophe that are other words.
 _WORDS = frozenset(("ill", "its", "hell", "shell", "shed", "were", "well", "whore"))
 
-#: Other chunks of several words, the words parted by a bar.
-_PARTED = (
+#: Other chunks of several words, separated by a bar.
+_SEPARATED = (
     "y'|all y|all how|'d|'y How|'d|'y can|not Can|not gon|na Gon|na got|ta Got|ta let|'s Let|'s c'm|on C'm|on "
     "°|c|. °|f|. °|k|. °|C|. °|F|. °|K|."
 )
@@ -56,26 +56,28 @@ _EMOTICONS = (
 
 
 def _contractions() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    words_by_chunk: dict[str, list[str]] = {}
     for words, endings in _JOINED:
         for word in (form for lower in words.split() for form in (lower, lower.title())):
             for ending in endings:
                 bare = [part.removeprefix("'") if part != "n't" else "nt" for part in ending]
-                found[word + "".join(ending)] = [word, *ending]
+                words_by_chunk[word + "".join(ending)] = [word, *ending]
                 if (joined := word + "".join(bare)).lower() not in _WORDS:
-                    found[joined] = [word, *bare]
-    return found
+                    words_by_chunk[joined] = [word, *bare]
+    return words_by_chunk
 
 
 def exceptions() -> dict[str, list[str]]:
-    """Chunk (without white space) to its words; each apostrophe also as U+2019."""
-    found = _contractions()
-    for chunk in _PARTED.split():
-        found[chunk.replace("|", "")] = chunk.split("|")
+    """Chunk (without white space) -> its words, with both kinds of apostrophes."""
+    words_by_chunk = _contractions()
+    for chunk in _SEPARATED.split():
+        words_by_chunk[chunk.replace("|", "")] = chunk.split("|")
     for hour in range(1, 13):
-        found |= {f"{hour}{half}": [str(hour), half] for half in ("a.m.", "am", "p.m.", "pm")}
+        words_by_chunk |= {f"{hour}{half}": [str(hour), half] for half in ("a.m.", "am", "p.m.", "pm")}
     letters = [f"{chr(code)}." for code in range(ord("a"), ord("z") + 1)]
     for chunk in (*letters, *_ABBREVIATIONS.split(), *_APOSTROPHES.split(), *_EMOTICONS.split()):
-        found[chunk] = [chunk]
-    curly = {chunk.replace("'", "’"): [part.replace("'", "’") for part in parts] for chunk, parts in found.items()}
-    return {**curly, **found}
+        words_by_chunk[chunk] = [chunk]
+    curly = {
+        chunk.replace("'", "’"): [part.replace("'", "’") for part in parts] for chunk, parts in words_by_chunk.items()
+    }
+    return {**curly, **words_by_chunk}

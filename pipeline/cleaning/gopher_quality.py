@@ -1,7 +1,7 @@
-"""Gopher's quality rules (Rae et al. 2021, appendix A.1.1), over a column at once.
+"""Gopher's quality rules (Rae et al. 2021, appendix A.1.1), for a column of texts.
 
-Where the paper leaves room, the rules follow datatrove's filter: words of symbols only are not counted for the number
-and the mean length of words; bullets are "-" and U+2022; lines end at LF, and blank ones count.
+Details that the paper leaves open follow datatrove's filter: words of symbols only do not count for the number and the
+mean length of words; bullets are "-" and U+2022; lines end at LF, and blank lines count.
 """
 
 import numpy as np
@@ -20,9 +20,9 @@ _ELLIPSIS, _BULLET = "…".encode(), "•".encode()
 def faults(
     texts: pyarrow.LargeStringArray, words: Words, vocabulary: Vocabulary, section: GopherQualitySection
 ) -> list[Fault]:
-    """The rules in the order in which they are told; ``words``: the texts as seen by ``vocabulary``."""
+    """The faults, in order; ``words``: the texts, split by ``vocabulary``."""
     ids, firsts = words.chunk_ids, words.chunks.firsts
-    every = np.maximum(np.diff(words.firsts), 1)
+    num_words = np.maximum(np.diff(words.firsts), 1)
     solid = column.sums(vocabulary.solid[ids], firsts)
     mean = column.sums(vocabulary.solid_characters[ids], firsts) / np.maximum(solid, 1)
     hashes = _counts(texts, "#")
@@ -34,9 +34,13 @@ def faults(
         Fault(f"more words than {_KEY}.max_words", solid > section.max_words),
         Fault(f"mean word length below {_KEY}.min_mean_word_length", mean < section.min_mean_word_length),
         Fault(f"mean word length above {_KEY}.max_mean_word_length", mean > section.max_mean_word_length),
-        Fault(f"more hashes a word than {_KEY}.max_symbol_word_ratio", hashes / every > section.max_symbol_word_ratio),
         Fault(
-            f"more ellipses a word than {_KEY}.max_symbol_word_ratio", ellipses / every > section.max_symbol_word_ratio
+            f"more hashes a word than {_KEY}.max_symbol_word_ratio",
+            hashes / num_words > section.max_symbol_word_ratio,
+        ),
+        Fault(
+            f"more ellipses a word than {_KEY}.max_symbol_word_ratio",
+            ellipses / num_words > section.max_symbol_word_ratio,
         ),
         Fault(f"more lines with bullets than {_KEY}.max_bullet_lines", bullets / lines > section.max_bullet_lines),
         Fault(
@@ -45,7 +49,7 @@ def faults(
         ),
         Fault(
             f"fewer words with a letter than {_KEY}.min_alphabetic_words",
-            letters / every < section.min_alphabetic_words,
+            letters / num_words < section.min_alphabetic_words,
         ),
         Fault(
             f"fewer stop words than {_KEY}.min_stop_words",
@@ -59,11 +63,11 @@ def _counts(texts: pyarrow.LargeStringArray, what: str) -> Ints:
 
 
 def _lines(seen: Column, words: Words) -> tuple[Ints, Ints, Ints]:
-    """For each text: its lines, those that begin with a bullet, those that end in an ellipsis."""
+    """For each text the number of lines, of lines that begin with a bullet, and of lines that end in an ellipsis."""
     content = seen.content
     spans = column.lines(seen)
     count = np.diff(spans.firsts)
-    # Nothing after the last newline is not a line.
+    # An empty rest after the last newline is not a line.
     last = spans.firsts[1:] - 1
     count -= spans.starts[last] == spans.stops[last]
     chunks = words.chunks
@@ -83,15 +87,15 @@ def _lines(seen: Column, words: Words) -> tuple[Ints, Ints, Ints]:
 
 
 def _is(content: column.Bytes, places: Ints, what: bytes) -> Mask:
-    """Whether the bytes stand at the places (which may be out of bounds)."""
-    found = np.ones(len(places), bool)
+    """Whether the bytes are at these positions, which may be out of bounds."""
+    matches = np.ones(len(places), bool)
     for step, byte in enumerate(what):
-        found &= content[np.clip(places + step, 0, len(content) - 1)] == byte
-    return found
+        matches &= content[np.clip(places + step, 0, len(content) - 1)] == byte
+    return matches
 
 
 def _stop_words(stops: Ints, firsts: Ints) -> Ints:
-    """How many different stop words each text has; ``stops``: the chunks' bits."""
+    """Number of distinct stop words of each text; ``stops``: the bits of the chunks."""
     with_some = np.flatnonzero(stops)
     at = np.searchsorted(with_some, firsts)
     bits = [column.sums(stops[with_some] >> bit & 1, at) > 0 for bit in range(len(STOP_WORDS))]

@@ -1,11 +1,11 @@
-"""Gopher's repetition rules (Rae et al. 2021, table A1), over a column at once.
+"""Gopher's repetition rules (Rae et al. 2021, table A1), for a column of texts.
 
-The measures are datatrove's: a duplicate is every appearance but the first; paragraphs are parted by blank lines and
-lines by newlines, blank lines not counted; the characters of a duplicated n-gram are counted once, reading from the
-start and going on behind each. n-grams are sequences of words.
+The measures are those of datatrove. A duplicate is every occurrence except the first. Paragraphs are separated by blank
+lines, and lines by newlines; blank lines do not count. Duplicated n-grams are counted from left to right without
+overlap. n-grams are sequences of words.
 
-Equal n-grams begin with equal (n-1)-grams, so only places whose (n-1)-gram appears twice in its text are looked at for
-n: after pairs of words few are left.
+Equal n-grams begin with equal (n-1)-grams, so for n only the positions are considered whose (n-1)-gram occurs twice in
+its text. After n = 2 few of them are left.
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ _KEY = "data.clean.gopher_repetition"
 def faults(
     texts: pyarrow.LargeStringArray, words: Words, vocabulary: Vocabulary, section: GopherRepetitionSection
 ) -> list[Fault]:
-    """The rules in the order in which they are told; ``words``: the texts as seen by ``vocabulary``."""
+    """The faults, in order; ``words``: the texts, split by ``vocabulary``."""
     seen = column.view(texts)
     size = np.maximum(column.lengths(texts), 1)
     lines = _filled(column.lines(seen))
     paragraphs = _paragraphs(lines, seen, words)
     paragraph_share, paragraph_characters = _duplicates(seen, paragraphs)
     line_share, line_characters = _duplicates(seen, lines)
-    found = [
+    line_faults = [
         Fault(
             f"more duplicate paragraphs than {_KEY}.duplicate_paragraphs",
             paragraph_share > section.duplicate_paragraphs,
@@ -47,7 +47,7 @@ def faults(
             line_characters / size > section.duplicate_line_chars,
         ),
     ]
-    return found + _ngram_faults(_Grams.of(words, vocabulary), size, section)
+    return line_faults + _ngram_faults(_Grams.of(words, vocabulary), size, section)
 
 
 def _filled(lines: Spans) -> Spans:
@@ -57,7 +57,7 @@ def _filled(lines: Spans) -> Spans:
 
 
 def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
-    """Runs of lines that are not empty, without white space around the text."""
+    """Runs of lines that are not empty, without the white space around the text."""
     chunks, texts = words.chunks, len(seen.offsets) - 1
     some = chunks.firsts[1:] > chunks.firsts[:-1]
     begin, end = np.zeros(texts, np.int64), np.zeros(texts, np.int64)
@@ -73,7 +73,7 @@ def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
 
 
 def _duplicates(seen: Column, spans: Spans) -> tuple[np.ndarray, Ints]:
-    """For each text: the share of its spans that are duplicates, and the characters of those."""
+    """For each text the fraction of its spans that are duplicates, and the characters of the duplicates."""
     texts = column.pieces(seen.content, spans.starts, spans.stops)
     codes, _ = column.encode(texts)
     owner = column.owners(spans.firsts)
@@ -83,13 +83,13 @@ def _duplicates(seen: Column, spans: Spans) -> tuple[np.ndarray, Ints]:
 
 
 class _Level(NamedTuple):
-    """n-grams that may appear twice in their text.
+    """n-grams that may occur twice in their text.
 
     Attributes:
-        n: words of each.
-        places: their first words, ascending.
-        codes: a number for each distinct n-gram of a text, in order of first appearance.
-        counts: by code, how often it appears.
+        n: number of words.
+        places: indices of their first words, ascending.
+        codes: number of the distinct n-gram of a text, in order of first occurrence.
+        counts: number of occurrences by code.
     """
 
     n: int
@@ -102,9 +102,9 @@ class _Grams(NamedTuple):
     """The words of a column.
 
     Attributes:
-        ids, firsts: of ``Words``.
-        owner: [words] text of each.
-        before: [words + 1] characters of all words before each.
+        ids, firsts: as in ``Words``.
+        owner: [words] the text of each word.
+        before: [words + 1] characters of all words before each word.
     """
 
     ids: Ints
@@ -118,7 +118,7 @@ class _Grams(NamedTuple):
         return cls(words.ids, words.firsts, column.owners(words.firsts), before)
 
     def levels(self, most: int) -> Iterator[_Level]:
-        """Levels of n from 1 to ``most``."""
+        """The levels for n from 1 to ``most``."""
         places = np.arange(len(self.ids))
         left = self.firsts[1:][self.owner] - places
         keys = self.owner << 32 | self.ids
@@ -131,19 +131,19 @@ class _Grams(NamedTuple):
             keys = codes << 32 | self.ids[places + n]
 
     def characters(self, places: Ints, n: int) -> Ints:
-        """Characters of the n-grams at the places, spaces between words not counted."""
+        """Characters of the n-grams at these indices, without spaces between words."""
         return self.before[places + n] - self.before[places]
 
     def top(self, level: _Level) -> Ints:
-        """For each text: the characters of all appearances of its most frequent n-gram (the first of equals)."""
+        """For each text the characters of all occurrences of its most frequent n-gram (the first one of equals)."""
         n, texts = level.n, len(self.firsts) - 1
         out = np.zeros(texts, np.int64)
         some = np.flatnonzero(np.diff(self.firsts) >= n)
-        # Where no n-gram appears twice, the first one is the most frequent.
+        # If no n-gram occurs twice, the first one is the most frequent.
         out[some] = self.characters(self.firsts[some], n) + n - 1
         first = level.places[column.fresh(level.codes)]
         twice = np.flatnonzero(level.counts > 1)
-        # Codes are in the order of the texts; of each text's, the greatest count and then the first.
+        # Codes are in the order of the texts. Choose the highest count of each text, then the first.
         order = twice[np.lexsort((twice, -level.counts[twice], self.owner[first[twice]]))]
         owner = self.owner[first[order]]
         best = order[np.concatenate([[True], owner[1:] != owner[:-1]])] if len(order) else order
@@ -151,24 +151,24 @@ class _Grams(NamedTuple):
         return out
 
     def above(self, level: _Level, limits: np.ndarray) -> Mask:
-        """Texts with more characters in duplicated n-grams than their limit.
+        """The texts with more characters in duplicated n-grams than their limit.
 
-        All characters that some duplicate covers are no fewer than what is counted; only texts in which those are too
-        many are counted out.
+        The number of characters that are covered by any duplicate is an upper bound. Only texts whose bound is above
+        the limit are counted exactly.
         """
         n, texts = level.n, len(self.firsts) - 1
         again = level.places[~column.fresh(level.codes)]
         begin = again.copy()
         begin[1:] = np.maximum(begin[1:], again[:-1] + n)
         covered = np.bincount(self.owner[again], self.before[again + n] - self.before[begin], minlength=texts)
-        found = covered > limits
-        for text in np.flatnonzero(found):
+        is_above = covered > limits
+        for text in np.flatnonzero(is_above):
             low, high = np.searchsorted(level.places, self.firsts[text : text + 2])
-            found[text] = self._counted(level, low, high) > limits[text]
-        return found
+            is_above[text] = self._counted(level, low, high) > limits[text]
+        return is_above
 
     def _counted(self, level: _Level, low: int, high: int) -> int:
-        """Characters in duplicated n-grams of one text, whose places are ``low`` to ``high`` of the level's."""
+        """Characters in duplicated n-grams of one text, whose n-grams are ``low`` to ``high`` of the level."""
         places, codes = level.places[low:high], level.codes[low:high]
         sizes = self.characters(places, level.n)
         known: set[int] = set()

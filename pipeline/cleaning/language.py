@@ -1,4 +1,4 @@
-"""Language of texts by langid (Lui and Baldwin 2012), as packaged in py3langid."""
+"""Identify the language of texts with langid (Lui and Baldwin 2012), as packaged in py3langid."""
 
 import difflib
 import importlib
@@ -12,19 +12,19 @@ import pyarrow
 from artefacts.errors import RequestError
 from pipeline.cleaning.column import Fault
 
-#: Characters from the start of a text that tell its language.
-_LOOKED_AT = 2048
+#: Characters at the beginning of a text that are classified.
+_CLASSIFIED_CHARS = 2048
 
 
 class Languages:
-    """Keeps texts in some languages."""
+    """Keeps texts in the wanted languages."""
 
     def __init__(self, wanted: Collection[str], least: float) -> None:
         """Load the model.
 
         Args:
             wanted: ISO 639-1 codes.
-            least: the least probability of a text's language.
+            least: lowest probability of a text's language.
 
         Raises:
             RequestError: py3langid is not installed, or does not know a language.
@@ -38,22 +38,22 @@ class Languages:
             known = [str(code) for code in self._model.nb_classes]
             near = ", ".join(sorted(known, key=partial(_distance, unknown[0].lower()))[:3])
             raise RequestError(
-                f"data.clean.languages: no language {unknown[0]!r} of the {len(known)} that py3langid knows by their "
-                f"ISO 639-1 codes; the nearest are {near}"
+                f"data.clean.languages: {unknown[0]!r} is not one of the {len(known)} ISO 639-1 codes that py3langid "
+                f"knows; the nearest are {near}"
             )
         self._wanted, self._least = frozenset(wanted), least
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
-        """Texts in other languages, and those of which it is not certain enough."""
-        told = [self._model.classify(text[:_LOOKED_AT]) for text in texts.to_pylist()]
-        other = np.array([language not in self._wanted for language, _ in told], bool)
-        doubtful = np.array([score < self._least for _, score in told], bool)
+        """The texts in other languages, and those whose language is uncertain."""
+        results = [self._model.classify(text[:_CLASSIFIED_CHARS]) for text in texts.to_pylist()]
+        other = np.array([language not in self._wanted for language, _ in results], bool)
+        doubtful = np.array([score < self._least for _, score in results], bool)
         return [
             Fault("a language that is not in data.clean.languages", other),
             Fault("language less certain than data.clean.min_language_score", doubtful),
         ]
 
 
-def _distance(given: str, code: str) -> tuple[float, ...]:
-    """How far a code is from what was given for one; what begins with a code is near to it: ``english`` to ``en``."""
-    return not given.startswith(code), -difflib.SequenceMatcher(None, given, code).ratio()
+def _distance(wanted: str, code: str) -> tuple[float, ...]:
+    """The distance between what was written for a code and a code. Words that begin with the code are near."""
+    return not wanted.startswith(code), -difflib.SequenceMatcher(None, wanted, code).ratio()

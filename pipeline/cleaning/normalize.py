@@ -1,6 +1,6 @@
-"""Line breaks, mojibake, control characters, Unicode form, blank ends: of a column, and of one text.
+"""Normalize line breaks, mojibake, control characters, Unicode form and blank ends, of a column or of one text.
 
-A look at the bytes tells which texts need any of it; the others, nearly all of ordinary text, are not touched.
+The bytes of a column show which texts need it. All others, which are most of ordinary text, are not processed.
 """
 
 import importlib
@@ -19,24 +19,24 @@ from pipeline.cleaning.column import Ints, Mask
 
 Form = Literal["NFC", "NFKC", "none"]
 
-#: What ``str.splitlines`` and XML 1.1 (section 2.11) take for one line break, other than LF alone. A vertical tab or
-#: form feed next to another break is part of it: a page break in front of a new line makes no empty line.
+#: A line break of ``str.splitlines`` and XML 1.1 (section 2.11), other than LF alone. A vertical tab or form feed next
+#: to another break is part of it, so a page break before a new line does not make an empty line.
 _BREAKS = re.compile("[\x0b\x0c]*\r[\n\x85]?|[\x0b\x0c]+[\n\x85]?|[\x1c-\x1e\x85\u2028\u2029]")
-#: The unit separator stands between two words, as a tab does.
+#: The unit separator separates words, like a tab.
 _SEPARATOR = "\x1f"
-#: The other control characters (C0 and C1) but tab, byte order marks, and surrogates, which UTF-8 cannot hold.
+#: Other control characters (C0 and C1) except tab, byte order marks, and surrogates, which UTF-8 cannot encode.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ufeff\ud800-\udfff]")
-#: Code points below this are looked up in a table; a text with a higher one is looked at by itself.
+#: Code points below this are looked up in a table. Texts with higher ones are always processed.
 _KNOWN = 0x20000
 
 
-def normalise(text: str, form: Form) -> str:
-    """Line breaks as LF, Unicode in ``form``, no control characters, no blank lines around, no space at the end."""
+def normalize(text: str, form: Form) -> str:
+    """Convert line breaks to LF and Unicode to ``form``; remove control characters, blank ends and trailing space."""
     return _composed(_plain(text), form).rstrip().lstrip("\n")
 
 
 def _plain(text: str) -> str:
-    """The text with LF for every line break, a space for a unit separator, and no other control character but tab."""
+    """The text with LF for line breaks, a space for unit separators, and without control characters except tab."""
     return _UNWANTED.sub("", _BREAKS.sub("\n", text).replace(_SEPARATOR, " "))
 
 
@@ -47,67 +47,67 @@ def _composed(text: str, form: Form) -> str:
 
 
 class _Faults(NamedTuple):
-    """Which texts may change; which have controls or line breaks other than LF; which have wide characters."""
+    """Which texts may change; which have control characters or line breaks other than LF; which are not ASCII."""
 
     any: Mask
     controls: Mask
     wide: Mask
 
 
-class Normaliser:
-    """``normalise`` over columns."""
+class Normalizer:
+    """``normalize`` for columns."""
 
     def __init__(self, form: Form, fix_text: bool) -> None:
         """Set up for ``clean.unicode`` and ``clean.fix_text``.
 
         Raises:
-            RequestError: ``fix_text`` without ftfy.
+            RequestError: ``fix_text`` needs ftfy, which is not installed.
         """
         self._form = form
-        self._mend = _ftfy() if fix_text else None
+        self._fix_encoding = _ftfy() if fix_text else None
 
     def __call__(self, texts: pyarrow.LargeStringArray) -> pyarrow.LargeStringArray:
-        """The column with every text normalised (and its mojibake mended before)."""
+        """The normalized column. Mojibake is fixed first."""
         faults = self._faults(column.view(texts))
         indices = np.flatnonzero(faults.any)
         fixed = []
         chosen = texts.take(pyarrow.array(indices)).to_pylist()
         rows = zip(chosen, faults.wide[indices].tolist(), faults.controls[indices].tolist(), strict=True)
         for text, is_wide, has_controls in rows:
-            if self._mend and is_wide:
-                fixed.append(normalise(self._mend(text), self._form))
+            if self._fix_encoding and is_wide:
+                fixed.append(normalize(self._fix_encoding(text), self._form))
             else:
                 fixed.append(_composed(_plain(text) if has_controls else text, self._form).rstrip().lstrip("\n"))
         return column.replaced(texts, indices, fixed)
 
     def text(self, text: str) -> str:
-        """One text, as it would be in a column."""
-        return normalise(self._mend(text) if self._mend and not text.isascii() else text, self._form)
+        """Normalize one text, like a text of a column."""
+        return normalize(self._fix_encoding(text) if self._fix_encoding and not text.isascii() else text, self._form)
 
     def _faults(self, texts: column.Column) -> _Faults:
         offsets, content = texts
-        # One comparison finds all bytes below space, DEL, and those of wide characters.
+        # One comparison detects all bytes below space, DEL, and bytes of non-ASCII characters.
         places = np.flatnonzero(content - np.uint8(0x20) >= np.uint8(0x5F))
-        found = content[places]
-        controls = places[_CONTROL[found]]
-        leads = places[found >= 0xC2]
+        unusual = content[places]
+        controls = places[_CONTROL[unusual]]
+        leads = places[unusual >= 0xC2]
         codes = np.minimum(column.wide(content, leads), _KNOWN)
         controls = np.concatenate([controls, leads[(codes < 0xA0) | ((codes | 1) == 0x2029) | (codes == 0xFEFF)]])
         is_wide, has_controls = _holders(offsets, leads), _holders(offsets, controls)
         changed = has_controls | _holders(offsets, leads[~_inert(self._form)[codes]])
-        if self._mend:
+        if self._fix_encoding:
             changed |= is_wide
-        whole = np.flatnonzero(np.diff(offsets))
-        first, last = content[offsets[whole]], content[offsets[whole + 1] - 1]
-        changed[whole[(first == ord("\n")) | _SPACE_ENDS[last]]] = True
+        filled = np.flatnonzero(np.diff(offsets))
+        first, last = content[offsets[filled]], content[offsets[filled + 1] - 1]
+        changed[filled[(first == ord("\n")) | _SPACE_ENDS[last]]] = True
         return _Faults(changed, has_controls, is_wide)
 
 
 def _holders(offsets: Ints, places: Ints) -> Mask:
-    """Which texts hold one of the places."""
-    held = np.zeros(len(offsets) - 1, bool)
-    held[np.searchsorted(offsets, places, side="right") - 1] = True
-    return held
+    """Which texts contain one of the positions."""
+    contains = np.zeros(len(offsets) - 1, bool)
+    contains[np.searchsorted(offsets, places, side="right") - 1] = True
+    return contains
 
 
 def _control_bytes() -> Mask:
@@ -116,7 +116,7 @@ def _control_bytes() -> Mask:
 
 
 def _space_ends() -> Mask:
-    """Last bytes of the characters that ``str.isspace`` is true for; other characters may share them."""
+    """Last bytes of the characters for which ``str.isspace`` is true. Other characters may share them."""
     ends = np.zeros(256, bool)
     ends[[chr(code).encode()[-1] for code in range(0x3001) if chr(code).isspace()]] = True
     return ends
@@ -127,7 +127,7 @@ _CONTROL, _SPACE_ENDS = _control_bytes(), _space_ends()
 
 @lru_cache(maxsize=3)
 def _inert(form: Form) -> Mask:
-    """Code points that normalisation leaves alone whatever stands around them; the last entry is for unknown ones."""
+    """The code points that normalization never changes, in any context. The last entry is for higher code points."""
     inert = np.ones(_KNOWN + 1, bool)
     if form == "none":
         return inert
@@ -142,7 +142,7 @@ def _inert(form: Form) -> Mask:
         parts = unicodedata.decomposition(character).split()
         if len(parts) == 2 and parts[0][0] != "<":
             inert[int(parts[1], 16)] = False
-    # Vowels and final consonants of Korean, which compose with what stands before them.
+    # Vowels and final consonants of Korean, which compose with the characters before them.
     inert[0x1161:0x1176] = inert[0x11A8:0x11C3] = False
     inert[_KNOWN] = False
     return inert
@@ -150,7 +150,7 @@ def _inert(form: Form) -> Mask:
 
 def _ftfy() -> Callable[[str], str]:
     try:
-        mend: Callable[[str], str] = importlib.import_module("ftfy").fix_encoding
+        fix_encoding: Callable[[str], str] = importlib.import_module("ftfy").fix_encoding
     except ImportError:
         raise RequestError("data.clean.fix_text needs the package ftfy: pip install ftfy") from None
-    return mend
+    return fix_encoding

@@ -1,13 +1,13 @@
-"""Masking of e-mail addresses, public IP addresses and phone numbers by placeholders of the same kind.
+"""Replace email addresses, public IP addresses and phone numbers by placeholders of the same kind.
 
 The placeholders are reserved for examples: example.com (RFC 2606), 192.0.2.1 and 2001:db8::1 (RFC 5737, RFC 3849),
-202-555-0100 (North American numbers for fiction). They are masked as themselves.
+202-555-0100 (North American numbers for fiction). Masking does not change them.
 
-- E-mail: a local part of the characters of RFC 5322's dot-atom, "@", and a domain of two labels or more.
-- IP: four numbers up to 255 with dots between, not part of a longer such row or of a word; groups of hexadecimal
-  digits; both only where the address is public (``ipaddress.is_global``).
-- Phone: "+" and 8 to 15 digits, in one piece or in groups (ITU-T E.164); or a US number with separators, area and
-  exchange codes beginning with 2 to 9. Plain rows of digits stay: most are no phone numbers.
+- Email: a local part of the characters of RFC 5322's dot-atom, "@", and a domain of at least two labels.
+- IP: four numbers up to 255, separated by dots, that are not part of a longer sequence or a word; or groups of
+  hexadecimal digits. Only public addresses are masked (``ipaddress.is_global``).
+- Phone: "+" and 8 to 15 digits, in one piece or in groups (ITU-T E.164); or a US number with separators, whose area and
+  exchange codes begin with 2 to 9. Plain sequences of digits are kept, because most are not phone numbers.
 """
 
 import ipaddress
@@ -37,7 +37,7 @@ _PHONE = re.compile(
     r"|(?<![\w.+-])(?<!::)(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}(?![\w-])",
     re.ASCII,
 )
-# RE2 tells which texts may hold one.
+# RE2 detects the texts that may contain one.
 _MAYBE_IP = rf"[0-9]\.[0-9]{{1,3}}\.[0-9]{{1,3}}\.[0-9]|{_HEXADECIMAL}:{_HEXADECIMAL}{{0,4}}:{_HEXADECIMAL}{{1,4}}"
 _MAYBE_PHONE = r"\+[1-9][0-9 .(-]|[0-9]{3}\)? ?[.-]?[0-9]{3}[.-][0-9]{4}"
 
@@ -45,7 +45,7 @@ _MAYBE_PHONE = r"\+[1-9][0-9 .(-]|[0-9]{3}\)? ?[.-]?[0-9]{3}[.-][0-9]{4}"
 class Masked(NamedTuple):
     """Attributes:
     texts: the masked texts.
-    counts: for each kind asked for, the pieces replaced; placeholders that stood there already are not among them.
+    counts: number of replacements of each kind, without placeholders that were already in the text.
     """
 
     texts: pyarrow.LargeStringArray
@@ -53,46 +53,46 @@ class Masked(NamedTuple):
 
 
 def mask(texts: pyarrow.LargeStringArray, kinds: Sequence[str]) -> Masked:
-    """The texts with personal data of the kinds (``email``, ``ip``, ``phone``) replaced."""
+    """The texts with personal data of these kinds (``email``, ``ip``, ``phone``) replaced."""
     counts: dict[str, int] = {}
     if "email" in kinds:
         texts, counts["email"] = _emails(texts)
     if "ip" in kinds:
-        texts, counts["ip"] = _each(texts, _MAYBE_IP, _IP, _public_address)
+        texts, counts["ip"] = _replace_matches(texts, _MAYBE_IP, _IP, _public_address)
     if "phone" in kinds:
-        texts, counts["phone"] = _each(texts, _MAYBE_PHONE, _PHONE, _phone)
+        texts, counts["phone"] = _replace_matches(texts, _MAYBE_PHONE, _PHONE, _phone)
     return Masked(texts, counts)
 
 
 def _emails(texts: pyarrow.LargeStringArray) -> tuple[pyarrow.LargeStringArray, int]:
-    found = np.flatnonzero(column.mask(compute.match_substring(texts, "@")))
-    chosen = texts.take(pyarrow.array(found))
+    rows = np.flatnonzero(column.mask(compute.match_substring(texts, "@")))
+    chosen = texts.take(pyarrow.array(rows))
     masked = compute.replace_substring_regex(chosen, _EMAIL, _EMAIL_PLACEHOLDER)
-    # Between two NULs each, addresses are counted, and among them placeholders that were there already.
+    # Put each address between two NULs, to count addresses and existing placeholders.
     marked = compute.replace_substring_regex(chosen, _EMAIL, "\0\\0\0")
     count = (_times(marked, "\0") - _times(chosen, "\0")) // 2 - _times(marked, f"\0{_EMAIL_PLACEHOLDER}\0")
-    return column.replaced(texts, found, masked.to_pylist()), count
+    return column.replaced(texts, rows, masked.to_pylist()), count
 
 
 def _times(texts: pyarrow.LargeStringArray, part: str) -> int:
     return int(compute.sum(compute.count_substring(texts, part)).as_py() or 0)
 
 
-def _each(
+def _replace_matches(
     texts: pyarrow.LargeStringArray, maybe: str, pattern: re.Pattern[str], placeholder: Callable[[str], str]
 ) -> tuple[pyarrow.LargeStringArray, int]:
-    """Replace the pattern's matches in the texts that RE2 finds ``maybe`` in."""
-    found = np.flatnonzero(column.mask(compute.match_substring_regex(texts, maybe)))
+    """Replace the matches of the pattern in the texts in which RE2 matches ``maybe``."""
+    rows = np.flatnonzero(column.mask(compute.match_substring_regex(texts, maybe)))
     count = 0
 
     def replace(match: re.Match[str]) -> str:
         nonlocal count
-        made = placeholder(match[0])
-        count += made != match[0]
-        return made
+        replacement = placeholder(match[0])
+        count += replacement != match[0]
+        return replacement
 
-    made = [pattern.sub(replace, text) for text in texts.take(pyarrow.array(found)).to_pylist()]
-    return column.replaced(texts, found, made), count
+    replaced = [pattern.sub(replace, text) for text in texts.take(pyarrow.array(rows)).to_pylist()]
+    return column.replaced(texts, rows, replaced), count
 
 
 def _public_address(text: str) -> str:

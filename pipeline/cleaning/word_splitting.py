@@ -1,9 +1,9 @@
-"""Words of a chunk of text (a run without white space): punctuation split off, contractions parted.
+"""Split a chunk (a run without white space) into words: split off punctuation, and split contractions.
 
-The method is that of spaCy's rule-based tokenizer (https://spacy.io/usage/linguistic-features#how-tokenizer-works):
-marks are taken off both ends in turn until none is left or a known chunk remains; what remains is one word if it looks
-like a web address, else it is split at marks between letters; at last neighbours that make a known chunk are joined.
-Letters and symbols are told by their Unicode category where spaCy lists the characters of some scripts.
+The method is that of spaCy's rule-based tokenizer (https://spacy.io/usage/linguistic-features#how-tokenizer-works).
+Marks are split off both ends in turn, until there are none or a known chunk remains. The rest is one word if it looks
+like a web address, and otherwise it is split at marks between letters. Finally, neighbors that form a known chunk are
+joined. Letters and symbols are recognized by their Unicode category, where spaCy lists the characters of some scripts.
 """
 
 import re
@@ -23,12 +23,12 @@ _UNITS = (
     "mbar mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм дм² дм³ см см² см³ мм мм² мм³ нм кг г мг м/с км/ч "
     "кПа Па мбар Кб КБ кб Мб МБ мб Гб ГБ гб Тб ТБ тб"
 )
-#: Marks that are taken off one by one at either end whatever stands beside them, and the full stop.
+#: Marks that are always split off at both ends, one by one, and the full stop.
 _ENDS = (_MARKS + _QUOTES).replace("…", "") + "."
 _DIGITS = "0123456789"
 _GENITIVES = ("'s", "’s")
 _LETTER = r"[^\W\d_]"
-#: Longer chunks are data rather than writing, and are one word.
+#: Longer chunks are data, not text, and are one word.
 _LONGEST = 4096
 
 
@@ -37,16 +37,16 @@ def _class(characters: str) -> str:
 
 
 class _Rules(NamedTuple):
-    """Where a chunk is cut.
+    """Where a chunk is split.
 
     Attributes:
-        marks: characters split off in front whatever stands after them.
-        front: what else is split off in front.
-        unit: what is split off the end after a digit.
-        stopped: what stands before a full stop that is split off the end.
+        marks: characters that are always split off at the front.
+        front: what else is split off at the front.
+        unit: what is split off at the end after a digit.
+        stopped: what precedes a full stop that is split off at the end.
         between: what is split off between letters or digits.
-        address: a web address, left whole.
-        final: characters split off the end whatever stands before them.
+        address: a web address, which is not split.
+        final: characters that are always split off at the end.
     """
 
     marks: frozenset[str]
@@ -60,12 +60,12 @@ class _Rules(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _rules() -> _Rules:
-    every = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
-    icons = "".join(c for c in every if unicodedata.category(c) == "So" and c != "↔")
-    # A class with characters beyond U+FFFF is searched one by one, so these stand apart.
+    characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    icons = "".join(c for c in characters if unicodedata.category(c) == "So" and c != "↔")
+    # A class with characters beyond U+FFFF is searched one by one, so these have their own class.
     near = "".join(c for c in icons if c <= "\uffff")
     far = rf"(?=[\U00010000-\U0010ffff]){_class(icons[len(near) :])}"
-    upper = _class("".join(c for c in every if c.isupper() and c <= "\uffff"))
+    upper = _class("".join(c for c in characters if c.isupper() and c <= "\uffff"))
     lower = rf"(?!{upper}){_LETTER}"
     lower_behind = rf"(?<={_LETTER})(?<!{upper})"
     units = "|".join(re.escape(unit) for unit in _UNITS.split())
@@ -76,7 +76,7 @@ def _rules() -> _Rules:
         unit=re.compile(rf"(?<=[0-9])(?:\+|US\$|C\$|A\$|{_class(_CURRENCY)}|{units})$"),
         stopped=re.compile(rf"(?:{_class(_DIGITS + '%²-+|' + _MARKS + _QUOTES)}|{lower}|{upper}{{2}})\Z"),
         between=re.compile(
-            # Most characters fail the first condition, and the rest is not tried.
+            # Most characters fail the first condition, which is fast.
             rf"(?={_class('.…+-*^,–—~:<>=/' + near)}|[\U00010000-\U0010ffff])"
             rf"(?:\.\.+|…|{_class(near)}|{far}|(?<=[0-9])[+\-*^](?=[0-9-])"
             rf"|(?:{lower_behind}|(?<={_class(_QUOTES)}))\.(?={upper}|{_class(_QUOTES)})"
@@ -92,41 +92,41 @@ def _rules() -> _Rules:
 
 
 def _takes_stop(core: str) -> bool:
-    """Whether a full stop behind it is a word of its own: not that of an initial."""
+    """Whether a full stop after it is a word of its own, unlike that of an initial."""
     if max(core[-2:]) > "\uffff":
-        # The rules know no case there; they are to say.
+        # The rules have no case for these characters, so they have to decide.
         return False
     return core[-1].islower() or core[-1] in _DIGITS or (len(core) > 1 and all(map(str.isupper, core[-2:])))
 
 
 def _is_number(core: str) -> bool:
-    """Whether it is digits, perhaps with commas and single points between them."""
+    """Whether it consists of digits, commas and single points."""
     return core.replace(",", "").replace(".", "").isdecimal() and ".." not in core
 
 
 class Splitter:
-    """Splits chunks into words; see ``split``."""
+    """Splits chunks into words."""
 
     def __init__(self) -> None:
         self._rules = _rules()
         self._whole: dict[str, list[str]] = {}
-        # Words that a known chunk would be split into: as neighbours they are joined again.
+        # Words into which a known chunk would be split. Such neighbors are joined again.
         self._joins: dict[tuple[str, ...], str] = {}
-        # The most of them, by the first one.
+        # Maximum number of these words by the first word.
         self._most: dict[str, int] = {}
         known = exceptions()
-        # What known chunks have between marks: words that are not among these meet none while marks are taken off.
+        # Known chunks without marks at their ends. Splitting marks off other words never gives a known chunk.
         self._cores = frozenset(chunk.strip(_ENDS) for chunk in known)
         for chunk in known:
             if len(parts := self._split(chunk)) > 1:
                 self._joins[tuple(parts)] = chunk
                 self._most[parts[0]] = max(self._most.get(parts[0], 0), len(parts))
-        # The first two of them.
+        # The first two of these words.
         self._pairs = frozenset(parts[:2] for parts in self._joins)
         self._whole = known
 
     def split(self, chunk: str) -> list[str]:
-        """The words of a chunk without white space, in order; joined they are the chunk."""
+        """The words of a chunk without white space. Joining them gives the chunk."""
         known = self._whole.get(chunk)
         if known is not None:
             return known
@@ -135,7 +135,7 @@ class Splitter:
         return self._common(chunk) or self._join(self._split(chunk))
 
     def _common(self, chunk: str) -> list[str] | None:
-        """The words of a chunk that is a word or number between marks, at once; None: of other chunks."""
+        """The words of a chunk that is a word or number between marks, which is fast; None: it is another chunk."""
         core = chunk.strip(_ENDS)
         if core in self._cores:
             return None
@@ -176,14 +176,14 @@ class Splitter:
         return [*fronts, *middle, *reversed(ends)]
 
     def _front(self, chunk: str) -> int:
-        """How many characters are split off in front."""
+        """How many characters are split off at the front."""
         if chunk[0] in self._rules.marks:
             return 1
         match = self._rules.front.match(chunk) if chunk[0] in ".+UCA" else None
         return match.end() if match else 0
 
     def _kept(self, chunk: str) -> int:
-        """How many characters stay when one mark, unit or genitive is split off the end; all: there is none."""
+        """How many characters remain when a mark, unit or genitive is split off at the end; all: there is none."""
         if not chunk:
             return 0
         last, size = chunk[-1], len(chunk)
@@ -196,9 +196,9 @@ class Splitter:
             return size - 2 if chunk.endswith("……") else size - 1
         if last in "sS" and size > 1 and chunk[-2] in "'’":
             return size - 2
-        # A unit has four characters at the most, and one digit stands before it.
-        found = self._rules.unit.search(chunk, max(0, size - 5))
-        return found.start() if found else size
+        # A unit has at most four characters, and follows a digit.
+        match = self._rules.unit.search(chunk, max(0, size - 5))
+        return match.start() if match else size
 
     def _inside(self, chunk: str) -> list[str]:
         if chunk.isalnum():
@@ -218,20 +218,20 @@ class Splitter:
         return words
 
     def _join(self, words: list[str]) -> list[str]:
-        """Join words that make a known chunk, longer ones first, then the first ones."""
+        """Join words that form a known chunk, the longest first, then the first."""
         if self._pairs.isdisjoint(pairwise(words)):
             return words
-        found = [
+        candidates = [
             (-size, start)
             for start, word in enumerate(words)
             for size in range(2, min(self._most.get(word, 0), len(words) - start) + 1)
             if tuple(words[start : start + size]) in self._joins
         ]
-        if not found:
+        if not candidates:
             return words
         taken: set[int] = set()
         joined: dict[int, int] = {}
-        for size, start in sorted(found):
+        for size, start in sorted(candidates):
             if start not in taken and start - size - 1 not in taken:
                 joined[start] = start - size
             taken.update(range(start, start - size))

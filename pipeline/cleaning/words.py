@@ -1,7 +1,7 @@
-"""Words of a column's texts, numbered, without a Python object a word.
+"""Number the words of a column of texts, without a Python object per word.
 
-Texts are cut into chunks at white space (``str.isspace``); distinct chunks are looked up in a vocabulary that lives as
-long as the process, and only chunks that it does not hold are split into words (``splitting``) one by one.
+Texts are split into chunks at white space (``str.isspace``). Distinct chunks are looked up in a vocabulary, which is
+kept for the lifetime of the process. Only new chunks are split into words (see ``word_splitting.py``).
 """
 
 import string
@@ -18,13 +18,13 @@ from pipeline.cleaning import column
 from pipeline.cleaning.column import Bytes, Column, Ints, Mask, Spans
 from pipeline.cleaning.word_splitting import Splitter
 
-#: Of Rae et al. 2021, appendix A.1.1; a chunk's ``stops`` has a bit for each.
+#: From Rae et al. 2021, appendix A.1.1. The ``stops`` of a chunk has a bit for each of them.
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
-#: Marks that end a sentence when they are a word.
+#: Marks that end a sentence if they are a word.
 SENTENCE_ENDS = frozenset(".!?։؟۔।॥።‼‽⁇⁈⁉⸮﹒﹖﹗！．？｡。")
-#: Marks of which no word is made; those of datatrove's filters but for a few scripts', and there a bullet is a word.
+#: Words of these marks only are symbols. As in datatrove's filters, without marks of a few scripts; a bullet is a word.
 SYMBOLS = frozenset(string.punctuation + "«»´—–“”„’…、〈〉《》「」【】％（），１：；～∶►━") | SENTENCE_ENDS
-#: The vocabulary is emptied when it holds more chunks: about 150 MB.
+#: The vocabulary is cleared if it has more chunks, which are about 150 MB.
 _LIMIT = 1 << 19
 
 
@@ -41,18 +41,18 @@ _ASCII_LETTER = np.array([code < 128 and chr(code).isalpha() for code in range(2
 
 def spaces(content: Bytes) -> Mask:
     """Which bytes belong to white space."""
-    found = _ASCII_SPACE[content]
+    is_space = _ASCII_SPACE[content]
     leads = np.flatnonzero((content >= 0xC2) & (content <= 0xE3))
     codes = column.wide(content, leads)
     at = leads[_SPACE[np.minimum(codes, 0x3000)] & (codes <= 0x3000)]
     for step in range(3):
         inside = at[(step < 2) | (content[at] >= 0xE0)]
-        found[inside + step] = True
-    return found
+        is_space[inside + step] = True
+    return is_space
 
 
 def chunks(texts: Column, blank: Mask) -> Spans:
-    """Runs without white space (``blank``: see ``spaces``), each within one text."""
+    """Runs without white space, each within one text; ``blank``: the result of ``spaces``."""
     offsets, content = texts
     fresh = np.zeros(len(content) + 1, bool)
     fresh[offsets] = True
@@ -65,13 +65,13 @@ def chunks(texts: Column, blank: Mask) -> Spans:
 
 
 class Words(NamedTuple):
-    """A column seen as chunks and words; their numbers are those of the vocabulary that made it, until its next call.
+    """The chunks and words of a column. Their numbers are valid until the next call of the vocabulary.
 
     Attributes:
-        chunks: places of the chunks.
-        chunk_ids: [chunks].
-        ids: [words].
-        firsts: [texts + 1] each text's first word.
+        chunks: positions of the chunks.
+        chunk_ids: [chunks] numbers of the chunks.
+        ids: [words] numbers of the words.
+        firsts: [texts + 1] the first word of each text.
     """
 
     chunks: Spans
@@ -81,51 +81,51 @@ class Words(NamedTuple):
 
 
 class Vocabulary:
-    """Numbers of chunks and words, and what the rules ask about each, kept over many columns."""
+    """Numbers of chunks and words, and their properties for the rules, kept for many columns."""
 
     def __init__(self) -> None:
         self._splitter = Splitter()
         self._empty()
 
     def _empty(self) -> None:
-        # What is asked for and not known gets the next number.
+        # New keys get the next number.
         self._chunks: defaultdict[str, int] = defaultdict(count().__next__)
         self._words: defaultdict[str, int] = defaultdict(count().__next__)
         self._by_chunk = _Table(6)
         self._by_word = _Table(5)
         # Words of all chunks, one chunk after the other.
         self._flat = _Table(1)
-        # The first words are the stop words.
+        # Stop words have the first numbers.
         self._word_ids(STOP_WORDS)
 
     @property
     def characters(self) -> Ints:
-        """By word: how many characters it has."""
+        """By word: number of characters."""
         return self._by_word.columns[0]
 
     @property
     def kinds(self) -> Ints:
-        """By word: 2 if it is a mark that ends a sentence, 1 if it is other punctuation, else 0."""
+        """By word: 2 for a mark that ends a sentence, 1 for other punctuation, else 0."""
         return self._by_word.columns[1]
 
     @property
     def counts(self) -> Ints:
-        """By chunk: its words."""
+        """By chunk: number of words."""
         return self._by_chunk.columns[0]
 
     @property
     def solid(self) -> Ints:
-        """By chunk: its words but those of symbols only."""
+        """By chunk: number of words that are not only symbols."""
         return self._by_chunk.columns[2]
 
     @property
     def solid_characters(self) -> Ints:
-        """By chunk: characters of its solid words."""
+        """By chunk: characters of these words."""
         return self._by_chunk.columns[3]
 
     @property
     def alphabetic(self) -> Ints:
-        """By chunk: its words with a letter."""
+        """By chunk: number of words with a letter."""
         return self._by_chunk.columns[4]
 
     @property
@@ -134,13 +134,13 @@ class Vocabulary:
         return self._by_chunk.columns[5]
 
     def words(self, texts: pyarrow.LargeStringArray) -> Words:
-        """Cut a column into words, learning those that are new."""
+        """Split a column into words, and add new ones."""
         if len(self._chunks) > _LIMIT:
             self._empty()
         seen = column.view(texts)
         blank = spaces(seen.content)
         cut = chunks(seen, blank)
-        # The chunks themselves, without what is between them, are a column; a chunk's bytes are contiguous.
+        # Without the white space, the chunks form a column, because the bytes of a chunk are contiguous.
         joined = column.build(column.running(cut.stops - cut.starts), seen.content[~blank])
         codes, distinct = column.encode(joined)
         chunk_ids = self._numbers(distinct)[codes]
@@ -150,9 +150,9 @@ class Vocabulary:
         return Words(cut, chunk_ids, self._flat.columns[0][within], firsts[cut.firsts])
 
     def _numbers(self, distinct: pyarrow.LargeStringArray) -> Ints:
-        """Numbers of chunks, which the vocabulary learns where they are new."""
+        """Numbers of chunks. New chunks are added."""
         known = len(self._chunks)
-        # By way of numpy, Arrow makes Python strings several times faster.
+        # Converting Arrow to Python strings is several times faster through numpy.
         chunks = distinct.to_numpy(zero_copy_only=False).tolist()
         numbers = np.fromiter(map(self._chunks.__getitem__, chunks), np.int64, len(chunks))
         if len(self._chunks) > known:
@@ -160,8 +160,8 @@ class Vocabulary:
         return numbers
 
     def _learn(self, chunks: list[str]) -> None:
-        """Add rows for new chunks."""
-        # Flat lists: a list a chunk, all kept at once, would set off the garbage collector again and again.
+        """Add new chunks."""
+        # Flat lists, because a list per chunk would trigger the garbage collector again and again.
         flat: list[str] = []
         ends: list[int] = []
         for chunk in chunks:
@@ -186,7 +186,7 @@ def _traits(words: list[str]) -> Ints:
     """[5, words] characters, kind, whether solid, characters if solid, whether it has a letter."""
     offsets, content = column.view(pyarrow.array(words, pyarrow.large_string()))
     sizes = np.diff(offsets)
-    # Most words are of ASCII letters only, of which nothing else need be asked.
+    # Most words have only ASCII letters, so their properties are known.
     plain = column.sums(_ASCII_LETTER[content], offsets) == sizes
     one, none = np.ones_like(sizes), np.zeros_like(sizes)
     traits = np.stack([sizes, none, one, sizes, one])
@@ -217,7 +217,7 @@ class _Table:
         return self._used
 
     def append(self, columns: Ints) -> None:
-        """Add rows, given as [width, rows]."""
+        """Add rows, as an array [width, rows]."""
         end = self._used + columns.shape[1]
         if end > self._columns.shape[1]:
             room = np.zeros((len(self._columns), 2 * end), np.int64)

@@ -1,11 +1,13 @@
-"""Duplicates among the documents of a corpus and among their long lines, as map, shuffle and reduce over files.
+"""Deduplication of documents and of long lines, as map and reduce steps over files.
 
-Map: a ``KeyWriter`` for each part of the corpus writes the part's keys, sorted, in buckets of the key's top bits.
-Reduce: ``plan`` cuts the buckets into tasks, and ``reduce`` decides each task over all parts. ``resolve`` then says
-which documents go; line tasks (``plan_lines``) come after it, because a line of a document that goes hides no other.
-``verdict`` gives a part what happens to its documents and lines. Everything lies in one folder, every file is
-published by a rename, and what is decided depends on the documents and their order alone: not on how they were cut
-into parts, on the tasks, or on how many processes worked on them.
+- Map: a ``KeyWriter`` for each part of the corpus writes the sorted keys of the part, in buckets by their top bits.
+- Reduce: ``plan`` groups the buckets into tasks, and ``reduce`` finds the duplicates of a task over all parts.
+- ``resolve`` decides which documents are removed. After that, line tasks (``plan_lines``) are reduced, because lines of
+  removed documents do not count.
+- ``verdict`` returns what happens to the documents and lines of a part.
+
+All files are in one folder and are published by a rename. The result depends only on the documents and their order, not
+on the parts, the tasks or the number of processes.
 """
 
 from pipeline.dedup.keys import KeyWriter, kinds

@@ -1,8 +1,8 @@
-"""Files of several arrays one after the other, written whole, mapped into memory when read.
+"""Files of several arrays, written atomically and read by memory mapping.
 
-Each array begins at a multiple of 64 bytes, with a header of as many (magic, arrays from here on, numpy's name of the
-type, rows, columns or -1); its values follow. A reduce task opens a file for every part of the corpus, which is why
-this is not npy: its headers take longer to parse.
+Each array begins at a multiple of 64 bytes with a header of 64 bytes: magic, number of arrays from here on, numpy's
+name of the type, rows, columns (or -1). Its values follow. The format is not npy, because a reduce task opens a file
+for every part of the corpus, and npy headers take longer to parse.
 """
 
 import mmap
@@ -23,10 +23,10 @@ _HEADER = struct.Struct("<8sq8sqq24x")
 
 
 def write(path: Path, *arrays: NDArray[Any]) -> None:
-    """Write arrays of one or two dimensions, replacing the file atomically and durably. Its folder is made."""
+    """Write arrays of one or two dimensions. Replaces the file atomically and durably, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = atomic.temp_path(path)
-    with open(beside, "wb") as stream:
+    partial = atomic.temp_path(path)
+    with open(partial, "wb") as stream:
         for number, array in enumerate(arrays):
             stream.write(bytes(-stream.tell() % _HEADER.size))
             rows, columns = (*array.shape, -1)[:2]
@@ -34,12 +34,12 @@ def write(path: Path, *arrays: NDArray[Any]) -> None:
             stream.write(np.ascontiguousarray(array).data)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(beside, path)
+    os.replace(partial, path)
     atomic.sync_folder(path.parent)
 
 
 def read(path: Path) -> list[NDArray[Any]]:
-    """The arrays of a file, read-only and mapped: what is not looked at costs no memory.
+    """The arrays of a file, read-only and memory-mapped.
 
     Raises:
         RequestError: the file is missing or damaged.
@@ -47,33 +47,33 @@ def read(path: Path) -> list[NDArray[Any]]:
     try:
         with open(path, "rb") as stream:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        found = []
+        arrays = []
         at, left = 0, 1
         while left:
             magic, left, dtype, rows, columns = _HEADER.unpack_from(content, at)
             if magic != _MAGIC:
-                raise ValueError("no array where one should begin")
+                raise ValueError("an array does not begin where it should")
             left -= 1
             at += _HEADER.size
-            # numpy refuses a buffer that is too short for the shape.
+            # numpy raises an error if the buffer is too short for the shape.
             shape = (rows,) if columns < 0 else (rows, columns)
             array: NDArray[Any] = np.ndarray(shape, dtype.rstrip(b"\0").decode(), content, at)
             at += array.nbytes + -array.nbytes % _HEADER.size
-            found.append(array)
+            arrays.append(array)
     except FileNotFoundError:
         raise RequestError(f"{path}: missing; start the stage again") from None
     except (ValueError, TypeError, OSError, struct.error) as error:
         raise RequestError(f"{path}: damaged ({error}); remove it and start the stage again") from None
-    return found
+    return arrays
 
 
 def part_path(folder: Path, kind: str, part: int) -> Path:
-    """Where the keys (or signatures) of a part of the corpus lie."""
+    """The file of the keys (or signatures) of a part of the corpus."""
     return folder / kind / f"{part:06d}{SUFFIX}"
 
 
 def parts(folder: Path, kind: str) -> list[int]:
-    """Numbers of the parts whose keys of a kind are there, ascending."""
+    """Numbers of the parts that have keys of a kind, ascending."""
     if not (folder / kind).is_dir():
         return []
     names = os.listdir(folder / kind)

@@ -1,7 +1,7 @@
-"""Entries with equal keys, over all parts, in bounded memory.
+"""Find entries with equal keys over all parts, in bounded memory.
 
-Entries come in chunks of whole parts, in the order of the corpus; what a chunk leaves behind is each key's first and
-last entry, so that a key that a large share of all documents has costs no more memory than another.
+Entries come in chunks of complete parts, in the order of the corpus. Of previous chunks, only the first and the last
+entry of each key are kept. So a key of many documents needs no more memory than others.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from pipeline.dedup import array_file
 from pipeline.dedup.keys import KEY_COLUMNS
 from pipeline.dedup.tasks import ReduceTask
 
-#: Documents as part << 32 | row.
+#: Documents, as part << 32 | row.
 Documents = NDArray[np.uint64]
 
 
@@ -25,7 +25,7 @@ class Entries(NamedTuple):
     Attributes:
         keys: one or two columns.
         documents: the document of each entry.
-        numbers: the line of each entry in its document; without entries for other kinds.
+        numbers: the line of each entry in its document; empty for kinds other than lines.
     """
 
     keys: list[NDArray[np.uint64]]
@@ -34,12 +34,12 @@ class Entries(NamedTuple):
 
 
 class Later(NamedTuple):
-    """Entries of a chunk whose key had come before.
+    """Entries of a chunk whose key occurred before.
 
     Attributes:
-        at: which entries of the chunk.
-        first: the document of the first entry with the key.
-        previous: the document of the entry with the key that came just before.
+        at: indices of these entries in the chunk.
+        first: the document of the first entry with the same key.
+        previous: the document of the previous entry with the same key.
     """
 
     at: NDArray[np.int64]
@@ -48,17 +48,17 @@ class Later(NamedTuple):
 
 
 class Groups:
-    """Keys met so far."""
+    """The keys of all entries so far."""
 
     def __init__(self, key_columns: int) -> None:
         self._keys = [np.zeros(0, np.uint64)] * key_columns
         self._first = self._last = np.zeros(0, np.uint64)
 
     def add(self, keys: list[NDArray[np.uint64]], documents: Documents) -> Later:
-        """Take in entries that follow, in the corpus, all those taken in before, and are themselves in its order."""
+        """Add entries in the order of the corpus, which follow all those added before."""
         known = len(self._first)
         keys = [np.concatenate(pair) for pair in zip(self._keys, keys, strict=True)]
-        # Stable: of equal keys what is known comes first, and the rest in the order of the corpus.
+        # The sort is stable: of equal keys, known ones come first, and the others in the order of the corpus.
         order = np.lexsort(keys[::-1])
         keys = [column[order] for column in keys]
         begins = np.ones(len(order), dtype=bool)
@@ -68,22 +68,22 @@ class Groups:
         first = np.concatenate([self._first, documents])[order[starts]]
         last = np.concatenate([self._last, documents])[order]
         group = np.searchsorted(starts, later, side="right") - 1
-        found = Later(order[later] - known, first[group], last[later - 1])
+        repeated = Later(order[later] - known, first[group], last[later - 1])
         self._keys, self._first = [column[starts] for column in keys], first
         self._last = last[np.append(starts[1:], len(order)) - 1] if len(order) else last
-        return found
+        return repeated
 
 
 def chunks(
     folder: Path, task: ReduceTask, max_bytes: int, wanted: Callable[[int], NDArray[np.bool_]] | None
 ) -> Iterator[Entries]:
-    """The entries of a task, in chunks of whole parts, in the order of the corpus.
+    """The entries of a task, in chunks of complete parts, in the order of the corpus.
 
     Args:
-        folder: of the key files.
+        folder: folder of the key files.
         task: the buckets.
-        max_bytes: keys of a chunk, unless a single part has more.
-        wanted: for a part, a mask over its documents of those whose entries count; left out: all do.
+        max_bytes: maximum size of a chunk, unless a single part is larger.
+        wanted: for a part, the mask of the documents whose entries count; None: all of them.
 
     Raises:
         RequestError: a key file is damaged.
@@ -104,8 +104,8 @@ def chunks(
 
 def _part_entries(folder: Path, task: ReduceTask, part: int, mask: NDArray[np.bool_] | None) -> tuple[Entries, int]:
     _, offsets, *columns = array_file.read(array_file.part_path(folder, task.kind, part))
-    here = slice(int(offsets[task.begin]), int(offsets[task.end]))
-    values: list[NDArray[Any]] = [np.array(column[here]) for column in columns]
+    in_task = slice(int(offsets[task.begin]), int(offsets[task.end]))
+    values: list[NDArray[Any]] = [np.array(column[in_task]) for column in columns]
     count = KEY_COLUMNS[task.kind]
     if mask is not None:
         stays = mask[values[count]]

@@ -1,7 +1,8 @@
-"""Map: the keys of one part of the corpus, by which equal documents, equal lines and alike documents meet.
+"""The map step: keys of one part of the corpus. Duplicate documents and lines, and near duplicates, have equal keys.
 
-A part's file of a kind holds the number of its documents, the offsets of the buckets, and the entries' columns sorted
-by key: the key (one or two columns of uint64), the row of the document in the part, and for lines their number.
+A part has a file for each kind of keys. It contains the number of documents, the offsets of the buckets, and the
+columns of the entries, sorted by key: the key (one or two columns of uint64), the row of the document in the part, and
+for lines the number of the line.
 """
 
 from pathlib import Path
@@ -20,16 +21,16 @@ from pipeline.ngrams import runs, sequences
 
 DOCUMENTS, LINES, BANDS = "documents", "lines", "bands"
 
-#: Buckets by the top bits of the key; a bucket is the least that a reduce task takes.
+#: Keys are divided into buckets by their top bits. A reduce task has one or more buckets.
 BUCKET_BITS = 12
 BUCKETS = 1 << BUCKET_BITS
-#: Columns of a kind's key.
+#: Number of columns of the keys of each kind.
 KEY_COLUMNS = {DOCUMENTS: 2, LINES: 1, BANDS: 1}
 _DIGEST_BYTES = 16
 
 
 def kinds(section: CleanSection) -> tuple[str, ...]:
-    """The kinds of keys that a recipe asks for; none: there is nothing to do."""
+    """The kinds of keys that the recipe needs; empty: deduplication is off."""
     wanted = {
         DOCUMENTS: section.exact_dedup,
         LINES: section.line_dedup_chars > 0,
@@ -39,10 +40,10 @@ def kinds(section: CleanSection) -> tuple[str, ...]:
 
 
 class KeyWriter:
-    """Takes the documents of a part in their order and writes the part's keys. Memory: about 1 KB a document."""
+    """Writes the keys of a part, from its documents in order. Needs about 1 KB of memory per document."""
 
     def __init__(self, folder: Path, part: int, section: CleanSection) -> None:
-        """Begin part ``part``; parts are numbered in the order of the corpus."""
+        """Start part ``part``. Parts are numbered in the order of the corpus."""
         self._folder, self._part, self._section = folder, part, section
         self._kinds = kinds(section)
         self._rows = 0
@@ -50,15 +51,15 @@ class KeyWriter:
         self._signatures = [np.zeros((0, bins(section.near_dedup)), np.uint8)]
 
     def add(self, texts: Any, digests: Any = None) -> None:
-        """Take in some documents.
+        """Add documents.
 
         Args:
-            texts: pyarrow Array or ChunkedArray of strings, none null.
+            texts: pyarrow Array or ChunkedArray of strings without nulls.
             digests: 16 bytes of a cryptographic hash of each text, for exact duplicates: a list of bytes, a numpy
-                array, or a pyarrow array of fixed-size binary. Left out where ``clean.exact_dedup`` is off.
+                array, or a pyarrow array of fixed-size binary. Not needed if ``clean.exact_dedup`` is off.
 
         Raises:
-            ValueError: digests are needed, and are not one of 16 bytes for each text.
+            ValueError: digests are needed, but there are not 16 bytes for each text.
         """
         if DOCUMENTS in self._kinds:
             self._add_digests(len(texts), digests)
@@ -71,16 +72,18 @@ class KeyWriter:
     def _add_digests(self, count: int, digests: Any) -> None:
         halves = np.frombuffer(_bytes(digests), ">u8")
         if len(halves) * 8 != count * _DIGEST_BYTES:
-            raise ValueError(f"{count} documents with {len(halves) * 8} bytes of digests, not {_DIGEST_BYTES} each")
+            raise ValueError(
+                f"{count} documents have {len(halves) * 8} bytes of digests, and not {_DIGEST_BYTES} per document"
+            )
         values = halves.astype(np.uint64).reshape(-1, 2)
         rows = np.arange(self._rows, self._rows + count, dtype=np.uint32)
         self._entries[DOCUMENTS].append((values[:, 0], values[:, 1], rows))
 
     def _add_texts(self, texts: pyarrow.LargeStringArray) -> None:
         if LINES in self._kinds:
-            found = long_lines(texts, self._section.line_dedup_chars)
-            rows = (found.rows + self._rows).astype(np.uint32)
-            self._entries[LINES].append((found.keys, rows, found.numbers.astype(np.uint32)))
+            lines = long_lines(texts, self._section.line_dedup_chars)
+            rows = (lines.rows + self._rows).astype(np.uint32)
+            self._entries[LINES].append((lines.keys, rows, lines.numbers.astype(np.uint32)))
         if BANDS in self._kinds:
             near = self._section.near_dedup
             shingles, owner = sequences(pyarrow.chunked_array([texts]), near.words)
@@ -92,7 +95,7 @@ class KeyWriter:
         self._rows += len(texts)
 
     def finish(self) -> None:
-        """Publish the part's files, each by a rename. A part without documents has files too."""
+        """Publish the files of the part, each by a rename. A part without documents has files too."""
         if BANDS in self._kinds:
             path = array_file.part_path(self._folder, SIGNATURES, self._part)
             array_file.write(path, np.concatenate(self._signatures))

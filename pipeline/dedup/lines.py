@@ -1,6 +1,6 @@
-"""Long lines of documents: hashes to find equal ones by, and texts without those to be removed.
+"""Long lines of documents: their hashes, and removing them from texts.
 
-Lines end at a line feed. Two lines are equal where they are after white space is taken from both ends.
+Lines end at LF. Two lines are equal if they are equal after stripping white space.
 """
 
 from functools import lru_cache
@@ -24,7 +24,7 @@ class Lines(NamedTuple):
 
     Attributes:
         keys: hashes of the stripped lines.
-        rows: the text of each, from 0, ascending.
+        rows: index of the text of each line, ascending.
         numbers: number of the line in its text, from 0.
     """
 
@@ -38,7 +38,7 @@ def long_lines(texts: pyarrow.LargeStringArray, chars: int) -> Lines:
     split = compute.split_pattern(texts, "\n")
     counts = np.asarray(split.value_lengths(), dtype=np.int64)
     lines = split.flatten()
-    # A line has at least as many bytes as characters: most short ones need not be stripped to be seen.
+    # A line has at least as many bytes as characters, so most short lines need not be stripped.
     kept = np.flatnonzero(np.asarray(compute.binary_length(lines)) >= chars)
     lines = compute.utf8_trim_whitespace(lines.take(pyarrow.array(kept)))
     long = np.asarray(compute.utf8_length(lines)) >= chars
@@ -48,7 +48,7 @@ def long_lines(texts: pyarrow.LargeStringArray, chars: int) -> Lines:
 
 
 def _hashes(strings: pyarrow.LargeStringArray) -> Hashes:
-    """64-bit polynomial hashes of strings' bytes and lengths, from sums of prefixes."""
+    """64-bit polynomial hashes of the bytes and lengths of strings, by prefix sums."""
     strings = pyarrow.concat_arrays([strings.cast(pyarrow.large_string())])
     _, places, data = strings.buffers()
     if not len(strings) or not data:
@@ -71,11 +71,11 @@ def _powers(base: int, count: int) -> Hashes:
 
 
 def remove_lines(texts: Any, rows: NDArray[Any], lines: NDArray[Any]) -> pyarrow.LargeStringArray:
-    """Texts without some of their lines and the line feeds that parted these from the rest.
+    """Remove lines from texts, with the line feeds next to them.
 
     Args:
-        texts: pyarrow Array or ChunkedArray of strings, under 2 GB of them.
-        rows: the text of each line to remove, counted within ``texts``.
+        texts: pyarrow Array or ChunkedArray of less than 2 GB of strings.
+        rows: index of the text of each line to remove.
         lines: number of the line in its text, from 0 (``Verdict.lines``).
     """
     texts = as_large(texts)

@@ -1,11 +1,13 @@
-"""MinHash sketches of documents, fast: about one hash a shingle, not one a shingle and bin.
+"""Fast MinHash sketches of documents, with about one hash per shingle instead of one per shingle and bin.
 
-The scheme is fast similarity sketching (Dahlgaard, Knudsen and Thorup 2017, "Fast Similarity Sketching"). In round r
-every shingle falls into one bin, with a value; a bin takes the least value of the first round that reaches it. Bins
-that a number of rounds left empty take the least of all the document's shingles under a hash of their own, as in
-MinHash (Broder 1997). A bin of a union is so the lesser of the two bins, whatever the sizes of the sets, and two
-sketches agree in a bin with a probability of exactly the Jaccard similarity of the sets of shingles, with no more
-variance than MinHash of as many hashes, for documents of a single shingle too.
+The method is from Dahlgaard, Knudsen and Thorup 2017, "Fast Similarity Sketching". In each round, every shingle falls
+into one bin, with a value. The value of a bin is the smallest value of the first round that reaches the bin. Bins that
+are still empty after a number of rounds get the smallest hash of all shingles of the document under a hash function of
+the bin, as in MinHash (Broder 1997).
+
+A bin of a union of sets is the smaller one of their bins, for sets of any sizes. So two sketches agree in a bin with a
+probability of exactly the Jaccard similarity of the sets of shingles. The variance is at most that of MinHash with the
+same number of hashes, even for documents with a single shingle.
 """
 
 from functools import lru_cache
@@ -15,11 +17,11 @@ from numpy.typing import NDArray
 
 from artefacts.hashing import Hashes, mix
 
-#: No shingle reached the bin.
+#: Value of an empty bin.
 _EMPTY = np.uint32(0xFFFFFFFF)
-#: Rounds before bins get hashes of their own: the work of a short document is least about here.
+#: Number of rounds. Short documents need the least work with about this number.
 _ROUNDS = 32
-#: Hashes of bins of their own that are computed at once.
+#: Number of hashes of single bins that are computed at a time.
 _BLOCK = 1 << 21
 _SALT = 0x9E3779B97F4A7C15
 
@@ -27,46 +29,46 @@ Sketches = NDArray[np.uint32]
 
 
 def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int) -> Sketches:
-    """Sketches of documents, [documents, bins]; all ones for a document without a shingle.
+    """Sketches of documents, [documents, bins]. A document without shingles has only ones.
 
     Args:
-        shingles: well mixed 64-bit hashes; repeats do no harm.
-        owner: the document of each, ascending.
-        documents: how many there are.
-        bins: of a sketch.
+        shingles: well mixed 64-bit hashes, which may repeat.
+        owner: the document of each shingle, ascending.
+        documents: number of documents.
+        bins: number of bins of a sketch.
     """
     grid = np.full((documents, bins), _EMPTY)
     flat = grid.reshape(-1)
     factors = _factors(_ROUNDS)
-    for turn in range(_ROUNDS):
+    for number in range(_ROUNDS):
         if not len(shingles):
             return grid
-        # The inputs are mixed already: a product's upper bits are as good as another hash.
-        hashes = shingles * factors[turn]
+        # The inputs are well mixed, so the upper bits of a product are as good as another hash.
+        hashes = shingles * factors[number]
         place = ((hashes >> np.uint64(32)) * np.uint64(bins) >> np.uint64(32)).astype(np.int64)
         place += owner * bins
-        # Not the bits that chose the bin.
+        # Other bits than those that select the bin.
         values = np.minimum((hashes >> np.uint64(8)).astype(np.uint32), _EMPTY - np.uint32(1))
-        if turn:
+        if number:
             free = np.flatnonzero(flat[place] == _EMPTY)
             place, values = place[free], values[free]
         np.minimum.at(flat, place, values)
-        # To look costs as much as half a round of a short document.
-        if turn < 4 or turn % 4 == 3:
-            wanting = (grid == _EMPTY).any(axis=1)[owner]
-            shingles, owner = shingles[wanting], owner[wanting]
+        # This check costs as much as half a round of a short document.
+        if number < 4 or number % 4 == 3:
+            has_empty = (grid == _EMPTY).any(axis=1)[owner]
+            shingles, owner = shingles[has_empty], owner[has_empty]
     _fill(grid, shingles, owner)
     return grid
 
 
 @lru_cache(maxsize=8)
 def _factors(count: int, first: int = 1) -> Hashes:
-    """Random odd numbers, the same ones always."""
+    """Pseudorandom odd numbers, which are always the same."""
     return mix(np.arange(first, first + count, dtype=np.uint64) * np.uint64(_SALT)) | np.uint64(1)
 
 
 def _fill(grid: Sketches, shingles: Hashes, owner: NDArray[np.int64]) -> None:
-    """Give each bin that is still empty the least hash of its document's shingles under a function of the bin."""
+    """Set each empty bin to the smallest hash of its document's shingles under a hash function of the bin."""
     counts = np.bincount(owner, minlength=len(grid))
     firsts = np.cumsum(counts) - counts
     documents, bins = np.nonzero((grid == _EMPTY) & (counts > 0)[:, None])
@@ -86,9 +88,9 @@ def _fill(grid: Sketches, shingles: Hashes, owner: NDArray[np.int64]) -> None:
 
 
 def band_keys(sketches: Sketches, bands: int, rows: int) -> Hashes:
-    """Keys [documents, bands] over the first ``bands * rows`` bins, ``rows`` of them a band.
+    """Keys [documents, bands] of the first ``bands * rows`` bins, with ``rows`` bins per band.
 
-    Keys of different bands differ, so that all bands share one space of keys (Leskovec et al., ch. 3.4).
+    Keys of different bands differ, so all bands share one key space (Leskovec et al., ch. 3.4).
     """
     values = sketches[:, : bands * rows].reshape(len(sketches), bands, rows)
     keys = np.broadcast_to(mix(np.arange(1, bands + 1, dtype=np.uint64) * np.uint64(_SALT)), values.shape[:2])

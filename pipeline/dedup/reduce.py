@@ -1,7 +1,7 @@
-"""Reduce: one task's buckets, decided over all parts, to a result file.
+"""The reduce step: find the duplicates in the buckets of a task, over all parts, and write them to a file.
 
-A result of documents holds the later copies, ascending; of lines the same as document and line number; of bands the
-pairs of near duplicates as the later and the earlier document.
+For documents, the result has the later copies, ascending. For lines, it has document and line number of later copies.
+For bands, it has pairs of near duplicates: the later and the earlier document.
 """
 
 from pathlib import Path
@@ -23,17 +23,17 @@ Pairs = tuple[Documents, Documents]
 
 
 def reduce(folder: Path, section: CleanSection, task: ReduceTask, max_bytes: int = TASK_BYTES) -> None:
-    """Decide a task and publish its result; nothing where it is already there. Tasks may run in any order.
+    """Write the result of a task, unless it exists. Tasks can run in any order.
 
-    Of equal documents and equal lines the first in the corpus stays. Documents that share a band's key are compared
-    with the first that has it, and where they are not alike with the one just before: a key that very many documents
-    share takes time in proportion to them.
+    The first one of equal documents or lines stays. A document that shares the key of a band is compared with the first
+    document with that key, and if they are not similar, with the previous one. So the time is linear in the number of
+    documents, even if many share a key.
 
     Args:
-        folder: of the key files.
-        section: the one that the keys were written with.
-        task: one of ``plan`` or ``plan_lines``.
-        max_bytes: keys held at once.
+        folder: folder of the key files.
+        section: the settings with which the keys were written.
+        task: a task of ``plan`` or ``plan_lines``.
+        max_bytes: maximum size of the keys in memory.
 
     Raises:
         RequestError: a key file is missing or damaged; or, for lines, ``resolve`` has not run.
@@ -66,27 +66,27 @@ def _near(folder: Path, section: CleanSection, task: ReduceTask, max_bytes: int)
     signatures = Signatures(folder, section.near_dedup)
     later, earlier = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     for entries in chunks(folder, task, max_bytes, None):
-        met = groups.add(entries.keys, entries.documents)
-        for near in _alike(signatures, entries.documents[met.at], met):
-            later.append(near[0])
-            earlier.append(near[1])
+        repeated = groups.add(entries.keys, entries.documents)
+        for pairs in _similar(signatures, entries.documents[repeated.at], repeated):
+            later.append(pairs[0])
+            earlier.append(pairs[1])
     (first, second), _ = _distinct(np.concatenate(later), np.concatenate(earlier))
     return [first, second]
 
 
-def _alike(signatures: Signatures, documents: Documents, met: Later) -> list[Pairs]:
-    """The near duplicates among documents and the first, or failing that the previous, of their groups."""
-    # A pair that meets in several bands is compared once.
-    (later, earlier), which = _distinct(documents, met.first)
-    alike = signatures.alike(later, earlier)
-    missed = ~alike[which] & (met.previous != met.first)
-    (follower, previous), _ = _distinct(documents[missed], met.previous[missed])
-    also = signatures.alike(follower, previous)
-    return [(later[alike], earlier[alike]), (follower[also], previous[also])]
+def _similar(signatures: Signatures, documents: Documents, repeated: Later) -> list[Pairs]:
+    """Near duplicates: documents that are similar to the first, or else to the previous, document of their key."""
+    # A pair that shares several bands is compared once.
+    (later, earlier), which = _distinct(documents, repeated.first)
+    is_similar = signatures.are_similar(later, earlier)
+    missed = ~is_similar[which] & (repeated.previous != repeated.first)
+    (follower, previous), _ = _distinct(documents[missed], repeated.previous[missed])
+    also = signatures.are_similar(follower, previous)
+    return [(later[is_similar], earlier[is_similar]), (follower[also], previous[also])]
 
 
 def _distinct(later: Documents, earlier: Documents) -> tuple[Pairs, NDArray[np.int64]]:
-    """Pairs without repetition, ascending, and the place of each given pair among them."""
+    """The distinct pairs, ascending, and the index of each pair among them."""
     order = np.lexsort((earlier, later))
     later, earlier = later[order], earlier[order]
     begins = np.ones(len(order), dtype=bool)

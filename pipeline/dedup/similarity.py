@@ -1,7 +1,7 @@
-"""Signatures of documents, and which pairs of them are alike enough.
+"""Signatures of documents, and which pairs of documents are near duplicates.
 
-A signature is the lowest byte of each bin of a document's sketch (b-bit minwise hashing, Li and König 2010): four
-times the bins in the same space estimate a similarity twice as well, and chance agreement of 1 in 256 is taken off.
+A signature is the lowest byte of each bin of a document's sketch (b-bit minwise hashing, Li and König 2010). Four times
+the bins in the same space halve the standard error. The chance agreement of 1 in 256 is subtracted.
 """
 
 from math import ceil, sqrt
@@ -16,66 +16,66 @@ from pipeline.dedup.minhash import Sketches
 
 SIGNATURES = "signatures"
 
-#: Bins of a signature, where bands do not need more: a standard error of 0.018 at a similarity of 0.8.
+#: Number of bins of a signature, unless bands need more. The standard error is 0.018 at a similarity of 0.8.
 _BINS = 512
-#: Chance that two different values have the same lowest byte.
+#: Probability that two different values have the same lowest byte.
 _CHANCE = 1 / 256
-#: Standard errors by which an estimate may fall short of the threshold: without them half of the pairs that are just
-#: above it would be lost.
+#: Standard errors by which an estimate may be below the threshold. Without them, half of the pairs just above the
+#: threshold would be lost.
 _MARGIN = 2
-#: Signatures that are compared at once, in bytes.
+#: Bytes of signatures that are compared at a time.
 _BLOCK_BYTES = 16 << 20
 
 
 def bins(near: NearDuplicatesSection) -> int:
-    """Bins of a sketch."""
+    """Number of bins of a sketch."""
     return max(_BINS, near.bands * near.rows)
 
 
 def signatures(sketches: Sketches) -> NDArray[np.uint8]:
-    """The signatures [documents, bins] that belong to sketches."""
+    """The signatures [documents, bins] of sketches."""
     return (sketches & np.uint32(0xFF)).astype(np.uint8)
 
 
 def least_agreement(near: NearDuplicatesSection) -> int:
-    """Bins in which two signatures agree at least, for the documents to count as near duplicates."""
+    """Minimum number of bins in which the signatures of near duplicates agree."""
     count = bins(near)
     limit = near.threshold - _MARGIN * sqrt(near.threshold * (1 - near.threshold) / count)
     return ceil(round(count * (limit * (1 - _CHANCE) + _CHANCE), 6))
 
 
 class Signatures:
-    """The signatures of a corpus, by document: part << 32 | row."""
+    """The signatures of a corpus by document, as part << 32 | row."""
 
     def __init__(self, folder: Path, near: NearDuplicatesSection) -> None:
         self._folder = folder
         self._bins = bins(near)
         self._least = least_agreement(near)
 
-    def alike(self, one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """For each pair of documents, whether their signatures agree as near duplicates' do.
+    def are_similar(self, one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """For each pair of documents, whether they are near duplicates by their signatures.
 
         Raises:
             RequestError: a file of signatures is missing or damaged.
         """
-        answer = np.zeros(len(one), dtype=bool)
+        similar = np.zeros(len(one), dtype=bool)
         step = max(_BLOCK_BYTES // self._bins, 1)
         for at in range(0, len(one), step):
             block = slice(at, at + step)
-            # Read in the order of the files, each document once.
+            # Read each document once, in the order of the files.
             needed, place = np.unique(np.concatenate([one[block], other[block]]), return_inverse=True)
-            found = self._gather(needed)
+            gathered = self._gather(needed)
             left, right = np.split(place, 2)
-            answer[block] = np.count_nonzero(found[left] == found[right], axis=1) >= self._least
-        return answer
+            similar[block] = np.count_nonzero(gathered[left] == gathered[right], axis=1) >= self._least
+        return similar
 
     def _gather(self, documents: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        found = np.empty((len(documents), self._bins), np.uint8)
+        gathered = np.empty((len(documents), self._bins), np.uint8)
         parts = (documents >> np.uint64(32)).astype(np.int64)
         rows = (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
         borders = np.flatnonzero(np.diff(parts)) + 1
         for start, stop in zip([0, *borders], [*borders, len(parts)], strict=True):
-            # Opened for each block anew: mapped files that stay open would count as memory.
+            # Open the file for each block, because open mapped files would count as memory.
             (mapped,) = array_file.read(array_file.part_path(self._folder, SIGNATURES, int(parts[start])))
-            found[start:stop] = mapped[rows[start:stop]]
-        return found
+            gathered[start:stop] = mapped[rows[start:stop]]
+        return gathered

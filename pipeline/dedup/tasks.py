@@ -1,6 +1,6 @@
-"""Reduce tasks: runs of buckets, as many as hold a bounded amount of keys over all parts.
+"""Reduce tasks: ranges of buckets with a bounded size of keys over all parts.
 
-A plan follows from the sizes of the key files alone, so every process that asks gets the same.
+A plan depends only on the sizes of the key files, so all processes get the same plan.
 """
 
 from pathlib import Path
@@ -12,12 +12,12 @@ from configs.schema.clean import CleanSection
 from pipeline.dedup import array_file
 from pipeline.dedup.keys import BUCKETS, LINES, kinds
 
-#: Keys of a task, in bytes; to sort and compare them takes up to ten times as much memory.
+#: Size of the keys of a task in bytes. Sorting and comparing them needs up to ten times as much memory.
 TASK_BYTES = 40 << 20
 
 
 class ReduceTask(NamedTuple):
-    """Buckets ``begin`` to ``end`` (not included) of a kind of keys, over all parts."""
+    """Buckets ``begin`` to ``end`` (exclusive) of a kind of keys, over all parts."""
 
     kind: str
     begin: int
@@ -25,7 +25,7 @@ class ReduceTask(NamedTuple):
 
 
 def plan(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
-    """The tasks over documents, to be reduced before ``resolve``; after all parts have their keys.
+    """The tasks for documents, which are reduced before ``resolve``. All parts must have their keys.
 
     Raises:
         RequestError: a key file is damaged.
@@ -34,7 +34,7 @@ def plan(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> li
 
 
 def plan_lines(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
-    """The tasks over lines, to be reduced after ``resolve``; none where ``clean.line_dedup_chars`` is 0.
+    """The tasks for lines, which are reduced after ``resolve``; none if ``clean.line_dedup_chars`` is 0.
 
     Raises:
         RequestError: a key file is damaged.
@@ -68,15 +68,15 @@ def _plan_path(folder: Path, kind: str) -> Path:
 
 
 def planned(folder: Path, kind: str) -> list[ReduceTask]:
-    """The tasks of a kind as they were last planned.
+    """The last plan of a kind.
 
     Raises:
-        RequestError: they never were.
+        RequestError: there is no plan.
     """
     (ends,) = array_file.read(_plan_path(folder, kind))
     return _from_ends(kind, ends.tolist())
 
 
 def result_path(folder: Path, task: ReduceTask) -> Path:
-    """Where the result of a task lies."""
+    """The file of the result of a task."""
     return folder / "results" / f"{task.kind}-{task.begin:04d}-{task.end:04d}{array_file.SUFFIX}"

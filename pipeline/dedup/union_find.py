@@ -1,11 +1,11 @@
-"""Connected components of a graph whose edges come in blocks."""
+"""Union-find: connected components of a graph whose edges come in blocks."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Nodes that ``flatten`` looks at together.
+#: Nodes that ``flatten`` processes at a time.
 _BLOCK = 1 << 20
 
 Nodes = NDArray[Any]
@@ -14,9 +14,9 @@ Nodes = NDArray[Any]
 def join(parent: Nodes, one: Nodes, other: Nodes) -> None:
     """Join the components at both ends of each edge, in place.
 
-    ``parent`` begins as 0, 1, 2, ... and never points upwards; the root of a component, which is its least node,
-    points at itself. All edges of a block are worked on at once: each root takes the least root that an edge leads it
-    to, and paths are halved until they have length 1 (after Shiloach and Vishkin 1982).
+    ``parent`` is initially 0, 1, 2, ... A parent is never larger than its child. The root of a component is its
+    smallest node, and its own parent. All edges of a block are processed together: the parent of a root becomes the
+    smallest root to which an edge leads, and paths are halved until they have length 1 (Shiloach and Vishkin 1982).
     """
     while True:
         roots, others = _roots(parent, one), _roots(parent, other)
@@ -30,23 +30,23 @@ def join(parent: Nodes, one: Nodes, other: Nodes) -> None:
 
 
 def _roots(parent: Nodes, nodes: Nodes) -> Nodes:
-    found = parent[nodes]
-    while not np.array_equal(above := parent[found], found):
-        found = above
-    parent[nodes] = found
-    return found
+    roots = parent[nodes]
+    while not np.array_equal(above := parent[roots], roots):
+        roots = above
+    parent[nodes] = roots
+    return roots
 
 
 def _shorten(parent: Nodes, nodes: Nodes) -> None:
-    """Let nodes point at their roots, in as many steps as the logarithm of the longest path among them."""
+    """Make roots the parents of nodes, in a number of steps that is logarithmic in the longest path."""
     while not np.array_equal(above := parent[parent[nodes]], parent[nodes]):
         parent[nodes] = above
 
 
 def flatten(parent: Nodes) -> None:
-    """Let every node point at the root of its component, in place."""
+    """Make the root of its component the parent of every node, in place."""
     for at in range(0, len(parent), _BLOCK):
-        # What lies below the block is flat already, and no node points upwards.
+        # Smaller nodes than the block are flat already, and parents are never larger.
         block = parent[at : at + _BLOCK]
         while not np.array_equal(above := parent[block], block):
             block[:] = above

@@ -1,7 +1,7 @@
-"""What happens to every document and long line, from the results of the reduce tasks.
+"""Decide what happens to every document and long line, from the results of the reduce tasks.
 
-Near duplicates are clusters: where A is alike B and B alike C, all three are one cluster, whether or not A is alike C,
-and the first of it in the corpus stays (as in datatrove's MinHash deduplication).
+Near duplicates form clusters: if A is similar to B, and B to C, then all three are in one cluster, even if A is not
+similar to C. The first document of a cluster stays, as in datatrove's MinHash deduplication.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ from pipeline.dedup.union_find import flatten, join
 #: Values of ``Verdict.documents``.
 KEPT, EXACT, NEAR = 0, 1, 2
 
-#: Documents or edges looked at together.
+#: Documents or edges that are processed at a time.
 _BLOCK = 1 << 20
-#: Bytes of an array over all documents that need no file.
+#: Maximum bytes of an array over all documents that is held in memory and not in a file.
 _IN_MEMORY = 128 << 20
 
 
@@ -32,10 +32,10 @@ class Verdict(NamedTuple):
     """What happens to the documents of a part.
 
     Attributes:
-        documents: uint8 for each document: ``KEPT``, or the ``EXACT`` or ``NEAR`` duplicate of an earlier one that
-            stays; exact wins.
-        rows, lines: uint32, the lines to be removed from documents that stay: document, and line number in it.
-            Ascending.
+        documents: uint8 for each document: ``KEPT``, or an ``EXACT`` or ``NEAR`` duplicate of an earlier document that
+            stays. ``EXACT`` has priority.
+        rows, lines: uint32, ascending: row of the document and number of the line, of lines that are removed from
+            documents that stay.
     """
 
     documents: NDArray[np.uint8]
@@ -44,22 +44,22 @@ class Verdict(NamedTuple):
 
 
 class _Corpus(NamedTuple):
-    """Parts, and the number of the first document of each (and at the end that of all)."""
+    """Parts, and the number of the first document of each part (and the total at the end)."""
 
     parts: NDArray[np.int64]
     starts: NDArray[np.int64]
 
     def numbers(self, documents: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Numbers in the corpus of documents given as part << 32 | row."""
+        """Numbers in the corpus of documents, which are part << 32 | row."""
         part = np.searchsorted(self.parts, (documents >> np.uint64(32)).astype(np.int64))
         return self.starts[part] + (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def resolve(folder: Path, section: CleanSection) -> None:
-    """Decide on the documents, once all tasks of ``plan`` are reduced; nothing where that is done.
+    """Decide which documents stay, after all tasks of ``plan`` are reduced. Does nothing if that is decided already.
 
-    Time goes with documents and pairs. What it holds for each document of a large corpus lies in mapped files, which
-    the system can take out of memory.
+    The time is linear in documents and pairs. The arrays of a large corpus are in mapped files, so the system can
+    remove them from memory.
 
     Raises:
         RequestError: a part or a result is missing or damaged.
@@ -79,9 +79,9 @@ def resolve(folder: Path, section: CleanSection) -> None:
     if BANDS in on:
         roots = _clusters(folder, corpus)
         for at in range(0, total, _BLOCK):
-            here = verdicts[at : at + _BLOCK]
+            block = verdicts[at : at + _BLOCK]
             root = roots[at : at + _BLOCK]
-            here[(root != np.arange(at, at + len(root))) & (here == KEPT)] = NEAR
+            block[(root != np.arange(at, at + len(root))) & (block == KEPT)] = NEAR
     array_file.write(path, corpus.parts, corpus.starts, verdicts)
 
 
@@ -94,23 +94,23 @@ def _corpus(folder: Path, section: CleanSection) -> _Corpus:
     parts = array_file.parts(folder, first)
     for kind in others:
         if lacking := set(parts) ^ set(array_file.parts(folder, kind)):
-            raise RequestError(f"{folder}: part {min(lacking)} has not all of its keys; start the stage again")
+            raise RequestError(f"{folder}: part {min(lacking)} does not have all of its keys; start the stage again")
     counts = [int(array_file.read(array_file.part_path(folder, first, part))[0][0]) for part in parts]
     return _Corpus(np.array(parts, np.int64), np.cumsum([0, *counts], dtype=np.int64))
 
 
 def _mapped(folder: Path, length: int, dtype: Any) -> NDArray[Any]:
-    """Zeros: in memory, or where they are many in a file without a name, which goes with the array."""
+    """Zeros, in memory or, if there are many, in an unlinked file that is deleted with the array."""
     if length * np.dtype(dtype).itemsize <= _IN_MEMORY:
         return np.zeros(length, dtype)
-    beside = atomic.temp_path(_path(folder))
-    array = np.memmap(beside, dtype, "w+", shape=(length,))
-    beside.unlink()
+    partial = atomic.temp_path(_path(folder))
+    array = np.memmap(partial, dtype, "w+", shape=(length,))
+    partial.unlink()
     return array
 
 
 def _clusters(folder: Path, corpus: _Corpus) -> NDArray[Any]:
-    """For each document the first of its cluster."""
+    """For each document the first document of its cluster."""
     total = int(corpus.starts[-1])
     parent = _mapped(folder, total, np.uint32 if total < 1 << 32 else np.uint64)
     for at in range(0, total, _BLOCK):
@@ -136,7 +136,7 @@ def _of_part(corpus: _Corpus, verdicts: NDArray[np.uint8], part: int) -> NDArray
 
 
 def kept_documents(folder: Path) -> Callable[[int], NDArray[np.bool_]]:
-    """For a part, a mask of its documents that stay.
+    """A function that returns the mask of the documents of a part that stay.
 
     Raises:
         RequestError: ``resolve`` has not run.
@@ -146,7 +146,7 @@ def kept_documents(folder: Path) -> Callable[[int], NDArray[np.bool_]]:
 
 
 def verdict(folder: Path, section: CleanSection, part: int) -> Verdict:
-    """What happens to the documents of a part, once all tasks of ``plan_lines`` are reduced.
+    """What happens to the documents of a part, after all tasks of ``plan_lines`` are reduced.
 
     Raises:
         RequestError: a result is missing or damaged.
@@ -156,9 +156,9 @@ def verdict(folder: Path, section: CleanSection, part: int) -> Verdict:
     rows, lines = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
     for task in planned(folder, LINES) if LINES in kinds(section) else []:
         document, number = array_file.read(result_path(folder, task))
-        here = slice(*np.searchsorted(document, np.array([part << 32, (part + 1) << 32], np.uint64)))
-        rows.append((document[here] & np.uint64(0xFFFFFFFF)).astype(np.uint32))
-        lines.append(number[here])
+        in_part = slice(*np.searchsorted(document, np.array([part << 32, (part + 1) << 32], np.uint64)))
+        rows.append((document[in_part] & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+        lines.append(number[in_part])
     row, line = np.concatenate(rows), np.concatenate(lines)
     order = np.lexsort((line, row))
     return Verdict(documents, row[order], line[order])

@@ -1,8 +1,13 @@
-"""First step of the documents stage: every part of every source read and cleaned, to files of its own.
+"""First step of the documents stage: read and clean every part of every source.
 
-Under the stage's scratch folder a part leaves ``NNNNNN.parquet`` (what was kept), ``NNNNNN.rejected.parquet`` (what was
-dropped, with the reason), its keys for the search for duplicates (see ``pipeline/dedup``), and at last ``NNNNNN.json``
-(its counts): a part that has counts is finished. ``parts.json`` says how many there are.
+Each part leaves these files in the folder of the parts:
+
+- ``NNNNNN.parquet``: the documents that were kept.
+- ``NNNNNN.rejected.parquet``: the documents that were dropped, with the reason.
+- the keys for deduplication (see ``pipeline/dedup``).
+- ``NNNNNN.json``: the counts. They are written last, so a part with counts is finished.
+
+``parts.json`` has the number of parts.
 """
 
 import hashlib
@@ -24,12 +29,12 @@ from artefacts.errors import RequestError
 from artefacts.progress import bar
 from configs.schema import Recipe
 from configs.schema.clean import CleanSection
-from pipeline import parallel as processes
+from pipeline import parallel
 from pipeline.cleaning.cleaner import Cleaner
 from pipeline.dedup import KeyWriter
 from pipeline.document import Document, id_prefix
-from pipeline.documents.row_files import GROUP_BYTES, KEPT_SCHEMA, OWN_COLUMNS, REJECTED_SCHEMA, RowFile
-from pipeline.parallel import Share
+from pipeline.documents.row_files import GROUP_BYTES, KEPT_SCHEMA, REJECTED_SCHEMA, SOURCE_COLUMNS, RowFile
+from pipeline.parallel import TaskShard
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Part, Source
 
@@ -48,51 +53,55 @@ def counts_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.json"
 
 
-def ingest(recipe: Recipe, sources: dict[str, Source], folder: Path, share: Share) -> None:
-    """Read and clean the share's parts; those that an earlier start finished are kept."""
+def read_parts(recipe: Recipe, sources: dict[str, Source], folder: Path, task_shard: TaskShard) -> None:
+    """Read and clean the parts of a task. Parts that are finished already are kept.
+
+    Raises:
+        RequestError: a cleaning rule needs a package or evaluation texts that are missing, or a source cannot be read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if _all_finished(folder):
-        # To look for parts in a solid archive is to read through it.
+        # Listing the parts of a solid archive would read all of it.
         return
-    # What a rule lacks is said here, where it is one line, not in a worker.
+    # Missing requirements of a cleaning rule are reported here, not by every worker.
     prepare(recipe.data.clean, warn=True)
-    say_remarks(sources)
-    workers = processes.count(recipe.data.workers)
+    print_warnings(sources)
+    workers = parallel.count(recipe.data.workers)
     sizes = [source.size(workers) for source in sources.values()]
     total = None if None in sizes else sum(size for size in sizes if size)
-    seen = 0
+    num_parts = 0
 
     with bar(total, "B", "documents") as progress:
 
         def tasks() -> Iterator[tuple[Any, ...]]:
-            nonlocal seen
+            nonlocal num_parts
             for name, source in sources.items():
                 for part in source.parts(workers):
-                    number, seen = seen, seen + 1
-                    if share.owns(number) and not counts_path(folder, number).exists():
+                    number, num_parts = num_parts, num_parts + 1
+                    if task_shard.owns(number) and not counts_path(folder, number).exists():
                         yield name, source, part, number, folder, recipe.data.clean, id_prefix(recipe, name)
                     else:
                         progress.update(part.size)
 
         documents = 0
-        for size, count in processes.ordered(clean_part, tasks(), workers, prepare, (recipe.data.clean,), _carried):
+        for size, count in parallel.ordered(clean_part, tasks(), workers, prepare, (recipe.data.clean,), _carried):
             documents += count
             progress.set_postfix_str(f"{documents:,} documents", refresh=False)
             progress.update(size)
-    atomic.write_json(folder / "parts.json", {"parts": seen})
+    atomic.write_json(folder / "parts.json", {"parts": num_parts})
 
 
 def _carried(task: tuple[Any, ...]) -> int:
-    """Bytes that a task of ``clean_part`` carries."""
+    """Bytes of content that a task of ``clean_part`` carries."""
     part: Part = task[2]
     return part.carried
 
 
-def say_remarks(sources: dict[str, Source]) -> None:
-    """Print what the user should know of the sources before they are read."""
+def print_warnings(sources: dict[str, Source]) -> None:
+    """Print the warnings of the sources to stderr."""
     for source in sources.values():
-        if source.remark:
-            print(source.remark, file=sys.stderr)
+        if source.warning:
+            print(source.warning, file=sys.stderr)
 
 
 def _all_finished(folder: Path) -> bool:
@@ -103,20 +112,25 @@ def _all_finished(folder: Path) -> bool:
     )
 
 
+def part_counts(folder: Path) -> Iterator[dict[str, Any]]:
+    """Counts of the parts that are finished so far, in order."""
+    return (atomic.read_json(path) for path in sorted(folder.glob("[0-9]*.json")))
+
+
 def finished_parts(folder: Path) -> list[dict[str, Any]]:
     """Counts of every part, in order.
 
     Raises:
-        RequestError: not every part is finished.
+        RequestError: a part is not finished.
     """
     command = command_hints.python("pipeline ingest")
     if not (folder / "parts.json").exists():
-        raise RequestError(f"the source is not read yet: run `{command}` (every task of it) first")
+        raise RequestError(f"the source has not been read yet: run `{command}` (all of its tasks) first")
     count = atomic.read_json(folder / "parts.json")["parts"]
     if missing := [number for number in range(count) if not counts_path(folder, number).exists()]:
         raise RequestError(
-            f"{len(missing)} of {count} parts of the source are not read yet (the first is {missing[0]}): "
-            f"run `{command}`, or the tasks of it that failed"
+            f"{len(missing)} of {count} parts of the source have not been read yet (the first is {missing[0]}): "
+            f"run `{command}`, or those of its tasks that failed"
         )
     return [atomic.read_json(counts_path(folder, number)) for number in range(count)]
 
@@ -131,10 +145,20 @@ def clean_part(
     prefix: str,
     limit: int | None = None,
 ) -> tuple[int, int]:
-    """Read and clean one part into ``folder``, at most ``limit`` documents of it; ids get the prefix.
+    """Read and clean one part.
+
+    Args:
+        dataset: name of the source.
+        source: the source.
+        part: the part to read.
+        number: number of the part, over all sources.
+        folder: where its files are written.
+        section: the cleaning rules.
+        prefix: put before the id of every document.
+        limit: read at most this many documents.
 
     Returns:
-        Bytes of the part, and documents read.
+        Bytes of the part, and the number of documents read.
     """
     bad = BadInputs()
     counts: dict[str, Any] = {"dataset": dataset, "read": 0, "read_bytes": 0, "kept": 0, "kept_bytes": 0}
@@ -147,20 +171,11 @@ def clean_part(
     ):
         for documents in _batches(islice(source.read(part, bad), limit)):
             table = _table(documents, prefix)
-            cleaned = _cleaner[0](table["text"].chunk(0))
-            masked.update(cleaned.masked)
             counts["read"] += len(table)
             counts["read_bytes"] += _text_bytes(table["text"])
-            table = table.set_column(1, "text", cleaned.texts)
-            if table["target"].null_count < len(table):
-                targets = _cleaner[0].targets(table["target"].chunk(0))
-                masked.update(targets.masked)
-                table = table.set_column(OWN_COLUMNS.index("target"), "target", targets.texts)
-            fine = compute.is_null(cleaned.reasons)
-            refused = table.append_column("reason", cleaned.reasons).filter(compute.invert(fine))
-            dropped.update(refused["reason"].to_pylist())
-            rejected.write(refused.cast(REJECTED_SCHEMA))
-            table = with_digests(table.filter(fine))
+            table, failed = _cleaned(table, masked)
+            dropped.update(failed["reason"].to_pylist())
+            rejected.write(failed)
             counts["kept"] += len(table)
             counts["kept_bytes"] += int(np.sum(table["bytes"].to_numpy()))
             keys.add(table["text"].combine_chunks(), table["digest"])
@@ -172,11 +187,25 @@ def clean_part(
     return part.size, counts["read"]
 
 
+def _cleaned(table: pyarrow.Table, masked: Counter[str]) -> tuple[pyarrow.Table, pyarrow.Table]:
+    """The documents that are kept, and those that are dropped. Masked data is counted in ``masked``."""
+    cleaned = _cleaner[0](table["text"].chunk(0))
+    masked.update(cleaned.masked)
+    table = table.set_column(1, "text", cleaned.texts)
+    if table["target"].null_count < len(table):
+        targets = _cleaner[0].targets(table["target"].chunk(0))
+        masked.update(targets.masked)
+        table = table.set_column(SOURCE_COLUMNS.index("target"), "target", targets.texts)
+    passed = compute.is_null(cleaned.reasons)
+    failed = table.append_column("reason", cleaned.reasons).filter(compute.invert(passed))
+    return with_digests(table.filter(passed)), failed.cast(REJECTED_SCHEMA)
+
+
 def prepare(section: CleanSection, warn: bool = False) -> None:
-    """Give this process its cleaner for ``clean_part``; ``warn``: say what its rules cannot do.
+    """Create the cleaner of this process for ``clean_part``; ``warn``: print its warnings to stderr.
 
     Raises:
-        RequestError: a rule needs what is not there (a package, evaluation texts).
+        RequestError: a rule needs a package or evaluation texts that are missing.
     """
     _cleaner[:] = [Cleaner(section)]
     if warn:
@@ -189,7 +218,7 @@ _cleaner: list[Cleaner] = []
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Lists of documents with about a row group's text in each."""
+    """Lists of documents, each with about as much text as a row group."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -211,7 +240,7 @@ def _table(documents: list[Document], prefix: str) -> pyarrow.Table:
 
 
 def _column(values: tuple[str | None, ...], kind: pyarrow.DataType) -> pyarrow.Array:
-    """An array of strings, without the surrogates that UTF-8 cannot hold."""
+    """An array of strings, without surrogates, which UTF-8 cannot encode."""
     try:
         return pyarrow.array(values, kind)
     except UnicodeEncodeError:
@@ -223,10 +252,11 @@ def _text_bytes(texts: pyarrow.ChunkedArray) -> int:
 
 
 def with_digests(table: pyarrow.Table) -> pyarrow.Table:
-    """The documents with the size and the digest of their texts, in the columns of ``KEPT_SCHEMA``.
+    """The documents in the columns of ``KEPT_SCHEMA``, with the size and the digest of their texts.
 
-    A document with a target has half of its text's and half of one of both: the same text with another target is
-    another document, and falls to the same side (``pipeline/tokens/held_out.py``).
+    The digest of a document with a target is half a digest of the text and half a digest of text and target. Documents
+    with the same text and different targets therefore differ, but are held out together
+    (``pipeline/tokens/held_out.py``).
     """
     texts = table["text"].combine_chunks()
     sizes = compute.binary_length(texts).cast(pyarrow.int64())
@@ -234,25 +264,25 @@ def with_digests(table: pyarrow.Table) -> pyarrow.Table:
     packed = pyarrow.FixedSizeBinaryArray.from_buffers(
         pyarrow.binary(16), len(texts), [None, pyarrow.py_buffer(digests)]
     )
-    table = table.select(OWN_COLUMNS)
+    table = table.select(SOURCE_COLUMNS)
     return table.append_column("bytes", sizes).append_column("digest", packed).cast(KEPT_SCHEMA)
 
 
 def _digests(texts: pyarrow.LargeStringArray, targets: pyarrow.LargeStringArray) -> Iterator[bytes]:
-    """The sha256 of each text; where it has a target, eight bytes of that, then of its sha256 and the target's."""
-    found = (hashlib.sha256(text).digest() for text in _views(texts))
+    """The sha256 of each text. With a target: 8 bytes of it, then 8 bytes of a sha256 of both."""
+    text_digests = (hashlib.sha256(text).digest() for text in _views(texts))
     if targets.null_count == len(targets):
-        yield from found
+        yield from text_digests
         return
-    others = zip(_views(compute.fill_null(targets, "")), targets.is_valid().to_pylist(), strict=True)
-    for digest, (target, there) in zip(found, others, strict=True):
-        # Blanks around a target are no part of it (``pipeline/examples/supervised_blocks.py``).
+    pairs = zip(_views(compute.fill_null(targets, "")), targets.is_valid().to_pylist(), strict=True)
+    for digest, (target, has_target) in zip(text_digests, pairs, strict=True):
+        # Space around a target is stripped (``pipeline/examples/supervised_blocks.py``).
         both = digest + hashlib.sha256(bytes(target).strip()).digest()
-        yield digest[:8] + hashlib.sha256(both).digest()[:8] if there else digest
+        yield digest[:8] + hashlib.sha256(both).digest()[:8] if has_target else digest
 
 
 def _views(texts: pyarrow.LargeStringArray) -> Iterator[memoryview]:
-    """The UTF-8 bytes of each text, without a copy."""
+    """The UTF-8 bytes of each text, not copied."""
     _, places, data = texts.buffers()
     if not len(texts):
         return

@@ -1,4 +1,8 @@
-"""What the documents are made from; finished ones do without raw text that was removed, or does not answer."""
+"""Fingerprints of what the documents are made from.
+
+Finished documents stay usable without their raw text: if it was removed, or does not answer over the network, the
+recorded fingerprints count.
+"""
 
 import glob
 import os
@@ -17,139 +21,144 @@ from pipeline.sources.storage import files, remote
 from pipeline.sources.storage.digests import SourceDigests
 from pipeline.sources.storage.files import File
 
-#: Files that a message names.
+#: Maximum number of files that a message lists.
 _SHOWN = 3
 
 
-class _Read(NamedTuple):
-    """Something that is read.
+class _Input(NamedTuple):
+    """Something that the documents are made from.
 
     Attributes:
         key: the recipe's key of its path.
-        path: the path; None: it is read from elsewhere.
-        name: what its entries among a manifest's inputs begin with, before a colon.
-        look: looks it up and gives those entries: what tells its content from another's, or its files.
+        path: the path; None: it has none.
+        name: its entries among a manifest's inputs begin with this name and a colon.
+        look_up: returns those entries: files, or a string that changes with the content.
     """
 
     key: str
     path: str | None
     name: str
-    look: Callable[[], dict[str, str | dict[str, File]]]
+    look_up: Callable[[], dict[str, str | dict[str, File]]]
 
 
-def _everything(recipe: Recipe, sources: dict[str, Source]) -> Iterator[_Read]:
+def _inputs(recipe: Recipe, sources: dict[str, Source]) -> Iterator[_Input]:
     for name, section in recipe.data.named_sources.items():
 
-        def own(name: str = name) -> dict[str, str | dict[str, File]]:
+        def of_source(name: str = name) -> dict[str, str | dict[str, File]]:
             return {f"{name}: {key}": value for key, value in sources[name].inputs().items()}
 
-        yield _Read(f"{recipe.data.key_of(section)}.path", section.path, name, own)
+        yield _Input(f"{recipe.data.key_of(section)}.path", section.path, name, of_source)
         if section.target_path:
             yield _targets(f"{recipe.data.key_of(section)}.target_path", section.target_path, f"{name} targets")
     if path := recipe.data.clean.decontaminate.path:
         from pipeline.cleaning import decontamination
 
-        def compared() -> dict[str, str | dict[str, File]]:
+        def evaluation_texts() -> dict[str, str | dict[str, File]]:
             return {"decontaminate": files.find(path, decontamination.ENDINGS, decontamination.KEY)}
 
-        yield _Read(decontamination.KEY, path, "", compared)
+        yield _Input(decontamination.KEY, path, "", evaluation_texts)
 
 
-def _targets(key: str, path: str, name: str) -> _Read:
-    return _Read(key, path, name, lambda: {f"{name}: files": files.find(path, ("",), key)})
+def _targets(key: str, path: str, name: str) -> _Input:
+    return _Input(key, path, name, lambda: {f"{name}: files": files.find(path, ("",), key)})
 
 
-def inputs(recipe: Recipe, sources: dict[str, Source], digests: SourceDigests) -> dict[str, str]:
-    """Fingerprints of everything that is read.
+def current(recipe: Recipe, sources: dict[str, Source], digests: SourceDigests) -> dict[str, str]:
+    """Name -> fingerprint of every input as it is now.
 
     Raises:
         RequestError: there is nothing at a path.
     """
-    found = {name: value for read in _everything(recipe, sources) for name, value in read.look().items()}
-    return _fingerprints(found, digests)
+    entries = {name: value for item in _inputs(recipe, sources) for name, value in item.look_up().items()}
+    return _fingerprints(entries, digests)
 
 
-def _fingerprints(found: Mapping[str, str | dict[str, File]], digests: SourceDigests) -> dict[str, str]:
-    return {name: value if isinstance(value, str) else digests.of(name, value) for name, value in found.items()}
+def _fingerprints(entries: Mapping[str, str | dict[str, File]], digests: SourceDigests) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else digests.of(name, value) for name, value in entries.items()}
 
 
-def changed(made: dict[str, str], now: dict[str, str], digests: SourceDigests) -> str:
-    """What differs between the inputs of an artefact and those of now, by the files where they are known."""
-    said = []
-    for name in sorted(name for name in {*made, *now} if made.get(name) != now.get(name)):
-        names = digests.changed(name, made.get(name))
+def changes(recorded: dict[str, str], now: dict[str, str], digests: SourceDigests) -> str:
+    """What differs between the recorded inputs of an artefact and its inputs now. Lists the files if they are known."""
+    lines = []
+    for name in sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name)):
+        names = digests.changed(name, recorded.get(name))
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-        said.append(f"{name.removesuffix(': files')}: {', '.join(names[:_SHOWN])}{more}" if names else name)
-    return "; ".join(said)
+        lines.append(f"{name.removesuffix(': files')}: {', '.join(names[:_SHOWN])}{more}" if names else name)
+    return "; ".join(lines)
 
 
-def paths(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
-    """The recipe's key and path of everything that lies on this machine, for the manifest's details."""
-    return {
-        read.key: read.path for read in _everything(recipe, sources) if read.path is not None and _is_here(read.path)
-    }
+def local_paths(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
+    """The recipe's key and path of every input on this machine, for the details of the manifest."""
+    inputs = _inputs(recipe, sources)
+    return {item.key: item.path for item in inputs if item.path is not None and _exists_here(item.path)}
 
 
-def inputs_or_remembered(
-    recipe: Recipe, sources: dict[str, Source], made: Manifest | None, target: Path, digests: SourceDigests
+def current_or_recorded(
+    recipe: Recipe, sources: dict[str, Source], published: Manifest | None, target: Path, digests: SourceDigests
 ) -> dict[str, str]:
-    """``inputs``; what ``made``, the manifest of ``target``, says of those that are gone or do not answer.
+    """Like ``current``, with the recorded fingerprints of inputs that were removed or do not answer.
 
-    It must be of the recipe's identity, and of a path on this machine it must have been read from the same one.
+    Args:
+        recipe: the recipe.
+        sources: its sources by name.
+        published: the manifest of ``target``. It is used only if its identity is that of the recipe, and for an input
+            on this machine only if it was read from the same path.
+        target: the documents artefact.
+        digests: known digests of the sources' files.
 
     Raises:
-        RequestError: something cannot be found and ``made`` does not know it.
-        UnreachableError: the same of something over the network.
+        RequestError: an input cannot be found, and there is no record of it.
+        UnreachableError: the same for an input over the network.
     """
-    if made is not None and fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
-        made = None
-    # Not in what an earlier version made.
-    recorded = made.details.get("paths", {}) if made else {}
+    identity = fingerprint.of_value(documents_identity(recipe))
+    if published is not None and fingerprint.of_value(published.identity) != identity:
+        published = None
+    paths = published.details["paths"] if published else {}
 
-    def remembered(read: _Read, why: str) -> dict[str, str]:
-        print(f"{target}: taken as they are, not compared with their source: {why}", file=sys.stderr)
-        inputs = made.inputs if made is not None else {}
-        return {key: value for key, value in inputs.items() if key.rpartition(": ")[0] == read.name}
+    def recorded(item: _Input, why: str) -> dict[str, str]:
+        print(f"{target}: kept without comparing it to its source: {why}", file=sys.stderr)
+        inputs = published.inputs if published is not None else {}
+        return {key: value for key, value in inputs.items() if key.rpartition(": ")[0] == item.name}
 
-    found: list[tuple[_Read, Mapping[str, str | dict[str, File]]]] = []
-    for read in _everything(recipe, sources):
-        if read.path is not None and recorded.get(read.key) == read.path and not _is_here(read.path):
-            found.append((read, remembered(read, f"{read.key}: {read.path} is not there any more")))
+    entries: list[tuple[_Input, Mapping[str, str | dict[str, File]]]] = []
+    for item in _inputs(recipe, sources):
+        if item.path is not None and paths.get(item.key) == item.path and not _exists_here(item.path):
+            entries.append((item, recorded(item, f"{item.key}: {item.path} no longer exists")))
             continue
         try:
-            found.append((read, read.look()))
+            entries.append((item, item.look_up()))
         except UnreachableError as error:
-            if made is None:
+            if published is None:
                 raise
-            found.append((read, remembered(read, str(error))))
-    # Nothing is noted before all of it is there.
+            entries.append((item, recorded(item, str(error))))
+    # Digests are recorded only if all inputs are there.
     now: dict[str, str] = {}
-    for read, entries in found:
+    for item, values in entries:
         try:
-            now |= _fingerprints(entries, digests)
+            now |= _fingerprints(values, digests)
         except UnreachableError as error:
-            if made is None:
+            if published is None:
                 raise
-            now |= remembered(read, str(error))
-    if made is not None and made.inputs != now:
-        print(f"{target}: the source has changed: {changed(made.inputs, now, digests)}", file=sys.stderr)
+            now |= recorded(item, str(error))
+    if published is not None and published.inputs != now:
+        print(f"{target}: the source has changed: {changes(published.inputs, now, digests)}", file=sys.stderr)
     return now
 
 
-def _is_here(path: str) -> bool:
-    """Whether this machine has a file at a path, below it, or matching it; also where that may not be looked up."""
+def _exists_here(path: str) -> bool:
+    """Whether this machine has a file at the path, below it, or matching it. True if that may not be looked up."""
     if remote.is_url(path.removeprefix("file://")):
         return False
-    given = Path(path.removeprefix("file://")).expanduser()
+    local = Path(path.removeprefix("file://")).expanduser()
     try:
-        if given.is_dir():
-            found = os.walk(given, onerror=_raise, followlinks=True)
-            return any(not name.startswith(".") for _, _, names in found for name in names)
-        # A link to nothing is there; pathlib globs below a folder only.
+        if local.is_dir():
+            folders = os.walk(local, onerror=_raise, followlinks=True)
+            return any(not name.startswith(".") for _, _, names in folders for name in names)
+        # A dangling link counts. pathlib globs below a folder only.
         return (
-            given.exists()
-            or given.is_symlink()
-            or any(not os.path.isdir(name) for name in glob.iglob(str(given), recursive=True))  # noqa: PTH112, PTH207
+            local.exists()
+            or local.is_symlink()
+            or any(not os.path.isdir(name) for name in glob.iglob(str(local), recursive=True))  # noqa: PTH112, PTH207
         )
     except OSError:
         return True

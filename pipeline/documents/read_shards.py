@@ -1,4 +1,4 @@
-"""The cleaned documents' files, read by column and row group; damage is named with its cure."""
+"""Read the documents artefact by column and row group. Errors about damaged files say how to repair them."""
 
 from pathlib import Path
 
@@ -6,19 +6,12 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from artefacts import repair_hints
-from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 
 
-def of_sources(folder: Path, made: Manifest) -> dict[str, list[Path]]:
-    """The files of each source.
-
-    Raises:
-        RequestError: the documents are of a Millrace that did not note them.
-    """
-    if "files" not in made.details:
-        raise RequestError(f"{folder}: of an earlier version; {repair_hints.cure('documents', folder)}")
-    return {name: [folder / file for file in files] for name, files in made.details["files"].items()}
+def files_by_source(folder: Path, documents: Manifest) -> dict[str, list[Path]]:
+    """The files of each source, in order."""
+    return {name: [folder / file for file in files] for name, files in documents.details["files"].items()}
 
 
 def read_column(path: Path, column: str) -> pyarrow.ChunkedArray:
@@ -32,14 +25,14 @@ def read_column(path: Path, column: str) -> pyarrow.ChunkedArray:
 
 
 def group_rows(path: Path) -> list[int]:
-    """Rows of each row group of a file.
+    """Number of rows of each row group of a file.
 
     Raises:
         RequestError: the file is damaged.
     """
     with repair_hints.reading("documents", path):
-        facts = parquet.ParquetFile(path).metadata
-    return [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
+        metadata = parquet.ParquetFile(path).metadata
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def read_group(path: Path, group: int, columns: list[str]) -> pyarrow.Table:
@@ -53,12 +46,13 @@ def read_group(path: Path, group: int, columns: list[str]) -> pyarrow.Table:
 
 
 def group_bytes(path: Path) -> list[int]:
-    """Bytes of text of each row group of a file, before compression.
+    """Uncompressed bytes of text of each row group of a file.
 
     Raises:
         RequestError: the file is damaged.
     """
     with repair_hints.reading("documents", path):
-        facts = parquet.ParquetFile(path).metadata
-    column = facts.schema.to_arrow_schema().get_field_index("text")
-    return [facts.row_group(group).column(column).total_uncompressed_size for group in range(facts.num_row_groups)]
+        metadata = parquet.ParquetFile(path).metadata
+    column = metadata.schema.to_arrow_schema().get_field_index("text")
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    return [group.column(column).total_uncompressed_size for group in groups]

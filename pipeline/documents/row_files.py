@@ -1,4 +1,4 @@
-"""Parquet files of documents, written in row groups as they come and published by rename."""
+"""Parquet files of documents, written one row group at a time and published by a rename."""
 
 from pathlib import Path
 from types import TracebackType
@@ -22,31 +22,36 @@ KEPT_SCHEMA = pyarrow.schema(
         ("digest", pyarrow.binary(16)),
     ]
 )
-#: What a document says of itself.
-OWN_COLUMNS = KEPT_SCHEMA.names[:5]
+#: The columns that come from the source.
+SOURCE_COLUMNS = KEPT_SCHEMA.names[:5]
 REJECTED_SCHEMA = pyarrow.schema(
-    [*(KEPT_SCHEMA.field(name) for name in OWN_COLUMNS), pyarrow.field("reason", pyarrow.string())]
+    [*(KEPT_SCHEMA.field(name) for name in SOURCE_COLUMNS), pyarrow.field("reason", pyarrow.string())]
 )
 
 
 class RowFile:
-    """One parquet file; ``compression`` lz4 for what is read once soon, zstd for what is kept.
-
-    Without rows it is an empty file, or with ``needed=False`` none.
-    """
+    """A context manager that writes one parquet file."""
 
     def __init__(self, path: Path, schema: pyarrow.Schema, compression: str, needed: bool = True) -> None:
-        self._path, self._beside = path, atomic.temp_path(path)
-        self._writer = parquet.ParquetWriter(self._beside, schema, compression=compression)
-        self._waiting: list[pyarrow.Table] = []
+        """Open the file.
+
+        Args:
+            path: its name when it is finished.
+            schema: its columns.
+            compression: lz4 for intermediate files, zstd for published ones.
+            needed: write a file without rows, if there are none.
+        """
+        self._path, self._partial = path, atomic.temp_path(path)
+        self._writer = parquet.ParquetWriter(self._partial, schema, compression=compression)
+        self._buffer: list[pyarrow.Table] = []
         self._size = 0
         self._needed = needed
 
     def write(self, table: pyarrow.Table) -> None:
-        """Append rows; they become a row group with those before them once they are large enough."""
+        """Append rows. They are buffered until there is enough text for a row group."""
         if not len(table):
             return
-        self._waiting.append(table)
+        self._buffer.append(table)
         self._size += table["text"].nbytes
         if table["target"].null_count < len(table):
             self._size += table["target"].nbytes
@@ -54,11 +59,11 @@ class RowFile:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            table = pyarrow.concat_tables(self._waiting)
+        if self._buffer:
+            table = pyarrow.concat_tables(self._buffer)
             self._writer.write_table(table, row_group_size=len(table))
             self._needed = True
-            self._waiting, self._size = [], 0
+            self._buffer, self._size = [], 0
 
     def __enter__(self) -> "RowFile":
         return self
@@ -66,14 +71,14 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish the file; after a fault nothing of it stays."""
+        """Publish the file; after an exception, remove it."""
         if kind is not None:
             self._writer.close()
-            self._beside.unlink()
+            self._partial.unlink()
             return
         self._flush()
         self._writer.close()
         if self._needed:
-            atomic.rename_file(self._beside, self._path)
+            atomic.rename_file(self._partial, self._path)
         else:
-            self._beside.unlink()
+            self._partial.unlink()

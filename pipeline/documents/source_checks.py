@@ -1,44 +1,55 @@
-"""What is refused of the sources once they are read: too much that is unreadable, and a source with nothing left."""
+"""Checks of the sources after reading: too many unreadable inputs, or a source without documents."""
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 from artefacts.errors import RequestError
 from configs.schema import Recipe
+from pipeline.documents import counts
+from pipeline.documents.ingest import finished_parts
 from pipeline.documents.write_shards import DUPLICATE, NEAR_DUPLICATE
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Source
 
 _KEY = re.compile(r"data\.clean[.\w]*\w")
-#: The keys behind reasons that name none.
+#: The recipe's keys behind reasons that name none.
 _KEYS = {DUPLICATE: "data.clean.exact_dedup", NEAR_DUPLICATE: "data.clean.near_dedup"}
 
 
-def check_reading(recipe: Recipe, sources: dict[str, Source], found: dict[str, Any]) -> None:
-    """Look at the counts of finished parts by source, as ``documents.by_source`` gives them.
+def check_reading(recipe: Recipe, sources: dict[str, Source], parts: Path) -> None:
+    """Check the counts of all parts. If no document of any source is left, the parts are removed.
 
     Raises:
-        RequestError: too much of a source could not be read, or cleaning left none of its documents.
+        RequestError: a part is not finished, too much of a source could not be read, or cleaning left none of its
+            documents.
     """
-    for name, source in sources.items():
-        bad = found[name]["bad"] if name in found else BadInputs()
-        bad.check(recipe.data.max_bad_fraction, source.name)
-    require_documents(recipe, {name: counts["kept"] for name, counts in found.items()}, found)
+    read = counts.by_source(finished_parts(parts))
+    try:
+        for name, source in sources.items():
+            bad = read[name]["bad"] if name in read else BadInputs()
+            bad.check(recipe.data.max_bad_fraction, source.name, recipe.data.key_of(recipe.data.named_sources[name]))
+        require_documents(recipe, {name: {**of, "documents": of["kept"]} for name, of in read.items()})
+    except RequestError:
+        # A corrected recipe has to read everything again.
+        if not any(of["kept"] for of in read.values()):
+            shutil.rmtree(parts)
+        raise
 
 
-def require_documents(recipe: Recipe, left: dict[str, int], counts: dict[str, Any]) -> None:
-    """Refuse sources without a document.
+def require_documents(recipe: Recipe, by_source: dict[str, dict[str, Any]]) -> None:
+    """Check that every source has documents.
 
     Args:
-        recipe: of the sources.
-        left: documents of each source by name.
-        counts: of each source, with ``dropped`` by reason among them.
+        recipe: the recipe of the sources.
+        by_source: for each source its ``documents``, and those ``dropped`` by reason.
 
     Raises:
-        RequestError: of a source no document is left; it says what became of them, and what to change.
+        RequestError: a source has no documents left. The message says why they were dropped and what to change.
     """
     named = recipe.data.named_sources
-    empty = {name: counts[name]["dropped"] for name, documents in left.items() if not documents}
+    empty = {name: of["dropped"] for name, of in by_source.items() if not of["documents"]}
     if not empty:
         return
     lines = []
@@ -48,7 +59,7 @@ def require_documents(recipe: Recipe, left: dict[str, int], counts: dict[str, An
         lines.append(f"{recipe.data.key_of(named[name])}: no document is left after cleaning: {listed}")
         for reason in sorted(dropped):
             keys |= dict.fromkeys(_KEY.findall(_KEYS.get(reason, reason)))
-    cures = [f"loosen {' or '.join(keys)}"] if keys else []
+    hints = [f"relax {' or '.join(keys)}"] if keys else []
     if len(named) > len(empty):
-        cures.append("take the source out" if len(empty) == 1 else "take these sources out")
-    raise RequestError(f"{'; '.join(lines)}: {', or '.join(cures)}")
+        hints.append("remove this source" if len(empty) == 1 else "remove these sources")
+    raise RequestError(f"{'; '.join(lines)}: {', or '.join(hints)}")

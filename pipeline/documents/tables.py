@@ -1,4 +1,4 @@
-"""Tables for the terminal: what was read from each source, what was dropped and why, how long the documents are."""
+"""Tables for the terminal: documents per source, dropped documents per reason, and document lengths."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from artefacts import atomic
 from artefacts.pages.formats import compact
 
 
-def sources(found: dict[str, Any]) -> list[str]:
-    """A line for each source from its counts so far, for each reason to drop documents, for each kind masked."""
+def sources(counts_by_source: dict[str, Any]) -> list[str]:
+    """Tables of the sources, of the reasons for dropping documents, and of masked data; see ``counts.by_source``."""
     rows = [("source", "read", "of text", "kept", "of text", "dropped", "unreadable")]
     dropped: Counter[str] = Counter()
     masked: Counter[str] = Counter()
-    for name, counts in found.items():
+    for name, counts in counts_by_source.items():
         unreadable = sum(counts["bad"].reasons.values())
         rows.append(
             (
@@ -38,17 +38,17 @@ def sources(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def part_of(parts: Path) -> str:
-    """A line that says how much of the whole the tables of one task among several cover."""
+def coverage(parts: Path) -> str:
+    """A line that says how many parts of the source the tables cover."""
     total = atomic.read_json(parts / "parts.json")["parts"]
     read = len(list(parts.glob("[0-9]*.json")))
     if read >= total:
-        return f"all {total:,} parts of the source are read, by all tasks together"
-    return f"part of the source: {read:,} of {total:,} parts are read so far, by all tasks together"
+        return f"all {total:,} parts of the source have been read, over all tasks"
+    return f"{read:,} of {total:,} parts of the source have been read so far, over all tasks"
 
 
 def lengths(paths: list[Path]) -> list[str]:
-    """How long the documents of some parquet files are, in bytes of UTF-8: quantiles and a histogram."""
+    """Lengths of the documents in parquet files, in bytes of UTF-8: quantiles and a histogram."""
     import numpy as np
     import pyarrow.parquet as parquet
 
@@ -58,7 +58,7 @@ def lengths(paths: list[Path]) -> list[str]:
         return []
     marks = (0, 10, 50, 90, 99, 100)
     quantiles = "  ".join(
-        f"{'least' if q == 0 else 'most' if q == 100 else f'{q}%'} {int(v):,}"
+        f"{'min' if q == 0 else 'max' if q == 100 else f'{q}%'} {int(v):,}"
         for q, v in zip(marks, np.percentile(sizes, marks, method="lower"), strict=True)
     )
     powers = np.bincount(np.frexp(np.maximum(sizes, 1))[1] - 1)
@@ -72,8 +72,8 @@ def lengths(paths: list[Path]) -> list[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns as wide as they need to be: the first to the left, numbers to the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    """Rows with aligned columns: the first column and bars to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [row[0].ljust(widths[0])]

@@ -1,7 +1,7 @@
-"""Last step of the documents stage: the parts without their duplicates, as the shards that are published.
+"""Third step of the documents stage: write the documents that stay, as the shards that are published.
 
-Shard NNNNN is made of consecutive parts of one source: ``clean-NNNNN.parquet``, and ``rejected-NNNNN.parquet`` where
-anything was dropped. Its counts lie in ``shards/NNNNN.json`` under the stage's scratch folder, written last.
+Shard NNNNN consists of consecutive parts of one source: ``clean-NNNNN.parquet``, and ``rejected-NNNNN.parquet`` if
+documents were dropped. Its counts are written last, to ``shards/NNNNN.json`` in the folder of the parts.
 """
 
 from collections import Counter
@@ -13,18 +13,20 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
-from numpy.typing import NDArray
 
 from artefacts import atomic
 from artefacts.errors import RequestError
-from artefacts.hashing import keyed_hashes
+from artefacts.progress import bar
+from configs.schema import Recipe
 from configs.schema.clean import CleanSection
-from pipeline import dedup
+from pipeline import dedup, parallel
 from pipeline.cleaning.cleaner import TOO_SHORT
-from pipeline.documents.ingest import kept_path, rejected_path, with_digests
-from pipeline.documents.row_files import KEPT_SCHEMA, OWN_COLUMNS, REJECTED_SCHEMA, RowFile
+from pipeline.documents.duplicates import SampleThresholds, read_thresholds, verdict
+from pipeline.documents.ingest import finished_parts, kept_path, rejected_path, with_digests
+from pipeline.documents.row_files import KEPT_SCHEMA, REJECTED_SCHEMA, SOURCE_COLUMNS, RowFile
+from pipeline.parallel import ALL_TASKS, TaskShard
 
-#: Text of a clean shard, in bytes, about.
+#: Approximate text of a clean shard, in bytes.
 _SHARD_BYTES = 256 << 20
 
 DUPLICATE = "the same text as an earlier document"
@@ -37,8 +39,8 @@ class Shard(NamedTuple):
 
     Attributes:
         number: its number, over all sources.
-        dataset: the source that its documents are from.
-        parts: numbers of the parts that it is made of.
+        dataset: the source of its documents.
+        parts: numbers of its parts.
     """
 
     number: int
@@ -46,25 +48,37 @@ class Shard(NamedTuple):
     parts: tuple[int, ...]
 
 
-class Sampled(NamedTuple):
-    """Which documents the sample takes: those whose hash of (seed, id) is not above the source's threshold."""
+def write_shards(recipe: Recipe, parts: Path, work: Path, task_shard: TaskShard) -> list[dict[str, Any]]:
+    """Write the shards of a task into ``work``. Shards that are written already are kept.
 
-    seed: int
-    thresholds: dict[str, int | None]
+    Returns:
+        The counts of every shard if the task has all of them, else nothing.
 
-    def mask(self, dataset: str, ids: pyarrow.ChunkedArray) -> NDArray[np.bool_]:
-        most = self.thresholds.get(dataset)
-        if most is None:
-            return np.ones(len(ids), dtype=bool)
-        return document_hashes(self.seed, ids) <= np.uint64(most)
-
-
-def document_hashes(seed: int, ids: pyarrow.ChunkedArray) -> NDArray[np.uint64]:
-    return keyed_hashes(seed, "documents", ids.to_pylist())
+    Raises:
+        RequestError: a part is not finished, duplicates are not resolved, or a part is damaged.
+    """
+    shards = plan(finished_parts(parts))
+    thresholds = read_thresholds(recipe, parts)
+    counts = parts / "shards"
+    counts.mkdir(exist_ok=True)
+    if task_shard == ALL_TASKS:
+        # Another division of the same sources may have left more shards.
+        for path in work.glob("*.parquet"):
+            if int(path.stem.rpartition("-")[2]) >= len(shards):
+                path.unlink()
+    tasks = [
+        (shard, parts, counts, work, recipe.data.clean, thresholds) for shard in shards if task_shard.owns(shard.number)
+    ]
+    with bar(sum(len(task[0].parts) for task in tasks), "part", "shards", disable=not tasks) as progress:
+        for count in parallel.ordered(write_shard, tasks, parallel.count(recipe.data.workers)):
+            progress.update(count)
+    if task_shard != ALL_TASKS:
+        return []
+    return [atomic.read_json(counts / f"{shard.number:05d}.json") for shard in shards]
 
 
 def plan(counts: list[dict[str, Any]]) -> list[Shard]:
-    """The shards, from the parts' counts alone."""
+    """The shards. They depend only on the counts of the parts."""
     shards: list[Shard] = []
     parts: list[int] = []
     size = 0
@@ -82,12 +96,14 @@ def clean_name(number: int) -> str:
     return f"clean-{number:05d}.parquet"
 
 
-def write_shard(shard: Shard, parts: Path, counts: Path, work: Path, section: CleanSection, sampled: Sampled) -> int:
-    """Write one shard, unless its counts say that it is there; returns its number of parts."""
-    done = counts / f"{shard.number:05d}.json"
-    if done.exists():
+def write_shard(
+    shard: Shard, parts: Path, counts: Path, work: Path, section: CleanSection, thresholds: SampleThresholds
+) -> int:
+    """Write one shard, unless its counts exist; returns its number of parts."""
+    counts_path = counts / f"{shard.number:05d}.json"
+    if counts_path.exists():
         return len(shard.parts)
-    found = dict.fromkeys(("documents", "bytes", "outside_sample", "removed_lines"), 0)
+    sums = dict.fromkeys(("documents", "bytes", "not_sampled", "removed_lines"), 0)
     dropped: Counter[str] = Counter()
     with (
         RowFile(work / clean_name(shard.number), KEPT_SCHEMA, "zstd") as kept,
@@ -97,15 +113,15 @@ def write_shard(shard: Shard, parts: Path, counts: Path, work: Path, section: Cl
             for table in _groups(rejected_path(parts, number)):
                 dropped.update(table["reason"].to_pylist())
                 rejected.write(table)
-            for table, refused, outside, lines in _judged(number, parts, shard.dataset, section, sampled):
-                kept.write(table)
-                rejected.write(refused)
-                dropped.update(refused["reason"].to_pylist())
-                found["documents"] += len(table)
-                found["bytes"] += int(np.sum(table["bytes"].to_numpy()))
-                found["outside_sample"] += outside
-                found["removed_lines"] += lines
-    atomic.write_json(done, {"dataset": shard.dataset, **found, "dropped": dict(dropped)})
+            for group in _filtered(number, parts, shard.dataset, section, thresholds):
+                kept.write(group.kept)
+                rejected.write(group.dropped)
+                dropped.update(group.dropped["reason"].to_pylist())
+                sums["documents"] += len(group.kept)
+                sums["bytes"] += int(np.sum(group.kept["bytes"].to_numpy()))
+                sums["not_sampled"] += group.not_sampled
+                sums["removed_lines"] += group.removed_lines
+    atomic.write_json(counts_path, {"dataset": shard.dataset, **sums, "dropped": dict(dropped)})
     return len(shard.parts)
 
 
@@ -115,44 +131,52 @@ def _groups(path: Path) -> Iterator[pyarrow.Table]:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)
     except pyarrow.ArrowException as error:
-        said = " ".join(str(error).split())
-        raise RequestError(f"{path}: damaged ({said}): rm -r {path.parent} and run the same again") from None
+        message = " ".join(str(error).split())
+        raise RequestError(f"{path}: damaged ({message}): rm -r {path.parent} and run the same command again") from None
 
 
-def _judged(
-    number: int, parts: Path, dataset: str, section: CleanSection, sampled: Sampled
-) -> Iterator[tuple[pyarrow.Table, pyarrow.Table, int, int]]:
-    """Each row group of a part: what stays, what is dropped, how many the sample leaves out, lines removed."""
-    found = verdict(parts, section, number)
-    seen = 0
+class _Filtered(NamedTuple):
+    """A row group without duplicates and documents that are not sampled.
+
+    Attributes:
+        kept: the documents that stay.
+        dropped: the documents that are dropped, with the reason.
+        not_sampled: number of documents that are not sampled.
+        removed_lines: number of lines that were removed.
+    """
+
+    kept: pyarrow.Table
+    dropped: pyarrow.Table
+    not_sampled: int
+    removed_lines: int
+
+
+def _filtered(
+    number: int, parts: Path, dataset: str, section: CleanSection, thresholds: SampleThresholds
+) -> Iterator[_Filtered]:
+    """The row groups of a part."""
+    duplicates = verdict(parts, section, number)
+    start = 0
     for table in _groups(kept_path(parts, number)):
-        here = slice(seen, seen + len(table))
-        marks = found.documents[here]
-        lines = slice(*np.searchsorted(found.rows, [here.start, here.stop]))
-        seen += len(table)
-        inside = sampled.mask(dataset, table["id"])
-        refused = [_refused(table.filter(marks == mark), reason) for mark, reason in _REASONS.items()]
-        outside = int(np.sum((marks == dedup.KEPT) & ~inside))
-        stays = (marks == dedup.KEPT) & inside
-        removed = int(lines.stop - lines.start)
-        if removed:
-            rows = found.rows[lines].astype(np.int64) - here.start
-            texts = dedup.remove_lines(table["text"], rows, found.lines[lines])
+        stop = start + len(table)
+        marks = duplicates.documents[start:stop]
+        lines = slice(*np.searchsorted(duplicates.rows, [start, stop]))
+        is_sampled = thresholds.mask(dataset, table["id"])
+        dropped = [_with_reason(table.filter(marks == mark), reason) for mark, reason in _REASONS.items()]
+        not_sampled = int(np.sum((marks == dedup.KEPT) & ~is_sampled))
+        stays = (marks == dedup.KEPT) & is_sampled
+        removed_lines = int(lines.stop - lines.start)
+        if removed_lines:
+            rows = duplicates.rows[lines].astype(np.int64) - start
+            texts = dedup.remove_lines(table["text"], rows, duplicates.lines[lines])
             table = with_digests(table.set_column(1, "text", texts))
-            short = (compute.utf8_length(texts).to_numpy() < max(section.min_chars, 1)) & stays
-            refused.append(_refused(table.filter(short), TOO_SHORT))
-            stays &= ~short
-        yield table.filter(stays), pyarrow.concat_tables(refused), outside, removed
+            is_short = (compute.utf8_length(texts).to_numpy() < max(section.min_chars, 1)) & stays
+            dropped.append(_with_reason(table.filter(is_short), TOO_SHORT))
+            stays &= ~is_short
+        yield _Filtered(table.filter(stays), pyarrow.concat_tables(dropped), not_sampled, removed_lines)
+        start = stop
 
 
-def verdict(parts: Path, section: CleanSection, number: int) -> dedup.Verdict:
-    """What happens to the documents of a part; all stay where nothing is compared."""
-    if dedup.kinds(section):
-        return dedup.verdict(parts, section, number)
-    nothing = np.zeros(0, np.uint32)
-    return dedup.Verdict(np.zeros(parquet.read_metadata(kept_path(parts, number)).num_rows, np.uint8), nothing, nothing)
-
-
-def _refused(table: pyarrow.Table, reason: str) -> pyarrow.Table:
+def _with_reason(table: pyarrow.Table, reason: str) -> pyarrow.Table:
     reasons = pyarrow.array([reason] * len(table), pyarrow.string())
-    return table.select(OWN_COLUMNS).append_column("reason", reasons).cast(REJECTED_SCHEMA)
+    return table.select(SOURCE_COLUMNS).append_column("reason", reasons).cast(REJECTED_SCHEMA)

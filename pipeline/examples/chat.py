@@ -1,7 +1,7 @@
-"""The examples stage: chat examples for fine-tuning, one side to train on and one held out.
+"""The examples stage: chat examples for fine-tuning. A part of them is held out for evaluation.
 
-``examples/train-*.parquet`` and ``held-out-*.parquet`` hold ids, labels (-100 where there is no loss), source,
-question and answer. ``pipeline/examples/split.py`` says which examples are held out.
+``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, labels (-100 where there is no loss),
+source, question and answer. See ``pipeline/examples/split.py`` for the split.
 """
 
 import os
@@ -22,20 +22,20 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
 from configs.schema.finetune import FinetuneSection
-from pipeline import parallel as processes
+from pipeline import parallel
 from pipeline.document import id_prefix
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.storage.digests import digests_of
 
 TOO_LONG = "longer than finetune.max_length"
 REPEATED = "the same conversation as an earlier example"
-OUTSIDE = "outside finetune.examples.max_examples"
-#: Key -> the reason that it leaves examples out for.
-_LIMITS = {"finetune.max_length": TOO_LONG, "finetune.examples.max_examples": OUTSIDE}
+NOT_SAMPLED = "not sampled (finetune.examples.max_examples)"
+#: Key -> the reason for which it drops examples.
+_LIMITS = {"finetune.max_length": TOO_LONG, "finetune.examples.max_examples": NOT_SAMPLED}
 
 
 class Example(NamedTuple):
-    """A conversation, and what it asks and answers."""
+    """A conversation, its last question and answer, and where it comes from."""
 
     messages: list[dict[str, str]]
     question: str
@@ -44,7 +44,7 @@ class Example(NamedTuple):
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Make and publish the examples; None where they are up to date.
+    """Build and publish the examples; None if they are up to date.
 
     Raises:
         RequestError: the recipe has no finetune section, the tokenizer or tokens are missing, too many records are
@@ -52,7 +52,7 @@ def build(recipe: Recipe) -> Manifest | None:
     """
     section = recipe.finetune
     if section is None:
-        raise RequestError("the recipe has no finetune section: there are no examples to make")
+        raise RequestError("the recipe has no finetune section, which describes the examples: add one")
     layout = RunLayout.of(recipe)
     tokenizer = manifest.require(layout.tokenizer, "tokenizer")
     inputs = {"tokenizer": tokenizer.fingerprint}
@@ -78,93 +78,93 @@ def build(recipe: Recipe) -> Manifest | None:
                 return None
             repair_hints.check_sizes("tokenizer", layout.tokenizer)
             dropped: Counter[str] = Counter()
-            found, counts = _gather(recipe, section, dropped)
-            counts |= _write(_unrepeated(found, dropped), stage.work, recipe, dropped)
+            examples_read, counts = _gather(recipe, section, dropped)
+            counts |= _write(_unrepeated(examples_read, dropped), stage.work, recipe, dropped)
             counts["dropped"] = dict(sorted(dropped.items()))
             return stage.publish(counts, manifest.versions("sentencepiece", "pyarrow"))
 
 
 def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> tuple[list[Example], dict[str, Any]]:
-    """Every usable example, in the order of its source, and counts of the reading."""
-    from pipeline.cleaning.normalize import Normaliser
+    """Every usable example, in the order of the source, and counts."""
+    from pipeline.cleaning.normalize import Normalizer
 
-    normaliser = Normaliser(recipe.data.clean.unicode, recipe.data.clean.fix_text)
+    normalizer = Normalizer(recipe.data.clean.unicode, recipe.data.clean.fix_text)
     if section.examples.kind == "pydocs":
-        found = _about_functions(recipe, normaliser.text, dropped)
-        return found, {"found": len(found) + sum(dropped.values())}
+        examples = _about_functions(recipe, normalizer.text, dropped)
+        return examples, {"found": len(examples) + sum(dropped.values())}
     from pipeline.examples import instructions
 
     path = str(section.examples.path)
-    bad = BadInputs(cures=instructions.CURES)
-    found = []
-    for where, messages in instructions.conversations(instructions.find(path), normaliser.text, bad):
-        said = [message["content"] for message in messages if message["role"] == "assistant"]
-        asked = [message["content"] for message in messages if message["role"] == "user"]
-        found.append(Example(messages, asked[-1] if asked else "", said[-1], where))
+    bad = BadInputs(hints=instructions.HINTS)
+    examples = []
+    for where, messages in instructions.conversations(instructions.find(path), normalizer.text, bad):
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        questions = [message["content"] for message in messages if message["role"] == "user"]
+        examples.append(Example(messages, questions[-1] if questions else "", answers[-1], where))
     if not bad.good and not bad.reasons:
-        raise RequestError(f"finetune.examples.path: {path} holds no record: {instructions.TAKEN}")
+        raise RequestError(f"finetune.examples.path: {path} has no records: {instructions.FORMATS}")
     bad.check(recipe.data.max_bad_fraction, f"finetune.examples.path: {path}")
-    return found, {"found": bad.good, "bad_inputs": dict(bad.reasons)}
+    return examples, {"found": bad.good, "bad_inputs": dict(bad.reasons)}
 
 
-def _about_functions(recipe: Recipe, normalised: Callable[[str], str], dropped: Counter[str]) -> list[Example]:
+def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: Counter[str]) -> list[Example]:
     import pyarrow.parquet as parquet
 
     from pipeline.examples.pydocs_questions import questions
     from pipeline.sources.pydocs import PydocsSource
 
     section = _pydocs(recipe)
-    # Questions are about what a labelled document is without.
+    # Questions need the first line of a document, which documents with targets do not have.
     source = replace(PydocsSource.of(section or SourceSection(), recipe), target_field=None)
     held_out: frozenset[str] = frozenset()
     if section:
         path = RunLayout.of(recipe).tokens / "validation.parquet"
         with repair_hints.reading("tokens", path):
             table = parquet.read_table(path, columns=["id"])
-        prefix = id_prefix(recipe, next(name for name, own in recipe.data.named_sources.items() if own is section))
+        prefix = id_prefix(recipe, next(name for name, of in recipe.data.named_sources.items() if of is section))
         ids = (identifier for identifier in table["id"].to_pylist() if identifier.startswith(prefix))
         held_out = frozenset(identifier.removeprefix(prefix) for identifier in ids)
-    documents = source.documents(processes.count(recipe.data.workers))
+    documents = source.documents(parallel.count(recipe.data.workers))
     examples = []
-    for found in questions(documents, held_out, recipe.run.seed, dropped):
-        question, answer = normalised(found.question), normalised(found.answer)
+    for item in questions(documents, held_out, recipe.run.seed, dropped):
+        question, answer = normalized(item.question), normalized(item.answer)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        examples.append(Example(messages, question, answer, found.source))
+        examples.append(Example(messages, question, answer, item.source))
     return examples
 
 
 def _pydocs(recipe: Recipe) -> SourceSection | None:
-    """The pydocs source of the documents, if there is one: examples keep clear of what it holds out."""
+    """The pydocs source of the documents, if there is one. No examples are made from its validation documents."""
     return next((section for section in recipe.data.named_sources.values() if section.kind == "pydocs"), None)
 
 
 def _plain(answer: str) -> str:
-    """An answer as it is compared: neither case nor spacing tells two apart."""
+    """A text for comparison, without differences in case and spacing."""
     return " ".join(answer.casefold().split())
 
 
-def _unrepeated(found: list[Example], dropped: Counter[str]) -> list[Example]:
-    """Only the first of the same conversations."""
+def _unrepeated(examples: list[Example], dropped: Counter[str]) -> list[Example]:
+    """The examples without repeated conversations."""
     seen: set[str] = set()
     kept = []
-    for example in found:
-        said = "\0".join(_plain(message["content"]) for message in example.messages)
-        if said in seen:
+    for example in examples:
+        conversation = "\0".join(_plain(message["content"]) for message in example.messages)
+        if conversation in seen:
             dropped[REPEATED] += 1
         else:
-            seen.add(said)
+            seen.add(conversation)
             kept.append(example)
     return kept
 
 
-def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
-    """Render, sample, split and write both sides; their counts."""
+def _write(examples: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
+    """Render, sample, split and write the examples; returns the counts of both sides."""
     from pipeline.examples.split import split
     from tokenizer import chat_template
 
     section = recipe.finetune
     assert section is not None
-    rows = _sampled(_rendered(found, recipe, section.max_length, dropped), recipe.run.seed, section, dropped)
+    rows = _sampled(_rendered(examples, recipe, section.max_length, dropped), recipe.run.seed, section, dropped)
     if len(rows) < 2:
         raise _too_few(len(rows), section, dropped)
     held_out, warning = split([row["messages"] for row in rows], recipe.run.seed, section.examples.held_out_fraction)
@@ -182,15 +182,15 @@ def _write(found: list[Example], work: Path, recipe: Recipe, dropped: Counter[st
     return counts
 
 
-def _rendered(found: list[Example], recipe: Recipe, max_length: int, dropped: Counter[str]) -> list[dict[str, Any]]:
+def _rendered(examples: list[Example], recipe: Recipe, max_length: int, dropped: Counter[str]) -> list[dict[str, Any]]:
     """The examples that are not too long, with their ids and labels."""
     from tokenizer import chat_template
     from tokenizer.registry import load_tokenizer
 
     tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
     rows = []
-    with bar(len(found), "example", "examples") as progress:
-        for example in found:
+    with bar(len(examples), "example", "examples") as progress:
+        for example in examples:
             ids, labels = chat_template.render(example.messages, tokenizer)
             progress.update()
             if len(ids) > max_length:
@@ -213,18 +213,18 @@ def _sampled(
         return rows
     hashes = keyed_hashes(seed, "examples", (f"{row['question']}\0{row['answer']}" for row in rows))
     chosen = smallest(hashes, np.ones(len(rows), np.int64), most)
-    dropped[OUTSIDE] = len(rows) - most
+    dropped[NOT_SAMPLED] = len(rows) - most
     return [row for row, taken in zip(rows, chosen, strict=True) if taken]
 
 
 def _too_few(left: int, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
-    """Names what was left out, and what would leave more."""
+    """The error for too few examples, with the reasons for dropped examples and what to change."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
-    cures = ["give more text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
-    cures += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]
+    hints = ["add text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
+    hints += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]
     return RequestError(
-        f"{'only one chat example is' if left else 'no chat example is'} left{why and f' ({why} left out)'}; "
-        f"fine-tuning needs at least two, one of them held out: {' or '.join(cures)}"
+        f"{'only one chat example is' if left else 'no chat example is'} left{why and f' (dropped: {why})'}; "
+        f"fine-tuning needs at least two, one of them held out: {' or '.join(hints)}"
     )
 
 
@@ -237,8 +237,8 @@ def _write_side(work: Path, name: str, rows: list[dict[str, Any]]) -> None:
         + [(column, pyarrow.string()) for column in ("source", "question", "answer")]
     )
     target = work / f"{name}-00000.parquet"
-    beside = target.with_name(f".{target.name}.partial")
-    with parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
+    partial = target.with_name(f".{target.name}.partial")
+    with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
         for start in range(0, len(rows), 10_000):
             writer.write_table(pyarrow.Table.from_pylist(rows[start : start + 10_000], schema))
-    os.replace(beside, target)
+    os.replace(partial, target)

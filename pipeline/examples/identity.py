@@ -1,4 +1,4 @@
-"""TODO: pipeline/examples/identity.py."""
+"""The recipe keys that the examples of a supervised model depend on."""
 
 from typing import Any
 
@@ -6,11 +6,13 @@ from configs.schema import Recipe
 
 
 def examples_identity(recipe: Recipe) -> dict[str, Any]:
-    """The recipe keys that the examples depend on of a model that learns from no running text."""
-    found = {
+    """The recipe keys that the examples depend on, for a model that is trained on documents with targets."""
+    identity = {
         "task": recipe.task,
         "context_length": recipe.train.context_length,
         "validation_fraction": recipe.data.tokens.validation_fraction,
         "seed": recipe.run.seed,
     }
-    return found | ({"classes": recipe.model.identity()["classes"]} if recipe.task == "sequence_classification" else {})
+    return identity | (
+        {"classes": recipe.model.identity()["classes"]} if recipe.task == "sequence_classification" else {}
+    )

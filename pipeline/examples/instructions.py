@@ -1,6 +1,6 @@
-"""Instruction files: JSON lines, or one JSON array, of instruction/input/output or of messages.
+"""Instruction files: JSON lines, or one JSON array, with instruction/input/output or messages.
 
-A field that may be left out may be null as well.
+Optional fields can be null.
 """
 
 import json
@@ -17,22 +17,22 @@ Messages = list[dict[str, str]]
 
 _ROLES = ("system", "user", "assistant")
 
-#: What a file is to hold, for messages.
-TAKEN = (
-    "it takes JSON lines (.jsonl, .ndjson) or one JSON array (.json) of records with instruction, output and maybe "
-    "input, or with messages of role and content"
+#: The formats of files, for messages.
+FORMATS = (
+    "use JSON lines (.jsonl, .ndjson) or one JSON array (.json) of records with instruction, output and optionally "
+    "input, or with messages that have role and content"
 )
-#: Begin of a reason -> what to do about such records.
-CURES = {
-    **signatures.CURES,
-    "unreadable file": "fetch or mend these files of finetune.examples.path again, or take them away",
+#: Beginning of a reason -> what to do about such records.
+HINTS = {
+    **signatures.HINTS,
+    "unreadable file": "download or repair these files of finetune.examples.path again, or remove them",
     "invalid UTF-8": "save the files of finetune.examples.path as UTF-8",
-    "malformed ": f"see what finetune.examples.path names: {TAKEN}",
-    "not a JSON object": f"see what finetune.examples.path names: {TAKEN}",
-    "neither messages": "give each record of finetune.examples.path these fields",
+    "malformed ": f"check finetune.examples.path: {FORMATS}",
+    "not a JSON object": f"check finetune.examples.path: {FORMATS}",
+    "neither messages": "add these fields to every record of finetune.examples.path",
     **dict.fromkeys(
         ("instruction is ", "input is ", "output is ", "a message's "),
-        "give these fields a text in every record of finetune.examples.path, or take those records out",
+        "make these fields text in every record of finetune.examples.path, or remove those records",
     ),
 }
 
@@ -41,7 +41,7 @@ def fingerprints(path: str, digests: SourceDigests) -> dict[str, str]:
     """Fingerprints of the files of ``finetune.examples.path``.
 
     Raises:
-        RequestError: there is nothing at the path.
+        RequestError: there are no files.
     """
     return {"files": digests.of("files", find(path))}
 
@@ -50,19 +50,19 @@ def find(path: str) -> dict[str, File]:
     """The files of ``finetune.examples.path``.
 
     Raises:
-        RequestError: nothing is there.
+        RequestError: there are none.
     """
     return files.find(path, (".jsonl", ".ndjson", ".json"), "finetune.examples.path")
 
 
 def conversations(
-    found: dict[str, File], normalised: Callable[[str], str], bad: BadInputs
+    paths: dict[str, File], normalized: Callable[[str], str], bad: BadInputs
 ) -> Iterator[tuple[str, Messages]]:
-    """(where it stands, messages) of every usable record, in order; the others are counted in ``bad``.
+    """(where it is, messages) of every usable record, in order. Others are counted in ``bad``.
 
-    Every text goes through ``normalised``.
+    ``normalized`` is applied to every text.
     """
-    for name, file in found.items():
+    for name, file in paths.items():
         try:
             with files.open_binary(file) as stream:
                 content, damage = files.up_to_damage(stream)
@@ -80,7 +80,7 @@ def conversations(
             bad.add("invalid UTF-8", f"{name}: byte {error.start}")
             continue
         for where, record in records:
-            messages = _messages(record, normalised)
+            messages = _messages(record, normalized)
             if isinstance(messages, str):
                 bad.add(messages, where)
             else:
@@ -96,7 +96,7 @@ def _records(text: str, name: str, bad: BadInputs) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             bad.add("malformed JSON array", f"{name}: {error}")
         return
-    # Not splitlines: JSON text may hold U+2028 and its like.
+    # Not splitlines, because JSON can contain U+2028 and similar characters.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -109,32 +109,32 @@ class _UnusableError(Exception):
     """Why a record cannot be used."""
 
 
-def _messages(record: Any, normalised: Callable[[str], str]) -> Messages | str:
-    """Messages of a record, or why it has none."""
+def _messages(record: Any, normalized: Callable[[str], str]) -> Messages | str:
+    """The messages of a record, or why it has none."""
     if not isinstance(record, dict):
         return "not a JSON object"
-    # Where all records have the same columns, those of the other form are null.
+    # If all records have the same columns, those of the other format are null.
     fields = {name: value for name, value in record.items() if value is not None}
     try:
         if "messages" in fields:
-            return _conversation(fields["messages"], normalised)
+            return _conversation(fields["messages"], normalized)
         if "instruction" not in record or "output" not in record:
-            there = ", ".join(map(str, record)) or "none"
-            return f"neither messages nor instruction and output (fields there: {there})"
+            listed = ", ".join(map(str, record)) or "none"
+            return f"neither messages nor instruction and output (its fields: {listed})"
         names = ("instruction", "input", "output")
         instruction, extra, output = (
-            _text(record[name] if name != "input" else fields.get(name, ""), name, normalised) for name in names
+            _text(record[name] if name != "input" else fields.get(name, ""), name, normalized) for name in names
         )
     except _UnusableError as error:
         return str(error)
     for name, text in (("instruction", instruction), ("output", output)):
         if not text:
             return f"{name} is empty"
-    asked = f"{instruction}\n\n{extra}" if extra else instruction
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
+    question = f"{instruction}\n\n{extra}" if extra else instruction
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
 
 
-def _conversation(messages: Any, normalised: Callable[[str], str]) -> Messages | str:
+def _conversation(messages: Any, normalized: Callable[[str], str]) -> Messages | str:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return "messages is not a list of objects"
     plain = []
@@ -144,21 +144,21 @@ def _conversation(messages: Any, normalised: Callable[[str], str]) -> Messages |
                 return f"a message's {name} is {'null' if name in message else 'missing'}"
         if message["role"] not in _ROLES:
             return f"a role other than {', '.join(_ROLES)}"
-        plain.append({"role": message["role"], "content": _text(message["content"], "a message's content", normalised)})
+        plain.append({"role": message["role"], "content": _text(message["content"], "a message's content", normalized)})
     if not any(message["role"] == "assistant" and message["content"] for message in plain):
         return "no assistant message to learn from"
     return plain
 
 
-#: What JSON calls values that are no text.
+#: JSON's names of values that are not text.
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
-def _text(value: Any, name: str, normalised: Callable[[str], str]) -> str:
-    """A normalised text.
+def _text(value: Any, name: str, normalized: Callable[[str], str]) -> str:
+    """A normalized text.
 
     Raises:
-        _UnusableError: the value is no text, or UTF-8 cannot hold it: escapes in JSON may spell lone surrogates.
+        _UnusableError: the value is not text, or has lone surrogates, which UTF-8 cannot encode.
     """
     if value is None:
         raise _UnusableError(f"{name} is null")
@@ -167,5 +167,5 @@ def _text(value: Any, name: str, normalised: Callable[[str], str]) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _UnusableError("a lone surrogate, which is no character") from None
-    return normalised(value)
+        raise _UnusableError("a lone surrogate, which is not a character") from None
+    return normalized(value)

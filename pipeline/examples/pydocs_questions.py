@@ -1,4 +1,4 @@
-"""Questions about documented functions: the answer is the first sentence of the docstring."""
+"""Questions about documented functions. The answer is the first sentence of the docstring."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ _TEMPLATES = (
 PRIVATE = "private name"
 NO_SENTENCE = "no sentence to answer with"
 REPEATED = "the same answer as another function"
-HELD_OUT = "its document is held out from pretraining"
+HELD_OUT = "document held out from pretraining"
 
 _SENTENCE = re.compile(r"^(.+?[.!])(?:\s|$)", re.DOTALL)
 _MARKUP = re.compile(r":\w+:`[~!]?([^`]+)`|``([^`]+)``")
@@ -38,11 +38,11 @@ class Question(NamedTuple):
 
 
 def answer(text: str) -> str | None:
-    """The first sentence of a function document's docstring, on one line; None where it makes no fit answer."""
+    """The first sentence of a function's docstring, on one line; None: it is not suitable as an answer."""
     paragraph = text.partition("\n\n")[2].split("\n\n", 1)[0]
     flat = " ".join(_MARKUP.sub(lambda match: match[1] or match[2], paragraph).split())
-    found = _SENTENCE.match(flat)
-    sentence = found[1] if found else ""
+    first = _SENTENCE.match(flat)
+    sentence = first[1] if first else ""
     fit = (
         _LEAST_CHARS <= len(sentence) <= _MOST_CHARS
         and len(sentence.split()) >= _LEAST_WORDS
@@ -59,30 +59,30 @@ def answer(text: str) -> str | None:
 def questions(
     documents: Iterable[Document], held_out: frozenset[str], seed: int, dropped: dict[str, int]
 ) -> Iterator[Question]:
-    """A question for each public function with a fit answer, and for none whose document is in ``held_out``.
+    """A question for each public function with a suitable answer, except those whose document is in ``held_out``.
 
-    An answer that such a document gives too is left out wherever else it stands; of functions with the same answer
-    only the first is asked about. What is passed over is counted in ``dropped``.
+    Functions with the same answer as a held-out document are skipped too. Of several functions with the same answer,
+    only the first one has a question. Skipped functions are counted by reason in ``dropped``.
     """
     functions = [document for document in documents if document.kind == "function"]
     secret = {answer(document.text) for document in functions if document.id in held_out} - {None}
     choices = keyed_hashes(seed, "question", [document.id for document in functions]) % np.uint64(len(_TEMPLATES))
-    given: set[str] = set()
+    known: set[str] = set()
     for document, choice in zip(functions, choices, strict=True):
         name = document.id.removeprefix("pydocs:").partition("#")[0]
-        said = answer(document.text)
+        sentence = answer(document.text)
         reason = None
         if any(part.startswith("_") for part in name.split(".")):
             reason = PRIVATE
-        elif document.id in held_out or said in secret:
+        elif document.id in held_out or sentence in secret:
             reason = HELD_OUT
-        elif said is None:
+        elif sentence is None:
             reason = NO_SENTENCE
-        elif said.casefold() in given:
+        elif sentence.casefold() in known:
             reason = REPEATED
-        if reason or said is None:
+        if reason or sentence is None:
             dropped[str(reason)] = dropped.get(str(reason), 0) + 1
             continue
-        given.add(said.casefold())
+        known.add(sentence.casefold())
         what = "method" if name.split(".")[-2][:1].isupper() else "function"
-        yield Question(_TEMPLATES[int(choice)].format(what=what, name=name), said, document.id)
+        yield Question(_TEMPLATES[int(choice)].format(what=what, name=name), sentence, document.id)

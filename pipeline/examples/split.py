@@ -1,16 +1,15 @@
-"""Which chat examples train and which are held out: about the share asked for, and none that gives another away.
+"""Choose which chat examples are held out, so that training examples do not reveal their answers.
 
-Examples are tied, so that they stay on one side, by
+Examples are tied, so that they are on the same side, if they have
 
-- the same question, whatever its case, spacing and punctuation;
-- nearly the same question: with other numbers, with one word added, removed or changed, with its words in another
-  order, or (long ones) with many of the same word sequences, by MinHash as for near duplicates among documents;
+- the same question, ignoring case, spacing and punctuation;
+- nearly the same question: with other numbers, with one word added, removed or changed, with the words in another
+  order, or (for long questions) with many of the same word sequences, by MinHash as for near duplicates of documents;
 - the same answer.
 
-What many examples share gives none of them away, such as a template of questions, a class label or a stock phrase: it
-ties nothing, and a common answer always keeps examples to train on. In a conversation each turn of the assistant is an
-answer, and its question is all that the user has said so far. The sides depend on the seed and the examples, not on
-the order of the examples.
+What many examples share, such as a template of questions, a class label or a stock phrase, does not tie them, and some
+examples with a common answer are always left for training. In a conversation, each assistant message is an answer, and
+its question consists of all user messages so far. The split depends on the seed and the examples, not on their order.
 """
 
 import re
@@ -34,16 +33,17 @@ Hashes = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 Messages = Sequence[Mapping[str, str]]
 
-#: An answer that more examples than this share is common; what more questions than this share is a template.
+#: An answer of more examples than this is common, and a question of more examples is a template.
 _FEW = 10
-#: Answers of fewer bytes than this may be class labels, which are common sooner.
+#: Answers with fewer bytes can be class labels, for which a lower limit applies.
 _SHORT_BYTES, _FEW_SHORT = 32, 3
-#: Questions of this many words are compared without one of them; those from ``_LONG`` words on by MinHash.
+#: Questions with a number of words in this range are compared without one word. From ``_LONG`` words on, MinHash is
+#: used.
 _LEAST_WORDS, _MOST_WORDS, _LONG = 4, 64, 20
-#: Questions that are sketched at a time.
+#: Number of questions that are sketched at a time.
 _BLOCK = 1 << 14
 
-#: Words as in ``pipeline/ngrams.py``, but each Chinese or Japanese character is one.
+#: Words as in ``pipeline/ngrams.py``, but each Chinese or Japanese character is a word.
 _MARKS = r"\s\x00-/:-@\[-`{-\xbf\u060c\u061b\u061f\u0964\u0965\u2000-\u206f\u3000-\u303f"
 _CJK = r"\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(f"[{_CJK}]|[^{_MARKS}{_CJK}]+")
@@ -54,8 +54,8 @@ class Split(NamedTuple):
     """A split of examples.
 
     Attributes:
-        held_out: mask of the held-out examples; at least one is, and at least one is not.
-        warning: why the share is far from the one asked for, or why the sides have examples that are tied; or None.
+        held_out: mask of the held-out examples. At least one is held out, and at least one is not.
+        warning: why far fewer examples are held out than requested, or why tied examples are on both sides; or None.
     """
 
     held_out: Mask
@@ -63,13 +63,13 @@ class Split(NamedTuple):
 
 
 class _Turns(NamedTuple):
-    """The assistant's turns of all examples.
+    """The assistant messages of all examples.
 
     Attributes:
-        examples: [turns] the example of each.
-        questions, answers: [turns] places in the distinct texts; -1: there is no text.
-        last: [turns] whether it is the last of its example.
-        question_texts, answer_texts: the distinct ones, as ``_comparable`` has them.
+        examples: [turns] the example of each message.
+        questions, answers: [turns] indices into the distinct texts; -1: there is no text.
+        last: [turns] whether it is the last message of its example.
+        question_texts, answer_texts: the distinct texts; see ``_comparable``.
     """
 
     examples: Ints
@@ -81,7 +81,7 @@ class _Turns(NamedTuple):
 
 
 class _Answers(NamedTuple):
-    """Which examples have which answers: parallel arrays, without repetition."""
+    """Distinct pairs of answer and example, as parallel arrays."""
 
     answers: Ints
     examples: Ints
@@ -91,20 +91,20 @@ def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Spli
     """Split two or more conversations so that about ``fraction`` of them are held out."""
     count = len(conversations)
     target = min(max(round(fraction * count), 1), count - 1)
-    # What the held-out side has no room for counts as common too.
+    # Answers of more examples than the held-out side has room for are common too.
     few = min(_FEW, max(target, 2))
     turns = _turns(conversations)
     common, rare = _by_frequency(turns, few)
     same_question = _question_ties(turns, np.arange(len(turns.question_texts)), count, few)
-    every_tie = _question_ties(turns, _families(turns.question_texts, few), count, few)
-    _tie(every_tie, rare.answers, rare.examples)
-    flatten(every_tie)
+    all_ties = _question_ties(turns, _families(turns.question_texts, few), count, few)
+    _tie(all_ties, rare.answers, rare.examples)
+    flatten(all_ties)
     hashes = keyed_hashes(
         seed, "held-out", ("\0".join(message["content"] for message in messages) for messages in conversations)
     )
-    # What must be shared for the sides to have an example each; nothing, in all but odd cases.
+    # What the sides have to share so that both have examples. Almost always nothing.
     levels = (
-        ("", every_tie),
+        ("", all_ties),
         ("an answer or nearly a question", same_question),
         ("a question", np.arange(count)),
     )
@@ -116,14 +116,14 @@ def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Spli
 def _warning(reached: int, target: int, count: int, shared: str) -> str | None:
     if shared:
         return (
-            f"finetune.examples: too few of the {count:,} examples have a question and an answer of their own: the "
-            f"{reached:,} held out share {shared} with training examples, so their loss will look better than it is"
+            f"finetune.examples: too few of the {count:,} examples have a unique question and answer: held-out "
+            f"examples ({reached:,}) share {shared} with training examples, so their loss is too optimistic"
         )
     if 2 * reached < target:
         return (
-            f"finetune.examples: {reached:,} of {count:,} examples are held out, where held_out_fraction asks for "
-            f"{target:,}: examples with nearly the same question or the same answer stay on one side, and most of "
-            "them belong together"
+            f"finetune.examples: {reached:,} of {count:,} examples are held out instead of {target:,} "
+            "(held_out_fraction), because examples with nearly the same question or the same answer are on the same "
+            "side"
         )
     return None
 
@@ -131,33 +131,33 @@ def _warning(reached: int, target: int, count: int, shared: str) -> str | None:
 def _turns(conversations: Sequence[Messages]) -> _Turns:
     questions: dict[str, int] = {}
     answers: dict[str, int] = {}
-    found: list[tuple[int, int, int, bool]] = []
+    turns: list[tuple[int, int, int, bool]] = []
     for example, messages in enumerate(conversations):
-        asked = ""
+        question_so_far = ""
         for message in messages:
-            said = _comparable(message["content"])
+            text = _comparable(message["content"])
             if message["role"] == "user":
-                asked = f"{asked} {said}".strip()
+                question_so_far = f"{question_so_far} {text}".strip()
             elif message["role"] == "assistant":
-                question = questions.setdefault(asked, len(questions)) if asked else -1
-                answer = answers.setdefault(said, len(answers)) if said else -1
-                found.append((example, question, answer, False))
-        if found and found[-1][0] == example:
-            found[-1] = (*found[-1][:3], True)
-    columns = np.array(found, np.int64).reshape(-1, 4).T
+                question = questions.setdefault(question_so_far, len(questions)) if question_so_far else -1
+                answer = answers.setdefault(text, len(answers)) if text else -1
+                turns.append((example, question, answer, False))
+        if turns and turns[-1][0] == example:
+            turns[-1] = (*turns[-1][:3], True)
+    columns = np.array(turns, np.int64).reshape(-1, 4).T
     return _Turns(columns[0], columns[1], columns[2], columns[3].astype(bool), [*questions], [*answers])
 
 
 def _comparable(text: str) -> str:
-    """A text's words in small letters, a space between two; of a text without words, the text."""
+    """The words of a text in lower case, separated by spaces; the text itself if it has no words."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_WORD.findall(text)) or " ".join(text.split())
 
 
 def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
-    """The common answers, and the others."""
-    there = turns.answers >= 0
-    answers, examples = _distinct(turns.answers[there], turns.examples[there])
+    """The common answers, and the rare answers."""
+    has_answer = turns.answers >= 0
+    answers, examples = _distinct(turns.answers[has_answer], turns.examples[has_answer])
     short = np.array([len(text.encode()) < _SHORT_BYTES for text in turns.answer_texts], bool)
     most = np.where(short, min(few, _FEW_SHORT), few)
     is_common = (np.bincount(answers, minlength=len(most)) > most)[answers]
@@ -165,13 +165,17 @@ def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
 
 
 def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
-    """Examples tied by their questions, of which ``families`` has a number each: the root of each example.
+    """The root of each example, where examples are tied by the families of their questions.
 
-    A question that opens a few conversations ties them as well; a greeting that opens many does not.
+    The first question of a few conversations ties them as well. A greeting that begins many of them does not.
     """
     parent = np.arange(count)
-    there = turns.questions >= 0
-    keys, examples, last = families[turns.questions[there]], turns.examples[there], turns.last[there]
+    has_question = turns.questions >= 0
+    keys, examples, last = (
+        families[turns.questions[has_question]],
+        turns.examples[has_question],
+        turns.last[has_question],
+    )
     _tie(parent, keys[last], examples[last])
     _tie(parent, keys, examples, few)
     flatten(parent)
@@ -179,12 +183,12 @@ def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
 
 
 def _families(questions: list[str], few: int) -> Ints:
-    """For each question the first of its near ones; itself where they would be more than a few, as of a template."""
+    """For each question the first of similar questions; the question itself if these are many, as for a template."""
     parent = np.arange(len(questions))
     texts = pyarrow.array([_NUMBER.sub("0", question) for question in questions], pyarrow.large_string())
     hashes, owners = sequences(pyarrow.chunked_array([texts]), 1)
     words = np.bincount(owners, minlength=len(questions))
-    # A sum knows no order, and that of all words but one is the sum of a question without that word.
+    # A sum of hashes does not depend on the order. Without one of them, it is the sum of a question without that word.
     totals = np.zeros(len(questions), np.uint64)
     np.add.at(totals, owners, hashes)
     named = np.flatnonzero(words)
@@ -198,19 +202,19 @@ def _families(questions: list[str], few: int) -> Ints:
 
 
 def _bands(texts: pyarrow.LargeStringArray, chosen: Ints) -> tuple[Hashes, Ints]:
-    """MinHash keys of the chosen texts, and the text that each is from."""
+    """MinHash keys of the chosen texts, and the text of each key."""
     near = NearDuplicatesSection()
-    found = [np.zeros(0, np.uint64)]
+    keys = [np.zeros(0, np.uint64)]
     for start in range(0, len(chosen), _BLOCK):
         block = texts.take(pyarrow.array(chosen[start : start + _BLOCK]))
         shingles, owners = sequences(pyarrow.chunked_array([block]), near.words)
         sketches = sketch(shingles, owners, len(block), near.bands * near.rows)
-        found.append(band_keys(sketches, near.bands, near.rows).reshape(-1))
-    return np.concatenate(found), np.repeat(chosen, near.bands)
+        keys.append(band_keys(sketches, near.bands, near.rows).reshape(-1))
+    return np.concatenate(keys), np.repeat(chosen, near.bands)
 
 
 def _distinct(keys: NDArray[np.generic], members: Ints) -> tuple[NDArray[np.generic], Ints]:
-    """Pairs without repetition, in order of the key."""
+    """The distinct pairs, in order of the key."""
     order = np.lexsort((members, keys))
     keys, members = keys[order], members[order]
     is_new = np.ones(len(keys), bool)
@@ -219,7 +223,7 @@ def _distinct(keys: NDArray[np.generic], members: Ints) -> tuple[NDArray[np.gene
 
 
 def _tie(parent: Ints, keys: NDArray[np.generic], members: Ints, most: int | None = None) -> None:
-    """Join the members of each key, in place; ``most``: not those of a key that has more."""
+    """Join the members of each key, in place, except those of keys with more than ``most`` members."""
     keys, members = _distinct(keys, members)
     same = keys[1:] == keys[:-1]
     if most is not None:
@@ -230,9 +234,9 @@ def _tie(parent: Ints, keys: NDArray[np.generic], members: Ints, most: int | Non
 
 
 def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
-    """Hold out groups of tied examples in the order of their least hashes, up to ``target`` examples.
+    """Hold out groups of tied examples in the order of their smallest hashes, up to ``target`` examples.
 
-    A group that has all examples of a common answer is passed over. Where no group fits, the smallest is taken if it
+    A group that has all examples of a common answer is skipped. If no group fits, the smallest one is held out if it
     has at most twice as many examples. The mask may be empty.
     """
     _, group, sizes = np.unique(ties, return_inverse=True, return_counts=True)
@@ -245,20 +249,20 @@ def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
     chosen: list[int] = []
     room = target
 
-    def take(one: int, most: int) -> int:
-        """Hold a group out, if it has at most so many examples and leaves some of every common answer; its size."""
-        own = Counter(answers[ends[one] : ends[one + 1]].tolist())
-        if sizes[one] > most or any(left[answer] <= number for answer, number in own.items()):
+    def hold_out(number: int, most: int) -> int:
+        """Hold out a group of at most ``most`` examples, unless it is all of a common answer; returns its size or 0."""
+        in_group = Counter(answers[ends[number] : ends[number + 1]].tolist())
+        if sizes[number] > most or any(left[answer] <= count for answer, count in in_group.items()):
             return 0
-        left.subtract(own)
-        chosen.append(one)
-        return int(sizes[one])
+        left.subtract(in_group)
+        chosen.append(number)
+        return int(sizes[number])
 
-    for one in np.argsort(least, kind="stable").tolist():
-        if sizes[one] <= room:
-            room -= take(one, room)
+    for number in np.argsort(least, kind="stable").tolist():
+        if sizes[number] <= room:
+            room -= hold_out(number, room)
         if not room:
             break
     if not chosen:
-        take(int(np.lexsort((least, sizes))[0]), min(2 * target, len(ties) - 1))
+        hold_out(int(np.lexsort((least, sizes))[0]), min(2 * target, len(ties) - 1))
     return np.isin(group, chosen)

@@ -1,7 +1,7 @@
-"""The examples stage of models that learn from no running text: a target for each token, a text or a label for a text.
+"""The examples stage of supervised models. The target of a text is a label per token, another text, or a class.
 
-``examples/train-*.parquet`` and ``held-out-*.parquet`` hold ids, targets (ids) or label (a class's place), and source
-(the document's id). Documents are split by their digests, as those of token shards are.
+``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, targets (ids) or label (index of the
+class), and source (id of the document). Documents are split by their digests, like those of token shards.
 """
 
 from collections import Counter
@@ -17,28 +17,30 @@ from configs.checks.data_guard import guard
 from configs.identities import documents_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from pipeline import parallel as processes
+from pipeline import parallel
 from pipeline.examples.identity import examples_identity
 from tokenizer.train import require
 
-#: Classes that a refusal names.
+#: Maximum number of classes that a message lists.
 _NAMED = 30
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Make and publish the examples; None where they are up to date.
+    """Build and publish the examples; None if they are up to date.
 
     Raises:
-        RequestError: documents or tokenizer are missing, damaged or of another recipe; there are other classes than
-            ``model.classes`` says; or no example is left for a side.
+        RequestError: documents or tokenizer are missing, damaged or of another recipe; the number of classes is not
+            ``model.classes``; or no training example or no held-out example is left.
     """
     layout = RunLayout.of(recipe)
-    made = manifest.require(layout.documents, "data")
-    if fingerprint.of_value(made.identity) != fingerprint.of_value(documents_identity(recipe)):
+    documents = manifest.require(layout.documents, "data")
+    if fingerprint.of_value(documents.identity) != fingerprint.of_value(documents_identity(recipe)):
         command = command_hints.make("data")
-        raise RequestError(f"{layout.documents} is of another recipe (data section or run.seed): run `{command}`")
+        raise RequestError(
+            f"{layout.documents} was built with another recipe (data section or run.seed): run `{command}`"
+        )
     tokenizer = require(recipe)
-    inputs = {"documents": made.fingerprint, "tokenizer": tokenizer.fingerprint}
+    inputs = {"documents": documents.fingerprint, "tokenizer": tokenizer.fingerprint}
     with open_stage(
         "examples", layout.examples, examples_identity(recipe), inputs, check_replacing=guard(recipe, "examples")
     ) as stage:
@@ -48,7 +50,7 @@ def build(recipe: Recipe) -> Manifest | None:
         repair_hints.check_sizes("tokenizer", layout.tokenizer)
         from pipeline.documents import read_shards
 
-        files = read_shards.of_sources(layout.documents, made)
+        files = read_shards.files_by_source(layout.documents, documents)
         classes = _classes(recipe, files) if recipe.task == "sequence_classification" else ()
         counts, forced = _encode(recipe, files, classes, stage)
         _require_both(counts, recipe)
@@ -63,27 +65,27 @@ def build(recipe: Recipe) -> Manifest | None:
 
 
 def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
-    """The names of the classes in order.
+    """The names of the classes, in order.
 
     Raises:
-        RequestError: they are more or fewer than the model has.
+        RequestError: their number is not that of the model.
     """
     from pipeline.documents import read_shards
     from pipeline.examples.supervised_blocks import trimmed
 
-    found: set[str] = set()
+    targets: set[str] = set()
     for paths in files.values():
         for path in paths:
-            found.update(
+            targets.update(
                 trimmed(read_shards.read_column(path, "target").combine_chunks().unique()).drop_null().to_pylist()
             )
-    names = tuple(sorted(found))
-    asked = recipe.model.identity()["classes"]
-    if len(names) != asked:
+    names = tuple(sorted(targets))
+    wanted = recipe.model.identity()["classes"]
+    if len(names) != wanted:
         named = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
         raise RequestError(
-            f"model.classes is {asked}, the documents have {len(names):,} classes ({named}): set model.classes, or see "
-            "to the targets of data.source and to what data.clean dropped (`make stats`)"
+            f"model.classes is {wanted}, but the documents have {len(names):,} classes ({named}): set model.classes, "
+            "or check the targets of data.source and which documents data.clean dropped (`make stats`)"
         )
     return names
 
@@ -91,57 +93,58 @@ def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
 def _encode(
     recipe: Recipe, files: dict[str, list[Path]], classes: tuple[str, ...], stage: Stage
 ) -> tuple[dict[str, Any], list[str]]:
-    """Make the files; the manifest's counts, and the sources of which a document had to be held out."""
+    """Write the files. Returns the counts for the manifest, and the sources of which a document had to be held out."""
     from pipeline.examples import supervised_blocks
     from pipeline.tokens import encode, held_out
     from tokenizer.registry import load_tokenizer
 
-    limits = held_out.settle(files, recipe.run.seed, recipe.data.tokens.validation_fraction, by_text=True)
-    if limits.forced:
-        names = ", ".join(limits.forced)
-        print(f"{names}: no document falls to validation by its hash: the one with the smallest hash is held out")
+    fraction = recipe.data.tokens.validation_fraction
+    thresholds = held_out.compute_thresholds(files, recipe.run.seed, fraction, by_text=True)
+    if thresholds.forced:
+        print(thresholds.forced_message())
+
     assert recipe.task != "language_modeling"
     task = supervised_blocks.Task(recipe.task, recipe.train.context_length, classes)
     planned = encode.plan(files)
     left = [block for block in planned if not supervised_blocks.counts_path(stage.scratch, block.number).exists()]
     folder = RunLayout.of(recipe).tokenizer
-    # What it compiles for its speed is compiled once, here.
+    # Compile the C code once, here, and not in every process.
     load_tokenizer(folder).prepare()
-    workers = processes.count(recipe.data.workers)
+    workers = parallel.count(recipe.data.workers)
     tasks = [(block, stage.work, stage.scratch) for block in left]
     done = sum(block.size for block in planned) - sum(block.size for block in left)
     with bar(done + sum(block.size for block in left), "B", "examples", initial=done) as progress:
-        for size in processes.ordered(
-            supervised_blocks.encode, tasks, workers, supervised_blocks.prepare, (folder, task, limits)
+        for size in parallel.ordered(
+            supervised_blocks.encode, tasks, workers, supervised_blocks.prepare, (folder, task, thresholds)
         ):
             progress.update(size)
-    each = [atomic.read_json(supervised_blocks.counts_path(stage.scratch, block.number)) for block in planned]
-    return _totals(each, recipe.task), limits.forced
+    counts = [atomic.read_json(supervised_blocks.counts_path(stage.scratch, block.number)) for block in planned]
+    return _totals(counts, recipe.task), thresholds.forced
 
 
-def _totals(each: list[dict[str, Any]], task: str) -> dict[str, Any]:
+def _totals(blocks: list[dict[str, Any]], task: str) -> dict[str, Any]:
     from pipeline.examples.supervised_blocks import SIDES
 
     counts: dict[str, Any] = {}
     for side in SIDES.values():
         total = Counter[str]()
-        for block in each:
+        for block in blocks:
             total.update(block[side])
         counts[side] = dict(total)
         if task == "sequence_classification":
-            classes = sum((Counter(block["classes"][side]) for block in each), Counter[str]())
+            classes = sum((Counter(block["classes"][side]) for block in blocks), Counter[str]())
             counts[side]["classes"] = dict(sorted(classes.items()))
-    counts["dropped"] = dict(sorted(sum((Counter(block["dropped"]) for block in each), Counter[str]()).items()))
+    counts["dropped"] = dict(sorted(sum((Counter(block["dropped"]) for block in blocks), Counter[str]()).items()))
     return counts
 
 
 def _require_both(counts: dict[str, Any], recipe: Recipe) -> None:
-    """Raise ``RequestError`` where nothing is left to train on, or nothing is held out."""
-    for side, what in (("train", "to train on"), ("held_out", "held out")):
+    """Raise ``RequestError`` if there are no training examples or no held-out examples."""
+    for side, what in (("train", "training"), ("held_out", "held-out")):
         if not counts[side].get("examples"):
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts["dropped"].items()) or "none"
             raise RequestError(
-                f"no example {what} is left ({counts['train'].get('examples', 0):,} to train on; dropped: {dropped}): "
-                "give more documents, or change data.tokens.validation_fraction or train.context_length "
+                f"no {what} example is left ({counts['train'].get('examples', 0):,} training examples; dropped: "
+                f"{dropped}): add documents, or change data.tokens.validation_fraction or train.context_length "
                 f"({recipe.train.context_length})"
             )

@@ -1,8 +1,7 @@
-"""Encoding of documents with targets, in blocks: the part of the task examples that takes time, each block by itself.
+"""Encode documents with targets into supervised examples, in independent blocks.
 
-Block N (of ``pipeline.tokens.encode``) writes ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet`` next to the
-stage's other files (none for a side without examples), and last ``NNNNN.json`` (its counts): a block with that file is
-finished.
+Block N (see ``pipeline.tokens.encode``) writes ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet``, if it has
+examples for that side. Its counts, ``NNNNN.json``, are written last, so a block with that file is finished.
 """
 
 from collections import Counter
@@ -19,28 +18,28 @@ from numpy.typing import NDArray
 from artefacts import atomic
 from pipeline.documents import read_shards
 from pipeline.tokens.encode import Block
-from pipeline.tokens.held_out import Limits
+from pipeline.tokens.held_out import Thresholds
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
 
 TOO_LONG = "longer than train.context_length"
-OTHER_LENGTH = "target of another length than its text, in tokens"
+OTHER_LENGTH = "target whose length in tokens differs from its text"
 NO_TARGET = "empty target"
 NO_TEXT = "text without a token"
 
-#: The sides, as their files begin and as counts name them.
+#: Prefix of the files of a side -> its name in the counts.
 SIDES = {"train": "train", "held-out": "held_out"}
 
 Mask = NDArray[np.bool_]
 
 
 class Task(NamedTuple):
-    """What examples are made for.
+    """The task of the model.
 
     Attributes:
-        kind: as in ``ModelSection``.
+        kind: see ``ModelSection``.
         context_length: tokens of the longest example.
-        classes: of labels, in order; the label is the place.
+        classes: the names of the classes, in order. A label is an index.
     """
 
     kind: Literal["token_classification", "seq2seq", "sequence_classification"]
@@ -50,19 +49,19 @@ class Task(NamedTuple):
     @property
     def schema(self) -> pyarrow.Schema:
         ids = pyarrow.list_(pyarrow.int32())
-        learnt = ("label", pyarrow.int32()) if self.kind == "sequence_classification" else ("targets", ids)
-        return pyarrow.schema([("ids", ids), learnt, ("source", pyarrow.string())])
+        labels_or_targets = ("label", pyarrow.int32()) if self.kind == "sequence_classification" else ("targets", ids)
+        return pyarrow.schema([("ids", ids), labels_or_targets, ("source", pyarrow.string())])
 
 
-class _Made(NamedTuple):
+class _Examples(NamedTuple):
     """Examples of a row group.
 
     Attributes:
-        table: in ``Task.schema``, those that are dropped among them.
-        reasons: place of each example's reason in ``names``; -1: it stays.
+        table: the examples in ``Task.schema``, including dropped ones.
+        reasons: index into ``names`` of the reason for dropping each example; -1: it is kept.
         names: the reasons.
-        tokens, targets: of each example, how many it has.
-        cut: which of them were cut.
+        tokens, targets: number of tokens and targets of each example.
+        cut: which of them were truncated.
     """
 
     table: pyarrow.Table
@@ -73,13 +72,13 @@ class _Made(NamedTuple):
     cut: Mask
 
 
-def prepare(tokenizer: Path, task: Task, limits: Limits) -> None:
-    """Give this process what ``encode`` needs."""
-    _state[:] = [(load_tokenizer(tokenizer), task, limits)]
+def prepare(tokenizer: Path, task: Task, thresholds: Thresholds) -> None:
+    """Load what ``encode`` needs in this process."""
+    _state[:] = [(load_tokenizer(tokenizer), task, thresholds)]
 
 
-#: What ``encode`` needs, loaded once a process.
-_state: list[tuple[Tokenizer, Task, Limits]] = []
+#: What ``encode`` needs, loaded once per process.
+_state: list[tuple[Tokenizer, Task, Thresholds]] = []
 
 
 def side_path(folder: Path, side: str, number: int) -> Path:
@@ -91,75 +90,80 @@ def counts_path(folder: Path, number: int) -> Path:
 
 
 def encode(block: Block, work: Path, counted: Path) -> int:
-    """Make a block's examples, their counts in the folder ``counted``; returns the bytes of its text."""
-    tokenizer, task, limits = _state[0]
+    """Write the examples of a block to ``work``, and their counts to ``counted``; returns the bytes of its text."""
+    tokenizer, task, thresholds = _state[0]
     dropped: Counter[str] = Counter()
-    found: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
+    counts_by_side: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
     classes: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
-    beside = {side: atomic.temp_path(side_path(work, side, block.number)) for side in SIDES}
-    writers = {side: parquet.ParquetWriter(path, task.schema, compression="zstd") for side, path in beside.items()}
+    partial = {side: atomic.temp_path(side_path(work, side, block.number)) for side in SIDES}
+    writers = {side: parquet.ParquetWriter(path, task.schema, compression="zstd") for side, path in partial.items()}
     try:
         for group in block.groups:
             documents = read_shards.read_group(block.path, group, ["id", "text", "target", "digest"])
-            held_out = limits.held_out(block.dataset, documents["digest"])
-            made = _examples(documents, tokenizer, task)
-            dropped.update(made.names[place] for place in made.reasons[made.reasons >= 0])
+            held_out = thresholds.held_out(block.dataset, documents["digest"])
+            examples = _examples(documents, tokenizer, task)
+            dropped.update(examples.names[place] for place in examples.reasons[examples.reasons >= 0])
             for side, mask in zip(SIDES, (~held_out, held_out), strict=True):
-                chosen = mask & (made.reasons < 0)
+                chosen = mask & (examples.reasons < 0)
                 if chosen.any():
-                    writers[side].write_table(made.table.filter(pyarrow.array(chosen)))
-                found[side].update(_counts(made, chosen, task))
-                classes[side].update(_labels(made, chosen, task))
+                    writers[side].write_table(examples.table.filter(pyarrow.array(chosen)))
+                counts_by_side[side].update(_counts(examples, chosen, task))
+                classes[side].update(_labels(examples, chosen, task))
     finally:
         for writer in writers.values():
             writer.close()
-    for side, path in beside.items():
-        if found[side]["examples"]:
+    for side, path in partial.items():
+        if counts_by_side[side]["examples"]:
             atomic.rename_file(path, side_path(work, side, block.number))
         else:
             path.unlink()
-    counts = {SIDES[side]: dict(own) for side, own in found.items()}
+    counts = {SIDES[side]: dict(counter) for side, counter in counts_by_side.items()}
     atomic.write_json(
         counts_path(counted, block.number),
-        {**counts, "classes": {SIDES[side]: dict(own) for side, own in classes.items()}, "dropped": dict(dropped)},
+        {
+            **counts,
+            "classes": {SIDES[side]: dict(counter) for side, counter in classes.items()},
+            "dropped": dict(dropped),
+        },
     )
     return block.size
 
 
-def _counts(made: _Made, chosen: Mask, task: Task) -> dict[str, int]:
+def _counts(examples: _Examples, chosen: Mask, task: Task) -> dict[str, int]:
     counts = {
         "examples": int(chosen.sum()),
-        "tokens": int(made.tokens[chosen].sum()),
-        "targets": int(made.targets[chosen].sum()),
+        "tokens": int(examples.tokens[chosen].sum()),
+        "targets": int(examples.targets[chosen].sum()),
     }
-    return counts | ({"cut": int((made.cut & chosen).sum())} if task.kind == "sequence_classification" else {})
+    return counts | ({"cut": int((examples.cut & chosen).sum())} if task.kind == "sequence_classification" else {})
 
 
-def _labels(made: _Made, chosen: Mask, task: Task) -> Iterator[str]:
+def _labels(examples: _Examples, chosen: Mask, task: Task) -> Iterator[str]:
     if task.kind == "sequence_classification":
-        labels = made.table["label"].filter(pyarrow.array(chosen)).to_pylist()
+        labels = examples.table["label"].filter(pyarrow.array(chosen)).to_pylist()
         yield from (task.classes[label] for label in labels)
 
 
-def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Made:
-    """The examples of some documents."""
+def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Examples:
+    """The examples of documents."""
     most = task.context_length
     ids, lengths = tokenizer.encode_column(documents["text"], end=False)
     cut = np.zeros(len(lengths), bool)
     faults: list[tuple[str, Mask]] = []
-    learnt: Any
+    labels_or_targets: Any
     if task.kind == "sequence_classification":
         cut = lengths > most
         ids, lengths = _shortened(ids, lengths, most)
         labels = trimmed(documents["target"].combine_chunks())
-        learnt, targets = compute.index_in(labels, pyarrow.array(task.classes, labels.type)), np.ones_like(lengths)
-        faults.append((NO_TARGET, learnt.is_null().to_numpy(zero_copy_only=False)))
+        labels_or_targets = compute.index_in(labels, pyarrow.array(task.classes, labels.type))
+        targets = np.ones_like(lengths)
+        faults.append((NO_TARGET, labels_or_targets.is_null().to_numpy(zero_copy_only=False)))
     else:
-        found, targets = tokenizer.encode_column(compute.fill_null(documents["target"], ""), end=False)
-        learnt = _lists(found, targets)
+        target_ids, targets = tokenizer.encode_column(compute.fill_null(documents["target"], ""), end=False)
+        labels_or_targets = _lists(target_ids, targets)
         faults.append((NO_TARGET, targets == 0))
         if task.kind == "seq2seq":
-            # The end is learnt too.
+            # The model also predicts the end.
             targets = targets + 1
         faults.append((TOO_LONG, (lengths > most) | (targets > most)))
         if task.kind == "token_classification":
@@ -168,15 +172,15 @@ def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Ma
     reasons = np.full(len(lengths), -1)
     for place, (_, mask) in enumerate(faults):
         reasons[mask & (reasons < 0)] = place
-    columns = [_lists(ids, lengths), learnt, documents["id"]]
+    columns = [_lists(ids, lengths), labels_or_targets, documents["id"]]
     table = pyarrow.table(columns, names=task.schema.names).cast(task.schema)
-    return _Made(table, reasons, [name for name, _ in faults], lengths, targets, cut)
+    return _Examples(table, reasons, [name for name, _ in faults], lengths, targets, cut)
 
 
 def trimmed(targets: pyarrow.Array) -> pyarrow.Array:
-    """Labels without space around them; null where nothing is left."""
-    found = compute.utf8_trim_whitespace(targets)
-    return compute.if_else(compute.equal(found, ""), None, found)
+    """Labels without surrounding space; null if nothing is left."""
+    stripped = compute.utf8_trim_whitespace(targets)
+    return compute.if_else(compute.equal(stripped, ""), None, stripped)
 
 
 def _shortened(

@@ -1,4 +1,4 @@
-"""A quick try of a source: its first documents read and cleaned in a temporary folder, nothing of the run touched."""
+"""Preview of a source: read and clean its first documents in a temporary folder. The run's files stay as they are."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,16 +8,17 @@ from typing import cast
 from artefacts.errors import RequestError
 from artefacts.progress import bar
 from configs.schema import Recipe
-from pipeline import parallel as processes
+from pipeline import parallel
 from pipeline.document import Document, id_prefix
 from pipeline.documents import tables
-from pipeline.documents.ingest import clean_part, kept_path, prepare, say_remarks
-from pipeline.documents.stage import by_source, opened
+from pipeline.documents.counts import by_source
+from pipeline.documents.ingest import clean_part, kept_path, part_counts, prepare, print_warnings
 from pipeline.sources.bad_inputs import BadInputs, NoneGoodError
 from pipeline.sources.base import Part, Source
 from pipeline.sources.pydocs import PydocsSource
+from pipeline.sources.registry import open_sources
 
-#: Of a source whose first so many inputs cannot be read (of more, where more documents are asked for), no more is read.
+#: Stop if none of the first 1000 inputs of a source can be read (or of ``limit``, if that is larger).
 _PATIENCE = 1000
 
 
@@ -25,12 +26,12 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
     """Tables of the first ``limit`` documents of each source.
 
     Raises:
-        RequestError: nothing of a source could be read.
+        RequestError: no input of a source could be read.
     """
     prepare(recipe.data.clean, warn=True)
-    sources = opened(recipe)
-    say_remarks(sources)
-    workers = processes.count(recipe.data.workers)
+    sources = open_sources(recipe)
+    print_warnings(sources)
+    workers = parallel.count(recipe.data.workers)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         number = 0
@@ -39,28 +40,29 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
                 left = limit
                 if isinstance(source, PydocsSource):
                     source = source.first(limit, folder / "pydocs")
-                tried = _Tried(source, max(limit, _PATIENCE))
+                patient = _Patient(source, max(limit, _PATIENCE))
                 for part in source.parts(workers):
-                    # Of a source, only its reading is asked for there.
-                    asked = cast(Source, tried)
+                    # ``clean_part`` calls only ``read`` of a source.
+                    readable = cast(Source, patient)
                     _, read = clean_part(
-                        dataset, asked, part, number, folder, recipe.data.clean, id_prefix(recipe, dataset), left
+                        dataset, readable, part, number, folder, recipe.data.clean, id_prefix(recipe, dataset), left
                     )
                     progress.update(read)
                     number, left = number + 1, left - read
-                    if left <= 0 or tried.is_hopeless:
+                    if left <= 0 or patient.has_given_up:
                         break
-        found = by_source(folder)
+        counts = by_source(part_counts(folder))
         for name, source in sources.items():
-            if name not in found or not found[name]["read"]:
-                bad = found[name]["bad"] if name in found else BadInputs()
-                bad.check(recipe.data.max_bad_fraction, source.name)
+            if name not in counts or not counts[name]["read"]:
+                bad = counts[name]["bad"] if name in counts else BadInputs()
+                key = recipe.data.key_of(recipe.data.named_sources[name])
+                bad.check(recipe.data.max_bad_fraction, source.name, key)
                 raise RequestError(f"{source.name}: nothing was read")
-        return [*tables.sources(found), "", *tables.lengths([kept_path(folder, n) for n in range(number)])]
+        return [*tables.sources(counts), "", *tables.lengths([kept_path(folder, n) for n in range(number)])]
 
 
-class _Tried:
-    """Reads a source until it has met some inputs, over all parts, of which none could be read."""
+class _Patient:
+    """Reads a source, and gives up if none of its first inputs, over all parts, can be read."""
 
     def __init__(self, source: Source, patience: int) -> None:
         self._source = source
@@ -68,7 +70,7 @@ class _Tried:
         self._left = patience
 
     @property
-    def is_hopeless(self) -> bool:
+    def has_given_up(self) -> bool:
         return not self._good and self._left <= 0
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:

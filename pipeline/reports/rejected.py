@@ -1,4 +1,4 @@
-"""The documents that were dropped, to be looked at: how many for each reason, and the first of them."""
+"""Show dropped documents: counts by reason, and the first of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,41 +8,43 @@ from artefacts.errors import RequestError
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
-#: Characters of a document that are shown.
+#: Maximum characters of a document that are shown.
 _SHOWN_CHARS = 200
 
 
 def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
-    """Lines: documents dropped by reason; then of some of them id, reason and how the text begins.
+    """Lines with the number of dropped documents by reason, then id, reason and beginning of some of them.
 
     Args:
-        recipe: of the documents.
-        reason: words that the reason must contain, in any case; None: any.
-        limit: documents to show at most.
+        recipe: the recipe of the documents.
+        reason: text that the reason must contain, ignoring case; None: any reason.
+        limit: maximum number of documents to show.
 
     Raises:
-        RequestError: the documents are not there or damaged, or none was dropped for such a reason.
+        RequestError: the documents are missing or damaged, or none was dropped for such a reason.
     """
     folder = RunLayout.of(recipe).documents
-    made = repair_hints.read_manifest("documents", folder)
-    if made is None:
+    documents = repair_hints.read_manifest("documents", folder)
+    if documents is None:
         command = command_hints.make("data")
-        raise RequestError(f"{folder} is not there or not finished: run `{command}` first")
+        raise RequestError(f"{folder} is missing or not finished: run `{command}` first")
     repair_hints.check_sizes("documents", folder)
-    counts: dict[str, int] = dict(sorted(made.counts["dropped"].items(), key=lambda item: (-item[1], item[0])))
+    counts: dict[str, int] = dict(sorted(documents.counts["dropped"].items(), key=lambda item: (-item[1], item[0])))
     chosen = [name for name in counts if reason is None or reason.casefold() in name.casefold()]
     if not counts:
         yield f"{folder}: no document was dropped"
         return
     if not chosen:
-        raise RequestError(f"--reason {reason}: none was dropped for that; the reasons are: {'; '.join(counts)}")
+        raise RequestError(f"--reason {reason}: no document was dropped for it; the reasons are: {'; '.join(counts)}")
     width = max(len(f"{counts[name]:,}") for name in chosen)
     yield from (f"{counts[name]:>{width},}  {name}" for name in chosen)
-    yield from _first([folder / name for name in sorted(made.files) if name.startswith("rejected-")], chosen, limit)
+    yield from _first(
+        [folder / name for name in sorted(documents.files) if name.startswith("rejected-")], chosen, limit
+    )
 
 
 def _first(paths: list[Path], reasons: list[str], limit: int) -> Iterator[str]:
-    """The first documents of some reasons; a row group is held at a time, its texts only where some are shown."""
+    """The first documents with these reasons. One row group is held in memory at a time."""
     import pyarrow
     import pyarrow.compute as compute
 
@@ -53,8 +55,10 @@ def _first(paths: list[Path], reasons: list[str], limit: int) -> Iterator[str]:
         for group in range(len(read_shards.group_rows(path))):
             if left <= 0:
                 return
-            found = read_shards.read_group(path, group, ["reason"])["reason"]
-            places = compute.indices_nonzero(compute.is_in(found, pyarrow.array(reasons)).combine_chunks())[:left]
+            reason_column = read_shards.read_group(path, group, ["reason"])["reason"]
+            places = compute.indices_nonzero(compute.is_in(reason_column, pyarrow.array(reasons)).combine_chunks())[
+                :left
+            ]
             if not len(places):
                 continue
             table = read_shards.read_group(path, group, ["id", "text", "reason"]).take(places)
@@ -66,5 +70,5 @@ def _first(paths: list[Path], reasons: list[str], limit: int) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """On one line, without what would make a terminal do something."""
+    """The text on one line, without control characters."""
     return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""What the data artefacts of a run hold: a table from their manifests, and a page with plots from their files."""
+"""Statistics of the data artefacts of a run: a table from their manifests, and a page with plots from their files."""
 
 from pathlib import Path
 from typing import Any
@@ -13,52 +13,53 @@ _ARTEFACTS = ("documents", "tokenizer", "tokens", "packing", "examples")
 
 
 def stats(recipe: Recipe) -> tuple[list[str], Path]:
-    """Write the page; lines of the table, and where the page is.
+    """Write the page. Returns the lines of the table, and the path of the page.
 
     Raises:
         RequestError: the run has no data artefact, or one of them is damaged.
     """
     layout = RunLayout.of(recipe)
-    found = {name: made for name in _ARTEFACTS if (made := repair_hints.read_manifest(name, getattr(layout, name)))}
-    if not found:
+    read = {name: repair_hints.read_manifest(name, getattr(layout, name)) for name in _ARTEFACTS}
+    manifests = {name: published for name, published in read.items() if published}
+    if not manifests:
         command = command_hints.make("data")
-        raise RequestError(f"{layout.data} holds no data artefact: run `{command}` first")
+        raise RequestError(f"{layout.data} has no data artefact: run `{command}` first")
     from pipeline.reports.stats_page import build_page
 
-    atomic.write_text(layout.stats, build_page(recipe.run.name, layout, found))
-    return _table(layout, found), layout.stats
+    atomic.write_text(layout.stats, build_page(recipe.run.name, layout, manifests))
+    return _table(layout, manifests), layout.stats
 
 
-def _table(layout: RunLayout, found: dict[str, Manifest]) -> list[str]:
+def _table(layout: RunLayout, manifests: dict[str, Manifest]) -> list[str]:
     lines: list[str] = []
-    for name, made in found.items():
+    for name, published in manifests.items():
         lines.append(f"{name} ({getattr(layout, name)})")
-        lines += _columns(_asked(made), ratios=name == "tokens")
+        lines += _columns(_reported_counts(published), ratios=name == "tokens")
     return lines
 
 
-def _asked(made: Manifest) -> dict[str, Any]:
-    """The counts without what a sample leaves out, where the recipe asked for none."""
-    sources = made.identity.get("sources", {})
+def _reported_counts(published: Manifest) -> dict[str, Any]:
+    """The counts, without ``not_sampled`` if the recipe samples no source."""
+    sources = published.identity.get("sources", {})
     if any(section.get("sample_bytes") for section in sources.values()):
-        return made.counts
-    counts = {key: value for key, value in made.counts.items() if key != "outside_sample"}
+        return published.counts
+    counts = {key: value for key, value in published.counts.items() if key != "not_sampled"}
     if "sources" in counts:
-        own = counts["sources"].items()
-        counts["sources"] = {name: {k: v for k, v in of.items() if k != "outside_sample"} for name, of in own}
+        items = counts["sources"].items()
+        counts["sources"] = {name: {k: v for k, v in of.items() if k != "not_sampled"} for name, of in items}
     return counts
 
 
 def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
-    """Lines of names and figures; of several sources a column each, and one of the total."""
+    """Lines of names and numbers. If there are several sources, each has a column, and there is one for the total."""
     total = {key: value for key, value in counts.items() if key != "sources"}
     sources = counts.get("sources", {})
-    every = [*sources.values(), total]
-    columns = [_flat(own) | (_ratios(own) if ratios else {}) for own in every]
+    counts_of_columns = [*sources.values(), total]
+    columns = [_flat(of) | (_ratios(of) if ratios else {}) for of in counts_of_columns]
     rows = [("", *sources, "total")] if sources else []
     for key in columns[-1]:
-        # What a source counts none of is 0 there; what is counted of all sources together only is left out.
-        empty = ["0" if key.split(": ")[0].replace(" ", "_") in own else "" for own in every]
+        # A missing count of a source is 0, and empty if it is only counted over all sources.
+        empty = ["0" if key.split(": ")[0].replace(" ", "_") in of else "" for of in counts_of_columns]
         rows.append((key, *(figures.get(key, none) for figures, none in zip(columns, empty, strict=True))))
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return [
@@ -68,7 +69,7 @@ def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
 
 
 def _flat(counts: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Names and figures, each side's behind its name; reasons and classes are left as they are."""
+    """Names and numbers of nested counts. The names of sides are prefixes; reasons and classes are not changed."""
     rows: dict[str, str] = {}
     for key, value in counts.items():
         label = key if prefix.endswith(("dropped: ", "bad inputs: ", "classes: ")) else key.replace("_", " ")
@@ -81,4 +82,4 @@ def _flat(counts: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _ratios(counts: dict[str, Any]) -> dict[str, str]:
     sides = ((name, counts[name]["bytes"], counts[name]["tokens"]) for name in ("train", "validation"))
-    return {f"{name}: bytes a token": f"{size / max(tokens, 1):.3f}" for name, size, tokens in sides}
+    return {f"{name}: bytes per token": f"{size / max(tokens, 1):.3f}" for name, size, tokens in sides}

@@ -1,1 +1,1 @@
-"""Where text comes from: each source lists its parts and reads each part into documents."""
+"""Sources of text. Each source lists its parts and reads every part into documents."""

@@ -1,4 +1,4 @@
-"""Inputs that could not be read: counted by reason, with the first places of each, and by the bytes they take."""
+"""Inputs that could not be read: counts and examples by reason, and the bytes lost with them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,31 +8,29 @@ from typing import Any
 from artefacts.errors import RequestError, spelled
 from pipeline.sources import signatures
 
-#: Places of a reason that are named in a message, and that are kept to be looked up.
+#: Examples per reason that a message shows, and that are recorded.
 _SHOWN = 3
-_KEPT = 100
+_RECORDED = 100
 
-#: Begin of a source's keys, as messages about any source have it.
-_KEY = "data.source(s.NAME)."
-#: Begin of a reason -> what to do about such inputs.
-_CURES = {
-    "invalid ": f"set {_KEY}encoding (such as latin-1; of text, jsonl, csv and parallel)",
-    "field ": f"set {_KEY}text_field, or take away the records without a text in it",
-    "target field ": f"set {_KEY}target_field, or take away the records without a target in it",
-    "empty target": "give every text its target, or take those without away",
-    "a JSON array": "write a record a line, such as with `jq -c .[]`",
-    "a record with too ": f"set {_KEY}delimiter, or quote the fields that hold it",
-    "malformed ": f"see that {_KEY}kind is what these files are",
-    "unreadable file": "fetch or mend these files again, or take them away (one that is not compressed needs a name "
-    "without .gz, .xz or .zst)",
-    **signatures.CURES,
+#: Beginning of a reason -> what to do about such inputs. ``{key}`` is the recipe's key of the source.
+_HINTS = {
+    "invalid ": "set {key}.encoding (such as latin-1; for text, jsonl, csv and parallel)",
+    "field ": "set {key}.text_field, or remove the records without text in that field",
+    "target field ": "set {key}.target_field, or remove the records without a target in that field",
+    "empty target": "give every text a target, or remove the texts without one",
+    "a JSON array": "write one record per line, for example with `jq -c .[]`",
+    "a record with too ": "set {key}.delimiter, or quote the fields that contain it",
+    "malformed ": "check that {key}.kind is the format of these files",
+    "unreadable file": "download or repair these files again, or remove them (the name of an uncompressed file must "
+    "not end in .gz, .xz or .zst)",
+    **signatures.HINTS,
 }
 
 
 class NoneGoodError(BaseException):
-    """As many inputs as ``BadInputs.patience`` were met, and none of them could be read.
+    """``BadInputs.patience`` inputs were tried, and none of them could be read.
 
-    No ``Exception``: a source that reads over the network tries again after any.
+    It is not an ``Exception``, because sources that read over the network retry after any of those.
     """
 
 
@@ -41,13 +39,13 @@ class BadInputs:
     """Counts of one reading.
 
     Attributes:
-        good: inputs (records or files, whatever the source reads one by one) that were read.
-        reasons: reason -> inputs that were not.
-        examples: reason -> the first places it was met.
-        bytes: stored bytes of the source that were to be read, those lost among them.
-        lost_bytes: about so many of them were not read: a damaged file is one input, but may have held thousands.
-        patience: of so many inputs one must be good; None: no matter.
-        cures: begin of a reason -> what to do about such inputs; of inputs that are no source's, their own.
+        good: inputs that were read. An input is a record or a file, depending on the source.
+        reasons: reason -> number of inputs that could not be read.
+        examples: reason -> the first places where it occurred.
+        bytes: stored bytes of the source, including lost ones.
+        lost_bytes: approximate bytes that were not read. A damaged file is one input, but can hold thousands.
+        patience: stop if none of this many inputs could be read; None: never.
+        hints: beginning of a reason -> what to do about such inputs.
     """
 
     good: int = 0
@@ -56,33 +54,32 @@ class BadInputs:
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     patience: int | None = None
-    cures: Mapping[str, str] = field(default_factory=lambda: _CURES)
+    hints: Mapping[str, str] = field(default_factory=lambda: _HINTS)
 
     def add(self, reason: str, where: str, lost: int = 0) -> None:
-        """Count an input that could not be read, and the stored bytes lost with it; what is not UTF-8 is spelt out.
+        """Count an input that could not be read, and its stored bytes. Invalid UTF-8 in the arguments is escaped.
 
         Raises:
-            NoneGoodError: it is the last that patience allows.
+            NoneGoodError: ``patience`` is used up.
         """
         reason, where = spelled(reason), spelled(where)
         self.lost_bytes += lost
         self.reasons[reason] += 1
-        kept = self.examples.setdefault(reason, [])
-        if len(kept) < _KEPT:
-            kept.append(where)
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _RECORDED:
+            examples.append(where)
         if self.patience is not None and not self.good and sum(self.reasons.values()) >= self.patience:
             raise NoneGoodError
 
     def merge(self, other: dict[str, Any]) -> None:
-        """Add what ``dump`` gave for another part of the same source."""
+        """Add the counts that ``dump`` returned for another part of the same source."""
         self.good += other["good"]
-        # Not in what an earlier version left.
-        self.bytes += other.get("bytes", 0)
-        self.lost_bytes += other.get("lost_bytes", 0)
+        self.bytes += other["bytes"]
+        self.lost_bytes += other["lost_bytes"]
         self.reasons.update(other["reasons"])
         for reason, places in other["examples"].items():
-            kept = self.examples.setdefault(reason, [])
-            kept.extend(places[: _KEPT - len(kept)])
+            examples = self.examples.setdefault(reason, [])
+            examples.extend(places[: _RECORDED - len(examples)])
 
     def dump(self) -> dict[str, Any]:
         """The counts as a JSON value."""
@@ -97,33 +94,46 @@ class BadInputs:
     def _shown(self, reason: str) -> str:
         return "; ".join(self.examples[reason][:_SHOWN])
 
-    def _cures(self) -> str:
-        """What to do, for the most frequent reasons first."""
+    def _hints_for(self, key: str) -> str:
+        """What to do, most frequent reason first."""
         reasons = [reason for reason, _ in self.reasons.most_common()]
-        cures = [cure for reason in reasons for begin, cure in self.cures.items() if reason.startswith(begin)]
-        # Where nothing is read, more patience does not help.
-        return ", or ".join([*dict.fromkeys(cures), *(["raise data.max_bad_fraction"] if self.good else [])])
+        hints = [hint for reason in reasons for begin, hint in self.hints.items() if reason.startswith(begin)]
+        hints = [hint.replace("{key}", key) for hint in dict.fromkeys(hints)]
+        # If nothing could be read, a higher limit does not help.
+        return ", or ".join([*hints, *(["raise data.max_bad_fraction"] if self.good else [])])
 
-    def check(self, most: float, what: str) -> None:
-        """Refuse a source with too many of them; print the others, a line for each reason.
+    def check(self, limit: float, name: str, key: str = "data.source") -> None:
+        """Check that few enough inputs could not be read, and print a line for each reason.
+
+        Args:
+            limit: largest fraction of unreadable inputs, and of lost bytes (``data.max_bad_fraction``).
+            name: name of the source, for messages.
+            key: the recipe's key of the source, for hints.
 
         Raises:
-            RequestError: their share of the inputs or of the bytes is above ``most``, or nothing at all was read.
+            RequestError: a fraction is above ``limit``, or nothing at all could be read.
         """
         bad = sum(self.reasons.values())
-        if not self.good and not bad:
-            raise RequestError(f"{what}: nothing to read there: check what the recipe says of that source")
+        total = bad + self.good
+        if not total:
+            raise RequestError(f"{name}: nothing to read there: check what the recipe says about this source")
         lost = min(self.lost_bytes / self.bytes, 1.0) if self.bytes else 0.0
-        if not self.good or bad > most * (bad + self.good) or lost > most:
-            share = f" (about {100 * lost:.3g} % of the bytes)" if lost else ""
-            # Where nothing is read, no limit is the reason.
-            limit = f", above data.max_bad_fraction ({most:g})" if self.good else ""
-            why = "; ".join(f"{reason}: {count:,} ({self._shown(reason)})" for reason, count in self.reasons.items())
-            cures = self._cures()
+        if not self.good or bad > limit * total or lost > limit:
+            reasons = "; ".join(
+                f"{reason}: {count:,} ({self._shown(reason)})" for reason, count in self.reasons.items()
+            )
+            hints = self._hints_for(key)
             raise RequestError(
-                f"{what}: {bad:,} of {bad + self.good:,} inputs{share} cannot be read{limit}: {why}"
-                f"{cures and f': {cures}'}"
+                f"{name}: {bad:,} of {total:,} inputs cannot be read{self._above(limit, bad / total, lost)}: {reasons}"
+                f"{hints and f': {hints}'}"
             )
         for reason, count in self.reasons.items():
-            inputs = f"{count:,} of {bad + self.good:,} inputs"
-            print(f"{spelled(what)}: left out {inputs}: {reason} ({self._shown(reason)})")
+            print(f"{spelled(name)}: skipped {count:,} of {total:,} inputs: {reason} ({self._shown(reason)})")
+
+    def _above(self, limit: float, bad: float, lost: float) -> str:
+        """The fractions that are above the limit; nothing if no input is good, as no limit would help."""
+        if not self.good:
+            return ""
+        fractions = [(f"{100 * bad:.3g} % of the inputs", bad), (f"about {100 * lost:.3g} % of the bytes", lost)]
+        shown = " and ".join(text for text, fraction in fractions if fraction > limit)
+        return f" ({shown}), above data.max_bad_fraction ({limit:g})"

@@ -1,4 +1,4 @@
-"""TODO: pipeline/sources/base.py."""
+"""What every source of documents provides: its parts, and the documents of each part."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -12,13 +12,13 @@ KEY = "data.source"
 
 
 class Part(NamedTuple):
-    """A piece of work of a source, small enough for one process; picklable.
+    """A piece of a source that is small enough for one process; picklable.
 
     Attributes:
-        size: bytes of the source, as it is stored, that it covers; what progress is counted in.
-        where: what the source's ``read`` needs to find it. A part of a solid archive, which cannot be entered half-way,
-            carries its (compressed) content.
-        carried: bytes of such content, about.
+        size: stored bytes of the source that it covers. Progress is counted in them.
+        where: what the source's ``read`` needs to find it. A part of a solid archive carries its compressed content,
+            because such an archive can only be read from the start.
+        carried: approximate bytes of that content.
     """
 
     size: int
@@ -27,34 +27,34 @@ class Part(NamedTuple):
 
 
 class Source(Protocol):
-    """A source of documents; picklable, so that its parts can be read in other processes."""
+    """A source of documents; picklable, so that other processes can read its parts."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     @property
-    def remark(self) -> str | None:
-        """What the user should be told before it is read."""
+    def warning(self) -> str | None:
+        """What to print before the source is read; None: nothing."""
 
     @property
-    def parting(self) -> str:
-        """How it is cut into parts; differs when the same source would be cut otherwise."""
+    def partition_scheme(self) -> str:
+        """How the source is divided into parts. Parts are reused only if this is unchanged."""
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """Name -> files that it reads, or what tells its content from another's; a change makes the documents stale."""
+        """Name -> files to read, or a string that identifies the content. A change makes the documents stale."""
 
     def size(self, workers: int) -> int | None:
-        """Bytes of the source over all parts; None where that is not known beforehand."""
+        """Stored bytes of all parts; None: unknown before reading."""
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Every part, in a fixed order that does not depend on ``workers`` (processes that may be used to find them).
+        """Every part, in a fixed order for any number of ``workers`` (processes that may be used to find the parts).
 
-        Nothing large is held: parts that carry content are made one at a time.
+        Parts that carry content are created one at a time, so memory stays bounded.
         """
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
-        """Documents of a part, in a fixed order; what cannot be read is counted in ``bad``."""
+        """The documents of a part, in a fixed order. Inputs that cannot be read are counted in ``bad``."""
 
     def details(self) -> dict[str, Any]:
-        """What the manifest should record beside the counts."""
+        """What to record in the manifest in addition to the counts."""

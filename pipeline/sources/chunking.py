@@ -1,43 +1,43 @@
-"""Cutting a text into documents: at paragraph ends, at sentence ends, or into windows that overlap.
+"""Cut a text into documents: at the end of a paragraph or sentence, or into overlapping windows.
 
-The text comes in blocks of any length, whose ends change nothing.
+The text comes in blocks. Their lengths do not change the result.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-#: An end mark, what closes after it, and space; or an end mark of Chinese and Japanese, which no space follows.
+#: An end mark, closing quotes or brackets, and space; or an end mark of Chinese and Japanese, which needs no space.
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][”’」』）]*\s*|\n\n+")
-#: What a sentence may begin with beside an upper-case letter.
+#: How a sentence may begin, other than with an upper-case letter.
 _OPENING = "\"'“‘«(["
 
 
 class Piece(NamedTuple):
-    """A part of a text and the number of characters before it."""
+    """A part of a text, and the number of characters before it."""
 
     offset: int
     text: str
 
 
 def cut(text: str, size: int) -> Iterator[str]:
-    """Cut a text at the first paragraph end at or after ``size`` characters; 0: do not cut.
+    """Cut a text at the first end of a paragraph at or after ``size`` characters; 0: do not cut.
 
-    Where none follows within as many again, it is cut at a line end, failing that at a space, failing that after
-    ``size`` characters; an end shorter than half of that stays with what is before it. The pieces joined are the text.
+    If there is none within another ``size`` characters, cut at the end of a line, else at a space, else after ``size``
+    characters. A rest of less than half of ``size`` is not cut off. Joining the pieces gives the text.
     """
     return (piece.text for piece in pieces([text], "paragraph", size))
 
 
 def pieces(blocks: Iterable[str], chunk: str, size: int, overlap: int = 0) -> Iterator[Piece]:
-    """Documents of a text; of it no more is held than a block and three times ``size``.
+    """Documents of a text. At most a block and three times ``size`` of the text is held in memory.
 
     Args:
         blocks: the text, in order.
-        chunk: paragraph (see ``cut``); sentence: the same at sentence ends, which are an end mark, space and an
-            upper-case letter or opening quote, or a blank line; window: every ``size`` characters.
-        size: characters of a document, about; 0: the text is one.
-        overlap: characters that a window repeats of the one before it.
+        chunk: paragraph: see ``cut``. sentence: the same at the end of a sentence, which is an end mark followed by
+            space and an upper-case letter or opening quote, or a blank line. window: every ``size`` characters.
+        size: approximate characters of a document; 0: the text is one document.
+        overlap: characters that a window shares with the one before it.
     """
     if not size:
         if text := "".join(blocks):
@@ -60,7 +60,7 @@ def pieces(blocks: Iterable[str], chunk: str, size: int, overlap: int = 0) -> It
             break
         stop = stop_of(ahead, start, size)
         if stop == len(ahead) and not ended:
-            # The newlines after a paragraph may go on in the next block.
+            # More newlines after the paragraph may follow in the next block.
             need = len(ahead) - start + 1
             continue
         yield Piece(before + start, ahead[start:stop])
@@ -94,7 +94,7 @@ def _window_stop(text: str, start: int, size: int) -> int:
     return start + size
 
 
-#: Rule -> where a piece stops that begins at a place; the longest end of a text that is not cut again.
+#: Rule -> where a piece that begins at a position stops, and the length up to which the rest of a text is not cut.
 _RULES: dict[str, tuple[Callable[[str, int, int], int], Callable[[int], int]]] = {
     "paragraph": (_paragraph_stop, lambda size: size + size // 2),
     "sentence": (_sentence_stop, lambda size: size + size // 2),

@@ -1,4 +1,4 @@
-"""CSV and TSV files with a header line: a record a document, its text in one column."""
+"""CSV and TSV files with a header line: one document per record, with its text in one column."""
 
 import csv
 import io
@@ -17,22 +17,22 @@ from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.files import File
 
-#: Longest field that is read, in characters; an unclosed quote would otherwise take the rest of the file.
+#: Longest field that is read, in characters. Otherwise the field of an unclosed quote would be the rest of the file.
 _MOST_FIELD_CHARS = 256 << 20
-#: What else than the delimiter in use may part fields.
+#: Common delimiters, for hints.
 _DELIMITERS = (";", "\t", "|", ",")
 
 
 @dataclass(frozen=True)
 class CsvSource(FileSource):
-    """Records of a path, folder, glob or URL. A quoted field may hold line ends, so a file is read by one process.
+    """Records of a path, folder, glob or URL. Quoted fields can contain newlines, so one process reads each file.
 
     Attributes:
         path: file, folder, glob or URL of .csv (commas) or .tsv (tabs), also .gz, .zst, .xz.
-        text_field: column that holds the text.
-        encoding: how the files are encoded.
-        delimiter: character between two fields; None: as the file's ending says.
-        target_field: column that holds the target; None: there is none.
+        text_field: column of the text.
+        encoding: encoding of the files.
+        delimiter: character between two fields; None: by the file's ending.
+        target_field: column of the target; None: there is none.
     """
 
     text_field: str
@@ -56,7 +56,7 @@ class CsvSource(FileSource):
             bad.add(fault, file.name, file.size)
             return
         csv.field_size_limit(_MOST_FIELD_CHARS)
-        # What cannot be decoded is told by its record, not by the block of the file that it lies in.
+        # Decoding errors are reported per record, not per block of the file.
         if self.encoding != encodings.UTF8:
             stream = encodings.as_utf8(stream, self.encoding)
         lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
@@ -89,34 +89,34 @@ class CsvSource(FileSource):
                 continue
             bad.good += 1
             yield Document(f"csv:{file.name}:{number}", text, file.name, "record", target)
-        # One unclosed quote may have taken thousands of records.
+        # An unclosed quote can swallow thousands of records.
         bad.lost_bytes += file.size * malformed_lines // records.line_num
 
     def _column(self, header: list[str], file: File, key: str, column: str) -> int:
         if column not in header:
-            # A file of another kind may have a whole document for its header.
-            named = shorten(spelled(", ".join(header)), 200, placeholder=" …")
+            # The header of a file of another format can be very long.
+            listed = shorten(spelled(", ".join(header)), 200, placeholder=" …")
             raise RequestError(
-                f"{self.key}.{key}: {file.name} has no column {column!r}; columns there: {named}"
+                f"{self.key}.{key}: {file.name} has no column {column!r}; its columns are: {listed}"
                 f"{self._other_delimiter(header)}"
             )
         return header.index(column)
 
     def _other_delimiter(self, header: list[str]) -> str:
-        """A hint, where the only column there is looks like several."""
-        met = [mark for mark in _DELIMITERS if len(header) == 1 and mark in header[0]]
-        shown = "\\t" if met[:1] == ["\t"] else "".join(met[:1])
-        return f" (one column: are its fields parted by {shown!r}? set {self.key}.delimiter='{shown}')" if met else ""
+        """A hint if the only column looks like several columns."""
+        marks = [mark for mark in _DELIMITERS if len(header) == 1 and mark in header[0]]
+        shown = "\\t" if marks[:1] == ["\t"] else "".join(marks[:1])
+        return f" (a single column: is {shown!r} its delimiter? set {self.key}.delimiter='{shown}')" if marks else ""
 
     def _text(
         self, record: list[str], column: int, targets: int | None, width: int, where: str, bad: BadInputs
     ) -> str | None:
-        """The text of a record; None: it has none, or it or its target cannot be read."""
+        """The text of a record; None: there is none, or the text or the target cannot be read."""
         if max(column, targets or 0) >= len(record):
             bad.add("a record with too few fields", f"{where}: {len(record)}")
             return None
         if any(record[width:]):
-            # The text may go on in them, after a delimiter that was not quoted.
+            # They may be the rest of the text, after a delimiter that was not quoted.
             bad.add("a record with too many fields", f"{where}: {len(record)} under a header of {width}")
             return None
         text = record[column]

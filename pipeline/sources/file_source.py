@@ -1,4 +1,4 @@
-"""What the sources made of files share: finding, and how files are put together into parts."""
+"""The base of sources that read files: they list files and divide them into parts."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -7,18 +7,19 @@ from typing import Any, ClassVar
 
 from pipeline.sources.base import KEY, Part
 from pipeline.sources.storage import files
-from pipeline.sources.storage.files import File, Found
+from pipeline.sources.storage.files import File, Listing
 
-#: Bytes of a part, at most: larger files are divided where they can be, smaller ones put together.
+#: Maximum bytes of a part. Larger files are divided if possible, and smaller files are grouped.
 PART_BYTES = 64 << 20
-#: The same where the stored bytes are compressed.
+#: The same for compressed files.
 COMPRESSED_PART_BYTES = 16 << 20
-#: A small source has so many parts, so that several processes have work, but none below the 32nd part of the above.
+#: A small source has about this many parts, so that several processes have work. A part has at least a 32nd of the
+#: maximum.
 _PARTS = 32
 
 
 def part_bytes(total: int, most: int) -> int:
-    """Stored bytes of a part of a source of ``total`` bytes, where ``most`` is the limit."""
+    """Stored bytes of a part of a source of ``total`` bytes; ``most`` is the maximum."""
     return min(most, max(total // _PARTS, most // _PARTS, 1))
 
 
@@ -27,14 +28,14 @@ class FileSource:
     """Files of a path, folder, glob or URL.
 
     Attributes:
-        path: where they are.
+        path: the path.
         key: the recipe's key of the source, for messages.
     """
 
     path: str
     key: str = field(default=KEY, kw_only=True)
 
-    #: Endings of the files that are read below a folder, compressed or not.
+    #: Endings of the files to read below a folder, without the endings of compressed files.
     endings: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -42,19 +43,19 @@ class FileSource:
         return self.path
 
     @cached_property
-    def _found(self) -> Found:
+    def _listing(self) -> Listing:
         return files.look(self.path, self.endings, f"{self.key}.path")
 
     @property
     def files(self) -> dict[str, File]:
-        return self._found.files
+        return self._listing.files
 
     @property
-    def remark(self) -> str | None:
-        if not (ignored := self._found.ignored):
+    def warning(self) -> str | None:
+        if not (ignored := self._listing.ignored):
             return None
-        said = f"{len(ignored):,} files" if len(ignored) > 1 else "1 file"
-        return f"{self.key}.path: {said} of other endings ignored, for example {ignored[0]}"
+        count = f"{len(ignored):,} files" if len(ignored) > 1 else "1 file"
+        return f"{self.key}.path: ignored {count} with other endings, for example {ignored[0]}"
 
     @property
     def most_bytes(self) -> int:
@@ -63,7 +64,7 @@ class FileSource:
         return part_bytes(self.size(1) or 0, COMPRESSED_PART_BYTES if compressed else PART_BYTES)
 
     @property
-    def parting(self) -> str:
+    def partition_scheme(self) -> str:
         return f"{type(self).__name__} in {self.most_bytes} bytes"
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
@@ -73,15 +74,15 @@ class FileSource:
         return sum(file.size for file in self.files.values())
 
     def details(self) -> dict[str, Any]:
-        return {"files": len(self.files), "bytes": self.size(1), "ignored": len(self._found.ignored)}
+        return {"files": len(self.files), "bytes": self.size(1), "ignored": len(self._listing.ignored)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the list of files, which may be long: parts name their own."""
+        """Without the list of files, which may be long. Parts have their own files."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def grouped(pieces: Iterable[tuple[int, Any]], most: int) -> Iterator[Part]:
-    """Parts of (bytes, piece) pairs, put together in order until they have ``most`` bytes."""
+    """Group (bytes, piece) pairs, in order, into parts of up to ``most`` bytes."""
     group: list[Any] = []
     size = 0
     for piece_size, piece in pieces:

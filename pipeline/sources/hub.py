@@ -1,7 +1,7 @@
-"""A dataset repository, of the Hugging Face hub or in a local folder of the same layout, streamed.
+"""Stream a dataset repository of the Hugging Face hub, or a local folder with the same layout.
 
-A part is one data file. Where the stream breaks, it is opened again and the rows that were already taken are passed
-over by our own count; the last of them must be the one that was taken.
+A part is one data file. If the stream breaks, it is opened again, and the rows that were already read are skipped. The
+last of them must not have changed.
 """
 
 import functools
@@ -22,11 +22,11 @@ from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File
 from pipeline.sources.storage.retry import FIRST_ATTEMPTS, in_one_line, retry
 
-#: Rows that are held at a time; few, as their length is known only once they are here. Beside them the library holds
-#: what it reads at once: of Parquet the column of a row group as it is stored, of other formats a block of its own.
+#: Rows that are held at a time. They are few, because their length is unknown before reading. The library holds more:
+#: the column of a row group for Parquet, or a block for other formats.
 _BATCH_ROWS = 64
 _COMMIT = re.compile("[0-9a-f]{40}")
-_PIN = "with its revision=COMMIT, finished documents need no network"
+_PIN = "with revision=COMMIT, finished documents need no network"
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class HubSource:
 
     Attributes:
         repository: name on the hub (``Skylion007/openwebtext``), or a local folder.
-        text_field: column that holds the text; ``meta.body``: field body of column meta, unless a column is called so.
+        text_field: column of the text; ``meta.body``: field body of column meta, unless there is a column of that name.
         split: the split.
-        config: the repository's configuration; None: its default one.
+        config: configuration of the repository; None: the default.
         revision: branch, tag or commit; None: the newest.
         key: the recipe's key of the source, for messages.
     """
@@ -54,22 +54,22 @@ class HubSource:
         return self.repository
 
     @property
-    def remark(self) -> None:
-        """Nothing."""
+    def warning(self) -> None:
+        """No warning."""
 
     @property
-    def parting(self) -> str:
+    def partition_scheme(self) -> str:
         return "data files"
 
     @cached_property
     def _folder(self) -> Path | None:
-        """The folder of a repository that is here; None: it is on the hub."""
-        given = Path(self.repository).expanduser()
-        return given if given.is_dir() else None
+        """The local folder; None: the repository is on the hub."""
+        folder = Path(self.repository).expanduser()
+        return folder if folder.is_dir() else None
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit that ``revision`` stands for now; None for a local folder."""
+        """The commit that ``revision`` refers to now; None for a local folder."""
         if self._folder or (self.revision and _COMMIT.fullmatch(self.revision)):
             return None if self._folder else self.revision
         _refuse_offline(self.repository, self.key)
@@ -87,12 +87,12 @@ class HubSource:
         except missing as error:
             raise RequestError(
                 f"{where} (revision {self.revision or 'newest'}) is neither a folder nor a dataset of the Hugging Face "
-                f"hub that you may read: {in_one_line(error)}"
+                f"hub that you can access: {in_one_line(error)}"
             ) from None
         return str(info.sha)
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """The commit, or of a local folder the files. Pin ``revision`` to keep it."""
+        """The commit, or the files of a local folder. Set ``revision`` to pin the commit."""
         if self._folder:
             return {"files": files.find(str(self._folder), ("",), f"{self.key}.path")}
         return {"commit": str(self.commit)}
@@ -106,40 +106,40 @@ class HubSource:
 
     @cached_property
     def _data_files(self) -> list[tuple[str, int | None]]:
-        """(name below the repository, bytes where known) of each data file, in the order of the stream's shards."""
+        """(name within the repository, bytes if known) of each data file, in the order of the stream's shards."""
         import fsspec
 
         dataset = self._stream()
-        listed = _builder(*self._asked, self.key).config.data_files or {}
+        listed = _builder(*self._dataset_id, self.key).config.data_files or {}
         urls = [str(url) for url in listed.get(self.split, [])]
         if len(urls) != dataset.num_shards:
             return [(f"shard-{number:05d}", None) for number in range(dataset.num_shards)]
-        found: list[tuple[str, int | None]] = []
+        data_files: list[tuple[str, int | None]] = []
         for url in urls:
             name = url.rpartition("@")[2].partition("/")[2]
             if self._folder:
                 name = Path(url).resolve().relative_to(self._folder.resolve()).as_posix()
             system, path = fsspec.core.url_to_fs(url)
-            found.append((spelled(name), int(system.info(path)["size"] or 0)))
-        return found
+            data_files.append((spelled(name), int(system.info(path)["size"] or 0)))
+        return data_files
 
     def parts(self, workers: int) -> Iterator[Part]:
         """Each part: (shard, shards, name of the data file)."""
-        found = self._data_files
-        for number, (name, size) in enumerate(found):
-            yield Part(size or 0, (number, len(found), name))
+        data_files = self._data_files
+        for number, (name, size) in enumerate(data_files):
+            yield Part(size or 0, (number, len(data_files), name))
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
         number, shards, name = part.where
         dataset = self._stream()
         if dataset.num_shards != shards:
             raise RequestError(
-                f"{self.key}.path: {self.repository} has {dataset.num_shards} data files where there were {shards}: "
+                f"{self.key}.path: {self.repository} has {dataset.num_shards} data files, but had {shards} before: "
                 "it changed while it was read; start again"
             )
         shard = dataset.shard(num_shards=shards, index=number)
         row = 0
-        # Where their sizes are not known, the data files weigh the same.
+        # If their sizes are unknown, all data files count the same.
         size = part.size or 1
         bad.bytes += size
         for column in _Columns(self, shard, name, size, bad):
@@ -149,17 +149,17 @@ class HubSource:
                 row += 1
 
     @property
-    def _asked(self) -> tuple[str, str | None, str | None]:
+    def _dataset_id(self) -> tuple[str, str | None, str | None]:
         return str(self._folder) if self._folder else self.repository, self.config, self.commit
 
     def _stream(self) -> Any:
-        """The split as a ``datasets.IterableDataset``, of the text's column alone where the format allows."""
+        """The split as a ``datasets.IterableDataset``, with only the text column if the format allows it."""
         if not self._folder:
             _refuse_offline(self.repository, self.key)
-        return _load(*self._asked, self.split, self.text_field, self.key)
+        return _load(*self._dataset_id, self.split, self.text_field, self.key)
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the commit, which every process is to read, and without the list of files."""
+        """With the commit, so that every process reads the same one, and without the list of files."""
         kept = {key: value for key, value in self.__dict__.items() if key != "_data_files"}
         return {**kept, "commit": self.commit}
 
@@ -169,13 +169,13 @@ def _refuse_offline(repository: str, key: str) -> None:
 
     if is_offline_mode():
         raise UnreachableError(
-            f"{key}.path: {repository} is on the Hugging Face hub, which HF_HUB_OFFLINE switches off: unset it, "
-            f"or give a local copy of the repository ({_PIN})"
+            f"{key}.path: {repository} is on the Hugging Face hub, but HF_HUB_OFFLINE is set: unset it, or use a local "
+            f"copy of the repository ({_PIN})"
         )
 
 
 class _Columns:
-    """Arrow columns of a shard's text, in order, across broken connections."""
+    """Arrow columns of a shard's text, in order. Continues after broken connections."""
 
     def __init__(self, source: HubSource, shard: Any, name: str, size: int, bad: BadInputs) -> None:
         self._shard = shard
@@ -194,7 +194,7 @@ class _Columns:
             yield column
 
     def _next(self) -> Any:
-        """The next column, from the stream or a new one at the same place; None: that was the last."""
+        """The next column, from the stream or a new stream at the same position; None: there are no more."""
         try:
             if self._stream is None:
                 self._stream = self._from_the_start()
@@ -202,11 +202,11 @@ class _Columns:
         except Exception as error:
             self._stream = None
             damaged_before, self._damaged = self._damaged, _is_damage(error) or self._damaged
-            # A transfer cut short looks alike, so it is tried once more.
+            # An interrupted transfer looks the same, so it is tried once more.
             if not (_is_damage(error) and damaged_before):
                 raise
-            # How many rows are lost nobody says, so the whole file counts.
-            self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_said(error)}", self._size)
+            # The number of lost rows is unknown, so the complete file counts as lost.
+            self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_one_line(error)}", self._size)
             return None
         self._damaged = False
         return column
@@ -223,7 +223,7 @@ class _Columns:
             if self._taken and start < self._taken <= at:
                 if _digest(column, self._taken - 1 - start) != self._last:
                     raise RequestError(
-                        f"{self._where}: row {self._taken - 1} is another one after connecting again: "
+                        f"{self._where}: row {self._taken - 1} changed after reconnecting: "
                         "the repository changed while it was read; start again"
                     )
                 column = column.slice(self._taken - start)
@@ -232,7 +232,7 @@ class _Columns:
                 self._last = _digest(column, len(column) - 1)
                 yield column
         if at < self._taken:
-            raise ConnectionError(f"the stream ends at row {at}, before row {self._taken}, which it had given")
+            raise ConnectionError(f"the stream ends at row {at}, although {self._taken} rows were read before")
 
 
 def _digest(column: Any, row: int) -> bytes:
@@ -242,17 +242,17 @@ def _digest(column: Any, row: int) -> bytes:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether it is the data's fault: Arrow's own errors, among them plain OSError, not those of the network."""
+    """Whether the data are damaged: errors of Arrow, which include plain OSError, and not those of the network."""
     import pyarrow
 
     return isinstance(error, pyarrow.ArrowException) or type(error) is OSError
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-#: What loading raises when asking again would not help: no such configuration, split or file, or a loading script.
+#: Errors of loading for which a retry does not help: no such configuration, split or file, or a loading script.
 _FINAL = (ValueError, FileNotFoundError, RuntimeError)
 
 
@@ -260,14 +260,14 @@ _FINAL = (ValueError, FileNotFoundError, RuntimeError)
 def _builder(path: str, config: str | None, commit: str | None, key: str) -> Any:
     import datasets
 
-    # The library itself tries each request again.
+    # The library itself retries each request.
     where = f"{key}.path: {path}"
     return retry(lambda: datasets.load_dataset_builder(path, config, revision=commit), where, _FINAL, 2)
 
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, config: str | None, commit: str | None, split: str, field: str, key: str) -> Any:
-    """One process asks the hub once, however many parts it reads."""
+    """Load the split. Cached, so that a process sends one request to the hub for any number of parts."""
     import datasets
     import pyarrow
 
@@ -276,7 +276,7 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
 
     final = (*_FINAL, pyarrow.ArrowException)
     where = f"{key}.path: {path}"
-    # Parquet is read by columns and row by row; other formats have no such options.
+    # Parquet can be read by columns and in batches of rows. Other formats have no such options.
     by_rows = {"batch_size": _BATCH_ROWS}
     try:
         try:
@@ -294,4 +294,4 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
         except ValueError:
             return dataset.select_columns([column])
     except final as error:
-        raise RequestError(f"{where}: {_said(error) or type(error).__name__}") from None
+        raise RequestError(f"{where}: {_one_line(error) or type(error).__name__}") from None

@@ -1,4 +1,4 @@
-"""JSON lines, plain or compressed: a record a line, its text in one field."""
+"""JSON lines, plain or compressed: one document per line, with its text in one field."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,19 +18,20 @@ from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.files import File
 
-#: Longest line that is read, in bytes; a longer one is no record but a file of another kind.
+#: Longest line that is read, in bytes. Longer lines indicate a file of another format.
 _MOST_LINE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class JsonlSource(FileSource):
-    """Records of a path, folder, glob or URL; each line is one input.
+    """Records of a path, folder, glob or URL. Each line is one input.
 
     Attributes:
         path: file, folder, glob or URL of .jsonl, .ndjson or .json, also .gz, .zst, .xz.
-        text_field: field that holds the text; ``meta.body``: body in the record in meta, unless a field is called so.
-        encoding: how the files are encoded; a file that is not in UTF-8 is read by one process.
-        target_field: field that holds the target, text or a number; None: there is none.
+        text_field: field of the text; ``meta.body``: field body of the object meta, unless there is a field of that
+            name.
+        encoding: encoding of the files. A file that is not UTF-8 is read by one process.
+        target_field: field of the target, which is text or a number; None: there is none.
     """
 
     text_field: str
@@ -40,14 +41,14 @@ class JsonlSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: (file, first byte, byte to stop at) triples; stop 0: to the end."""
+        """Each part has (file, first byte, byte to stop at) triples; stop 0: the end of the file."""
         return file_source.grouped(self._ranges(), self.most_bytes)
 
     def _ranges(self) -> Iterator[tuple[int, tuple[File, int, int]]]:
         most = self.most_bytes
         for file in self.files.values():
-            whole = file.is_compressed or file.size <= most or self.encoding != encodings.UTF8
-            if whole or signatures.other_kind(head := files.head(file)) or _array(head):
+            undivided = file.is_compressed or file.size <= most or self.encoding != encodings.UTF8
+            if undivided or signatures.other_kind(head := files.head(file)) or _array(head):
                 yield file.size, (file, 0, 0)
             else:
                 for at in range(0, file.size, most):
@@ -66,7 +67,7 @@ class JsonlSource(FileSource):
         if recoded := self.encoding != encodings.UTF8:
             stream = encodings.as_utf8(stream, self.encoding)
         if start:
-            # A line belongs to the part that its first byte lies in.
+            # A line belongs to the part that has its first byte.
             stream.seek(start - 1)
             at += _to_line_end(stream) - 1
         elif fault or (fault := _array(signatures.peek(stream))):
@@ -75,30 +76,30 @@ class JsonlSource(FileSource):
         fields_of, prefix = self._fields_of(), f"jsonl:{name}:"
         while (not stop or at < stop) and (line := stream.readline(_MOST_LINE_BYTES)):
             size = len(line)
-            found = None
+            pair = None
             if size == _MOST_LINE_BYTES and not line.endswith(b"\n"):
                 bad.add(f"a line longer than {_MOST_LINE_BYTES >> 20} MB", f"{name} at byte {at}")
                 size += _to_line_end(stream)
             else:
                 try:
-                    found = text, target = fields_of(orjson.loads(line))
+                    pair = text, target = fields_of(orjson.loads(line))
                 except (ValueError, KeyError, TypeError):
-                    # Rare: blank, malformed, not an object, or JSON that only the standard library takes.
-                    found = self._unusual(line, name, at, bad)
+                    # Rare: blank, malformed, not an object, or JSON that only the standard library accepts.
+                    pair = self._unusual(line, name, at, bad)
                 else:
                     if type(text) is not str or (self.target_field and (type(target) is not str or not target.strip())):
-                        found = self._unusual(line, name, at, bad)
+                        pair = self._unusual(line, name, at, bad)
             at += size
-            if found is None:
+            if pair is None:
                 lost += 0 if line.isspace() else size
                 continue
             bad.good += 1
-            yield Document(f"{prefix}{at - size}", found[0], name, "record", found[1])
-        # Of a compressed or recoded file the lines' share is known once it is read.
+            yield Document(f"{prefix}{at - size}", pair[0], name, "record", pair[1])
+        # The lost fraction of a compressed or recoded file is known after reading it.
         bad.lost_bytes += lost * file.size // at if lost and (recoded or file.is_compressed) else lost
 
     def _fields_of(self) -> Callable[[Any], tuple[Any, Any]]:
-        """What gives text and target of a record, the latter None where none is asked for."""
+        """A function that returns text and target of a record. The target is None without ``target_field``."""
         text_of = getter(self.text_field)
         if self.target_field is None:
             return lambda record: (text_of(record), None)
@@ -106,7 +107,7 @@ class JsonlSource(FileSource):
         return lambda record: (text_of(record), target_of(record))
 
     def _unusual(self, line: bytes, name: str, at: int, bad: BadInputs) -> tuple[str, str | None] | None:
-        """Text and target of a line, which begins at byte ``at`` of the (decompressed) file; None: it lacks one."""
+        """Text and target of a line at byte ``at`` of the (decompressed) file; None: one of them is missing."""
         where = f"{name} at byte {at}"
         try:
             text = line.decode("utf-8-sig" if at == 0 else "utf-8")
@@ -144,9 +145,9 @@ def _array(head: bytes) -> str | None:
     return "a JSON array, not JSON lines" if signatures.is_json_array(head) else None
 
 
-#: Of a field that is not there.
+#: Value of a field that does not exist.
 _MISSING = object()
-#: What a value is that is no text, as JSON calls it.
+#: JSON's names of values that are not text.
 _KINDS = {NoneType: "null", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -158,13 +159,13 @@ def _value(record: dict[str, Any], field: str) -> Any:
 
 
 def _lacking(what: str, field: str, value: Any, record: dict[str, Any], where: str) -> tuple[str, str]:
-    """Why a record has no text in a field, and where it was met."""
+    """Why a record has no text in a field, and where it is."""
     why = "missing" if value is _MISSING else f"is {_KINDS[type(value)]}"
     return f"{what} {field!r} {why}", f"{where}, fields there: {', '.join(map(str, record)) or 'none'}"
 
 
 def getter(field: str) -> Callable[[Any], Any]:
-    """What gives a field of a record; KeyError or TypeError where there is none."""
+    """A function that returns a field of a record. It raises KeyError or TypeError if there is none."""
     if "." not in field:
         return itemgetter(field)
     inner = field.split(".")
@@ -180,10 +181,10 @@ def getter(field: str) -> Callable[[Any], Any]:
 
 
 def _to_line_end(stream: IO[bytes]) -> int:
-    """Bytes to the end of the line, which are passed over."""
-    passed = 0
+    """Skip to the end of the line; returns the number of bytes skipped."""
+    skipped = 0
     while piece := stream.readline(_MOST_LINE_BYTES):
-        passed += len(piece)
+        skipped += len(piece)
         if piece.endswith(b"\n"):
             break
-    return passed
+    return skipped

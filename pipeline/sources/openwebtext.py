@@ -1,13 +1,14 @@
-"""OpenWebText as it was published, whole or in pieces: archives within archives of one .txt a page.
+"""The original archives of OpenWebText: nested archives with one .txt file per page.
 
-- ``openwebtext.tar.xz``: a compressed tar of ``openwebtext/urlsf_subsetNN-M_data.xz``, each a compressed tar of pages;
-- a folder of ``urlsf_subsetNN-M_data.xz``;
-- a folder of ``subsets/urlsf_subsetNN.tar``, plain tars of the same;
-- ``.7z`` archives of pages, or of the same.
+These layouts are read:
 
-Nothing is unpacked to disk. What can be entered anywhere (plain tars, files) is read in ranges by the workers. A
-compressed outer archive is one stream: the process that makes the parts walks it once, and each part carries some of
-its members as they are stored, for a worker to unpack.
+- ``openwebtext.tar.xz``: a compressed tar of ``openwebtext/urlsf_subsetNN-M_data.xz``, each a compressed tar of pages
+- a folder of ``urlsf_subsetNN-M_data.xz``
+- a folder of ``subsets/urlsf_subsetNN.tar``, plain tars of the same
+- ``.7z`` archives of pages, or of the same
+
+Nothing is unpacked to disk. Workers read ranges of plain tars. A compressed outer archive is one stream: the process
+that creates the parts reads it once, and each part carries some of its members for a worker to unpack.
 """
 
 import io
@@ -25,10 +26,10 @@ from pipeline.sources.storage import files, seven_zip, tar
 from pipeline.sources.storage.compressed import decompressed
 from pipeline.sources.storage.files import File
 
-#: Bytes of members that a part carries or covers.
+#: Approximate bytes of members in a part.
 _PART_BYTES = 16 << 20
 
-#: Bytes read at a time where only headers are.
+#: Bytes that are read at a time if only headers are needed.
 _HEADER_BYTES = 8 << 10
 
 _DAMAGE = (*files.DAMAGE, tar.Damaged, seven_zip.Damaged)
@@ -37,7 +38,7 @@ _TOO_LARGE = f"a member larger than {tar.MOST_MEMBER_BYTES >> 20} MB"
 
 
 class Range(NamedTuple):
-    """Members of a plain tar whose first header begins in [start, stop); stop None: to the end."""
+    """Members of a plain tar whose header begins in [start, stop); stop None: to the end."""
 
     file: File
     start: int
@@ -45,7 +46,7 @@ class Range(NamedTuple):
 
 
 class Content(NamedTuple):
-    """A member of a solid archive: the archive's name, its own, its number there, and its bytes."""
+    """A member of a solid archive: the name of the archive, its name, its number in the archive, and its bytes."""
 
     archive: str
     name: str
@@ -54,7 +55,7 @@ class Content(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What could not be read while a solid archive was walked, and the stored bytes lost with it."""
+    """What could not be read in a solid archive, and the stored bytes lost with it."""
 
     reason: str
     where: str
@@ -63,7 +64,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenWebTextSource(FileSource):
-    """Pages of the original archives; each page is one input.
+    """Pages of the original archives. Each page is one input.
 
     Attributes:
         path: file, folder, glob or URL of ``*_data.xz``, ``.tar`` (also .xz, .gz, .zst) or ``.7z``.
@@ -77,21 +78,21 @@ class OpenWebTextSource(FileSource):
         return file_source.part_bytes(self.size(1) or 0, _PART_BYTES)
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: ``File`` for a compressed tar of pages, ``Range``, ``Content`` and ``Fault`` pieces."""
+        """Each part has pieces: ``File`` (a compressed tar of pages), ``Range``, ``Content`` and ``Fault``."""
         most = self.most_bytes
         group: list[tuple[int, File]] = []
         for file in self.files.values():
-            own = None
+            parts = None
             if file.name.lower().endswith(".7z"):
-                own = _solid(_of_seven_zip(file), file.size, most)
+                parts = _solid(_of_seven_zip(file), file.size, most)
             elif files.plain_name(file.name).endswith(".tar"):
-                own = _solid(_of_tar(file), file.size, most) if file.is_compressed else _ranges(file, most)
-            if own is None:
+                parts = _solid(_of_tar(file), file.size, most) if file.is_compressed else _ranges(file, most)
+            if parts is None:
                 group.append((file.size, file))
                 continue
             yield from file_source.grouped(group, most)
             group = []
-            yield from own
+            yield from parts
         yield from file_source.grouped(group, most)
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
@@ -120,7 +121,7 @@ def _range_pages(piece: Range, bad: BadInputs, stream: IO[bytes]) -> Iterator[Do
 
 
 def _fault(member: tar.Member, archive: str, stored: int) -> Fault | None:
-    """What is wrong with a member that takes ``stored`` bytes of the source."""
+    """What is wrong with a member of ``stored`` bytes; None: nothing."""
     if member.is_folder or (member.is_file and member.content is not None):
         return None
     where = f"{archive}/{member.name}"
@@ -128,7 +129,7 @@ def _fault(member: tar.Member, archive: str, stored: int) -> Fault | None:
 
 
 def _pages(where: str, position: int, content: bytes, archive: str, bad: BadInputs) -> Iterator[Document]:
-    """Pages of a member of an outer archive: a page itself, or a compressed tar of pages; others are passed over."""
+    """Pages of a member of an outer archive, which is a page or a compressed tar of pages. Others are skipped."""
     if where.endswith(".txt"):
         yield from _page(where, position, content, archive, bad)
     elif where.endswith(".xz"):
@@ -146,7 +147,7 @@ def _inner_pages(name: str, stored: int, bad: BadInputs, stream: IO[bytes]) -> I
 
 
 def _page(where: str, position: int, content: bytes, source: str, bad: BadInputs) -> Iterator[Document]:
-    """The document of a page; its position makes its id unique where a name comes twice."""
+    """The document of a page. Its position makes the id unique if a name occurs twice."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -157,7 +158,7 @@ def _page(where: str, position: int, content: bytes, source: str, bad: BadInputs
 
 
 def _ranges(file: File, most: int) -> Iterator[Part]:
-    """Ranges of a plain tar, found by its headers; where they cannot be read, the last range ends in that place."""
+    """Ranges of a plain tar, found by its headers. The last range includes headers that cannot be read."""
     start = end = 0
     broken = False
     try:
@@ -174,13 +175,13 @@ def _ranges(file: File, most: int) -> Iterator[Part]:
 
 
 def _of_tar(file: File) -> Iterator[tuple[int, Content | Fault]]:
-    """(bytes of the archive read so far, member) of a compressed tar, to its end or where it breaks."""
+    """(bytes of the archive read so far, member) of a compressed tar, up to its end or to damage."""
     before = read = at = 0
     try:
         with file.open() as raw, decompressed(raw, file.name) as stream:
             try:
                 for position, member in enumerate(tar.members(stream)):
-                    # Damage that is met ahead of a member sets it back a little.
+                    # The position moves back a little if the reader meets damage ahead of a member.
                     before, read = read, max(read, raw.tell())
                     if fault := _fault(member, file.name, read - before):
                         yield read, fault

@@ -1,4 +1,4 @@
-"""Parallel files: line N of one belongs to line N of the other, as translations are published."""
+"""Parallel files, as used for translations: line N of a file belongs to line N of the other."""
 
 import math
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ class Lines(NamedTuple):
 
     Attributes:
         source, target: the files.
-        at: byte of each that the first of them begins at; 0 where a file is read from its beginning.
-        first: lines before them.
-        lines: how many there are.
-        size: stored bytes of both files that they take, about; those lost to a fault among them.
-        faults: reason, place and lost bytes of what could not be read behind them.
+        at: byte offset of the first line in each file.
+        first: number of lines before them.
+        lines: number of lines.
+        size: approximate stored bytes in both files, including lost ones.
+        faults: reason, place and lost bytes of what could not be read after them.
     """
 
     source: File
@@ -44,16 +44,15 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True)
 class ParallelSource(FileSource):
-    """Pairs of lines of two files, or of two folders or globs whose files pair off in order of name.
+    """Pairs of lines of two files. The files of two folders or globs are paired in order of name.
 
-    Lines are counted before any is read. Plain UTF-8 files are cut at line ends into parts of their own; others are
-    read by one process each. A pair of blank lines is passed over. Of a damaged file the lines before the damage are
-    read, which still belong to those of the same number.
+    Lines are counted before they are read. Plain UTF-8 files are divided into parts at the ends of lines; other files
+    are read by one process each. Pairs of blank lines are skipped. The lines before damage in a file are read.
 
     Attributes:
         path: the texts: file, folder, glob or URL, also .gz, .zst, .xz.
         target_path: their targets.
-        encoding: how the files are encoded.
+        encoding: encoding of the files.
     """
 
     target_path: str
@@ -66,8 +65,8 @@ class ParallelSource(FileSource):
         targets = files.find(self.target_path, self.endings, f"{self.key}.target_path")
         if len(self.files) != len(targets):
             raise RequestError(
-                f"{self.key}: {self.path} holds {len(self.files):,} files and {self.target_path} {len(targets):,}: "
-                "each file needs one of targets"
+                f"{self.key}: {self.path} has {len(self.files):,} files and {self.target_path} {len(targets):,}: "
+                "each file needs a file of targets"
             )
         return list(zip(self.files.values(), targets.values(), strict=True))
 
@@ -78,49 +77,49 @@ class ParallelSource(FileSource):
         return {**super().details(), "bytes": self.size(1)}
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: ``Lines``.
+        """Each part has ``Lines``.
 
         Raises:
-            RequestError: two files have different numbers of lines, or one has a line that is too long.
+            RequestError: two files have different numbers of lines, or a line is too long.
         """
         pieces = ((piece.size, piece) for pair in self._pairs for piece in self._cut(*pair))
         return file_source.grouped(pieces, self.most_bytes)
 
     def _cut(self, source: File, target: File) -> Iterator[Lines]:
-        """The lines of two files, in pieces of about ``most_bytes`` where both can be entered anywhere."""
-        whole = source.is_compressed or target.is_compressed or self.encoding != encodings.UTF8
-        # What is decompressed or decoded may be longer than the file.
-        most = math.inf if whole else self.most_bytes
-        places, begins = [(0, 0)], [0]
+        """The lines of two files, in pieces of about ``most_bytes`` if both are plain UTF-8."""
+        undivided = source.is_compressed or target.is_compressed or self.encoding != encodings.UTF8
+        # The decompressed or decoded text can be longer than the file.
+        most = math.inf if undivided else self.most_bytes
+        cuts, begins = [(0, 0)], [0]
         broken: dict[File, tuple[str, str, int]] = {}
         lines = at = 0
         for lines, at in self._ends(source, broken):
-            if at - places[-1][1] >= most:
-                places.append((lines, at))
-        wanted = {line for line, _ in places[1:]}
+            if at - cuts[-1][1] >= most:
+                cuts.append((lines, at))
+        wanted = {line for line, _ in cuts[1:]}
         targets = end = 0
         for targets, end in self._ends(target, broken):
             if targets in wanted:
                 begins.append(end)
-        # What a damaged file still has cannot be more than the other.
+        # A damaged file may have fewer lines than the other, but not more.
         if lines != targets and (source if lines < targets else target) not in broken:
             raise RequestError(
-                f"{self.key}: {source.path} has {lines:,} lines and {target.path} {targets:,}: each line needs the one "
+                f"{self.key}: {source.path} has {lines:,} lines and {target.path} {targets:,}: each line needs a line "
                 "with its target"
             )
         if broken:
             size = source.size + target.size
             yield Lines(source, target, (0, 0), 0, min(lines, targets), size, tuple(broken.values()))
             return
-        places.append((lines, at))
+        cuts.append((lines, at))
         begins.append(end)
         stored = (source.size + target.size) / max(at + end, 1)
-        for (first, begin), (last, stop), other, until in zip(places, places[1:], begins, begins[1:], strict=False):
+        for (first, begin), (last, stop), other, until in zip(cuts, cuts[1:], begins, begins[1:], strict=False):
             size = int(stored * (stop - begin + until - other))
             yield Lines(source, target, (begin, other), first, last - first, size)
 
     def _ends(self, file: File, broken: dict[File, tuple[str, str, int]]) -> Iterator[tuple[int, int]]:
-        """Number of each line, from 1, and the bytes (of UTF-8) up to its end. Damage ends them and goes to ``broken``.
+        """The number of each line, from 1, and the bytes (of UTF-8) up to its end. Damage is added to ``broken``.
 
         Raises:
             RequestError: a line is too long.
@@ -176,9 +175,9 @@ class ParallelSource(FileSource):
                         break
                 if len(read) < 2:
                     continue
-                text, belongs = read
-                if belongs.strip():
+                text, target_text = read
+                if target_text.strip():
                     bad.good += 1
-                    yield Document(f"parallel:{name}:{number}", text, name, "pair", belongs)
+                    yield Document(f"parallel:{name}:{number}", text, name, "pair", target_text)
                 elif text.strip():
                     bad.add("empty target", f"{piece.target.name} line {number}")

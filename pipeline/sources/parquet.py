@@ -1,4 +1,4 @@
-"""Parquet files: a row a document, its text in one column; read by row groups, that column only."""
+"""Parquet files: one document per row, with its text in one column. Only that column is read, by row groups."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File
 
-#: Rows that are held at a time, at most, and about how many bytes of text; beside them, a page of the column.
+#: Maximum rows, and approximate bytes of text, that are held at a time, in addition to a page of the column.
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 4 << 20
 _BUFFER_BYTES = 8 << 20
@@ -24,9 +24,9 @@ class RowGroups(NamedTuple):
     """Row groups [first, stop) of a file; stop 0: its footer is unreadable.
 
     Attributes:
-        row: number of their first row in the file.
-        rows: how many they have.
-        size: stored bytes, of all columns: their share of the file.
+        row: index of their first row in the file.
+        rows: number of rows.
+        size: stored bytes, including other columns.
     """
 
     file: File
@@ -43,8 +43,8 @@ class ParquetSource(FileSource):
 
     Attributes:
         path: file, folder, glob or URL of .parquet.
-        text_field: column that holds the text; ``meta.body``: field body of column meta, unless a column is called so.
-        target_field: the same for the target, which may be a whole number or a truth value; None: there is none.
+        text_field: column of the text; ``meta.body``: field body of column meta, unless there is a column of that name.
+        target_field: the same for the target, which can also be an integer or a boolean; None: there is none.
     """
 
     text_field: str
@@ -54,11 +54,11 @@ class ParquetSource(FileSource):
 
     @property
     def most_bytes(self) -> int:
-        """Stored bytes of a part; they are compressed."""
+        """Stored bytes of a part, which are compressed."""
         return file_source.part_bytes(self.size(1) or 0, file_source.COMPRESSED_PART_BYTES)
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: ``RowGroups``."""
+        """Each part has ``RowGroups``."""
         return file_source.grouped(((piece.size, piece) for piece in self._groups()), self.most_bytes)
 
     def _groups(self) -> Iterator[RowGroups]:
@@ -93,21 +93,21 @@ class ParquetSource(FileSource):
                 bad.add("unreadable file", f"{where}: {' '.join(str(error).split())}", lost)
 
     def _rows(self, stream: Any, piece: RowGroups, bad: BadInputs) -> Iterator[Document | None]:
-        """The document of each row; None of one without text."""
+        """The document of each row; None: the row has no text."""
         import pyarrow.parquet as parquet
 
-        # A column is read through a buffer: a row group may be as large as the file.
+        # Use a buffer to read a column, because a row group can be as large as the file.
         opened = parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         check_column(opened.schema_arrow, self.text_field, piece.file.name, f"{self.key}.text_field")
-        asked = [self.text_field]
+        columns = [self.text_field]
         if self.target_field:
             key = f"{self.key}.target_field"
             check_column(opened.schema_arrow, self.target_field, piece.file.name, key, labels=True)
-            asked.append(self.target_field)
+            columns.append(self.target_field)
         name, row = piece.file.name, piece.row
         for group in range(piece.first, piece.stop):
             rows = _batch_rows(opened.metadata.row_group(group), self.text_field)
-            for batch in opened.iter_batches(rows, [group], asked, use_threads=False):
+            for batch in opened.iter_batches(rows, [group], columns, use_threads=False):
                 targets = self._targets(batch)
                 for text in texts_of(column_of(batch, self.text_field), name, row, bad):
                     target, fault = next(targets)
@@ -121,7 +121,7 @@ class ParquetSource(FileSource):
                     row += 1
 
     def _targets(self, batch: Any) -> Iterator[tuple[str | None, str]]:
-        """The target of each row of a batch, where one is asked for, and what is wrong with it, or nothing."""
+        """The target of each row of a batch (None without ``target_field``), and what is wrong with it (or "")."""
         import pyarrow
         import pyarrow.types as types
 
@@ -134,48 +134,53 @@ class ParquetSource(FileSource):
 
 
 def _batch_rows(group: Any, field: str) -> int:
-    """Rows of a row group, described by its metadata, with about ``_BATCH_BYTES`` of text."""
+    """Number of rows of a row group with about ``_BATCH_BYTES`` of text, from the metadata of the group."""
     columns = (group.column(number) for number in range(group.num_columns))
     size = next((column.total_uncompressed_size for column in columns if column.path_in_schema == field), 0)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(size, 1)))
 
 
 def _ranges(file: File, metadata: Any, most: int) -> Iterator[RowGroups]:
-    """Row groups of a file put together up to ``most`` stored bytes; of the file's size each has its share."""
+    """Row groups of a file, grouped up to ``most`` stored bytes. They divide the size of the file between them."""
     sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
-    whole = sum(sizes) or 1
+    total = sum(sizes) or 1
     first = row = rows = size = 0
     for group, group_size in enumerate(sizes):
         rows += metadata.row_group(group).num_rows
         size += group_size
-        if file.size * size // whole >= most or group + 1 == len(sizes):
-            yield RowGroups(file, first, group + 1, row, rows, file.size * size // whole)
+        if file.size * size // total >= most or group + 1 == len(sizes):
+            yield RowGroups(file, first, group + 1, row, rows, file.size * size // total)
             first, row, size, rows = group + 1, row + rows, 0, 0
 
 
 def check_column(schema: Any, name: str, where: str, key: str, labels: bool = False) -> None:
-    """Refuse a table, of this ``pyarrow.Schema``, whose column of that name is missing or holds no text.
+    """Check that a table has a column of text.
 
-    ``key`` is the recipe's key that names it; ``labels``: whole numbers and truth values will do.
+    Args:
+        schema: ``pyarrow.Schema`` of the table.
+        name: name of the column.
+        where: name of the table, for messages.
+        key: the recipe's key that names the column.
+        labels: integers and booleans are allowed as well.
 
     Raises:
-        RequestError: names the columns that there are.
+        RequestError: the column is missing or is not text. The message lists the columns.
     """
     import pyarrow.types as types
 
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
     kind = _kind_of(schema, name)
     if kind is None:
-        raise RequestError(f"{key}: {where} has no column {name!r}; columns there: {listed}")
+        raise RequestError(f"{key}: {where} has no column {name!r}; its columns are: {listed}")
     kind = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
     tests += (types.is_integer, types.is_boolean) if labels else ()
     if not any(test(kind) for test in (*tests, types.is_null)):
-        raise RequestError(f"{key}: column {name!r} of {where} is not text; columns there: {listed}")
+        raise RequestError(f"{key}: column {name!r} of {where} is not text; its columns are: {listed}")
 
 
 def _kind_of(schema: Any, name: str) -> Any:
-    """The type of a column, or with dots of a field in it; None: there is none."""
+    """The type of a column, or of a field in it (with dots); None: there is none."""
     import pyarrow.types as types
 
     if name in schema.names:
@@ -192,7 +197,7 @@ def _kind_of(schema: Any, name: str) -> Any:
 
 
 def column_of(table: Any, name: str) -> Any:
-    """A column of a table or batch, or with dots a field in one, which ``check_column`` found to be there."""
+    """A column of a table or batch, or a field in it (with dots), which ``check_column`` has checked."""
     import pyarrow.compute as compute
 
     if name in table.schema.names:
@@ -205,10 +210,10 @@ def column_of(table: Any, name: str) -> Any:
 
 
 def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str | None]:
-    """The text of each row of an Arrow column; None for a row without, which is counted.
+    """The text of each row of an Arrow column; None: the row has no text, which is counted in ``bad``.
 
-    No more than about ``_BATCH_BYTES``, or a row, of Python's strings are made at a time. ``first`` is the number of
-    the column's first row in the file ``name``.
+    Python strings of about ``_BATCH_BYTES`` are created at a time. ``first`` is the index of the column's first row in
+    the file ``name``.
     """
     step = max(1, len(column) * _BATCH_BYTES // max(column.nbytes, 1))
     for at in range(0, len(column), step):
@@ -216,15 +221,15 @@ def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str
 
 
 def _values(column: Any) -> list[str | bytes | None]:
-    """Of a column of text each row's, as bytes where not all of it is UTF-8."""
+    """The values of a column of text, as bytes if not all of them are UTF-8."""
     import pyarrow
 
     try:
-        found: list[str | bytes | None] = column.to_pylist()
+        values: list[str | bytes | None] = column.to_pylist()
     except UnicodeDecodeError:
         plain = column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
-        found = plain.cast(pyarrow.large_binary()).to_pylist()
-    return found
+        values = plain.cast(pyarrow.large_binary()).to_pylist()
+    return values
 
 
 def _target(value: str | bytes | None) -> tuple[str | None, str]:

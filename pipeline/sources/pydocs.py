@@ -1,6 +1,6 @@
-"""Documentation of the installed Python: topics of the language and docstrings of every importable package.
+"""The documentation of the installed Python: topics of the language, and docstrings of all importable packages.
 
-Text that every machine has without a network. It is parsed once for an environment and cached.
+Every machine has this text without a network. It is parsed once per environment, and cached.
 """
 
 import math
@@ -18,17 +18,17 @@ from artefacts.errors import RequestError
 from artefacts.progress import bar
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
-from pipeline import parallel as processes
+from pipeline import parallel
 from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import KEY, Part
 from pipeline.sources.storage.files import File
 
-#: Part of the cache's key: raise it when the same source files should give other documents.
+#: Version of the parser, part of the cache's key.
 _PARSER = 1
-#: What is cached of a document; what is learnt of it does not depend on the parsing.
+#: Cached fields of a document. The target is not cached.
 _CACHED = ("id", "text", "source", "kind")
-#: Source files are parsed in tasks of about so many bytes.
+#: Approximate bytes of source files in a task.
 _TASK_BYTES = 1 << 20
 #: Text of a row group of the cache, which is one part.
 _GROUP_BYTES = 4 << 20
@@ -36,13 +36,13 @@ _GROUP_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class PydocsSource:
-    """Topics, modules, classes and functions with a docstring; each source file is one input.
+    """Topics, and modules, classes and functions with a docstring. Each source file is one input.
 
     Attributes:
         cache: folder of parsed environments.
-        packages: top-level modules and packages to keep ("topics" for the language's); None: all.
-        target_field: ``kind`` or ``package``: what of a document is its target. Its first line, which names both, is
-            then no part of its text. None: documents have no target.
+        packages: top-level modules and packages to keep ("topics": those of the language); None: all.
+        target_field: use the ``kind`` or ``package`` of a document as its target. The first line of its text, which
+            contains both, is removed. None: documents have no target.
         key: the recipe's key of the source, for messages.
     """
 
@@ -53,7 +53,7 @@ class PydocsSource:
 
     @classmethod
     def of(cls, section: SourceSection, recipe: Recipe) -> "PydocsSource":
-        """The source of a recipe's section; its cache is shared by all runs under the same ``run.root``."""
+        """The source of a section of a recipe. All runs with the same ``run.root`` share the cache."""
         cache = Path(recipe.run.root) / ".cache" / "pydocs"
         target = cast(Literal["kind", "package"] | None, section.target_field)
         return cls(cache, section.packages, target, key=recipe.data.key_of(section))
@@ -63,7 +63,7 @@ class PydocsSource:
         return "pydocs"
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """Nothing: installing a package makes no corpus stale."""
+        """No inputs: installing a package does not make a corpus stale."""
         return {}
 
     @cached_property
@@ -82,19 +82,19 @@ class PydocsSource:
         return self.cache / f"{fingerprint.of_value(key)[:32]}.parquet"
 
     @property
-    def remark(self) -> None:
-        """Nothing."""
+    def warning(self) -> None:
+        """No warning."""
 
     @property
-    def parting(self) -> str:
+    def partition_scheme(self) -> str:
         return "row groups of the cache"
 
     def size(self, workers: int) -> int | None:
-        """Bytes of the documents as cached; parses the environment where it is not cached."""
+        """Bytes of the cached documents. Parses the environment if it is not cached."""
         return sum(part.size for part in self.parts(workers))
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: (cache file, row group); parses the environment where its cache is missing or damaged."""
+        """Each part: (cache file, row group). Parses the environment if its cache is missing or damaged."""
         import pyarrow.parquet as parquet
 
         if not _readable(self.path):
@@ -112,10 +112,10 @@ class PydocsSource:
             bad.merge(_bad_inputs(file))
         for row in file.read_row_group(group).to_pylist():
             document = Document(**row)
-            yield document if self.target_field is None else _labelled(document, self.target_field)
+            yield document if self.target_field is None else _labeled(document, self.target_field)
 
     def first(self, limit: int, folder: Path) -> "PydocsSource":
-        """A source of no more than is needed for ``limit`` documents, parsed into ``folder``; itself if cached."""
+        """A source with just enough for ``limit`` documents, parsed into ``folder``; the source itself if cached."""
         if self.path.exists():
             return self
         source = replace(self, cache=folder)
@@ -132,7 +132,7 @@ class PydocsSource:
         return {"environment": self._environment}
 
     def _parse(self, workers: int, limit: float = math.inf) -> None:
-        """Fill the cache, up to a task after ``limit`` documents."""
+        """Write the cache. Stops after the task that reaches ``limit`` documents."""
         from pipeline.sources.pydocs_parse import parse_files
 
         bad = BadInputs()
@@ -142,9 +142,9 @@ class PydocsSource:
         documents = list(_topics()) if self.packages is None or "topics" in self.packages else []
         bad.good += len(documents) > 0
         with bar(sum(len(task) for task in tasks), "file", "parsing docstrings") as progress:
-            parsed = processes.ordered(parse_files, [(task,) for task in tasks], min(workers, len(tasks) or 1))
-            for task, (found, faults) in zip(tasks, parsed, strict=True):
-                documents += found
+            parsed = parallel.ordered(parse_files, [(task,) for task in tasks], min(workers, len(tasks) or 1))
+            for task, (parsed_documents, faults) in zip(tasks, parsed, strict=True):
+                documents += parsed_documents
                 bad.good += len(task) - len(faults)
                 for path, fault in faults:
                     bad.add("unparsable file", f"{Path(path).name}: {fault}")
@@ -154,8 +154,8 @@ class PydocsSource:
         _write(self.path, _unique(documents), bad)
 
 
-def _labelled(document: Document, target: Literal["kind", "package"]) -> Document:
-    """A document with its kind or its top-level package as the target, and without the line that gives it away."""
+def _labeled(document: Document, target: Literal["kind", "package"]) -> Document:
+    """The document with its kind or top-level package as the target, and without the line that contains it."""
     package = document.id.removeprefix("pydocs:").partition(".")[0].partition("#")[0]
     text = document.text if document.kind == "topic" else document.text.partition("\n\n")[2]
     return document._replace(text=text, target=document.kind if target == "kind" else package)
@@ -169,7 +169,7 @@ def _topics() -> Iterator[Document]:
 
 
 def _source_files(packages: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
-    """(module name, path) of the standard library's and the installed packages' source files, in a fixed order."""
+    """(module name, path) of the source files of the standard library and of installed packages, in a fixed order."""
     import sysconfig
 
     from pipeline.sources.pydocs_parse import SKIPPED_FOLDERS
@@ -209,7 +209,7 @@ def _tasks(files: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
 
 
 def _unique(documents: list[Document]) -> Iterator[Document]:
-    """Number definitions that share a name (alternatives under a condition, overloads)."""
+    """Add numbers to the ids of definitions with the same name (conditional definitions, overloads)."""
     seen: dict[str, int] = {}
     for document in documents:
         seen[document.id] = count = seen.get(document.id, 0) + 1
@@ -217,7 +217,7 @@ def _unique(documents: list[Document]) -> Iterator[Document]:
 
 
 def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
-    """Publish the cache file whole; what could not be parsed goes into its metadata."""
+    """Write the cache file atomically, with what could not be parsed in its metadata."""
     import json
 
     import pyarrow
@@ -226,23 +226,23 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
     schema = pyarrow.schema([(name, pyarrow.string()) for name in _CACHED])
     schema = schema.with_metadata({"bad_inputs": json.dumps(bad.dump())})
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with parquet.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with parquet.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
         group: list[dict[str, str]] = []
         size = 0
         for document in documents:
-            # Escapes in docstrings may spell lone surrogates, which UTF-8 cannot hold.
+            # Escapes in docstrings can be lone surrogates, which UTF-8 cannot encode.
             group.append({name: getattr(document, name).encode("utf-8", "replace").decode() for name in _CACHED})
             size += len(document.text)
             if size >= _GROUP_BYTES:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema))
                 group, size = [], 0
         writer.write_table(pyarrow.Table.from_pylist(group, schema))
-    os.replace(beside, path)
+    os.replace(partial, path)
 
 
 def _readable(path: Path) -> bool:
-    """Whether a cache file is there and whole."""
+    """Whether a cache file exists and is intact."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -254,14 +254,14 @@ def _readable(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{path}: damaged cache ({' '.join(str(error).split())}): parsing anew")
+        print(f"{path}: damaged cache ({' '.join(str(error).split())}): parsing again")
         return False
     return True
 
 
 def _bad_inputs(file: Any) -> dict[str, Any]:
-    """What could not be parsed when a cache file was made."""
+    """What could not be parsed when the cache file was written."""
     import json
 
-    found: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"bad_inputs"])
-    return found
+    counts: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"bad_inputs"])
+    return counts

@@ -1,4 +1,4 @@
-"""Docstrings out of Python source files: parsed with ``ast``, never imported."""
+"""Read docstrings from Python source files with ``ast``. Nothing is imported."""
 
 import ast
 import gc
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from pipeline.document import Document
 
-#: Folders whose docstrings document nothing that people use.
+#: Folders without documentation for users.
 SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "testing", "_vendor", "_vendored", "vendor", "_bundled", "benchmarks", "__pycache__", "lib2to3"}
     | {"site-packages", "dist-packages", "idlelib", "turtledemo", "pydoc_data"}
 )
-#: Larger files are tables and generated code.
+#: Larger files are usually tables or generated code.
 _MOST_FILE_BYTES = 1_500_000
 #: Longer signatures are shown without annotations and defaults.
 _MOST_SIGNATURE_CHARS = 300
-#: Modules whose documented name is another one.
+#: Module -> the name under which it is documented.
 _PUBLIC_NAMES = {"posixpath": "os.path"}
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -26,19 +26,19 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 def parse_files(files: list[tuple[str, str]]) -> tuple[list[Document], list[tuple[str, str]]]:
     """Documents of (module name, path) pairs, in order, and (path, fault) of files that could not be parsed."""
-    found: list[Document] = []
+    documents: list[Document] = []
     faults: list[tuple[str, str]] = []
-    # Syntax trees are large and acyclic: the collector would only walk them over and over.
+    # Syntax trees are large and acyclic, so garbage collection would only take time.
     gc.disable()
     try:
         for module, path in files:
             try:
-                found.extend(_documents(module, Path(path)))
+                documents.extend(_documents(module, Path(path)))
             except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 faults.append((path, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
     finally:
         gc.enable()
-    return found, faults
+    return documents, faults
 
 
 def _documents(module: str, path: Path) -> Iterator[Document]:
@@ -49,26 +49,26 @@ def _documents(module: str, path: Path) -> Iterator[Document]:
         warnings.simplefilter("ignore")
         tree = ast.parse(content)
     name = _PUBLIC_NAMES.get(module, module)
-    yield from _own(tree, f"{name}", name, "module")
+    yield from _docstring(tree, f"{name}", name, "module")
     yield from _below(tree.body, name)
 
 
 def _below(body: list[ast.stmt], prefix: str) -> Iterator[Document]:
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield from _own(node, f"{prefix}.{node.name}", None, "function")
+            yield from _docstring(node, f"{prefix}.{node.name}", None, "function")
         elif isinstance(node, ast.ClassDef):
-            yield from _own(node, f"{prefix}.{node.name}", None, "class")
+            yield from _docstring(node, f"{prefix}.{node.name}", None, "class")
             yield from _below(node.body, f"{prefix}.{node.name}")
         elif isinstance(node, (ast.If, ast.Try)):
-            # Definitions under a condition; of alternatives, all.
+            # Conditional definitions: all alternatives are read.
             yield from _below(node.body, prefix)
             yield from _below(node.orelse, prefix)
             for handler in getattr(node, "handlers", []):
                 yield from _below(handler.body, prefix)
 
 
-def _own(node: ast.Module | Definition, name: str, headline: str | None, kind: str) -> Iterator[Document]:
+def _docstring(node: ast.Module | Definition, name: str, headline: str | None, kind: str) -> Iterator[Document]:
     doc = ast.get_docstring(node, clean=False)
     if doc and (cleaned := inspect.cleandoc(doc).strip()):
         assert headline or not isinstance(node, ast.Module)

@@ -1,23 +1,32 @@
-"""TODO: pipeline/sources/registry.py."""
+"""The sources of a recipe, opened."""
 
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
 from pipeline.sources.base import Source
 
 
+def open_sources(recipe: Recipe) -> dict[str, Source]:
+    """Every source of the recipe by name.
+
+    Raises:
+        RequestError: there is nothing at a source's path.
+    """
+    return {name: open_source(section, recipe) for name, section in recipe.data.named_sources.items()}
+
+
 def open_source(section: SourceSection, recipe: Recipe) -> Source:
-    """The source that a section of the recipe names.
+    """The source of a section of the recipe.
 
     Raises:
         RequestError: there is nothing at its path.
     """
     if not section.path:
-        return _made_here(section, recipe)
-    return _of_files(section, section.path, recipe.data.key_of(section))
+        return _without_path(section, recipe)
+    return _with_path(section, section.path, recipe.data.key_of(section))
 
 
-def _made_here(section: SourceSection, recipe: Recipe) -> Source:
-    """Texts that every machine has, or that are made up."""
+def _without_path(section: SourceSection, recipe: Recipe) -> Source:
+    """A source that reads nothing from a path: the documentation of Python, or synthetic documents."""
     if section.kind == "pydocs":
         from pipeline.sources.pydocs import PydocsSource
 
@@ -35,7 +44,8 @@ def _made_here(section: SourceSection, recipe: Recipe) -> Source:
     )
 
 
-def _of_files(section: SourceSection, path: str, key: str) -> Source:
+def _with_path(section: SourceSection, path: str, key: str) -> Source:
+
     if section.kind == "parallel":
         from pipeline.sources.parallel import ParallelSource
 

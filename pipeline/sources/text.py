@@ -1,4 +1,4 @@
-"""Files of plain text, cut into documents."""
+"""Plain text files, cut into documents."""
 
 import codecs
 import io
@@ -21,12 +21,12 @@ from pipeline.sources.storage.files import File
 #: Characters of a block of a long text, and bytes (of UTF-8) of its documents in a part.
 _BLOCK_CHARS = 1 << 20
 _CARRIED_BYTES = 16 << 20
-#: Bytes of a text, unpacked, that is read whole.
+#: Maximum decompressed bytes of a text that is read at once.
 _MOST_WHOLE_BYTES = 256 << 20
 
 
 class Carried(NamedTuple):
-    """Documents of a text that is cut as it is read, and what became of the files that ended there."""
+    """Documents of a text that is cut while the parts are created, and what happened to the files that ended there."""
 
     documents: tuple[tuple[str, str, str], ...]
     good: int
@@ -35,11 +35,11 @@ class Carried(NamedTuple):
 
 @dataclass
 class _Reading:
-    """How far a text that is read in blocks has come.
+    """The state of reading a text in blocks.
 
     Attributes:
         stored: bytes of the source read so far.
-        begins: (character, file) where each file begins that no document has reached yet.
+        begins: (character, file): where the files begin that no document has reached yet.
     """
 
     stored: int = 0
@@ -52,18 +52,18 @@ class _Reading:
 
 @dataclass(frozen=True)
 class TextSource(FileSource):
-    """Text files of a path, folder, glob or URL; each is one input.
+    """Text files of a path, folder, glob or URL. Each file is one input.
 
-    A file of moderate length is read whole by the process that its part falls to, and is bad as a whole if any of it
-    is. A longer one, and all files where they are merged, are cut where the parts are made; damage ends such a file.
+    A worker reads a file of moderate size at once. If it cannot be decoded, none of it is used. Longer files, and all
+    files if they are merged, are cut by the process that creates the parts. Damage ends such a file.
 
     Attributes:
         path: file, folder, glob or URL of .txt, .text, .md or .rst, also .gz, .zst, .xz.
-        chunk_chars: length of a document, about; 0: a file is a document.
-        chunk: where a document may end, see ``pipeline.sources.chunking``.
-        chunk_overlap: characters that a window repeats of the one before it.
-        merge: all files are one text, a blank line between two.
-        encoding: how the files are encoded; UTF-8 stands also for UTF-16 with a byte order mark.
+        chunk_chars: approximate length of a document; 0: a file is a document.
+        chunk: where a document may end; see ``pipeline.sources.chunking``.
+        chunk_overlap: characters that a window shares with the one before it.
+        merge: join all files to one text, with a blank line between files.
+        encoding: encoding of the files. UTF-8 includes UTF-16 with a byte order mark.
     """
 
     chunk_chars: int
@@ -75,11 +75,11 @@ class TextSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (".txt", ".text", ".md", ".rst")
 
     @property
-    def parting(self) -> str:
-        return f"{super().parting}, longer or merged files in {_CARRIED_BYTES}"
+    def partition_scheme(self) -> str:
+        return f"{super().partition_scheme}, longer or merged files in {_CARRIED_BYTES}"
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: files to be read, or ``Carried``."""
+        """Each part has files to read, or ``Carried``."""
         group: list[tuple[int, File]] = []
         for file in () if self.merge else self.files.values():
             most = file_source.COMPRESSED_PART_BYTES if file.is_compressed else file_source.PART_BYTES
@@ -106,13 +106,13 @@ class TextSource(FileSource):
             text = self._whole(file, bad)
             if text is None:
                 continue
-            # An empty file is an empty document, as an empty record is.
-            found = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap) if text else [Piece(0, "")]
-            for number, piece in enumerate(found):
+            # An empty file is an empty document, like an empty record.
+            documents = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap) if text else [Piece(0, "")]
+            for number, piece in enumerate(documents):
                 yield Document(f"text:{file.name}:{number}", piece.text, file.name, "text")
 
     def _whole(self, file: File, bad: BadInputs) -> str | None:
-        """The text of a file, of a damaged one what is before the damage; None: there is none."""
+        """The text of a file, up to the first damage; None: there is none."""
         damage: Exception | None = None
         content = b""
         try:
@@ -129,8 +129,8 @@ class TextSource(FileSource):
             if not content:
                 return None
         if len(content) > _MOST_WHOLE_BYTES:
-            cure = "unpacked" if self.chunk_chars else "set chunk_chars"
-            bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB: {cure}", file.name, file.size)
+            hint = ", decompressed" if self.chunk_chars else ": set chunk_chars"
+            bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB{hint}", file.name, file.size)
             return None
         try:
             text = decode(content, self.encoding, is_cut=damage is not None)
@@ -142,14 +142,14 @@ class TextSource(FileSource):
         return text
 
     def _carried(self, texts: list[File]) -> Iterator[Part]:
-        """Parts of one text, made of files one after the other."""
+        """Parts of a text that consists of these files."""
         reading = _Reading()
         ready: list[tuple[str, str, str]] = []
         size = begun = 0
         blocks = _blocks(texts, reading, self.encoding)
-        whole = blocks if self.chunk_chars else _short(blocks, self.key)
-        found = pieces(whole, self.chunk, self.chunk_chars, self.chunk_overlap)
-        for number, piece in enumerate(found):
+        limited = blocks if self.chunk_chars else _limited(blocks, self.key)
+        documents = pieces(limited, self.chunk, self.chunk_chars, self.chunk_overlap)
+        for number, piece in enumerate(documents):
             source = _file_of(piece, reading)
             ready.append((f"text:{'merged' if self.merge else source}:{number}", piece.text, source))
             size += _utf8_bytes(piece.text)
@@ -164,37 +164,37 @@ def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _short(blocks: Iterator[str], key: str) -> Iterator[str]:
-    """The blocks of a text that is to be one document.
+def _limited(blocks: Iterator[str], key: str) -> Iterator[str]:
+    """The blocks of a text that becomes one document.
 
     Raises:
-        RequestError: it is too long for that.
+        RequestError: it is too long.
     """
     size = 0
     for block in blocks:
         size += _utf8_bytes(block)
         if size > _MOST_WHOLE_BYTES:
             limit = f"{_MOST_WHOLE_BYTES >> 20} MB"
-            raise RequestError(f"{key}.merge: one document of more than {limit}: set {key}.chunk_chars")
+            raise RequestError(f"{key}.merge: the document is larger than {limit}: set {key}.chunk_chars")
         yield block
 
 
 def _carry(ready: list[tuple[str, str, str]], reading: _Reading) -> Carried:
-    made = Carried(tuple(ready), reading.good, tuple(reading.faults))
+    carried = Carried(tuple(ready), reading.good, tuple(reading.faults))
     reading.good = 0
     reading.faults.clear()
-    return made
+    return carried
 
 
 def _file_of(piece: Piece, reading: _Reading) -> str:
-    """The file that a piece begins in."""
+    """The file in which a piece begins."""
     while len(reading.begins) > 1 and reading.begins[1][0] <= piece.offset:
         reading.begins.popleft()
     return reading.begins[0][1]
 
 
-def _blocks(texts: list[File], reading: _Reading, coded: str) -> Iterator[str]:
-    """The files' text, a blank line between two, in blocks; damage ends a file."""
+def _blocks(texts: list[File], reading: _Reading, encoding: str) -> Iterator[str]:
+    """The text of the files in blocks, with a blank line between files. Damage ends a file."""
     for file in texts:
         before = reading.stored
         chars = at = read = 0
@@ -205,12 +205,12 @@ def _blocks(texts: list[File], reading: _Reading, coded: str) -> Iterator[str]:
                     reading.stored = before + file.size
                     continue
                 try:
-                    for block in _decoded(stream, coded):
+                    for block in _decoded(stream, encoding):
                         if not chars:
                             yield from _separated(file, reading)
                         chars += len(block)
                         reading.chars += len(block)
-                        # Damage that is met ahead of a block sets it back a little.
+                        # The position moves back a little if the reader meets damage ahead of a block.
                         read = max(read, min(raw.tell(), file.size))
                         reading.stored = before + read
                         reading.newlines = len(block[-2:]) - len(block[-2:].rstrip("\n"))
@@ -223,16 +223,16 @@ def _blocks(texts: list[File], reading: _Reading, coded: str) -> Iterator[str]:
             reading.faults.append(("unreadable file", where, files.lost_bytes(file.size, at)))
         except UnicodeError:
             where = f"{file.name}: within {_BLOCK_CHARS} characters after {chars}"
-            reading.faults.append((encodings.fault(coded), where, file.size - read))
+            reading.faults.append((encodings.fault(encoding), where, file.size - read))
         else:
             reading.good += not chars
-        # Of a damaged file, too, what was read is read.
+        # A damaged file counts as read if any of it was.
         reading.good += chars > 0
         reading.stored = before + file.size
 
 
 def _separated(file: File, reading: _Reading) -> Iterator[str]:
-    """What lacks of a blank line before a file, where another is before it."""
+    """The newlines that are missing for a blank line before a file that follows another."""
     between = "\n" * max(0, 2 - reading.newlines)
     reading.chars += len(between)
     reading.begins.append((reading.chars, file.name))
@@ -240,12 +240,12 @@ def _separated(file: File, reading: _Reading) -> Iterator[str]:
         yield between
 
 
-def _decoded(stream: Any, coded: str) -> Iterator[str]:
-    if coded == encodings.UTF8:
+def _decoded(stream: Any, encoding: str) -> Iterator[str]:
+    if encoding == encodings.UTF8:
         start = signatures.peek(stream)[:2]
-        coded = "utf-16" if start in _UTF16_MARKS else "utf-8-sig"
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(coded)(), translate=True)
-    # Of a stream that breaks, longer reads (as of a TextIOWrapper) would lose what came before.
+        encoding = "utf-16" if start in _UTF16_MARKS else "utf-8-sig"
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+    # Longer reads (as by a TextIOWrapper) would lose the bytes before damage.
     while block := stream.read1(_BLOCK_CHARS):
         if text := decoder.decode(block):
             yield text
@@ -256,19 +256,22 @@ def _decoded(stream: Any, coded: str) -> Iterator[str]:
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def decode(content: bytes, coded: str = encodings.UTF8, is_cut: bool = False) -> str:
-    """Text of a file, newlines as LF. UTF-8 is with or without a byte order mark, and stands also for UTF-16 with one.
+def decode(content: bytes, encoding: str = encodings.UTF8, is_cut: bool = False) -> str:
+    """Text of a file, with LF as newline.
 
-    ``is_cut``: it may end within a character, which is left out.
+    Args:
+        content: its bytes.
+        encoding: its encoding. UTF-8 allows a byte order mark, and includes UTF-16 with a byte order mark.
+        is_cut: the content may end within a character, which is dropped.
 
     Raises:
-        UnicodeDecodeError: it is not in its encoding.
-        UnicodeError: the same of an encoding other than UTF-8.
+        UnicodeDecodeError: it does not have this encoding.
+        UnicodeError: the same, for encodings other than UTF-8.
     """
-    if coded == encodings.UTF8:
-        coded = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
-        text = codecs.getincrementaldecoder(coded)().decode(content) if is_cut else content.decode(coded)
+    if encoding == encodings.UTF8:
+        encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
+        text = codecs.getincrementaldecoder(encoding)().decode(content) if is_cut else content.decode(encoding)
     else:
-        # As a stream is decoded: of UTF-16 without its mark it does not guess.
-        text = codecs.getincrementaldecoder(coded)().decode(content, not is_cut).removeprefix("\ufeff")
+        # Like a stream, UTF-16 without a byte order mark is not guessed.
+        text = codecs.getincrementaldecoder(encoding)().decode(content, not is_cut).removeprefix("\ufeff")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,8 +1,9 @@
-"""Whole documents packed into samples of one length, with few of them cut.
+"""Pack documents into samples of a fixed length, so that few documents are cut.
 
-Ding et al. 2024, "Fewer Truncations Improve Language Modeling": documents longer than a sample are cut into pieces of
-its length, and what remains of them, like every shorter document, goes whole into the sample that it fills best,
-longest first. Everything of one length is placed at once, so the work grows with the number of lengths.
+The method is best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). Documents longer than
+a sample are cut into pieces of its length. The rests, and all shorter documents, are placed into the sample with the
+least remaining space that fits, longest first. All pieces of one length are placed together, so the work is linear in
+the number of lengths.
 """
 
 from typing import NamedTuple
@@ -10,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-#: A stretch of a shard: its first token, and how many tokens are read. One of ``context_length`` + 1 tokens is a full
-#: sample whose document goes on: its last token is only a label.
+#: A range of a shard: its first token, and the number of tokens. A piece of ``context_length`` + 1 tokens is a full
+#: sample of a document that continues. Its last token is only a label.
 PIECE = np.dtype([("offset", "<i8"), ("length", "<i4")])
 
 
@@ -19,9 +20,9 @@ class Packing(NamedTuple):
     """The samples of one shard.
 
     Attributes:
-        pieces: [P] of ``PIECE``, in order of samples; within one, in order of the shard.
+        pieces: [P] of ``PIECE``, in order of samples, and within a sample in order of the shard.
         samples: [S+1] int64: first piece of each sample, and P at the end.
-        cut: documents of more than one piece.
+        cut: number of documents with more than one piece.
     """
 
     pieces: NDArray
@@ -30,22 +31,22 @@ class Packing(NamedTuple):
 
 
 def pack(lengths: NDArray[np.int64], capacity: int) -> Packing:
-    """Samples of at most ``capacity`` inputs from the documents of a shard, given by their lengths in order."""
+    """Pack the documents of a shard, which have these lengths, into samples of at most ``capacity`` inputs."""
     begins = np.cumsum(lengths) - lengths
     full = lengths // capacity
     owners = np.repeat(np.arange(len(lengths)), full)
-    done = (np.arange(len(owners)) - np.repeat(np.cumsum(full) - full, full)) * capacity
+    starts = (np.arange(len(owners)) - np.repeat(np.cumsum(full) - full, full)) * capacity
     rest = lengths % capacity
     shorter = np.flatnonzero(rest)
     bins = best_fit(rest[shorter], capacity)
     order = np.argsort(bins, kind="stable")
     remains = shorter[order]
     pieces = np.empty(len(owners) + len(remains), PIECE)
-    cuts, wholes = pieces[: len(owners)], pieces[len(owners) :]
-    cuts["offset"] = begins[owners] + done
-    cuts["length"] = capacity + (done + capacity < lengths[owners])
-    wholes["offset"] = begins[remains] + (lengths - rest)[remains]
-    wholes["length"] = rest[remains]
+    full_pieces, rests = pieces[: len(owners)], pieces[len(owners) :]
+    full_pieces["offset"] = begins[owners] + starts
+    full_pieces["length"] = capacity + (starts + capacity < lengths[owners])
+    rests["offset"] = begins[remains] + (lengths - rest)[remains]
+    rests["length"] = rest[remains]
     in_bin = np.bincount(bins) if len(bins) else np.zeros(0, np.int64)
     counts = np.concatenate([np.ones(len(owners), np.int64), in_bin])
     samples = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -53,48 +54,48 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> Packing:
 
 
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """Best-fit decreasing: the bin, from 0 without gaps, of each item of 1..``capacity``."""
+    """Best-fit decreasing: the bin of each item, whose length is 1 to ``capacity``. Bins are numbered without gaps."""
     items = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(np.bincount(lengths, minlength=capacity + 1)[:0:-1])
     bins = np.empty(len(lengths), np.int64)
-    rooms = _Rooms(capacity)
+    free = _FreeSpace(capacity)
     first = 0
     for length, end in zip(range(capacity, 0, -1), ends.tolist(), strict=True):
         todo, first = items[first:end], end
         while len(todo):
-            room, each, taken = rooms.take(length, len(todo))
-            put, todo = todo[: each * len(taken)], todo[each * len(taken) :]
-            bins[put] = np.repeat(taken, each)[: len(put)]
-            whole, over = divmod(len(put), each)
-            rooms.add(room - each * length, taken[:whole])
-            rooms.add(room - over * length, taken[whole:])
+            space, per_bin, chosen = free.pop(length, len(todo))
+            placed, todo = todo[: per_bin * len(chosen)], todo[per_bin * len(chosen) :]
+            bins[placed] = np.repeat(chosen, per_bin)[: len(placed)]
+            num_full, rest = divmod(len(placed), per_bin)
+            free.add(space - per_bin * length, chosen[:num_full])
+            free.add(space - rest * length, chosen[num_full:])
     return bins
 
 
-class _Rooms:
-    """Open bins by the room that is left in them."""
+class _FreeSpace:
+    """Open bins by the space that is left in them."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity, self._made = capacity, 0
+        self._capacity, self._num_bins = capacity, 0
         self._bins: list[list[NDArray[np.int64]]] = [[] for _ in range(capacity + 1)]
         self._open = np.zeros(capacity + 1, dtype=bool)
 
-    def take(self, length: int, items: int) -> tuple[int, int, NDArray[np.int64]]:
-        """The tightest bins for items of one length: their room, how many items each takes, and the bins."""
+    def pop(self, length: int, items: int) -> tuple[int, int, NDArray[np.int64]]:
+        """The tightest bins for items of one length: their space, the number of items per bin, and the bins."""
         at = int(self._open[length:].argmax()) + length
         if not self._open[at]:
-            each = self._capacity // length
-            made = np.arange(self._made, self._made + -(-items // each), dtype=np.int64)
-            self._made += len(made)
-            return self._capacity, each, made
-        bins, each = np.concatenate(self._bins[at]), at // length
-        wanted = -(-items // each)
+            per_bin = self._capacity // length
+            new = np.arange(self._num_bins, self._num_bins + -(-items // per_bin), dtype=np.int64)
+            self._num_bins += len(new)
+            return self._capacity, per_bin, new
+        bins, per_bin = np.concatenate(self._bins[at]), at // length
+        wanted = -(-items // per_bin)
         self._bins[at] = [bins[wanted:]] if len(bins) > wanted else []
         self._open[at] = len(bins) > wanted
-        return at, each, bins[:wanted]
+        return at, per_bin, bins[:wanted]
 
-    def add(self, room: int, bins: NDArray[np.int64]) -> None:
-        """Bins that have so much room now; a full bin is closed."""
-        if room and len(bins):
-            self._bins[room].append(bins)
-            self._open[room] = True
+    def add(self, space: int, bins: NDArray[np.int64]) -> None:
+        """Add bins with this much space. Full bins are closed."""
+        if space and len(bins):
+            self._bins[space].append(bins)
+            self._open[space] = True

@@ -1,9 +1,9 @@
-"""Megatron's indexed dataset: token ids in ``PREFIX.bin``, where each sequence and document begins in ``PREFIX.idx``.
+"""Megatron's indexed dataset: token ids in ``PREFIX.bin``, and offsets of sequences and documents in ``PREFIX.idx``.
 
-Layout of the index, little-endian, as in ``megatron/core/datasets/indexed_dataset.py``: the magic ``MMIDIDX\\0\\0``,
-version 1 (uint64), code of the id type (uint8: 4 int32, 8 uint16), number of sequences (uint64), number of document
-boundaries (uint64), then sequence lengths in ids (int32), sequence offsets in bytes (int64), document boundaries in
-sequences (int64, from 0 to the number of sequences). We write one sequence a document.
+The layout of the index is that of ``megatron/core/datasets/indexed_dataset.py``, little-endian: the magic
+``MMIDIDX\\0\\0``, version 1 (uint64), code of the id type (uint8: 4 int32, 8 uint16), number of sequences (uint64),
+number of document boundaries (uint64), then sequence lengths in ids (int32), sequence offsets in bytes (int64), and
+document boundaries in sequences (int64, from 0 to the number of sequences). We write one sequence per document.
 """
 
 import mmap
@@ -21,17 +21,17 @@ from artefacts.errors import RequestError
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _VERSION = 1
-#: Megatron's codes of the id types, those that token ids come in.
+#: Megatron's codes of the types of token ids.
 _TYPES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 _CODES = {kind: code for code, kind in _TYPES.items()}
 
 
 def id_type(vocab_size: int) -> np.dtype:
-    """The type of ids on disk: uint16 below 65,500 ids, Megatron's own limit, else int32."""
+    """The type of ids on disk: uint16 below 65,500 ids, which is Megatron's limit, else int32."""
     return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
 
 
-def _beside(path: Path) -> Path:
+def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
@@ -40,17 +40,17 @@ def _with_suffix(prefix: Path, suffix: str) -> Path:
 
 
 class IndexedDatasetWriter:
-    """Write one shard. Nothing has the shard's name before ``finish``; the index gets it last."""
+    """Writes one shard. The files get their names in ``finish``, the index last."""
 
     def __init__(self, prefix: Path, kind: np.dtype) -> None:
-        """Begin a shard of ids of type ``kind`` (uint16 or int32)."""
+        """Start a shard of ids of type ``kind`` (uint16 or int32)."""
         self._prefix, self._kind = Path(prefix), np.dtype(kind)
-        self._stream = open(_beside(_with_suffix(self._prefix, ".bin")), "wb")  # noqa: SIM115 - finish() closes it
+        self._stream = open(_partial(_with_suffix(self._prefix, ".bin")), "wb")  # noqa: SIM115 - finish() closes it
         self._lengths: list[NDArray[np.int32]] = []
         self.tokens = 0
 
     def add(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> None:
-        """Append documents: their ids one after the other, and the number of ids of each."""
+        """Append documents: their concatenated ids, and the number of ids of each."""
         assert int(lengths.sum()) == len(ids)
         self._stream.write(ids.astype(self._kind, copy=False).tobytes())
         self._lengths.append(lengths.astype(np.int32))
@@ -63,7 +63,7 @@ class IndexedDatasetWriter:
         np.cumsum(lengths[:-1], out=pointers[1:])
         pointers *= self._kind.itemsize
         boundaries = np.arange(len(lengths) + 1, dtype=np.int64)
-        index = _beside(_with_suffix(self._prefix, ".idx"))
+        index = _partial(_with_suffix(self._prefix, ".idx"))
         with self._stream:
             self._stream.flush()
             os.fsync(self._stream.fileno())
@@ -75,24 +75,24 @@ class IndexedDatasetWriter:
             os.fsync(stream.fileno())
         for suffix in (".bin", ".idx"):
             path = _with_suffix(self._prefix, suffix)
-            os.replace(_beside(path), path)
+            os.replace(_partial(path), path)
 
 
 class IndexedDataset:
-    """Memory-mapped reader of one shard. Opening reads a few bytes of the index, which is mapped when it is used.
+    """A memory-mapped reader of one shard. Opening it reads a few bytes of the index, which is mapped on first use.
 
     Attributes:
-        tokens: all ids of the shard, in order (uint16 or int32; read only).
+        tokens: all ids of the shard, in order (uint16 or int32; read-only).
     """
 
     def __init__(self, prefix: Path, scattered: bool = False) -> None:
         """Open ``PREFIX.bin`` and ``PREFIX.idx``.
 
-        ``scattered``: reads will be short and at random, so that none is taken for the beginning of many (by default
-        the kernel may fetch megabytes after each); see ``announce``.
+        ``scattered``: reads are short and random, so the kernel should not read ahead, which it does by megabytes by
+        default; see ``announce``.
 
         Raises:
-            RequestError: one is missing, is no indexed dataset of token ids, or they do not belong together.
+            RequestError: a file is missing or is not an indexed dataset of token ids, or they do not belong together.
         """
         self._index, content = _with_suffix(Path(prefix), ".idx"), _with_suffix(Path(prefix), ".bin")
         for path in (self._index, content):
@@ -114,7 +114,7 @@ class IndexedDataset:
                 self._content.madvise(mmap.MADV_RANDOM)
 
     def announce(self, firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Say which stretches of ``tokens`` are read next: what is not in memory is then fetched all at once."""
+        """Announce the ranges of ``tokens`` that are read next, so that the kernel fetches them together."""
         if self._content is None:
             return
         size, page = self.tokens.itemsize, mmap.PAGESIZE
@@ -125,7 +125,7 @@ class IndexedDataset:
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """Ids of each sequence."""
+        """Number of ids of each sequence."""
         return _map(self._index, np.dtype("<i4"), _HEADER.size, self._sequences)
 
     @cached_property
@@ -138,7 +138,7 @@ class IndexedDataset:
         return _map(self._index, np.dtype("<i8"), _HEADER.size + 4 * self._sequences, self._sequences)
 
     def document_lengths(self) -> NDArray[np.int64]:
-        """Ids of each document, over all its sequences."""
+        """Number of ids of each document, over all its sequences."""
         if not len(self):
             return np.zeros(0, np.int64)
         ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
@@ -162,26 +162,26 @@ class IndexedDataset:
 
 
 def shard_prefixes(folder: Path, split: str) -> list[Path]:
-    """Prefixes of a split's shards in a tokens folder, in order; of several sources, all of each in order of name."""
-    found = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
-    return [path.with_suffix("") for path in found]
+    """Prefixes of the shards of a split in a tokens folder, in order; several sources are in order of name."""
+    indices = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
+    return [path.with_suffix("") for path in indices]
 
 
 def _read_header(index: Path, stream: BinaryIO) -> tuple[np.dtype, int, int]:
     """Type of ids, number of sequences and of documents."""
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-        raise RequestError(f"{index}: not an indexed dataset (no MMIDIDX at its head)")
+        raise RequestError(f"{index}: not an indexed dataset (it does not begin with MMIDIDX)")
     _, version, code, sequences, boundaries = _HEADER.unpack(header)
     if version != _VERSION or code not in _TYPES:
-        raise RequestError(f"{index}: version {version}, id type {code}; only version 1, types 4 and 8 are read")
+        raise RequestError(f"{index}: version {version}, id type {code}; only version 1, types 4 and 8 are supported")
     if index.stat().st_size < _HEADER.size + 12 * sequences + 8 * boundaries or not boundaries:
-        raise RequestError(f"{index}: ends early")
+        raise RequestError(f"{index}: truncated")
     return _TYPES[code], sequences, boundaries - 1
 
 
 def _end_of_last(stream: BinaryIO, sequences: int, kind: np.dtype) -> int:
-    """Ids of the shard by its index: where the last sequence begins and how long it is."""
+    """Number of ids of the shard by its index: the end of the last sequence."""
     if not sequences:
         return 0
     stream.seek(_HEADER.size + 4 * (sequences - 1))

@@ -1,4 +1,4 @@
-"""TODO: pipeline/tokens/overlap.py."""
+"""How many word sequences of held-out documents training documents contain; see ``pipeline/ngrams.py``."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,16 +15,17 @@ _PAIR = np.dtype([("owner", np.int64), ("hash", np.uint64)])
 
 
 class HeldOut:
-    """Distinct sequences of the held-out documents, and which of them the training documents turned out to share.
+    """Distinct word sequences of the held-out documents, and which of them training documents contain.
 
     Attributes:
         words: length of a sequence in words.
-        thinned: only one of 2**thinned sequences, chosen by its hash, is compared: a sample of the same of every text.
-        distinct: the hashes of all of them, sorted.
+        thinned: one of 2**thinned sequences is compared. It is chosen by its hash, so the same sequences are chosen in
+            every text.
+        distinct: sorted hashes of all sequences.
     """
 
     def __init__(self, owners: NDArray[np.int64], hashes: Hashes, documents: int, words: int, thinned: int) -> None:
-        """Take the distinct pairs of document and sequence, and the number of documents."""
+        """Create it from the distinct pairs of document and sequence, and the number of documents."""
         self._owners, self._hashes, self._documents = owners, hashes, documents
         self.words, self.thinned = words, thinned
         self._known = Known(hashes)
@@ -33,7 +34,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, columns: Iterable[pyarrow.ChunkedArray], words: int, thinned: int = 0) -> "HeldOut":
-        """Those of the texts of the held-out documents, in order, in as many columns as they come."""
+        """The sequences of held-out texts, which come in order in any number of columns."""
         documents = 0
         parts = [np.zeros(0, _PAIR)]
         for column in columns:
@@ -42,36 +43,36 @@ class HeldOut:
             pairs["owner"], pairs["hash"] = owners + documents, hashes
             parts.append(np.unique(pairs))
             documents += len(column)
-        every = np.concatenate(parts)
-        return cls(every["owner"], every["hash"], documents, words, thinned)
+        distinct = np.concatenate(parts)
+        return cls(distinct["owner"], distinct["hash"], documents, words, thinned)
 
     def save(self, path: Path) -> None:
-        """Write what ``load`` reads; marks are not kept."""
-        beside = atomic.temp_path(path)
+        """Write the file that ``load`` reads. Marks are not saved."""
+        partial = atomic.temp_path(path)
         facts = np.array([self._documents, self.words, self.thinned])
-        with open(beside, "wb") as stream:
+        with open(partial, "wb") as stream:
             np.savez(stream, owners=self._owners, hashes=self._hashes, facts=facts)
-        atomic.rename_file(beside, path)
+        atomic.rename_file(partial, path)
 
     @classmethod
     def load(cls, path: Path) -> "HeldOut":
-        with np.load(path) as found:
-            return cls(found["owners"], found["hashes"], *found["facts"].tolist())
+        with np.load(path) as arrays:
+            return cls(arrays["owners"], arrays["hashes"], *arrays["facts"].tolist())
 
     def shared(self, column: pyarrow.ChunkedArray) -> NDArray[np.int64]:
-        """Places in ``distinct`` of the sequences that a column of training texts contains."""
+        """Indices into ``distinct`` of the sequences that a column of training texts contains."""
         hashes, _ = _thinned(*sequences(column, self.words), self.thinned)
         return np.unique(self._known.find(hashes)[1])
 
-    def mark(self, places: NDArray[np.int64]) -> None:
-        """Note members of ``distinct`` that training text contains (see ``shared``)."""
-        self._seen[places] = True
+    def mark(self, indices: NDArray[np.int64]) -> None:
+        """Mark sequences that training text contains (see ``shared``)."""
+        self._seen[indices] = True
 
     def overlap(self) -> NDArray[np.float64]:
-        """For each document, the share of its distinct sequences that training text contains; 0 without any."""
+        """For each document, the fraction of its distinct sequences that training text contains; 0 if it has none."""
         seen = self._seen[np.searchsorted(self.distinct, self._hashes)]
-        every = np.bincount(self._owners, minlength=self._documents)
-        return np.bincount(self._owners, seen, minlength=self._documents) / np.maximum(every, 1)
+        total = np.bincount(self._owners, minlength=self._documents)
+        return np.bincount(self._owners, seen, minlength=self._documents) / np.maximum(total, 1)
 
 
 def _thinned(hashes: Hashes, owners: NDArray[np.int64], bits: int) -> tuple[Hashes, NDArray[np.int64]]:

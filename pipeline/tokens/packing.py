@@ -1,7 +1,7 @@
-"""The packing stage: token shards to an index of samples of whole documents (``train.packing=best_fit``).
+"""The packing stage: an index that packs the documents of token shards into samples (``train.packing=best_fit``).
 
-``packing/`` has, for each training shard and under its name, ``.pieces.npy`` and ``.samples.npy`` (see
-``best_fit.Packing``), which the loader maps. Offsets are tokens of the shard.
+``packing/`` has ``.pieces.npy`` and ``.samples.npy`` files (see ``best_fit.Packing``) with the name of each training
+shard. The loader memory-maps them. Offsets are tokens of the shard.
 """
 
 import json
@@ -16,14 +16,14 @@ from artefacts.stage import Stage, open_stage
 from configs.checks.data_guard import guard
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from pipeline import parallel as processes
+from pipeline import parallel
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Pack every training shard and publish the index; None where it is up to date.
+    """Pack every training shard and publish the index; None if it is up to date.
 
     Raises:
-        RequestError: the recipe packs nothing, or the shards are missing or damaged.
+        RequestError: the recipe does not use packing, or the shards are missing or damaged.
     """
     layout, train = RunLayout.of(recipe), recipe.train
     if train.packing != "best_fit":
@@ -36,50 +36,50 @@ def build(recipe: Recipe) -> Manifest | None:
         if stage.finished:
             return None
         repair_hints.check_sizes("tokens", layout.tokens)
-        counts = _pack_all(stage, layout.tokens, train.context_length, processes.count(recipe.data.workers))
+        counts = _pack_all(stage, layout.tokens, train.context_length, parallel.count(recipe.data.workers))
         return stage.publish(counts, manifest.versions("numpy"))
 
 
-def outcome(made: Manifest | None, recipe: Recipe) -> str:
-    """A line on what ``build`` did."""
+def outcome(published: Manifest | None, recipe: Recipe) -> str:
+    """A line that describes what ``build`` did."""
     folder = RunLayout.of(recipe).packing
-    if made is None:
+    if published is None:
         return f"{folder}: up to date"
-    counts = made.counts
+    counts = published.counts
     return (
         f"{folder}: {counts['samples']:,} samples of {recipe.train.context_length:,} tokens, "
-        f"{counts['utilisation']:.2%} of them text; {counts['documents_cut']:,} of {counts['documents']:,} documents "
-        f"cut, where windows cut {counts['documents_cut_by_windows']:,}"
+        f"{counts['utilization']:.2%} of them text; {counts['documents_cut']:,} of {counts['documents']:,} documents "
+        f"cut (without packing: {counts['documents_cut_by_windows']:,})"
     )
 
 
 def _pack_all(stage: Stage, tokens: Path, context_length: int, workers: int) -> dict[str, Any]:
-    """Pack the shards that an earlier start did not; the counts of all."""
+    """Pack the shards that are not packed yet; returns the counts of all shards."""
     from pipeline.tokens.indexed_dataset import shard_prefixes
 
     prefixes = shard_prefixes(tokens, "train")
-    notes = {prefix: _note(stage.scratch, prefix.relative_to(tokens)) for prefix in prefixes}
-    todo = [prefix for prefix in prefixes if not notes[prefix].exists()]
+    count_files = {prefix: _counts_path(stage.scratch, prefix.relative_to(tokens)) for prefix in prefixes}
+    todo = [prefix for prefix in prefixes if not count_files[prefix].exists()]
     tasks = [(prefix, stage.work / prefix.relative_to(tokens), context_length) for prefix in todo]
     with bar(len(prefixes), "shard", "packing", initial=len(prefixes) - len(todo)) as progress:
-        packed = processes.ordered(pack_shard, tasks, min(workers, len(tasks) or 1))
-        for prefix, facts in zip(todo, packed, strict=True):
-            atomic.write_json(notes[prefix], facts)
+        packed = parallel.ordered(pack_shard, tasks, min(workers, len(tasks) or 1))
+        for prefix, counts in zip(todo, packed, strict=True):
+            atomic.write_json(count_files[prefix], counts)
             progress.update()
     totals: dict[str, int] = {}
-    for note in notes.values():
-        for name, count in json.loads(note.read_text()).items():
+    for path in count_files.values():
+        for name, count in json.loads(path.read_text()).items():
             totals[name] = totals.get(name, 0) + count
-    return {**totals, "utilisation": totals["tokens"] / (max(1, totals["samples"]) * context_length)}
+    return {**totals, "utilization": totals["tokens"] / (max(1, totals["samples"]) * context_length)}
 
 
-def _note(scratch: Path, shard: Path) -> Path:
-    """Where a packed shard's counts stand until the index is published; written after its files."""
+def _counts_path(scratch: Path, shard: Path) -> Path:
+    """The file of a packed shard's counts, which is written after its index."""
     return scratch / f"{shard.as_posix().replace('/', '.')}.json"
 
 
 def pack_shard(prefix: Path, target: Path, context_length: int) -> dict[str, int]:
-    """Write the index of one shard under ``target``'s name and return its counts."""
+    """Write the index of one shard, with the name ``target``, and return its counts."""
     import numpy as np
 
     from pipeline.tokens.best_fit import pack

@@ -1,6 +1,6 @@
-"""The encoded blocks, put together into the shards that are published.
+"""Last step of the tokens stage: join the encoded blocks into shards.
 
-A new shard begins with the first document beyond ``shard_tokens``: where one ends depends on the documents alone.
+A new shard begins with the first document beyond ``shard_tokens``, so the shards depend only on the documents.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from pipeline.tokens import encode
 from pipeline.tokens.indexed_dataset import IndexedDatasetWriter
 
-#: Ids copied at a time.
+#: Ids that are copied at a time.
 _COPIED = 8 << 20
 
 
 class Piece(NamedTuple):
-    """Consecutive documents of one block. How long each is stays on the disk: there may be hundreds of millions.
+    """Consecutive documents of one block. Their lengths stay on disk, because there can be hundreds of millions.
 
     Attributes:
-        block: its number.
-        start, stop: the documents, by their places in the block's side.
-        first: place of the first id in the block's file of its side.
-        documents, tokens: how many go into the shard.
-        kept: mask over the documents; None: all.
+        block: number of the block.
+        start, stop: range of the documents within the block's side.
+        first: index of the first id in the block's file.
+        documents, tokens: how many of them go into the shard.
+        kept: mask of the documents that go into the shard; None: all.
     """
 
     block: int
@@ -41,7 +41,7 @@ class TokenShard(NamedTuple):
     """Attributes:
     prefix: path of the shard without its suffix.
     side: train or val.
-    pieces: where its documents come from, in order.
+    pieces: its documents, in order.
     """
 
     prefix: Path
@@ -60,32 +60,33 @@ class TokenShard(NamedTuple):
 def plan(
     folder: Path,
     side: str,
-    found: Iterable[tuple[int, NDArray[np.int32]]],
+    blocks: Iterable[tuple[int, NDArray[np.int32]]],
     shard_tokens: int,
     kept: dict[int, NDArray[np.bool_]] | None = None,
 ) -> Iterator[TokenShard]:
     """The shards of one side of one source.
 
     Args:
-        folder: where they go.
+        folder: where the shards are written.
         side: train or val.
-        found: number of each block, and the ids of each of its documents; one block is held at a time.
-        shard_tokens: tokens a shard, about.
-        kept: number of a block -> mask of its documents that go in; left out: all do.
+        blocks: the number of each block, and the number of ids of each of its documents. One block is held in memory
+            at a time.
+        shard_tokens: approximate tokens per shard.
+        kept: number of a block -> mask of its documents that go in; None: all of them.
     """
     pieces: list[Piece] = []
     total = number = 0
-    for block, lengths in found:
+    for block, lengths in blocks:
         counted = lengths if kept is None else np.where(kept[block], lengths, 0)
         ends = np.cumsum(counted, dtype=np.int64)
-        places = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         first = 0
         while first < len(lengths):
             before = int(ends[first - 1]) if first else 0
             stop = min(int(np.searchsorted(ends, before + shard_tokens - total)) + 1, len(lengths))
             mask = None if kept is None else kept[block][first:stop]
             tokens, documents = int(ends[stop - 1]) - before, stop - first if mask is None else int(mask.sum())
-            pieces.append(Piece(block, first, stop, int(places[first]), documents, tokens, mask))
+            pieces.append(Piece(block, first, stop, int(offsets[first]), documents, tokens, mask))
             total += tokens
             first = stop
             if total >= shard_tokens:
@@ -95,18 +96,18 @@ def plan(
         yield TokenShard(folder / f"{side}-{number:05d}", side, pieces)
 
 
-def write(shard: TokenShard, encoded: Path, id_kind: str) -> int:
-    """Write one shard, unless it is there; returns its tokens."""
+def write(shard: TokenShard, encoded: Path, id_type: str) -> int:
+    """Write one shard, unless it exists; returns its tokens. ``encoded``: folder of the blocks."""
     if shard.prefix.with_name(shard.prefix.name + ".idx").exists():
         return shard.tokens
     shard.prefix.parent.mkdir(parents=True, exist_ok=True)
-    writer = IndexedDatasetWriter(shard.prefix, np.dtype(id_kind))
+    writer = IndexedDatasetWriter(shard.prefix, np.dtype(id_type))
     for piece in shard.pieces:
         path = encode.ids_path(encoded, piece.block, shard.side)
-        own = encode.lengths(encoded, piece.block, shard.side)[piece.start : piece.stop]
-        for lengths, kept, first in _copies(piece, own):
+        piece_lengths = encode.lengths(encoded, piece.block, shard.side)[piece.start : piece.stop]
+        for lengths, kept, first in _copies(piece, piece_lengths):
             count = int(lengths.sum(dtype=np.int64))
-            ids = np.fromfile(path, id_kind, count, offset=first * np.dtype(id_kind).itemsize)
+            ids = np.fromfile(path, id_type, count, offset=first * np.dtype(id_type).itemsize)
             writer.add(*((ids, lengths) if kept is None else (ids[np.repeat(kept, lengths)], lengths[kept])))
     writer.finish()
     return shard.tokens
@@ -115,7 +116,7 @@ def write(shard: TokenShard, encoded: Path, id_kind: str) -> int:
 def _copies(
     piece: Piece, lengths: NDArray[np.int32]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_] | None, int]]:
-    """A piece in portions of about ``_COPIED`` ids: lengths, mask, place of the first id."""
+    """A piece in portions of about ``_COPIED`` ids: lengths, mask, index of the first id."""
     ends = np.cumsum(lengths, dtype=np.int64)
     start = 0
     while start < len(ends):

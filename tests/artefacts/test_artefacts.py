@@ -1,4 +1,4 @@
-"""The manifest contract: what has a manifest is whole, nothing published is overwritten, one writer at a time."""
+"""Manifests: an artefact with one is complete, published artefacts are never overwritten, one writer at a time."""
 
 import fcntl
 import json
@@ -27,11 +27,11 @@ def build(target: Path, content: str, inputs: dict[str, str] | None = None) -> m
 
 
 def test_a_finished_stage_is_not_repeated(tmp_path: Path) -> None:
-    made = build(tmp_path / "thing", "one")
-    assert made is not None
-    assert made.counts == {"characters": 3}
+    published = build(tmp_path / "thing", "one")
+    assert published is not None
+    assert published.counts == {"characters": 3}
     assert build(tmp_path / "thing", "one") is None
-    assert manifest.read(tmp_path / "thing") == made
+    assert manifest.read(tmp_path / "thing") == published
     assert not list(tmp_path.glob(".thing.partial"))
 
 
@@ -62,8 +62,8 @@ def test_an_interrupted_stage_goes_on_and_its_torn_files_are_swept(tmp_path: Pat
     assert manifest.read(tmp_path / "thing") is None
     with open_stage("thing", tmp_path / "thing", {}, {}) as stage:
         assert (stage.work / "first.txt").read_text() == "kept"
-        made = stage.publish(counts={}, versions={})
-    assert list(made.files) == ["first.txt"]
+        published = stage.publish(counts={}, versions={})
+    assert list(published.files) == ["first.txt"]
 
 
 @pytest.mark.parametrize("moment", ["describe_files", "sync_tree", "rmtree"])
@@ -88,8 +88,8 @@ def test_killed_while_publishing_nothing_is_built_twice(
         if not stage.finished:
             assert (stage.work / "a.txt").exists() and (stage.scratch / "part").exists()
             stage.publish(counts={}, versions={})
-    made = manifest.read(tmp_path / "thing")
-    assert made is not None and list(made.files) == ["a.txt"]
+    published = manifest.read(tmp_path / "thing")
+    assert published is not None and list(published.files) == ["a.txt"]
     assert sorted(path.name for path in (tmp_path / "thing").iterdir()) == ["a.txt", manifest.NAME]
     assert not (tmp_path / ".thing.partial").exists()
 
@@ -171,7 +171,7 @@ def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, content: str)
 
 def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "thing").write_text("a file")
-    with pytest.raises(RequestError, match="a file is in its place"):
+    with pytest.raises(RequestError, match="is a file, not a folder"):
         manifest.require(tmp_path / "thing", "make thing")
     (tmp_path / "other" / manifest.NAME).mkdir(parents=True)
     with pytest.raises(RequestError, match="cannot be read: Is a directory"):
@@ -240,7 +240,7 @@ def test_tasks_share_a_folder_that_the_first_prepares(tmp_path: Path) -> None:
 def test_tasks_of_another_recipe_are_refused(tmp_path: Path) -> None:
     with (
         open_stage("thing", tmp_path / "thing", {"n": 1}, {}, shared=True),
-        pytest.raises(RequestError, match="tasks of another recipe or source are at work there"),
+        pytest.raises(RequestError, match="tasks of another recipe or source are running"),
         open_stage("thing", tmp_path / "thing", {"n": 2}, {}, shared=True),
     ):
         pass
@@ -258,27 +258,27 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
     held = lock.hold(tmp_path / "thing")
     held.__enter__()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lock, "_SEEN", float("inf"))
+        patch.setattr(lock, "_PATIENCE", float("inf"))
         patch.setattr("time.sleep", lambda seconds: held.__exit__(None, None, None))
         with lock.hold(tmp_path / "thing"):
             pass
 
 
 def test_a_folder_that_cannot_be_written_is_one_line() -> None:
-    # Of the kernel's own folders even root may write in none.
-    said = r"^/sys/kernel cannot be written \(.*\): set run\.root to a folder of yours"
-    with pytest.raises(RequestError, match=said), lock.hold(Path("/sys/kernel/thing")):
+    # Even root cannot write to folders of the kernel.
+    message = r"^/sys/kernel cannot be written \(.*\): set run\.root to a folder of yours"
+    with pytest.raises(RequestError, match=message), lock.hold(Path("/sys/kernel/thing")):
         pass
 
 
-@pytest.mark.parametrize("there", ["empty", "matching"])
-def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, there: str) -> None:
+@pytest.mark.parametrize("place", ["empty", "matching"])
+def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, place: str) -> None:
     disk, data = tmp_path / "disk", tmp_path / "run"
     (disk / "tokens").mkdir(parents=True)
     data.mkdir()
     (data / "tokens").symlink_to(disk / "tokens")
     layout = RunLayout(data, data)
-    if there == "matching":
+    if place == "matching":
         build(disk / "tokens", "one")
         assert build(layout.tokens, "one") is None
     for content in ("one", "two"):
@@ -291,5 +291,5 @@ def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, there: s
 
 def test_a_link_to_nothing_in_the_place_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "unmounted")
-    with pytest.raises(RequestError, match=r"run: a file, or a link to nothing, is in the place"):
+    with pytest.raises(RequestError, match=r"run is a file or a dangling link"):
         build(tmp_path / "run" / "thing", "one")

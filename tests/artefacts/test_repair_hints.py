@@ -18,12 +18,12 @@ def test_a_command_is_the_one_to_type(monkeypatch):
         "data.sources.my-books.weight=2",
     ]
     monkeypatch.setattr("sys.argv", line)
-    given = "-m pipeline dedup --recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
+    words = "-m pipeline dedup --recipe 'my recipes/a.yaml' 'run.root=runs x' data.sources.my-books.weight=2"
     interpreter, _, rest = command_hints.python("pipeline dedup").partition(" ")
-    assert rest == given and Path(interpreter).is_file()
-    cure = repair_hints.cure("tokens", Path("runs x/tokens"))
+    assert rest == words and Path(interpreter).is_file()
+    hint = repair_hints.hint("tokens", Path("runs x/tokens"))
     typed = """make data RECIPE="my recipes/a.yaml" ARGS="'run.root=runs x' data.sources.my-books.weight=2\""""
-    assert cure == f"repair: rm -r 'runs x/tokens' && {typed}"
+    assert hint == f"repair: rm -r 'runs x/tokens' && {typed}"
     monkeypatch.setattr("sys.argv", ["pipeline", "--recipe=b.yaml", "stats"])
     assert command_hints.make("data") == "make data RECIPE=b.yaml"
 
@@ -38,13 +38,13 @@ def test_the_default_recipe_is_left_out(monkeypatch):
 
 @pytest.mark.parametrize("prompt", ["it's $5", 'say "no" to $HOME!', "plain", "two words", "`ls` \\ \\n"])
 def test_what_is_typed_comes_back_through_make_and_the_shell(prompt, tmp_path, monkeypatch):
-    """The hint is pasted into a shell, whose make prints the arguments that its command gets."""
+    """Paste the hint into a shell, where make prints the arguments of its command."""
     (tmp_path / "Makefile").write_text(
         "data:\n\t@python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' --recipe \"$(RECIPE)\" $(ARGS)\n"
     )
-    given = ["--recipe", "my r.yaml", f"data.source.path={prompt}", "run.seed=1"]
-    monkeypatch.setattr("sys.argv", ["generate", *given])
+    words = ["--recipe", "my r.yaml", f"data.source.path={prompt}", "run.seed=1"]
+    monkeypatch.setattr("sys.argv", ["generate", *words])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     typed = ["bash", "-c", command_hints.make("data")]
     done = subprocess.run(typed, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == given
+    assert json.loads(done.stdout) == words

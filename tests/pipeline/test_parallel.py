@@ -7,7 +7,7 @@ from pipeline import parallel
 
 @pytest.mark.parametrize(("size", "most"), [(100, 6), (300, 2), (600, 1), (0, 8)])
 def test_tasks_in_memory_carry_no_more_than_the_limit(size: int, most: int) -> None:
-    taken, given = 0, []
+    taken, submitted = 0, []
 
     def tasks():
         nonlocal taken
@@ -16,6 +16,6 @@ def test_tasks_in_memory_carry_no_more_than_the_limit(size: int, most: int) -> N
             yield (number, 1)
 
     for result in parallel.ordered(pow, tasks(), 4, carried=lambda task: size << 20):
-        given.append(result)
-        assert taken - len(given) < most
-    assert given == list(range(20))
+        submitted.append(result)
+        assert taken - len(submitted) < most
+    assert submitted == list(range(20))

@@ -1,4 +1,4 @@
-"""Every data stage killed at random moments ends with the bytes of an uninterrupted run, as does one on a full disk."""
+"""Every data stage that is killed at random, or has a full disk, ends with the bytes of an uninterrupted run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.paths import CHECKOUT
 from tests.support.pipeline.corpora import RECIPE, digests, overrides, texts, write, write_jsonl
 from tests.support.waiting import PATIENCE
 
-#: Every rule that keeps state between documents is on, so that every sort of file is written.
+#: All rules that keep state between documents are enabled, so that all kinds of files are written.
 _RULES = (
     "data.clean.near_dedup.enabled=true",
     "data.clean.line_dedup_chars=60",
@@ -42,15 +42,15 @@ _STAGES = {
     "pack": "packing",
     "examples": "examples",
 }
-#: Kills of each stage: some in every run of the tests, all of them in ``make test-recovery``.
+#: Kills of each stage: some of them in every run of the tests, all of them in ``make test-recovery``.
 _KILLS = 20
 
 
 def _line(verb, root, source, *more):
     package = "tokenizer" if verb == "train" else "pipeline"
     chats = f"finetune.examples.path={source.with_name('instructions.jsonl')}"
-    given = overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", chats, *_RULES, *more)
-    return [sys.executable, "-m", package, verb, "--recipe", str(RECIPE), *given]
+    options = overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", chats, *_RULES, *more)
+    return [sys.executable, "-m", package, verb, "--recipe", str(RECIPE), *options]
 
 
 def _run(verb, root, source, *more):
@@ -60,16 +60,16 @@ def _run(verb, root, source, *more):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Eight files, with copies and near copies among their documents; beside their folder, instructions."""
+    """Eight files with exact and near duplicates, and instructions next to their folder."""
     folder = tmp_path_factory.mktemp("given") / "source"
     folder.mkdir()
     records = [{"instruction": f"Count to {n}.", "output": f"{n}, at last."} for n in range(3000)]
     folder.with_name("instructions.jsonl").write_text("\n".join(map(json.dumps, records)))
-    made = texts(4000)
-    made += [text.replace(".", "!", 1) for text in made[::9]] + made[::11]
-    random.Random(1).shuffle(made)
+    corpus = texts(4000)
+    corpus += [text.replace(".", "!", 1) for text in corpus[::9]] + corpus[::11]
+    random.Random(1).shuffle(corpus)
     for number in range(8):
-        write_jsonl(folder / f"{number}.jsonl", made[number::8])
+        write_jsonl(folder / f"{number}.jsonl", corpus[number::8])
     return folder
 
 
@@ -84,19 +84,19 @@ def _start(verb, root, source, *more):
 
 
 def _written(root, verb, since):
-    """What the stage has written since then and not yet published: files and when."""
-    found = set()
+    """Files that the stage has written since then and not published, with their times."""
+    paths = set()
     try:
         for path in (root / "demo" / f".{_STAGES[verb]}.partial").rglob("*"):
             if (when := path.stat().st_mtime_ns) > since:
-                found.add((path, when))
-    except FileNotFoundError:  # published, or one was renamed meanwhile
+                paths.add((path, when))
+    except FileNotFoundError:  # published, or a file was renamed meanwhile
         return set()
-    return found
+    return paths
 
 
 def _until_written(process, root, verb, since, times=1):
-    """Wait until the stage has been seen to write so many times, or has ended; how often it was."""
+    """Wait until the stage has written this number of times, or has ended; returns how often it has."""
     before, seen = set(), 0
     while seen < times and process.poll() is None:
         now = _written(root, verb, since)
@@ -106,8 +106,8 @@ def _until_written(process, root, verb, since, times=1):
     return seen
 
 
-def _whole(verb, root, source, *more):
-    """Let a stage run to its end; how often it was seen to write."""
+def _uninterrupted(verb, root, source, *more):
+    """Run a stage to its end; returns how often it wrote."""
     since = time.time_ns()
     process = _start(verb, root, source, *more)
     seen = _until_written(process, root, verb, since, sys.maxsize)
@@ -117,14 +117,14 @@ def _whole(verb, root, source, *more):
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory, source):
-    """The run's folder as it is before each stage, and at the end; how often each stage was seen to write."""
+    """The folder of the run before each stage and at the end, and how often each stage wrote."""
     folder = tmp_path_factory.mktemp("states")
     root = folder / "run"
     writes = {}
     for verb in _STAGES:
         if root.exists():
             shutil.copytree(root, folder / f"before-{verb}")
-        writes[verb] = _whole(verb, root, source)
+        writes[verb] = _uninterrupted(verb, root, source)
     return folder, writes
 
 
@@ -133,11 +133,11 @@ def _artefacts(root):
 
 
 def _killed(verb, root, source, random_, writes, *more):
-    """Start a stage and kill it, mostly after some write; whether that hit between the first and its publishing."""
+    """Start a stage and kill it, usually after a write. Returns whether it was killed between that and publishing."""
     since = time.time_ns()
     process = _start(verb, root, source, f"data.workers={random_.choice((1, 2, 3))}", *more)
     if random_.random() < 0.9:
-        # Half of them at the first, which no machine is too busy to see.
+        # Kill half of them at the first write, which is seen on any machine.
         _until_written(process, root, verb, since, random_.choice((1, random_.randint(1, writes))))
     else:
         time.sleep(random_.random())
@@ -156,7 +156,7 @@ def _killed(verb, root, source, random_, writes, *more):
 
 
 def _trial(verb, states, source, root, random_, kills):
-    """Kill a stage ``kills`` times in a row, let it end and compare; how many of the kills hit it at work."""
+    """Kill a stage ``kills`` times in a row, let it finish and compare. Returns how many kills hit it at work."""
     folder, writes = states
     before = folder / f"before-{verb}"
     if before.exists():
@@ -165,12 +165,12 @@ def _trial(verb, states, source, root, random_, kills):
         root.mkdir()
     hits = sum(_killed(verb, root, source, random_, writes[verb]) for _ in range(kills))
     left = list(_STAGES)[list(_STAGES).index(verb) :]
-    for each in left:
-        if each == verb or _STAGES[each] == _STAGES[verb]:
-            _run(each, root, source, "data.workers=2")
+    for process in left:
+        if process == verb or _STAGES[process] == _STAGES[verb]:
+            _run(process, root, source, "data.workers=2")
     wanted = {name: digest for name, digest in _artefacts(folder / "run").items() if name.startswith(_STAGES[verb])}
-    found = {name: digest for name, digest in _artefacts(root).items() if name.startswith(_STAGES[verb])}
-    assert found == wanted
+    artefacts = {name: digest for name, digest in _artefacts(root).items() if name.startswith(_STAGES[verb])}
+    assert artefacts == wanted
     assert not (root / "demo" / f".{_STAGES[verb]}.partial").exists()
     shutil.rmtree(root)
     return hits
@@ -197,10 +197,10 @@ def test_killed_at_twenty_moments(verb, states, source, tmp_path):
 
 @pytest.mark.slow
 def test_a_solid_archive_killed(source, tmp_path):
-    """Its parts come out of one stream, which every start reads from the beginning."""
-    made = [json.loads(line)["text"] for path in sorted(source.glob("*.jsonl")) for line in path.open()]
-    more = [f"{key}={value}" for key, value in write("openwebtext-tar-xz", made, tmp_path / "archive").items()]
-    writes = _whole("clean", tmp_path / "whole", source, *more)
+    """The parts come from one stream, which every start reads from the beginning."""
+    corpus = [json.loads(line)["text"] for path in sorted(source.glob("*.jsonl")) for line in path.open()]
+    more = [f"{key}={value}" for key, value in write("openwebtext-tar-xz", corpus, tmp_path / "archive").items()]
+    writes = _uninterrupted("clean", tmp_path / "whole", source, *more)
     random_ = random.Random("solid")
     hits = kills = 0
     while kills < _KILLS or hits < 10:
@@ -218,7 +218,7 @@ def _tasks(verb, root, source):
 
 
 def _kill_some(tasks, root, verb, random_, since):
-    """Kill one to all of some tasks, each after some write of theirs; how many of them were still at work."""
+    """Kill some tasks, each after a write; returns how many of them were still running."""
     hits = 0
     for process in random_.sample(tasks, random_.randint(1, len(tasks))):
         _until_written(process, root, verb, since, random_.randint(1, 2))
@@ -277,8 +277,8 @@ def test_a_full_disk_loses_nothing(states, source, small_disk):
                 break
         else:
             break
-        said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-        assert done.returncode == 1 and len(said) == 1 and "the disk is full" in said[0], done.stderr
+        message = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert done.returncode == 1 and len(message) == 1 and "the disk is full" in message[0], done.stderr
         assert "Traceback" not in done.stderr
         full += 1
     assert full == 2
@@ -298,37 +298,37 @@ def _kinds(root):
 def test_verify_finds_a_flipped_bit_in_every_kind_of_file(states, source, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(states[0] / "run", root)
-    asked = load_recipe(RECIPE, _line("verify", root, source)[6:])
-    assert verify(asked, "r.yaml")[1] == []
+    recipe = load_recipe(RECIPE, _line("verify", root, source)[6:])
+    assert verify(recipe, "r.yaml")[1] == []
     for path in _kinds(root):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
-        faults = verify(asked, "r.yaml")[1]
+        faults = verify(recipe, "r.yaml")[1]
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
         if path.name == "manifest.json":
-            # A manifest's own fault may read as damage, or as another artefact than the one that others were made from.
+            # A damaged manifest is reported as damaged, or as another artefact than the input of others.
             assert faults, path
         else:
             assert len(faults) == 1 and str(path) in faults[0] and "repair: " in faults[0], (path, faults)
-    assert verify(asked, "r.yaml")[1] == []
+    assert verify(recipe, "r.yaml")[1] == []
 
 
 def test_verify_finds_a_cut_and_a_missing_file_of_every_kind(states, source, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(states[0] / "run", root)
-    asked = load_recipe(RECIPE, _line("verify", root, source)[6:])
+    recipe = load_recipe(RECIPE, _line("verify", root, source)[6:])
     for path in _kinds(root):
         if path.name == "manifest.json":
             continue
         content = path.read_bytes()
         for size in (len(content) - 1, 0, None):
             path.unlink() if size is None else path.write_bytes(content[:size])
-            (fault,) = verify(asked, "r.yaml")[1]
+            (fault,) = verify(recipe, "r.yaml")[1]
             assert str(path) in fault and re.search("repair: (rm -r|mv) ", fault), fault
         path.write_bytes(content)
-    assert verify(asked, "r.yaml")[1] == []
+    assert verify(recipe, "r.yaml")[1] == []
 
 
 def test_verify_says_when_the_source_has_changed(states, source, tmp_path):
@@ -336,12 +336,12 @@ def test_verify_says_when_the_source_has_changed(states, source, tmp_path):
     shutil.copytree(states[0] / "run", root)
     moved = tmp_path / "source"
     shutil.copytree(source, moved)
-    asked = load_recipe(RECIPE, _line("verify", root, moved)[6:])
-    assert verify(asked, "r.yaml")[1] == []
+    recipe = load_recipe(RECIPE, _line("verify", root, moved)[6:])
+    assert verify(recipe, "r.yaml")[1] == []
     last = moved / "7.jsonl"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    (fault,) = verify(asked, "r.yaml")[1]
+    (fault,) = verify(recipe, "r.yaml")[1]
     assert "stale: the source has changed since" in fault and "make data" in fault
     shutil.rmtree(moved)
-    whole, faults = verify(asked, "r.yaml")
-    assert not faults and any("not compared with its source" in line for line in whole)
+    intact, faults = verify(recipe, "r.yaml")
+    assert not faults and any("not compared with its source" in line for line in intact)

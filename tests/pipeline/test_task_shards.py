@@ -1,4 +1,4 @@
-"""Several tasks of a data stage as processes of their own, at the same time, and what they refuse beside each other."""
+"""Several tasks of a data stage as concurrent processes, and which other commands they refuse."""
 
 import contextlib
 import json
@@ -23,42 +23,42 @@ _ARTEFACTS = ("documents", "tokenizer", "tokens")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Files enough for several parts, with copies and near copies among their documents."""
+    """Enough files for several parts, with exact and near duplicates."""
     folder = tmp_path_factory.mktemp("source")
-    made = texts(500)
-    made += made[::9] + [text.replace("a", "o", 1) for text in made[::11]]
+    corpus = texts(500)
+    corpus += corpus[::9] + [text.replace("a", "o", 1) for text in corpus[::11]]
     for number in range(6):
-        write_jsonl(folder / f"{number}.jsonl", made[number::6])
+        write_jsonl(folder / f"{number}.jsonl", corpus[number::6])
     return folder
 
 
-def _given(root, source):
+def _overrides(root, source):
     return overrides(root, "data.source.kind=jsonl", f"data.source.path={source}", *_RULES)
 
 
 def _start(root, source, verb, *more):
-    line = [sys.executable, "-m", "pipeline", verb, "--recipe", str(RECIPE), *_given(root, source), *more]
+    line = [sys.executable, "-m", "pipeline", verb, "--recipe", str(RECIPE), *_overrides(root, source), *more]
     return subprocess.Popen(line, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _run(root, source, verb, *more):
-    """Exit status, and the last line that it said."""
+    """Exit status and last line of a command."""
     process = _start(root, source, verb, *more)
-    _, said = process.communicate()
-    assert "Traceback" not in said
-    return process.returncode, said.strip().splitlines()[-1] if said.strip() else ""
+    _, output = process.communicate()
+    assert "Traceback" not in output
+    return process.returncode, output.strip().splitlines()[-1] if output.strip() else ""
 
 
 def _tasks(root, source, verb):
     """Three tasks of a verb, started together."""
     for process in [_start(root, source, verb, "--tasks", "3", "--task", str(task)) for task in range(3)]:
-        _, said = process.communicate()
-        assert process.returncode == 0, said
+        _, output = process.communicate()
+        assert process.returncode == 0, output
 
 
 def _plain(root, source, verb):
     """The same command without tasks, in this process."""
-    assert main([verb, "--recipe", str(RECIPE), *_given(root, source)]) == 0
+    assert main([verb, "--recipe", str(RECIPE), *_overrides(root, source)]) == 0
 
 
 def _artefacts(root):
@@ -67,7 +67,7 @@ def _artefacts(root):
 
 @pytest.fixture(scope="module")
 def shared_and_whole(tmp_path_factory, source):
-    """Two folders of a run: one made by tasks, with the plain commands between and behind them, one by one command."""
+    """Two folders of a run: one built by tasks, with plain commands between and after them, and one by one command."""
     folder = tmp_path_factory.mktemp("runs")
     shared, whole = folder / "shared", folder / "whole"
     for verb in ("ingest", "dedup"):
@@ -75,7 +75,7 @@ def shared_and_whole(tmp_path_factory, source):
     _plain(shared, source, "dedup")
     _tasks(shared, source, "clean")
     _plain(shared, source, "clean")
-    train(load_recipe(RECIPE, _given(shared, source)))
+    train(load_recipe(RECIPE, _overrides(shared, source)))
     _tasks(shared, source, "tokenize")
     _plain(shared, source, "tokenize")
     _plain(whole, source, "run")
@@ -84,17 +84,17 @@ def shared_and_whole(tmp_path_factory, source):
 
 def test_three_tasks_at_once_make_the_bytes_of_one_command(shared_and_whole):
     shared, whole = shared_and_whole
-    made = _artefacts(shared)
-    assert made == _artefacts(whole)
-    assert all("manifest.json" in files for files in made.values())
+    artefacts = _artefacts(shared)
+    assert artefacts == _artefacts(whole)
+    assert all("manifest.json" in files for files in artefacts.values())
     counts = json.loads((shared / "demo" / "documents" / "manifest.json").read_text())["counts"]
-    assert len(counts["dropped"]) == 2 and counts["outside_sample"] and counts["documents"] > 250
+    assert len(counts["dropped"]) == 2 and counts["not_sampled"] and counts["documents"] > 250
     assert not list((shared / "demo").glob(".*.partial"))
 
 
 @contextlib.contextmanager
 def _sharing(root):
-    """Hold the lock of the documents as a task at work does."""
+    """Hold the lock of the documents, like a running task."""
     folder = root / "demo" / "documents"
     with lock.share(folder, lambda: None):
         yield folder
@@ -102,9 +102,9 @@ def _sharing(root):
 
 def test_a_plain_command_is_refused_beside_tasks(source, tmp_path):
     with _sharing(tmp_path) as folder:
-        status, said = _run(tmp_path, source, "clean")
+        status, output = _run(tmp_path, source, "clean")
     assert status == 2
-    assert said == f"error: {folder} is being written by tasks of another command: wait for it or stop it"
+    assert output == f"error: {folder} is being written by tasks of another command: wait for it or stop it"
     assert not folder.exists()
 
 
@@ -113,11 +113,11 @@ def test_a_task_of_another_recipe_is_refused_beside_tasks(source, tmp_path):
     assert _run(tmp_path, source, *one, "0")[0] == 0
     begun = digests(tmp_path / "demo" / ".documents.partial")
     with _sharing(tmp_path) as folder:
-        status, said = _run(tmp_path, source, *one, "1", "data.clean.min_chars=7")
+        status, output = _run(tmp_path, source, *one, "1", "data.clean.min_chars=7")
         assert status == 2
-        assert said == f"error: {folder}: tasks of another recipe or source are at work there: wait for them"
+        assert output == f"error: {folder}: tasks of another recipe or source are running: wait for them"
         assert digests(tmp_path / "demo" / ".documents.partial") == begun
-        # One of the same recipe may join them.
+        # A task of the same recipe may join.
         assert _run(tmp_path, source, *one, "1")[0] == 0
 
 
@@ -125,7 +125,7 @@ def test_of_two_runs_at_once_the_second_is_refused(source, tmp_path):
     first = _start(tmp_path, source, "run")
     holder = tmp_path / "demo" / ".documents.holder"
     wait_until(lambda: (holder.exists() and holder.read_text()) or first.poll() is not None, "holder of the lock")
-    # It must not be done before the second has looked.
+    # It must not finish before the second command has tried.
     psutil.Process(first.pid).suspend()
     try:
         refused = _run(tmp_path, source, "run"), _run(tmp_path, source, "ingest", "--tasks", "2", "--task", "0")
@@ -133,5 +133,7 @@ def test_of_two_runs_at_once_the_second_is_refused(source, tmp_path):
         first.kill()
         first.communicate()
     folder = tmp_path / "demo" / "documents"
-    said = f"error: {folder} is being written by process {first.pid} on {socket.gethostname()}: wait for it or stop it"
-    assert refused == ((2, said), (2, said))
+    message = (
+        f"error: {folder} is being written by process {first.pid} on {socket.gethostname()}: wait for it or stop it"
+    )
+    assert refused == ((2, message), (2, message))

@@ -1,4 +1,4 @@
-"""A documents artefact as the stage before publishes it, of the texts of a recipe's jsonl source."""
+"""A documents artefact of the texts of a recipe's jsonl source, as the documents stage publishes it."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from artefacts.stage import open_stage
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
-#: Documents of a shard: few, so that a small corpus has several.
+#: Documents per shard: few, so that a small corpus has several shards.
 _SHARD = 25
 
 

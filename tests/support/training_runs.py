@@ -1,4 +1,4 @@
-"""A training folder with small checkpoints, made without a model."""
+"""A training folder with small checkpoints, without a model."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ def begun(root: Path, stage: str = "pretrain", inputs: dict[str, str] | None = N
 
 
 def saved(run: TrainingRun, step: int, **details: Any) -> Path:
-    """A checkpoint of the run after so many steps."""
+    """A checkpoint of the run after ``step`` steps."""
     folder = run.folder / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_text(f"weights {step} {details}")
     about = {"stage": run.stage, "steps": run.identity["train"]["steps"], "parameters": {"total": 9, "active": 9}}
-    made = Manifest(
+    published = Manifest(
         "checkpoint",
         run.identity,
         run.inputs,
@@ -30,5 +30,5 @@ def saved(run: TrainingRun, step: int, **details: Any) -> Path:
         manifest.describe_files(folder),
         {"topology": {"ranks": 1}, "run": about | details},
     )
-    manifest.write(folder, made)
+    manifest.write(folder, published)
     return folder

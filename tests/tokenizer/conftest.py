@@ -10,7 +10,7 @@ from tokenizer.bpe import BpeTokenizer
 from tokenizer.registry import load_tokenizer
 from tokenizer.train import _fit, train
 
-#: Scripts, quotes and dashes whose neighbours become pieces: words are cut at other places than in plain English.
+#: Scripts, quotes and dashes whose neighbors become pieces, so words are cut differently than in plain English.
 _MANY_SCRIPTS = (
     "Überaus naïve Ärzte’s “zitierte” Wörter — größer… déjà–vu; don’t l’été. "
     "日本語の文章と漢字とかなと。中文文章也在這裡。 Привет, мир! Ещё слова. مرحبا بالعالم 👩‍👩‍👧 🎉🎉 "
@@ -21,10 +21,10 @@ _MANY_SCRIPTS = (
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
-    asked = of_jsonl(root, write_jsonl(root / "source.jsonl", texts(60)))
-    publish_documents(asked)
-    train(asked)
-    return asked
+    recipe = of_jsonl(root, write_jsonl(root / "source.jsonl", texts(60)))
+    publish_documents(recipe)
+    train(recipe)
+    return recipe
 
 
 @pytest.fixture(scope="session")

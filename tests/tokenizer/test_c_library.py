@@ -1,4 +1,4 @@
-"""The C code is compiled once, by however many processes at once, and done without where that is impossible."""
+"""C code is compiled once, by any number of concurrent processes, and is optional."""
 
 import shutil
 import subprocess
@@ -13,14 +13,16 @@ from tests.support.pipeline.corpora import texts
 from tokenizer.bpe import BpeTokenizer
 from tokenizer.word_cache import _SOURCE
 
-_START = "import sys; from pathlib import Path; from artefacts import native; print(native.library(Path(sys.argv[1])))"
+_START = (
+    "import sys; from pathlib import Path; from artefacts import c_library; print(c_library.library(Path(sys.argv[1])))"
+)
 
 compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A folder of its own for compiled code, and nothing loaded or reported before."""
+    """An empty cache folder for compiled code, with nothing loaded or reported before."""
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     monkeypatch.setenv(c_library._REPORTED, "1")
@@ -62,8 +64,8 @@ def test_a_compiler_that_fails(cache, model, tmp_path, monkeypatch, capsys):
     script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{compiling}\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
-    said = encoded_without(model, capsys)
-    assert said == ["word_cache.c is not compiled (cannot open crt1.o): slower without it"]
+    output = encoded_without(model, capsys)
+    assert output == ["word_cache.c is not compiled (cannot open crt1.o): slower without it"]
     assert not list(cache.rglob(".building-*"))
 
 
@@ -72,8 +74,8 @@ def test_processes_compile_at_once(cache):
     line = [sys.executable, "-c", _START, str(_SOURCE)]
     started = [subprocess.Popen(line, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
     for process in started:
-        said, errors = process.communicate()
-        assert process.returncode == 0 and b"CDLL" in said and not errors
+        output, errors = process.communicate()
+        assert process.returncode == 0 and b"CDLL" in output and not errors
     assert [path.name for path in cache.rglob("*") if path.is_file()] == ["word_cache.so"]
     first = next(cache.rglob("*.so")).stat()
     assert c_library.library(_SOURCE) is not None
@@ -116,6 +118,6 @@ def test_what_the_compiler_says_is_wrong_is_said_once(cache, tmp_path, capsys):
         assert c_library.library(tmp_path / name) is None
         c_library.library.cache_clear()
         assert c_library.library(tmp_path / name) is None
-    said = capsys.readouterr().err.splitlines()
-    assert [line.split()[0] for line in said] == ["first.c", "second.c"]
-    assert all("error:" in line and "missing" in line for line in said)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["first.c", "second.c"]
+    assert all("error:" in line and "missing" in line for line in lines)

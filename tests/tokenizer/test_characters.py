@@ -1,4 +1,4 @@
-"""A tokenizer of characters: every one of the documents has an id, and what else comes has the unknown one."""
+"""The tokenizer of characters: every character of the documents has an id, others have the unknown id."""
 
 import json
 import shutil
@@ -32,18 +32,18 @@ _CHARACTERS = sorted(set("".join(_TEXTS)))
 _GIVEN = ("tokenizer.kind=characters", "tokenizer.vocab_size=100")
 
 
-def asked(root, *more):
-    """A recipe whose documents are there."""
-    found = of_jsonl(root, write_jsonl(root / "source.jsonl", _TEXTS), *_GIVEN, *more)
-    publish_documents(found)
-    return found
+def characters_recipe(root, *more):
+    """A recipe with built documents."""
+    recipe = of_jsonl(root, write_jsonl(root / "source.jsonl", _TEXTS), *_GIVEN, *more)
+    publish_documents(recipe)
+    return recipe
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    found = asked(tmp_path_factory.mktemp("characters"))
-    assert train(found) is not None
-    return found
+    recipe = characters_recipe(tmp_path_factory.mktemp("characters"))
+    assert train(recipe) is not None
+    return recipe
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_ids_are_reserved_tokens_then_characters_in_code_point_order(trained, to
     assert names == [*special_tokens.RESERVED, *special_tokens.spare(8), *_CHARACTERS]
     assert [token for token in range(tokenizer.vocab_size) if tokenizer.is_reserved(token)] == list(range(16))
     assert tokenizer.stop_ids == {special_tokens.END_OF_TEXT_ID, special_tokens.END_OF_TURN_ID}
-    made = manifest.read(RunLayout.of(trained).tokenizer)
-    assert made.details["vocab_size"] == tokenizer.vocab_size < 100 and set(made.files) == {"characters.json"}
-    assert made.counts["sample_documents"] == len(_TEXTS) and 1 < made.counts["bytes_per_token"] < 1.1
+    published = manifest.read(RunLayout.of(trained).tokenizer)
+    assert published.details["vocab_size"] == tokenizer.vocab_size < 100 and set(published.files) == {"characters.json"}
+    assert published.counts["sample_documents"] == len(_TEXTS) and 1 < published.counts["bytes_per_token"] < 1.1
 
 
 @settings(max_examples=200, deadline=None)
@@ -77,12 +77,12 @@ def test_a_column_equals_one_by_one(tokenizer, batch, end, kind):
     expected = [tokenizer.encode(text) for text in batch]
     assert tokenizer.encode_batch(batch) == expected
     closing = [tokenizer.end_of_text_id] * end
-    # The same again from the middle of an array, and in two chunks.
+    # The same from the middle of an array, and in two chunks.
     whole = pyarrow.array(["before", *batch], kind)[1:]
     for texts_ in (whole, pyarrow.chunked_array([whole[:2], whole[2:]], kind)):
         ids, lengths = tokenizer.encode_column(texts_, end)
-        assert ids.tolist() == [token for found in expected for token in (*found, *closing)]
-        assert lengths.tolist() == [len(found) + end for found in expected]
+        assert ids.tolist() == [token for ids_of_text in expected for token in (*ids_of_text, *closing)]
+        assert lengths.tolist() == [len(ids_of_text) + end for ids_of_text in expected]
         assert ids.dtype == lengths.dtype == "int32"
 
 
@@ -106,11 +106,11 @@ def test_conversations(tokenizer):
 
 
 def test_every_document_counts_and_the_file_is_the_same(trained, tmp_path):
-    """A sample of one document still leaves no character out, and another order of documents changes no byte."""
+    """All characters are in the vocabulary, even with a sample of one document. The order does not matter."""
     shuffled = of_jsonl(tmp_path, write_jsonl(tmp_path / "source.jsonl", _TEXTS[::-1]), *_GIVEN)
     publish_documents(shuffled)
     (tmp_path / "small").mkdir()
-    small = asked(tmp_path / "small", "tokenizer.sample_bytes=1")
+    small = characters_recipe(tmp_path / "small", "tokenizer.sample_bytes=1")
     files = []
     for one in (trained, shuffled, small):
         train(one)
@@ -122,21 +122,21 @@ def test_every_document_counts_and_the_file_is_the_same(trained, tmp_path):
 
 def test_more_characters_than_fit_are_refused(tmp_path):
     needed = len(_CHARACTERS) + 16
-    few = asked(tmp_path, f"tokenizer.vocab_size={needed - 1}")
-    said = rf"vocab_size \({needed - 1}\) is too small .* its {len(_CHARACTERS)} distinct .* need {needed}: raise it"
-    with pytest.raises(RequestError, match=said):
+    few = characters_recipe(tmp_path, f"tokenizer.vocab_size={needed - 1}")
+    message = rf"vocab_size \({needed - 1}\) is too small .* its {len(_CHARACTERS)} distinct .* need {needed}: raise it"
+    with pytest.raises(RequestError, match=message):
         train(few)
-    made = train(asked(tmp_path, f"tokenizer.vocab_size={needed}"))
-    assert made is not None and made.counts["vocab_size"] == needed
+    published = train(characters_recipe(tmp_path, f"tokenizer.vocab_size={needed}"))
+    assert published is not None and published.counts["vocab_size"] == needed
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda found: found | {"characters": found["characters"][::-1]},
-        lambda found: found | {"reserved": ["<pad>"]},
-        lambda found: {"model": {}},
-        lambda found: [],
+        lambda values: values | {"characters": values["characters"][::-1]},
+        lambda values: values | {"reserved": ["<pad>"]},
+        lambda values: {"model": {}},
+        lambda values: [],
     ],
 )
 def test_a_damaged_file_is_named(trained, tmp_path, change):
@@ -152,18 +152,18 @@ def test_the_data_stages(tmp_path):
     small = recipe(tmp_path, *given_)
     documents.build(small)
     train(small)
-    made = tokens.build(small)
+    published = tokens.build(small)
     layout = RunLayout.of(small)
-    assert made is not None and tokens.build(small) is None
-    assert made.details["vocab_size"] == 78 and made.details["dtype"] == "uint16"
+    assert published is not None and tokens.build(small) is None
+    assert published.details["vocab_size"] == 78 and published.details["dtype"] == "uint16"
     kept = parquet.read_table(layout.documents / "clean-00000.parquet")["text"].to_pylist()
     tokenizer = load_tokenizer(layout.tokenizer)
     shards = [IndexedDataset(layout.tokens / f"{side}-00000") for side in ("train", "val")]
-    found = [shard.document(number) for shard in shards for number in range(len(shard))]
-    assert all(ids[-1] == tokenizer.end_of_text_id for ids in found)
-    assert sorted(map(tokenizer.decode, found)) == sorted(kept)
+    ids_of_documents = [shard.document(number) for shard in shards for number in range(len(shard))]
+    assert all(ids[-1] == tokenizer.end_of_text_id for ids in ids_of_documents)
+    assert sorted(map(tokenizer.decode, ids_of_documents)) == sorted(kept)
     assert not verify(small, str(RECIPE))[1]
-    with pytest.raises(RequestError, match="is of another recipe"):
+    with pytest.raises(RequestError, match="was built with another recipe"):
         tokens.build(recipe(tmp_path, *given_, "tokenizer.spare_tokens=0"))
 
 

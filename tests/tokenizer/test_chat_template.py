@@ -1,4 +1,4 @@
-"""The chat template: what carries loss, and that content cannot fake a turn."""
+"""The chat template: which positions have a loss, and that content cannot fake a turn."""
 
 import pytest
 
@@ -45,13 +45,13 @@ def test_content_cannot_fake_a_turn(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "message"),
     [
         ([], "at least one message"),
         ([{"role": "tool", "content": "x"}], "message 1: role 'tool'"),
         ([{"role": "user", "content": None}], "message 1: content is not text"),
     ],
 )
-def test_wrong_messages_are_refused(tokenizer, messages, said):
-    with pytest.raises(RequestError, match=said):
+def test_wrong_messages_are_refused(tokenizer, messages, message):
+    with pytest.raises(RequestError, match=message):
         chat_template.render(messages, tokenizer)

@@ -1,4 +1,4 @@
-"""A ready tokenizer of Hugging Face's format: from a file, a folder in either layout, or a hub that is not there."""
+"""A pretrained tokenizer in Hugging Face's format: a file, a folder in either layout, or a hub that is unreachable."""
 
 import json
 import os
@@ -39,24 +39,24 @@ def repositories(tmp_path_factory):
 
 
 def taken(root, path, *more):
-    """The recipe that takes a tokenizer; its documents are there."""
-    given = (
+    """A recipe with a pretrained tokenizer, and with built documents."""
+    options = (
         "tokenizer.kind=huggingface",
         f"tokenizer.path={path}",
         "tokenizer.vocab_size=32000",
         "model.vocab_size=500",
         *more,
     )
-    asked = of_jsonl(root, write_jsonl(root / "source.jsonl", texts(30)), *given)
-    publish_documents(asked)
-    return asked
+    recipe = of_jsonl(root, write_jsonl(root / "source.jsonl", texts(30)), *options)
+    publish_documents(recipe)
+    return recipe
 
 
 @pytest.fixture(scope="session")
 def ready(repositories, tmp_path_factory):
-    asked = taken(tmp_path_factory.mktemp("ready"), repositories["older"])
-    assert train(asked) is not None
-    return asked
+    recipe = taken(tmp_path_factory.mktemp("ready"), repositories["older"])
+    assert train(recipe) is not None
+    return recipe
 
 
 @pytest.fixture(scope="session")
@@ -74,8 +74,8 @@ def test_loses_nothing_and_a_column_equals_one_by_one(loaded, documents):
     for end in (True, False):
         ids, lengths = loaded.encode_column(pyarrow.array(documents, pyarrow.string()), end)
         closing = [loaded.end_of_text_id] * end
-        assert ids.tolist() == [token for found in expected for token in (*found, *closing)]
-        assert lengths.tolist() == [len(found) + end for found in expected]
+        assert ids.tolist() == [token for ids_of_text in expected for token in (*ids_of_text, *closing)]
+        assert lengths.tolist() == [len(ids_of_text) + end for ids_of_text in expected]
 
 
 def test_text_cannot_spell_a_special_token(loaded):
@@ -101,22 +101,22 @@ def test_vocabulary(loaded):
 
 
 def test_manifest(ready, loaded):
-    made = manifest.read(RunLayout.of(ready).tokenizer)
-    assert made.details == {"vocab_size": 500, "reserved": ["<|endoftext|>"]}
-    assert set(made.files) == {"tokenizer.json"} and made.counts["bytes_per_token"] > 1.5
-    assert "500 pieces" in outcome(made, ready)
+    published = manifest.read(RunLayout.of(ready).tokenizer)
+    assert published.details == {"vocab_size": 500, "reserved": ["<|endoftext|>"]}
+    assert set(published.files) == {"tokenizer.json"} and published.counts["bytes_per_token"] > 1.5
+    assert "500 pieces" in outcome(published, ready)
 
 
 def test_layouts_give_the_same(repositories, loaded):
     for name in ("older", "newer", "file"):
-        found, contents = pretrained.read(pretrained.files(str(repositories[name])), name)
+        tokenizer, contents = pretrained.read(pretrained.files(str(repositories[name])), name)
         assert list(contents) == ["tokenizer.json"]
-        assert found.encode("a bamo  \n\u2581é") == loaded.encode("a bamo  \n\u2581é")
+        assert tokenizer.encode("a bamo  \n\u2581é") == loaded.encode("a bamo  \n\u2581é")
 
 
 def test_wherever_it_lies_the_artefact_is_the_same(repositories, tmp_path):
-    asked = taken(tmp_path, repositories["newer"])
-    assert train(asked) is not None
+    recipe = taken(tmp_path, repositories["newer"])
+    assert train(recipe) is not None
     assert train(taken(tmp_path, repositories["file"])) is None
     assert train(taken(tmp_path, repositories["older"])) is not None
 
@@ -132,9 +132,9 @@ def test_end_of_text_by_configuration(repositories, tmp_path):
         train(taken(tmp_path, folder))
     for named in ("<stop>", {"content": "<stop>"}):
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
-        asked = taken(tmp_path, folder)
-        train(asked)
-        loaded = load_tokenizer(RunLayout.of(asked).tokenizer)
+        recipe = taken(tmp_path, folder)
+        train(recipe)
+        loaded = load_tokenizer(RunLayout.of(recipe).tokenizer)
         assert loaded.piece(loaded.end_of_text_id) == "<stop>"
 
 
@@ -148,17 +148,17 @@ def test_no_conversations(loaded):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("tokenizer.json", "{}", "not a tokenizer of Hugging Face's format"),
         ("tokenizer.json", "half", "not a tokenizer of Hugging Face's format"),
         ("vocab.json", "{}", "no tokenizer.json, nor vocab.json and merges.txt, is there"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(tmp_path, name, content, said):
+def test_what_is_no_tokenizer_is_refused(tmp_path, name, content, message):
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / name).write_text(content)
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=message):
         train(taken(tmp_path, tmp_path / "repository"))
 
 
@@ -185,22 +185,24 @@ def test_a_damaged_artefact_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize(("path", "said"), [("./nowhere", "no such file"), ("{}", "is there"), ("{}/a.json", "not a")])
-def test_a_run_refuses_it_before_it_reads_documents(tmp_path, path, said):
+@pytest.mark.parametrize(
+    ("path", "message"), [("./nowhere", "no such file"), ("{}", "is there"), ("{}/a.json", "not a")]
+)
+def test_a_run_refuses_it_before_it_reads_documents(tmp_path, path, message):
     (tmp_path / "a.json").write_text("{}")
     source = write_jsonl(tmp_path / "source.jsonl", texts(5))
-    given = overrides(tmp_path, "data.source.kind=jsonl", f"data.source.path={source}", "tokenizer.kind=huggingface")
-    line = [sys.executable, "-m", "pipeline", "run", "--recipe", str(RECIPE), *given]
+    options = overrides(tmp_path, "data.source.kind=jsonl", f"data.source.path={source}", "tokenizer.kind=huggingface")
+    line = [sys.executable, "-m", "pipeline", "run", "--recipe", str(RECIPE), *options]
     done = subprocess.run(
         [*line, f"tokenizer.path={path.format(tmp_path)}"], cwd=CHECKOUT, capture_output=True, text=True
     )
-    assert done.returncode == 2 and done.stderr.startswith("error: tokenizer.path=") and said in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: tokenizer.path=") and message in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "demo").exists()
 
 
 def test_a_finished_one_is_not_asked_for_again(ready, monkeypatch):
     ready_module.check(ready)
-    monkeypatch.setattr(ready_module, "_read", lambda *given: pytest.fail("read again"))
+    monkeypatch.setattr(ready_module, "_read", lambda *arguments: pytest.fail("read again"))
     ready_module.check(ready)
 
 
@@ -221,4 +223,4 @@ def test_commands(ready, loaded):
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(ready.run.root)}
     refused = _command("train", ready, "tokenizer.path=nobody/nothing", env=offline)
     assert refused.returncode == 2 and refused.stderr.count(b"\n") == 1
-    assert b"error: tokenizer.path=nobody/nothing: neither a local path nor a repository" in refused.stderr
+    assert b"error: tokenizer.path=nobody/nothing is neither a local path nor a repository" in refused.stderr

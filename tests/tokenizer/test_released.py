@@ -1,4 +1,4 @@
-"""Our tokenizers in the format of the library ``tokenizers``: the same ids, and every text comes back."""
+"""Millrace's tokenizers in the format of the library ``tokenizers``: the same ids, and lossless."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tokenizer.bpe import BpeTokenizer
 from tokenizer.huggingface import HuggingFaceTokenizer
 from tokenizer.released import tokenizer_config, tokenizer_json
 
-#: Characters that pieces of few kinds are made of: runs, and the same piece from different halves.
+#: Characters of few kinds, so that pieces are runs, and the same piece has different merges.
 _RUNS = st.text(alphabet=st.sampled_from("aab  --\n\u2581"), max_size=60)
 
 
@@ -42,7 +42,7 @@ def test_ids_are_the_same_for_real_text(both: tuple[BpeTokenizer, HuggingFaceTok
     names = ("tinyshakespeare.txt", "naughty-strings.txt", "instructions.json")
     files = [SHARED_DATA / name for name in names]
     if not all(path.exists() for path in files):
-        pytest.skip("no texts beside the checkout")
+        pytest.skip("no texts next to the checkout")
     ours, theirs = both
     for path in files:
         text = path.read_text(encoding="utf-8")[:100_000]
@@ -63,6 +63,6 @@ def test_transformers_reads_it_beside_the_model_of_sentencepiece(
     assert theirs.encode(text) == ours.encode(text)
     assert theirs.decode(theirs.encode(text), skip_special_tokens=True) == text
     assert set(theirs.all_special_ids) == {ours.unknown_id, ours.begin_id, ours.end_of_text_id, ours.pad_id}
-    # What a text spells out is the token there, as chat templates need it.
+    # The name of a reserved token is the token there, which chat templates need.
     assert theirs.encode(f"a{special_tokens.END_OF_TURN}")[-1] == ours.end_of_turn_id
     assert theirs.decode([ours.user_id, *ours.encode("hi\n"), ours.end_of_turn_id], skip_special_tokens=True) == "hi\n"

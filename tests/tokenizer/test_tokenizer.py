@@ -1,4 +1,4 @@
-"""The tokenizer loses nothing, cannot be injected with control tokens, and is the same whenever it is trained."""
+"""The tokenizer is lossless, safe from injected control tokens, and the same whenever it is trained."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_lone_surrogate_becomes_the_replacement_character(tokenizer):
 def test_naughty_strings(tokenizer):
     path = SHARED_DATA / "naughty-strings.txt"
     if not path.exists():
-        pytest.skip("no naughty-strings.txt beside the checkout")
+        pytest.skip("no naughty-strings.txt next to the checkout")
     text = path.read_text(encoding="utf-8")
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -96,28 +96,28 @@ def test_nothing_is_lost_in_cutting():
 
 
 def test_long_documents_are_not_skipped(tmp_path):
-    """A document without a newline, far beyond the trainer's limit, still gives its words to the vocabulary."""
+    """A document without newlines, far longer than the trainer's limit, still contributes to the vocabulary."""
     body = " ".join(["zyxwvut"] * 10_000)
-    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "one.jsonl", [body, *texts(30)]))
-    publish_documents(asked)
-    made = train(asked)
-    assert made is not None and made.counts["sample_documents"] == 31
-    pieces = load_tokenizer(RunLayout.of(asked).tokenizer).encode(" zyxwvut")
+    recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "one.jsonl", [body, *texts(30)]))
+    publish_documents(recipe)
+    published = train(recipe)
+    assert published is not None and published.counts["sample_documents"] == 31
+    pieces = load_tokenizer(RunLayout.of(recipe).tokenizer).encode(" zyxwvut")
     assert len(pieces) == 1
 
 
 def test_the_sample_is_of_about_the_asked_size(tmp_path):
-    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(80)), "tokenizer.sample_bytes=30000")
-    publish_documents(asked)
-    made = train(asked)
-    assert made is not None and 25_000 < made.counts["sample_bytes"] <= 30_000
+    recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(80)), "tokenizer.sample_bytes=30000")
+    publish_documents(recipe)
+    published = train(recipe)
+    assert published is not None and 25_000 < published.counts["sample_bytes"] <= 30_000
 
 
 def test_a_vocabulary_too_large_is_one_clear_line(tmp_path):
-    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(2)), "tokenizer.vocab_size=4096")
-    publish_documents(asked)
+    recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(2)), "tokenizer.vocab_size=4096")
+    publish_documents(recipe)
     with pytest.raises(RequestError, match=r"tokenizer.vocab_size \(4096\) is too large .* at most \d+ pieces"):
-        train(asked)
+        train(recipe)
 
 
 def test_documents_are_needed_first(tmp_path):
@@ -134,9 +134,9 @@ def test_no_model_and_a_damaged_model(tmp_path):
 
 
 def _command(verb, trained, *arguments, **options):
-    given = [f"data.source.kind=jsonl data.source.path={trained.data.source.path}"]
-    given = overrides(Path(trained.run.root), *given[0].split())
-    line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *given, *arguments]
+    source_override = [f"data.source.kind=jsonl data.source.path={trained.data.source.path}"]
+    source_override = overrides(Path(trained.run.root), *source_override[0].split())
+    line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *source_override, *arguments]
     return subprocess.run(line, cwd=CHECKOUT, capture_output=True, **options)
 
 
@@ -149,5 +149,5 @@ def test_commands(trained, tokenizer):
     wrong = _command("decode", trained, "--text", "12 x")
     assert wrong.returncode == 2 and b"'x' is not a token id" in wrong.stderr
     shown = _command("inspect", trained)
-    assert b"400 ids" in shown.stdout and b"bytes a token" in shown.stdout
+    assert b"400 ids" in shown.stdout and b"bytes per token" in shown.stdout
     assert b"up to date" in _command("train", trained).stdout

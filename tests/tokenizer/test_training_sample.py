@@ -1,4 +1,4 @@
-"""The sample over shards is that over all documents at once."""
+"""The sample over shards is the sample over all documents."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -34,13 +34,13 @@ def test_a_threshold_over_pieces_takes_what_the_whole_gives(documents, budget, s
 def test_texts_of_the_sample_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(training_sample, "_ROWS", 7)
     documents = texts(80)
-    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "source.jsonl", documents))
-    publish_documents(asked)
+    recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "source.jsonl", documents))
+    publish_documents(recipe)
     hashes = keyed_hashes(3, "tokenizer", [f"made:{i}" for i in range(80)])
     chosen = smallest(hashes, np.array([len(text) for text in documents]), 20_000)
     assert 0 < chosen.sum() < 80
     expected = [text for text, taken in zip(documents, chosen, strict=True) if taken]
-    assert training_sample.sample(RunLayout.of(asked).documents, 20_000, 3) == expected
+    assert training_sample.sample(RunLayout.of(recipe).documents, 20_000, 3) == expected
 
 
 def test_no_documents(tmp_path):

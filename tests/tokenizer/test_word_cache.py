@@ -1,4 +1,4 @@
-"""Ids from the cache of words are those of SentencePiece over the whole text, whatever the text and its chunks."""
+"""Ids from the word cache are those of SentencePiece on the complete text, for any texts and chunks."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -69,7 +69,7 @@ def split(encoded):
 
 
 def cached(tokenizer, limit):
-    """A cache of its own with another limit."""
+    """A cache with another limit."""
     usual = WordCache.of(tokenizer._pieces, tokenizer._space_mark)
     if usual is None:
         pytest.skip("no C compiler")
@@ -114,7 +114,7 @@ def test_a_full_cache_goes_on_without_keeping(encoder, limit):
     documents = [f"{text} {'w' * (number % 40)}{number} \u2581" for number, text in enumerate(texts(60))]
     for _ in range(2):
         assert split(cache.encode(pyarrow.array(documents), 2)) == expected(encoder, documents)
-        # The first table is there whatever the limit.
+        # The first table exists with any limit.
         assert cache.size <= max(limit, 32 << 10)
     assert limit == 0 or cache.size > limit // 2
 
@@ -134,7 +134,7 @@ def test_megabytes_without_a_space(tokenizer):
 def test_naughty_strings(encoder):
     path = SHARED_DATA / "naughty-strings.txt"
     if not path.exists():
-        pytest.skip("no naughty-strings.txt beside the checkout")
+        pytest.skip("no naughty-strings.txt next to the checkout")
     text = path.read_text(encoding="utf-8")
     documents = [text, *text.split("\n")]
     assert split(encoder.encode_column(pyarrow.array(documents))) == expected(encoder, documents)
@@ -164,12 +164,12 @@ def test_threads_take_turns(tokenizer):
     corpora = [texts(15, seed=seed) for seed in range(8)]
     cache = cached(tokenizer, word_cache.LIMIT)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda corpus: split(cache.encode(pyarrow.array(corpus), None)), corpora))
-    assert found == [expected(tokenizer, corpus, end=False) for corpus in corpora]
+        actual = list(threads.map(lambda corpus: split(cache.encode(pyarrow.array(corpus), None)), corpora))
+    assert actual == [expected(tokenizer, corpus, end=False) for corpus in corpora]
 
 
 class _Vocabulary:
-    """As much of a SentencePieceProcessor as ``word_joins`` asks."""
+    """The part of a SentencePieceProcessor that ``word_joins`` uses."""
 
     IsControl = IsUnknown = IsByte = staticmethod(lambda token: False)
 
@@ -207,9 +207,9 @@ def test_vocabularies_that_allow_no_words():
 
 
 def test_pieces_that_join_anything_leave_whole_texts(tokenizer):
-    """A letter before a space in one piece: the two stay together, and the ids are still SentencePiece's."""
+    """A piece with a letter before a space: the two stay together, and the ids are still those of SentencePiece."""
     usual = cached(tokenizer, word_cache.LIMIT)
-    everything = bytes([*(0b1110111 for _ in range(3)), 0, *(0b1110111 for _ in range(3)), 0])
-    cache = WordCache(usual._library, tokenizer._pieces, everything, tokenizer._space_mark)
+    all_joins = bytes([*(0b1110111 for _ in range(3)), 0, *(0b1110111 for _ in range(3)), 0])
+    cache = WordCache(usual._library, tokenizer._pieces, all_joins, tokenizer._space_mark)
     documents = [*texts(5), "a\u2581b 1’é\n x"]
     assert split(cache.encode(pyarrow.array(documents), 2)) == expected(tokenizer, documents)

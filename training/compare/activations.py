@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from artefacts import atomic
-from artefacts.pages.figures import COLOURS, png
+from artefacts.pages.figures import COLORS, png
 from configs import command
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -73,7 +73,7 @@ def functions_figure() -> Figure:
     """All functions, and their derivatives next to them."""
     figure = Figure(figsize=(9.0, 3.8))
     left, right = figure.subplots(1, 2)
-    for name, color, style in zip(FUNCTIONS, COLOURS, ("-", "-", "--", "-"), strict=False):
+    for name, color, style in zip(FUNCTIONS, COLORS, ("-", "-", "--", "-"), strict=False):
         x, y, slope = values_and_slopes(name)
         left.plot(x, y, style, color=color, label=name)
         right.plot(x, slope, style, color=color, label=name)

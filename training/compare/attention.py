@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from artefacts.errors import RequestError
-from artefacts.pages.figures import COLOURS
+from artefacts.pages.figures import COLORS
 from configs import command
 from configs.schema import Recipe
 from training.compare.output import write_results
@@ -120,7 +120,7 @@ def _power(lengths: list[int], times: list[float]) -> float:
 def _figure(lengths: list[int], milliseconds: dict[str, list[float]]) -> Figure:
     figure = Figure(figsize=(8.0, 4.2))
     axes = figure.subplots()
-    for (name, times), color in zip(milliseconds.items(), COLOURS, strict=False):
+    for (name, times), color in zip(milliseconds.items(), COLORS, strict=False):
         axes.loglog(lengths, times, "o-", color=color, label=name)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()

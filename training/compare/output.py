@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from artefacts import atomic
-from artefacts.pages.figures import COLOURS, png
+from artefacts.pages.figures import COLORS, png
 from artefacts.tables import aligned
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -56,7 +56,7 @@ def losses(title: str, trials: dict[str, Trial]) -> Callable[[], Figure]:
 def _losses(title: str, trials: dict[str, Trial]) -> Figure:
     figure = Figure(figsize=(8.0, 4.2))
     axes = figure.subplots()
-    for (name, trial), color, style in zip(trials.items(), COLOURS, _STYLES, strict=False):
+    for (name, trial), color, style in zip(trials.items(), COLORS, _STYLES, strict=False):
         steps, label = range(1, len(trial.losses) + 1), f"{name}, last {trial.final:.3f}"
         axes.plot(steps, trial.losses, style, color=color, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -112,5 +112,5 @@ def _map(path: Path, kind: np.dtype) -> NDArray:
 def _damaged(path: Path, why: str) -> RequestError:
     # With several sources, each has a folder below the one to be made again.
     artefact = next((folder for folder in path.parents if (folder / manifest.NAME).exists()), path.parent)
-    advice = repair_hints.cure("packing", artefact)
+    advice = repair_hints.hint("packing", artefact)
     return RequestError(f"{path}: damaged ({why}); {advice}")

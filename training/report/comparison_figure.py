@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from artefacts.pages.figures import COLOURS
+from artefacts.pages.figures import COLORS
 
 
 def bits_per_byte_figure(models: Mapping[str, float], baselines: Mapping[str, float]) -> Figure:
@@ -15,7 +15,7 @@ def bits_per_byte_figure(models: Mapping[str, float], baselines: Mapping[str, fl
     drawn = axes.barh(
         [name for name, _ in bars],
         [value for _, value in bars],
-        color=[COLOURS[0] if name in models else "#8f979f" for name, _ in bars],
+        color=[COLORS[0] if name in models else "#8f979f" for name, _ in bars],
         height=0.62,
     )
     axes.bar_label(drawn, fmt="%.3f", padding=4)

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from artefacts.metrics_log import Metrics
-from artefacts.pages.figures import COLOURS
+from artefacts.pages.figures import COLORS
 from training.report.series import Array, column, smooth, thin
 
 
@@ -54,13 +54,13 @@ def loss_figure(
     steps, losses = column(metrics.get("train", []), "loss")
     losses = losses * scale.train
     averages = smooth(losses)
-    axes.plot(*thin(steps, losses), color=COLOURS[0], alpha=0.3, linewidth=0.8)
-    axes.plot(*thin(steps, averages), color=COLOURS[0], label="training, moving average")
+    axes.plot(*thin(steps, losses), color=COLORS[0], alpha=0.3, linewidth=0.8)
+    axes.plot(*thin(steps, averages), color=COLORS[0], label="training, moving average")
     where, held_out = column(metrics.get("validation", []), "loss")
     held_out = held_out * scale.validation
     if len(where):
         label = f"validation, last {held_out[-1]:.3f}"
-        axes.plot(where, held_out, "o-", color=COLOURS[1], markersize=4, linewidth=1, label=label)
+        axes.plot(where, held_out, "o-", color=COLORS[1], markersize=4, linewidth=1, label=label)
     _limit_loss(axes, losses, np.concatenate([averages, held_out, list((baselines or {}).values())]))
     _draw_baselines(axes, baselines or {})
     axes.set(xlabel="step", ylabel=f"loss ({scale.label})", title=f"Loss, {scale.label}")
@@ -74,7 +74,7 @@ def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
     low, high = axes.get_ylim()
     above = math.inf
     for index, (name, value) in enumerate(sorted(baselines.items(), key=lambda entry: -entry[1])):
-        color = COLOURS[2 + index % (len(COLOURS) - 2)]
+        color = COLORS[2 + index % (len(COLORS) - 2)]
         axes.axhline(value, color=color, linestyle="--", linewidth=1.2)
         above = min(value, above - 0.06 * (high - low))
         axes.annotate(
@@ -104,15 +104,15 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.0, 4.8), layout=ConstrainedLayoutEngine(h_pad=0.12))
     grid = figure.subplots(2, 2, sharex=True)
     steps, rates = column(records, "learning_rate")
-    grid[0, 0].plot(*thin(steps, rates), color=COLOURS[0])
+    grid[0, 0].plot(*thin(steps, rates), color=COLORS[0])
     grid[0, 0].set_title("Learning rate")
     grid[0, 0].yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
     steps, norms = column(records, "grad_norm")
-    grid[0, 1].plot(*thin(steps, norms), color=COLOURS[1], linewidth=1)
+    grid[0, 1].plot(*thin(steps, norms), color=COLORS[1], linewidth=1)
     grid[0, 1].set_title("Gradient norm, before clipping")
     _plot_throughput(grid[1, 0], records)
     steps, memory = column(records, "memory_bytes")
-    grid[1, 1].plot(*thin(steps, memory), color=COLOURS[3])
+    grid[1, 1].plot(*thin(steps, memory), color=COLORS[3])
     grid[1, 1].set_title("Peak memory of rank 0")
     grid[1, 1].yaxis.set_major_formatter(EngFormatter(unit="B"))
     for axes in grid.flat:
@@ -137,8 +137,8 @@ def other_losses_figure(records: Sequence[dict[str, Any]]) -> Figure:
     grid = figure.subplots(-(-len(names) // 2), 2, sharex=True, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
         steps, values = column(records, name)
-        axes.plot(*thin(steps, values), color=COLOURS[0], alpha=0.35, linewidth=0.8)
-        axes.plot(*thin(steps, smooth(values)), color=COLOURS[0])
+        axes.plot(*thin(steps, values), color=COLORS[0], alpha=0.35, linewidth=0.8)
+        axes.plot(*thin(steps, smooth(values)), color=COLORS[0])
         axes.set_title(_titled(name))
         axes.set_xlabel("step")
         _integer_steps(axes)
@@ -159,8 +159,8 @@ def _titled(name: str) -> str:
 def _plot_throughput(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     """Tokens per second on the left axis; model FLOP/s, a fixed multiple of it, on the right."""
     steps, speeds = column(records, "tokens_per_second")
-    axes.plot(*thin(steps, speeds), color=COLOURS[2], alpha=0.35, linewidth=0.8)
-    axes.plot(*thin(steps, smooth(speeds)), color=COLOURS[2])
+    axes.plot(*thin(steps, speeds), color=COLORS[2], alpha=0.35, linewidth=0.8)
+    axes.plot(*thin(steps, smooth(speeds)), color=COLORS[2])
     axes.yaxis.set_major_formatter(EngFormatter())
     axes.set_title("Tokens per second (right: model FLOP/s)")
     _, flops = column(records, "model_flops_per_second")

@@ -30,12 +30,12 @@ def data_section(run: RunFiles) -> str:
 def _document_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
     if not counts:
         return
-    dropped, outside = counts.get("dropped", {}), counts.get("outside_sample", 0)
+    dropped, outside = counts.get("dropped", {}), counts.get("not_sampled", 0)
     kept = counts.get("documents", 0)
     read = counts.get("read_documents") or kept + outside + sum(dropped.values())
     yield ["read", whole(read), ""]
     if outside:
-        yield ["outside the sample", whole(outside), share(outside, read)]
+        yield ["not sampled", whole(outside), share(outside, read)]
     for reason, number in sorted(dropped.items(), key=lambda entry: -entry[1]):
         yield [f"dropped: {reason}", whole(number), share(number, read)]
     for reason, number in counts.get("bad_inputs", {}).items():

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from artefacts.pages.figures import COLOURS
+from artefacts.pages.figures import COLORS
 from training.report.series import MAX_POINTS, Array, bin_columns, expert_layers, expert_rows, smooth, thin
 
 #: Columns of a heat map; a panel can show no more.
@@ -118,7 +118,7 @@ def _name_axes(panels: Sequence[Axes], name: str) -> None:
 
 def _colors(count: int) -> list[Any]:
     """Distinct colors for a few lines, a color scale for many."""
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
+    if count <= len(COLORS):
+        return list(COLORS[:count])
     positions: Array = np.linspace(0.1, 0.9, count)
     return [colormaps["turbo"](position) for position in positions]

@@ -1,6 +1,6 @@
-"""The bytes of .gz, .zst and .xz files, all of them up to the first damage.
+"""Read .gz, .zst and .xz files, up to the first damage.
 
-Files of several members or frames are read to their end. Zeros may follow those of .gz and .xz, nothing else.
+All members or frames of a file are read. Zeros may follow the members of .gz and .xz, but nothing else.
 """
 
 import io
@@ -11,22 +11,24 @@ from typing import IO, Any
 
 ENDINGS = (".gz", ".zst", ".xz")
 
-#: What reading an unreadable or damaged file raises; a network that stays broken is a RequestError,
-#: a disk that fails a StorageError instead.
+#: What reading an unreadable or damaged file raises. A broken network raises RequestError instead, and a failing disk
+#: StorageError.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
-#: Decompressed bytes that are held, and stored ones that are read at a time.
+#: Size of the buffer of decompressed bytes.
 _BUFFER_BYTES = 1 << 20
-#: The same of Arrow's reader, which does more work for a small file with a large buffer.
+#: The same for Arrow's reader, which is slower on small files with a large buffer.
 _ARROW_BUFFER_BYTES = 1 << 17
+#: Stored bytes that are read at a time; the second one close to damage.
 _INPUT_BYTES = 1 << 16
 _CAREFUL_INPUT_BYTES = 1 << 12
 
 
 def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
-    """The bytes of a seekable stream whose name says how it is compressed; closing it closes ``stream``.
+    """The decompressed bytes of a seekable stream. The ending of ``name`` says how it is compressed.
 
-    Where it is damaged, all bytes before come first, then one of ``DAMAGE``; ``stream`` then stands at the damage.
+    Damage raises one of ``DAMAGE``, after all bytes before it were returned. ``stream`` is then positioned at the
+    damage. Closing the result closes ``stream``.
     """
     name = name.lower()
     if name.endswith(".gz"):
@@ -34,7 +36,7 @@ def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
     if name.endswith(".xz"):
         return _Owning(_UpToDamage(stream, _xz, _xz), _BUFFER_BYTES, stream)
     if name.endswith(".zst"):
-        # Arrow's reader, unlike zstandard's, notices a file that ends early, but gives nothing of a piece that breaks.
+        # Unlike zstandard's reader, Arrow's reader detects a truncated file, but returns nothing of a damaged block.
         return _Owning(_UpToDamage(stream, _arrow_zstd, _zstandard), _ARROW_BUFFER_BYTES, stream)
     return stream
 
@@ -60,7 +62,7 @@ def _zstandard(stream: Any) -> Any:
 
 
 class _Members:
-    """What gzip members or xz streams hold, one after the other."""
+    """The concatenated content of gzip members or xz streams."""
 
     def __init__(self, stream: Any, decompressor: Callable[[], Any], magic: bytes, kind: str) -> None:
         self._stream = stream
@@ -72,7 +74,7 @@ class _Members:
         self._is_read = False
 
     def read(self, size: int) -> bytes:
-        """At least one byte and at most ``size``; nothing at the end."""
+        """Between one and ``size`` bytes; nothing at the end."""
         while True:
             if (self._decompressor is None or self._decompressor.eof) and not self._begin():
                 return b""
@@ -82,13 +84,13 @@ class _Members:
                 raise EOFError("cut off before its end")
 
     def readinto(self, buffer: Any) -> int:
-        """The same into a buffer; how many bytes."""
+        """Read into a buffer; returns the number of bytes."""
         block = self.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)
 
     def _begin(self) -> bool:
-        """Begin with the next member; whether there is one."""
+        """Start the next member; returns whether there is one."""
         is_first = self._decompressor is None
         head = b"" if is_first else self._decompressor.unused_data.lstrip(b"\0")
         while len(head) < len(self._magic) and (block := self._next()):
@@ -96,17 +98,17 @@ class _Members:
         if not head:
             return False
         if not head.startswith(self._magic):
-            what = f"not {self._kind} data" if is_first else f"something else follows the {self._kind} data"
+            what = f"not {self._kind} data" if is_first else f"other data after the {self._kind} data"
             raise OSError(f"{what}: {head[: len(self._magic)]!r}")
         self._decompressor, self._head = self._new(), head
         return True
 
     def _input(self) -> bytes:
-        """What the decompressor is to have next."""
+        """The next input of the decompressor."""
         if self._head:
             head, self._head = self._head, b""
             return head
-        # zlib gives back what it had no room for, lzma keeps it.
+        # zlib returns input that it has not used, lzma keeps it.
         if tail := getattr(self._decompressor, "unconsumed_tail", b""):
             return bytes(tail)
         return self._next() if getattr(self._decompressor, "needs_input", True) else b""
@@ -118,13 +120,13 @@ class _Members:
 
 
 class _UpToDamage(io.RawIOBase):
-    """A decompressor's bytes; where it breaks, first all those that another can make of what is before the damage."""
+    """The bytes of a fast decompressor. At damage, an exact decompressor returns all bytes before it."""
 
     def __init__(self, stream: IO[bytes], fast: Callable[[Any], Any], exact: Callable[[Any], Any]) -> None:
         self._stream = stream
         self._opened = fast(stream)
         self._exact = exact
-        self._given = 0
+        self._returned = 0
         self._damage: Exception | None = None
         self._rest = b""
 
@@ -137,7 +139,7 @@ class _UpToDamage(io.RawIOBase):
                 size: int = self._opened.readinto(buffer)
                 if not size and not self._stream.tell():
                     raise EOFError("it is empty")
-                self._given += size
+                self._returned += size
                 return size
             except DAMAGE as error:
                 self._damage = error
@@ -149,26 +151,26 @@ class _UpToDamage(io.RawIOBase):
         return len(block)
 
     def _before_damage(self) -> bytes:
-        """What can still be decompressed, byte by byte, which takes reading the file once more."""
+        """The rest of the bytes before the damage, decompressed byte by byte. This reads the file again."""
         import zstandard
 
         careful = _Careful(self._stream, self._stream.tell() - 2 * _INPUT_BYTES)
         self._stream.seek(0)
         opened = self._exact(careful)
-        found = bytearray()
-        left = self._given
+        content = bytearray()
+        left = self._returned
         try:
             while left and (block := opened.read(min(left, _BUFFER_BYTES))):
                 left -= len(block)
             while byte := opened.read(1):
-                found += byte
+                content += byte
         except (zstandard.ZstdError, *DAMAGE):
             pass
-        return bytes(found)
+        return bytes(content)
 
 
 class _Careful:
-    """A stream that is read byte by byte from some byte on, so that it stands where its decompressor broke."""
+    """A stream that is read byte by byte from ``start``, so that its position is that of the damage."""
 
     def __init__(self, stream: IO[bytes], start: int) -> None:
         self._stream = stream
@@ -179,7 +181,7 @@ class _Careful:
 
 
 class _Owning(io.BufferedReader):
-    """A buffered reader that closes also what its raw stream reads from."""
+    """A buffered reader that also closes the stream under its raw stream."""
 
     def __init__(self, raw: Any, buffer: int, under: IO[bytes]) -> None:
         super().__init__(raw, buffer)

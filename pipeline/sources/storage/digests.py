@@ -1,9 +1,8 @@
-"""What source files hold: fingerprints of their content, known by a stat while nobody touches them.
+"""Fingerprints of the content of source files. A file is hashed again only if its size or times have changed.
 
-A file is hashed once. Its digest is kept with its size and times in ``.NAME.sources.json`` next to the artefact NAME
-that is made from it, never in the artefact, which holds no clock. While a stat says the same, the digest is taken from
-there; when it does not, the file is hashed again, and only other content makes the artefact stale. The record may be
-deleted at any time.
+The digest of a file is recorded with its size and times in ``.NAME.sources.json``, next to the artefact NAME that is
+built from it. It is not part of the artefact, which has no times. If size or times have changed, the file is hashed
+again, and the artefact is stale only if the digest differs. The record may be deleted at any time.
 """
 
 import hashlib
@@ -20,34 +19,31 @@ from artefacts.errors import RequestError
 from artefacts.progress import bar
 from pipeline.sources.storage.files import File
 
-#: Gives the fingerprint of the files of a source.
+#: Returns the fingerprint of the files of a source.
 Fingerprint = Callable[[dict[str, File]], str]
 
-#: Source -> name of a file -> its stamp and its digest, or that stamp is "-".
+#: Source -> name of a file -> its stamp (or "-") and its digest.
 _Record = dict[str, dict[str, str]]
 
-#: Bytes that a thread hashes at a time, and reads at a time.
+#: Bytes that a thread hashes, and reads, at a time.
 _PIECE_BYTES = 16 << 20
 _BLOCK_BYTES = 1 << 20
 _THREADS = min(8, os.cpu_count() or 1)
-#: Progress is shown where so many bytes are to be hashed.
+#: Show progress if at least this many bytes are hashed.
 _SHOWN_BYTES = 1 << 30
-#: Samples stand for the content of a file behind a URL that is larger than this, where its storage has no checksum.
+#: Of a file behind a URL that is larger than this, samples are hashed if its storage has no checksum.
 _SAMPLED_BYTES = 64 << 20
 _SAMPLES = 16
-#: Begins what stands for the content of a file that cannot be read; it may be readable next time.
-_UNREADABLE = "unreadable: "
 _SAMPLE_BYTES = 4096
+#: Prefix of the digest of a file that cannot be read. It is read again next time.
+_UNREADABLE = "unreadable: "
 
 
 class SourceDigests:
     """Fingerprints of the sources of an artefact."""
 
     def __init__(self, target: Path, trusted: bool = True) -> None:
-        """Those of the artefact ``target``; not ``trusted``: every file is hashed, whatever a stat says.
-
-        Nothing is noted then.
-        """
+        """Read the record of the artefact ``target``; not ``trusted``: hash every file, and record nothing."""
         self._trusted = trusted
         self._lock = target.with_name(f"{target.name}.sources")
         self._path = target.with_name(f".{target.name}.sources.json")
@@ -57,35 +53,35 @@ class SourceDigests:
         self._before: dict[str, dict[str, str]] = {}
         self._now: dict[str, dict[str, str]] = {}
 
-    def of(self, source: str, found: dict[str, File]) -> str:
-        """The fingerprint of a source's files: their names and content.
+    def of(self, source: str, files: dict[str, File]) -> str:
+        """The fingerprint of a source's files: of their names and their content.
 
-        Where the storage has its own checksum or version of a file, that stands for the content. Of another user's
-        artefact nothing is noted.
+        If the storage has a checksum or version of a file, that is used for the content. Nothing is recorded next to an
+        artefact of another user.
 
         Raises:
             StorageError: the disk failed.
         """
         self._before[source] = {name: e.partition(" ")[2] for name, e in self._record.get(source, {}).items()}
-        digests = self._known(source, found)
+        digests = self._known(source, files)
         if not self._trusted:
-            digests = _hashed(found)
-        elif not c_library.may_write(self._path.parent):  # another user's: nothing is noted
-            digests |= _hashed({name: file for name, file in found.items() if name not in digests})
-        elif digests.keys() == found.keys():
-            self._note(source, found, digests)
+            digests = _hashed(files)
+        elif not c_library.may_write(self._path.parent):
+            digests |= _hashed({name: file for name, file in files.items() if name not in digests})
+        elif digests.keys() == files.keys():
+            self._note(source, files, digests)
         else:
-            # Tasks that begin together do not all read the source.
+            # Of tasks that start together, one reads the source.
             with lock.wait(self._lock):
                 self._record = _read(self._path)
-                digests = self._known(source, found)
-                digests |= _hashed({name: file for name, file in found.items() if name not in digests})
-                self._note(source, found, digests)
-        self._now[source] = {name: digests[name] for name in found}
+                digests = self._known(source, files)
+                digests |= _hashed({name: file for name, file in files.items() if name not in digests})
+                self._note(source, files, digests)
+        self._now[source] = {name: digests[name] for name in files}
         return _of_all(self._now[source])
 
     def _forget(self) -> None:
-        """Remove what this object has written, where the artefact was refused before anything of it was begun."""
+        """Remove what this object has written, unless a build of the artefact has started."""
         begun = self._target.exists() or self._target.with_name(f".{self._target.name}.partial").exists()
         if not self._is_new or begun:
             return
@@ -96,19 +92,19 @@ class SourceDigests:
                 parent.rmdir()
 
     def changed(self, source: str, since: str | None) -> list[str]:
-        """Names of files that were changed, added or taken away since a source had a fingerprint.
+        """Names of the files that were changed, added or removed since a source had a fingerprint.
 
-        None are known where the record was not of that fingerprint before.
+        The list is empty if the record did not have that fingerprint.
         """
         before, now = self._before.get(source, {}), self._now.get(source, {})
         if _of_all(before) != since:
             return []
         return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
-    def _known(self, source: str, found: dict[str, File]) -> dict[str, str]:
-        """Digests of the files that storage tells of, or whose stamps are as the record has them."""
+    def _known(self, source: str, files: dict[str, File]) -> dict[str, str]:
+        """Digests of files with a checksum of their storage, or with an unchanged stamp."""
         known = {}
-        for name, file in found.items():
+        for name, file in files.items():
             stamp, _, digest = self._record.get(source, {}).get(name, "").partition(" ")
             if file.tag is not None:
                 known[name] = _of_tag(file)
@@ -116,9 +112,9 @@ class SourceDigests:
                 known[name] = digest
         return known
 
-    def _note(self, source: str, found: dict[str, File], digests: dict[str, str]) -> None:
-        """Keep the digests of a source. Of two commands at a time the last keeps its own, which costs a hashing."""
-        entries = {name: f"{file.stamp or '-'} {digests[name]}" for name, file in found.items()}
+    def _note(self, source: str, files: dict[str, File], digests: dict[str, str]) -> None:
+        """Record the digests of a source. If two commands do so, the last one wins, and files are hashed once more."""
+        entries = {name: f"{file.stamp or '-'} {digests[name]}" for name, file in files.items()}
         if self._record.get(source) != entries:
             self._record[source] = entries
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +123,7 @@ class SourceDigests:
 
 @contextmanager
 def digests_of(target: Path) -> Iterator[SourceDigests]:
-    """The fingerprints of an artefact's sources; where it is refused before it begins, no record is left."""
+    """The fingerprints of an artefact's sources. If the body is refused before a build starts, no record is left."""
     digests = SourceDigests(target)
     try:
         yield digests
@@ -136,16 +132,16 @@ def digests_of(target: Path) -> Iterator[SourceDigests]:
         raise
 
 
-def fingerprint(found: dict[str, File]) -> str:
-    """The fingerprint of files as ``SourceDigests`` gives it, without a record."""
-    return _of_all(_hashed(found))
+def fingerprint(files: dict[str, File]) -> str:
+    """The fingerprint of files, like ``SourceDigests.of``, without a record."""
+    return _of_all(_hashed(files))
 
 
 def _of_all(digests: dict[str, str]) -> str:
-    whole = hashlib.sha256()
+    combined = hashlib.sha256()
     for name, digest in sorted(digests.items()):
-        whole.update(f"{name}\0{digest}\0".encode())
-    return whole.hexdigest()
+        combined.update(f"{name}\0{digest}\0".encode())
+    return combined.hexdigest()
 
 
 def _of_tag(file: File) -> str:
@@ -153,7 +149,7 @@ def _of_tag(file: File) -> str:
 
 
 def _read(path: Path) -> _Record:
-    """What is recorded; of a damaged record nothing."""
+    """The record; empty if it is missing or damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         sound = all(isinstance(entry, str) for entries in record.values() for entry in entries.values())
@@ -162,11 +158,11 @@ def _read(path: Path) -> _Record:
     return record if sound else {}
 
 
-def _hashed(found: dict[str, File]) -> dict[str, str]:
-    """The digest of each file's content, or what its storage says of it, or why it cannot be read."""
-    wholes = {name: hashlib.sha256() for name, file in found.items() if file.tag is None}
+def _hashed(files: dict[str, File]) -> dict[str, str]:
+    """The digest of the content of each file, or the checksum of its storage, or why it cannot be read."""
+    hashes = {name: hashlib.sha256() for name, file in files.items() if file.tag is None}
     faults: dict[str, str] = {}
-    total = sum(found[name].size for name in wholes)
+    total = sum(files[name].size for name in hashes)
     ahead: deque[tuple[str, int, Future[bytes]]] = deque()
     with (
         bar(total, "B", "checksums of the source", disable=total < _SHOWN_BYTES) as progress,
@@ -176,25 +172,25 @@ def _hashed(found: dict[str, File]) -> dict[str, str]:
         def take() -> None:
             name, size, piece = ahead.popleft()
             try:
-                wholes[name].update(piece.result())
+                hashes[name].update(piece.result())
             except OSError as error:
-                # Reading it will fail alike, and be counted there.
+                # The stage will fail to read it too, and count it.
                 faults[name] = f"{_UNREADABLE}{error.strerror}"
             progress.update(size)
 
-        for name in wholes:
-            for start, stop in _pieces(found[name]):
+        for name in hashes:
+            for start, stop in _pieces(files[name]):
                 if len(ahead) == 2 * _THREADS:
                     take()
-                ahead.append((name, stop - start, threads.submit(_of_piece, found[name], start, stop)))
+                ahead.append((name, stop - start, threads.submit(_of_piece, files[name], start, stop)))
         while ahead:
             take()
-    digests = {name: whole.hexdigest() for name, whole in wholes.items()} | faults
-    return {name: digests.get(name) or _of_tag(file) for name, file in found.items()}
+    digests = {name: combined.hexdigest() for name, combined in hashes.items()} | faults
+    return {name: digests.get(name) or _of_tag(file) for name, file in files.items()}
 
 
 def _pieces(file: File) -> Iterator[tuple[int, int]]:
-    """(first byte, byte to stop at) of what is hashed of a file."""
+    """(first byte, byte to stop at) of the ranges of a file that are hashed."""
     if file.is_remote and file.size > _SAMPLED_BYTES:
         last = file.size - _SAMPLE_BYTES
         for number in range(_SAMPLES):

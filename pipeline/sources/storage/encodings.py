@@ -1,4 +1,4 @@
-"""Files in other encodings than UTF-8, decoded as they are read."""
+"""Files with an encoding other than UTF-8, decoded while they are read."""
 
 import codecs
 import io
@@ -10,12 +10,12 @@ _BLOCK_BYTES = 1 << 20
 
 
 def fault(encoding: str) -> str:
-    """The reason by which input that is not in its encoding is counted."""
+    """The reason for input that cannot be decoded."""
     return "invalid UTF-8" if encoding == UTF8 else f"invalid {encoding}"
 
 
 def _undecodable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """In place of what is no character, one that becomes a byte which is no UTF-8: its line or record counts as bad."""
+    """Replace invalid input by a byte that is invalid in UTF-8, so that its line or record is counted as bad."""
     if isinstance(error, UnicodeDecodeError):
         return "\udcff", error.end
     if isinstance(error, UnicodeEncodeError):
@@ -28,7 +28,7 @@ codecs.register_error(_MARKED, _undecodable)
 
 
 def as_utf8(stream: IO[bytes], encoding: str) -> IO[bytes]:
-    """A stream in an encoding, as UTF-8 without a byte order mark; what is no character of it is no UTF-8 either."""
+    """A stream in an encoding, recoded to UTF-8 without a byte order mark. Invalid input becomes invalid UTF-8."""
     return io.BufferedReader(_Recoded(stream, encoding), _BLOCK_BYTES)
 
 
@@ -45,14 +45,14 @@ class _Recoded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready and not self._ended:
-            # Of a stream that breaks, a longer read would lose what came before.
+            # A longer read would lose the bytes before damage.
             block = self._stream.read1(_BLOCK_BYTES)
             self._ended = not block
             text = self._decoder.decode(block, self._ended)
             if text and not self._begun:
                 self._begun, text = True, text.removeprefix("\ufeff")
             self._ready = text.encode("utf-8", _MARKED)
-        given = self._ready[: len(buffer)]
-        self._ready = self._ready[len(given) :]
-        buffer[: len(given)] = given
-        return len(given)
+        block_out = self._ready[: len(buffer)]
+        self._ready = self._ready[len(block_out) :]
+        buffer[: len(block_out)] = block_out
+        return len(block_out)

@@ -1,4 +1,4 @@
-"""Source files, here or behind a URL: found below a path, opened whatever their compression."""
+"""Source files, local or behind a URL: list the files of a path, and open them with any compression."""
 
 import glob
 import io
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 _BUFFER_BYTES = 1 << 20
 _HEAD_BYTES = 4096
-#: A file changed so short a time ago may change again within the same tick of its file system's clock.
+#: A file that was changed this recently may change again within the same tick of its file system's clock.
 _TICK_NS = 2 * 10**9
 
 
@@ -26,11 +26,11 @@ class File(NamedTuple):
     """A file of a source; picklable.
 
     Attributes:
-        name: relative to the folder that the source was given by.
-        path: where it is: a path of this machine, or a URL.
+        name: relative to the folder of the source.
+        path: a path of this machine, or a URL.
         size: bytes, as stored.
-        tag: what its storage says to tell its content from another's; None: nothing.
-        stamp: size and times, which differ once it is written to; None: they cannot tell.
+        tag: checksum or version of the content, from its storage; None: there is none.
+        stamp: size and times, which change if the file is written to; None: they are not reliable.
     """
 
     name: str
@@ -48,10 +48,10 @@ class File(NamedTuple):
         return remote.is_url(self.path)
 
     def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
-        """Its bytes, as stored; seekable, ``buffer`` of them read at a time.
+        """A seekable stream of its bytes, as stored. It reads ``buffer`` bytes at a time.
 
         Raises:
-            StorageError: now or later, where the disk fails.
+            StorageError: the disk fails, now or later.
         """
         if self.is_remote:
             return io.BufferedReader(remote.RemoteFile(self.path, self.size, 8 * buffer), buffer)
@@ -59,7 +59,7 @@ class File(NamedTuple):
 
 
 def head(file: File) -> bytes:
-    """The first bytes of a file as stored; none where it cannot be read."""
+    """The first bytes of a file, as stored; empty if it cannot be read."""
     try:
         with file.open(_HEAD_BYTES) as stream:
             return stream.read(_HEAD_BYTES)
@@ -67,12 +67,12 @@ def head(file: File) -> bytes:
         return b""
 
 
-class Found(NamedTuple):
-    """What is at a path.
+class Listing(NamedTuple):
+    """The files of a path.
 
     Attributes:
-        files: name -> file, in name order.
-        ignored: names of the files that are passed over, as they have other endings.
+        files: name -> file, in order of name.
+        ignored: names of files that are skipped because of their endings.
     """
 
     files: dict[str, File]
@@ -80,77 +80,82 @@ class Found(NamedTuple):
 
 
 def find(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> dict[str, File]:
-    """The files of ``look`` alone."""
+    """The files of ``look``, without the ignored ones."""
     return look(pattern, endings, key).files
 
 
-def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Found:
-    """Files of a path, folder (searched below, by name ending, compressed or not), glob or URL of any of these.
+def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Listing:
+    """List the files of a path.
 
-    ``key`` is the recipe's key that ``pattern`` comes from, for messages.
+    Names are relative to the folder, so moving the folder changes nothing. Invalid UTF-8 in names is escaped. A
+    dangling link is a file that cannot be opened. Hidden files are not part of a folder.
 
-    Names are relative to the folder, so that moving it changes nothing; what is not UTF-8 in them is spelt out. A link
-    to nothing is a file, which cannot be opened. Hidden files are no part of a folder.
+    Args:
+        pattern: a file, a folder (searched recursively), a glob, or a URL of any of these.
+        endings: endings of the files to list in a folder, without the endings of compressed files.
+        key: the recipe's key of the path, for messages.
 
     Raises:
-        RequestError: nothing is there, or the URL cannot be reached.
+        RequestError: there are no such files, or the URL cannot be reached.
     """
     pattern = pattern.removeprefix("file://")
-    is_folder, found = _remote(pattern, key) if remote.is_url(pattern) else _local(Path(pattern).expanduser(), key)
+    is_folder, matches = _remote(pattern, key) if remote.is_url(pattern) else _local(Path(pattern).expanduser(), key)
     ignored: tuple[str, ...] = ()
     if is_folder:
-        shown = {name: f for name, f in found.items() if not any(part.startswith(".") for part in name.split("/"))}
-        found = {name: file for name, file in shown.items() if plain_name(name).endswith(endings)}
-        ignored = tuple(sorted(spelled(name) for name in shown.keys() - found.keys()))
-        if not found:
+        shown = {name: f for name, f in matches.items() if not any(part.startswith(".") for part in name.split("/"))}
+        matches = {name: file for name, file in shown.items() if plain_name(name).endswith(endings)}
+        ignored = tuple(sorted(spelled(name) for name in shown.keys() - matches.keys()))
+        if not matches:
             listed = ", ".join(ending for ending in endings if ending)
-            raise RequestError(f"{key}: {pattern} holds no file ending in {listed or 'anything'}")
-    if not found:
+            raise RequestError(f"{key}: {pattern} has no file ending in {listed or 'anything'}")
+    if not matches:
         raise RequestError(f"{key}: {pattern} is neither a file nor a folder, and no file matches it")
-    return Found({(safe := spelled(name)): file._replace(name=safe) for name, file in sorted(found.items())}, ignored)
+    return Listing(
+        {(safe := spelled(name)): file._replace(name=safe) for name, file in sorted(matches.items())}, ignored
+    )
 
 
 def plain_name(name: str) -> str:
-    """A file's name in small letters, without what says how it is compressed."""
+    """A file's name in lower case, without the ending of compressed files."""
     name = name.lower()
     for ending in ENDINGS:
         name = name.removesuffix(ending)
     return name
 
 
-def _local(given: Path, key: str) -> tuple[bool, dict[str, File]]:
+def _local(local: Path, key: str) -> tuple[bool, dict[str, File]]:
     try:
-        return _found(given)
+        return _listed(local)
     except OSError as error:
-        # Files that are there but cannot be read are told when they are; this is a folder, or a name too long.
-        raise RequestError(f"{key}: {error.filename or given}: {error.strerror}") from None
+        # Unreadable files are reported when they are read. This is an unreadable folder, or a name that is too long.
+        raise RequestError(f"{key}: {error.filename or local}: {error.strerror}") from None
 
 
-def _found(given: Path) -> tuple[bool, dict[str, File]]:
-    if given.is_file():
-        return False, {given.name: _file(given.name, str(given), given.stat())}
-    if given.is_dir():
-        return True, {file.name: file for file in _below(str(given))}
-    # pathlib globs below a folder only; a pattern may begin anywhere.
-    matching = [Path(name) for name in glob.glob(str(given), recursive=True)]  # noqa: PTH207
+def _listed(local: Path) -> tuple[bool, dict[str, File]]:
+    if local.is_file():
+        return False, {local.name: _file(local.name, str(local), local.stat())}
+    if local.is_dir():
+        return True, {file.name: file for file in _below(str(local))}
+    # pathlib globs below a folder only, but a pattern can begin anywhere.
+    matching = [Path(name) for name in glob.glob(str(local), recursive=True)]  # noqa: PTH207
     paths = [path for path in matching if path.is_file() or not path.exists()]
-    root = Path(_common([path.parent.as_posix() for path in paths])) if paths else given
-    found = ((path.relative_to(root).as_posix(), path) for path in paths)
-    return False, {name: _file(name, str(path), path.stat() if path.exists() else None) for name, path in found}
+    root = Path(_common([path.parent.as_posix() for path in paths])) if paths else local
+    files = ((path.relative_to(root).as_posix(), path) for path in paths)
+    return False, {name: _file(name, str(path), path.stat() if path.exists() else None) for name, path in files}
 
 
 def _file(name: str, path: str, status: os.stat_result | None) -> File:
-    """A file of this machine; without a status a link to nothing."""
+    """A local file; without a status it is a dangling link."""
     if status is None:
         return File(name, path, 0)
-    # Setting its times back changes the last one all the same.
+    # Setting the modification time back still changes the last one.
     stamp = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
     recent = abs(time.time_ns() - status.st_mtime_ns) < _TICK_NS
     return File(name, path, status.st_size, stamp=None if recent else stamp)
 
 
 def _below(root: str) -> Iterator[File]:
-    """Files below a folder that are not hidden. A folder is entered once: by its own name before that of any link."""
+    """The files below a folder that are not hidden. Every folder is entered once, preferably not through a link."""
     entered = set()
     folders = [(root, "")]
     links: list[tuple[str, str]] = []
@@ -183,14 +188,14 @@ def _remote(url: str, key: str) -> tuple[bool, dict[str, File]]:
     paths = [str(info["name"]).strip("/") for info in infos]
     folders = [name.rpartition("/")[0] for name in paths]
     root = path.strip("/") if is_folder else _common(folders)
-    found = {}
+    files = {}
     for name, info in zip(paths, infos, strict=True):
         relative = name.removeprefix(root).lstrip("/")
-        # A web address may end in a query, which is no part of the file's name.
+        # A web address can end in a query, which is not part of the file's name.
         relative = relative.partition("?")[0] if path.startswith(("http://", "https://")) else relative
         where = str(system.unstrip_protocol(info["name"]))
-        found[relative] = File(relative, where, int(info["size"] or 0), remote.tag_of(info))
-    return is_folder, found
+        files[relative] = File(relative, where, int(info["size"] or 0), remote.tag_of(info))
+    return is_folder, files
 
 
 def _common(folders: list[str]) -> str:
@@ -206,9 +211,9 @@ def guarded(
     damage: tuple[type[Exception], ...] = DAMAGE,
     stop: int | None = None,
 ) -> Iterator[T]:
-    """What ``read`` makes of a file's decompressed bytes, to its end or where ``damage`` is met, which is counted.
+    """What ``read`` returns for a file's decompressed bytes. ``damage`` ends it and is counted in ``bad``.
 
-    ``stop`` is the byte that no more would have been read from; None: the file's end.
+    ``stop`` is the byte at which reading would have stopped; None: the end of the file.
     """
     try:
         with file.open() as raw:
@@ -235,14 +240,14 @@ def guarded_stream(
 
 
 def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception | None]:
-    """What is left of a buffered stream and None, or what comes before the damage and that.
+    """The rest of a buffered stream up to the first damage, and the damage (or None).
 
-    Of more than ``most`` bytes it is so much that it is known to be more.
+    Reading stops soon after ``most`` bytes.
     """
     blocks: list[bytes] = []
     size = 0
     try:
-        # A longer read would lose what it has when it meets damage.
+        # A longer read would lose the bytes before damage.
         while size <= most and (block := stream.read1(_BUFFER_BYTES)):
             blocks.append(block)
             size += len(block)
@@ -252,42 +257,42 @@ def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception 
 
 
 def lost_bytes(size: int, at: int, stop: int | None = None) -> int:
-    """Bytes to count as lost of a file of ``size`` whose reading broke at byte ``at`` (and was to stop at ``stop``).
+    """Bytes to count as lost of a file of ``size`` bytes with damage at byte ``at``, read up to byte ``stop``.
 
-    One that breaks at its own end was cut off, and how much is missing nobody knows: all of it counts.
+    Damage at the end means that the file was cut off. It is unknown how much is missing, so all of it counts.
     """
     return max((size if stop is None else stop) - at, 0) or size
 
 
 def open_binary(file: File) -> IO[bytes]:
-    """The decompressed bytes of a plain, .gz, .zst or .xz file; damage raises one of ``DAMAGE``."""
+    """The decompressed bytes of a plain, .gz, .zst or .xz file. Damage raises one of ``DAMAGE``."""
     return decompressed(file.open(), file.name)
 
 
 class _LocalFile(io.FileIO):
-    """A file of this machine; that its disk fails says nothing about its content."""
+    """A local file. A failing disk raises StorageError, because it says nothing about the content."""
 
     def __init__(self, path: str) -> None:
         try:
             super().__init__(path)
         except OSError as error:
-            raise _told_apart(error, path) from None
+            raise _storage_error(error, path) from None
 
     def readinto(self, buffer: Any) -> int:
         try:
-            # A regular file is never without an answer.
+            # A regular file never returns None.
             return super().readinto(buffer) or 0
         except OSError as error:
-            raise _told_apart(error, self.name) from None
+            raise _storage_error(error, self.name) from None
 
     def readall(self) -> bytes:
         try:
             return super().readall()
         except OSError as error:
-            raise _told_apart(error, self.name) from None
+            raise _storage_error(error, self.name) from None
 
 
-def _told_apart(error: OSError, path: object) -> Exception:
+def _storage_error(error: OSError, path: object) -> Exception:
     if error.errno not in STORAGE_FAULTS:
         return error
-    return StorageError(f"{path}: the disk failed to read it ({error}): see to it and run the same again")
+    return StorageError(f"{path}: the disk failed to read it ({error}): check the disk and run the same command again")

@@ -1,4 +1,4 @@
-"""Files behind a URL (s3://, hf://, https://, ...) through fsspec: listed, and read across broken connections."""
+"""List and read files behind a URL (s3://, hf://, https://, ...) through fsspec, with retries."""
 
 import io
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from artefacts.errors import RequestError
 from pipeline.sources.storage.retry import FIRST_ATTEMPTS, in_one_line, retry
 
-#: The recipe's key that a path is given by, unless the caller names another.
+#: The recipe's key of a path, unless the caller names another key.
 KEY = "data.source.path"
 
-#: What fsspec needs for protocols that it does not bring itself.
+#: Protocol -> the package that fsspec needs for it.
 _PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -22,20 +22,20 @@ _PACKAGES = {
     "sftp": "paramiko",
     "ssh": "paramiko",
 }
-#: Keys under which file systems say what tells a file's content from another's.
+#: Keys of checksums and versions in the file information of fsspec.
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "sha256", "blob_id", "oid")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is an fsspec URL rather than one of this machine."""
+    """Whether a path is an fsspec URL, and not a local path."""
     return "://" in path
 
 
 def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
-    """The fsspec file system of a URL, given by a recipe's key, and the path within it.
+    """The fsspec file system of a URL, and the path within it; ``key``: the recipe's key of the URL, for messages.
 
     Raises:
-        RequestError: nothing here speaks its protocol.
+        RequestError: the protocol is unknown, or needs a package that is not installed.
     """
     import fsspec
 
@@ -44,25 +44,25 @@ def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
-        cure = f"pip install {package}" if package else in_one_line(error)
-        raise RequestError(f"{key}: {url}: reading {protocol}:// needs a package: {cure}") from None
+        hint = f"pip install {package}" if package else in_one_line(error)
+        raise RequestError(f"{key}: {url}: reading {protocol}:// needs a package: {hint}") from None
     except ValueError as error:
         raise RequestError(f"{key}: {url}: {in_one_line(error)}") from None
     return system, path
 
 
 def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
-    """Whether a URL names a folder, and fsspec's description of each file at, below or (a glob) matching it.
+    """Whether a URL is a folder, and fsspec's information on the files at the URL, below it, or matching it (a glob).
 
     Raises:
-        RequestError: its protocol is unknown or the storage cannot be reached.
+        RequestError: the protocol is unknown, or the storage cannot be reached.
     """
     system, path = open_system(url, key)
 
     def ask() -> tuple[bool, list[dict[str, Any]]]:
         if any(mark in path for mark in ("*[" if url.startswith("http") else "*?[")):
-            found = system.glob(path, detail=True)
-            return False, [info for info in found.values() if info["type"] == "file"]
+            matches = system.glob(path, detail=True)
+            return False, [info for info in matches.values() if info["type"] == "file"]
         try:
             info = system.info(path)
         except FileNotFoundError:
@@ -79,7 +79,7 @@ def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
 
 
 def tag_of(info: dict[str, Any]) -> str | None:
-    """What the storage says to tell a file's content from another's; None: nothing."""
+    """The storage's checksum or version of a file; None: it has none."""
     lfs = info.get("lfs")
     if isinstance(lfs, dict) and lfs.get("sha256"):
         return str(lfs["sha256"])
@@ -87,7 +87,7 @@ def tag_of(info: dict[str, Any]) -> str | None:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file behind a URL, fetched in blocks; a read that fails is repeated at the same place, newly connected."""
+    """A file behind a URL, fetched in blocks. A read that fails is repeated with a new connection."""
 
     def __init__(self, url: str, size: int, block: int) -> None:
         self._url = url
@@ -102,7 +102,7 @@ class RemoteFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def tell(self) -> int:
+    def tell(self) -> int:  # words: ok
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -111,28 +111,28 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        want = min(len(buffer), self._size - self._at)
-        if want <= 0:
+        size = min(len(buffer), self._size - self._at)
+        if size <= 0:
             return 0
-        found = retry(lambda: self._read(want), self._url)
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+        block = retry(lambda: self._read(size), self._url)
+        buffer[: len(block)] = block
+        self._at += len(block)
+        return len(block)
 
-    def _read(self, want: int) -> bytes:
+    def _read(self, size: int) -> bytes:
         try:
             if self._stream is None:
                 system, path = open_system(self._url)
                 self._stream = system.open(path, "rb", block_size=self._block)
             if self._stream.tell() != self._at:
                 self._stream.seek(self._at)
-            found: bytes = self._stream.read(want)
-            if not found:
+            block: bytes = self._stream.read(size)
+            if not block:
                 raise EOFError(f"ends at byte {self._at} of {self._size}")
         except Exception:
             self._disconnect()
             raise
-        return found
+        return block
 
     def _disconnect(self) -> None:
         stream, self._stream = self._stream, None

@@ -1,4 +1,4 @@
-"""Calls to networks are repeated: a bounded number of attempts, waiting twice as long after each."""
+"""Retry calls over a network, with exponential backoff and a limited number of attempts."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,19 +9,19 @@ from artefacts.errors import RequestError, UnreachableError
 
 T = TypeVar("T")
 
-#: Attempts in a row that may fail before a source is given up in the middle.
+#: Maximum number of attempts.
 ATTEMPTS = 6
-#: The same of the first question to it, where a wrong name or a missing key is likelier than a bad moment.
+#: The same for the first request to a source, where a wrong name or a missing credential is the likely cause.
 FIRST_ATTEMPTS = 3
-#: Seconds to wait after the first of them.
+#: Seconds to wait after the first attempt.
 FIRST_WAIT = 1.0
 
 
 def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] = (), attempts: int = ATTEMPTS) -> T:
-    """The result of ``call``, tried again when it fails with anything but ``final``.
+    """The result of ``call``, which is retried after every exception except ``final``.
 
     Raises:
-        UnreachableError: the attempts are used up.
+        UnreachableError: all attempts have failed.
     """
 
     def give_up(state: RetryCallState) -> T:
@@ -30,11 +30,11 @@ def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] =
         assert error is not None
         raise UnreachableError(
             f"{what}: failed {attempts} times in a row, the last time with {in_one_line(error)}: "
-            "check the network and start again; what is finished is kept"
+            "check the network and start again; finished work is kept"
         ) from None
 
     return Retrying(
-        # Each client library has its own family of network errors, so it is the others that are named.
+        # Each client library has its own network errors, so the other exceptions are listed.
         retry=retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, (RequestError, *final))),
         stop=stop_after_attempt(attempts),
         wait=wait_exponential(multiplier=FIRST_WAIT),
@@ -43,6 +43,6 @@ def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] =
 
 
 def in_one_line(error: BaseException) -> str:
-    """An exception for a message: its type and what it says, without line breaks."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
+    """An exception for a message: its type and its text, without newlines."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

@@ -1,4 +1,4 @@
-"""Members of a .7z archive, in order and in bounded memory; needs the optional package py7zr."""
+"""Read the members of a .7z archive in order and in bounded memory. Needs the optional package py7zr."""
 
 import io
 import queue
@@ -12,9 +12,9 @@ from typing import IO, Any, NamedTuple, cast
 from artefacts.errors import RequestError, StorageError
 from pipeline.sources.storage.tar import MOST_MEMBER_BYTES, plain
 
-#: Bytes of decompressed members that wait to be taken.
+#: Maximum bytes of decompressed members in the queue.
 _WAITING_BYTES = 16 << 20
-#: Bytes of the archive that its decompressor is given at a time.
+#: Bytes of the archive that the decompressor gets at a time.
 _FED_BYTES = 64 << 10
 
 
@@ -22,12 +22,12 @@ class Member(NamedTuple):
     """A member of an archive.
 
     Attributes:
-        name: without what would lead out of a folder.
-        position: number among the members, from 0.
+        name: a safe relative path.
+        position: number of the member, from 0.
         is_file: it is a regular file of at most ``tar.MOST_MEMBER_BYTES``.
-        too_large: it is a larger one.
-        content: of a regular file; empty otherwise.
-        read: bytes of the archive read by then.
+        too_large: it is a larger regular file.
+        content: content of a regular file; empty otherwise.
+        read: bytes of the archive read so far.
     """
 
     name: str
@@ -39,15 +39,15 @@ class Member(NamedTuple):
 
 
 class Damaged(Exception):
-    """The archive is cut short, encrypted or not a .7z archive."""
+    """The archive is truncated, encrypted, or not a .7z archive."""
 
 
 class _Stopped(Exception):
-    """Nobody takes the members any more."""
+    """The members are no longer needed."""
 
 
 class Members:
-    """Iterates over an archive's members; a context manager, so that the thread that decompresses ends with it."""
+    """Iterates over the members of an archive. A context manager, which ends the thread that decompresses."""
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
         try:
@@ -86,7 +86,7 @@ class Members:
             yield member
 
     def put(self, member: Member) -> None:
-        """Hand a member over, once there is room for it."""
+        """Add a member to the queue, when there is room for it."""
         with self._room:
             while self._bytes >= _WAITING_BYTES and not self._stopped:
                 self._room.wait()
@@ -103,19 +103,19 @@ class Members:
         except _Stopped:
             pass
         except Exception as error:
-            # Damage shows as anything: py7zr's own errors, those of lzma and zlib, AssertionError, struct.error, ...
+            # Damage can raise anything: errors of py7zr, lzma and zlib, AssertionError, struct.error, ...
             end = error
         self._waiting.put(end)
 
 
 class _Metered(io.RawIOBase):
-    """An archive as py7zr is to see it.
+    """The archive as py7zr sees it, which limits the memory of py7zr.
 
-    It reads another block for every member, whether or not its decompressor has used up the ones before; of small
-    members, in the end, the whole archive is in memory. While there is input left, it gets a single byte.
+    py7zr reads a block for every member, even if its decompressor has input left. With small members, the complete
+    archive would end up in memory. So reads return a single byte while there is input left.
 
     Attributes:
-        folder: py7zr's description of what is being decompressed; None: the archive's headers are read.
+        folder: py7zr's description of what is being decompressed; None: the headers of the archive are being read.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -135,7 +135,7 @@ class _Metered(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._stream.seek(offset, whence)
 
-    def tell(self) -> int:
+    def tell(self) -> int:  # words: ok
         return self._stream.tell()
 
     def readable(self) -> bool:
@@ -146,7 +146,7 @@ class _Metered(io.RawIOBase):
 
 
 def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _Metered) -> Any:
-    """What py7zr asks for a writer for each member, one after the other."""
+    """The factory from which py7zr gets a writer for each member."""
     from py7zr.io import Py7zIO, WriterFactory
 
     class Writer(Py7zIO):
@@ -178,11 +178,11 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
         def close(self) -> None:
             content = b"".join(self._blocks)
             self._blocks.clear()
-            # py7zr closes a member also where it breaks, and checks it only after.
-            whole = len(content) == self._info.uncompressed and self._info.crc32 in (None, zlib.crc32(content))
-            if whole or not self._is_file:
-                found = Member(self._name, self._position, self._is_file, self._too_large, content, stream.tell())
-                members.put(found)
+            # py7zr also closes a damaged member, and checks it only afterwards.
+            is_intact = len(content) == self._info.uncompressed and self._info.crc32 in (None, zlib.crc32(content))
+            if is_intact or not self._is_file:
+                member = Member(self._name, self._position, self._is_file, self._too_large, content, stream.tell())
+                members.put(member)
 
     class Writers(WriterFactory):
         def create(self, filename: str) -> Py7zIO:
@@ -193,15 +193,15 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
 
 
 def _by_name(archive: Any) -> dict[str, tuple[int, Any, Any]]:
-    """Position, description and folder of each member, by the name that py7zr asks for it with.
+    """Position, description and folder of each member, by the name that py7zr uses.
 
-    Repeated names are numbered. A "folder" is what is compressed as one.
+    py7zr numbers repeated names. A "folder" is a group of members that are compressed together.
     """
-    found: dict[str, tuple[int, Any, Any]] = {}
+    members: dict[str, tuple[int, Any, Any]] = {}
     seen: Counter[str] = Counter()
     for position, (info, file) in enumerate(zip(archive.list(), archive.files, strict=True)):
         repeated = seen[info.filename]
         name = f"{info.filename}_{repeated - 1}" if repeated else info.filename
         seen[info.filename] += 1
-        found[plain(name)] = (position, info, file.folder)
-    return found
+        members[plain(name)] = (position, info, file.folder)
+    return members

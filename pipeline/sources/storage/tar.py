@@ -1,7 +1,7 @@
-"""Members of a tar archive, read from front to back or from any header on; nothing is ever written to disk.
+"""Read the members of a tar archive in order, starting at any header. Nothing is written to disk.
 
-The standard library's reader takes a damaged header behind the first for the end of the archive, and so would lose
-what follows in silence; here it is an error.
+The standard library treats a damaged header after the first one as the end of the archive, and silently loses the rest.
+Here it is an error.
 """
 
 import tarfile
@@ -12,26 +12,26 @@ from artefacts.errors import spelled
 
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
-#: Longest name or extended header that is believed.
+#: Longest name or extended header that is accepted.
 _MOST_HEADER_BYTES = 1 << 20
-#: Members larger than this are no texts, nor archives of a few hundred of them.
+#: Larger members are neither texts nor archives of a few hundred texts.
 MOST_MEMBER_BYTES = 256 << 20
 
 
 class Damaged(Exception):
-    """The archive is cut short or not a tar archive."""
+    """The archive is truncated, or not a tar archive."""
 
 
 class Member(NamedTuple):
     """A member of an archive.
 
     Attributes:
-        name: without what would lead out of a folder: no drive, root or parent.
+        name: a safe relative path, without drive, root or parent folders.
         offset: byte of the archive at which its first header begins.
-        end: byte at which the next member's begins.
-        is_file: it is a regular file: no folder, link or device.
+        end: byte at which the next member begins.
+        is_file: it is a regular file, not a folder, link or device.
         is_folder: it is a folder.
-        content: of a regular file.
+        content: content of a regular file; None: it was not read, or is too large.
     """
 
     name: str
@@ -43,24 +43,24 @@ class Member(NamedTuple):
 
 
 class _Extended(NamedTuple):
-    """What extended headers say of the next member; None: nothing."""
+    """Path and size of the next member in extended headers; None: not given."""
 
     path: str | None = None
     size: int | None = None
 
 
 def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: bool = True) -> Iterator[Member]:
-    """Members whose first header begins at a byte in [at, stop).
+    """The members whose first header begins at a byte in [at, stop).
 
     Args:
-        stream: stands at byte ``at`` of the archive; seekable unless ``contents``.
+        stream: the archive, positioned at byte ``at``. It must be seekable unless ``contents``.
         at: first byte of a header.
-        stop: byte to stop at; None: the archive's end.
-        contents: read the members; else their headers only.
+        stop: byte to stop at; None: the end of the archive.
+        contents: read the members, not only their headers.
 
     Raises:
-        Damaged: the archive ends early, be it between two members, or has an unreadable header; the members before
-            that were given.
+        Damaged: the archive ends early, even between two members, or has an unreadable header. The members before that
+            are yielded first.
         OSError, EOFError, zlib.error, lzma.LZMAError: the stream is damaged.
     """
     while stop is None or at < stop:
@@ -83,13 +83,13 @@ def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: b
 
 
 def plain(name: str) -> str:
-    """A member's name without what would lead out of a folder, and with what is not UTF-8 spelt out."""
+    """The name of a member as a safe relative path. Invalid UTF-8 is escaped."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     return spelled("/".join(parts))
 
 
 def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extended, int]:
-    """The next member's header, what extended headers before it say, and the byte that follows; None: the end."""
+    """The header of the next member (None: the end), the extended headers before it, and the byte after them."""
     extended = _Extended()
     while True:
         block = stream.read(_BLOCK)
@@ -117,26 +117,26 @@ def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extend
             extended = _records(value, at, extended)
 
 
-def _records(value: bytes, at: int, found: _Extended) -> _Extended:
-    """``found`` with the path and size of a pax header: records of "length key=value" and a newline."""
+def _records(value: bytes, at: int, extended: _Extended) -> _Extended:
+    """``extended`` updated by a pax header, which has records of "length key=value" and a newline."""
     while value:
         try:
             length = int(value[: value.index(b" ")])
             key, _, content = value[value.index(b" ") + 1 : length - 1].partition(b"=")
             if key == b"path":
-                found = found._replace(path=content.decode("utf-8", "surrogateescape"))
+                extended = extended._replace(path=content.decode("utf-8", "surrogateescape"))
             elif key == b"size":
-                found = found._replace(size=int(content))
+                extended = extended._replace(size=int(content))
         except ValueError:
             length = 0
         if length <= 0:
             raise Damaged(f"byte {at}: an unreadable extended header")
         value = value[length:]
-    return found
+    return extended
 
 
 def _size_of_other(header: tarfile.TarInfo) -> int:
-    """Bytes that follow the header of what is no regular file; some writers give links a size without content."""
+    """Bytes after the header of a member that is not a regular file. Some writers give links a size without content."""
     return 0 if header.islnk() or header.issym() or header.isdir() or header.isdev() else header.size
 
 
@@ -149,7 +149,7 @@ def _exactly(stream: IO[bytes], size: int, at: int) -> bytes:
 
 def _skip(stream: IO[bytes], end: int, at: int, seek: bool) -> None:
     if seek:
-        # Seeking beyond the end is no error, reading the last byte is.
+        # Seeking beyond the end is not an error, but reading the last byte is.
         if end > at:
             stream.seek(end - 1)
             _exactly(stream, 1, at)

@@ -1,4 +1,4 @@
-"""What sources of made-up documents have in common: their number, their lengths, and parts that are ranges of them."""
+"""The base of synthetic sources: their parts are ranges of documents."""
 
 import string
 from collections.abc import Iterator
@@ -9,18 +9,18 @@ from pipeline.sources.base import Part
 from pipeline.sources.storage.files import File
 
 ALPHABET = string.ascii_letters + string.digits
-#: Text of a part, about.
+#: Approximate text of a part, in bytes.
 _PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class MadeUpSource:
-    """Documents of a length between two, all of which is in the recipe.
+class SyntheticSource:
+    """Documents that are computed from the recipe.
 
     Attributes:
-        count: documents.
-        min_chars: length of the shortest ones.
-        max_chars: length of the longest ones.
+        count: number of documents.
+        min_chars: length of the shortest documents.
+        max_chars: length of the longest documents.
     """
 
     name: ClassVar[str]
@@ -29,23 +29,23 @@ class MadeUpSource:
     max_chars: int
 
     @property
-    def remark(self) -> None:
-        """Nothing."""
+    def warning(self) -> None:
+        """No warning."""
 
     @property
-    def parting(self) -> str:
+    def partition_scheme(self) -> str:
         return f"{self.name} by {self._part_documents}"
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """Nothing: no files are read."""
+        """No inputs: no files are read."""
         return {}
 
     def size(self, workers: int) -> int | None:
-        """Bytes of all documents, about."""
+        """Approximate bytes of all documents."""
         return self.count * self._mean_chars
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: (first document, documents)."""
+        """Each part: (first document, number of documents)."""
         for first in range(0, self.count, self._part_documents):
             documents = min(self._part_documents, self.count - first)
             yield Part(documents * self._mean_chars, (first, documents))

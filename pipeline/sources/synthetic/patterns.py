@@ -1,6 +1,6 @@
-"""Made-up sequences that a small model learns in a minute: walks through an alphabet in equal steps, round and round.
+"""Synthetic sequences that a small model learns in a minute: walks through an alphabet in equal steps.
 
-A step of 2 from ``a`` is ``acegik…``. Two characters settle all that follow, but not where a document ends.
+For example, step 2 from ``a`` gives ``acegik…``. Two characters determine all that follow, but not the length.
 """
 
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from artefacts.hashing import keyed_hashes
 from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Part
-from pipeline.sources.synthetic.base import ALPHABET, MadeUpSource
+from pipeline.sources.synthetic.base import ALPHABET, SyntheticSource
 
 
 @dataclass(frozen=True)
-class PatternsSource(MadeUpSource):
-    """Document N is a pure function of the seed, N and the ranges: its first letter, its step and its length.
+class PatternsSource(SyntheticSource):
+    """Document N has a first letter, a step and a length, which depend only on the seed, N and the ranges.
 
     Attributes:
-        largest_step: places in the alphabet from one letter to the next, at most.
-        seed: the run's.
+        largest_step: maximum step between two letters.
+        seed: the run's seed.
     """
 
     name: ClassVar[str] = "patterns"
@@ -45,6 +45,6 @@ class PatternsSource(MadeUpSource):
 def walk(start: int, step: int, length: int) -> str:
     """``length`` letters: the alphabet's letter ``start``, then each ``step`` after the one before, wrapping round."""
     letters = len(ALPHABET)
-    # After as many letters as the alphabet has, a walk is back where it began, whatever its step.
-    turn = "".join(ALPHABET[(start + place * step) % letters] for place in range(letters))
-    return (turn * (length // letters + 1))[:length]
+    # With any step, a walk repeats after as many letters as the alphabet has.
+    period = "".join(ALPHABET[(start + index * step) % letters] for index in range(letters))
+    return (period * (length // letters + 1))[:length]

@@ -1,4 +1,4 @@
-"""Made-up sequences with a target: random letters, to be copied or written backwards."""
+"""Synthetic sequences with a target: random letters to copy or reverse."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from artefacts.hashing import keyed_hashes, mix
 from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Part
-from pipeline.sources.synthetic.base import ALPHABET, MadeUpSource
+from pipeline.sources.synthetic.base import ALPHABET, SyntheticSource
 
-#: Letters that are drawn at a time.
+#: Random letters that are generated at a time.
 _DRAWN = 1 << 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ALPHABET = np.array(list(ALPHABET))
 
 
 @dataclass(frozen=True)
-class SequencesSource(MadeUpSource):
-    """Document N is a pure function of the seed, N, the alphabet and the lengths; its target of its text.
+class SequencesSource(SyntheticSource):
+    """Document N depends only on the seed, N, the alphabet and the lengths. Its target depends on its text.
 
     Attributes:
-        symbols: letters that there are.
-        task: what the target is.
-        seed: the run's.
+        symbols: number of letters of the alphabet.
+        task: how the target is computed.
+        seed: the run's seed.
     """
 
     name: ClassVar[str] = "sequences"
@@ -56,6 +56,6 @@ class SequencesSource(MadeUpSource):
 
 
 def _drawn(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """[N, count] uniform numbers, a row for each key: the first few of a sequence that has no end (splitmix64)."""
+    """[N, count] uniform numbers: for each key, the first numbers of an infinite sequence (splitmix64)."""
     with np.errstate(over="ignore"):
         return mix(keys + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))

@@ -1,4 +1,4 @@
-"""Which weights a command reads is said, and data that they were trained on stay where they are."""
+"""Commands describe the weights that they read, and data on which weights were trained are protected."""
 
 from types import SimpleNamespace
 
@@ -14,23 +14,23 @@ from configs.run_layout import RunLayout
 from tests.support.training_runs import begun, saved
 
 
-def made(folder, inputs=None, content="one") -> str:
-    """An artefact; its fingerprint."""
+def write_artefact(folder, inputs=None, content="one") -> str:
+    """Write an artefact; returns its fingerprint."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "file").write_text(content)
-    found = Manifest(folder.name, {"n": content}, inputs or {}, {}, {}, manifest.describe_files(folder))
-    manifest.write(folder, found)
-    return found.fingerprint
+    written = Manifest(folder.name, {"n": content}, inputs or {}, {}, {}, manifest.describe_files(folder))
+    manifest.write(folder, written)
+    return written.fingerprint
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of tokens, examples, a finished pretraining and a finished fine-tuning, without any models."""
+    """A run with tokens, examples, a finished pretraining and a finished fine-tuning, without models."""
     layout = RunLayout(tmp_path / "r", tmp_path / "r")
-    tokenizer = made(layout.tokenizer)
-    documents = made(layout.documents)
-    tokens = made(layout.tokens, {"documents": documents, "tokenizer": tokenizer})
-    examples = made(layout.examples, {"tokenizer": tokenizer})
+    tokenizer = write_artefact(layout.tokenizer)
+    documents = write_artefact(layout.documents)
+    tokens = write_artefact(layout.tokens, {"documents": documents, "tokenizer": tokenizer})
+    examples = write_artefact(layout.examples, {"tokenizer": tokenizer})
     pretrain = begun(layout.run, "pretrain", {"tokens": tokens, "tokenizer": tokenizer})
     ended = pretrain.finish(saved(pretrain, 4))
     inputs = {"examples": examples, "tokenizer": tokenizer, "weights": ended.details["weights"]}
@@ -57,7 +57,7 @@ def test_the_line_says_stage_step_and_path(run) -> None:
 def test_weights_are_current_until_what_they_learnt_from_is_replaced(run) -> None:
     assert run_weights.stale(run.layout, "pretrain") == run_weights.stale(run.layout, "finetune") == ""
     run_weights.check_finetuning(run.layout)
-    made(run.layout.examples, content="two")
+    write_artefact(run.layout.examples, content="two")
     assert run_weights.stale(run.layout, "pretrain") == ""
     with pytest.raises(RequestError, match=r"not current \(.*examples was replaced since\).*generate\.stage=pretrain"):
         run_weights.check_finetuning(run.layout)
@@ -71,7 +71,7 @@ def test_another_tokenizer_is_refused(run) -> None:
     checkpoint = run.pretrain.folder / "checkpoints" / "step-00000004"
     saved_there = manifest.require(checkpoint, "pretrain")
     run_weights.check_tokenizer(checkpoint, saved_there, run.layout)
-    made(run.layout.tokenizer, content="two")
+    write_artefact(run.layout.tokenizer, content="two")
     with pytest.raises(RequestError, match="trained with another tokenizer"):
         run_weights.check_tokenizer(checkpoint, saved_there, run.layout)
 
@@ -83,7 +83,7 @@ def test_what_has_no_weights_yet_says_why(run, tmp_path) -> None:
     assert "has saved no checkpoint yet" in str(run_weights.none_yet(layout, "pretrain"))
     assert run_weights.unfinished(layout) == [f"{layout.pretrain}: training is not finished; it has no checkpoint yet"]
     with lock.hold(layout.pretrain):
-        assert "the training that runs there saves every train.save_every" in str(
+        assert "the running training saves one every train.save_every steps" in str(
             run_weights.none_yet(layout, "pretrain")
         )
 
@@ -132,4 +132,4 @@ def test_what_differs_is_printed_before_it_is_built_again(tmp_path, capsys) -> N
     for rate in (1, 2):
         with open_stage("documents", tmp_path / "documents", {"clean": {"min_chars": rate}}, {}) as stage:
             stage.publish({}, {})
-    assert f"{tmp_path / 'documents'}: to be built again: data.clean.min_chars 1 -> 2" in capsys.readouterr().out
+    assert f"{tmp_path / 'documents'}: will be rebuilt: data.clean.min_chars 1 -> 2" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Overrides that a command does not read are refused, but for those that the run was made with."""
+"""Overrides that a command does not read are refused, unless they agree with the run."""
 
 import pytest
 
@@ -16,17 +16,19 @@ RECIPE = "configs/demo.yaml"
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    """``unread.check`` of a run whose documents and weights were made with a few overrides."""
+    """``unread_keys.check`` on a run whose documents and weights were built with a few overrides."""
     monkeypatch.delenv(unread_keys.TARGETS, raising=False)
     root = f"run.root={tmp_path}"
     source = ["data.source.kind=text", "data.source.path=here.txt", "data.source.packages=null"]
-    made = load_recipe(RECIPE, [root, *source, "train.steps=77", "train.save_every=5", "data.clean.min_chars=9"])
-    layout = RunLayout.of(made)
+    trained_with = load_recipe(
+        RECIPE, [root, *source, "train.steps=77", "train.save_every=5", "data.clean.min_chars=9"]
+    )
+    layout = RunLayout.of(trained_with)
     layout.documents.mkdir(parents=True)
     details = {"paths": {"data.source.path": "here.txt"}}
-    manifest.write(layout.documents, Manifest("documents", documents_identity(made), {}, {}, {}, {}, details))
+    manifest.write(layout.documents, Manifest("documents", documents_identity(trained_with), {}, {}, {}, {}, details))
     layout.pretrain.mkdir()
-    (layout.pretrain / "recipe.yaml").write_text(dump_recipe(made))
+    (layout.pretrain / "recipe.yaml").write_text(dump_recipe(trained_with))
 
     def checked(command: str, *overrides: str) -> None:
         unread_keys.check(command, load_recipe(RECIPE, [root, *source, *overrides]), [root, *source, *overrides])

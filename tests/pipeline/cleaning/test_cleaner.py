@@ -1,4 +1,4 @@
-"""The rules in order: what is kept, what is dropped and why; language and decontamination."""
+"""The cleaning rules in order: what is kept, what is dropped and why; language and decontamination."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from artefacts.errors import RequestError
 from configs.schema.clean import CleanSection
 from pipeline.cleaning import cleaner
 from pipeline.cleaning.cleaner import TOO_LONG, TOO_SHORT, Cleaner
-from pipeline.cleaning.normalize import normalise
+from pipeline.cleaning.normalize import normalize
 from pipeline.documents import ingest
 from tests.support.pipeline.texts import column, openwebtext, texts
 
@@ -22,19 +22,19 @@ ENGLISH = "The committee met on Tuesday and decided that the bridge should be re
 GERMAN = "Der Ausschuss traf sich am Dienstag und beschloss, dass die Brücke vor dem Winter repariert werden soll. "
 
 
-def _cleaned(made, **keys):
+def _cleaned(batch, **keys):
     """Texts, and reasons."""
-    found = Cleaner(CleanSection(**{"min_chars": 0, **keys}))(pyarrow.array(made, pyarrow.string()))
-    assert found.texts.type == pyarrow.large_string() and found.reasons.type == pyarrow.string()
-    return found.texts.to_pylist(), found.reasons.to_pylist()
+    cleaned = Cleaner(CleanSection(**{"min_chars": 0, **keys}))(pyarrow.array(batch, pyarrow.string()))
+    assert cleaned.texts.type == pyarrow.large_string() and cleaned.reasons.type == pyarrow.string()
+    return cleaned.texts.to_pylist(), cleaned.reasons.to_pylist()
 
 
 @settings(deadline=None)
 @given(st.lists(texts, max_size=6), st.integers(0, 20), st.integers(20, 40))
-def test_by_default_texts_are_normalised_and_measured(made, least, most):
-    wanted = [normalise(text, "NFC") for text in made]
-    found, reasons = _cleaned(made, min_chars=least, max_chars=most)
-    assert found == wanted
+def test_by_default_texts_are_normalized_and_measured(batch, least, most):
+    wanted = [normalize(text, "NFC") for text in batch]
+    cleaned, reasons = _cleaned(batch, min_chars=least, max_chars=most)
+    assert cleaned == wanted
     assert reasons == [
         TOO_SHORT if len(text) < max(least, 1) else TOO_LONG if len(text) > most else None for text in wanted
     ]
@@ -59,9 +59,9 @@ def test_no_documents():
 
 def test_the_first_rule_is_the_reason_and_later_ones_see_what_is_left():
     prose = "\n".join(f"{ENGLISH}That is what number {n} of the report says to us." for n in range(6))
-    made = ["tiny", "# " * 60, "menu\n" + prose, prose.replace("says", "{says}"), prose + "\nMail me at a@b.de today."]
-    found, reasons = _cleaned(
-        made, c4={"enabled": True}, gopher_quality={"enabled": True}, min_chars=5, mask=("email",)
+    batch = ["tiny", "# " * 60, "menu\n" + prose, prose.replace("says", "{says}"), prose + "\nMail me at a@b.de today."]
+    cleaned, reasons = _cleaned(
+        batch, c4={"enabled": True}, gopher_quality={"enabled": True}, min_chars=5, mask=("email",)
     )
     assert reasons == [
         TOO_SHORT,
@@ -70,22 +70,22 @@ def test_the_first_rule_is_the_reason_and_later_ones_see_what_is_left():
         "a curly bracket (data.clean.c4.drop_curly_bracket)",
         None,
     ]
-    assert found[:2] == ["tiny", ("# " * 60).strip()] and found[3] == made[3]
-    assert found[2] == prose.replace(". T", ". T") and found[4].endswith("Mail me at email@example.com today.")
+    assert cleaned[:2] == ["tiny", ("# " * 60).strip()] and cleaned[3] == batch[3]
+    assert cleaned[2] == prose.replace(". T", ". T") and cleaned[4].endswith("Mail me at email@example.com today.")
 
 
 def test_length_is_asked_again_after_editing():
     line = "This is a line of the document that stays here."
-    made = [line + "\n" + "menu entry\n" * 20]
-    assert _cleaned(made, c4={"enabled": True, "min_sentences": 1}, min_chars=60) == ([line], [TOO_SHORT])
+    batch = [line + "\n" + "menu entry\n" * 20]
+    assert _cleaned(batch, c4={"enabled": True, "min_sentences": 1}, min_chars=60) == ([line], [TOO_SHORT])
 
 
 def test_slices_change_nothing(monkeypatch):
-    made = [ENGLISH * n + "\n\n" + GERMAN * (n % 3) for n in range(1, 30)]
+    batch = [ENGLISH * n + "\n\n" + GERMAN * (n % 3) for n in range(1, 30)]
     keys = {"gopher_quality": {"enabled": True}, "gopher_repetition": {"enabled": True}, "c4": {"enabled": True}}
-    whole = _cleaned(made, **keys)
+    whole = _cleaned(batch, **keys)
     monkeypatch.setattr(cleaner, "_SLICE", 2_000)
-    assert _cleaned(made, **keys) == whole
+    assert _cleaned(batch, **keys) == whole
     assert len(set(whole[1])) > 1
 
 
@@ -96,7 +96,7 @@ def test_languages():
     assert _cleaned([ENGLISH, GERMAN], languages=("en", "de"))[1] == [None, None]
     doubtful = _cleaned(["Hello no the si"], languages=("en",), min_language_score=1.0)[1]
     assert doubtful != [None]
-    with pytest.raises(RequestError, match=r"no language 'eng' of the \d+ that .*; the nearest are en, [a-z, ]{,8}$"):
+    with pytest.raises(RequestError, match=r"'eng' is not one of the \d+ .*; the nearest are en, [a-z, ]{,8}$"):
         Cleaner(CleanSection(languages=("eng",)))
 
 
@@ -124,7 +124,7 @@ def _evaluation_files(folder):
 
 def test_decontamination(tmp_path):
     folder = _evaluation_files(tmp_path / "evaluation")
-    made = [
+    corpus = [
         ENGLISH,
         f"{ENGLISH}{QUESTION.upper()} {GERMAN}",
         f"{ENGLISH}Which of the three rivers that cross the old town is LONG?",
@@ -134,10 +134,10 @@ def test_decontamination(tmp_path):
     reason = "shares a word sequence with data.clean.decontaminate.path"
     keys = {"text_field": "question", "words": 10}
     wanted = [None, reason, reason, reason, reason]
-    assert _cleaned(made, decontaminate={"path": str(folder), **keys})[1] == wanted
+    assert _cleaned(corpus, decontaminate={"path": str(folder), **keys})[1] == wanted
     by_pattern = {"path": str(folder / "*.jsonl.gz"), **keys}
-    assert _cleaned(made, decontaminate=by_pattern)[1] == [None, reason, reason, None, None]
-    assert _cleaned(made, decontaminate={**by_pattern, "words": 13})[1] == [None, reason, None, None, None]
+    assert _cleaned(corpus, decontaminate=by_pattern)[1] == [None, reason, reason, None, None]
+    assert _cleaned(corpus, decontaminate={**by_pattern, "words": 13})[1] == [None, reason, None, None, None]
 
 
 def test_evaluation_texts_that_are_too_short(tmp_path, capfd):
@@ -184,8 +184,8 @@ def test_evaluation_texts_that_are_not_there(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{broken', "malformed record"),
         ("a.jsonl", b"[1]", "no text field 'text'"),
         ("a.jsonl", b'{"text": 1}', "no text field 'text'"),
-        ("a.jsonl", b"\n", "holds no text"),
-        ("a.txt", b"", "holds no text"),
+        ("a.jsonl", b"\n", "has no text"),
+        ("a.txt", b"", "has no text"),
     ],
 )
 def test_damaged_evaluation_texts(tmp_path, name, content, says):
@@ -195,8 +195,8 @@ def test_damaged_evaluation_texts(tmp_path, name, content, says):
 
 
 def test_real_documents_have_reasons():
-    made = [normalise(text, "NFC") for text in openwebtext()]
+    corpus = [normalize(text, "NFC") for text in openwebtext()]
     section = CleanSection(gopher_quality={"enabled": True}, gopher_repetition={"enabled": True})
-    found = Cleaner(section)(column(made))
-    assert found.texts.to_pylist() == made
-    assert found.reasons.null_count == 456
+    cleaned = Cleaner(section)(column(corpus))
+    assert cleaned.texts.to_pylist() == corpus
+    assert cleaned.reasons.null_count == 456

@@ -11,7 +11,7 @@ import pytest
 
 from configs.schema.clean import C4Section, GopherQualitySection, GopherRepetitionSection
 from pipeline.cleaning import c4, gopher_quality, gopher_repetition, pii
-from pipeline.cleaning.normalize import normalise
+from pipeline.cleaning.normalize import normalize
 from pipeline.cleaning.words import SYMBOLS, Vocabulary
 from tests.support.pipeline import texts
 
@@ -23,19 +23,19 @@ pytest.importorskip("spacy")
     scope="module", params=[pytest.param(8, id="sample"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 )
 def documents(request):
-    """Normalised texts: all, or every eighth."""
-    return [normalise(text, "NFC") for text in texts.openwebtext()[:: request.param]]
+    """Normalized texts: all, or every eighth."""
+    return [normalize(text, "NFC") for text in texts.openwebtext()[:: request.param]]
 
 
 def _kept(faults):
-    return (~np.any([fault.found for fault in faults], axis=0)).tolist()
+    return (~np.any([fault.mask for fault in faults], axis=0)).tolist()
 
 
-def _filtered(rule, made):
+def _filtered(rule, batch):
     """Whether datatrove's filter keeps each text, and the text afterwards."""
     from datatrove.data import Document
 
-    documents = [Document(text=text, id=str(number)) for number, text in enumerate(made)]
+    documents = [Document(text=text, id=str(number)) for number, text in enumerate(batch)]
     return [rule.filter(document) is True for document in documents], [document.text for document in documents]
 
 

@@ -1,4 +1,4 @@
-"""Normalisation of a text, and that of a column is the same."""
+"""Normalization of a text, and of a column."""
 
 import sys
 
@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from artefacts.errors import RequestError
 from pipeline.cleaning import column
-from pipeline.cleaning.normalize import Normaliser, normalise
+from pipeline.cleaning.normalize import Normalizer, normalize
 from tests.support.pipeline import texts
 
 FORMS = ["NFC", "NFKC", "none"]
 
 
 @pytest.mark.parametrize(
-    ("raw", "form", "said"),
+    ("raw", "form", "expected"),
     [
         ("a\r\nb\rc\n", "NFC", "a\nb\nc"),
         ("\ufeff\n\n  x\x00\x07\x84y\t z \n", "NFC", "  xy\t z"),
@@ -32,16 +32,16 @@ FORMS = ["NFC", "NFKC", "none"]
         ("\u1100\u1161", "NFC", "가"),
     ],
 )
-def test_normalise(raw, form, said):
-    assert normalise(raw, form) == said
+def test_normalize(raw, form, expected):
+    assert normalize(raw, form) == expected
 
 
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=())), st.sampled_from(FORMS))
-def test_normalising_twice_changes_nothing_and_utf8_holds_it(text, form):
-    once = normalise(text, form)
+def test_normalizing_twice_changes_nothing_and_utf8_holds_it(text, form):
+    once = normalize(text, form)
     once.encode()
-    assert normalise(once, form) == once
+    assert normalize(once, form) == once
 
 
 _AWKWARD = st.text(
@@ -51,51 +51,51 @@ _AWKWARD = st.text(
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(_AWKWARD, texts.texts), max_size=6), st.sampled_from(FORMS))
-def test_a_column_is_normalised_as_its_texts_are(made, form):
-    normaliser = Normaliser(form, False)
-    assert normaliser(texts.column(made)).to_pylist() == [normalise(text, form) for text in made]
-    assert [normaliser.text(text) for text in made] == [normalise(text, form) for text in made]
+def test_a_column_is_normalized_as_its_texts_are(batch, form):
+    normalizer = Normalizer(form, False)
+    assert normalizer(texts.column(batch)).to_pylist() == [normalize(text, form) for text in batch]
+    assert [normalizer.text(text) for text in batch] == [normalize(text, form) for text in batch]
 
 
 def test_every_line_break_of_python_is_one():
     breaks = [chr(code) for code in range(0x10000) if len(f"a{chr(code)}b".splitlines()) == 2]
     assert len(breaks) == 10
-    assert all(normalise(f"a{mark}b", "NFC") == "a\nb" for mark in [*breaks, "\r\n"])
+    assert all(normalize(f"a{mark}b", "NFC") == "a\nb" for mark in [*breaks, "\r\n"])
 
 
 @settings(deadline=None)
 @given(_AWKWARD)
 def test_words_are_not_joined(text):
-    # Of Python's white space all parts words, 1C to 1F too.
+    # All white space of Python separates words, including 1C to 1F.
     words = [word.translate(str.maketrans("", "", "\x00\x84\ufeff")) for word in text.split()]
-    assert normalise(text, "none").split() == [word for word in words if word]
+    assert normalize(text, "none").split() == [word for word in words if word]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_character_is_missed(form):
     every = [f"ka{chr(code)}a" for code in range(0x01, 0x2FA20) if not 0xD800 <= code < 0xE000]
-    assert Normaliser(form, False)(texts.column(every)).to_pylist() == [normalise(text, form) for text in every]
+    assert Normalizer(form, False)(texts.column(every)).to_pylist() == [normalize(text, form) for text in every]
 
 
 def test_slices_and_nulls():
-    made = pyarrow.array(["x", None, "b\r", "c"]).slice(1)
-    assert Normaliser("NFC", False)(column.large(made)).to_pylist() == ["", "b", "c"]
+    batch = pyarrow.array(["x", None, "b\r", "c"]).slice(1)
+    assert Normalizer("NFC", False)(column.large(batch)).to_pylist() == ["", "b", "c"]
 
 
 def test_mojibake():
     pytest.importorskip("ftfy")
-    made = texts.column(["schÃ¶n", "plain ascii", "“fine”"])
+    batch = texts.column(["schÃ¶n", "plain ascii", "“fine”"])
     wanted = ["schön", "plain ascii", "“fine”"]
-    normaliser = Normaliser("NFC", True)
-    assert normaliser(made).to_pylist() == [normaliser.text(text) for text in made.to_pylist()] == wanted
+    normalizer = Normalizer("NFC", True)
+    assert normalizer(batch).to_pylist() == [normalizer.text(text) for text in batch.to_pylist()] == wanted
 
 
 def test_without_ftfy(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(RequestError, match="pip install ftfy"):
-        Normaliser("NFC", True)
+        Normalizer("NFC", True)
 
 
 def test_ordinary_text_is_not_touched():
-    made = texts.column(["An ordinary text with “quotes” — and dashes.\n\n\tYes."] * 3)
-    assert Normaliser("NFC", False)(made) is made
+    batch = texts.column(["An ordinary text with “quotes” — and dashes.\n\n\tYes."] * 3)
+    assert Normalizer("NFC", False)(batch) is batch

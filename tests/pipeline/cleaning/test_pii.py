@@ -36,9 +36,9 @@ def test_masking(text, masked):
 
 
 def test_only_what_is_asked():
-    made = column(["a@b.de 8.8.8.8", "415-555-2671"])
-    assert pii.mask(made, ["ip"]).texts.to_pylist() == [f"a@b.de {IP}", "415-555-2671"]
-    assert pii.mask(made, []) == (made, {})
+    batch = column(["a@b.de 8.8.8.8", "415-555-2671"])
+    assert pii.mask(batch, ["ip"]).texts.to_pylist() == [f"a@b.de {IP}", "415-555-2671"]
+    assert pii.mask(batch, []) == (batch, {})
 
 
 _DATA = st.lists(st.sampled_from(["a@b.de", "8.8.8.8", "+44 20 7946 0958", "::", "1", ".", "@", " ", "x", "é"])).map(
@@ -48,18 +48,23 @@ _DATA = st.lists(st.sampled_from(["a@b.de", "8.8.8.8", "+44 20 7946 0958", "::",
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(texts, _DATA), max_size=4))
-def test_texts_do_not_meddle(made):
-    alone = [pii.mask(column([text]), KINDS).texts[0].as_py() for text in made]
-    together = pii.mask(column(made), KINDS)
+def test_texts_do_not_meddle(batch):
+    alone = [pii.mask(column([text]), KINDS).texts[0].as_py() for text in batch]
+    together = pii.mask(column(batch), KINDS)
     assert together.texts.to_pylist() == alone
-    counts = [pii.mask(column([text]), KINDS).counts for text in made]
+    counts = [pii.mask(column([text]), KINDS).counts for text in batch]
     assert together.counts == {kind: sum(count[kind] for count in counts) for kind in KINDS}
 
 
 def test_what_is_replaced_is_counted():
-    made = ["a@b.de, c@d.de and email@example.com", "8.8.8.8 10.0.0.1 192.0.2.1", "415-555-2671 202-555-0100", "a@b.de"]
-    assert pii.mask(column(made), KINDS).counts == {"email": 3, "ip": 1, "phone": 1}
-    assert pii.mask(column(made), ["phone"]).counts == {"phone": 1}
+    batch = [
+        "a@b.de, c@d.de and email@example.com",
+        "8.8.8.8 10.0.0.1 192.0.2.1",
+        "415-555-2671 202-555-0100",
+        "a@b.de",
+    ]
+    assert pii.mask(column(batch), KINDS).counts == {"email": 3, "ip": 1, "phone": 1}
+    assert pii.mask(column(batch), ["phone"]).counts == {"phone": 1}
     assert pii.mask(column([]), KINDS).counts == dict.fromkeys(KINDS, 0)
 
 

@@ -1,4 +1,4 @@
-"""The columnar rules of C4 and Gopher decide as plain ones do, for any texts and thresholds."""
+"""The columnar rules of C4 and Gopher agree with plain implementations, for any texts and thresholds."""
 
 import numpy as np
 import pytest
@@ -49,37 +49,37 @@ C4 = st.builds(
 
 
 def _normal(text):
-    """Texts come to the rules without newlines around."""
+    """The rules get texts without surrounding newlines."""
     return text.strip("\n")
 
 
 @settings(deadline=None)
 @given(st.lists(texts, max_size=5), QUALITY)
-def test_quality(made, section):
-    whole = column(made)
-    found = [
-        fault.found.tolist() for fault in gopher_quality.faults(whole, VOCABULARY.words(whole), VOCABULARY, section)
+def test_quality(batch, section):
+    whole = column(batch)
+    actual = [
+        fault.mask.tolist() for fault in gopher_quality.faults(whole, VOCABULARY.words(whole), VOCABULARY, section)
     ]
-    assert [list(row) for row in zip(*found, strict=True)] == [plain_cleaning.quality(text, section) for text in made]
+    assert [list(row) for row in zip(*actual, strict=True)] == [plain_cleaning.quality(text, section) for text in batch]
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(texts.map(_normal), max_size=5), REPETITION)
-def test_repetition(made, section):
-    whole = column(made)
+def test_repetition(batch, section):
+    whole = column(batch)
     faults = gopher_repetition.faults(whole, VOCABULARY.words(whole), VOCABULARY, section)
-    found = [fault.found.tolist() for fault in faults]
-    assert [list(row) for row in zip(*found, strict=True)] == [
-        plain_cleaning.repetition(text, section) for text in made
+    actual = [fault.mask.tolist() for fault in faults]
+    assert [list(row) for row in zip(*actual, strict=True)] == [
+        plain_cleaning.repetition(text, section) for text in batch
     ]
 
 
 @settings(deadline=None)
 @given(st.lists(texts, max_size=5), C4)
-def test_c4(made, section):
-    judged = c4.judge(column(made), section, VOCABULARY)
-    dropped = np.any([np.zeros(len(made), bool), *(fault.found for fault in judged.faults)], axis=0)
-    for text, edited, is_dropped in zip(made, judged.texts.to_pylist(), dropped.tolist(), strict=True):
+def test_c4(batch, section):
+    judged = c4.judge(column(batch), section, VOCABULARY)
+    dropped = np.any([np.zeros(len(batch), bool), *(fault.mask for fault in judged.faults)], axis=0)
+    for text, edited, is_dropped in zip(batch, judged.texts.to_pylist(), dropped.tolist(), strict=True):
         wanted = plain_cleaning.c4(text, section)
         assert is_dropped == (wanted is None)
         assert edited == (text if wanted is None else wanted)
@@ -113,4 +113,4 @@ def test_reasons_name_the_key(text, reason):
     words = VOCABULARY.words(whole)
     faults = gopher_quality.faults(whole, words, VOCABULARY, GopherQualitySection())
     faults += gopher_repetition.faults(whole, words, VOCABULARY, GopherRepetitionSection())
-    assert reason in " ".join(fault.reason for fault in faults if fault.found[0])
+    assert reason in " ".join(fault.reason for fault in faults if fault.mask[0])

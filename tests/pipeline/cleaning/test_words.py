@@ -82,7 +82,7 @@ def test_common_chunks_are_split_as_all_others(before, pieces, behind):
 
 @pytest.mark.parametrize("piece", [".", "=", "a.", "a:", "1,", "@a", "-", "(a", "x://", "'"])
 def test_long_chunks_take_no_time(piece):
-    """What would take hours if the time grew with the square of the length."""
+    """Inputs that would take hours if the time were quadratic in the length."""
     for size in (4_000, 200_000):
         chunk = piece * (size // len(piece))
         assert "".join(Splitter().split(chunk)) == chunk
@@ -98,34 +98,34 @@ def test_the_same_words_as_spacy():
 
 @settings(deadline=None)
 @given(st.lists(texts.texts, max_size=6))
-def test_chunks_are_those_of_str_split(made):
-    seen = column.view(texts.column(made))
+def test_chunks_are_those_of_str_split(batch):
+    seen = column.view(texts.column(batch))
     cut = words.chunks(seen, words.spaces(seen.content))
     content = seen.content.tobytes()
-    found = [content[start:stop].decode() for start, stop in zip(cut.starts, cut.stops, strict=True)]
-    for number, text in enumerate(made):
-        assert found[cut.firsts[number] : cut.firsts[number + 1]] == text.split()
+    actual = [content[start:stop].decode() for start, stop in zip(cut.starts, cut.stops, strict=True)]
+    for number, text in enumerate(batch):
+        assert actual[cut.firsts[number] : cut.firsts[number + 1]] == text.split()
 
 
 @settings(deadline=None)
 @given(st.lists(texts.texts, max_size=6))
-def test_words_of_a_column(made):
-    seen = VOCABULARY.words(texts.column(made))
-    every = [word for text in made for word in plain_cleaning.words(text)]
+def test_words_of_a_column(batch):
+    seen = VOCABULARY.words(texts.column(batch))
+    every = [word for text in batch for word in plain_cleaning.words(text)]
     assert VOCABULARY.characters[seen.ids].tolist() == [len(word) for word in every]
-    assert np.diff(seen.firsts).tolist() == [len(plain_cleaning.words(text)) for text in made]
+    assert np.diff(seen.firsts).tolist() == [len(plain_cleaning.words(text)) for text in batch]
     assert len(set(zip(seen.ids.tolist(), every, strict=True))) == len(set(seen.ids.tolist())) == len(set(every))
 
 
 @settings(deadline=None)
 @given(st.lists(texts.texts, max_size=6))
-def test_lines_are_those_of_str_split(made):
-    seen = column.view(texts.column(made))
+def test_lines_are_those_of_str_split(batch):
+    seen = column.view(texts.column(batch))
     spans = column.lines(seen)
     content = seen.content.tobytes()
-    found = [content[start:stop].decode() for start, stop in zip(spans.starts, spans.stops, strict=True)]
-    for number, text in enumerate(made):
-        assert found[spans.firsts[number] : spans.firsts[number + 1]] == text.split("\n")
+    actual = [content[start:stop].decode() for start, stop in zip(spans.starts, spans.stops, strict=True)]
+    for number, text in enumerate(batch):
+        assert actual[spans.firsts[number] : spans.firsts[number + 1]] == text.split("\n")
 
 
 def test_a_full_vocabulary_begins_anew(monkeypatch):
@@ -138,9 +138,9 @@ def test_a_full_vocabulary_begins_anew(monkeypatch):
 
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=3), max_size=8), st.data())
-def test_replacing(made, data):
-    made = [text.encode("utf-8", "replace").decode() for text in made]
-    indices = sorted(data.draw(st.sets(st.integers(0, max(len(made) - 1, 0))))) if made else []
+def test_replacing(batch, data):
+    batch = [text.encode("utf-8", "replace").decode() for text in batch]
+    indices = sorted(data.draw(st.sets(st.integers(0, max(len(batch) - 1, 0))))) if batch else []
     new = [str(index) * 3 for index in indices]
-    wanted = [str(i) * 3 if i in indices else text for i, text in enumerate(made)]
-    assert column.replaced(texts.column(made), np.array(indices, np.int64), new).to_pylist() == wanted
+    wanted = [str(i) * 3 if i in indices else text for i, text in enumerate(batch)]
+    assert column.replaced(texts.column(batch), np.array(indices, np.int64), new).to_pylist() == wanted

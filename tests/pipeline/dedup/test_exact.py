@@ -1,4 +1,4 @@
-"""Equal documents and equal lines, against what their definition says."""
+"""Exact duplicates of documents and lines, compared with their definition."""
 
 import numpy as np
 import pyarrow
@@ -22,12 +22,12 @@ def _later_documents(documents):
 def _later_lines(documents, chars, gone):
     seen, removed = set(), []
     for at, text in enumerate(documents):
-        for number, found in enumerate(text.split("\n")):
-            found = found.strip()
-            if len(found) >= chars and not gone[at]:
-                if found in seen:
+        for number, line in enumerate(text.split("\n")):
+            line = line.strip()
+            if len(line) >= chars and not gone[at]:
+                if line in seen:
                     removed.append((at, number))
-                seen.add(found)
+                seen.add(line)
     return removed
 
 
@@ -36,9 +36,9 @@ def _later_lines(documents, chars, gone):
 def test_equal_their_definition(tmp_path_factory, documents, places, chars, exact, max_bytes):
     keys = dedup_corpus.section(exact=exact or not chars, lines=chars)
     folder = tmp_path_factory.mktemp("keys")
-    found, lines = dedup_corpus.decide(folder, dedup_corpus.cut(documents, places), keys, max_bytes)
+    verdict, lines = dedup_corpus.decide(folder, dedup_corpus.cut(documents, places), keys, max_bytes)
     expected = _later_documents(documents) if keys.exact_dedup else [0] * len(documents)
-    assert found == expected
+    assert verdict == expected
     assert lines == (_later_lines(documents, chars, expected) if chars else [])
 
 

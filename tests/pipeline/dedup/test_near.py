@@ -1,4 +1,4 @@
-"""Near duplicates: the sketches' estimates, recall and precision on planted copies, clusters."""
+"""Near duplicates: estimates of sketches, recall and precision on planted copies, clusters."""
 
 import itertools
 import math
@@ -19,14 +19,14 @@ from tests.support.pipeline import corpora, dedup_corpus
 
 @pytest.mark.parametrize("size", [1, 3, 12, 60, 300, 3000])
 def test_estimate_is_unbiased_for_short_and_long(size):
-    """Bias under 3 standard errors, spread no more than that of MinHash with as many hashes."""
+    """The bias is below 3 standard errors, and the variance at most that of MinHash with as many hashes."""
     trials, count = 120, 512
     shared = round(size * 2 * 0.8 / 1.8)
     hashes = np.random.default_rng(size).integers(0, 2**64, (trials, 2 * size - shared), dtype=np.uint64)
     both = np.concatenate([hashes[:, :size], hashes[:, size - shared :]])
     owner = np.repeat(np.arange(2 * trials), size)
-    found = sketch(both.reshape(-1), owner, 2 * trials, count)
-    estimates = (found[:trials] == found[trials:]).mean(axis=1)
+    sketches = sketch(both.reshape(-1), owner, 2 * trials, count)
+    estimates = (sketches[:trials] == sketches[trials:]).mean(axis=1)
     truth = shared / (2 * size - shared)
     deviation = np.sqrt(truth * (1 - truth) / count)
     assert abs(estimates.mean() - truth) <= 3 * deviation / np.sqrt(trials)
@@ -36,7 +36,7 @@ def test_estimate_is_unbiased_for_short_and_long(size):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=30), min_size=2, max_size=6), st.integers(1, 64))
 def test_sketch_of_a_union_is_the_least_of_the_sketches(sets, count):
-    """What makes sketches of sets of very different sizes comparable; repeats and neighbours change nothing."""
+    """The property that makes sketches of sets of different sizes comparable. Repeats and neighbors change nothing."""
     union = list(itertools.chain(*sets))
 
     def sketches(*groups):
@@ -47,22 +47,24 @@ def test_sketch_of_a_union_is_the_least_of_the_sketches(sets, count):
     assert np.array_equal(sketches(*sets), alone)
     assert np.array_equal(sketches(union + union), sketches(union))
     of_union = sketches(union)[0]
-    # A bin of the union is a bin of one of the sets: rounds may differ, so the least round counts, not the least value.
+    # A bin of the union is a bin of one of the sets: the lowest round counts, then the lowest value.
     assert all(value in alone[:, at] for at, value in enumerate(of_union.tolist()))
 
 
 def test_bands_do_not_share_keys():
-    found = band_keys(np.zeros((1, 12), np.uint32), 4, 3)
-    assert len(set(found[0].tolist())) == 4
+    keys = band_keys(np.zeros((1, 12), np.uint32), 4, 3)
+    assert len(set(keys[0].tolist())) == 4
 
 
 def test_planted_copies_are_found(tmp_path):
     originals, copies, truth = dedup_corpus.planted(400)
-    found, _ = dedup_corpus.decide(tmp_path, [originals, copies], dedup_corpus.section(near=True))
-    assert not any(found[:400])
-    wrong = [like for like, verdict in zip(truth, found[400:], strict=True) if (like >= 0.8) != (verdict == dedup.NEAR)]
+    verdicts, _ = dedup_corpus.decide(tmp_path, [originals, copies], dedup_corpus.section(near=True))
+    assert not any(verdicts[:400])
+    wrong = [
+        like for like, verdict in zip(truth, verdicts[400:], strict=True) if (like >= 0.8) != (verdict == dedup.NEAR)
+    ]
     assert sum(like >= 0.8 for like in truth) > 100 < sum(like < 0.8 for like in truth)
-    # What goes wrong is a matter of 0.05 on the side that removes too much, and of a chance in 100 on the other.
+    # Precision fails at 0.05 on the side that removes too much, recall at a probability of 1 in 100.
     assert all(like > 0.74 for like in wrong)
     assert sum(like >= 0.8 for like in wrong) <= 3
 
@@ -72,28 +74,28 @@ def test_threshold(tmp_path, threshold, rows):
     originals, copies, truth = dedup_corpus.planted(150, seed=3)
     copies[:5] = originals[:5]
     keys = dedup_corpus.section(near=True, threshold=threshold, rows=rows)
-    found, _ = dedup_corpus.decide(tmp_path, [originals, copies], keys)
-    for like, verdict in zip([1.0] * 5 + truth[5:], found[150:], strict=True):
+    decided, _ = dedup_corpus.decide(tmp_path, [originals, copies], keys)
+    for like, verdict in zip([1.0] * 5 + truth[5:], decided[150:], strict=True):
         if not threshold - 0.08 < like < min(threshold + 0.05, 1):
             assert (verdict == dedup.NEAR) == (like >= threshold), like
 
 
-def test_short_documents_are_told_apart(tmp_path):
-    """Sentences of 12 words, one word changed: a similarity of 3/13 in the middle, 7/9 at an end."""
+def test_short_documents_are_storage_error(tmp_path):
+    """Sentences of 12 words with one word changed have a similarity of 3/13 (in the middle) to 7/9 (at an end)."""
     rng = random.Random(1)
     sentences = [[f"w{rng.randrange(10**6)}" for _ in range(12)] for _ in range(100)]
     middle = [[*words[:6], "other", *words[7:]] for words in sentences]
     commas = [", ".join(words).upper() for words in sentences]
     parts = [[" ".join(words) for words in group] for group in (sentences, middle)] + [commas]
-    found, _ = dedup_corpus.decide(tmp_path, parts, dedup_corpus.section(near=True))
-    assert found == [0] * 200 + [dedup.NEAR] * 100
+    verdict, _ = dedup_corpus.decide(tmp_path, parts, dedup_corpus.section(near=True))
+    assert verdict == [0] * 200 + [dedup.NEAR] * 100
 
 
 def test_documents_without_words_are_kept(tmp_path):
     texts = ["", "...", "--- !!", "", "one", "one", "…"]
-    found, _ = dedup_corpus.decide(tmp_path, [texts, [], ["!", "One?"]], dedup_corpus.section(near=True))
-    # "…" is beyond ASCII and counts as a word.
-    assert found == [0, 0, 0, 0, 0, 2, 0, 0, 2]
+    verdict, _ = dedup_corpus.decide(tmp_path, [texts, [], ["!", "One?"]], dedup_corpus.section(near=True))
+    # "…" is not ASCII, so it counts as a word.
+    assert verdict == [0, 0, 0, 0, 0, 2, 0, 0, 2]
 
 
 def test_exact_wins_over_near(tmp_path):
@@ -104,7 +106,7 @@ def test_exact_wins_over_near(tmp_path):
 
 
 def test_a_chain_is_one_cluster(tmp_path):
-    """Each step keeps 0.9; the ends of the chain share less than 0.8, and go all the same."""
+    """Each step keeps 0.9. The ends of the chain share less than 0.8, and are removed all the same."""
     words = [f"w{number}" for number in range(400)]
     chain = [" ".join(words[at * 20 : at * 20 + 300]) for at in range(5)]
     assert dedup_corpus.jaccard(chain[0], chain[1]) > 0.85 > 0.7 > dedup_corpus.jaccard(chain[0], chain[4])
@@ -112,18 +114,18 @@ def test_a_chain_is_one_cluster(tmp_path):
 
 
 def test_many_copies_are_compared_in_proportion(tmp_path, monkeypatch):
-    """30,000 copies of one document make 450 million pairs: each is compared with the first, or the one before it."""
-    alike, compared = Signatures.alike, []
+    """30,000 copies of a document form 450 million pairs. Each copy is compared with the first or the previous one."""
+    are_similar, compared = Signatures.are_similar, []
 
     def counted(self, one, other):
         compared.append(len(one))
-        return alike(self, one, other)
+        return are_similar(self, one, other)
 
-    monkeypatch.setattr(Signatures, "alike", counted)
-    found, _ = dedup_corpus.decide(
+    monkeypatch.setattr(Signatures, "are_similar", counted)
+    verdict, _ = dedup_corpus.decide(
         tmp_path, [["the same few words again"] * 10_000] * 3, dedup_corpus.section(near=True)
     )
-    assert found == [0] + [2] * 29_999
+    assert verdict == [0] + [2] * 29_999
     bands = dedup_corpus.section(near=True).near_dedup.bands
     assert 29_999 <= sum(compared) <= 2 * bands * 30_000
 
@@ -157,7 +159,7 @@ def test_components(count, edges, step):
 
 
 def test_a_long_path_and_a_star_take_few_rounds(monkeypatch):
-    """As many as the logarithm of their length; one for each edge of the path would be 200,000."""
+    """The number of steps is logarithmic in the length. One per edge of the path would be 200,000."""
     same, rounds, count = np.array_equal, [], 200_000
 
     def counted(one, other):

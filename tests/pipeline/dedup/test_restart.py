@@ -1,4 +1,4 @@
-"""What is decided depends on the documents alone: not on parts, tasks, workers, or on where a run was killed."""
+"""The result depends only on the documents: not on parts, tasks or workers, or when a run was killed."""
 
 import itertools
 import random
@@ -21,7 +21,7 @@ KEYS = dedup_corpus.section(exact=True, lines=20, near=True)
 
 @pytest.fixture(scope="module")
 def texts():
-    """300 documents: originals, near copies, copies, lines from elsewhere, and some without a word."""
+    """300 documents: originals, near copies, copies, lines from other documents, and some that have no words."""
     rng = random.Random(5)
     originals, copies, _ = dedup_corpus.planted(120, seed=9)
     more = [f"{text}\n{rng.choice(originals).split(chr(10))[3]}" for text in rng.sample(originals, 30)]
@@ -32,9 +32,9 @@ def texts():
 
 @pytest.fixture(scope="module")
 def expected(texts, tmp_path_factory):
-    found = dedup_corpus.decide(tmp_path_factory.mktemp("whole"), [texts], KEYS)
-    assert {*found[0]} == {dedup.KEPT, dedup.EXACT, dedup.NEAR} and found[1]
-    return found
+    verdict = dedup_corpus.decide(tmp_path_factory.mktemp("whole"), [texts], KEYS)
+    assert {*verdict[0]} == {dedup.KEPT, dedup.EXACT, dedup.NEAR} and verdict[1]
+    return verdict
 
 
 @pytest.mark.parametrize("places", [[150], [0, 1, 2, 299], [10, 10, 50, 100, 200, 250]])
@@ -72,7 +72,7 @@ def _reduce(job):
 
 
 def test_workers_change_nothing(texts, tmp_path):
-    """Tasks in another order, in several processes, some of them done twice."""
+    """Run tasks in another order, in several processes, some of them twice."""
     for name in ("one", "many"):
         for number, part in enumerate(dedup_corpus.cut(texts, [100, 200])):
             dedup_corpus.write(tmp_path / name, number, part, KEYS)
@@ -157,7 +157,7 @@ def test_damage_is_named(texts, tmp_path):
             dedup.plan(tmp_path, KEYS)
     path.unlink()
     dedup_corpus.write(tmp_path, 1, texts[20:30], KEYS)
-    with pytest.raises(RequestError, match="part 0 has not all of its keys"):
+    with pytest.raises(RequestError, match="part 0 does not have all of its keys"):
         dedup.resolve(tmp_path, KEYS)
 
 

@@ -1,4 +1,4 @@
-"""The documents stage: every document accounted for, and that neither order of work nor workers changes anything."""
+"""The documents stage: every document is counted, and the result does not depend on order or workers."""
 
 import json
 
@@ -10,7 +10,7 @@ from configs.run_layout import RunLayout
 from pipeline.cleaning.cleaner import TOO_SHORT
 from pipeline.documents import stage as documents
 from pipeline.documents.write_shards import DUPLICATE, NEAR_DUPLICATE
-from pipeline.parallel import WHOLE, Share
+from pipeline.parallel import ALL_TASKS, TaskShard
 from pipeline.sources import file_source
 from pipeline.sources.jsonl import JsonlSource
 from tests.support.pipeline.corpora import digests, of_jsonl, recipe, texts, write_jsonl
@@ -19,54 +19,54 @@ from tests.support.pipeline.corpora import digests, of_jsonl, recipe, texts, wri
 def _corpus(folder):
     """Six files with duplicates within and across them, short documents and CRLF."""
     folder.mkdir()
-    made = texts(120)
+    corpus = texts(120)
     for number in range(6):
-        part = made[number * 20 : number * 20 + 20]
-        write_jsonl(folder / f"{number}.jsonl", [*part, "short", part[0].replace("\n", "\r\n"), made[0]])
+        part = corpus[number * 20 : number * 20 + 20]
+        write_jsonl(folder / f"{number}.jsonl", [*part, "short", part[0].replace("\n", "\r\n"), corpus[0]])
     return folder
 
 
 def test_every_document_is_accounted_for(tmp_path):
-    asked = of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.source.sample_bytes=40000")
-    made = documents.build(asked)
-    assert made is not None
-    counts = made.counts
+    recipe = of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.source.sample_bytes=40000")
+    published = documents.build(recipe)
+    assert published is not None
+    counts = published.counts
     assert counts["read_documents"] == 6 * 23
     assert counts["dropped"] == {TOO_SHORT: 6, DUPLICATE: 12}
-    assert counts["documents"] + counts["outside_sample"] + sum(counts["dropped"].values()) == 6 * 23
+    assert counts["documents"] + counts["not_sampled"] + sum(counts["dropped"].values()) == 6 * 23
     assert 35_000 < counts["bytes"] <= 40_000
-    folder = RunLayout.of(asked).documents
+    folder = RunLayout.of(recipe).documents
     kept = parquet.read_table(folder / "clean-00000.parquet")
     assert kept["bytes"].to_pylist() == [len(text.encode()) for text in kept["text"].to_pylist()]
     rejected = parquet.read_table(folder / "rejected-00000.parquet")
     assert sorted(rejected["reason"].to_pylist()) == [TOO_SHORT] * 6 + [DUPLICATE] * 12
-    assert documents.build(asked) is None
+    assert documents.build(recipe) is None
 
 
 def test_duplicates_may_stay(tmp_path, capfd):
-    made = documents.build(of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.clean.exact_dedup=false"))
-    assert made is not None and made.counts["documents"] == 6 * 22
+    published = documents.build(of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.clean.exact_dedup=false"))
+    assert published is not None and published.counts["documents"] == 6 * 22
     assert "duplicates" not in capfd.readouterr().err
 
 
 def test_work_that_is_not_there_has_no_bar(tmp_path, capfd):
     documents.build(of_jsonl(tmp_path, _corpus(tmp_path / "source")))
-    said = capfd.readouterr().err
-    assert "duplicates: 100%" in said and "0.00task [" not in said
+    output = capfd.readouterr().err
+    assert "duplicates: 100%" in output and "0.00task [" not in output
 
 
 def test_the_first_of_duplicates_stays(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [*texts(3), texts(3)[1]])
-    asked = of_jsonl(tmp_path, path)
-    documents.build(asked)
-    kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")
+    recipe = of_jsonl(tmp_path, path)
+    documents.build(recipe)
+    kept = parquet.read_table(RunLayout.of(recipe).documents / "clean-00000.parquet")
     assert kept["text"].to_pylist() == texts(3)
 
 
 def test_another_seed_takes_another_sample(tmp_path):
-    asked = of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.source.sample_bytes=30000")
-    documents.build(asked)
-    kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")
+    recipe = of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.source.sample_bytes=30000")
+    documents.build(recipe)
+    kept = parquet.read_table(RunLayout.of(recipe).documents / "clean-00000.parquet")
     other = of_jsonl(tmp_path / "other", tmp_path / "source", "data.source.sample_bytes=30000", "run.seed=5")
     documents.build(other)
     others = parquet.read_table(RunLayout.of(other).documents / "clean-00000.parquet")
@@ -75,12 +75,12 @@ def test_another_seed_takes_another_sample(tmp_path):
 
 def test_the_same_bytes_with_any_number_of_workers(tmp_path):
     corpus = _corpus(tmp_path / "source")
-    found = []
+    digests_of_runs = []
     for workers in (1, 2):
-        asked = of_jsonl(tmp_path / str(workers), corpus, f"data.workers={workers}", "data.source.sample_bytes=40000")
-        documents.build(asked)
-        found.append(digests(RunLayout.of(asked).documents))
-    assert found[0] == found[1] and "manifest.json" in found[0]
+        recipe = of_jsonl(tmp_path / str(workers), corpus, f"data.workers={workers}", "data.source.sample_bytes=40000")
+        documents.build(recipe)
+        digests_of_runs.append(digests(RunLayout.of(recipe).documents))
+    assert digests_of_runs[0] == digests_of_runs[1] and "manifest.json" in digests_of_runs[0]
 
 
 def test_tasks_do_what_one_command_does(tmp_path, monkeypatch):
@@ -92,91 +92,91 @@ def test_tasks_do_what_one_command_does(tmp_path, monkeypatch):
     rules = ("data.source.sample_bytes=40000", "data.clean.near_dedup.enabled=true", "data.clean.line_dedup_chars=40")
     rules += ("data.clean.mask=[email,ip,phone]",)
     whole, shared = (of_jsonl(tmp_path / name, corpus, *rules) for name in ("whole", "shared"))
-    made = documents.build(whole)
-    assert made.counts["masked"] == {"email": 60, "ip": 0, "phone": 30}
-    with pytest.raises(RequestError, match="is not read yet"):
-        documents.find_duplicates(shared, Share(0, 3))
+    published = documents.build(whole)
+    assert published.counts["masked"] == {"email": 60, "ip": 0, "phone": 30}
+    with pytest.raises(RequestError, match="has not been read yet"):
+        documents.find_duplicates(shared, TaskShard(0, 3))
     for task in (2, 0):
-        documents.ingest(shared, Share(task, 3))
-    with pytest.raises(RequestError, match=r"\d+ of \d+ parts of the source are not read yet \(the first is 1\)"):
-        documents.find_duplicates(shared, Share(0, 2))
-    documents.ingest(shared, Share(1, 3))
+        documents.ingest(shared, TaskShard(task, 3))
+    with pytest.raises(RequestError, match=r"\d+ of \d+ parts of the source have not been read yet \(the first is 1\)"):
+        documents.find_duplicates(shared, TaskShard(0, 2))
+    documents.ingest(shared, TaskShard(1, 3))
     for task in (1, 0):
-        assert not documents.find_duplicates(shared, Share(task, 2))
-    with pytest.raises(RequestError, match="duplicates are not settled yet"):
-        documents.build(shared, Share(0, 2))
-    assert documents.find_duplicates(shared, Share(0, 1))
+        assert not documents.find_duplicates(shared, TaskShard(task, 2))
+    with pytest.raises(RequestError, match="duplicates are not resolved yet"):
+        documents.build(shared, TaskShard(0, 2))
+    assert documents.find_duplicates(shared, TaskShard(0, 1))
     for task in (0, 1):
-        assert documents.build(shared, Share(task, 2)) is None
+        assert documents.build(shared, TaskShard(task, 2)) is None
     assert documents.build(shared) is not None
     assert digests(RunLayout.of(shared).documents) == digests(RunLayout.of(whole).documents)
 
 
 def test_near_duplicates_and_repeated_lines_go(tmp_path):
-    made = texts(40)
-    near = made[3].replace(made[3].split()[-1], "elsewhere.")
-    last = made[5].split("\n")[-1]
-    repeated = made[6] + "\n" + last
-    path = write_jsonl(tmp_path / "a.jsonl", [*made[:6], near, repeated, *made[7:]])
-    asked = of_jsonl(
+    corpus = texts(40)
+    near = corpus[3].replace(corpus[3].split()[-1], "elsewhere.")
+    last = corpus[5].split("\n")[-1]
+    repeated = corpus[6] + "\n" + last
+    path = write_jsonl(tmp_path / "a.jsonl", [*corpus[:6], near, repeated, *corpus[7:]])
+    recipe = of_jsonl(
         tmp_path, path, "data.clean.near_dedup.enabled=true", f"data.clean.line_dedup_chars={min(len(last), 30)}"
     )
-    counts = documents.build(asked).counts
+    counts = documents.build(recipe).counts
     assert counts["dropped"] == {NEAR_DUPLICATE: 1}
     assert counts["removed_lines"] == 1
-    kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")["text"].to_pylist()
-    assert kept[6] == made[6] and near not in kept
+    kept = parquet.read_table(RunLayout.of(recipe).documents / "clean-00000.parquet")["text"].to_pylist()
+    assert kept[6] == corpus[6] and near not in kept
 
 
 def test_a_line_rule_that_leaves_too_little_drops_the_document(tmp_path):
-    made = texts(6)
-    path = write_jsonl(tmp_path / "a.jsonl", [*made, "\n".join(made[2].split("\n")[:3])])
-    asked = of_jsonl(tmp_path, path, "data.clean.line_dedup_chars=10")
-    counts = documents.build(asked).counts
+    corpus = texts(6)
+    path = write_jsonl(tmp_path / "a.jsonl", [*corpus, "\n".join(corpus[2].split("\n")[:3])])
+    recipe = of_jsonl(tmp_path, path, "data.clean.line_dedup_chars=10")
+    counts = documents.build(recipe).counts
     assert counts["dropped"] == {TOO_SHORT: 1} and counts["documents"] == 6
 
 
 def test_several_sources_keep_their_shards_apart(tmp_path):
-    made = texts(60)
-    a, b = write_jsonl(tmp_path / "a.jsonl", made[:40]), write_jsonl(tmp_path / "b.jsonl", made[30:])
-    asked = recipe(
+    corpus = texts(60)
+    a, b = write_jsonl(tmp_path / "a.jsonl", corpus[:40]), write_jsonl(tmp_path / "b.jsonl", corpus[30:])
+    run_recipe = recipe(
         tmp_path,
         "data.source={}",
         f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}, weight: 3}}}}",
     )
-    made_of = documents.build(asked)
+    made_of = documents.build(run_recipe)
     assert made_of.details["files"] == {"web": ["clean-00000.parquet"], "books": ["clean-00001.parquet"]}
     assert made_of.counts["sources"]["books"]["dropped"] == {DUPLICATE: 10}
     assert made_of.counts["documents"] == 60
 
 
 @pytest.mark.parametrize(
-    ("left_over", "said"),
+    ("left_over", "message"),
     [
-        (["short"] * 12, r"12 shorter than data.clean.min_chars: loosen data.clean.min_chars, or"),
+        (["short"] * 12, r"12 shorter than data.clean.min_chars: relax data.clean.min_chars, or"),
         (
             ["short"] * 3 + texts(2),
-            r"3 shorter .*, 2 the same text .*: loosen .*min_chars or data.clean.exact_dedup, or",
+            r"3 shorter .*, 2 the same text .*: relax .*min_chars or data.clean.exact_dedup, or",
         ),
     ],
 )
-def test_a_source_with_nothing_left_is_refused_with_its_own_counts(tmp_path, left_over, said):
+def test_a_source_with_nothing_left_is_refused_with_its_own_counts(tmp_path, left_over, message):
     a, b = write_jsonl(tmp_path / "a.jsonl", ["short", *texts(40)]), write_jsonl(tmp_path / "b.jsonl", texts(5, seed=1))
     sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
-    asked = recipe(tmp_path, "data.source={}", sources)
-    documents.build(asked)
-    before = digests(RunLayout.of(asked).documents)
+    run_recipe = recipe(tmp_path, "data.source={}", sources)
+    documents.build(run_recipe)
+    before = digests(RunLayout.of(run_recipe).documents)
     write_jsonl(b, left_over)
     with pytest.raises(
-        RequestError, match=rf"^data.sources.books: no document is left after cleaning: {said} take the"
+        RequestError, match=rf"^data.sources.books: no document is left after cleaning: {message} remove this"
     ):
-        documents.build(asked)
-    assert digests(RunLayout.of(asked).documents) == before and not (tmp_path / "demo" / "previous").exists()
+        documents.build(run_recipe)
+    assert digests(RunLayout.of(run_recipe).documents) == before and not (tmp_path / "demo" / "previous").exists()
 
 
 def test_a_request_of_which_nothing_comes_leaves_nothing(tmp_path):
-    asked = of_jsonl(tmp_path / "run", write_jsonl(tmp_path / "a.jsonl", ["short"] * 3))
-    for refused in (asked, of_jsonl(tmp_path / "run", tmp_path / "a.jsonl", "data.source.text_field=nothing")):
+    recipe = of_jsonl(tmp_path / "run", write_jsonl(tmp_path / "a.jsonl", ["short"] * 3))
+    for refused in (recipe, of_jsonl(tmp_path / "run", tmp_path / "a.jsonl", "data.source.text_field=nothing")):
         with pytest.raises(RequestError):
             documents.build(refused)
         assert not (tmp_path / "run").exists()
@@ -191,15 +191,15 @@ def test_a_lone_surrogate_is_taken_out(tmp_path):
 
 
 def test_finished_documents_do_without_a_source_that_does_not_answer(tmp_path, monkeypatch, capsys):
-    asked = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(5)))
-    documents.build(asked)
+    recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(5)))
+    documents.build(recipe)
 
     def unreachable(self):
         raise UnreachableError("nobody answers")
 
     monkeypatch.setattr(JsonlSource, "inputs", unreachable)
-    assert documents.build(asked) is None
-    assert "taken as they are, not compared with their source: nobody answers" in capsys.readouterr().err
+    assert documents.build(recipe) is None
+    assert "kept without comparing it to its source: nobody answers" in capsys.readouterr().err
     with pytest.raises(UnreachableError):
         documents.build(of_jsonl(tmp_path, tmp_path / "a.jsonl", "data.clean.min_chars=61"))
 
@@ -207,21 +207,23 @@ def test_finished_documents_do_without_a_source_that_does_not_answer(tmp_path, m
 def test_what_could_not_be_read_is_listed(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", texts(5))
     path.write_text(path.read_text() + "{broken\n")
-    asked = of_jsonl(tmp_path, path, "data.max_bad_fraction=0.2")
-    documents.build(asked)
-    listed = json.loads((RunLayout.of(asked).documents / "unreadable.json").read_text())
+    recipe = of_jsonl(tmp_path, path, "data.max_bad_fraction=0.2")
+    documents.build(recipe)
+    listed = json.loads((RunLayout.of(recipe).documents / "unreadable.json").read_text())
     assert listed == {"jsonl": {"malformed line": [f"a.jsonl at byte {path.stat().st_size - 8}"]}}
 
 
 def test_ids_are_unique_over_sources(tmp_path):
-    for name, made in zip("ab", (texts(30), texts(30, seed=1)), strict=True):
+    for name, corpus in zip("ab", (texts(30), texts(30, seed=1)), strict=True):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "a.txt").write_text("\n\n".join(made))
+        (tmp_path / name / "a.txt").write_text("\n\n".join(corpus))
     listed = ", ".join(f"{name}: {{kind: text, path: {tmp_path / name}, sample_bytes: 12000}}" for name in "ab")
-    asked = recipe(tmp_path, "data.source={}", f"data.sources={{{listed}}}")
-    documents.build(asked)
-    found = [parquet.read_table(path) for path in sorted(RunLayout.of(asked).documents.glob("*-0000[01].parquet"))]
-    ids = [identifier for table in found for identifier in table["id"].to_pylist()]
+    run_recipe = recipe(tmp_path, "data.source={}", f"data.sources={{{listed}}}")
+    documents.build(run_recipe)
+    tables = [
+        parquet.read_table(path) for path in sorted(RunLayout.of(run_recipe).documents.glob("*-0000[01].parquet"))
+    ]
+    ids = [identifier for table in tables for identifier in table["id"].to_pylist()]
     assert len(ids) == len(set(ids)) and {identifier[:13] for identifier in ids} == {"a:text:a.txt:", "b:text:a.txt:"}
     alone = recipe(tmp_path / "alone", "data.source.kind=text", f"data.source.path={tmp_path / 'a'}")
     documents.build(alone)
@@ -229,37 +231,37 @@ def test_ids_are_unique_over_sources(tmp_path):
     assert table["id"].to_pylist()[0] == "text:a.txt:0"
 
 
-@pytest.mark.parametrize("given", ["source", "source/*.jsonl", "source/0.jsonl"])
-def test_finished_documents_do_without_raw_text_that_was_removed(tmp_path, capsys, given):
+@pytest.mark.parametrize("name", ["source", "source/*.jsonl", "source/0.jsonl"])
+def test_finished_documents_do_without_raw_text_that_was_removed(tmp_path, capsys, name):
     source = _corpus(tmp_path / "source")
-    asked = of_jsonl(tmp_path, tmp_path / given)
-    documents.build(asked)
+    recipe = of_jsonl(tmp_path, tmp_path / name)
+    documents.build(recipe)
     capsys.readouterr()
     for path in source.iterdir():
         path.unlink()
     for _ in range(2):
-        assert documents.build(asked) is None
-        said = capsys.readouterr().err
-        assert f"data.source.path: {tmp_path / given} is not there any more" in said and said.count("\n") == 1
+        assert documents.build(recipe) is None
+        output = capsys.readouterr().err
+        assert f"data.source.path: {tmp_path / name} no longer exists" in output and output.count("\n") == 1
         if source.exists():
             source.rmdir()
     with pytest.raises(RequestError, match="is neither a file nor a folder"):
         documents.build(of_jsonl(tmp_path, tmp_path / "elsewhere.jsonl"))
     with pytest.raises(RequestError, match="is neither a file nor a folder"):
-        documents.build(of_jsonl(tmp_path, tmp_path / given, "data.clean.min_chars=61"))
+        documents.build(of_jsonl(tmp_path, tmp_path / name, "data.clean.min_chars=61"))
     assert not (tmp_path / "demo" / ".documents.partial").exists()
 
 
 def test_of_several_sources_those_that_are_there_are_compared(tmp_path, capsys):
     a, b = write_jsonl(tmp_path / "a.jsonl", texts(20)), write_jsonl(tmp_path / "b.jsonl", texts(20, seed=1))
     listed = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
-    asked = recipe(tmp_path, "data.source={}", listed)
-    documents.build(asked)
+    run_recipe = recipe(tmp_path, "data.source={}", listed)
+    documents.build(run_recipe)
     a.unlink()
-    assert documents.build(asked) is None and "data.sources.web.path" in capsys.readouterr().err
+    assert documents.build(run_recipe) is None and "data.sources.web.path" in capsys.readouterr().err
     write_jsonl(b, texts(10, seed=1))
     with pytest.raises(RequestError, match="is neither a file nor a folder"):
-        documents.build(asked)
+        documents.build(run_recipe)
 
 
 def test_a_task_says_that_its_tables_are_part_of_the_source(tmp_path, monkeypatch):
@@ -267,11 +269,9 @@ def test_a_task_says_that_its_tables_are_part_of_the_source(tmp_path, monkeypatc
     (tmp_path / "source").mkdir()
     for number in range(6):
         write_jsonl(tmp_path / "source" / f"{number}.jsonl", texts(250, seed=number))
-    asked = of_jsonl(tmp_path, tmp_path / "source")
-    said = [documents.ingest(asked, Share(task, 3)) for task in range(3)]
-    assert said[0][0].startswith("part of the source: ") and said[0][0].endswith(
-        " parts are read so far, by all tasks together"
-    )
-    assert said[2][0].startswith("all ") and documents.ingest(asked, WHOLE) == said[2][2:]
-    (line,) = documents.outcome(documents.build(asked), asked)
-    assert "outside the sample" not in line and line.endswith("0 dropped")
+    recipe = of_jsonl(tmp_path, tmp_path / "source")
+    tables = [documents.ingest(recipe, TaskShard(task, 3)) for task in range(3)]
+    assert tables[0][0].endswith(" parts of the source have been read so far, over all tasks")
+    assert tables[2][0].startswith("all ") and documents.ingest(recipe, ALL_TASKS) == tables[2][2:]
+    (line,) = documents.outcome(documents.build(recipe), recipe)
+    assert "not sampled" not in line and line.endswith("0 dropped")

@@ -1,4 +1,4 @@
-"""Chat examples: where they come from, how they are read, what is left out, and that none gives another away."""
+"""Chat examples: their sources, how records are read, what is dropped, and that the split reveals no answers."""
 
 import json
 import shutil
@@ -23,73 +23,73 @@ from tokenizer.train import train
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run over the documentation of a few small packages, with its examples."""
+    """A run on the documentation of a few small packages, with its examples."""
     root = tmp_path_factory.mktemp("examples")
-    asked = recipe(
+    run_recipe = recipe(
         root, "data.source.packages=[json, logging, asyncio, posixpath]", "finetune.examples.max_examples=null"
     )
-    documents.build(asked)
-    train(asked)
-    tokens.build(asked)
-    return asked, chat.build(asked)
+    documents.build(run_recipe)
+    train(run_recipe)
+    tokens.build(run_recipe)
+    return run_recipe, chat.build(run_recipe)
 
 
-def _sides(asked):
-    folder = RunLayout.of(asked).examples
+def _sides(recipe):
+    folder = RunLayout.of(recipe).examples
     return [parquet.read_table(folder / f"{name}-00000.parquet").to_pylist() for name in ("train", "held-out")]
 
 
 def test_columns_and_labels(run):
-    asked, made = run
-    tokenizer = load_tokenizer(RunLayout.of(asked).tokenizer)
-    train_side, held_side = _sides(asked)
-    assert made.counts["train"]["examples"] == len(train_side) > 50
-    assert made.counts["held_out"]["examples"] == len(held_side) > 0
+    recipe, published = run
+    tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
+    train_side, held_side = _sides(recipe)
+    assert published.counts["train"]["examples"] == len(train_side) > 50
+    assert published.counts["held_out"]["examples"] == len(held_side) > 0
     for row in train_side + held_side:
         assert list(row) == ["ids", "labels", "source", "question", "answer"]
-        assert len(row["ids"]) == len(row["labels"]) <= asked.finetune.max_length
+        assert len(row["ids"]) == len(row["labels"]) <= recipe.finetune.max_length
         learnt = [label for label in row["labels"] if label != IGNORED]
         assert tokenizer.decode(learnt, show_special=True) == row["answer"] + "<|end|>"
         assert row["question"] in tokenizer.decode(row["ids"])
     learnt = sum(label != IGNORED for row in train_side for label in row["labels"])
-    assert made.counts["train"]["target_tokens"] == learnt
+    assert published.counts["train"]["target_tokens"] == learnt
 
 
 def test_no_answer_on_both_sides_and_none_from_validation_documents(run):
-    asked, made = run
-    train_side, held_side = _sides(asked)
+    recipe, published = run
+    train_side, held_side = _sides(recipe)
     assert not {row["answer"] for row in train_side} & {row["answer"] for row in held_side}
-    validation = parquet.read_table(RunLayout.of(asked).tokens / "validation.parquet")["id"].to_pylist()
+    validation = parquet.read_table(RunLayout.of(recipe).tokens / "validation.parquet")["id"].to_pylist()
     assert validation and not set(validation) & {row["source"] for row in train_side + held_side}
-    assert made.counts["dropped"][HELD_OUT] > 0
+    assert published.counts["dropped"][HELD_OUT] > 0
 
 
 def test_documents_of_a_source_with_a_name_are_held_out_too(tmp_path):
-    asked = recipe(
+    run_recipe = recipe(
         tmp_path,
         "data.source={}",
         "data.sources={docs: {kind: pydocs, packages: [json, logging, posixpath]}}",
         "data.tokens.validation_fraction=0.2",
         "finetune.examples.max_examples=null",
     )
-    documents.build(asked)
-    train(asked)
-    tokens.build(asked)
-    made = chat.build(asked)
-    held_out = set(parquet.read_table(RunLayout.of(asked).tokens / "validation.parquet")["id"].to_pylist())
+    documents.build(run_recipe)
+    train(run_recipe)
+    tokens.build(run_recipe)
+    published = chat.build(run_recipe)
+    held_out = set(parquet.read_table(RunLayout.of(run_recipe).tokens / "validation.parquet")["id"].to_pylist())
     assert held_out and all(identifier.startswith("docs:pydocs:") for identifier in held_out)
-    train_side, held_side = _sides(asked)
+    train_side, held_side = _sides(run_recipe)
     assert not held_out & {f"docs:{row['source']}" for row in train_side + held_side}
-    assert made.counts["dropped"][HELD_OUT] > 0
+    assert published.counts["dropped"][HELD_OUT] > 0
 
 
 def test_the_same_bytes_again(run, tmp_path):
-    asked, _ = run
-    other = recipe(tmp_path, f"data.root={RunLayout.of(asked).data}", "finetune.examples.max_examples=null")
-    other = other.model_copy(update={"data": other.data.model_copy(update={"source": asked.data.source})})
+    run_recipe, _ = run
+    other = recipe(tmp_path, f"data.root={RunLayout.of(run_recipe).data}", "finetune.examples.max_examples=null")
+    other = other.model_copy(update={"data": other.data.model_copy(update={"source": run_recipe.data.source})})
     chat.build(other)
-    assert digests(RunLayout.of(other).examples) == digests(RunLayout.of(asked).examples)
-    assert chat.build(asked) is None
+    assert digests(RunLayout.of(other).examples) == digests(RunLayout.of(run_recipe).examples)
+    assert chat.build(run_recipe) is None
 
 
 def _function(name, doc):
@@ -97,7 +97,7 @@ def _function(name, doc):
 
 
 def test_questions_about_functions():
-    made = [
+    functions = [
         _function("a.join", "Join the parts\nof a path. And more."),
         _function("a.Path.join", "Join the parts of this path."),
         _function("b.join", "Join the parts of a path."),
@@ -108,17 +108,17 @@ def test_questions_about_functions():
         Document("pydocs:a", "a\n\nA module with a sentence.", "pydocs", "module"),
     ]
     dropped = {}
-    found = list(questions(made, frozenset({"pydocs:a.held"}), 1, dropped))
-    assert [(one.source, one.answer) for one in found] == [
+    asked_questions = list(questions(functions, frozenset({"pydocs:a.held"}), 1, dropped))
+    assert [(one.source, one.answer) for one in asked_questions] == [
         ("pydocs:a.join", "Join the parts of a path."),
         ("pydocs:a.Path.join", "Join the parts of this path."),
     ]
-    assert "a.join" in found[0].question
+    assert "a.join" in asked_questions[0].question
     assert dropped == {REPEATED: 1, PRIVATE: 1, HELD_OUT: 2, NO_SENTENCE: 1}
 
 
 @pytest.mark.parametrize(
-    ("doc", "said"),
+    ("doc", "sentence"),
     [
         ("Return the :class:`~a.B` of ``x`` as text.", "Return the a.B of x as text."),
         ("Return version 1.5 of the text. More.", "Return version 1.5 of the text."),
@@ -129,8 +129,8 @@ def test_questions_about_functions():
         ("Deprecated alias for something else.", None),
     ],
 )
-def test_fit_answers(doc, said):
-    assert answer(f"f(x)\n\n{doc}") == said
+def test_fit_answers(doc, sentence):
+    assert answer(f"f(x)\n\n{doc}") == sentence
 
 
 def _instructed(root, content, *overrides, name="made.jsonl"):
@@ -140,10 +140,10 @@ def _instructed(root, content, *overrides, name="made.jsonl"):
 
 def _over(root, path, *overrides):
     more = ["finetune.examples.kind=instructions", f"finetune.examples.path={path}", *overrides]
-    asked = of_jsonl(root, write_jsonl(root / "a.jsonl", texts(30)), *more)
-    documents.build(asked)
-    train(asked)
-    return asked
+    recipe = of_jsonl(root, write_jsonl(root / "a.jsonl", texts(30)), *more)
+    documents.build(recipe)
+    train(recipe)
+    return recipe
 
 
 def test_instructions_and_messages(tmp_path):
@@ -157,33 +157,33 @@ def test_instructions_and_messages(tmp_path):
     ]
     records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     records.append(records[0])
-    asked = _instructed(tmp_path, "\n".join(map(json.dumps, records)))
-    made = chat.build(asked)
-    assert made.counts["found"] == 42 and made.counts["dropped"] == {chat.REPEATED: 1}
-    rows = [row for side in _sides(asked) for row in side]
+    recipe = _instructed(tmp_path, "\n".join(map(json.dumps, records)))
+    published = chat.build(recipe)
+    assert published.counts["found"] == 42 and published.counts["dropped"] == {chat.REPEATED: 1}
+    rows = [row for side in _sides(recipe) for row in side]
     assert len(rows) == 41
     assert {"Count to 1.\n\nnow", "Count to 2.", "Bye."} <= {row["question"] for row in rows}
     conversation = next(row for row in rows if row["question"] == "Bye.")
-    tokenizer = load_tokenizer(RunLayout.of(asked).tokenizer)
+    tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
     learnt = [label for label in conversation["labels"] if label != IGNORED]
     assert tokenizer.decode(learnt, show_special=True) == "Hello.<|end|>Later.<|end|>"
 
 
 def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
     records = [{"instruction": f"Say {n}.", "output": f"Number {n}. " * (30 if n < 5 else 1)} for n in range(60)]
-    asked = _instructed(tmp_path, json.dumps(records), "finetune.examples.max_examples=20", name="made.json")
-    made = chat.build(asked)
-    assert made.counts["dropped"] == {chat.TOO_LONG: 5, chat.OUTSIDE: 35}
-    assert made.counts["train"]["examples"] + made.counts["held_out"]["examples"] == 20
+    recipe = _instructed(tmp_path, json.dumps(records), "finetune.examples.max_examples=20", name="made.json")
+    published = chat.build(recipe)
+    assert published.counts["dropped"] == {chat.TOO_LONG: 5, chat.NOT_SAMPLED: 35}
+    assert published.counts["train"]["examples"] + published.counts["held_out"]["examples"] == 20
 
 
 def test_bad_records_are_counted_and_too_many_refused(tmp_path):
     good = [json.dumps({"instruction": f"Do {n}.", "output": f"Done {n}."}) for n in range(10)]
     bad = ['{"prompt": "x", "reply": "y"}', "{broken", '{"messages": [{"role": "tool", "content": "x"}]}']
-    with pytest.raises(RequestError, match=r"3 of 13 inputs .*fields there: prompt, reply.*of finetune.examples.path"):
+    with pytest.raises(RequestError, match=r"3 of 13 inputs .*its fields: prompt, reply.*of finetune.examples.path"):
         chat.build(_instructed(tmp_path, "\n".join(good + bad)))
-    asked = _instructed(tmp_path, "\n".join(good + bad), "data.max_bad_fraction=0.5")
-    assert sum(chat.build(asked).counts["bad_inputs"].values()) == 3
+    recipe = _instructed(tmp_path, "\n".join(good + bad), "data.max_bad_fraction=0.5")
+    assert sum(chat.build(recipe).counts["bad_inputs"].values()) == 3
 
 
 def test_lone_surrogates_are_counted_as_bad(tmp_path):
@@ -191,8 +191,8 @@ def test_lone_surrogates_are_counted_as_bad(tmp_path):
     records.append('{"instruction": "Say it \\ud800.", "output": "Said."}')
     records.append('{"messages": [{"role": "assistant", "content": "\\udfff"}], "\\ud800": 1}')
     records.append('{"\\ud801": 1}')
-    made = chat.build(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
-    assert made.counts["found"] == 10 and sorted(made.counts["bad_inputs"].values()) == [1, 2]
+    published = chat.build(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
+    assert published.counts["found"] == 10 and sorted(published.counts["bad_inputs"].values()) == [1, 2]
 
 
 def test_messages_are_normalized_as_documents_are(tmp_path):
@@ -203,12 +203,12 @@ def test_messages_are_normalized_as_documents_are(tmp_path):
     turns = [("system", "Be\x85kind.\n"), ("user", "Hi\x07."), ("assistant", "e\u0301\u2028f ")]
     records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     records.append({"instruction": "\x00", "output": "Nothing is asked."})
-    asked = _instructed(tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2")
-    made = chat.build(asked)
-    assert made.counts["bad_inputs"] == {"instruction is empty": 1}
-    rows = {row["question"]: row for side in _sides(asked) for row in side}
+    recipe = _instructed(tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2")
+    published = chat.build(recipe)
+    assert published.counts["bad_inputs"] == {"instruction is empty": 1}
+    rows = {row["question"]: row for side in _sides(recipe) for row in side}
     assert rows["Do\né 3."]["answer"] == "A\nB\u0301 3." and rows["Hi."]["answer"] == "é\nf"
-    tokenizer = load_tokenizer(RunLayout.of(asked).tokenizer)
+    tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
     assert "Be\nkind." in tokenizer.decode(rows["Hi."]["ids"]) and "Do\né 3." in tokenizer.decode(
         rows["Do\né 3."]["ids"]
     )
@@ -230,9 +230,9 @@ def test_null_is_a_field_left_out(tmp_path):
     records = [{"instruction": f"Do {n}.", "output": f"Done {n}.", **fields} for n in range(9)]
     turns = [{"role": role, "content": f"I am the {role}.", "name": None} for role in ("user", "assistant")]
     records.append({"instruction": None, "input": None, "output": None, "messages": turns})
-    made = chat.build(asked := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
-    assert made.counts["found"] == 10 and not made.counts["bad_inputs"]
-    assert {"Do 3.", "I am the user."} <= {row["question"] for side in _sides(asked) for row in side}
+    published = chat.build(recipe := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
+    assert published.counts["found"] == 10 and not published.counts["bad_inputs"]
+    assert {"Do 3.", "I am the user."} <= {row["question"] for side in _sides(recipe) for row in side}
 
 
 @pytest.mark.parametrize(
@@ -254,11 +254,11 @@ def test_what_is_no_text_is_named(tmp_path, record, reason):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
-        ("made.csv", "instruction,output\nDo it.,Done.\n", "malformed line: 2 .*: it takes JSON lines"),
-        ("made.jsonl", "1\n2\n", "not a JSON object: 2 .*: it takes JSON lines"),
-        ("made.jsonl", "\n", "holds no record: it takes JSON lines"),
+        ("made.csv", "instruction,output\nDo it.,Done.\n", "malformed line: 2 .*: use JSON lines"),
+        ("made.jsonl", "1\n2\n", "not a JSON object: 2 .*: use JSON lines"),
+        ("made.jsonl", "\n", "has no records: use JSON lines"),
         (
             "made.jsonl",
             json.dumps({"instruction": "Do it.", "output": "Done."}),
@@ -267,15 +267,15 @@ def test_what_is_no_text_is_named(tmp_path, record, reason):
         (
             "made.jsonl",
             (json.dumps({"instruction": "Do it.", "output": "Done." * 400}) + "\n") * 2,
-            r"no chat example is left \(1 longer than finetune.max_length, 1 the same .* or raise finetune.max_length$",
+            r"no chat example is left \(dropped: 1 longer than finetune.max_length, 1 .* or raise finetune.max_length$",
         ),
     ],
 )
-def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, content, said):
-    asked = _instructed(tmp_path, content, name=name)
+def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, content, message):
+    recipe = _instructed(tmp_path, content, name=name)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RequestError, match=said) as refused:
-        chat.build(asked)
+    with pytest.raises(RequestError, match=message) as refused:
+        chat.build(recipe)
     assert "data.source" not in str(refused.value) and "{}" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -283,20 +283,20 @@ def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, co
 def test_labels_are_held_out_in_about_the_share_asked_for(tmp_path, capsys):
     labels = ("positive", "negative")
     records = [{"instruction": f"Is review {n} kind?", "output": labels[n % 2]} for n in range(200)]
-    made = chat.build(asked := _instructed(tmp_path, json.dumps(records), name="made.json"))
-    assert made.counts["held_out"]["examples"] == 10 and "finetune.examples" not in capsys.readouterr().err
-    assert {row["answer"] for row in _sides(asked)[0]} == {*labels}
+    published = chat.build(recipe := _instructed(tmp_path, json.dumps(records), name="made.json"))
+    assert published.counts["held_out"]["examples"] == 10 and "finetune.examples" not in capsys.readouterr().err
+    assert {row["answer"] for row in _sides(recipe)[0]} == {*labels}
     records = [{"instruction": "Write a haiku.", "output": f"Haiku {n}."} for n in range(20)]
-    chat.build(asked := _instructed(tmp_path, json.dumps(records), name="made.json"))
-    assert "held out share a question with training examples" in capsys.readouterr().err
-    assert [len(side) for side in _sides(asked)] == [19, 1]
+    chat.build(recipe := _instructed(tmp_path, json.dumps(records), name="made.json"))
+    assert "held-out examples (1) share a question with training examples" in capsys.readouterr().err
+    assert [len(side) for side in _sides(recipe)] == [19, 1]
 
 
 def test_a_damaged_list_of_validation_documents_is_named(run, tmp_path):
-    asked, _ = run
-    shutil.copytree(RunLayout.of(asked).run, tmp_path / "demo")
+    run_recipe, _ = run
+    shutil.copytree(RunLayout.of(run_recipe).run, tmp_path / "demo")
     other = recipe(tmp_path, "data.source.packages=[json, logging, asyncio, posixpath]", "finetune.max_length=100")
-    shutil.copytree(asked.run.root + "/.cache", tmp_path / ".cache")
+    shutil.copytree(run_recipe.run.root + "/.cache", tmp_path / ".cache")
     path = RunLayout.of(other).tokens / "validation.parquet"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(RequestError, match=rf"{path}: .*; repair: rm -r {path.parent} && make data"):
@@ -311,6 +311,6 @@ def test_a_missing_file_is_named_by_its_key(tmp_path):
 def test_real_instructions(tmp_path):
     path = SHARED_DATA / "instructions.json"
     if not path.exists():
-        pytest.skip("no instructions.json beside the checkout")
-    made = chat.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
-    assert made.counts["found"] == 1100 and 50 <= made.counts["held_out"]["examples"] <= 55
+        pytest.skip("no instructions.json next to the checkout")
+    published = chat.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
+    assert published.counts["found"] == 1100 and 50 <= published.counts["held_out"]["examples"] <= 55

@@ -1,4 +1,4 @@
-"""Examples with targets: the same as by plain code, split, dropped by reason, and the same bytes after a kill."""
+"""Supervised examples: compared with plain code, split, dropped by reason, and the same bytes after a kill."""
 
 import contextlib
 import os
@@ -32,22 +32,22 @@ from tokenizer.registry import load_tokenizer
 from tokenizer.train import train
 
 
-def _build(asked):
-    documents.build(asked)
-    train(asked)
-    return supervised.build(asked)
+def _build(recipe):
+    documents.build(recipe)
+    train(recipe)
+    return supervised.build(recipe)
 
 
-def _sides(asked):
-    folder = RunLayout.of(asked).examples
+def _sides(recipe):
+    folder = RunLayout.of(recipe).examples
     return {
         side: [row for path in sorted(folder.glob(f"{side}-*.parquet")) for row in parquet.read_table(path).to_pylist()]
         for side in ("train", "held-out")
     }
 
 
-def _documents(asked):
-    folder = RunLayout.of(asked).documents
+def _documents(recipe):
+    folder = RunLayout.of(recipe).documents
     return [row for path in sorted(folder.glob("clean-*.parquet")) for row in parquet.read_table(path).to_pylist()]
 
 
@@ -55,9 +55,9 @@ _CLASSES = ("apple pie", "Beer", "cake_1")
 
 
 def _records(task, count=300):
-    """Texts with targets, some of which fit no example."""
+    """Texts with targets. Some of them fit no example."""
     rng = random.Random(task)
-    made = []
+    records = []
     for number in range(count):
         text = "".join(rng.choices("abcdefgh ", k=rng.randint(1, 40))).strip() or "a"
         target = {
@@ -65,8 +65,8 @@ def _records(task, count=300):
             "seq2seq": lambda text: "".join(rng.choices("xyz", k=rng.randint(1, 40))),
             "sequence_classification": lambda text: rng.choice((*_CLASSES, " Beer\t")),
         }[task](text)
-        made.append((f"{text}{number}", f"{target}{number}" if task != "sequence_classification" else target))
-    return [*made, ("control characters alone", "\x00\x01")] if task != "sequence_classification" else made
+        records.append((f"{text}{number}", f"{target}{number}" if task != "sequence_classification" else target))
+    return [*records, ("control characters alone", "\x00\x01")] if task != "sequence_classification" else records
 
 
 @pytest.fixture(scope="module", params=sorted(RECIPES))
@@ -74,26 +74,28 @@ def run(request, tmp_path_factory):
     """A run with its examples, in several blocks of several row groups."""
     task = request.param
     root = tmp_path_factory.mktemp(task)
-    given = write_records(root / "a.jsonl", _records(task))
+    options = write_records(root / "a.jsonl", _records(task))
     more = ["train.context_length=32", "train.global_batch_tokens=256"]
-    asked = task_recipe(root, task, *given, *more, *(["model.classes=3"] if task == "sequence_classification" else []))
+    recipe = task_recipe(
+        root, task, *options, *more, *(["model.classes=3"] if task == "sequence_classification" else [])
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest, "GROUP_BYTES", 500)
         patch.setattr(row_files, "GROUP_BYTES", 500)
         patch.setattr(encode, "_LEAST_BYTES", 1500)
-        made = _build(asked)
-        assert len(encode.plan({"jsonl": sorted(RunLayout.of(asked).documents.glob("clean-*"))})) > 2
-    return asked, made
+        published = _build(recipe)
+        assert len(encode.plan({"jsonl": sorted(RunLayout.of(recipe).documents.glob("clean-*"))})) > 2
+    return recipe, published
 
 
 def test_examples_are_those_of_plain_code(run):
-    asked, made = run
-    most, tokenizer = asked.train.context_length, load_tokenizer(RunLayout.of(asked).tokenizer)
+    recipe, published = run
+    most, tokenizer = recipe.train.context_length, load_tokenizer(RunLayout.of(recipe).tokenizer)
     wanted, dropped, cut = [], {}, 0
-    for document in _documents(asked):
+    for document in _documents(recipe):
         ids, target = tokenizer.encode(document["text"]), tokenizer.encode(document["target"])
         reason = None
-        if asked.task == "sequence_classification":
+        if recipe.task == "sequence_classification":
             learnt = {"label": sorted(_CLASSES).index(document["target"].strip())}
             cut += len(ids) > most
             ids = ids[:most]
@@ -101,71 +103,71 @@ def test_examples_are_those_of_plain_code(run):
             learnt = {"targets": target}
             if not target:
                 reason = NO_TARGET
-            elif len(ids) > most or len(target) + (asked.task == "seq2seq") > most:
+            elif len(ids) > most or len(target) + (recipe.task == "seq2seq") > most:
                 reason = TOO_LONG
-            elif asked.task == "token_classification" and len(ids) != len(target):
+            elif recipe.task == "token_classification" and len(ids) != len(target):
                 reason = OTHER_LENGTH
         if reason:
             dropped[reason] = dropped.get(reason, 0) + 1
         else:
             wanted.append({"ids": ids, **learnt, "source": document["id"]})
-    sides = _sides(asked)
+    sides = _sides(recipe)
     assert sorted(sides["train"] + sides["held-out"], key=lambda row: row["source"]) == sorted(
         wanted, key=lambda row: row["source"]
     )
-    assert made.counts["dropped"] == dropped and (asked.task == "sequence_classification") == (not dropped)
-    if asked.task != "sequence_classification":
+    assert published.counts["dropped"] == dropped and (recipe.task == "sequence_classification") == (not dropped)
+    if recipe.task != "sequence_classification":
         assert dropped.keys() == {NO_TARGET, TOO_LONG} | (
-            {OTHER_LENGTH} if asked.task == "token_classification" else set()
+            {OTHER_LENGTH} if recipe.task == "token_classification" else set()
         )
     else:
-        assert made.counts["train"]["cut"] + made.counts["held_out"]["cut"] == cut > 0
+        assert published.counts["train"]["cut"] + published.counts["held_out"]["cut"] == cut > 0
 
 
 def test_counts_and_details(run):
-    asked, made = run
-    for side, found in _sides(asked).items():
-        counts = dict(made.counts[side.replace("-", "_")])
-        assert counts["examples"] == len(found) > 5 and counts["tokens"] == sum(len(row["ids"]) for row in found)
-        if asked.task == "sequence_classification":
-            names = made.details["classes"]
-            assert counts["targets"] == len(found)
+    recipe, published = run
+    for side, rows in _sides(recipe).items():
+        counts = dict(published.counts[side.replace("-", "_")])
+        assert counts["examples"] == len(rows) > 5 and counts["tokens"] == sum(len(row["ids"]) for row in rows)
+        if recipe.task == "sequence_classification":
+            names = published.details["classes"]
+            assert counts["targets"] == len(rows)
             assert counts["classes"] == {
-                name: sum(row["label"] == place for row in found) for place, name in enumerate(names)
+                name: sum(row["label"] == place for row in rows) for place, name in enumerate(names)
             }
         else:
-            ends = len(found) if asked.task == "seq2seq" else 0
-            assert counts["targets"] == sum(len(row["targets"]) for row in found) + ends
-    assert made.details["task"] == asked.task
-    assert made.details["classes"] == (sorted(_CLASSES) if asked.task == "sequence_classification" else [])
-    lines = "\n".join(stats(asked)[0])
-    assert re.search(rf"train: targets +{made.counts['train']['targets']:,}\n", lines)
-    assert asked.task != "sequence_classification" or "train: classes: cake_1" in lines
+            ends = len(rows) if recipe.task == "seq2seq" else 0
+            assert counts["targets"] == sum(len(row["targets"]) for row in rows) + ends
+    assert published.details["task"] == recipe.task
+    assert published.details["classes"] == (sorted(_CLASSES) if recipe.task == "sequence_classification" else [])
+    lines = "\n".join(stats(recipe)[0])
+    assert re.search(rf"train: targets +{published.counts['train']['targets']:,}\n", lines)
+    assert recipe.task != "sequence_classification" or "train: classes: cake_1" in lines
 
 
 def test_the_split_goes_by_the_document_alone(run, tmp_path):
-    asked, _ = run
-    before = {row["source"]: side for side, found in _sides(asked).items() for row in found}
-    texts = {row["id"]: row["text"] for row in _documents(asked)}
-    again = [(row["text"], row["target"]) for row in reversed(_documents(asked))]
-    given = write_records(tmp_path / "a.jsonl", again)
-    classes = ["model.classes=3"] if asked.task == "sequence_classification" else []
+    recipe, _ = run
+    before = {row["source"]: side for side, rows in _sides(recipe).items() for row in rows}
+    texts = {row["id"]: row["text"] for row in _documents(recipe)}
+    again = [(row["text"], row["target"]) for row in reversed(_documents(recipe))]
+    options = write_records(tmp_path / "a.jsonl", again)
+    classes = ["model.classes=3"] if recipe.task == "sequence_classification" else []
     more = ["train.context_length=32", "train.global_batch_tokens=256", *classes]
-    other = task_recipe(tmp_path, asked.task, *given, *more)
+    other = task_recipe(tmp_path, recipe.task, *options, *more)
     _build(other)
     sides = {texts[source]: side for source, side in before.items()}
     names = {row["id"]: row["text"] for row in _documents(other)}
-    assert {names[row["source"]]: side for side, found in _sides(other).items() for row in found} == sides
+    assert {names[row["source"]]: side for side, rows in _sides(other).items() for row in rows} == sides
 
 
 def test_up_to_date_whole_and_made_from_what_is_there(run, tmp_path):
-    asked, _ = run
-    assert supervised.build(asked) is None
-    whole, faults = verify(asked, "r.yaml")
-    assert not faults and sum("/examples: whole" in line for line in whole) == 1
+    recipe, _ = run
+    assert supervised.build(recipe) is None
+    intact, faults = verify(recipe, "r.yaml")
+    assert not faults and sum("/examples: intact" in line for line in intact) == 1
     root = tmp_path / "run"
-    shutil.copytree(asked.run.root, root)
-    moved = asked.model_copy(update={"run": asked.run.model_copy(update={"root": str(root)})})
+    shutil.copytree(recipe.run.root, root)
+    moved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"root": str(root)})})
     path = RunLayout.of(moved).examples / "train-00000.parquet"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -178,22 +180,22 @@ def test_up_to_date_whole_and_made_from_what_is_there(run, tmp_path):
 
 
 def test_another_recipe_moves_them_aside(run, tmp_path):
-    asked, _ = run
-    shutil.copytree(asked.run.root, tmp_path / "run")
-    asked = asked.model_copy(update={"run": asked.run.model_copy(update={"root": str(tmp_path / "run")})})
-    shorter = asked.train.model_copy(update={"context_length": 16})
-    asked = asked.model_copy(update={"train_section": shorter})
-    made = supervised.build(asked)
-    assert made is not None and max(len(row["ids"]) for row in _sides(asked)["train"]) <= 16
-    assert list((RunLayout.of(asked).run / "previous").glob("*-examples"))
+    recipe, _ = run
+    shutil.copytree(recipe.run.root, tmp_path / "run")
+    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"root": str(tmp_path / "run")})})
+    shorter = recipe.train.model_copy(update={"context_length": 24})
+    recipe = recipe.model_copy(update={"train_section": shorter})
+    published = supervised.build(recipe)
+    assert published is not None and max(len(row["ids"]) for row in _sides(recipe)["train"]) <= 24
+    assert list((RunLayout.of(recipe).run / "previous").glob("*-examples"))
 
 
-def test_stopped_half_way_and_on_more_processes_the_same_bytes(run, tmp_path, monkeypatch):
-    """Stopped in the second block: the first is not made again, and what is half written goes."""
-    asked, _ = run
-    shutil.copytree(asked.run.root, tmp_path / "run")
-    asked = asked.model_copy(update={"run": asked.run.model_copy(update={"root": str(tmp_path / "run")})})
-    layout = RunLayout.of(asked)
+def test_stopped_halfway_and_on_more_processes_the_same_bytes(run, tmp_path, monkeypatch):
+    """Stop in the second block: the first block is kept, and incomplete files are removed."""
+    recipe, _ = run
+    shutil.copytree(recipe.run.root, tmp_path / "run")
+    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"root": str(tmp_path / "run")})})
+    layout = RunLayout.of(recipe)
     wanted = digests(layout.examples)
     shutil.rmtree(layout.examples)
     monkeypatch.setattr(encode, "_LEAST_BYTES", 1500)
@@ -208,23 +210,23 @@ def test_stopped_half_way_and_on_more_processes_the_same_bytes(run, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(supervised.atomic, "rename_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            supervised.build(asked)
+            supervised.build(recipe)
     partial = layout.run / ".examples.partial"
     first = (partial / "work" / "train-00000.parquet").stat().st_mtime_ns
-    assert supervised.build(asked) is not None and digests(layout.examples) == wanted
+    assert supervised.build(recipe) is not None and digests(layout.examples) == wanted
     assert (layout.examples / "train-00000.parquet").stat().st_mtime_ns == first
     assert not partial.exists()
 
 
 def test_killed_and_started_again(tmp_path):
     line = [sys.executable, "-m", "pipeline"]
-    given = ["--recipe", str(CONFIGS / "seq2seq-reverse.yaml"), *task_overrides(tmp_path)]
-    given += ["data.source={kind: sequences, documents: 20000, min_chars: 100, max_chars: 300}", "data.workers=2"]
-    given += ["train={context_length: 320, global_batch_tokens: 320, steps: 1, learning_rate: 1}"]
-    given += ["model.max_position_embeddings=320"]
+    options = ["--recipe", str(CONFIGS / "seq2seq-reverse.yaml"), *task_overrides(tmp_path)]
+    options += ["data.source={kind: sequences, documents: 20000, min_chars: 100, max_chars: 300}", "data.workers=2"]
+    options += ["train={context_length: 320, global_batch_tokens: 320, steps: 1, learning_rate: 1}"]
+    options += ["model.max_position_embeddings=320"]
 
     def run(verb):
-        return subprocess.run([*line, verb, *given], cwd=CHECKOUT, capture_output=True, text=True)
+        return subprocess.run([*line, verb, *options], cwd=CHECKOUT, capture_output=True, text=True)
 
     done = run("run")
     assert done.returncode == 0, done.stderr
@@ -235,14 +237,14 @@ def test_killed_and_started_again(tmp_path):
     def written():
         try:
             return sorted((folder.parent / ".examples.partial").rglob("*"))
-        except FileNotFoundError:  # one was renamed meanwhile
+        except FileNotFoundError:  # a file was renamed meanwhile
             return None
 
     hits = 0
     for _ in range(3):
         before = written()
-        asked = [*line, "examples", *given]
-        process = subprocess.Popen(asked, cwd=CHECKOUT, start_new_session=True, stderr=subprocess.DEVNULL)
+        command = [*line, "examples", *options]
+        process = subprocess.Popen(command, cwd=CHECKOUT, start_new_session=True, stderr=subprocess.DEVNULL)
         wait_until(lambda before=before, process=process: written() != before or process.poll() is not None, "new file")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -252,8 +254,8 @@ def test_killed_and_started_again(tmp_path):
 
 
 def _labels(root, records, *more):
-    given = write_records(root / "a.jsonl", records)
-    return task_recipe(root, "sequence_classification", *given, *more)
+    options = write_records(root / "a.jsonl", records)
+    return task_recipe(root, "sequence_classification", *options, *more)
 
 
 def test_other_classes_than_the_model_has(tmp_path):
@@ -262,14 +264,14 @@ def test_other_classes_than_the_model_has(tmp_path):
     line += task_overrides(tmp_path, *write_records(tmp_path / "a.jsonl", records))
     done = subprocess.run([sys.executable, "-m", "pipeline", *line], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 2
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert "model.classes is 6, the documents have 2 classes (even, odd): set model.classes" in said
-    asked = _labels(tmp_path, records, "model.classes=2")
-    assert _build(asked).details["classes"] == ["even", "odd"]
-    # Refused before anything is moved, and what is published stays.
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "model.classes is 6, but the documents have 2 classes (even, odd): set model.classes" in message
+    recipe = _labels(tmp_path, records, "model.classes=2")
+    assert _build(recipe).details["classes"] == ["even", "odd"]
+    # It is refused before anything is moved, so published files stay.
     with pytest.raises(RequestError, match=r"model\.classes is 3"):
         supervised.build(_labels(tmp_path, records, "model.classes=3"))
-    assert manifest.read(RunLayout.of(asked).examples) is not None
+    assert manifest.read(RunLayout.of(recipe).examples) is not None
     many = [(text, f"class {n}") for n, text in enumerate(made_up(40))]
     with pytest.raises(RequestError, match=r"have 40 classes \(class 0, class 1, .*, …\)"):
         _build(_labels(tmp_path, many, "model.classes=2"))
@@ -283,47 +285,47 @@ def test_too_many_empty_targets(tmp_path):
 
 def test_a_side_without_an_example_is_named(tmp_path):
     records = [(f"{n} of a length", "x" * (60 if n else 3)) for n in range(20)]
-    asked = task_recipe(tmp_path, "seq2seq", *write_records(tmp_path / "a.jsonl", records))
-    with pytest.raises(RequestError, match=r"no example (to train on|held out) is left .*: 19 longer than train"):
-        _build(asked)
+    recipe = task_recipe(tmp_path, "seq2seq", *write_records(tmp_path / "a.jsonl", records))
+    with pytest.raises(RequestError, match=r"no (training|held-out) example is left .*: 19 longer than train"):
+        _build(recipe)
     alone = task_recipe(tmp_path, "seq2seq", *write_records(tmp_path / "a.jsonl", records[:1]))
-    with pytest.raises(RequestError, match="all 1 documents of jsonl fall to validation"):
+    with pytest.raises(RequestError, match="all 1 documents of jsonl are held out for validation"):
         _build(alone)
 
 
 def test_what_is_of_another_recipe_is_refused(tmp_path):
-    given = write_records(tmp_path / "a.jsonl", [(f"text {n}", f"target {n}") for n in range(30)])
-    asked = task_recipe(tmp_path, "seq2seq", *given)
-    _build(asked)
-    with pytest.raises(RequestError, match="learns from examples, not from shards: run `make examples"):
-        tokens.build(asked)
-    other = task_recipe(tmp_path, "seq2seq", *given, "data.clean.max_chars=1000")
-    with pytest.raises(RequestError, match=r"documents is of another recipe .*run `make data"):
+    options = write_records(tmp_path / "a.jsonl", [(f"text {n}", f"target {n}") for n in range(30)])
+    recipe = task_recipe(tmp_path, "seq2seq", *options)
+    _build(recipe)
+    with pytest.raises(RequestError, match="is trained on examples, not on shards: run `make examples"):
+        tokens.build(recipe)
+    other = task_recipe(tmp_path, "seq2seq", *options, "data.clean.max_chars=1000")
+    with pytest.raises(RequestError, match=r"documents was built with another recipe .*run `make data"):
         supervised.build(other)
     labels = task_recipe(
-        tmp_path, "sequence_classification", *given, "model.classes=30", f"data.root={RunLayout.of(asked).data}"
+        tmp_path, "sequence_classification", *options, "model.classes=30", f"data.root={RunLayout.of(recipe).data}"
     )
-    with pytest.raises(RequestError, match=r"tokenizer is of another recipe .*what the model learns"):
+    with pytest.raises(RequestError, match=r"tokenizer was built with another recipe .*the task of the model"):
         supervised.build(labels)
 
 
 def test_row_groups_grow_with_their_targets(tmp_path, monkeypatch):
-    given = write_records(tmp_path / "a.jsonl", [(f"{n}", "target " * 20) for n in range(64)])
+    options = write_records(tmp_path / "a.jsonl", [(f"{n}", "target " * 20) for n in range(64)])
     monkeypatch.setattr(ingest, "GROUP_BYTES", 1000)
     monkeypatch.setattr(row_files, "GROUP_BYTES", 2000)
-    documents.build(task_recipe(tmp_path, "seq2seq", *given))
+    documents.build(task_recipe(tmp_path, "seq2seq", *options))
     (path,) = (tmp_path / "seq2seq-reverse" / "documents").glob("clean-*")
     assert parquet.ParquetFile(path).num_row_groups >= 4
 
 
 def test_one_text_is_on_one_side(tmp_path):
-    """Translations of a sentence, and targets that differ by a blank, do not fall to both."""
+    """Translations of a sentence, and targets that differ by a space, are on the same side."""
     texts = [f"number {n}" for n in range(60)]
     records = [(text, target) for text in texts for target in ("one", "two", " one")]
-    given = write_records(tmp_path / "a.jsonl", records)
-    asked = task_recipe(tmp_path, "seq2seq", *given, "data.tokens.validation_fraction=0.3")
-    made = _build(asked)
-    seen = {side: {tuple(row["ids"]) for row in rows} for side, rows in _sides(asked).items()}
+    options = write_records(tmp_path / "a.jsonl", records)
+    recipe = task_recipe(tmp_path, "seq2seq", *options, "data.tokens.validation_fraction=0.3")
+    published = _build(recipe)
+    seen = {side: {tuple(row["ids"]) for row in rows} for side, rows in _sides(recipe).items()}
     assert not seen["train"] & seen["held-out"] and len(seen["train"] | seen["held-out"]) == 60
-    counts = made.counts
+    counts = published.counts
     assert counts["train"]["examples"] + counts["held_out"]["examples"] == 120

@@ -1,4 +1,4 @@
-"""Damaged and strange input: counted with where it is, what is whole around it kept, the same on each reading."""
+"""Damaged input: it is counted with its place, everything else is read, and every reading is the same."""
 
 import csv as standard_csv
 import io
@@ -27,15 +27,15 @@ TEXTS = corpora.texts(40, seed=8)
 
 
 def read(source):
-    """Documents and counts of two readings that must agree."""
-    found = []
+    """Documents and counts of two readings, which must agree."""
+    readings = []
     for _ in range(2):
         bad = BadInputs()
         documents = [document for part in source.parts(1) for document in source.read(part, bad)]
         assert len({document.id for document in documents}) == len(documents)
-        found.append((documents, bad))
-    assert found[0] == found[1]
-    return found[0]
+        readings.append((documents, bad))
+    assert readings[0] == readings[1]
+    return readings[0]
 
 
 def flipped(content, at):
@@ -43,12 +43,12 @@ def flipped(content, at):
 
 
 def tar_with(*infos):
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=tarfile.GNU_FORMAT) as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for info, content in infos:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def member(name, kind=tarfile.REGTYPE, content=b"a page", target=""):
@@ -66,7 +66,7 @@ def test_compressed_lines(tmp_path, ending, harm):
     (tmp_path / f"b.jsonl{ending}").write_bytes(packed(b'{"text": "whole"}\n', ending))
     documents, bad = read(JsonlSource(str(tmp_path), "text"))
     assert sum(bad.reasons.values()) == bad.reasons["unreadable file"] == 1 and documents[-1].text == "whole"
-    # A flip may decode to something else, which only the checksum at the end knows.
+    # A flipped byte may decode to something else, which only the checksum at the end detects.
     if "checksum" not in bad.examples["unreadable file"][0]:
         assert [d.text for d in documents[:-1]] == (TEXTS * 9)[: len(documents) - 1]
 
@@ -153,11 +153,11 @@ def test_links_devices_and_names_that_lead_elsewhere(tmp_path, name):
 
 
 def test_long_names_of_the_posix_kind(tmp_path):
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as archive:
         for name in ("ü" * 120 + ".txt", "x/" * 300 + "y.txt"):
             archive.addfile(tarfile.TarInfo(name))
-    (tmp_path / "a.tar").write_bytes(made.getvalue())
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
     documents, bad = read(OpenWebTextSource(str(tmp_path)))
     names = [document.id.removeprefix("openwebtext:a.tar/").rpartition(":")[0] for document in documents]
     assert names == ["ü" * 120 + ".txt", "x/" * 300 + "y.txt"] and not bad.reasons
@@ -206,7 +206,7 @@ def test_parquet(tmp_path, harm):
     if harm != "flip":
         assert texts == TEXTS[21:] and bad.reasons == {"unreadable file": 1}
         return
-    # Without page checksums, Arrow notices a changed byte only where the compression or the text's form does.
+    # Without page checksums, Arrow detects a changed byte only by the compression or the encoding of the text.
     assert len(texts) + 21 >= len(TEXTS) - 21 and texts[-19:] == TEXTS[21:]
 
 
@@ -223,21 +223,21 @@ def test_parquet_values_that_are_no_text(tmp_path):
 
 def test_a_missing_column_is_refused_with_those_there_are(tmp_path):
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(RequestError, match=r"no column 'text'; columns there: body \(string\), n \(int64\)"):
+    with pytest.raises(RequestError, match=r"no column 'text'; its columns are: body \(string\), n \(int64\)"):
         read(ParquetSource(str(tmp_path), "text"))
     with pytest.raises(RequestError, match=r"'n' of a.parquet is not text"):
         read(ParquetSource(str(tmp_path), "n"))
     (tmp_path / "a.csv").write_text("body,n\nx,1\n")
-    with pytest.raises(RequestError, match="no column 'text'; columns there: body, n"):
+    with pytest.raises(RequestError, match="no column 'text'; its columns are: body, n"):
         read(CsvSource(str(tmp_path), "text"))
 
 
 def test_csv(tmp_path):
-    made = io.StringIO()
-    writer = standard_csv.writer(made)
+    buffer = io.StringIO()
+    writer = standard_csv.writer(buffer)
     writer.writerows([["n", "text"], [1, "z" * 200_000], [2, 'said "so",\nand left'], [3, "ü"], [4, ""]])
     lines = b'5\n\n6,"open" quote\n7,caf\xe9\n8,NUL \0\n9,last\n10,"never closed\n'
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + made.getvalue().encode() + lines)
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + buffer.getvalue().encode() + lines)
     (tmp_path / "b.tsv.gz").write_bytes(packed(b"text\tn\none\t1\n", ".gz"))
     (tmp_path / "c.csv").write_bytes(b"")
     documents, bad = read(CsvSource(str(tmp_path), "text"))
@@ -259,9 +259,10 @@ def test_csv_records_with_more_fields_than_the_header(tmp_path):
     assert [document.text for document in documents] == ["whole", "last"]
     assert bad.reasons == {"a record with too many fields": 1}
     with pytest.raises(
-        RequestError, match=r"data.max_bad_fraction .*: set data\.source\(s\.NAME\)\.delimiter, or quote .*, or raise"
+        RequestError,
+        match=r"33.3 % of the inputs\), above .*: set data\.sources\.web\.delimiter, or quote .*, or raise",
     ):
-        bad.check(0.1, "corpus")
+        bad.check(0.1, "corpus", "data.sources.web")
 
 
 @pytest.mark.parametrize(("mark", "shown"), [(";", ";"), ("\t", r"\t"), ("|", "|")])
@@ -272,25 +273,25 @@ def test_a_header_of_another_delimiter(tmp_path, mark, shown):
     assert str(fault.value).endswith(f"set data.source.delimiter='{shown}')")
 
 
-def test_the_cure_is_said(tmp_path):
+def test_the_message_names_a_key_to_change(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     _, bad = read(TextSource(str(tmp_path), 0))
     with pytest.raises(RequestError) as fault:
         bad.check(0.01, "corpus")
-    cure = ": set data.source(s.NAME).encoding (such as latin-1; of text, jsonl, csv and parallel)"
-    assert str(fault.value).endswith(cure)
+    hint = ": set data.source.encoding (such as latin-1; for text, jsonl, csv and parallel)"
+    assert str(fault.value).endswith(hint)
 
 
 def test_a_document_of_50_mb(tmp_path):
     long = ("A long line of text. " * 500 + "\n") * 5000
     for kind in ("jsonl.zst", "parquet", "csv", "openwebtext-folder"):
         keys = corpora.write(kind, [long, "short"], tmp_path / kind)
-        made = {"jsonl": JsonlSource, "parquet": ParquetSource, "csv": CsvSource}.get(keys["data.source.kind"])
+        source_class = {"jsonl": JsonlSource, "parquet": ParquetSource, "csv": CsvSource}.get(keys["data.source.kind"])
         path = keys["data.source.path"]
-        source = made(path, "text") if made else OpenWebTextSource(path)
+        source = source_class(path, "text") if source_class else OpenWebTextSource(path)
         bad = BadInputs()
-        found = [document.text for part in source.parts(1) for document in source.read(part, bad)]
-        assert found == [long, "short"] and not bad.reasons
+        documents_read = [document.text for part in source.parts(1) for document in source.read(part, bad)]
+        assert documents_read == [long, "short"] and not bad.reasons
 
 
 @pytest.mark.parametrize(
@@ -300,9 +301,9 @@ def test_a_document_of_50_mb(tmp_path):
 )
 def test_a_folder_without_a_match(tmp_path, source):
     (tmp_path / "other.bin").write_bytes(b"x")
-    made = replace(source, path=str(tmp_path))
-    with pytest.raises(RequestError, match=f"holds no file ending in .*{source.endings[-1]}"):
-        made.inputs()
+    moved = replace(source, path=str(tmp_path))
+    with pytest.raises(RequestError, match=f"has no file ending in .*{source.endings[-1]}"):
+        moved.inputs()
 
 
 def test_the_first_places_are_kept_and_three_are_shown(capsys):
@@ -315,6 +316,6 @@ def test_the_first_places_are_kept_and_three_are_shown(capsys):
     assert whole.reasons == {"odd": 150} and len(whole.examples["odd"]) == 100
     assert whole.examples["odd"][:2] == ["place 0", "place 2"]
     whole.check(0.02, "corpus")
-    assert capsys.readouterr().out == "corpus: left out 150 of 10,149 inputs: odd (place 0; place 2; place 4)\n"
+    assert capsys.readouterr().out == "corpus: skipped 150 of 10,149 inputs: odd (place 0; place 2; place 4)\n"
     with pytest.raises(RequestError, match=r"150 of 10,149 inputs .* data.max_bad_fraction \(0.01\)"):
         whole.check(0.01, "corpus")

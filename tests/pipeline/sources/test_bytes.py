@@ -1,4 +1,4 @@
-"""How much a damaged input took with it, in bytes; and that no more than a few documents are held at a time."""
+"""The bytes lost to damaged input, and that only a few documents are held in memory at a time."""
 
 import gzip
 import json
@@ -32,16 +32,16 @@ TEXTS = corpora.texts(600, seed=11, sentences=4)
 def read(source):
     bad = BadInputs()
     parts = list(source.parts(1))
-    found = [document.text for part in parts for document in source.read(part, bad)]
+    documents_read = [document.text for part in parts for document in source.read(part, bad)]
     assert bad.bytes == sum(part.size for part in parts) and bad.lost_bytes <= bad.bytes
-    return found, bad
+    return documents_read, bad
 
 
 def refused(bad, inputs=1):
-    """Whether the bytes alone refuse it."""
+    """Check that the lost bytes alone refuse it."""
     assert sum(bad.reasons.values()) <= max(inputs, 0.01 * bad.good)
     with pytest.raises(
-        RequestError, match=r"of [\d,]+ inputs \(about [\d.]+ % of the bytes\) cannot be read"
+        RequestError, match=r"inputs cannot be read( \(.*about [\d.]+ % of the bytes\), above|: )"
     ) as caught:
         bad.check(0.01, "corpus")
     return "\n" not in str(caught.value)
@@ -52,27 +52,27 @@ def test_a_corpus_cut_short_is_refused(tmp_path, kind):
     keys = corpora.write(kind, TEXTS, tmp_path / "source")
     path = max((tmp_path / "source").rglob("*.*"), key=lambda path: path.stat().st_size * path.is_file())
     os.truncate(path, path.stat().st_size * 6 // 10)
-    asked = corpora.recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
-    found, bad = read(open_source(asked.data.source, asked))
-    assert len(found) < len(TEXTS) and refused(bad)
+    recipe = corpora.recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
+    documents_read, bad = read(open_source(recipe.data.source, recipe))
+    assert len(documents_read) < len(TEXTS) and refused(bad)
     with pytest.raises(RequestError, match="of the bytes"):
-        documents.build(asked)
+        documents.build(recipe)
 
 
-def test_damage_half_way_loses_the_other_half(tmp_path):
+def test_damage_halfway_loses_the_other_half(tmp_path):
     content = bytearray(tar_of(pages(TEXTS[:100])))
     at = content.index(b"0000050-")
     content[at + 150] ^= 0x55
     (tmp_path / "a.tar").write_bytes(content)
-    found, bad = read(OpenWebTextSource(str(tmp_path)))
-    assert found == TEXTS[:50] and 0.4 < bad.lost_bytes / bad.bytes < 0.6 and refused(bad)
+    documents_read, bad = read(OpenWebTextSource(str(tmp_path)))
+    assert documents_read == TEXTS[:50] and 0.4 < bad.lost_bytes / bad.bytes < 0.6 and refused(bad)
 
 
 def test_an_unclosed_quote_takes_what_follows(tmp_path):
     lines = [f'{n},"{n} lines"\n' for n in range(1000)]
     (tmp_path / "a.csv").write_text("n,text\n" + "".join(lines[:600]) + '600,"open\n' + "x,y\n" * 400)
-    found, bad = read(CsvSource(str(tmp_path), "text"))
-    assert len(found) == 600 and bad.reasons == {"malformed record": 1}
+    documents_read, bad = read(CsvSource(str(tmp_path), "text"))
+    assert len(documents_read) == 600 and bad.reasons == {"malformed record": 1}
     assert 0.35 < bad.lost_bytes / bad.bytes < 0.45 and refused(bad)
 
 
@@ -80,28 +80,28 @@ def test_a_hole_of_zeros_counts_by_its_length(tmp_path):
     line = b'{"text": "some words"}\n'
     for ending in ("", ".gz"):
         (tmp_path / f"a.jsonl{ending}").write_bytes(packed(line * 900 + bytes(30_000) + b"\n" + line * 900, ending))
-    found, bad = read(JsonlSource(str(tmp_path), "text"))
-    assert len(found) == 3600 and bad.reasons == {"malformed line": 2} and refused(bad, 2)
+    documents_read, bad = read(JsonlSource(str(tmp_path), "text"))
+    assert len(documents_read) == 3600 and bad.reasons == {"malformed line": 2} and refused(bad, 2)
 
 
 def test_one_broken_table_of_eighty(tmp_path):
     for number in range(80):
         parquet.write_table(pyarrow.table({"text": TEXTS[:50]}), tmp_path / f"{number:02d}.parquet")
     os.truncate(tmp_path / "07.parquet", (tmp_path / "07.parquet").stat().st_size - 20)
-    found, bad = read(ParquetSource(str(tmp_path), "text"))
-    assert len(found) == 79 * 50 and bad.reasons == {"unreadable file": 1} and refused(bad)
+    documents_read, bad = read(ParquetSource(str(tmp_path), "text"))
+    assert len(documents_read) == 79 * 50 and bad.reasons == {"unreadable file": 1} and refused(bad)
 
 
-def test_a_small_damaged_file_of_a_large_corpus_is_put_up_with(tmp_path, capsys):
+def test_a_small_damaged_file_of_a_large_corpus_is_tolerated(tmp_path, capsys):
     corpora.write_jsonl(tmp_path / "a.jsonl", TEXTS)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 100)[:-9])
-    found, bad = read(JsonlSource(str(tmp_path), "text"))
-    assert found[:600] == TEXTS and 0 < bad.lost_bytes < 100 and bad.reasons == {"unreadable file": 1}
+    documents_read, bad = read(JsonlSource(str(tmp_path), "text"))
+    assert documents_read[:600] == TEXTS and 0 < bad.lost_bytes < 100 and bad.reasons == {"unreadable file": 1}
     whole = BadInputs()
     whole.merge(json.loads(json.dumps(bad.dump())))
     assert whole == bad
     whole.check(0.01, "corpus")
-    assert "left out 1 of 701 inputs: unreadable file (b.jsonl.gz" in capsys.readouterr().out
+    assert "skipped 1 of 701 inputs: unreadable file (b.jsonl.gz" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a_data.xz"])
@@ -110,12 +110,12 @@ def test_a_tar_that_ends_between_two_members(tmp_path, monkeypatch, name):
     # A page takes a header and two blocks.
     content = tar_of(pages(["page " * 120] * 20))
     (tmp_path / name).write_bytes(packed(content[: 15 * 3 * 512], name))
-    found, bad = read(OpenWebTextSource(str(tmp_path)))
-    assert len(found) == 15 and bad.reasons == {"unreadable file": 1}
+    documents_read, bad = read(OpenWebTextSource(str(tmp_path)))
+    assert len(documents_read) == 15 and bad.reasons == {"unreadable file": 1}
     assert "ends without its end mark" in bad.examples["unreadable file"][0] and refused(bad)
     (tmp_path / name).write_bytes(packed(content[: 20 * 3 * 512 + 512], name))
-    found, bad = read(OpenWebTextSource(str(tmp_path)))
-    assert len(found) == 20 and not bad.reasons and not bad.lost_bytes
+    documents_read, bad = read(OpenWebTextSource(str(tmp_path)))
+    assert len(documents_read) == 20 and not bad.reasons and not bad.lost_bytes
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.7z"])
@@ -124,15 +124,15 @@ def test_a_member_that_is_too_large(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr("pipeline.sources.storage.tar.MOST_MEMBER_BYTES", 1000)
     monkeypatch.setattr("pipeline.sources.storage.seven_zip.MOST_MEMBER_BYTES", 1000)
-    made = pages(["one", random.Random(1).randbytes(400_000).hex(), "two"])
+    members = pages(["one", random.Random(1).randbytes(400_000).hex(), "two"])
     if name.endswith(".7z"):
         with py7zr.SevenZipFile(tmp_path / name, "w") as archive:
-            for page, content in made:
+            for page, content in members:
                 archive.writestr(content, page)
     else:
-        (tmp_path / name).write_bytes(packed(tar_of(made), name))
-    found, bad = read(OpenWebTextSource(str(tmp_path)))
-    assert found == ["one", "two"] and bad.reasons == {openwebtext._TOO_LARGE: 1}
+        (tmp_path / name).write_bytes(packed(tar_of(members), name))
+    documents_read, bad = read(OpenWebTextSource(str(tmp_path)))
+    assert documents_read == ["one", "two"] and bad.reasons == {openwebtext._TOO_LARGE: 1}
     assert bad.lost_bytes > 0.5 * bad.bytes or name.endswith(".7z")
 
 
@@ -140,11 +140,13 @@ def test_a_text_too_long_to_be_one_document(tmp_path, monkeypatch):
     monkeypatch.setattr(text_module, "_MOST_WHOLE_BYTES", 1 << 20)
     (tmp_path / "a.txt").write_text("long " * 300_000)
     (tmp_path / "b.txt").write_text("short")
-    found, bad = read(TextSource(str(tmp_path), 0))
+    documents_read, bad = read(TextSource(str(tmp_path), 0))
     assert (
-        found == ["short"] and bad.reasons == {"longer than 1 MB: set chunk_chars": 1} and bad.lost_bytes == 1_500_000
+        documents_read == ["short"]
+        and bad.reasons == {"longer than 1 MB: set chunk_chars": 1}
+        and bad.lost_bytes == 1_500_000
     )
-    with pytest.raises(RequestError, match=r"more than 1 MB: set data.source.chunk_chars"):
+    with pytest.raises(RequestError, match=r"larger than 1 MB: set data.source.chunk_chars"):
         read(TextSource(str(tmp_path), 0, merge=True))
     (tmp_path / "a.txt").unlink()
     assert read(TextSource(str(tmp_path), 0, merge=True))[0] == ["short"]
@@ -174,7 +176,7 @@ def test_folders_behind_links(tmp_path):
 
 
 def peaks(source):
-    """Most bytes of Arrow's pool and of Python while a source is read, and rows."""
+    """Peak bytes of Arrow's pool and of Python while a source is read, and the number of rows."""
     parts = list(source.parts(1))
     rows = top = 0
     bad = BadInputs()

@@ -1,4 +1,4 @@
-"""Compressed files: all that is before damage is read, whatever compresses it and whatever reads it; never more."""
+"""Compressed files: everything before damage is read, for all formats and readers, and nothing more."""
 
 import gzip
 import io
@@ -25,27 +25,27 @@ ENDINGS = (".gz", ".xz", ".zst")
 
 
 def drained(content, ending):
-    """What is read, the damage and where the stored bytes stand then."""
+    """What is read, the damage, and the position in the stored bytes then."""
     stored = io.BytesIO(content)
     stream = decompressed(stored, f"a{ending}")
-    found = bytearray()
+    decompressed_bytes = bytearray()
     try:
         while block := stream.read1(1 << 20):
-            found += block
+            decompressed_bytes += block
     except DAMAGE as error:
-        return bytes(found), error, stored.tell()
-    return bytes(found), None, stored.tell()
+        return bytes(decompressed_bytes), error, stored.tell()
+    return bytes(decompressed_bytes), None, stored.tell()
 
 
 def in_blocks(content, ending, lines=40):
-    """Content of which every so many lines can be decompressed by themselves."""
+    """Content in which groups of lines can be decompressed independently."""
     pieces = content.splitlines(keepends=True)
     blocks = [b"".join(pieces[at : at + lines]) for at in range(0, len(pieces), lines)]
     if ending == ".zst":
-        made = zstandard.ZstdCompressor().compressobj()
-        return b"".join(made.compress(block) + made.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for block in blocks) + (
-            made.flush()
-        )
+        compressor = zstandard.ZstdCompressor().compressobj()
+        return b"".join(
+            compressor.compress(block) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for block in blocks
+        ) + (compressor.flush())
     return b"".join(corpora.packed(block, ending) for block in blocks)
 
 
@@ -65,8 +65,8 @@ def test_whole_files_of_one_or_several_members(ending, size):
 def test_garbage_behind_the_end_costs_nothing_before_it(ending, size):
     content = b"".join(b"line %d\n" % number for number in range(size // 8))
     packed = corpora.packed(content, ending)
-    found, error, at = drained(packed + b"GARBAGE" * 20, ending)
-    assert found == content and error is not None and len(packed) <= at < len(packed) + 10
+    content_read, error, at = drained(packed + b"GARBAGE" * 20, ending)
+    assert content_read == content and error is not None and len(packed) <= at < len(packed) + 10
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -75,17 +75,17 @@ def test_all_before_a_cut_is_read(ending, cut):
     lines = [b"%d: %s\n" % (number, str(number**9).encode()) for number in range(4000)]
     packed = in_blocks(b"".join(lines), ending)
     packed = packed[: len(packed) * cut // 100]
-    found, error, at = drained(packed, ending)
-    assert error is not None and at == len(packed) and b"".join(lines).startswith(found)
-    # Of the members, or blocks, that are there in full nothing is lost.
-    assert len(found) > len(b"".join(lines)) * cut // 100 * 0.9 - 2000
+    content_read, error, at = drained(packed, ending)
+    assert error is not None and at == len(packed) and b"".join(lines).startswith(content_read)
+    # Members, or blocks, that are complete are read.
+    assert len(content_read) > len(b"".join(lines)) * cut // 100 * 0.9 - 2000
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_what_is_not_compressed_so(ending):
     for content in (b"", b"x", b"plain text" * 9):
-        found, error, _ = drained(content, ending)
-        assert not found and error is not None
+        content_read, error, _ = drained(content, ending)
+        assert not content_read and error is not None
     assert str(drained(b"", ending)[1]) == "it is empty"
 
 
@@ -96,9 +96,9 @@ def _read(source):
 
 def _content(kind):
     if kind == "csv":
-        return b"text\n" + b"".join(b'"%s"\n' % made.encode() for made in TEXTS)
+        return b"text\n" + b"".join(b'"%s"\n' % text.encode() for text in TEXTS)
     if kind == "jsonl":
-        return b"".join(json.dumps({"text": made}).encode() + b"\n" for made in TEXTS)
+        return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in TEXTS)
     if kind == "tar":
         return corpora.tar_of(corpora.pages(TEXTS))
     return "\n\n".join(TEXTS).encode()
@@ -121,43 +121,46 @@ def test_every_source_keeps_what_decodes(tmp_path, monkeypatch, kind, ending, ha
     path.write_bytes(packed)
     source = _SOURCES[kind](str(path))
     whole, _ = _read(source)
-    # The text's own end is an end like any other.
+    # Text does not show that it is cut off.
     path.write_bytes(packed + b"GARBAGE" * 20 if harm == "garbage" else packed[: len(packed) * 3 // 4])
-    found, bad = _read(_SOURCES[kind](str(path)))
+    documents_read, bad = _read(_SOURCES[kind](str(path)))
     if harm == "garbage":
-        # Behind a tar's own end nothing is read.
-        assert found == whole and sum(bad.reasons.values()) == (kind != "tar") and bad.lost_bytes < 200
+        # Nothing is read after the end of a tar archive.
+        assert documents_read == whole and sum(bad.reasons.values()) == (kind != "tar") and bad.lost_bytes < 200
     else:
-        assert len(whole) // 2 < len(found) < len(whole) and found[:-2] == whole[: len(found) - 2]
+        assert (
+            len(whole) // 2 < len(documents_read) < len(whole)
+            and documents_read[:-2] == whole[: len(documents_read) - 2]
+        )
         assert bad.reasons == {"unreadable file": 1}
     bad.check(1.0, "corpus")
     if kind == "txt":
         monkeypatch.setattr(text.file_source, "COMPRESSED_PART_BYTES", 1)
-        assert _read(_SOURCES[kind](str(path)))[0] == found
+        assert _read(_SOURCES[kind](str(path)))[0] == documents_read
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_other_encodings_keep_what_decodes(tmp_path, ending):
-    content = "".join(json.dumps({"text": made}) + "\n" for made in TEXTS).encode("utf-16")
+    content = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode("utf-16")
     (tmp_path / f"a.jsonl{ending}").write_bytes(corpora.packed(content, ending) + b"GARBAGE" * 20)
-    found, bad = _read(JsonlSource(str(tmp_path), "text", "utf-16"))
-    assert found == TEXTS and bad.reasons == {"unreadable file": 1}
+    documents_read, bad = _read(JsonlSource(str(tmp_path), "text", "utf-16"))
+    assert documents_read == TEXTS and bad.reasons == {"unreadable file": 1}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_parallel_files_and_instructions_keep_what_decodes(tmp_path, ending):
-    lines = [made.replace("\n", " ") for made in TEXTS]
+    lines = [text.replace("\n", " ") for text in TEXTS]
     for name in ("a", "b"):
         (tmp_path / f"{name}{ending}").write_bytes(
             corpora.packed("".join(line + "\n" for line in lines).encode(), ending) + b"GARBAGE" * (name == "b")
         )
-    found, bad = _read(ParallelSource(str(tmp_path / f"a{ending}"), str(tmp_path / f"b{ending}")))
-    assert found == lines and bad.reasons == {"unreadable file": 1}
+    documents_read, bad = _read(ParallelSource(str(tmp_path / f"a{ending}"), str(tmp_path / f"b{ending}")))
+    assert documents_read == lines and bad.reasons == {"unreadable file": 1}
     records = "".join(json.dumps({"instruction": line, "output": "x"}) + "\n" for line in lines)
     (tmp_path / f"i.jsonl{ending}").write_bytes(corpora.packed(records.encode(), ending) + b"GARBAGE")
     bad = BadInputs()
-    made = list(instructions.conversations(instructions.find(str(tmp_path / f"i.jsonl{ending}")), str, bad))
-    assert len(made) == bad.good == len(lines) and bad.reasons == {"unreadable file": 1}
+    text = list(instructions.conversations(instructions.find(str(tmp_path / f"i.jsonl{ending}")), str, bad))
+    assert len(text) == bad.good == len(lines) and bad.reasons == {"unreadable file": 1}
 
 
 def test_damage_late_in_a_long_file_is_found_from_its_beginning_on(monkeypatch):
@@ -165,5 +168,5 @@ def test_damage_late_in_a_long_file_is_found_from_its_beginning_on(monkeypatch):
     monkeypatch.setattr(compressed, "_CAREFUL_INPUT_BYTES", 64)
     content = b"".join(b"%d\n" % (number**7) for number in range(30_000))
     for ending, packed in ((".gz", gzip.compress(content)), (".xz", lzma.compress(content, preset=0))):
-        found, error, at = drained(packed + b"GARBAGE", ending)
-        assert found == content and len(packed) < at <= len(packed) + 7 and "follows" in str(error)
+        content_read, error, at = drained(packed + b"GARBAGE", ending)
+        assert content_read == content and len(packed) < at <= len(packed) + 7 and "other data after" in str(error)

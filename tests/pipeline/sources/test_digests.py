@@ -1,4 +1,4 @@
-"""A source that has changed is found: by a stat where nobody hides it, by verify whatever was done to a file."""
+"""Changed sources are detected: by size and times, and by verify even if these are unchanged."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from pipeline.documents import input_fingerprints
 from pipeline.documents import stage as documents
 from pipeline.examples import instructions
 from pipeline.reports.verify import verify
+from pipeline.sources.registry import open_sources
 from pipeline.sources.storage import digests as module
 from pipeline.sources.storage import files
 from pipeline.sources.storage.digests import SourceDigests
@@ -20,20 +21,20 @@ from tests.support.pipeline import corpora
 from tests.support.pipeline.corpora import of_jsonl, recipe, texts, write_jsonl
 
 TEXTS = texts(40, seed=3)
-#: A time long ago: a file changed just now is never trusted.
+#: A time in the past. A file that was just changed is never trusted.
 PAST = (10**18, 10**18)
 
 
 def settled(folder):
-    """The files below a folder, none of them changed just now."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in found:
+    """The files below a folder, with modification times in the past."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in paths:
         os.utime(path, ns=PAST)
-    return found
+    return paths
 
 
 def redact(path):
-    """Change a byte in the middle, at the same length, and put the times back."""
+    """Change a byte in the middle, and restore the times."""
     with path.open("r+b") as stream:
         stream.seek(path.stat().st_size // 2)
         byte = stream.read(1)
@@ -121,30 +122,30 @@ def test_tasks_that_begin_together_hash_a_source_once(tmp_path, opened):
     path = tmp_path / "a.txt"
     path.write_text("x" * 999)
     os.utime(path, ns=PAST)
-    found, start = [], threading.Barrier(6)
+    fingerprints, start = [], threading.Barrier(6)
 
     def task():
         digests = SourceDigests(tmp_path / "documents")
         start.wait()
-        found.append(digests.of("text: files", files.find(str(path), ())))
+        fingerprints.append(digests.of("text: files", files.find(str(path), ())))
 
     tasks = [threading.Thread(target=task) for _ in range(6)]
     for thread in tasks:
         thread.start()
     for thread in tasks:
         thread.join()
-    assert len(found) == 6 and len(set(found)) == 1 and opened == ["a.txt"]
+    assert len(fingerprints) == 6 and len(set(fingerprints)) == 1 and opened == ["a.txt"]
 
 
 def test_pieces_and_threads_change_nothing(tmp_path, monkeypatch):
     for size in (0, 1, 4096, 70_000):
         (tmp_path / f"{size}.txt").write_bytes(os.urandom(size))
-    found = files.find(str(tmp_path), (".txt",))
+    listed = files.find(str(tmp_path), (".txt",))
     monkeypatch.setattr(module, "_PIECE_BYTES", 1000)
-    whole = module.fingerprint(found)
+    whole = module.fingerprint(listed)
     monkeypatch.setattr(module, "_THREADS", 1)
     monkeypatch.setattr(module, "_BLOCK_BYTES", 77)
-    assert module.fingerprint(found) == whole
+    assert module.fingerprint(listed) == whole
 
 
 def test_a_large_file_behind_a_url_is_sampled_at_both_ends_and_between(monkeypatch):
@@ -154,22 +155,22 @@ def test_a_large_file_behind_a_url_is_sampled_at_both_ends_and_between(monkeypat
     assert len(list(module._pieces(file._replace(path="/a")))) == 7
 
 
-def _inputs(asked, target, trusted=True):
+def _inputs(recipe, target, trusted=True):
     digests = SourceDigests(target, trusted)
-    return input_fingerprints.inputs(asked, documents.opened(asked), digests), digests
+    return input_fingerprints.current(recipe, open_sources(recipe), digests), digests
 
 
 @pytest.mark.parametrize("kind", corpora.KINDS)
 def test_every_kind_of_source(tmp_path, kind):
     keys = corpora.write(kind, TEXTS, tmp_path / "source")
-    asked = recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
+    run_recipe = recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
     paths = settled(tmp_path / "source")
-    before, _ = _inputs(asked, tmp_path / "documents")
+    before, _ = _inputs(run_recipe, tmp_path / "documents")
     last = max(paths, key=lambda path: path.stat().st_size)
     redact(last)
     for trusted in (False, True):
-        after, digests = _inputs(asked, tmp_path / "documents", trusted)
-        assert after != before and last.name in input_fingerprints.changed(before, after, digests)
+        after, digests = _inputs(run_recipe, tmp_path / "documents", trusted)
+        assert after != before and last.name in input_fingerprints.changes(before, after, digests)
 
 
 @pytest.mark.parametrize("harmed", ["a.txt", "targets.txt", "tests.txt"])
@@ -177,7 +178,7 @@ def test_targets_and_evaluation_texts(tmp_path, harmed):
     for name in ("a.txt", "targets.txt", "tests.txt"):
         (tmp_path / name).write_text("one\ntwo\n")
     path = tmp_path / "a.txt"
-    asked = recipe(
+    run_recipe = recipe(
         tmp_path,
         "data.source.kind=parallel",
         f"data.source.path={path}",
@@ -185,10 +186,10 @@ def test_targets_and_evaluation_texts(tmp_path, harmed):
         f"data.clean.decontaminate.path={tmp_path / 'tests.txt'}",
     )
     settled(tmp_path)
-    before, _ = _inputs(asked, tmp_path / "documents")
+    before, _ = _inputs(run_recipe, tmp_path / "documents")
     redact(tmp_path / harmed)
-    after, digests = _inputs(asked, tmp_path / "documents")
-    assert after != before and input_fingerprints.changed(before, after, digests).endswith(f": {harmed}")
+    after, digests = _inputs(run_recipe, tmp_path / "documents")
+    assert after != before and input_fingerprints.changes(before, after, digests).endswith(f": {harmed}")
 
 
 def test_verify_and_a_new_start_name_the_file(tmp_path, capsys):
@@ -196,16 +197,16 @@ def test_verify_and_a_new_start_name_the_file(tmp_path, capsys):
     for name in "abcde":
         write_jsonl(tmp_path / "source" / f"{name}.jsonl", [f"{name} {text}" for text in TEXTS[:5]])
     paths = settled(tmp_path / "source")
-    asked = of_jsonl(tmp_path, tmp_path / "source")
-    documents.build(asked)
-    assert not verify(asked, "r.yaml")[1]
+    recipe = of_jsonl(tmp_path, tmp_path / "source")
+    documents.build(recipe)
+    assert not verify(recipe, "r.yaml")[1]
     for path in paths[:4]:
         redact(path)
-    (fault,) = verify(asked, "r.yaml")[1]
+    (fault,) = verify(recipe, "r.yaml")[1]
     assert "the source has changed since (jsonl: a.jsonl, b.jsonl, c.jsonl and 1 more); repair:" in fault
-    assert documents.build(asked) is not None
+    assert documents.build(recipe) is not None
     assert "the source has changed: jsonl: a.jsonl, b.jsonl, c.jsonl and 1 more" in capsys.readouterr().err
-    assert not verify(asked, "r.yaml")[1] and documents.build(asked) is None
+    assert not verify(recipe, "r.yaml")[1] and documents.build(recipe) is None
     record = json.loads((tmp_path / "demo" / ".documents.sources.json").read_text())
     assert list(record["jsonl: files"]) == [f"{name}.jsonl" for name in "abcde"]
 
@@ -213,9 +214,9 @@ def test_verify_and_a_new_start_name_the_file(tmp_path, capsys):
 def test_nothing_is_noted_of_sources_that_are_not_all_there(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", TEXTS)
     sources = f"{{a: {{kind: jsonl, path: {tmp_path}/a.jsonl}}, b: {{kind: jsonl, path: /nowhere}}}}"
-    asked = recipe(tmp_path, "data.source={}", f"data.sources={sources}")
+    run_recipe = recipe(tmp_path, "data.source={}", f"data.sources={sources}")
     with pytest.raises(Exception, match=r"data.sources.b.path: /nowhere is neither"):
-        documents.build(asked)
+        documents.build(run_recipe)
     assert not (tmp_path / "demo").exists()
 
 
@@ -224,15 +225,15 @@ def test_examples(tmp_path):
     record = {"instruction": "Say it.", "output": "It."}
     path.write_text("".join(json.dumps(record | {"input": str(number)}) + "\n" for number in range(9)))
     os.utime(path, ns=PAST)
-    given = ("finetune.examples.kind=instructions", f"finetune.examples.path={path}")
-    asked = recipe(tmp_path, *given)
-    folder = RunLayout.of(asked).examples
+    options = ("finetune.examples.kind=instructions", f"finetune.examples.path={path}")
+    run_recipe = recipe(tmp_path, *options)
+    folder = RunLayout.of(run_recipe).examples
     with open_stage("examples", folder, {}, instructions.fingerprints(str(path), SourceDigests(folder))) as stage:
         stage.publish({}, {})
-    assert not verify(asked, "r.yaml")[1]
+    assert not verify(run_recipe, "r.yaml")[1]
     redact(path)
-    (fault,) = verify(asked, "r.yaml")[1]
+    (fault,) = verify(run_recipe, "r.yaml")[1]
     assert "the source has changed since (files: a.jsonl); repair: `make examples" in fault
     path.unlink()
-    whole, faults = verify(asked, "r.yaml")
-    assert not faults and "not compared with its source" in whole[-1]
+    intact, faults = verify(run_recipe, "r.yaml")
+    assert not faults and "not compared with its source" in intact[-1]

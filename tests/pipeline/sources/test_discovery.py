@@ -1,4 +1,4 @@
-"""What is found at a source's path, what is passed over, and the key that messages name."""
+"""Which files of a path are read and which are skipped, and the keys in messages."""
 
 import gzip
 
@@ -26,15 +26,15 @@ def test_files_of_other_endings_are_told_and_counted(tmp_path, capsys):
     write_jsonl(folder / "a.jsonl", texts(30))
     for name in ("scan.pdf", "notes.docx", ".hidden"):
         (folder / name).write_text("x")
-    asked = _named(tmp_path, web=f"kind: jsonl, path: {folder}")
-    said = "data.sources.web.path: 2 files of other endings ignored, for example notes.docx\n"
-    preview(asked, 5)
-    assert said in capsys.readouterr().err
-    documents.build(asked)
-    assert said in capsys.readouterr().err
-    assert manifest.read(RunLayout.of(asked).documents).details["sources"]["web"]["ignored"] == 2
+    recipe = _named(tmp_path, web=f"kind: jsonl, path: {folder}")
+    warning = "data.sources.web.path: ignored 2 files with other endings, for example notes.docx\n"
+    preview(recipe, 5)
+    assert warning in capsys.readouterr().err
+    documents.build(recipe)
+    assert warning in capsys.readouterr().err
+    assert manifest.read(RunLayout.of(recipe).documents).details["sources"]["web"]["ignored"] == 2
     (folder / "scan.pdf").unlink()
-    documents.build(asked)
+    documents.build(recipe)
     assert "ignored" not in capsys.readouterr().err
 
 
@@ -54,13 +54,13 @@ def test_a_link_to_nothing_is_an_unreadable_input(tmp_path, kind, pattern):
     for name in names:
         (folder / name).symlink_to(tmp_path / "gone")
     path = f"{folder}/{pattern}"
-    asked = _named(tmp_path, web=f"kind: {kind}, path: '{path}'", other=f"kind: jsonl, path: {tmp_path}/other.jsonl")
+    recipe = _named(tmp_path, web=f"kind: {kind}, path: '{path}'", other=f"kind: jsonl, path: {tmp_path}/other.jsonl")
     with pytest.raises(RequestError, match=rf"{len(names)} of {len(names)} inputs.*unreadable file.*No such file"):
-        documents.build(asked)
+        documents.build(recipe)
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ("kind: jsonl, path: /nowhere", "data.sources.web.path: /nowhere is neither"),
         ("kind: hub, path: ./nowhere", "data.sources.web.path: ./nowhere"),
@@ -69,23 +69,23 @@ def test_a_link_to_nothing_is_an_unreadable_input(tmp_path, kind, pattern):
         ("kind: text, path: 'nonesuch://x'", "data.sources.web.path: nonesuch://x"),
     ],
 )
-def test_a_fault_of_a_named_source_names_it(tmp_path, monkeypatch, section, said):
+def test_a_fault_of_a_named_source_names_it(tmp_path, monkeypatch, section, message):
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
     (tmp_path / "a.csv").write_text("text\nx\n")
     write_jsonl(tmp_path / "other.jsonl", texts(5))
-    asked = _named(tmp_path, other=f"kind: jsonl, path: {tmp_path}/other.jsonl", web=section.format(tmp_path))
+    recipe = _named(tmp_path, other=f"kind: jsonl, path: {tmp_path}/other.jsonl", web=section.format(tmp_path))
     with pytest.raises(RequestError) as fault:
-        documents.build(asked)
-    assert said in str(fault.value)
+        documents.build(recipe)
+    assert message in str(fault.value)
 
 
 def test_a_try_ends_where_nothing_is_read(tmp_path):
     write_jsonl(tmp_path / "other.jsonl", texts(5))
     write_jsonl(tmp_path / "web.jsonl", ["a text"] * 4000)
     web = f"kind: jsonl, path: {tmp_path}/web.jsonl, text_field: body"
-    asked = _named(tmp_path, other=f"kind: jsonl, path: {tmp_path}/other.jsonl", web=web)
+    recipe = _named(tmp_path, other=f"kind: jsonl, path: {tmp_path}/other.jsonl", web=web)
     with pytest.raises(
         RequestError, match=r"web.jsonl: 1,000 of 1,000 inputs .*: field 'body' missing: 1,000 .*fields"
     ) as fault:
-        preview(asked, 5)
-    assert str(fault.value).endswith("text_field, or take away the records without a text in it")
+        preview(recipe, 5)
+    assert str(fault.value).endswith("text_field, or remove the records without text in that field")

@@ -1,4 +1,4 @@
-"""A disk that fails while a source is read, and a source that shrinks: nothing is lost, nothing wrongly counted."""
+"""A disk that fails, or a source that shrinks, while it is read: nothing is lost or counted wrongly."""
 
 import errno
 import io
@@ -13,9 +13,10 @@ from configs import command
 from pipeline.__main__ import main
 from pipeline.documents import ingest
 from pipeline.documents import stage as documents
-from pipeline.parallel import Share
+from pipeline.parallel import TaskShard
 from pipeline.sources import file_source, openwebtext
 from pipeline.sources.bad_inputs import BadInputs
+from pipeline.sources.registry import open_sources
 from pipeline.sources.storage import compressed, files
 from tests.support.pipeline.corpora import (
     KINDS,
@@ -31,7 +32,7 @@ from tests.support.pipeline.corpora import (
 
 
 class _Failing(io.RawIOBase):
-    """A file in small blocks, from which the kernel reports EIO once ``fails`` says so."""
+    """A file with small blocks. The kernel reports EIO when ``fails`` returns True."""
 
     def __init__(self, stream, fails):
         self._stream, self._fails = stream, fails
@@ -45,7 +46,7 @@ class _Failing(io.RawIOBase):
     def seek(self, offset, whence=io.SEEK_SET):
         return self._stream.seek(offset, whence)
 
-    def tell(self):
+    def tell(self):  # words: ok
         return self._stream.tell()
 
     def readinto(self, buffer):
@@ -57,7 +58,7 @@ class _Failing(io.RawIOBase):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Set when a source's file begins to fail: a function, asked before each block."""
+    """Sets a function that is called before each block, and returns whether the file fails."""
     if not Path("/proc/self/mem").exists():
         pytest.skip("no file here that always fails to be read")
     opened = files.File.open
@@ -72,8 +73,8 @@ def failing(monkeypatch):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hub"])
 def test_a_failing_disk_is_no_damaged_input(kind, failing, tmp_path):
-    given = [f"{key}={value}" for key, value in write(kind, texts(60), tmp_path / "source").items()]
-    (source,) = documents.opened(recipe(tmp_path, *given)).values()
+    options = [f"{key}={value}" for key, value in write(kind, texts(60), tmp_path / "source").items()]
+    (source,) = open_sources(recipe(tmp_path, *options)).values()
     blocks = source.size(1) // 2048
     left = iter(range(1 << 30))
     failing(lambda: next(left) == blocks // 2)
@@ -99,7 +100,7 @@ def test_a_network_file_system_that_fails_is_no_damaged_input(number, monkeypatc
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(StorageError, match=os.strerror(number)):
-        raise files._told_apart(OSError(number, os.strerror(number)), "a.txt")
+        raise files._storage_error(OSError(number, os.strerror(number)), "a.txt")
     monkeypatch.setattr(sys, "argv", ["command"])
     with pytest.raises(SystemExit) as left:
         command.run(failing)
@@ -111,18 +112,18 @@ def test_a_read_error_in_the_middle(kind, failing, monkeypatch, capsys, tmp_path
     monkeypatch.setattr(file_source, "PART_BYTES", 8192)
     monkeypatch.setattr(openwebtext, "_PART_BYTES", 8192)
     monkeypatch.setattr(compressed, "_INPUT_BYTES", 2048)
-    given = [f"{key}={value}" for key, value in write(kind, texts(150), tmp_path / "source").items()]
-    documents.build(recipe(tmp_path / "whole", *given))
+    options = [f"{key}={value}" for key, value in write(kind, texts(150), tmp_path / "source").items()]
+    documents.build(recipe(tmp_path / "whole", *options))
     partial = tmp_path / "run" / "demo" / ".documents.partial"
 
     def finished():
         return {int(path.stem) for path in partial.glob("scratch/*/[0-9]*.json")}
 
-    line = ["pipeline", "clean", "--recipe", str(RECIPE), *overrides(tmp_path / "run", *given)]
+    line = ["pipeline", "clean", "--recipe", str(RECIPE), *overrides(tmp_path / "run", *options)]
     failing(lambda: len(finished()) >= 3)
-    status, said = _command(line, monkeypatch, capsys)
-    ends = [line for line in said.splitlines() if line.startswith("error:")]
-    assert status == 1 and len(ends) == 1 and "Input/output error" in ends[0] and "Traceback" not in said
+    status, output = _command(line, monkeypatch, capsys)
+    ends = [line for line in output.splitlines() if line.startswith("error:")]
+    assert status == 1 and len(ends) == 1 and "Input/output error" in ends[0] and "Traceback" not in output
     kept = finished()
     assert len(kept) >= 3
     again = []
@@ -140,23 +141,23 @@ def test_a_read_error_in_the_middle(kind, failing, monkeypatch, capsys, tmp_path
 
 
 def test_a_shrunk_source_takes_nothing_away(tmp_path):
-    made = texts(60)
+    corpus = texts(60)
     (tmp_path / "source").mkdir()
     for number in range(3):
-        write_jsonl(tmp_path / "source" / f"{number}.jsonl", made[number * 20 : number * 20 + 20])
-    asked = of_jsonl(tmp_path, tmp_path / "source")
-    documents.build(asked)
+        write_jsonl(tmp_path / "source" / f"{number}.jsonl", corpus[number * 20 : number * 20 + 20])
+    recipe = of_jsonl(tmp_path, tmp_path / "source")
+    documents.build(recipe)
     before = digests(tmp_path / "demo" / "documents")
-    write_jsonl(tmp_path / "source" / "1.jsonl", made[20:25])
+    write_jsonl(tmp_path / "source" / "1.jsonl", corpus[20:25])
     (tmp_path / "source" / "2.jsonl").unlink()
-    assert documents.build(asked).counts["documents"] == 25
+    assert documents.build(recipe).counts["documents"] == 25
     (aside,) = (tmp_path / "demo" / "previous").glob("*-documents")
     assert digests(aside) == before
-    # What was only begun is kept too.
-    write_jsonl(tmp_path / "source" / "1.jsonl", made[20:40])
-    documents.ingest(asked, Share(0, 1))
+    # Unfinished work is kept too.
+    write_jsonl(tmp_path / "source" / "1.jsonl", corpus[20:40])
+    documents.ingest(recipe, TaskShard(0, 1))
     (tmp_path / "source" / "1.jsonl").unlink()
-    assert documents.build(asked).counts["documents"] == 20
+    assert documents.build(recipe).counts["documents"] == 20
     (begun,) = (tmp_path / "demo" / "previous").glob("*.documents.partial*")
     assert list(begun.glob("scratch/*/000000.parquet"))
     assert digests(aside) == before

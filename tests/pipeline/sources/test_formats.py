@@ -1,4 +1,4 @@
-"""Encodings, delimiters and text fields within others."""
+"""Encodings, delimiters and nested text fields."""
 
 import json
 
@@ -24,50 +24,55 @@ def _read(source):
 
 
 def _open(tmp_path, kind, path, *more):
-    asked = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={path}", *more)
-    return open_source(asked.data.source, asked)
+    run_recipe = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={path}", *more)
+    return open_source(run_recipe.data.source, run_recipe)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "shift_jis", "utf8"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_encodings(tmp_path, monkeypatch, encoding, ending):
     monkeypatch.setattr(file_source, "PART_BYTES", 1 << 10)
-    made = ["日本語のテキスト", "ソース\n表"] * 60 if encoding == "shift_jis" else TEXTS
-    given = f"data.source.encoding={encoding}"
+    batch = ["日本語のテキスト", "ソース\n表"] * 60 if encoding == "shift_jis" else TEXTS
+    options = f"data.source.encoding={encoding}"
 
     def write(name, text):
         (tmp_path / (name + ending)).write_bytes(packed(text.encode(encoding), name + ending))
         return tmp_path / (name + ending)
 
-    lines = write("a.jsonl", "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in made))
-    assert _read(_open(tmp_path, "jsonl", lines, given))[0] == made
-    table = write("a.csv", "n,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(made)))
-    assert _read(_open(tmp_path, "csv", table, given))[0] == made
-    whole = "\n\n".join(made)
+    lines = write("a.jsonl", "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in batch))
+    assert _read(_open(tmp_path, "jsonl", lines, options))[0] == batch
+    table = write("a.csv", "n,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(batch)))
+    assert _read(_open(tmp_path, "csv", table, options))[0] == batch
+    whole = "\n\n".join(batch)
     for merge in ("false", "true"):
         plain = _open(
-            tmp_path, "text", write("a.txt", whole), given, f"data.source.merge={merge}", "data.source.chunk_chars=100"
+            tmp_path,
+            "text",
+            write("a.txt", whole),
+            options,
+            f"data.source.merge={merge}",
+            "data.source.chunk_chars=100",
         )
-        found, bad = _read(plain)
-        assert "".join(found) == whole and len(found) > 5 and bad.good == 1
+        documents_read, bad = _read(plain)
+        assert "".join(documents_read) == whole and len(documents_read) > 5 and bad.good == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "euc_kr", "utf-16"])
 def test_what_is_in_another_encoding_is_counted(tmp_path, encoding):
-    """Lines and records that can be read are; UTF-16 without its mark is nothing at all."""
-    given = f"data.source.encoding={encoding}"
+    """Readable lines and records are read. UTF-16 without a byte order mark is not."""
+    options = f"data.source.encoding={encoding}"
     good = 0 if encoding == "utf-16" else 2
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("one", "b\xc3\xa4d\xff", "two")]
     (tmp_path / "a.jsonl").write_bytes("".join(f"{line}\n" for line in lines).encode("latin-1"))
-    found, bad = _read(_open(tmp_path, "jsonl", tmp_path / "a.jsonl", given))
-    assert len(found) == good and sum(bad.reasons.values()) == 1 and bad.lost_bytes
+    documents_read, bad = _read(_open(tmp_path, "jsonl", tmp_path / "a.jsonl", options))
+    assert len(documents_read) == good and sum(bad.reasons.values()) == 1 and bad.lost_bytes
     (tmp_path / "a.csv").write_bytes("text\none\nb\xff\ntwo\n".encode("latin-1"))
-    found, bad = _read(_open(tmp_path, "csv", tmp_path / "a.csv", given))
-    assert len(found) == good and sum(bad.reasons.values()) == 1
+    documents_read, bad = _read(_open(tmp_path, "csv", tmp_path / "a.csv", options))
+    assert len(documents_read) == good and sum(bad.reasons.values()) == 1
     (tmp_path / "a.txt").write_bytes(b"\xff\xff text")
     for merge in ("false", "true"):
-        found, bad = _read(_open(tmp_path, "text", tmp_path / "a.txt", given, f"data.source.merge={merge}"))
-        assert not found and list(bad.reasons) == [f"invalid {encoding}"]
+        documents_read, bad = _read(_open(tmp_path, "text", tmp_path / "a.txt", options, f"data.source.merge={merge}"))
+        assert not documents_read and list(bad.reasons) == [f"invalid {encoding}"]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +87,8 @@ def test_one_torn_character_costs_its_line_alone(tmp_path, encoding, torn):
     ]
     whole[100] = whole[100][:20] + torn + whole[100][20:]
     (tmp_path / "a.jsonl").write_bytes(b"".join(whole))
-    found, bad = _read(_open(tmp_path, "jsonl", tmp_path / "a.jsonl", f"data.source.encoding={encoding}"))
-    assert len(found) == 199 and dict(bad.reasons) == {f"invalid {encoding}": 1}
+    documents_read, bad = _read(_open(tmp_path, "jsonl", tmp_path / "a.jsonl", f"data.source.encoding={encoding}"))
+    assert len(documents_read) == 199 and dict(bad.reasons) == {f"invalid {encoding}": 1}
     assert bad.lost_bytes < 2 * len(whole[100])
 
 
@@ -92,8 +97,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path, kind):
     text = {"jsonl": '{"text": "one"}\n', "csv": "text\none\n", "text": "one"}[kind]
     path = tmp_path / f"a.{kind}"
     path.write_bytes(f"\ufeff{text}".encode("utf-16-le"))
-    found, bad = _read(_open(tmp_path, kind, path, "data.source.encoding=utf-16-le"))
-    assert found == ["one"] and not bad.reasons
+    documents_read, bad = _read(_open(tmp_path, kind, path, "data.source.encoding=utf-16-le"))
+    assert documents_read == ["one"] and not bad.reasons
 
 
 def test_delimiters(tmp_path):
@@ -105,7 +110,7 @@ def test_delimiters(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("data.source.encoding=klingon", "data.source.encoding: 'klingon' is not a text encoding"),
         ("data.source.encoding=base64", "data.source.encoding: 'base64' is not a text encoding"),
@@ -113,10 +118,10 @@ def test_delimiters(tmp_path):
         ("data.source.kind=parquet", "data.source.delimiter is read only by csv"),
     ],
 )
-def test_what_is_refused(tmp_path, override, said):
+def test_what_is_refused(tmp_path, override, message):
     with pytest.raises(RequestError) as fault:
         _open(tmp_path, "csv", "a", "data.source.delimiter=;", override)
-    assert said in str(fault.value) and str(fault.value).startswith("override ")
+    assert message in str(fault.value) and str(fault.value).startswith("override ")
 
 
 def test_text_fields_within_others(tmp_path):
@@ -129,8 +134,8 @@ def test_text_fields_within_others(tmp_path):
         ["meta.body"],
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    found, bad = _read(JsonlSource(str(tmp_path), "meta.body"))
-    assert found == ["within", "exact"]
+    documents_read, bad = _read(JsonlSource(str(tmp_path), "meta.body"))
+    assert documents_read == ["within", "exact"]
     missing, no_text = "field 'meta.body' missing", "field 'meta.body' is a number"
     assert bad.reasons == {missing: 2, no_text: 1, "not a JSON object": 1}
 
@@ -139,8 +144,8 @@ def test_text_fields_within_others(tmp_path):
 def test_columns_within_others(tmp_path, source):
     rows = {"n": [1, 2, 3], "meta": [{"body": "a", "n": {"x": "deep"}}, {"body": None, "n": None}, None]}
     parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
-    found, bad = _read(source(str(tmp_path), "meta.body"))
-    assert found == ["a"] and bad.reasons == {"no text (null)": 2}
+    documents_read, bad = _read(source(str(tmp_path), "meta.body"))
+    assert documents_read == ["a"] and bad.reasons == {"no text (null)": 2}
     assert _read(source(str(tmp_path), "meta.n.x"))[0] == ["deep"]
     with pytest.raises(RequestError, match=r"has no column 'meta.nobody'"):
         _read(source(str(tmp_path), "meta.nobody"))

@@ -1,4 +1,4 @@
-"""The hub source, offline, through the library's own calls on a local repository of the same layout."""
+"""The hub source, offline, with the library's calls on a local repository of the same layout."""
 
 import os
 import re
@@ -22,7 +22,7 @@ TEXTS = corpora.texts(50, seed=4, sentences=3)
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """No waiting between attempts, and nothing kept of the other tests' repositories."""
+    """Without waiting between attempts, and without cached repositories of other tests."""
     monkeypatch.setattr(retry, "FIRST_WAIT", 0)
     hub._load.cache_clear()
     hub._builder.cache_clear()
@@ -39,7 +39,7 @@ def read(source):
 
 
 def breaking(monkeypatch, faults, change=lambda table: table):
-    """The library's stream, which raises ``faults`` one after the other after one batch of two rows each."""
+    """The library's stream, which raises ``faults`` in turn, each after a batch of two rows."""
     whole = datasets.IterableDataset.iter
     left = list(faults)
 
@@ -60,15 +60,15 @@ def test_a_part_is_a_data_file(repository):
     assert [part.where for part in parts] == [(n, 3, name) for n, name in enumerate(names)]
     assert [part.size for part in parts] == [(repository / name).stat().st_size for name in names]
     assert source.size(1) == sum(part.size for part in parts)
-    found, _ = read(source)
-    assert found[21].id == f"hub:{names[1]}:0" and found[21].source == names[1]
+    documents_read, _ = read(source)
+    assert documents_read[21].id == f"hub:{names[1]}:0" and documents_read[21].source == names[1]
 
 
 def test_a_broken_stream_goes_on_where_it_broke(repository, monkeypatch):
     whole, _ = read(HubSource(str(repository), "text"))
     left = breaking(monkeypatch, [ConnectionError("reset"), TimeoutError("slow"), OSError(5, "lost"), EOFError()])
-    found, bad = read(HubSource(str(repository), "text"))
-    assert not left and found == whole and not bad.reasons and bad.good == len(TEXTS)
+    documents_read, bad = read(HubSource(str(repository), "text"))
+    assert not left and documents_read == whole and not bad.reasons and bad.good == len(TEXTS)
 
 
 def test_a_stream_that_stays_broken_ends_in_one_line(repository, monkeypatch):
@@ -83,7 +83,7 @@ def test_rows_that_changed_meanwhile_are_refused(repository, monkeypatch):
         return pyarrow.table({"text": [value.as_py() + "!" for value in table["text"]]})
 
     breaking(monkeypatch, [ConnectionError("reset")], other)
-    with pytest.raises(RequestError, match="row 1 is another one after connecting again"):
+    with pytest.raises(RequestError, match="row 1 changed after reconnecting"):
         read(HubSource(str(repository), "text"))
 
 
@@ -99,8 +99,8 @@ def test_waiting_doubles(monkeypatch):
 def test_a_damaged_data_file_is_counted(repository):
     path = repository / "plain_text" / "train-00001-of-00003.parquet"
     path.write_bytes(path.read_bytes()[:-30])
-    found, bad = read(HubSource(str(repository), "text"))
-    assert [document.text for document in found] == TEXTS[:21] + TEXTS[42:]
+    documents_read, bad = read(HubSource(str(repository), "text"))
+    assert [document.text for document in documents_read] == TEXTS[:21] + TEXTS[42:]
     assert bad.reasons == {"unreadable file": 1} and "train-00001" in bad.examples["unreadable file"][0]
 
 
@@ -110,10 +110,10 @@ def test_other_columns_and_configurations(tmp_path):
     (folder / "README.md").write_text(corpora._CONFIG)
     table = pyarrow.table({"url": ["a", "b", "c"], "body": ["one", None, "three"]})
     parquet.write_table(table, folder / "plain_text" / "train-0.parquet")
-    found, bad = read(HubSource(str(folder), "body", config="plain_text"))
-    assert [document.text for document in found] == ["one", "three"] and bad.reasons == {"no text (null)": 1}
-    assert [document.id for document in found] == [f"hub:plain_text/train-0.parquet:{row}" for row in (0, 2)]
-    with pytest.raises(RequestError, match=r"no column 'text'; columns there: url \(string\), body \(string\)"):
+    documents_read, bad = read(HubSource(str(folder), "body", config="plain_text"))
+    assert [document.text for document in documents_read] == ["one", "three"] and bad.reasons == {"no text (null)": 1}
+    assert [document.id for document in documents_read] == [f"hub:plain_text/train-0.parquet:{row}" for row in (0, 2)]
+    with pytest.raises(RequestError, match=r"no column 'text'; its columns are: url \(string\), body \(string\)"):
         read(HubSource(str(folder), "text"))
     with pytest.raises(RequestError, match=r"'other' not found. Available: .*plain_text"):
         read(HubSource(str(folder), "body", config="other"))
@@ -124,10 +124,10 @@ def test_other_columns_and_configurations(tmp_path):
 def test_a_repository_of_lines(tmp_path):
     corpora.write_jsonl(tmp_path / "train.jsonl", TEXTS[:5])
     corpora.write_jsonl(tmp_path / "test.jsonl", TEXTS[5:7])
-    found, bad = read(HubSource(str(tmp_path), "text"))
-    assert [document.text for document in found] == TEXTS[:5] and bad.good == 5
-    assert found[0].id == "hub:train.jsonl:0"
-    with pytest.raises(RequestError, match=r"no column 'body'; columns there: text \(string\)"):
+    documents_read, bad = read(HubSource(str(tmp_path), "text"))
+    assert [document.text for document in documents_read] == TEXTS[:5] and bad.good == 5
+    assert documents_read[0].id == "hub:train.jsonl:0"
+    with pytest.raises(RequestError, match=r"no column 'body'; its columns are: text \(string\)"):
         read(HubSource(str(tmp_path), "body"))
 
 
@@ -145,18 +145,18 @@ def test_names_of_data_files_that_are_not_utf8_are_spelled_out(repository):
     for number, name in enumerate([b"train-caf\xe8.parquet", b"train-caf\xe9.parquet"]):
         path = repository / "plain_text" / f"train-0000{number}-of-00003.parquet"
         path.rename(path.with_name(os.fsdecode(name)))
-    found, _ = read(HubSource(str(repository), "text"))
-    names = {document.source for document in found}
+    documents_read, _ = read(HubSource(str(repository), "text"))
+    names = {document.source for document in documents_read}
     assert len(names) == 3 and {r"plain_text/train-caf\xe8.parquet", r"plain_text/train-caf\xe9.parquet"} < names
 
 
 def test_the_revision_is_recorded_and_pinned(repository, monkeypatch):
-    asked = []
+    calls = []
     sha = "0123456789abcdef" * 2 + "01234567"
 
     def repo_info(self, name, repo_type, revision):
-        asked.append((name, repo_type, revision))
-        if len(asked) == 1:
+        calls.append((name, repo_type, revision))
+        if len(calls) == 1:
             raise ConnectionError("reset")
         return huggingface_hub.hf_api.DatasetInfo(id=name, sha=sha, private=False, downloads=0, likes=0, tags=[])
 
@@ -172,14 +172,14 @@ def test_the_revision_is_recorded_and_pinned(repository, monkeypatch):
     source = HubSource("Skylion007/openwebtext", "text", revision="main")
     assert source.inputs() == {"commit": sha} and source.details()["revision"] == sha
     assert source._stream().num_shards == 3 and loaded == [("Skylion007/openwebtext", sha)]
-    assert asked == [("Skylion007/openwebtext", "dataset", "main")] * 2
+    assert calls == [("Skylion007/openwebtext", "dataset", "main")] * 2
     pinned = HubSource("Skylion007/openwebtext", "text", revision=sha)
-    assert pinned.inputs() == {"commit": sha} and len(asked) == 2
+    assert pinned.inputs() == {"commit": sha} and len(calls) == 2
 
 
 def test_a_hub_that_is_switched_off_or_lacks_the_repository(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RequestError, match="nobody/nothing is on the Hugging Face hub, which HF_HUB_OFFLINE") as error:
+    with pytest.raises(RequestError, match="nobody/nothing is on the Hugging Face hub, but HF_HUB_OFFLINE") as error:
         HubSource("nobody/nothing", "text").inputs()
     assert "\n" not in str(error.value)
     with pytest.raises(RequestError, match="HF_HUB_OFFLINE"):

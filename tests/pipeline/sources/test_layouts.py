@@ -1,4 +1,4 @@
-"""Every layout gives the same texts, in parts that are the same whoever reads them and can be skipped."""
+"""Every layout gives the same texts. Parts are the same for all readers, and can be skipped."""
 
 import pickle
 import random
@@ -25,14 +25,14 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Kind -> recipe of the texts in that layout."""
-    made = {}
+    layouts = {}
 
     def recipe(kind):
-        if kind not in made:
+        if kind not in layouts:
             folder = tmp_path_factory.mktemp(kind)
             keys = corpora.write(kind, TEXTS, folder / "source")
-            made[kind] = corpora.recipe(folder, *(f"{key}={value}" for key, value in keys.items()))
-        return made[kind]
+            layouts[kind] = corpora.recipe(folder, *(f"{key}={value}" for key, value in keys.items()))
+        return layouts[kind]
 
     return recipe
 
@@ -75,7 +75,7 @@ def source_kind(kind):
 def test_a_new_start_reads_the_parts_that_are_left(written, small_parts, kind):
     first, again = _source(written(kind)), _source(written(kind))
     parts = list(first.parts(1))
-    assert first.parting == again.parting and first.inputs() == again.inputs()
+    assert first.partition_scheme == again.partition_scheme and first.inputs() == again.inputs()
     assert len(parts) > 1 or kind in ("jsonl.gz", "jsonl.zst", "jsonl.xz", "csv")
     half = len(parts) // 2
     before, _ = _read(first, parts[:half])
@@ -98,7 +98,7 @@ def test_the_parts_cover_the_bytes_of_the_source(written, small_parts, kind):
 def test_real_pages(tmp_path, kind):
     folder = SHARED_DATA
     if not folder.exists():
-        pytest.skip("no data folder beside the checkout")
+        pytest.skip("no data folder next to the checkout")
     source = JsonlSource(str(folder / "openwebtext-500.jsonl.zst"), "text")
     read, _ = _read(source, source.parts(1))
     strange = (folder / "naughty-strings.txt").read_text(encoding="utf-8").split("\n")
@@ -106,7 +106,7 @@ def test_real_pages(tmp_path, kind):
     keys = corpora.write(kind, texts, tmp_path / "source")
     source = _source(corpora.recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items())))
     read, bad = _read(source, source.parts(1))
-    # Text files have their newlines made the same.
+    # Newlines of text files are normalized.
     assert kind == "text" or [document.text for part in read for document in part] == texts
     assert sum(map(len, read)) == len(texts)
     assert bad.good == len(texts) and not bad.reasons
@@ -116,7 +116,7 @@ def test_real_pages(tmp_path, kind):
 def test_a_solid_archive_is_never_held_whole(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(openwebtext, "_PART_BYTES", 200_000)
     monkeypatch.setattr("pipeline.sources.storage.seven_zip._WAITING_BYTES", 200_000)
-    # Text that compresses badly: a block of the archive must not hold all of it.
+    # This text does not compress well. A block of the archive must not contain all of it.
     many = [random.Random(at).randbytes(30_000).hex() for at in range(110)]
     keys = corpora.write(kind, many, tmp_path / "source")
     source = openwebtext.OpenWebTextSource(keys["data.source.path"])
@@ -124,7 +124,7 @@ def test_a_solid_archive_is_never_held_whole(tmp_path, monkeypatch, kind):
     tracemalloc.start()
     for number, part in enumerate(source.parts(1)):
         if not number:
-            # The headers of a .7z take 16 MB to unpack, whatever their size.
+            # The headers of a .7z archive need 16 MB to decompress, whatever their size.
             tracemalloc.reset_peak()
         for _ in source.read(part, bad):
             pass
@@ -152,7 +152,7 @@ def test_7z_of_every_method(tmp_path, method):
     import py7zr
 
     filters = [{"id": getattr(py7zr, f"FILTER_{method}")}]
-    # Written at twice, it has two folders, which are compressed apart; a repeated name is another member.
+    # It is written in two steps, so it has two folders, compressed separately; a repeated name is another member.
     for texts, mode in ((TEXTS[:60], "w"), (TEXTS[60:], "a")):
         with py7zr.SevenZipFile(tmp_path / "a.7z", mode, filters=filters) as archive:
             for number, page in enumerate(texts):

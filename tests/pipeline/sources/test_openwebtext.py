@@ -1,4 +1,4 @@
-"""OpenWebText's recipe over the same documents in every layout that they are found in."""
+"""The OpenWebText recipe gives the same documents from every layout."""
 
 import io
 import json
@@ -20,15 +20,15 @@ SAMPLE = SHARED_DATA / "openwebtext-500.jsonl.zst"
 
 @pytest.fixture(scope="module")
 def texts():
-    """500 real documents where they are at hand, else made-up ones."""
+    """500 real documents if available, or else random ones."""
     if not SAMPLE.exists():
         return corpora.texts(300)
     with zstandard.open(SAMPLE, "rb") as stream:
         return [json.loads(line)["text"] for line in io.TextIOWrapper(stream, encoding="utf-8")]
 
 
-def _overrides(root, given):
-    return [f"run.root={root}", "tokenizer.vocab_size=2000", *(f"{key}={value}" for key, value in given.items())]
+def _overrides(root, keys):
+    return [f"run.root={root}", "tokenizer.vocab_size=2000", *(f"{key}={value}" for key, value in keys.items())]
 
 
 def _cleaned(root):
@@ -46,16 +46,16 @@ def expected(texts, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", [kind for kind in corpora.KINDS if kind != "jsonl"])
 def test_the_same_documents_from_every_layout(kind, texts, expected, tmp_path):
-    given = corpora.write(kind, texts, tmp_path / "source")
-    documents.build(load_recipe(RECIPE, _overrides(tmp_path, given)))
+    keys = corpora.write(kind, texts, tmp_path / "source")
+    documents.build(load_recipe(RECIPE, _overrides(tmp_path, keys)))
     assert _cleaned(tmp_path) == expected and len(expected) > 290
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", corpora.KINDS)
 def test_the_whole_command_on_every_layout(kind, texts, expected, tmp_path):
-    given = corpora.write(kind, texts, tmp_path / "source")
-    line = [sys.executable, "-m", "pipeline", "run", "--recipe", str(RECIPE), *_overrides(tmp_path, given)]
+    keys = corpora.write(kind, texts, tmp_path / "source")
+    line = [sys.executable, "-m", "pipeline", "run", "--recipe", str(RECIPE), *_overrides(tmp_path, keys)]
     done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert _cleaned(tmp_path) == expected

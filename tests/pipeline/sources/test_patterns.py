@@ -1,4 +1,4 @@
-"""The made-up source: walks that two characters settle, the same however they are cut into parts."""
+"""The patterns source: two characters determine a walk, and it does not depend on the parts."""
 
 from itertools import pairwise
 
@@ -19,17 +19,17 @@ from tests.support.pipeline.corpora import recipe
 
 def _read(source):
     bad = BadInputs()
-    found = [document for part in source.parts(1) for document in source.read(part, bad)]
-    assert bad.good == len(found) and not bad.reasons
-    return found
+    documents_read = [document for part in source.parts(1) for document in source.read(part, bad)]
+    assert bad.good == len(documents_read) and not bad.reasons
+    return documents_read
 
 
-def _made(root, *more):
+def _patterns_recipe(root, *more):
     return recipe(root, "data.source.kind=patterns", "data.source.documents=300", *more)
 
 
-def _texts(asked):
-    return parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")["text"].to_pylist()
+def _texts(recipe):
+    return parquet.read_table(RunLayout.of(recipe).documents / "clean-00000.parquet")["text"].to_pylist()
 
 
 def test_a_walk_goes_round():
@@ -49,46 +49,46 @@ def test_a_walk_goes_round():
 )
 def test_documents_are_what_is_asked_for_however_cut(count, least, more, largest_step, seed, part_bytes):
     source = PatternsSource(count, least, least + more, largest_step, seed)
-    found = _read(source)
-    assert [document.id for document in found] == [f"patterns:{number}" for number in range(count)]
+    documents_read = _read(source)
+    assert [document.id for document in documents_read] == [f"patterns:{number}" for number in range(count)]
     assert source.size(1) == sum(part.size for part in source.parts(1))
-    for text in (document.text for document in found):
+    for text in (document.text for document in documents_read):
         places = [ALPHABET.index(letter) for letter in text]
         step = (places[1] - places[0]) % len(ALPHABET)
         assert least <= len(text) <= least + more and 1 <= step <= largest_step
         assert all((b - a) % len(ALPHABET) == step for a, b in pairwise(places))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "_PART_BYTES", part_bytes)
-        assert _read(source) == found
+        assert _read(source) == documents_read
 
 
 def test_every_start_step_and_length_occurs():
-    found = [document.text for document in _read(PatternsSource(3000, 2, 4, 3, 7))]
-    assert {text[0] for text in found} == set(ALPHABET)
-    assert {len(text) for text in found} == {2, 3, 4}
-    assert {(ALPHABET.index(text[1]) - ALPHABET.index(text[0])) % 62 for text in found} == {1, 2, 3}
+    documents_read = [document.text for document in _read(PatternsSource(3000, 2, 4, 3, 7))]
+    assert {text[0] for text in documents_read} == set(ALPHABET)
+    assert {len(text) for text in documents_read} == {2, 3, 4}
+    assert {(ALPHABET.index(text[1]) - ALPHABET.index(text[0])) % 62 for text in documents_read} == {1, 2, 3}
 
 
 def test_the_documents_stage(tmp_path, monkeypatch):
-    asked = _made(tmp_path)
-    made = documents.build(asked)
-    assert made is not None and made.counts["documents"] == 300 and not made.counts["dropped"]
-    assert documents.build(asked) is None
+    recipe = _patterns_recipe(tmp_path)
+    published = documents.build(recipe)
+    assert published is not None and published.counts["documents"] == 300 and not published.counts["dropped"]
+    assert documents.build(recipe) is None
     monkeypatch.setattr(base, "_PART_BYTES", 50_000)
-    kept = _texts(asked)
-    parted = _made(tmp_path / "parts", "data.workers=2")
+    kept = _texts(recipe)
+    parted = _patterns_recipe(tmp_path / "parts", "data.workers=2")
     documents.build(parted)
     assert _texts(parted) == kept
-    assert documents.build(_made(tmp_path, "run.seed=2")) is not None
-    assert not set(_texts(asked)) & set(kept)
+    assert documents.build(_patterns_recipe(tmp_path, "run.seed=2")) is not None
+    assert not set(_texts(recipe)) & set(kept)
 
 
 def test_a_preview_and_the_rules_that_would_drop_them(tmp_path):
-    assert any("patterns" in line for line in preview(_made(tmp_path), 20))
-    made = documents.build(
-        _made(tmp_path, "data.source.min_chars=2", "data.source.max_chars=3", "data.clean.min_chars=0")
+    assert any("patterns" in line for line in preview(_patterns_recipe(tmp_path), 20))
+    published = documents.build(
+        _patterns_recipe(tmp_path, "data.source.min_chars=2", "data.source.max_chars=3", "data.clean.min_chars=0")
     )
-    # 62 letters, 4 steps and 2 lengths give 496 texts: of 300 drawn some are drawn again.
-    assert made is not None and made.counts["documents"] + sum(made.counts["dropped"].values()) == 300
-    assert 200 < made.counts["documents"] < 300
-    assert made.details["sources"] == {"patterns": {"alphabet": ALPHABET}}
+    # 62 letters, 4 steps and 2 lengths give 496 texts, so some of 300 random ones are equal.
+    assert published is not None and published.counts["documents"] + sum(published.counts["dropped"].values()) == 300
+    assert 200 < published.counts["documents"] < 300
+    assert published.details["sources"] == {"patterns": {"alphabet": ALPHABET}}

@@ -3,11 +3,11 @@
 import pytest
 
 from artefacts.errors import RequestError
-from pipeline.documents import stage as documents
 from pipeline.reports.preview import preview
 from pipeline.sources import pydocs, pydocs_parse
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.pydocs import PydocsSource
+from pipeline.sources.registry import open_sources
 from tests.support.pipeline.corpora import recipe
 
 CODE = '''
@@ -56,9 +56,9 @@ def _parsed(tmp_path, code):
 
 
 def test_documents_of_a_module(tmp_path):
-    found, faults = _parsed(tmp_path, CODE)
+    actual, faults = _parsed(tmp_path, CODE)
     assert not faults
-    by_id = {document.id: document for document in found}
+    by_id = {document.id: document for document in actual}
     assert by_id["pydocs:pkg.m"].text == "pkg.m\n\nA module.\n\nMore."
     assert by_id["pydocs:pkg.m.plain"].text == (
         "pkg.m.plain(a, b: int=3, *rest, key='x', **others) -> str\n\nDo it.\n\nSuch as:\n    Indented."
@@ -67,30 +67,30 @@ def test_documents_of_a_module(tmp_path):
     assert by_id["pydocs:pkg.m.Thing.method"].text.startswith("pkg.m.Thing.method(self, /, x)\n")
     assert {"pydocs:pkg.m.Thing.Inner", "pydocs:pkg.m.fallback"} <= by_id.keys()
     assert "pydocs:pkg.m.bare" not in by_id and "pydocs:pkg.m.plain.inner" not in by_id
-    assert [d.kind for d in found if d.id == "pydocs:pkg.m.twice"] == ["function", "function"]
+    assert [d.kind for d in actual if d.id == "pydocs:pkg.m.twice"] == ["function", "function"]
 
 
 def test_long_signatures_are_shortened(tmp_path):
     arguments = ", ".join(f"argument_{i}: dict[str, list[int]] = None" for i in range(12))
-    found, _ = _parsed(tmp_path, f'def f(a, *, {arguments}, **kw):\n    """Long."""\n')
-    first = found[0].text.split("\n")[0]
+    actual, _ = _parsed(tmp_path, f'def f(a, *, {arguments}, **kw):\n    """Long."""\n')
+    first = actual[0].text.split("\n")[0]
     assert first.startswith("pkg.m.f(a, *, argument_0, argument_1,") and first.endswith("**kw)") and len(first) < 300
 
 
 def test_a_file_that_does_not_parse_is_counted(tmp_path):
-    found, faults = _parsed(tmp_path, '"""Python 2."""\nprint "x"\n')
-    assert not found and "SyntaxError" in faults[0][1]
+    actual, faults = _parsed(tmp_path, '"""Python 2."""\nprint "x"\n')
+    assert not actual and "SyntaxError" in faults[0][1]
 
 
 def test_named_packages_only(source):
     bad = BadInputs()
-    found = [document for part in source.parts(1) for document in source.read(part, bad)]
-    names = {document.id.removeprefix("pydocs:").split(".")[0] for document in found}
+    documents_read = [document for part in source.parts(1) for document in source.read(part, bad)]
+    names = {document.id.removeprefix("pydocs:").split(".")[0] for document in documents_read}
     assert names == {"json", "os", "topics"}
     assert source.size(1) == sum(part.size for part in source.parts(1)) > 0
-    ids = [document.id for document in found]
+    ids = [document.id for document in documents_read]
     assert len(ids) == len(set(ids)) and {"pydocs:json.dumps", "pydocs:os.path.join"} <= set(ids)
-    assert {document.kind for document in found} == {"topic", "module", "class", "function"}
+    assert {document.kind for document in documents_read} == {"topic", "module", "class", "function"}
     assert bad.good > 3 and not bad.reasons
     assert "numpy" in source.details()["environment"]["packages"]
 
@@ -132,11 +132,11 @@ def test_an_unknown_package_is_refused(tmp_path):
 
 def test_a_preview_parses_no_more_than_it_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(pydocs, "_TASK_BYTES", 1 << 16)
-    asked = recipe(tmp_path, "data.source.packages=[json, email, asyncio, xml]")
-    (source,) = documents.opened(asked).values()
-    preview(asked, 5)
+    run_recipe = recipe(tmp_path, "data.source.packages=[json, email, asyncio, xml]")
+    (source,) = open_sources(run_recipe).values()
+    preview(run_recipe, 5)
     assert not list(tmp_path.rglob("*.parquet"))
-    found = list(source.first(5, tmp_path / "short").documents(1))
+    documents_read = list(source.first(5, tmp_path / "short").documents(1))
     every = list(source.documents(1))
-    assert 5 <= len(found) < len(every) / 2 and found == every[: len(found)]
+    assert 5 <= len(documents_read) < len(every) / 2 and documents_read == every[: len(documents_read)]
     assert source.first(5, tmp_path / "other") is source

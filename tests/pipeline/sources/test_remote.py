@@ -1,4 +1,4 @@
-"""Sources behind URLs, by fsspec's file system in memory: found, read, and read on across broken connections."""
+"""Sources behind URLs, with fsspec's file system in memory: listed, and read across broken connections."""
 
 import builtins
 
@@ -20,7 +20,7 @@ TEXTS = corpora.texts(30, seed=6, sentences=3)
 
 @pytest.fixture
 def memory(monkeypatch):
-    """An empty file system in memory, and no waiting between attempts."""
+    """An empty file system in memory, without waiting between attempts."""
     monkeypatch.setattr(retry, "FIRST_WAIT", 0)
     system = fsspec.filesystem("memory")
     system.store.clear()
@@ -38,13 +38,13 @@ def read(source):
 def test_every_layout_is_read_from_a_url(memory, tmp_path, kind):
     keys = corpora.write(kind, TEXTS, tmp_path / "source")
     memory.put(str(tmp_path / "source"), "/bucket/corpus", recursive=True)
-    given = corpora.recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
-    section = given.data.source
-    here = open_source(section, given)
-    there = open_source(section.model_copy(update={"path": "memory://bucket/corpus"}), given)
-    assert read(there)[0] == TEXTS and read(there)[1] == read(here)[1]
-    assert there.size(1) == here.size(1) and list(there.files) == list(here.files)
-    assert fingerprint(there.files) == fingerprint(here.files)
+    local_recipe = corpora.recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
+    section = local_recipe.data.source
+    here = open_source(section, local_recipe)
+    remote = open_source(section.model_copy(update={"path": "memory://bucket/corpus"}), local_recipe)
+    assert read(remote)[0] == TEXTS and read(remote)[1] == read(here)[1]
+    assert remote.size(1) == here.size(1) and list(remote.files) == list(here.files)
+    assert fingerprint(remote.files) == fingerprint(here.files)
 
 
 def test_globs_and_single_files(memory):
@@ -52,12 +52,12 @@ def test_globs_and_single_files(memory):
         memory.pipe(f"/bucket/{name}", b'{"text": "%s"}\n' % name.encode())
     assert read(JsonlSource("memory://bucket/?/*.jsonl", "text"))[0] == ["a/1.jsonl", "a/2.jsonl", "b/3.jsonl"]
     assert read(JsonlSource("memory://bucket/a/2.jsonl", "text"))[0] == ["a/2.jsonl"]
-    found = files.find("memory://bucket", (".jsonl",))
-    assert list(found) == ["a/1.jsonl", "a/2.jsonl", "b/3.jsonl"]
-    assert found["a/1.jsonl"].path == "memory:///bucket/a/1.jsonl"
+    listed = files.find("memory://bucket", (".jsonl",))
+    assert list(listed) == ["a/1.jsonl", "a/2.jsonl", "b/3.jsonl"]
+    assert listed["a/1.jsonl"].path == "memory:///bucket/a/1.jsonl"
     with pytest.raises(RequestError, match=r"memory://bucket/none.jsonl is neither a file nor a folder"):
         files.find("memory://bucket/none.jsonl", (".jsonl",))
-    with pytest.raises(RequestError, match=r"holds no file ending in .csv"):
+    with pytest.raises(RequestError, match=r"has no file ending in .csv"):
         files.find("memory://bucket", (".csv",))
 
 
@@ -70,8 +70,8 @@ def test_a_file_url_is_a_path(tmp_path):
 def test_broken_connections_lose_and_repeat_nothing(memory, tmp_path, monkeypatch, kind):
     keys = corpora.write(kind, TEXTS, tmp_path / "source")
     memory.put(str(tmp_path / "source"), "/corpus", recursive=True)
-    given = corpora.recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
-    source = open_source(given.data.source.model_copy(update={"path": "memory://corpus"}), given)
+    local_recipe = corpora.recipe(tmp_path, *(f"{key}={value}" for key, value in keys.items()))
+    source = open_source(local_recipe.data.source.model_copy(update={"path": "memory://corpus"}), local_recipe)
     real, count = type(memory).open, [0]
 
     class Breaking:

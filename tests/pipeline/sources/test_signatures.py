@@ -1,4 +1,4 @@
-"""Files that are of another kind than their names and the recipe say are called what they are."""
+"""Files of a different format than their names say are reported as what they are."""
 
 import bz2
 import gzip
@@ -25,16 +25,16 @@ LINES = b'{"text": "one"}\n{"text": "two"}\n' * 50
 
 
 def _zip():
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a.jsonl", LINES)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def _parquet():
-    made = io.BytesIO()
-    parquet.write_table(pyarrow.table({"text": ["one", "two"]}), made)
-    return made.getvalue()
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": ["one", "two"]}), buffer)
+    return buffer.getvalue()
 
 
 KINDS = {
@@ -66,12 +66,12 @@ def test_every_source_names_it(tmp_path, monkeypatch, source, kind):
     (tmp_path / f"a.{source}").write_bytes(KINDS[kind])
     for part_bytes in (file_source.PART_BYTES, 64):
         monkeypatch.setattr(file_source, "PART_BYTES", part_bytes)
-        found, bad = _read(SOURCES[source](str(tmp_path / f"a.{source}")))
-        assert not found and bad.reasons == {f"the file is {kind}": 1} and bad.lost_bytes <= bad.bytes
+        documents_read, bad = _read(SOURCES[source](str(tmp_path / f"a.{source}")))
+        assert not documents_read and bad.reasons == {f"the file is {kind}": 1} and bad.lost_bytes <= bad.bytes
     with pytest.raises(RequestError) as fault:
         bad.check(0.01, "corpus")
     assert "max_bad_fraction" not in str(fault.value)
-    assert str(fault.value).endswith(f": {signatures.CURES[f'the file is {kind}']}")
+    assert str(fault.value).endswith(f": {signatures.HINTS[f'the file is {kind}']}")
 
 
 def test_instructions_name_it_too(tmp_path):
@@ -93,8 +93,8 @@ def test_a_json_array_is_named_whatever_is_before_it(tmp_path, monkeypatch, befo
     (tmp_path / f"a.json{ending}").write_bytes(gzip.compress(content) if ending else content)
     for part_bytes in (file_source.PART_BYTES, 64):
         monkeypatch.setattr(file_source, "PART_BYTES", part_bytes)
-        found, bad = _read(JsonlSource(str(tmp_path), "text"))
-        assert not found and bad.reasons == {"a JSON array, not JSON lines": 1} and bad.lost_bytes <= bad.bytes
+        documents_read, bad = _read(JsonlSource(str(tmp_path), "text"))
+        assert not documents_read and bad.reasons == {"a JSON array, not JSON lines": 1} and bad.lost_bytes <= bad.bytes
 
 
 def test_what_is_in_a_field_is_said(tmp_path):
@@ -114,4 +114,4 @@ def test_one_line_left_out_is_not_the_file(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_bytes(LINES + b"{broken\n")
     _, bad = _read(JsonlSource(str(tmp_path), "text"))
     bad.check(0.01, "a.jsonl")
-    assert capsys.readouterr().out == "a.jsonl: left out 1 of 101 inputs: malformed line (a.jsonl at byte 1600)\n"
+    assert capsys.readouterr().out == "a.jsonl: skipped 1 of 101 inputs: malformed line (a.jsonl at byte 1600)\n"

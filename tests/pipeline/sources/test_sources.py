@@ -23,9 +23,9 @@ from tests.support.pipeline.corpora import of_jsonl, packed, recipe, texts, writ
 
 def _read(source):
     bad = BadInputs()
-    found = [document for part in source.parts(1) for document in source.read(part, bad)]
-    assert len({document.id for document in found}) == len(found)
-    return found, bad
+    documents_read = [document for part in source.parts(1) for document in source.read(part, bad)]
+    assert len({document.id for document in documents_read}) == len(documents_read)
+    return documents_read, bad
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".zst"])
@@ -33,8 +33,8 @@ def test_jsonl_however_compressed(tmp_path, ending):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in ["one\u2028", "two", "drei ü"])
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(packed(lines.encode(), ending))
-    found, bad = _read(JsonlSource(str(tmp_path), "text"))
-    assert [document.text for document in found] == ["one\u2028", "two", "drei ü"]
+    documents_read, bad = _read(JsonlSource(str(tmp_path), "text"))
+    assert [document.text for document in documents_read] == ["one\u2028", "two", "drei ü"]
     assert bad.good == 3 and not bad.reasons
 
 
@@ -51,8 +51,8 @@ def test_bad_lines_are_counted_by_reason(tmp_path):
         b"[1]",
     ]
     path.write_bytes(b"\r\n".join([*lines, good]))
-    found, bad = _read(JsonlSource(str(path), "text"))
-    assert len(found) == bad.good == 2
+    documents_read, bad = _read(JsonlSource(str(path), "text"))
+    assert len(documents_read) == bad.good == 2
     assert bad.reasons == {
         "malformed line": 1,
         "invalid UTF-8": 1,
@@ -75,8 +75,8 @@ def test_ranges_of_a_plain_file_lose_and_repeat_nothing(tmp_path_factory, lines,
     path = write_jsonl(tmp_path_factory.mktemp("ranges") / "a.jsonl", [f"{i}{line}" for i, line in enumerate(lines)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_source, "PART_BYTES", size)
-        found, bad = _read(JsonlSource(str(path), "text"))
-    assert [document.text for document in found] == [f"{i}{line}" for i, line in enumerate(lines)]
+        documents_read, bad = _read(JsonlSource(str(path), "text"))
+    assert [document.text for document in documents_read] == [f"{i}{line}" for i, line in enumerate(lines)]
     assert not bad.reasons
 
 
@@ -86,8 +86,8 @@ def test_too_many_bad_lines_are_refused(tmp_path):
     with pytest.raises(RequestError, match=r"1 of 21 inputs .* data.max_bad_fraction \(0.01\): malformed line: 1"):
         documents.build(of_jsonl(tmp_path, path))
     assert not RunLayout.of(of_jsonl(tmp_path, path)).documents.exists()
-    made = documents.build(of_jsonl(tmp_path, path, "data.max_bad_fraction=0.1"))
-    assert made is not None and made.counts["bad_inputs"] == {"malformed line": 1}
+    published = documents.build(of_jsonl(tmp_path, path, "data.max_bad_fraction=0.1"))
+    assert published is not None and published.counts["bad_inputs"] == {"malformed line": 1}
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
@@ -107,7 +107,7 @@ def test_a_missing_path_is_refused(tmp_path):
     with pytest.raises(RequestError, match="neither a file nor a folder"):
         documents.build(of_jsonl(tmp_path, tmp_path / "nowhere*.jsonl"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RequestError, match="holds no file ending in"):
+    with pytest.raises(RequestError, match="has no file ending in"):
         documents.build(of_jsonl(tmp_path, tmp_path / "empty"))
 
 
@@ -137,45 +137,49 @@ def test_a_moved_source_is_the_same_and_a_changed_one_is_not(tmp_path):
 )
 def test_text_files_of_every_origin(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
-    found, _ = _read(TextSource(str(tmp_path), 0))
-    assert [document.text for document in found] == ["one\ntwo\nthree\n"]
+    documents_read, _ = _read(TextSource(str(tmp_path), 0))
+    assert [document.text for document in documents_read] == ["one\ntwo\nthree\n"]
 
 
 def test_text_that_is_not_utf8_is_counted(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     (tmp_path / "b.txt").write_text("fine")
-    found, bad = _read(TextSource(str(tmp_path), 0))
-    assert len(found) == 1 and bad.reasons == {"invalid UTF-8": 1}
+    documents_read, bad = _read(TextSource(str(tmp_path), 0))
+    assert len(documents_read) == 1 and bad.reasons == {"invalid UTF-8": 1}
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
-def test_names_that_are_not_utf8_are_spelt_out(tmp_path, kind):
+def test_names_that_are_not_utf8_are_escaped(tmp_path, kind):
     folder = tmp_path / "source"
     folder.mkdir()
     for number, stem in enumerate([b"caf\xe9", b"caf\xe8", b"plain"]):
         name = os.fsdecode(stem + {"text": b".txt", "jsonl": b".jsonl"}[kind])
         (folder / name).write_text(json.dumps({"text": texts(3)[number]}))
     (folder / os.fsdecode(b"\xff." + (b"txt" if kind == "text" else b"jsonl"))).write_bytes(b"{\xff")
-    asked = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={folder}", "data.max_bad_fraction=0.5")
-    made = documents.build(asked)
-    assert made is not None and made.counts["documents"] == 3 and made.counts["bad_inputs"] == {"invalid UTF-8": 1}
-    kept = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")["source"].to_pylist()
+    run_recipe = recipe(tmp_path, f"data.source.kind={kind}", f"data.source.path={folder}", "data.max_bad_fraction=0.5")
+    published = documents.build(run_recipe)
+    assert (
+        published is not None
+        and published.counts["documents"] == 3
+        and published.counts["bad_inputs"] == {"invalid UTF-8": 1}
+    )
+    kept = parquet.read_table(RunLayout.of(run_recipe).documents / "clean-00000.parquet")["source"].to_pylist()
     assert [name.partition(".")[0] for name in kept] == ["caf\\xe8", "caf\\xe9", "plain"]
 
 
 def test_a_field_name_that_utf8_cannot_hold_is_reported(tmp_path, capsysbinary):
     path = write_jsonl(tmp_path / "a.jsonl", texts(3))
     path.write_text(path.read_text() + '{"\\ud800": 1}\n')
-    made = documents.build(of_jsonl(tmp_path, path, "data.max_bad_fraction=0.5"))
-    assert made is not None and made.counts["bad_inputs"] == {"field 'text' missing": 1}
+    published = documents.build(of_jsonl(tmp_path, path, "data.max_bad_fraction=0.5"))
+    assert published is not None and published.counts["bad_inputs"] == {"field 'text' missing": 1}
     assert b"\\ud800" in capsysbinary.readouterr().out
 
 
 def test_books(tmp_path):
     if not (SHARED_DATA / "gutenberg").exists():
-        pytest.skip("no gutenberg folder beside the checkout")
-    asked = recipe(tmp_path, "data.source.kind=text", f"data.source.path={SHARED_DATA / 'gutenberg'}")
-    made = documents.build(asked)
-    assert made is not None and made.counts["documents"] > 400
-    table = parquet.read_table(RunLayout.of(asked).documents / "clean-00000.parquet")
+        pytest.skip("no gutenberg folder next to the checkout")
+    run_recipe = recipe(tmp_path, "data.source.kind=text", f"data.source.path={SHARED_DATA / 'gutenberg'}")
+    published = documents.build(run_recipe)
+    assert published is not None and published.counts["documents"] > 400
+    table = parquet.read_table(RunLayout.of(run_recipe).documents / "clean-00000.parquet")
     assert not any("\r" in text or "\ufeff" in text for text in table["text"].to_pylist())

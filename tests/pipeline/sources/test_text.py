@@ -1,4 +1,4 @@
-"""Plain text: cut at paragraphs, sentences or in windows; merged; in blocks as in one piece."""
+"""Plain text: cut at paragraphs, sentences or in windows; merged; in blocks or at once."""
 
 import gzip
 
@@ -38,10 +38,10 @@ def in_blocks(monkeypatch):
 @settings(deadline=None)
 @given(st.text(alphabet="ab \n", max_size=300), st.integers(0, 40))
 def test_cutting_loses_nothing(text, size):
-    found = list(cut(text, size))
-    assert "".join(found) == text
-    assert all(found)
-    assert not size or all(len(piece.rstrip("\n")) <= 2 * size + 1 for piece in found)
+    pieces_cut = list(cut(text, size))
+    assert "".join(pieces_cut) == text
+    assert all(pieces_cut)
+    assert not size or all(len(piece.rstrip("\n")) <= 2 * size + 1 for piece in pieces_cut)
 
 
 def test_cut_at_paragraph_ends():
@@ -85,11 +85,11 @@ def test_windows_overlap():
 def test_blocks_change_nothing(blocks, chunk, size, data):
     overlap = data.draw(st.integers(0, size - 1)) if chunk == "window" and size else 0
     whole = "".join(blocks)
-    found = list(pieces(blocks, chunk, size, overlap))
-    assert found == list(pieces([whole], chunk, size, overlap))
-    assert all(whole[piece.offset :].startswith(piece.text) for piece in found)
+    pieces_cut = list(pieces(blocks, chunk, size, overlap))
+    assert pieces_cut == list(pieces([whole], chunk, size, overlap))
+    assert all(whole[piece.offset :].startswith(piece.text) for piece in pieces_cut)
     if not overlap:
-        assert "".join(piece.text for piece in found) == whole
+        assert "".join(piece.text for piece in pieces_cut) == whole
 
 
 @pytest.mark.parametrize("chunk", ["paragraph", "sentence", "window"])
@@ -132,7 +132,7 @@ def test_merged_files_are_one_text(tmp_path, monkeypatch):
 def test_merged_speeches():
     folder = SHARED_DATA / "inaugural"
     if not folder.exists():
-        pytest.skip("no inaugural folder beside the checkout")
+        pytest.skip("no inaugural folder next to the checkout")
     apart, _ = read(TextSource(str(folder), 4000, "sentence"))
     merged, bad = read(TextSource(str(folder), 4000, "sentence", merge=True))
     assert bad.good == len({document.source for document in apart})

@@ -1,4 +1,4 @@
-"""The indexed dataset: our reader, Megatron's and DeepSpeed's agree on what our writer wrote."""
+"""The indexed dataset: our reader and those of Megatron and DeepSpeed agree on what our writer writes."""
 
 import os
 
@@ -27,49 +27,49 @@ def test_type_of_ids():
 
 @pytest.mark.parametrize("kind", ["<u2", "<i4"])
 def test_our_reader(tmp_path, kind):
-    found = IndexedDataset(_write(tmp_path / "a", kind))
-    assert len(found) == 4 and found.tokens.dtype == np.dtype(kind)
-    assert [found.document(i).tolist() for i in range(4)] == DOCUMENTS
-    assert found.lengths.tolist() == [3, 1, 4, 2]
-    assert found.tokens.tolist() == [token for ids in DOCUMENTS for token in ids]
+    dataset = IndexedDataset(_write(tmp_path / "a", kind))
+    assert len(dataset) == 4 and dataset.tokens.dtype == np.dtype(kind)
+    assert [dataset.document(i).tolist() for i in range(4)] == DOCUMENTS
+    assert dataset.lengths.tolist() == [3, 1, 4, 2]
+    assert dataset.tokens.tolist() == [token for ids in DOCUMENTS for token in ids]
     with pytest.raises(IndexError):
-        found.document(4)
+        dataset.document(4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 65_535), max_size=20), max_size=10))
 def test_round_trip(tmp_path_factory, documents):
-    found = IndexedDataset(_write(tmp_path_factory.mktemp("round") / "a", "<u2", documents))
-    assert [found.document(i).tolist() for i in range(len(found))] == documents
+    dataset = IndexedDataset(_write(tmp_path_factory.mktemp("round") / "a", "<u2", documents))
+    assert [dataset.document(i).tolist() for i in range(len(dataset))] == documents
 
 
 @pytest.mark.parametrize("kind", ["<u2", "<i4"])
 def test_megatron_reads_it(tmp_path, kind):
     megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    found = megatron.IndexedDataset(str(_write(tmp_path / "a", kind)))
-    assert [found[i].tolist() for i in range(len(found))] == DOCUMENTS
-    assert found.document_indices.tolist() == [0, 1, 2, 3, 4]
-    assert found.index.dtype == np.dtype(kind)
+    dataset = megatron.IndexedDataset(str(_write(tmp_path / "a", kind)))
+    assert [dataset[i].tolist() for i in range(len(dataset))] == DOCUMENTS
+    assert dataset.document_indices.tolist() == [0, 1, 2, 3, 4]
+    assert dataset.index.dtype == np.dtype(kind)
 
 
 def test_deepspeed_reads_the_wide_form(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
     deepspeed = pytest.importorskip("deepspeed.runtime.data_pipeline.data_sampling.indexed_dataset")
-    found = deepspeed.MMapIndexedDataset(str(_write(tmp_path / "a", "<i4")), skip_warmup=True)
-    assert [found[i].tolist() for i in range(len(found))] == DOCUMENTS
+    dataset = deepspeed.MMapIndexedDataset(str(_write(tmp_path / "a", "<i4")), skip_warmup=True)
+    assert [dataset[i].tolist() for i in range(len(dataset))] == DOCUMENTS
 
 
 def test_we_read_what_megatron_wrote(tmp_path):
-    """Documents of several sequences too."""
+    """Also documents of several sequences."""
     torch = pytest.importorskip("torch")
     megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     builder = megatron.IndexedDatasetBuilder(str(tmp_path / "a.bin"), dtype=np.uint16)
     builder.add_document(torch.tensor([1, 2, 3, 4, 5]), [2, 3])
     builder.add_document(torch.tensor([6]), [1])
     builder.finalize(str(tmp_path / "a.idx"))
-    found = IndexedDataset(tmp_path / "a")
-    assert [found.document(i).tolist() for i in range(len(found))] == [[1, 2, 3, 4, 5], [6]]
-    assert found.lengths.tolist() == [2, 3, 1]
+    dataset = IndexedDataset(tmp_path / "a")
+    assert [dataset.document(i).tolist() for i in range(len(dataset))] == [[1, 2, 3, 4, 5], [6]]
+    assert dataset.lengths.tolist() == [2, 3, 1]
 
 
 def test_a_shard_has_no_name_before_it_is_finished(tmp_path):
@@ -87,9 +87,13 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(RequestError, match="does not match its index"):
         IndexedDataset(prefix)
     index = (tmp_path / "a.idx").read_bytes()
-    for content, said in ((index[:-1], "ends early"), (b"x" * 80, "not an indexed dataset"), (b"", "not an indexed")):
+    for content, message in (
+        (index[:-1], "truncated"),
+        (b"x" * 80, "not an indexed dataset"),
+        (b"", "not an indexed"),
+    ):
         (tmp_path / "a.idx").write_bytes(content)
-        with pytest.raises(RequestError, match=said):
+        with pytest.raises(RequestError, match=message):
             IndexedDataset(prefix)
     (tmp_path / "a.idx").unlink()
     with pytest.raises(RequestError, match="no such token shard"):

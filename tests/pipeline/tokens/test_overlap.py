@@ -1,4 +1,4 @@
-"""The overlap rule, against a plain rendering of its definition."""
+"""The overlap rule, compared with a plain implementation."""
 
 import re
 
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import ngrams
+from pipeline.tokens.overlap import HeldOut
 
 MARKS = "\u00a0¡§«¶·»¿\u3000、。「」『』" + "".join(map(chr, range(0x2000, 0x2070)))
 WORD = re.compile(f"(?:(?![{MARKS}])[0-9a-z\x80-\U0010ffff])+")
@@ -16,9 +17,13 @@ LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 
 def _plain(text, words):
-    found = WORD.findall(text.translate(LOWER))
-    length = min(words, len(found))
-    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)} if found else set()
+    words_of_text = WORD.findall(text.translate(LOWER))
+    length = min(words, len(words_of_text))
+    return (
+        {tuple(words_of_text[i : i + length]) for i in range(len(words_of_text) - length + 1)}
+        if words_of_text
+        else set()
+    )
 
 
 def _column(*groups):
@@ -27,7 +32,7 @@ def _column(*groups):
 
 def _measured(held, train, words, groups=2):
     at = len(held) // 2
-    compared = ngrams.HeldOut.of([_column(held[:at]), _column(held[at:])], words)
+    compared = HeldOut.of([_column(held[:at]), _column(held[at:])], words)
     for start in range(groups):
         compared.mark(compared.shared(_column(train[start::groups])))
     return compared.overlap().tolist()
@@ -35,8 +40,8 @@ def _measured(held, train, words, groups=2):
 
 def _expected(held, train, words):
     seen = set().union(*(_plain(text, words) for text in train))
-    found = [_plain(text, words) for text in held]
-    return [len(one & seen) / max(len(one), 1) for one in found]
+    sequences = [_plain(text, words) for text in held]
+    return [len(one & seen) / max(len(one), 1) for one in sequences]
 
 
 few_words = st.lists(
@@ -53,7 +58,7 @@ def test_equals_the_definition(held, train, words):
     assert _measured(held, train, words) == pytest.approx(_expected(held, train, words))
 
 
-def test_neighbouring_documents_are_not_joined():
+def test_neighboring_documents_are_not_joined():
     assert _measured(["b c"], ["a b", "c d"], 2, groups=1) == [0.0]
     assert _measured(["ab"], ["a", "b"], 1, groups=1) == [0.0]
 

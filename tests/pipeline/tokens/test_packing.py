@@ -1,4 +1,4 @@
-"""Packing: nothing lost, nothing cut without need, the same bytes however it was built."""
+"""Packing: no token is lost, only long documents are cut, and the bytes do not depend on how it is built."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.support.training.shards import documents, write
 
 
 def naive_rooms(lengths: list[int], capacity: int) -> list[int]:
-    """Room left in each bin by best-fit decreasing, an item at a time."""
+    """The remaining space of each bin after best-fit decreasing, one item at a time."""
     rooms: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [room for room in rooms if room >= length]
@@ -42,35 +42,37 @@ def test_best_fit_is_that_of_an_item_at_a_time(case) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=60), st.integers(1, 25))
 def test_every_token_once_and_only_long_documents_are_cut(lengths, capacity) -> None:
-    made = pack(np.array(lengths, np.int64), capacity)
+    packing_result = pack(np.array(lengths, np.int64), capacity)
     ends = np.cumsum(lengths).tolist()
-    found: list[int] = []
+    tokens: list[int] = []
     held = []
-    for first, last in pairwise(made.samples.tolist()):
-        pieces = made.pieces[first:last]
+    for first, last in pairwise(packing_result.samples.tolist()):
+        pieces = packing_result.pieces[first:last]
         inputs = np.minimum(pieces["length"], capacity)
         held.append(int(inputs.sum()))
         assert 0 < held[-1] <= capacity
         assert (np.diff(pieces["offset"]) > 0).all()
         for offset, length, reads in zip(pieces["offset"].tolist(), inputs.tolist(), pieces["length"], strict=True):
-            found.extend(range(offset, offset + length))
+            tokens.extend(range(offset, offset + length))
             document = int(np.searchsorted(ends, offset, side="right"))
             assert offset + reads <= ends[document]
             begins = offset == ends[document] - lengths[document]
             finishes = offset + length == ends[document]
             assert (begins and finishes) or lengths[document] > capacity
             assert finishes or (length == capacity and reads == capacity + 1)
-    assert sorted(found) == list(range(sum(lengths)))
-    assert made.samples[-1] == len(made.pieces) and made.cut == sum(length > capacity for length in lengths)
+    assert sorted(tokens) == list(range(sum(lengths)))
+    assert packing_result.samples[-1] == len(packing_result.pieces) and packing_result.cut == sum(
+        length > capacity for length in lengths
+    )
 
 
 def test_little_is_padding_on_lengths_like_those_of_web_text() -> None:
     lengths = np.random.default_rng(0).lognormal(6.4, 1.0, 20_000).astype(np.int64) + 1
-    made = pack(lengths, 1024)
-    assert lengths.sum() / ((len(made.samples) - 1) * 1024) > 0.998
+    packing_result = pack(lengths, 1024)
+    assert lengths.sum() / ((len(packing_result.samples) - 1) * 1024) > 0.998
 
 
-def asked(root: Path, *more: str):
+def packed_recipe(root: Path, *more: str):
     small = ["train.context_length=32", "train.packing=best_fit", "finetune.max_length=32", "data.workers=1", *more]
     return load_recipe(RECIPE, [f"run.root={root}", *small])
 
@@ -85,27 +87,27 @@ def tokens(recipe, *, seed: int = 0) -> None:
 
 
 def test_counts_and_up_to_date(tmp_path) -> None:
-    recipe = asked(tmp_path)
+    recipe = packed_recipe(tmp_path)
     tokens(recipe)
-    made = packing.build(recipe)
-    assert made is not None
+    published = packing.build(recipe)
+    assert published is not None
     lengths = np.random.default_rng(0).integers(1, 70, (3, 50))
-    counts = made.counts
+    counts = published.counts
     assert counts["documents"] == 150 and counts["tokens"] == lengths.sum()
     assert counts["documents_cut"] == (lengths > 32).sum() < counts["documents_cut_by_windows"]
-    assert 0.95 < counts["utilisation"] == counts["tokens"] / counts["samples"] / 32 <= 1
-    assert "samples of 32 tokens" in packing.outcome(made, recipe)
+    assert 0.95 < counts["utilization"] == counts["tokens"] / counts["samples"] / 32 <= 1
+    assert "samples of 32 tokens" in packing.outcome(published, recipe)
     assert packing.build(recipe) is None and packing.outcome(None, recipe).endswith("up to date")
 
 
 def test_workers_and_restarts_make_the_same_bytes(tmp_path, monkeypatch) -> None:
     folders = []
     for name, workers in (("one", 1), ("two", 2)):
-        recipe = asked(tmp_path / name, f"data.workers={workers}")
+        recipe = packed_recipe(tmp_path / name, f"data.workers={workers}")
         tokens(recipe)
         assert packing.build(recipe) is not None
         folders.append(RunLayout.of(recipe).packing)
-    recipe = asked(tmp_path / "three")
+    recipe = packed_recipe(tmp_path / "three")
     tokens(recipe)
     real, done = packing.pack_shard, []
 
@@ -126,7 +128,7 @@ def test_workers_and_restarts_make_the_same_bytes(tmp_path, monkeypatch) -> None
 
 
 def test_other_shards_are_packed_anew(tmp_path, capsys) -> None:
-    recipe = asked(tmp_path)
+    recipe = packed_recipe(tmp_path)
     tokens(recipe)
     packing.build(recipe)
     tokens(recipe, seed=1)
@@ -136,6 +138,6 @@ def test_other_shards_are_packed_anew(tmp_path, capsys) -> None:
 
 def test_windows_need_no_index_and_shards_must_be_there(tmp_path) -> None:
     with pytest.raises(RequestError, match="nothing to pack"):
-        packing.build(asked(tmp_path, "train.packing=windows"))
+        packing.build(packed_recipe(tmp_path, "train.packing=windows"))
     with pytest.raises(RequestError, match="run `make data"):
-        packing.build(asked(tmp_path))
+        packing.build(packed_recipe(tmp_path))

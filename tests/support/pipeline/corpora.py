@@ -25,14 +25,14 @@ _SYLLABLES = [a + b for a in "bcdfglmnprst" for b in ("a", "e", "i", "o", "u", "
 
 
 def texts(count: int, seed: int = 0, sentences: int = 12) -> list[str]:
-    """Documents of made-up words; no two share a run of eight words, all but surely."""
+    """Documents of random words. Almost surely, no two documents share a run of eight words."""
     rng = random.Random(seed)
     words = ["".join(rng.choices(_SYLLABLES, k=rng.randint(1, 3))) for _ in range(1500)]
-    made = []
+    documents = []
     for _ in range(count):
         lines = [" ".join(rng.choices(words, k=rng.randint(5, 14))).capitalize() + "." for _ in range(sentences)]
-        made.append("\n".join(lines))
-    return made
+        documents.append("\n".join(lines))
+    return documents
 
 
 def write_jsonl(path: Path, documents: list[str]) -> Path:
@@ -52,7 +52,7 @@ def overrides(root: Path, *more: str) -> list[str]:
 
 
 def recipe(root: Path, *more: str) -> Recipe:
-    """The demonstration recipe made small; later overrides win."""
+    """The demo recipe, made small. Later overrides have priority."""
     return load_recipe(RECIPE, overrides(root, *more))
 
 
@@ -75,7 +75,7 @@ configs:
 
 
 def packed(content: bytes, name: str) -> bytes:
-    """Content compressed as a file of that name is."""
+    """Content compressed for a file of that name."""
     if name.endswith(".gz"):
         return gzip.compress(content, mtime=0)
     if name.endswith(".xz"):
@@ -85,13 +85,13 @@ def packed(content: bytes, name: str) -> bytes:
 
 def tar_of(members: Iterable[tuple[str, bytes]]) -> bytes:
     """A plain tar of (name, content) files."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def pages(documents: list[str], first: int = 0) -> list[tuple[str, bytes]]:
@@ -101,11 +101,11 @@ def pages(documents: list[str], first: int = 0) -> list[tuple[str, bytes]]:
 
 
 def subsets(documents: list[str]) -> list[tuple[str, bytes]]:
-    """OpenWebText's inner archives, ``urlsf_subsetNN-M_data.xz``, in name order."""
+    """OpenWebText's inner archives, ``urlsf_subsetNN-M_data.xz``, in order of name."""
     groups = [documents[at : at + _PAGES] for at in range(0, len(documents), _PAGES)]
     names = [f"urlsf_subset{n // 10:02d}-{n % 10}_data.xz" for n in range(len(groups))]
-    made = zip(names, (tar_of(pages(group, n * _PAGES)) for n, group in enumerate(groups)), strict=True)
-    return [(name, lzma.compress(content, preset=0)) for name, content in made]
+    archives = zip(names, (tar_of(pages(group, n * _PAGES)) for n, group in enumerate(groups)), strict=True)
+    return [(name, lzma.compress(content, preset=0)) for name, content in archives]
 
 
 def _tables(documents: list[str]) -> list[pyarrow.Table]:
@@ -113,7 +113,7 @@ def _tables(documents: list[str]) -> list[pyarrow.Table]:
 
 
 def write_hub(documents: list[str], folder: Path) -> Path:
-    """A dataset repository as Skylion007/openwebtext is laid out; row groups of two rows."""
+    """A dataset repository with the layout of Skylion007/openwebtext, with row groups of two rows."""
     tables = _tables(documents)
     (folder / "plain_text").mkdir(parents=True)
     (folder / "README.md").write_text(_CONFIG)
@@ -138,9 +138,9 @@ def _write_folder(documents: list[str], folder: Path) -> Path:
 
 def _write_subsets(documents: list[str], folder: Path) -> Path:
     (folder / "subsets").mkdir()
-    made = subsets(documents)
-    for number, at in enumerate(range(0, len(made), 10)):
-        inner = [(f"openwebtext/{name}", content) for name, content in made[at : at + 10]]
+    archives = subsets(documents)
+    for number, at in enumerate(range(0, len(archives), 10)):
+        inner = [(f"openwebtext/{name}", content) for name, content in archives[at : at + 10]]
         (folder / "subsets" / f"urlsf_subset{number:02d}.tar").write_bytes(tar_of(inner))
     return folder
 
@@ -148,7 +148,7 @@ def _write_subsets(documents: list[str], folder: Path) -> Path:
 def _write_7z(documents: list[str], folder: Path) -> Path:
     import py7zr
 
-    # The default would have the reader hold 16 MB of what went before.
+    # With the default, the reader would hold the last 16 MB.
     filters = [{"id": py7zr.FILTER_LZMA2, "preset": 1}]
     with py7zr.SevenZipFile(folder / "openwebtext.7z", "w", filters=filters) as archive:
         for name, content in pages(documents):
@@ -193,7 +193,7 @@ KINDS = ("jsonl", "jsonl.gz", "jsonl.zst", "jsonl.xz", *_OPENWEBTEXT, *_OTHERS)
 
 
 def write(kind: str, documents: list[str], folder: Path) -> dict[str, str]:
-    """Write documents in one of the layouts of ``KINDS``, which keep their order; the recipe keys that read them."""
+    """Write documents in a layout of ``KINDS``, which keeps their order; returns the recipe keys to read them."""
     folder.mkdir(parents=True, exist_ok=True)
     if kind in _OPENWEBTEXT:
         return {"data.source.kind": "openwebtext", "data.source.path": str(_OPENWEBTEXT[kind](documents, folder))}

@@ -1,4 +1,4 @@
-"""Small corpora for deduplication: one run of all its stages, and near copies of a known similarity."""
+"""Small corpora for deduplication: all its stages, and near copies with a known similarity."""
 
 import hashlib
 import itertools
@@ -11,7 +11,7 @@ from configs.schema.clean import CleanSection
 from pipeline import dedup
 from tests.support.pipeline import corpora
 
-#: Bytes of keys few enough for a small corpus to need many tasks.
+#: Bytes of keys per task, so few that a small corpus needs many tasks.
 TINY = 3000
 
 
@@ -31,7 +31,7 @@ def write(folder, number, texts, keys):
 
 
 def finish(folder, keys, max_bytes):
-    """What follows the map."""
+    """The steps after the map step."""
     for task in dedup.plan(folder, keys, max_bytes):
         dedup.reduce(folder, keys, task, max_bytes)
     dedup.resolve(folder, keys)
@@ -40,7 +40,7 @@ def finish(folder, keys, max_bytes):
 
 
 def decide(folder, parts, keys, max_bytes=1 << 20):
-    """All stages over parts (lists of texts): verdicts of all documents, and removed (document, line) pairs."""
+    """Run all steps on parts (lists of texts); returns all verdicts, and removed (document, line) pairs."""
     for number, texts in enumerate(parts):
         write(folder, number, texts, keys)
     finish(folder, keys, max_bytes)
@@ -50,37 +50,37 @@ def decide(folder, parts, keys, max_bytes=1 << 20):
 def verdicts(folder, keys, parts):
     documents, lines, first = [], [], 0
     for number, texts in enumerate(parts):
-        found = dedup.verdict(folder, keys, number)
-        assert len(found.documents) == len(texts)
-        documents += found.documents.tolist()
-        lines += zip((found.rows + first).tolist(), found.lines.tolist(), strict=True)
+        verdict = dedup.verdict(folder, keys, number)
+        assert len(verdict.documents) == len(texts)
+        documents += verdict.documents.tolist()
+        lines += zip((verdict.rows + first).tolist(), verdict.lines.tolist(), strict=True)
         first += len(texts)
     return documents, lines
 
 
 def cut(texts, places):
-    """The same texts in parts, some perhaps empty."""
+    """The texts divided into parts, some of them possibly empty."""
     borders = [0, *sorted(min(place, len(texts)) for place in places), len(texts)]
     return [texts[start:stop] for start, stop in itertools.pairwise(borders)]
 
 
 def jaccard(one, other, words=5):
-    """Similarity of the sets of word 5-grams, from their definition."""
+    """Jaccard similarity of the sets of word 5-grams, by its definition."""
     first, second = (
-        {tuple(found[at : at + words]) for at in range(max(len(found) - words + 1, 1))}
-        for found in (re.findall(r"[^\W_]+", text.lower()) for text in (one, other))
+        {tuple(words_of_text[at : at + words]) for at in range(max(len(words_of_text) - words + 1, 1))}
+        for words_of_text in (re.findall(r"[^\W_]+", text.lower()) for text in (one, other))
     )
     return len(first & second) / len(first | second)
 
 
 def near_copy(text, rate, rng):
-    """The text with a share of its words replaced."""
+    """The text with a fraction of its words replaced."""
     return re.sub(r"\w+", lambda word: f"w{rng.randrange(10**6)}" if rng.random() < rate else word[0], text)
 
 
-def planted(count, seed=0, longest=0.08):
-    """Documents, a near copy of each after them, and the similarity of each pair."""
+def planted(count, seed=0, max_fraction=0.08):
+    """Documents, then a near copy of each, and the similarity of each pair."""
     rng = random.Random(seed)
     originals = corpora.texts(count, seed, sentences=rng.randint(12, 16))
-    copies = [near_copy(text, rng.uniform(0, longest), rng) for text in originals]
+    copies = [near_copy(text, rng.uniform(0, max_fraction), rng) for text in originals]
     return originals, copies, [jaccard(*pair) for pair in zip(originals, copies, strict=True)]

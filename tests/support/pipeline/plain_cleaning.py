@@ -1,4 +1,4 @@
-"""The rules once more, one text at a time in plain Python: what the columnar ones are checked against."""
+"""The cleaning rules in plain Python, one text at a time, to compare the columnar rules with."""
 
 import re
 from collections import Counter
@@ -14,13 +14,13 @@ def words(text):
 
 
 def lines(text):
-    """Lines, without an empty one after the last newline."""
-    found = text.split("\n")
-    return found[:-1] if not found[-1] else found
+    """The lines, without an empty one after the last newline."""
+    text_lines = text.split("\n")
+    return text_lines[:-1] if not text_lines[-1] else text_lines
 
 
 def quality(text, section):
-    """Which quality rules drop the text, in their order."""
+    """Which quality rules drop the text, in order."""
     every = words(text)
     count = max(len(every), 1)
     solid = [word for word in every if not set(word) <= SYMBOLS]
@@ -70,20 +70,22 @@ def _duplicated(every, n):
 
 
 def repetition(text, section):
-    """Which repetition rules drop the text, in their order."""
+    """Which repetition rules drop the text, in order."""
     size = max(len(text), 1)
     paragraphs = [part for part in re.split(r"\n{2,}", text.strip()) if part]
     rows = [line for line in text.split("\n") if line]
     every = words(text)
-    found = []
+    reasons = []
     for items, share, characters in (
         (paragraphs, section.duplicate_paragraphs, section.duplicate_paragraph_chars),
         (rows, section.duplicate_lines, section.duplicate_line_chars),
     ):
         again, within = _duplicates(items)
-        found += [again > share, within / size > characters]
-    found += [_top(every, n) / size > share for n, share in sorted(section.top_ngram_chars.items())]
-    return found + [_duplicated(every, n) > share * size for n, share in sorted(section.duplicate_ngram_chars.items())]
+        reasons += [again > share, within / size > characters]
+    reasons += [_top(every, n) / size > share for n, share in sorted(section.top_ngram_chars.items())]
+    return reasons + [
+        _duplicated(every, n) > share * size for n, share in sorted(section.duplicate_ngram_chars.items())
+    ]
 
 
 def _sentences(line):
@@ -100,7 +102,7 @@ _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "u
 
 
 def c4(text, section):
-    """The text with lines removed, or None: dropped."""
+    """The text without removed lines; None: it is dropped."""
     kept, sentences = [], 0
     for raw in text.split("\n"):
         line = raw.strip()

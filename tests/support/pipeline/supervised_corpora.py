@@ -1,4 +1,4 @@
-"""Recipes of models that learn from examples, over small corpora of texts with targets."""
+"""Recipes of supervised models, with small corpora of texts with targets."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ RECIPES = {
 
 
 def task_recipe(root: Path, task: str, *more: str) -> Recipe:
-    """The shipped recipe of a family made small, its tokenizer of characters."""
+    """The shipped recipe of a family, made small, with a tokenizer of characters."""
     return load_recipe(CONFIGS / f"{RECIPES[task]}.yaml", task_overrides(root, *more))
 
 
@@ -26,7 +26,7 @@ def task_overrides(root: Path, *more: str) -> list[str]:
 
 
 def write_records(path: Path, records: list[tuple[str, object]]) -> list[str]:
-    """Write (text, target) records; the overrides that read them."""
+    """Write (text, target) records; returns the overrides to read them."""
     lines = (json.dumps({"text": text, "target": target}) + "\n" for text, target in records)
     path.write_text("".join(lines), encoding="utf-8")
     return [f"data.source={{kind: jsonl, path: {path}, target_field: target}}"]

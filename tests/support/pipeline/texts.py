@@ -1,4 +1,4 @@
-"""Random texts that look like writing often enough, and real ones."""
+"""Random texts that resemble writing, and real ones."""
 
 import io
 import json
@@ -18,12 +18,12 @@ _GAPS = st.sampled_from([" ", " ", " ", " ", "\n", "\n\n", "\n \n", "\t", "  ", 
 _phrases = st.lists(st.tuples(st.sampled_from(_PIECES.split()), _GAPS), max_size=12).map(
     lambda pairs: "".join(piece + gap for piece, gap in pairs)
 )
-#: Phrases over and over, in one text.
+#: Phrases that are repeated in a text.
 _written = st.lists(_phrases, min_size=1, max_size=4).flatmap(
     lambda parts: st.lists(st.sampled_from(parts), max_size=8).map("".join)
 )
 _any = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-#: Empty ones, spaces and newlines only, any characters, and phrases.
+#: Empty texts, spaces and newlines only, any characters, and phrases.
 texts = st.one_of(st.just(""), st.text(" \n\t\u00a0\u2003", max_size=6), _any, _written)
 
 
@@ -32,7 +32,7 @@ def column(values):
 
 
 def openwebtext():
-    """The 500 documents of the shared sample; skips without it."""
+    """The 500 documents of the shared sample. Skips the test if they are missing."""
     path = SHARED_DATA / "openwebtext-500.jsonl.zst"
     if not path.exists():
         pytest.skip("no shared sample of OpenWebText")

@@ -116,7 +116,7 @@ def whole(recipe: Recipe, layout: RunLayout) -> Recipe:
             "documents": 900,
             "bytes": 30_000_000,
             "read_documents": 1000,
-            "outside_sample": 40,
+            "not_sampled": 40,
             "dropped": {"shorter than <clean.min_chars>": 60},
             "bad_inputs": {},
         },
