@@ -153,9 +153,10 @@ wheelhouse: $(SETUP)  ## download all wheels, for machines without network: ther
 
 setup: $(SETUP)  ## create .venv with pinned packages; every target does this if needed
 
-check: $(DEV)  ## lint, format, types, and whether docs/recipe.md is up to date
+check: $(DEV)  ## lint, format, types, words, and whether docs/recipe.md is up to date
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	@"$(PYTHON)" .ci/words.py
 	$(RUN) configs reference --check
 	$(RUN) mypy -p configs -p artefacts -p tokenizer -p pipeline -p training -p launch
 

@@ -33,13 +33,13 @@ def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
     details = json.loads((folder / "manifest.json").read_text())["details"]
     assert details["parameters"]["total"] > 0
     for prompt, expected in (("acegik", "moqsuwyACEGI"), ("XYZ0", "12345678")):
-        said = call("training", "generate", "--recipe", RECIPE, f"generate.prompt={prompt}", root=tmp_path)
-        assert said.startswith(prompt + expected) and "end of the context" not in said
+        output = call("training", "generate", "--recipe", RECIPE, f"generate.prompt={prompt}", root=tmp_path)
+        assert output.startswith(prompt + expected) and "end of the context" not in output
     # The last character is drawn from the whole context and not read.
-    said = call("training", "generate", "--recipe", RECIPE, "generate.max_new_tokens=300", root=tmp_path)
-    line, *_, told = said.splitlines()
+    output = call("training", "generate", "--recipe", RECIPE, "generate.max_new_tokens=300", root=tmp_path)
+    line, *_, reason = output.splitlines()
     assert len(line) == 129
-    assert told == "stopped at the end of the context: model.max_position_embeddings is 128"
+    assert reason == "stopped at the end of the context: model.max_position_embeddings is 128"
     for wrong, words in (
         ("generate.prompt=ac?é", "the tokenizer does not know '?', 'é'"),
         ("generate.speculative=true", "model.num_nextn_predict_layers is 0"),

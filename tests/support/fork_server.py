@@ -63,11 +63,11 @@ def worker_environment() -> dict[str, str]:
     return {"DS_ACCELERATOR": "cpu", "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": operators}
 
 
-def say_into(file: Path, *descriptors: int) -> None:
-    """Have this process write what it says on these descriptors into a file, behind what is there."""
+def redirect(file: Path, *descriptors: int) -> None:
+    """Append to a file what this process writes to these descriptors."""
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    for each in descriptors:
-        os.dup2(descriptor, each)
+    for other in descriptors:
+        os.dup2(descriptor, other)
     os.close(descriptor)
 
 
@@ -75,8 +75,8 @@ def _run_module(words: list[str], environment: Mapping[str, str], out: Path, err
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(CHECKOUT)
-    say_into(out, 1)
-    say_into(err, 2)
+    redirect(out, 1)
+    redirect(err, 2)
     sys.argv = list(words)
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 

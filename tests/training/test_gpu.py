@@ -50,7 +50,7 @@ def test_bf16_runs_on_the_grouped_path() -> None:
 def test_masked_attention_is_that_of_the_cpu(name: str) -> None:
     """FlexAttention with windows, PyTorch's fused kernels under a bias without."""
     mask, seen = MASKS[name], valid_rows(MASKS[name], 3)
-    found = []
+    results = []
     for device in ("cpu", "cuda"):
         moved = {key: getattr(mask, key) for key in ("slopes_N", "lengths_B", "sides_N")}
         moved = {key: None if tensor is None else tensor.to(device) for key, tensor in moved.items()}
@@ -58,8 +58,8 @@ def test_masked_attention_is_that_of_the_cpu(name: str) -> None:
         q, k, v = inputs
         out = attention(q, k, v, 0.25, Mask(mask.causal, mask.window, **moved)).transpose(1, 2).cpu()[seen]
         out.square().sum().backward()
-        found.append([out, *(tensor.grad.cpu() for tensor in inputs)])
-    for one, other in zip(*found, strict=True):
+        results.append([out, *(tensor.grad.cpu() for tensor in inputs)])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)
 
 
@@ -81,7 +81,7 @@ def test_packed_documents_are_those_of_the_cpu() -> None:
 
 
 def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No host synchronisation in forward and backward on one device, in bf16, with every balancing loss.
+    """No host synchronization in forward and backward on one device, in bf16, with every balancing loss.
 
     Liger's loss waits once, to count its targets: ours stands in for it here.
     """
@@ -114,17 +114,17 @@ def test_the_loss_is_that_of_plain_products(liger: bool, monkeypatch: pytest.Mon
     loss = linear_cross_entropy_sum(hidden, weight, labels)
     expected = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-3)
-    for ours, plain in zip(*(torch.autograd.grad(each, (hidden, weight)) for each in (loss, expected)), strict=True):
+    for ours, plain in zip(*(torch.autograd.grad(value, (hidden, weight)) for value in (loss, expected)), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
 
 
 def test_decoding_is_that_of_the_cpu() -> None:
     recipe = load_recipe(RECIPE)
     limits = Limits(20, 100, recipe.vocab_size)
-    said = []
+    completions = []
     for device in ("cpu", "cuda"):
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
         init_weights(model, 1)
         prompts = [[5, 6, 7], [9], [1, 2, 3, 4, 5]]
-        said.append(generate_batch(model.to(device).eval(), prompts, limits, Sampling(temperature=0), seed=0))
-    assert said[0] == said[1]
+        completions.append(generate_batch(model.to(device).eval(), prompts, limits, Sampling(temperature=0), seed=0))
+    assert completions[0] == completions[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from tests.support.fork_server import say_into, start, worker_environment
+from tests.support.fork_server import redirect, start, worker_environment
 from tests.support.paths import CHECKOUT
 from tests.support.waiting import PATIENCE
 
@@ -59,5 +59,5 @@ def torchrun_workers(
 
 def _begin(work: Callable[[Path], None], argument: Path, environment: dict[str, str], log: Path) -> None:
     os.environ.update(environment)
-    say_into(log, 1, 2)
+    redirect(log, 1, 2)
     work(argument)

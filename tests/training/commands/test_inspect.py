@@ -106,7 +106,7 @@ def test_recipes_are_compared_without_torch() -> None:
         recipe = load_recipe(file, ["train.context_length=64"])
         cells, counts = dict(zip(head, row, strict=True)), parameters(recipe.model, recipe.vocab_size)
         assert cells["parameters"] == f"{counts.total:,}" and cells["active"] == f"{counts.active:,}"
-        assert cells["FLOPs a token"] == f"{flops_per_token(recipe.model, recipe.vocab_size, 64):.4g}"
+        assert cells["FLOPs per token"] == f"{flops_per_token(recipe.model, recipe.vocab_size, 64):.4g}"
         value, unit = cells["checkpoint"].split()
         assert float(value) * {"MB": 1e6, "TB": 1e12}[unit] == pytest.approx(checkpoint_bytes(recipe), rel=5e-3)
     assert rows[1][1:6] == ["deepseek", "61", "128", "7168", "129,280"] and rows[1][-2].endswith("GB")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.plan import free_port
-from tests.support.fork_server import say_into, start
+from tests.support.fork_server import redirect, start
 from tests.support.waiting import PATIENCE
 from training.distributed import join as joining
 from training.distributed.health_check import slow_ranks
@@ -30,7 +30,7 @@ input()
 def _join(environment: dict[str, str], log: Path, seconds: int, late: int | None, store: int | None) -> None:
     """A rank; rank ``late`` never takes part in the check, and kills the ``store`` when the other rank has."""
     os.environ.update(environment)
-    say_into(log, 1, 2)
+    redirect(log, 1, 2)
     probe = joining.probe
 
     def late_probe(ranks, meeting, limit):
