@@ -145,6 +145,14 @@ def test_what_a_room_never_reaches(room: str) -> None:
                 assert not is_in(name, forbidden), " -> ".join(way)
 
 
+def test_cpu_code_has_one_door() -> None:
+    """Only ``training/layers/cpu`` imports its modules; all others go through the package."""
+    door = "training.layers.cpu"
+    for module in modules():
+        inside = [name for name in imports(module) if name.startswith(door + ".")]
+        assert is_in(module, door) or not inside, f"{module} imports {inside}"
+
+
 def test_models_read_no_environment() -> None:
     for module in modules():
         if is_in(module, "training.layers") or is_in(module, "training.models"):

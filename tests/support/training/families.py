@@ -1,4 +1,4 @@
-"""A small model of every family under each of its switches, and what goes into it."""
+"""Small models of every family with each of its options, and inputs for them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -72,12 +72,12 @@ CASES: dict[str, ModelSection] = {
 
 
 def cases(*families: str) -> list[str]:
-    """The names of those families' cases."""
+    """The names of the cases of these families."""
     return [name for name, section in CASES.items() if section.model_dump()["family"] in families]
 
 
 def built(section: ModelSection, seed: int = 0) -> Any:
-    """The model with first values, in evaluation mode."""
+    """The initialized model, in evaluation mode."""
     model = build_model(section, VOCAB)
     init_weights(model, seed)
     return model.eval()
@@ -85,7 +85,7 @@ def built(section: ModelSection, seed: int = 0) -> Any:
 
 @dataclass
 class MicroBatch:
-    """A micro-batch: ids [B, T], labels as the family has them, and by name what else its model is called with."""
+    """A micro-batch: ids [B, T], the labels of the family, and further inputs of the model by name."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -100,13 +100,13 @@ class MicroBatch:
         return total
 
     def row(self, number: int) -> "MicroBatch":
-        """One of its samples alone."""
+        """A micro-batch of one of its samples."""
         one = slice(number, number + 1)
         return MicroBatch(self.ids[one], self.labels[one], {name: tensor[one] for name, tensor in self.more.items()})
 
 
 def micro_batch(section: ModelSection, samples: int = 3, length: int = LENGTH, seed: int = 0) -> MicroBatch:
-    """Random ids; what has padding has it in all samples but the first."""
+    """Random ids; where there is padding, all samples but the first have it."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(most: int, *shape: int) -> torch.Tensor:

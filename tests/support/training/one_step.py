@@ -19,7 +19,7 @@ _SAMPLES, _RATE = 8, 0.1
 
 
 def moved_by_a_step(section: ModelSection, stage: int) -> dict[str, torch.Tensor]:
-    """By how much the step changes every parameter, flattened, by its name in the engine; in a process of its own."""
+    """The change of every parameter by the step, flattened, by its name in the engine; run in a separate process."""
     train = TrainSection(
         context_length=LENGTH,
         global_batch_tokens=_SAMPLES * LENGTH,

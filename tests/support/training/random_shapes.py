@@ -29,14 +29,14 @@ COMMON: dict[str, list[Any]] = {
     "rms_norm_eps": [1e-6, 1e-3],
     "groups": [(1, 1), (2, 1), (4, 2), (4, 3)],
 }
-# transformers' V2 turns complex numbers, which an odd width does not let it.
+# V2 in transformers rotates complex numbers, which needs an even width.
 V3: dict[str, list[Any]] = {**COMMON, "norm_topk_prob": [True, False], "qk_nope_head_dim": [7, 8, 12]}
 V2: dict[str, list[Any]] = {**COMMON, "mlp_bias": [False, True]}
 LEAST = 5
 
 
 def draw(switches: dict[str, list[Any]], number: int, seed: int, **fixed: Any) -> list[DeepseekSection]:
-    """``number`` configurations: each switch goes through its values in turn, in an order of its own."""
+    """``number`` configurations: each switch takes its values in turn, in a separately shuffled order."""
     generator = random.Random(seed)
     columns = {}
     for name, values in switches.items():

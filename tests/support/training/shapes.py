@@ -36,7 +36,7 @@ SHAPES = {
     "all_dense": small(first_k_dense_replace=2),
     "two_shared": small(n_shared_experts=2),
     "tied": small(tie_word_embeddings=True),
-    "unnormalised": small(norm_topk_prob=False),
+    "unnormalized": small(norm_topk_prob=False),
     "odd_widths": small(moe_intermediate_size=13),
     "coarse_epsilon": small(rms_norm_eps=1e-3),
     "yarn": small(rope_scaling=YarnSection(factor=8.0, original_max_position_embeddings=16)),

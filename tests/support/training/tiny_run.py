@@ -1,4 +1,4 @@
-"""A run on disk with a tokenizer of characters and tokens, and its model in memory: what commands over a run need."""
+"""A run on disk with a character tokenizer and tokens, and its model in memory, for tests of commands."""
 
 import json
 import string
@@ -25,7 +25,7 @@ TEXT = "The quick brown fox jumps over the lazy dog.\nA dog sleeps."
 
 
 def tiny_recipe(root: Path, model: dict[str, Any], *overrides: str) -> Recipe:
-    """A recipe file in ``root`` for a model, on one CPU process; its tokenizer and shards of ``TEXT`` are there."""
+    """A recipe file in ``root`` for a model, on one CPU process; with its tokenizer and shards of ``TEXT``."""
     recipe = {
         "run": {"name": "tiny", "root": str(root)},
         "tokenizer": {"kind": "characters", "vocab_size": 80},
@@ -51,6 +51,6 @@ def tiny_model(recipe: Recipe) -> Any:
 
 
 def as_trained(monkeypatch: pytest.MonkeyPatch, module: Any, model: Any) -> None:
-    """What a command's module takes for the run's newest checkpoint is this model."""
+    """Let the module of a command load this model as the newest checkpoint of the run."""
     monkeypatch.setattr(module, "wanted_checkpoint", lambda _recipe, layout: layout.pretrain / "step-00000004")
     monkeypatch.setattr(module, "load_model", lambda *_: model)

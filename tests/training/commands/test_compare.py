@@ -67,7 +67,7 @@ def test_a_trial_is_a_plain_training(root: Path, overrides: list[str]) -> None:
     assert result.final == result.losses[-1] and len(result.seconds) == 4
 
 
-def test_optimizers_start_alike_and_each_learns(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_optimizers_start_from_the_same_loss_and_learn(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "optimizers", "--recipe", str(root / "recipe.yaml"), "--steps", "10"]
     assert main([*words, "train.learning_rate=3e-3"]) == 0
     saved = results(root, "optimizers")
@@ -118,7 +118,7 @@ def test_each_activation_of_the_family_is_trained(root: Path) -> None:
     assert (root / "tiny" / "compare" / "activation-functions.png").stat().st_size > 10_000
 
 
-def test_a_family_without_a_choice_is_told_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_family_without_a_choice(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert activations.compare_activations(tiny_recipe(root, {"family": "bigram"}), 2) == 0
     assert "model.family=bigram has no model.activation" in capsys.readouterr().out
 
@@ -132,9 +132,7 @@ def test_compiled_computes_the_same(root: Path, capsys: pytest.CaptureFixture[st
     assert f"losses differ by {saved['largest_difference']:.2g} at most" in capsys.readouterr().out
 
 
-def test_cpu_alone_is_said_to_be_so(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cpu_only(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["compare", "devices", "--recipe", str(root / "recipe.yaml"), "--steps", "2"]) == 0
     assert list(results(root, "devices")) == ["cpu"]
@@ -164,7 +162,7 @@ def test_lengths_stay_within_memory() -> None:
     assert attention.lengths_for(6, 128) == [64, 128, 256, 512, 1024]
 
 
-def test_what_there_is_not_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_attention_and_data_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RequestError, match="family=bigram has no attention"):
         attention.compare_attention(tiny_recipe(root, {"family": "bigram"}), 2)
     for words in ([], ["colours"], ["train.steps=9", "colours"]):

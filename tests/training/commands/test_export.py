@@ -68,7 +68,7 @@ def trained(root: Path, model: dict[str, Any], *overrides: str) -> tuple[Recipe,
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_folder_is_the_model_there_and_back(
+def test_export_and_import_round_trip(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_folder, "_FILE_BYTES", 20_000)  # several files and an index
@@ -125,18 +125,18 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_looks_for_the_folder_first() -> None:
     done = make("import", "FROM=nowhere", "ARGS=run.name=mine")
-    assert done.returncode == 2 and done.stderr.startswith("error: FROM=nowhere: there is no config.json: pass a model")
+    assert done.returncode == 2 and done.stderr.startswith("error: FROM=nowhere: no config.json is there: give a model")
     assert not done.stdout
 
 
-def test_make_hands_the_folder_to_import_alone() -> None:
+def test_make_passes_the_folder_only_to_import() -> None:
     lines = make("-n", "import", "FROM=some folder", "ARGS=run.name=mine").stdout.splitlines()
     assert [line for line in lines if "--from" in line] == [line for line in lines if " -m training import " in line]
     assert '--from "some folder" ' in lines[-1] and lines[-1].endswith(" run.name=mine")
     assert any(" -m pipeline run " in line for line in lines)
 
 
-def test_bf16_is_exported_as_that(tmp_path: Path) -> None:
+def test_bf16_is_exported_as_bf16(tmp_path: Path) -> None:
     recipe, layout, model = trained(tmp_path, GPT, "train.precision=bf16")
     assert export(recipe) == 0
     weights = dict(weights_in(layout.export))
@@ -183,7 +183,7 @@ def test_its_tokenizer_is_transformers(kind: str, tmp_path: Path) -> None:
     assert (layout.export / MODEL_NAME).exists() == (kind == "bpe")
 
 
-def test_an_export_with_pieces_is_imported_where_they_are_the_same(tmp_path: Path) -> None:
+def test_an_export_is_imported_if_its_pieces_are_the_same(tmp_path: Path) -> None:
     model = {**GPT, "vocab_size": 340}
     recipe, layout, _ = trained(tmp_path / "one", model)
     with_pieces(layout, ODD_TEXT)
@@ -225,7 +225,7 @@ def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None
         assert set(json.loads((layout.export / name).read_text())["eos_token_id"]) == stops
 
 
-def test_what_is_not_the_model_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_export_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, layout, _ = trained(tmp_path, GPT)
     monkeypatch.setattr(proof, "TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="logits of transformers differ by"):
@@ -241,7 +241,7 @@ def test_what_is_not_the_model_is_not_published(tmp_path: Path, monkeypatch: pyt
         ({"activation": "swiglu"}, "not support model.activation=swiglu"),
     ],
 )
-def test_what_the_format_lacks_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_models_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         export(tiny_recipe(tmp_path, {**GPT, **changes}))
 

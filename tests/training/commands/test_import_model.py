@@ -143,7 +143,7 @@ def test_both_spellings_of_rope_are_read(tmp_path: Path) -> None:
     require_same_logits(taken(tmp_path / "two", "v3", tmp_path / "a"), model)
 
 
-def test_tensors_that_hold_nothing_learned_are_passed_over(tmp_path: Path) -> None:
+def test_tensors_that_are_not_weights_are_ignored(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     model = saved(folder, "v3", tie_word_embeddings=True)
     # The bare model's names, tables of rotary positions, and a head that is tied to the embedding.
@@ -234,7 +234,7 @@ def test_a_key_of_another_model_is_refused_by_name(
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
 
 
-def test_all_keys_that_differ_are_given_as_overrides(tmp_path: Path) -> None:
+def test_all_keys_that_differ_are_listed_as_overrides(tmp_path: Path) -> None:
     saved(tmp_path / "theirs", "v3", q_lora_rank=12, rms_norm_eps=1e-5)
     edit(tmp_path / "theirs", without_mscale)
     with pytest.raises(RequestError, match=r"q_lora_rank=12 .*'model\.rope_scaling=\{.*mscale: 0\.0.*\}'") as refused:
@@ -275,7 +275,7 @@ def test_a_tensor_of_another_model_is_refused_by_name(
 
 
 @pytest.mark.parametrize("kind", ["v3", "gpt"])
-def test_a_head_that_is_not_the_embedding_is_not_taken_for_it(kind: str, tmp_path: Path) -> None:
+def test_a_head_that_differs_from_the_embedding_is_not_tied(kind: str, tmp_path: Path) -> None:
     saved(tmp_path / "theirs", kind, tie_word_embeddings=False)
     edit(tmp_path / "theirs", lambda config: {**config, "tie_word_embeddings": True})
     with pytest.raises(RequestError, match=r"different values.*set model\.tie_word_embeddings=false, in config"):
@@ -297,9 +297,7 @@ def test_prediction_layers_that_transformers_dropped_are_no_hindrance(
     assert not (tmp_path / "one" / "tiny" / "pretrain").exists()
 
 
-def test_new_prediction_layers_are_begun_when_asked_and_are_no_other_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_new_prediction_layers_are_initialized_if_requested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "theirs"
     model = saved(folder, "v3")
     runs = []

@@ -65,7 +65,7 @@ def test_shapes_are_those_of_a_forward_pass(name: str, length: int) -> None:
     assert shapes == really(section, length)
 
 
-def test_layers_of_one_form_are_told_once() -> None:
+def test_equal_layers_are_listed_once() -> None:
     rows = [(f"layers.{layer}{rest}", kind) for layer, kind in enumerate("aabba") for rest in ("", ".mlp")]
     rows = [("embed", "e"), *rows, ("decoder.layers.0.norm", "n"), ("norm", "n")]
     assert [name for name, _ in folded(rows)] == [
@@ -122,7 +122,7 @@ def test_a_recipe_without_training_or_layers(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("words", [[], ["--compare", "train.steps=3"]])
-def test_no_recipe_at_all_is_a_wrong_request(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_recipe_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["inspect", *words])
     assert ended.value.code == 2 and "pass --recipe FILE, or --compare FILE" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The closed forms against built models, against PyTorch's counter and against published figures."""
+"""The closed forms against built models, against PyTorch's counter and against published numbers."""
 
 import subprocess
 import sys
@@ -86,7 +86,7 @@ def test_published_sizes(config: DeepseekSection, vocab_size: int, total: float,
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_flops_are_those_of_the_built_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Single rows make blocked attention skip the future exactly.
+    # With blocks of one query, blocked attention skips the future exactly.
     monkeypatch.setattr(cpu_attention, "QUERY_BLOCK", 1)
     batch, length = 2, 24
     model = DeepseekForCausalLM(SHAPES[name], VOCAB)

@@ -1,4 +1,4 @@
-"""The estimate of memory against what a built engine really keeps, and what is said of it."""
+"""The estimate of memory against what a built engine keeps, and the advice that follows from it."""
 
 import dataclasses
 import functools
@@ -77,7 +77,7 @@ def batch_of(recipe: Recipe) -> Batch:
 
 
 def kept_for_backward(engine: Any, recipe: Recipe) -> int:
-    """Bytes of the storages that a forward pass leaves behind, parameters left out.
+    """Bytes of the storages that a forward pass keeps, without parameters.
 
     Those of autograd, by its hooks, and the Python objects that selective checkpointing keeps.
     """
@@ -90,7 +90,7 @@ def kept_for_backward(engine: Any, recipe: Recipe) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)  # or its address would be given out again
+            held.append(tensor)  # or its address would be reused
         return tensor
 
     engine.train()
@@ -102,7 +102,7 @@ def kept_for_backward(engine: Any, recipe: Recipe) -> int:
 
 
 def _storages() -> dict[int, int]:
-    """Address and bytes of every tensor's memory that Python knows of, but what is frozen."""
+    """Address and bytes of the memory of every tensor that Python tracks, except frozen ones."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     storages = [tensor.untyped_storage() for tensor in tensors]
@@ -111,7 +111,7 @@ def _storages() -> dict[int, int]:
 
 @pytest.fixture
 def frozen() -> Iterator[None]:
-    """What is there from before is not looked through."""
+    """Ignores earlier objects."""
     gc.collect()
     gc.freeze()
     yield
@@ -119,7 +119,7 @@ def frozen() -> Iterator[None]:
 
 
 def apart(check: Callable[..., None], folder: Path, *arguments: object) -> None:
-    """Run a check in a process of its own: DeepSpeed changes PyTorch for all that comes after it in one."""
+    """Run a check in a separate process, since DeepSpeed changes PyTorch for the rest of its process."""
     fork_workers(functools.partial(_checked, check, arguments), 1, folder, folder / "log")
 
 
@@ -153,7 +153,7 @@ def _check_kept_without_checkpointing(changes: list[str]) -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("mode", ["full", "selective"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_checkpointing_keeps_what_is_said(mode: str, precision: str, tmp_path: Path) -> None:
+def test_checkpointing_keeps_what_is_estimated(mode: str, precision: str, tmp_path: Path) -> None:
     apart(_check_checkpointing, tmp_path, mode, precision)
 
 
@@ -190,7 +190,7 @@ DENSE = {
         *((name, "bf16", "none") for name in ("gpt, dropout", "pairs, downsampled")),
     ],
 )
-def test_dense_models_keep_what_is_said(frozen, name: str, precision: str, mode: str) -> None:
+def test_dense_models_keep_what_is_estimated(frozen, name: str, precision: str, mode: str) -> None:
     keys = (DENSE[name], "tokenizer.vocab_size=1024", "train.context_length=256", "train.global_batch_tokens=1024")
     alone = ("launch.processes=1", "train.micro_batch=4", "data.source={kind: sequences}")
     recipe = recipe_of(*keys, f"train.precision={precision}", *alone, name="configs/teaching/gpt-oz.yaml")
@@ -231,7 +231,7 @@ def _check_state(stage: int, precision: str, optimizer: str) -> None:
     assert parts["weights"] == pytest.approx(weights, rel=0.01)
 
 
-def test_parts_are_cut_over_the_ranks() -> None:
+def test_parts_are_partitioned_over_the_ranks() -> None:
     def parts(*keys: str) -> dict[str, float]:
         return memory(recipe_of("launch.processes=4", "train.micro_batch=2", *keys), "cuda").parts
 
@@ -279,10 +279,10 @@ def test_advice_fits() -> None:
         *message.removeprefix("set ").split(),
     )
     assert memory(changed, "cuda").peak <= available
-    assert "all that it computes with" in advice(recipe, int(peaks.phases["start"] / 2), "cuda")
+    assert "all parameters that it computes with" in advice(recipe, int(peaks.phases["start"] / 2), "cuda")
 
 
-def test_device_memory_is_the_recipes_or_found() -> None:
+def test_device_memory_is_the_recipes_or_the_machines() -> None:
     assert device_of(recipe_of("launch.device_memory=12G")).bytes == 12 * 2**30
     assert in_bytes("512M") == 2**29 and in_bytes("3T") == 3 * 2**40
     one, two = (device_of(recipe_of(f"launch.processes={n}", "train.micro_batch=1")) for n in (1, 2))
@@ -301,7 +301,7 @@ def test_device_memory_is_the_recipes_or_found() -> None:
         ),
     ],
 )
-def test_the_command_answers_at_once_and_without_torch(name: str, overrides: list[str], expected: list[str]) -> None:
+def test_the_command_imports_no_torch(name: str, overrides: list[str], expected: list[str]) -> None:
     arguments = ["--recipe", f"configs/{name}.yaml", "launch.device_memory=80G", *overrides]
     call = f"main(['estimate', *{arguments!r}])"
     code = f"import sys; from training.__main__ import main; sys.exit({call} or 'torch' in sys.modules)"

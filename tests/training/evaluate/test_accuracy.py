@@ -1,4 +1,4 @@
-"""Scores of classes against their definition, written out over the list of examples; and what counts as an answer."""
+"""Scores of classes against their definition, written out over the list of examples; padding rows of the head."""
 
 import json
 import random
@@ -44,15 +44,15 @@ def test_scores_are_their_definition(seed: int) -> None:
     assert scores.macro_f1 == pytest.approx(sum(f1s) / len(f1s))
 
 
-def test_a_class_that_nobody_has_or_says_does_not_count() -> None:
+def test_a_class_without_examples_or_predictions_does_not_count() -> None:
     scores = ClassScores.of([0, 1, 1], [0, 1, 1], ["a", "b", "never"])
     assert scores.accuracy == scores.macro_f1 == 1.0
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "kind"), [("encoder-copy", "token_classification"), ("seq2seq-reverse", "seq2seq")])
-def test_rows_beyond_the_tokenizer_are_no_answer(name: str, kind: str) -> None:
-    """The model has more rows than the tokenizer ids, and here likes those best."""
+def test_padding_rows_of_the_head_are_never_predicted(name: str, kind: str) -> None:
+    """The model has more rows than the tokenizer has ids, and here prefers those."""
     recipe = load_recipe(recipe_file(name), [])
     tokenizer = CharacterTokenizer(json.dumps({"reserved": special_tokens.RESERVED, "characters": "abc"}).encode())
     model = build_model(recipe.model, recipe.vocab_size)

@@ -1,4 +1,4 @@
-"""Attention maps: the weights that a model attends by, numbers of heads by their definition, files of the command."""
+"""Attention maps: the weights of a model, statistics of heads against their definition, files of the command."""
 
 import json
 import math
@@ -88,7 +88,7 @@ class TwoStacks(nn.Module):
         return y
 
 
-def test_two_stacks_and_cross_attention_are_told_apart() -> None:
+def test_two_stacks_and_cross_attention_are_distinguished() -> None:
     maps = attention_maps(TwoStacks(), ids(5), source=ids(7))
     shapes = {one.name: one.weights_NTL.shape for one in maps}
     assert shapes == {"encoder 0": (2, 7, 7), "encoder 1": (2, 7, 7), "decoder 0": (2, 5, 5), "cross 0": (2, 5, 7)}
@@ -123,7 +123,7 @@ def test_even_attention_has_the_most_entropy() -> None:
 def test_numbers_are_a_plain_computation() -> None:
     generator = np.random.default_rng(0)
     weights = generator.dirichlet(np.ones(5), size=(2, 5)).astype(np.float32)
-    # The second head leaves one key out, which the first shows to be there to be seen.
+    # The second head leaves out one key, which the first shows to be visible.
     weights[1, :, 2] = 0
     weights[1] /= weights[1].sum(-1, keepdims=True)
     for head, numbers in enumerate(head_numbers(AttentionMap("3", 3, False, weights))):
@@ -135,7 +135,7 @@ def test_numbers_are_a_plain_computation() -> None:
         assert numbers.after == pytest.approx(sum(weights[head][i, i + 1] for i in range(4)) / 4, rel=1e-5)
 
 
-def test_a_single_token_looks_at_itself() -> None:
+def test_a_single_token_attends_to_itself() -> None:
     (numbers,) = head_numbers(AttentionMap("0", 0, False, np.ones((1, 1, 1), np.float32)))
     assert (numbers.to_itself, numbers.before, numbers.entropy, numbers.entropy_share) == (1.0, None, 0.0, None)
 
@@ -158,7 +158,7 @@ def test_the_command_writes_a_map_of_every_head(
     assert weights["1"].shape == (2, 7, 7)
     out = capsys.readouterr().out
     assert f"{contents['heads'][3]['entropy']:.3f}" in out and out.count("\n") == 6
-    # Of one layer of a validation document; nothing of the maps before stays.
+    # One layer of a validation document; nothing is left of the previous maps.
     assert main([*words, "--layers", "1"]) == 0
     assert sorted(path.name for path in folder.glob("*.png")) == ["layer-01-head-00.png", "layer-01-head-01.png",
                                                                   "layer-01.png"]  # fmt: skip
@@ -178,7 +178,7 @@ def test_the_command_writes_a_map_of_every_head(
         (GPT, {"target": "a"}, "--target is for encoder-decoder models only"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(
+def test_impossible_maps_are_refused(
     model: dict[str, Any], changes: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(tmp_path, model)

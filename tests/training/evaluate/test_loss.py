@@ -1,4 +1,4 @@
-"""Baselines by their definition, and a model's loss against a plain computation."""
+"""Baselines against their definition, and the loss of a model against a plain computation."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Generation: cache against whole context, what may come out, when it ends, drafts that change nothing."""
+"""Generation: cache against complete context, allowed tokens, when it ends, and drafts that change nothing."""
 
 from dataclasses import replace
 from typing import Any
@@ -94,7 +94,9 @@ def test_the_cache_holds_latent_and_rotated_key_and_nothing_else(model: Deepseek
 
 @pytest.mark.parametrize("context", [64, 12])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(0.7, top_k=20, top_p=0.9)])
-def test_a_batch_of_unequal_prompts_is_each_alone(model: DeepseekForCausalLM, sampling: Sampling, context: int) -> None:
+def test_a_batch_of_unequal_prompts_equals_single_prompts(
+    model: DeepseekForCausalLM, sampling: Sampling, context: int
+) -> None:
     prompts = [(5, 9, 11), (7,), (8, 8, 8, 8, 1, 2, 3, 4, 5), (50, 60)]
     limits = replace(LIMITS, stop_ids={13, 14, 15}, context_length=context)
     together = generate_batch(model, prompts, limits, sampling, seed=3)
@@ -111,7 +113,7 @@ def test_drafting_changes_nothing(walker: DeepseekForCausalLM, prompt: tuple[int
 
 
 def test_drafts_are_what_multi_token_prediction_says(walker: DeepseekForCausalLM) -> None:
-    """Accepted and refused drafts both occur, and each is the argmax of the depth run over the whole text."""
+    """Accepted and refused drafts both occur, and each is the argmax of its depth over the complete text."""
     limits = replace(LIMITS, max_new_tokens=48)
     drafting = Speculation(walker, limits)
     seen: list[tuple[list[int], list[int]]] = []
@@ -180,7 +182,7 @@ def test_it_ends_where_the_context_is_full(model: DeepseekForCausalLM) -> None:
         ((1,) * 65, r"65 tokens, beyond model.max_position_embeddings \(64\)"),
     ],
 )
-def test_an_impossible_prompt_is_refused_at_once(
+def test_an_impossible_prompt_is_refused_immediately(
     model: DeepseekForCausalLM, walker: DeepseekForCausalLM, prompt: tuple[int, ...], words: str
 ) -> None:
     with pytest.raises(RequestError, match=words):

@@ -36,7 +36,7 @@ def log_probabilities(model: Any, source: list[int], target: list[int], limits: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", cases("encoder_decoder"))
-def test_greedy_takes_the_likeliest_of_all_read_anew(name: str) -> None:
+def test_greedy_equals_decoding_without_a_cache(name: str) -> None:
     model = sharp(CASES[name])  # type: ignore[arg-type]
     targets = greedy(model, SOURCES, BEGIN, LIMITS)
     for source, target in zip(SOURCES, targets, strict=True):
@@ -51,7 +51,7 @@ def test_greedy_takes_the_likeliest_of_all_read_anew(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", cases("encoder_decoder"))
-def test_beams_score_what_they_say_and_together_as_alone(name: str) -> None:
+def test_beam_scores_are_right_and_independent_of_the_batch(name: str) -> None:
     model = sharp(CASES[name], seed=3)  # type: ignore[arg-type]
     together = beam_search(model, SOURCES, BEGIN, LIMITS, beams=4, alpha=0.6)
     for source, target in zip(SOURCES, together, strict=True):
@@ -64,7 +64,7 @@ def test_beams_score_what_they_say_and_together_as_alone(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_beams_for_all_beginnings_find_the_best_of_all_targets(seed: int, alpha: float) -> None:
+def test_enough_beams_find_the_best_of_all_targets(seed: int, alpha: float) -> None:
     vocab, most = 5, 3
     model, limits = sharp(encoder_decoder(), vocab, seed), Limits(most, 16, vocab, stop_ids={END})
     source = [3, 4, 0]
@@ -79,12 +79,12 @@ def test_beams_for_all_beginnings_find_the_best_of_all_targets(seed: int, alpha:
     assert hypothesis.ids == targets[scores.index(max(scores))]
 
 
-def test_a_penalty_of_nothing_and_of_one_id() -> None:
+def test_length_penalty_at_zero_and_for_one_id() -> None:
     assert length_penalty(1, 0.7) == length_penalty(9, 0.0) == 1.0
     assert length_penalty(7, 1.0) == 2.0
 
 
-def test_what_cannot_be_read_is_refused() -> None:
+def test_unreadable_sources_are_refused() -> None:
     model = built(encoder_decoder())
     for source in ([], [VOCAB], [3] * 17):
         with pytest.raises(RequestError):

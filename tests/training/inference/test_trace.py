@@ -1,4 +1,4 @@
-"""Traces of generation against the softmax of a whole forward pass, and the comparison of temperatures."""
+"""Traces of generation against the softmax of a complete forward pass, and the comparison of temperatures."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Causal attention's written-out form against PyTorch's, and rotary positions."""
+"""Causal attention against PyTorch's, and rotary positions."""
 
 from itertools import accumulate
 
@@ -36,7 +36,7 @@ def test_equals_torch(length: int, longest_blocked: int, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("longest_blocked", [20, 2048])
 @pytest.mark.parametrize("lengths", [[[300], [300]], [[5, 123, 1, 171], [128, 172]], [[1] * 300, [150, 150]]])
-def test_documents_are_as_if_alone(
+def test_documents_equal_separate_samples(
     lengths: list[list[int]], longest_blocked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_attention, "LONGEST_BLOCKED", longest_blocked)
@@ -70,7 +70,7 @@ def test_the_mask_for_gpus_keeps_documents_apart() -> None:
 
 
 def test_attention_over_documents_costs_the_sum_of_their_squares() -> None:
-    """Products counted: sixteen documents of 128 cost a sixteenth of one of 2,048, but for whole blocks."""
+    """Counts products: sixteen documents of 128 cost a sixteenth of one of 2,048, up to complete blocks."""
 
     def flops(sizes: list[int]) -> int:
         q, k, v = (torch.randn(1, 2, sum(sizes), 16) for _ in range(3))
@@ -85,7 +85,7 @@ def test_attention_over_documents_costs_the_sum_of_their_squares() -> None:
     assert whole / uneven == pytest.approx(136 / (36 + 8))
 
 
-def test_rotated_products_depend_on_distance_alone() -> None:
+def test_rotated_products_depend_only_on_distance() -> None:
     q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
     rope = rotary_table(torch.arange(50), 8, 10_000.0)
     rotated_q, rotated_k = (rotate_tail(x.expand(1, 1, 50, 8), rope)[0, 0] for x in (q, k))

@@ -1,4 +1,4 @@
-"""The head's loss in pieces equals PyTorch's on all logits at once."""
+"""The loss in pieces equals PyTorch's on all logits at once."""
 
 import shutil
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ def test_huge_logits_stay_finite() -> None:
     torch.testing.assert_close(weight.grad, torch.tensor([[1.0], [-1.0], [0.0]]))
 
 
-def test_faults_are_told_and_not_hidden() -> None:
+def test_faults_raise_or_give_nan() -> None:
     hidden, weight = torch.randn(3, 9).requires_grad_(), torch.randn(5, 9)
     for wrong in (5, -1):
         with pytest.raises((IndexError, RuntimeError)):

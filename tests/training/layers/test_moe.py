@@ -1,4 +1,4 @@
-"""The gate's choice in every kind, and the experts' ways of computing."""
+"""Every kind of routing, and every implementation of the experts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +40,7 @@ def test_gate_returns_weights_indices_and_counts() -> None:
     assert all(len(set(row)) == 3 for row in selected.tolist())
 
 
-def test_bias_steers_the_choice_and_enters_no_weight() -> None:
+def test_bias_affects_the_choice_but_no_weight() -> None:
     gate = gate_with(small(norm_topk_prob=False, routed_scaling_factor=1.0))
     gate.e_score_correction_bias[6] = 10.0
     weights, selected = gate(inputs())
@@ -89,7 +89,7 @@ def test_fixed_noise_acts_in_training_only() -> None:
 def test_learned_noise_widens_with_its_projection_and_learns() -> None:
     config = small(router_noise=NoiseSection(kind="learned"), norm_topk_prob=False)
     gate = gate_with(config)
-    wide, narrow = 20.0, -20.0  # softplus: as wide as that, or none at all
+    wide, narrow = 20.0, -20.0  # softplus(20) is about 20, softplus(-20) about 0
     with torch.no_grad():
         gate.router.noise.weight.zero_()
         gate.router.noise.weight[:, 0] = 1.0
@@ -147,7 +147,7 @@ def test_bf16_gate_decides_in_fp32() -> None:
     assert torch.equal(weights, expected) and torch.equal(selected, expected_selected)
 
 
-def test_recording_counts_once_and_only_when_asked() -> None:
+def test_records_count_once_and_only_while_recording() -> None:
     gate = gate_with(small())
     gate(inputs())
     assert gate.router.pop_record() is None and gate.router.pop_counts() is None
@@ -166,7 +166,7 @@ def test_balance_losses_are_those_of_the_papers() -> None:
     """By plain loops over sequences, tokens and experts."""
     config = small(num_experts_per_tok=3)
     gate = gate_with(config)
-    gate.e_score_correction_bias.copy_(torch.arange(8.0))  # steers the choice, and is no part of any loss
+    gate.e_score_correction_bias.copy_(torch.arange(8.0))  # affects the choice, but no loss
     gate.router.recording = True
     gate(inputs(12))
     decision = gate.router.pop_record()
@@ -230,7 +230,7 @@ def outputs_and_gradients(way: Way, allowed: list[int], unused: float, dtype: to
 @pytest.mark.parametrize("unused", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", [on_cpu, grouped_experts])
-def test_every_way_equals_the_loop(way: Way, allowed: list[int], unused: float, dtype: torch.dtype) -> None:
+def test_every_implementation_equals_the_loop(way: Way, allowed: list[int], unused: float, dtype: torch.dtype) -> None:
     expected = outputs_and_gradients(looped_experts, allowed, unused, dtype)
     actual = outputs_and_gradients(way, allowed, unused, dtype)
     assert len(expected) == len(actual) == 5
@@ -241,7 +241,7 @@ def test_every_way_equals_the_loop(way: Way, allowed: list[int], unused: float, 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_few_tokens_without_gradients_are_the_same(rows: int, dtype: torch.dtype) -> None:
+def test_few_tokens_without_gradients_give_the_same(rows: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(rows)
     x, gate_up, down = (torch.randn(*s, generator=generator).to(dtype) for s in ((rows, 32), (5, 32, 32), (5, 32, 16)))
     selected = torch.stack([torch.randperm(5, generator=generator)[:3] for _ in range(rows)])
@@ -253,7 +253,7 @@ def test_few_tokens_without_gradients_are_the_same(rows: int, dtype: torch.dtype
     torch.testing.assert_close(out.float(), expected, atol=tolerance * expected.abs().mean(), rtol=tolerance)
 
 
-def test_layer_is_the_weighted_sum_it_says() -> None:
+def test_layer_is_the_weighted_sum() -> None:
     config = small(n_shared_experts=0, n_group=2, topk_group=1)
     layer = MixtureOfExperts(config, Router(config))
     for parameter in layer.parameters():

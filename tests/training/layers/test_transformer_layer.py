@@ -1,4 +1,4 @@
-"""The layers of dense transformers against PyTorch's own, transformers' and plain loops."""
+"""Layers of dense transformers against PyTorch, transformers and plain loops."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ masks = pytest.mark.parametrize("name", MASKS)
 
 
 def explicit(mask: Mask, samples: int, length: int = LENGTH) -> torch.Tensor:
-    """What is added to scores [B, N, T, L], from the words that describe the mask."""
+    """The bias of scores [B, N, T, L], from the description of the mask."""
     query, key = torch.arange(length)[:, None], torch.arange(length)
     seen = key <= query if mask.causal else torch.ones(length, length, dtype=torch.bool)
     if mask.window is not None:
@@ -62,7 +62,7 @@ def explicit(mask: Mask, samples: int, length: int = LENGTH) -> torch.Tensor:
 
 
 def valid_rows(mask: Mask, samples: int) -> torch.Tensor:
-    """Which positions [B, T] of the result mean anything."""
+    """Which positions [B, T] of the result are valid."""
     if mask.lengths_B is None:
         return torch.ones(samples, LENGTH, dtype=torch.bool)
     return torch.arange(LENGTH) < mask.lengths_B[:samples, None]
@@ -77,7 +77,7 @@ def same(ours: torch.Tensor, theirs: torch.Tensor, what: str = "") -> None:
 
 
 @masks
-def test_self_attention_is_torchs_under_an_explicit_mask(name: str) -> None:
+def test_self_attention_equals_torch_with_an_explicit_mask(name: str) -> None:
     mask, x_BTD = MASKS[name], drawn(3, LENGTH, 32, seed=1)
     layer = SelfAttention(encoder(num_attention_heads=HEADS))
     q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in layer.qkv_proj(x_BTD).chunk(3, dim=-1))
@@ -95,7 +95,7 @@ def test_self_attention_is_torchs_under_an_explicit_mask(name: str) -> None:
 
 
 @masks
-def test_weights_are_those_that_attention_uses(name: str) -> None:
+def test_attention_weights_are_those_of_attention(name: str) -> None:
     mask = MASKS[name]
     q, k, v = (drawn(3, HEADS, LENGTH, 8, seed=seed) for seed in range(3))
     weights = attention_weights(q, k, 0.3, mask)
@@ -104,7 +104,7 @@ def test_weights_are_those_that_attention_uses(name: str) -> None:
     same((weights @ v).transpose(1, 2)[seen], attention(q, k, v, 0.3, mask).transpose(1, 2)[seen])
 
 
-def test_dropout_sets_weights_to_nothing_and_raises_the_others() -> None:
+def test_dropout_zeroes_weights_and_scales_the_others() -> None:
     """In one block, against PyTorch's gradient of the same with the same draws."""
     inputs = [[drawn(3, HEADS, 100, 8, seed=seed).requires_grad_() for seed in range(3)] for _ in range(2)]
     torch.manual_seed(4)
@@ -123,7 +123,7 @@ def test_dropout_sets_weights_to_nothing_and_raises_the_others() -> None:
 
 @masks
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_flex_attention_is_that_of_the_blocks(name: str) -> None:
+def test_flex_attention_equals_the_blocks(name: str) -> None:
     """What a GPU computes, here uncompiled."""
     mask = dataclasses.replace(MASKS[name], _block_masks={})
     q, k, v = (drawn(3, HEADS, LENGTH, 16, seed=seed) for seed in range(3))
@@ -135,7 +135,7 @@ def test_flex_attention_is_that_of_the_blocks(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["causal", "causal window", "wide window", "alibi"])
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_documents_are_as_if_alone(name: str) -> None:
+def test_documents_equal_separate_samples(name: str) -> None:
     sizes = [[300], [5, 123, 1, 171]]
     starts = torch.tensor([0, *accumulate(size for row in sizes for size in row)], dtype=torch.int32)
     mask = dataclasses.replace(MASKS[name], documents=Documents(starts, 2, LENGTH), _block_masks={})
@@ -153,7 +153,7 @@ def test_documents_are_as_if_alone(name: str) -> None:
     same(out, expected)
 
 
-def test_padding_that_sees_nothing_spoils_nothing() -> None:
+def test_fully_masked_padding_gives_no_nan() -> None:
     """A row of one token under a window of two, and a source of none."""
     layer = TransformerLayer(encoder(), norm_first=False, cross=True)
     x_BTD = drawn(2, 9, 32).requires_grad_()
@@ -165,7 +165,7 @@ def test_padding_that_sees_nothing_spoils_nothing() -> None:
 
 
 def copied(ours: TransformerLayer, theirs: Any) -> None:
-    """Give PyTorch's layer the weights of ours."""
+    """Copy our weights to PyTorch's layer."""
     pairs = [
         (theirs.self_attn.in_proj_weight, ours.self_attn.qkv_proj.weight),
         (theirs.self_attn.in_proj_bias, ours.self_attn.qkv_proj.bias),
@@ -196,7 +196,7 @@ def copied(ours: TransformerLayer, theirs: Any) -> None:
 
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("cross", [False, True])
-def test_a_layer_is_that_of_torch(cross: bool, norm_first: bool) -> None:
+def test_a_layer_equals_torch(cross: bool, norm_first: bool) -> None:
     torch.manual_seed(3)
     ours = TransformerLayer(encoder(), norm_first, cross=cross)
     for parameter in ours.parameters():
@@ -226,7 +226,7 @@ def test_a_layer_is_that_of_torch(cross: bool, norm_first: bool) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 4, 6, 12, 25])
-def test_slopes_are_those_of_bloom(heads: int) -> None:
+def test_slopes_equal_bloom(heads: int) -> None:
     theirs = build_alibi_tensor(torch.ones(1, 3), heads, torch.float32)
     torch.testing.assert_close(alibi_slopes(heads), theirs.view(heads, 3)[:, 1])
 
@@ -239,7 +239,7 @@ def test_alibi_both_ways_has_heads_for_each_side(heads: int, slopes: list[float]
     assert alibi_slopes(heads, causal=False).tolist() == slopes and alibi_sides(heads).tolist() == sides
 
 
-def test_sinusoids_are_those_of_the_paper() -> None:
+def test_sinusoids_equal_the_paper() -> None:
     table = sinusoidal(torch.tensor([0, 1, 17, 1000]), 12)
     for row, position in enumerate((0, 1, 17, 1000)):
         for i in range(6):
@@ -258,7 +258,7 @@ def test_pooling_leaves_padding_out() -> None:
     same(pooled(x_BSD, 3), pooled(x_BSD, 3, torch.tensor([8, 8, 8])))
 
 
-def test_every_layer_and_head_tells_its_weights() -> None:
+def test_attention_hooks_receive_the_weights_of_every_layer() -> None:
     model = EncoderForTokens(encoder(), 61)
     init_weights(model, 0)
     collected: list[torch.Tensor] = []
@@ -270,7 +270,7 @@ def test_every_layer_and_head_tells_its_weights() -> None:
     assert all(weights[1, :, :, :4].all() for weights in collected)
 
 
-def test_a_windows_work_grows_with_the_length_alone() -> None:
+def test_the_cost_of_a_window_grows_linearly() -> None:
     """Twice the length is twice the products; without a window four times."""
     from torch.utils.flop_counter import FlopCounterMode
 

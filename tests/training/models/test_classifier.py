@@ -1,4 +1,4 @@
-"""What a classifier makes of its backbone: weights, rates, freezing, balancing, and expert parallelism."""
+"""Classifiers: weights of the backbone, learning rates, freezing, balancing, and expert parallelism."""
 
 import functools
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def weights_of(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_begins_with_its_own_models_weights(name: str) -> None:
+def test_a_backbone_loads_the_weights_of_its_family(name: str) -> None:
     section = BACKBONES[name]
     source, model = built(section, 1), built(classifier(section), 2)
     head = model.score.weight.clone()
@@ -44,7 +44,7 @@ def test_a_backbone_begins_with_its_own_models_weights(name: str) -> None:
 
 
 @torch.no_grad()
-def test_modules_of_token_prediction_stay_behind_and_layers_do_not() -> None:
+def test_prediction_layers_are_left_out_but_no_other_layers() -> None:
     source, model = built(small(num_nextn_predict_layers=1)), built(classifier(small()), 2)
     load_backbone(model, released_weights(source))
     ids = torch.arange(9)[None]
@@ -78,7 +78,7 @@ def test_pooling_is_that_of_each_text_alone() -> None:
         torch.testing.assert_close(pooled(x_BTD, kind, lengths), torch.stack(rows))
 
 
-def test_combinations_that_mean_nothing_are_refused() -> None:
+def test_meaningless_combinations_are_refused() -> None:
     with pytest.raises(ValidationError, match="pooling=first: a gpt backbone"):
         classifier(gpt(), pooling="first")
     with pytest.raises(ValidationError, match="backbone_rate=0"):
@@ -99,7 +99,7 @@ def test_a_backbone_has_its_own_rate(name: str) -> None:
     assert [group["moe"] for group in groups if "moe" in group] == ([True] if name == "deepseek" else [])
 
 
-def test_a_frozen_backbone_stays_and_keeps_nothing_for_the_backward_pass() -> None:
+def test_a_frozen_backbone_keeps_nothing_for_the_backward_pass() -> None:
     section = classifier(SHAPES["groups"], backbone_rate=0, weights="runs/other")
     model = built(section).train()
     kept: list[torch.Size] = []

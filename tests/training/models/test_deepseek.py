@@ -1,4 +1,4 @@
-"""The DeepSeek model: what must change nothing, what each position may see, and what the engine relies on."""
+"""The DeepSeek model: checkpointing and packing change nothing, causality, initialization, and AutoEP's needs."""
 
 import shutil
 from collections import Counter
@@ -43,7 +43,7 @@ def test_position_sees_only_the_past() -> None:
     assert not torch.allclose(model(ids)[0, 12:], model(changed)[0, 12:])
 
 
-#: Configurations for which something must hold whatever the kind of gate, and with multi-token prediction.
+#: Configurations with every kind of gate, and with multi-token prediction.
 KINDS = {
     "groups": SHAPES["groups"],
     "v2": small(scoring_func="softmax", topk_method="greedy", norm_topk_prob=False, q_lora_rank=24),
@@ -74,7 +74,7 @@ def same_gradients(one: DeepseekForCausalLM, other: DeepseekForCausalLM, toleran
 @pytest.mark.parametrize("mode", ["full", "selective"])
 @pytest.mark.parametrize("name", KINDS)
 def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
-    """Bit for bit, noise included; and every parameter has its gradient."""
+    """Exactly, with noise too; and every parameter has a gradient."""
     plain, kept = build(KINDS[name]), build(KINDS[name])
     kept.set_activation_checkpointing(mode)
     values = [losses(model) for model in (plain, kept)]
@@ -112,8 +112,8 @@ def test_checkpointing_recomputes_in_training_only() -> None:
     assert seen == [2, 2, 1, 1]
 
 
-def test_selective_checkpointing_keeps_the_latents_and_computes_no_narrow_product_again() -> None:
-    """Matrix products of a training step, counted: selective repeats fewer than full, and of the latents' none."""
+def test_selective_checkpointing_keeps_latents_and_recomputes_no_narrow_product() -> None:
+    """Counts matrix products of a training step: selective repeats fewer than full, and none of the latents."""
     products, of_latents = {}, {}
     for mode in ("none", "selective", "full"):
         model = build(small(q_lora_rank=20))
@@ -128,7 +128,7 @@ def test_selective_checkpointing_keeps_the_latents_and_computes_no_narrow_produc
 
 
 class _ProductsByWidth(TorchDispatchMode):
-    """How many matrix products had a result of each width."""
+    """Counts matrix products by the width of their result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class _ProductsByWidth(TorchDispatchMode):
 def test_selective_checkpointing_keeps_nothing_of_narrow_experts(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Products that are narrower than the residual stream are kept, the experts' are not: more of them keep no more."""
+    """Products narrower than the residual stream are kept, except those of experts: more experts keep no more."""
     original, kept = activation_checkpointing._selective_policy, []
 
     def spied(*arguments: Any, **more: Any) -> Any:
@@ -165,7 +165,7 @@ def test_selective_checkpointing_keeps_nothing_of_narrow_experts(
 
 
 @pytest.mark.parametrize("name", ["groups", "mtp", "v2"])
-def test_packed_documents_are_as_if_alone(name: str) -> None:
+def test_packed_documents_equal_separate_samples(name: str) -> None:
     """Logits, losses and gradients of documents in one sample are those of each run by itself."""
     together, alone = build(KINDS[name]), build(KINDS[name])
     depth = len(together.prediction_layers)
@@ -191,8 +191,8 @@ def test_packed_documents_are_as_if_alone(name: str) -> None:
         assert (one.grad - other.grad).norm() <= 1e-4 * other.grad.norm() + 1e-6, key
 
 
-def test_positions_begin_anew_in_every_document() -> None:
-    """Far into a sample a document is to the last bit what it is at its beginning."""
+def test_positions_restart_in_every_document() -> None:
+    """A document far into a sample gives exactly the same as at the beginning."""
     model = build(SHAPES["yarn"])
     ids = tokens(1, 128)
     twice = torch.cat((ids, ids), dim=1)
@@ -242,7 +242,7 @@ def test_multi_token_prediction_sees_only_what_it_may() -> None:
         assert not torch.allclose(one[0, 12 - depth], other[0, 12 - depth])
 
 
-def test_initialisation_is_its_table() -> None:
+def test_initialization_follows_its_table() -> None:
     """Standard deviations on a built model of every kind of parameter, at V3's 0.006."""
     config = small(
         hidden_size=256,
@@ -269,7 +269,7 @@ def test_initialisation_is_its_table() -> None:
     assert {"eh_proj", "kv_a_proj_with_mqa", "e_score_correction_bias", "weight"} <= kinds
 
 
-def test_weights_follow_the_seed_and_the_name_alone() -> None:
+def test_weights_depend_only_on_seed_and_name() -> None:
     one, same, other = build(small(), 7).state_dict(), build(small(), 7).state_dict(), build(small(), 8).state_dict()
     deeper = build(small(num_hidden_layers=3), 7).state_dict()
     for key, value in one.items():
@@ -307,9 +307,9 @@ def test_a_rank_sets_its_own_experts_as_one_process_sets_all() -> None:
                 assert tensor.isnan().any(dim=(1, 2)).sum() == len(tensor) - len(own), name
 
 
-def test_memory_of_other_ranks_experts_stays_untaken() -> None:
+def test_experts_of_other_ranks_take_no_memory() -> None:
     """Resident memory, of 4 and of all 32 experts in 201 MB: DeepSeek-V3's would fill a node."""
-    # In a process of its own: memory that earlier tests have given back would be taken again without growth.
+    # In a separate process: memory that earlier tests released would be reused without growth.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         grown = pool.submit(_grown_by_models, (range(4), range(32))).result()
     assert grown[0] < grown[1] / 2
@@ -337,7 +337,7 @@ def test_bf16_is_close_to_fp32(name: str) -> None:
     assert (rounded.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
-def test_meta_device_then_materialised() -> None:
+def test_meta_device_then_materialized() -> None:
     with torch.device("meta"):
         model = DeepseekForCausalLM(small(), VOCAB)
     model = model.to(torch.bfloat16).to_empty(device="cpu")

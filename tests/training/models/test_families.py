@@ -1,4 +1,4 @@
-"""One contract that the models of all families keep."""
+"""The contract of the models of all families."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, *cases("encoder")])
-def test_who_sees_the_future(name: str) -> None:
+def test_which_positions_see_the_future(name: str) -> None:
     """Through two windows of five the first position reaches the last: 0, 4, 8."""
     section, batch = CASES[name], micro_batch(CASES[name]).row(0)
     model = built(section)
@@ -67,7 +67,7 @@ def test_who_sees_the_future(name: str) -> None:
 
 @pytest.mark.parametrize("name", cases("encoder", "encoder_decoder", "classifier"))
 def test_padding_changes_nothing(name: str) -> None:
-    """Neither other ids behind the lengths nor cutting them off."""
+    """Neither other ids in the padding nor cutting it off."""
     section, batch = CASES[name], micro_batch(CASES[name])
     model = built(section)
     ids, lengths = (batch.more.get(key, batch.ids) for key in ("source", "source_lengths"))
@@ -89,7 +89,7 @@ def test_padding_changes_nothing(name: str) -> None:
 @torch.no_grad()
 @DECODERS
 @pytest.mark.parametrize("pieces", [[1] * LENGTH, [4, 1, 3, 1], [LENGTH]])
-def test_a_cache_gives_what_reading_all_gives(name: str, pieces: list[int]) -> None:
+def test_a_cache_equals_reading_the_complete_sequence(name: str, pieces: list[int]) -> None:
     section, batch = CASES[name], micro_batch(CASES[name])
     model = built(section)
     more = [model.encode(**batch.more)] if section.task == "seq2seq" else []
@@ -124,7 +124,7 @@ def test_sequences_of_unequal_lengths_share_a_cache(name: str) -> None:
 
 
 @every
-def test_weights_go_out_and_in(name: str) -> None:
+def test_weights_round_trip(name: str) -> None:
     section, batch = CASES[name], micro_batch(CASES[name])
     first, second, third = built(section, 1), built(section, 2), built(section, 3)
     expected = batch.logits(first)
@@ -155,7 +155,7 @@ def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
 
 @torch.no_grad()
 @every
-def test_bf16_is_near(name: str) -> None:
+def test_bf16_is_close(name: str) -> None:
     batch, model = micro_batch(CASES[name]), built(CASES[name])
     expected = batch.logits(model)
     logits = batch.logits(model.to(torch.bfloat16))
@@ -199,7 +199,7 @@ def test_flops_are_those_of_the_built_model(name: str, monkeypatch: pytest.Monke
 
 
 @every
-def test_first_values_follow_seed_and_name(name: str) -> None:
+def test_initial_values_depend_on_seed_and_name(name: str) -> None:
     section = CASES[name]
     one, same, other = (built(section, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[key], same[key]) for key in one)
@@ -232,7 +232,7 @@ def _check_stages(_folder: Path) -> None:
 
 
 def _shared(model: torch.nn.Module) -> list[list[str]]:
-    """Names of parameters that are one."""
+    """Names of parameters that are the same tensor."""
     groups: dict[int, list[str]] = {}
     for key, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(key)
@@ -248,7 +248,7 @@ def test_xavier_takes_queries_keys_and_values_as_three() -> None:
     assert float(named["decoder.embed_tokens.weight"].detach().std()) == pytest.approx(32**-0.5, rel=0.1)
 
 
-def test_the_sizes_of_the_paper() -> None:
+def test_sizes_equal_the_paper() -> None:
     """512 wide, six and six layers, 50,000 ids: with the feed-forward layers, which some counts leave out."""
     paper = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048}
     untied = parameters(EncoderDecoderSection(**paper), 50_000)

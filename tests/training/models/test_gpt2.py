@@ -1,4 +1,4 @@
-"""GPT-2 is transformers' to the last digits: logits, gradients, weights both ways, counts, first values, tokenizer."""
+"""GPT-2 equals transformers': logits, gradients, weights both ways, counts, initial values, tokenizer."""
 
 import json
 import math
@@ -103,7 +103,7 @@ def test_logits_and_gradients_are_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_weights_there_and_back_are_the_same_bits(name: str) -> None:
+def test_weights_round_trip_exactly(name: str) -> None:
     config = SHAPES[name]
     ours = build(config)
     other = carry(ours, theirs(config))
@@ -132,7 +132,7 @@ def test_configuration_both_ways(name: str) -> None:
     assert back == config.model_copy(update={"vocab_size": VOCAB, "bias": True})
 
 
-def test_configuration_as_it_is_found() -> None:
+def test_configurations_of_other_programs() -> None:
     """transformers' own defaults are the smallest release; what either side lacks is refused by its key."""
     today = transformers.GPT2Config().to_dict()
     layers, heads, width, _ = RELEASES["gpt2"]
@@ -194,7 +194,7 @@ def test_parameters_of_the_recipes() -> None:
         assert parameters(model, recipe.vocab_size).total == count - biases + (50_304 - 50_257) * width
 
 
-def test_first_values_have_the_deviations_of_gpt2() -> None:
+def test_initial_values_have_the_deviations_of_gpt2() -> None:
     config = small(hidden_size=128, num_hidden_layers=8, num_attention_heads=4, initializer_range=0.02)
     model = build_model(config.model_copy(update={"tie_word_embeddings": False}), 512)
     init_weights(model, 7)
@@ -241,8 +241,8 @@ def test_a_recipe_takes_the_older_files_of_its_tokenizer(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["plain", "untied", "no_biases"])
 @pytest.mark.parametrize("prompt", [1, 7, 16, 30])
-def test_beyond_the_context_the_last_block_is_read_anew(name: str, prompt: int) -> None:
-    """nanoGPT's rule: each token from the last ``context_length`` ones, read from position 0; a batch as each alone."""
+def test_beyond_the_context_the_last_block_is_read_again(name: str, prompt: int) -> None:
+    """As nanoGPT: each token is drawn from the last ``context_length`` ones, read from position 0; also in a batch."""
     context, count = 16, 40
     model = build(SHAPES[name].model_copy(update={"max_position_embeddings": context})).eval()
     ids = tokens(prompt, 1)[0].tolist()
@@ -263,7 +263,7 @@ def test_beyond_the_context_the_last_block_is_read_anew(name: str, prompt: int) 
         assert ending == expected[prompt : context + 1]
 
 
-def test_a_batch_of_which_the_cropped_one_ends_first_is_each_alone() -> None:
+def test_a_batch_whose_cropped_sequence_ends_first() -> None:
     """The others fit into their contexts again, but the cache does not know what they have read since."""
     model = build(SHAPES["plain"].model_copy(update={"max_position_embeddings": 8})).eval()
     limits = Limits(20, 8, VOCAB, stop_ids=range(0, VOCAB, 6), crop=True)

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and V2 are transformers' to the last digits: logits, gradients, weights both ways, counts, MTP."""
+"""DeepSeek-V3 and V2 equal transformers': logits, gradients, weights both ways, counts, MTP."""
 
 from typing import Any
 
@@ -78,7 +78,7 @@ def carry(ours: DeepseekForCausalLM, config: DeepseekSection) -> Any:
     other = theirs(config)
     left = other.load_state_dict(stacked(dict(released_weights(ours)), config), strict=False)
     assert not left.unexpected_keys
-    # Tied heads stand once on disk; a shared expert of width 0 is nothing but a name, with mlp_bias a bias of zeros.
+    # Tied heads are once on disk; a shared expert of width 0 has only empty tensors, with mlp_bias a bias of zeros.
     missing = {key: other.state_dict()[key] for key in left.missing_keys if key != "lm_head.weight"}
     assert all("shared_experts" in key and not value.any() for key, value in missing.items())
     assert not missing or config.n_shared_experts == 0
@@ -120,7 +120,7 @@ def test_parity_over_random_configurations(release: str, every: int, capsys: pyt
 
 
 @pytest.mark.parametrize("release", CONFIGURATIONS)
-def test_parity_of_the_way_back(release: str) -> None:
+def test_parity_of_loading(release: str) -> None:
     for config in CONFIGURATIONS[release][:8]:
         other = theirs(config)
         for name, buffer in other.named_buffers():
@@ -146,8 +146,8 @@ def test_parity_of_configuration_both_ways(release: str) -> None:
         assert model_section(released_config(config, VOCAB)) == config.model_copy(update={"vocab_size": VOCAB})
 
 
-def test_configurations_as_they_are_found() -> None:
-    """transformers' own form of today, nulls, and what is refused."""
+def test_configurations_of_other_programs() -> None:
+    """The current form of transformers, nulls, and what is refused."""
     config = CONFIGURATIONS["v3"][0].model_copy(update={"rope_scaling": YARNS["uneven"], "rope_theta": 50_000.0})
     released = released_config(config, VOCAB)
     today = {key: value for key, value in released.items() if key not in ("rope_scaling", "rope_theta")}

@@ -1,4 +1,4 @@
-"""The C code for few rows gives what PyTorch gives, and PyTorch's way is taken everywhere else."""
+"""The C code for few rows gives the same as PyTorch, and PyTorch is used everywhere else."""
 
 import ctypes
 import shutil
@@ -111,7 +111,7 @@ def test_latent_attention(precision: str, seen: list[list[int]]) -> None:
     close(out, (scores.softmax(-1) @ values).transpose(1, 2), 4 * tolerance)
 
 
-def test_more_rows_gradients_and_other_dtypes_go_pytorchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_gradients_and_other_dtypes_use_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     def unexpected() -> ctypes.CDLL:
         raise AssertionError("the C code was asked for")
 
@@ -127,7 +127,7 @@ def test_more_rows_gradients_and_other_dtypes_go_pytorchs_way(monkeypatch: pytes
         decode.linear(drawn(16, 8, dtype=torch.float32), weight)
 
 
-def test_what_the_code_does_not_know_is_left_alone() -> None:
+def test_unsupported_inputs_return_none() -> None:
     fp32, bf16 = torch.float32, torch.bfloat16
     x, weight = drawn(2, 8, dtype=fp32), drawn(4, 8, dtype=fp32)
     gate_up, down = torch.randn(3, 8, 8), torch.randn(3, 8, 4)
@@ -236,7 +236,7 @@ def test_gelu(precision: str, width: int, tanh: bool) -> None:
 
 @compiles
 def test_gelu_is_exact_everywhere() -> None:
-    """To a few units in the last place of fp32, far out too."""
+    """To a few units in the last place of fp32, for large inputs too."""
     x = torch.linspace(-20, 20, 200_001)[:, None].expand(-1, 1)
     out = torch.cat([decode.gelu(piece) for piece in x.split(16)])
     assert (out.double() - F.gelu(x.double())).abs().max() < 5e-7

@@ -1,4 +1,4 @@
-"""GELU's own code for CPU against PyTorch in double precision."""
+"""The CPU code of GELU against PyTorch in double precision."""
 
 import shutil
 
@@ -33,15 +33,15 @@ def test_equals_pytorch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient.double(), right, atol=3 * tolerance, rtol=3 * tolerance)
 
 
-def test_as_exact_as_pytorch_everywhere() -> None:
-    """No error that is larger than a quarter more than PyTorch's largest, over all that is not plainly x or 0."""
+def test_as_accurate_as_pytorch_everywhere() -> None:
+    """The largest error is at most a quarter above PyTorch's, where GELU is not just x or 0."""
     x = torch.linspace(-14, 14, 2_000_001).requires_grad_()
     right = expected_of(x.detach().double())
     ours, theirs = ((out.detach().double() - right).abs().max() for out in (gelu_new(x), expected_of(x)))
     assert ours <= 1.25 * theirs
 
 
-def test_far_out_and_not_a_number() -> None:
+def test_large_inputs_and_nan() -> None:
     far = [-1e8, -200.0, -20.0, -1e-30, 0.0, 1e-30, 20.0, 200.0, 1e8]
     x = torch.tensor([*far, float("nan")]).requires_grad_()
     out = gelu_new(x)
@@ -51,7 +51,7 @@ def test_far_out_and_not_a_number() -> None:
     assert slope[-1].isnan()
 
 
-def test_strides_and_the_way_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strides_and_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(6, 40, requires_grad=True)
     above = torch.randn(40, 6).t()
     (gradient,) = torch.autograd.grad(gelu_new(x.t()).t(), x, above)

@@ -1,4 +1,4 @@
-"""Linear layers on CPU give what ``F.linear`` gives, forward and backward, and refuse what it refuses."""
+"""Linear layers on CPU give the same as ``F.linear``, forward and backward, and refuse the same inputs."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_strides_of_every_kind(taken: list[torch.Size]) -> None:
     assert len(taken) == 6
 
 
-def test_only_what_is_wanted_has_a_gradient() -> None:
+def test_only_required_gradients_are_computed() -> None:
     layer = Linear(24, 31).requires_grad_(False)
     x = torch.randn(40, 24, requires_grad=True)
     layer(x).sum().backward()
@@ -73,7 +73,7 @@ def test_only_what_is_wanted_has_a_gradient() -> None:
     torch.testing.assert_close(layer.weight.grad, x.detach().sum(0).expand(31, 24))
 
 
-def test_where_onednn_is_not_asked(taken: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_onednn_is_not_used(taken: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.randn(40, 24), torch.randn(31, 24)
     with torch.backends.mkldnn.flags(enabled=False):
         both(x, weight, None)
@@ -86,7 +86,7 @@ def test_where_onednn_is_not_asked(taken: list[torch.Size], monkeypatch: pytest.
     assert not taken
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_wrong_shapes_are_refused() -> None:
     for rows in (1, 40):
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
