@@ -229,7 +229,7 @@ def test_offload_to_a_disk_says_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "disk").rmdir()
     (tmp_path / "disk").write_text("a file")
     with pytest.raises(
-        AssertionError, match=r"train\.offload_path=.* cannot be made: File exists; name another folder"
+        AssertionError, match=r"train\.offload_path=.* cannot be created: File exists; choose another folder"
     ):
         run_tasks([Task(Cell(1, 1, 3), tmp_path / "out", more)], tmp_path)
 
