@@ -61,7 +61,7 @@ def test_these_are_not(error: BaseException) -> None:
         ("generate", r"lower generate\.max_new_tokens \(100\)"),
         ("evaluate", r"lower evaluate\.batch \(16\)"),
         ("evaluate attention", r"shorten --text$"),
-        ("pretrain", r"set train\.micro_batch=\d+; .*train\.checkpointing=full and a shorter train\.context_length"),
+        ("pretrain", r"set train\.micro_batch=\d+; .*train\.activation_checkpointing=full and a shorter train\.context_length"),
         ("compare optimizers", r"train\.micro_batch=\d+"),
         ("report", r"free some$"),
     ],
@@ -92,7 +92,7 @@ def test_another_fault_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     def fails(*_: object) -> None:
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr("training.inference.completion.generate", fails)
+    monkeypatch.setattr("training.commands.generate.generate", fails)
     with pytest.raises(RuntimeError, match="size mismatch"):
         main(["generate", "--recipe", RECIPE])
 
