@@ -61,7 +61,10 @@ def test_these_are_not(error: BaseException) -> None:
         ("generate", r"lower generate\.max_new_tokens \(100\)"),
         ("evaluate", r"lower evaluate\.batch \(16\)"),
         ("evaluate attention", r"shorten --text$"),
-        ("pretrain", r"set train\.micro_batch=\d+; .*train\.activation_checkpointing=full and a shorter train\.context_length"),
+        (
+            "pretrain",
+            r"set train\.micro_batch=\d+; .*activation_checkpointing=full and a shorter train\.context_length",
+        ),
         ("compare optimizers", r"train\.micro_batch=\d+"),
         ("report", r"free some$"),
     ],
