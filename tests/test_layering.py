@@ -28,7 +28,7 @@ FLOORS = (
     ("pipeline.reports",),
     ("pipeline.__main__",),
     ("training.runs",),
-    ("training.layers.block_sizes", "training.layers.masks", "training.layers.packed_documents"),
+    ("training.block_sizes", "training.layers.masks", "training.layers.packed_documents"),
     ("training.layers.cpu",),
     ("training.layers",),
     ("training.models",),
@@ -189,4 +189,4 @@ def test_files_are_short_and_folders_small() -> None:
         assert lines <= 350, f"{module} has {lines} lines: split it by subject"
     for folder in {path.parent for path in modules().values()}:
         files = [path for path in folder.iterdir() if path.is_file()]
-        assert len(files) <= 23, f"{folder.relative_to(CHECKOUT)} has {len(files)} files: give some a folder"
+        assert len(files) <= 22, f"{folder.relative_to(CHECKOUT)} has {len(files)} files: give some a folder"

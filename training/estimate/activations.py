@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from configs.schema import Recipe
 from configs.schema.models.classifier import ClassifierSection
 from configs.schema.models.deepseek import DeepseekSection
+from training.block_sizes import rows_of_logits
 from training.estimate import deepseek_activations, dense_activations
 from training.estimate.layer import Layer
 from training.estimate.topology import Topology
-from training.layers.block_sizes import rows_of_logits
 
 
 @dataclass(frozen=True)

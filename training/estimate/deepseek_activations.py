@@ -7,9 +7,9 @@ many rows as it sends, M x K.
 
 from configs.schema import Recipe
 from configs.schema.models.deepseek import DeepseekSection
+from training.block_sizes import LONGEST_BLOCKED
 from training.estimate.layer import Layer, block_weights
 from training.estimate.topology import Topology
-from training.layers.block_sizes import LONGEST_BLOCKED
 
 #: deepspeed/moe/ep_kernels.py: the rows of each expert are padded to a multiple of this, with room for all paddings.
 _ALIGNED = 8

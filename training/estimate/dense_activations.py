@@ -7,9 +7,9 @@ from configs.schema import Recipe
 from configs.schema.models import ModelSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from configs.schema.models.transformer import TransformerSection
+from training.block_sizes import LONGEST_BLOCKED
 from training.estimate.layer import Layer, block_weights
 from training.estimate.topology import Topology
-from training.layers.block_sizes import LONGEST_BLOCKED
 
 
 def layers(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from training.layers.block_sizes import QUERY_BLOCK
+from training.block_sizes import QUERY_BLOCK
 
 
 @dataclass(frozen=True)

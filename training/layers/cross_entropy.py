@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from tokenizer.special_tokens import IGNORED
+from training.block_sizes import rows_of_logits
 from training.layers import cpu
-from training.layers.block_sizes import rows_of_logits
 
 
 def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

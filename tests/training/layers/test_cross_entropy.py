@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.layers import block_sizes
+from training import block_sizes
 from training.layers.cpu import kernels
 from training.layers.cross_entropy import linear_cross_entropy_sum
 

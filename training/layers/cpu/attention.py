@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from training.layers.block_sizes import LONGEST_BLOCKED, QUERY_BLOCK
+from training.block_sizes import LONGEST_BLOCKED, QUERY_BLOCK
 from training.layers.masks import Mask
 from training.layers.packed_documents import Documents
 
