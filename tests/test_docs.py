@@ -59,12 +59,14 @@ def test_recipe_keys_exist(document: Path) -> None:
 
 
 def test_recipes_in_the_documents_load(document: Path, tmp_path: Path) -> None:
+    """A block that begins with `run:` is a recipe. A later block with another section is added to it."""
+    recipe = ""
     for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)):
-        if not block.startswith("run:"):
-            continue
-        path = tmp_path / f"{number}.yaml"
-        path.write_text(block, encoding="utf-8")
-        load_recipe(path)
+        recipe = block if block.startswith("run:") else recipe + block if recipe else ""
+        if recipe:
+            path = tmp_path / f"{number}.yaml"
+            path.write_text(recipe, encoding="utf-8")
+            load_recipe(path)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
