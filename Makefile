@@ -1,8 +1,8 @@
-# Each target runs one command, which also works alone and has --help. A stage that is finished is not repeated: its
-# manifest records what it was built from, and a changed recipe section rebuilds only what depends on it.
+# Each target runs one command, which also works alone and has --help. Finished stages are skipped: a manifest records
+# what each was built from, and a changed recipe section rebuilds only what depends on it.
 #
 #   make                                          list the targets
-#   make demo                                     everything, from text to answers, in ten minutes
+#   make demo                                     everything, from raw text to answers, in ten minutes
 #   make pretrain RECIPE=configs/node.yaml ARGS="train.learning_rate=2e-4 launch.processes=8"
 #   make PYTHON=python3 test-gpu                  use your own Python environment, no .venv
 
@@ -66,14 +66,15 @@ PARALLEL = -n auto --dist loadscope --no-loadscope-reorder
   check test test-all test-engine test-parity test-recovery test-launch test-slurm test-gpu \
   bench-data bench-memory bench-model bench-engine bench-estimate bench-gpu lock clean
 
-help:  ## list the targets
+help:  ## list all targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo "  RECIPE=configs/….yaml (now $(RECIPE)), ARGS=\"section.key=value …\", PYTHON=python3 to use your own environment,"
-	@echo "  BASE_PYTHON=/path/to/python3.12 to build .venv from, TORCH_INDEX=https://download.pytorch.org/whl/cpu for torch without CUDA"
+	@echo "  BASE_PYTHON=/path/to/python3.12 to choose the Python for .venv,"
+	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu to install torch without CUDA"
 
 ##@ Run
 
-demo: $(SETUP)  ## raw text to a fine-tuned model that answers, on two CPU cores, with a crash and a resume
+demo: $(SETUP)  ## from raw text to a fine-tuned model on two CPU cores, including a simulated crash and a resume
 	$(RUN) launch demo $(WITH_RECIPE)
 
 data: $(SETUP)  ## read and clean documents, train the tokenizer, write token shards
@@ -86,51 +87,51 @@ tokenizer: $(SETUP)  ## train the tokenizer on the cleaned documents
 examples: data  ## build the chat examples for fine-tuning
 	$(RUN) pipeline examples $(WITH_RECIPE)
 
-pretrain: data  ## pretrain, or resume from the newest complete checkpoint
+pretrain: data  ## pretrain, or resume from the latest complete checkpoint
 	$(RUN) launch auto pretrain $(WITH_RECIPE)
 
 finetune: examples pretrain  ## fine-tune the pretrained weights on the chat examples
 	$(RUN) launch auto finetune $(WITH_RECIPE)
 
-evaluate: $(SETUP)  ## bits per byte next to baselines, loss on held-out answers; or ARGS="attention …", ARGS="temperature"
+evaluate: $(SETUP)  ## bits per byte compared with baselines, loss on held-out answers; or ARGS="attention …", ARGS="temperature"
 	$(RUN) training evaluate $(WITH_RECIPE)
 
-generate: $(SETUP)  ## complete PROMPT="…"; ARGS="--prompt-file FILE" (- for standard input), ARGS="--trace" for token probabilities
+generate: $(SETUP)  ## continue PROMPT="…"; ARGS="--prompt-file FILE" (- for standard input), ARGS="--trace" for token probabilities
 	$(RUN) training generate $(WITH_RECIPE) $(WITH_PROMPT)
 
-export: $(SETUP)  ## write the newest weights as a Hugging Face model directory, and verify it
+export: $(SETUP)  ## write the latest weights as a Hugging Face model directory, and verify it
 	$(RUN) training export $(WITH_RECIPE)
 
 # Checked before the data stages, which may take days.
 from:
 	@test -f "$(FROM)/config.json" || { echo "error: FROM=$(FROM): no config.json there: set FROM to a model directory in Hugging Face format" >&2; exit 2; }
 
-import: from data  ## use a Hugging Face model directory in place of pretraining: FROM=FOLDER
+import: from data  ## use the weights in a Hugging Face model directory instead of pretraining: FROM=FOLDER
 	$(RUN) training import --from "$(FROM)" $(WITH_RECIPE)
 
 ##@ Look
 
-report: $(SETUP)  ## one HTML page with the curves and tables of the run
+report: $(SETUP)  ## write one HTML page with the run's curves and tables
 	$(RUN) training report $(WITH_RECIPE)
 
-compare: $(SETUP)  ## short trainings that differ in one thing: ARGS="optimizers" (or activations, compile, devices, attention)
+compare: $(SETUP)  ## short training runs that differ in one setting: ARGS="optimizers" (or activations, compile, devices, attention)
 	$(RUN) training compare $(WITH_RECIPE)
 
-estimate: $(SETUP)  ## parameters, FLOPs per token, memory per rank and the largest micro-batch that fits
+estimate: $(SETUP)  ## parameters, FLOPs per token, memory per rank, and the largest micro-batch that fits
 	$(RUN) training estimate $(WITH_RECIPE)
 
-inspect: $(SETUP)  ## every tensor and its shape, parameter counts; or recipes in a table: ARGS="--compare configs/….yaml …"
+inspect: $(SETUP)  ## every tensor with its shape, and parameter counts; or a table of recipes: ARGS="--compare configs/….yaml …"
 	$(RUN) training inspect $(WITH_RECIPE)
 
-explain: $(SETUP)  ## what a recipe key means, its default and bounds: KEY=train.micro_batch; or a section: KEY=train
+explain: $(SETUP)  ## a recipe key's meaning, default and bounds: KEY=train.micro_batch; or a section's keys: KEY=train
 	$(RUN) configs explain "$(if $(findstring command,$(origin KEY)),$(KEY))"
 
 ##@ Data
 
-ingest: $(SETUP)  ## read and clean the source only; a quick try: ARGS="--limit 1000"
+ingest: $(SETUP)  ## only read and clean the source; for a quick look: ARGS="--limit 1000"
 	$(RUN) pipeline ingest $(WITH_RECIPE)
 
-stats: $(SETUP)  ## what the data stages kept and dropped: a table, and data.html with plots
+stats: $(SETUP)  ## what the data stages kept and dropped, as a table and as data.html with plots
 	$(RUN) pipeline stats $(WITH_RECIPE)
 
 verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
@@ -144,14 +145,14 @@ slurm: $(SETUP)  ## submit pretraining as a SLURM job that requeues itself: ARGS
 slurm-data: $(SETUP)  ## submit the data stages as SLURM job arrays: ARGS="launch.slurm.partition=…"
 	$(RUN) launch slurm data $(WITH_RECIPE)
 
-wheelhouse: $(SETUP)  ## download all wheels, for machines without network: there `make setup WHEELHOUSE=wheelhouse`
+wheelhouse: $(SETUP)  ## download all wheels; on machines without network access: `make setup WHEELHOUSE=wheelhouse`
 	$(RUN) pip wheel -q --disable-pip-version-check -w wheelhouse $(TORCH_FROM) -c requirements.lock `grep '^torch==' requirements.lock`
 	$(RUN) pip wheel -q --disable-pip-version-check --no-deps -w wheelhouse -r requirements.lock
 	@du -sh wheelhouse
 
 ##@ Develop
 
-setup: $(SETUP)  ## create .venv with pinned packages; every target does this if needed
+setup: $(SETUP)  ## create .venv with pinned packages; every target does this if necessary
 
 check: $(DEV)  ## lint, format, types, words, and whether docs/recipe.md is up to date
 	$(RUN) ruff check .
@@ -160,55 +161,55 @@ check: $(DEV)  ## lint, format, types, words, and whether docs/recipe.md is up t
 	$(RUN) configs reference --check
 	$(RUN) mypy -p configs -p artefacts -p tokenizer -p pipeline -p training -p launch
 
-test: $(DEV)  ## all tests that need no GPU and no SLURM, except the slow ones (ten minutes)
+test: $(DEV)  ## all tests that need neither a GPU nor SLURM, except the slow ones (10 minutes)
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slow and not slurm"
 
-test-all: $(DEV)  ## every test that a machine without a GPU can run, with the slow ones and SLURM's (forty minutes)
+test-all: $(DEV)  ## every test that runs without a GPU, including the slow ones and those that need SLURM (40 minutes)
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slurm"
 	@$(MAKE) --no-print-directory test-slurm
 
-test-engine: $(DEV)  ## every test that starts DeepSpeed processes, with the slow ones
+test-engine: $(DEV)  ## every test that starts DeepSpeed processes, including the slow tests
 	$(PYTEST) $(PARALLEL) -m "engine and not gpu"
 
-test-parity: $(DEV)  ## parity with transformers for all 96 random configurations
+test-parity: $(DEV)  ## compare with transformers on all 96 random configurations
 	$(PYTEST) tests/training/models/test_parity.py
 
-test-recovery: $(DEV)  ## kill every data stage at twenty moments
+test-recovery: $(DEV)  ## kill every data stage at twenty points
 	$(PYTEST) tests/pipeline/test_recovery.py
 
-test-launch: $(DEV)  ## exit statuses through every launcher, with the slow ones
+test-launch: $(DEV)  ## exit statuses through every launcher, including the slow tests
 	$(PYTEST) $(PARALLEL) tests/launch -m "not slurm and not gpu"
 
-test-slurm: $(DEV)  ## a real SLURM on this host, and DeepSpeed over ssh; as root on Debian it installs what is missing (15 minutes)
+test-slurm: $(DEV)  ## a real two-node SLURM cluster on this host, and DeepSpeed over ssh; as root on Debian, installs missing packages (15 minutes)
 	@for tool in slurmctld slurmd munged sbatch sshd pdsh; do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing=1; done; \
 	  if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurmctld slurmd slurm-client munge openssh-server pdsh >/dev/null; fi
 	$(PYTEST) -m "slurm and ($(SLURM_TESTS))"
 
-test-gpu: $(DEV)  ## only the tests that need a CUDA device
+test-gpu: $(DEV)  ## only the tests that need a CUDA GPU
 	$(PYTEST) -m gpu
 
-bench-data: $(DEV)  ## the data stages next to datatrove, datasets, tokenizers and tiktoken (15 minutes)
+bench-data: $(DEV)  ## data stages compared with datatrove, datasets, tokenizers and tiktoken (15 minutes)
 	$(RUN) benchmarks.data $(ARGS)
 
 bench-memory: $(DEV)  ## memory and time of the data stages on up to 5 GB of generated text (15 minutes)
 	$(RUN) benchmarks.data.memory $(ARGS)
 
-bench-model: $(DEV)  ## models next to transformers and nanoGPT: steps, decoding, memory (most of an hour)
+bench-model: $(DEV)  ## models compared with transformers and nanoGPT: training steps, decoding, memory (almost an hour)
 	$(RUN) benchmarks.model $(ARGS)
 
-bench-engine: $(DEV)  ## the training loop next to a bare DeepSpeed loop, and the cost of saving (15 minutes)
+bench-engine: $(DEV)  ## the training loop compared with a bare DeepSpeed loop, and the cost of saving (15 minutes)
 	$(RUN) benchmarks.engine $(ARGS)
 
-bench-estimate: $(DEV)  ## estimated memory next to measured peaks (half an hour); on a GPU: ARGS="--device cuda"
+bench-estimate: $(DEV)  ## estimated memory compared with measured peaks (30 minutes); on a GPU: ARGS="--device cuda"
 	$(RUN) benchmarks.estimate $(ARGS)
 
-bench-gpu: $(DEV)  ## the DeepSeek model on one GPU next to transformers and PyTorch's kernels (five minutes)
+bench-gpu: $(DEV)  ## the DeepSeek model on one GPU compared with transformers and PyTorch's kernels (5 minutes)
 	$(RUN) benchmarks.gpu $(ARGS)
 
 lock:  ## write requirements.lock and requirements-dev.lock from pyproject.toml
 	@.ci/lock
 
-clean:  ## remove .venv and caches; runs stay
+clean:  ## remove .venv and caches, but not runs
 	rm -rf "$(VENV)" .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 own-python:

@@ -1,4 +1,4 @@
-"""What the documents name exists: files, links, recipe keys, recipes, make targets and their help."""
+"""Everything that the documents name exists: files, links, recipe keys, recipes and make targets."""
 
 import os
 import re
@@ -59,24 +59,34 @@ def test_recipe_keys_exist(document: Path) -> None:
 
 
 def test_recipes_in_the_documents_load(document: Path, tmp_path: Path) -> None:
+    """A block that begins with `run:` is a recipe. A later block with another section is added to it."""
+    recipe = ""
     for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)):
-        if not block.startswith("run:"):
-            continue
-        path = tmp_path / f"{number}.yaml"
-        path.write_text(block, encoding="utf-8")
-        load_recipe(path)
+        recipe = block if block.startswith("run:") else recipe + block if recipe else ""
+        if recipe:
+            path = tmp_path / f"{number}.yaml"
+            path.write_text(recipe, encoding="utf-8")
+            load_recipe(path)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
-def test_make_targets_exist_and_the_readme_has_their_help() -> None:
+def test_make_targets_exist() -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))}
     help_text = subprocess.run(
         ["make"], cwd=CHECKOUT, env=environment, capture_output=True, encoding="utf-8", check=True
     ).stdout
-    assert help_text in (CHECKOUT / "README.md").read_text(encoding="utf-8"), "copy the output of make into README.md"
-    targets = {line.split()[0] for line in help_text.splitlines() if re.match(r"  [a-z]", line)}
+    targets = set(_listed(help_text))
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(  .*?)^```", readme, re.MULTILINE | re.DOTALL)
+    listed = [target for block in blocks for target in _listed(block)]
+    assert len(listed) >= 10 and not sorted(set(listed) - targets)
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for words in re.findall(r"(?:^|[`$] ?)make ((?:[a-z-]+ )*[a-z-]+)(?= |`|$)", text, re.MULTILINE):
             unknown = [word for word in words.split() if word not in targets]
             assert not unknown or words.split()[0] not in targets, f"{document.name}: make {words}"
+
+
+def _listed(block: str) -> list[str]:
+    """The targets in a list of targets: the first word of each indented line."""
+    return re.findall(r"^  ([a-z-]+) ", block, re.MULTILINE)
