@@ -52,8 +52,8 @@ class Contamination:
         short = int(np.sum(counts < self._words))
         if short and short == len(counts):
             raise RequestError(
-                f"{KEY}: {name}: no text has the {self._words} words that are matched inside a document: lower "
-                "data.clean.decontaminate.words, or remove this file"
+                f"{KEY}: {name}: all texts are shorter than {self._words} words and cannot be matched inside a "
+                "document: lower data.clean.decontaminate.words, or remove this file"
             )
         if short:
             self.warnings.append(

@@ -35,11 +35,11 @@ def faults(
         Fault(f"mean word length below {_KEY}.min_mean_word_length", mean < section.min_mean_word_length),
         Fault(f"mean word length above {_KEY}.max_mean_word_length", mean > section.max_mean_word_length),
         Fault(
-            f"more hashes a word than {_KEY}.max_symbol_word_ratio",
+            f"more hashes per word than {_KEY}.max_symbol_word_ratio",
             hashes / num_words > section.max_symbol_word_ratio,
         ),
         Fault(
-            f"more ellipses a word than {_KEY}.max_symbol_word_ratio",
+            f"more ellipses per word than {_KEY}.max_symbol_word_ratio",
             ellipses / num_words > section.max_symbol_word_ratio,
         ),
         Fault(f"more lines with bullets than {_KEY}.max_bullet_lines", bullets / lines > section.max_bullet_lines),

@@ -73,7 +73,7 @@ class KeyWriter:
         halves = np.frombuffer(_bytes(digests), ">u8")
         if len(halves) * 8 != count * _DIGEST_BYTES:
             raise ValueError(
-                f"{count} documents have {len(halves) * 8} bytes of digests, and not {_DIGEST_BYTES} per document"
+                f"{count} documents have {len(halves) * 8} bytes of digests instead of {_DIGEST_BYTES} per document"
             )
         values = halves.astype(np.uint64).reshape(-1, 2)
         rows = np.arange(self._rows, self._rows + count, dtype=np.uint32)

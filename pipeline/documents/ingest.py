@@ -130,7 +130,7 @@ def finished_parts(folder: Path) -> list[dict[str, Any]]:
     if missing := [number for number in range(count) if not counts_path(folder, number).exists()]:
         raise RequestError(
             f"{len(missing)} of {count} parts of the source have not been read yet (the first is {missing[0]}): "
-            f"run `{command}`, or those of its tasks that failed"
+            f"run `{command}`, or rerun the tasks that failed"
         )
     return [atomic.read_json(counts_path(folder, number)) for number in range(count)]
 

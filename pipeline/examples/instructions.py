@@ -25,7 +25,7 @@ FORMATS = (
 #: How a reason begins -> what to do about such records.
 HINTS = {
     **signatures.HINTS,
-    "unreadable file": "download or repair these files of finetune.examples.path again, or remove them",
+    "unreadable file": "download these files of finetune.examples.path again, or repair or remove them",
     "invalid UTF-8": "save the files of finetune.examples.path as UTF-8",
     "malformed ": f"check finetune.examples.path: {FORMATS}",
     "not a JSON object": f"check finetune.examples.path: {FORMATS}",

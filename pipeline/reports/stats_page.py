@@ -106,7 +106,7 @@ def _masked_section(published: Manifest) -> str:
     if not masked:
         return ""
     table = markup.table(("kind", "pieces"), [[kind, whole(count)] for kind, count in masked.items()])
-    note = "Personal data that was replaced, including that of duplicates and of documents that are not sampled."
+    note = "Personal data that was replaced, also in duplicates and in documents that were not sampled."
     return markup.section("masked", "Masked", table, markup.note(note))
 
 

@@ -100,7 +100,7 @@ def _check_training(name: str, layout: RunLayout, recipe_path: str, intact: list
     again = command_hints.make(name, recipe_path)
     for number, checkpoint in enumerate(checkpoints(folder)):
         path = shlex.quote(str(checkpoint))
-        resumes = "resumes from the checkpoint before it" if number else "starts over, as there is none before it"
+        resumes = "resumes from the checkpoint before it" if number else "starts over, because there is none before it"
         fix = f"repair: `mv {path} {path}.damaged && {again}`, which {resumes}"
         if _is_of_another_version(checkpoint):
             fix = "it may be intact: use that version"
@@ -156,7 +156,7 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
     others = [key for key, value in now.items() if published.inputs.get(key, value) != value]
     if not others:
         return []
-    return [f"{folder}: stale: built from other weights than the run has now ({', '.join(others)})"]
+    return [f"{folder}: stale: built from weights other than the run's current ones ({', '.join(others)})"]
 
 
 def _report(folder: Path, faults_here: list[str], fix: str, intact: list[str], faults: list[str]) -> None:
@@ -191,5 +191,5 @@ def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:
         except RequestError:
             continue
         if other in published.inputs and now is not None and published.inputs[other] != now.fingerprint:
-            lines.append(f"{folder}: built from another {other} than {folders[other]}")
+            lines.append(f"{folder}: built from a different {other} artefact than {folders[other]}")
     return lines

@@ -21,7 +21,7 @@ _HINTS = {
     "a JSON array": "write one record per line, for example with `jq -c .[]`",
     "a record with too ": "set {key}.delimiter, or quote the fields that contain it",
     "malformed ": "check that {key}.kind is the format of these files",
-    "unreadable file": "download or repair these files again, or remove them (the name of an uncompressed file must "
+    "unreadable file": "download these files again, or repair or remove them (the name of an uncompressed file must "
     "not end in .gz, .xz or .zst)",
     **signatures.HINTS,
 }
@@ -116,7 +116,7 @@ class BadInputs:
         bad = sum(self.reasons.values())
         total = bad + self.good
         if not total:
-            raise RequestError(f"{name}: nothing to read there: check what the recipe says about this source")
+            raise RequestError(f"{name}: there is nothing to read: check this source's settings in the recipe")
         lost = min(self.lost_bytes / self.bytes, 1.0) if self.bytes else 0.0
         if not self.good or bad > limit * total or lost > limit:
             reasons = "; ".join(

@@ -67,7 +67,7 @@ class ParallelSource(FileSource):
         if len(self.files) != len(targets):
             raise RequestError(
                 f"{self.key}: {self.path} has {len(self.files):,} files and {self.target_path} {len(targets):,}: "
-                "each file needs a file of targets"
+                "each file needs a target file"
             )
         return list(zip(self.files.values(), targets.values(), strict=True))
 
@@ -105,8 +105,8 @@ class ParallelSource(FileSource):
         # A damaged file may have fewer lines than the other, but not more.
         if lines != targets and (source if lines < targets else target) not in broken:
             raise RequestError(
-                f"{self.key}: {source.path} has {lines:,} lines and {target.path} {targets:,}: each line needs a line "
-                "with its target"
+                f"{self.key}: {source.path} has {lines:,} lines and {target.path} {targets:,}: each line needs a "
+                "target line"
             )
         if broken:
             size = source.size + target.size

@@ -138,7 +138,7 @@ class PydocsSource:
         bad = BadInputs()
         tasks = list(_tasks(_source_files(self.packages)))
         if self.packages and not tasks and self.packages != ("topics",):
-            raise RequestError(f"{self.key}.packages: no source of {', '.join(self.packages)} is installed here")
+            raise RequestError(f"{self.key}.packages: no source files of {', '.join(self.packages)} are installed here")
         documents = list(_topics()) if self.packages is None or "topics" in self.packages else []
         bad.good += len(documents) > 0
         with bar(sum(len(task) for task in tasks), "file", "parsing docstrings") as progress:

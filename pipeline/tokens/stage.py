@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.tokens.held_out import Thresholds
 
 #: The reason why a held-out document is in no shard.
-OVERLAP = "validation document that training documents contain"
+OVERLAP = "validation document that overlaps with training documents"
 
 
 class _Build(NamedTuple):

@@ -81,7 +81,7 @@ class _Members:
             if block := self._decompressor.decompress(self._input(), size):
                 return bytes(block)
             if self._is_read and not self._decompressor.eof:
-                raise EOFError("cut off before its end")
+                raise EOFError("it is truncated")
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer. Returns the number of bytes."""

@@ -96,7 +96,7 @@ def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extend
         if not block and not at:
             raise Damaged("it is empty")
         if not block:
-            raise Damaged(f"byte {at}: ends without its end mark")
+            raise Damaged(f"byte {at}: ends without an end-of-archive marker")
         if block == _ZEROS:
             return None, extended, at
         try:
