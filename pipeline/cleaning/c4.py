@@ -56,7 +56,7 @@ def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocab
     kept = ~lines.too_long & (lines.words >= section.min_words_per_line)
     if section.require_end_mark:
         kept &= _has(content, r"[.?!\"']\z") & ~column.mask(compute.ends_with(content, "..."))
-    # Only few lines are kept from here on.
+    # Only a few lines are left from here on.
     lower = compute.utf8_lower(content)
     faults = []
     if section.drop_lorem_ipsum:

@@ -62,7 +62,7 @@ class Contamination:
             )
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
-        """Return the fault of having a sequence in common with the evaluation texts."""
+        """Return one fault, which applies to the texts that share a sequence with the evaluation texts."""
         hashes, owners = sequences(pyarrow.chunked_array([texts]), self._words)
         shared = np.zeros(len(texts), bool)
         shared[owners[self._known.find(hashes)[0]]] = True

@@ -37,7 +37,7 @@ def normalize(text: str, form: Form) -> str:
 
 
 def _plain(text: str) -> str:
-    """Replace line breaks by LF and unit separators by a space, and remove other control characters except tab."""
+    """Replace line breaks with LF and unit separators with a space, and remove other control characters except tab."""
     return _UNWANTED.sub("", _BREAKS.sub("\n", text).replace(_SEPARATOR, " "))
 
 

@@ -24,7 +24,7 @@ def find(recipe: Recipe, parts: Path, task_shard: TaskShard) -> bool:
     """Do a task's comparisons. If one task does all the work, also decide which documents stay and which are sampled.
 
     Returns:
-        Whether this has been decided.
+        Whether it has been decided which documents stay and which are sampled.
 
     Raises:
         RequestError: a part is not finished, or a key file is damaged.

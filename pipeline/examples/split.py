@@ -91,7 +91,7 @@ class _Answers(NamedTuple):
 
 
 def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Split:
-    """Split two or more conversations so that about ``fraction`` of them are held out."""
+    """Split two or more conversations so that about ``fraction`` of them is held out."""
     count = len(conversations)
     target = min(max(round(fraction * count), 1), count - 1)
     # An answer that more examples share than the held-out side has room for is common too.

@@ -48,7 +48,7 @@ class Thresholds(NamedTuple):
     def forced_message(self) -> str:
         """Return the message to print if a document had to be held out from some sources."""
         names = ", ".join(self.forced)
-        return f"{names}: no document has a hash low enough for validation: the one with the lowest hash is held out"
+        return f"{names}: no document's hash is low enough for validation, so the one with the lowest hash is held out"
 
 
 def _hashes(seed: int, digests: pyarrow.ChunkedArray, by_text: bool) -> NDArray[np.uint64]:
