@@ -1,1 +1,1 @@
-"""From sources to documents, token shards and examples. Imports no torch."""
+"""The data stages: from sources to documents, token shards and examples. Never imports torch."""

@@ -11,7 +11,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline.parallel import ALL_TASKS, TaskShard
 
-# Stages are imported when they run. Printing "up to date" imports no numpy, Arrow or SentencePiece.
+# Each stage is imported only when it runs, so printing "up to date" doesn't import numpy, Arrow or SentencePiece.
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _task_shard(options: argparse.Namespace) -> TaskShard:
-    """The work that ``--task`` and ``--tasks`` select."""
+    """Return the part of the work that ``--task`` and ``--tasks`` select."""
     if options.task is None and options.tasks is None:
         return ALL_TASKS
     if options.task is None or options.tasks is None or not 0 <= options.task < options.tasks:
@@ -51,10 +51,10 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
     if recipe.tokenizer.is_ready:
         from tokenizer import pretrained
 
-        # The documents can take hours. A wrong path is reported before.
+        # Building the documents can take hours, so report a wrong path first.
         pretrained.check(recipe)
     if recipe.task != "language_modeling":
-        # Examples need train.context_length. A missing train section is reported before the documents are built.
+        # Examples need train.context_length, so report a missing train section before building the documents.
         _ = recipe.train
     _build_documents(recipe, ALL_TASKS)
     _train_tokenizer(recipe)
@@ -67,7 +67,7 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> int:
 def _ingest(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.limit is not None:
         if options.limit < 1 or _task_shard(options) != ALL_TASKS:
-            raise RequestError("--limit needs a number of documents of at least 1, and cannot be used with --task")
+            raise RequestError("--limit must be at least 1, and cannot be used with --task")
         from pipeline.reports.preview import preview
 
         lines: list[str] | None = preview(recipe, options.limit)
@@ -193,7 +193,7 @@ _VERBS = {
     ),
     "ingest": (_ingest, "read and clean the sources, and print tables of the documents"),
     "dedup": (_dedup, "find duplicates among the documents: exact duplicates, long lines, near duplicates"),
-    "clean": (_clean, "build the cleaned documents: everything that ingest and dedup have not done, and the files"),
+    "clean": (_clean, "build the cleaned documents: do what ingest and dedup have not done, and write the files"),
     "tokenize": (_tokenize, "encode the documents into token shards, with the run's tokenizer"),
     "pack": (_pack, "build the index of packed samples for train.packing=best_fit (run does it too)"),
     "examples": (_examples, "build chat examples for fine-tuning, or the examples of a supervised model"),

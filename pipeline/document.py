@@ -6,14 +6,14 @@ from configs.schema import Recipe
 
 
 class Document(NamedTuple):
-    """A text and its origin.
+    """A text and where it comes from.
 
     Attributes:
-        id: unique within its source, and the same on every reading. The corpus puts ``id_prefix`` before it.
+        id: unique within the source, and the same every time the source is read. The corpus prepends ``id_prefix``.
         text: the text.
-        source: the file that it comes from, relative to the root of the source; or the name of the source.
+        source: the file it comes from, relative to the source's root, or the source's name.
         kind: the kind of text (topic, module, class, function, text, record, pattern, pair, sequence).
-        target: the text or label that belongs to it; None: it has none.
+        target: the text or label that the model learns to predict, or None if there is none.
     """
 
     id: str
@@ -24,5 +24,5 @@ class Document(NamedTuple):
 
 
 def id_prefix(recipe: Recipe, source: str) -> str:
-    """The prefix of a source's document ids in the corpus: its name and a colon, if the recipe names its sources."""
+    """Return the prefix of a source's document ids in the corpus: its name and a colon if the recipe names sources."""
     return f"{source}:" if source in recipe.data.sources else ""

@@ -1,10 +1,10 @@
-"""Hashes of word n-grams of a column of texts, and which of them are in a known set.
+"""Hash the word n-grams of a column of texts, and look them up in a known set.
 
-A word is a run of letters, digits and non-ASCII characters except typographic marks. ASCII case is ignored. The
-sequences of a text are its runs of ``words`` words; a text with fewer words has one shorter sequence. They are hashed
-to 64 bits by numpy, with prefix sums over the UTF-8 bytes of an Arrow column, without a Python loop over words.
+A word is a run of letters, digits and non-ASCII characters other than typographic marks. ASCII case is ignored. A
+text's sequences are its runs of ``words`` consecutive words; a text with fewer words has a single, shorter sequence.
+numpy hashes them to 64 bits, with prefix sums over the words of an Arrow column instead of a Python loop.
 
-The comparison follows the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C), and the hashes are
+The comparison follows the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C). The hashes are
 polynomial rolling hashes.
 """
 
@@ -23,14 +23,14 @@ from artefacts.hashing import Hashes, mix
 _BASE = 0x9E3779B97F4A7C15
 _WORD_BASE = 0xD1342543DE82EF95
 _WRAP = 1 << 64
-#: Text that is processed at a time, in bytes. Its arrays fit into the processor's cache.
+#: Bytes of text to process at a time, so that the arrays fit in the CPU cache.
 _RUN_BYTES = 1 << 20
-#: Longer words are hashed one by one.
+#: Words with more bytes than this are hashed one by one.
 _LONG_WORD = 256
 
 
 def _tables() -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-    """For each byte: whether it belongs to a word, and the byte in lower case."""
+    """Return two tables indexed by byte: whether it belongs to a word, and its lowercase form."""
     code = np.arange(256)
     digit = (code >= ord("0")) & (code <= ord("9"))
     upper = (code >= ord("A")) & (code <= ord("Z"))
@@ -52,7 +52,7 @@ def _powers(base: int, count: int) -> Hashes:
 
 
 def runs(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
-    """The texts in slices of about ``_RUN_BYTES``. No slice is empty."""
+    """Yield the texts in nonempty slices of about ``_RUN_BYTES``."""
     ends = np.cumsum(np.asarray(compute.binary_length(texts), dtype=np.int64))
     at = 0
     while at < len(texts):
@@ -63,7 +63,7 @@ def runs(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
 
 
 def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hashes of the words of a column, and the index of the first word of each text (and the total at the end)."""
+    """Return the hashes of a column's words, and the index of each text's first word (with the total at the end)."""
     _, places, data = texts.buffers()
     offsets = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     content = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data else np.zeros(0, np.uint8)
@@ -71,7 +71,7 @@ def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
     inside = np.zeros(len(content) + 2, dtype=bool)
     inside[1:-1] = _IN_WORD[content]
     _leave_out_marks(content, inside[1:-1])
-    # The first byte of a text begins a word, even if the text before it ends in a word.
+    # A text's first byte begins a new word, even if the previous text ends in a word.
     fresh = np.zeros(len(content) + 1, dtype=bool)
     fresh[offsets] = True
     starts = np.flatnonzero(inside[1:-1] & (fresh[:-1] | ~inside[:-2]))
@@ -80,7 +80,7 @@ def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
 
 
 def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
-    """Hashes of the words at these positions: eight bytes at a time, for all words of at least that length."""
+    """Hash the words at these positions, eight bytes at a time, for all words that are long enough at once."""
     folded = np.zeros(len(content) + 8, np.uint8)
     folded[: len(content)] = _FOLDED[content]
     eights = np.ndarray((len(content) + 1,), "<u8", folded, strides=(1,))
@@ -98,13 +98,14 @@ def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths:
     return hashes
 
 
-#: Marks between words: second bytes of those in U+0080 to U+00BF, third bytes of those in U+3000 to U+303F.
+#: Marks that separate words: the second UTF-8 bytes of marks in U+0080 to U+00BF, and the third UTF-8 bytes of marks in
+#: U+3000 to U+303F.
 _LATIN_MARKS = np.frombuffer("\u00a0¡§«¶·»¿".encode(), np.uint8)[1::2]
 _CJK_MARKS = np.frombuffer("\u3000、。「」『』".encode(), np.uint8)[2::3]
 
 
 def _leave_out_marks(content: NDArray[np.uint8], inside: NDArray[np.bool_]) -> None:
-    """Remove typographic spaces and marks (U+2000 to U+206F and a few others) from words, in place."""
+    """Clear ``inside`` at typographic spaces and marks (U+2000 to U+206F and a few others), in place."""
     leads = np.flatnonzero(content == 0xC2)
     marks = leads[np.isin(content[leads + 1], _LATIN_MARKS)]
     inside[marks] = inside[marks + 1] = False
@@ -116,9 +117,9 @@ def _leave_out_marks(content: NDArray[np.uint8], inside: NDArray[np.bool_]) -> N
 
 
 def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hashes of the word sequences of every text of a column, and the index of the text of each sequence.
+    """Return the hashes of all word sequences in a column of texts, and the index of the text each comes from.
 
-    A text that has no words has no sequences. Sequences of a text may repeat.
+    A text without words has no sequences. A text's sequences may repeat.
     """
     hashes_of_runs, owners, texts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
     for chunk in column.cast(pyarrow.large_string()).chunks:
@@ -131,13 +132,13 @@ def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray
 
 
 def word_counts(texts: pyarrow.LargeStringArray) -> NDArray[np.int64]:
-    """Number of words of each text."""
+    """Return the number of words in each text."""
     counts = [np.zeros(0, np.int64), *(np.diff(_words(run)[1]) for run in runs(texts))]
     return np.concatenate(counts)
 
 
 def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hashes of sequences and their texts, from what ``_words`` returns."""
+    """Return the hashes of sequences and the index of each one's text, from the output of ``_words``."""
     counts = np.diff(firsts)
     length = np.minimum(counts, words)
     # A sequence begins at each word that is followed by enough words of the same text.
@@ -148,7 +149,7 @@ def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[H
     sums = np.zeros(len(hashes) + 1, np.uint64)
     np.cumsum(hashes * _powers(_WORD_BASE, room)[: len(hashes)], out=sums[1:])
     total = (sums[begin + length[owner]] - sums[begin]) * _powers(pow(_WORD_BASE, -1, _WRAP), room)[begin]
-    # The hash includes the length, so a short text differs from a sequence that begins with it.
+    # The hash includes the length, so a short text doesn't match a sequence that begins with it.
     return mix(total + length[owner].astype(np.uint64) * np.uint64(_BASE)), owner
 
 
@@ -161,12 +162,12 @@ class Known:
 
     def __init__(self, hashes: Hashes) -> None:
         self.distinct = np.unique(hashes)
-        # Most sequences of a text are not in the set. A table indexed by 22 bits of the hash rules those out quickly.
+        # Most of a text's sequences are not in the set. A table indexed by 22 bits of the hash rules them out quickly.
         self._possible = np.zeros(1 << 22, dtype=bool)
         self._possible[self.distinct >> np.uint64(42)] = True
 
     def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices into ``hashes`` of those in the set, and the index of each in ``distinct``."""
+        """Return the indices of the ``hashes`` that are in the set, and their indices in ``distinct``."""
         indices = np.flatnonzero(self._possible[hashes >> np.uint64(42)])
         if not len(self.distinct):
             return indices, indices

@@ -1,4 +1,4 @@
-"""Work over several processes, with results in the order of the tasks for any number of processes."""
+"""Run tasks in worker processes. Results come in task order, for any number of processes."""
 
 import multiprocessing
 import os
@@ -18,14 +18,14 @@ from artefacts.errors import WorkerKilledError
 T = TypeVar("T")
 
 
-#: Maximum number of tasks that wait in addition to the running ones.
+#: Maximum number of tasks that are queued in addition to the running ones.
 _MOST_AHEAD = 16
-#: Approximate limit on the bytes that running and waiting tasks carry, for any number of processes.
+#: Approximate limit on the total bytes that running and queued tasks carry, for any number of processes.
 _MOST_CARRIED = 512 << 20
 
 
 def count(workers: int) -> int:
-    """Number of processes to use: ``workers``, or for 0 one per core that this process may use."""
+    """Return the number of processes to use: ``workers``, or if it is 0, one per core available to this process."""
     if workers:
         return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -39,18 +39,19 @@ def ordered(
     prepare_with: tuple[Any, ...] = (),
     carried: Callable[[tuple[Any, ...]], int] = lambda task: 0,
 ) -> Iterator[T]:
-    """The results of ``function(*task)``, in the order of the tasks.
+    """Yield the results of ``function(*task)``, in task order.
 
     Args:
         function: called for each task.
-        tasks: arguments of each call. They are taken as needed, until those in memory carry ``_MOST_CARRIED`` bytes.
-        workers: processes to use; 1: this process.
+        tasks: arguments of each call. They are consumed lazily, so that the tasks in memory carry about
+            ``_MOST_CARRIED`` bytes at most.
+        workers: number of processes; with 1, the tasks run in this process.
         prepare: called with ``prepare_with`` once per process, before its first task.
-        prepare_with: arguments of ``prepare``.
-        carried: bytes that a task carries.
+        prepare_with: arguments for ``prepare``.
+        carried: returns the number of bytes that a task carries.
 
     Raises:
-        WorkerKilledError: a process was killed from outside, usually because memory ran out.
+        WorkerKilledError: a worker was killed from outside, usually because memory ran out.
     """
     tasks = iter(tasks)
     first: deque[tuple[Any, ...]] = deque()
@@ -119,9 +120,9 @@ def _spread(
 
 @contextmanager
 def _no_signals() -> Iterator[None]:
-    """Processes started here ignore signals that are sent to the whole group: Ctrl-C and SLURM's warning.
+    """Block SIGINT and SIGUSR1, so that processes started in this context ignore Ctrl-C and SLURM's warning signal.
 
-    The parent process ends them.
+    Both go to the whole process group. The parent handles them and stops the workers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
@@ -137,7 +138,7 @@ def _begin(prepare: Callable[..., None] | None, prepare_with: tuple[Any, ...]) -
 
 
 def _end_with_parent() -> None:
-    """Exit when the parent dies. Otherwise a killed parent would leave workers that wait forever."""
+    """Exit when the parent dies. Otherwise a killed parent would leave behind workers that wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -145,7 +146,7 @@ def _end_with_parent() -> None:
 
 
 class TaskShard(NamedTuple):
-    """The work of task ``task`` of ``tasks``: every ``tasks``-th piece."""
+    """The pieces of work that belong to task ``task`` of ``tasks``: every ``tasks``-th one."""
 
     task: int
     tasks: int
@@ -154,5 +155,5 @@ class TaskShard(NamedTuple):
         return number % self.tasks == self.task
 
 
-#: The work of all tasks.
+#: All the work, not divided between tasks.
 ALL_TASKS = TaskShard(0, 1)

@@ -1,1 +1,1 @@
-"""Cleaning of documents. Each rule is a function of an Arrow column of texts."""
+"""Document cleaning. Each rule is a function of an Arrow column of texts."""

@@ -1,11 +1,11 @@
 """C4's rules (Raffel et al. 2020, section 2.2, and its reference implementation), for a column of texts.
 
-Lines are processed in this order: remove lines with a word that is too long, remove citations from all lines, then
-remove lines without an end mark, with too few words, about javascript, and about policies. Documents are judged by the
-lines that are left at that point, like in the reference implementation and in datatrove's filter: a curly bracket in a
-removed line has no effect. The apostrophe is an end mark, as in datatrove. A sentence ends after an end mark that is a
-word of its own (unlike the one of "Mr."), if a word other than punctuation follows. That is the rule of spaCy's
-sentencizer.
+Lines are processed in this order: remove lines that contain an overlong word; remove citations from all lines; then
+remove lines that don't end in an end mark, have too few words, or mention JavaScript or policies. As in the reference
+implementation and datatrove's filter, a document is judged by the lines that are left at that point, so a curly bracket
+in a removed line has no effect. The apostrophe is an end mark, as in datatrove. A sentence ends at an end mark that
+stands as a separate word (unlike the period in "Mr."), if a word other than punctuation follows. spaCy's sentencizer
+has the same rule.
 """
 
 from typing import NamedTuple
@@ -25,20 +25,20 @@ _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "u
 
 
 class Judged(NamedTuple):
-    """Texts without the removed lines, and why texts are dropped. Dropped texts keep all lines."""
+    """The texts without their removed lines, and the reasons to drop texts. A dropped text keeps all its lines."""
 
     texts: pyarrow.LargeStringArray
     faults: list[Fault]
 
 
 class _Lines(NamedTuple):
-    """Lines of all texts, stripped of white space.
+    """The lines of all texts, stripped of whitespace.
 
     Attributes:
         texts: [lines] the lines.
-        owner: [lines] the text of each line.
-        words: [lines] number of runs without white space.
-        too_long: [lines] whether one of these runs is longer than allowed.
+        owner: [lines] the text that each line belongs to.
+        words: [lines] number of whitespace-separated words.
+        too_long: [lines] whether one of these words is longer than allowed.
     """
 
     texts: pyarrow.LargeStringArray
@@ -48,7 +48,7 @@ class _Lines(NamedTuple):
 
 
 def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocabulary) -> Judged:
-    """Remove lines, then judge the rest of each text."""
+    """Remove lines, then judge what is left of each text."""
     lines = _lines(column.view(texts), section.max_word_length)
     content = lines.texts
     if section.remove_citations:
@@ -56,7 +56,7 @@ def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocab
     kept = ~lines.too_long & (lines.words >= section.min_words_per_line)
     if section.require_end_mark:
         kept &= _has(content, r"[.?!\"']\z") & ~column.mask(compute.ends_with(content, "..."))
-    # Few lines are left from here on.
+    # Only a few lines are left from here on.
     lower = compute.utf8_lower(content)
     faults = []
     if section.drop_lorem_ipsum:
@@ -106,10 +106,10 @@ def _any(matches: Mask, owner: Ints, texts: int) -> Mask:
 
 
 def _sentences(lines: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> Ints:
-    """Number of sentences of each line, at least one."""
+    """Return the number of sentences in each line, at least one."""
     words = vocabulary.words(lines)
     kinds = vocabulary.kinds[words.ids]
-    # A sentence begins at each plain word that has an end mark between it and the plain word (or line start) before.
+    # A sentence begins at each plain word that an end mark separates from the previous plain word (or line start).
     ended = column.running(kinds == 2)
     plain = np.flatnonzero(kinds == 0)
     owner = column.owners(words.firsts)[plain]
@@ -120,6 +120,6 @@ def _sentences(lines: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> Ints:
 
 
 def _joined(lines: pyarrow.LargeStringArray, firsts: Ints) -> pyarrow.LargeStringArray:
-    """The lines of each text joined by newlines, stripped of white space."""
+    """Join the lines of each text with newlines, and strip whitespace from the result."""
     lists = pyarrow.ListArray.from_arrays(pyarrow.array(firsts, pyarrow.int32()), lines)
     return compute.utf8_trim_whitespace(compute.binary_join(lists, pyarrow.scalar("\n", lines.type)))

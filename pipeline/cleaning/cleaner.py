@@ -1,8 +1,8 @@
-"""All cleaning steps that look at one document at a time, for columns of documents.
+"""All cleaning steps that look at each document separately, applied to columns of documents.
 
 The order is: normalization (newlines, mojibake, Unicode form, control characters), length, language, C4, Gopher's
-quality and repetition rules, masking, decontamination, and length again if texts were edited. A rule sees only
-documents that were not dropped before.
+quality and repetition rules, masking, decontamination, and length again if texts were edited. Each rule sees only the
+documents that no earlier rule dropped.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from pipeline.cleaning.words import Vocabulary
 TOO_SHORT = "shorter than data.clean.min_chars"
 TOO_LONG = "longer than data.clean.max_chars"
 
-#: Bytes of text that rules about words process at a time. Their arrays fit into the processor's cache.
+#: Bytes of text that word-based rules process at a time, so that their arrays fit in the CPU cache.
 _SLICE = 1 << 19
 
 
@@ -31,9 +31,9 @@ class Cleaned(NamedTuple):
     """Documents after cleaning, in the same order.
 
     Attributes:
-        texts: the cleaned texts; of a dropped document, the text that was judged.
-        reasons: why the document is dropped, with the key of the recipe; null: it is kept.
-        masked: kind of personal data -> number of replacements, in the documents that reach that step.
+        texts: the cleaned texts. For a dropped document, this is the text that was judged.
+        reasons: why each document is dropped, with the recipe key, or null if it is kept.
+        masked: kind of personal data -> number of replacements, in the documents that reach the masking step.
     """
 
     texts: pyarrow.LargeStringArray
@@ -42,17 +42,17 @@ class Cleaned(NamedTuple):
 
 
 class CleanedTargets(NamedTuple):
-    """Targets of documents after cleaning, and the number of replacements by kind."""
+    """The documents' targets after cleaning, and the number of replacements by kind."""
 
     texts: pyarrow.LargeStringArray
     masked: dict[str, int]
 
 
 class Cleaner:
-    """Cleans columns of texts. Create it once per process, because it has the models and the vocabulary.
+    """Cleans columns of texts. Create it only once per process, because it loads the models and the vocabulary.
 
     Attributes:
-        warnings: lines about limitations of the rules with these settings.
+        warnings: messages about what the rules can't do with these settings.
     """
 
     def __init__(self, section: CleanSection) -> None:
@@ -70,7 +70,7 @@ class Cleaner:
         self.warnings = self._contamination.warnings if self._contamination else []
 
     def __call__(self, texts: pyarrow.Array) -> Cleaned:
-        """Clean a batch of a few MB. Nulls are empty texts."""
+        """Clean a batch of a few MB. Nulls are treated as empty texts."""
         state = _State(self._normalizer(column.large(texts)))
         state.drop(self._lengths(state.kept()))
         if self._languages:
@@ -86,7 +86,7 @@ class Cleaner:
         return Cleaned(state.texts, state.reasons(), masked.counts)
 
     def targets(self, texts: pyarrow.LargeStringArray) -> "CleanedTargets":
-        """Normalize targets and mask personal data in them. Nulls stay null, and no document is dropped."""
+        """Normalize targets and mask personal data in them. Nulls stay null, and no documents are dropped."""
         is_valid = texts.is_valid()
         masked = pii.mask(self._normalizer(column.large(texts.filter(is_valid))), self._section.mask)
         return CleanedTargets(compute.replace_with_mask(texts, is_valid, masked.texts), masked.counts)
@@ -99,7 +99,7 @@ class Cleaner:
         ]
 
     def _judge_words(self, state: "_State") -> None:
-        """C4's and Gopher's rules."""
+        """Apply C4's and Gopher's rules."""
         if self._vocabulary is None:
             return
         if self._section.c4.enabled:
@@ -123,22 +123,22 @@ class _State:
     """The state of a batch between two rules.
 
     Attributes:
-        texts: current texts of all documents.
+        texts: the current texts of all documents.
     """
 
     def __init__(self, texts: pyarrow.LargeStringArray) -> None:
         self.texts = texts
         self._kept = np.arange(len(texts))
         self._names: list[str] = []
-        # For each document the number of its reason; -1: kept.
+        # For each document, the index of its reason, or -1 if it is kept.
         self._reasons = np.full(len(texts), -1, np.int32)
 
     def kept(self) -> pyarrow.LargeStringArray:
-        """The texts that were not dropped."""
+        """Return the texts that have not been dropped."""
         return self.texts if len(self._kept) == len(self.texts) else self.texts.take(pyarrow.array(self._kept))
 
     def edit(self, texts: pyarrow.LargeStringArray) -> None:
-        """Replace the texts that were not dropped."""
+        """Replace the texts that have not been dropped."""
         if len(self._kept) == len(self.texts):
             self.texts = texts
             return
@@ -147,7 +147,7 @@ class _State:
         self.texts = compute.replace_with_mask(self.texts, pyarrow.array(chosen), texts)
 
     def drop(self, faults: list[Fault]) -> None:
-        """Drop the documents that have a fault. The first fault is the reason."""
+        """Drop the documents that have a fault. The first one that applies is the reason."""
         for reason, mask in faults:
             self._names.append(reason)
             at = self._kept[mask]
@@ -155,13 +155,13 @@ class _State:
         self._kept = self._kept[self._reasons[self._kept] < 0]
 
     def reasons(self) -> pyarrow.StringArray:
-        """The reason for each dropped document; null: kept."""
+        """Return the reason for dropping each document, or null if it is kept."""
         numbers = pyarrow.array(self._reasons, mask=self._reasons < 0)
         return pyarrow.array(self._names, pyarrow.string()).take(numbers)
 
 
 def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
-    """Slices of about ``_SLICE`` bytes of text."""
+    """Yield the texts in slices of about ``_SLICE`` bytes."""
     offsets = column.view(texts).offsets
     ends = np.searchsorted(offsets, np.arange(_SLICE, offsets[-1] + _SLICE, _SLICE))
     places = np.unique(np.concatenate([[0], np.minimum(ends, len(texts)), [len(texts)]]))
@@ -170,5 +170,5 @@ def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArra
 
 
 def _joined(parts: list[list[Fault]]) -> list[Fault]:
-    """Concatenate the faults of slices. Each slice has the same rules in the same order."""
+    """Concatenate the faults of all slices, which have the same rules in the same order."""
     return [Fault(rules[0].reason, np.concatenate([rule.mask for rule in rules])) for rules in zip(*parts, strict=True)]

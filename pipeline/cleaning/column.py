@@ -1,7 +1,7 @@
 """Views of an Arrow column of texts as numpy arrays: bytes, positions, lines, code points.
 
-Positions are indices of bytes into the content. A ``firsts`` array has texts + 1 entries: for each text the index of
-its first item (line, chunk or word) in a flat array, and at the end the number of items.
+Positions are byte indices into the content. A ``firsts`` array has texts + 1 entries: for each text, the index of its
+first item (line, chunk or word) in a flat array, and at the end the total number of items.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ _NEWLINE = ord("\n")
 
 
 class Column(NamedTuple):
-    """Texts as one array of UTF-8.
+    """Texts as one array of UTF-8 bytes.
 
     Attributes:
-        offsets: [texts + 1] where each text begins; the last one is the size of the content.
+        offsets: [texts + 1] where each text begins. The last entry is the size of the content.
         content: the bytes of all texts.
     """
 
@@ -32,10 +32,10 @@ class Column(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """Pieces of the texts of a column, in order.
+    """Pieces of a column's texts, in order.
 
     Attributes:
-        starts, stops: [pieces] positions of the first byte and after the last byte.
+        starts, stops: [pieces] position of the first byte, and position after the last byte.
         firsts: [texts + 1] the first piece of each text.
     """
 
@@ -45,13 +45,13 @@ class Spans(NamedTuple):
 
 
 def large(texts: pyarrow.Array) -> pyarrow.LargeStringArray:
-    """The texts as a large_string array. Nulls become empty texts."""
+    """Convert texts to a large_string array. Nulls become empty texts."""
     texts = texts.cast(pyarrow.large_string())
     return texts.fill_null("") if texts.null_count else texts
 
 
 def view(texts: pyarrow.LargeStringArray) -> Column:
-    """The memory of the column, not copied."""
+    """Return a view of the column's memory, without a copy."""
     _, places, data = texts.buffers()
     if not len(texts):
         return Column(np.zeros(1, np.int64), np.zeros(0, np.uint8))
@@ -61,13 +61,13 @@ def view(texts: pyarrow.LargeStringArray) -> Column:
 
 
 def build(offsets: Ints, content: Bytes | bytes) -> pyarrow.LargeStringArray:
-    """The inverse of ``view``, without a copy. The content must be UTF-8."""
+    """Build a column from offsets and content, without a copy. Inverse of ``view``. The content must be UTF-8."""
     places = pyarrow.py_buffer(np.ascontiguousarray(offsets, np.int64))
     return pyarrow.LargeStringArray.from_buffers(len(offsets) - 1, places, pyarrow.py_buffer(content))
 
 
 def replaced(texts: pyarrow.LargeStringArray, indices: Ints, new: Sequence[str]) -> pyarrow.LargeStringArray:
-    """The column with the texts at the (ascending) indices replaced. Runs of other texts are copied at once."""
+    """Replace the texts at the (ascending) indices. Each run of unchanged texts in between is copied in one piece."""
     if not len(indices):
         return texts
     offsets, content = view(texts)
@@ -84,7 +84,7 @@ def replaced(texts: pyarrow.LargeStringArray, indices: Ints, new: Sequence[str])
 
 
 def pieces(content: Bytes, starts: Ints, stops: Ints) -> pyarrow.LargeStringArray:
-    """Spans, in order and without overlap, as a column."""
+    """Return spans of the content as a column. The spans must be in order and must not overlap."""
     places = np.empty(2 * len(starts) + 1, np.int64)
     places[:-1:2], places[1::2] = starts, stops
     # Odd entries are the gaps between the spans. The last position is never reached.
@@ -93,25 +93,25 @@ def pieces(content: Bytes, starts: Ints, stops: Ints) -> pyarrow.LargeStringArra
 
 
 def running(counts: NDArray[Any]) -> Ints:
-    """Exclusive prefix sums, and the total at the end: [n] -> [n + 1]."""
+    """Return the exclusive prefix sums with the total at the end: [n] -> [n + 1]."""
     sums = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=sums[1:])
     return sums
 
 
 def sums(values: NDArray[Any], firsts: Ints) -> Ints:
-    """The sum of the values of each text's items."""
+    """Return the sum of the values of each text's items."""
     prefix_sums = running(np.asarray(values, np.int64))
     return prefix_sums[firsts[1:]] - prefix_sums[firsts[:-1]]
 
 
 def owners(firsts: Ints) -> Ints:
-    """The index of the text of each item."""
+    """Return the index of the text that each item belongs to."""
     return np.repeat(np.arange(len(firsts) - 1), np.diff(firsts))
 
 
 def lines(column: Column) -> Spans:
-    """The lines, like those of ``str.split("\\n")``: an empty text has one line, and one follows a final LF."""
+    """Split the texts into lines like ``str.split("\\n")``: an empty text has one line, and a final LF starts one."""
     breaks = np.flatnonzero(column.content == _NEWLINE)
     before = np.searchsorted(breaks, column.offsets)
     texts = np.arange(len(column.offsets) - 1)
@@ -126,7 +126,7 @@ def lines(column: Column) -> Spans:
 
 
 def wide(content: Bytes, leads: Ints) -> NDArray[np.int32]:
-    """Code points of the characters of two to four bytes that begin at these positions."""
+    """Return the code points of the multi-byte characters (two to four bytes) that begin at these positions."""
     first = content[leads].astype(np.int32)
     codes = ((first & 0x1F) << 6) | (content[leads + 1] & 0x3F)
     three = np.flatnonzero(first >= 0xE0)
@@ -137,12 +137,12 @@ def wide(content: Bytes, leads: Ints) -> NDArray[np.int32]:
 
 
 def lengths(texts: pyarrow.LargeStringArray) -> Ints:
-    """Number of characters (code points) of each text."""
+    """Return the number of characters (code points) in each text."""
     return compute.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
 
 
 def mask(booleans: pyarrow.Array) -> Mask:
-    """An Arrow array of booleans as a numpy array."""
+    """Convert an Arrow array of booleans to numpy."""
     return booleans.to_numpy(zero_copy_only=False).astype(bool, copy=False)
 
 
@@ -153,7 +153,7 @@ def encode(values: pyarrow.Array) -> tuple[NDArray[np.int64], pyarrow.Array]:
 
 
 def fresh(codes: Ints) -> Mask:
-    """Which of the numbers of ``encode`` appear for the first time."""
+    """Return the mask of the numbers (from ``encode``) that appear for the first time."""
     if not len(codes):
         return np.zeros(0, bool)
     most = np.maximum.accumulate(codes)
@@ -164,8 +164,8 @@ class Fault(NamedTuple):
     """A reason to drop texts.
 
     Attributes:
-        reason: the reason in words, with the key of the recipe.
-        mask: [texts] whether it applies.
+        reason: the reason in words, with the recipe key.
+        mask: [texts] whether it applies to each text.
     """
 
     reason: str

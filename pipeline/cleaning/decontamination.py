@@ -1,4 +1,7 @@
-"""Decontamination: drop texts that share a word sequence with an evaluation set (Brown et al. 2020, appendix C)."""
+"""Decontamination: drop texts that have a word sequence in common with an evaluation set.
+
+The rule is from Brown et al. 2020, appendix C.
+"""
 
 import json
 from collections.abc import Iterator
@@ -16,25 +19,25 @@ from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File
 from pipeline.sources.text import decode
 
-#: The recipe's key of the evaluation texts, and the endings of their files (also .gz, .zst, .xz).
+#: The recipe key for the evaluation texts, and the suffixes of their files (.gz, .zst or .xz may follow).
 KEY = "data.clean.decontaminate.path"
 ENDINGS = (".txt", ".jsonl")
 
 
 class Contamination:
-    """The word sequences of evaluation texts; see ``pipeline/ngrams.py``.
+    """The word sequences of the evaluation texts (see ``pipeline/ngrams.py``).
 
     Attributes:
-        warnings: a line for each evaluation set with texts that are too short to be matched inside a document. A set
-            is a file of records, or all .txt files together.
+        warnings: a line for each evaluation set that contains texts too short to be matched inside a document. A set is
+            one file of records, or all .txt files together.
     """
 
     def __init__(self, section: DecontaminateSection) -> None:
-        """Read the evaluation texts. A text with fewer words is one sequence, which only matches an equal text.
+        """Read the evaluation texts. A text shorter than ``words`` is one sequence that only matches an equal text.
 
         Raises:
-            RequestError: there is no such file; a file is damaged, or has a record without the field; or all texts of
-                a set are too short. Otherwise the model might be trained on evaluation texts.
+            RequestError: there are no files, a file is damaged or has a record without the field, or all texts in a set
+                are too short. Without these checks, the model might be trained on evaluation texts.
         """
         self._words = section.words
         self.warnings: list[str] = []
@@ -49,8 +52,8 @@ class Contamination:
         short = int(np.sum(counts < self._words))
         if short and short == len(counts):
             raise RequestError(
-                f"{KEY}: {name}: no text has the {self._words} words that are matched inside a document: lower "
-                "data.clean.decontaminate.words, or remove this file"
+                f"{KEY}: {name}: all texts are shorter than {self._words} words and cannot be matched inside a "
+                "document: lower data.clean.decontaminate.words, or remove this file"
             )
         if short:
             self.warnings.append(
@@ -59,7 +62,7 @@ class Contamination:
             )
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
-        """The texts that share a sequence."""
+        """Return one fault, which applies to the texts that share a sequence with the evaluation texts."""
         hashes, owners = sequences(pyarrow.chunked_array([texts]), self._words)
         shared = np.zeros(len(texts), bool)
         shared[owners[self._known.find(hashes)[0]]] = True
@@ -67,7 +70,7 @@ class Contamination:
 
 
 def _sets(section: DecontaminateSection) -> dict[str, list[str]]:
-    """The evaluation texts of each set."""
+    """Return the evaluation texts of each set."""
     sets: dict[str, list[str]] = {}
     for file in files.find(str(section.path), ENDINGS, KEY).values():
         name = str(section.path) if files.plain_name(file.name).endswith(".txt") else file.name
@@ -79,7 +82,7 @@ def _sets(section: DecontaminateSection) -> dict[str, list[str]]:
 
 
 def _texts(file: File, field: str) -> Iterator[str]:
-    """The evaluation texts of a file: the complete .txt file, or the field of each record."""
+    """Yield a file's evaluation texts: the whole .txt file, or the text field of each record."""
     try:
         with files.open_binary(file) as stream:
             content = decode(stream.read())
@@ -90,7 +93,7 @@ def _texts(file: File, field: str) -> Iterator[str]:
     if files.plain_name(file.name).endswith(".txt"):
         yield content
         return
-    # Not splitlines, because JSON can contain U+2028 and similar characters.
+    # Don't use splitlines: it also splits at U+2028 and similar characters, which JSON strings can contain.
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             yield _text(line, field, f"{file.name}:{number}")
@@ -107,5 +110,5 @@ def _text(line: str, field: str, where: str) -> str:
         text = None
     if not isinstance(text, str):
         raise RequestError(f"{KEY}: {where}: no text field {field!r} (see data.clean.decontaminate.text_field)")
-    # Escapes can be lone surrogates, which UTF-8 cannot encode.
+    # JSON escapes can produce lone surrogates, which UTF-8 cannot encode.
     return text.encode("utf-8", "replace").decode()

@@ -1,6 +1,6 @@
-"""English chunks that the rules for punctuation would split wrongly: contractions, abbreviations, emoticons.
+"""English chunks that the punctuation rules would split incorrectly: contractions, abbreviations, emoticons.
 
-These are the tokenizer exceptions of spaCy's English language class, with which datatrove's filters count words.
+These are the tokenizer exceptions of spaCy's English language class, which datatrove's filters use to count words.
 """
 
 _Endings = tuple[tuple[str, ...], ...]
@@ -8,7 +8,7 @@ _Endings = tuple[tuple[str, ...], ...]
 _WOULD: _Endings = (("'ll",), ("'ll", "'ve"), ("'d",), ("'d", "'ve"))
 _NOT: _Endings = (("n't",),)
 
-#: Words, and their possible endings. The apostrophe is optional, and the first letter can be a capital.
+#: Words and their possible endings. The apostrophe is optional, and the first letter may be capitalized.
 _JOINED: tuple[tuple[str, _Endings], ...] = (
     ("i", (("'m",), ("'m", "a"))),
     ("i you he she it we they", _WOULD),
@@ -25,10 +25,10 @@ _JOINED: tuple[tuple[str, _Endings], ...] = (
     ("ai are is was were have has dare", _NOT),
     ("could might must should would not", (("'ve",),)),
 )
-#: Contractions without an apostrophe that are other words.
+#: Contractions that, without the apostrophe, are different words.
 _WORDS = frozenset(("ill", "its", "hell", "shell", "shed", "were", "well", "whore"))
 
-#: Other chunks of several words, separated by a bar.
+#: Other chunks that consist of several words, which are separated here by a bar.
 _SEPARATED = (
     "y'|all y|all how|'d|'y How|'d|'y can|not Can|not gon|na Gon|na got|ta Got|ta let|'s Let|'s c'm|on C'm|on "
     "°|c|. °|f|. °|k|. °|C|. °|F|. °|K|."
@@ -68,7 +68,7 @@ def _contractions() -> dict[str, list[str]]:
 
 
 def exceptions() -> dict[str, list[str]]:
-    """Chunk (without white space) -> its words, with both kinds of apostrophes."""
+    """Return a map from each chunk (without whitespace) to its words, with straight and with curly apostrophes."""
     words_by_chunk = _contractions()
     for chunk in _SEPARATED.split():
         words_by_chunk[chunk.replace("|", "")] = chunk.split("|")

@@ -1,7 +1,7 @@
 """Gopher's quality rules (Rae et al. 2021, appendix A.1.1), for a column of texts.
 
-Details that the paper leaves open follow datatrove's filter: words of symbols only do not count for the number and the
-mean length of words; bullets are "-" and U+2022; lines end at LF, and blank lines count.
+Where the paper leaves details open, the rules follow datatrove's filter: words that consist only of symbols don't count
+toward the number of words or their mean length; bullets are "-" and U+2022; lines end at LF, and blank lines count.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ _ELLIPSIS, _BULLET = "…".encode(), "•".encode()
 def faults(
     texts: pyarrow.LargeStringArray, words: Words, vocabulary: Vocabulary, section: GopherQualitySection
 ) -> list[Fault]:
-    """The faults, in order; ``words``: the texts, split by ``vocabulary``."""
+    """Return the faults, in order. ``words`` are the texts as split by ``vocabulary``."""
     ids, firsts = words.chunk_ids, words.chunks.firsts
     num_words = np.maximum(np.diff(words.firsts), 1)
     solid = column.sums(vocabulary.solid[ids], firsts)
@@ -35,11 +35,11 @@ def faults(
         Fault(f"mean word length below {_KEY}.min_mean_word_length", mean < section.min_mean_word_length),
         Fault(f"mean word length above {_KEY}.max_mean_word_length", mean > section.max_mean_word_length),
         Fault(
-            f"more hashes a word than {_KEY}.max_symbol_word_ratio",
+            f"more hashes per word than {_KEY}.max_symbol_word_ratio",
             hashes / num_words > section.max_symbol_word_ratio,
         ),
         Fault(
-            f"more ellipses a word than {_KEY}.max_symbol_word_ratio",
+            f"more ellipses per word than {_KEY}.max_symbol_word_ratio",
             ellipses / num_words > section.max_symbol_word_ratio,
         ),
         Fault(f"more lines with bullets than {_KEY}.max_bullet_lines", bullets / lines > section.max_bullet_lines),
@@ -63,11 +63,11 @@ def _counts(texts: pyarrow.LargeStringArray, what: str) -> Ints:
 
 
 def _lines(seen: Column, words: Words) -> tuple[Ints, Ints, Ints]:
-    """For each text the number of lines, of lines that begin with a bullet, and of lines that end in an ellipsis."""
+    """Count, for each text, all lines, lines that begin with a bullet, and lines that end in an ellipsis."""
     content = seen.content
     spans = column.lines(seen)
     count = np.diff(spans.firsts)
-    # An empty rest after the last newline is not a line.
+    # If nothing follows the last newline, that is not a line.
     last = spans.firsts[1:] - 1
     count -= spans.starts[last] == spans.stops[last]
     chunks = words.chunks
@@ -87,7 +87,7 @@ def _lines(seen: Column, words: Words) -> tuple[Ints, Ints, Ints]:
 
 
 def _is(content: column.Bytes, places: Ints, what: bytes) -> Mask:
-    """Whether the bytes are at these positions, which may be out of bounds."""
+    """Return whether the bytes are found at each of these positions, which may be out of bounds."""
     matches = np.ones(len(places), bool)
     for step, byte in enumerate(what):
         matches &= content[np.clip(places + step, 0, len(content) - 1)] == byte
@@ -95,7 +95,7 @@ def _is(content: column.Bytes, places: Ints, what: bytes) -> Mask:
 
 
 def _stop_words(stops: Ints, firsts: Ints) -> Ints:
-    """Number of distinct stop words of each text; ``stops``: the bits of the chunks."""
+    """Return the number of distinct stop words in each text. ``stops`` holds the stop-word bits of each chunk."""
     with_some = np.flatnonzero(stops)
     at = np.searchsorted(with_some, firsts)
     bits = [column.sums(stops[with_some] >> bit & 1, at) > 0 for bit in range(len(STOP_WORDS))]

@@ -1,11 +1,11 @@
 """Gopher's repetition rules (Rae et al. 2021, table A1), for a column of texts.
 
-The measures are those of datatrove. A duplicate is every occurrence except the first. Paragraphs are separated by blank
-lines, and lines by newlines; blank lines do not count. Duplicated n-grams are counted from left to right without
-overlap. n-grams are sequences of words.
+The quantities are measured as in datatrove. Every occurrence except the first is a duplicate. Paragraphs are separated
+by blank lines, and lines by newlines; blank lines don't count. n-grams are sequences of words. Duplicate n-grams are
+counted from left to right, without overlap.
 
-Equal n-grams begin with equal (n-1)-grams, so for n only the positions are considered whose (n-1)-gram occurs twice in
-its text. After n = 2 few of them are left.
+Equal n-grams begin with equal (n-1)-grams, so for each n, only positions whose (n-1)-gram occurs at least twice in its
+text are considered. After n = 2, few of them are left.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _KEY = "data.clean.gopher_repetition"
 def faults(
     texts: pyarrow.LargeStringArray, words: Words, vocabulary: Vocabulary, section: GopherRepetitionSection
 ) -> list[Fault]:
-    """The faults, in order; ``words``: the texts, split by ``vocabulary``."""
+    """Return the faults, in order. ``words`` are the texts as split by ``vocabulary``."""
     seen = column.view(texts)
     size = np.maximum(column.lengths(texts), 1)
     lines = _filled(column.lines(seen))
@@ -51,13 +51,13 @@ def faults(
 
 
 def _filled(lines: Spans) -> Spans:
-    """The lines that are not empty."""
+    """Return the lines that are not empty."""
     filled = lines.stops > lines.starts
     return Spans(lines.starts[filled], lines.stops[filled], column.running(filled)[lines.firsts])
 
 
 def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
-    """Runs of lines that are not empty, without the white space around the text."""
+    """Return runs of nonempty lines, without whitespace at the beginning and end of the whole text."""
     chunks, texts = words.chunks, len(seen.offsets) - 1
     some = chunks.firsts[1:] > chunks.firsts[:-1]
     begin, end = np.zeros(texts, np.int64), np.zeros(texts, np.int64)
@@ -73,7 +73,7 @@ def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
 
 
 def _duplicates(seen: Column, spans: Spans) -> tuple[np.ndarray, Ints]:
-    """For each text the fraction of its spans that are duplicates, and the characters of the duplicates."""
+    """Return, for each text, the fraction of its spans that are duplicates, and the characters in those duplicates."""
     texts = column.pieces(seen.content, spans.starts, spans.stops)
     codes, _ = column.encode(texts)
     owner = column.owners(spans.firsts)
@@ -83,13 +83,13 @@ def _duplicates(seen: Column, spans: Spans) -> tuple[np.ndarray, Ints]:
 
 
 class _Level(NamedTuple):
-    """n-grams that may occur twice in their text.
+    """n-grams that may occur more than once in their text.
 
     Attributes:
-        n: number of words.
-        places: indices of their first words, ascending.
-        codes: number of the distinct n-gram of a text, in order of first occurrence.
-        counts: number of occurrences by code.
+        n: number of words per n-gram.
+        places: index of the first word of each n-gram, ascending.
+        codes: which distinct (text, n-gram) pair each one is, numbered in order of first occurrence.
+        counts: number of occurrences for each code.
     """
 
     n: int
@@ -103,8 +103,8 @@ class _Grams(NamedTuple):
 
     Attributes:
         ids, firsts: as in ``Words``.
-        owner: [words] the text of each word.
-        before: [words + 1] characters of all words before each word.
+        owner: [words] the text that each word belongs to.
+        before: [words + 1] total characters in all words before each word.
     """
 
     ids: Ints
@@ -118,7 +118,7 @@ class _Grams(NamedTuple):
         return cls(words.ids, words.firsts, column.owners(words.firsts), before)
 
     def levels(self, most: int) -> Iterator[_Level]:
-        """The levels for n from 1 to ``most``."""
+        """Yield the levels for n from 1 to ``most``."""
         places = np.arange(len(self.ids))
         left = self.firsts[1:][self.owner] - places
         keys = self.owner << 32 | self.ids
@@ -131,11 +131,11 @@ class _Grams(NamedTuple):
             keys = codes << 32 | self.ids[places + n]
 
     def characters(self, places: Ints, n: int) -> Ints:
-        """Characters of the n-grams at these indices, without spaces between words."""
+        """Return the number of characters in the n-grams at these indices, not counting spaces between words."""
         return self.before[places + n] - self.before[places]
 
     def top(self, level: _Level) -> Ints:
-        """For each text the characters of all occurrences of its most frequent n-gram (the first one of equals)."""
+        """Return, for each text, the characters in all occurrences of its most frequent n-gram (the first, if tied)."""
         n, texts = level.n, len(self.firsts) - 1
         out = np.zeros(texts, np.int64)
         some = np.flatnonzero(np.diff(self.firsts) >= n)
@@ -143,7 +143,7 @@ class _Grams(NamedTuple):
         out[some] = self.characters(self.firsts[some], n) + n - 1
         first = level.places[column.fresh(level.codes)]
         twice = np.flatnonzero(level.counts > 1)
-        # Codes are in the order of the texts. Choose the highest count of each text, then the first.
+        # Codes are in text order. For each text, choose the highest count, and among equal counts the first.
         order = twice[np.lexsort((twice, -level.counts[twice], self.owner[first[twice]]))]
         owner = self.owner[first[order]]
         best = order[np.concatenate([[True], owner[1:] != owner[:-1]])] if len(order) else order
@@ -151,10 +151,10 @@ class _Grams(NamedTuple):
         return out
 
     def above(self, level: _Level, limits: np.ndarray) -> Mask:
-        """The texts with more characters in duplicated n-grams than their limit.
+        """Return the mask of the texts that have more characters in duplicate n-grams than their limit.
 
-        The number of characters that are covered by any duplicate is an upper bound. Only texts whose bound is above
-        the limit are counted exactly.
+        The number of characters covered by any duplicate is an upper bound. Only texts whose bound exceeds the limit
+        are counted exactly.
         """
         n, texts = level.n, len(self.firsts) - 1
         again = level.places[~column.fresh(level.codes)]
@@ -168,7 +168,7 @@ class _Grams(NamedTuple):
         return is_above
 
     def _counted(self, level: _Level, low: int, high: int) -> int:
-        """Characters in duplicated n-grams of one text, whose n-grams are ``low`` to ``high`` of the level."""
+        """Return the characters in duplicate n-grams of one text. Its n-grams are ``low`` to ``high`` of the level."""
         places, codes = level.places[low:high], level.codes[low:high]
         sizes = self.characters(places, level.n)
         known: set[int] = set()

@@ -1,4 +1,4 @@
-"""Identify the language of texts with langid (Lui and Baldwin 2012), as packaged in py3langid."""
+"""Language identification with langid (Lui and Baldwin 2012), as packaged in py3langid."""
 
 import difflib
 import importlib
@@ -12,22 +12,22 @@ import pyarrow
 from artefacts.errors import RequestError
 from pipeline.cleaning.column import Fault
 
-#: Characters at the beginning of a text that are classified.
+#: Number of characters at the beginning of a text to classify.
 _CLASSIFIED_CHARS = 2048
 
 
 class Languages:
-    """Keeps texts in the wanted languages."""
+    """Finds texts that are not in the wanted languages."""
 
     def __init__(self, wanted: Collection[str], least: float) -> None:
         """Load the model.
 
         Args:
             wanted: ISO 639-1 codes.
-            least: lowest probability of a text's language.
+            least: minimum probability of a text's language.
 
         Raises:
-            RequestError: py3langid is not installed, or does not know a language.
+            RequestError: py3langid is not installed or does not know one of the languages.
         """
         try:
             langid: Any = importlib.import_module("py3langid.langid")
@@ -44,7 +44,7 @@ class Languages:
         self._wanted, self._least = frozenset(wanted), least
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
-        """The texts in other languages, and those whose language is uncertain."""
+        """Return the faults: texts in other languages, and texts whose language is uncertain."""
         results = [self._model.classify(text[:_CLASSIFIED_CHARS]) for text in texts.to_pylist()]
         other = np.array([language not in self._wanted for language, _ in results], bool)
         doubtful = np.array([score < self._least for _, score in results], bool)
@@ -55,5 +55,5 @@ class Languages:
 
 
 def _distance(wanted: str, code: str) -> tuple[float, ...]:
-    """The distance between what was written for a code and a code. Words that begin with the code are near."""
+    """Return a sort key for how far a code is from what the user wrote. Codes that it begins with come first."""
     return not wanted.startswith(code), -difflib.SequenceMatcher(None, wanted, code).ratio()

@@ -1,6 +1,7 @@
-"""Normalize line breaks, mojibake, control characters, Unicode form and blank ends, of a column or of one text.
+"""Normalize line breaks, mojibake, control characters, Unicode form and blank ends, in a column or a single text.
 
-The bytes of a column show which texts need it. All others, which are most of ordinary text, are not processed.
+The bytes of a column show which texts need normalizing. All others, the great majority in ordinary data, are left
+untouched.
 """
 
 import importlib
@@ -19,14 +20,14 @@ from pipeline.cleaning.column import Ints, Mask
 
 Form = Literal["NFC", "NFKC", "none"]
 
-#: A line break of ``str.splitlines`` and XML 1.1 (section 2.11), other than LF alone. A vertical tab or form feed next
-#: to another break is part of it, so a page break before a new line does not make an empty line.
+#: A line break according to ``str.splitlines`` and XML 1.1 (section 2.11), other than LF alone. A vertical tab or form
+#: feed is part of an adjacent break, so a page break before a newline does not create an empty line.
 _BREAKS = re.compile("[\x0b\x0c]*\r[\n\x85]?|[\x0b\x0c]+[\n\x85]?|[\x1c-\x1e\x85\u2028\u2029]")
 #: The unit separator separates words, like a tab.
 _SEPARATOR = "\x1f"
-#: Other control characters (C0 and C1) except tab, byte order marks, and surrogates, which UTF-8 cannot encode.
+#: Other control characters (C0 and C1, but not tab), byte order marks, and surrogates, which UTF-8 cannot encode.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ufeff\ud800-\udfff]")
-#: Code points below this are looked up in a table. Texts with higher ones are always processed.
+#: Code points below this are looked up in a table. Texts with higher code points are always processed.
 _KNOWN = 0x20000
 
 
@@ -36,7 +37,7 @@ def normalize(text: str, form: Form) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text with LF for line breaks, a space for unit separators, and without control characters except tab."""
+    """Replace line breaks with LF and unit separators with a space, and remove other control characters except tab."""
     return _UNWANTED.sub("", _BREAKS.sub("\n", text).replace(_SEPARATOR, " "))
 
 
@@ -47,7 +48,13 @@ def _composed(text: str, form: Form) -> str:
 
 
 class _Faults(NamedTuple):
-    """Which texts may change; which have control characters or line breaks other than LF; which are not ASCII."""
+    """Masks of the texts that may change.
+
+    Attributes:
+        any: texts that may change for any reason.
+        controls: texts with control characters, or with line breaks other than LF.
+        wide: texts that are not ASCII.
+    """
 
     any: Mask
     controls: Mask
@@ -55,10 +62,10 @@ class _Faults(NamedTuple):
 
 
 class Normalizer:
-    """``normalize`` for columns."""
+    """Applies ``normalize`` to columns, optionally after fixing mojibake."""
 
     def __init__(self, form: Form, fix_text: bool) -> None:
-        """Set up for ``clean.unicode`` and ``clean.fix_text``.
+        """Take the values of ``clean.unicode`` and ``clean.fix_text``.
 
         Raises:
             RequestError: ``fix_text`` needs ftfy, which is not installed.
@@ -67,7 +74,7 @@ class Normalizer:
         self._fix_encoding = _ftfy() if fix_text else None
 
     def __call__(self, texts: pyarrow.LargeStringArray) -> pyarrow.LargeStringArray:
-        """The normalized column. Mojibake is fixed first."""
+        """Normalize a column. Mojibake is fixed first."""
         faults = self._faults(column.view(texts))
         indices = np.flatnonzero(faults.any)
         fixed = []
@@ -81,12 +88,12 @@ class Normalizer:
         return column.replaced(texts, indices, fixed)
 
     def text(self, text: str) -> str:
-        """Normalize one text, like a text of a column."""
+        """Normalize a single text in the same way as a column."""
         return normalize(self._fix_encoding(text) if self._fix_encoding and not text.isascii() else text, self._form)
 
     def _faults(self, texts: column.Column) -> _Faults:
         offsets, content = texts
-        # One comparison detects all bytes below space, DEL, and bytes of non-ASCII characters.
+        # A single comparison detects all bytes below space, DEL, and the bytes of non-ASCII characters.
         places = np.flatnonzero(content - np.uint8(0x20) >= np.uint8(0x5F))
         unusual = content[places]
         controls = places[_CONTROL[unusual]]
@@ -104,7 +111,7 @@ class Normalizer:
 
 
 def _holders(offsets: Ints, places: Ints) -> Mask:
-    """Which texts contain one of the positions."""
+    """Return the mask of the texts that contain at least one of the positions."""
     contains = np.zeros(len(offsets) - 1, bool)
     contains[np.searchsorted(offsets, places, side="right") - 1] = True
     return contains
@@ -116,7 +123,7 @@ def _control_bytes() -> Mask:
 
 
 def _space_ends() -> Mask:
-    """Last bytes of the characters for which ``str.isspace`` is true. Other characters may share them."""
+    """Return the mask of bytes that can end a ``str.isspace`` character. Other characters may end in them too."""
     ends = np.zeros(256, bool)
     ends[[chr(code).encode()[-1] for code in range(0x3001) if chr(code).isspace()]] = True
     return ends
@@ -127,7 +134,10 @@ _CONTROL, _SPACE_ENDS = _control_bytes(), _space_ends()
 
 @lru_cache(maxsize=3)
 def _inert(form: Form) -> Mask:
-    """The code points that normalization never changes, in any context. The last entry is for higher code points."""
+    """Return the mask of code points that normalization never changes, in any context.
+
+    The last entry stands for all higher code points.
+    """
     inert = np.ones(_KNOWN + 1, bool)
     if form == "none":
         return inert
@@ -142,7 +152,7 @@ def _inert(form: Form) -> Mask:
         parts = unicodedata.decomposition(character).split()
         if len(parts) == 2 and parts[0][0] != "<":
             inert[int(parts[1], 16)] = False
-    # Vowels and final consonants of Korean, which compose with the characters before them.
+    # Korean vowels and final consonants, which compose with the preceding characters.
     inert[0x1161:0x1176] = inert[0x11A8:0x11C3] = False
     inert[_KNOWN] = False
     return inert

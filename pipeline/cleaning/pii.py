@@ -1,13 +1,13 @@
-"""Replace email addresses, public IP addresses and phone numbers by placeholders of the same kind.
+"""Replace email addresses, public IP addresses and phone numbers with placeholders of the same kind.
 
 The placeholders are reserved for examples: example.com (RFC 2606), 192.0.2.1 and 2001:db8::1 (RFC 5737, RFC 3849),
-202-555-0100 (North American numbers for fiction). Masking does not change them.
+202-555-0100 (a North American number reserved for fiction). Masking does not change them.
 
-- Email: a local part of the characters of RFC 5322's dot-atom, "@", and a domain of at least two labels.
+- Email: a local part made of the characters in RFC 5322's dot-atom, "@", and a domain with at least two labels.
 - IP: four numbers up to 255, separated by dots, that are not part of a longer sequence or a word; or groups of
-  hexadecimal digits. Only public addresses are masked (``ipaddress.is_global``).
+  hexadecimal digits separated by colons. Only public addresses are masked (``ipaddress.is_global``).
 - Phone: "+" and 8 to 15 digits, in one piece or in groups (ITU-T E.164); or a US number with separators, whose area and
-  exchange codes begin with 2 to 9. Plain sequences of digits are kept, because most are not phone numbers.
+  exchange codes begin with 2 to 9. Plain digit sequences are kept, because most are not phone numbers.
 """
 
 import ipaddress
@@ -37,15 +37,17 @@ _PHONE = re.compile(
     r"|(?<![\w.+-])(?<!::)(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}(?![\w-])",
     re.ASCII,
 )
-# RE2 detects the texts that may contain one.
+# RE2 patterns that quickly find the texts that may contain an IP address or phone number.
 _MAYBE_IP = rf"[0-9]\.[0-9]{{1,3}}\.[0-9]{{1,3}}\.[0-9]|{_HEXADECIMAL}:{_HEXADECIMAL}{{0,4}}:{_HEXADECIMAL}{{1,4}}"
 _MAYBE_PHONE = r"\+[1-9][0-9 .(-]|[0-9]{3}\)? ?[.-]?[0-9]{3}[.-][0-9]{4}"
 
 
 class Masked(NamedTuple):
-    """Attributes:
-    texts: the masked texts.
-    counts: number of replacements of each kind, without placeholders that were already in the text.
+    """Texts after masking.
+
+    Attributes:
+        texts: the masked texts.
+        counts: number of replacements by kind, not counting placeholders that were already in the text.
     """
 
     texts: pyarrow.LargeStringArray
@@ -53,7 +55,7 @@ class Masked(NamedTuple):
 
 
 def mask(texts: pyarrow.LargeStringArray, kinds: Sequence[str]) -> Masked:
-    """The texts with personal data of these kinds (``email``, ``ip``, ``phone``) replaced."""
+    """Replace personal data of these kinds (``email``, ``ip``, ``phone``) in the texts."""
     counts: dict[str, int] = {}
     if "email" in kinds:
         texts, counts["email"] = _emails(texts)
@@ -68,7 +70,7 @@ def _emails(texts: pyarrow.LargeStringArray) -> tuple[pyarrow.LargeStringArray, 
     rows = np.flatnonzero(column.mask(compute.match_substring(texts, "@")))
     chosen = texts.take(pyarrow.array(rows))
     masked = compute.replace_substring_regex(chosen, _EMAIL, _EMAIL_PLACEHOLDER)
-    # Put each address between two NULs, to count addresses and existing placeholders.
+    # Put each address between two NULs, so that addresses and existing placeholders can be counted.
     marked = compute.replace_substring_regex(chosen, _EMAIL, "\0\\0\0")
     count = (_times(marked, "\0") - _times(chosen, "\0")) // 2 - _times(marked, f"\0{_EMAIL_PLACEHOLDER}\0")
     return column.replaced(texts, rows, masked.to_pylist()), count
@@ -81,7 +83,7 @@ def _times(texts: pyarrow.LargeStringArray, part: str) -> int:
 def _replace_matches(
     texts: pyarrow.LargeStringArray, maybe: str, pattern: re.Pattern[str], placeholder: Callable[[str], str]
 ) -> tuple[pyarrow.LargeStringArray, int]:
-    """Replace the matches of the pattern in the texts in which RE2 matches ``maybe``."""
+    """Replace the pattern's matches, but only in texts where RE2 finds ``maybe``."""
     rows = np.flatnonzero(column.mask(compute.match_substring_regex(texts, maybe)))
     count = 0
 

@@ -1,9 +1,10 @@
-"""Split a chunk (a run without white space) into words: split off punctuation, and split contractions.
+"""Split a chunk (a run of characters without whitespace) into words, by splitting off punctuation and contractions.
 
-The method is that of spaCy's rule-based tokenizer (https://spacy.io/usage/linguistic-features#how-tokenizer-works).
-Marks are split off both ends in turn, until there are none or a known chunk remains. The rest is one word if it looks
-like a web address, and otherwise it is split at marks between letters. Finally, neighbors that form a known chunk are
-joined. Letters and symbols are recognized by their Unicode category, where spaCy lists the characters of some scripts.
+The method follows spaCy's rule-based tokenizer (https://spacy.io/usage/linguistic-features#how-tokenizer-works). Marks
+are split off both ends in turn, until there are none left or a known chunk remains. The rest is a single word if it
+looks like a web address; otherwise it is split at marks between letters. Finally, adjacent words that form a known
+chunk are joined. Letters and symbols are recognized by their Unicode category, whereas spaCy lists the characters of
+some scripts.
 """
 
 import re
@@ -23,12 +24,12 @@ _UNITS = (
     "mbar mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм дм² дм³ см см² см³ мм мм² мм³ нм кг г мг м/с км/ч "
     "кПа Па мбар Кб КБ кб Мб МБ мб Гб ГБ гб Тб ТБ тб"
 )
-#: Marks that are always split off at both ends, one by one, and the full stop.
+#: Marks that are always split off at both ends, one by one, plus the period.
 _ENDS = (_MARKS + _QUOTES).replace("…", "") + "."
 _DIGITS = "0123456789"
 _GENITIVES = ("'s", "’s")
 _LETTER = r"[^\W\d_]"
-#: Longer chunks are data, not text, and are one word.
+#: Chunks longer than this are data, not text, and count as one word.
 _LONGEST = 4096
 
 
@@ -37,14 +38,14 @@ def _class(characters: str) -> str:
 
 
 class _Rules(NamedTuple):
-    """Where a chunk is split.
+    """The rules for where to split a chunk.
 
     Attributes:
         marks: characters that are always split off at the front.
-        front: what else is split off at the front.
-        unit: what is split off at the end after a digit.
-        stopped: what precedes a full stop that is split off at the end.
-        between: what is split off between letters or digits.
+        front: other things that are split off at the front.
+        unit: things that are split off at the end, after a digit.
+        stopped: the characters before a final period, if the period is split off.
+        between: marks to split at between letters or digits.
         address: a web address, which is not split.
         final: characters that are always split off at the end.
     """
@@ -62,7 +63,7 @@ class _Rules(NamedTuple):
 def _rules() -> _Rules:
     characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     icons = "".join(c for c in characters if unicodedata.category(c) == "So" and c != "↔")
-    # A class with characters beyond U+FFFF is searched one by one, so these have their own class.
+    # re searches a class with characters beyond U+FFFF one character at a time, so they get a class of their own.
     near = "".join(c for c in icons if c <= "\uffff")
     far = rf"(?=[\U00010000-\U0010ffff]){_class(icons[len(near) :])}"
     upper = _class("".join(c for c in characters if c.isupper() and c <= "\uffff"))
@@ -76,7 +77,7 @@ def _rules() -> _Rules:
         unit=re.compile(rf"(?<=[0-9])(?:\+|US\$|C\$|A\$|{_class(_CURRENCY)}|{units})$"),
         stopped=re.compile(rf"(?:{_class(_DIGITS + '%²-+|' + _MARKS + _QUOTES)}|{lower}|{upper}{{2}})\Z"),
         between=re.compile(
-            # Most characters fail the first condition, which is fast.
+            # Most characters fail this first condition, which is fast to check.
             rf"(?={_class('.…+-*^,–—~:<>=/' + near)}|[\U00010000-\U0010ffff])"
             rf"(?:\.\.+|…|{_class(near)}|{far}|(?<=[0-9])[+\-*^](?=[0-9-])"
             rf"|(?:{lower_behind}|(?<={_class(_QUOTES)}))\.(?={upper}|{_class(_QUOTES)})"
@@ -92,15 +93,15 @@ def _rules() -> _Rules:
 
 
 def _takes_stop(core: str) -> bool:
-    """Whether a full stop after it is a word of its own, unlike that of an initial."""
+    """Return whether a period after this core is a separate word, unlike the period after an initial."""
     if max(core[-2:]) > "\uffff":
-        # The rules have no case for these characters, so they have to decide.
+        # The checks below don't cover these characters, so leave the decision to the full rules.
         return False
     return core[-1].islower() or core[-1] in _DIGITS or (len(core) > 1 and all(map(str.isupper, core[-2:])))
 
 
 def _is_number(core: str) -> bool:
-    """Whether it consists of digits, commas and single points."""
+    """Return whether the core consists of digits, commas and single periods."""
     return core.replace(",", "").replace(".", "").isdecimal() and ".." not in core
 
 
@@ -110,23 +111,23 @@ class Splitter:
     def __init__(self) -> None:
         self._rules = _rules()
         self._whole: dict[str, list[str]] = {}
-        # Words into which a known chunk would be split. Such neighbors are joined again.
+        # The words that a known chunk would be split into -> the chunk. Adjacent words like these are joined again.
         self._joins: dict[tuple[str, ...], str] = {}
-        # Maximum number of these words by the first word.
+        # First word of such a sequence -> length of the longest sequence.
         self._most: dict[str, int] = {}
         known = exceptions()
-        # Known chunks without marks at their ends. Splitting marks off other words never gives a known chunk.
+        # Known chunks without the marks at their ends. Splitting marks off any other word never yields a known chunk.
         self._cores = frozenset(chunk.strip(_ENDS) for chunk in known)
         for chunk in known:
             if len(parts := self._split(chunk)) > 1:
                 self._joins[tuple(parts)] = chunk
                 self._most[parts[0]] = max(self._most.get(parts[0], 0), len(parts))
-        # The first two of these words.
+        # The first two words of each such sequence.
         self._pairs = frozenset(parts[:2] for parts in self._joins)
         self._whole = known
 
     def split(self, chunk: str) -> list[str]:
-        """The words of a chunk without white space. Joining them gives the chunk."""
+        """Split a chunk, which has no whitespace, into words. Concatenating them gives the chunk."""
         known = self._whole.get(chunk)
         if known is not None:
             return known
@@ -135,7 +136,7 @@ class Splitter:
         return self._common(chunk) or self._join(self._split(chunk))
 
     def _common(self, chunk: str) -> list[str] | None:
-        """The words of a chunk that is a word or number between marks, which is fast; None: it is another chunk."""
+        """Split a chunk quickly if it is just a word or number between marks. Returns None for any other chunk."""
         core = chunk.strip(_ENDS)
         if core in self._cores:
             return None
@@ -176,14 +177,17 @@ class Splitter:
         return [*fronts, *middle, *reversed(ends)]
 
     def _front(self, chunk: str) -> int:
-        """How many characters are split off at the front."""
+        """Return the number of characters to split off at the front."""
         if chunk[0] in self._rules.marks:
             return 1
         match = self._rules.front.match(chunk) if chunk[0] in ".+UCA" else None
         return match.end() if match else 0
 
     def _kept(self, chunk: str) -> int:
-        """How many characters remain when a mark, unit or genitive is split off at the end; all: there is none."""
+        """Return how many characters remain after splitting a mark, unit or genitive off the end.
+
+        If there is nothing to split off, that is the whole length.
+        """
         if not chunk:
             return 0
         last, size = chunk[-1], len(chunk)
@@ -196,7 +200,7 @@ class Splitter:
             return size - 2 if chunk.endswith("……") else size - 1
         if last in "sS" and size > 1 and chunk[-2] in "'’":
             return size - 2
-        # A unit has at most four characters, and follows a digit.
+        # A unit has at most four characters and follows a digit.
         match = self._rules.unit.search(chunk, max(0, size - 5))
         return match.start() if match else size
 
@@ -218,7 +222,7 @@ class Splitter:
         return words
 
     def _join(self, words: list[str]) -> list[str]:
-        """Join words that form a known chunk, the longest first, then the first."""
+        """Join words that form a known chunk. Longer chunks take precedence, then earlier ones."""
         if self._pairs.isdisjoint(pairwise(words)):
             return words
         candidates = [

@@ -1,7 +1,7 @@
-"""Number the words of a column of texts, without a Python object per word.
+"""Assign numbers to the words of a column of texts, without creating a Python object per word.
 
-Texts are split into chunks at white space (``str.isspace``). Distinct chunks are looked up in a vocabulary, which is
-kept for the lifetime of the process. Only new chunks are split into words (see ``word_splitting.py``).
+Texts are split into chunks at whitespace (``str.isspace``). Distinct chunks are looked up in a vocabulary that is kept
+for the lifetime of the process. Only new chunks are split into words (see ``word_splitting.py``).
 """
 
 import string
@@ -18,13 +18,14 @@ from pipeline.cleaning import column
 from pipeline.cleaning.column import Bytes, Column, Ints, Mask, Spans
 from pipeline.cleaning.word_splitting import Splitter
 
-#: From Rae et al. 2021, appendix A.1.1. The ``stops`` of a chunk has a bit for each of them.
+#: From Rae et al. 2021, appendix A.1.1. ``Vocabulary.stops`` has a bit for each of them.
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
-#: Marks that end a sentence if they are a word.
+#: Marks that end a sentence if they stand as a separate word.
 SENTENCE_ENDS = frozenset(".!?։؟۔।॥።‼‽⁇⁈⁉⸮﹒﹖﹗！．？｡。")
-#: Words of these marks only are symbols. As in datatrove's filters, without marks of a few scripts; a bullet is a word.
+#: Words that consist only of these marks are symbols. The list is datatrove's, without the marks of a few scripts. A
+#: bullet is a word.
 SYMBOLS = frozenset(string.punctuation + "«»´—–“”„’…、〈〉《》「」【】％（），１：；～∶►━") | SENTENCE_ENDS
-#: The vocabulary is cleared if it has more chunks, which are about 150 MB.
+#: The vocabulary is cleared when it has more chunks than this. It then takes about 150 MB.
 _LIMIT = 1 << 19
 
 
@@ -40,7 +41,7 @@ _ASCII_LETTER = np.array([code < 128 and chr(code).isalpha() for code in range(2
 
 
 def spaces(content: Bytes) -> Mask:
-    """Which bytes belong to white space."""
+    """Return the mask of bytes that belong to whitespace."""
     is_space = _ASCII_SPACE[content]
     leads = np.flatnonzero((content >= 0xC2) & (content <= 0xE3))
     codes = column.wide(content, leads)
@@ -52,7 +53,7 @@ def spaces(content: Bytes) -> Mask:
 
 
 def chunks(texts: Column, blank: Mask) -> Spans:
-    """Runs without white space, each within one text; ``blank``: the result of ``spaces``."""
+    """Return the runs without whitespace, each within one text. ``blank`` is the result of ``spaces``."""
     offsets, content = texts
     fresh = np.zeros(len(content) + 1, bool)
     fresh[offsets] = True
@@ -65,12 +66,12 @@ def chunks(texts: Column, blank: Mask) -> Spans:
 
 
 class Words(NamedTuple):
-    """The chunks and words of a column. Their numbers are valid until the next call of the vocabulary.
+    """The chunks and words of a column. Their numbers are valid until the next call to ``Vocabulary.words``.
 
     Attributes:
         chunks: positions of the chunks.
-        chunk_ids: [chunks] numbers of the chunks.
-        ids: [words] numbers of the words.
+        chunk_ids: [chunks] the number of each chunk.
+        ids: [words] the number of each word.
         firsts: [texts + 1] the first word of each text.
     """
 
@@ -81,66 +82,66 @@ class Words(NamedTuple):
 
 
 class Vocabulary:
-    """Numbers of chunks and words, and their properties for the rules, kept for many columns."""
+    """Numbers chunks and words, and keeps the properties that the rules need, across columns."""
 
     def __init__(self) -> None:
         self._splitter = Splitter()
         self._empty()
 
     def _empty(self) -> None:
-        # New keys get the next number.
+        # A new key gets the next number.
         self._chunks: defaultdict[str, int] = defaultdict(count().__next__)
         self._words: defaultdict[str, int] = defaultdict(count().__next__)
         self._by_chunk = _Table(6)
         self._by_word = _Table(5)
-        # Words of all chunks, one chunk after the other.
+        # The words of all chunks, one chunk after another.
         self._flat = _Table(1)
         # Stop words have the first numbers.
         self._word_ids(STOP_WORDS)
 
     @property
     def characters(self) -> Ints:
-        """By word: number of characters."""
+        """For each word: number of characters."""
         return self._by_word.columns[0]
 
     @property
     def kinds(self) -> Ints:
-        """By word: 2 for a mark that ends a sentence, 1 for other punctuation, else 0."""
+        """For each word: 2 for a mark that ends a sentence, 1 for other punctuation, otherwise 0."""
         return self._by_word.columns[1]
 
     @property
     def counts(self) -> Ints:
-        """By chunk: number of words."""
+        """For each chunk: number of words."""
         return self._by_chunk.columns[0]
 
     @property
     def solid(self) -> Ints:
-        """By chunk: number of words that are not only symbols."""
+        """For each chunk: number of words that don't consist only of symbols."""
         return self._by_chunk.columns[2]
 
     @property
     def solid_characters(self) -> Ints:
-        """By chunk: characters of these words."""
+        """For each chunk: total characters in its solid words (see ``solid``)."""
         return self._by_chunk.columns[3]
 
     @property
     def alphabetic(self) -> Ints:
-        """By chunk: number of words with a letter."""
+        """For each chunk: number of words that contain a letter."""
         return self._by_chunk.columns[4]
 
     @property
     def stops(self) -> Ints:
-        """By chunk: bits of the stop words in it."""
+        """For each chunk: a bit set of the stop words in it."""
         return self._by_chunk.columns[5]
 
     def words(self, texts: pyarrow.LargeStringArray) -> Words:
-        """Split a column into words, and add new ones."""
+        """Split a column into words, and add new chunks and words to the vocabulary."""
         if len(self._chunks) > _LIMIT:
             self._empty()
         seen = column.view(texts)
         blank = spaces(seen.content)
         cut = chunks(seen, blank)
-        # Without the white space, the chunks form a column, because the bytes of a chunk are contiguous.
+        # With the whitespace removed, the chunks form a column, because each chunk's bytes are contiguous.
         joined = column.build(column.running(cut.stops - cut.starts), seen.content[~blank])
         codes, distinct = column.encode(joined)
         chunk_ids = self._numbers(distinct)[codes]
@@ -150,9 +151,9 @@ class Vocabulary:
         return Words(cut, chunk_ids, self._flat.columns[0][within], firsts[cut.firsts])
 
     def _numbers(self, distinct: pyarrow.LargeStringArray) -> Ints:
-        """Numbers of chunks. New chunks are added."""
+        """Return the numbers of chunks. New chunks are added."""
         known = len(self._chunks)
-        # Converting Arrow to Python strings is several times faster through numpy.
+        # Going through numpy makes the conversion from Arrow to Python strings several times faster.
         chunks = distinct.to_numpy(zero_copy_only=False).tolist()
         numbers = np.fromiter(map(self._chunks.__getitem__, chunks), np.int64, len(chunks))
         if len(self._chunks) > known:
@@ -161,7 +162,7 @@ class Vocabulary:
 
     def _learn(self, chunks: list[str]) -> None:
         """Add new chunks."""
-        # Flat lists, because a list per chunk would trigger the garbage collector again and again.
+        # Use flat lists, because a list per chunk would trigger the garbage collector again and again.
         flat: list[str] = []
         ends: list[int] = []
         for chunk in chunks:
@@ -183,7 +184,7 @@ class Vocabulary:
 
 
 def _traits(words: list[str]) -> Ints:
-    """[5, words] characters, kind, whether solid, characters if solid, whether it has a letter."""
+    """Return, as [5, words]: characters, kind, whether solid, characters if solid, and whether it has a letter."""
     offsets, content = column.view(pyarrow.array(words, pyarrow.large_string()))
     sizes = np.diff(offsets)
     # Most words have only ASCII letters, so their properties are known.
@@ -207,7 +208,7 @@ def _kind(word: str) -> int:
 
 
 class _Table:
-    """Rows of integers, in columns, to which rows are appended."""
+    """A growing table of integers, stored by column."""
 
     def __init__(self, width: int) -> None:
         self._columns = np.zeros((width, 1024), np.int64)
@@ -217,7 +218,7 @@ class _Table:
         return self._used
 
     def append(self, columns: Ints) -> None:
-        """Add rows, as an array [width, rows]."""
+        """Append rows, given as an array [width, rows]."""
         end = self._used + columns.shape[1]
         if end > self._columns.shape[1]:
             room = np.zeros((len(self._columns), 2 * end), np.int64)
@@ -228,5 +229,5 @@ class _Table:
 
     @property
     def columns(self) -> Ints:
-        """[width, rows]"""
+        """The columns, [width, rows]."""
         return self._columns[:, : self._used]

@@ -1,13 +1,13 @@
-"""Deduplication of documents and of long lines, as map and reduce steps over files.
+"""Deduplication of documents and long lines, as map and reduce steps over files.
 
-- Map: a ``KeyWriter`` for each part of the corpus writes the sorted keys of the part, in buckets by their top bits.
-- Reduce: ``plan`` groups the buckets into tasks, and ``reduce`` finds the duplicates of a task over all parts.
-- ``resolve`` decides which documents are removed. After that, line tasks (``plan_lines``) are reduced, because lines of
-  removed documents do not count.
+- Map: for each part of the corpus, a ``KeyWriter`` writes the part's sorted keys, in buckets by their top bits.
+- Reduce: ``plan`` groups the buckets into tasks, and ``reduce`` finds a task's duplicates across all parts.
+- ``resolve`` decides which documents are removed. The line tasks (``plan_lines``) are reduced after that, because lines
+  of removed documents don't count.
 - ``verdict`` returns what happens to the documents and lines of a part.
 
-All files are in one folder and are published by a rename. The result depends only on the documents and their order, not
-on the parts, the tasks or the number of processes.
+All files are in one folder, and each is published by a rename. The result depends only on the documents and their
+order, not on the parts, the tasks or the number of processes.
 """
 
 from pipeline.dedup.keys import KeyWriter, kinds

@@ -1,8 +1,8 @@
-"""Files of several arrays, written atomically and read by memory mapping.
+"""Files that hold several arrays, written atomically and memory-mapped for reading.
 
-Each array begins at a multiple of 64 bytes with a header of 64 bytes: magic, number of arrays from here on, numpy's
-name of the type, rows, columns (or -1). Its values follow. The format is not npy, because a reduce task opens a file
-for every part of the corpus, and npy headers take longer to parse.
+Each array begins at a multiple of 64 bytes with a 64-byte header: magic, number of arrays from here on, numpy dtype
+string, rows, and columns (-1 for one dimension). Its values follow. The format is not npy, because a reduce task opens
+a file for every part of the corpus, and npy headers take longer to parse.
 """
 
 import mmap
@@ -23,7 +23,7 @@ _HEADER = struct.Struct("<8sq8sqq24x")
 
 
 def write(path: Path, *arrays: NDArray[Any]) -> None:
-    """Write arrays of one or two dimensions. Replaces the file atomically and durably, and creates its folder."""
+    """Write arrays with one or two dimensions. Creates the folder, and replaces the file atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = atomic.temp_path(path)
     with open(partial, "wb") as stream:
@@ -39,7 +39,7 @@ def write(path: Path, *arrays: NDArray[Any]) -> None:
 
 
 def read(path: Path) -> list[NDArray[Any]]:
-    """The arrays of a file, read-only and memory-mapped.
+    """Return the arrays of a file, read-only and memory-mapped.
 
     Raises:
         RequestError: the file is missing or damaged.
@@ -55,7 +55,7 @@ def read(path: Path) -> list[NDArray[Any]]:
                 raise ValueError("an array does not begin where it should")
             left -= 1
             at += _HEADER.size
-            # numpy raises an error if the buffer is too short for the shape.
+            # numpy raises TypeError if the buffer is too short for the shape.
             shape = (rows,) if columns < 0 else (rows, columns)
             array: NDArray[Any] = np.ndarray(shape, dtype.rstrip(b"\0").decode(), content, at)
             at += array.nbytes + -array.nbytes % _HEADER.size
@@ -68,12 +68,12 @@ def read(path: Path) -> list[NDArray[Any]]:
 
 
 def part_path(folder: Path, kind: str, part: int) -> Path:
-    """The file of the keys (or signatures) of a part of the corpus."""
+    """Return the path of the file with the keys (or signatures) of a part of the corpus."""
     return folder / kind / f"{part:06d}{SUFFIX}"
 
 
 def parts(folder: Path, kind: str) -> list[int]:
-    """Numbers of the parts that have keys of a kind, ascending."""
+    """Return the numbers of the parts that have keys of this kind, in ascending order."""
     if not (folder / kind).is_dir():
         return []
     names = os.listdir(folder / kind)

@@ -1,7 +1,7 @@
-"""Find entries with equal keys over all parts, in bounded memory.
+"""Find entries with equal keys across all parts, in bounded memory.
 
-Entries come in chunks of complete parts, in the order of the corpus. Of previous chunks, only the first and the last
-entry of each key are kept. So a key of many documents needs no more memory than others.
+Entries come in corpus order, in chunks of complete parts. Of earlier chunks, only the first and last entry for each key
+are kept, so a key that many documents share needs no more memory than any other.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ class Entries(NamedTuple):
 
     Attributes:
         keys: one or two columns.
-        documents: the document of each entry.
-        numbers: the line of each entry in its document; empty for kinds other than lines.
+        documents: the document each entry comes from.
+        numbers: each entry's line number in its document; empty for kinds other than lines.
     """
 
     keys: list[NDArray[np.uint64]]
@@ -34,10 +34,10 @@ class Entries(NamedTuple):
 
 
 class Later(NamedTuple):
-    """Entries of a chunk whose key occurred before.
+    """Entries of a chunk whose key has occurred before.
 
     Attributes:
-        at: indices of these entries in the chunk.
+        at: indices of these entries within the chunk.
         first: the document of the first entry with the same key.
         previous: the document of the previous entry with the same key.
     """
@@ -48,17 +48,17 @@ class Later(NamedTuple):
 
 
 class Groups:
-    """The keys of all entries so far."""
+    """The keys of all entries added so far, with the first and last document for each."""
 
     def __init__(self, key_columns: int) -> None:
         self._keys = [np.zeros(0, np.uint64)] * key_columns
         self._first = self._last = np.zeros(0, np.uint64)
 
     def add(self, keys: list[NDArray[np.uint64]], documents: Documents) -> Later:
-        """Add entries in the order of the corpus, which follow all those added before."""
+        """Add entries, which are in corpus order and come after all earlier ones. Return those with a repeated key."""
         known = len(self._first)
         keys = [np.concatenate(pair) for pair in zip(self._keys, keys, strict=True)]
-        # The sort is stable: of equal keys, known ones come first, and the others in the order of the corpus.
+        # The sort is stable: among equal keys, known ones come first, and then the new ones in corpus order.
         order = np.lexsort(keys[::-1])
         keys = [column[order] for column in keys]
         begins = np.ones(len(order), dtype=bool)
@@ -77,13 +77,13 @@ class Groups:
 def chunks(
     folder: Path, task: ReduceTask, max_bytes: int, wanted: Callable[[int], NDArray[np.bool_]] | None
 ) -> Iterator[Entries]:
-    """The entries of a task, in chunks of complete parts, in the order of the corpus.
+    """Yield a task's entries in corpus order, in chunks of complete parts.
 
     Args:
         folder: folder of the key files.
         task: the buckets.
         max_bytes: maximum size of a chunk, unless a single part is larger.
-        wanted: for a part, the mask of the documents whose entries count; None: all of them.
+        wanted: returns the mask of the documents of a part whose entries count, or None if all of them do.
 
     Raises:
         RequestError: a key file is damaged.

@@ -1,8 +1,8 @@
-"""The map step: keys of one part of the corpus. Duplicate documents and lines, and near duplicates, have equal keys.
+"""The map step: write the keys of one part of the corpus.
 
-A part has a file for each kind of keys. It contains the number of documents, the offsets of the buckets, and the
-columns of the entries, sorted by key: the key (one or two columns of uint64), the row of the document in the part, and
-for lines the number of the line.
+Duplicate documents have equal keys, and so do duplicate lines and near duplicates. A part has one file per kind of key.
+The file contains the number of documents, the bucket offsets, and the columns of the entries, sorted by key: the key
+(one or two uint64 columns), the document's row in the part, and for lines the line number.
 """
 
 from pathlib import Path
@@ -21,16 +21,16 @@ from pipeline.ngrams import runs, sequences
 
 DOCUMENTS, LINES, BANDS = "documents", "lines", "bands"
 
-#: Keys are divided into buckets by their top bits. A reduce task has one or more buckets.
+#: Keys are divided into buckets by their top bits. A reduce task covers one or more buckets.
 BUCKET_BITS = 12
 BUCKETS = 1 << BUCKET_BITS
-#: Number of columns of the keys of each kind.
+#: Number of key columns for each kind.
 KEY_COLUMNS = {DOCUMENTS: 2, LINES: 1, BANDS: 1}
 _DIGEST_BYTES = 16
 
 
 def kinds(section: CleanSection) -> tuple[str, ...]:
-    """The kinds of keys that the recipe needs; empty: deduplication is off."""
+    """Return the kinds of keys that the recipe needs, or an empty tuple if deduplication is off."""
     wanted = {
         DOCUMENTS: section.exact_dedup,
         LINES: section.line_dedup_chars > 0,
@@ -40,10 +40,10 @@ def kinds(section: CleanSection) -> tuple[str, ...]:
 
 
 class KeyWriter:
-    """Writes the keys of a part, from its documents in order. Needs about 1 KB of memory per document."""
+    """Writes the keys of a part, whose documents are added in order. Needs about 1 KB of memory per document."""
 
     def __init__(self, folder: Path, part: int, section: CleanSection) -> None:
-        """Start part ``part``. Parts are numbered in the order of the corpus."""
+        """Start part number ``part``. Parts are numbered in corpus order."""
         self._folder, self._part, self._section = folder, part, section
         self._kinds = kinds(section)
         self._rows = 0
@@ -54,12 +54,12 @@ class KeyWriter:
         """Add documents.
 
         Args:
-            texts: pyarrow Array or ChunkedArray of strings without nulls.
-            digests: 16 bytes of a cryptographic hash of each text, for exact duplicates: a list of bytes, a numpy
-                array, or a pyarrow array of fixed-size binary. Not needed if ``clean.exact_dedup`` is off.
+            texts: pyarrow Array or ChunkedArray of strings, without nulls.
+            digests: 16 bytes of a cryptographic hash of each text, for finding exact duplicates: a list of bytes, a
+                numpy array, or a pyarrow fixed-size binary array. Not needed if ``clean.exact_dedup`` is off.
 
         Raises:
-            ValueError: digests are needed, but there are not 16 bytes for each text.
+            ValueError: digests are needed, but there aren't 16 bytes for each text.
         """
         if DOCUMENTS in self._kinds:
             self._add_digests(len(texts), digests)
@@ -73,7 +73,7 @@ class KeyWriter:
         halves = np.frombuffer(_bytes(digests), ">u8")
         if len(halves) * 8 != count * _DIGEST_BYTES:
             raise ValueError(
-                f"{count} documents have {len(halves) * 8} bytes of digests, and not {_DIGEST_BYTES} per document"
+                f"{count} documents have {len(halves) * 8} bytes of digests instead of {_DIGEST_BYTES} per document"
             )
         values = halves.astype(np.uint64).reshape(-1, 2)
         rows = np.arange(self._rows, self._rows + count, dtype=np.uint32)
@@ -95,7 +95,7 @@ class KeyWriter:
         self._rows += len(texts)
 
     def finish(self) -> None:
-        """Publish the files of the part, each by a rename. A part without documents has files too."""
+        """Publish the part's files, each by a rename. A part without documents gets files too."""
         if BANDS in self._kinds:
             path = array_file.part_path(self._folder, SIGNATURES, self._part)
             array_file.write(path, np.concatenate(self._signatures))
@@ -115,7 +115,7 @@ def _sorted(columns: list[NDArray[Any]], kind: str) -> list[NDArray[Any]]:
 
 
 def _nothing(kind: str) -> tuple[NDArray[Any], ...]:
-    """The columns of a kind, without entries."""
+    """Return the columns of a kind, without entries."""
     keys = (np.zeros(0, np.uint64),) * KEY_COLUMNS[kind]
     return (*keys, *(np.zeros(0, np.uint32),) * (2 if kind == LINES else 1))
 

@@ -1,6 +1,6 @@
-"""Long lines of documents: their hashes, and removing them from texts.
+"""Hash the long lines of documents, and remove lines from texts.
 
-Lines end at LF. Two lines are equal if they are equal after stripping white space.
+Lines end at LF. Two lines count as equal if they are equal after stripping whitespace.
 """
 
 from functools import lru_cache
@@ -24,8 +24,8 @@ class Lines(NamedTuple):
 
     Attributes:
         keys: hashes of the stripped lines.
-        rows: index of the text of each line, ascending.
-        numbers: number of the line in its text, from 0.
+        rows: index of the text that contains each line, ascending.
+        numbers: line number within the text, from 0.
     """
 
     keys: Hashes
@@ -34,11 +34,11 @@ class Lines(NamedTuple):
 
 
 def long_lines(texts: pyarrow.LargeStringArray, chars: int) -> Lines:
-    """The lines of at least ``chars`` characters after stripping."""
+    """Return the lines that have at least ``chars`` characters after stripping."""
     split = compute.split_pattern(texts, "\n")
     counts = np.asarray(split.value_lengths(), dtype=np.int64)
     lines = split.flatten()
-    # A line has at least as many bytes as characters, so most short lines need not be stripped.
+    # A line has at least as many bytes as characters, so most short lines don't need to be stripped.
     kept = np.flatnonzero(np.asarray(compute.binary_length(lines)) >= chars)
     lines = compute.utf8_trim_whitespace(lines.take(pyarrow.array(kept)))
     long = np.asarray(compute.utf8_length(lines)) >= chars
@@ -48,7 +48,7 @@ def long_lines(texts: pyarrow.LargeStringArray, chars: int) -> Lines:
 
 
 def _hashes(strings: pyarrow.LargeStringArray) -> Hashes:
-    """64-bit polynomial hashes of the bytes and lengths of strings, by prefix sums."""
+    """Return 64-bit polynomial hashes of the strings' bytes and lengths, computed from prefix sums."""
     strings = pyarrow.concat_arrays([strings.cast(pyarrow.large_string())])
     _, places, data = strings.buffers()
     if not len(strings) or not data:
@@ -71,12 +71,12 @@ def _powers(base: int, count: int) -> Hashes:
 
 
 def remove_lines(texts: Any, rows: NDArray[Any], lines: NDArray[Any]) -> pyarrow.LargeStringArray:
-    """Remove lines from texts, with the line feeds next to them.
+    """Remove lines from texts, together with their line feeds.
 
     Args:
-        texts: pyarrow Array or ChunkedArray of less than 2 GB of strings.
-        rows: index of the text of each line to remove.
-        lines: number of the line in its text, from 0 (``Verdict.lines``).
+        texts: pyarrow Array or ChunkedArray of strings, less than 2 GB.
+        rows: index of the text that contains each line to remove (``Verdict.rows``).
+        lines: line number within the text, from 0 (``Verdict.lines``).
     """
     texts = as_large(texts)
     touched, place = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
@@ -88,7 +88,7 @@ def remove_lines(texts: Any, rows: NDArray[Any], lines: NDArray[Any]) -> pyarrow
     stays = np.ones(int(counts.sum()), dtype=bool)
     stays[firsts[place] + np.asarray(lines, dtype=np.int64)] = False
     ends = np.concatenate([[0], np.cumsum(np.add.reduceat(stays.astype(np.int64), firsts))]).astype(np.int32)
-    # Arrow joins strings with 32-bit offsets only.
+    # Arrow can only join strings with 32-bit offsets.
     left = split.flatten().filter(pyarrow.array(stays)).cast(pyarrow.string())
     joined = compute.binary_join(pyarrow.ListArray.from_arrays(pyarrow.array(ends), left), "\n")
     mask = np.zeros(len(texts), dtype=bool)
@@ -97,7 +97,7 @@ def remove_lines(texts: Any, rows: NDArray[Any], lines: NDArray[Any]) -> pyarrow
 
 
 def as_large(texts: Any) -> pyarrow.LargeStringArray:
-    """Strings of an Array or ChunkedArray as one array with 64-bit offsets."""
+    """Convert an Array or ChunkedArray of strings into one array with 64-bit offsets."""
     chunks = texts.chunks if isinstance(texts, pyarrow.ChunkedArray) else [texts]
     large = [chunk.cast(pyarrow.large_string()) for chunk in chunks]
     return large[0] if len(large) == 1 else pyarrow.concat_arrays([pyarrow.array([], pyarrow.large_string()), *large])

@@ -1,12 +1,12 @@
 """Fast MinHash sketches of documents, with about one hash per shingle instead of one per shingle and bin.
 
 The method is from Dahlgaard, Knudsen and Thorup 2017, "Fast Similarity Sketching". In each round, every shingle falls
-into one bin, with a value. The value of a bin is the smallest value of the first round that reaches the bin. Bins that
-are still empty after a number of rounds get the smallest hash of all shingles of the document under a hash function of
-the bin, as in MinHash (Broder 1997).
+into one bin, with a value. A bin takes the smallest value from the first round that reaches it. A bin that is still
+empty after all rounds takes the smallest hash of all the document's shingles under a hash function specific to that
+bin, as in MinHash (Broder 1997).
 
-A bin of a union of sets is the smaller one of their bins, for sets of any sizes. So two sketches agree in a bin with a
-probability of exactly the Jaccard similarity of the sets of shingles. The variance is at most that of MinHash with the
+For sets of any size, each bin of a union is the smaller of the two sets' bins. So the probability that two sketches
+agree in a bin is exactly the Jaccard similarity of their shingle sets. The variance is at most that of MinHash with the
 same number of hashes, even for documents with a single shingle.
 """
 
@@ -19,9 +19,9 @@ from artefacts.hashing import Hashes, mix
 
 #: Value of an empty bin.
 _EMPTY = np.uint32(0xFFFFFFFF)
-#: Number of rounds. Short documents need the least work with about this number.
+#: Number of rounds. About this many minimize the work for short documents.
 _ROUNDS = 32
-#: Number of hashes of single bins that are computed at a time.
+#: Number of single-bin hashes to compute at a time.
 _BLOCK = 1 << 21
 _SALT = 0x9E3779B97F4A7C15
 
@@ -29,13 +29,13 @@ Sketches = NDArray[np.uint32]
 
 
 def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int) -> Sketches:
-    """Sketches of documents, [documents, bins]. A document without shingles has only ones.
+    """Return sketches of documents, [documents, bins]. For a document without shingles, every bin is 0xFFFFFFFF.
 
     Args:
-        shingles: well mixed 64-bit hashes, which may repeat.
-        owner: the document of each shingle, ascending.
+        shingles: well-mixed 64-bit hashes, which may repeat.
+        owner: the document each shingle comes from, ascending.
         documents: number of documents.
-        bins: number of bins of a sketch.
+        bins: number of bins per sketch.
     """
     grid = np.full((documents, bins), _EMPTY)
     flat = grid.reshape(-1)
@@ -43,17 +43,17 @@ def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int
     for number in range(_ROUNDS):
         if not len(shingles):
             return grid
-        # The inputs are well mixed, so the upper bits of a product are as good as another hash.
+        # The inputs are well mixed, so the upper bits of a product are as good as a new hash.
         hashes = shingles * factors[number]
         place = ((hashes >> np.uint64(32)) * np.uint64(bins) >> np.uint64(32)).astype(np.int64)
         place += owner * bins
-        # Other bits than those that select the bin.
+        # Mostly different bits from the ones that select the bin.
         values = np.minimum((hashes >> np.uint64(8)).astype(np.uint32), _EMPTY - np.uint32(1))
         if number:
             free = np.flatnonzero(flat[place] == _EMPTY)
             place, values = place[free], values[free]
         np.minimum.at(flat, place, values)
-        # This check costs as much as half a round of a short document.
+        # For a short document, this check costs as much as half a round.
         if number < 4 or number % 4 == 3:
             has_empty = (grid == _EMPTY).any(axis=1)[owner]
             shingles, owner = shingles[has_empty], owner[has_empty]
@@ -63,12 +63,12 @@ def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int
 
 @lru_cache(maxsize=8)
 def _factors(count: int, first: int = 1) -> Hashes:
-    """Pseudorandom odd numbers, which are always the same."""
+    """Return pseudorandom odd numbers, the same ones every time."""
     return mix(np.arange(first, first + count, dtype=np.uint64) * np.uint64(_SALT)) | np.uint64(1)
 
 
 def _fill(grid: Sketches, shingles: Hashes, owner: NDArray[np.int64]) -> None:
-    """Set each empty bin to the smallest hash of its document's shingles under a hash function of the bin."""
+    """Set each empty bin to the smallest hash of its document's shingles under the bin's own hash function."""
     counts = np.bincount(owner, minlength=len(grid))
     firsts = np.cumsum(counts) - counts
     documents, bins = np.nonzero((grid == _EMPTY) & (counts > 0)[:, None])
@@ -88,9 +88,9 @@ def _fill(grid: Sketches, shingles: Hashes, owner: NDArray[np.int64]) -> None:
 
 
 def band_keys(sketches: Sketches, bands: int, rows: int) -> Hashes:
-    """Keys [documents, bands] of the first ``bands * rows`` bins, with ``rows`` bins per band.
+    """Return keys [documents, bands] computed from the first ``bands * rows`` bins, with ``rows`` bins per band.
 
-    Keys of different bands differ, so all bands share one key space (Leskovec et al., ch. 3.4).
+    The same bins give different keys in different bands, so all bands share one key space (Leskovec et al., ch. 3.4).
     """
     values = sketches[:, : bands * rows].reshape(len(sketches), bands, rows)
     keys = np.broadcast_to(mix(np.arange(1, bands + 1, dtype=np.uint64) * np.uint64(_SALT)), values.shape[:2])

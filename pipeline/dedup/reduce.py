@@ -1,7 +1,7 @@
-"""The reduce step: find the duplicates in the buckets of a task, over all parts, and write them to a file.
+"""The reduce step: find the duplicates in a task's buckets, across all parts, and write them to a file.
 
-For documents, the result has the later copies, ascending. For lines, it has document and line number of later copies.
-For bands, it has pairs of near duplicates: the later and the earlier document.
+For documents, the result lists the later copies, ascending. For lines, it lists the document and line number of each
+later copy. For bands, it lists pairs of near duplicates: the later and the earlier document.
 """
 
 from pathlib import Path
@@ -18,25 +18,25 @@ from pipeline.dedup.similarity import Signatures
 from pipeline.dedup.tasks import TASK_BYTES, ReduceTask, result_path
 from pipeline.dedup.verdicts import kept_documents
 
-#: Later and earlier documents of some pairs.
+#: Pairs of documents, as two arrays: the later and the earlier document of each pair.
 Pairs = tuple[Documents, Documents]
 
 
 def reduce(folder: Path, section: CleanSection, task: ReduceTask, max_bytes: int = TASK_BYTES) -> None:
-    """Write the result of a task, unless it exists. Tasks can run in any order.
+    """Write a task's result unless it already exists. Tasks can run in any order.
 
-    The first one of equal documents or lines stays. A document that shares the key of a band is compared with the first
-    document with that key, and if they are not similar, with the previous one. So the time is linear in the number of
-    documents, even if many share a key.
+    The first of several equal documents or lines stays. A document whose band key has occurred before is compared with
+    the first document with that key and, if the two are not similar, with the previous one. So the time is linear in
+    the number of documents, even if many share a key.
 
     Args:
         folder: folder of the key files.
-        section: the settings with which the keys were written.
-        task: a task of ``plan`` or ``plan_lines``.
+        section: the settings that the keys were written with.
+        task: a task from ``plan`` or ``plan_lines``.
         max_bytes: maximum size of the keys in memory.
 
     Raises:
-        RequestError: a key file is missing or damaged; or, for lines, ``resolve`` has not run.
+        RequestError: a key file is missing or damaged, or (for lines) ``resolve`` has not run.
     """
     path = result_path(folder, task)
     if path.exists():
@@ -75,8 +75,8 @@ def _near(folder: Path, section: CleanSection, task: ReduceTask, max_bytes: int)
 
 
 def _similar(signatures: Signatures, documents: Documents, repeated: Later) -> list[Pairs]:
-    """Near duplicates: documents that are similar to the first, or else to the previous, document of their key."""
-    # A pair that shares several bands is compared once.
+    """Return near duplicates: documents similar to the first, or else to the previous, document with the same key."""
+    # A pair that shares several bands is compared only once.
     (later, earlier), which = _distinct(documents, repeated.first)
     is_similar = signatures.are_similar(later, earlier)
     missed = ~is_similar[which] & (repeated.previous != repeated.first)
@@ -86,7 +86,7 @@ def _similar(signatures: Signatures, documents: Documents, repeated: Later) -> l
 
 
 def _distinct(later: Documents, earlier: Documents) -> tuple[Pairs, NDArray[np.int64]]:
-    """The distinct pairs, ascending, and the index of each pair among them."""
+    """Return the distinct pairs, ascending, and the index of each input pair among them."""
     order = np.lexsort((earlier, later))
     later, earlier = later[order], earlier[order]
     begins = np.ones(len(order), dtype=bool)

@@ -1,7 +1,8 @@
-"""Signatures of documents, and which pairs of documents are near duplicates.
+"""Signatures of documents, and the test for near duplicates.
 
-A signature is the lowest byte of each bin of a document's sketch (b-bit minwise hashing, Li and König 2010). Four times
-the bins in the same space halve the standard error. The chance agreement of 1 in 256 is subtracted.
+A signature holds the lowest byte of each bin of a document's sketch (b-bit minwise hashing, Li and König 2010). So the
+same space holds four times as many bins, which halves the standard error. Two bytes agree by chance with a probability
+of 1 in 256, and the threshold allows for that.
 """
 
 from math import ceil, sqrt
@@ -16,36 +17,36 @@ from pipeline.dedup.minhash import Sketches
 
 SIGNATURES = "signatures"
 
-#: Number of bins of a signature, unless bands need more. The standard error is 0.018 at a similarity of 0.8.
+#: Number of bins per signature, unless the bands need more. The standard error is 0.018 at a similarity of 0.8.
 _BINS = 512
 #: Probability that two different values have the same lowest byte.
 _CHANCE = 1 / 256
-#: Standard errors by which an estimate may be below the threshold. Without them, half of the pairs just above the
-#: threshold would be lost.
+#: Number of standard errors that an estimate may be below the threshold. Without this margin, half of the pairs just
+#: above the threshold would be missed.
 _MARGIN = 2
-#: Bytes of signatures that are compared at a time.
+#: Bytes of signatures to compare at a time.
 _BLOCK_BYTES = 16 << 20
 
 
 def bins(near: NearDuplicatesSection) -> int:
-    """Number of bins of a sketch."""
+    """Return the number of bins per sketch."""
     return max(_BINS, near.bands * near.rows)
 
 
 def signatures(sketches: Sketches) -> NDArray[np.uint8]:
-    """The signatures [documents, bins] of sketches."""
+    """Return the signatures [documents, bins] of sketches."""
     return (sketches & np.uint32(0xFF)).astype(np.uint8)
 
 
 def least_agreement(near: NearDuplicatesSection) -> int:
-    """Minimum number of bins in which the signatures of near duplicates agree."""
+    """Return the number of bins in which two signatures must agree for their documents to count as near duplicates."""
     count = bins(near)
     limit = near.threshold - _MARGIN * sqrt(near.threshold * (1 - near.threshold) / count)
     return ceil(round(count * (limit * (1 - _CHANCE) + _CHANCE), 6))
 
 
 class Signatures:
-    """The signatures of a corpus by document, as part << 32 | row."""
+    """The signatures of a corpus, looked up by document (part << 32 | row)."""
 
     def __init__(self, folder: Path, near: NearDuplicatesSection) -> None:
         self._folder = folder
@@ -53,16 +54,16 @@ class Signatures:
         self._least = least_agreement(near)
 
     def are_similar(self, one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """For each pair of documents, whether they are near duplicates by their signatures.
+        """Return, for each pair of documents, whether their signatures make them near duplicates.
 
         Raises:
-            RequestError: a file of signatures is missing or damaged.
+            RequestError: a signature file is missing or damaged.
         """
         similar = np.zeros(len(one), dtype=bool)
         step = max(_BLOCK_BYTES // self._bins, 1)
         for at in range(0, len(one), step):
             block = slice(at, at + step)
-            # Read each document once, in the order of the files.
+            # Read each document's signature once, in file order.
             needed, place = np.unique(np.concatenate([one[block], other[block]]), return_inverse=True)
             gathered = self._gather(needed)
             left, right = np.split(place, 2)
@@ -75,7 +76,7 @@ class Signatures:
         rows = (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
         borders = np.flatnonzero(np.diff(parts)) + 1
         for start, stop in zip([0, *borders], [*borders, len(parts)], strict=True):
-            # Open the file for each block, because open mapped files would count as memory.
+            # Reopen the file for each block, because files that stay mapped would count as memory.
             (mapped,) = array_file.read(array_file.part_path(self._folder, SIGNATURES, int(parts[start])))
             gathered[start:stop] = mapped[rows[start:stop]]
         return gathered

@@ -1,6 +1,6 @@
-"""Reduce tasks: ranges of buckets with a bounded size of keys over all parts.
+"""Reduce tasks: ranges of buckets whose keys, summed over all parts, have a bounded size.
 
-A plan depends only on the sizes of the key files, so all processes get the same plan.
+A plan depends only on the sizes in the key files, so all processes get the same plan.
 """
 
 from pathlib import Path
@@ -12,12 +12,12 @@ from configs.schema.clean import CleanSection
 from pipeline.dedup import array_file
 from pipeline.dedup.keys import BUCKETS, LINES, kinds
 
-#: Size of the keys of a task in bytes. Sorting and comparing them needs up to ten times as much memory.
+#: Size of a task's keys, in bytes. Sorting and comparing them needs up to ten times as much memory.
 TASK_BYTES = 40 << 20
 
 
 class ReduceTask(NamedTuple):
-    """Buckets ``begin`` to ``end`` (exclusive) of a kind of keys, over all parts."""
+    """Buckets ``begin`` to ``end`` (exclusive) of one kind of key, across all parts."""
 
     kind: str
     begin: int
@@ -25,7 +25,7 @@ class ReduceTask(NamedTuple):
 
 
 def plan(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
-    """The tasks for documents, which are reduced before ``resolve``. All parts must have their keys.
+    """Return the tasks for documents, to be reduced before ``resolve``. All parts must have their keys.
 
     Raises:
         RequestError: a key file is damaged.
@@ -34,7 +34,7 @@ def plan(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> li
 
 
 def plan_lines(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
-    """The tasks for lines, which are reduced after ``resolve``; none if ``clean.line_dedup_chars`` is 0.
+    """Return the tasks for lines, to be reduced after ``resolve``. There are none if ``clean.line_dedup_chars`` is 0.
 
     Raises:
         RequestError: a key file is damaged.
@@ -68,7 +68,7 @@ def _plan_path(folder: Path, kind: str) -> Path:
 
 
 def planned(folder: Path, kind: str) -> list[ReduceTask]:
-    """The last plan of a kind.
+    """Return the latest plan for a kind of key.
 
     Raises:
         RequestError: there is no plan.
@@ -78,5 +78,5 @@ def planned(folder: Path, kind: str) -> list[ReduceTask]:
 
 
 def result_path(folder: Path, task: ReduceTask) -> Path:
-    """The file of the result of a task."""
+    """Return the path of a task's result file."""
     return folder / "results" / f"{task.kind}-{task.begin:04d}-{task.end:04d}{array_file.SUFFIX}"

@@ -1,7 +1,7 @@
-"""Decide what happens to every document and long line, from the results of the reduce tasks.
+"""Decide what happens to each document and long line, based on the results of the reduce tasks.
 
 Near duplicates form clusters: if A is similar to B, and B to C, then all three are in one cluster, even if A is not
-similar to C. The first document of a cluster stays, as in datatrove's MinHash deduplication.
+similar to C. A cluster's first document stays, as in datatrove's MinHash deduplication.
 """
 
 from collections.abc import Callable
@@ -22,20 +22,20 @@ from pipeline.dedup.union_find import flatten, join
 #: Values of ``Verdict.documents``.
 KEPT, EXACT, NEAR = 0, 1, 2
 
-#: Documents or edges that are processed at a time.
+#: Number of documents or edges to process at a time.
 _BLOCK = 1 << 20
-#: Maximum bytes of an array over all documents that is held in memory and not in a file.
+#: Arrays over all documents that need more bytes than this are kept in a file instead of in memory.
 _IN_MEMORY = 128 << 20
 
 
 class Verdict(NamedTuple):
-    """What happens to the documents of a part.
+    """What happens to the documents and lines of a part.
 
     Attributes:
-        documents: uint8 for each document: ``KEPT``, or an ``EXACT`` or ``NEAR`` duplicate of an earlier document that
-            stays. ``EXACT`` has priority.
-        rows, lines: uint32, ascending: row of the document and number of the line, of lines that are removed from
-            documents that stay.
+        documents: uint8 per document: ``KEPT``, or ``EXACT`` or ``NEAR`` for a duplicate of an earlier document.
+            ``EXACT`` takes precedence.
+        rows, lines: uint32, ascending: the document's row and the line number, for each line to remove from a document
+            that stays.
     """
 
     documents: NDArray[np.uint8]
@@ -44,22 +44,22 @@ class Verdict(NamedTuple):
 
 
 class _Corpus(NamedTuple):
-    """Parts, and the number of the first document of each part (and the total at the end)."""
+    """The parts, and the number of each part's first document (with the total at the end)."""
 
     parts: NDArray[np.int64]
     starts: NDArray[np.int64]
 
     def numbers(self, documents: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Numbers in the corpus of documents, which are part << 32 | row."""
+        """Return the position in the corpus of each document, which is given as part << 32 | row."""
         part = np.searchsorted(self.parts, (documents >> np.uint64(32)).astype(np.int64))
         return self.starts[part] + (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def resolve(folder: Path, section: CleanSection) -> None:
-    """Decide which documents stay, after all tasks of ``plan`` are reduced. Does nothing if that is decided already.
+    """Decide which documents stay, after all tasks from ``plan`` have been reduced. Does nothing if already decided.
 
-    The time is linear in documents and pairs. The arrays of a large corpus are in mapped files, so the system can
-    remove them from memory.
+    The time is linear in the number of documents and pairs. For a large corpus, the arrays are in memory-mapped files,
+    so the system can evict them from memory.
 
     Raises:
         RequestError: a part or a result is missing or damaged.
@@ -100,7 +100,7 @@ def _corpus(folder: Path, section: CleanSection) -> _Corpus:
 
 
 def _mapped(folder: Path, length: int, dtype: Any) -> NDArray[Any]:
-    """Zeros, in memory or, if there are many, in an unlinked file that is deleted with the array."""
+    """Return an array of zeros: in memory or, if it is large, in an unlinked file that disappears with the array."""
     if length * np.dtype(dtype).itemsize <= _IN_MEMORY:
         return np.zeros(length, dtype)
     partial = atomic.temp_path(_path(folder))
@@ -110,7 +110,7 @@ def _mapped(folder: Path, length: int, dtype: Any) -> NDArray[Any]:
 
 
 def _clusters(folder: Path, corpus: _Corpus) -> NDArray[Any]:
-    """For each document the first document of its cluster."""
+    """Return, for each document, the first document of its cluster."""
     total = int(corpus.starts[-1])
     parent = _mapped(folder, total, np.uint32 if total < 1 << 32 else np.uint64)
     for at in range(0, total, _BLOCK):
@@ -136,7 +136,7 @@ def _of_part(corpus: _Corpus, verdicts: NDArray[np.uint8], part: int) -> NDArray
 
 
 def kept_documents(folder: Path) -> Callable[[int], NDArray[np.bool_]]:
-    """A function that returns the mask of the documents of a part that stay.
+    """Return a function that maps a part to the mask of its documents that stay.
 
     Raises:
         RequestError: ``resolve`` has not run.
@@ -146,7 +146,7 @@ def kept_documents(folder: Path) -> Callable[[int], NDArray[np.bool_]]:
 
 
 def verdict(folder: Path, section: CleanSection, part: int) -> Verdict:
-    """What happens to the documents of a part, after all tasks of ``plan_lines`` are reduced.
+    """Return what happens to the documents and lines of a part, after all tasks from ``plan_lines`` have been reduced.
 
     Raises:
         RequestError: a result is missing or damaged.

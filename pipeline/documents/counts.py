@@ -1,4 +1,4 @@
-"""Counts of the documents stage: per source while parts are read, and for the manifest."""
+"""Counts for the documents stage: per source while parts are read, and for the manifest."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,13 +9,13 @@ from artefacts import atomic
 from pipeline.documents.write_shards import clean_name
 from pipeline.sources.bad_inputs import BadInputs
 
-#: Counts of a part, and of a shard, that are summed.
+#: The counts of parts, and of shards, to sum.
 _PART_COUNTS = ("read", "read_bytes", "kept", "kept_bytes")
 _SHARD_COUNTS = ("documents", "bytes", "not_sampled", "removed_lines")
 
 
 def by_source(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of parts (see ``ingest.part_counts``), summed by source."""
+    """Sum the counts of parts (see ``ingest.part_counts``) by source."""
     sums: dict[str, Any] = {}
     for part in parts:
         if part["dataset"] not in sums:
@@ -31,10 +31,10 @@ def by_source(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def totals(read: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest's counts: of all sources together and, if there are several, under ``sources`` of each.
+    """Return the counts for the manifest: over all sources and, if there are several, for each one under ``sources``.
 
     Args:
-        read: as ``by_source`` returns it.
+        read: the result of ``by_source``.
         shards: the counts of every shard.
     """
     sources: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def totals(read: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]
 
 
 def files_by_source(sources: list[str], shards: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Names of the files of each source, in order."""
+    """Return the file names of each source, in order."""
     files: dict[str, list[str]] = {name: [] for name in sources}
     for number, shard in enumerate(shards):
         files[shard["dataset"]].append(clean_name(number))
@@ -68,7 +68,7 @@ def files_by_source(sources: list[str], shards: list[dict[str, Any]]) -> dict[st
 
 
 def write_unreadable(read: dict[str, Any], work: Path) -> None:
-    """Write ``unreadable.json`` if inputs could not be read: examples of them by source and reason."""
+    """If any inputs could not be read, write examples of them to ``unreadable.json``, by source and reason."""
     examples = {name: counts["bad"].examples for name, counts in read.items() if counts["bad"].reasons}
     if examples:
         atomic.write_json(work / "unreadable.json", examples)

@@ -1,4 +1,4 @@
-"""Second step of the documents stage: which documents are duplicates, and which are sampled."""
+"""Second step of the documents stage: find duplicates, and decide which documents are sampled."""
 
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,13 @@ from pipeline.parallel import ALL_TASKS, TaskShard
 
 
 def find(recipe: Recipe, parts: Path, task_shard: TaskShard) -> bool:
-    """Do a task's comparisons. If it has all of them, decide which documents stay and which are sampled.
+    """Do a task's comparisons. If one task does all the work, also decide which documents stay and which are sampled.
 
     Returns:
-        Whether that is decided.
+        Whether it has been decided which documents stay and which are sampled.
 
     Raises:
-        RequestError: a part is not finished, or a file of keys is damaged.
+        RequestError: a part is not finished, or a key file is damaged.
     """
     counts = finished_parts(parts)
     section = recipe.data.clean
@@ -51,7 +51,7 @@ def _reduce(recipe: Recipe, parts: Path, tasks: list[dedup.ReduceTask], task_sha
 
 
 def verdict(parts: Path, section: CleanSection, number: int) -> dedup.Verdict:
-    """What happens to the documents of a part. All of them stay if deduplication is off."""
+    """Return what happens to the documents of a part. If deduplication is off, all of them stay."""
     if dedup.kinds(section):
         return dedup.verdict(parts, section, number)
     rows = parquet.read_metadata(kept_path(parts, number)).num_rows
@@ -59,18 +59,18 @@ def verdict(parts: Path, section: CleanSection, number: int) -> dedup.Verdict:
 
 
 class SampleThresholds(NamedTuple):
-    """Which documents are sampled: those whose hash of (seed, id) is at most the threshold of their source.
+    """Thresholds for sampling: a document is sampled if its hash of (seed, id) is at most its source's threshold.
 
     Attributes:
         seed: the run's seed.
-        by_source: the threshold of each source; None or missing: all of its documents are sampled.
+        by_source: the threshold of each source. If it is None or missing, all of the source's documents are sampled.
     """
 
     seed: int
     by_source: dict[str, int | None]
 
     def mask(self, dataset: str, ids: pyarrow.ChunkedArray) -> NDArray[np.bool_]:
-        """Mask of the documents that are sampled."""
+        """Return the mask of the documents that are sampled."""
         largest = self.by_source.get(dataset)
         if largest is None:
             return np.ones(len(ids), dtype=bool)
@@ -86,7 +86,7 @@ def _thresholds_path(parts: Path) -> Path:
 
 
 def _compute_thresholds(recipe: Recipe, parts: Path, owners: list[str]) -> None:
-    """Write the threshold of every source that has ``sample_bytes``; ``owners``: the source of each part."""
+    """Write the threshold of every source that has ``sample_bytes``. ``owners`` lists the source of each part."""
 
     def pieces(dataset: str) -> Pieces:
         for number, owner in enumerate(owners):
@@ -105,10 +105,10 @@ def _compute_thresholds(recipe: Recipe, parts: Path, owners: list[str]) -> None:
 
 
 def read_thresholds(recipe: Recipe, parts: Path) -> SampleThresholds:
-    """The thresholds that ``find`` computed.
+    """Read the thresholds that ``find`` computed.
 
     Raises:
-        RequestError: it has not finished.
+        RequestError: ``find`` has not finished.
     """
     if not _thresholds_path(parts).exists():
         command = command_hints.python("pipeline dedup")

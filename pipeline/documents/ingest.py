@@ -1,13 +1,13 @@
 """First step of the documents stage: read and clean every part of every source.
 
-Each part leaves these files in the folder of the parts:
+For each part, these files are written to the parts folder:
 
 - ``NNNNNN.parquet``: the documents that were kept.
 - ``NNNNNN.rejected.parquet``: the documents that were dropped, with the reason.
 - the keys for deduplication (see ``pipeline/dedup``).
-- ``NNNNNN.json``: the counts. They are written last, so a part with counts is finished.
+- ``NNNNNN.json``: the counts. They are written last, so a part that has counts is finished.
 
-``parts.json`` has the number of parts.
+``parts.json`` holds the number of parts.
 """
 
 import hashlib
@@ -54,16 +54,16 @@ def counts_path(folder: Path, number: int) -> Path:
 
 
 def read_parts(recipe: Recipe, sources: dict[str, Source], folder: Path, task_shard: TaskShard) -> None:
-    """Read and clean the parts of a task. Parts that are finished already are kept.
+    """Read and clean a task's parts, except parts that are already finished.
 
     Raises:
         RequestError: a cleaning rule needs a package or evaluation texts that are missing, or a source cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if _all_finished(folder):
-        # Listing the parts of a solid archive would read all of it.
+        # Listing the parts of a solid archive would mean reading all of it.
         return
-    # Missing requirements of a cleaning rule are reported here, not by every worker.
+    # Report what a cleaning rule is missing here, once, instead of in every worker.
     prepare(recipe.data.clean, warn=True)
     print_warnings(sources)
     workers = parallel.count(recipe.data.workers)
@@ -92,13 +92,13 @@ def read_parts(recipe: Recipe, sources: dict[str, Source], folder: Path, task_sh
 
 
 def _carried(task: tuple[Any, ...]) -> int:
-    """Bytes of content that a task of ``clean_part`` carries."""
+    """Return the bytes of content that a ``clean_part`` task carries."""
     part: Part = task[2]
     return part.carried
 
 
 def print_warnings(sources: dict[str, Source]) -> None:
-    """Print the warnings of the sources to stderr."""
+    """Print the sources' warnings to stderr."""
     for source in sources.values():
         if source.warning:
             print(source.warning, file=sys.stderr)
@@ -113,12 +113,12 @@ def _all_finished(folder: Path) -> bool:
 
 
 def part_counts(folder: Path) -> Iterator[dict[str, Any]]:
-    """Counts of the parts that are finished so far, in order."""
+    """Return the counts of the parts that are finished so far, in order."""
     return (atomic.read_json(path) for path in sorted(folder.glob("[0-9]*.json")))
 
 
 def finished_parts(folder: Path) -> list[dict[str, Any]]:
-    """Counts of every part, in order.
+    """Return the counts of all parts, in order.
 
     Raises:
         RequestError: a part is not finished.
@@ -130,7 +130,7 @@ def finished_parts(folder: Path) -> list[dict[str, Any]]:
     if missing := [number for number in range(count) if not counts_path(folder, number).exists()]:
         raise RequestError(
             f"{len(missing)} of {count} parts of the source have not been read yet (the first is {missing[0]}): "
-            f"run `{command}`, or those of its tasks that failed"
+            f"run `{command}`, or rerun the tasks that failed"
         )
     return [atomic.read_json(counts_path(folder, number)) for number in range(count)]
 
@@ -151,14 +151,14 @@ def clean_part(
         dataset: name of the source.
         source: the source.
         part: the part to read.
-        number: number of the part, over all sources.
-        folder: where its files are written.
+        number: number of the part, counted across all sources.
+        folder: where to write its files.
         section: the cleaning rules.
-        prefix: put before the id of every document.
+        prefix: prepended to every document id.
         limit: read at most this many documents.
 
     Returns:
-        Bytes of the part, and the number of documents read.
+        The part's size in bytes, and the number of documents read.
     """
     bad = BadInputs()
     counts: dict[str, Any] = {"dataset": dataset, "read": 0, "read_bytes": 0, "kept": 0, "kept_bytes": 0}
@@ -188,7 +188,7 @@ def clean_part(
 
 
 def _cleaned(table: pyarrow.Table, masked: Counter[str]) -> tuple[pyarrow.Table, pyarrow.Table]:
-    """The documents that are kept, and those that are dropped. Masked data is counted in ``masked``."""
+    """Return the documents that are kept, and the documents that are dropped. Count replacements in ``masked``."""
     cleaned = _cleaner[0](table["text"].chunk(0))
     masked.update(cleaned.masked)
     table = table.set_column(1, "text", cleaned.texts)
@@ -202,7 +202,7 @@ def _cleaned(table: pyarrow.Table, masked: Counter[str]) -> tuple[pyarrow.Table,
 
 
 def prepare(section: CleanSection, warn: bool = False) -> None:
-    """Create the cleaner of this process for ``clean_part``; ``warn``: print its warnings to stderr.
+    """Create this process's cleaner for ``clean_part``. With ``warn``, print its warnings to stderr.
 
     Raises:
         RequestError: a rule needs a package or evaluation texts that are missing.
@@ -213,12 +213,12 @@ def prepare(section: CleanSection, warn: bool = False) -> None:
             print(line, file=sys.stderr)
 
 
-#: The cleaner of this process; see ``prepare``.
+#: This process's cleaner, created by ``prepare``.
 _cleaner: list[Cleaner] = []
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Lists of documents, each with about as much text as a row group."""
+    """Yield lists of documents, each with about as much text as a row group."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -240,7 +240,7 @@ def _table(documents: list[Document], prefix: str) -> pyarrow.Table:
 
 
 def _column(values: tuple[str | None, ...], kind: pyarrow.DataType) -> pyarrow.Array:
-    """An array of strings, without surrogates, which UTF-8 cannot encode."""
+    """Convert strings to an array, and remove surrogates, which UTF-8 cannot encode."""
     try:
         return pyarrow.array(values, kind)
     except UnicodeEncodeError:
@@ -252,10 +252,10 @@ def _text_bytes(texts: pyarrow.ChunkedArray) -> int:
 
 
 def with_digests(table: pyarrow.Table) -> pyarrow.Table:
-    """The documents in the columns of ``KEPT_SCHEMA``, with the size and the digest of their texts.
+    """Convert documents to ``KEPT_SCHEMA``, by adding the size and digest of each text.
 
-    The digest of a document with a target is half a digest of the text and half a digest of text and target. Documents
-    with the same text and different targets therefore differ, but are held out together
+    If a document has a target, the first half of its digest comes from the text, and the second half from the text and
+    the target. So documents with the same text but different targets are not duplicates, but they are held out together
     (``pipeline/tokens/held_out.py``).
     """
     texts = table["text"].combine_chunks()
@@ -269,20 +269,20 @@ def with_digests(table: pyarrow.Table) -> pyarrow.Table:
 
 
 def _digests(texts: pyarrow.LargeStringArray, targets: pyarrow.LargeStringArray) -> Iterator[bytes]:
-    """The sha256 of each text. With a target: 8 bytes of it, then 8 bytes of a sha256 of both."""
+    """Yield each text's SHA-256 or, if it has a target, 8 bytes of it and 8 bytes of a SHA-256 over both."""
     text_digests = (hashlib.sha256(text).digest() for text in _views(texts))
     if targets.null_count == len(targets):
         yield from text_digests
         return
     pairs = zip(_views(compute.fill_null(targets, "")), targets.is_valid().to_pylist(), strict=True)
     for digest, (target, has_target) in zip(text_digests, pairs, strict=True):
-        # Space around a target is stripped (``pipeline/examples/supervised_blocks.py``).
+        # Whitespace around a target doesn't count (it is stripped in ``pipeline/examples/supervised_blocks.py``).
         both = digest + hashlib.sha256(bytes(target).strip()).digest()
         yield digest[:8] + hashlib.sha256(both).digest()[:8] if has_target else digest
 
 
 def _views(texts: pyarrow.LargeStringArray) -> Iterator[memoryview]:
-    """The UTF-8 bytes of each text, not copied."""
+    """Yield the UTF-8 bytes of each text, without copying."""
     _, places, data = texts.buffers()
     if not len(texts):
         return

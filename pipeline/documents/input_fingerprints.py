@@ -1,7 +1,7 @@
-"""Fingerprints of what the documents are made from.
+"""Fingerprints of the inputs that the documents are built from.
 
-Finished documents stay usable without their raw text: if it was removed, or does not answer over the network, the
-recorded fingerprints count.
+Finished documents stay usable without their raw text: if it was removed or is unreachable over the network, the
+recorded fingerprints are used instead.
 """
 
 import glob
@@ -21,18 +21,18 @@ from pipeline.sources.storage import files, remote
 from pipeline.sources.storage.digests import SourceDigests
 from pipeline.sources.storage.files import File
 
-#: Maximum number of files that a message lists.
+#: Maximum number of files to list in a message.
 _SHOWN = 3
 
 
 class _Input(NamedTuple):
-    """Something that the documents are made from.
+    """An input that the documents are built from.
 
     Attributes:
-        key: the recipe's key of its path.
-        path: the path; None: it has none.
-        name: its entries among a manifest's inputs begin with this name and a colon.
-        look_up: returns those entries: files, or a string that changes with the content.
+        key: the recipe key for its path.
+        path: the path, or None if it has none.
+        name: its entries in a manifest's inputs begin with this name and a colon.
+        look_up: returns these entries: files, or a string that changes with the content.
     """
 
     key: str
@@ -64,7 +64,7 @@ def _targets(key: str, path: str, name: str) -> _Input:
 
 
 def current(recipe: Recipe, sources: dict[str, Source], digests: SourceDigests) -> dict[str, str]:
-    """Name -> fingerprint of every input as it is now.
+    """Return a map from the name of every input to its current fingerprint.
 
     Raises:
         RequestError: there is nothing at a path.
@@ -78,7 +78,7 @@ def _fingerprints(entries: Mapping[str, str | dict[str, File]], digests: SourceD
 
 
 def changes(recorded: dict[str, str], now: dict[str, str], digests: SourceDigests) -> str:
-    """What differs between the recorded inputs of an artefact and its inputs now. Lists the files if they are known."""
+    """Describe how an artefact's recorded and current inputs differ, including the changed files if they are known."""
     lines = []
     for name in sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name)):
         names = digests.changed(name, recorded.get(name))
@@ -88,7 +88,7 @@ def changes(recorded: dict[str, str], now: dict[str, str], digests: SourceDigest
 
 
 def local_paths(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
-    """The recipe's key and path of every input on this machine, for the details of the manifest."""
+    """Return the recipe key and path of every input on this machine, for the manifest's details."""
     inputs = _inputs(recipe, sources)
     return {item.key: item.path for item in inputs if item.path is not None and _exists_here(item.path)}
 
@@ -96,19 +96,19 @@ def local_paths(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
 def current_or_recorded(
     recipe: Recipe, sources: dict[str, Source], published: Manifest | None, target: Path, digests: SourceDigests
 ) -> dict[str, str]:
-    """Like ``current``, with the recorded fingerprints of inputs that were removed or do not answer.
+    """Like ``current``, but use the recorded fingerprints of inputs that were removed or are unreachable.
 
     Args:
         recipe: the recipe.
         sources: its sources by name.
-        published: the manifest of ``target``. It is used only if its identity is that of the recipe, and for an input
-            on this machine only if it was read from the same path.
+        published: the manifest of ``target``. It is used only if its identity matches the recipe and, for an input on
+            this machine, only if the input was read from the same path.
         target: the documents artefact.
         digests: known digests of the sources' files.
 
     Raises:
         RequestError: an input cannot be found, and there is no record of it.
-        UnreachableError: the same for an input over the network.
+        UnreachableError: an input cannot be reached over the network, and there is no record of it.
     """
     identity = fingerprint.of_value(documents_identity(recipe))
     if published is not None and fingerprint.of_value(published.identity) != identity:
@@ -131,7 +131,7 @@ def current_or_recorded(
             if published is None:
                 raise
             entries.append((item, recorded(item, str(error))))
-    # Digests are recorded only if all inputs are there.
+    # Hash files, and record their digests, only after all inputs have been looked up.
     now: dict[str, str] = {}
     for item, values in entries:
         try:
@@ -146,7 +146,7 @@ def current_or_recorded(
 
 
 def _exists_here(path: str) -> bool:
-    """Whether this machine has a file at the path, below it, or matching it. True if that may not be looked up."""
+    """Return whether this machine has a file at, below or matching the path. Also true if access is denied."""
     if remote.is_url(path.removeprefix("file://")):
         return False
     local = Path(path.removeprefix("file://")).expanduser()
@@ -154,7 +154,7 @@ def _exists_here(path: str) -> bool:
         if local.is_dir():
             folders = os.walk(local, onerror=_raise, followlinks=True)
             return any(not name.startswith(".") for _, _, names in folders for name in names)
-        # A dangling link counts. pathlib globs below a folder only.
+        # A dangling link counts as existing. pathlib can only glob below a folder.
         return (
             local.exists()
             or local.is_symlink()

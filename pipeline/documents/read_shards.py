@@ -10,12 +10,12 @@ from artefacts.manifest import Manifest
 
 
 def files_by_source(folder: Path, documents: Manifest) -> dict[str, list[Path]]:
-    """The files of each source, in order."""
+    """Return the files of each source, in order."""
     return {name: [folder / file for file in files] for name, files in documents.details["files"].items()}
 
 
 def read_column(path: Path, column: str) -> pyarrow.ChunkedArray:
-    """One column of a file.
+    """Read one column of a file.
 
     Raises:
         RequestError: the file is damaged.
@@ -25,7 +25,7 @@ def read_column(path: Path, column: str) -> pyarrow.ChunkedArray:
 
 
 def group_rows(path: Path) -> list[int]:
-    """Number of rows of each row group of a file.
+    """Return the number of rows in each row group of a file.
 
     Raises:
         RequestError: the file is damaged.
@@ -36,7 +36,7 @@ def group_rows(path: Path) -> list[int]:
 
 
 def read_group(path: Path, group: int, columns: list[str]) -> pyarrow.Table:
-    """Some columns of one row group of a file.
+    """Read some columns of one row group of a file.
 
     Raises:
         RequestError: the file is damaged.
@@ -46,7 +46,7 @@ def read_group(path: Path, group: int, columns: list[str]) -> pyarrow.Table:
 
 
 def group_bytes(path: Path) -> list[int]:
-    """Uncompressed bytes of text of each row group of a file.
+    """Return the uncompressed bytes of text in each row group of a file.
 
     Raises:
         RequestError: the file is damaged.

@@ -8,7 +8,7 @@ import pyarrow.parquet as parquet
 
 from artefacts import atomic
 
-#: Text of a row group, in bytes.
+#: Approximate bytes of text per row group.
 GROUP_BYTES = 4 << 20
 
 KEPT_SCHEMA = pyarrow.schema(
@@ -36,10 +36,10 @@ class RowFile:
         """Open the file.
 
         Args:
-            path: its name when it is finished.
+            path: the file's final path, which it gets when it is complete.
             schema: its columns.
             compression: lz4 for intermediate files, zstd for published ones.
-            needed: write a file without rows, if there are none.
+            needed: write the file even if it has no rows.
         """
         self._path, self._partial = path, atomic.temp_path(path)
         self._writer = parquet.ParquetWriter(self._partial, schema, compression=compression)
@@ -71,7 +71,7 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish the file; after an exception, remove it."""
+        """Publish the file or, after an exception, remove it."""
         if kind is not None:
             self._writer.close()
             self._partial.unlink()

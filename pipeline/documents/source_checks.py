@@ -1,4 +1,4 @@
-"""Checks of the sources after reading: too many unreadable inputs, or a source without documents."""
+"""Check the sources after reading: were too many inputs unreadable, or is a source left without documents?"""
 
 import re
 import shutil
@@ -14,15 +14,15 @@ from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Source
 
 _KEY = re.compile(r"data\.clean[.\w]*\w")
-#: The recipe's keys behind reasons that name none.
+#: Recipe keys behind the reasons that don't mention one.
 _KEYS = {DUPLICATE: "data.clean.exact_dedup", NEAR_DUPLICATE: "data.clean.near_dedup"}
 
 
 def check_reading(recipe: Recipe, sources: dict[str, Source], parts: Path) -> None:
-    """Check the counts of all parts. If no document of any source is left, the parts are removed.
+    """Check the counts of all parts. If a check fails and no source has any documents left, the parts are removed.
 
     Raises:
-        RequestError: a part is not finished, too much of a source could not be read, or cleaning left none of its
+        RequestError: a part is not finished, too many inputs of a source are unreadable, or cleaning left none of its
             documents.
     """
     read = counts.by_source(finished_parts(parts))
@@ -32,7 +32,7 @@ def check_reading(recipe: Recipe, sources: dict[str, Source], parts: Path) -> No
             bad.check(recipe.data.max_bad_fraction, source.name, recipe.data.key_of(recipe.data.named_sources[name]))
         require_documents(recipe, {name: {**of, "documents": of["kept"]} for name, of in read.items()})
     except RequestError:
-        # A corrected recipe has to read everything again.
+        # Everything has to be read again with a corrected recipe.
         if not any(of["kept"] for of in read.values()):
             shutil.rmtree(parts)
         raise
@@ -42,8 +42,8 @@ def require_documents(recipe: Recipe, by_source: dict[str, dict[str, Any]]) -> N
     """Check that every source has documents.
 
     Args:
-        recipe: the recipe of the sources.
-        by_source: for each source its ``documents``, and those ``dropped`` by reason.
+        recipe: the recipe that defines the sources.
+        by_source: for each source, the number of ``documents``, and the numbers ``dropped`` by reason.
 
     Raises:
         RequestError: a source has no documents left. The message says why they were dropped and what to change.

@@ -1,18 +1,18 @@
-"""The documents stage: from sources to cleaned, deduplicated and sampled documents.
+"""The documents stage: turn sources into cleaned, deduplicated and sampled documents.
 
 The stage runs four steps in order:
 
 1. ``ingest.py`` reads and cleans every part of every source.
-2. ``duplicates.py`` compares the documents of all parts and decides which of them stay.
+2. ``duplicates.py`` compares the documents of all parts and decides which ones stay.
 3. ``write_shards.py`` writes the documents that stay.
 4. The shards are published with their manifest.
 
-Several tasks can share the first three steps. A step that was interrupted continues where it stopped.
+Several tasks can share the first three steps. An interrupted step resumes where it stopped.
 
-``documents/clean-*.parquet`` has the columns id, text, source, kind, target (null if there is none), bytes (size of the
-text in UTF-8) and digest (the first half of the text's sha256; with a target, a digest of both).
+``documents/clean-*.parquet`` has the columns id, text, source, kind, target (null if there is none), bytes (the text's
+size in UTF-8) and digest (the first half of the text's SHA-256 or, if there is a target, a digest of both).
 ``rejected-*.parquet`` holds the dropped documents with the reason. ``unreadable.json`` is written if inputs could not
-be read, and lists the first hundred of them for each reason.
+be read. It lists the first hundred of them for each reason.
 """
 
 from collections.abc import Iterator
@@ -34,12 +34,12 @@ from pipeline.sources.base import Source
 from pipeline.sources.registry import open_sources
 from pipeline.sources.storage.digests import digests_of
 
-# The steps import numpy and Arrow. They are imported only if there is work to do.
+# The steps import numpy and Arrow, so they are imported only if there is work to do.
 
 
 @contextmanager
 def _open_stage(recipe: Recipe, task_shard: TaskShard) -> Iterator[tuple[Stage, dict[str, Source]]]:
-    """Open the stage and its sources. Finished documents do not need their sources."""
+    """Open the stage and its sources. If the documents are finished, the sources may be missing."""
     target = RunLayout.of(recipe).documents
     sources = open_sources(recipe)
     published = repair_hints.read_manifest("documents", target)
@@ -52,16 +52,16 @@ def _open_stage(recipe: Recipe, task_shard: TaskShard) -> Iterator[tuple[Stage, 
 
 
 def _parts_folder(stage: Stage, sources: dict[str, Source]) -> Path:
-    """The folder of the parts. It depends on how the sources are divided, so that other parts are not reused."""
+    """Return the parts folder. Its name depends on how the sources are divided, so that no other parts are reused."""
     scheme = fingerprint.of_value([source.partition_scheme for source in sources.values()])
     return stage.scratch / f"parts-{scheme[:12]}"
 
 
 def ingest(recipe: Recipe, task_shard: TaskShard) -> list[str] | None:
-    """Read and clean the parts of a task.
+    """Read and clean a task's parts.
 
     Returns:
-        Tables of what has been read so far; None if the documents are up to date.
+        Tables about everything read so far, or None if the documents are up to date.
 
     Raises:
         RequestError: there is nothing to read, or (if one task does all the work) too much could not be read.
@@ -85,7 +85,7 @@ def find_duplicates(recipe: Recipe, task_shard: TaskShard) -> bool:
     """Compare the documents of all parts.
 
     Returns:
-        True if all comparisons are finished and it is decided which documents stay.
+        Whether all comparisons are finished and it has been decided which documents stay.
 
     Raises:
         RequestError: parts are missing, or (if one task does all the work) too much could not be read.
@@ -102,14 +102,14 @@ def find_duplicates(recipe: Recipe, task_shard: TaskShard) -> bool:
 
 
 def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
-    """Do everything that is left to do, and publish the documents. One task of several only writes its shards.
+    """Do all the remaining work and publish the documents. One of several tasks only writes its own shards.
 
     Returns:
-        The manifest; None if the documents are up to date, or one task of several has written its shards.
+        The manifest, or None if the documents were up to date or if this was one of several tasks.
 
     Raises:
-        RequestError: there is nothing to read, too many inputs are unreadable, no document of a source is left after
-            cleaning, or (for one task of several) an earlier step is not finished.
+        RequestError: there is nothing to read, too many inputs are unreadable, a source has no documents left after
+            cleaning, or (for one of several tasks) an earlier step is not finished.
     """
     with _open_stage(recipe, task_shard) as (stage, sources):
         if stage.finished:
@@ -129,10 +129,10 @@ def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
 def _publish(
     recipe: Recipe, stage: Stage, sources: dict[str, Source], parts: Path, shards: list[dict[str, Any]]
 ) -> Manifest:
-    """Publish the shards, described by their counts.
+    """Publish the shards, which are given by their counts.
 
     Raises:
-        RequestError: no document of a source is left.
+        RequestError: a source has no documents left.
     """
     from pipeline.documents import counts, source_checks
     from pipeline.documents.ingest import part_counts
@@ -150,7 +150,7 @@ def _publish(
 
 
 def outcome(published: Manifest, recipe: Recipe) -> list[str]:
-    """Lines that describe what ``build`` published."""
+    """Return lines that describe what ``build`` published."""
     counts = published.counts
     line = f"{RunLayout.of(recipe).documents}: {counts['documents']:,} documents, {compact(counts['bytes'], 'B')}; "
     line += f"{sum(counts['dropped'].values()):,} dropped"

@@ -10,7 +10,7 @@ from artefacts.pages.formats import compact
 
 
 def sources(counts_by_source: dict[str, Any]) -> list[str]:
-    """Tables of the sources, of the reasons for dropping documents, and of masked data; see ``counts.by_source``."""
+    """Return tables of the sources, the reasons for dropping documents, and masked data (see ``counts.by_source``)."""
     rows = [("source", "read", "of text", "kept", "of text", "dropped", "unreadable")]
     dropped: Counter[str] = Counter()
     masked: Counter[str] = Counter()
@@ -39,7 +39,7 @@ def sources(counts_by_source: dict[str, Any]) -> list[str]:
 
 
 def coverage(parts: Path) -> str:
-    """A line that says how many parts of the source the tables cover."""
+    """Return a line that says how many parts of the source the tables cover."""
     total = atomic.read_json(parts / "parts.json")["parts"]
     read = len(list(parts.glob("[0-9]*.json")))
     if read >= total:
@@ -48,7 +48,7 @@ def coverage(parts: Path) -> str:
 
 
 def lengths(paths: list[Path]) -> list[str]:
-    """Lengths of the documents in parquet files, in bytes of UTF-8: quantiles and a histogram."""
+    """Return quantiles and a histogram of document lengths in parquet files, in bytes of UTF-8."""
     import numpy as np
     import pyarrow.parquet as parquet
 
@@ -72,7 +72,7 @@ def lengths(paths: list[Path]) -> list[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows with aligned columns: the first column and bars to the left, numbers to the right."""
+    """Align the columns of rows. The first column and bars are left-aligned, numbers right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,7 +1,7 @@
-"""Third step of the documents stage: write the documents that stay, as the shards that are published.
+"""Third step of the documents stage: write the documents that stay to the shards that will be published.
 
-Shard NNNNN consists of consecutive parts of one source: ``clean-NNNNN.parquet``, and ``rejected-NNNNN.parquet`` if
-documents were dropped. Its counts are written last, to ``shards/NNNNN.json`` in the folder of the parts.
+Shard NNNNN covers consecutive parts of one source. It consists of ``clean-NNNNN.parquet`` and, if documents were
+dropped, ``rejected-NNNNN.parquet``. Its counts are written last, to ``shards/NNNNN.json`` in the parts folder.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from pipeline.documents.ingest import finished_parts, kept_path, rejected_path, 
 from pipeline.documents.row_files import KEPT_SCHEMA, REJECTED_SCHEMA, SOURCE_COLUMNS, RowFile
 from pipeline.parallel import ALL_TASKS, TaskShard
 
-#: Approximate text of a clean shard, in bytes.
+#: Approximate bytes of text per clean shard.
 _SHARD_BYTES = 256 << 20
 
 DUPLICATE = "the same text as an earlier document"
@@ -38,9 +38,9 @@ class Shard(NamedTuple):
     """One file of the published documents.
 
     Attributes:
-        number: its number, over all sources.
+        number: number of the shard, counted across all sources.
         dataset: the source of its documents.
-        parts: numbers of its parts.
+        parts: numbers of the parts that it covers.
     """
 
     number: int
@@ -49,10 +49,10 @@ class Shard(NamedTuple):
 
 
 def write_shards(recipe: Recipe, parts: Path, work: Path, task_shard: TaskShard) -> list[dict[str, Any]]:
-    """Write the shards of a task into ``work``. Shards that are written already are kept.
+    """Write a task's shards to ``work``, except shards that are already written.
 
     Returns:
-        The counts of every shard if the task has all of them, else nothing.
+        The counts of every shard if one task does all the work, otherwise an empty list.
 
     Raises:
         RequestError: a part is not finished, duplicates are not resolved, or a part is damaged.
@@ -62,7 +62,7 @@ def write_shards(recipe: Recipe, parts: Path, work: Path, task_shard: TaskShard)
     counts = parts / "shards"
     counts.mkdir(exist_ok=True)
     if task_shard == ALL_TASKS:
-        # Another division of the same sources may have left more shards.
+        # An earlier attempt that divided the same sources differently may have left behind more shards.
         for path in work.glob("*.parquet"):
             if int(path.stem.rpartition("-")[2]) >= len(shards):
                 path.unlink()
@@ -78,7 +78,7 @@ def write_shards(recipe: Recipe, parts: Path, work: Path, task_shard: TaskShard)
 
 
 def plan(counts: list[dict[str, Any]]) -> list[Shard]:
-    """The shards. They depend only on the counts of the parts."""
+    """Divide the parts into shards. The result depends only on the parts' counts."""
     shards: list[Shard] = []
     parts: list[int] = []
     size = 0
@@ -99,7 +99,7 @@ def clean_name(number: int) -> str:
 def write_shard(
     shard: Shard, parts: Path, counts: Path, work: Path, section: CleanSection, thresholds: SampleThresholds
 ) -> int:
-    """Write one shard, unless its counts exist; returns its number of parts."""
+    """Write one shard, unless its counts already exist. Returns its number of parts."""
     counts_path = counts / f"{shard.number:05d}.json"
     if counts_path.exists():
         return len(shard.parts)
@@ -136,11 +136,11 @@ def _groups(path: Path) -> Iterator[pyarrow.Table]:
 
 
 class _Filtered(NamedTuple):
-    """A row group without duplicates and documents that are not sampled.
+    """A row group after removing duplicates and documents that are not sampled.
 
     Attributes:
         kept: the documents that stay.
-        dropped: the documents that are dropped, with the reason.
+        dropped: the dropped documents, with the reason.
         not_sampled: number of documents that are not sampled.
         removed_lines: number of lines that were removed.
     """
@@ -154,7 +154,7 @@ class _Filtered(NamedTuple):
 def _filtered(
     number: int, parts: Path, dataset: str, section: CleanSection, thresholds: SampleThresholds
 ) -> Iterator[_Filtered]:
-    """The row groups of a part."""
+    """Yield the filtered row groups of a part."""
     duplicates = verdict(parts, section, number)
     start = 0
     for table in _groups(kept_path(parts, number)):

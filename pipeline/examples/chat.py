@@ -1,7 +1,7 @@
-"""The examples stage: chat examples for fine-tuning. A part of them is held out for evaluation.
+"""The examples stage: build chat examples for fine-tuning, some of them held out for evaluation.
 
 ``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, labels (-100 where there is no loss),
-source, question and answer. See ``pipeline/examples/split.py`` for the split.
+source, question and answer. ``pipeline/examples/split.py`` describes the split.
 """
 
 import os
@@ -30,7 +30,7 @@ from pipeline.sources.storage.digests import digests_of
 TOO_LONG = "longer than finetune.max_length"
 REPEATED = "the same conversation as an earlier example"
 NOT_SAMPLED = "not sampled (finetune.examples.max_examples)"
-#: Key -> the reason for which it drops examples.
+#: Recipe key -> the reason it gives for dropping examples.
 _LIMITS = {"finetune.max_length": TOO_LONG, "finetune.examples.max_examples": NOT_SAMPLED}
 
 
@@ -44,11 +44,11 @@ class Example(NamedTuple):
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Build and publish the examples; None if they are up to date.
+    """Build and publish the examples. Returns the manifest, or None if they were up to date.
 
     Raises:
         RequestError: the recipe has no finetune section, the tokenizer or tokens are missing, too many records are
-            unreadable, or too few examples are left.
+            unusable, or too few examples are left.
     """
     section = recipe.finetune
     if section is None:
@@ -85,7 +85,7 @@ def build(recipe: Recipe) -> Manifest | None:
 
 
 def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> tuple[list[Example], dict[str, Any]]:
-    """Every usable example, in the order of the source, and counts."""
+    """Return all usable examples, in source order, and the counts for the manifest."""
     from pipeline.cleaning.normalize import Normalizer
 
     normalizer = Normalizer(recipe.data.clean.unicode, recipe.data.clean.fix_text)
@@ -114,7 +114,7 @@ def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: 
     from pipeline.sources.pydocs import PydocsSource
 
     section = _pydocs(recipe)
-    # Questions need the first line of a document, which documents with targets do not have.
+    # Questions need a document's first line, which documents with targets don't have.
     source = replace(PydocsSource.of(section or SourceSection(), recipe), target_field=None)
     held_out: frozenset[str] = frozenset()
     if section:
@@ -134,17 +134,17 @@ def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: 
 
 
 def _pydocs(recipe: Recipe) -> SourceSection | None:
-    """The pydocs source of the documents, if there is one. No examples are made from its validation documents."""
+    """Return the recipe's pydocs source, or None. Its validation documents must not become examples."""
     return next((section for section in recipe.data.named_sources.values() if section.kind == "pydocs"), None)
 
 
 def _plain(answer: str) -> str:
-    """A text for comparison, without differences in case and spacing."""
+    """Return the text without differences in case and spacing, for comparison."""
     return " ".join(answer.casefold().split())
 
 
 def _unrepeated(examples: list[Example], dropped: Counter[str]) -> list[Example]:
-    """The examples without repeated conversations."""
+    """Return the examples without repeated conversations."""
     seen: set[str] = set()
     kept = []
     for example in examples:
@@ -158,7 +158,7 @@ def _unrepeated(examples: list[Example], dropped: Counter[str]) -> list[Example]
 
 
 def _write(examples: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
-    """Render, sample, split and write the examples; returns the counts of both sides."""
+    """Render, sample, split and write the examples. Returns the counts for both sides of the split."""
     from pipeline.examples.split import split
     from tokenizer import chat_template
 
@@ -183,7 +183,7 @@ def _write(examples: list[Example], work: Path, recipe: Recipe, dropped: Counter
 
 
 def _rendered(examples: list[Example], recipe: Recipe, max_length: int, dropped: Counter[str]) -> list[dict[str, Any]]:
-    """The examples that are not too long, with their ids and labels."""
+    """Return the examples that are not too long, with their ids and labels."""
     from tokenizer import chat_template
     from tokenizer.registry import load_tokenizer
 
@@ -203,7 +203,7 @@ def _rendered(examples: list[Example], recipe: Recipe, max_length: int, dropped:
 def _sampled(
     rows: list[dict[str, Any]], seed: int, section: FinetuneSection, dropped: Counter[str]
 ) -> list[dict[str, Any]]:
-    """At most ``finetune.examples.max_examples`` of the rows."""
+    """Return a sample of at most ``finetune.examples.max_examples`` rows."""
     import numpy as np
 
     from artefacts.hashing import keyed_hashes, smallest
@@ -218,7 +218,7 @@ def _sampled(
 
 
 def _too_few(left: int, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
-    """The error for too few examples, with the reasons for dropped examples and what to change."""
+    """Return the error for too few examples. It says why examples were dropped and what to change."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
     hints = ["add text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
     hints += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]

@@ -6,7 +6,7 @@ from configs.schema import Recipe
 
 
 def examples_identity(recipe: Recipe) -> dict[str, Any]:
-    """The recipe keys that the examples depend on, for a model that is trained on documents with targets."""
+    """Return the recipe keys that the examples depend on, for a model trained on documents with targets."""
     identity = {
         "task": recipe.task,
         "context_length": recipe.train.context_length,

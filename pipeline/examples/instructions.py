@@ -17,15 +17,15 @@ Messages = list[dict[str, str]]
 
 _ROLES = ("system", "user", "assistant")
 
-#: The formats of files, for messages.
+#: The supported file formats, for messages.
 FORMATS = (
     "use JSON lines (.jsonl, .ndjson) or one JSON array (.json) of records with instruction, output and optionally "
     "input, or with messages that have role and content"
 )
-#: Beginning of a reason -> what to do about such records.
+#: How a reason begins -> what to do about such records.
 HINTS = {
     **signatures.HINTS,
-    "unreadable file": "download or repair these files of finetune.examples.path again, or remove them",
+    "unreadable file": "download these files of finetune.examples.path again, or repair or remove them",
     "invalid UTF-8": "save the files of finetune.examples.path as UTF-8",
     "malformed ": f"check finetune.examples.path: {FORMATS}",
     "not a JSON object": f"check finetune.examples.path: {FORMATS}",
@@ -38,7 +38,7 @@ HINTS = {
 
 
 def fingerprints(path: str, digests: SourceDigests) -> dict[str, str]:
-    """Fingerprints of the files of ``finetune.examples.path``.
+    """Return the fingerprint of the files in ``finetune.examples.path``.
 
     Raises:
         RequestError: there are no files.
@@ -47,7 +47,7 @@ def fingerprints(path: str, digests: SourceDigests) -> dict[str, str]:
 
 
 def find(path: str) -> dict[str, File]:
-    """The files of ``finetune.examples.path``.
+    """Return the files in ``finetune.examples.path``.
 
     Raises:
         RequestError: there are none.
@@ -58,7 +58,7 @@ def find(path: str) -> dict[str, File]:
 def conversations(
     paths: dict[str, File], normalized: Callable[[str], str], bad: BadInputs
 ) -> Iterator[tuple[str, Messages]]:
-    """(where it is, messages) of every usable record, in order. Others are counted in ``bad``.
+    """Yield (location, messages) for each usable record, in order. Count the others in ``bad``.
 
     ``normalized`` is applied to every text.
     """
@@ -96,7 +96,7 @@ def _records(text: str, name: str, bad: BadInputs) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             bad.add("malformed JSON array", f"{name}: {error}")
         return
-    # Not splitlines, because JSON can contain U+2028 and similar characters.
+    # Don't use splitlines: it also splits at U+2028 and similar characters, which JSON strings can contain.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -106,14 +106,14 @@ def _records(text: str, name: str, bad: BadInputs) -> Iterator[tuple[str, Any]]:
 
 
 class _UnusableError(Exception):
-    """Why a record cannot be used."""
+    """A record is unusable. The message is the reason."""
 
 
 def _messages(record: Any, normalized: Callable[[str], str]) -> Messages | str:
-    """The messages of a record, or why it has none."""
+    """Return a record's messages, or the reason why it is unusable."""
     if not isinstance(record, dict):
         return "not a JSON object"
-    # If all records have the same columns, those of the other format are null.
+    # In a file where all records have the same columns, the ones for the other format are null.
     fields = {name: value for name, value in record.items() if value is not None}
     try:
         if "messages" in fields:
@@ -150,15 +150,15 @@ def _conversation(messages: Any, normalized: Callable[[str], str]) -> Messages |
     return plain
 
 
-#: JSON's names of values that are not text.
+#: What to call JSON values that are not text.
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 def _text(value: Any, name: str, normalized: Callable[[str], str]) -> str:
-    """A normalized text.
+    """Return the value as normalized text.
 
     Raises:
-        _UnusableError: the value is not text, or has lone surrogates, which UTF-8 cannot encode.
+        _UnusableError: the value is not text, or contains lone surrogates, which UTF-8 cannot encode.
     """
     if value is None:
         raise _UnusableError(f"{name} is null")

@@ -1,4 +1,4 @@
-"""Questions about documented functions. The answer is the first sentence of the docstring."""
+"""Questions about documented functions. The answer is the docstring's first sentence."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ _LEAST_CHARS, _MOST_CHARS, _LEAST_WORDS = 20, 240, 4
 
 
 class Question(NamedTuple):
-    """A question and its answer, and the id of the document that both are from."""
+    """A question, its answer, and the id of the document that both come from."""
 
     question: str
     answer: str
@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
 
 def answer(text: str) -> str | None:
-    """The first sentence of a function's docstring, on one line; None: it is not suitable as an answer."""
+    """Return the first sentence of a function's docstring, on one line, or None if it is not a suitable answer."""
     paragraph = text.partition("\n\n")[2].split("\n\n", 1)[0]
     flat = " ".join(_MARKUP.sub(lambda match: match[1] or match[2], paragraph).split())
     first = _SENTENCE.match(flat)
@@ -59,10 +59,10 @@ def answer(text: str) -> str | None:
 def questions(
     documents: Iterable[Document], held_out: frozenset[str], seed: int, dropped: dict[str, int]
 ) -> Iterator[Question]:
-    """A question for each public function with a suitable answer, except those whose document is in ``held_out``.
+    """Yield a question for each public function with a suitable answer, unless its document is in ``held_out``.
 
-    Functions with the same answer as a held-out document are skipped too. Of several functions with the same answer,
-    only the first one has a question. Skipped functions are counted by reason in ``dropped``.
+    Functions with the same answer as a held-out document are skipped too. If several functions have the same answer,
+    only the first one gets a question. Skipped functions are counted by reason in ``dropped``.
     """
     functions = [document for document in documents if document.kind == "function"]
     secret = {answer(document.text) for document in functions if document.id in held_out} - {None}

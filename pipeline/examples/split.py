@@ -1,15 +1,17 @@
-"""Choose which chat examples are held out, so that training examples do not reveal their answers.
+"""Choose which chat examples to hold out, such that training examples don't give away their answers.
 
-Examples are tied, so that they are on the same side, if they have
+Two examples are tied, which means that they are put on the same side, if they have
 
 - the same question, ignoring case, spacing and punctuation;
-- nearly the same question: with other numbers, with one word added, removed or changed, with the words in another
-  order, or (for long questions) with many of the same word sequences, by MinHash as for near duplicates of documents;
+- nearly the same question: with different numbers; with one word added, removed or changed; with the words in a
+  different order; or (for long questions) with many word sequences in common, found by MinHash as for near-duplicate
+  documents;
 - the same answer.
 
-What many examples share, such as a template of questions, a class label or a stock phrase, does not tie them, and some
-examples with a common answer are always left for training. In a conversation, each assistant message is an answer, and
-its question consists of all user messages so far. The split depends on the seed and the examples, not on their order.
+Something that many examples share, such as a question template, a class label or a stock phrase, doesn't tie them, and
+some examples with a common answer are always left for training. In a conversation, each assistant message is an answer,
+and its question consists of all user messages so far. The split depends on the seed and the examples, not on their
+order.
 """
 
 import re
@@ -33,17 +35,17 @@ Hashes = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 Messages = Sequence[Mapping[str, str]]
 
-#: An answer of more examples than this is common, and a question of more examples is a template.
+#: An answer that more examples than this share is common, and a question that more examples share is a template.
 _FEW = 10
-#: Answers with fewer bytes can be class labels, for which a lower limit applies.
+#: Answers with fewer bytes than this may be class labels, so a lower limit applies to them.
 _SHORT_BYTES, _FEW_SHORT = 32, 3
-#: Questions with a number of words in this range are compared without one word. From ``_LONG`` words on, MinHash is
-#: used.
+#: Questions with a number of words in this range are also compared with one word left out. Questions with at least
+#: ``_LONG`` words are also compared by MinHash.
 _LEAST_WORDS, _MOST_WORDS, _LONG = 4, 64, 20
-#: Number of questions that are sketched at a time.
+#: Number of questions to sketch at a time.
 _BLOCK = 1 << 14
 
-#: Words as in ``pipeline/ngrams.py``, but each Chinese or Japanese character is a word.
+#: Words are as in ``pipeline/ngrams.py``, except that each Chinese or Japanese character is a word.
 _MARKS = r"\s\x00-/:-@\[-`{-\xbf\u060c\u061b\u061f\u0964\u0965\u2000-\u206f\u3000-\u303f"
 _CJK = r"\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(f"[{_CJK}]|[^{_MARKS}{_CJK}]+")
@@ -55,7 +57,8 @@ class Split(NamedTuple):
 
     Attributes:
         held_out: mask of the held-out examples. At least one is held out, and at least one is not.
-        warning: why far fewer examples are held out than requested, or why tied examples are on both sides; or None.
+        warning: explains why far fewer examples are held out than requested, or why tied examples are on both sides.
+            None if neither is the case.
     """
 
     held_out: Mask
@@ -66,10 +69,10 @@ class _Turns(NamedTuple):
     """The assistant messages of all examples.
 
     Attributes:
-        examples: [turns] the example of each message.
-        questions, answers: [turns] indices into the distinct texts; -1: there is no text.
-        last: [turns] whether it is the last message of its example.
-        question_texts, answer_texts: the distinct texts; see ``_comparable``.
+        examples: [turns] the example that each message belongs to.
+        questions, answers: [turns] indices into the distinct texts, or -1 if there is no text.
+        last: [turns] whether the message is the last one in its example.
+        question_texts, answer_texts: the distinct texts, as returned by ``_comparable``.
     """
 
     examples: Ints
@@ -81,17 +84,17 @@ class _Turns(NamedTuple):
 
 
 class _Answers(NamedTuple):
-    """Distinct pairs of answer and example, as parallel arrays."""
+    """Distinct (answer, example) pairs, as parallel arrays."""
 
     answers: Ints
     examples: Ints
 
 
 def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Split:
-    """Split two or more conversations so that about ``fraction`` of them are held out."""
+    """Split two or more conversations so that about ``fraction`` of them is held out."""
     count = len(conversations)
     target = min(max(round(fraction * count), 1), count - 1)
-    # Answers of more examples than the held-out side has room for are common too.
+    # An answer that more examples share than the held-out side has room for is common too.
     few = min(_FEW, max(target, 2))
     turns = _turns(conversations)
     common, rare = _by_frequency(turns, few)
@@ -102,7 +105,7 @@ def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Spli
     hashes = keyed_hashes(
         seed, "held-out", ("\0".join(message["content"] for message in messages) for messages in conversations)
     )
-    # What the sides have to share so that both have examples. Almost always nothing.
+    # What the two sides must share for both to have any examples. Almost always nothing.
     levels = (
         ("", all_ties),
         ("an answer or nearly a question", same_question),
@@ -149,13 +152,13 @@ def _turns(conversations: Sequence[Messages]) -> _Turns:
 
 
 def _comparable(text: str) -> str:
-    """The words of a text in lower case, separated by spaces; the text itself if it has no words."""
+    """Return the text's words in lowercase, separated by spaces, or if it has no words, the text itself."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_WORD.findall(text)) or " ".join(text.split())
 
 
 def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
-    """The common answers, and the rare answers."""
+    """Return the common answers and the rare answers."""
     has_answer = turns.answers >= 0
     answers, examples = _distinct(turns.answers[has_answer], turns.examples[has_answer])
     short = np.array([len(text.encode()) < _SHORT_BYTES for text in turns.answer_texts], bool)
@@ -165,9 +168,10 @@ def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
 
 
 def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
-    """The root of each example, where examples are tied by the families of their questions.
+    """Tie examples whose questions are in the same family, and return the root of each example.
 
-    The first question of a few conversations ties them as well. A greeting that begins many of them does not.
+    The last question of a conversation always counts. An earlier one ties conversations only if few have it, so a
+    greeting that begins many conversations does not.
     """
     parent = np.arange(count)
     has_question = turns.questions >= 0
@@ -183,12 +187,13 @@ def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
 
 
 def _families(questions: list[str], few: int) -> Ints:
-    """For each question the first of similar questions; the question itself if these are many, as for a template."""
+    """Return, for each question, the first similar question, or itself if many are similar (as for a template)."""
     parent = np.arange(len(questions))
     texts = pyarrow.array([_NUMBER.sub("0", question) for question in questions], pyarrow.large_string())
     hashes, owners = sequences(pyarrow.chunked_array([texts]), 1)
     words = np.bincount(owners, minlength=len(questions))
-    # A sum of hashes does not depend on the order. Without one of them, it is the sum of a question without that word.
+    # A sum of hashes does not depend on word order. Subtracting one hash gives the sum for the question without that
+    # word.
     totals = np.zeros(len(questions), np.uint64)
     np.add.at(totals, owners, hashes)
     named = np.flatnonzero(words)
@@ -202,7 +207,7 @@ def _families(questions: list[str], few: int) -> Ints:
 
 
 def _bands(texts: pyarrow.LargeStringArray, chosen: Ints) -> tuple[Hashes, Ints]:
-    """MinHash keys of the chosen texts, and the text of each key."""
+    """Return the MinHash keys of the chosen texts, and the text that each key belongs to."""
     near = NearDuplicatesSection()
     keys = [np.zeros(0, np.uint64)]
     for start in range(0, len(chosen), _BLOCK):
@@ -214,7 +219,7 @@ def _bands(texts: pyarrow.LargeStringArray, chosen: Ints) -> tuple[Hashes, Ints]
 
 
 def _distinct(keys: NDArray[np.generic], members: Ints) -> tuple[NDArray[np.generic], Ints]:
-    """The distinct pairs, in order of the key."""
+    """Return the distinct pairs, sorted by key."""
     order = np.lexsort((members, keys))
     keys, members = keys[order], members[order]
     is_new = np.ones(len(keys), bool)
@@ -223,7 +228,7 @@ def _distinct(keys: NDArray[np.generic], members: Ints) -> tuple[NDArray[np.gene
 
 
 def _tie(parent: Ints, keys: NDArray[np.generic], members: Ints, most: int | None = None) -> None:
-    """Join the members of each key, in place, except those of keys with more than ``most`` members."""
+    """Join the members of each key, in place. Keys with more than ``most`` members are skipped."""
     keys, members = _distinct(keys, members)
     same = keys[1:] == keys[:-1]
     if most is not None:
@@ -234,10 +239,10 @@ def _tie(parent: Ints, keys: NDArray[np.generic], members: Ints, most: int | Non
 
 
 def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
-    """Hold out groups of tied examples in the order of their smallest hashes, up to ``target`` examples.
+    """Hold out groups of tied examples, ordered by their smallest hash, up to ``target`` examples in total.
 
-    A group that has all examples of a common answer is skipped. If no group fits, the smallest one is held out if it
-    has at most twice as many examples. The mask may be empty.
+    A group is skipped if it would leave no training example for a common answer. If no group fits, the smallest one is
+    held out, provided it has at most ``2 * target`` examples. The mask may be all False.
     """
     _, group, sizes = np.unique(ties, return_inverse=True, return_counts=True)
     least = np.full(len(sizes), ~np.uint64(0))
@@ -250,7 +255,10 @@ def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
     room = target
 
     def hold_out(number: int, most: int) -> int:
-        """Hold out a group of at most ``most`` examples, unless it is all of a common answer; returns its size or 0."""
+        """Hold out a group, unless it has more than ``most`` examples or all that are left with a common answer.
+
+        Returns its size, or 0 if it is not held out.
+        """
         in_group = Counter(answers[ends[number] : ends[number + 1]].tolist())
         if sizes[number] > most or any(left[answer] <= count for answer, count in in_group.items()):
             return 0

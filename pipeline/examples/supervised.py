@@ -1,7 +1,7 @@
-"""The examples stage of supervised models. The target of a text is a label per token, another text, or a class.
+"""The examples stage for supervised models. A text's target is a label per token, another text, or a class.
 
-``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, targets (ids) or label (index of the
-class), and source (id of the document). Documents are split by their digests, like those of token shards.
+``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, targets (ids) or label (class index), and
+source (document id). Documents are split by their digests, as they are for token shards.
 """
 
 from collections import Counter
@@ -21,16 +21,16 @@ from pipeline import parallel
 from pipeline.examples.identity import examples_identity
 from tokenizer.train import require
 
-#: Maximum number of classes that a message lists.
+#: Maximum number of classes to list in a message.
 _NAMED = 30
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Build and publish the examples; None if they are up to date.
+    """Build and publish the examples. Returns the manifest, or None if they were up to date.
 
     Raises:
-        RequestError: documents or tokenizer are missing, damaged or of another recipe; the number of classes is not
-            ``model.classes``; or no training example or no held-out example is left.
+        RequestError: the documents or the tokenizer are missing, damaged or built with another recipe; the number of
+            classes is not ``model.classes``; or no training example or no held-out example is left.
     """
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, "data")
@@ -65,10 +65,10 @@ def build(recipe: Recipe) -> Manifest | None:
 
 
 def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
-    """The names of the classes, in order.
+    """Return the class names, sorted.
 
     Raises:
-        RequestError: their number is not that of the model.
+        RequestError: their number is not ``model.classes``.
     """
     from pipeline.documents import read_shards
     from pipeline.examples.supervised_blocks import trimmed
@@ -93,7 +93,7 @@ def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
 def _encode(
     recipe: Recipe, files: dict[str, list[Path]], classes: tuple[str, ...], stage: Stage
 ) -> tuple[dict[str, Any], list[str]]:
-    """Write the files. Returns the counts for the manifest, and the sources of which a document had to be held out."""
+    """Write the files. Returns the counts for the manifest, and the sources whose held-out document was forced."""
     from pipeline.examples import supervised_blocks
     from pipeline.tokens import encode, held_out
     from tokenizer.registry import load_tokenizer
@@ -108,7 +108,7 @@ def _encode(
     planned = encode.plan(files)
     left = [block for block in planned if not supervised_blocks.counts_path(stage.scratch, block.number).exists()]
     folder = RunLayout.of(recipe).tokenizer
-    # Compile the C code once, here, and not in every process.
+    # Compile the C code once, here, instead of in every process.
     load_tokenizer(folder).prepare()
     workers = parallel.count(recipe.data.workers)
     tasks = [(block, stage.work, stage.scratch) for block in left]
@@ -139,7 +139,7 @@ def _totals(blocks: list[dict[str, Any]], task: str) -> dict[str, Any]:
 
 
 def _require_both(counts: dict[str, Any], recipe: Recipe) -> None:
-    """Raise ``RequestError`` if there are no training examples or no held-out examples."""
+    """Raise ``RequestError`` unless there are both training and held-out examples."""
     for side, what in (("train", "training"), ("held_out", "held-out")):
         if not counts[side].get("examples"):
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts["dropped"].items()) or "none"

@@ -1,7 +1,7 @@
 """Encode documents with targets into supervised examples, in independent blocks.
 
-Block N (see ``pipeline.tokens.encode``) writes ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet``, if it has
-examples for that side. Its counts, ``NNNNN.json``, are written last, so a block with that file is finished.
+Block N (see ``pipeline.tokens.encode``) writes ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet``, each only if it
+has examples for that side. Its counts, ``NNNNN.json``, are written last, so a block with that file is finished.
 """
 
 from collections import Counter
@@ -27,19 +27,19 @@ OTHER_LENGTH = "target whose length in tokens differs from its text"
 NO_TARGET = "empty target"
 NO_TEXT = "text without a token"
 
-#: Prefix of the files of a side -> its name in the counts.
+#: A side's file name prefix -> its name in the counts.
 SIDES = {"train": "train", "held-out": "held_out"}
 
 Mask = NDArray[np.bool_]
 
 
 class Task(NamedTuple):
-    """The task of the model.
+    """What the model is trained to do.
 
     Attributes:
         kind: see ``ModelSection``.
-        context_length: tokens of the longest example.
-        classes: the names of the classes, in order. A label is an index.
+        context_length: maximum number of tokens per example.
+        classes: the class names, in order. A label is an index into them.
     """
 
     kind: Literal["token_classification", "seq2seq", "sequence_classification"]
@@ -54,14 +54,14 @@ class Task(NamedTuple):
 
 
 class _Examples(NamedTuple):
-    """Examples of a row group.
+    """The examples from one row group.
 
     Attributes:
         table: the examples in ``Task.schema``, including dropped ones.
-        reasons: index into ``names`` of the reason for dropping each example; -1: it is kept.
+        reasons: for each example, the index in ``names`` of the reason for dropping it, or -1 if it is kept.
         names: the reasons.
-        tokens, targets: number of tokens and targets of each example.
-        cut: which of them were truncated.
+        tokens, targets: number of tokens and of targets in each example.
+        cut: mask of the examples that were truncated.
     """
 
     table: pyarrow.Table
@@ -90,7 +90,7 @@ def counts_path(folder: Path, number: int) -> Path:
 
 
 def encode(block: Block, work: Path, counted: Path) -> int:
-    """Write the examples of a block to ``work``, and their counts to ``counted``; returns the bytes of its text."""
+    """Write a block's examples to ``work`` and their counts to ``counted``. Returns the block's bytes of text."""
     tokenizer, task, thresholds = _state[0]
     dropped: Counter[str] = Counter()
     counts_by_side: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
@@ -145,7 +145,7 @@ def _labels(examples: _Examples, chosen: Mask, task: Task) -> Iterator[str]:
 
 
 def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Examples:
-    """The examples of documents."""
+    """Convert documents into examples."""
     most = task.context_length
     ids, lengths = tokenizer.encode_column(documents["text"], end=False)
     cut = np.zeros(len(lengths), bool)
@@ -163,7 +163,7 @@ def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Ex
         labels_or_targets = _lists(target_ids, targets)
         faults.append((NO_TARGET, targets == 0))
         if task.kind == "seq2seq":
-            # The model also predicts the end.
+            # The model also predicts the end-of-text token.
             targets = targets + 1
         faults.append((TOO_LONG, (lengths > most) | (targets > most)))
         if task.kind == "token_classification":
@@ -178,7 +178,7 @@ def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Ex
 
 
 def trimmed(targets: pyarrow.Array) -> pyarrow.Array:
-    """Labels without surrounding space; null if nothing is left."""
+    """Strip whitespace around labels. A label becomes null if nothing is left."""
     stripped = compute.utf8_trim_whitespace(targets)
     return compute.if_else(compute.equal(stripped, ""), None, stripped)
 
@@ -186,7 +186,7 @@ def trimmed(targets: pyarrow.Array) -> pyarrow.Array:
 def _shortened(
     ids: NDArray[np.int32], lengths: NDArray[np.int32], most: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The first ``most`` ids of each text."""
+    """Return the first ``most`` ids of each text, and the new lengths."""
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     places = np.arange(len(ids)) - np.repeat(starts, lengths)
     return ids[places < most], np.minimum(lengths, most)

@@ -1,4 +1,4 @@
-"""Preview of a source: read and clean its first documents in a temporary folder. The run's files stay as they are."""
+"""Preview a source: read and clean its first documents in a temporary folder, without touching the run's files."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from pipeline.sources.base import Part, Source
 from pipeline.sources.pydocs import PydocsSource
 from pipeline.sources.registry import open_sources
 
-#: Stop if none of the first 1000 inputs of a source can be read (or of ``limit``, if that is larger).
+#: Give up on a source if none of its first 1000 inputs (or of its first ``limit``, if that is more) can be read.
 _PATIENCE = 1000
 
 
 def preview(recipe: Recipe, limit: int) -> list[str]:
-    """Tables of the first ``limit`` documents of each source.
+    """Return tables about the first ``limit`` documents of each source.
 
     Raises:
         RequestError: no input of a source could be read.
@@ -42,7 +42,7 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
                     source = source.first(limit, folder / "pydocs")
                 patient = _Patient(source, max(limit, _PATIENCE))
                 for part in source.parts(workers):
-                    # ``clean_part`` calls only ``read`` of a source.
+                    # ``clean_part`` calls only a source's ``read``.
                     readable = cast(Source, patient)
                     _, read = clean_part(
                         dataset, readable, part, number, folder, recipe.data.clean, id_prefix(recipe, dataset), left
@@ -62,7 +62,7 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
 
 
 class _Patient:
-    """Reads a source, and gives up if none of its first inputs, over all parts, can be read."""
+    """Reads a source, and gives up if none of its first inputs can be read, counted across parts."""
 
     def __init__(self, source: Source, patience: int) -> None:
         self._source = source

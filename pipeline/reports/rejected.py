@@ -8,16 +8,16 @@ from artefacts.errors import RequestError
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
-#: Maximum characters of a document that are shown.
+#: Maximum number of characters to show of a document.
 _SHOWN_CHARS = 200
 
 
 def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
-    """Lines with the number of dropped documents by reason, then id, reason and beginning of some of them.
+    """Yield the number of dropped documents by reason, then the id, reason and beginning of some of them, as lines.
 
     Args:
-        recipe: the recipe of the documents.
-        reason: text that the reason must contain, ignoring case; None: any reason.
+        recipe: the recipe that the documents were built with.
+        reason: text that the reason must contain, ignoring case, or None for any reason.
         limit: maximum number of documents to show.
 
     Raises:
@@ -44,7 +44,7 @@ def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
 
 
 def _first(paths: list[Path], reasons: list[str], limit: int) -> Iterator[str]:
-    """The first documents with these reasons. One row group is held in memory at a time."""
+    """Yield the first documents with these reasons. Only one row group at a time is held in memory."""
     import pyarrow
     import pyarrow.compute as compute
 
@@ -70,5 +70,5 @@ def _first(paths: list[Path], reasons: list[str], limit: int) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """The text on one line, without control characters."""
+    """Return the text on one line, without control characters."""
     return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))

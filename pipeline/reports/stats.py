@@ -1,4 +1,4 @@
-"""Statistics of the data artefacts of a run: a table from their manifests, and a page with plots from their files."""
+"""Statistics about a run's data artefacts: a table from their manifests, and a page with plots from their files."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def stats(recipe: Recipe) -> tuple[list[str], Path]:
     """Write the page. Returns the lines of the table, and the path of the page.
 
     Raises:
-        RequestError: the run has no data artefact, or one of them is damaged.
+        RequestError: the run has no data artefacts, or one of them is damaged.
     """
     layout = RunLayout.of(recipe)
     read = {name: repair_hints.read_manifest(name, getattr(layout, name)) for name in _ARTEFACTS}
@@ -39,7 +39,7 @@ def _table(layout: RunLayout, manifests: dict[str, Manifest]) -> list[str]:
 
 
 def _reported_counts(published: Manifest) -> dict[str, Any]:
-    """The counts, without ``not_sampled`` if the recipe samples no source."""
+    """Return the counts, without ``not_sampled`` if the recipe doesn't sample any source."""
     sources = published.identity.get("sources", {})
     if any(section.get("sample_bytes") for section in sources.values()):
         return published.counts
@@ -51,14 +51,14 @@ def _reported_counts(published: Manifest) -> dict[str, Any]:
 
 
 def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
-    """Lines of names and numbers. If there are several sources, each has a column, and there is one for the total."""
+    """Return lines of names and numbers. Several sources have a column each, followed by one for the total."""
     total = {key: value for key, value in counts.items() if key != "sources"}
     sources = counts.get("sources", {})
     counts_of_columns = [*sources.values(), total]
     columns = [_flat(of) | (_ratios(of) if ratios else {}) for of in counts_of_columns]
     rows = [("", *sources, "total")] if sources else []
     for key in columns[-1]:
-        # A missing count of a source is 0, and empty if it is only counted over all sources.
+        # A count that a source lacks is 0, or an empty cell if it is only counted over all sources together.
         empty = ["0" if key.split(": ")[0].replace(" ", "_") in of else "" for of in counts_of_columns]
         rows.append((key, *(figures.get(key, none) for figures, none in zip(columns, empty, strict=True))))
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
@@ -69,7 +69,7 @@ def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
 
 
 def _flat(counts: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Names and numbers of nested counts. The names of sides are prefixes; reasons and classes are not changed."""
+    """Flatten nested counts to names and numbers. Outer names become prefixes. Reasons and classes are kept as is."""
     rows: dict[str, str] = {}
     for key, value in counts.items():
         label = key if prefix.endswith(("dropped: ", "bad inputs: ", "classes: ")) else key.replace("_", " ")

@@ -1,4 +1,4 @@
-"""The page of ``python -m pipeline stats``: sources, lengths, dropped documents, tokens, and the use of pieces."""
+"""The page that ``python -m pipeline stats`` writes: sources, lengths, dropped documents, tokens and piece usage."""
 
 import textwrap
 from collections.abc import Iterable
@@ -23,18 +23,18 @@ from pipeline.documents import read_shards
 from pipeline.tokens.indexed_dataset import IndexedDataset
 from tokenizer.registry import load_tokenizer
 
-#: Number of pieces that the page lists.
+#: Number of pieces to list on the page.
 _LISTED = 40
-#: Maximum characters per line of a bar's label.
+#: Maximum characters per line in a bar's label.
 _LABEL_CHARS = 36
-#: Ids that are counted at a time.
+#: Number of ids to count at a time.
 _COUNTED = 16 << 20
-#: Number of files per source over which bytes per token are measured.
+#: Number of files per source to measure bytes per token on.
 _MEASURED_FILES = 4
 
 
 def build_page(name: str, layout: RunLayout, manifests: dict[str, Manifest]) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Raises:
         RequestError: an artefact is damaged.
@@ -106,7 +106,7 @@ def _masked_section(published: Manifest) -> str:
     if not masked:
         return ""
     table = markup.table(("kind", "pieces"), [[kind, whole(count)] for kind, count in masked.items()])
-    note = "Personal data that was replaced, including that of duplicates and of documents that are not sampled."
+    note = "Personal data that was replaced, also in duplicates and in documents that were not sampled."
     return markup.section("masked", "Masked", table, markup.note(note))
 
 
@@ -142,7 +142,10 @@ def _tokens_section(layout: RunLayout, published: Manifest, documents: Manifest 
 
 
 def _bytes_per_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArray[np.float64]]:
-    """Bytes per token of the first training documents of each source, without sources that have too few shards."""
+    """Return bytes per token for the first training documents of each source.
+
+    Sources whose token shards have fewer documents than that are left out.
+    """
     path = layout.tokens / "validation.parquet"
     with repair_hints.reading("tokens", path):
         held_out = set(parquet.read_table(path, columns=["id"])["id"].to_pylist())
@@ -163,7 +166,7 @@ def _bytes_per_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArra
 
 
 def _visible(piece: str) -> str:
-    r"""A piece with visible control characters, such as \n."""
+    r"""Return a piece with control characters made visible, such as \n."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in piece)
 
 
@@ -194,7 +197,7 @@ def _pieces_section(layout: RunLayout, published: Manifest) -> str:
 
 
 def _usage(prefixes: Iterable[Path], vocab_size: int, total: int) -> NDArray[np.int64]:
-    """How often each id occurs in the shards.
+    """Count how often each id occurs in the shards.
 
     Raises:
         RequestError: a shard has an id outside the vocabulary.
@@ -227,7 +230,7 @@ def _columns(paths: list[Path], column: str) -> NDArray[Any]:
 
 
 def _histogram(series: dict[str, NDArray[Any]], unit: str) -> Figure:
-    """Histograms of positive sizes, with four bins per power of two."""
+    """Plot histograms of positive sizes, with four bins per power of two."""
     figure = Figure(figsize=(7, 2.8))
     axes = figure.subplots()
     series = {name: np.log2(np.maximum(values, 1)) for name, values in series.items()}
@@ -262,7 +265,7 @@ def _plain_histogram(series: dict[str, NDArray[np.float64]], unit: str) -> Figur
 
 
 def _bars(values: dict[str, int], unit: str) -> Figure:
-    """A bar for each name, from top to bottom. Long names have several lines."""
+    """Plot a bar for each name, from top to bottom. Long names wrap over several lines."""
     names = [textwrap.fill(name, _LABEL_CHARS) for name in values]
     lines = np.array([name.count("\n") + 1 for name in names])
     figure = Figure(figsize=(7, 0.6 + 0.14 * float((lines + 1).sum())))
@@ -272,7 +275,7 @@ def _bars(values: dict[str, int], unit: str) -> Figure:
     axes.set(xlabel=unit, ylim=(int((lines + 1).sum()), 0))
     axes.tick_params("y", labelsize=8, length=0)
     if max(values.values()) > 100:
-        # Begin below one, so that a single document is visible.
+        # Start the axis below one, so that a single document is visible.
         axes.set(xscale="log", xlim=(0.5, None))
     return figure
 

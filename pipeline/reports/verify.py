@@ -1,4 +1,4 @@
-"""Check every artefact of a run against its manifest, and that the data artefacts belong together."""
+"""Check every artefact of a run against its manifest, and check that the artefacts belong together."""
 
 import shlex
 from contextlib import suppress
@@ -14,7 +14,7 @@ from configs.identities import documents_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
-#: Artefact -> artefacts whose fingerprints must be those of its inputs.
+#: Artefact -> the artefacts that it is built from. Their fingerprints must match the inputs in its manifest.
 _MADE_FROM: dict[str, tuple[str, ...]] = {
     "documents": (),
     "tokenizer": ("documents",),
@@ -24,7 +24,7 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
     "evaluation": ("tokens", "examples"),
     "export": (),
 }
-#: Training folders, which are also the names of make targets.
+#: Training folders. Their names are also make targets.
 _TRAINED = ("pretrain", "finetune")
 
 
@@ -32,10 +32,10 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
     """Check every artefact and every checkpoint of a run.
 
     Returns:
-        A line for each intact artefact, and a line for each fault with its fix.
+        A line for each intact artefact, and a line for each problem with its fix.
 
     Raises:
-        RequestError: there are none.
+        RequestError: there are no artefacts.
     """
     layout = RunLayout.of(recipe)
     folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_MADE_FROM, *_TRAINED)}
@@ -59,7 +59,7 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
 def _compare_source(
     name: str, recipe: Recipe, recipe_path: str, folder: Path, intact: list[str], faults: list[str]
 ) -> None:
-    """Compare the inputs of documents or examples with those of the recipe now. This reads all source files."""
+    """Compare the recorded inputs of documents or examples with the recipe's current ones. Reads all source files."""
     from pipeline.documents import input_fingerprints
     from pipeline.examples import instructions
     from pipeline.sources.registry import open_sources
@@ -95,12 +95,12 @@ def _compare_source(
 
 
 def _check_training(name: str, layout: RunLayout, recipe_path: str, intact: list[str], faults: list[str]) -> None:
-    """Check each checkpoint, the folder's own files, and whether the data are those it was trained on."""
+    """Check each checkpoint, the folder's own files, and whether the data is still what the model was trained on."""
     folder: Path = getattr(layout, name)
     again = command_hints.make(name, recipe_path)
     for number, checkpoint in enumerate(checkpoints(folder)):
         path = shlex.quote(str(checkpoint))
-        resumes = "resumes from the checkpoint before it" if number else "starts over, as there is none before it"
+        resumes = "resumes from the checkpoint before it" if number else "starts over, because there is none before it"
         fix = f"repair: `mv {path} {path}.damaged && {again}`, which {resumes}"
         if _is_of_another_version(checkpoint):
             fix = "it may be intact: use that version"
@@ -138,7 +138,7 @@ def _is_of_another_version(folder: Path) -> bool:
 
 
 def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
-    """A line if an evaluation or an export was built from other weights than the run has now."""
+    """Return a line if an evaluation or export was built from weights other than the run's current ones."""
     published = manifest.read(folder)
     assert published is not None
     now: dict[str, str] = {}
@@ -156,7 +156,7 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
     others = [key for key, value in now.items() if published.inputs.get(key, value) != value]
     if not others:
         return []
-    return [f"{folder}: stale: built from other weights than the run has now ({', '.join(others)})"]
+    return [f"{folder}: stale: built from weights other than the run's current ones ({', '.join(others)})"]
 
 
 def _report(folder: Path, faults_here: list[str], fix: str, intact: list[str], faults: list[str]) -> None:
@@ -176,12 +176,12 @@ def _damage(folder: Path) -> list[str]:
 
 
 def _fault(error: RequestError) -> str:
-    """The fault without the general fix, because the fix of the caller is more specific."""
+    """Return the error message without its general fix, because the caller has a more specific one."""
     return error.fault if isinstance(error, (manifest.DamagedError, manifest.OtherFormatError)) else str(error)
 
 
 def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:
-    """A line for each artefact on disk that is not the one from which this artefact was built."""
+    """Return a line for each input artefact that has changed on disk since this artefact was built."""
     published = manifest.read(folder)
     assert published is not None
     lines = []
@@ -191,5 +191,5 @@ def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:
         except RequestError:
             continue
         if other in published.inputs and now is not None and published.inputs[other] != now.fingerprint:
-            lines.append(f"{folder}: built from another {other} than {folders[other]}")
+            lines.append(f"{folder}: built from a different {other} artefact than {folders[other]}")
     return lines

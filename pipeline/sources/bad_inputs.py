@@ -1,4 +1,4 @@
-"""Inputs that could not be read: counts and examples by reason, and the bytes lost with them."""
+"""Inputs that could not be read: counts and examples by reason, and the bytes that were lost with them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from typing import Any
 from artefacts.errors import RequestError, spelled
 from pipeline.sources import signatures
 
-#: Examples per reason that a message shows, and that are recorded.
+#: Number of examples per reason to show in a message, and to record.
 _SHOWN = 3
 _RECORDED = 100
 
-#: Beginning of a reason -> what to do about such inputs. ``{key}`` is the recipe's key of the source.
+#: How a reason begins -> what to do about such inputs. ``{key}`` is the source's recipe key.
 _HINTS = {
     "invalid ": "set {key}.encoding (such as latin-1; for text, jsonl, csv and parallel)",
     "field ": "set {key}.text_field, or remove the records without text in that field",
@@ -21,7 +21,7 @@ _HINTS = {
     "a JSON array": "write one record per line, for example with `jq -c .[]`",
     "a record with too ": "set {key}.delimiter, or quote the fields that contain it",
     "malformed ": "check that {key}.kind is the format of these files",
-    "unreadable file": "download or repair these files again, or remove them (the name of an uncompressed file must "
+    "unreadable file": "download these files again, or repair or remove them (the name of an uncompressed file must "
     "not end in .gz, .xz or .zst)",
     **signatures.HINTS,
 }
@@ -30,22 +30,22 @@ _HINTS = {
 class NoneGoodError(BaseException):
     """``BadInputs.patience`` inputs were tried, and none of them could be read.
 
-    It is not an ``Exception``, because sources that read over the network retry after any of those.
+    This is not an ``Exception``, because sources that read over the network retry after any ``Exception``.
     """
 
 
 @dataclass
 class BadInputs:
-    """Counts of one reading.
+    """Counts from reading a source, or a part of it.
 
     Attributes:
-        good: inputs that were read. An input is a record or a file, depending on the source.
+        good: number of inputs that were read. An input is a record or a file, depending on the source.
         reasons: reason -> number of inputs that could not be read.
         examples: reason -> the first places where it occurred.
         bytes: stored bytes of the source, including lost ones.
-        lost_bytes: approximate bytes that were not read. A damaged file is one input, but can hold thousands.
-        patience: stop if none of this many inputs could be read; None: never.
-        hints: beginning of a reason -> what to do about such inputs.
+        lost_bytes: approximate bytes that were not read. A damaged file is one input, but can hold thousands of them.
+        patience: give up if this many inputs were tried and none could be read. None means never.
+        hints: how a reason begins -> what to do about such inputs.
     """
 
     good: int = 0
@@ -60,7 +60,7 @@ class BadInputs:
         """Count an input that could not be read, and its stored bytes. Invalid UTF-8 in the arguments is escaped.
 
         Raises:
-            NoneGoodError: ``patience`` is used up.
+            NoneGoodError: ``patience`` has run out.
         """
         reason, where = spelled(reason), spelled(where)
         self.lost_bytes += lost
@@ -82,7 +82,7 @@ class BadInputs:
             examples.extend(places[: _RECORDED - len(examples)])
 
     def dump(self) -> dict[str, Any]:
-        """The counts as a JSON value."""
+        """Return the counts as a JSON value."""
         return {
             "good": self.good,
             "bytes": self.bytes,
@@ -95,20 +95,20 @@ class BadInputs:
         return "; ".join(self.examples[reason][:_SHOWN])
 
     def _hints_for(self, key: str) -> str:
-        """What to do, most frequent reason first."""
+        """Return what to do about the inputs, starting with the most frequent reason."""
         reasons = [reason for reason, _ in self.reasons.most_common()]
         hints = [hint for reason in reasons for begin, hint in self.hints.items() if reason.startswith(begin)]
         hints = [hint.replace("{key}", key) for hint in dict.fromkeys(hints)]
-        # If nothing could be read, a higher limit does not help.
+        # If nothing could be read, a higher limit wouldn't help.
         return ", or ".join([*hints, *(["raise data.max_bad_fraction"] if self.good else [])])
 
     def check(self, limit: float, name: str, key: str = "data.source") -> None:
-        """Check that few enough inputs could not be read, and print a line for each reason.
+        """Check that not too many inputs were unreadable, and print a line for each reason.
 
         Args:
-            limit: largest fraction of unreadable inputs, and of lost bytes (``data.max_bad_fraction``).
+            limit: maximum fraction of unreadable inputs, and of lost bytes (``data.max_bad_fraction``).
             name: name of the source, for messages.
-            key: the recipe's key of the source, for hints.
+            key: the source's recipe key, for hints.
 
         Raises:
             RequestError: a fraction is above ``limit``, or nothing at all could be read.
@@ -116,7 +116,7 @@ class BadInputs:
         bad = sum(self.reasons.values())
         total = bad + self.good
         if not total:
-            raise RequestError(f"{name}: nothing to read there: check what the recipe says about this source")
+            raise RequestError(f"{name}: there is nothing to read: check this source's settings in the recipe")
         lost = min(self.lost_bytes / self.bytes, 1.0) if self.bytes else 0.0
         if not self.good or bad > limit * total or lost > limit:
             reasons = "; ".join(
@@ -131,7 +131,7 @@ class BadInputs:
             print(f"{spelled(name)}: skipped {count:,} of {total:,} inputs: {reason} ({self._shown(reason)})")
 
     def _above(self, limit: float, bad: float, lost: float) -> str:
-        """The fractions that are above the limit; nothing if no input is good, as no limit would help."""
+        """Describe the fractions that are above the limit. Empty if no input is good, because no limit would help."""
         if not self.good:
             return ""
         fractions = [(f"{100 * bad:.3g} % of the inputs", bad), (f"about {100 * lost:.3g} % of the bytes", lost)]

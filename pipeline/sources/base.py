@@ -1,4 +1,4 @@
-"""What every source of documents provides: its parts, and the documents of each part."""
+"""The interface of every source of documents: it lists its parts, and reads each part into documents."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -7,18 +7,18 @@ from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.storage.files import File
 
-#: The recipe's key of a single source.
+#: The recipe key of a source that is the only one.
 KEY = "data.source"
 
 
 class Part(NamedTuple):
-    """A piece of a source that is small enough for one process; picklable.
+    """A piece of a source that is small enough for one process. It is picklable.
 
     Attributes:
-        size: stored bytes of the source that it covers. Progress is counted in them.
-        where: what the source's ``read`` needs to find it. A part of a solid archive carries its compressed content,
+        size: stored bytes of the source that it covers. Progress is measured in these.
+        where: what the source's ``read`` needs to find it. A part of a solid archive carries the content itself,
             because such an archive can only be read from the start.
-        carried: approximate bytes of that content.
+        carried: approximate bytes of content that it carries.
     """
 
     size: int
@@ -27,34 +27,34 @@ class Part(NamedTuple):
 
 
 class Source(Protocol):
-    """A source of documents; picklable, so that other processes can read its parts."""
+    """A source of documents. It is picklable, so that other processes can read its parts."""
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """Name of the source in messages."""
 
     @property
     def warning(self) -> str | None:
-        """What to print before the source is read; None: nothing."""
+        """Warning to print before the source is read, or None."""
 
     @property
     def partition_scheme(self) -> str:
-        """How the source is divided into parts. Parts are reused only if this is unchanged."""
+        """Description of how the source is divided into parts. Parts are reused only if this is unchanged."""
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """Name -> files to read, or a string that identifies the content. A change makes the documents stale."""
+        """Return name -> files to read, or a string that identifies the content. A change makes the documents stale."""
 
     def size(self, workers: int) -> int | None:
-        """Stored bytes of all parts; None: unknown before reading."""
+        """Return the stored bytes of all parts, or None if that is unknown before reading."""
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Every part, in a fixed order for any number of ``workers`` (processes that may be used to find the parts).
+        """Yield every part, in the same order for any number of ``workers`` (processes to use for finding the parts).
 
-        Parts that carry content are created one at a time, so memory stays bounded.
+        Parts that carry content are created one at a time, so memory use stays bounded.
         """
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
-        """The documents of a part, in a fixed order. Inputs that cannot be read are counted in ``bad``."""
+        """Yield the documents of a part, in a fixed order. Inputs that cannot be read are counted in ``bad``."""
 
     def details(self) -> dict[str, Any]:
-        """What to record in the manifest in addition to the counts."""
+        """Return the details to record in the manifest, in addition to the counts."""

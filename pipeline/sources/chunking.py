@@ -1,15 +1,15 @@
-"""Cut a text into documents: at the end of a paragraph or sentence, or into overlapping windows.
+"""Cut a text into documents: at the ends of paragraphs or sentences, or into overlapping windows.
 
-The text comes in blocks. Their lengths do not change the result.
+The text arrives in blocks, whose lengths do not affect the result.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-#: An end mark, closing quotes or brackets, and space; or an end mark of Chinese and Japanese, which needs no space.
+#: An end mark, closing quotes or brackets, and whitespace; or a Chinese or Japanese end mark, which needs no space.
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][”’」』）]*\s*|\n\n+")
-#: How a sentence may begin, other than with an upper-case letter.
+#: Characters other than an uppercase letter that a sentence may begin with.
 _OPENING = "\"'“‘«(["
 
 
@@ -21,23 +21,25 @@ class Piece(NamedTuple):
 
 
 def cut(text: str, size: int) -> Iterator[str]:
-    """Cut a text at the first end of a paragraph at or after ``size`` characters; 0: do not cut.
+    """Cut a text at the first paragraph end at or after every ``size`` characters. If ``size`` is 0, don't cut it.
 
-    If there is none within another ``size`` characters, cut at the end of a line, else at a space, else after ``size``
-    characters. A rest of less than half of ``size`` is not cut off. Joining the pieces gives the text.
+    If there is no paragraph end within another ``size`` characters, cut at the end of a line, or else at a space, or
+    else after ``size`` characters. A remainder shorter than half of ``size`` is not cut off. Joining the pieces gives
+    the text.
     """
     return (piece.text for piece in pieces([text], "paragraph", size))
 
 
 def pieces(blocks: Iterable[str], chunk: str, size: int, overlap: int = 0) -> Iterator[Piece]:
-    """Documents of a text. At most a block and three times ``size`` of the text is held in memory.
+    """Cut a text into documents. At most one block plus three times ``size`` characters are held in memory.
 
     Args:
         blocks: the text, in order.
-        chunk: paragraph: see ``cut``. sentence: the same at the end of a sentence, which is an end mark followed by
-            space and an upper-case letter or opening quote, or a blank line. window: every ``size`` characters.
-        size: approximate characters of a document; 0: the text is one document.
-        overlap: characters that a window shares with the one before it.
+        chunk: "paragraph" cuts as described in ``cut``. "sentence" does the same at the end of a sentence, which is an
+            end mark followed by whitespace and an uppercase letter or opening quote, or a blank line. "window" cuts
+            every ``size`` characters.
+        size: approximate characters per document. If it is 0, the text is one document.
+        overlap: number of characters that a window shares with the previous one.
     """
     if not size:
         if text := "".join(blocks):
@@ -60,7 +62,7 @@ def pieces(blocks: Iterable[str], chunk: str, size: int, overlap: int = 0) -> It
             break
         stop = stop_of(ahead, start, size)
         if stop == len(ahead) and not ended:
-            # More newlines after the paragraph may follow in the next block.
+            # The next block may begin with more of the newlines that end this paragraph.
             need = len(ahead) - start + 1
             continue
         yield Piece(before + start, ahead[start:stop])
@@ -94,7 +96,8 @@ def _window_stop(text: str, start: int, size: int) -> int:
     return start + size
 
 
-#: Rule -> where a piece that begins at a position stops, and the length up to which the rest of a text is not cut.
+#: Rule -> a function that returns where a piece stops, and a function that returns the length up to which the rest of a
+#: text is not cut.
 _RULES: dict[str, tuple[Callable[[str, int, int], int], Callable[[int], int]]] = {
     "paragraph": (_paragraph_stop, lambda size: size + size // 2),
     "sentence": (_sentence_stop, lambda size: size + size // 2),

@@ -1,4 +1,4 @@
-"""CSV and TSV files with a header line: one document per record, with its text in one column."""
+"""CSV and TSV files with a header line: one document per record, with the text in one column."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.files import File
 
-#: Longest field that is read, in characters. Otherwise the field of an unclosed quote would be the rest of the file.
+#: Maximum characters in a field. Without a limit, a field with an unclosed quote would extend to the end of the file.
 _MOST_FIELD_CHARS = 256 << 20
 #: Common delimiters, for hints.
 _DELIMITERS = (";", "\t", "|", ",")
@@ -25,14 +25,14 @@ _DELIMITERS = (";", "\t", "|", ",")
 
 @dataclass(frozen=True)
 class CsvSource(FileSource):
-    """Records of a path, folder, glob or URL. Quoted fields can contain newlines, so one process reads each file.
+    """Records from CSV files. Quoted fields can contain newlines, so each file is read by one process.
 
     Attributes:
-        path: file, folder, glob or URL of .csv (commas) or .tsv (tabs), also .gz, .zst, .xz.
-        text_field: column of the text.
+        path: file, folder, glob or URL of .csv (commas) or .tsv (tabs) files, optionally with .gz, .zst or .xz.
+        text_field: the text column.
         encoding: encoding of the files.
-        delimiter: character between two fields; None: by the file's ending.
-        target_field: column of the target; None: there is none.
+        delimiter: character between two fields, or None to choose it by file suffix.
+        target_field: the target column, or None if there is none.
     """
 
     text_field: str
@@ -43,7 +43,7 @@ class CsvSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: files."""
+        """Yield every part. Each one consists of files."""
         return file_source.grouped(((file.size, file) for file in self.files.values()), self.most_bytes)
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
@@ -56,7 +56,7 @@ class CsvSource(FileSource):
             bad.add(fault, file.name, file.size)
             return
         csv.field_size_limit(_MOST_FIELD_CHARS)
-        # Decoding errors are reported per record, not per block of the file.
+        # Report decoding errors per record instead of per block of the file.
         if self.encoding != encodings.UTF8:
             stream = encodings.as_utf8(stream, self.encoding)
         lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
@@ -94,7 +94,7 @@ class CsvSource(FileSource):
 
     def _column(self, header: list[str], file: File, key: str, column: str) -> int:
         if column not in header:
-            # The header of a file of another format can be very long.
+            # In a file of a different format, the "header" can be very long.
             listed = shorten(spelled(", ".join(header)), 200, placeholder=" …")
             raise RequestError(
                 f"{self.key}.{key}: {file.name} has no column {column!r}; its columns are: {listed}"
@@ -103,7 +103,7 @@ class CsvSource(FileSource):
         return header.index(column)
 
     def _other_delimiter(self, header: list[str]) -> str:
-        """A hint if the only column looks like several columns."""
+        """Return a hint if the only column looks like several columns, otherwise an empty string."""
         marks = [mark for mark in _DELIMITERS if len(header) == 1 and mark in header[0]]
         shown = "\\t" if marks[:1] == ["\t"] else "".join(marks[:1])
         return f" (a single column: is {shown!r} its delimiter? set {self.key}.delimiter='{shown}')" if marks else ""
@@ -111,12 +111,12 @@ class CsvSource(FileSource):
     def _text(
         self, record: list[str], column: int, targets: int | None, width: int, where: str, bad: BadInputs
     ) -> str | None:
-        """The text of a record; None: there is none, or the text or the target cannot be read."""
+        """Return a record's text, or None if it has none or if the text or the target cannot be read."""
         if max(column, targets or 0) >= len(record):
             bad.add("a record with too few fields", f"{where}: {len(record)}")
             return None
         if any(record[width:]):
-            # They may be the rest of the text, after a delimiter that was not quoted.
+            # The extra fields may be the rest of the text after an unquoted delimiter.
             bad.add("a record with too many fields", f"{where}: {len(record)} under a header of {width}")
             return None
         text = record[column]

@@ -1,4 +1,4 @@
-"""The base of sources that read files: they list files and divide them into parts."""
+"""The base class of sources that read files. It lists the files and divides them into parts."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -9,33 +9,33 @@ from pipeline.sources.base import KEY, Part
 from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File, Listing
 
-#: Maximum bytes of a part. Larger files are divided if possible, and smaller files are grouped.
+#: Maximum bytes per part. Larger files are divided if possible, and smaller files are grouped.
 PART_BYTES = 64 << 20
 #: The same for compressed files.
 COMPRESSED_PART_BYTES = 16 << 20
-#: A small source has about this many parts, so that several processes have work. A part has at least a 32nd of the
-#: maximum.
+#: A small source is divided into about this many parts, so that several processes have work. Parts are at least 1/32 of
+#: the maximum size.
 _PARTS = 32
 
 
 def part_bytes(total: int, most: int) -> int:
-    """Stored bytes of a part of a source of ``total`` bytes; ``most`` is the maximum."""
+    """Return the stored bytes per part for a source of ``total`` bytes. ``most`` is the maximum."""
     return min(most, max(total // _PARTS, most // _PARTS, 1))
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files of a path, folder, glob or URL.
+    """A source that reads files.
 
     Attributes:
-        path: the path.
-        key: the recipe's key of the source, for messages.
+        path: file, folder, glob or URL.
+        key: the source's recipe key, for messages.
     """
 
     path: str
     key: str = field(default=KEY, kw_only=True)
 
-    #: Endings of the files to read below a folder, without the endings of compressed files.
+    #: Suffixes of the files to read in a folder, without the suffix of compressed files.
     endings: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -59,7 +59,7 @@ class FileSource:
 
     @property
     def most_bytes(self) -> int:
-        """Stored bytes of a part."""
+        """Maximum stored bytes per part."""
         compressed = any(file.is_compressed for file in self.files.values())
         return part_bytes(self.size(1) or 0, COMPRESSED_PART_BYTES if compressed else PART_BYTES)
 
@@ -77,7 +77,7 @@ class FileSource:
         return {"files": len(self.files), "bytes": self.size(1), "ignored": len(self._listing.ignored)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the list of files, which may be long. Parts have their own files."""
+        """Leave out the list of files, which may be long. Parts hold their own files."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

@@ -1,7 +1,7 @@
-"""Stream a dataset repository of the Hugging Face hub, or a local folder with the same layout.
+"""Stream a dataset repository from the Hugging Face Hub, or a local folder with the same layout.
 
-A part is one data file. If the stream breaks, it is opened again, and the rows that were already read are skipped. The
-last of them must not have changed.
+A part is one data file. If the stream breaks, it is reopened, and the rows that were already read are skipped. The last
+of these rows must not have changed.
 """
 
 import functools
@@ -22,8 +22,8 @@ from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File
 from pipeline.sources.storage.retry import FIRST_ATTEMPTS, in_one_line, retry
 
-#: Rows that are held at a time. They are few, because their length is unknown before reading. The library holds more:
-#: the column of a row group for Parquet, or a block for other formats.
+#: Number of rows to hold at a time. It is small, because their length is unknown before reading. The library itself
+#: holds more: a row group's column for Parquet, or a block for other formats.
 _BATCH_ROWS = 64
 _COMMIT = re.compile("[0-9a-f]{40}")
 _PIN = "with revision=COMMIT, finished documents need no network"
@@ -31,15 +31,16 @@ _PIN = "with revision=COMMIT, finished documents need no network"
 
 @dataclass(frozen=True)
 class HubSource:
-    """Rows of one split of a repository.
+    """The rows of one split of a dataset repository.
 
     Attributes:
-        repository: name on the hub (``Skylion007/openwebtext``), or a local folder.
-        text_field: column of the text; ``meta.body``: field body of column meta, unless there is a column of that name.
+        repository: name on the Hub (``Skylion007/openwebtext``), or a local folder.
+        text_field: the text column. ``meta.body`` means field body of column meta, unless there is a column of that
+            name.
         split: the split.
-        config: configuration of the repository; None: the default.
-        revision: branch, tag or commit; None: the newest.
-        key: the recipe's key of the source, for messages.
+        config: the dataset configuration, or None for the default.
+        revision: branch, tag or commit, or None for the newest.
+        key: the source's recipe key, for messages.
     """
 
     repository: str
@@ -63,13 +64,13 @@ class HubSource:
 
     @cached_property
     def _folder(self) -> Path | None:
-        """The local folder; None: the repository is on the hub."""
+        """The local folder, or None if the repository is on the Hub."""
         folder = Path(self.repository).expanduser()
         return folder if folder.is_dir() else None
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit that ``revision`` refers to now; None for a local folder."""
+        """The commit that ``revision`` currently refers to, or None for a local folder."""
         if self._folder or (self.revision and _COMMIT.fullmatch(self.revision)):
             return None if self._folder else self.revision
         _refuse_offline(self.repository, self.key)
@@ -92,7 +93,7 @@ class HubSource:
         return str(info.sha)
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """The commit, or the files of a local folder. Set ``revision`` to pin the commit."""
+        """Return the commit, or the files of a local folder. Set ``revision`` to pin the commit."""
         if self._folder:
             return {"files": files.find(str(self._folder), ("",), f"{self.key}.path")}
         return {"commit": str(self.commit)}
@@ -106,7 +107,7 @@ class HubSource:
 
     @cached_property
     def _data_files(self) -> list[tuple[str, int | None]]:
-        """(name within the repository, bytes if known) of each data file, in the order of the stream's shards."""
+        """(name within the repository, bytes if known) for each data file, in the order of the stream's shards."""
         import fsspec
 
         dataset = self._stream()
@@ -124,7 +125,7 @@ class HubSource:
         return data_files
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: (shard, shards, name of the data file)."""
+        """Yield every part. Each one is given by (shard number, number of shards, name of the data file)."""
         data_files = self._data_files
         for number, (name, size) in enumerate(data_files):
             yield Part(size or 0, (number, len(data_files), name))
@@ -139,7 +140,7 @@ class HubSource:
             )
         shard = dataset.shard(num_shards=shards, index=number)
         row = 0
-        # If their sizes are unknown, all data files count the same.
+        # If the sizes are unknown, all data files count the same.
         size = part.size or 1
         bad.bytes += size
         for column in _Columns(self, shard, name, size, bad):
@@ -153,13 +154,13 @@ class HubSource:
         return str(self._folder) if self._folder else self.repository, self.config, self.commit
 
     def _stream(self) -> Any:
-        """The split as a ``datasets.IterableDataset``, with only the text column if the format allows it."""
+        """Open the split as a ``datasets.IterableDataset``, with only the text column if possible."""
         if not self._folder:
             _refuse_offline(self.repository, self.key)
         return _load(*self._dataset_id, self.split, self.text_field, self.key)
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the commit, so that every process reads the same one, and without the list of files."""
+        """Include the commit, so that every process reads the same one, and leave out the list of files."""
         kept = {key: value for key, value in self.__dict__.items() if key != "_data_files"}
         return {**kept, "commit": self.commit}
 
@@ -175,7 +176,7 @@ def _refuse_offline(repository: str, key: str) -> None:
 
 
 class _Columns:
-    """Arrow columns of a shard's text, in order. Continues after broken connections."""
+    """Iterates over the Arrow columns of a shard's text, in order. Resumes after broken connections."""
 
     def __init__(self, source: HubSource, shard: Any, name: str, size: int, bad: BadInputs) -> None:
         self._shard = shard
@@ -194,7 +195,7 @@ class _Columns:
             yield column
 
     def _next(self) -> Any:
-        """The next column, from the stream or a new stream at the same position; None: there are no more."""
+        """Return the next column, from the stream or from a new stream at the same position, or None at the end."""
         try:
             if self._stream is None:
                 self._stream = self._from_the_start()
@@ -202,10 +203,10 @@ class _Columns:
         except Exception as error:
             self._stream = None
             damaged_before, self._damaged = self._damaged, _is_damage(error) or self._damaged
-            # An interrupted transfer looks the same, so it is tried once more.
+            # An interrupted transfer looks the same, so try once more.
             if not (_is_damage(error) and damaged_before):
                 raise
-            # The number of lost rows is unknown, so the complete file counts as lost.
+            # The number of lost rows is unknown, so the whole file counts as lost.
             self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_one_line(error)}", self._size)
             return None
         self._damaged = False
@@ -236,13 +237,16 @@ class _Columns:
 
 
 def _digest(column: Any, row: int) -> bytes:
-    """sha256 of the stored bytes of a value."""
+    """Return a SHA-256 of a value's stored bytes."""
     value = column.slice(row, 1)
     return hashlib.sha256(repr(value.cast("binary").to_pylist()).encode()).digest()
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the data are damaged: errors of Arrow, which include plain OSError, and not those of the network."""
+    """Return whether the exception means damaged data rather than a network error.
+
+    Arrow raises its own exceptions or a plain OSError for damaged data.
+    """
     import pyarrow
 
     return isinstance(error, pyarrow.ArrowException) or type(error) is OSError
@@ -252,7 +256,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-#: Errors of loading for which a retry does not help: no such configuration, split or file, or a loading script.
+#: Loading errors that a retry would not fix: no such configuration, split or file, or a dataset with a loading script.
 _FINAL = (ValueError, FileNotFoundError, RuntimeError)
 
 
@@ -267,7 +271,7 @@ def _builder(path: str, config: str | None, commit: str | None, key: str) -> Any
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, config: str | None, commit: str | None, split: str, field: str, key: str) -> Any:
-    """Load the split. Cached, so that a process sends one request to the hub for any number of parts."""
+    """Load the split. Cached, so that a process queries the Hub only once for any number of parts."""
     import datasets
     import pyarrow
 
@@ -276,7 +280,7 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
 
     final = (*_FINAL, pyarrow.ArrowException)
     where = f"{key}.path: {path}"
-    # Parquet can be read by columns and in batches of rows. Other formats have no such options.
+    # Parquet can be read by column and in batches of rows. Other formats don't have these options.
     by_rows = {"batch_size": _BATCH_ROWS}
     try:
         try:

@@ -1,4 +1,4 @@
-"""JSON lines, plain or compressed: one document per line, with its text in one field."""
+"""JSON lines, plain or compressed: one document per line, with the text in one field."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,20 +18,19 @@ from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.files import File
 
-#: Longest line that is read, in bytes. Longer lines indicate a file of another format.
+#: Maximum bytes in a line. A longer line means that the file has a different format.
 _MOST_LINE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class JsonlSource(FileSource):
-    """Records of a path, folder, glob or URL. Each line is one input.
+    """Records from JSON lines files. Each line is one input.
 
     Attributes:
-        path: file, folder, glob or URL of .jsonl, .ndjson or .json, also .gz, .zst, .xz.
-        text_field: field of the text; ``meta.body``: field body of the object meta, unless there is a field of that
-            name.
-        encoding: encoding of the files. A file that is not UTF-8 is read by one process.
-        target_field: field of the target, which is text or a number; None: there is none.
+        path: file, folder, glob or URL of .jsonl, .ndjson or .json files, optionally with .gz, .zst or .xz.
+        text_field: the text field. ``meta.body`` means field body of object meta, unless there is a field of that name.
+        encoding: encoding of the files. A file that is not UTF-8 is read by a single process.
+        target_field: the target field, which is text, a number or a boolean, or None if there is none.
     """
 
     text_field: str
@@ -41,7 +40,7 @@ class JsonlSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part has (file, first byte, byte to stop at) triples; stop 0: the end of the file."""
+        """Yield every part, as (file, first byte, byte to stop at) triples. Stop 0 means the end of the file."""
         return file_source.grouped(self._ranges(), self.most_bytes)
 
     def _ranges(self) -> Iterator[tuple[int, tuple[File, int, int]]]:
@@ -67,7 +66,7 @@ class JsonlSource(FileSource):
         if recoded := self.encoding != encodings.UTF8:
             stream = encodings.as_utf8(stream, self.encoding)
         if start:
-            # A line belongs to the part that has its first byte.
+            # A line belongs to the part that contains its first byte.
             stream.seek(start - 1)
             at += _to_line_end(stream) - 1
         elif fault or (fault := _array(signatures.peek(stream))):
@@ -84,7 +83,7 @@ class JsonlSource(FileSource):
                 try:
                     pair = text, target = fields_of(orjson.loads(line))
                 except (ValueError, KeyError, TypeError):
-                    # Rare: blank, malformed, not an object, or JSON that only the standard library accepts.
+                    # Rare: a line that is blank, malformed, not an object, or only accepted by the standard library.
                     pair = self._unusual(line, name, at, bad)
                 else:
                     if type(text) is not str or (self.target_field and (type(target) is not str or not target.strip())):
@@ -95,11 +94,11 @@ class JsonlSource(FileSource):
                 continue
             bad.good += 1
             yield Document(f"{prefix}{at - size}", pair[0], name, "record", pair[1])
-        # The lost fraction of a compressed or recoded file is known after reading it.
+        # For a compressed or recoded file, the lost fraction is known only after reading it.
         bad.lost_bytes += lost * file.size // at if lost and (recoded or file.is_compressed) else lost
 
     def _fields_of(self) -> Callable[[Any], tuple[Any, Any]]:
-        """A function that returns text and target of a record. The target is None without ``target_field``."""
+        """Return a function that gets a record's text and target. Without ``target_field``, the target is None."""
         text_of = getter(self.text_field)
         if self.target_field is None:
             return lambda record: (text_of(record), None)
@@ -107,7 +106,10 @@ class JsonlSource(FileSource):
         return lambda record: (text_of(record), target_of(record))
 
     def _unusual(self, line: bytes, name: str, at: int, bad: BadInputs) -> tuple[str, str | None] | None:
-        """Text and target of a line at byte ``at`` of the (decompressed) file; None: one of them is missing."""
+        """Return the text and target of the line at byte ``at`` of the (decompressed) file, or None if it is unusable.
+
+        An unusable line is counted in ``bad``, unless it is blank.
+        """
         where = f"{name} at byte {at}"
         try:
             text = line.decode("utf-8-sig" if at == 0 else "utf-8")
@@ -145,9 +147,9 @@ def _array(head: bytes) -> str | None:
     return "a JSON array, not JSON lines" if signatures.is_json_array(head) else None
 
 
-#: Value of a field that does not exist.
+#: Stands for the value of a field that does not exist.
 _MISSING = object()
-#: JSON's names of values that are not text.
+#: What to call JSON values that are not text.
 _KINDS = {NoneType: "null", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -159,13 +161,13 @@ def _value(record: dict[str, Any], field: str) -> Any:
 
 
 def _lacking(what: str, field: str, value: Any, record: dict[str, Any], where: str) -> tuple[str, str]:
-    """Why a record has no text in a field, and where it is."""
+    """Return the reason why a record has no text in a field, and the record's location."""
     why = "missing" if value is _MISSING else f"is {_KINDS[type(value)]}"
     return f"{what} {field!r} {why}", f"{where}, fields there: {', '.join(map(str, record)) or 'none'}"
 
 
 def getter(field: str) -> Callable[[Any], Any]:
-    """A function that returns a field of a record. It raises KeyError or TypeError if there is none."""
+    """Return a function that gets a field of a record. It raises KeyError or TypeError if there is none."""
     if "." not in field:
         return itemgetter(field)
     inner = field.split(".")
@@ -181,7 +183,7 @@ def getter(field: str) -> Callable[[Any], Any]:
 
 
 def _to_line_end(stream: IO[bytes]) -> int:
-    """Skip to the end of the line; returns the number of bytes skipped."""
+    """Skip to the end of the line. Returns the number of bytes skipped."""
     skipped = 0
     while piece := stream.readline(_MOST_LINE_BYTES):
         skipped += len(piece)

@@ -1,14 +1,14 @@
-"""The original archives of OpenWebText: nested archives with one .txt file per page.
+"""The original OpenWebText archives: nested archives with one .txt file per page.
 
-These layouts are read:
+These layouts are supported:
 
 - ``openwebtext.tar.xz``: a compressed tar of ``openwebtext/urlsf_subsetNN-M_data.xz``, each a compressed tar of pages
-- a folder of ``urlsf_subsetNN-M_data.xz``
-- a folder of ``subsets/urlsf_subsetNN.tar``, plain tars of the same
-- ``.7z`` archives of pages, or of the same
+- a folder of ``urlsf_subsetNN-M_data.xz`` files
+- a folder of ``subsets/urlsf_subsetNN.tar`` files, which are plain tars of ``_data.xz`` files
+- ``.7z`` archives of pages or of ``_data.xz`` files
 
-Nothing is unpacked to disk. Workers read ranges of plain tars. A compressed outer archive is one stream: the process
-that creates the parts reads it once, and each part carries some of its members for a worker to unpack.
+Nothing is unpacked to disk. Workers read ranges of plain tars. A compressed outer archive is a single stream: the
+process that creates the parts reads it once, and each part carries some of its members for a worker to unpack.
 """
 
 import io
@@ -26,10 +26,10 @@ from pipeline.sources.storage import files, seven_zip, tar
 from pipeline.sources.storage.compressed import decompressed
 from pipeline.sources.storage.files import File
 
-#: Approximate bytes of members in a part.
+#: Approximate bytes of members per part.
 _PART_BYTES = 16 << 20
 
-#: Bytes that are read at a time if only headers are needed.
+#: Bytes to read at a time if only headers are needed.
 _HEADER_BYTES = 8 << 10
 
 _DAMAGE = (*files.DAMAGE, tar.Damaged, seven_zip.Damaged)
@@ -38,7 +38,7 @@ _TOO_LARGE = f"a member larger than {tar.MOST_MEMBER_BYTES >> 20} MB"
 
 
 class Range(NamedTuple):
-    """Members of a plain tar whose header begins in [start, stop); stop None: to the end."""
+    """The members of a plain tar whose header begins in [start, stop). If ``stop`` is None, the range has no end."""
 
     file: File
     start: int
@@ -46,7 +46,7 @@ class Range(NamedTuple):
 
 
 class Content(NamedTuple):
-    """A member of a solid archive: the name of the archive, its name, its number in the archive, and its bytes."""
+    """A member of a solid archive: the archive's name, and the member's name, number and bytes."""
 
     archive: str
     name: str
@@ -55,7 +55,7 @@ class Content(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What could not be read in a solid archive, and the stored bytes lost with it."""
+    """Something in an archive that could not be read: the reason, the place and the stored bytes lost with it."""
 
     reason: str
     where: str
@@ -64,21 +64,21 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenWebTextSource(FileSource):
-    """Pages of the original archives. Each page is one input.
+    """Pages from the original archives. Each page is one input.
 
     Attributes:
-        path: file, folder, glob or URL of ``*_data.xz``, ``.tar`` (also .xz, .gz, .zst) or ``.7z``.
+        path: file, folder, glob or URL of ``*_data.xz``, ``.tar`` (optionally with .xz, .gz or .zst) or ``.7z`` files.
     """
 
     endings: ClassVar[tuple[str, ...]] = ("_data", ".tar", ".7z")
 
     @property
     def most_bytes(self) -> int:
-        """Bytes of inner archives, or pages, of a part."""
+        """Approximate bytes of inner archives or pages per part."""
         return file_source.part_bytes(self.size(1) or 0, _PART_BYTES)
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part has pieces: ``File`` (a compressed tar of pages), ``Range``, ``Content`` and ``Fault``."""
+        """Yield every part. A piece is a ``File`` (a compressed tar of pages), ``Range``, ``Content`` or ``Fault``."""
         most = self.most_bytes
         group: list[tuple[int, File]] = []
         for file in self.files.values():
@@ -121,7 +121,7 @@ def _range_pages(piece: Range, bad: BadInputs, stream: IO[bytes]) -> Iterator[Do
 
 
 def _fault(member: tar.Member, archive: str, stored: int) -> Fault | None:
-    """What is wrong with a member of ``stored`` bytes; None: nothing."""
+    """Return why a member of ``stored`` bytes cannot be used, or None if it can."""
     if member.is_folder or (member.is_file and member.content is not None):
         return None
     where = f"{archive}/{member.name}"
@@ -129,7 +129,7 @@ def _fault(member: tar.Member, archive: str, stored: int) -> Fault | None:
 
 
 def _pages(where: str, position: int, content: bytes, archive: str, bad: BadInputs) -> Iterator[Document]:
-    """Pages of a member of an outer archive, which is a page or a compressed tar of pages. Others are skipped."""
+    """Yield the pages of an outer archive's member: a page or a compressed tar of pages. Other members are skipped."""
     if where.endswith(".txt"):
         yield from _page(where, position, content, archive, bad)
     elif where.endswith(".xz"):
@@ -147,7 +147,7 @@ def _inner_pages(name: str, stored: int, bad: BadInputs, stream: IO[bytes]) -> I
 
 
 def _page(where: str, position: int, content: bytes, source: str, bad: BadInputs) -> Iterator[Document]:
-    """The document of a page. Its position makes the id unique if a name occurs twice."""
+    """Yield a page's document. The position makes the id unique even if a name occurs twice."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -158,7 +158,7 @@ def _page(where: str, position: int, content: bytes, source: str, bad: BadInputs
 
 
 def _ranges(file: File, most: int) -> Iterator[Part]:
-    """Ranges of a plain tar, found by its headers. The last range includes headers that cannot be read."""
+    """Divide a plain tar into ranges, by its headers. The last range includes headers that cannot be read."""
     start = end = 0
     broken = False
     try:
@@ -175,13 +175,13 @@ def _ranges(file: File, most: int) -> Iterator[Part]:
 
 
 def _of_tar(file: File) -> Iterator[tuple[int, Content | Fault]]:
-    """(bytes of the archive read so far, member) of a compressed tar, up to its end or to damage."""
+    """Yield (bytes of the archive read so far, member) for a compressed tar, up to its end or the first damage."""
     before = read = at = 0
     try:
         with file.open() as raw, decompressed(raw, file.name) as stream:
             try:
                 for position, member in enumerate(tar.members(stream)):
-                    # The position moves back a little if the reader meets damage ahead of a member.
+                    # The position moves back a little if the reader runs into damage ahead of a member.
                     before, read = read, max(read, raw.tell())
                     if fault := _fault(member, file.name, read - before):
                         yield read, fault
@@ -211,7 +211,7 @@ def _of_seven_zip(file: File) -> Iterator[tuple[int, Content | Fault]]:
 
 
 def _solid(members: Iterator[tuple[int, Content | Fault]], stored: int, most: int) -> Iterator[Part]:
-    """Parts that carry members of a solid archive of ``stored`` bytes."""
+    """Group the members of a solid archive of ``stored`` bytes into parts that carry them."""
     group: list[Content | Fault] = []
     size = begun = read = 0
     for read, member in members:

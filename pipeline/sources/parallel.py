@@ -1,4 +1,4 @@
-"""Parallel files, as used for translations: line N of a file belongs to line N of the other."""
+"""Parallel files, as used for translation: line N of one file is the target of line N of the other."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.compressed import decompressed
 from pipeline.sources.storage.files import File
 
-#: Longest line that is read, in bytes.
+#: Maximum bytes in a line.
 _MOST_LINE_BYTES = 256 << 20
 
 
@@ -27,10 +27,10 @@ class Lines(NamedTuple):
     Attributes:
         source, target: the files.
         at: byte offset of the first line in each file.
-        first: number of lines before them.
+        first: number of lines that come before.
         lines: number of lines.
         size: approximate stored bytes in both files, including lost ones.
-        faults: reason, place and lost bytes of what could not be read after them.
+        faults: (reason, place, lost bytes) for anything after these lines that could not be read.
     """
 
     source: File
@@ -44,13 +44,14 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True)
 class ParallelSource(FileSource):
-    """Pairs of lines of two files. The files of two folders or globs are paired in order of name.
+    """Pairs of lines from two files. If the paths are folders or globs, their files are paired in order of name.
 
-    Lines are counted before they are read. Plain UTF-8 files are divided into parts at the ends of lines; other files
-    are read by one process each. Pairs of blank lines are skipped. The lines before damage in a file are read.
+    Lines are counted before they are read. Plain UTF-8 files are divided into parts at line ends; any other file is
+    read by a single process. Pairs of blank lines are skipped. If a file is damaged, the lines before the damage are
+    still read.
 
     Attributes:
-        path: the texts: file, folder, glob or URL, also .gz, .zst, .xz.
+        path: the texts: file, folder, glob or URL, optionally with .gz, .zst or .xz.
         target_path: their targets.
         encoding: encoding of the files.
     """
@@ -66,7 +67,7 @@ class ParallelSource(FileSource):
         if len(self.files) != len(targets):
             raise RequestError(
                 f"{self.key}: {self.path} has {len(self.files):,} files and {self.target_path} {len(targets):,}: "
-                "each file needs a file of targets"
+                "each file needs a target file"
             )
         return list(zip(self.files.values(), targets.values(), strict=True))
 
@@ -77,7 +78,7 @@ class ParallelSource(FileSource):
         return {**super().details(), "bytes": self.size(1)}
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part has ``Lines``.
+        """Yield every part. Each one consists of ``Lines``.
 
         Raises:
             RequestError: two files have different numbers of lines, or a line is too long.
@@ -86,9 +87,9 @@ class ParallelSource(FileSource):
         return file_source.grouped(pieces, self.most_bytes)
 
     def _cut(self, source: File, target: File) -> Iterator[Lines]:
-        """The lines of two files, in pieces of about ``most_bytes`` if both are plain UTF-8."""
+        """Divide the lines of two files into pieces: of about ``most_bytes`` if both are plain UTF-8, else just one."""
         undivided = source.is_compressed or target.is_compressed or self.encoding != encodings.UTF8
-        # The decompressed or decoded text can be longer than the file.
+        # Decompressed or decoded text can be longer than the file.
         most = math.inf if undivided else self.most_bytes
         cuts, begins = [(0, 0)], [0]
         broken: dict[File, tuple[str, str, int]] = {}
@@ -104,8 +105,8 @@ class ParallelSource(FileSource):
         # A damaged file may have fewer lines than the other, but not more.
         if lines != targets and (source if lines < targets else target) not in broken:
             raise RequestError(
-                f"{self.key}: {source.path} has {lines:,} lines and {target.path} {targets:,}: each line needs a line "
-                "with its target"
+                f"{self.key}: {source.path} has {lines:,} lines and {target.path} {targets:,}: each line needs a "
+                "target line"
             )
         if broken:
             size = source.size + target.size
@@ -119,7 +120,7 @@ class ParallelSource(FileSource):
             yield Lines(source, target, (begin, other), first, last - first, size)
 
     def _ends(self, file: File, broken: dict[File, tuple[str, str, int]]) -> Iterator[tuple[int, int]]:
-        """The number of each line, from 1, and the bytes (of UTF-8) up to its end. Damage is added to ``broken``.
+        """Yield each line's number, from 1, and the bytes (of UTF-8) up to its end. Add damage to ``broken``.
 
         Raises:
             RequestError: a line is too long.

@@ -1,4 +1,7 @@
-"""Parquet files: one document per row, with its text in one column. Only that column is read, by row groups."""
+"""Parquet files: one document per row, with the text in one column.
+
+Only the text column (and the target column, if any) is read, one row group at a time.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +17,14 @@ from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File
 
-#: Maximum rows, and approximate bytes of text, that are held at a time, in addition to a page of the column.
+#: Maximum rows and approximate bytes of text to hold at a time, in addition to a page of the column.
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 4 << 20
 _BUFFER_BYTES = 8 << 20
 
 
 class RowGroups(NamedTuple):
-    """Row groups [first, stop) of a file; stop 0: its footer is unreadable.
+    """Row groups [first, stop) of a file. If ``stop`` is 0, the file's footer is unreadable.
 
     Attributes:
         row: index of their first row in the file.
@@ -39,12 +42,14 @@ class RowGroups(NamedTuple):
 
 @dataclass(frozen=True)
 class ParquetSource(FileSource):
-    """Rows of a path, folder, glob or URL.
+    """Rows from Parquet files.
 
     Attributes:
-        path: file, folder, glob or URL of .parquet.
-        text_field: column of the text; ``meta.body``: field body of column meta, unless there is a column of that name.
-        target_field: the same for the target, which can also be an integer or a boolean; None: there is none.
+        path: file, folder, glob or URL of .parquet files.
+        text_field: the text column. ``meta.body`` means field body of column meta, unless there is a column of that
+            name.
+        target_field: the target column, named in the same way, or None if there is none. Targets can also be integers
+            or booleans.
     """
 
     text_field: str
@@ -54,11 +59,11 @@ class ParquetSource(FileSource):
 
     @property
     def most_bytes(self) -> int:
-        """Stored bytes of a part, which are compressed."""
+        """Maximum stored (compressed) bytes per part."""
         return file_source.part_bytes(self.size(1) or 0, file_source.COMPRESSED_PART_BYTES)
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part has ``RowGroups``."""
+        """Yield every part. Each one consists of ``RowGroups``."""
         return file_source.grouped(((piece.size, piece) for piece in self._groups()), self.most_bytes)
 
     def _groups(self) -> Iterator[RowGroups]:
@@ -93,10 +98,10 @@ class ParquetSource(FileSource):
                 bad.add("unreadable file", f"{where}: {' '.join(str(error).split())}", lost)
 
     def _rows(self, stream: Any, piece: RowGroups, bad: BadInputs) -> Iterator[Document | None]:
-        """The document of each row; None: the row has no text."""
+        """Yield the document of each row, or None if the row has no text or no target."""
         import pyarrow.parquet as parquet
 
-        # Use a buffer to read a column, because a row group can be as large as the file.
+        # Read columns through a buffer, because a row group can be as large as the file.
         opened = parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         check_column(opened.schema_arrow, self.text_field, piece.file.name, f"{self.key}.text_field")
         columns = [self.text_field]
@@ -121,7 +126,7 @@ class ParquetSource(FileSource):
                     row += 1
 
     def _targets(self, batch: Any) -> Iterator[tuple[str | None, str]]:
-        """The target of each row of a batch (None without ``target_field``), and what is wrong with it (or "")."""
+        """Yield each row's target (None without ``target_field``) and its error message, "" if it is valid."""
         import pyarrow
         import pyarrow.types as types
 
@@ -134,14 +139,14 @@ class ParquetSource(FileSource):
 
 
 def _batch_rows(group: Any, field: str) -> int:
-    """Number of rows of a row group with about ``_BATCH_BYTES`` of text, from the metadata of the group."""
+    """Return how many rows of a row group have about ``_BATCH_BYTES`` of text, according to the group's metadata."""
     columns = (group.column(number) for number in range(group.num_columns))
     size = next((column.total_uncompressed_size for column in columns if column.path_in_schema == field), 0)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(size, 1)))
 
 
 def _ranges(file: File, metadata: Any, most: int) -> Iterator[RowGroups]:
-    """Row groups of a file, grouped up to ``most`` stored bytes. They divide the size of the file between them."""
+    """Group a file's row groups into ranges of about ``most`` stored bytes. Their sizes add up to the file's size."""
     sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
     total = sum(sizes) or 1
     first = row = rows = size = 0
@@ -160,8 +165,8 @@ def check_column(schema: Any, name: str, where: str, key: str, labels: bool = Fa
         schema: ``pyarrow.Schema`` of the table.
         name: name of the column.
         where: name of the table, for messages.
-        key: the recipe's key that names the column.
-        labels: integers and booleans are allowed as well.
+        key: the recipe key that names the column.
+        labels: also allow integers and booleans.
 
     Raises:
         RequestError: the column is missing or is not text. The message lists the columns.
@@ -180,7 +185,7 @@ def check_column(schema: Any, name: str, where: str, key: str, labels: bool = Fa
 
 
 def _kind_of(schema: Any, name: str) -> Any:
-    """The type of a column, or of a field in it (with dots); None: there is none."""
+    """Return the type of a column, or of a field in it (with dots), or None if it doesn't exist."""
     import pyarrow.types as types
 
     if name in schema.names:
@@ -197,7 +202,7 @@ def _kind_of(schema: Any, name: str) -> Any:
 
 
 def column_of(table: Any, name: str) -> Any:
-    """A column of a table or batch, or a field in it (with dots), which ``check_column`` has checked."""
+    """Return a column of a table or batch, or a field in it (with dots). ``check_column`` must have accepted it."""
     import pyarrow.compute as compute
 
     if name in table.schema.names:
@@ -210,9 +215,9 @@ def column_of(table: Any, name: str) -> Any:
 
 
 def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str | None]:
-    """The text of each row of an Arrow column; None: the row has no text, which is counted in ``bad``.
+    """Yield the text of each row of an Arrow column, or None if the row has no text, which is counted in ``bad``.
 
-    Python strings of about ``_BATCH_BYTES`` are created at a time. ``first`` is the index of the column's first row in
+    About ``_BATCH_BYTES`` of Python strings are created at a time. ``first`` is the index of the column's first row in
     the file ``name``.
     """
     step = max(1, len(column) * _BATCH_BYTES // max(column.nbytes, 1))
@@ -221,7 +226,7 @@ def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str
 
 
 def _values(column: Any) -> list[str | bytes | None]:
-    """The values of a column of text, as bytes if not all of them are UTF-8."""
+    """Return the values of a text column: as strings, or if not all of them are UTF-8, as bytes."""
     import pyarrow
 
     try:

@@ -1,6 +1,6 @@
-"""The documentation of the installed Python: topics of the language, and docstrings of all importable packages.
+"""The documentation of the installed Python: topics of the language, and the docstrings of all importable packages.
 
-Every machine has this text without a network. It is parsed once per environment, and cached.
+Every machine has this text, even without a network. It is parsed once per environment and cached.
 """
 
 import math
@@ -24,26 +24,26 @@ from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import KEY, Part
 from pipeline.sources.storage.files import File
 
-#: Version of the parser, part of the cache's key.
+#: Version of the parser. It is part of the cache key.
 _PARSER = 1
-#: Cached fields of a document. The target is not cached.
+#: The document fields to cache. The target is not cached.
 _CACHED = ("id", "text", "source", "kind")
-#: Approximate bytes of source files in a task.
+#: Approximate bytes of source files per task.
 _TASK_BYTES = 1 << 20
-#: Text of a row group of the cache, which is one part.
+#: Approximate bytes of text per row group of the cache. Each row group is one part.
 _GROUP_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class PydocsSource:
-    """Topics, and modules, classes and functions with a docstring. Each source file is one input.
+    """Language topics, and all modules, classes and functions with a docstring. Each source file is one input.
 
     Attributes:
         cache: folder of parsed environments.
-        packages: top-level modules and packages to keep ("topics": those of the language); None: all.
-        target_field: use the ``kind`` or ``package`` of a document as its target. The first line of its text, which
-            contains both, is removed. None: documents have no target.
-        key: the recipe's key of the source, for messages.
+        packages: top-level modules and packages to keep, or None for all. "topics" stands for the language topics.
+        target_field: use a document's ``kind`` or ``package`` as its target, and remove the first line of its text,
+            which gives both away. If None, documents have no target.
+        key: the source's recipe key, for messages.
     """
 
     cache: Path
@@ -53,7 +53,7 @@ class PydocsSource:
 
     @classmethod
     def of(cls, section: SourceSection, recipe: Recipe) -> "PydocsSource":
-        """The source of a section of a recipe. All runs with the same ``run.root`` share the cache."""
+        """Create the source for a section of a recipe. All runs with the same ``run.root`` share the cache."""
         cache = Path(recipe.run.root) / ".cache" / "pydocs"
         target = cast(Literal["kind", "package"] | None, section.target_field)
         return cls(cache, section.packages, target, key=recipe.data.key_of(section))
@@ -63,7 +63,7 @@ class PydocsSource:
         return "pydocs"
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """No inputs: installing a package does not make a corpus stale."""
+        """Return no inputs, because installing a package should not make a corpus stale."""
         return {}
 
     @cached_property
@@ -77,7 +77,7 @@ class PydocsSource:
 
     @property
     def path(self) -> Path:
-        """The cache file of this environment."""
+        """The cache file for this environment."""
         key = {"environment": self._environment, "packages": self.packages, "parser": _PARSER}
         return self.cache / f"{fingerprint.of_value(key)[:32]}.parquet"
 
@@ -90,11 +90,11 @@ class PydocsSource:
         return "row groups of the cache"
 
     def size(self, workers: int) -> int | None:
-        """Bytes of the cached documents. Parses the environment if it is not cached."""
+        """Return the bytes of the cached documents. Parses the environment if it is not cached."""
         return sum(part.size for part in self.parts(workers))
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: (cache file, row group). Parses the environment if its cache is missing or damaged."""
+        """Return every part, as (cache file, row group). Parses the environment if its cache is missing or damaged."""
         import pyarrow.parquet as parquet
 
         if not _readable(self.path):
@@ -115,7 +115,7 @@ class PydocsSource:
             yield document if self.target_field is None else _labeled(document, self.target_field)
 
     def first(self, limit: int, folder: Path) -> "PydocsSource":
-        """A source with just enough for ``limit`` documents, parsed into ``folder``; the source itself if cached."""
+        """Return this source if it is cached, or else one with at least ``limit`` documents, parsed into ``folder``."""
         if self.path.exists():
             return self
         source = replace(self, cache=folder)
@@ -123,7 +123,7 @@ class PydocsSource:
         return source
 
     def documents(self, workers: int) -> Iterator[Document]:
-        """Every document, in order."""
+        """Yield every document, in order."""
         bad = BadInputs()
         for part in self.parts(workers):
             yield from self.read(part, bad)
@@ -138,7 +138,7 @@ class PydocsSource:
         bad = BadInputs()
         tasks = list(_tasks(_source_files(self.packages)))
         if self.packages and not tasks and self.packages != ("topics",):
-            raise RequestError(f"{self.key}.packages: no source of {', '.join(self.packages)} is installed here")
+            raise RequestError(f"{self.key}.packages: no source files of {', '.join(self.packages)} are installed here")
         documents = list(_topics()) if self.packages is None or "topics" in self.packages else []
         bad.good += len(documents) > 0
         with bar(sum(len(task) for task in tasks), "file", "parsing docstrings") as progress:
@@ -155,7 +155,7 @@ class PydocsSource:
 
 
 def _labeled(document: Document, target: Literal["kind", "package"]) -> Document:
-    """The document with its kind or top-level package as the target, and without the line that contains it."""
+    """Make the document's kind or top-level package its target, and remove the line that gives it away."""
     package = document.id.removeprefix("pydocs:").partition(".")[0].partition("#")[0]
     text = document.text if document.kind == "topic" else document.text.partition("\n\n")[2]
     return document._replace(text=text, target=document.kind if target == "kind" else package)
@@ -169,7 +169,7 @@ def _topics() -> Iterator[Document]:
 
 
 def _source_files(packages: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
-    """(module name, path) of the source files of the standard library and of installed packages, in a fixed order."""
+    """Yield (module name, path) for the source files of the standard library and installed packages, in fixed order."""
     import sysconfig
 
     from pipeline.sources.pydocs_parse import SKIPPED_FOLDERS
@@ -209,7 +209,7 @@ def _tasks(files: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
 
 
 def _unique(documents: list[Document]) -> Iterator[Document]:
-    """Add numbers to the ids of definitions with the same name (conditional definitions, overloads)."""
+    """Number the ids of definitions that have the same name (conditional definitions, overloads)."""
     seen: dict[str, int] = {}
     for document in documents:
         seen[document.id] = count = seen.get(document.id, 0) + 1
@@ -217,7 +217,7 @@ def _unique(documents: list[Document]) -> Iterator[Document]:
 
 
 def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
-    """Write the cache file atomically, with what could not be parsed in its metadata."""
+    """Write the cache file atomically. Its metadata records what could not be parsed."""
     import json
 
     import pyarrow
@@ -231,7 +231,7 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
         group: list[dict[str, str]] = []
         size = 0
         for document in documents:
-            # Escapes in docstrings can be lone surrogates, which UTF-8 cannot encode.
+            # Escapes in docstrings can produce lone surrogates, which UTF-8 cannot encode.
             group.append({name: getattr(document, name).encode("utf-8", "replace").decode() for name in _CACHED})
             size += len(document.text)
             if size >= _GROUP_BYTES:
@@ -242,7 +242,7 @@ def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
 
 
 def _readable(path: Path) -> bool:
-    """Whether a cache file exists and is intact."""
+    """Return whether a cache file exists and is intact."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -260,7 +260,7 @@ def _readable(path: Path) -> bool:
 
 
 def _bad_inputs(file: Any) -> dict[str, Any]:
-    """What could not be parsed when the cache file was written."""
+    """Return the counts of what could not be parsed when the cache file was written."""
     import json
 
     counts: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"bad_inputs"])

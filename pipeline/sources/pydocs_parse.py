@@ -9,26 +9,26 @@ from pathlib import Path
 
 from pipeline.document import Document
 
-#: Folders without documentation for users.
+#: Folders that contain no documentation for users.
 SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "testing", "_vendor", "_vendored", "vendor", "_bundled", "benchmarks", "__pycache__", "lib2to3"}
     | {"site-packages", "dist-packages", "idlelib", "turtledemo", "pydoc_data"}
 )
-#: Larger files are usually tables or generated code.
+#: Files larger than this are usually tables or generated code.
 _MOST_FILE_BYTES = 1_500_000
-#: Longer signatures are shown without annotations and defaults.
+#: Signatures longer than this are shown without annotations and defaults.
 _MOST_SIGNATURE_CHARS = 300
-#: Module -> the name under which it is documented.
+#: Module -> the name that it is documented under.
 _PUBLIC_NAMES = {"posixpath": "os.path"}
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def parse_files(files: list[tuple[str, str]]) -> tuple[list[Document], list[tuple[str, str]]]:
-    """Documents of (module name, path) pairs, in order, and (path, fault) of files that could not be parsed."""
+    """Parse files, given as (module name, path). Returns the documents in order, and (path, error) for each failure."""
     documents: list[Document] = []
     faults: list[tuple[str, str]] = []
-    # Syntax trees are large and acyclic, so garbage collection would only take time.
+    # Syntax trees are large and acyclic, so garbage collection would only waste time.
     gc.disable()
     try:
         for module, path in files:
@@ -61,7 +61,7 @@ def _below(body: list[ast.stmt], prefix: str) -> Iterator[Document]:
             yield from _docstring(node, f"{prefix}.{node.name}", None, "class")
             yield from _below(node.body, f"{prefix}.{node.name}")
         elif isinstance(node, (ast.If, ast.Try)):
-            # Conditional definitions: all alternatives are read.
+            # Read all alternatives of conditional definitions.
             yield from _below(node.body, prefix)
             yield from _below(node.orelse, prefix)
             for handler in getattr(node, "handlers", []):
@@ -77,7 +77,7 @@ def _docstring(node: ast.Module | Definition, name: str, headline: str | None, k
 
 
 def signature(name: str, node: Definition) -> str:
-    """The signature line of a function (``name(arguments) -> result``) or class (``class name(bases)``)."""
+    """Return the signature line of a function (``name(arguments) -> result``) or class (``class name(bases)``)."""
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(ast.unparse(base) for base in node.bases)
         return f"class {name}({bases})" if bases else f"class {name}"

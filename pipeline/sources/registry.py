@@ -1,4 +1,4 @@
-"""The sources of a recipe, opened."""
+"""Open the sources of a recipe."""
 
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
@@ -6,7 +6,7 @@ from pipeline.sources.base import Source
 
 
 def open_sources(recipe: Recipe) -> dict[str, Source]:
-    """Every source of the recipe by name.
+    """Open every source of the recipe, by name.
 
     Raises:
         RequestError: there is nothing at a source's path.
@@ -15,7 +15,7 @@ def open_sources(recipe: Recipe) -> dict[str, Source]:
 
 
 def open_source(section: SourceSection, recipe: Recipe) -> Source:
-    """The source of a section of the recipe.
+    """Open the source that a section of the recipe describes.
 
     Raises:
         RequestError: there is nothing at its path.
@@ -26,7 +26,7 @@ def open_source(section: SourceSection, recipe: Recipe) -> Source:
 
 
 def _without_path(section: SourceSection, recipe: Recipe) -> Source:
-    """A source that reads nothing from a path: the documentation of Python, or synthetic documents."""
+    """Open a source that doesn't read from a path: Python's documentation, or synthetic documents."""
     if section.kind == "pydocs":
         from pipeline.sources.pydocs import PydocsSource
 

@@ -1,4 +1,4 @@
-"""Detect files of a different format than their name says, by their first bytes."""
+"""Detect files whose format differs from what their name says, by their first bytes."""
 
 from typing import IO
 
@@ -10,30 +10,30 @@ _SIGNATURES = {
     b"BZh91AY&SY": ("bzip2-compressed", "unpack these files (bunzip2)"),
     b"PK\x03\x04": ("a zip archive", "unpack these files"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack these files"),
-    # A text might begin with the four letters. In a file, a page of a column follows them.
+    # A text might begin with the four letters PAR1. In a Parquet file, a column's first page follows them.
     b"PAR1\x15": ("parquet", "set kind to parquet for these files"),
     b"%PDF-": ("PDF", "extract the text of these files"),
 }
 _LONGEST = max(map(len, _SIGNATURES))
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-#: Beginning of the reasons for such files.
+#: How the reasons for such files begin.
 _REASON = "the file is "
 #: Reason -> what to do.
 HINTS = {f"{_REASON}{what}": hint for what, hint in _SIGNATURES.values()}
 
 
 def peek(stream: IO[bytes]) -> bytes:
-    """The first bytes of a buffered stream, without consuming them."""
+    """Return the first bytes of a buffered stream, without consuming them."""
     head: bytes = stream.peek(_LONGEST)  # type: ignore[attr-defined]
     return head
 
 
 def other_kind(head: bytes) -> str | None:
-    """The reason (for ``BadInputs``) why a file with these first bytes cannot be read as text; None: there is none."""
+    """Return the reason (for ``BadInputs``) why a file with these first bytes is not text, or None if there is none."""
     return next((f"{_REASON}{what}" for begin, (what, _) in _SIGNATURES.items() if head.startswith(begin)), None)
 
 
 def is_json_array(head: bytes) -> bool:
-    """Whether text with these first bytes is a JSON array. Space and a byte order mark are ignored."""
+    """Return whether text with these first bytes is a JSON array. Ignores whitespace and a byte order mark."""
     return head.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"[")

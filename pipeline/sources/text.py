@@ -18,15 +18,21 @@ from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.compressed import decompressed
 from pipeline.sources.storage.files import File
 
-#: Characters of a block of a long text, and bytes (of UTF-8) of its documents in a part.
+#: For a text that is read in blocks: bytes to decode at a time, and bytes (of UTF-8) of documents per part.
 _BLOCK_CHARS = 1 << 20
 _CARRIED_BYTES = 16 << 20
-#: Maximum decompressed bytes of a text that is read at once.
+#: Maximum decompressed bytes of a text that is read in one piece.
 _MOST_WHOLE_BYTES = 256 << 20
 
 
 class Carried(NamedTuple):
-    """Documents of a text that is cut while the parts are created, and what happened to the files that ended there."""
+    """Documents from a text that is cut while the parts are created.
+
+    Attributes:
+        documents: (id, text, source) for each document.
+        good: number of files that ended in this part and were read.
+        faults: (reason, place, lost bytes) for the damaged files that ended in this part.
+    """
 
     documents: tuple[tuple[str, str, str], ...]
     good: int
@@ -35,11 +41,15 @@ class Carried(NamedTuple):
 
 @dataclass
 class _Reading:
-    """The state of reading a text in blocks.
+    """The state while reading a text in blocks.
 
     Attributes:
-        stored: bytes of the source read so far.
-        begins: (character, file): where the files begin that no document has reached yet.
+        stored: stored bytes of the source read so far.
+        chars: characters read so far.
+        newlines: number of newlines at the end of the text so far, at most two.
+        good: number of files read that no part has counted yet.
+        faults: (reason, place, lost bytes) for damaged files that no part has counted yet.
+        begins: (first character, file) for the current file and the files that no document has reached yet.
     """
 
     stored: int = 0
@@ -52,17 +62,18 @@ class _Reading:
 
 @dataclass(frozen=True)
 class TextSource(FileSource):
-    """Text files of a path, folder, glob or URL. Each file is one input.
+    """Text files. Each file is one input.
 
-    A worker reads a file of moderate size at once. If it cannot be decoded, none of it is used. Longer files, and all
-    files if they are merged, are cut by the process that creates the parts. Damage ends such a file.
+    A worker reads a file of moderate size in one piece. If it cannot be decoded, none of it is used. Longer files, and
+    all files if they are merged, are cut by the process that creates the parts. Such a file is used up to the first
+    damage.
 
     Attributes:
-        path: file, folder, glob or URL of .txt, .text, .md or .rst, also .gz, .zst, .xz.
-        chunk_chars: approximate length of a document; 0: a file is a document.
-        chunk: where a document may end; see ``pipeline.sources.chunking``.
-        chunk_overlap: characters that a window shares with the one before it.
-        merge: join all files to one text, with a blank line between files.
+        path: file, folder, glob or URL of .txt, .text, .md or .rst files, optionally with .gz, .zst or .xz.
+        chunk_chars: approximate length of a document. If it is 0, each file is one document.
+        chunk: where a document may end (see ``pipeline.sources.chunking``).
+        chunk_overlap: number of characters that a window shares with the previous one.
+        merge: join all files into one text, with a blank line between files.
         encoding: encoding of the files. UTF-8 includes UTF-16 with a byte order mark.
     """
 
@@ -79,7 +90,7 @@ class TextSource(FileSource):
         return f"{super().partition_scheme}, longer or merged files in {_CARRIED_BYTES}"
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part has files to read, or ``Carried``."""
+        """Yield every part. Each one has files to read, or ``Carried`` documents."""
         group: list[tuple[int, File]] = []
         for file in () if self.merge else self.files.values():
             most = file_source.COMPRESSED_PART_BYTES if file.is_compressed else file_source.PART_BYTES
@@ -106,13 +117,13 @@ class TextSource(FileSource):
             text = self._whole(file, bad)
             if text is None:
                 continue
-            # An empty file is an empty document, like an empty record.
+            # An empty file is an empty document, as an empty record would be.
             documents = pieces([text], self.chunk, self.chunk_chars, self.chunk_overlap) if text else [Piece(0, "")]
             for number, piece in enumerate(documents):
                 yield Document(f"text:{file.name}:{number}", piece.text, file.name, "text")
 
     def _whole(self, file: File, bad: BadInputs) -> str | None:
-        """The text of a file, up to the first damage; None: there is none."""
+        """Return a file's text up to the first damage, or None if none of it can be used."""
         damage: Exception | None = None
         content = b""
         try:
@@ -142,7 +153,7 @@ class TextSource(FileSource):
         return text
 
     def _carried(self, texts: list[File]) -> Iterator[Part]:
-        """Parts of a text that consists of these files."""
+        """Yield parts that carry the documents of a text that consists of these files."""
         reading = _Reading()
         ready: list[tuple[str, str, str]] = []
         size = begun = 0
@@ -165,10 +176,10 @@ def _utf8_bytes(text: str) -> int:
 
 
 def _limited(blocks: Iterator[str], key: str) -> Iterator[str]:
-    """The blocks of a text that becomes one document.
+    """Yield the blocks of a text that becomes a single document.
 
     Raises:
-        RequestError: it is too long.
+        RequestError: the text is too long.
     """
     size = 0
     for block in blocks:
@@ -187,14 +198,14 @@ def _carry(ready: list[tuple[str, str, str]], reading: _Reading) -> Carried:
 
 
 def _file_of(piece: Piece, reading: _Reading) -> str:
-    """The file in which a piece begins."""
+    """Return the file that a piece begins in."""
     while len(reading.begins) > 1 and reading.begins[1][0] <= piece.offset:
         reading.begins.popleft()
     return reading.begins[0][1]
 
 
 def _blocks(texts: list[File], reading: _Reading, encoding: str) -> Iterator[str]:
-    """The text of the files in blocks, with a blank line between files. Damage ends a file."""
+    """Yield the text of the files in blocks, with a blank line between files. A file is read up to the first damage."""
     for file in texts:
         before = reading.stored
         chars = at = read = 0
@@ -210,7 +221,7 @@ def _blocks(texts: list[File], reading: _Reading, encoding: str) -> Iterator[str
                             yield from _separated(file, reading)
                         chars += len(block)
                         reading.chars += len(block)
-                        # The position moves back a little if the reader meets damage ahead of a block.
+                        # The position moves back a little if the reader runs into damage ahead of a block.
                         read = max(read, min(raw.tell(), file.size))
                         reading.stored = before + read
                         reading.newlines = len(block[-2:]) - len(block[-2:].rstrip("\n"))
@@ -232,7 +243,7 @@ def _blocks(texts: list[File], reading: _Reading, encoding: str) -> Iterator[str
 
 
 def _separated(file: File, reading: _Reading) -> Iterator[str]:
-    """The newlines that are missing for a blank line before a file that follows another."""
+    """Yield the newlines needed for a blank line before a file, and record where the file begins."""
     between = "\n" * max(0, 2 - reading.newlines)
     reading.chars += len(between)
     reading.begins.append((reading.chars, file.name))
@@ -245,7 +256,7 @@ def _decoded(stream: Any, encoding: str) -> Iterator[str]:
         start = signatures.peek(stream)[:2]
         encoding = "utf-16" if start in _UTF16_MARKS else "utf-8-sig"
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
-    # Longer reads (as by a TextIOWrapper) would lose the bytes before damage.
+    # Longer reads (such as a TextIOWrapper's) would lose the bytes before damage.
     while block := stream.read1(_BLOCK_CHARS):
         if text := decoder.decode(block):
             yield text
@@ -257,21 +268,21 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def decode(content: bytes, encoding: str = encodings.UTF8, is_cut: bool = False) -> str:
-    """Text of a file, with LF as newline.
+    """Decode a file's text, and convert its newlines to LF.
 
     Args:
-        content: its bytes.
+        content: the file's bytes.
         encoding: its encoding. UTF-8 allows a byte order mark, and includes UTF-16 with a byte order mark.
-        is_cut: the content may end within a character, which is dropped.
+        is_cut: whether the content may end within a character, which is then dropped.
 
     Raises:
-        UnicodeDecodeError: it does not have this encoding.
-        UnicodeError: the same, for encodings other than UTF-8.
+        UnicodeDecodeError: the content does not have this encoding.
+        UnicodeError: the same, for some encodings other than UTF-8.
     """
     if encoding == encodings.UTF8:
         encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
         text = codecs.getincrementaldecoder(encoding)().decode(content) if is_cut else content.decode(encoding)
     else:
-        # Like a stream, UTF-16 without a byte order mark is not guessed.
+        # As when reading a stream, don't guess the byte order of UTF-16 without a byte order mark.
         text = codecs.getincrementaldecoder(encoding)().decode(content, not is_cut).removeprefix("\ufeff")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,9 +1,9 @@
-"""Pack documents into samples of a fixed length, so that few documents are cut.
+"""Pack documents into fixed-length samples, so that few documents are cut.
 
 The method is best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). Documents longer than
-a sample are cut into pieces of its length. The rests, and all shorter documents, are placed into the sample with the
-least remaining space that fits, longest first. All pieces of one length are placed together, so the work is linear in
-the number of lengths.
+a sample are cut into sample-length pieces. The remainders and all shorter documents are then placed, longest first,
+each into the sample with the least free space that still fits it. Pieces of the same length are placed together, so the
+work is linear in the number of distinct lengths.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-#: A range of a shard: its first token, and the number of tokens. A piece of ``context_length`` + 1 tokens is a full
-#: sample of a document that continues. Its last token is only a label.
+#: A range of tokens in a shard: its first token and its length. A piece of ``context_length`` + 1 tokens fills a whole
+#: sample, and its document continues in another piece. Its last token serves only as a label.
 PIECE = np.dtype([("offset", "<i8"), ("length", "<i4")])
 
 
@@ -20,9 +20,9 @@ class Packing(NamedTuple):
     """The samples of one shard.
 
     Attributes:
-        pieces: [P] of ``PIECE``, in order of samples, and within a sample in order of the shard.
-        samples: [S+1] int64: first piece of each sample, and P at the end.
-        cut: number of documents with more than one piece.
+        pieces: [P] of ``PIECE``, in sample order, and in shard order within each sample.
+        samples: [S+1] int64: first piece of each sample, with P at the end.
+        cut: number of documents that have more than one piece.
     """
 
     pieces: NDArray
@@ -31,7 +31,7 @@ class Packing(NamedTuple):
 
 
 def pack(lengths: NDArray[np.int64], capacity: int) -> Packing:
-    """Pack the documents of a shard, which have these lengths, into samples of at most ``capacity`` inputs."""
+    """Pack a shard's documents, given by their lengths, into samples of at most ``capacity`` inputs."""
     begins = np.cumsum(lengths) - lengths
     full = lengths // capacity
     owners = np.repeat(np.arange(len(lengths)), full)
@@ -54,7 +54,7 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> Packing:
 
 
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """Best-fit decreasing: the bin of each item, whose length is 1 to ``capacity``. Bins are numbered without gaps."""
+    """Return each item's bin, by best-fit decreasing. Lengths are 1 to ``capacity``; bins are numbered without gaps."""
     items = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(np.bincount(lengths, minlength=capacity + 1)[:0:-1])
     bins = np.empty(len(lengths), np.int64)
@@ -73,7 +73,7 @@ def best_fit(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
 
 
 class _FreeSpace:
-    """Open bins by the space that is left in them."""
+    """Open bins, grouped by the space left in them."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity, self._num_bins = capacity, 0
@@ -81,7 +81,7 @@ class _FreeSpace:
         self._open = np.zeros(capacity + 1, dtype=bool)
 
     def pop(self, length: int, items: int) -> tuple[int, int, NDArray[np.int64]]:
-        """The tightest bins for items of one length: their space, the number of items per bin, and the bins."""
+        """Remove the tightest bins for items of one length. Returns their space, the items per bin, and the bins."""
         at = int(self._open[length:].argmax()) + length
         if not self._open[at]:
             per_bin = self._capacity // length
@@ -95,7 +95,7 @@ class _FreeSpace:
         return at, per_bin, bins[:wanted]
 
     def add(self, space: int, bins: NDArray[np.int64]) -> None:
-        """Add bins with this much space. Full bins are closed."""
+        """Add bins that have this much space left. Full bins are not kept."""
         if space and len(bins):
             self._bins[space].append(bins)
             self._open[space] = True

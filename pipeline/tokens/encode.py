@@ -1,7 +1,7 @@
 """Second step of the tokens stage: encode the documents in independent blocks.
 
-Block NNNNNN consists of consecutive row groups of one file of documents. It leaves ``NNNNNN.train.bin`` and
-``NNNNNN.val.bin``: the ids of its documents, each document ended by the end-of-text token. ``NNNNNN.npz`` is written
+Block NNNNNN consists of consecutive row groups from one document file. Encoding it writes ``NNNNNN.train.bin`` and
+``NNNNNN.val.bin``: the token ids of its documents, each followed by the end-of-text token. ``NNNNNN.npz`` is written
 last, so a block with that file is finished.
 """
 
@@ -21,19 +21,21 @@ from pipeline.tokens.overlap import HeldOut
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
 
-#: A block has a 256th of the text, within these limits in bytes: enough blocks for many tasks, but not too many files.
+#: A block has 1/256 of the text, within these limits in bytes: enough blocks for many tasks, but not too many files.
 _BLOCKS, _LEAST_BYTES, _MOST_BYTES = 256, 4 << 20, 64 << 20
 
 TRAIN, VALIDATION = "train", "val"
 
 
 class Block(NamedTuple):
-    """Attributes:
-    number: its number, over all files.
-    dataset: the source of its documents.
-    path: the file.
-    groups: its row groups.
-    size: bytes of their text.
+    """Consecutive row groups of one document file, which are encoded together.
+
+    Attributes:
+        number: number of the block, counted across all files.
+        dataset: the source of its documents.
+        path: the document file.
+        groups: its row groups in the file.
+        size: bytes of text in them.
     """
 
     number: int
@@ -44,14 +46,14 @@ class Block(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """Contents of a finished block.
+    """What a block's ``.npz`` file holds.
 
     Attributes:
-        lengths: side -> number of ids of each document, including end-of-text.
-        sizes: side -> bytes of text of each document.
+        lengths: side -> number of token ids in each document, including end-of-text.
+        sizes: side -> bytes of text in each document.
         ids: identifiers of the held-out documents.
-        shared: which word sequences of held-out documents its training documents contain, as indices into
-            ``HeldOut.distinct``.
+        shared: the word sequences of held-out documents that also occur in the block's training documents, as indices
+            into ``HeldOut.distinct``.
     """
 
     lengths: dict[str, NDArray[np.int32]]
@@ -61,7 +63,7 @@ class _Encoded(NamedTuple):
 
 
 def plan(files: dict[str, list[Path]]) -> list[Block]:
-    """The blocks. They depend only on the sizes of the files' row groups."""
+    """Divide the documents into blocks. The result depends only on the sizes of the files' row groups."""
     sizes = {path: read_shards.group_bytes(path) for paths in files.values() for path in paths}
     most = min(max(sum(map(sum, sizes.values())) // _BLOCKS, _LEAST_BYTES), _MOST_BYTES)
     blocks: list[Block] = []
@@ -77,7 +79,7 @@ def plan(files: dict[str, list[Path]]) -> list[Block]:
 
 
 def prepare(tokenizer: Path, id_type: str, thresholds: Thresholds, held_out: Path | None) -> None:
-    """Load what ``encode`` needs in this process. Without ``held_out`` the overlap is not measured."""
+    """Load what ``encode`` needs in this process. If ``held_out`` is None, the overlap is not measured."""
     sequences = HeldOut.load(held_out) if held_out else None
     _state[:] = [_State(load_tokenizer(tokenizer), np.dtype(id_type), thresholds, sequences)]
 
@@ -98,7 +100,7 @@ def ids_path(folder: Path, number: int, side: str) -> Path:
 
 
 def encode(block: Block, folder: Path) -> int:
-    """Encode a block; returns the bytes of its text."""
+    """Encode a block. Returns its bytes of text."""
     state = _state[0]
     lengths: dict[str, list[NDArray]] = {TRAIN: [], VALIDATION: []}
     sizes: dict[str, list[NDArray]] = {TRAIN: [], VALIDATION: []}
@@ -130,7 +132,7 @@ def encode(block: Block, folder: Path) -> int:
 
 
 def _sides(block: Block, group: int, thresholds: Thresholds) -> Iterator[tuple[str, pyarrow.Table]]:
-    """The training documents and the held-out documents of a row group."""
+    """Yield each side of a row group with its documents: first training, then held out."""
     table = read_shards.read_group(block.path, group, ["id", "text", "bytes", "digest"])
     held_out = thresholds.held_out(block.dataset, table["digest"])
     yield TRAIN, table.filter(pyarrow.array(~held_out))
@@ -151,27 +153,30 @@ def finished(folder: Path, number: int) -> bool:
 
 
 def lengths(folder: Path, number: int, side: str) -> NDArray[np.int32]:
-    """Number of ids of each document of one side of a finished block."""
+    """Return the number of token ids in each document, for one side of a finished block."""
     return _member(folder, number, f"{side}_lengths")
 
 
 def sizes(folder: Path, number: int, side: str) -> NDArray[np.int64]:
-    """Bytes of text of each document of one side of a finished block."""
+    """Return the bytes of text in each document, for one side of a finished block."""
     return _member(folder, number, f"{side}_bytes")
 
 
 def held_out_ids(folder: Path, number: int) -> NDArray:
-    """Identifiers of the held-out documents of a finished block."""
+    """Return the identifiers of a finished block's held-out documents."""
     return _member(folder, number, "ids")
 
 
 def shared(folder: Path, number: int) -> NDArray[np.int64]:
-    """Which word sequences of held-out documents the training documents of a finished block contain."""
+    """Return the word sequences of held-out documents that occur in a finished block's training documents.
+
+    They are indices into ``HeldOut.distinct``.
+    """
     return _member(folder, number, "shared")
 
 
 def _member(folder: Path, number: int, name: str) -> NDArray[Any]:
-    """One array of a block. The others are not read."""
+    """Read one array of a block, and not the others."""
     with np.load(folder / f"{number:06d}.npz") as arrays:
         array: NDArray[Any] = arrays[name]
         return array

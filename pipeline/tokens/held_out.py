@@ -1,7 +1,7 @@
-"""Which documents are held out for validation.
+"""Choose the documents that are held out for validation.
 
-A document is held out if the hash of (seed, text) is below a threshold. This depends only on the text, so the same
-document is on the same side in every corpus.
+A document is held out if the hash of (seed, text) is below a threshold. The hash does not depend on the rest of the
+corpus, so a document is on the same side in every corpus.
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ from pipeline import ngrams, parallel
 from pipeline.documents import read_shards
 from pipeline.tokens.overlap import HeldOut
 
-#: All word sequences of this much held-out text are compared, and a sample of the sequences of more text. Every process
-#: has them in memory.
+#: Up to this much held-out text, all word sequences are compared; beyond it, only a sample of them. Every process holds
+#: them in memory.
 _COMPARED_BYTES = 64 << 20
 
 
 class Thresholds(NamedTuple):
-    """Below which hash documents are held out.
+    """The hashes below which documents are held out.
 
     Attributes:
         seed: the run's seed.
-        by_source: for each source, the lowest hash that is not held out.
-        forced: sources without a low enough hash. The document with the lowest hash is held out.
-        held_out_bytes: text of all held-out documents.
-        by_text: documents have targets, and documents with the same text are on the same side.
+        by_source: the threshold for each source. Documents with a lower hash are held out.
+        forced: sources where no hash was low enough. There, the document with the lowest hash is held out.
+        held_out_bytes: bytes of text in all held-out documents.
+        by_text: whether documents with the same text are on the same side even if their targets differ.
     """
 
     seed: int
@@ -42,24 +42,25 @@ class Thresholds(NamedTuple):
     by_text: bool = False
 
     def held_out(self, dataset: str, digests: pyarrow.ChunkedArray) -> NDArray[np.bool_]:
-        """Mask of the held-out documents, from their digests."""
+        """Return the mask of the held-out documents, given all documents' digests."""
         return _hashes(self.seed, digests, self.by_text) < np.uint64(self.by_source[dataset])
 
     def forced_message(self) -> str:
-        """What to print if a document of a source had to be held out."""
+        """Return the message to print if a document had to be held out from some sources."""
         names = ", ".join(self.forced)
-        return f"{names}: no document has a hash low enough for validation: the one with the lowest hash is held out"
+        return f"{names}: no document's hash is low enough for validation, so the one with the lowest hash is held out"
 
 
 def _hashes(seed: int, digests: pyarrow.ChunkedArray, by_text: bool) -> NDArray[np.uint64]:
-    """A uniform hash for each document, from the seed and both halves of its digest, which are uniform as well.
+    """Return a uniform hash for each document, computed from the seed and both halves of its digest.
 
-    ``by_text``: only from the half that depends on the text alone (``pipeline/documents/ingest.py``).
+    The halves are uniform as well. With ``by_text``, only the half that depends on the text alone is used (see
+    ``pipeline/documents/ingest.py``).
     """
     key = keyed_hashes(seed, "validation", [""])
     hashes = [np.zeros(0, np.uint64)]
     for chunk in digests.chunks:
-        # A digest is 16 bytes, and they are contiguous.
+        # Digests are 16 bytes each, stored contiguously.
         halves = np.frombuffer(chunk.buffers()[1], "<u8").reshape(-1, 2)[chunk.offset : chunk.offset + len(chunk)]
         first = ngrams.mix(halves[:, 0] ^ key)
         hashes.append(first if by_text else ngrams.mix(first ^ halves[:, 1]))
@@ -67,16 +68,16 @@ def _hashes(seed: int, digests: pyarrow.ChunkedArray, by_text: bool) -> NDArray[
 
 
 def compute_thresholds(files: dict[str, list[Path]], seed: int, fraction: float, by_text: bool = False) -> Thresholds:
-    """The thresholds that hold out about ``fraction`` of the documents, and at least one of each source.
+    """Compute thresholds that hold out about ``fraction`` of the documents, and at least one from each source.
 
     Args:
-        files: the documents of each source.
+        files: the document files of each source.
         seed: the run's seed.
-        fraction: of the documents (``data.tokens.validation_fraction``).
+        fraction: fraction of documents to hold out (``data.tokens.validation_fraction``).
         by_text: see :class:`Thresholds`.
 
     Raises:
-        RequestError: no training documents would be left.
+        RequestError: a source would have no training documents left.
     """
     common = min(int(fraction * 2.0**64), 2**64 - 1)
     by_source, forced, size = {}, [], 0
@@ -98,7 +99,7 @@ def compute_thresholds(files: dict[str, list[Path]], seed: int, fraction: float,
 
 
 class _Extent(NamedTuple):
-    """Counts of a file of documents, and the lowest hash in it."""
+    """Counts for one document file, and the lowest hash in it."""
 
     documents: int
     held_out: int
@@ -114,7 +115,7 @@ def _extent(path: Path, seed: int, threshold: int, by_text: bool) -> _Extent:
 
 
 def held_out_texts(files: dict[str, list[Path]], thresholds: Thresholds, words: int, workers: int) -> HeldOut:
-    """The word sequences of the held-out documents of all sources, in order. For a lot of text, a sample of them."""
+    """Return the word sequences of all sources' held-out documents, in order, or a sample of them if there are many."""
     tasks = [(path, dataset, thresholds) for dataset, paths in files.items() for path in paths]
     thinned = max(0, (thresholds.held_out_bytes // _COMPARED_BYTES).bit_length())
     with bar(len(tasks), "file", "held out") as progress:
@@ -129,7 +130,7 @@ def held_out_texts(files: dict[str, list[Path]], thresholds: Thresholds, words: 
 
 
 def _texts(path: Path, dataset: str, thresholds: Thresholds) -> pyarrow.ChunkedArray:
-    """Held-out texts of a file. Row groups without held-out documents are not read."""
+    """Return a file's held-out texts. Row groups without held-out documents are not read."""
     chosen = thresholds.held_out(dataset, read_shards.read_column(path, "digest"))
 
     columns = [pyarrow.chunked_array([], pyarrow.large_string())]

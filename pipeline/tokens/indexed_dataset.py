@@ -1,9 +1,10 @@
-"""Megatron's indexed dataset: token ids in ``PREFIX.bin``, and offsets of sequences and documents in ``PREFIX.idx``.
+"""Megatron's indexed dataset: token ids in ``PREFIX.bin``, sequence and document offsets in ``PREFIX.idx``.
 
-The layout of the index is that of ``megatron/core/datasets/indexed_dataset.py``, little-endian: the magic
-``MMIDIDX\\0\\0``, version 1 (uint64), code of the id type (uint8: 4 int32, 8 uint16), number of sequences (uint64),
-number of document boundaries (uint64), then sequence lengths in ids (int32), sequence offsets in bytes (int64), and
-document boundaries in sequences (int64, from 0 to the number of sequences). We write one sequence per document.
+The index has the same layout as in ``megatron/core/datasets/indexed_dataset.py``, little-endian: the magic
+``MMIDIDX\\0\\0``, version 1 (uint64), dtype code of the ids (uint8: 4 for int32, 8 for uint16), number of sequences
+(uint64), number of document boundaries (uint64), then sequence lengths in ids (int32), sequence offsets in bytes
+(int64), and document boundaries in sequences (int64, from 0 to the number of sequences). Millrace writes one sequence
+per document.
 """
 
 import mmap
@@ -21,13 +22,13 @@ from artefacts.errors import RequestError
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _VERSION = 1
-#: Megatron's codes of the types of token ids.
+#: Megatron's dtype codes for token ids.
 _TYPES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 _CODES = {kind: code for code, kind in _TYPES.items()}
 
 
 def id_type(vocab_size: int) -> np.dtype:
-    """The type of ids on disk: uint16 below 65,500 ids, which is Megatron's limit, else int32."""
+    """Return the dtype of ids on disk: uint16 for vocabularies below Megatron's limit of 65,500, otherwise int32."""
     return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
 
 
@@ -40,17 +41,17 @@ def _with_suffix(prefix: Path, suffix: str) -> Path:
 
 
 class IndexedDatasetWriter:
-    """Writes one shard. The files get their names in ``finish``, the index last."""
+    """Writes one shard. ``finish`` gives the files their final names, the index last."""
 
     def __init__(self, prefix: Path, kind: np.dtype) -> None:
-        """Start a shard of ids of type ``kind`` (uint16 or int32)."""
+        """Start a shard whose ids have dtype ``kind`` (uint16 or int32)."""
         self._prefix, self._kind = Path(prefix), np.dtype(kind)
         self._stream = open(_partial(_with_suffix(self._prefix, ".bin")), "wb")  # noqa: SIM115 - finish() closes it
         self._lengths: list[NDArray[np.int32]] = []
         self.tokens = 0
 
     def add(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> None:
-        """Append documents: their concatenated ids, and the number of ids of each."""
+        """Append documents, given as their concatenated ids and the number of ids in each."""
         assert int(lengths.sum()) == len(ids)
         self._stream.write(ids.astype(self._kind, copy=False).tobytes())
         self._lengths.append(lengths.astype(np.int32))
@@ -79,20 +80,20 @@ class IndexedDatasetWriter:
 
 
 class IndexedDataset:
-    """A memory-mapped reader of one shard. Opening it reads a few bytes of the index, which is mapped on first use.
+    """A memory-mapped reader for one shard. Opening it reads a few bytes of the index, which is mapped on first use.
 
     Attributes:
-        tokens: all ids of the shard, in order (uint16 or int32; read-only).
+        tokens: all ids in the shard, in order (uint16 or int32, read-only).
     """
 
     def __init__(self, prefix: Path, scattered: bool = False) -> None:
         """Open ``PREFIX.bin`` and ``PREFIX.idx``.
 
-        ``scattered``: reads are short and random, so the kernel should not read ahead, which it does by megabytes by
-        default; see ``announce``.
+        Set ``scattered`` if reads are short and random. Then the kernel doesn't read ahead, which it does by megabytes
+        by default; see ``announce``.
 
         Raises:
-            RequestError: a file is missing or is not an indexed dataset of token ids, or they do not belong together.
+            RequestError: a file is missing or is not an indexed dataset of token ids, or the two files don't match.
         """
         self._index, content = _with_suffix(Path(prefix), ".idx"), _with_suffix(Path(prefix), ".bin")
         for path in (self._index, content):
@@ -114,7 +115,7 @@ class IndexedDataset:
                 self._content.madvise(mmap.MADV_RANDOM)
 
     def announce(self, firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Announce the ranges of ``tokens`` that are read next, so that the kernel fetches them together."""
+        """Announce the ranges of ``tokens`` that will be read next, so that the kernel can fetch them together."""
         if self._content is None:
             return
         size, page = self.tokens.itemsize, mmap.PAGESIZE
@@ -125,12 +126,12 @@ class IndexedDataset:
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """Number of ids of each sequence."""
+        """Number of ids in each sequence."""
         return _map(self._index, np.dtype("<i4"), _HEADER.size, self._sequences)
 
     @cached_property
     def boundaries(self) -> NDArray[np.int64]:
-        """First sequence of each document, and the number of sequences at the end."""
+        """First sequence of each document, with the number of sequences at the end."""
         return _map(self._index, np.dtype("<i8"), _HEADER.size + 12 * self._sequences, self._documents + 1)
 
     @cached_property
@@ -138,18 +139,18 @@ class IndexedDataset:
         return _map(self._index, np.dtype("<i8"), _HEADER.size + 4 * self._sequences, self._sequences)
 
     def document_lengths(self) -> NDArray[np.int64]:
-        """Number of ids of each document, over all its sequences."""
+        """Return the number of ids in each document, summed over its sequences."""
         if not len(self):
             return np.zeros(0, np.int64)
         ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
         return np.diff(ends[self.boundaries])
 
     def __len__(self) -> int:
-        """Number of documents."""
+        """Return the number of documents."""
         return self._documents
 
     def document(self, number: int) -> NDArray[np.integer]:
-        """Ids of one document, over all its sequences.
+        """Return the ids of one document, from all its sequences.
 
         Raises:
             IndexError: there is no such document.
@@ -162,13 +163,13 @@ class IndexedDataset:
 
 
 def shard_prefixes(folder: Path, split: str) -> list[Path]:
-    """Prefixes of the shards of a split in a tokens folder, in order; several sources are in order of name."""
+    """Return the prefixes of a split's shards in a tokens folder, in order. Several sources are sorted by name."""
     indices = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
     return [path.with_suffix("") for path in indices]
 
 
 def _read_header(index: Path, stream: BinaryIO) -> tuple[np.dtype, int, int]:
-    """Type of ids, number of sequences and of documents."""
+    """Return the dtype of the ids, the number of sequences and the number of documents."""
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         raise RequestError(f"{index}: not an indexed dataset (it does not begin with MMIDIDX)")
@@ -181,7 +182,7 @@ def _read_header(index: Path, stream: BinaryIO) -> tuple[np.dtype, int, int]:
 
 
 def _end_of_last(stream: BinaryIO, sequences: int, kind: np.dtype) -> int:
-    """Number of ids of the shard by its index: the end of the last sequence."""
+    """Return the number of ids in the shard according to its index, which is where the last sequence ends."""
     if not sequences:
         return 0
     stream.seek(_HEADER.size + 4 * (sequences - 1))

@@ -1,4 +1,4 @@
-"""How many word sequences of held-out documents training documents contain; see ``pipeline/ngrams.py``."""
+"""Measure how many word sequences of held-out documents also occur in training text (see ``pipeline/ngrams.py``)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,17 +15,17 @@ _PAIR = np.dtype([("owner", np.int64), ("hash", np.uint64)])
 
 
 class HeldOut:
-    """Distinct word sequences of the held-out documents, and which of them training documents contain.
+    """The distinct word sequences of the held-out documents, and which of them also occur in training documents.
 
     Attributes:
         words: length of a sequence in words.
-        thinned: one of 2**thinned sequences is compared. It is chosen by its hash, so the same sequences are chosen in
-            every text.
-        distinct: sorted hashes of all sequences.
+        thinned: one in 2**thinned sequences is compared. Sequences are chosen by their hash, so the same ones are
+            chosen in every text.
+        distinct: sorted distinct hashes of the sequences.
     """
 
     def __init__(self, owners: NDArray[np.int64], hashes: Hashes, documents: int, words: int, thinned: int) -> None:
-        """Create it from the distinct pairs of document and sequence, and the number of documents."""
+        """Take the distinct (document, sequence) pairs, as parallel arrays, and the number of documents."""
         self._owners, self._hashes, self._documents = owners, hashes, documents
         self.words, self.thinned = words, thinned
         self._known = Known(hashes)
@@ -34,7 +34,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, columns: Iterable[pyarrow.ChunkedArray], words: int, thinned: int = 0) -> "HeldOut":
-        """The sequences of held-out texts, which come in order in any number of columns."""
+        """Collect the sequences of the held-out texts, which come in order, in any number of columns."""
         documents = 0
         parts = [np.zeros(0, _PAIR)]
         for column in columns:
@@ -60,16 +60,19 @@ class HeldOut:
             return cls(arrays["owners"], arrays["hashes"], *arrays["facts"].tolist())
 
     def shared(self, column: pyarrow.ChunkedArray) -> NDArray[np.int64]:
-        """Indices into ``distinct`` of the sequences that a column of training texts contains."""
+        """Return the indices in ``distinct`` of the sequences that occur in a column of training texts."""
         hashes, _ = _thinned(*sequences(column, self.words), self.thinned)
         return np.unique(self._known.find(hashes)[1])
 
     def mark(self, indices: NDArray[np.int64]) -> None:
-        """Mark sequences that training text contains (see ``shared``)."""
+        """Mark sequences as occurring in training text. The indices come from ``shared``."""
         self._seen[indices] = True
 
     def overlap(self) -> NDArray[np.float64]:
-        """For each document, the fraction of its distinct sequences that training text contains; 0 if it has none."""
+        """Return, for each document, the fraction of its distinct sequences that also occur in training text.
+
+        It is 0 for a document without sequences.
+        """
         seen = self._seen[np.searchsorted(self.distinct, self._hashes)]
         total = np.bincount(self._owners, minlength=self._documents)
         return np.bincount(self._owners, seen, minlength=self._documents) / np.maximum(total, 1)

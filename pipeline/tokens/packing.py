@@ -1,7 +1,7 @@
-"""The packing stage: an index that packs the documents of token shards into samples (``train.packing=best_fit``).
+"""The packing stage: build an index that packs the documents of token shards into samples (``train.packing=best_fit``).
 
-``packing/`` has ``.pieces.npy`` and ``.samples.npy`` files (see ``best_fit.Packing``) with the name of each training
-shard. The loader memory-maps them. Offsets are tokens of the shard.
+For each training shard, ``packing/`` has a ``.pieces.npy`` and a ``.samples.npy`` file with the shard's name (see
+``best_fit.Packing``). The loader memory-maps them. Offsets are in tokens from the start of the shard.
 """
 
 import json
@@ -20,7 +20,7 @@ from pipeline import parallel
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Pack every training shard and publish the index; None if it is up to date.
+    """Pack every training shard and publish the index. Returns the manifest, or None if it was up to date.
 
     Raises:
         RequestError: the recipe does not use packing, or the shards are missing or damaged.
@@ -41,7 +41,7 @@ def build(recipe: Recipe) -> Manifest | None:
 
 
 def outcome(published: Manifest | None, recipe: Recipe) -> str:
-    """A line that describes what ``build`` did."""
+    """Return a line that describes what ``build`` did."""
     folder = RunLayout.of(recipe).packing
     if published is None:
         return f"{folder}: up to date"
@@ -54,7 +54,7 @@ def outcome(published: Manifest | None, recipe: Recipe) -> str:
 
 
 def _pack_all(stage: Stage, tokens: Path, context_length: int, workers: int) -> dict[str, Any]:
-    """Pack the shards that are not packed yet; returns the counts of all shards."""
+    """Pack the shards that are not packed yet. Returns the total counts for all shards."""
     from pipeline.tokens.indexed_dataset import shard_prefixes
 
     prefixes = shard_prefixes(tokens, "train")
@@ -74,12 +74,12 @@ def _pack_all(stage: Stage, tokens: Path, context_length: int, workers: int) -> 
 
 
 def _counts_path(scratch: Path, shard: Path) -> Path:
-    """The file of a packed shard's counts, which is written after its index."""
+    """Return the path of a packed shard's counts, which are written after its index."""
     return scratch / f"{shard.as_posix().replace('/', '.')}.json"
 
 
 def pack_shard(prefix: Path, target: Path, context_length: int) -> dict[str, int]:
-    """Write the index of one shard, with the name ``target``, and return its counts."""
+    """Write one shard's index under the name ``target``, and return its counts."""
     import numpy as np
 
     from pipeline.tokens.best_fit import pack

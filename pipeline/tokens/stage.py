@@ -1,15 +1,15 @@
-"""The tokens stage: from documents to training and validation shards of token ids.
+"""The tokens stage: turn documents into training and validation shards of token ids.
 
 The stage runs four steps in order:
 
 1. ``held_out.py`` chooses the documents that are held out for validation.
 2. ``encode.py`` encodes the documents in blocks. Several tasks can share this step.
-3. Held-out documents that share too much text with training documents are dropped.
+3. Held-out documents that have too much text in common with training documents are dropped.
 4. ``write_shards.py`` joins the blocks into shards, which are published.
 
-``tokens/train-*.bin/.idx`` and ``val-*.bin/.idx`` are indexed datasets with one document per sequence, each ended by
-the end-of-text token. If there are several sources, each has a folder of its own. ``validation.parquet`` lists the
-held-out documents, their overlap, and whether they were kept.
+``tokens/train-*.bin/.idx`` and ``val-*.bin/.idx`` are indexed datasets with one document per sequence, each ending with
+the end-of-text token. If there are several sources, each has its own folder. ``validation.parquet`` lists the held-out
+documents, their overlap, and whether they were kept.
 """
 
 from pathlib import Path
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pipeline.tokens.encode import Block
     from pipeline.tokens.held_out import Thresholds
 
-#: Why a held-out document is in no shard.
-OVERLAP = "validation document that training documents contain"
+#: The reason why a held-out document is in no shard.
+OVERLAP = "validation document that overlaps with training documents"
 
 
 class _Build(NamedTuple):
@@ -41,11 +41,11 @@ class _Build(NamedTuple):
 
     Attributes:
         recipe: the recipe.
-        files: the documents of each source.
+        files: the document files of each source.
         stage: the opened stage.
-        id_type: numpy's name of the type of ids on disk.
+        id_type: the numpy dtype name of the ids on disk.
         blocks: folder of the encoded blocks.
-        held_out: file of the held-out documents' word sequences; None: overlap is not measured.
+        held_out: file with the held-out documents' word sequences, or None if overlap is not measured.
         workers: number of processes.
     """
 
@@ -59,14 +59,14 @@ class _Build(NamedTuple):
 
 
 def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
-    """Encode the documents, and publish the shards. One task of several only encodes its blocks.
+    """Encode the documents and publish the shards. One of several tasks only encodes its own blocks.
 
     Returns:
-        The manifest; None if the shards are up to date, or one task of several has encoded its blocks.
+        The manifest, or None if the shards were up to date or if this was one of several tasks.
 
     Raises:
-        RequestError: the model is trained on examples; documents or tokenizer are missing or damaged; the documents
-            cannot be split.
+        RequestError: the model is trained on examples, the documents or the tokenizer are missing or damaged, or the
+            documents cannot be split.
     """
     if recipe.task != "language_modeling":
         command = command_hints.make("examples")
@@ -100,7 +100,7 @@ def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
 
 
 def outcome(published: Manifest) -> str:
-    """What ``build`` published."""
+    """Return a line that describes what ``build`` published."""
     train, validation = published.counts["train"], published.counts["validation"]
     return (
         f"{train['tokens']:,} training tokens in {train['documents']:,} documents, "
@@ -125,7 +125,10 @@ def _open_build(recipe: Recipe, stage: Stage, documents: Manifest, tokenizer: Ma
 
 
 def _choose_held_out(work: _Build) -> "Thresholds":
-    """The thresholds below which documents are held out. One task computes them, and the held-out word sequences."""
+    """Return the thresholds below which documents are held out.
+
+    The first task to get here computes them and the held-out word sequences. The others wait, and read the files.
+    """
     from pipeline.tokens.held_out import Thresholds, compute_thresholds, held_out_texts
 
     section = work.recipe.data.tokens
@@ -141,7 +144,7 @@ def _choose_held_out(work: _Build) -> "Thresholds":
 
 
 def _encode(work: _Build, thresholds: "Thresholds", task_shard: TaskShard) -> "list[Block]":
-    """Encode the blocks of a task, and return all blocks. Blocks that are finished already are kept."""
+    """Encode a task's blocks that are not finished yet, and return the blocks of all tasks."""
     from pipeline.tokens import encode
     from tokenizer.registry import load_tokenizer
 
@@ -149,7 +152,7 @@ def _encode(work: _Build, thresholds: "Thresholds", task_shard: TaskShard) -> "l
     selected = [block for block in blocks if task_shard.owns(block.number)]
     tasks = [(block, work.blocks) for block in selected if not encode.finished(work.blocks, block.number)]
     tokenizer = RunLayout.of(work.recipe).tokenizer
-    # Compile the C code once, here, and not in every process.
+    # Compile the C code once, here, instead of in every process.
     load_tokenizer(tokenizer).prepare()
     prepare_with = (tokenizer, work.id_type, thresholds, work.held_out)
     total = sum(block.size for block in selected)
@@ -161,10 +164,10 @@ def _encode(work: _Build, thresholds: "Thresholds", task_shard: TaskShard) -> "l
 
 
 def _validation_masks(work: _Build, blocks: "list[Block]") -> list[Any]:
-    """For each block the mask of the held-out documents that are kept. Writes ``validation.parquet``.
+    """Return, for each block, the mask of the held-out documents that are kept. Writes ``validation.parquet``.
 
     Raises:
-        RequestError: training documents contain too much of every held-out document.
+        RequestError: every held-out document overlaps too much with training documents.
     """
     import numpy as np
     import pyarrow
@@ -194,7 +197,7 @@ def _validation_masks(work: _Build, blocks: "list[Block]") -> list[Any]:
 
 
 def _write_shards(work: _Build, blocks: "list[Block]", kept: list[Any]) -> dict[str, Any]:
-    """Write the shards of all sources; returns the counts for the manifest."""
+    """Write the shards of all sources. Returns the counts for the manifest."""
     sources = {name: _write_source(work, name, blocks, kept) for name in work.files}
     totals = {
         side: {key: sum(source[side][key] for source in sources.values()) for key in counts}
@@ -205,7 +208,7 @@ def _write_shards(work: _Build, blocks: "list[Block]", kept: list[Any]) -> dict[
 
 
 def _write_source(work: _Build, name: str, blocks: "list[Block]", kept: list[Any]) -> dict[str, Any]:
-    """Write the shards of one source; returns its counts by side."""
+    """Write the shards of one source. Returns its counts for each side."""
     from pipeline.tokens import encode, write_shards
     from pipeline.tokens.encode import TRAIN, VALIDATION
 

@@ -1,6 +1,6 @@
 """Last step of the tokens stage: join the encoded blocks into shards.
 
-A new shard begins with the first document beyond ``shard_tokens``, so the shards depend only on the documents.
+A shard ends with the document that brings it to ``shard_tokens``, so the shards depend only on the documents.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.tokens import encode
 from pipeline.tokens.indexed_dataset import IndexedDatasetWriter
 
-#: Ids that are copied at a time.
+#: Approximate number of ids to copy at a time.
 _COPIED = 8 << 20
 
 
@@ -23,9 +23,9 @@ class Piece(NamedTuple):
     Attributes:
         block: number of the block.
         start, stop: range of the documents within the block's side.
-        first: index of the first id in the block's file.
-        documents, tokens: how many of them go into the shard.
-        kept: mask of the documents that go into the shard; None: all.
+        first: index of their first id in the block's file.
+        documents, tokens: number of documents and tokens that go into the shard.
+        kept: mask of the documents that go into the shard, or None for all of them.
     """
 
     block: int
@@ -38,10 +38,12 @@ class Piece(NamedTuple):
 
 
 class TokenShard(NamedTuple):
-    """Attributes:
-    prefix: path of the shard without its suffix.
-    side: train or val.
-    pieces: its documents, in order.
+    """A shard to be written.
+
+    Attributes:
+        prefix: path of the shard, without the suffix.
+        side: train or val.
+        pieces: its documents, in order.
     """
 
     prefix: Path
@@ -64,15 +66,15 @@ def plan(
     shard_tokens: int,
     kept: dict[int, NDArray[np.bool_]] | None = None,
 ) -> Iterator[TokenShard]:
-    """The shards of one side of one source.
+    """Plan the shards for one side of one source.
 
     Args:
-        folder: where the shards are written.
+        folder: where the shards will be written.
         side: train or val.
-        blocks: the number of each block, and the number of ids of each of its documents. One block is held in memory
-            at a time.
+        blocks: the number of each block, with the number of ids in each of its documents. One block at a time is held
+            in memory.
         shard_tokens: approximate tokens per shard.
-        kept: number of a block -> mask of its documents that go in; None: all of them.
+        kept: block number -> mask of its documents that are kept, or None to keep all documents.
     """
     pieces: list[Piece] = []
     total = number = 0
@@ -97,7 +99,7 @@ def plan(
 
 
 def write(shard: TokenShard, encoded: Path, id_type: str) -> int:
-    """Write one shard, unless it exists; returns its tokens. ``encoded``: folder of the blocks."""
+    """Write one shard, unless it already exists. Returns its number of tokens. ``encoded`` is the blocks' folder."""
     if shard.prefix.with_name(shard.prefix.name + ".idx").exists():
         return shard.tokens
     shard.prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,7 @@ def write(shard: TokenShard, encoded: Path, id_type: str) -> int:
 def _copies(
     piece: Piece, lengths: NDArray[np.int32]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_] | None, int]]:
-    """A piece in portions of about ``_COPIED`` ids: lengths, mask, index of the first id."""
+    """Split a piece into portions of about ``_COPIED`` ids. Yields lengths, mask, and index of the first id."""
     ends = np.cumsum(lengths, dtype=np.int64)
     start = 0
     while start < len(ends):

@@ -172,7 +172,7 @@ def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
     line = [word if word != "pipeline" else "tokenizer" for word in _line("train", root, source)]
     subprocess.run([*line, "tokenizer.vocab_size=410"], cwd=CHECKOUT, check=True, capture_output=True)
     done = _command("verify", root, source)
-    assert done.returncode == 1 and "built from another tokenizer" in done.stderr
+    assert done.returncode == 1 and "built from a different tokenizer" in done.stderr
 
 
 def test_faults_of_the_user_are_one_line(tmp_path):

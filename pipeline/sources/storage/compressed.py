@@ -1,6 +1,6 @@
 """Read .gz, .zst and .xz files, up to the first damage.
 
-All members or frames of a file are read. Zeros may follow the members of .gz and .xz, but nothing else.
+All members or frames of a file are read. In .gz and .xz files, nothing but zeros may follow the members.
 """
 
 import io
@@ -11,24 +11,24 @@ from typing import IO, Any
 
 ENDINGS = (".gz", ".zst", ".xz")
 
-#: What reading an unreadable or damaged file raises. A broken network raises RequestError instead, and a failing disk
-#: StorageError.
+#: The exceptions raised by reading an unreadable or damaged file. A network failure raises RequestError instead, and a
+#: failing disk StorageError.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 #: Size of the buffer of decompressed bytes.
 _BUFFER_BYTES = 1 << 20
-#: The same for Arrow's reader, which is slower on small files with a large buffer.
+#: The same for Arrow's reader, which a large buffer slows down on small files.
 _ARROW_BUFFER_BYTES = 1 << 17
-#: Stored bytes that are read at a time; the second one close to damage.
+#: Stored bytes to read at a time, normally and close to damage.
 _INPUT_BYTES = 1 << 16
 _CAREFUL_INPUT_BYTES = 1 << 12
 
 
 def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
-    """The decompressed bytes of a seekable stream. The ending of ``name`` says how it is compressed.
+    """Return a stream of the decompressed bytes of a seekable stream. The suffix of ``name`` gives the compression.
 
-    Damage raises one of ``DAMAGE``, after all bytes before it were returned. ``stream`` is then positioned at the
-    damage. Closing the result closes ``stream``.
+    Damage raises one of ``DAMAGE``, after all bytes before it have been returned. ``stream`` is then positioned at the
+    damage. Closing the result also closes ``stream``.
     """
     name = name.lower()
     if name.endswith(".gz"):
@@ -36,7 +36,7 @@ def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
     if name.endswith(".xz"):
         return _Owning(_UpToDamage(stream, _xz, _xz), _BUFFER_BYTES, stream)
     if name.endswith(".zst"):
-        # Unlike zstandard's reader, Arrow's reader detects a truncated file, but returns nothing of a damaged block.
+        # Unlike zstandard's reader, Arrow's detects a truncated file, but it returns nothing from a damaged block.
         return _Owning(_UpToDamage(stream, _arrow_zstd, _zstandard), _ARROW_BUFFER_BYTES, stream)
     return stream
 
@@ -74,23 +74,23 @@ class _Members:
         self._is_read = False
 
     def read(self, size: int) -> bytes:
-        """Between one and ``size`` bytes; nothing at the end."""
+        """Read between one and ``size`` bytes, or none at the end."""
         while True:
             if (self._decompressor is None or self._decompressor.eof) and not self._begin():
                 return b""
             if block := self._decompressor.decompress(self._input(), size):
                 return bytes(block)
             if self._is_read and not self._decompressor.eof:
-                raise EOFError("cut off before its end")
+                raise EOFError("it is truncated")
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; returns the number of bytes."""
+        """Read into a buffer. Returns the number of bytes."""
         block = self.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)
 
     def _begin(self) -> bool:
-        """Start the next member; returns whether there is one."""
+        """Start the next member. Returns whether there is one."""
         is_first = self._decompressor is None
         head = b"" if is_first else self._decompressor.unused_data.lstrip(b"\0")
         while len(head) < len(self._magic) and (block := self._next()):
@@ -104,11 +104,11 @@ class _Members:
         return True
 
     def _input(self) -> bytes:
-        """The next input of the decompressor."""
+        """Return the decompressor's next input."""
         if self._head:
             head, self._head = self._head, b""
             return head
-        # zlib returns input that it has not used, lzma keeps it.
+        # zlib hands back input that it has not used, while lzma keeps it.
         if tail := getattr(self._decompressor, "unconsumed_tail", b""):
             return bytes(tail)
         return self._next() if getattr(self._decompressor, "needs_input", True) else b""
@@ -120,7 +120,7 @@ class _Members:
 
 
 class _UpToDamage(io.RawIOBase):
-    """The bytes of a fast decompressor. At damage, an exact decompressor returns all bytes before it."""
+    """Reads from a fast decompressor. At damage, an exact one recovers all the bytes before it."""
 
     def __init__(self, stream: IO[bytes], fast: Callable[[Any], Any], exact: Callable[[Any], Any]) -> None:
         self._stream = stream
@@ -151,7 +151,7 @@ class _UpToDamage(io.RawIOBase):
         return len(block)
 
     def _before_damage(self) -> bytes:
-        """The rest of the bytes before the damage, decompressed byte by byte. This reads the file again."""
+        """Return the remaining bytes before the damage, decompressed byte by byte. This reads the file again."""
         import zstandard
 
         careful = _Careful(self._stream, self._stream.tell() - 2 * _INPUT_BYTES)
@@ -170,7 +170,7 @@ class _UpToDamage(io.RawIOBase):
 
 
 class _Careful:
-    """A stream that is read byte by byte from ``start``, so that its position is that of the damage."""
+    """A stream that is read byte by byte from ``start`` on, so that its position ends up exactly at the damage."""
 
     def __init__(self, stream: IO[bytes], start: int) -> None:
         self._stream = stream
@@ -181,7 +181,7 @@ class _Careful:
 
 
 class _Owning(io.BufferedReader):
-    """A buffered reader that also closes the stream under its raw stream."""
+    """A buffered reader that also closes the stream underneath its raw stream."""
 
     def __init__(self, raw: Any, buffer: int, under: IO[bytes]) -> None:
         super().__init__(raw, buffer)

@@ -1,8 +1,9 @@
-"""Fingerprints of the content of source files. A file is hashed again only if its size or times have changed.
+"""Content fingerprints of source files. A file is hashed again only if its size or timestamps have changed.
 
-The digest of a file is recorded with its size and times in ``.NAME.sources.json``, next to the artefact NAME that is
-built from it. It is not part of the artefact, which has no times. If size or times have changed, the file is hashed
-again, and the artefact is stale only if the digest differs. The record may be deleted at any time.
+A file's digest is recorded with its size and timestamps in ``.NAME.sources.json``, next to the artefact NAME that is
+built from it. The record is not part of the artefact, which contains no timestamps. If the size or timestamps have
+changed, the file is hashed again, and the artefact is stale only if the digest differs. The record may be deleted at
+any time.
 """
 
 import hashlib
@@ -19,31 +20,31 @@ from artefacts.errors import RequestError
 from artefacts.progress import bar
 from pipeline.sources.storage.files import File
 
-#: Returns the fingerprint of the files of a source.
+#: A function that returns the fingerprint of a source's files.
 Fingerprint = Callable[[dict[str, File]], str]
 
-#: Source -> name of a file -> its stamp (or "-") and its digest.
+#: Source -> file name -> its stamp (or "-") and its digest, separated by a space.
 _Record = dict[str, dict[str, str]]
 
-#: Bytes that a thread hashes, and reads, at a time.
+#: Bytes that a thread hashes at a time, and that it reads at a time.
 _PIECE_BYTES = 16 << 20
 _BLOCK_BYTES = 1 << 20
 _THREADS = min(8, os.cpu_count() or 1)
-#: Show progress if at least this many bytes are hashed.
+#: Show a progress bar if at least this many bytes are hashed.
 _SHOWN_BYTES = 1 << 30
-#: Of a file behind a URL that is larger than this, samples are hashed if its storage has no checksum.
+#: If a file behind a URL is larger than this, and its storage has no checksum for it, only samples of it are hashed.
 _SAMPLED_BYTES = 64 << 20
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
-#: Prefix of the digest of a file that cannot be read. It is read again next time.
+#: Digest prefix for a file that cannot be read. The file is tried again next time.
 _UNREADABLE = "unreadable: "
 
 
 class SourceDigests:
-    """Fingerprints of the sources of an artefact."""
+    """Fingerprints of an artefact's sources."""
 
     def __init__(self, target: Path, trusted: bool = True) -> None:
-        """Read the record of the artefact ``target``; not ``trusted``: hash every file, and record nothing."""
+        """Read the record for artefact ``target``. If not ``trusted``, hash every file, and record nothing."""
         self._trusted = trusted
         self._lock = target.with_name(f"{target.name}.sources")
         self._path = target.with_name(f".{target.name}.sources.json")
@@ -54,10 +55,10 @@ class SourceDigests:
         self._now: dict[str, dict[str, str]] = {}
 
     def of(self, source: str, files: dict[str, File]) -> str:
-        """The fingerprint of a source's files: of their names and their content.
+        """Return the fingerprint of a source's files, based on their names and content.
 
-        If the storage has a checksum or version of a file, that is used for the content. Nothing is recorded next to an
-        artefact of another user.
+        If the storage provides a checksum or version for a file, it stands for the content. Nothing is recorded next to
+        another user's artefact.
 
         Raises:
             StorageError: the disk failed.
@@ -71,7 +72,7 @@ class SourceDigests:
         elif digests.keys() == files.keys():
             self._note(source, files, digests)
         else:
-            # Of tasks that start together, one reads the source.
+            # If several tasks start together, only one of them reads the source.
             with lock.wait(self._lock):
                 self._record = _read(self._path)
                 digests = self._known(source, files)
@@ -81,7 +82,7 @@ class SourceDigests:
         return _of_all(self._now[source])
 
     def _forget(self) -> None:
-        """Remove what this object has written, unless a build of the artefact has started."""
+        """Remove what this object has written, unless the artefact exists or its build has started."""
         begun = self._target.exists() or self._target.with_name(f".{self._target.name}.partial").exists()
         if not self._is_new or begun:
             return
@@ -92,9 +93,9 @@ class SourceDigests:
                 parent.rmdir()
 
     def changed(self, source: str, since: str | None) -> list[str]:
-        """Names of the files that were changed, added or removed since a source had a fingerprint.
+        """Return the names of the files that were changed, added or removed since a source had fingerprint ``since``.
 
-        The list is empty if the record did not have that fingerprint.
+        The list is empty if the record had a different fingerprint.
         """
         before, now = self._before.get(source, {}), self._now.get(source, {})
         if _of_all(before) != since:
@@ -102,7 +103,7 @@ class SourceDigests:
         return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
     def _known(self, source: str, files: dict[str, File]) -> dict[str, str]:
-        """Digests of files with a checksum of their storage, or with an unchanged stamp."""
+        """Return the digests of the files that have a checksum from their storage, or an unchanged stamp."""
         known = {}
         for name, file in files.items():
             stamp, _, digest = self._record.get(source, {}).get(name, "").partition(" ")
@@ -113,7 +114,7 @@ class SourceDigests:
         return known
 
     def _note(self, source: str, files: dict[str, File], digests: dict[str, str]) -> None:
-        """Record the digests of a source. If two commands do so, the last one wins, and files are hashed once more."""
+        """Record a source's digests. If two commands do so, the last one wins, and some files are hashed once more."""
         entries = {name: f"{file.stamp or '-'} {digests[name]}" for name, file in files.items()}
         if self._record.get(source) != entries:
             self._record[source] = entries
@@ -123,7 +124,10 @@ class SourceDigests:
 
 @contextmanager
 def digests_of(target: Path) -> Iterator[SourceDigests]:
-    """The fingerprints of an artefact's sources. If the body is refused before a build starts, no record is left."""
+    """Provide the fingerprints of an artefact's sources.
+
+    If the body raises RequestError before a build starts, no record is left behind.
+    """
     digests = SourceDigests(target)
     try:
         yield digests
@@ -133,7 +137,7 @@ def digests_of(target: Path) -> Iterator[SourceDigests]:
 
 
 def fingerprint(files: dict[str, File]) -> str:
-    """The fingerprint of files, like ``SourceDigests.of``, without a record."""
+    """Return the fingerprint of files, like ``SourceDigests.of``, but without a record."""
     return _of_all(_hashed(files))
 
 
@@ -149,7 +153,7 @@ def _of_tag(file: File) -> str:
 
 
 def _read(path: Path) -> _Record:
-    """The record; empty if it is missing or damaged."""
+    """Read the record. It is empty if the file is missing or damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         sound = all(isinstance(entry, str) for entries in record.values() for entry in entries.values())
@@ -159,7 +163,7 @@ def _read(path: Path) -> _Record:
 
 
 def _hashed(files: dict[str, File]) -> dict[str, str]:
-    """The digest of the content of each file, or the checksum of its storage, or why it cannot be read."""
+    """Return each file's content digest, or its storage's checksum, or the reason why it cannot be read."""
     hashes = {name: hashlib.sha256() for name, file in files.items() if file.tag is None}
     faults: dict[str, str] = {}
     total = sum(files[name].size for name in hashes)
@@ -174,7 +178,7 @@ def _hashed(files: dict[str, File]) -> dict[str, str]:
             try:
                 hashes[name].update(piece.result())
             except OSError as error:
-                # The stage will fail to read it too, and count it.
+                # The stage will also fail to read this file, and count it.
                 faults[name] = f"{_UNREADABLE}{error.strerror}"
             progress.update(size)
 
@@ -190,7 +194,7 @@ def _hashed(files: dict[str, File]) -> dict[str, str]:
 
 
 def _pieces(file: File) -> Iterator[tuple[int, int]]:
-    """(first byte, byte to stop at) of the ranges of a file that are hashed."""
+    """Yield (first byte, byte to stop at) for each range of a file that is hashed."""
     if file.is_remote and file.size > _SAMPLED_BYTES:
         last = file.size - _SAMPLE_BYTES
         for number in range(_SAMPLES):

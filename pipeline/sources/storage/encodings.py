@@ -1,4 +1,4 @@
-"""Files with an encoding other than UTF-8, decoded while they are read."""
+"""Convert files with an encoding other than UTF-8 to UTF-8 while they are read."""
 
 import codecs
 import io
@@ -10,12 +10,12 @@ _BLOCK_BYTES = 1 << 20
 
 
 def fault(encoding: str) -> str:
-    """The reason for input that cannot be decoded."""
+    """Return the reason to report for input that cannot be decoded."""
     return "invalid UTF-8" if encoding == UTF8 else f"invalid {encoding}"
 
 
 def _undecodable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace invalid input by a byte that is invalid in UTF-8, so that its line or record is counted as bad."""
+    """Replace invalid input with a byte that is invalid in UTF-8, so that its line or record is counted as bad."""
     if isinstance(error, UnicodeDecodeError):
         return "\udcff", error.end
     if isinstance(error, UnicodeEncodeError):
@@ -28,7 +28,7 @@ codecs.register_error(_MARKED, _undecodable)
 
 
 def as_utf8(stream: IO[bytes], encoding: str) -> IO[bytes]:
-    """A stream in an encoding, recoded to UTF-8 without a byte order mark. Invalid input becomes invalid UTF-8."""
+    """Recode a stream from an encoding to UTF-8, without a byte order mark. Invalid input becomes invalid UTF-8."""
     return io.BufferedReader(_Recoded(stream, encoding), _BLOCK_BYTES)
 
 

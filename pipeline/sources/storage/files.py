@@ -1,4 +1,4 @@
-"""Source files, local or behind a URL: list the files of a path, and open them with any compression."""
+"""Source files, local or behind a URL: list the files at a path, and open them with any compression."""
 
 import glob
 import io
@@ -23,14 +23,14 @@ _TICK_NS = 2 * 10**9
 
 
 class File(NamedTuple):
-    """A file of a source; picklable.
+    """A file of a source. It is picklable.
 
     Attributes:
-        name: relative to the folder of the source.
-        path: a path of this machine, or a URL.
+        name: name relative to the source's folder.
+        path: a path on this machine, or a URL.
         size: bytes, as stored.
-        tag: checksum or version of the content, from its storage; None: there is none.
-        stamp: size and times, which change if the file is written to; None: they are not reliable.
+        tag: checksum or version of the content from its storage, or None if there is none.
+        stamp: size and timestamps, which change if the file is written to, or None if they are not reliable.
     """
 
     name: str
@@ -48,7 +48,7 @@ class File(NamedTuple):
         return remote.is_url(self.path)
 
     def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
-        """A seekable stream of its bytes, as stored. It reads ``buffer`` bytes at a time.
+        """Open a seekable stream of the file's bytes, as stored. It reads ``buffer`` bytes at a time.
 
         Raises:
             StorageError: the disk fails, now or later.
@@ -59,7 +59,7 @@ class File(NamedTuple):
 
 
 def head(file: File) -> bytes:
-    """The first bytes of a file, as stored; empty if it cannot be read."""
+    """Return the first bytes of a file, as stored, or none if it cannot be read."""
     try:
         with file.open(_HEAD_BYTES) as stream:
             return stream.read(_HEAD_BYTES)
@@ -68,11 +68,11 @@ def head(file: File) -> bytes:
 
 
 class Listing(NamedTuple):
-    """The files of a path.
+    """The files at a path.
 
     Attributes:
         files: name -> file, in order of name.
-        ignored: names of files that are skipped because of their endings.
+        ignored: names of the files that are skipped because of their suffixes.
     """
 
     files: dict[str, File]
@@ -80,20 +80,20 @@ class Listing(NamedTuple):
 
 
 def find(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> dict[str, File]:
-    """The files of ``look``, without the ignored ones."""
+    """List the files at a path, like ``look``, but without the ignored ones."""
     return look(pattern, endings, key).files
 
 
 def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Listing:
-    """List the files of a path.
+    """List the files at a path.
 
     Names are relative to the folder, so moving the folder changes nothing. Invalid UTF-8 in names is escaped. A
-    dangling link is a file that cannot be opened. Hidden files are not part of a folder.
+    dangling link counts as a file that cannot be opened. Hidden files in a folder are left out.
 
     Args:
         pattern: a file, a folder (searched recursively), a glob, or a URL of any of these.
-        endings: endings of the files to list in a folder, without the endings of compressed files.
-        key: the recipe's key of the path, for messages.
+        endings: suffixes of the files to list in a folder, without the suffix of compressed files.
+        key: the path's recipe key, for messages.
 
     Raises:
         RequestError: there are no such files, or the URL cannot be reached.
@@ -116,7 +116,7 @@ def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Listi
 
 
 def plain_name(name: str) -> str:
-    """A file's name in lower case, without the ending of compressed files."""
+    """Return a file's name in lowercase, without the suffix of compressed files."""
     name = name.lower()
     for ending in ENDINGS:
         name = name.removesuffix(ending)
@@ -127,7 +127,7 @@ def _local(local: Path, key: str) -> tuple[bool, dict[str, File]]:
     try:
         return _listed(local)
     except OSError as error:
-        # Unreadable files are reported when they are read. This is an unreadable folder, or a name that is too long.
+        # Unreadable files are reported when they are read, so this is an unreadable folder or an overlong name.
         raise RequestError(f"{key}: {error.filename or local}: {error.strerror}") from None
 
 
@@ -136,7 +136,7 @@ def _listed(local: Path) -> tuple[bool, dict[str, File]]:
         return False, {local.name: _file(local.name, str(local), local.stat())}
     if local.is_dir():
         return True, {file.name: file for file in _below(str(local))}
-    # pathlib globs below a folder only, but a pattern can begin anywhere.
+    # pathlib can only glob below a folder, but a pattern can begin anywhere.
     matching = [Path(name) for name in glob.glob(str(local), recursive=True)]  # noqa: PTH207
     paths = [path for path in matching if path.is_file() or not path.exists()]
     root = Path(_common([path.parent.as_posix() for path in paths])) if paths else local
@@ -145,17 +145,17 @@ def _listed(local: Path) -> tuple[bool, dict[str, File]]:
 
 
 def _file(name: str, path: str, status: os.stat_result | None) -> File:
-    """A local file; without a status it is a dangling link."""
+    """Describe a local file. If ``status`` is None, it is a dangling link."""
     if status is None:
         return File(name, path, 0)
-    # Setting the modification time back still changes the last one.
+    # Even if the modification time (the second value) is set back, the change time (the third) changes.
     stamp = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
     recent = abs(time.time_ns() - status.st_mtime_ns) < _TICK_NS
     return File(name, path, status.st_size, stamp=None if recent else stamp)
 
 
 def _below(root: str) -> Iterator[File]:
-    """The files below a folder that are not hidden. Every folder is entered once, preferably not through a link."""
+    """Yield the files below a folder that are not hidden. Enter each folder only once, if possible not by a link."""
     entered = set()
     folders = [(root, "")]
     links: list[tuple[str, str]] = []
@@ -211,9 +211,9 @@ def guarded(
     damage: tuple[type[Exception], ...] = DAMAGE,
     stop: int | None = None,
 ) -> Iterator[T]:
-    """What ``read`` returns for a file's decompressed bytes. ``damage`` ends it and is counted in ``bad``.
+    """Yield what ``read`` yields for a file's decompressed bytes. Stop at ``damage``, and count it in ``bad``.
 
-    ``stop`` is the byte at which reading would have stopped; None: the end of the file.
+    ``stop`` is the byte where reading would have stopped, or None for the end of the file.
     """
     try:
         with file.open() as raw:
@@ -231,7 +231,7 @@ def guarded_stream(
     damage: tuple[type[Exception], ...] = DAMAGE,
     stop: int | None = None,
 ) -> Iterator[T]:
-    """``guarded`` for an open stream of ``size`` bytes, as stored."""
+    """Like ``guarded``, but for an open stream of ``size`` bytes, as stored."""
     with decompressed(raw, name) as stream:
         try:
             yield from read(stream)
@@ -240,7 +240,7 @@ def guarded_stream(
 
 
 def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception | None]:
-    """The rest of a buffered stream up to the first damage, and the damage (or None).
+    """Read the rest of a buffered stream up to the first damage. Returns the bytes, and the damage or None.
 
     Reading stops soon after ``most`` bytes.
     """
@@ -257,20 +257,20 @@ def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception 
 
 
 def lost_bytes(size: int, at: int, stop: int | None = None) -> int:
-    """Bytes to count as lost of a file of ``size`` bytes with damage at byte ``at``, read up to byte ``stop``.
+    """Return how many bytes of a ``size``-byte file count as lost if, when reading up to ``stop``, byte ``at`` is bad.
 
-    Damage at the end means that the file was cut off. It is unknown how much is missing, so all of it counts.
+    Damage at the end means that the file was truncated. It is unknown how much is missing, so the whole file counts.
     """
     return max((size if stop is None else stop) - at, 0) or size
 
 
 def open_binary(file: File) -> IO[bytes]:
-    """The decompressed bytes of a plain, .gz, .zst or .xz file. Damage raises one of ``DAMAGE``."""
+    """Open a stream of the decompressed bytes of a plain, .gz, .zst or .xz file. Damage raises one of ``DAMAGE``."""
     return decompressed(file.open(), file.name)
 
 
 class _LocalFile(io.FileIO):
-    """A local file. A failing disk raises StorageError, because it says nothing about the content."""
+    """A local file. A failing disk raises StorageError, because the failure says nothing about the content."""
 
     def __init__(self, path: str) -> None:
         try:

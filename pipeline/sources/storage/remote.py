@@ -6,7 +6,7 @@ from typing import Any
 from artefacts.errors import RequestError
 from pipeline.sources.storage.retry import FIRST_ATTEMPTS, in_one_line, retry
 
-#: The recipe's key of a path, unless the caller names another key.
+#: The path's recipe key, unless the caller gives a different one.
 KEY = "data.source.path"
 
 #: Protocol -> the package that fsspec needs for it.
@@ -22,17 +22,17 @@ _PACKAGES = {
     "sftp": "paramiko",
     "ssh": "paramiko",
 }
-#: Keys of checksums and versions in the file information of fsspec.
+#: Keys for checksums and versions in fsspec's file information.
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "sha256", "blob_id", "oid")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is an fsspec URL, and not a local path."""
+    """Return whether a path is an fsspec URL rather than a local path."""
     return "://" in path
 
 
 def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path within it; ``key``: the recipe's key of the URL, for messages.
+    """Return a URL's fsspec file system, and the path within it. ``key`` is the URL's recipe key, for messages.
 
     Raises:
         RequestError: the protocol is unknown, or needs a package that is not installed.
@@ -52,7 +52,10 @@ def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
 
 
 def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
-    """Whether a URL is a folder, and fsspec's information on the files at the URL, below it, or matching it (a glob).
+    """List the files at a URL, below it, or matching it (if it is a glob).
+
+    Returns:
+        Whether the URL is a folder, and fsspec's information about the files.
 
     Raises:
         RequestError: the protocol is unknown, or the storage cannot be reached.
@@ -79,7 +82,7 @@ def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
 
 
 def tag_of(info: dict[str, Any]) -> str | None:
-    """The storage's checksum or version of a file; None: it has none."""
+    """Return the storage's checksum or version for a file, or None if it has none."""
     lfs = info.get("lfs")
     if isinstance(lfs, dict) and lfs.get("sha256"):
         return str(lfs["sha256"])
@@ -87,7 +90,7 @@ def tag_of(info: dict[str, Any]) -> str | None:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file behind a URL, fetched in blocks. A read that fails is repeated with a new connection."""
+    """A file behind a URL, fetched in blocks. A failed read is retried with a new connection."""
 
     def __init__(self, url: str, size: int, block: int) -> None:
         self._url = url

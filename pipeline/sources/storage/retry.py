@@ -1,4 +1,4 @@
-"""Retry calls over a network, with exponential backoff and a limited number of attempts."""
+"""Retry network calls, with exponential backoff and a limited number of attempts."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,17 +11,17 @@ T = TypeVar("T")
 
 #: Maximum number of attempts.
 ATTEMPTS = 6
-#: The same for the first request to a source, where a wrong name or a missing credential is the likely cause.
+#: The same for the first request to a source, which is more likely to fail from a wrong name or missing credentials.
 FIRST_ATTEMPTS = 3
 #: Seconds to wait after the first attempt.
 FIRST_WAIT = 1.0
 
 
 def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] = (), attempts: int = ATTEMPTS) -> T:
-    """The result of ``call``, which is retried after every exception except ``final``.
+    """Return the result of ``call``. Retry after every exception except RequestError and ``final``.
 
     Raises:
-        UnreachableError: all attempts have failed.
+        UnreachableError: all attempts failed.
     """
 
     def give_up(state: RetryCallState) -> T:
@@ -34,7 +34,7 @@ def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] =
         ) from None
 
     return Retrying(
-        # Each client library has its own network errors, so the other exceptions are listed.
+        # Each client library has its own network errors, so list the exceptions that should not be retried instead.
         retry=retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, (RequestError, *final))),
         stop=stop_after_attempt(attempts),
         wait=wait_exponential(multiplier=FIRST_WAIT),
@@ -43,6 +43,6 @@ def retry(call: Callable[[], T], what: str, final: tuple[type[Exception], ...] =
 
 
 def in_one_line(error: BaseException) -> str:
-    """An exception for a message: its type and its text, without newlines."""
+    """Return an exception's type and text without newlines, for a message."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

@@ -12,9 +12,9 @@ from typing import IO, Any, NamedTuple, cast
 from artefacts.errors import RequestError, StorageError
 from pipeline.sources.storage.tar import MOST_MEMBER_BYTES, plain
 
-#: Maximum bytes of decompressed members in the queue.
+#: Approximate limit on the bytes of decompressed members in the queue.
 _WAITING_BYTES = 16 << 20
-#: Bytes of the archive that the decompressor gets at a time.
+#: Bytes of the archive to feed to the decompressor at a time.
 _FED_BYTES = 64 << 10
 
 
@@ -24,9 +24,9 @@ class Member(NamedTuple):
     Attributes:
         name: a safe relative path.
         position: number of the member, from 0.
-        is_file: it is a regular file of at most ``tar.MOST_MEMBER_BYTES``.
-        too_large: it is a larger regular file.
-        content: content of a regular file; empty otherwise.
+        is_file: whether it is a regular file of at most ``tar.MOST_MEMBER_BYTES``.
+        too_large: whether it is a larger regular file.
+        content: the content if ``is_file``, otherwise empty.
         read: bytes of the archive read so far.
     """
 
@@ -47,7 +47,7 @@ class _Stopped(Exception):
 
 
 class Members:
-    """Iterates over the members of an archive. A context manager, which ends the thread that decompresses."""
+    """A context manager that iterates over an archive's members. On exit, it stops the thread that decompresses."""
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
         try:
@@ -86,7 +86,7 @@ class Members:
             yield member
 
     def put(self, member: Member) -> None:
-        """Add a member to the queue, when there is room for it."""
+        """Add a member to the queue once there is room for it."""
         with self._room:
             while self._bytes >= _WAITING_BYTES and not self._stopped:
                 self._room.wait()
@@ -103,19 +103,19 @@ class Members:
         except _Stopped:
             pass
         except Exception as error:
-            # Damage can raise anything: errors of py7zr, lzma and zlib, AssertionError, struct.error, ...
+            # Damage can raise anything: py7zr, lzma and zlib errors, AssertionError, struct.error, ...
             end = error
         self._waiting.put(end)
 
 
 class _Metered(io.RawIOBase):
-    """The archive as py7zr sees it, which limits the memory of py7zr.
+    """The archive as py7zr sees it. It limits how much memory py7zr uses.
 
-    py7zr reads a block for every member, even if its decompressor has input left. With small members, the complete
-    archive would end up in memory. So reads return a single byte while there is input left.
+    py7zr reads a block for every member, even if its decompressor has input left. If the members are small, the whole
+    archive would end up in memory. So while there is input left, reads return only a single byte.
 
     Attributes:
-        folder: py7zr's description of what is being decompressed; None: the headers of the archive are being read.
+        folder: py7zr's description of what is being decompressed, or None while the archive's headers are being read.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -146,7 +146,7 @@ class _Metered(io.RawIOBase):
 
 
 def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _Metered) -> Any:
-    """The factory from which py7zr gets a writer for each member."""
+    """Return the factory that gives py7zr a writer for each member."""
     from py7zr.io import Py7zIO, WriterFactory
 
     class Writer(Py7zIO):
@@ -178,7 +178,7 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
         def close(self) -> None:
             content = b"".join(self._blocks)
             self._blocks.clear()
-            # py7zr also closes a damaged member, and checks it only afterwards.
+            # py7zr also closes damaged members, and checks them only afterward.
             is_intact = len(content) == self._info.uncompressed and self._info.crc32 in (None, zlib.crc32(content))
             if is_intact or not self._is_file:
                 member = Member(self._name, self._position, self._is_file, self._too_large, content, stream.tell())
@@ -193,9 +193,9 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
 
 
 def _by_name(archive: Any) -> dict[str, tuple[int, Any, Any]]:
-    """Position, description and folder of each member, by the name that py7zr uses.
+    """Return each member's position, description and folder, by the name that py7zr uses.
 
-    py7zr numbers repeated names. A "folder" is a group of members that are compressed together.
+    py7zr adds numbers to repeated names. A "folder" is a group of members that are compressed together.
     """
     members: dict[str, tuple[int, Any, Any]] = {}
     seen: Counter[str] = Counter()

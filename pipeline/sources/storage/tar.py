@@ -12,26 +12,26 @@ from artefacts.errors import spelled
 
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
-#: Longest name or extended header that is accepted.
+#: Maximum bytes in a name or extended header.
 _MOST_HEADER_BYTES = 1 << 20
-#: Larger members are neither texts nor archives of a few hundred texts.
+#: Members larger than this are neither texts nor archives of a few hundred texts.
 MOST_MEMBER_BYTES = 256 << 20
 
 
 class Damaged(Exception):
-    """The archive is truncated, or not a tar archive."""
+    """The archive is truncated or damaged, or is not a tar archive."""
 
 
 class Member(NamedTuple):
     """A member of an archive.
 
     Attributes:
-        name: a safe relative path, without drive, root or parent folders.
-        offset: byte of the archive at which its first header begins.
-        end: byte at which the next member begins.
-        is_file: it is a regular file, not a folder, link or device.
-        is_folder: it is a folder.
-        content: content of a regular file; None: it was not read, or is too large.
+        name: a safe relative path, without root or parent folders.
+        offset: byte of the archive where the member's first header begins.
+        end: byte where the next member begins.
+        is_file: whether it is a regular file, not a folder, link or device.
+        is_folder: whether it is a folder.
+        content: content of a regular file, or None if it was not read or is too large.
     """
 
     name: str
@@ -43,24 +43,24 @@ class Member(NamedTuple):
 
 
 class _Extended(NamedTuple):
-    """Path and size of the next member in extended headers; None: not given."""
+    """The next member's path and size from extended headers, or None where they don't give it."""
 
     path: str | None = None
     size: int | None = None
 
 
 def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: bool = True) -> Iterator[Member]:
-    """The members whose first header begins at a byte in [at, stop).
+    """Yield the members whose first header begins at a byte in [at, stop).
 
     Args:
-        stream: the archive, positioned at byte ``at``. It must be seekable unless ``contents``.
+        stream: the archive, positioned at byte ``at``. It must be seekable unless ``contents`` is true.
         at: first byte of a header.
-        stop: byte to stop at; None: the end of the archive.
-        contents: read the members, not only their headers.
+        stop: byte to stop at, or None for the end of the archive.
+        contents: read the members' content as well as their headers.
 
     Raises:
-        Damaged: the archive ends early, even between two members, or has an unreadable header. The members before that
-            are yielded first.
+        Damaged: the archive ends early, even between two members, or has an unreadable header. All members before that
+            point are yielded first.
         OSError, EOFError, zlib.error, lzma.LZMAError: the stream is damaged.
     """
     while stop is None or at < stop:
@@ -83,20 +83,20 @@ def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: b
 
 
 def plain(name: str) -> str:
-    """The name of a member as a safe relative path. Invalid UTF-8 is escaped."""
+    """Return a member's name as a safe relative path. Invalid UTF-8 is escaped."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     return spelled("/".join(parts))
 
 
 def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extended, int]:
-    """The header of the next member (None: the end), the extended headers before it, and the byte after them."""
+    """Read the next member's header (None at the end), the extended headers before it, and the byte after them."""
     extended = _Extended()
     while True:
         block = stream.read(_BLOCK)
         if not block and not at:
             raise Damaged("it is empty")
         if not block:
-            raise Damaged(f"byte {at}: ends without its end mark")
+            raise Damaged(f"byte {at}: ends without an end-of-archive marker")
         if block == _ZEROS:
             return None, extended, at
         try:
@@ -118,7 +118,7 @@ def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extend
 
 
 def _records(value: bytes, at: int, extended: _Extended) -> _Extended:
-    """``extended`` updated by a pax header, which has records of "length key=value" and a newline."""
+    """Update ``extended`` from a pax header, whose records have the form "length key=value" and end with a newline."""
     while value:
         try:
             length = int(value[: value.index(b" ")])
@@ -136,7 +136,10 @@ def _records(value: bytes, at: int, extended: _Extended) -> _Extended:
 
 
 def _size_of_other(header: tarfile.TarInfo) -> int:
-    """Bytes after the header of a member that is not a regular file. Some writers give links a size without content."""
+    """Return the bytes after the header of a member that is not a regular file.
+
+    Some writers give links a size although they have no content.
+    """
     return 0 if header.islnk() or header.issym() or header.isdir() or header.isdev() else header.size
 
 
@@ -149,7 +152,7 @@ def _exactly(stream: IO[bytes], size: int, at: int) -> bytes:
 
 def _skip(stream: IO[bytes], end: int, at: int, seek: bool) -> None:
     if seek:
-        # Seeking beyond the end is not an error, but reading the last byte is.
+        # Seeking past the end is not an error, but reading the last byte then is.
         if end > at:
             stream.seek(end - 1)
             _exactly(stream, 1, at)

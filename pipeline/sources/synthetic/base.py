@@ -1,4 +1,4 @@
-"""The base of synthetic sources: their parts are ranges of documents."""
+"""The base class of synthetic sources. Their parts are ranges of documents."""
 
 import string
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from pipeline.sources.base import Part
 from pipeline.sources.storage.files import File
 
 ALPHABET = string.ascii_letters + string.digits
-#: Approximate text of a part, in bytes.
+#: Approximate bytes of text per part.
 _PART_BYTES = 4 << 20
 
 
@@ -37,15 +37,15 @@ class SyntheticSource:
         return f"{self.name} by {self._part_documents}"
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """No inputs: no files are read."""
+        """Return no inputs, because no files are read."""
         return {}
 
     def size(self, workers: int) -> int | None:
-        """Approximate bytes of all documents."""
+        """Return the approximate bytes of all documents."""
         return self.count * self._mean_chars
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Each part: (first document, number of documents)."""
+        """Yield every part, as (first document, number of documents)."""
         for first in range(0, self.count, self._part_documents):
             documents = min(self._part_documents, self.count - first)
             yield Part(documents * self._mean_chars, (first, documents))

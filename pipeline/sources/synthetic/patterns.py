@@ -1,6 +1,6 @@
-"""Synthetic sequences that a small model learns in a minute: walks through an alphabet in equal steps.
+"""Synthetic sequences that a small model can learn in a minute: walks through an alphabet in equal steps.
 
-For example, step 2 from ``a`` gives ``acegik…``. Two characters determine all that follow, but not the length.
+For example, step 2 from ``a`` gives ``acegik…``. The first two characters determine all the others, but not the length.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from pipeline.sources.synthetic.base import ALPHABET, SyntheticSource
 
 @dataclass(frozen=True)
 class PatternsSource(SyntheticSource):
-    """Document N has a first letter, a step and a length, which depend only on the seed, N and the ranges.
+    """Walks through the alphabet. Document N's first letter, step and length depend only on the seed, N and the ranges.
 
     Attributes:
         largest_step: maximum step between two letters.
@@ -43,8 +43,8 @@ class PatternsSource(SyntheticSource):
 
 
 def walk(start: int, step: int, length: int) -> str:
-    """``length`` letters: the alphabet's letter ``start``, then each ``step`` after the one before, wrapping round."""
+    """Return ``length`` letters: from the alphabet's letter ``start``, always ``step`` letters on, wrapping around."""
     letters = len(ALPHABET)
-    # With any step, a walk repeats after as many letters as the alphabet has.
+    # For any step, a walk repeats after as many letters as the alphabet has.
     period = "".join(ALPHABET[(start + index * step) % letters] for index in range(letters))
     return (period * (length // letters + 1))[:length]

@@ -13,7 +13,7 @@ from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Part
 from pipeline.sources.synthetic.base import ALPHABET, SyntheticSource
 
-#: Random letters that are generated at a time.
+#: Approximate number of random letters to generate at a time.
 _DRAWN = 1 << 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ALPHABET = np.array(list(ALPHABET))
@@ -21,11 +21,11 @@ _ALPHABET = np.array(list(ALPHABET))
 
 @dataclass(frozen=True)
 class SequencesSource(SyntheticSource):
-    """Document N depends only on the seed, N, the alphabet and the lengths. Its target depends on its text.
+    """Random letters. Document N depends only on the seed, N, the alphabet and the lengths, and its target on its text.
 
     Attributes:
-        symbols: number of letters of the alphabet.
-        task: how the target is computed.
+        symbols: number of letters in the alphabet.
+        task: how the target is computed from the text.
         seed: the run's seed.
     """
 
@@ -56,6 +56,6 @@ class SequencesSource(SyntheticSource):
 
 
 def _drawn(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """[N, count] uniform numbers: for each key, the first numbers of an infinite sequence (splitmix64)."""
+    """Return [N, count] uniform numbers: for each key, the first ones of an infinite sequence (splitmix64)."""
     with np.errstate(over="ignore"):
         return mix(keys + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))

@@ -154,7 +154,7 @@ def test_evaluation_texts_that_are_too_short(tmp_path, capfd):
     (folder / "one.txt").write_text("a poem")
     assert f"{folder}: 1 of 2 texts" in Cleaner(section).warnings[1]
     (folder / "d.jsonl").write_text(json.dumps({"question": "short"}) + "\n" + json.dumps({"question": ""}))
-    with pytest.raises(RequestError, match=r"path: d\.jsonl: no text has the 10 words"):
+    with pytest.raises(RequestError, match=r"path: d\.jsonl: all texts are shorter than 10 words"):
         Cleaner(section)
 
 

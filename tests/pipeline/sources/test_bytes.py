@@ -112,7 +112,7 @@ def test_a_tar_that_ends_between_two_members(tmp_path, monkeypatch, name):
     (tmp_path / name).write_bytes(packed(content[: 15 * 3 * 512], name))
     documents_read, bad = read(OpenWebTextSource(str(tmp_path)))
     assert len(documents_read) == 15 and bad.reasons == {"unreadable file": 1}
-    assert "ends without its end mark" in bad.examples["unreadable file"][0] and refused(bad)
+    assert "ends without an end-of-archive marker" in bad.examples["unreadable file"][0] and refused(bad)
     (tmp_path / name).write_bytes(packed(content[: 20 * 3 * 512 + 512], name))
     documents_read, bad = read(OpenWebTextSource(str(tmp_path)))
     assert len(documents_read) == 20 and not bad.reasons and not bad.lost_bytes

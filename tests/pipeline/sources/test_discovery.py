@@ -64,7 +64,7 @@ def test_a_link_to_nothing_is_an_unreadable_input(tmp_path, kind, pattern):
     [
         ("kind: jsonl, path: /nowhere", "data.sources.web.path: /nowhere is neither"),
         ("kind: hub, path: ./nowhere", "data.sources.web.path: ./nowhere"),
-        ("kind: pydocs, packages: [nonesuch]", "data.sources.web.packages: no source of nonesuch"),
+        ("kind: pydocs, packages: [nonesuch]", "data.sources.web.packages: no source files of nonesuch"),
         ("kind: csv, path: {0}/a.csv, text_field: body", "data.sources.web.text_field: a.csv has no column 'body'"),
         ("kind: text, path: 'nonesuch://x'", "data.sources.web.path: nonesuch://x"),
     ],

@@ -126,7 +126,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, capsys, damage):
 
 
 def test_an_unknown_package_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="no source of nonesuch is installed"):
+    with pytest.raises(RequestError, match="no source files of nonesuch are installed"):
         PydocsSource(tmp_path, ("nonesuch",)).parts(1)
 
 

@@ -163,7 +163,7 @@ def test_parallel_files_pair_off_by_name(tmp_path):
     documents_read, _ = _read(ParallelSource(str(tmp_path / "en"), str(tmp_path / "de")))
     assert _pairs(documents_read) == [(f"{name} en {n}", f"{name} de {n}") for name in "ab" for n in (1, 2)]
     (tmp_path / "de" / "c.de").write_text("")
-    with pytest.raises(RequestError, match=r"has 2 files and .*de 3: each file needs a file of targets"):
+    with pytest.raises(RequestError, match=r"has 2 files and .*de 3: each file needs a target file"):
         list(ParallelSource(str(tmp_path / "en"), str(tmp_path / "de")).parts(1))
 
 
@@ -188,7 +188,7 @@ def test_the_lines_before_damage_still_belong_together(tmp_path):
         f"line {len(documents_read) - 1}",
         f"target {len(documents_read) - 1}",
     )
-    assert bad.examples == {"unreadable file": ["b.gz: cut off before its end"]} and 0 < bad.lost_bytes <= bad.bytes
+    assert bad.examples == {"unreadable file": ["b.gz: it is truncated"]} and 0 < bad.lost_bytes <= bad.bytes
     (tmp_path / "b.gz").write_bytes(whole + b"garbage")
     assert len(_read(source)[0]) == 900
     # Damage never gives a file more lines than the intact file next to it.
