@@ -1,8 +1,8 @@
 """Reads full weights from a checkpoint, without an engine.
 
-The checkpoint may have been saved with any number of ranks, expert-parallel size or ZeRO stage. Tensors have the
-names and shapes of Hugging Face's files (``...mlp.experts.{j}.gate_proj.weight``), so the weights of different experts
-are separate tensors. Files are memory-mapped: only the current tensor takes memory.
+The checkpoint may have been saved with any number of ranks, expert-parallel size or ZeRO stage. Tensors are named as in
+Hugging Face's files (``...mlp.experts.{j}.gate_proj.weight``), so the weights of different experts are separate
+tensors. Files are memory-mapped: only the current tensor takes memory.
 
 DeepSpeed's own ``zero_to_fp32`` fails on AutoEP's layers, whose parameters are named ``router.gate`` and ``w1/w2/w3``.
 """

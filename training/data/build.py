@@ -37,7 +37,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
     length = recipe.train.context_length
     samples: dict[str, Samples] = {}
     if recipe.train.packing == "best_fit":
-        # Padding is never a target, and every tokenizer has this token.
+        # Padding is never a target, so any token will do, and every tokenizer has this one.
         pad = load_tokenizer(layout.tokenizer).end_of_text_id
         for name, folder in folders.items():
             samples[name] = PackedSamples(layout.tokens / folder, layout.packing / folder, length, pad)

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from artefacts.pages.figures import COLORS
 from training.report.series import MAX_POINTS, Array, bin_columns, expert_layers, expert_rows, smooth, thin
 
-#: Number of columns in a heat map; more could not be told apart in a panel.
+#: Number of columns in a heat map, which is as many as a panel can show.
 _COLUMNS = 300
 #: The colors range from a third of the mean to three times the mean.
 _LOWEST, _HIGHEST = 1 / 3, 3.0

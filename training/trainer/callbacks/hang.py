@@ -17,7 +17,7 @@ _GRACE = 5
 
 
 class HangCallback(Callback):
-    """A timer that expires ``train.watch.hang_seconds`` after the last completed step; 0 disables it."""
+    """A timer of ``train.watch.hang_seconds`` that is restarted after every step; 0 disables it."""
 
     def __init__(self, context: TrainingContext) -> None:
         self._path = context.run.stacks / f"rank-{context.ranks.rank:05d}.txt"
