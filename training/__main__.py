@@ -1,7 +1,8 @@
 """Model commands: ``python -m training VERB --recipe R [section.key=value ...]``.
 
-Under a launcher, a worker that stops early on purpose (a signal, a wrong request) writes its status to a file
-(:mod:`artefacts.worker_status`) and exits with 0, since torchrun would turn any other status into 1 and a traceback.
+Under a launcher, a worker that stops early on purpose (a signal, a wrong request) writes its exit status to a file
+(:mod:`artefacts.worker_status`) and exits with 0, because torchrun would turn any other status into 1 and print a
+traceback.
 """
 
 import argparse
@@ -24,10 +25,10 @@ VERBS = {
     "finetune": "train the pretrained weights on chat examples; resumes in the same way",
     "evaluate": "bits per byte compared with a bigram model and zstd -19, and the loss on held-out answers",
     "generate": "complete a prompt",
-    "compare": "train the recipe's model briefly in variants that differ in one thing; writes runs/NAME/compare",
+    "compare": "briefly train variants of the recipe's model that differ in one aspect; writes runs/NAME/compare",
     "export": "write the newest weights as a Hugging Face model directory, read them back and compare them",
-    "import": "use the weights of a Hugging Face model directory as the finished pretraining of the recipe",
-    "report": "write one self-contained page with the curves and tables of the run",
+    "import": "use the weights of a Hugging Face model directory as the recipe's finished pretraining",
+    "report": "write one self-contained page with the run's curves and tables",
     "inspect": "print every tensor and module output with its shape, parameters and FLOPs; or compare recipes",
     "estimate": "compute parameters, FLOPs per token, memory per rank and the largest micro-batch that fits",
 }
@@ -75,7 +76,7 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
     recipe = command.read_recipe(parsed)
     if not worker.is_launched:
         unread_keys.check(parsed.verb, recipe, parsed.overrides)
-    # DeepSpeed imports it, and every rank would warn if there is a CUDA compiler but no GPU.
+    # DeepSpeed imports this module, and every rank would warn if there is a CUDA compiler but no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if parsed.verb == "finetune":
         from training.commands.finetune import finetune
@@ -87,10 +88,10 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
 
 
 def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
-    """Explain what to change if memory ran out; raises any other error again."""
+    """Explain what to change if memory ran out. Any other error is raised again."""
     if not ran_out(error):
         raise error
-    # The frames of the traceback hold memory, and the explanation needs some too.
+    # The traceback's frames hold on to memory, and the explanation needs some too.
     error.__traceback__ = None
     running = " ".join(filter(None, (parsed.verb, getattr(parsed, "what", None))))
     print(f"error: {explain(error, command.read_recipe(parsed), running)}", file=sys.stderr)
@@ -98,7 +99,7 @@ def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
 
 
 def _run(verb: str, parsed: argparse.Namespace) -> int:
-    """Import only what the verb needs: reports, estimates and comparisons of recipes need no torch."""
+    """Run a verb that needs no launcher. Imports only what the verb needs: reports and estimates do not need torch."""
     if verb == "inspect" and parsed.compare:
         from training.estimate.comparison import compare as compare_recipes
 

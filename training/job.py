@@ -1,4 +1,7 @@
-"""What pretraining and fine-tuning share: join the ranks, build the engine, resume, train, write the manifest."""
+"""Runs a training job, shared by pretraining and fine-tuning.
+
+A job joins the ranks, builds the engine, resumes from a checkpoint if there is one, trains, and writes the manifest.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -44,15 +47,15 @@ class Job:
     """One training run, ready to start on any number of ranks.
 
     Attributes:
-        run: its folder and identity.
-        train: the train section that it follows; fine-tuning derives its own.
+        run: the run's folder and identity.
+        train: the train section to use; fine-tuning derives its own.
         global_batch: samples per optimizer step.
         micro_batch: samples per rank and forward pass.
-        data: the micro-batches.
-        validation: the batches of the validation loss during training.
-        check_inputs: called before a new run is opened; raises RequestError if its inputs are damaged.
-        init_weights: gives the fp32 model its first weights; of the routed experts only those in the range.
-        notice: a line to print before the first step, or empty.
+        data: the micro-batches of every step.
+        validation: the batches for the validation loss during training.
+        check_inputs: called before a new run is opened; raises RequestError if the run's inputs are damaged.
+        init_weights: initializes the fp32 model's weights; for routed experts, only those in the range.
+        notice: a line to print before the first step; may be empty.
     """
 
     run: TrainingRun
@@ -68,13 +71,13 @@ class Job:
 
 @dataclass(frozen=True)
 class _Start:
-    """One start of a job, when all ranks have joined and the run's folder is open.
+    """One start of a job, after all ranks have joined and the run's folder is open.
 
     Attributes:
-        recipe: of the run.
-        job: what to train.
-        identity: what checkpoints record about the run.
-        ranks: this process among all others.
+        recipe: the run's recipe.
+        job: the job to run.
+        identity: the facts about the run that checkpoints record.
+        ranks: this process's position among all ranks.
         resumption: restores the newest checkpoint; None for a new run.
     """
 
@@ -86,12 +89,12 @@ class _Start:
 
     @property
     def step(self) -> int:
-        """Optimizer steps already done."""
+        """Number of optimizer steps already done."""
         return self.resumption.checkpoint.step if self.resumption else 0
 
 
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
-    """Train to the last step or until a signal; returns the exit status.
+    """Train until the last step or a signal. Returns the exit status.
 
     Raises:
         RequestError: the run cannot start as requested.
@@ -106,9 +109,9 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
 
 @contextmanager
 def _joined(recipe: Recipe, job: Job, stop: StopRequest) -> Iterator[_Start]:
-    """Join the process group, listen to signals, lock and open the run's folder.
+    """Join the process group, listen for signals, and lock and open the run's folder.
 
-    A request that cannot be met is refused by all ranks, before anything is moved aside.
+    If the request cannot be met, all ranks raise ``RequestError`` before anything is moved aside.
     """
     launch, identity = recipe.launch, _identity(recipe, job)
     ranks = join(launch.join_seconds, launch.probe_seconds, device=launch.device)
@@ -138,7 +141,7 @@ def _check_ranks(recipe: Recipe, job: Job, ranks: Ranks) -> None:
 
 
 def _on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
-    """Run an action on rank 0; a ``RequestError`` that it raises is raised on all ranks."""
+    """Run an action on rank 0. If it raises ``RequestError``, so do all ranks."""
     refusal = ""
     if ranks.first:
         try:
@@ -150,10 +153,10 @@ def _on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
 
 
 def _build_model(start: _Start) -> Any:
-    """The model in fp32 on CPU, for a new run with its first weights."""
+    """Build the model in fp32 on CPU. For a new run, its weights are initialized."""
     recipe, job, ranks = start.recipe, start.job, start.ranks
-    # Routers draw their noise from this generator: different numbers on every rank, and new ones after a resume on
-    # another number of ranks. On the same number of ranks the checkpoint's random states replace it.
+    # Routers draw their noise from this generator, which differs between ranks. After a resume on another number of
+    # ranks it starts from a new seed; on the same number of ranks the checkpoint's RNG states replace it.
     torch.manual_seed((recipe.run.seed + start.step) * ranks.size + ranks.rank)
     model = build_model(recipe.model, recipe.vocab_size)
     if start.resumption is None:
@@ -166,7 +169,7 @@ def _build_model(start: _Start) -> Any:
 
 
 def _build_engine(start: _Start, model: Any) -> Any:
-    """The DeepSpeed engine around the model, with the recipe's optimizer."""
+    """Build the DeepSpeed engine around the model, with the recipe's optimizer."""
     recipe, job, train = start.recipe, start.job, start.job.train
     expert_parallel = recipe.expert_parallel if recipe.model.has_experts else None
     config = deepspeed_config(train, start.ranks.size, expert_parallel, job.global_batch, job.micro_batch)
@@ -179,7 +182,7 @@ def _build_engine(start: _Start, model: Any) -> Any:
 
 
 def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) -> TrainingContext:
-    """Restore the engine if the run resumes, and collect what the trainer and its callbacks read."""
+    """Restore the engine if the run resumes, and build the context for the trainer and its callbacks."""
     recipe, job, train, ranks = start.recipe, start.job, start.job.train, start.ranks
     balancer = Balancer(engine.module, train.router_bias_update_rate)
     restored: dict[str, Any] = {}
@@ -222,7 +225,7 @@ def _print_start(start: _Start) -> None:
 
 
 def _train(context: TrainingContext) -> int:
-    """Train, finish the run's folder, and report; returns the exit status."""
+    """Train, finish the run's folder, and print the result. Returns the exit status."""
     run, train, first = context.run, context.train, context.ranks.first
     try:
         ended = Trainer(context, build_callbacks(context)).run()
@@ -233,7 +236,7 @@ def _train(context: TrainingContext) -> int:
     if ended is Ended.STOPPED:
         return command.STOPPED
     if ended is Ended.ABORTED:
-        # A checkpoint that was begun is not part of what the simulated crash loses.
+        # The simulated crash does not lose a checkpoint that is still being written.
         context.saver.drain()
         if first:
             print(f"{run.stage}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)

@@ -1,4 +1,4 @@
-"""The pretraining and fine-tuning run of a recipe: their identities, and the artefacts that they are trained on."""
+"""Determines a recipe's pretraining and fine-tuning runs: their identities and the artefacts they are trained on."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from pipeline.examples.identity import examples_identity
 
 
 def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
-    """The pretraining run of a recipe over the published token shards, or examples.
+    """Return a recipe's pretraining run on the published token shards or examples.
 
     Raises:
-        RequestError: its inputs are missing, or were made with another tokenizer, recipe or vocabulary; or the recipe
+        RequestError: the inputs are missing, or were made with another tokenizer, recipe or vocabulary; or the recipe
             is for data only.
     """
     model, train = recipe.model.identity(), recipe.train.identity()
@@ -53,10 +53,10 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
 
 
 def backbone_checkpoint(recipe: Recipe) -> Path | None:
-    """The checkpoint that ``model.weights`` names, directly or as the folder of its run; None if the key is empty.
+    """Return the checkpoint that ``model.weights`` names, or None if the key is not set.
 
     Raises:
-        RequestError: there is no checkpoint.
+        RequestError: there is no checkpoint at that path.
     """
     if not isinstance(recipe.model, ClassifierSection) or recipe.model.weights is None:
         return None
@@ -64,10 +64,10 @@ def backbone_checkpoint(recipe: Recipe) -> Path | None:
 
 
 def named_checkpoint(path: str, key: str) -> Path:
-    """The checkpoint at a path from a recipe's ``key``, which is its folder or that of its run.
+    """Return the checkpoint at a path given by a recipe's ``key``: a checkpoint's folder, or a run's folder.
 
     Raises:
-        RequestError: there is no checkpoint.
+        RequestError: there is no checkpoint at that path.
     """
     location = Path(path).expanduser().resolve()
     if (saved := manifest.read(location)) is not None and saved.stage == "checkpoint":
@@ -77,16 +77,16 @@ def named_checkpoint(path: str, key: str) -> Path:
             return last[0]
     hint = "; to use a Hugging Face model directory, import it with `make import`"
     raise RequestError(
-        f"{key}={location}: neither a run whose pretraining is finished nor a checkpoint"
+        f"{key}={location}: neither a run with finished pretraining nor a checkpoint"
         f"{hint if (location / 'config.json').is_file() else ''}"
     )
 
 
 def _backbone_fingerprint(recipe: Recipe, checkpoint: Path, tokenizer: Manifest) -> str:
-    """The fingerprint of a backbone's checkpoint.
+    """Return the fingerprint of a backbone's checkpoint.
 
     Raises:
-        RequestError: it was trained with a different tokenizer, or is a different model.
+        RequestError: the backbone was trained with a different tokenizer, or is a different model.
     """
     saved = manifest.require(checkpoint, "pretrain")
     assert isinstance(recipe.model, ClassifierSection)
@@ -108,16 +108,16 @@ def _backbone_fingerprint(recipe: Recipe, checkpoint: Path, tokenizer: Manifest)
 
 
 def _require_same_examples(recipe: Recipe, folder: Path, examples: Manifest) -> None:
-    """Refuse examples that were made for another recipe, chat examples included."""
+    """Raise ``RequestError`` if the examples were made for another recipe. Also checks chat examples."""
     if why := first_difference(examples.identity, examples_identity(recipe)):
         raise RequestError(f"{folder} was made for another recipe ({why}): run `{command_hints.make('data')}`")
 
 
 def mixture_weights(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> dict[str, float]:
-    """The weight of every source, for token shards with a folder per source.
+    """Return every source's weight, for token shards with one folder per source.
 
     Raises:
-        RequestError: the recipe has other sources than the shards.
+        RequestError: the recipe's sources differ from the shards'.
     """
     available, wanted = sorted(tokens.counts["sources"]), sorted(recipe.data.sources)
     if available != wanted:
@@ -129,7 +129,7 @@ def mixture_weights(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> dict
 
 
 def _packing_fingerprint(recipe: Recipe, layout: RunLayout, tokens: Manifest) -> str:
-    """The fingerprint of the packing of these shards at the recipe's context length."""
+    """Return the packing's fingerprint. The packing must match these shards and the recipe's context length."""
     packing = manifest.require(layout.packing, "data")
     same = packing.inputs.get("tokens") == tokens.fingerprint
     if not same or packing.identity["context_length"] != recipe.train.context_length:
@@ -141,10 +141,10 @@ def _packing_fingerprint(recipe: Recipe, layout: RunLayout, tokens: Manifest) ->
 
 
 def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
-    """The fine-tuning run of a recipe over the finished pretraining and the published examples.
+    """Return a recipe's fine-tuning run, which needs the finished pretraining and the published examples.
 
     Raises:
-        RequestError: one of them is missing, or the recipe has no finetune section.
+        RequestError: one of these is missing, or the recipe has no finetune section.
     """
     if recipe.finetune is None:
         raise RequestError("the recipe has no finetune section")
@@ -154,7 +154,7 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
         pretrain.check_replacing(replace=False)
         raise RequestError(f"{layout.pretrain} is not finished: run `{command_hints.make('pretrain')}` first")
     examples = manifest.require(layout.examples, "examples")
-    # The examples are an input, so how they were made does not matter.
+    # The examples' fingerprint is among the inputs, so how they were made need not be part of the identity.
     section = {key: value for key, value in recipe.finetune.identity().items() if key != "examples"}
     identity = {"seed": recipe.run.seed, "finetune": section, "pretrain": pretrain.key}
     return TrainingRun(
@@ -170,6 +170,6 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
 
 
 def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:
-    """The last checkpoint of a finished training folder and its fingerprint; None if training is not finished."""
+    """Return a training folder's last checkpoint and its fingerprint, or None if training is not finished."""
     saved = finished(folder)
     return (folder / "checkpoints" / saved.details["checkpoint"], saved.details["weights"]) if saved else None

@@ -1,1 +1,1 @@
-"""Sharded, verified checkpoints, and full weights read from them; knows no model."""
+"""Sharded checkpoints with checksums, and full weights read from them. Independent of models."""

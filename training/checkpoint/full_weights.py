@@ -1,9 +1,10 @@
-"""Full weights from a checkpoint of any number of ranks, expert-parallel size and ZeRO stage, without an engine.
+"""Reads full weights from a checkpoint, without an engine.
 
-Names are those of Hugging Face's files (``...mlp.experts.{j}.gate_proj.weight``), so a tensor is never larger than one
-parameter of one expert. Files are memory-mapped: only the current tensor takes memory.
+The checkpoint may have been saved with any number of ranks, expert-parallel size or ZeRO stage. Tensors are named as in
+Hugging Face's files (``...mlp.experts.{j}.gate_proj.weight``), so the weights of different experts are separate
+tensors. Files are memory-mapped: only the current tensor takes memory.
 
-DeepSpeed's own ``zero_to_fp32`` fails on AutoEP's layers, whose names are ``router.gate`` and ``w1/w2/w3``.
+DeepSpeed's own ``zero_to_fp32`` fails on AutoEP's layers, whose parameters are named ``router.gate`` and ``w1/w2/w3``.
 """
 
 import math
@@ -18,17 +19,17 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from training.checkpoint.index import Contents, fault_of_format
 
-#: AutoEP's stacks of expert weights -> the projections that they hold.
+#: AutoEP's stacked expert weights -> the projections that they contain.
 _STACKS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _STACK = re.compile(r"(.*\.experts)\.(w[123])$")
 
 
 def require_checkpoint(folder: Path, target: str) -> Manifest:
-    """The manifest of a checkpoint whose files match it.
+    """Verify a checkpoint's files and return its manifest.
 
     Args:
         folder: a ``step-NNNNNNNN`` folder.
-        target: the make target that trains one, for the message.
+        target: the make target that creates such a checkpoint, for the error message.
 
     Raises:
         RequestError: there is no checkpoint, it is damaged, or it is in another format.
@@ -42,13 +43,13 @@ def require_checkpoint(folder: Path, target: str) -> Manifest:
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer of a checkpoint, one at a time.
+    """Iterate over a checkpoint's parameters and buffers, one at a time.
 
     Args:
         folder: a ``step-NNNNNNNN`` folder with its manifest.
 
     Yields:
-        (name, tensor): the name in Hugging Face's files; weights and router biases in fp32.
+        (name, tensor): the name as in Hugging Face's files, and the tensor; weights and router biases are in fp32.
 
     Raises:
         RequestError: the folder is not a checkpoint.

@@ -1,4 +1,4 @@
-"""The index of a checkpoint: reads any range of elements of any parameter from the files of any topology."""
+"""Index of a checkpoint: reads any range of a parameter's elements, no matter with which topology it was saved."""
 
 import bisect
 import json
@@ -15,12 +15,12 @@ from training.checkpoint import tensor_file
 from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
 
 _FILES = "rank-*.safetensors"
-#: Version of the format, in every checkpoint's manifest; raised when an older reader would misread it.
+#: Format version, recorded in every checkpoint's manifest. It is incremented when older code would misread the files.
 FORMAT = 4
 
 
 def fault_of_format(saved: Manifest) -> str:
-    """Why a checkpoint with this manifest cannot be read although it may be complete; empty if it can."""
+    """Explain why a checkpoint's format cannot be read. Returns "" if it can."""
     saved_format = saved.details.get("format")
     if saved_format == FORMAT:
         return ""
@@ -28,30 +28,30 @@ def fault_of_format(saved: Manifest) -> str:
 
 
 def folder_name(step: int) -> str:
-    """Name of the checkpoint after ``step`` optimizer steps."""
+    """Return the folder name of the checkpoint after ``step`` optimizer steps."""
     return f"step-{step:08d}"
 
 
 def partial_folder_name(step: int) -> str:
-    """Name of the folder in which that checkpoint is written."""
+    """Return the name of the folder for a checkpoint that is still being written."""
     return f".{folder_name(step)}.partial"
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
-    """The steps of the checkpoints in a folder, in order; ignores anything else in it."""
+    """Return the steps of the checkpoints in a folder, in ascending order. Other files and folders are ignored."""
     numbers = [path.name.removeprefix("step-") for path in checkpoints.glob("step-*")]
     steps = {int(number) for number in numbers if number.isascii() and number.isdigit()}
     return sorted(step for step in steps if (checkpoints / folder_name(step)).is_dir())
 
 
 def rank_file(rank: int) -> str:
-    """Name of the file that a rank writes."""
+    """Return the name of the file that a rank writes."""
     return f"rank-{rank:05d}.safetensors"
 
 
 @dataclass(frozen=True, order=True)
 class _Stored:
-    """Elements ``start`` .. ``start+numel``-1 of a parameter, stored at ``offset`` of a file's tensors NUMBER.STATE."""
+    """Elements ``start`` .. ``start+numel``-1 of a parameter, stored at ``offset`` in a file's tensors NUMBER.STATE."""
 
     start: int
     numel: int
@@ -65,9 +65,9 @@ class Parameter:
     """A parameter of a checkpoint.
 
     Attributes:
-        shape: over all expert-parallel ranks.
-        states: names of the values stored per element: ``master`` and those of the optimizer.
-        scalars: what the optimizer keeps per parameter, such as its step.
+        shape: the parameter's shape over all expert-parallel ranks.
+        states: names of the per-element values: ``master`` (the fp32 weights) and the optimizer's states.
+        scalars: values that the optimizer keeps once per parameter, such as its step.
     """
 
     shape: tuple[int, ...]
@@ -81,13 +81,13 @@ class Parameter:
 
 
 class Contents:
-    """The tensors of one checkpoint. Files are memory-mapped: only what is read takes memory."""
+    """The tensors of one checkpoint. Files are memory-mapped, so only tensors that are read take memory."""
 
     def __init__(self, folder: Path) -> None:
         """Read the tables of all files.
 
         Raises:
-            DamagedError: parts of a parameter are in no file.
+            DamagedError: some elements of a parameter are in none of the files.
         """
         self.folder = folder
         self.parameters: dict[str, Parameter] = {}
@@ -100,7 +100,7 @@ class Contents:
                 raise DamagedError(f"{folder}: {name} is incomplete", "use another checkpoint")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the open files: another process opens its own."""
+        """Leave out the open files; another process opens its own."""
         return {**vars(self), "_open": {}}
 
     def _add(self, file: str, table: list[dict[str, Any]]) -> None:
@@ -113,7 +113,14 @@ class Contents:
                 known._stored.append(_Stored(start, numel, file, number, offset))
 
     def read(self, name: str, state: str = MASTER, start: int = 0, numel: int | None = None) -> torch.Tensor:
-        """Consecutive elements of one of a parameter's states, flat."""
+        """Read consecutive elements of one of a parameter's states, as a 1-D tensor.
+
+        Args:
+            name: the parameter's name.
+            state: one of the parameter's ``states``; by default the fp32 weights.
+            start: index of the first element in the flattened parameter.
+            numel: number of elements; None reads to the end.
+        """
         parameter = self.parameters[name]
         end = parameter.numel if numel is None else start + numel
         first = bisect.bisect_right(parameter._stored, start, key=lambda stored: stored.start) - 1
@@ -127,11 +134,11 @@ class Contents:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def buffers(self) -> dict[str, torch.Tensor]:
-        """The module's buffers, by name."""
+        """Return the module's buffers, by name."""
         return self._named(rank_file(0), BUFFER)
 
     def random_states(self, rank: int) -> dict[str, torch.Tensor]:
-        """torch's random states of a rank: ``cpu``, and ``cuda`` or ``mps`` if it had a GPU."""
+        """Return a rank's torch RNG states: ``cpu``, and ``cuda`` or ``mps`` if the rank had a GPU."""
         return self._named(rank_file(rank), RANDOM)
 
     def _named(self, file: str, prefix: str) -> dict[str, torch.Tensor]:

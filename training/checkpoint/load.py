@@ -1,4 +1,4 @@
-"""Load: find the newest complete checkpoint of a run, and restore an engine from it."""
+"""Finds the newest complete checkpoint of a run, and restores an engine from it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ class CheckpointRef:
     """A complete checkpoint on disk.
 
     Attributes:
-        folder: its folder.
+        folder: the checkpoint's folder.
         step: optimizer steps done.
-        manifest: its manifest.
-        skipped: a line per newer checkpoint that cannot be read.
+        manifest: the checkpoint's manifest.
+        skipped: one message for each newer checkpoint that cannot be read.
     """
 
     folder: Path
@@ -36,12 +36,12 @@ class CheckpointRef:
 
 
 def newest_complete(checkpoints: Path, ranks: Ranks | None = None) -> CheckpointRef | None:
-    """The newest checkpoint whose files all match its manifest, or None if there are no checkpoints.
+    """Return the newest checkpoint whose files all match its manifest, or None if there are no checkpoints.
 
-    With ``ranks``, every rank must call it, and they divide the files between them.
+    With ``ranks``, every rank must make the call, and the ranks split the work of verifying files.
 
     Raises:
-        RequestError: no checkpoint can be read; only the user may decide to start again.
+        RequestError: there are checkpoints but none can be read. Only the user may decide to start over.
     """
     names = [folder_name(step) for step in reversed(saved_steps(checkpoints))]
     skipped: list[str] = []
@@ -56,14 +56,14 @@ def newest_complete(checkpoints: Path, ranks: Ranks | None = None) -> Checkpoint
 
 
 def _examine(folder: Path, ranks: Ranks | None) -> tuple[Manifest | None, list[str]]:
-    """A checkpoint's manifest and faults, the same on every rank."""
+    """Return a checkpoint's manifest and the problems found by all ranks."""
     saved = None
     try:
         faults = manifest.faults(folder, share=(ranks.rank, ranks.size) if ranks else (0, 1))
         saved = manifest.read(folder)
         if saved is not None and (fault := fault_of_format(saved)):
             faults.append(fault)
-    except (RequestError, OSError) as error:  # maybe on this rank only, while the others wait in the collective below
+    except (RequestError, OSError) as error:  # may be on this rank only, while the others wait in the collective below
         faults = [str(error)]
     if ranks is None:
         return saved, faults
@@ -73,13 +73,13 @@ def _examine(folder: Path, ranks: Ranks | None) -> tuple[Manifest | None, list[s
 
 
 class Resumption:
-    """Restores an engine from a checkpoint of the same topology or any other."""
+    """Restores an engine from a checkpoint that was saved with the same topology or any other."""
 
     def __init__(self, checkpoint: CheckpointRef, identity: RunIdentity) -> None:
-        """Compare the checkpoint's run with the run to be trained.
+        """Check that the checkpoint belongs to the run to be trained.
 
         Raises:
-            RequestError: the checkpoint is of a different run; names the first key that differs.
+            RequestError: the checkpoint is from a different run; names the first key that differs.
         """
         self.checkpoint = checkpoint
         saved = checkpoint.manifest
@@ -92,12 +92,12 @@ class Resumption:
 
     @torch.no_grad()
     def load(self, engine: Any, ranks: Ranks) -> dict[str, Any]:
-        """Restore the engine; every rank must call it. Returns the ``state`` that was passed to ``Saver.begin``.
+        """Restore the engine. Returns the ``state`` that was passed to ``Saver.begin``.
 
-        Each rank reads the elements of the parameters that it holds, from whichever files they are in.
+        Every rank must make the call. It reads only the elements that it holds, from whichever files contain them.
 
         Raises:
-            RequestError: the checkpoint's parameters are not those of the model.
+            RequestError: the checkpoint's parameters do not match the model's.
         """
         contents = self._contents(ranks)
         local = partitions(engine)
@@ -121,7 +121,7 @@ class Resumption:
         return state
 
     def _contents(self, ranks: Ranks) -> Contents:
-        """The checkpoint's index as rank 0 reads it, on every rank; so is a ``RequestError``."""
+        """Return the checkpoint's index. Only rank 0 reads it; the index or a ``RequestError`` reaches every rank."""
         contents: Contents | str | None = None
         if ranks.first:
             try:

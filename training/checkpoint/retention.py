@@ -1,4 +1,4 @@
-"""Which checkpoints to keep: the newest, one every N steps, and the best by validation loss."""
+"""Decides which checkpoints to keep: the newest, one every N steps, and the best by validation loss."""
 
 import math
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retention:
-    """What to keep; the three rules add up.
+    """Which checkpoints to keep. A checkpoint is kept if any of the three rules applies.
 
     Attributes:
-        newest: this many of the newest checkpoints.
-        every: all checkpoints at multiples of this many steps; 0 disables the rule.
-        best: this many checkpoints with the lowest validation loss.
+        newest: keep this many of the newest checkpoints.
+        every: keep all checkpoints at multiples of this many steps; 0 disables the rule.
+        best: keep this many checkpoints with the lowest validation loss.
     """
 
     newest: int
@@ -21,12 +21,12 @@ class Retention:
 
 
 def superseded(losses: Mapping[int, float | None], retention: Retention) -> list[int]:
-    """The steps whose checkpoints can be deleted, in order.
+    """Return the steps whose checkpoints can be deleted, in ascending order.
 
     Args:
-        losses: step -> validation loss of every checkpoint; None if it was not measured. A loss that is not finite is
-            never among the best.
-        retention: what to keep.
+        losses: the step and validation loss of every checkpoint; None if the loss was not measured. A non-finite loss
+            is never among the best.
+        retention: which checkpoints to keep.
     """
     steps = sorted(losses)
     kept = set(steps[-retention.newest :])

@@ -1,7 +1,8 @@
-"""Save without stopping: a step waits only for a copy to host memory; threads write, rank 0 publishes afterwards.
+"""Asynchronous saving: training waits only for a copy to host memory, and threads write the files in the background.
 
-Every rank writes one file. When all files are written, rank 0 adds the manifest and renames the folder: until then
-there is no checkpoint, from then on there is a complete one. A write that fails costs this checkpoint and nothing else.
+Every rank writes one file. When all files are written, rank 0 publishes the checkpoint: it adds the manifest and
+renames the folder. Before that there is no checkpoint; after that there is a complete one. If a write fails, only this
+checkpoint is lost.
 """
 
 import os
@@ -27,21 +28,21 @@ from training.checkpoint.snapshot import Snapshot
 from training.distributed.ranks import Ranks, broadcast_value, sum_over_ranks
 from training.engine.partitions import Partitions
 
-#: How a checkpoint's files were divided: ranks, expert_parallel, zero_stage, precision.
+#: How the state in a checkpoint's files is sharded: ranks, expert_parallel, zero_stage, precision.
 Topology = dict[str, int | str]
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What the manifests of a run's checkpoints record about the run.
+    """The facts about a run that its checkpoints' manifests record.
 
     Attributes:
         identity: the recipe keys that the run depends on.
-        inputs: fingerprints of the artefacts that it is trained on.
-        model: the model's keys, which decide whether weights fit.
-        topology: of this start of the run.
-        run: for the manifest of the finished run: ``stage``, ``steps``, ``parameters``, and for weights that were not
-            trained here ``imported``, the fingerprints of their files.
+        inputs: fingerprints of the artefacts that the run is trained on.
+        model: the recipe's model keys, which determine whether weights fit a model.
+        topology: the current topology; it may change when the run is resumed.
+        run: entries for the manifest of the finished run: ``stage``, ``steps``, ``parameters`` and, if the weights were
+            imported, ``imported``, the fingerprints of their files.
     """
 
     identity: dict[str, Any]
@@ -53,7 +54,7 @@ class RunIdentity:
 
 @dataclass
 class _Pending:
-    """A checkpoint that is being written; ``entry`` becomes the manifest's entry of this rank's file."""
+    """A checkpoint that is being written; ``entry`` will be the manifest entry of this rank's file."""
 
     step: int
     counts: dict[str, Any]
@@ -62,7 +63,7 @@ class _Pending:
 
 
 class Saver:
-    """Writes one checkpoint at a time; every rank must make the same calls."""
+    """Writes checkpoints, one at a time. Every rank must make the same calls."""
 
     def __init__(
         self,
@@ -73,16 +74,16 @@ class Saver:
         retention: Retention,
         resumed: int | None = None,
     ) -> None:
-        """Remove what a killed run left half written.
+        """Remove incomplete checkpoints that a killed run left behind. Collective.
 
         Args:
-            partitions: of the engine whose state is saved.
-            folder: ``checkpoints/`` of the run, whose lock this process group holds.
-            identity: what the manifests record about the run.
-            ranks: all ranks that save.
+            partitions: the partitions of the engine whose state is saved.
+            folder: the run's ``checkpoints/`` folder. The caller holds the run's lock.
+            identity: the facts about the run that manifests record.
+            ranks: this process's position among the ranks that save.
             retention: which checkpoints to keep.
-            resumed: the step of the checkpoint in ``folder`` that the run resumed from, if any. Later checkpoints there
-                could not be read: they are moved aside when the next one is published.
+            resumed: the step of the checkpoint in ``folder`` that the run resumed from, if any. Later checkpoints in
+                the folder could not be read; they are moved aside when the next checkpoint is published.
         """
         self._newest = resumed
         self._folder, self._identity, self._ranks, self._retention = folder, identity, ranks, retention
@@ -98,12 +99,13 @@ class Saver:
         dist.barrier()
 
     def begin(self, step: int, counts: dict[str, Any], state: dict[str, Any]) -> None:
-        """Copy the state after ``step`` steps and start to write it; waits for a checkpoint still being written.
+        """Copy the state after ``step`` steps and start writing it. First waits for a checkpoint still being written.
 
         Args:
             step: optimizer steps done.
-            counts: numbers for the manifest, next to the step: samples, and ``validation_loss`` if it was measured.
-            state: further state to restore, the same on every rank, as JSON values.
+            counts: numbers for the manifest besides the step: ``samples``, and ``validation_loss`` (None if it was not
+                measured).
+            state: additional state to restore, as JSON values; the same on every rank.
         """
         if self._pending is not None:
             began = time.monotonic()
@@ -119,7 +121,10 @@ class Saver:
         self._pending = _Pending(step, counts, {**state, "scaler": self._scaler_state()}, entry)
 
     def reduce_inputs(self) -> list[float]:
-        """[1, 0] if this rank's file is written, [0, 1] if writing failed, else [0, 0]; to be summed over all ranks."""
+        """Return this rank's numbers to be summed over ranks.
+
+        They are [1, 0] if its file is written, [0, 1] if writing failed, and [0, 0] otherwise.
+        """
         if self._publishing is not None and self._publishing.done():
             self._finish_publishing()
         if self._pending is None or not self._pending.entry.done():
@@ -127,12 +132,12 @@ class Saver:
         return [0.0, 1.0] if self._pending.entry.exception() else [1.0, 0.0]
 
     def on_reduced(self, sums: Sequence[float]) -> None:
-        """Takes the sums over all ranks; once every rank is done, publishes the checkpoint or drops it."""
+        """Receive the sums over all ranks. Once every rank is done, publish the checkpoint or drop it."""
         if self._pending is not None and sum(sums) == self._ranks.size:
             self._publish_or_drop()
 
     def drain(self) -> str:
-        """Wait until a pending checkpoint is published or dropped; returns what went wrong, or an empty string."""
+        """Wait until a pending checkpoint is published or dropped. Returns the error message, "" if there is none."""
         if self._pending is not None:
             wait([self._pending.entry])
             self.on_reduced(sum_over_ranks(torch.tensor(self.reduce_inputs())).tolist())
@@ -140,10 +145,10 @@ class Saver:
         return broadcast_value(self._failure)
 
     def finish(self) -> None:
-        """Wait for the last checkpoint.
+        """Wait for the last checkpoint and stop the writer thread.
 
         Raises:
-            RunError: it could not be written.
+            RunError: the last checkpoint could not be written.
         """
         failure = self.drain()
         self._thread.shutdown()
@@ -162,9 +167,9 @@ class Saver:
         return self._folder / partial_folder_name(step)
 
     def _publish_or_drop(self) -> None:
-        """Every rank has written its file or failed: rank 0 publishes the checkpoint, or drops it if any rank failed.
+        """Let rank 0 publish the checkpoint, or drop it if any rank failed to write its file.
 
-        Collective.
+        Collective; called once every rank has finished or failed writing.
         """
         pending, self._pending = self._pending, None
         assert pending is not None
@@ -192,7 +197,7 @@ class Saver:
         shutil.rmtree(self._partial(step), ignore_errors=True)
 
     def _finish_publishing(self) -> None:
-        """Wait for what rank 0 publishes, and warn if that failed."""
+        """Wait until rank 0 has published a checkpoint, if it is doing so, and warn if that fails."""
         publishing, self._publishing = self._publishing, None
         if publishing is not None and (error := publishing.exception()):
             self._failure = _describe(error)
@@ -202,13 +207,13 @@ class Saver:
         try:
             self._rename(pending, files)
         except BaseException:
-            # Only this one: other ranks may be writing the next already.
+            # Remove this checkpoint's folder only: other ranks may already be writing the next one.
             shutil.rmtree(self._partial(pending.step), ignore_errors=True)
             raise
         self._delete_superseded()
 
     def _rename(self, pending: _Pending, files: dict[str, dict[str, Any]]) -> None:
-        """Write the manifest, move skipped checkpoints aside, and give the folder its final name."""
+        """Write the manifest, move unreadable later checkpoints aside, and give the folder its final name."""
         partial, target = self._partial(pending.step), self._folder / folder_name(pending.step)
         manifest.write(
             partial,
@@ -234,7 +239,7 @@ class Saver:
         for step in superseded(losses, self._retention):
             doomed = self._folder / f".{folder_name(step)}.superseded"
             try:
-                # If the process is killed from here on, there is no checkpoint and not a torn one.
+                # Renamed first, so that a kill while files are being deleted does not leave a damaged checkpoint.
                 os.rename(self._folder / folder_name(step), doomed)
                 shutil.rmtree(doomed)
             except OSError as error:
@@ -242,7 +247,7 @@ class Saver:
 
 
 def manifest_details(identity: RunIdentity, state: dict[str, Any]) -> dict[str, Any]:
-    """The ``details`` of a checkpoint's manifest; ``state`` as passed to ``Saver.begin``."""
+    """Return the ``details`` of a checkpoint's manifest. ``state`` is the state passed to ``Saver.begin``."""
     return {
         "format": FORMAT,
         "topology": identity.topology,

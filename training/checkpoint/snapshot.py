@@ -1,4 +1,4 @@
-"""A copy of a rank's share of the state in host memory: all that a step waits for when a checkpoint is saved."""
+"""Copies a rank's shard of the training state to host memory. Saving blocks training only for this copy."""
 
 import json
 from typing import Any
@@ -14,26 +14,36 @@ RANDOM = "random."
 
 
 class Snapshot:
-    """Host memory for a rank's share of the state, reused for every checkpoint; pinned if the rank has a GPU.
+    """Host memory for a rank's shard of the training state, reused for every checkpoint; pinned if the rank has a GPU.
 
     If several ranks hold the same parameter, each copies a different part of it, so that every element is written once.
     """
 
     def __init__(self, partitions: Partitions, device: torch.device, first: bool) -> None:
-        """``first``: this rank also copies the buffers, which are the same on all ranks."""
+        """Initialize the snapshot; host memory is allocated when it is first needed.
+
+        Args:
+            partitions: the partitions of the engine.
+            device: the device of this rank.
+            first: whether this rank also copies the module's buffers, which are the same on all ranks.
+        """
         self._partitions, self._device, self._first = partitions, device, first
         self._memory: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
     def take(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Copy the state; returns tensors by name, valid until the next call, and the table of what they hold."""
+        """Copy the state to host memory.
+
+        Returns:
+            The tensors by name, valid until the next call, and file metadata with a table of the slices they contain.
+        """
         tensors: dict[str, torch.Tensor] = {}
         table = []
         local = self._partitions
         kept = [*((p, True) for p in local.trained), *((p, False) for p in local.frozen)]
         for number, (partition, trained) in enumerate(kept):
             with local.in_memory(partition):
-                # Only now: while a partition is on NVMe not even its size is known.
+                # Inside the context, because even the size of a partition is unknown while it is on NVMe.
                 begin, end = _share(partition)
                 state = local.state(partition) if trained else {}
                 elementwise = {MASTER: partition.master, **_elementwise(partition, state)}
@@ -77,7 +87,7 @@ def _share(partition: Partition) -> tuple[int, int]:
 
 
 def _cut(partition: Partition, begin: int, end: int) -> list[tuple[str, tuple[int, ...], int, int, int]]:
-    """The slices in elements ``begin`` .. ``end``-1 of a partition, with offsets counted from ``begin``."""
+    """Return the slices within elements ``begin`` .. ``end``-1 of a partition, with offsets relative to ``begin``."""
     slices = []
     for piece in partition.slices:
         low, high = max(piece.offset, begin), min(piece.offset + piece.numel, end)

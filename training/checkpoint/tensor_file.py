@@ -1,7 +1,7 @@
-"""Writes tensors to one safetensors file, for a rank's part of a checkpoint or for a model directory.
+"""Writes tensors to a safetensors file: a rank's part of a checkpoint, or the weights of a model directory.
 
-The safetensors library holds the GIL while it writes and its files ignore the umask. This writer runs in a thread next
-to training, and computes sizes and sha256 in the same pass over the memory.
+The safetensors library holds the GIL while it writes, and its files ignore the umask. This writer can run in a thread
+during training, and computes the size and sha256 in the same pass over memory.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ import torch
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
 _DTYPES |= {torch.float64: "F64", torch.int32: "I32", torch.bool: "BOOL"}
-#: Bytes written and hashed at a time.
+#: Number of bytes written and hashed at a time.
 _CHUNK = 2**24
-#: The first tensor starts at a multiple of this many bytes, as in files of the library.
+#: The first tensor starts at a multiple of this many bytes, as in files written by the library.
 _ALIGNMENT = 8
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Write contiguous CPU tensors and fsync; returns the file's entry for a manifest.
+    """Write contiguous CPU tensors and fsync. Returns the file's manifest entry.
 
     Raises:
-        OSError: the disk is full, or the folder is missing or cannot be written.
+        OSError: the disk is full, or the folder is missing or not writable.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    # The widest dtype first, which keeps every tensor aligned.
+    # Wider dtypes come first, which keeps every tensor aligned.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
     end = 0
     for name, tensor in ordered:
@@ -51,7 +51,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata that was written with the tensors."""
+    """Return the metadata that was written with the tensors."""
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         metadata: dict[str, str] = json.loads(stream.read(length))["__metadata__"]
@@ -59,7 +59,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    # The strides of an empty tensor may be impossible for a view of its bytes.
+    # An empty tensor's strides may not allow a view of its bytes.
     if not tensor.numel():
         return memoryview(b"")
     return tensor.reshape(-1).view(torch.uint8).numpy().data

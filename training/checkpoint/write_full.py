@@ -1,4 +1,4 @@
-"""Write a checkpoint of weights alone, in one file: for a model that was not trained here."""
+"""Writes a weights-only checkpoint in a single file, for imported models."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ from training.checkpoint.snapshot import BUFFER, MASTER
 
 @torch.no_grad()
 def write_full(checkpoints: Path, model: torch.nn.Module, identity: RunIdentity) -> tuple[Path, Manifest]:
-    """Publish a model's fp32 weights and buffers as the checkpoint of step 0; returns its folder and manifest.
+    """Publish a model's fp32 weights and buffers as the checkpoint at step 0. Returns its folder and manifest.
 
-    It has no optimizer state and no random states, which only a resume would need.
+    It contains no optimizer state and no RNG states, which are needed only to resume.
     """
     partial, target = checkpoints / partial_folder_name(0), checkpoints / folder_name(0)
     partial.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Arguments of the model commands other than the recipe and its overrides."""
+"""Command-line arguments of the model commands."""
 
 import argparse
 import sys
@@ -10,16 +10,16 @@ from configs import command
 
 #: Words that may follow ``evaluate``.
 EVALUATIONS = {
-    "attention": "heat maps and numbers of every head on a text, in runs/NAME/attention",
+    "attention": "heat maps and statistics of every head for a text, in runs/NAME/attention",
     "temperature": "the same prompt at temperatures from 0.1 to 2.0, with the same seed",
 }
 
 #: Words that may follow ``compare``.
 COMPARISONS = {
     "optimizers": "SGD, Adam, AdamW and Muon, each at the best of a few learning rates",
-    "activations": "plots of activation functions, and a training with each that the family supports",
+    "activations": "plots of activation functions, and a short run with each one that the family supports",
     "compile": "the model in eager mode and compiled",
-    "devices": "the model on every kind of device of this machine",
+    "devices": "the model on every kind of device in this machine",
     "attention": "explicit, fused and windowed attention at several lengths",
 }
 
@@ -31,7 +31,7 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.description = f"{parser.description}. {choices}"
         parser.usage = "%(prog)s WHAT [-h] [--steps STEPS] --recipe FILE [section.key=value ...]"
         parser.add_argument(
-            "--steps", type=_positive, default=50, help="optimizer steps per training, or timed passes; default: 50"
+            "--steps", type=_positive, default=50, help="optimizer steps per run, or timed passes; default: 50"
         )
     command.add_recipe_arguments(parser, required=verb != "inspect")
     if verb == "inspect":
@@ -40,7 +40,7 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
             nargs="+",
             default=(),
             metavar="FILE",
-            help="print one table of these recipes instead; overrides apply to all of them",
+            help="instead, print one table that compares these recipes; overrides apply to all of them",
         )
     if verb == "evaluate":
         choices = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
@@ -50,7 +50,7 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
             help="attention: the input text; default: generate.prompt, or for language models the start of a "
             "validation document",
         )
-        parser.add_argument("--target", help="attention: the input of the decoder, for encoder-decoder models")
+        parser.add_argument("--target", help="attention: the decoder's input, for encoder-decoder models")
         parser.add_argument(
             "--layers", type=_numbers, default=(), metavar="0,2", help="attention: layers to draw; default: all"
         )
@@ -73,12 +73,12 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--trace",
             action="store_true",
-            help="then print a table with each token's probability, rank and alternatives",
+            help="afterwards, print a table with each token's probability, rank and alternatives",
         )
 
 
 def validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Do what argparse cannot: separate words and files from overrides, and refuse options that conflict."""
+    """Separate words and files from overrides and reject conflicting options, which argparse cannot do."""
     if parsed.verb == "inspect":
         _validate_inspect(parser, parsed)
     if parsed.verb == "evaluate":
@@ -86,18 +86,18 @@ def validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> Non
     if parsed.verb == "compare":
         parsed.what = _pop_word(parsed, COMPARISONS)
         if parsed.what is None:
-            raise RequestError(f"compare: say what to compare, one of {', '.join(COMPARISONS)}")
+            raise RequestError(f"compare: choose what to compare: {', '.join(COMPARISONS)}")
     if parsed.verb == "generate" and parsed.prompt_file is not None:
         if any(word.startswith("generate.prompt=") for word in parsed.overrides):
-            raise RequestError("generate.prompt and --prompt-file exclude each other: leave one out")
+            raise RequestError("generate.prompt and --prompt-file are mutually exclusive: remove one of them")
         parsed.overrides.append(f"generate.prompt={_read_prompt(parsed.prompt_file)}")
 
 
 def _read_prompt(path: Path) -> str:
-    """The text of a file or of standard input, without the newline at its end.
+    """Read a prompt from a file or from standard input, without the final newline.
 
     Raises:
-        RequestError: it cannot be read, or is not UTF-8.
+        RequestError: the prompt cannot be read, or is not UTF-8.
     """
     source = "standard input" if str(path) == "-" else str(path)
     try:
@@ -118,10 +118,10 @@ def _validate_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespac
 
 
 def _pop_word(parsed: argparse.Namespace, known: Mapping[str, str]) -> str | None:
-    """Remove and return the word among the overrides that says what to do; None if there is none.
+    """Remove the subcommand from the overrides and return it, or None if there is none.
 
     Raises:
-        RequestError: there are several words, or an unknown one.
+        RequestError: there are several subcommands, or an unknown one.
     """
     words = [word for word in parsed.overrides if "=" not in word]
     parsed.overrides = [word for word in parsed.overrides if "=" in word]

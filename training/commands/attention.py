@@ -19,20 +19,20 @@ from training.inference.answer import encode_prompt
 from training.model_loading import best_device, load_model, wanted_checkpoint
 from training.models.registry import build_model
 
-#: Tokens taken from a validation document if there is no text, and the most tokens that a map can show.
+#: Number of tokens taken from a validation document if there is no text, and the maximum that a map can show.
 _DOCUMENT_TOKENS, _MAX_TOKENS = 32, 128
 
 
 def evaluate_attention(
     recipe: Recipe, text: str | None = None, target: str | None = None, layers: Collection[int] = ()
 ) -> int:
-    """Write the maps of a text and print the statistics; returns the exit status.
+    """Write the attention maps for a text and print their statistics. Returns the exit status.
 
     Args:
-        recipe: of the run.
-        text: the input; None: ``generate.prompt``, or else the start of a validation document.
-        target: the input of the decoder, for encoder-decoder models.
-        layers: indices of the layers to draw; empty: all.
+        recipe: the run's recipe.
+        text: the input. If None, ``generate.prompt``; if that is empty, the start of a validation document.
+        target: the decoder's input, for encoder-decoder models.
+        layers: indices of the layers to draw. If empty, all layers.
 
     Raises:
         RequestError: the model has no attention or no such layer, or cannot read the text.
@@ -77,7 +77,7 @@ def _require_layers(recipe: Recipe, layers: Collection[int]) -> None:
 
 
 def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | None) -> list[int]:
-    """Token ids of the text, the prompt, or the start of a validation document."""
+    """Return the token ids of the text, the prompt, or the start of a validation document."""
     if text is not None:
         return _checked(recipe, tokenizer, "--text", text)
     if recipe.generate.prompt:
@@ -93,7 +93,7 @@ def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | No
 
 
 def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: int = 0) -> list[int]:
-    """Token ids of a text that fits on a map together with ``more`` tokens."""
+    """Return a text's token ids. Raises ``RequestError`` if a map cannot show them together with ``more`` tokens."""
     ids = encode_prompt(text, tokenizer, key)
     if not ids:
         raise RequestError(f"{key} has no tokens: pass some text")
@@ -104,7 +104,7 @@ def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: in
 
 
 def _labeled(attention: AttentionMap, tokens: dict[str, list[str]], pooled: int) -> LabeledMap:
-    """A map with tokens on its axes: an encoder reads the source, and cross-attention looks at it."""
+    """Label a map's axes with tokens: source tokens for encoders, and for the keys of cross-attention."""
     source = tokens.get("source", [])
     if attention.cross:
         return LabeledMap(attention, tokens["read"], _joined(source, pooled))
@@ -113,5 +113,5 @@ def _labeled(attention: AttentionMap, tokens: dict[str, list[str]], pooled: int)
 
 
 def _joined(labels: Sequence[str], size: int) -> list[str]:
-    """``size`` labels joined into one, as cross-attention looks at averages of the encoder's output."""
+    """Join every ``size`` labels into one, because cross-attention sees the encoder's outputs pooled in such groups."""
     return ["".join(labels[first : first + size]) for first in range(0, len(labels), size)]

@@ -1,4 +1,4 @@
-"""``python -m training compare WHAT``: short trainings that differ in one thing."""
+"""``python -m training compare WHAT``: short runs that differ in one aspect."""
 
 from collections.abc import Callable
 
@@ -19,5 +19,5 @@ _COMPARISONS: dict[str, Callable[[Recipe, int], int]] = {
 
 
 def compare(recipe: Recipe, what: str, steps: int) -> int:
-    """Run one of ``training.commands.arguments.COMPARISONS``; returns the exit status."""
+    """Run one of ``training.commands.arguments.COMPARISONS``. Returns the exit status."""
     return _COMPARISONS[what](recipe, steps)

@@ -1,4 +1,4 @@
-"""``python -m training estimate``: size, cost and memory of a recipe's training, before anything is built."""
+"""``python -m training estimate``: model size, FLOPs and memory of a recipe, computed without building anything."""
 
 from configs.command import DONE
 from configs.schema import Recipe
@@ -10,13 +10,13 @@ from training.estimate.parameters import parameters
 
 
 def estimate(recipe: Recipe) -> int:
-    """Print parameters by part, training FLOPs, and memory per rank by part and phase; returns the exit status."""
+    """Print parameters by part, training FLOPs, and memory per rank by part and phase. Returns the exit status."""
     print("\n".join([*lines(recipe), "", *memory_lines(recipe)]))
     return DONE
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """The table of parameters and FLOPs that :func:`estimate` prints."""
+    """Return the lines about parameters and FLOPs that :func:`estimate` prints."""
     counts = parameters(recipe.model, recipe.vocab_size)
     rows = [("parameters", "total", "active per token")]
     rows += [(part, f"{count:,}", f"{counts.active_by_part[part]:,}") for part, count in counts.by_part.items()]
@@ -37,7 +37,7 @@ def lines(recipe: Recipe) -> list[str]:
 
 
 def memory_lines(recipe: Recipe) -> list[str]:
-    """The table of memory per rank: parts, activations by checkpointing mode, phases, and what fits."""
+    """Return the lines about memory per rank: parts, activations by checkpointing mode, phases, and what fits."""
     train, device = recipe.train, device_of(recipe)
     estimated = memory(recipe, device.kind)
     where = {"cuda": "GPU", "mps": "MPS", "cpu": "CPU"}[device.kind]
@@ -56,7 +56,7 @@ def memory_lines(recipe: Recipe) -> list[str]:
     )
     if estimated.host:
         rows.append(
-            "peak of the host's memory, from building the model, or from offloaded state and a checkpoint's copy: "
+            "peak host memory, while the model is built, or for offloaded state and the copy for a checkpoint: "
             f"{_gib(estimated.host).strip()} per rank, "
             f"{_gib(estimated.host * recipe.launch.processes).strip()} per node"
         )

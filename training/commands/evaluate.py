@@ -16,7 +16,7 @@ from training.runs import finished_checkpoint
 
 
 def evaluate(recipe: Recipe) -> int:
-    """Evaluate the finished pretraining, and fine-tuning if there is one; returns the exit status."""
+    """Evaluate the pretrained model, and the fine-tuned model if there is one. Returns the exit status."""
     layout = RunLayout.of(recipe)
     if recipe.task != "language_modeling":
         return _evaluate_task(recipe, layout)
@@ -36,7 +36,7 @@ def evaluate(recipe: Recipe) -> int:
         if stage.finished:
             print(f"{layout.evaluation}: up to date")
         else:
-            # Imported here, so that "up to date" needs no torch.
+            # Imported here, so that torch is not needed if the evaluation is up to date.
             from training.evaluate.results import evaluate_run
 
             results = evaluate_run(
@@ -70,11 +70,11 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
 
 
 def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
-    """The last checkpoint of a stage and its fingerprint; prints a line about it to stderr.
+    """Return a stage's last checkpoint and its fingerprint, and print a line about it to stderr.
 
     Raises:
-        RequestError: the stage is not finished, or the data that it was trained on have been replaced since: what is
-            held out now may have been trained on.
+        RequestError: the stage is not finished, or its training data have been replaced since. In that case, text that
+            is held out now may have been trained on.
     """
     folder = getattr(layout, stage)
     if (last := finished_checkpoint(folder)) is None or not last[0].is_dir():
@@ -83,7 +83,7 @@ def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
     run_weights.check_tokenizer(last[0], saved, layout)
     if why := run_weights.stale(layout, stage):
         raise RequestError(
-            f"{folder} is not current ({why}): it cannot be measured on data that it may have been trained on. Use "
+            f"{folder} is not current ({why}): it cannot be evaluated on data that it may have been trained on. Use "
             "the recipe and ARGS that it was trained with, or train again: "
             f"`{command_hints.make(stage, None, 'run.replace=true')}`"
         )
@@ -92,7 +92,10 @@ def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
 
 
 def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
-    """The fine-tuned checkpoint and its fingerprint; None if there is none and the recipe does not require one."""
+    """Return the fine-tuned checkpoint and its fingerprint.
+
+    None if fine-tuning has no checkpoint or is not finished, and the recipe does not require it.
+    """
     if recipe.generate.stage == "finetune":
         return _finished(layout, "finetune")
     if not has_weights(layout.finetune):
@@ -122,7 +125,7 @@ def _print(results: dict[str, Any]) -> None:
 
 
 def _task_lines(facts: dict[str, Any]) -> list[str]:
-    """The results of a task, one line each."""
+    """Return the results of a task as lines of text."""
     head = [f"held out     {facts['examples']:,} examples, loss {facts['loss']:.4f} nats per target"]
     if facts["kind"] != "sequence_classification":
         correct = f"{facts['token_accuracy']:.2%} of the tokens, {facts['exact']:.2%} of complete sequences"

@@ -22,17 +22,17 @@ from training.model_loading import require_same_model, wanted_checkpoint
 from training.models.registry import build_model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Bytes per parameter that the verification needs: our model twice and transformers' once, in fp32.
+#: Bytes per parameter needed for verification: two copies of our model and one of transformers', in fp32.
 _VERIFY_BYTES = 12
 
 
 def export(recipe: Recipe) -> int:
-    """Write ``export/``, completely or not at all, and verify it; returns the exit status.
+    """Write ``export/``, completely or not at all, and verify it. Returns the exit status.
 
     Raises:
         RequestError: the family has no released format, or the format cannot hold this model; there is no checkpoint,
-            or it holds a different model.
-        RuntimeError: what was written differs from the model.
+            or it contains a different model.
+        RuntimeError: the written files differ from the model.
     """
     layout = RunLayout.of(recipe)
     config = format_of(recipe.model).released_config(recipe.model, recipe.vocab_size)
@@ -59,15 +59,15 @@ def export(recipe: Recipe) -> int:
             manifest.versions("torch", "safetensors", "transformers"),
             {"checkpoint": checkpoint.name, "stage": stage_name, "step": saved.counts["step"], "proof": proof},
         )
-    print(f"{layout.export}: {numbers:,} numbers in {recipe.train.precision}; {proof}")
+    print(f"{layout.export}: {numbers:,} weights in {recipe.train.precision}; {proof}")
     return DONE
 
 
 def _verify(recipe: Recipe, folder: Path, checkpoint: Path, dtype: torch.dtype, vocabulary: int) -> str:
-    """Read back what was written and compare it; returns the result in words.
+    """Read the written files back and compare them with the model. Returns the result in words.
 
     Raises:
-        RuntimeError: it differs from the model.
+        RuntimeError: the files differ from the model.
     """
     needed = _VERIFY_BYTES * parameters(recipe.model, recipe.vocab_size).all
     if needed > psutil.virtual_memory().available:

@@ -1,4 +1,7 @@
-"""Fine-tuning of the pretrained weights on chat examples, with the loss on the assistant's turns only."""
+"""``python -m training finetune``: trains the pretrained weights on chat examples.
+
+The loss covers the assistant's turns only.
+"""
 
 import math
 
@@ -18,7 +21,7 @@ from training.runs import finetune_run, finished_checkpoint
 
 
 def finetune(recipe: Recipe, stop: StopRequest) -> int:
-    """Start, resume, or report that it is finished; returns the exit status."""
+    """Start or resume fine-tuning, or report that it is finished. Returns the exit status."""
     layout = RunLayout.of(recipe)
     run = finetune_run(recipe, layout)
     section = recipe.finetune
@@ -48,7 +51,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
 
 
 def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
-    """The most examples that divide a rank's share and fit in the tokens of a pretraining micro-batch."""
+    """Return the largest micro-batch that divides a rank's batch and has no more tokens than one for pretraining."""
     share = section.batch_examples // recipe.ranks
     tokens = recipe.micro_batch * recipe.train.context_length
     fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]
@@ -56,7 +59,7 @@ def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
 
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:
-    """The train section with the changes that fine-tuning makes."""
+    """Return the recipe's train section, modified for fine-tuning."""
     steps = max(1, math.ceil(section.epochs * examples / section.batch_examples))
     schedule = ScheduleSection(
         kind="cosine",
@@ -68,7 +71,7 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "learning_rate": section.learning_rate,
         "schedule": schedule,
         "context_length": section.max_length,
-        "mask_documents": False,  # each example is a sample of its own
+        "mask_documents": False,  # every sample is a single example
         "router_bias_update_rate": 0.0,
         "eval_every": min(recipe.train.eval_every, steps),
         "simulate_crash_at": None,

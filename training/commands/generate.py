@@ -12,9 +12,10 @@ from training.model_loading import best_device, load_model, wanted_checkpoint
 
 
 def generate(recipe: Recipe, trace: bool = False) -> int:
-    """Print the prompt, except in a chat or with ``only_new``, and its completion; returns the exit status.
+    """Complete the prompt and print the text as it is generated. Returns the exit status.
 
-    ``trace``: then print a table about every new token.
+    The prompt is printed first, except in a chat or with ``only_new``. With ``trace``, a table about the new tokens
+    follows.
     """
     layout, section = RunLayout.of(recipe), recipe.generate
     if not section.prompt:
@@ -36,7 +37,7 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
         print("\n---\n".join(prompt + text for text in completions(recipe, model, tokenizer)))
         return command.DONE
     steps: list[Step] = []
-    # Refuses wrong requests before anything is printed.
+    # Raises RequestError for an invalid request before anything is printed.
     pieces = complete(recipe, model, tokenizer, steps.append if trace else None)
     if not (section.chat or section.only_new):
         print(section.prompt, end="", flush=True)

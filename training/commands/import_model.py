@@ -1,6 +1,6 @@
-"""``python -m training import``: uses a Hugging Face model directory as the finished pretraining of a run.
+"""``python -m training import``: uses a Hugging Face model directory as a run's finished pretraining.
 
-Whatever starts from pretraining then starts from these weights: generation, evaluation, fine-tuning, export.
+Everything that builds on pretraining (generation, evaluation, fine-tuning, export) then uses these weights.
 """
 
 import json
@@ -35,11 +35,11 @@ _MAY_DIFFER = ("vocab_size", "bias", "dropout", "initializer_range", "num_nextn_
 
 
 def import_model(recipe: Recipe, folder: Path) -> int:
-    """Create ``pretrain/`` from the weights of a model directory; returns the exit status.
+    """Create ``pretrain/`` from the weights in a model directory. Returns the exit status.
 
     Raises:
-        RequestError: there is no such directory, its model differs from the recipe's, the run has no data yet, or it
-            already has other weights.
+        RequestError: there is no such directory, its model differs from the recipe's, the run has no data yet, or the
+            run already has other weights.
     """
     layout, folder = RunLayout.of(recipe), folder.expanduser()
     config = config_json.read(folder)
@@ -78,14 +78,14 @@ def import_model(recipe: Recipe, folder: Path) -> int:
         )
         checkpoint, _ = write_full(run.folder / "checkpoints", model, identity)
         run.finish(checkpoint)
-    print(f"import: {counts.total:,} parameters of {folder} are now {checkpoint}; nothing was trained")
+    print(f"import: {counts.total:,} parameters from {folder} are now in {checkpoint}; nothing was trained")
     for line in prediction.report(config, recipe.model):
         print(f"import: {line}")
     return DONE
 
 
 def _model(recipe: Recipe, folder: Path, prediction: PredictionLayers) -> Any:
-    """The recipe's model with the weights of a directory."""
+    """Build the recipe's model with the weights from a directory."""
     model = build_model(recipe.model, recipe.vocab_size)
     weights = prediction.kept(weights_in(folder))
     if prediction.new:
@@ -99,7 +99,10 @@ def _model(recipe: Recipe, folder: Path, prediction: PredictionLayers) -> Any:
 
 
 def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a model that differs from the recipe's; names the first key that differs and all that must be set."""
+    """Raise ``RequestError`` if the model differs from the recipe's.
+
+    The message names the first key that differs, and all keys to set.
+    """
     released = format_of(recipe.model)
     try:
         theirs = released.model_section(config)
@@ -123,7 +126,7 @@ def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
 
 
 def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
-    """Refuse weights that were trained with a different tokenizer, if the folder has one."""
+    """Raise ``RequestError`` if the folder contains a tokenizer that differs from the run's."""
     pieces = {token: spelling(piece) for token, piece in _pieces(folder).items()}
     ours = (spelling(tokenizer.piece(token)) for token in range(tokenizer.vocab_size))
     for token, piece in enumerate(ours):
@@ -131,23 +134,23 @@ def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
             continue
         fix = f"set tokenizer.kind=huggingface tokenizer.path={folder}, and run `{command_hints.make('data')}`"
         if (folder / MODEL_NAME).is_file() and all(pieces.get(i) == name for i, name in enumerate(RESERVED)):
-            # The folder is an export of Millrace, whose run has a tokenizer with the chat tokens.
+            # The folder was exported by Millrace, so the original run has a tokenizer that includes the chat tokens.
             fix = "make the data with the tokenizer of the run that it was exported from (tokenizer.kind=run)"
         raise RequestError(f"token {token} is {pieces[token]!r} in {folder} and {piece!r} in the run's data: {fix}")
 
 
 def _pieces(folder: Path) -> dict[int, str]:
-    """The tokens of a model directory's tokenizer by id; empty if it has none.
+    """Return the tokens of a model directory's tokenizer by id; empty if the directory has no tokenizer.
 
     Raises:
-        RequestError: its file is damaged.
+        RequestError: the tokenizer's file is damaged.
     """
     if (path := folder / JSON_NAME).is_file():
         from tokenizers import Tokenizer as Released
 
         try:
             vocabulary = Released.from_file(str(path)).get_vocab()
-        except Exception as error:  # whatever the library raises
+        except Exception as error:  # the library raises plain Exceptions
             raise RequestError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     elif (path := folder / "vocab.json").is_file():
         try:
@@ -171,5 +174,5 @@ def _pieces(folder: Path) -> dict[int, str]:
 
 
 def _same_width(key: str, recipe: Recipe, theirs: Any) -> bool:
-    """Whether the widths are equal, although only one side gives intermediate_size explicitly."""
+    """Return whether the widths are equal although only one side sets ``intermediate_size`` explicitly."""
     return key == "intermediate_size" and getattr(recipe.model, "width", None) == getattr(theirs, "width", 0)

@@ -1,4 +1,4 @@
-"""``python -m training inspect``: the parts of a recipe's model and their sizes."""
+"""``python -m training inspect``: lists the parts of a recipe's model with their sizes."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,20 +18,20 @@ from training.layers.lm_head import OutputHead
 from training.layers.moe import Experts
 from training.models.registry import build_model
 
-#: Tokens per sequence if neither the recipe nor the model gives a length.
+#: Maximum number of tokens per sequence if the recipe has no train section.
 _LENGTH = 16
 
 
 def inspect(recipe: Recipe) -> int:
-    """Print ``lines``; returns the exit status. Allocates no tensors, so models may have any size."""
+    """Print ``lines``. Returns the exit status. No tensor memory is allocated, so models may have any size."""
     print("\n".join(lines(recipe)))
     return DONE
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """Every tensor with its shape, every module with the shape of its output, parameters and FLOPs by part, totals.
+    """Return lines with all tensors' shapes, all modules' output shapes, parameters and FLOPs by part, and totals.
 
-    Identical layers are listed once. The number of parameters in closed form is compared with that of the model.
+    Identical layers are listed once. The parameter count in closed form is checked against the actual model's.
     """
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.vocab_size)
@@ -57,7 +57,7 @@ def lines(recipe: Recipe) -> list[str]:
 
 
 def outputs(recipe: Recipe) -> list[str]:
-    """The output of every module for one sequence of the recipe's length."""
+    """Return a table of every module's output shape for one sequence of the recipe's context length."""
     train, max_seq_len = recipe.train_section, recipe.model.max_seq_len
     length = train.context_length if train else min(max_seq_len or _LENGTH, _LENGTH)
     rows = list(folded([*output_shapes(recipe.model, recipe.vocab_size, length).items()]))
@@ -74,14 +74,14 @@ _LAYER = re.compile(r"((?:.*\.)?layers)\.(\d+)(\..*|$)")
 
 
 def output_shapes(section: ModelSection, vocab_size: int, length: int, samples: int = 1) -> dict[str, tuple[str, str]]:
-    """The class and output shape of every module that a forward pass runs, by name, in the order of the model.
+    """Return the class and output shape of every module that a forward pass runs, by name, in the model's order.
 
-    Modules of multi-token prediction run too, as in training.
+    As in training, the modules for multi-token prediction run too.
 
     Args:
-        section: of the model.
-        vocab_size: rows of its embedding.
-        length: tokens per sequence, and per source sequence of encoder-decoder models.
+        section: the recipe's model section.
+        vocab_size: number of rows in the embedding.
+        length: tokens per sequence, and per source sequence for encoder-decoder models.
         samples: number of sequences.
     """
     outputs_by_name: dict[str, tuple[str, str]] = {}
@@ -89,7 +89,7 @@ def output_shapes(section: ModelSection, vocab_size: int, length: int, samples: 
     def note(name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
         outputs_by_name[name] = type(module).__name__, shape_of(output)
 
-    # Unlike meta tensors, fake tensors take the code path of CPU, which needs no compiled kernels.
+    # Unlike meta tensors, fake tensors follow the CPU code path, which needs no compiled kernels.
     with FakeTensorMode(), torch.no_grad():
         model = build_model(section, vocab_size).eval()
         modules = dict(model.named_modules())
@@ -97,7 +97,7 @@ def output_shapes(section: ModelSection, vocab_size: int, length: int, samples: 
             module.register_forward_hook(partial(note, name))
             _avoid_values(module)
         _forward(model, section, torch.zeros(samples, length, dtype=torch.int64))
-    # The model itself is left out: its output is that of its head.
+    # The model itself is left out, because its output is the same as its head's.
     return {name: outputs_by_name[name] for name in modules if name and name in outputs_by_name}
 
 
@@ -111,9 +111,10 @@ def _forward(model: Any, section: ModelSection, ids_BT: torch.Tensor) -> None:
 
 
 def _avoid_values(module: Any) -> None:
-    """Replace code that depends on the values of tensors, which fake tensors do not have.
+    """Replace code that depends on tensor values, which fake tensors do not have.
 
-    Experts return one row per token for any routing, and heads return logits even if there are labels.
+    Experts then return one row per token no matter how tokens are routed, and heads return logits even if there are
+    labels.
     """
     if isinstance(module, Experts):
         module.forward = _row_per_token  # type: ignore[method-assign, assignment]
@@ -130,7 +131,10 @@ def _logits(head: OutputHead, hidden: torch.Tensor, _labels: torch.Tensor | None
 
 
 def shape_of(output: Any) -> str:
-    """A shape as ``2 x 16 x 64``, ``1`` for a scalar; several tensors are listed, with their names if they have any."""
+    """Format a tensor's shape as ``2 x 16 x 64``, or ``1`` for a scalar.
+
+    Several tensors are listed, with their names if they have any.
+    """
     if isinstance(output, torch.Tensor):
         return " x ".join(f"{size:,}" for size in output.shape) or "1"
     if isinstance(output, Mapping):
@@ -142,7 +146,7 @@ def shape_of(output: Any) -> str:
 
 
 def folded(rows: Sequence[tuple[str, V]]) -> Iterator[tuple[str, V]]:
-    """Rows by name, in order, with equal layers of a stack merged into one, as in ``layers.{3..60}.mlp``."""
+    """Yield named rows in order, with runs of equal layers merged into one, as in ``layers.{3..60}.mlp``."""
     stacks: dict[str, dict[int, dict[str, V]]] = {}
     order: dict[str, tuple[str, V] | None] = {}
     for name, value in rows:

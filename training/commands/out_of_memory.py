@@ -1,4 +1,4 @@
-"""Explains that memory ran out: how much was in use, and what to change."""
+"""Explains out-of-memory errors: how much memory was in use, and what to change."""
 
 import errno
 import re
@@ -10,12 +10,12 @@ from configs.schema import Recipe
 from training.estimate.device import device_of
 from training.estimate.fitting import relief
 
-#: The words of torch, its libraries and C++; most of these errors are a plain ``RuntimeError``.
+#: The wording of torch, its libraries and C++. Most of these errors are a plain ``RuntimeError``.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
 _REQUESTED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
-#: What to change in commands that do not train.
+#: Advice for commands that do not train.
 _ADVICE = {
     "generate": "lower generate.max_new_tokens ({new}) or shorten generate.prompt",
     "evaluate": "lower evaluate.batch ({batch}), or generate.max_new_tokens ({new}) if it was generating a completion",
@@ -27,7 +27,7 @@ _TRAINING = ("pretrain", "finetune", "compare")
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of the host or of a GPU."""
+    """Return whether an error means that host or GPU memory ran out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (
@@ -36,7 +36,13 @@ def ran_out(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, recipe: Recipe, running: str) -> str:
-    """One line about an error that :func:`ran_out`: the memory in use, and what to change in a command."""
+    """Explain an out-of-memory error in one line: the memory in use, and what to change.
+
+    Args:
+        error: an error for which :func:`ran_out` is true.
+        recipe: the recipe of the command.
+        running: the command, such as ``evaluate attention``.
+    """
     used, available = _memory()
     requested = _requested(str(error))
     wanted = f" and requested {_gigabytes(requested)} more" if requested else ""
@@ -47,7 +53,7 @@ def explain(error: BaseException, recipe: Recipe, running: str) -> str:
 
 
 def _memory() -> tuple[str, int]:
-    """The peak memory of this process, in words, and the bytes available to it."""
+    """Return this process's peak memory in words, and the number of bytes available to it."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
@@ -58,7 +64,7 @@ def _memory() -> tuple[str, int]:
 
 
 def _requested(text: str) -> float | None:
-    """The bytes that could not be allocated, if the error gives them."""
+    """Return the number of bytes that could not be allocated, or None if the message does not say."""
     match = _REQUESTED.search(text)
     return float(match[1]) * _UNITS[match[2].lower()] if match else None
 

@@ -1,4 +1,4 @@
-"""Pretraining on token shards, or on examples."""
+"""``python -m training pretrain``: trains on token shards, or on examples."""
 
 from artefacts.manifest import require_sound
 from artefacts.signals import StopRequest
@@ -12,7 +12,7 @@ from training.runs import BACKBONE, pretrain_run
 
 
 def pretrain(recipe: Recipe, stop: StopRequest) -> int:
-    """Start, resume, or report that it is finished; returns the exit status."""
+    """Start or resume pretraining, or report that it is finished. Returns the exit status."""
     layout, train = RunLayout.of(recipe), recipe.train
     run = pretrain_run(recipe, layout)
     if run.manifest() is not None:

@@ -1,4 +1,4 @@
-"""``python -m training report``: writes the run's page, and its loss curve as a picture for a README."""
+"""``python -m training report``: writes the run's report page, and its loss curve as an image for a README."""
 
 import sys
 from functools import partial
@@ -16,7 +16,7 @@ from training.report.run_files import RunFiles, read_run
 
 
 def report(recipe: Recipe) -> int:
-    """Write ``report.html`` and, if pretraining has logged anything, ``report-loss.png``; returns the exit status.
+    """Write ``report.html`` and, if pretraining has logged anything, ``report-loss.png``. Returns the exit status.
 
     Raises:
         RequestError: there is nothing to report, or a file is damaged.
@@ -35,7 +35,7 @@ def report(recipe: Recipe) -> int:
 
 
 def loss_picture(run: RunFiles) -> bytes:
-    """PNG of the pretraining loss in bits per byte, with baselines; in nats if the size of the text is unknown."""
+    """Draw the pretraining loss as a PNG: in bits per byte with baselines, or in nats if the text's size is unknown."""
     train, validation = run.bytes_per_token("train"), run.bytes_per_token("validation")
     if train is None:
         return png(partial(loss_figure, run.pretrain_metrics, NATS))

@@ -25,12 +25,12 @@ class AtTemperature:
     """A completion and its statistics.
 
     Attributes:
-        temperature: of the sampling.
+        temperature: the sampling temperature.
         tokens: number of sampled tokens, including the stop token.
         log_probability: mean log-probability of the tokens under the model at temperature 1, in nats.
-        entropy: mean entropy of the distributions that were sampled from, in nats.
-        distinct: distinct tokens divided by all tokens, without the stop token.
-        completion: as text.
+        entropy: mean entropy of the sampled distributions, in nats.
+        distinct: number of distinct tokens divided by the number of tokens, without the stop token.
+        completion: the completion as text.
     """
 
     temperature: float
@@ -42,15 +42,15 @@ class AtTemperature:
 
 
 def evaluate_temperature(recipe: Recipe) -> int:
-    """Print the comparison and write ``runs/NAME/temperatures.json``; returns the exit status.
+    """Print the comparison and write ``runs/NAME/temperatures.json``. Returns the exit status.
 
     Raises:
-        RequestError: the model completes no prompts, or there is no prompt.
+        RequestError: the model does not complete prompts, or there is no prompt.
     """
     layout, section, model_section = RunLayout.of(recipe), recipe.generate, recipe.model
     if model_section.task != "language_modeling":
         family: Any = model_section
-        raise RequestError(f"model.family={family.family} completes no prompts: there is nothing to sample")
+        raise RequestError(f"model.family={family.family} does not complete prompts: there is nothing to sample")
     if not section.prompt:
         raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
     checkpoint = wanted_checkpoint(recipe, layout)
@@ -75,7 +75,7 @@ def evaluate_temperature(recipe: Recipe) -> int:
 def at_temperature(
     model: CausalLM, tokenizer: Tokenizer, prompt_ids: list[int], limits: Limits, sampling: Sampling, seed: int
 ) -> AtTemperature:
-    """One completion and its statistics."""
+    """Complete the prompt once, and return the completion with its statistics."""
     steps: list[Step] = []
     ids = list(traced(model, prompt_ids, limits, sampling, seed=seed, on_step=steps.append))
     text_ids = ids[:-1] if ids[-1] in limits.stop_ids else ids
@@ -100,5 +100,5 @@ def _lines(prompt: str, completions: list[AtTemperature]) -> list[str]:
     return [
         *rows,
         "",
-        "log p: mean log-probability per token under the model; entropy: mean of what was sampled from; both in nats",
+        "log p: mean log-probability per token under the model; entropy: mean over sampled distributions; in nats",
     ]

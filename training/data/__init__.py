@@ -1,1 +1,1 @@
-"""Batches from token shards and examples; knows no model and no family."""
+"""Batches from token shards and examples. Independent of models and model families."""

@@ -1,4 +1,4 @@
-"""Batches, and the data sets that they are made from."""
+"""Batches, and the interfaces of the data sets they come from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -13,18 +13,19 @@ from tokenizer.special_tokens import IGNORED
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one micro-batch.
+    """The samples of one micro-batch.
 
     Attributes:
-        inputs: [B, T] int64 token ids; for text pairs, the input of the decoder.
-        labels: [B, T] int64: the token that follows each position, or its tag, or ``IGNORED``; for classes [B].
-        starts: int32, increasing: where a document starts in the B*T flattened positions, and B*T at the end (the
-            ``cu_seqlens`` of variable-length attention). Every sample starts a document; an end-of-text token belongs
-            to the document before it. None if the data does not know.
-        lengths: [B] int64, tokens per row of ``inputs`` without padding. None if there is no padding, or if it does not
-            matter because causal attention never looks at it.
-        source: [B, S] int64, for text pairs the input of the encoder.
-        source_lengths: [B] int64, tokens per row of ``source`` without padding.
+        inputs: [B, T] int64, token ids; for text pairs, the decoder's input.
+        labels: [B, T] int64, the next token or the tag at each position, or ``IGNORED``. For sequence classification,
+            the class of each row, [B].
+        starts: int32, the increasing positions at which documents start in the B*T flattened tokens, followed by B*T
+            (the ``cu_seqlens`` of variable-length attention). Every sample starts a document; an end-of-text token
+            belongs to the document before it. None if document starts are not marked.
+        lengths: [B] int64, the number of tokens in each row of ``inputs`` without padding. None if there is no padding,
+            or if padding does not matter because causal attention never reads it.
+        source: [B, S] int64, token ids of the encoder's input, for text pairs.
+        source_lengths: [B] int64, the number of tokens in each row of ``source`` without padding.
     """
 
     inputs: torch.Tensor
@@ -41,15 +42,15 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of ``inputs`` without padding."""
+        """Number of tokens in ``inputs`` without padding."""
         return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; a copy from pinned memory to a GPU does not block."""
+        """Return the batch on a device. Copies from pinned memory to a GPU do not block."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
 
     def pinned(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies by itself."""
+        """Return the batch in pinned memory, from which it can be copied to a GPU asynchronously."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
@@ -58,21 +59,21 @@ class Batch:
 
 
 class Data(Protocol):
-    """A source of micro-batches, which are a pure function of the step."""
+    """A source of micro-batches, which depend only on the step, the ranks and the batch sizes."""
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
-        """This rank's micro-batches of optimizer step ``step``."""
+        """Return this rank's micro-batches of optimizer step ``step``."""
         ...
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples of T inputs.
+    """Samples with T inputs each.
 
     Attributes:
-        tokens: [n, T+1] uint16 or int32; the last column is only a label.
-        begins: [n, T] bool: a document starts here. None if that is not wanted.
-        ignored: [n, T] bool: the label here is not a target. None if every label is.
+        tokens: [n, T+1] uint16 or int32, token ids; the last column is only a label.
+        begins: [n, T] bool, True where a document starts. None if document starts are not marked.
+        ignored: [n, T] bool, True where the label is ignored. None if every label is a target.
     """
 
     tokens: NDArray[np.integer]
@@ -80,14 +81,14 @@ class Rows:
     ignored: NDArray[np.bool_] | None = None
 
     def batches(self, size: int) -> list[Batch]:
-        """Batches of ``size`` samples, in order; the last one may have fewer."""
+        """Return batches of ``size`` samples, in order. The last one may have fewer."""
         return [self._batch(slice(first, first + size)) for first in range(0, len(self.tokens), size)]
 
     def _batch(self, rows: slice) -> Batch:
         tokens = self.tokens[rows]
         count, length = len(tokens), tokens.shape[1] - 1
         inputs, labels = (torch.empty(count, length, dtype=torch.int64) for _ in range(2))
-        # numpy, not torch: torch would start a second set of threads in the thread that prefetches.
+        # numpy rather than torch, because torch would start another thread pool in the prefetching thread.
         np.copyto(inputs.numpy(), tokens[:, :-1])
         np.copyto(labels.numpy(), tokens[:, 1:])
         if self.ignored is not None:
@@ -100,19 +101,19 @@ class Rows:
 
 
 class Samples(Protocol):
-    """A data set of samples of one length."""
+    """A data set whose samples all have the same length."""
 
     context_length: int
 
     def __len__(self) -> int: ...
 
     def rows(self, indices: NDArray[np.int64]) -> Rows:
-        """The samples of the given indices, in that order."""
+        """Return the samples at the given indices, in that order."""
         ...
 
 
 def read_several(data_sets: Sequence[Samples], chosen: NDArray[np.int64], indices: NDArray[np.int64]) -> Rows:
-    """Rows of which row i is sample ``indices[i]`` of data set ``chosen[i]``."""
+    """Return rows from several data sets; row i is sample ``indices[i]`` of data set ``chosen[i]``."""
     if len(data_sets) == 1:
         return data_sets[0].rows(indices)
     places = [np.flatnonzero(chosen == number) for number in range(len(data_sets))]

@@ -1,4 +1,4 @@
-"""Builds the training and validation data of a run from its artefacts."""
+"""Builds a run's training and validation data from its artefacts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +18,13 @@ from training.runs import mixture_weights
 
 
 def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | ExampleData:
-    """Global batches of the recipe's source, of its sources by weight, or of examples, as the model's task needs.
+    """Build the pretraining data: one source, a weighted mixture of sources, or examples, as the model's task requires.
 
-    With ``train.mask_documents`` batches mark where documents start; batches of packed samples always do.
+    Batches mark where documents start if ``train.mask_documents`` is set; batches of packed samples always do.
 
     Raises:
-        RequestError: shards, packing or examples are missing, damaged, or made for another recipe, or hold less than
-            one sample.
+        RequestError: shards, packing or examples are missing, damaged or made for another recipe, or they contain less
+            than one sample.
     """
     if recipe.task != "language_modeling":
         return ExampleData(task_examples(recipe, layout, "train"), recipe.train.global_batch, recipe.run.seed)
@@ -37,7 +37,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
     length = recipe.train.context_length
     samples: dict[str, Samples] = {}
     if recipe.train.packing == "best_fit":
-        # Padding is never a target, and every tokenizer has this token.
+        # Padding is never a target, so any token will do, and every tokenizer has this one.
         pad = load_tokenizer(layout.tokenizer).end_of_text_id
         for name, folder in folders.items():
             samples[name] = PackedSamples(layout.tokens / folder, layout.packing / folder, length, pad)
@@ -49,10 +49,10 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
 
 
 def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "held-out"]) -> Examples:
-    """One split of the examples of a model that is not trained on running text.
+    """Read one split of the examples for a model that is not trained on running text.
 
     Raises:
-        RequestError: they are missing or damaged.
+        RequestError: the examples are missing or damaged.
     """
     if recipe.task == "token_classification":
         return TagExamples(layout.examples, split)
@@ -63,7 +63,7 @@ def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "he
 
 
 def held_out(recipe: Recipe, layout: RunLayout) -> TokenWindows | Examples:
-    """The validation data: the validation split in windows, or the held-out examples.
+    """Return the validation data: windows of the validation split, or the held-out examples.
 
     Raises:
         RequestError: shards or examples are missing or damaged.
@@ -76,7 +76,7 @@ def held_out(recipe: Recipe, layout: RunLayout) -> TokenWindows | Examples:
 
 
 def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
-    """The validation split in windows, which mark where documents start if ``train.mask_documents`` is set.
+    """Return the validation split as windows. They mark document starts if ``train.mask_documents`` is set.
 
     Raises:
         RequestError: shards are missing or damaged.
@@ -85,5 +85,5 @@ def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
 
 
 def _boundary(recipe: Recipe, layout: RunLayout) -> int | None:
-    """The token that ends documents if batches have to mark where they start, else None."""
+    """Return the id of the token that ends documents, or None if batches need not mark where documents start."""
     return load_tokenizer(layout.tokenizer).end_of_text_id if recipe.train.mask_documents else None

@@ -1,4 +1,4 @@
-"""Fine-tuning samples: chat examples, padded to the longest in their micro-batch."""
+"""Samples for fine-tuning: chat examples, padded to the longest in their micro-batch."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from training.data.examples import Examples, Indices, Lists, read_columns
 
 
 class ChatExamples(Examples):
-    """Examples of one split (``train`` or ``held-out``): token ids, and labels that are ignored outside answers."""
+    """The chat examples of one split (``train`` or ``held-out``). Labels outside answers are ``IGNORED``."""
 
     def __init__(self, folder: Path, split: str, pad_id: int) -> None:
-        """Read the parquet files ``SPLIT-*.parquet`` of a folder.
+        """Read the Parquet files ``SPLIT-*.parquet`` in a folder. ``pad_id`` is the token id of padding.
 
         Raises:
             RequestError: there are no examples, or a file is damaged.
@@ -27,10 +27,10 @@ class ChatExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """The examples of the given indices; a label is one position before its token."""
+        """Return the examples at the given indices, with labels shifted one position to the left."""
         labels = self._labels.padded(indices, IGNORED)[:, 1:]
         inputs = self._ids.padded(indices, self._pad)[:, :-1]
-        # In shorter examples too, the last token is only a label.
+        # The last token of an example is only a label, so in shorter examples it is replaced by padding.
         lengths = self._ids.lengths(indices)
         inputs[np.arange(inputs.shape[1]) >= lengths[:, None] - 1] = self._pad
         return Batch(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(np.ascontiguousarray(labels)))

@@ -1,21 +1,24 @@
-"""Finds out from the kernel's counters whether samples are read from disk or from the page cache."""
+"""Detects from the kernel's counters whether samples are read from disk or from the page cache."""
 
 import resource
 
-#: After this many batches in a row from the page cache, the next are expected there too.
+#: After this many batches in a row from the page cache, the next ones are expected to be there too.
 _PATIENCE = 32
-#: Counters of this thread, or of the process where the system has none per thread.
+#: Use this thread's counters, or the process's on systems without per-thread counters.
 _WHOSE = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
 class DiskReads:
-    """Decides whether to announce reads to the kernel, which saves much time on disk but costs time in memory."""
+    """Decides whether to announce reads to the kernel, which saves much time on disk but wastes time in memory."""
 
     def __init__(self) -> None:
         self._remaining, self._last_count = _PATIENCE, 0
 
     def expected(self) -> bool:
-        """Whether the next batch may be read from disk: true at the start, and for a while after a batch that was."""
+        """Return whether the next batch may have to be read from disk.
+
+        This is assumed at the start, and for a while after every batch that came from disk.
+        """
         used = resource.getrusage(_WHOSE)
         count = used.ru_inblock + used.ru_majflt
         self._remaining = _PATIENCE if count != self._last_count else max(0, self._remaining - 1)

@@ -1,4 +1,4 @@
-"""What data sets of examples share: reading from parquet, the order of batches, padding."""
+"""Shared code of example data sets: reading Parquet files, ordering, batching and padding."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ Indices = Sequence[int] | NDArray[np.int64]
 
 
 class Lists:
-    """Lists of int32, stored one after the other in one array."""
+    """Lists of int32, stored back to back in one array."""
 
     def __init__(self, column: pyarrow.ChunkedArray) -> None:
-        """``column``: lists, without nulls."""
+        """Copy a column of lists, which must not contain nulls."""
         values = [chunk.flatten().to_numpy() for chunk in column.chunks]
         lengths = [compute.list_value_length(chunk).to_numpy() for chunk in column.chunks]
         self._values = np.concatenate([np.zeros(0, np.int32), *values])
@@ -36,12 +36,12 @@ class Lists:
         return self._values[self._starts[index] : self._starts[index + 1]]
 
     def lengths(self, indices: Indices) -> NDArray[np.int64]:
-        """The lengths of some lists, [B] int64."""
+        """Return the lengths of the lists at the given indices, [B] int64."""
         chosen = np.asarray(indices, np.int64)
         return self._starts[chosen + 1] - self._starts[chosen]
 
     def padded(self, indices: Indices, fill: int) -> NDArray[np.int64]:
-        """Some lists as [B, T] int64, filled up with ``fill`` to the length of the longest."""
+        """Return the lists at the given indices as [B, T] int64, padded with ``fill`` to the longest of them."""
         rows = np.full((len(indices), int(self.lengths(indices).max())), fill, np.int64)
         for row, index in zip(rows, indices, strict=True):
             values = self[index]
@@ -50,9 +50,13 @@ class Lists:
 
 
 def read_columns(folder: Path, split: str, names: list[str], target: str) -> pyarrow.Table:
-    """Columns of the files ``SPLIT-*.parquet`` in a folder.
+    """Read columns of the files ``SPLIT-*.parquet`` in a folder.
 
-    ``target`` is the make target that builds them, for the message.
+    Args:
+        folder: the folder of examples.
+        split: the split's name.
+        names: the columns to read.
+        target: the make target that builds the files, for the error message.
 
     Raises:
         RequestError: there are no examples, or a file is damaged.
@@ -68,25 +72,25 @@ def read_columns(folder: Path, split: str, names: list[str], target: str) -> pya
 
 
 class Examples(ABC):
-    """Examples of one split, held in memory."""
+    """The examples of one split, held in memory."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def read(self, indices: Indices) -> Batch:
-        """The examples of the given indices, padded to the longest of them."""
+        """Return the examples at the given indices, padded to the longest of them."""
 
     def in_order(self, batch: int) -> list[Batch]:
-        """Every example once, in the order of the files."""
+        """Return batches with every example once, in file order."""
         return self._batches(np.arange(len(self)), batch)
 
     def shuffled(self, batch: int, seed: int) -> list[Batch]:
-        """Every example once, in an order that depends on the seed."""
+        """Return batches with every example once, in an order that depends on the seed."""
         return self._batches(sample_indices(0, len(self), len(self), seed), batch)
 
     def spread(self, count: int, batch: int) -> list[Batch]:
-        """At most ``count`` examples, evenly spaced over all of them, in batches."""
+        """Return batches with at most ``count`` examples, evenly spaced over all of them."""
         return self._batches(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)), batch)
 
     def _batches(self, indices: NDArray[Any], size: int) -> list[Batch]:
@@ -94,17 +98,17 @@ class Examples(ABC):
 
 
 class ExampleData:
-    """Global batches of shuffled examples: batch ``step`` is the same on any number of ranks."""
+    """Global batches of shuffled examples. The batch of a step is the same for any number of ranks."""
 
     def __init__(self, examples: Examples, global_batch: int, seed: int) -> None:
         self._examples, self._global_batch, self._seed = examples, global_batch, seed
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
-        """This rank's micro-batches of optimizer step ``step``."""
+        """Return this rank's micro-batches of optimizer step ``step``."""
         indices = sample_indices(step * self._global_batch, self._global_batch, len(self._examples), self._seed)
         per_micro_batch = indices.reshape(-1, ranks, micro_batch)[:, rank]
         return [self._examples.read(rows) for rows in per_micro_batch]
 
     def epochs(self, steps: int) -> dict[str, float]:
-        """How many times the examples are read in ``steps`` steps."""
+        """Return how many times the examples are read in ``steps`` steps."""
         return {"the examples": steps * self._global_batch / len(self._examples)}

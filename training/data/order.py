@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of (seed, number of samples, position) that keeps nothing in memory.
+"""The order of samples, as a pure function of seed, number of samples and position that stores no permutation.
 
 It is a keyed permutation of 0..n-1: a Feistel network over the next even power of two, applied repeatedly until the
 result is below n (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from artefacts.hashing import mix
 
-#: One 64-bit number, or several.
+#: One 64-bit number, or an array of them.
 Key = int | np.uint64 | NDArray[np.uint64]
 
 
@@ -23,15 +23,15 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def derive(seed: Key, number: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A different 64-bit key for every number (0 or more)."""
+    """Derive a 64-bit key from a seed, different for every number (0 or more)."""
     with np.errstate(over="ignore"):
         return mix(np.asarray(seed, np.uint64) + _GOLDEN * (np.asarray(number, np.uint64) + np.uint64(1)))
 
 
 def permute(positions: NDArray[np.int64], size: int, key: Key) -> NDArray[np.int64]:
-    """Images of ``positions`` [n] (each in 0..size-1) under the permutation of 0..size-1 that ``key`` selects.
+    """Apply the permutation of 0..size-1 that ``key`` selects to ``positions`` [n].
 
-    ``key``: one for all positions, or [n], one per position.
+    ``key`` is a single key for all positions, or [n], one key per position.
     """
     half = max(1, (int(size - 1).bit_length() + 1) // 2)
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
@@ -50,21 +50,24 @@ def permute(positions: NDArray[np.int64], size: int, key: Key) -> NDArray[np.int
 
 
 def indices_at(positions: NDArray[np.int64], size: int, seed: Key) -> NDArray[np.int64]:
-    """Data set indices of the samples at these global positions; every epoch has a different order."""
+    """Return the indices of the samples at these global positions. Every epoch has a different order."""
     return permute(positions % size, size, derive(seed, positions // size))
 
 
 def sample_indices(first: int, count: int, size: int, seed: int) -> NDArray[np.int64]:
-    """``indices_at`` the positions first..first+count-1."""
+    """Return ``indices_at`` for the positions first..first+count-1."""
     return indices_at(np.arange(first, first + count, dtype=np.int64), size, seed)
 
 
-#: A power of four, so that permuting a block needs one pass only.
+#: Number of samples in a block of a mixture. A power of four, so that permuting a block takes only one pass.
 BLOCK = 1 << 14
 
 
 def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
-    """Slots per data set in a block: proportional to the weights (all above 0) by largest remainder, at least one."""
+    """Return the number of slots per data set in a block.
+
+    It is proportional to the weights (all above 0), rounded by the largest-remainder method, and at least 1.
+    """
     exact = np.array(weights, np.float64) / math.fsum(weights) * BLOCK
     places = np.floor(exact).astype(np.int64)
     largest = np.argsort(places - exact, kind="stable")
@@ -76,22 +79,28 @@ def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
 
 
 class Mixture:
-    """The order of samples over several data sets; over a single one it is exactly ``indices_at``."""
+    """The order of samples in a mixture of data sets. For a single data set, it is exactly ``indices_at``."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
-        """``sizes``: samples per data set; ``weights``: the share of each, which need not add up to 1."""
+        """Initialize the mixture.
+
+        Args:
+            sizes: number of samples in each data set.
+            weights: relative number of samples from each data set, which need not add up to 1.
+            seed: determines the order.
+        """
         self._sizes, self._seed = sizes, seed
         self._places = quotas(weights)
         self._ends = np.cumsum(self._places)
 
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each global position, the number of the data set and the index of the sample in it."""
+        """Return, for each global position, the data set's number and the sample's index in it."""
         if len(self._sizes) == 1:
             return np.zeros_like(positions), indices_at(positions, self._sizes[0], self._seed)
         blocks = positions // BLOCK
         slots = permute(positions % BLOCK, BLOCK, derive(derive(self._seed, 0), blocks))
         chosen = np.searchsorted(self._ends, slots, side="right")
-        # How many samples of the same data set come before: those in earlier blocks, and in lower slots of this one.
+        # The number of samples of the same data set in earlier blocks, and in lower slots of this block.
         local = blocks * self._places[chosen] + slots - (self._ends - self._places)[chosen]
         for number, size in enumerate(self._sizes):
             mask = chosen == number
@@ -99,5 +108,5 @@ class Mixture:
         return chosen, local
 
     def epochs(self, samples: int) -> list[float]:
-        """How many times each data set is read in ``samples`` samples."""
+        """Return how many times each data set is read in ``samples`` samples."""
         return [samples * float(p) / BLOCK / size for p, size in zip(self._places, self._sizes, strict=True)]

@@ -1,9 +1,9 @@
-"""Samples packed from complete documents, by the index that ``pipeline.tokens.packing`` writes.
+"""Samples packed from complete documents, as listed in the index that ``pipeline.tokens.packing`` writes.
 
-A sample has T inputs: its pieces one after the other, then padding. The label of a position is the token that follows
-in the same document. The last position of a document and the padding have no label, so every token but the first of a
-document is predicted exactly once per epoch, and never from the end of another document. If the document of a full
-sample continues in another sample, its last label comes from there.
+A sample has T inputs: its pieces back to back, then padding. The label of a position is the next token of the same
+document. The last position of a document and the padding have no label. Every token but the first of a document is thus
+predicted exactly once per epoch, and never from the end of another document. If a piece fills a whole sample and its
+document continues in another sample, the last label is the continuation's first token.
 """
 
 from pathlib import Path
@@ -21,12 +21,16 @@ from training.data.windows import by_shard
 
 
 class PackedSamples:
-    """The packed samples of the training split; shards and index are memory-mapped."""
+    """The packed samples of the training split. Shards and index are memory-mapped."""
 
     def __init__(self, tokens: Path, packing: Path, context_length: int, pad: int) -> None:
-        """Map the shards of ``tokens`` and their index in ``packing``, a folder of the same structure.
+        """Map the shards and their index.
 
-        ``pad``: the token id of padding.
+        Args:
+            tokens: the folder of the token shards.
+            packing: the folder of the index, with the same structure as ``tokens``.
+            context_length: inputs per sample.
+            pad: the token id of padding.
 
         Raises:
             RequestError: there are no shards, or a shard or its index is missing or damaged.
@@ -46,7 +50,7 @@ class PackedSamples:
         return int(self._starts[-1])
 
     def rows(self, indices: NDArray[np.int64]) -> Rows:
-        """The samples of the given indices, in that order."""
+        """Return the samples at the given indices, in that order."""
         length = self.context_length
         tokens = np.full((len(indices), length + 1), self._pad, self._shards[0].tokens.dtype)
         begins, ignored = np.zeros((2, len(indices), length), dtype=bool)
@@ -58,7 +62,7 @@ class PackedSamples:
         return Rows(tokens, begins, ignored)
 
     def _pieces_of(self, shard: int, samples: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.int64]]:
-        """The pieces of some samples of a shard, and the number of pieces per sample."""
+        """Return the pieces of some of a shard's samples, and the number of pieces in each sample."""
         firsts = self._samples[shard][samples]
         counts = self._samples[shard][samples + 1] - firsts
         return self._pieces[shard][_ranges(firsts, counts)], counts
@@ -71,17 +75,17 @@ class PackedSamples:
         places: NDArray[np.int64],
         rows: Rows,
     ) -> None:
-        """Read pieces into the rows at ``places``, ``counts`` pieces per row."""
+        """Copy pieces into the rows at ``places``; ``counts`` holds the number of pieces for each row."""
         assert rows.begins is not None and rows.ignored is not None
         length, sizes = self.context_length, pieces["length"].astype(np.int64)
         inputs = np.minimum(sizes, length)
-        # Where in its row a piece starts: the number of inputs before it, minus those of earlier rows.
+        # The column at which a piece starts: the number of inputs before it, minus the inputs in earlier rows.
         ends = np.cumsum(inputs)
         row_ends = ends[np.cumsum(counts) - 1]
         columns = ends - inputs - np.repeat(np.concatenate([[0], row_ends[:-1]]), counts)
         owners = np.repeat(places, counts)
         flat, targets = rows.tokens.ravel(), owners * (length + 1) + columns
-        # One copy per piece: gathering all tokens by an index array takes several times as long.
+        # One copy per piece, because gathering all tokens with an index array takes several times as long.
         for at, offset, size in zip(targets.tolist(), pieces["offset"].tolist(), sizes.tolist(), strict=True):
             flat[at : at + size] = source[offset : offset + size]
         rows.begins[owners, columns] = True
@@ -94,7 +98,7 @@ class PackedSamples:
 
 
 def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """firsts[0], firsts[0]+1, ... (counts[0] of them), firsts[1], ..."""
+    """Concatenate ranges: ``counts[i]`` consecutive numbers starting at ``firsts[i]``, for each i."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1]) + np.repeat(firsts - (ends - counts), counts)
 
@@ -110,7 +114,7 @@ def _map(path: Path, kind: np.dtype) -> NDArray:
 
 
 def _damaged(path: Path, why: str) -> RequestError:
-    # With several sources, each has a folder below the one to be made again.
+    # With several sources, the file is in a source's subfolder, but the artefact above it must be rebuilt.
     artefact = next((folder for folder in path.parents if (folder / manifest.NAME).exists()), path.parent)
     advice = repair_hints.hint("packing", artefact)
     return RequestError(f"{path}: damaged ({why}); {advice}")

@@ -1,4 +1,4 @@
-"""Prefetching: a thread prepares the batches of the next steps while the current step is computed."""
+"""Prefetching: a thread prepares the batches of the next steps while the current step runs."""
 
 import queue
 import threading
@@ -8,18 +8,25 @@ import torch
 
 from training.data.batch import Batch, Data
 
-#: Seconds between the thread's checks whether it has to stop.
+#: Seconds between the thread's checks for a request to stop.
 _PATIENCE = 0.1
 
 
 class Prefetched:
-    """Wraps ``Data`` and keeps the batches of ``depth`` steps ready, in pinned memory if they go to a GPU.
+    """A wrapper around ``Data`` that prefetches the batches of the next steps, in pinned memory for a GPU.
 
-    A context manager, which stops the thread on exit. An error in the thread is raised by ``micro_batches``.
+    It is a context manager that stops the thread on exit. ``micro_batches`` raises errors that occur in the thread.
     """
 
     def __init__(self, data: Data, depth: int, steps: int, device: torch.device) -> None:
-        """``depth``: 0 reads without a thread; ``steps``: where to stop; ``device``: where the batches will be used."""
+        """Initialize the wrapper; the thread starts with the first call of ``micro_batches``.
+
+        Args:
+            data: the data to prefetch.
+            depth: number of steps to prefetch; 0 reads without a thread.
+            steps: total number of steps, after which nothing is prefetched.
+            device: the device on which the batches will be used.
+        """
         self._data, self._depth, self._steps, self._device = data, depth, steps, device
         self._ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(max(1, depth))
         self._stop = threading.Event()
@@ -27,7 +34,10 @@ class Prefetched:
         self._expected: tuple[int, int, int, int] | None = None
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
-        """This rank's micro-batches of optimizer step ``step``; a step that is not the next one restarts reading."""
+        """Return this rank's micro-batches of optimizer step ``step``.
+
+        If the step does not directly follow the previous one, prefetching restarts there.
+        """
         if not self._depth:
             return self._data.micro_batches(step, rank, ranks, micro_batch)
         if self._expected != (step, rank, ranks, micro_batch):
@@ -41,7 +51,7 @@ class Prefetched:
         return batches
 
     def close(self) -> None:
-        """Stop the thread and drop what it has read."""
+        """Stop the thread and discard the prefetched batches."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -72,7 +82,7 @@ class Prefetched:
     ) -> None:
         try:
             if self._device.type == "cuda":
-                # The current device is a setting per thread: without this every rank would open the first GPU.
+                # The current device is set per thread: without this, every rank would open the first GPU.
                 torch.cuda.set_device(self._device)
             for number in range(step, max(step + 1, self._steps)):
                 batches = self._data.micro_batches(number, rank, ranks, micro_batch)
@@ -87,7 +97,7 @@ class Prefetched:
 def _put(
     ready: "queue.Queue[list[Batch] | BaseException]", stop: threading.Event, item: list[Batch] | BaseException
 ) -> bool:
-    """Put an item into the queue; False if reading was stopped before there was room."""
+    """Put an item into the queue. Returns False if prefetching was stopped before there was room."""
     while not stop.is_set():
         try:
             ready.put(item, timeout=_PATIENCE)

@@ -1,4 +1,4 @@
-"""Global batches for pretraining: shuffled samples of one data set, or of several by weight."""
+"""Global batches for pretraining: shuffled samples from one data set, or from a weighted mixture of several."""
 
 from collections.abc import Mapping
 
@@ -9,20 +9,26 @@ from artefacts.errors import RequestError
 from training.data.batch import Batch, Samples, read_several
 from training.data.order import Mixture
 
-#: Samples whose order is computed at a time.
+#: Number of samples whose order is computed at a time.
 _ORDERED_AT_ONCE = 1 << 14
 
 
 class PretrainingData:
-    """Global batches of shuffled samples: batch ``step`` is the same on any number of ranks.
+    """Global batches of shuffled samples. The batch of a step is the same for any number of ranks.
 
-    It keeps no state: before step ``step``, ``step * global_batch`` samples have been consumed.
+    Resuming needs no saved state: ``step * global_batch`` samples have been consumed before step ``step``.
     """
 
     def __init__(
         self, sources: Mapping[str, Samples], global_batch: int, seed: int, weights: Mapping[str, float] | None = None
     ) -> None:
-        """``weights``: each source's share of the samples, which need not add up to 1; None for a single source.
+        """Initialize the order of samples.
+
+        Args:
+            sources: the data sets, by name.
+            global_batch: samples per optimizer step.
+            seed: determines the order.
+            weights: relative number of samples from each source, which need not add up to 1; None weights all equally.
 
         Raises:
             RequestError: a source holds less than one sample.
@@ -43,13 +49,13 @@ class PretrainingData:
         self._located: tuple[NDArray[np.int64], NDArray[np.int64]]
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
-        """This rank's micro-batches of optimizer step ``step``."""
+        """Return this rank's micro-batches of optimizer step ``step``."""
         return read_several(self._sources, *self._samples(step, rank, ranks, micro_batch)).batches(micro_batch)
 
     def _samples(
         self, step: int, rank: int, ranks: int, micro_batch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Data sets and indices of a rank's samples, computed for many steps at once to save time."""
+        """Return the data set and index of each of a rank's samples. To save time, many steps are computed at once."""
         per_step = self._global_batch // ranks
         steps = -(-_ORDERED_AT_ONCE // per_step)
         first = step // steps * steps
@@ -62,5 +68,5 @@ class PretrainingData:
         return chosen[rows], indices[rows]
 
     def epochs(self, steps: int) -> dict[str, float]:
-        """How many times each source is read in ``steps`` steps."""
+        """Return how many times each source is read in ``steps`` steps."""
         return dict(zip(self._names, self._mixture.epochs(steps * self._global_batch), strict=True))

@@ -1,4 +1,4 @@
-"""Samples of models that are not trained on running text: examples with targets, padded to the longest of a batch.
+"""Samples for models that are not trained on running text: examples with targets, padded to the longest in a batch.
 
 Padding has id 0. Models never look at it, since every batch has lengths.
 """
@@ -17,10 +17,10 @@ _TARGET = "data"
 
 
 class TagExamples(Examples):
-    """Texts with a target per token."""
+    """Texts with one target per token."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        """Read one split (``train`` or ``held-out``) of a folder of examples.
+        """Read one split (``train`` or ``held-out``) from a folder of examples.
 
         Raises:
             RequestError: there are no examples, or a file is damaged.
@@ -32,7 +32,7 @@ class TagExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """``inputs`` and, at the same positions, ``labels``; ``lengths``."""
+        """Return a batch with ``inputs``, ``labels`` at the same positions, and ``lengths``."""
         return Batch(
             torch.from_numpy(self._ids.padded(indices, _PAD)),
             torch.from_numpy(self._targets.padded(indices, IGNORED)),
@@ -41,10 +41,10 @@ class TagExamples(Examples):
 
 
 class PairExamples(Examples):
-    """Pairs of a source text and a target text."""
+    """Pairs of source and target texts."""
 
     def __init__(self, folder: Path, split: str, begin_id: int, end_id: int) -> None:
-        """As ``TagExamples``; the decoder reads ``begin_id`` before a target and predicts ``end_id`` after it."""
+        """Read one split, like ``TagExamples``. The decoder reads ``begin_id`` first and predicts ``end_id`` last."""
         table = read_columns(folder, split, ["ids", "targets"], _TARGET)
         self._ids, self._targets = Lists(table["ids"]), Lists(table["targets"])
         self._begin, self._end = begin_id, end_id
@@ -53,7 +53,10 @@ class PairExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """``source``: source texts; ``inputs``: begin and target; ``labels``: target and end; ``source_lengths``."""
+        """Return a batch with source texts as ``source`` and their ``source_lengths``.
+
+        ``inputs`` are the targets with ``begin_id`` prepended, and ``labels`` the targets with ``end_id`` appended.
+        """
         lengths = self._targets.lengths(indices)
         inputs = np.pad(self._targets.padded(indices, _PAD), ((0, 0), (1, 0)), constant_values=self._begin)
         labels = np.pad(self._targets.padded(indices, IGNORED), ((0, 0), (0, 1)), constant_values=IGNORED)
@@ -67,10 +70,10 @@ class PairExamples(Examples):
 
 
 class LabelExamples(Examples):
-    """Texts with a class."""
+    """Texts with one class each."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        """As ``TagExamples``."""
+        """Read one split, like ``TagExamples``."""
         table = read_columns(folder, split, ["ids", "label"], _TARGET)
         self._ids, self._labels = Lists(table["ids"]), table["label"].to_numpy().astype(np.int64)
 
@@ -78,7 +81,7 @@ class LabelExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """``inputs``, ``lengths``, and ``labels`` [B]: the index of the class among the sorted names."""
+        """Return a batch with ``inputs``, ``lengths`` and ``labels`` [B], the classes' indices in the sorted names."""
         return Batch(
             torch.from_numpy(self._ids.padded(indices, _PAD)),
             torch.from_numpy(self._labels[np.asarray(indices, np.int64)]),

@@ -1,4 +1,4 @@
-"""Samples that are windows of ``context_length`` tokens over the concatenated documents of each shard."""
+"""Samples made of windows of ``context_length`` tokens over each shard's concatenated documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +17,14 @@ from training.data.disk_reads import DiskReads
 def by_shard(
     indices: NDArray[np.int64], starts: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """Group sample indices by shard: yields (shard, positions in ``indices``, indices within the shard).
+    """Group sample indices by shard.
 
-    ``starts``: index of the first sample of every shard, and the total number of samples at the end.
+    Args:
+        indices: sample indices.
+        starts: index of each shard's first sample, followed by the total number of samples.
+
+    Yields:
+        (shard, positions in ``indices``, sample indices within the shard).
     """
     shards = np.searchsorted(starts, indices, side="right") - 1
     order = np.argsort(shards, kind="stable")
@@ -32,13 +37,18 @@ def by_shard(
 class TokenWindows:
     """The windows of one split, read from memory-mapped shards.
 
-    Window i is tokens i*T .. i*T+T, of which the last is only a label. A window never crosses a shard boundary.
+    A shard's window i consists of tokens i*T .. i*T+T, of which the last is only a label. Windows do not cross shard
+    boundaries.
     """
 
     def __init__(self, folder: Path, split: str, context_length: int, end_of_text: int | None = None) -> None:
-        """Map the shards ``SPLIT-*.bin`` in a folder, or in its folders of several sources, sorted by name.
+        """Map the shards ``SPLIT-*.bin``, sorted by name.
 
-        ``end_of_text``: id of the token that ends documents; with it, batches mark where documents start.
+        Args:
+            folder: the folder of the shards, or of one subfolder of shards per source.
+            split: the split's name.
+            context_length: tokens per window.
+            end_of_text: id of the token that ends documents. If it is set, batches mark where documents start.
 
         Raises:
             RequestError: there are no shards, or one is damaged.
@@ -58,7 +68,7 @@ class TokenWindows:
         return int(self._starts[-1])
 
     def rows(self, indices: NDArray[np.int64]) -> Rows:
-        """The windows of the given indices, in that order."""
+        """Return the windows at the given indices, in that order."""
         length = self.context_length
         tokens = np.empty((len(indices), length + 1), self._kind)
         groups = list(by_shard(indices, self._starts))
@@ -69,7 +79,7 @@ class TokenWindows:
         return Rows(tokens, self._begins(tokens))
 
     def _begins(self, tokens: NDArray[np.integer]) -> NDArray[np.bool_] | None:
-        """[n, T]: where documents start in rows of T+1 tokens; None if that is not wanted."""
+        """Return a mask [n, T] of document starts in rows of T+1 tokens, or None without ``end_of_text``."""
         if self._end_of_text is None:
             return None
         begins = np.ones((len(tokens), self.context_length), dtype=bool)
@@ -77,9 +87,10 @@ class TokenWindows:
         return begins
 
     def spread(self, count: int, batch: int) -> list[Batch]:
-        """At most ``count`` windows, evenly spaced over the split, in batches.
+        """Return batches with at most ``count`` windows, evenly spaced over the split.
 
-        A split without a full window is returned completely, in shorter, padded samples; empty if it has no labels.
+        If no shard holds a full window, all of the split is returned in padded samples. The list is empty if the split
+        has no labels.
         """
         if not len(self):
             return self.in_order(batch)
@@ -87,7 +98,14 @@ class TokenWindows:
         return self.rows(indices).batches(batch)
 
     def in_order(self, batch: int, limit: int | None = None) -> list[Batch]:
-        """Every token of the split as a label once, except the first of a shard; the last rows are padded."""
+        """Return batches in which every token is a label exactly once, except the first token of a shard.
+
+        A shard's last row may be padded.
+
+        Args:
+            batch: samples per batch.
+            limit: maximum number of labels; None returns all.
+        """
         length = self.context_length
         pieces: list[NDArray[np.integer]] = []
         remaining = sum(len(shard.tokens) for shard in self._shards) if limit is None else limit
@@ -109,6 +127,6 @@ class TokenWindows:
 
 
 def _windows(tokens: NDArray[np.integer], count: int, length: int) -> NDArray[np.integer]:
-    """A view [count, length+1] of a shard; row i starts at token i*length."""
+    """Return a view [count, length+1] of a shard, whose row i starts at token i*length."""
     size = tokens.itemsize
     return as_strided(tokens, (count, length + 1), (length * size, size), writeable=False)

@@ -1,4 +1,4 @@
-"""Which device this process computes on."""
+"""Chooses the device on which this process computes."""
 
 import os
 
@@ -8,16 +8,16 @@ from artefacts.errors import RequestError
 
 
 def choose_device(wanted: str = "auto", processes: int = 1) -> torch.device:
-    """The wanted device; with ``auto`` a GPU if there is one, else MPS (Apple), else CPU.
+    """Return the requested device or, with ``auto``, a GPU if there is one, else MPS (Apple), else CPU.
 
-    Sets ``DS_ACCELERATOR``, so that DeepSpeed makes the same choice.
+    Sets ``DS_ACCELERATOR`` so that DeepSpeed makes the same choice.
 
     Args:
         wanted: ``launch.device``; ``auto`` follows ``DS_ACCELERATOR`` if that is set.
-        processes: on this node. Several processes cannot share MPS, so ``auto`` gives them the CPU.
+        processes: number of processes on this node. Several processes cannot share MPS, so ``auto`` gives them the CPU.
 
     Raises:
-        RequestError: the wanted device is not here.
+        RequestError: the requested device is not available here.
     """
     name = os.environ.get("DS_ACCELERATOR") if wanted == "auto" else wanted
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()

@@ -1,6 +1,6 @@
-"""Checks the network before anything is loaded: which ranks are missing, do not answer, or are slow.
+"""Checks the network before anything is loaded, and reports ranks that hang or are slow.
 
-Every step is recorded in the rendezvous store, which works even if the network between the ranks does not.
+Each rank records every step in the rendezvous store, which works even if the network between the ranks does not.
 """
 
 import datetime
@@ -16,17 +16,17 @@ from artefacts.progress import log, warn
 from artefacts.worker_status import Worker, node_name
 from training.distributed.ranks import Ranks
 
-#: Size of the all-to-all, in numbers that a rank sends altogether, and the number of repetitions.
+#: How many numbers a rank sends in one all-to-all, and the number of repetitions.
 _NUMBERS, _ROUNDS = 2**20, 3
-#: A rank is slow if its own work takes this many times the lower median, and this many seconds longer.
+#: A rank is slow if its local work takes more than this many times the (lower) median, and this many seconds longer.
 _SLOW_TIMES, _SLOW_SECONDS = 4.0, 0.05
 
 
 def probe(ranks: Ranks, store: dist.Store, seconds: int) -> None:
-    """Run an all-reduce and an all-to-all over all ranks within ``seconds``; 0 skips the check.
+    """Run an all-reduce, an all-to-all and some local work on all ranks within ``seconds``; 0 skips the check.
 
     If they do not finish in time, this process reports the ranks that did not take part and exits with status 1, since
-    a collective cannot be interrupted. Rank 0 warns of ranks that compute or copy much more slowly than most.
+    a collective cannot be interrupted. Rank 0 warns about ranks that compute or copy much more slowly than most.
     """
     if not seconds or ranks.size == 1:
         return
@@ -46,7 +46,7 @@ def probe(ranks: Ranks, store: dist.Store, seconds: int) -> None:
 
 
 def slow_ranks(seconds: list[float], nodes: list[str]) -> list[str]:
-    """A line per rank that took much longer than most ranks for the same work."""
+    """Return a warning for each rank that took much longer than most ranks for the same work."""
     usual = sorted(seconds)[(len(seconds) - 1) // 2]
     return [
         f"rank {rank} on {nodes[rank]} is slow: it took {took:.2f} s for what most ranks do in {usual:.2f} s"
@@ -56,7 +56,7 @@ def slow_ranks(seconds: list[float], nodes: list[str]) -> list[str]:
 
 
 class _Limit:
-    """Ends the process if the check takes too long; a thread, because a collective that hangs never returns."""
+    """Ends the process if the check takes too long. It needs a thread, because a hanging collective never returns."""
 
     def __init__(self, ranks: Ranks, store: dist.Store, seconds: int) -> None:
         self._ranks, self._store, self._seconds = ranks, store, seconds
@@ -80,7 +80,7 @@ class _Limit:
         self._step = step
 
     def nodes(self) -> list[str]:
-        """The node of each rank."""
+        """Return the node name of each rank."""
         return [self._store.get(f"probe/node/{rank}").decode() for rank in range(self._ranks.size)]
 
     def _watch(self) -> None:
@@ -96,7 +96,7 @@ class _Limit:
         try:
             return self._absent_ranks()
         except (dist.DistError, RuntimeError):
-            # The node that hosts the store may be the faulty one.
+            # The failed node may be the one that hosts the store.
             return (
                 f"{self._step} over all {self._ranks.size} ranks did not finish within {self._seconds} s, and the "
                 f"rendezvous store ({os.environ.get('MASTER_ADDR', 'on this host')}) no longer answers"
@@ -119,8 +119,8 @@ class _Limit:
 
 
 def _second_connection(store: dist.Store, seconds: int) -> dist.Store:
-    """Connect to the same store again: the first connection may be blocked in a call. Tries for ``seconds``."""
-    usual = store.timeout  # type: ignore[attr-defined]  # its stubs leave both out
+    """Open a second connection to the store within ``seconds``, because the first may be blocked in a call."""
+    usual = store.timeout  # type: ignore[attr-defined]  # torch's stubs lack this attribute and clone()
     store.set_timeout(datetime.timedelta(seconds=seconds))
     try:
         return store.clone()  # type: ignore[attr-defined]
@@ -138,8 +138,8 @@ def _all_to_all(ranks: Ranks) -> None:
 
 
 def _local_work_seconds(ranks: Ranks) -> float:
-    """Seconds for matrix products and copies, the best of a few rounds."""
-    size = 8192 if ranks.device.type == "cuda" else 1024  # tens of milliseconds on either
+    """Return the time that matrix products and copies take, in seconds, as the best of a few rounds."""
+    size = 8192 if ranks.device.type == "cuda" else 1024  # takes tens of milliseconds on either device
     matrix = torch.randn(size, size, device=ranks.device)
 
     def work() -> None:

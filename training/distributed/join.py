@@ -15,22 +15,22 @@ from training.distributed.ranks import Ranks
 def join(
     wait_seconds: int = 600, probe_seconds: int = 0, collective_seconds: int = 1800, device: str = "auto"
 ) -> Ranks:
-    """Join the process group: NCCL on GPUs, else gloo. Without a launcher, it is a group of one.
+    """Join the process group, with NCCL on GPUs and gloo elsewhere. Without a launcher, it is a group of one.
 
     Args:
         wait_seconds: time limit for all ranks to join.
-        probe_seconds: time limit for the check of the network (:mod:`training.distributed.health_check`); 0 skips it.
-        collective_seconds: time limit for every collective afterwards.
+        probe_seconds: time limit for the network check (:mod:`training.distributed.health_check`); 0 skips it.
+        collective_seconds: time limit for every later collective.
         device: ``launch.device``.
 
     Raises:
-        RequestError: GPUs are wanted and there are none, or fewer than processes on this node.
-        RunError: ranks are missing; names them.
+        RequestError: the requested device is not available, or this node has fewer GPUs than processes.
+        RunError: the rendezvous cannot be reached, or ranks are missing; names them.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
-    # DeepSpeed's launcher calls it LOCAL_SIZE.
+    # DeepSpeed's launcher sets LOCAL_SIZE instead.
     local_size = os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"])
     os.environ.setdefault("LOCAL_WORLD_SIZE", local_size)
     rank, size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -62,9 +62,9 @@ def _device(wanted: str, local_rank: int) -> torch.device:
 
 
 def _rendezvous(rank: int, size: int, seconds: int) -> dist.Store:
-    """The store that all ranks have connected to: torchrun's, or one that rank 0 hosts."""
+    """Connect to torchrun's store, or one hosted by rank 0. Returns it once all ranks have joined."""
     if "MASTER_ADDR" not in os.environ:
-        # DeepSpeed reads these when it finds the process group; a group of one needs no real address.
+        # DeepSpeed reads these when it finds the process group. A group of one does not need a real address.
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", "0"
         return dist.HashStore()
     limit = datetime.timedelta(seconds=seconds)

@@ -1,4 +1,4 @@
-"""This process among the ranks, and the collectives that training needs."""
+"""This process's position among all ranks, and the collectives that training needs."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others.
+    """This process's position among all ranks.
 
     Attributes:
         rank: index of this process over all nodes.
         size: number of processes over all nodes.
-        local_rank: index of this process on its node, and of its GPU.
-        device: where this process computes.
+        local_rank: index of this process on its node, which is also the index of its GPU.
+        device: the device on which this process computes.
     """
 
     rank: int
@@ -37,20 +37,20 @@ def destroy_process_group() -> None:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The dtype for sums: fp64, or fp32 on MPS, which has no fp64."""
+    """Return the dtype for sums: fp64, or fp32 on MPS, which does not support fp64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def sum_over_ranks(values: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
-    """The sum of a tensor over all ranks, in place and returned."""
-    # A group of one has nothing to exchange, and the call alone takes 0.2 ms.
+    """Sum a tensor over all ranks in place, and return it."""
+    # A group of one has nothing to exchange, yet the call would take 0.2 ms.
     if dist.get_world_size(group) > 1:
         dist.all_reduce(values, group=group)
     return values
 
 
 def broadcast_value(value: T) -> T:
-    """Rank 0's Python value, on every rank."""
+    """Return rank 0's Python value on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

@@ -1,1 +1,1 @@
-"""The DeepSpeed engine and everything that knows DeepSpeed; knows no model and no data set."""
+"""The DeepSpeed engine and all code that depends on DeepSpeed. Independent of models and data sets."""

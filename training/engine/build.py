@@ -1,4 +1,4 @@
-"""Builds the DeepSpeed engine around a model: ZeRO, AutoEP, precision, our optimizer."""
+"""Builds the DeepSpeed engine around a model, with ZeRO, AutoEP, mixed precision and our optimizer."""
 
 import contextlib
 import gc
@@ -22,20 +22,20 @@ from training.engine.expert_parallel import install_routers
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks) -> Any:
-    """Call ``deepspeed.initialize``, where AutoEP replaces the expert layers, and install our routers in those.
+    """Call ``deepspeed.initialize``, where AutoEP replaces the expert layers, and install our routers in these layers.
 
     Args:
-        model: single-device model in fp32 on CPU, with the same weights on every rank that has them. DeepSpeed moves it
-            to the device after it has dropped the experts of other ranks and converted the rest to the compute dtype.
-        optimizer: over the ``parameter_groups`` of that model.
+        model: single-device model in fp32 on CPU, with the same weights on every rank that has them. DeepSpeed drops
+            the experts of other ranks, converts the rest to the compute dtype, and only then moves it to the device.
+        optimizer: an optimizer over the model's ``parameter_groups``.
         config: from ``deepspeed_config``.
-        ranks: this process.
+        ranks: this process's position among all ranks.
 
     Raises:
-        RequestError: the optimizer is to be offloaded to a disk, and the folder or the operator for it cannot be
-            created here.
+        RequestError: the optimizer is to be offloaded to disk, but the folder cannot be created or DeepSpeed's operator
+            cannot be built on this node.
     """
-    # DeepSpeed calls collectives that torch has renamed, and torch warns about it at every start.
+    # DeepSpeed calls collectives under their old names, which makes torch warn at every start.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
@@ -47,7 +47,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     with _quick_start():
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.fp16_enabled():
-        # The trainer counts gradients that are not finite at the lowest scale; DeepSpeed would end the process.
+        # The trainer counts steps with non-finite gradients at the lowest scale, where DeepSpeed would end the process.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     install_routers(engine.module, ranks.rank)
     return engine
@@ -55,16 +55,16 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
 
 @contextlib.contextmanager
 def _quick_start() -> Iterator[None]:
-    """Skip what takes seconds of DeepSpeed's initialization on every rank and is not used here."""
+    """Skip parts of DeepSpeed's initialization that take seconds on every rank and are not needed here."""
     import deepspeed
 
-    # On CPU it would build an operator here, collectives over shared memory for inference. Every start would need a
-    # C++ compiler, and wait for a lock file that a killed process leaves behind.
+    # On CPU, DeepSpeed would build an operator here (shared-memory collectives for inference). Every start would then
+    # need a C++ compiler, and would hang on the lock file that a killed process leaves behind.
     deepspeed.ops.__compatible_ops__ = {}
-    # It imports its own Muon to compare classes, and with it a compiler for its kernels. Ours is a different Muon.
+    # DeepSpeed imports its own Muon to compare classes, and that import calls torch.compile. Our Muon is another class.
     with _without_compile():
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    # It collects garbage eight times to print memory usage: freezing keeps that from visiting everything imported.
+    # DeepSpeed collects garbage eight times to print memory usage. Freezing exempts all objects that exist by now.
     gc.freeze()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -75,7 +75,7 @@ def _quick_start() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_compile() -> Iterator[None]:
-    """In this context ``torch.compile`` returns functions unchanged."""
+    """Make ``torch.compile`` return functions unchanged inside this context."""
     compiled = torch.compile
     torch.compile = _uncompiled  # type: ignore[assignment]
     try:
@@ -85,7 +85,7 @@ def _without_compile() -> Iterator[None]:
 
 
 def _uncompiled(function: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
-    """Stands in for ``torch.compile``, with a function or, as a decorator with options, without one."""
+    """Stand in for ``torch.compile``, called with a function or, as a decorator with options, without one."""
     return _uncompiled if function is None else function
 
 

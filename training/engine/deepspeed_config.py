@@ -1,4 +1,4 @@
-"""A recipe's train section as a DeepSpeed configuration; a pure function that needs no torch."""
+"""Converts a recipe's train section to a DeepSpeed configuration: a pure function that does not need torch."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,12 @@ from configs.schema.train import TrainSection
 def deepspeed_config(
     train: TrainSection, ranks: int, expert_parallel: int | None, global_batch: int, micro_batch: int
 ) -> dict[str, Any]:
-    """The configuration for ``deepspeed.initialize``.
+    """Return the configuration for ``deepspeed.initialize``.
 
     Args:
-        train: the section; its ``deepspeed`` keys, which the schema keeps apart from ours, are merged in.
-        ranks: processes over all nodes.
-        expert_parallel: ranks that share a layer's experts, or None for a model without experts.
+        train: the train section. Its ``deepspeed`` keys are merged in; the schema rejects keys that are set here.
+        ranks: number of processes over all nodes.
+        expert_parallel: number of ranks that a layer's experts are sharded across, or None for a model without experts.
         global_batch: samples per optimizer step.
         micro_batch: samples per rank and forward pass.
     """
@@ -28,7 +28,7 @@ def deepspeed_config(
         "zero_optimization": {"stage": train.zero_stage},
     }
     if expert_parallel is not None:
-        # The preset gives the module layout; AutoEP reads the routing from the model's config.
+        # The preset describes only the module layout; AutoEP reads the routing options from the model's config.
         config["expert_parallel"] = {
             "enabled": True,
             "autoep_size": expert_parallel,
@@ -38,31 +38,32 @@ def deepspeed_config(
             "disable_triton_grouped_mm": True,
         }
     config |= _precision(train.precision)
-    # DeepSpeed does not list SGD and our Muon as tested. On CPU torch's Adam is as fast as DeepSpeed's, and built.
+    # SGD and our Muon are not on DeepSpeed's list of tested optimizers. On CPU, torch's Adam is as fast as DeepSpeed's
+    # and needs no compilation.
     config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     if train.offload_optimizer != "none":
         config["zero_optimization"]["offload_optimizer"] = {"device": train.offload_optimizer}
     if train.offload_optimizer == "nvme":
         config["zero_optimization"]["offload_optimizer"]["nvme_path"] = _on_this_node(train.offload_path)
     if train.zero_stage in (1, 2):
-        # Stages 1 and 2 require it when there are expert groups.
+        # Stages 1 and 2 require this if there are expert-parallel groups.
         config["zero_optimization"]["reduce_scatter"] = True
     return _merge(config, train.deepspeed)
 
 
 def clips_in_trainer(train: TrainSection) -> bool:
-    """Whether the trainer clips gradients in DeepSpeed's place (see training/engine/gradients.py)."""
+    """Return whether the trainer clips gradients instead of DeepSpeed (see training/engine/gradients.py)."""
     return train.zero_stage == 0 and train.precision == "fp32"
 
 
 def _precision(name: str) -> dict[str, Any]:
-    """In every precision gradients are summed in fp32, over micro-batches and over ranks."""
+    """Return the precision options. Gradients are always summed in fp32, over micro-batches and over ranks."""
     if name == "fp32":
         return {}
     sums = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     if name == "fp16":
         return {**sums, "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}}
-    # Without this check stages 2 and 3 would apply gradients that are not finite.
+    # Without this check, stages 2 and 3 would apply non-finite gradients.
     return {**sums, "bf16": {"enabled": True, "check_grad_overflow": True}}
 
 
@@ -75,5 +76,5 @@ def _merge(config: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def _on_this_node(path: str | None) -> str:
-    """Expand a path on this node: its local disk may be named by a variable that only the nodes have."""
+    """Expand a path here rather than at launch: it may use a variable that is set only on the nodes."""
     return os.path.expandvars(Path(path or "").expanduser())

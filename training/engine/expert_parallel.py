@@ -1,4 +1,7 @@
-"""Which experts a rank has, and our routing inside AutoEP's layers, which works there as it does on one device."""
+"""Expert parallelism: which experts a rank holds, and how the model's own routers replace AutoEP's.
+
+Routing is therefore the same as on a single device.
+"""
 
 from typing import Any
 
@@ -8,35 +11,35 @@ from torch import nn
 
 
 def local_experts(rank: int, experts: int, expert_parallel: int) -> range:
-    """The experts of a rank as AutoEP spreads them: consecutive ranks hold consecutive ranges of a layer's experts."""
+    """Return the experts that AutoEP places on a rank: consecutive ranks hold consecutive ranges of them."""
     per_rank = experts // expert_parallel
     first = rank % expert_parallel * per_rank
     return range(first, first + per_rank)
 
 
 class ExpertParallelGate(nn.Module):
-    """Replaces AutoEP's router: keeps its gate and bias under their names, and routes with the model's router.
+    """A replacement for AutoEP's router that keeps its gate and bias, with their names, but uses the model's router.
 
-    AutoEP's router has no softmax over groups, noise, adaptive k or balancing losses, and computes logits in the
-    model's dtype. The gate's weight remains the parameter that the optimizer, ZeRO and checkpoints know.
+    AutoEP's router lacks softmax over groups, noise, adaptive k and balancing losses, and computes logits in the
+    model's dtype. The gate's weight stays the same parameter for the optimizer, ZeRO and checkpoints.
     """
 
     def __init__(self, autoep_router: Any, router: nn.Module) -> None:
         super().__init__()
         self.gate = autoep_router.gate
-        # Only the class changes: ZeRO-3 gathers the weight through hooks on this module.
+        # Only its class is replaced, because ZeRO-3 gathers the weight through hooks on this very module.
         self.gate.__class__ = _Fp32Linear
         self.register_buffer("e_score_correction_bias", autoep_router.e_score_correction_bias)
-        self._router = (router,)  # in a tuple, as it is a child of the decoder layer and not of this module
+        self._router = (router,)  # in a tuple, so that it stays a child of the decoder layer only, not of this module
 
     @property
     def router(self) -> Any:
         return self._router[0]
 
     def forward(self, x_MD: torch.Tensor, expert_bias: None = None) -> Any:
-        """Weights [M, K], experts [M, K] and slots per expert [E] in int32, by which ranks exchange tokens.
+        """Return weights [M, K], experts [M, K] and int32 slots per expert [E], from which ranks exchange tokens.
 
-        ``expert_bias`` is an argument of AutoEP's router, which is not used.
+        ``expert_bias`` is unused; AutoEP passes it to its routers.
         """
         weights_MK, selected_MK = self.router(x_MD, self.gate(x_MD), self.e_score_correction_bias)
         return weights_MK, selected_MK, self.router.slots_per_expert(selected_MK)
@@ -48,10 +51,11 @@ class _Fp32Linear(nn.Linear):
 
 
 def install_routers(model: nn.Module, rank: int) -> None:
-    """Put our gates into AutoEP's expert layers, whose parent layers have a ``router``.
+    """Replace the routers of AutoEP's expert layers with gates that use the ``router`` of the parent layer.
 
     Raises:
-        RuntimeError: AutoEP gave this rank other experts than :func:`local_experts`, whose weights were never set.
+        RuntimeError: AutoEP expects different experts on this rank than :func:`local_experts`, so their weights were
+            never set.
     """
     for layer in model.modules():
         mlp: Any = getattr(layer, "mlp", None)

@@ -1,7 +1,7 @@
-"""The gradient norm and clipping for stage 0 in fp32, where DeepSpeed's are wrong.
+"""Gradient norm and clipping for stage 0 in fp32, where DeepSpeed gets them wrong.
 
-At that stage ``get_global_grad_norm`` returns None, and clipping averages the norms of the ranks instead of adding the
-squares of their experts' gradients, which gives a wrong norm as soon as ranks hold different experts.
+DeepSpeed's ``get_global_grad_norm`` returns None there. Its clipping averages the ranks' norms instead of summing the
+squares of their experts' gradients, so the norm is wrong as soon as ranks hold different experts.
 """
 
 import math
@@ -13,9 +13,10 @@ from training.distributed.ranks import sum_over_ranks
 
 
 def global_norm(module: nn.Module) -> float:
-    """L2 norm over all parameters after reduction, with every expert counted once.
+    """Return the L2 norm of all reduced gradients, with every expert counted once.
 
-    Experts (``allreduce=False``) are spread over their expert-parallel group, so their squares are summed over it.
+    Experts (parameters with ``allreduce=False``) are sharded across their expert-parallel group, so their squares are
+    summed over the group.
     """
     shared, expert = 0.0, 0.0
     group_name = None
@@ -26,7 +27,7 @@ def global_norm(module: nn.Module) -> float:
         if getattr(parameter, "allreduce", True):
             shared += square
         else:
-            expert, group_name = expert + square, getattr(parameter, "group_name")  # noqa: B009 - AutoEP's own attribute
+            expert, group_name = expert + square, getattr(parameter, "group_name")  # noqa: B009 - set by AutoEP
     if group_name is not None:
         from deepspeed.utils import groups
 
@@ -37,9 +38,9 @@ def global_norm(module: nn.Module) -> float:
 
 @torch.no_grad()
 def clip_global_norm(module: nn.Module, limit: float) -> float:
-    """Scale all gradients so that their global norm is at most ``limit`` (0 disables it); returns the norm before.
+    """Scale all gradients so that their global norm is at most ``limit``. Returns the norm before clipping.
 
-    If the norm is not finite the gradients are dropped, so that the step changes nothing.
+    A limit of 0 disables clipping. If the norm is not finite, all gradients are dropped, so the step changes nothing.
     """
     norm = global_norm(module)
     if not math.isfinite(norm):

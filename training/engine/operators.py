@@ -1,7 +1,8 @@
-"""Builds and loads DeepSpeed's operator for offloading to a disk, without waiting for builds that were killed.
+"""Builds and loads DeepSpeed's operator for offloading to disk, without waiting for builds that were killed.
 
-torch guards such a build with a plain ``lock`` file. A killed process leaves it behind, and every later start waits for
-it forever. Here the build runs under a lock that ends with its process, so any ``lock`` file it sees is stale.
+torch guards such a build with a plain ``lock`` file. A killed process leaves the file behind, and every later start
+waits for it forever. Here the build runs under a lock that is released when its process dies, so any ``lock`` file that
+it sees is stale.
 """
 
 import os
@@ -12,15 +13,18 @@ from artefacts import c_library, lock
 from artefacts.errors import RequestError
 from artefacts.progress import log
 
-#: Folders of the extensions: asynchronous I/O, and the pinned memory that it uses.
+#: The folders of the two extensions: asynchronous I/O, and the pinned memory that it uses.
 _FOLDERS = ("pin_memory", "async_io")
 
 
 def build_file_access(extensions: Path) -> None:
-    """Load the operator that offloading to a disk needs from a folder; build it first if needed, which takes minutes.
+    """Load the operator for offloading to disk. Builds it first if needed, which takes a minute or two.
+
+    Args:
+        extensions: torch's folder of compiled extensions.
 
     Raises:
-        RequestError: it cannot be built here.
+        RequestError: the operator cannot be built on this node.
     """
     _prefer_pinned_ninja()
     if not c_library.may_write(extensions):
@@ -42,7 +46,7 @@ def build_file_access(extensions: Path) -> None:
 
 
 def _user_copy(extensions: Path) -> Path:
-    """A writable copy of a read-only folder of extensions, in this user's cache."""
+    """Copy a read-only folder of extensions to this user's cache, and return the copy."""
     copy = c_library.user_cache() / "torch_extensions"
     for name in _FOLDERS:
         if (extensions / name).is_dir() and not (copy / name).exists():
@@ -52,7 +56,7 @@ def _user_copy(extensions: Path) -> Path:
 
 
 def _prefer_pinned_ninja() -> None:
-    """Put the pinned ninja first in PATH: there may be no other, and one of another version would rebuild all files."""
+    """Put the pinned ninja first in PATH: there may be no other, and another version would rebuild all files."""
     import ninja
 
     folders = os.environ.get("PATH", "").split(os.pathsep)

@@ -1,13 +1,12 @@
-"""Where DeepSpeed keeps a rank's share of the fp32 master weights and optimizer state, at every ZeRO stage.
+"""Locates a rank's shard of the fp32 master weights and optimizer state in DeepSpeed, at every ZeRO stage.
 
 The optimizer steps on flat fp32 tensors, called *partitions* here. A partition consists of *slices*: ranges of
-consecutive elements of a parameter. The parameters of routed experts count as one parameter over all ranks of their
-expert-parallel group, so that the position of a slice does not depend on the group's size. Checkpoints store slices by
-these positions.
+consecutive elements of a parameter. The shards of an expert parameter on the ranks of an expert-parallel group count as
+one parameter, so a slice's position does not depend on the group's size. Checkpoints store slices by these positions.
 
 This module reads the attributes of DeepSpeed 0.19 that its own universal checkpoints use: ``_hp_mapping`` (stages 1 and
-2), ``fp16_groups`` with ``fp32_partitioned_groups_flat`` (stage 3). At stage 0 in fp32 the parameters themselves are
-the master weights.
+2), and ``fp16_groups`` with ``fp32_partitioned_groups_flat`` (stage 3). At stage 0 in fp32, the parameters themselves
+are the master weights.
 """
 
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-#: The state of a loss scaler; its other attributes are settings.
+#: Attributes of a loss scaler that change during training; its other attributes are settings.
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -28,11 +27,11 @@ class ParamSlice:
     """Consecutive elements of a parameter in a partition.
 
     Attributes:
-        name: of the parameter in the engine's module.
-        shape: of the parameter over all expert-parallel ranks.
-        start: its first element, counted in the flattened parameter over all expert-parallel ranks.
+        name: the parameter's name in the engine's module.
+        shape: the parameter's shape over all expert-parallel ranks.
+        start: index of the slice's first element in the flattened parameter over all expert-parallel ranks.
         numel: number of elements.
-        offset: of the first element in the partition.
+        offset: index of the slice's first element in the partition.
     """
 
     name: str
@@ -47,11 +46,12 @@ class Partition:
     """A flat tensor that this rank's optimizer steps on.
 
     Attributes:
-        master: the fp32 weights, the key of the optimizer's state; of any shape.
-        slices: what it consists of, in order of ``offset``; the rest is padding.
-        replica: (index, number) of this rank among the ranks that hold the same partition; (0, 1) if it is alone.
-        group: the ranks over which its parameters are spread; None if this rank has them complete.
-        swapped: index of the DeepSpeed sub-group whose state is swapped to NVMe; None if it is not.
+        master: the fp32 weights, of any shape. The optimizer's state is keyed by this tensor.
+        slices: the slices of the partition, in order of ``offset``; anything between and after them is padding.
+        replica: this rank's index among the ranks that hold the same partition, and their number; (0, 1) if there is
+            only this rank.
+        group: the ranks that the partition's parameters are sharded across; None if this rank holds them in full.
+        swapped: index of the partition's DeepSpeed sub-group if its state is swapped to NVMe, else None.
     """
 
     master: torch.Tensor
@@ -63,7 +63,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Partitions:
-    """All partitions of this rank, and how they reach the weights that the model computes with."""
+    """All partitions of this rank, with methods to read, restore and copy them to the compute weights."""
 
     engine: Any
     trained: list[Partition]
@@ -71,17 +71,17 @@ class Partitions:
 
     @property
     def _optimizer(self) -> Any:
-        """DeepSpeed's wrapper, or at stage 0 in fp32 the optimizer itself."""
+        """DeepSpeed's optimizer wrapper or, at stage 0 in fp32, the optimizer itself."""
         return self.engine.optimizer
 
     def state(self, partition: Partition) -> dict[str, Any]:
-        """The optimizer state of a partition by key: tensors as long as the partition, and scalars."""
+        """Return a partition's optimizer state by key: tensors with as many elements as the partition, and scalars."""
         state: dict[str, Any] = self.engine.basic_optimizer.state[partition.master]
         return state
 
     @contextmanager
     def in_memory(self, partition: Partition, modified: bool = False) -> Iterator[None]:
-        """Swap in a partition that may be on NVMe; ``modified`` writes it back afterwards."""
+        """Swap in a partition if it is on NVMe. With ``modified``, it is written back afterwards."""
         if partition.swapped is None:
             yield
             return
@@ -93,33 +93,33 @@ class Partitions:
             self._optimizer._release_swap_buffers(partition.swapped)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter's shape over all expert-parallel ranks, by name; the same on every rank."""
+        """Return every parameter's shape over all expert-parallel ranks, by name. The same on every rank."""
         named = self.engine.module.named_parameters()
         return {name: _over_experts(p, tuple(getattr(p, "ds_shape", p.shape)))[0] for name, p in named}
 
     @torch.no_grad()
     def update_model_weights(self) -> None:
-        """Round the master weights to the weights that the model computes with; collective."""
+        """Copy the master weights to the model's weights, rounded to the compute dtype. Collective."""
         optimizer = self._optimizer
         if self.engine.zero_optimization_partition_weights():
             optimizer._partition_all_parameters()
             for position, partition in enumerate(self.trained):
                 with self.in_memory(partition):
                     optimizer._reassign_or_swap_out_partitioned_parameters(position)
-            # Gathers the small parameters, of which every rank keeps a full copy.
+            # Gathers the small (persistent) parameters, of which every rank keeps a full copy.
             optimizer.checkpoint_event_epilogue()
         elif hasattr(optimizer, "update_lp_params"):
             optimizer.update_lp_params()
 
     def scaler_state(self) -> dict[str, float]:
-        """The loss scaler's state under fp16; empty otherwise."""
+        """Return the loss scaler's state under fp16, otherwise an empty dict."""
         scaler = self._scaler()
         if scaler is None:
             return {}
         return {key: getattr(scaler, key) for key in _SCALER_STATE if hasattr(scaler, key)}
 
     def restore_scaler(self, state: dict[str, float]) -> None:
-        """Set the loss scaler from ``scaler_state``."""
+        """Restore the loss scaler from ``scaler_state``."""
         scaler = self._scaler()
         for key, value in state.items() if scaler is not None else ():
             setattr(scaler, key, value)
@@ -129,7 +129,7 @@ class Partitions:
 
 
 def partitions(engine: Any) -> Partitions:
-    """The partitions of a DeepSpeed engine on this rank, in the order in which it steps on them."""
+    """Return a DeepSpeed engine's partitions on this rank, in the order in which the optimizer steps on them."""
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     if engine.zero_optimization_partition_weights():
         return _stage_3_partitions(engine, names)
@@ -148,7 +148,7 @@ def partitions(engine: Any) -> Partitions:
 
 
 def _full_parameter(name: str, parameter: nn.Parameter) -> Partition:
-    """A parameter of which every rank of its data-parallel group holds a full copy."""
+    """Return the partition of a parameter of which every rank of its data-parallel group holds a full copy."""
     shape, before = _over_experts(parameter, tuple(parameter.shape))
     replicas = None
     if not getattr(parameter, "allreduce", True):
@@ -158,7 +158,7 @@ def _full_parameter(name: str, parameter: nn.Parameter) -> Partition:
 
 
 def _group_slices(group: list[nn.Parameter], names: dict[nn.Parameter, str]) -> list[ParamSlice]:
-    """Stages 1 and 2: the slices of a parameter group in this rank's partition."""
+    """Return the slices of a parameter group in this rank's partition, at stages 1 and 2."""
     slices = []
     for parameter in group:
         fragment = parameter._hp_mapping  # type: ignore[attr-defined]
@@ -171,7 +171,7 @@ def _group_slices(group: list[nn.Parameter], names: dict[nn.Parameter, str]) -> 
 
 
 def _stage_3_partitions(engine: Any, names: dict[nn.Parameter, str]) -> Partitions:
-    """Stage 3: every parameter is cut into equal parts over its ranks, the last one padded."""
+    """Return the partitions at stage 3, where every parameter is split evenly across ranks, with padding at the end."""
     optimizer = engine.optimizer
     trained = []
     for position, (group, flat) in enumerate(
@@ -193,7 +193,7 @@ def _stage_3_partitions(engine: Any, names: dict[nn.Parameter, str]) -> Partitio
 
 
 def _stage_3_slice(optimizer: Any, parameter: Any, name: str, offset: int) -> list[ParamSlice]:
-    """This rank's part of a parameter without its padding; empty if it is all padding."""
+    """Return this rank's slice of a parameter without padding; empty if the rank holds nothing but padding."""
     shape, before = _over_experts(parameter, tuple(parameter.ds_shape))
     start = parameter.ds_tensor.ds_numel * optimizer._get_param_partition_rank(parameter)
     numel = min(parameter.ds_tensor.ds_numel, parameter.ds_numel - start)
@@ -201,7 +201,7 @@ def _stage_3_slice(optimizer: Any, parameter: Any, name: str, offset: int) -> li
 
 
 def _over_experts(parameter: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """The shape over all expert-parallel ranks, and the number of elements on the ranks before this one."""
+    """Return a parameter's shape over all expert-parallel ranks, and the number of elements on earlier ranks."""
     if getattr(parameter, "allreduce", True):
         return shape, 0
     group = _groups()._get_expert_parallel_group(parameter.group_name)

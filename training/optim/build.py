@@ -1,4 +1,4 @@
-"""Optimizers and their parameter groups."""
+"""Builds optimizers and their parameter groups."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +10,17 @@ from configs.schema.train import OptimizerSection
 from training.engine.partitions import ParamSlice, Partition, partitions
 from training.optim.muon import Muon
 
-#: Tables with one row per token, position or class, for which Muon is not meant.
+#: Weights with one row per token, position or class; Muon is not meant for them.
 _TABLES = ("embed_tokens.weight", "positions.weight", "lm_head.weight", "score.weight")
 
 
 def orthogonal(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether Muon is meant for a parameter: matrices of the hidden layers, and stacks of them."""
+    """Return whether Muon is meant for a parameter: a hidden layer's matrix, or a stack of such matrices."""
     return len(shape) >= 2 and not name.endswith(_TABLES)
 
 
 def bind_partitions(optimizer: torch.optim.Optimizer, engine: Any) -> None:
-    """Show Muon how DeepSpeed has partitioned the parameters; collective. Other optimizers do not need it."""
+    """Tell Muon how DeepSpeed has partitioned the parameters. Collective; does nothing for other optimizers."""
     if isinstance(optimizer, Muon):
         optimizer.bind(partitions(engine).trained, orthogonal, engine.device)
 
@@ -32,14 +32,14 @@ def parameter_groups(
     muon: bool = False,
     rate_scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups by weight decay, which only matrices have; routed experts are separate and marked ``moe``.
+    """Return the trainable parameters in groups. Vectors get no weight decay; routed experts are marked ``moe``.
 
-    With ``muon``, tables are separate from the matrices that Muon updates. Parameters whose names start with a key of
-    ``rate_scales`` are in separate groups, with a ``rate_scale`` by which the trainer multiplies the learning rate; it
-    is 1 for the others.
+    With ``muon``, tables (see ``_TABLES``) are kept apart from the matrices that Muon updates. Parameters whose names
+    start with a key of ``rate_scales`` get groups of their own, with a ``rate_scale`` by which the trainer multiplies
+    the learning rate. It is 1 for all other parameters.
 
     DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts, which it looks up by
-    the group's name. It refuses (ZeRO-2) or fails (stage 0) if expert parameters share a group with others.
+    the group's name. It raises an error (ZeRO-2) or fails (stage 0) if expert parameters share a group with others.
     """
     decayed = {"weight_decay": weight_decay}
     kinds: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def build_optimizer(
     expert_parallel: int = 1,
     rate_scales: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer over ``parameter_groups``."""
+    """Build the recipe's optimizer over ``parameter_groups``."""
     groups = parameter_groups(model, section.weight_decay, expert_parallel, section.name == "muon", rate_scales)
     betas = (section.beta1, section.beta2)
     if section.name == "muon":

@@ -1,12 +1,13 @@
-"""Muon: momentum with orthogonalized updates of matrices, at any ZeRO stage.
+"""The Muon optimizer: momentum with orthogonalized matrix updates, at any ZeRO stage.
 
-From Jordan et al. (https://kellerjordan.github.io/posts/muon) with the scale of Moonlight (arXiv 2502.16982), which
-makes updates as large as AdamW's, so that both use the same learning rate.
+Muon is from Jordan et al. (https://kellerjordan.github.io/posts/muon). Its updates are scaled as in Moonlight (arXiv
+2502.16982) to the size of AdamW's updates, so that both optimizers use the same learning rate.
 
-DeepSpeed passes an optimizer flat fp32 partitions of the parameters, with gradients that are reduced, unscaled and
-clipped. The momentum is kept per element, like them. A matrix that is complete in this rank's partition is
-orthogonalized here. One that is cut between ranks is gathered on one of them, which orthogonalizes it and sends the
-parts back. Every stage computes the same, and clipping applies to the gradient, as the recipe says.
+DeepSpeed hands an optimizer flat fp32 partitions of the parameters, with gradients that are already reduced, unscaled
+and clipped. The momentum buffers have the same layout. A matrix that lies entirely in this rank's partition is
+orthogonalized here. A matrix that is sharded across ranks is gathered on one of them, which orthogonalizes it and sends
+the shards back. All ZeRO stages therefore compute the same updates, and clipping applies to the gradient, as the recipe
+says.
 """
 
 import math
@@ -21,15 +22,15 @@ from torch.optim.adamw import adamw
 from training.engine.partitions import Partition
 from training.layers.init import matrices_in
 
-#: Coefficients of the quintic iteration that moves all singular values close to one (Jordan).
+#: Coefficients of the quintic Newton-Schulz iteration, which moves all singular values close to 1 (Jordan).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
-#: RMS of AdamW's updates, which Moonlight matches.
+#: The RMS of AdamW's updates, which Moonlight's scale matches.
 _RMS = 0.2
 
 
 class Matrices(NamedTuple):
-    """The shape of the matrices that a parameter consists of: of every expert, and of weights fused into one."""
+    """Shape of a parameter's matrices. Stacked experts and fused weights consist of several matrices."""
 
     rows: int
     columns: int
@@ -40,16 +41,16 @@ class Matrices(NamedTuple):
 
 
 def matrices(name: str, shape: Iterable[int]) -> Matrices:
-    """The matrices of a parameter with two or more dimensions; matrices fused into one weight are separate."""
+    """Return the shape of a parameter's matrices, for two or more dimensions. Fused matrices count separately."""
     *_, rows, columns = shape
     return Matrices(rows // matrices_in(name), columns)
 
 
 @torch.no_grad()
 def orthogonalized(batch_BRC: torch.Tensor) -> torch.Tensor:
-    """Near-orthogonal factor of each matrix [B, R, C] by Newton-Schulz, times 0.2 sqrt(max(R, C)); in fp32.
+    """Return the near-orthogonal factor of each matrix in [B, R, C], times 0.2 sqrt(max(R, C)), in fp32.
 
-    Computed in bf16 on a GPU, where it is much faster and precise enough, else in fp32.
+    The Newton-Schulz iteration runs in bf16 on a GPU, where that is much faster and precise enough, otherwise in fp32.
     """
     working = torch.bfloat16 if batch_BRC.is_cuda else torch.float32
     tall = batch_BRC.shape[1] > batch_BRC.shape[2]
@@ -65,7 +66,7 @@ def orthogonalized(batch_BRC: torch.Tensor) -> torch.Tensor:
 
 
 class _Piece(NamedTuple):
-    """Elements ``start`` .. ``start+numel``-1 of the matrix ``key`` at ``offset`` of a partition."""
+    """Elements ``start`` .. ``start+numel``-1 of the matrix ``key``, at ``offset`` in a partition."""
 
     key: tuple[str, int]
     shape: Matrices
@@ -76,7 +77,13 @@ class _Piece(NamedTuple):
 
 @dataclass
 class _Plan:
-    """What a partition holds: the offsets of complete matrices by shape, and the exchange of matrices that are cut."""
+    """The plan for updating a partition.
+
+    Attributes:
+        complete: the offsets of complete matrices, by shape.
+        exchange: gathers the matrices that are sharded across ranks; None if there are none.
+        device: where to orthogonalize.
+    """
 
     complete: dict[Matrices, list[int]]
     exchange: "_Exchange | None"
@@ -84,7 +91,7 @@ class _Plan:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for groups with ``orthogonal: True``, AdamW for the others. Call ``bind`` before the first step."""
+    """Muon for parameter groups with ``orthogonal: True``, AdamW for others. Call ``bind`` before the first step."""
 
     def __init__(
         self,
@@ -95,7 +102,7 @@ class Muon(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
-        """``groups`` as in torch's optimizers; the other arguments are defaults of the groups."""
+        """Initialize the optimizer. ``groups`` is as in torch's optimizers; the other arguments are group defaults."""
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups, {**defaults, "orthogonal": False})
         self._plans: dict[torch.Tensor, _Plan] = {}
@@ -106,18 +113,19 @@ class Muon(torch.optim.Optimizer):
         orthogonal: Callable[[str, tuple[int, ...]], bool],
         device: torch.device | None = None,
     ) -> None:
-        """Plan the updates of the tensors that ``step`` will change; collective over their process groups.
+        """Plan the updates of the partitions. Collective over their process groups.
 
         Args:
             partitions: all partitions of this rank, in the same order on every rank.
-            orthogonal: whether a parameter of this name and shape is in an orthogonal group.
-            device: where to orthogonalize, for partitions in host memory; None: where the partition is.
+            orthogonal: returns whether the parameter with this name and shape is in an orthogonal group.
+            device: where to orthogonalize, which matters for partitions in host memory. If None, each partition's
+                device.
         """
         self._plans = {part.master: _plan(part, device or part.master.device, orthogonal) for part in partitions}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the parameters that have gradients; every rank of a partition's group must call it."""
+        """Update the parameters that have gradients. Every rank of a partition's group must make the call."""
         for group in self.param_groups:
             for master in group["params"]:
                 if master.grad is None:
@@ -191,10 +199,10 @@ def _plan(partition: Partition, device: torch.device, orthogonal: Callable[[str,
 
 
 class _Exchange:
-    """Gathers matrices that are cut between the ranks of a group, each on one rank, and sends the updates back."""
+    """Gathers each matrix that is sharded across a group onto one rank, its owner, and sends the updates back."""
 
     def __init__(self, pieces: list[list[_Piece]], group: dist.ProcessGroup) -> None:
-        """``pieces``: those of every rank of the group."""
+        """Plan the exchange. ``pieces`` lists the pieces of every rank of the group."""
         self._group, rank = group, dist.get_rank(group)
         owners = _owners(pieces)
         #: This rank's pieces in the order in which they are sent: by owner.
@@ -212,7 +220,7 @@ class _Exchange:
                 keys.append(piece.key)
 
     def orthogonalize(self, update: torch.Tensor) -> None:
-        """Replace this rank's pieces of an update by those of the orthogonalized matrices; collective."""
+        """Replace this rank's pieces of an update with the orthogonalized values, in place. Collective."""
         sent = _joined([update[p.offset : p.offset + p.numel] for p in self._held], update)
         received = update.new_empty(sum(self._in))
         dist.all_to_all_single(received, sent, self._in, self._out, group=self._group)
@@ -237,7 +245,7 @@ def _joined(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
 
 
 def _owners(pieces: list[list[_Piece]]) -> dict[tuple[str, int], int]:
-    """The rank that orthogonalizes each matrix: among those that hold a part, the one with the least work so far."""
+    """Choose the rank that orthogonalizes each matrix: of the ranks that hold a piece, the least loaded so far."""
     holders: dict[tuple[str, int], list[int]] = {}
     sizes: dict[tuple[str, int], int] = {}
     for rank, held in enumerate(pieces):

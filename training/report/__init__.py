@@ -1,1 +1,4 @@
-"""The report: one self-contained page per run, from metrics, manifests and the evaluation; imports no model code."""
+"""The report: one self-contained page per run, built from metrics, manifests and evaluation results.
+
+It imports no model code.
+"""

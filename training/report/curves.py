@@ -1,4 +1,4 @@
-"""Curves over the steps of a run: loss, learning rate, gradient norm, throughput, memory."""
+"""Plots of a run's metrics over its steps: loss, learning rate, gradient norm, throughput and memory."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ class LossScale:
 
     Attributes:
         label: the unit's name.
-        train: units per nat of training loss.
-        validation: units per nat of validation loss.
+        train: factor that converts a training loss from nats.
+        validation: factor that converts a validation loss from nats.
     """
 
     label: str = "nats per token"
@@ -48,7 +48,10 @@ def loss_figure(
     baselines: Mapping[str, float] | None = None,
     size: tuple[float, float] = (9.0, 3.8),
 ) -> Figure:
-    """Training loss, raw and smoothed; validation losses as points; baselines, in the scale's unit, as lines."""
+    """Plot the training loss, raw and smoothed, validation losses as points, and baselines as horizontal lines.
+
+    Metrics are in nats; ``baselines`` are already in the scale's unit.
+    """
     figure = Figure(figsize=size)
     axes = figure.subplots()
     steps, losses = column(metrics.get("train", []), "loss")
@@ -70,7 +73,7 @@ def loss_figure(
 
 
 def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
-    """Horizontal lines with a label at the right end; labels of close lines are moved apart."""
+    """Draw horizontal lines with labels at the right end. Labels of close lines are moved apart."""
     low, high = axes.get_ylim()
     above = math.inf
     for index, (name, value) in enumerate(sorted(baselines.items(), key=lambda entry: -entry[1])):
@@ -89,7 +92,7 @@ def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
 
 
 def _limit_loss(axes: Axes, raw: Array, shown: Array) -> None:
-    """Set limits that include all of ``shown``, and the raw loss except for single spikes."""
+    """Set axis limits that include all of ``shown``, and all of the raw loss except isolated spikes."""
     raw, shown = raw[np.isfinite(raw)], shown[np.isfinite(shown)]
     if not len(shown):
         return
@@ -100,7 +103,7 @@ def _limit_loss(axes: Axes, raw: Array, shown: Array) -> None:
 
 
 def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """Learning rate, gradient norm, throughput and memory of the ``train`` records."""
+    """Plot learning rate, gradient norm, throughput and memory from the ``train`` records."""
     figure = Figure(figsize=(9.0, 4.8), layout=ConstrainedLayoutEngine(h_pad=0.12))
     grid = figure.subplots(2, 2, sharex=True)
     steps, rates = column(records, "learning_rate")
@@ -124,14 +127,14 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def other_losses(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the losses other than cross-entropy: multi-token prediction by depth, then balancing losses."""
+    """Return the names of all losses but cross-entropy: multi-token prediction by depth, then balancing losses."""
     known = records[-1] if records else {}
     depths = sorted(name for name in known if name.startswith("mtp_"))
     return depths + [name for name in ("sequence_balance", "load_balance", "router_z") if name in known]
 
 
 def other_losses_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """A panel per loss of :func:`other_losses`, before its weight."""
+    """Plot each of the :func:`other_losses`, unweighted, in its own panel."""
     names = other_losses(records)
     figure = Figure(figsize=(9.0, 2.4 * -(-len(names) // 2)), layout=ConstrainedLayoutEngine(h_pad=0.12))
     grid = figure.subplots(-(-len(names) // 2), 2, sharex=True, squeeze=False)
@@ -157,7 +160,7 @@ def _titled(name: str) -> str:
 
 
 def _plot_throughput(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
-    """Tokens per second on the left axis; model FLOP/s, a fixed multiple of it, on the right."""
+    """Plot tokens per second on the left axis, and model FLOP/s, which are proportional to them, on the right."""
     steps, speeds = column(records, "tokens_per_second")
     axes.plot(*thin(steps, speeds), color=COLORS[2], alpha=0.35, linewidth=0.8)
     axes.plot(*thin(steps, smooth(speeds)), color=COLORS[2])

@@ -1,4 +1,4 @@
-"""The results of the evaluation: bits per byte with baselines, and samples of generated text."""
+"""Report sections with evaluation results: bits per byte with baselines, and samples of generated text."""
 
 from functools import partial
 
@@ -10,13 +10,13 @@ from training.report.run_files import RunFiles
 
 
 def baselines(run: RunFiles) -> dict[str, float]:
-    """Bits per byte of every baseline that was measured."""
+    """Return the bits per byte of every baseline that was measured."""
     rows = run.evaluation.get("baselines") or {}
     return {name: row["bits_per_byte"] for name, row in rows.items() if row.get("bits_per_byte") is not None}
 
 
 def models(run: RunFiles) -> dict[str, float]:
-    """Bits per byte of the pretrained and the fine-tuned model, as far as they were measured."""
+    """Return the bits per byte of the pretrained and fine-tuned models, as far as they were measured."""
     scores = {name: (run.evaluation.get(key) or {}).get("bits_per_byte") for name, key in _MODELS.items()}
     return {name: value for name, value in scores.items() if value is not None}
 
@@ -25,7 +25,7 @@ _MODELS = {"pretrained model": "pretrain", "fine-tuned model": "finetune"}
 
 
 def evaluation_section(run: RunFiles) -> str:
-    """Bits per byte as bars, and the text on which they were measured."""
+    """Return a bar chart of bits per byte, with a note about the evaluated text."""
     measured = models(run)
     if not measured:
         return ""
@@ -39,7 +39,7 @@ def evaluation_section(run: RunFiles) -> str:
 
 
 def samples_section(run: RunFiles) -> str:
-    """Prompts and their completions."""
+    """Return prompts and their completions."""
     samples = run.evaluation.get("samples") or []
     parts = [
         f'<figure class="sample"><pre><b>{markup.text(sample.get("prompt", ""))}</b>'
@@ -50,7 +50,7 @@ def samples_section(run: RunFiles) -> str:
 
 
 def _what_was_measured(run: RunFiles) -> str:
-    """One line about the evaluated text and checkpoint, with a warning if the run has newer checkpoints."""
+    """Return a note about the evaluated text, with a warning if the run has newer checkpoints."""
     facts = run.evaluation.get("pretrain") or {}
     sentences = []
     if facts.get("tokens") and facts.get("bytes") and facts.get("loss") is not None:

@@ -1,4 +1,4 @@
-"""How evenly the experts are used: heat maps of the load over steps, the busiest expert, and the routers' biases."""
+"""Figures that show how evenly experts are used: heat maps of load over steps, max/mean load, and router biases."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,22 +14,22 @@ from matplotlib.ticker import MaxNLocator
 from artefacts.pages.figures import COLORS
 from training.report.series import MAX_POINTS, Array, bin_columns, expert_layers, expert_rows, smooth, thin
 
-#: Columns of a heat map; a panel can show no more.
+#: Number of columns in a heat map, which is as many as a panel can show.
 _COLUMNS = 300
 #: The colors range from a third of the mean to three times the mean.
 _LOWEST, _HIGHEST = 1 / 3, 3.0
 _PANELS_PER_ROW = 3
-#: Points of all curves in one plot together, so that the page of a large model stays small.
+#: Maximum number of points for all curves of a plot together, so that a large model's page stays small.
 _ALL_POINTS = 12_000
 
 
 def layer_label(layer: str) -> str:
-    """A readable name for ``model.layers.3``."""
+    """Return a readable name for a layer such as ``model.layers.3``."""
     return layer.replace("model.layers.", "layer ")
 
 
 def load_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """A heat map per layer: x is the step, y the expert, the color its load divided by the mean (1 is even)."""
+    """Draw one heat map per layer: x is the step, y the expert, and the color its load divided by the mean."""
     layers = expert_layers(records)
     figure, panels = _panels(len(layers), height=2.3)
     maps = []
@@ -46,7 +46,7 @@ def load_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _draw_map(axes: Axes, steps: Array, loads: Array) -> AxesImage:
-    """One layer's ``loads`` [S, E], binned to what a panel can show."""
+    """Draw one layer's ``loads`` [S, E], binned to the columns that a panel can show."""
     columns = bin_columns(steps, loads, min(_COLUMNS, len(steps)))
     image = axes.imshow(
         np.clip(columns.T, _LOWEST, _HIGHEST),
@@ -64,7 +64,7 @@ def _draw_map(axes: Axes, steps: Array, loads: Array) -> AxesImage:
 
 
 def balance_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """Load of the busiest expert divided by the mean, one line per layer; 1 is even."""
+    """Plot the busiest expert's load divided by the mean, one line per layer; 1 means perfectly balanced."""
     layers = expert_layers(records)
     figure = Figure(figsize=(9.0, 2.8))
     axes = figure.subplots()
@@ -82,7 +82,7 @@ def balance_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def bias_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """The router bias of every expert, one panel per layer; rasterized, since there may be many lines."""
+    """Plot every expert's router bias, one panel per layer. Lines are rasterized, because there may be many."""
     layers = expert_layers(records)
     figure, panels = _panels(len(layers), height=2.1)
     for axes, layer in zip(panels, layers, strict=True):
@@ -98,7 +98,7 @@ def bias_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, three per row; removes unused ones."""
+    """Create a figure with ``count`` panels, three per row."""
     rows = -(-count // _PANELS_PER_ROW)
     figure = Figure(figsize=(9.0, height * rows + 0.3))
     grid = figure.subplots(rows, min(count, _PANELS_PER_ROW), squeeze=False, sharey=True)
@@ -108,7 +108,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _name_axes(panels: Sequence[Axes], name: str) -> None:
-    """Label the y axes of the left column, and the x axes without a panel below."""
+    """Label the y axes in the left column, and the x axes of panels without another panel below."""
     for index, axes in enumerate(panels):
         if index % _PANELS_PER_ROW == 0:
             axes.set_ylabel(name)
@@ -117,7 +117,7 @@ def _name_axes(panels: Sequence[Axes], name: str) -> None:
 
 
 def _colors(count: int) -> list[Any]:
-    """Distinct colors for a few lines, a color scale for many."""
+    """Return distinct colors for a few lines, or colors from a scale for many."""
     if count <= len(COLORS):
         return list(COLORS[:count])
     positions: Array = np.linspace(0.1, 0.9, count)

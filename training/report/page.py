@@ -1,4 +1,4 @@
-"""The page: headline, missing parts, sections; one HTML text that loads nothing."""
+"""Builds the report page: headline, missing parts and sections, as a single HTML text that loads no other files."""
 
 from artefacts.pages import markup, shell
 from artefacts.pages.formats import compact, decimal, duration, whole
@@ -11,7 +11,7 @@ from training.report.training_sections import experts_section, finetuning_sectio
 
 
 def build_page(run: RunFiles) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     sections = [
         pretraining_section(run),
         experts_section(run),
@@ -28,7 +28,7 @@ def build_page(run: RunFiles) -> str:
 
 
 def headline(run: RunFiles) -> dict[str, str]:
-    """Name -> value of the most important numbers of the run, as far as they are known."""
+    """Return the run's most important numbers by name, as far as they are known."""
     facts: dict[str, str] = {}
     documents, tokens = run.counts("documents"), run.counts("tokens")
     if documents.get("documents"):
@@ -73,7 +73,7 @@ def _headline_of_evaluation(run: RunFiles) -> dict[str, str]:
 
 
 def _missing(run: RunFiles) -> str:
-    """One line about the missing parts of the page and the commands that add them."""
+    """Return a note about the page's missing parts and the commands that add them."""
     parts = {
         "the data": (not {"documents", "tokenizer", run.trained_on} <= set(run.data), "make data"),
         "pretraining": (not run.pretrain_metrics, "make pretrain"),
@@ -86,7 +86,7 @@ def _missing(run: RunFiles) -> str:
 
 
 def _versions(run: RunFiles) -> str:
-    """Versions of the code and libraries from the manifests."""
+    """Return a note with the versions of the code and libraries, from the manifests."""
     manifests = [*run.data.values(), *(part for part in (run.pretrain, run.finetune) if part)]
     versions = {name: version for part in manifests for name, version in part.versions.items()}
     if not versions:

@@ -1,4 +1,4 @@
-"""Reads the files of a run for the page; every part may be missing."""
+"""Reads a run's files for the report page. Any of them may be missing."""
 
 import json
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class RunFiles:
     """The readable parts of a run.
 
     Attributes:
-        name: of the run.
+        name: the run's name.
         data: manifests of documents, tokenizer, tokens and examples, as far as they exist.
-        pretrain: manifest of the finished pretraining.
-        finetune: manifest of the finished fine-tuning.
-        pretrain_metrics: the metrics of pretraining; empty if it has not started.
-        finetune_metrics: the metrics of fine-tuning, likewise.
-        evaluation: contents of ``evaluation/evaluation.json``; empty if there is none.
-        recipe: the resolved recipe as YAML, that of pretraining if it has started.
+        pretrain: manifest of the finished pretraining; None if it is not finished.
+        finetune: manifest of the finished fine-tuning; None if it is not finished.
+        pretrain_metrics: metrics of pretraining; empty if it has not started.
+        finetune_metrics: metrics of fine-tuning; empty if it has not started.
+        evaluation: contents of ``evaluation/evaluation.json``; empty if the file does not exist.
+        recipe: the resolved recipe as YAML. If pretraining has started, the recipe it was started with.
         wants_finetune: whether the recipe has a finetune section.
         trained_on: the artefact that pretraining is trained on, ``tokens`` or ``examples``.
     """
@@ -44,11 +44,11 @@ class RunFiles:
     trained_on: str = "tokens"
 
     def counts(self, artefact: str) -> dict[str, Any]:
-        """Counts of a data artefact; empty if it does not exist."""
+        """Return the counts of a data artefact, or an empty dict if it does not exist."""
         return self.data[artefact].counts if artefact in self.data else {}
 
     def bytes_per_token(self, split: str) -> float | None:
-        """UTF-8 bytes of text per token of ``train`` or ``validation``; None if unknown."""
+        """Return the UTF-8 bytes of text per token for ``train`` or ``validation``, or None if unknown."""
         counts = self.counts("tokens").get(split, {})
         return counts["bytes"] / counts["tokens"] if counts.get("bytes") and counts.get("tokens") else None
 
@@ -64,7 +64,7 @@ def read_run(recipe: Recipe) -> RunFiles:
     manifests = {folder.name: repair_hints.read_manifest(folder.name, folder) for folder in folders}
     on_examples = recipe.task != "language_modeling"
     if on_examples:
-        # It is from another model that was trained in this folder before.
+        # Any token shards here belong to another model that was trained in this folder before.
         manifests.pop(layout.tokens.name)
     evaluation = _read_evaluation(layout.evaluation / "evaluation.json")
     run = RunFiles(

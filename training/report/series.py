@@ -1,4 +1,4 @@
-"""Prepares numbers for plots: columns of records, smoothing, thinning."""
+"""Prepares data for plots: extracts columns from records, smooths and thins them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-#: More points per curve make no visible difference and a larger page.
+#: Maximum number of points per curve. More would make the page larger without a visible difference.
 MAX_POINTS = 2000
 
 
 def column(records: Sequence[dict[str, Any]], key: str) -> tuple[Array, Array]:
-    """(steps [S], values [S]) of the records that have the key."""
+    """Return (steps [S], values [S]) from the records that have the key."""
     points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
     table = np.array(points, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 
 def smooth(values: Array) -> Array:
-    """Moving average [S] over about a fortieth of the points; ignores NaN and infinity.
+    """Return a moving average [S] over about a fortieth of the points, ignoring NaN and infinity.
 
-    The window is centered, shrinks towards the start (where a loss falls steeply) and is cut off at the end.
+    The window is centered. It shrinks toward the start, where a loss falls steeply, and is truncated at the end.
     """
     count = len(values)
     reach = max(2, count // 80)
@@ -38,7 +38,7 @@ def smooth(values: Array) -> Array:
 
 
 def thin(steps: Array, values: Array, points: int = MAX_POINTS) -> tuple[Array, Array]:
-    """At most ``points`` points: the lowest and highest of every interval, so that no spike is lost."""
+    """Reduce a curve to at most ``points`` points: the lowest and highest in every interval, so that spikes remain."""
     if len(steps) <= points:
         return steps, values
     edges = np.linspace(0, len(steps), points // 2 + 1).astype(int)
@@ -52,7 +52,10 @@ def thin(steps: Array, values: Array, points: int = MAX_POINTS) -> tuple[Array, 
 
 
 def bin_columns(steps: Array, rows: Array, columns: int) -> Array:
-    """Mean of ``rows`` [S, E] in equal intervals of steps -> [columns, E]; an empty interval repeats the one before."""
+    """Average ``rows`` [S, E] over equal intervals of steps and return [columns, E].
+
+    An empty interval repeats the last row before it.
+    """
     edges = np.linspace(steps[0], steps[-1], columns + 1)
     starts = np.searchsorted(steps, edges[:-1], side="left")
     ends = np.append(starts[1:], len(steps))
@@ -65,19 +68,19 @@ def bin_columns(steps: Array, rows: Array, columns: int) -> Array:
 
 
 def expert_layers(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the layers with routers, in the model's order."""
+    """Return the names of the layers with routers, in the model's order."""
     return list(dict.fromkeys(layer for record in records for layer in record.get("experts", {})))
 
 
 def expert_rows(records: Sequence[dict[str, Any]], layer: str, key: str) -> tuple[Array, Array]:
-    """(steps [S], values [S, E]) of a layer's ``load`` or ``bias``, or [S, 1] of a single number."""
+    """Return (steps [S], values [S, E]) for a layer's ``load`` or ``bias``, or values [S, 1] for a scalar key."""
     logged = [record for record in records if layer in record.get("experts", {})]
     values = np.array([record["experts"][layer][key] for record in logged], dtype=np.float64)
     return np.array([record["step"] for record in logged], dtype=np.float64), values.reshape(len(logged), -1)
 
 
 def totals(records: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """(target tokens, seconds) of the run; a record stands for all steps since the previous record."""
+    """Return the run's total (target tokens, seconds). A record stands for all steps since the previous record."""
     tokens, seconds, previous = 0.0, 0.0, 0
     for record in records:
         gap = record["step"] - previous

@@ -1,4 +1,4 @@
-"""The accuracy of a model of a task (tags, text pairs or classes) on held-out examples."""
+"""Report section with the results on held-out examples, for models that predict tags, text pairs or classes."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +16,7 @@ _NUMBERED = 20
 
 
 def task_section(run: RunFiles) -> str:
-    """Scores, for classification also per class, and the outputs for some examples."""
+    """Return the scores, per-class scores for classification, and the outputs for some examples."""
     facts = run.evaluation.get("task") or {}
     if not facts:
         return ""
@@ -26,12 +26,12 @@ def task_section(run: RunFiles) -> str:
         "On held-out examples",
         markup.table(["", ""], rows),
         *(_classes(facts) if facts["kind"] == "sequence_classification" else []),
-        markup.table(["source", "target", "output"], _samples(facts), "The first of them"),
+        markup.table(["source", "target", "output"], _samples(facts), "First examples"),
     )
 
 
 def scores(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and value of each score, as text."""
+    """Yield each score's name and value, as text."""
     count = facts["examples"]
     yield "examples", whole(count)
     yield "loss (nats per target)", decimal(facts["loss"])
@@ -45,7 +45,7 @@ def scores(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def confusion_figure(names: list[str], counts: list[list[int]]) -> Figure:
-    """A heat map with a row per true class and a column per predicted class."""
+    """Draw a heat map with one row per true class and one column per predicted class."""
     size = 2.2 + 0.42 * len(names)
     figure = Figure(figsize=(size + 0.6, size))
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Curves of pretraining and fine-tuning, and the load of the experts."""
+"""Report sections with the curves of pretraining and fine-tuning, and expert loads."""
 
 import math
 from functools import partial
@@ -18,12 +18,12 @@ _EVENTS = 20
 
 
 def pretraining_section(run: RunFiles) -> str:
-    """Loss, learning rate, gradient norm, throughput, memory."""
+    """Return the curves of pretraining: loss, learning rate, gradient norm, throughput and memory."""
     return markup.section("pretraining", "Pretraining", *_curves(run.pretrain_metrics, "pretraining"))
 
 
 def finetuning_section(run: RunFiles) -> str:
-    """Curves of fine-tuning, and the held-out loss before and after it."""
+    """Return the curves of fine-tuning, and the held-out loss before and after it."""
     rows = []
     facts = run.evaluation.get("finetune") or {}
     before, after = facts.get("held_out_loss_before"), facts.get("held_out_loss_after")
@@ -38,7 +38,7 @@ def finetuning_section(run: RunFiles) -> str:
 
 
 def experts_section(run: RunFiles) -> str:
-    """Load of each layer's experts over pretraining, and on the validation text."""
+    """Return the expert loads of each layer, during pretraining and on the validation text."""
     records = run.pretrain_metrics.get("train", [])
     layers = expert_layers(records)
     parts = []
@@ -61,14 +61,14 @@ def experts_section(run: RunFiles) -> str:
 
 
 def _curves(metrics: Metrics, stage: str) -> list[str]:
-    """Figures of the metrics of one stage."""
+    """Return the figures for one stage's metrics."""
     records = metrics.get("train", [])
     if not metrics:
         return []
     broken = sum(record.get("loss") is None or not math.isfinite(record["loss"]) for record in records)
     return [
         markup.figure(inline_svg(partial(loss_figure, metrics), f"loss of {stage}")),
-        markup.note(f"Logged steps with a loss that is not finite, which are not drawn: {broken}.") if broken else "",
+        markup.note(f"Logged steps with a non-finite loss, which are not drawn: {broken}.") if broken else "",
         markup.note(_events(metrics)) if metrics.get("event") else "",
         markup.figure(
             inline_svg(
@@ -84,8 +84,8 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
 
 
 def _events(metrics: Metrics) -> str:
-    """Spikes and skipped steps: how many, and at which steps."""
-    names = {"spike": "Spikes of the loss", "skipped": "Steps skipped because the loss or gradient was not finite"}
+    """Return a sentence each on loss spikes and skipped steps: how many there were, and at which steps."""
+    names = {"spike": "Loss spikes", "skipped": "Steps skipped because the loss or gradient was not finite"}
     sentences = []
     for kind, name in names.items():
         steps = [event["step"] for event in metrics["event"] if event["event"] == kind]
@@ -96,7 +96,7 @@ def _events(metrics: Metrics) -> str:
 
 
 def _load_table(records: list[dict[str, Any]], evaluated: dict[str, Any]) -> str:
-    """How even the load of every layer is, at the last logged step and in the evaluation."""
+    """Return a table of how balanced each layer's experts are, at the last logged step and in the evaluation."""
     last = records[-1].get("experts", {}) if records else {}
     rows = []
     for layer in dict.fromkeys([*last, *evaluated]):

@@ -1,4 +1,4 @@
-"""What a callback of the trainer may do, and when it is called."""
+"""The interface of trainer callbacks: which events they can handle, and when those occur."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ class StepResult:
     Attributes:
         step: optimizer steps done, including this one.
         loss: cross-entropy in nats per target token, over the global batch.
-        learning_rate: of this step.
-        grad_norm: before clipping.
-        targets: target tokens over all ranks.
-        tokens: tokens computed over all ranks, padding and prompts included.
-        seconds: wall time on this rank.
-        terms: the mean of every other loss of the objective, before its weight.
-        loads: the load of every router; empty if the step was skipped.
-        skipped: why the step changed nothing: ``non_finite`` if the loss or a gradient was not finite, ``loss_scale``
-            if fp16's loss scale was too high; None if the step was applied.
-        loss_scale: under fp16, else None.
+        learning_rate: the learning rate of this step.
+        grad_norm: the global gradient norm before clipping.
+        targets: number of target tokens over all ranks.
+        tokens: number of tokens computed over all ranks, including padding and prompts.
+        seconds: wall-clock time on this rank.
+        terms: the mean of every other loss of the objective, before it is weighted.
+        loads: every router's load; empty if the step was skipped.
+        skipped: why the step was skipped: ``non_finite`` if the loss or a gradient was not finite, ``loss_scale`` if
+            fp16's loss scale was too high; None if the step was applied.
+        loss_scale: the loss scale under fp16, else None.
     """
 
     step: int
@@ -40,7 +40,7 @@ class StepResult:
 
 
 class Callback:
-    """Something that happens around training steps. Override the events that you need.
+    """Base class of code that runs before, between and after training steps. Override the events that you need.
 
     **When.** One call of ``Trainer.run`` triggers::
 
@@ -52,44 +52,44 @@ class Callback:
         on_interrupt or on_train_end
         close
 
-    A crash that is simulated (``train.simulate_crash_at``) goes from ``on_step_end`` to ``close``. A ``RunError`` goes
-    from where it was raised to ``on_failure`` and ``close``; any other exception goes to ``close`` alone.
+    After a simulated crash (``train.simulate_crash_at``), ``on_step_end`` is followed by ``close``. After a
+    ``RunError``, the remaining events are ``on_failure`` and ``close``; after any other exception, only ``close``.
 
     **Where.** Every rank calls every event of every callback, in the order of ``callbacks/build.py``. An event may
-    therefore run collectives, with two exceptions that are noted below.
+    therefore run collectives, except ``reduce_inputs`` and ``close``.
 
-    **Errors.** An event may raise ``RunError``, and then must do so on every rank at the same step: it ends training
-    with exit status 1. Any other exception is a bug, or a fault of this machine, and ends this process.
+    **Errors.** An event may raise ``RunError``, which ends training with exit status 1, but every rank must raise it at
+    the same step. Any other exception is a bug or a failure of this machine, and ends this process.
     """
 
     def on_train_begin(self) -> None:
-        """Before the first step; the engine is in training mode and restored."""
+        """Called before the first step. The engine is restored and in training mode."""
 
     def on_step_begin(self, step: int) -> None:
-        """Before optimizer step ``step``, counted from 1."""
+        """Called before optimizer step ``step``, counted from 1."""
 
     def on_step_end(self, result: StepResult) -> None:
-        """After every optimizer step, including one that was skipped."""
+        """Called after every optimizer step, including skipped steps."""
 
     def reduce_inputs(self) -> Sequence[float]:
-        """Numbers of this rank to be summed over all ranks after every step.
+        """Return this rank's numbers to be summed over all ranks after every step.
 
-        There must always be the same number of them. The trainer sums the numbers of all callbacks in one collective,
-        so the event must not run any.
+        A callback must return equally many numbers at every call. The trainer sums the numbers of all callbacks in one
+        collective, so this event must not run collectives itself.
         """
         return ()
 
     def on_reduced(self, sums: Sequence[float]) -> None:
-        """The sums over all ranks of what ``reduce_inputs`` returned, directly after it."""
+        """Called right after ``reduce_inputs``, with its numbers summed over all ranks."""
 
     def on_interrupt(self, step: int) -> None:
-        """A signal ended training after ``step`` steps, before the last one."""
+        """Called when a signal stops training after ``step`` steps, before the last one."""
 
     def on_train_end(self, step: int) -> None:
-        """All ``step`` steps are done."""
+        """Called when all ``step`` steps are done."""
 
     def on_failure(self) -> None:
-        """A ``RunError`` ended training, on all ranks. Must not raise."""
+        """Called on all ranks when a ``RunError`` ends training. Must not raise."""
 
     def close(self) -> None:
-        """Training is over, whatever ended it. Other ranks may be gone, so the event must not run collectives."""
+        """Called last, no matter how training ended. Must not run collectives: other ranks may already be gone."""

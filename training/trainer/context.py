@@ -1,4 +1,4 @@
-"""What one rank needs in order to train: built once by ``training.job``, read by the trainer and its callbacks."""
+"""Everything one rank needs to train: built once by ``training.job``, and used by the trainer and its callbacks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ from training.trainer.load_balancer import Balancer
 
 
 class Objective(Protocol):
-    """The losses to minimize: the sum over them of weight times mean. One of them is ``cross_entropy``."""
+    """The losses to minimize, as a weighted sum of their means. One of them is ``cross_entropy``."""
 
     weights: Mapping[str, float]
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """How many items the mean of each loss runs over in a batch."""
+        """Return the number of items in a batch that each loss is averaged over."""
         ...
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """The sum of each loss over a batch."""
+        """Return each loss, summed over a batch."""
         ...
 
     def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cross-entropy summed over a batch's targets, and the number of targets; for evaluation."""
+        """Return the cross-entropy summed over a batch's targets, and the number of targets. For evaluation."""
         ...
 
 
@@ -38,20 +38,20 @@ class TrainingContext:
     """One training run on one rank.
 
     Attributes:
-        run: the folder that the run writes to, with its stage and identity.
-        train: the train section that the run follows.
-        ranks: this process among all others.
+        run: the run's output folder, with its stage and identity.
+        train: the recipe's train section for this run.
+        ranks: this process's position among all ranks.
         engine: the DeepSpeed engine around the model.
         objective: the losses to minimize.
         data: the micro-batches of every step.
-        validation: the batches of the validation loss, the same on every rank.
-        balancer: measures the load of the routers and moves their biases.
-        saver: writes checkpoints into the folder of the run.
+        validation: the batches for the validation loss, the same on every rank.
+        balancer: measures the routers' loads and moves their biases.
+        saver: writes checkpoints to the run's folder.
         stop: set when a signal asks the run to stop.
         global_batch: samples per optimizer step.
         flops_per_token: training FLOPs per token, forward and backward.
         start_step: optimizer steps already done; 0 unless the run resumes from a checkpoint.
-        restored: the ``state`` that this checkpoint kept; empty if the run starts from nothing.
+        restored: the ``state`` saved in that checkpoint; empty if the run does not resume.
     """
 
     run: TrainingRun

@@ -1,8 +1,8 @@
-"""Auxiliary-loss-free load balancing (DeepSeek-V3 report, section 2.1.2) and the load statistics of every router.
+"""Auxiliary-loss-free load balancing (DeepSeek-V3 report, section 2.1.2), and every router's load statistics.
 
-A gate is any module with a ``router`` (see ``training.layers.router``), in the model itself or under expert
-parallelism. Routers count in the forward pass of training only, while AutoEP's counter also counts evaluation,
-recomputation and unused slots.
+A gate is any module that has a ``router`` (see ``training.layers.router``) and its bias; this holds for the model's own
+gates and for those that replace AutoEP's under expert parallelism. Routers count tokens only in the forward pass of
+training. AutoEP's own counter is not used because it also counts evaluation, recomputation and unused slots.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ BIAS = "e_score_correction_bias"
 
 @dataclass(frozen=True)
 class LayerLoad:
-    """Load of one router over one global batch.
+    """A router's load over one global batch.
 
     Attributes:
         layer: name of the router's layer.
-        share: tokens per expert divided by their mean; 1.0 is even.
-        bias: the router's bias per expert, after the update; empty if its routing method has none.
+        share: for each expert, its number of tokens divided by the mean over experts; 1.0 means perfectly balanced.
+        bias: the router's bias for each expert, after the update; empty if the routing method has no biases.
     """
 
     layer: str
@@ -36,7 +36,7 @@ class LayerLoad:
 
     @property
     def idle(self) -> int:
-        """Number of experts without a token."""
+        """Number of experts that received no tokens."""
         return sum(s == 0 for s in self.share)
 
     @property
@@ -49,24 +49,30 @@ class Balancer:
     """Sums the tokens per expert over all ranks and moves every router's bias once per optimizer step."""
 
     def __init__(self, model: nn.Module, step: float) -> None:
-        """``step``: how far a bias moves (gamma); 0 keeps the biases."""
+        """Find the gates of a model.
+
+        Args:
+            model: the model, or the engine's module.
+            step: how far a bias moves at every update (gamma in the report); 0 leaves the biases unchanged.
+        """
         self._step = step
-        # A router is reached through its gate, which holds its bias.
+        # Gates rather than routers, because a router's bias belongs to its gate.
         self._gates: list[tuple[str, Any]] = [
             (name, module) for name, module in model.named_modules() if hasattr(module, BIAS) and _router(module)
         ]
 
     def update(self, counted: bool = True) -> list[LayerLoad]:
-        """Sum the counts over all ranks, pass the loads to the routers, move biases by gamma * sign(mean - count).
+        """Sum the counts over all ranks, pass the loads to the routers, and move biases by gamma * sign(mean - count).
 
-        ``counted``: False discards the counts, which belong to a step that was skipped.
+        Args:
+            counted: False if the step was skipped; its counts are then discarded and nothing is updated.
         """
         taken = [gate.router.pop_counts() for _, gate in self._gates]
         gates = [gate for gate, counts in zip(self._gates, taken, strict=True) if counts is not None]
         if not gates or not counted:
             return []
         total_LE = sum_over_ranks(torch.stack([counts for counts in taken if counts is not None]))
-        # One transfer to the host and one back for all routers: on a GPU every transfer waits.
+        # One transfer to the host and one back for all routers, since every transfer synchronizes with the GPU.
         counts_LE = total_LE.cpu()
         mean_L1 = counts_LE.mean(1, keepdim=True)
         shares_LE = (counts_LE / mean_L1.clamp_min(1e-9)).float()
@@ -79,19 +85,19 @@ class Balancer:
             if bias is not None:
                 biased.append(bias.add_(move_E))
         names = [name.rsplit(".mlp", 1)[0] for name, _ in gates]
-        # The routing method decides whether routers have biases, so all of a model do or none does.
+        # Either all routers of a model have biases or none does, depending on the routing method.
         biases = torch.stack(biased).float().tolist() if biased else [[]] * len(gates)
         return [
             LayerLoad(name, share, bias) for name, share, bias in zip(names, shares_LE.tolist(), biases, strict=True)
         ]
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Every router's load in the last global batch by the name of its layer, which load-balance losses use."""
+        """Return the routers' loads in the last global batch, which load-balance losses use, keyed by layer name."""
         shares = {name.rsplit(".mlp", 1)[0]: gate.router.load_share for name, gate in self._gates}
         return {name: share.tolist() for name, share in shares.items() if share is not None}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Set the routers' loads from ``state_dict``, on any number of ranks."""
+        """Restore the routers' loads from ``state_dict``. The number of ranks may have changed."""
         for name, gate in self._gates:
             share = state.get(name.rsplit(".mlp", 1)[0])
             if share is not None:

@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step per global batch, everything else in callbacks."""
+"""The training loop: it runs one optimizer step per global batch and leaves everything else to callbacks."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from training.trainer.context import TrainingContext
 
 
 class Ended(Enum):
-    """How training ended: all steps are done; a signal stopped it; it was aborted at ``train.simulate_crash_at``."""
+    """How training ended: after the last step, stopped by a signal, or aborted at ``train.simulate_crash_at``."""
 
     DONE = auto()
     STOPPED = auto()
@@ -30,13 +30,18 @@ class Trainer:
     """Runs the optimizer steps of one training run."""
 
     def __init__(self, context: TrainingContext, callbacks: Sequence[Callback]) -> None:
-        """``callbacks`` are called in this order, see ``training.trainer.callbacks.build``."""
+        """Initialize the trainer.
+
+        Args:
+            context: this run.
+            callbacks: called in this order; see ``training.trainer.callbacks.build``.
+        """
         self._context, self._callbacks = context, callbacks
-        # Where DeepSpeed does not clip gradients correctly, the trainer does.
+        # The trainer clips gradients itself in the cases where DeepSpeed does it incorrectly.
         self._max_grad_norm = context.train.max_grad_norm if clips_in_trainer(context.train) else None
 
     def run(self) -> Ended:
-        """Train from ``context.start_step`` to the last step, a signal, or ``train.simulate_crash_at``.
+        """Train from ``context.start_step`` until the last step, a signal, or ``train.simulate_crash_at``.
 
         Raises:
             RunError: training cannot continue, or its result could not be saved.
@@ -63,7 +68,7 @@ class Trainer:
         return ended
 
     def run_steps(self, start: int, end: int) -> Ended:
-        """Do steps ``start`` .. ``end``-1, with the events of every step but not those of the whole training."""
+        """Run steps ``start`` .. ``end``-1 and trigger the per-step events, but no events before or after training."""
         train = self._context.train
         for step in range(start, end):
             for callback in self._callbacks:
@@ -113,7 +118,7 @@ class Trainer:
         return rate
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
-        """How many items the mean of each loss runs over in the global batch, and the tokens that are computed."""
+        """Return the number of items in the global batch that each loss is averaged over, and the number of tokens."""
         objective = self._context.objective
         per_batch = [objective.counts(batch) for batch in batches]
         names = list(objective.weights)
@@ -123,10 +128,10 @@ class Trainer:
         return dict(zip(names, sums, strict=True)), tokens
 
     def _forward_backward(self, batches: Sequence[Batch], counts: dict[str, float]) -> tuple[torch.Tensor, float]:
-        """Accumulate the gradients of the micro-batches and step; returns this rank's loss sums and the gradient norm.
+        """Accumulate gradients over the micro-batches and step. Returns this rank's loss sums and the gradient norm.
 
-        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. The scale below undoes
-        both, so that the gradient is that of the means over the global batch for any number of ranks and
+        DeepSpeed divides the loss by the number of accumulation steps and averages gradients over ranks. The scales
+        below undo both. As a result, losses are averaged over the global batch for any number of ranks and
         micro-batches.
         """
         engine, ranks, objective = self._context.engine, self._context.ranks, self._context.objective
@@ -146,7 +151,10 @@ class Trainer:
         return totals, norm
 
     def _why_skipped(self, totals: torch.Tensor) -> Literal["non_finite", "loss_scale"]:
-        """Why a step was skipped: under fp16, if the loss is finite and the loss scale can be lowered, that scale."""
+        """Return why a step was skipped.
+
+        The reason is ``loss_scale`` if, under fp16, the loss is finite and the loss scale can still be lowered.
+        """
         engine = self._context.engine
         if not engine.fp16_enabled() or not bool(totals.isfinite().all()):
             return "non_finite"
@@ -154,9 +162,9 @@ class Trainer:
         return "loss_scale" if scaler.cur_scale > scaler.min_scale else "non_finite"
 
     def _reduce(self) -> bool:
-        """Sum over ranks what the callbacks contribute; returns whether any rank received a signal to stop.
+        """Sum the callbacks' numbers over ranks. Returns whether any rank received a signal to stop.
 
-        One collective serves them all, and makes all ranks stop at the same step.
+        A single collective does both, and makes all ranks stop at the same step.
         """
         inputs = [list(callback.reduce_inputs()) for callback in self._callbacks]
         flat = [float(self._context.stop.requested), *(number for numbers in inputs for number in numbers)]
@@ -169,5 +177,8 @@ class Trainer:
 
 
 def poison_non_finite(loss: torch.Tensor) -> torch.Tensor:
-    """The loss, with gradients that are all NaN if it is not finite, so that every rank sees it in their norm."""
+    """Return the loss unchanged, but make all gradients NaN if it is not finite.
+
+    Every rank then sees a non-finite gradient norm.
+    """
     return loss * (1 + 0 * loss.detach())

@@ -282,7 +282,7 @@ def test_spikes_and_skipped_steps_are_listed(recipe, layout):
     write_lines(layout.pretrain / "metrics.jsonl", records)
     assert report(recipe) == DONE
     page = Page(layout.report.read_text(encoding="utf-8"))
-    assert "Spikes of the loss: 25, at step 20, 21," in page.text and "39, …." in page.text
+    assert "Loss spikes: 25, at step 20, 21," in page.text and "39, …." in page.text
     assert "not finite: 1, at step 50." in page.text
 
 

@@ -1,4 +1,4 @@
-"""The callbacks of a training run, in the order in which they are called."""
+"""Builds the callbacks of a training run, in the order in which they are called."""
 
 from training.trainer.callback import Callback
 from training.trainer.callbacks.checkpoint import CheckpointCallback
@@ -10,24 +10,24 @@ from training.trainer.context import TrainingContext
 
 
 def build_callbacks(context: TrainingContext) -> list[Callback]:
-    """All callbacks of a run; the order matters, see the comments."""
+    """Return all callbacks of a run. Their order matters; the comments explain why."""
     metrics = MetricsCallback(context)
     validation = ValidationCallback(context, metrics)
     stability = StabilityCallback(context, metrics)
     checkpoint = CheckpointCallback(context, validation, stability)
     return [
-        # Validation before stability: if stability ends the run at this step, its validation loss has been logged.
-        # Validation before the checkpoint: the manifest records the validation loss at its step, which decides
-        # which checkpoints are the best ones to keep.
+        # Validation before stability: if stability ends the run at this step, the validation loss is already logged.
+        # Validation before the checkpoint: the manifest records the validation loss at its step, which determines the
+        # best checkpoints to keep.
         validation,
-        # Stability before the checkpoint: a run that stability ends must not save the step that ended it, and a
-        # checkpoint includes its own step in the count of skipped steps.
+        # Stability before the checkpoint: if stability ends the run, the step that ended it must not be saved. Also, a
+        # checkpoint's count of skipped steps includes the checkpoint's own step.
         stability,
-        # The checkpoint before metrics: threads write the checkpoint from the copy that it takes, so whatever follows
+        # The checkpoint before metrics: the callback only copies the state and a thread writes it, so whatever follows
         # in the same step overlaps with writing.
         checkpoint,
-        # Metrics after validation and stability, which write records at the same events: the file has them first.
+        # Metrics after validation and stability, so that their records for a step precede the step's train record.
         metrics,
-        # The hang timer last: it restarts when all other work of a step is done, so that it covers that work too.
+        # The hang timer last: it restarts once all other work of a step is done, so its limit covers that work too.
         HangCallback(context),
     ]

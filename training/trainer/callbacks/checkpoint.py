@@ -1,4 +1,4 @@
-"""Saves checkpoints during training and at its end."""
+"""Saves checkpoints during and after training."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,20 @@ from training.trainer.context import TrainingContext
 
 
 class CheckpointCallback(Callback):
-    """Saves every ``train.save_every`` steps, when a signal stops the run, and after the last step.
+    """Saves a checkpoint every ``train.save_every`` steps, when a signal stops the run, and after the last step.
 
-    Training continues while a checkpoint is written. The last two wait until it is on disk.
+    Training continues while a checkpoint is being written. Only the saves on a signal and after the last step wait
+    until the checkpoint is on disk.
     """
 
     def __init__(self, context: TrainingContext, validation: ValidationCallback, stability: StabilityCallback) -> None:
-        """A checkpoint records the loss that ``validation`` measured and the steps that ``stability`` counted."""
+        """Take the callbacks whose values a checkpoint records.
+
+        Args:
+            context: this run.
+            validation: provides the validation loss.
+            stability: provides the counts of skipped steps.
+        """
         self._context, self._validation, self._stability = context, validation, stability
         self._last_saved = context.start_step
 
@@ -37,7 +44,7 @@ class CheckpointCallback(Callback):
         self._finish(step)
 
     def on_failure(self) -> None:
-        """A checkpoint that was begun before is valid: it is written before the run's lock is released."""
+        """Finish a checkpoint that is still being written, which is valid, before the run's lock is released."""
         self._context.saver.drain()
 
     def _begin(self, step: int) -> None:
@@ -52,6 +59,6 @@ class CheckpointCallback(Callback):
         self._last_saved = step
 
     def _finish(self, step: int) -> None:
-        """Raises ``RunError`` if the checkpoint at this step, begun now or before, is not on disk."""
+        """Save this step unless that has begun already, and wait for it. Raises ``RunError`` if saving fails."""
         self._begin(step)
         self._context.saver.finish()

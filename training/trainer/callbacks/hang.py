@@ -1,7 +1,7 @@
-"""Ends a run that hangs: every rank writes its stack to a file and dies, so that the run can be started again.
+"""Ends a run that hangs: every rank dumps its stack to a file and exits, so that the run can be restarted.
 
-Both work without the interpreter, which a rank may never return to: faulthandler's thread does not need the GIL, and
-the kernel ends the process with SIGALRM.
+Neither step needs the Python interpreter, which a hanging rank may never return to: faulthandler's thread does not
+need the GIL, and SIGALRM makes the kernel kill the process.
 """
 
 import faulthandler
@@ -11,13 +11,13 @@ from typing import TextIO
 from training.trainer.callback import Callback, StepResult
 from training.trainer.context import TrainingContext
 
-#: Seconds between the stack dump and the end of the process. The timers of the ranks start within a step of each
-#: other, and the first rank to die may take the others with it before they have written their stacks.
+#: Seconds between the stack dump and the process's death. The ranks restart their timers at slightly different times,
+#: and the first rank to die may bring down the others before they have dumped their stacks.
 _GRACE = 5
 
 
 class HangCallback(Callback):
-    """A timer of ``train.watch.hang_seconds`` that starts again after every step; 0 disables it."""
+    """A timer of ``train.watch.hang_seconds`` that is restarted after every step; 0 disables it."""
 
     def __init__(self, context: TrainingContext) -> None:
         self._path = context.run.stacks / f"rank-{context.ranks.rank:05d}.txt"
@@ -27,7 +27,7 @@ class HangCallback(Callback):
     def on_train_begin(self) -> None:
         if self._seconds:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+            self._file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115 - stays open for the whole run
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             self._restart(self._file)
 

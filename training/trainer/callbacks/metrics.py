@@ -1,8 +1,8 @@
-"""Where the numbers of a run go: a progress bar, ``metrics.jsonl`` and TensorBoard, all on rank 0.
+"""Logs a run's metrics to a progress bar, ``metrics.jsonl`` and TensorBoard, all on rank 0.
 
-``metrics.jsonl`` is appended to, one JSON object per line, each with ``kind`` (``train``, ``validation`` or ``event``),
-``step`` and ``time``, the wall-clock time in UTC. A resumed run repeats the steps after its checkpoint: readers use the
-last line of a step (``artefacts.metrics_log.read_metrics``).
+Every line that is appended to ``metrics.jsonl`` is a JSON object with at least ``kind`` (``train``, ``validation`` or
+``event``), ``step`` and ``time`` (wall-clock time in UTC). A resumed run repeats the steps after its checkpoint, so a
+step may have several lines, of which readers use the last (``artefacts.metrics_log.read_metrics``).
 """
 
 import resource
@@ -23,13 +23,13 @@ from training.trainer.context import TrainingContext
 FILE = "metrics.jsonl"
 
 
-#: Steps between values of the routers in TensorBoard, whose checksums are computed in Python, and between values of
-#: single experts, which are thousands of curves in a large model.
+#: Steps between TensorBoard values per router, and per expert. They are rarer than other values because TensorBoard
+#: computes its checksums in Python, and because a large model has thousands of curves for its experts.
 _LAYERS_EVERY, _EXPERTS_EVERY = 10, 100
 
 
 class MetricsCallback(Callback):
-    """Logs every ``train.log_every``-th step, and whatever other callbacks ``write``."""
+    """Logs every ``train.log_every``-th step, and the records that other callbacks pass to ``write``."""
 
     def __init__(self, context: TrainingContext) -> None:
         self._context = context
@@ -87,7 +87,10 @@ class MetricsCallback(Callback):
         return record
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record with ``kind`` and ``step`` to the file, and its numbers to TensorBoard. On rank 0 only."""
+        """Append a record to ``metrics.jsonl``, and its numbers to TensorBoard. Rank 0 only.
+
+        The record must contain ``kind`` and ``step``; the time is added here.
+        """
         step, now = record["step"], datetime.now(UTC).isoformat(timespec="milliseconds")
         line = orjson.dumps({**record, "time": now}) + b"\n"
         self._lines.write(step, lambda lines: lines.add(line))
@@ -101,7 +104,7 @@ class MetricsCallback(Callback):
 
 
 def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """The values of a record that TensorBoard shows, by the name of their curve; ``metrics.jsonl`` has all of it."""
+    """Yield the curve name and value of each number for TensorBoard, which shows only part of what a record holds."""
     for key, value in record.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
             yield f"{record['kind']}/{key}", value
@@ -114,7 +117,7 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak memory of this process: on the GPU, or on CPU its resident set."""
+    """Return this process's peak memory: allocated on the GPU, or resident on CPU. On MPS, the current allocation."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

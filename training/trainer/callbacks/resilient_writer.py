@@ -1,4 +1,4 @@
-"""Writers that a run can do without: a failure is reported once and does not stop training."""
+"""A wrapper for writers that training can do without: a failed write is reported once and does not stop the run."""
 
 import contextlib
 from collections.abc import Callable
@@ -17,20 +17,25 @@ T = TypeVar("T", bound=Closable)
 
 
 class ResilientWriter(Generic[T]):
-    """Wraps a writer; after a failure, the next write opens it again."""
+    """A wrapper around a writer. After a failed write, the next write reopens it."""
 
     def __init__(self, name: str, open_writer: Callable[[int], T]) -> None:
-        """``name`` stands in warnings; ``open_writer`` opens the writer at a step."""
+        """Initialize the wrapper without opening the writer.
+
+        Args:
+            name: the writer's name in warnings.
+            open_writer: opens the writer; called with the current step.
+        """
         self._name, self._open_writer = name, open_writer
         self._writer: T | None = None
         self._warned = False
 
     def open(self, step: int) -> None:
-        """Open the writer unless it is open."""
+        """Open the writer unless it is already open."""
         self.write(step, lambda _: None)
 
     def write(self, step: int, put: Callable[[T], None]) -> None:
-        """Call ``put`` with the open writer; warns of the first failure in a row."""
+        """Call ``put`` with the open writer. If several writes in a row fail, only the first failure is reported."""
         try:
             if self._writer is None:
                 self._writer = self._open_writer(step)
@@ -44,7 +49,7 @@ class ResilientWriter(Generic[T]):
             self._warned = False
 
     def close(self) -> None:
-        """Close the writer if it is open; what cannot be written is lost."""
+        """Close the writer if it is open. Buffered data that cannot be written is lost."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Stops a run that skips too many steps in a row, and reports spikes of the loss."""
+"""Ends a run that skips too many steps in a row, and reports loss spikes."""
 
 import math
 from collections import deque
@@ -10,29 +10,29 @@ from training.trainer.callback import Callback, StepResult
 from training.trainer.callbacks.metrics import MetricsCallback
 from training.trainer.context import TrainingContext
 
-#: Losses needed before the next one can be called a spike.
+#: Number of losses needed before a loss can count as a spike.
 _MIN_LOSSES = 16
 
 
 class SkippedSteps:
-    """Counts the steps that changed nothing; every rank counts the same."""
+    """Counts of the steps skipped because of a non-finite loss or gradient; the same on every rank."""
 
     def __init__(self, max_in_a_row: int) -> None:
-        """``max_in_a_row``: one more ends the run."""
+        """Start counting at zero. The run ends once more than ``max_in_a_row`` steps in a row are skipped."""
         self._max = max_in_a_row
         self.total = 0
         self.in_a_row = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The counts, for a checkpoint."""
+        """Return the counts, for a checkpoint."""
         return {"total": self.total, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from the counts of ``state_dict``."""
+        """Restore the counts from ``state_dict``."""
         self.total, self.in_a_row = state["total"], state["in_a_row"]
 
     def count(self, step: int, skipped: bool) -> None:
-        """Count step ``step``.
+        """Update the counts after step ``step``.
 
         Raises:
             RunError: too many steps in a row were skipped.
@@ -41,27 +41,31 @@ class SkippedSteps:
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if self.in_a_row > self._max:
             raise RunError(
-                f"step {step}: {self.in_a_row} steps in a row had a loss or a gradient that is not finite "
-                f"(train.watch.skipped_in_a_row={self._max}). Nothing more is saved; the newest checkpoint is older. "
-                "Look at the data from there on, or start again with a lower train.learning_rate"
+                f"step {step}: {self.in_a_row} steps in a row had a non-finite loss or gradient "
+                f"(train.watch.skipped_in_a_row={self._max}). No checkpoint is saved at this step. Check the data that "
+                "followed the newest checkpoint, or restart with a lower train.learning_rate"
             )
 
 
 class SpikeDetector:
-    """Compares each loss with the losses of the steps before it."""
+    """A detector that compares each loss with the losses of the preceding steps."""
 
     def __init__(self, window: int, deviations: float) -> None:
-        """A loss is a spike if it is more than ``deviations`` standard deviations above the mean of the ``window``
-        losses before it; 0 deviations disable it.
+        """Set what counts as a spike.
+
+        Args:
+            window: number of preceding losses that a loss is compared with.
+            deviations: a loss is a spike if it is more than this many standard deviations above their mean; 0 disables
+                the detector.
         """
         self._losses: deque[float] = deque(maxlen=window)
         self._deviations = deviations
 
     def deviation(self, loss: float) -> float | None:
-        """How many standard deviations a loss is above the recent mean, if that makes it a spike; else None.
+        """Return how many standard deviations a loss is above the recent mean, or None if it is not a spike.
 
-        A spike enters the window as the highest loss that is not one, so that a level that persists soon counts as
-        normal.
+        Spikes are clipped to the spike threshold before they enter the window. If the loss stays at a higher level,
+        that level therefore soon counts as normal.
         """
         if not self._deviations or not math.isfinite(loss):
             return None
@@ -76,13 +80,16 @@ class SpikeDetector:
 
 
 def _mean_and_deviation(values: Collection[float]) -> tuple[float, float]:
-    """The same as the ``statistics`` module, which takes seven times as long, at every step."""
+    """Return the mean and the sample standard deviation.
+
+    The ``statistics`` module would take seven times as long, at every step.
+    """
     mean = math.fsum(values) / len(values)
     return mean, math.sqrt(math.fsum([(value - mean) ** 2 for value in values]) / (len(values) - 1))
 
 
 class StabilityCallback(Callback):
-    """Stops a run of skipped steps; reports skipped steps and spikes, and logs them as ``event`` records."""
+    """Reports skipped steps and loss spikes, logs them as ``event`` records, and ends the run after too many skips."""
 
     def __init__(self, context: TrainingContext, metrics: MetricsCallback) -> None:
         watch = context.train.watch
@@ -95,7 +102,7 @@ class StabilityCallback(Callback):
     def on_step_end(self, result: StepResult) -> None:
         if self._first:
             self._report(result)
-        # A lowered loss scale is how fp16 finds its scale, not a fault.
+        # Skipping a step to lower the loss scale is part of normal fp16 training, so it does not count.
         self.skipped.count(result.step, result.skipped == "non_finite")
 
     def _report(self, result: StepResult) -> None:

@@ -1,7 +1,7 @@
-"""Scalars for TensorBoard, with all values of a step in one record that is written immediately.
+"""Writes scalars for TensorBoard: all values of a step go into one record, which is written immediately.
 
-``SummaryWriter`` writes one record per value, at 40 microseconds each: with the routers' values that came to a
-millisecond per step. Its thread also dies when the disk is full, and reports so only with some later record.
+``SummaryWriter`` writes one record per value and takes 40 microseconds for each, which with the routers' values came to
+a millisecond per step. Also, its thread dies when the disk is full, and the error only surfaces at some later record.
 """
 
 import contextlib
@@ -16,35 +16,38 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-#: Distinguishes files that one process opens within one second.
+#: Makes the names of files unique that one process opens within the same second.
 _numbers = itertools.count()
 
 
 class TensorBoardWriter:
-    """An event file of TensorBoard. After an OSError from any method it must not be written to again."""
+    """A TensorBoard event file. After any method has raised OSError, it must not be written to again."""
 
     def __init__(self, folder: Path, start: int) -> None:
-        """Open a new file; TensorBoard then hides what older files in the folder hold from step ``start`` on."""
+        """Open a new file in a folder.
+
+        From step ``start`` on, TensorBoard hides the values in the folder's older files.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115 - open as long as the run
+        self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115 - stays open for the whole run
         try:
-            # The two records that mark a restart, as SummaryWriter(purge_step=...) writes them.
+            # The same two records with which SummaryWriter(purge_step=...) marks a restart.
             self._add(start, file_version="brain.Event:2")
             self._add(start, session_log=SessionLog(status=SessionLog.START))
         except OSError:
             with contextlib.suppress(OSError):
                 self.close()
-            (folder / name).unlink()  # or a disk that stays full would gain one file per step
+            (folder / name).unlink()  # otherwise, while the disk is full, every step would leave a file behind
             raise
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a step's values by the name of their curve."""
+        """Write a step's values, keyed by curve name."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step, summary=Summary(value=scalars))
 
     def close(self) -> None:
-        """Write what is buffered and close the file."""
+        """Flush buffered data and close the file."""
         self._writer.close()
 
     def _add(self, step: int, **content: object) -> None:

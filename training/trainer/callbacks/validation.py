@@ -1,4 +1,4 @@
-"""The validation loss during training and at its end; every rank takes part."""
+"""Measures the validation loss during and after training; every rank takes part."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from training.trainer.context import TrainingContext
 
 
 class ValidationCallback(Callback):
-    """The mean loss over ``context.validation``, every ``train.eval_every`` steps and after the last step."""
+    """Measures the mean loss over ``context.validation`` every ``train.eval_every`` steps and after the last step."""
 
     def __init__(self, context: TrainingContext, metrics: MetricsCallback) -> None:
         self._context, self._metrics = context, metrics
@@ -30,7 +30,7 @@ class ValidationCallback(Callback):
         self._validate(step)
 
     def loss_at(self, step: int) -> float | None:
-        """The mean loss at a step if the newest validation was at this step, else None."""
+        """Return the validation loss at a step, or None if the most recent validation was at another step."""
         return self._loss if step == self._last_step else None
 
     @torch.no_grad()
@@ -53,10 +53,10 @@ class ValidationCallback(Callback):
 
 
 def _share(context: TrainingContext) -> list[Batch]:
-    """This rank's batches.
+    """Return this rank's batches.
 
-    Under expert parallelism every forward pass is a collective, so every rank needs the same number of batches: the
-    last round is filled with batches that have no targets.
+    Under expert parallelism every forward pass is a collective, so every rank needs the same number of batches. Ranks
+    that would be one batch short get a batch without targets.
     """
     ranks, batches = context.ranks, list(context.validation)
     while len(batches) % ranks.size:
