@@ -2,10 +2,10 @@
 
 import errno
 import re
-import resource
 import sys
 from typing import Any
 
+from artefacts.memory import peak_resident_bytes
 from configs.schema import Recipe
 from training.estimate.device import device_of
 from training.estimate.fitting import relief
@@ -59,7 +59,7 @@ def _memory() -> tuple[str, int]:
         free, total = torch.cuda.mem_get_info()
         peak = torch.cuda.max_memory_allocated()
         return f"{_gigabytes(peak)} of the GPU's {_gigabytes(total)}", free + torch.cuda.memory_reserved()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident_bytes()
     return f"{_gigabytes(peak)} of the host's memory", peak
 
 

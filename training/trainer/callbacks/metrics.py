@@ -5,7 +5,6 @@ Every line that is appended to ``metrics.jsonl`` is a JSON object with at least 
 step may have several lines, of which readers use the last (``artefacts.metrics_log.read_metrics``).
 """
 
-import resource
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,7 @@ import orjson
 import torch
 from tqdm import tqdm
 
+from artefacts.memory import peak_resident_bytes
 from artefacts.metrics_log import LineWriter
 from artefacts.progress import bar
 from training.trainer.callback import Callback, StepResult
@@ -122,4 +122,4 @@ def memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()

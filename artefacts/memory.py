@@ -1,0 +1,10 @@
+"""How much memory this process used."""
+
+import resource
+import sys
+
+
+def peak_resident_bytes() -> int:
+    """Return this process's peak resident memory. ``getrusage`` counts in bytes on macOS and in KiB elsewhere."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
