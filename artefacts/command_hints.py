@@ -32,7 +32,7 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
 
     Args:
         target: the make target.
-        recipe: the recipe to name. None: the recipe of this process.
+        recipe: the recipe to name, or None for the recipe of this process.
         more: additional overrides.
     """
     words = ["make", target]

@@ -1,4 +1,4 @@
-"""The workers' output that a launcher shows: rank 0's as it arrives and, after a failure, that of the rank at fault."""
+"""Display of the workers' output: rank 0's output as it arrives and, after a failure, the end of the failed rank's log."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Cleaning rules. Each can be turned on or off, and the default thresholds are those of the original papers."""
+"""Cleaning rules. Each can be turned on or off, and the default thresholds come from the original papers."""
 
 from typing import Annotated, ClassVar, Literal
 
