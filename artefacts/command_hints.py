@@ -41,7 +41,7 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
         words.append(f"RECIPE={_quoted(path)}")
     overrides = [word for word in _overrides() if _target_reads(target, word.partition("=")[0])]
     if overrides := [*overrides, *more]:
-        # make would expand a single dollar.
+        # Double every $, because make would expand a single one.
         words.append(f"ARGS={_quoted(' '.join(map(shlex.quote, overrides)).replace('$', '$$'))}")
     return " ".join(words)
 

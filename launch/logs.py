@@ -1,4 +1,4 @@
-"""Display of the workers' output: rank 0's output as it arrives and, after a failure, the end of the failed rank's log."""
+"""Display of the workers' output: rank 0's as it arrives and, after a failure, the end of the failed rank's log."""
 
 import contextlib
 import os

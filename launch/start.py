@@ -94,7 +94,7 @@ def _supervise(
     )
     status = ended.status
     if status == command.FAILED and run.manifest() is not None:
-        return command.DONE  # the signal came after the last step
+        return command.DONE  # the signal arrived after the last step
     if status == command.FAILED and _hung(run.stacks, began):
         _print_error(
             f"{verb}: no step in {recipe.train.watch.hang_seconds} s (train.watch.hang_seconds); the stack of every "

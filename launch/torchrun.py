@@ -62,7 +62,7 @@ def _local_address(rendezvous: str) -> list[str]:
     with contextlib.suppress(OSError):  # check_port reports what is wrong with the rendezvous
         family, kind, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as udp:
-            udp.connect(address)  # sends nothing
+            udp.connect(address)  # sends nothing, but selects the route
             return [f"--local-addr={udp.getsockname()[0]}"]
     return []
 

@@ -39,7 +39,7 @@ class HuggingFaceTokenizer(Tokenizer):
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             self._pieces = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # the library raises no narrower class
+        except Exception as error:  # the library raises nothing more specific
             raise RequestError(f"not a tokenizer in Hugging Face's format ({' '.join(str(error).split())})") from None
         self._pieces.no_truncation()
         self._pieces.no_padding()

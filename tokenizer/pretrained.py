@@ -155,7 +155,7 @@ def _converted(gpt2: dict[str, Path]) -> str:
     vocabulary, merges = (str(gpt2[name]) for name in _GPT2_NAMES)
     try:
         tokenizer = Tokenizer(models.BPE.from_file(vocabulary, merges))
-    except Exception as error:  # the library raises no narrower class
+    except Exception as error:  # the library raises nothing more specific
         raise RequestError(" ".join(str(error).split())) from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -28,7 +28,7 @@ from training.data.pretraining import PretrainingData
 from training.data.windows import TokenWindows
 
 END, PAD = 2, 3
-#: Samples per micro-batch of a rank, and samples per step.
+#: Samples per micro-batch on each rank, and samples per step.
 MICRO, GLOBAL = 32, 512
 #: The targets that were set for the loader.
 TOKENS_A_SECOND, FIRST_SECONDS, FIRST_BYTES = 100e6, 1.0, 200e6

@@ -133,7 +133,7 @@ class SourceSection(Section):
     def _known(cls, encoding: str) -> str:
         """Check the encoding, and return Python's canonical name for it."""
         try:
-            # Codecs that are not for text, such as punycode, refuse this error handler.
+            # Codecs that are unsuitable for files of text, such as punycode, refuse this error handler.
             b"\xff".decode(encoding, "surrogateescape")
         except UnicodeDecodeError:
             # This is a text encoding, in which this single byte is not a valid character.
