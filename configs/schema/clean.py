@@ -71,10 +71,10 @@ class GopherRepetitionSection(Section):
         0.30, ge=0.0, le=1.0, description="Maximum fraction of paragraphs that repeat an earlier one."
     )
     duplicate_line_chars: float = Field(
-        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters that are in such lines."
+        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters that are in repeated lines."
     )
     duplicate_paragraph_chars: float = Field(
-        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters that are in such paragraphs."
+        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters that are in repeated paragraphs."
     )
     top_ngram_chars: dict[_Words, _Fraction] = Field(
         {2: 0.20, 3: 0.18, 4: 0.16},
