@@ -1,6 +1,7 @@
-"""Whether the Python that runs this file has what Millrace runs with: one line says what is missing, with status 2.
+"""Check that this Python interpreter has the version and the packages that Millrace needs.
 
-``python .ci/environment.py [PACKAGE ...]``: packages needed besides. It must run on any Python 3.
+``python .ci/environment.py [PACKAGE ...]`` also checks for these packages. If anything is missing, the script prints
+one line about it and exits with status 2. It must run on any Python 3.
 """
 
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 
 
 def missing(more):
-    """The packages of pyproject.toml, and of ``more``, that are not installed here."""
+    """Yield the packages from pyproject.toml and from ``more`` that are not installed."""
     import tomllib
     from importlib import metadata
 

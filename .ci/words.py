@@ -1,8 +1,8 @@
-"""Find words that `words.txt` replaces: names in code, and words in comments, docstrings, messages and documents.
+"""Find words that `words.txt` advises against, in names, comments, docstrings, messages and documents.
 
     python .ci/words.py [FILE OR FOLDER ...]    default: every file that git tracks
 
-Prints one line per place and exits with 1 if there is any. A line that ends in the comment `words: ok` is skipped.
+Prints one line per match, and exits with status 1 if there are any. Lines that contain `words: ok` are skipped.
 """
 
 import ast
@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WORDS = Path(__file__).with_name("words.txt")
-#: Written by other programs, or about these words.
+#: Prefixes of paths that are not checked: generated files, the word list itself, and its test.
 SKIPPED = ("requirements", ".ci/words", "benchmarks/results/", "LICENSE", "tests/test_words.py")
 TEXTS = {".md", ".yaml", ".yml", ".toml", ".c", ".css", ""}
 
 
 def main(arguments: list[str]) -> int:
-    """Check the files and print what was found; returns the exit status."""
+    """Check the files, print the matches, and return the exit status."""
     names, texts = read_words()
     hits = 0
     for path in tracked(arguments):
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 
 def read_words() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
-    """Names -> advice, and patterns of text with their advice."""
+    """Read `words.txt`. Returns a map from names to advice, and a list of text patterns with their advice."""
     names: dict[str, str] = {}
     texts: list[tuple[re.Pattern[str], str]] = []
     section = ""
@@ -53,7 +53,7 @@ def read_words() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
 
 
 def tracked(arguments: list[str]) -> Iterator[Path]:
-    """Files of the repository in these places."""
+    """Yield the files to check: those that git tracks in these places, or everywhere if there are none."""
     done = subprocess.run(["git", "ls-files", "--", *arguments], capture_output=True, text=True, check=True)
     for name in done.stdout.splitlines():
         path = Path(name)
@@ -62,7 +62,7 @@ def tracked(arguments: list[str]) -> Iterator[Path]:
 
 
 def in_text(path: Path, source: str, texts: list[tuple[re.Pattern[str], str]]) -> Iterator[tuple[int, str, str]]:
-    """Line, words and advice for each pattern that a document, or a comment or string of a program, contains."""
+    """Yield (line, matched text, advice) for each match in a document, or in a program's comments and strings."""
     if path.suffix != ".py":
         pieces = [(1, source)]
     else:
@@ -76,7 +76,7 @@ def in_text(path: Path, source: str, texts: list[tuple[re.Pattern[str], str]]) -
 
 
 def in_names(source: str, names: dict[str, str]) -> Iterator[tuple[int, str, str]]:
-    """Line, name and advice for each name that the program defines."""
+    """Yield (line, name, advice) for each name on the list that a program defines."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             name = node.id

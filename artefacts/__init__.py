@@ -1,1 +1,4 @@
-"""What every stage uses: manifests, fingerprints, atomic files, locks, progress bars, messages. Knows no recipe."""
+"""Tools that every stage uses: manifests, fingerprints, atomic writes, locks, progress bars and messages.
+
+Nothing here depends on recipes.
+"""

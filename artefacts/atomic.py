@@ -1,4 +1,4 @@
-"""Write to a temporary file, fsync, rename: a reader sees the old file or the new one, never a part of one."""
+"""Atomic writes: write a temporary file, fsync it, then rename it. Readers see either the old or the new content."""
 
 import errno
 import json
@@ -12,10 +12,10 @@ from artefacts.errors import RequestError
 
 
 def temp_path(path: Path) -> Path:
-    """A unique name in the same folder, for a file that will be renamed to ``path`` when it is complete.
+    """Return a unique path in the same folder, for a file that will be renamed to ``path`` once it is complete.
 
-    A stage removes such files of killed writers (``artefacts/stage.py``). The name is random, and not a process number,
-    because tasks on several machines may write the same file.
+    If its writer is killed, the stage removes the file later (``artefacts/stage.py``). The name is random rather than a
+    process ID, because tasks on several machines may write the same file.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
 
@@ -26,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refused(folder: Path, error: OSError) -> RequestError | None:
-    """The error to raise if a folder may not be written; None: the error is of another kind."""
+    """Return the error to raise if ``error`` means that a folder is not writable. None if it means something else."""
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         return None
     return RequestError(
@@ -39,7 +39,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content atomically and durably.
 
     Raises:
-        RequestError: the folder may not be written.
+        RequestError: the folder is not writable.
     """
     partial = temp_path(path)
     try:
@@ -53,7 +53,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def rename_file(partial: Path, path: Path) -> None:
-    """Rename a finished file after an fsync. After a power failure it is complete or absent."""
+    """Fsync a finished file, then rename it. After a power failure it is either complete or absent."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -63,15 +63,15 @@ def rename_file(partial: Path, path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``write_text`` of a JSON value, indented and with sorted keys."""
+    """Write a JSON value with ``write_text``, indented and with sorted keys."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Read a JSON file and return its value.
 
     Raises:
-        RequestError: it is damaged.
+        RequestError: the file is damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below a folder, and the folder."""
+    """Fsync a folder and every file and folder below it."""
     for parent, _, names in os.walk(folder):
         for name in names:
             descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
@@ -92,7 +92,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that renames in it survive a power failure."""
+    """Fsync a folder, so that renames in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,7 +101,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename_folder(partial: Path, target: Path) -> None:
-    """Publish a finished folder under its name. The target must not exist, or be an empty folder."""
+    """Publish a finished folder under its final name. The target must not exist or must be an empty folder."""
     sync_tree(partial)
     os.rename(partial, target)
     sync_folder(target.parent)
@@ -111,7 +111,7 @@ def move_aside(folder: Path) -> Path:
     """Move an outdated folder to ``previous/DATE-NAME`` next to it, on the same disk, and return the new path.
 
     Raises:
-        RequestError: it cannot be moved, because a disk is mounted there.
+        RequestError: the folder cannot be moved because a disk is mounted there.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     shelf = folder.parent / "previous"

@@ -1,4 +1,4 @@
-"""C code of Millrace, compiled on first use by the machine's compiler and cached."""
+"""Millrace's C code, compiled on first use with the machine's compiler, and cached."""
 
 import contextlib
 import ctypes
@@ -16,39 +16,41 @@ from pathlib import Path
 from artefacts.checkout import CHECKOUT
 
 _FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC")
-#: Code for the processor of this machine. It may not run on others.
+#: Generates code for this machine's processor. The code may not run on other processors.
 _THIS_PROCESSOR = "-march=native"
 _SECONDS = 120
-#: Environment variable with the files reported as not compiled, so that child processes do not report them again.
+#: Environment variable that lists the files already reported as not compiled, so that child processes stay silent.
 _REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
 
 
 def folders() -> tuple[Path, Path]:
-    """Where compiled code is cached: ``MILLRACE_CACHE`` (default: ``.cache`` of the checkout), and the user's cache.
+    """Return the two folders where compiled code is cached.
 
-    The second one is used if the first may not be written.
+    The first is in ``MILLRACE_CACHE`` (default: the checkout's ``.cache``). The second is in the user's cache, and is
+    used if the first is not writable.
     """
     chosen = os.environ.get("MILLRACE_CACHE")
     return (Path(chosen) if chosen else CHECKOUT / ".cache") / "native", user_cache() / "native"
 
 
 def user_cache() -> Path:
-    """The user's cache folder."""
+    """Return the folder for Millrace in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
 
 
 def may_write(folder: Path) -> bool:
-    """Whether a folder can be written, or created if it does not exist."""
+    """Return whether a folder is writable, or can be created if it does not exist."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 @functools.cache
 def library(source: Path, *flags: str) -> ctypes.CDLL | None:
-    """The shared library of a C file, compiled with additional ``flags``; None, and a line on stderr, if that fails.
+    """Compile a C file with additional ``flags``, and load it. On failure, print a line to stderr and return None.
 
-    The file's name is a hash of the source, the compiler, the flags and the machine. Processes that need it at the same
-    time each compile it and rename it into place, so there is no lock, and no reader sees an incomplete file.
+    The cache key is a hash of the source, the compiler, the flags and the machine. If several processes need the
+    library at the same time, each compiles it and renames it into place. So there is no lock, and no reader sees an
+    incomplete file.
     """
     try:
         compiler = shlex.split(os.environ.get("CC") or "cc")
@@ -74,7 +76,7 @@ def _key(compiler: list[str], source: Path, flags: tuple[str, ...]) -> str:
 
 
 def _instructions() -> bytes:
-    """The instruction sets of this processor. Nodes that share a cache may differ."""
+    """Return this processor's instruction sets, because nodes that share a cache may have different processors."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
@@ -84,7 +86,7 @@ def _instructions() -> bytes:
 
 
 def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
-    """Compile next to the target and rename; if that folder cannot be written, compile for this process alone."""
+    """Compile next to the target and rename. If the folder is not writable, compile for this process only."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder: str | None = str(target.parent) if os.access(target.parent, os.W_OK) else None

@@ -1,4 +1,4 @@
-"""The folder of Millrace. It runs from its checkout and is never installed."""
+"""The path of the Millrace checkout. Millrace runs from its checkout and is never installed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Commands in messages, ready to paste: with the recipe and the overrides of this process."""
+"""Ready-to-paste commands for messages. They repeat the recipe and the overrides that this process was started with."""
 
 import os
 import re
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-#: The recipe of ``make`` without RECIPE.
+#: The recipe that ``make`` uses without RECIPE.
 _DEFAULT_RECIPE = "configs/demo.yaml"
-#: Overrides that launchers add to the commands of their processes. Users do not type them.
+#: Overrides that launchers add when they start processes. Users do not type them.
 _OF_LAUNCHERS = ("launch.kind=", "launch.rendezvous=")
 
 
@@ -22,18 +22,18 @@ _target_reads: Callable[[str, str], bool] = _reads_any
 
 
 def install_key_filter(target_reads: Callable[[str, str], bool]) -> None:
-    """Show an override in a hint only if ``target_reads(target, key)``; see ``configs.command``."""
+    """From now on, show an override in a hint only if ``target_reads(target, key)``. See ``configs.command``."""
     global _target_reads
     _target_reads = target_reads
 
 
 def make(target: str, recipe: str | None = None, *more: str) -> str:
-    """``make TARGET`` with RECIPE and, in ARGS, the overrides that the target reads.
+    """Return ``make TARGET`` with RECIPE and, in ARGS, the overrides that the target reads.
 
     Args:
-        target: the target.
-        recipe: its recipe; None: that of this process.
-        more: further overrides.
+        target: the make target.
+        recipe: the recipe to name, or None for the recipe of this process.
+        more: additional overrides.
     """
     words = ["make", target]
     path = recipe or _recipe()
@@ -41,22 +41,22 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
         words.append(f"RECIPE={_quoted(path)}")
     overrides = [word for word in _overrides() if _target_reads(target, word.partition("=")[0])]
     if overrides := [*overrides, *more]:
-        # make would expand a single dollar.
+        # Double every $, because make would expand a single one.
         words.append(f"ARGS={_quoted(' '.join(map(shlex.quote, overrides)).replace('$', '$$'))}")
     return " ".join(words)
 
 
 def python(command: str) -> str:
-    """``python -m COMMAND`` with this interpreter, ``--recipe`` and the overrides."""
+    """Return ``python -m COMMAND`` with the path of this interpreter, ``--recipe`` and the overrides."""
     words = ["-m", *shlex.split(command), "--recipe", _recipe() or "FILE", *_overrides()]
     return shlex.join([_interpreter(), *words])
 
 
 def _quoted(text: str) -> str:
-    """A quoted word of a shell, in double quotes if possible."""
+    """Quote a word for the shell, with double quotes if possible."""
     if shlex.quote(text) == text or re.search(r'["`\\!]|\$(?!\$)', text):
         return shlex.quote(text)
-    # Within double quotes the shell would replace two dollars by its process number.
+    # Within double quotes, the shell would replace $$ with its process ID.
     return shlex.quote(text) if "$" in text else f'"{text}"'
 
 
@@ -66,7 +66,7 @@ def _interpreter() -> str:
 
 
 def _recipe() -> str:
-    """The recipe among the arguments of this process, which are those of its workers too; empty: there is none."""
+    """Return the recipe from this process's arguments, which its workers share. Empty if there is none."""
     for word, following in pairwise([*sys.argv, ""]):
         name, _, path = word.partition("=")
         if name == "--recipe" and (path or following):

@@ -1,9 +1,9 @@
-"""The differences between two identities, as keys of the recipe."""
+"""Differences between two identities, reported as recipe keys."""
 
 import re
 from typing import Any
 
-#: Key of an identity -> key of the recipe, where they differ.
+#: Identity key -> recipe key, where their names differ.
 _KEYS = {
     "sources": "data.sources",
     "clean": "data.clean",
@@ -16,7 +16,7 @@ _KEYS = {
     "classes": "model.classes",
     "mixture": "data.sources weights:",
 }
-#: Keys of an identity, and inputs, whose values are not shown.
+#: Identity keys and inputs whose values are not shown, with the text to show instead.
 _WITHOUT_VALUES = {
     "pretrain": "other pretrained weights",
     "weights": "other pretrained weights",
@@ -34,7 +34,7 @@ _LONGEST_VALUE = 40
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
-    """Every dotted key for which two nested mappings differ, such as ``model.hidden_size 192 -> 256``."""
+    """List the dotted keys whose values differ between two nested mappings: ``model.hidden_size 192 -> 256``."""
     lines: list[str] = []
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
@@ -46,16 +46,16 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
 
 
 def first_difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """The first of ``differences``; empty: there are none."""
+    """Return the first of ``differences``, or an empty string if there are none."""
     return next(iter(differences(before, after)), "")
 
 
 def explained(
     identity: dict[str, Any], inputs: dict[str, str], new_identity: dict[str, Any], new_inputs: dict[str, str]
 ) -> str:
-    """The differences between what an artefact was built from and what is wanted now; empty: there are none.
+    """Describe how the identity and inputs of an artefact differ from the new ones. Empty if they do not.
 
-    Recipe keys have both values, as in ``train.steps 100 -> 150``. Inputs have their names.
+    Recipe keys are shown with both values, as in ``train.steps 100 -> 150``, and inputs only with their names.
     """
     keys = changed_keys(identity, new_identity)
     others = [_of_input(name) for name in sorted({*inputs, *new_inputs}) if inputs.get(name) != new_inputs.get(name)]
@@ -65,10 +65,10 @@ def explained(
 
 
 def changed_keys(identity: dict[str, Any], new_identity: dict[str, Any]) -> list[str]:
-    """The recipe's keys for which two identities of an artefact differ, with both values."""
+    """List the recipe keys in which two identities of an artefact differ, with both values."""
     kinds = [[*sections.get("sources", {})] for sections in (identity, new_identity)]
     if all(len(kind) == 1 for kind in kinds) and kinds[0] != kinds[1] and "ids" not in {*identity, *new_identity}:
-        # A single source is named after its kind. Other differences follow from that.
+        # A single source is named after its kind. All other differences follow from this one.
         return [f"data.source.kind {kinds[0][0]} -> {kinds[1][0]}"]
     return [_in_recipe(line, "ids" not in new_identity) for line in differences(identity, new_identity)]
 
@@ -85,7 +85,7 @@ def _in_recipe(line: str, single_source: bool) -> str:
 
 
 def _of_input(name: str) -> str:
-    """Describe a changed input. Fingerprints of sources are named ``SOURCE: files``."""
+    """Describe a changed input. The fingerprint of a source's files is named ``SOURCE: files``."""
     return _WITHOUT_VALUES.get(name) or f"other content of the source {name.partition(':')[0]}"
 
 

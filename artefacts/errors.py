@@ -1,37 +1,37 @@
-"""Errors that a command reports in one line."""
+"""Errors that commands report in one line."""
 
 import errno
 
-#: Error numbers of a failing disk or network file system. They say nothing about the content of a file.
+#: Error numbers of a failing disk or network file system. They do not mean that a file is damaged.
 STORAGE_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class RequestError(Exception):
-    """The request is wrong. The message says in one line what and how to fix it. Commands exit with status 2."""
+    """The user's request is wrong. The message is one line: what is wrong, and how to fix it. The exit status is 2."""
 
 
 class UnreachableError(RequestError):
-    """A service over the network does not answer. Finished artefacts do not need it."""
+    """A network service does not respond. Finished artefacts do not need it."""
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal requested a stop. Finished work is saved. Commands exit with status 75, after Ctrl-C with 130."""
+    """A signal asked the command to stop. Finished work is saved. The exit status is 75, or 130 after Ctrl-C."""
 
 
 class WorkerKilledError(Exception):
-    """A worker process was killed from outside. The message says what to do. Commands exit with status 1."""
+    """A worker process was killed from outside. The message says what to do. The exit status is 1."""
 
 
 class StorageError(Exception):
-    """A disk failed to read. The message says so in one line. Commands exit with status 1.
+    """A disk failed to read. The message says so in one line. The exit status is 1.
 
-    It is not an OSError, which a damaged or missing file raises as well. Such an input is counted as unreadable; a
-    failing disk ends the stage.
+    This is deliberately not an OSError, which a damaged or missing file raises too. Such an input is counted as
+    unreadable, whereas a failing disk stops the stage.
     """
 
 
 def spelled(text: str) -> str:
-    """A text with everything escaped that UTF-8 cannot encode: bytes of a file name (``\\xe9``) and lone surrogates."""
+    """Escape what UTF-8 cannot encode in a string: raw bytes of file names (as ``\\xe9``) and lone surrogates."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -39,7 +39,7 @@ def spelled(text: str) -> str:
 
 
 def utf8_fault(text: str) -> str | None:
-    """What is wrong with a text that UTF-8, and so a manifest, cannot hold, and what to do; None: nothing."""
+    """Explain why a string cannot be encoded as UTF-8, as manifests require, and how to fix it. None if it can."""
     if (escaped := spelled(text)) == text:
         return None
     return (
@@ -48,4 +48,4 @@ def utf8_fault(text: str) -> str | None:
 
 
 class RunError(Exception):
-    """The run cannot continue. The message says in one line why and what to do. Commands exit with status 1."""
+    """The run cannot continue. The message is one line: the reason, and what to do. The exit status is 1."""

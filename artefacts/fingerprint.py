@@ -1,4 +1,4 @@
-"""Fingerprints: sha256 of files and of JSON values."""
+"""Fingerprints: SHA-256 hashes of files and of JSON values."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ _BLOCK = 1 << 20
 
 
 def of_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(_BLOCK):
@@ -18,6 +18,6 @@ def of_file(path: Path) -> str:
 
 
 def of_value(value: Any) -> str:
-    """sha256 of a JSON value in canonical form: sorted keys, no spaces."""
+    """Return the SHA-256 of a JSON value in canonical form (sorted keys, no spaces), in hexadecimal."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

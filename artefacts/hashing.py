@@ -1,4 +1,7 @@
-"""Seeded samples and splits by hash. They depend on the seed and the documents, not on their order or on workers."""
+"""Seeded sampling and splitting by hash.
+
+The result depends on the seed and the documents, not on the order of the documents or the number of workers.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.uint64]:
-    """A uniform 64-bit hash of each name. Different seeds and purposes give independent hashes."""
+    """Return a uniform 64-bit hash of each name. Different seeds and purposes give independent hashes."""
     key = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=32)
     digests = bytearray()
     for name in names:
@@ -19,7 +22,7 @@ def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.ui
 
 
 def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
-    """Mask of the members with the smallest hashes whose sizes add up to about ``budget``; at least one is chosen."""
+    """Return a mask of the items with the smallest hashes that fit into ``budget`` together, and at least one."""
     order = np.lexsort((np.arange(len(hashes)), hashes))
     total = np.cumsum(sizes[order])
     chosen = np.zeros(len(hashes), dtype=bool)
@@ -28,30 +31,31 @@ def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) 
 
 
 def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool_], bool]:
-    """Mask of the members whose hash is in the lowest ``fraction``, and whether one had to be forced.
+    """Return a mask of the items whose hash is in the lowest ``fraction``, and whether the choice was forced.
 
-    If no hash is that low, the members with the smallest hash are chosen.
+    If no hash is that low, the choice is forced: the items with the smallest hash are chosen.
     """
     chosen = hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
     forced = not chosen.any()
     return (hashes == hashes.min() if forced else chosen), forced
 
 
-#: Hashes and sizes (bytes) of documents, in any number of pieces.
+#: Hashes and sizes (in bytes) of documents, in any number of pieces.
 Pieces = Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]
 
-#: The hashes are counted by their top 16 bits.
+#: Hashes are binned by their top 16 bits.
 _BINS = 1 << 16
 _SHIFT = np.uint64(48)
 
 
 def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
-    """The largest hash in a sample of about ``budget`` bytes of the documents with the smallest hashes.
+    """Return a threshold such that the documents with hashes up to it fit into ``budget`` bytes, with little room left.
 
-    At least one document is sampled. ``pieces`` is called twice. About 1/65,536 of the documents are held in memory.
+    At least one document is included, even if it alone exceeds the budget. ``pieces`` is called twice, unless all
+    documents fit. Only about 1/65,536 of the documents are held in memory.
 
     Returns:
-        The hash; None: all documents fit.
+        The threshold, or None if all documents fit.
     """
     totals, documents = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
     for hashes, sizes in pieces():
@@ -68,7 +72,7 @@ def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
     count = int(np.searchsorted(before + np.cumsum(sizes[order]), budget, side="right"))
     if count:
         return int(hashes[order[count - 1]])
-    # None of this bin fits: the sample ends with the bins before it.
+    # Nothing in this bin fits, so the sample ends with the bins before it.
     return (chosen << 48) - 1 if documents[:chosen].any() else int(hashes[order[0]])
 
 
@@ -76,7 +80,7 @@ Hashes = NDArray[np.uint64]
 
 
 def mix(values: Hashes) -> Hashes:
-    """A bijection that mixes the bits of 64-bit numbers (the finalizer of splitmix64)."""
+    """Mix the bits of 64-bit numbers with a bijection, the finalizer of splitmix64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Locks of folders: one command alone, or several tasks of one command together.
+"""Folder locks, either exclusive to one command or shared by several tasks of one command.
 
 The kernel releases a lock when its process dies, so locks are never stale.
 """
@@ -14,30 +14,30 @@ from pathlib import Path
 from artefacts import atomic
 from artefacts.errors import RequestError
 
-#: Content of the holder's file while a task prepares the folder for all tasks.
+#: Content of the holder file while one task prepares the folder for all tasks.
 _PREPARING = "a task that prepares it"
-#: Seconds for which another command must hold the lock before it is refused. Some commands hold it only for a moment.
+#: Seconds to wait for a lock before giving up. Some commands hold it only for a moment.
 _PATIENCE = 1.0
 
 
 @contextmanager
 def hold(folder: Path, what: str = "") -> Iterator[None]:
-    """Hold the lock of a folder (``.NAME.lock`` next to it) alone.
+    """Hold a folder's lock (``.NAME.lock`` next to it) exclusively.
 
     If the body raises ``RequestError`` before anything was written, the lock file and new parent folders are removed.
 
     Args:
         folder: the folder.
-        what: what another holder does, for the error message.
+        what: what another holder of the lock is doing, for the error message.
 
     Raises:
-        RequestError: another process holds the lock (the message names it), or the lock cannot be written.
+        RequestError: another process holds the lock (the message names it), or the lock file cannot be written.
     """
     is_new = not _file(folder).exists()
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     with ExitStack() as stack:
         since = time.monotonic()
-        # Open it each time, because a command that was refused may have removed the file.
+        # Reopen the file each time, because a command that was refused may have removed it.
         while not _taken(stack.enter_context(_opened(folder)), fcntl.LOCK_EX, folder):
             stack.close()
             if time.monotonic() > since + _PATIENCE:
@@ -55,7 +55,7 @@ def hold(folder: Path, what: str = "") -> Iterator[None]:
 
 
 def _remove(folder: Path, parents: list[Path]) -> None:
-    """Remove the lock files of a folder, which this process holds, and parent folders that are then empty."""
+    """Remove a folder's lock files, which this process holds, and the parent folders that are then empty."""
     for path in (_holder(folder), _file(folder)):
         path.unlink(missing_ok=True)
     with suppress(OSError):
@@ -64,7 +64,7 @@ def _remove(folder: Path, parents: list[Path]) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the lock of a folder alone; False if the lock cannot be opened."""
+    """Return whether a process holds a folder's lock exclusively. False if the lock file cannot be opened."""
     try:
         with open(_file(folder), "rb+") as stream:
             return not _taken(stream.fileno(), fcntl.LOCK_SH, folder)
@@ -73,7 +73,7 @@ def is_held(folder: Path) -> bool:
 
 
 def refuse_if_held(folder: Path, what: str = "") -> None:
-    """Raise ``RequestError`` if a process holds the lock of a folder alone; ``what`` describes what it does."""
+    """Raise ``RequestError`` if a process holds a folder's lock exclusively. ``what`` says what that process does."""
     if not _file(folder).exists():
         return
     with _opened(folder) as descriptor:
@@ -83,10 +83,10 @@ def refuse_if_held(folder: Path, what: str = "") -> None:
 
 @contextmanager
 def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a folder together with other processes. The first one prepares the folder alone.
+    """Share a folder's lock with other processes. The first process calls ``prepare`` while the others wait.
 
     Raises:
-        RequestError: a process holds the lock alone; the message names it.
+        RequestError: a process holds the lock exclusively; the message names it.
     """
     with _opened(folder) as descriptor:
         if _taken(descriptor, fcntl.LOCK_EX, folder):
@@ -100,7 +100,7 @@ def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
 
 
 def _wait_for_preparation(descriptor: int, folder: Path) -> None:
-    """Share the lock when no process holds it alone. Raise if a process other than a preparing task holds it."""
+    """Share the lock as soon as no process holds it exclusively. Raise unless the holder is a task that prepares."""
     since = time.monotonic()
     while not _taken(descriptor, fcntl.LOCK_SH, folder):
         if _named(folder) == _PREPARING:
@@ -112,7 +112,7 @@ def _wait_for_preparation(descriptor: int, folder: Path) -> None:
 
 @contextmanager
 def wait(folder: Path) -> Iterator[None]:
-    """Wait for the lock of a folder, and hold it alone."""
+    """Wait for a folder's lock, and hold it exclusively."""
     with _opened(folder) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -139,7 +139,7 @@ def _opened(folder: Path) -> Iterator[int]:
 def _taken(descriptor: int, how: int, folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-        # A refused command may have removed the file after it was opened. A lock of a removed file has no effect.
+        # A refused command may have removed the file after it was opened. A lock on a removed file has no effect.
         return os.path.samestat(os.fstat(descriptor), _file(folder).stat())
     except (BlockingIOError, FileNotFoundError):
         return False
@@ -159,7 +159,7 @@ def _holder(folder: Path) -> Path:
 
 
 def _named(folder: Path) -> str | None:
-    """The process that holds the lock alone, as it describes itself."""
+    """Return how the exclusive holder of the lock describes itself, or None if there is no holder file."""
     try:
         return _holder(folder).read_text().strip()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The manifest of an artefact: its recipe, its inputs and its files. An artefact with a manifest is complete.
+"""An artefact's manifest: its recipe keys, inputs and files. An artefact with a manifest is complete.
 
-It is the file ``manifest.json`` in the artefact's folder. It has no time, host name or process number, so the same
-recipe and inputs give the same bytes.
+The manifest is the file ``manifest.json`` in the artefact's folder. It contains no time, host name or process ID, so
+the same recipe and inputs give the same bytes.
 """
 
 import json
@@ -19,12 +19,12 @@ from artefacts.errors import RequestError
 NAME = "manifest.json"
 FORMAT = 1
 MILLRACE_VERSION = "0.1.0"
-#: Number of files that are hashed at a time.
+#: Number of files to hash at the same time.
 _READERS = min(8, os.cpu_count() or 1)
 
 
 class DamagedError(RequestError):
-    """A damaged manifest. ``fault`` says why, without the fix, for callers that know a better one."""
+    """The manifest is damaged. ``fault`` is the reason without the fix, for callers that know a better fix."""
 
     def __init__(self, fault: str, fix: str = "move the folder away and rebuild") -> None:
         super().__init__(fault, fix)
@@ -35,7 +35,7 @@ class DamagedError(RequestError):
 
 
 class OtherFormatError(RequestError):
-    """A manifest of another version of Millrace. ``fault`` says so, without the fix."""
+    """Another version of Millrace wrote the manifest. ``fault`` says so, without the fix."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(f"{fault}: use the version that wrote it, or move the folder away and rebuild")
@@ -48,11 +48,11 @@ class Manifest:
 
     Attributes:
         stage: the stage that built the artefact.
-        identity: the resolved recipe keys that it depends on.
-        inputs: name -> fingerprint of each artefact or source that it was built from.
-        versions: name -> version of Millrace and of the libraries that matter.
+        identity: the resolved recipe keys that the artefact depends on.
+        inputs: name -> fingerprint, for each artefact or source that it was built from.
+        versions: name -> version, for Millrace and the libraries that matter.
         counts: documents, bytes, tokens, dropped documents by reason, ...
-        files: name (relative, posix) -> {"bytes": size, "sha256": digest}.
+        files: relative POSIX path -> {"bytes": size, "sha256": digest}.
         details: anything else that readers of the artefact need.
     """
 
@@ -67,12 +67,12 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """Identifies the recipe and the inputs. An artefact with the wanted key is up to date."""
+        """A hash of the identity and the inputs. An artefact whose key matches the recipe's is up to date."""
         return stage_key(self.identity, self.inputs)
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the content: a hash of the files' digests. It is an input of artefacts that are built from it."""
+        """A hash of the files' digests. Artefacts that are built from this one record it as an input."""
         return fingerprint.of_value({name: entry["sha256"] for name, entry in self.files.items()})
 
 
@@ -81,7 +81,7 @@ def stage_key(identity: dict[str, Any], inputs: dict[str, str]) -> str:
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """Versions of Millrace, Python and the named distributions, if they are installed."""
+    """Return the versions of Millrace, Python, and the named distributions that are installed."""
     versions_by_name = {"millrace": MILLRACE_VERSION, "python": platform.python_version()}
     for name in distributions:
         try:
@@ -92,9 +92,9 @@ def versions(*distributions: str) -> dict[str, str]:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below a folder, except the manifest."""
+    """Return the size and SHA-256 of every file below a folder, except the manifest."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME)
-    # Hashing releases the interpreter's lock.
+    # Hashing releases the GIL.
     with ThreadPoolExecutor(_READERS) as threads:
         digests = list(threads.map(fingerprint.of_file, paths))
     return {
@@ -108,11 +108,11 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of a folder; None: there is none, because nothing is there or it is not finished.
+    """Read a folder's manifest. Returns None if the folder does not exist or has no manifest yet.
 
     Raises:
         DamagedError: the manifest is damaged.
-        RequestError: it has another format or cannot be read, or the folder is a file.
+        RequestError: the manifest has another format or cannot be read, or the folder is a file.
     """
     try:
         values = json.loads((folder / NAME).read_text(encoding="utf-8"))
@@ -130,7 +130,7 @@ def read(folder: Path) -> Manifest | None:
 
 
 def _checked(loaded: Manifest) -> Manifest:
-    """The manifest; raises ValueError if a field does not have the annotated type."""
+    """Return the manifest, or raise ValueError if a field does not have its annotated type."""
     if not isinstance(loaded.stage, str):
         raise ValueError("stage is not text")
     for name in ("identity", "inputs", "versions", "counts", "files", "details"):
@@ -144,10 +144,10 @@ def _checked(loaded: Manifest) -> Manifest:
 
 
 def require(folder: Path, target: str) -> Manifest:
-    """The manifest of an artefact that another stage has to build with the make target ``target``.
+    """Read the manifest of an artefact that another stage must have built, with the make target ``target``.
 
     Raises:
-        RequestError: it is missing or damaged; the message names the command that builds it.
+        RequestError: the manifest is missing or damaged; the message names the command that builds the artefact.
     """
     try:
         loaded = read(folder)
@@ -158,16 +158,16 @@ def require(folder: Path, target: str) -> Manifest:
     return loaded
 
 
-#: The content of artefacts up to this size is checked before use, which takes about a second. Of larger ones only the
-#: sizes of the files are checked; `make verify` checks the rest.
+#: Artefacts up to this size are hashed before use, which takes about a second. For larger ones, only the sizes of the
+#: files are checked, and `make verify` checks the rest.
 _CHECKED_BYTES = 2**30
 
 
 def require_sound(folder: Path, target: str) -> Manifest:
-    """The manifest of an artefact that is about to be used, after a check of its files.
+    """Check the files of an artefact that is about to be used, and return its manifest.
 
     Raises:
-        RequestError: it is missing or damaged; the message names the command that builds it (``target`` of make).
+        RequestError: the artefact is missing or damaged; the message names the make target that builds it.
     """
     loaded = require(folder, target)
     small = sum(entry["bytes"] for entry in loaded.files.values()) <= _CHECKED_BYTES
@@ -191,11 +191,11 @@ def faults(folder: Path, content: bool = True, share: tuple[int, int] = (0, 1)) 
 
     Args:
         folder: the folder.
-        content: compare the sha256 of the files, not only their sizes.
-        share: check every ``share[1]``-th file, starting with number ``share[0]``, if processes divide the work.
+        content: compare the files' SHA-256, not only their sizes.
+        share: check every ``share[1]``-th file, starting at ``share[0]``, so that processes can divide the work.
 
     Returns:
-        A line for each file that is missing or differs; empty: the artefact is complete.
+        A line for each file that is missing or differs. Empty if the artefact is complete.
     """
     loaded = read(folder)
     if loaded is None:

@@ -1,4 +1,4 @@
-"""Read and append to ``metrics.jsonl``: one record per step. Readers tolerate repeated steps and torn lines."""
+"""Reading and appending to ``metrics.jsonl``: one record per step. Readers tolerate repeated steps and torn lines."""
 
 import errno
 import json
@@ -9,17 +9,18 @@ from typing import Any
 
 from artefacts.errors import RequestError
 
-#: kind (``train``, ``validation``) -> its records, sorted by step.
+#: Kind (``train``, ``validation``) -> its records, sorted by step.
 Metrics = dict[str, list[dict[str, Any]]]
 
-#: Beginning of every record. The writer puts ``kind`` first.
+#: The start of every record, because the writer puts ``kind`` first.
 _RECORD_START = '{"kind"'
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Every record of a metrics file, including repeated steps; none if there is no file.
+    """Yield every record of a metrics file, including repeated steps. Yields nothing if there is no file.
 
-    A torn line of a killed run is skipped, but a record that the resumed run appended to that line is read.
+    If a killed run left a torn line, that record is skipped, but a record that the resumed run appended to the same
+    line is read.
 
     Raises:
         RequestError: no line of the file is a record.
@@ -40,10 +41,10 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """The records of a metrics file by kind, sorted by step. If a resumed run repeated a step, the last record counts.
+    """Return the records of a metrics file by kind, sorted by step. If a step was repeated, the last record counts.
 
     Raises:
-        RequestError: as ``read_records``.
+        RequestError: no line of the file is a record.
     """
     last: dict[str, dict[int, dict[str, Any]]] = {}
     for record in read_records(path):
@@ -52,7 +53,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """The record of a line, or a complete record at the end of a torn line, or None."""
+    """Return the record in a line, which may follow the torn beginning of another one. None if there is no record."""
     for text in (line, line[max(line.rfind(_RECORD_START), 0) :]):
         try:
             value = json.loads(text)
@@ -64,11 +65,11 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 class LineWriter:
-    """A file to which lines are appended, each in one write."""
+    """A file that lines are appended to, each with a single write."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
-        # A killed run or a full disk may have left the last line torn. The next record begins on a new line.
+        # A killed run or a full disk may have torn the last line. If so, the next record starts on a new line.
         self._torn = False
         if size := path.stat().st_size:
             with open(path, "rb") as stream:

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; elsewhere a line every 20 seconds, so that logs stay readable."""
+"""Progress bars on a terminal. In a log file, they print a line every 20 seconds, so that the log stays readable."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ class _Bar(tqdm):
 
 
 def log(text: str) -> None:
-    """Print a line to stderr, above a progress bar."""
+    """Print a line to stderr, above any progress bar."""
     tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()
 
@@ -28,12 +28,13 @@ def warn(text: str) -> None:
 
 
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
-    """A tqdm bar on stderr. Without a terminal it refreshes every 20 seconds.
+    """Create a tqdm bar on stderr. Without a terminal, it refreshes every 20 seconds.
 
-    The output of a rank goes to a file. Its launcher says whether the file is shown on a terminal.
+    A rank's output goes to a file. If its launcher says that it shows the file on a terminal, the bar refreshes every
+    second.
 
     Raises:
-        KeyboardInterrupt: from ``update``, after Ctrl-C (StoppedError: after SIGTERM or SIGUSR1).
+        KeyboardInterrupt: from ``update``, after Ctrl-C. After SIGTERM or SIGUSR1, it is a StoppedError.
     """
     if not sys.stderr.isatty():
         options.setdefault("mininterval", 1 if TERMINAL in os.environ else 20)

@@ -1,4 +1,4 @@
-"""What to do about a damaged or missing artefact: messages name the command that rebuilds it."""
+"""Messages about damaged or missing artefacts, with the command that rebuilds them."""
 
 import shlex
 from collections.abc import Iterator
@@ -22,28 +22,29 @@ TARGETS = {
 
 
 def hint(name: str, folder: Path, recipe: str | None = None) -> str:
-    """How to rebuild the artefact ``name`` in ``folder``; ``recipe`` as in ``command_hints.make``."""
+    """Say how to rebuild the artefact ``name`` in ``folder``. ``recipe`` is passed to ``command_hints.make``."""
     quoted = shlex.quote(str(folder))
-    # The sources of the documents may no longer exist.
+    # The documents' sources may no longer exist, so move the documents rather than delete them.
     away = f"mv {quoted} {shlex.quote(f'{folder}.damaged')}" if name == "documents" else f"rm -r {quoted}"
     return f"repair: {away} && {command_hints.make(TARGETS[name], recipe)}"
 
 
 def check_sizes(name: str, folder: Path) -> None:
-    """Check the size of every file of an artefact before it is used, or reported to be up to date.
+    """Check the size of every file in an artefact before it is used or reported as up to date.
 
     Raises:
-        RequestError: a file is missing, or does not have the size that the manifest says.
+        RequestError: a file is missing, or its size differs from the manifest.
     """
     if wrong := manifest.faults(folder, content=False):
         raise RequestError(f"{wrong[0]}; {hint(name, folder)}")
 
 
 def read_manifest(name: str, folder: Path) -> Manifest | None:
-    """``manifest.read`` of the artefact ``name``.
+    """Read the manifest of the artefact ``name`` as ``manifest.read`` does.
 
     Raises:
-        RequestError: the manifest is damaged or unreadable. The message names the command that builds the artefact.
+        RequestError: the manifest cannot be read. If it is damaged, the message names the command that rebuilds the
+            artefact.
     """
     try:
         return manifest.read(folder)
@@ -55,10 +56,10 @@ def read_manifest(name: str, folder: Path) -> Manifest | None:
 
 @contextmanager
 def reading(name: str, path: Path) -> Iterator[None]:
-    """A context for reading a parquet file of the artefact ``name``.
+    """Context manager for reading a parquet file of the artefact ``name``.
 
     Raises:
-        RequestError: Arrow cannot read it.
+        RequestError: Arrow cannot read the file.
     """
     import pyarrow
 

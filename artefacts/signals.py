@@ -1,8 +1,8 @@
 """SIGTERM, SIGUSR1 and Ctrl-C as exceptions.
 
-The handler raises an exception wherever the program is. In a destructor, a callback from C or the import of an
-extension, the exception can be lost or replaced by another one. So it is also recorded: ``check`` raises it again at
-the next step of the work, and a command that fails looks at ``pending`` first.
+The handler raises an exception wherever the program happens to be. If that is in a destructor, in a callback from C or
+in the import of an extension module, the exception can be lost or replaced by another one. So the exception is also
+recorded: ``check`` raises it again at the next step of the work, and a command that fails looks at ``pending`` first.
 """
 
 import signal
@@ -14,7 +14,7 @@ from artefacts.errors import StoppedError
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-#: What the signals received so far have raised.
+#: The exceptions that signals have raised so far.
 _pending: list[KeyboardInterrupt] = []
 
 
@@ -24,37 +24,37 @@ def _stop(number: int, _: object) -> None:
 
 
 def install() -> None:
-    """Let SIGTERM (the time is up) and SIGUSR1 (SLURM's warning before that) raise ``StoppedError``.
+    """Make SIGTERM (the time is up) and SIGUSR1 (SLURM's advance warning) raise ``StoppedError``.
 
-    Ctrl-C raises KeyboardInterrupt, as always.
+    Ctrl-C still raises KeyboardInterrupt.
     """
     for number in _NUMBERS:
         signal.signal(number, _stop)
 
 
 def end() -> None:
-    """Ignore the signals of ``install`` from now on: the exit status of the command is decided."""
+    """Ignore the signals that ``install`` handles from now on, because the command's exit status is already decided."""
     for number in _NUMBERS:
         if signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_IGN)
 
 
 def pending() -> KeyboardInterrupt | None:
-    """What the last signal raised; None: there was no signal."""
+    """Return the exception that the last signal raised, or None if there was no signal."""
     return _pending[-1] if _pending else None
 
 
 def check() -> None:
-    """Raise what the last signal raised. To be called in long loops."""
+    """Raise the last signal's exception again, if there was a signal. Call this in long loops."""
     if stop := pending():
         raise stop
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGUSR1, which SLURM and torchrun send before the time is up.
+    """A flag that SIGTERM or SIGUSR1 sets. SLURM and torchrun send them before the time is up.
 
     Attributes:
-        requested: a signal was received after ``listen``.
+        requested: whether a signal was received after ``listen``.
     """
 
     def __init__(self, report_listening: Callable[[], None] = lambda: None) -> None:
@@ -62,9 +62,9 @@ class StopRequest:
         self._report_listening = report_listening
 
     def listen(self) -> None:
-        """Treat signals as requests to save and stop, and report this to the launcher.
+        """Treat signals as requests to save and stop from now on, and report this to the launcher.
 
-        Before that, signals end the process: there is nothing to save, and a rank that waits for others cannot react.
+        Until then, signals kill the process: there is nothing to save, and a rank that waits for others cannot react.
         """
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._request)

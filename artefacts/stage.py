@@ -1,12 +1,12 @@
-"""The life of a data artefact: skip it if it is finished, resume an interrupted build, publish it atomically.
+"""The life cycle of a data artefact: skip it if it is finished, resume an interrupted build, publish it atomically.
 
-A build has the folder ``.NAME.partial`` next to its target, with ``key`` (what is being built), ``work/`` (what will be
-published) and ``scratch/`` (what only a resumed build needs). Files in them are written atomically (by
-``atomic.write_bytes`` or a rename), so a resumed build keeps the files that exist. ``publish`` writes the manifest,
-renames ``work/`` to the target, and then removes the rest. Nothing that was built is lost if it is killed.
+A build lives in the folder ``.NAME.partial`` next to its target. The folder contains ``key`` (identifies what is being
+built), ``work/`` (files to publish) and ``scratch/`` (files that only a resumed build needs). Files are written
+atomically (with ``atomic.write_bytes`` or a rename), so a resumed build keeps the files that exist. ``publish`` writes
+the manifest, renames ``work/`` to the target, and then removes the rest. A killed build loses no finished files.
 
-A command that is refused before it has written a file leaves nothing behind. An artefact of another recipe or of other
-inputs is never overwritten: it is moved aside, and the differences are printed.
+A command that is refused before it has written a file leaves nothing behind. An artefact from another recipe or other
+inputs is never overwritten. It is moved aside, and the differences are printed.
 """
 
 import shutil
@@ -24,12 +24,16 @@ from artefacts.manifest import Manifest
 
 @dataclass
 class Stage:
-    """One build of an artefact; see ``open_stage``.
+    """A build of an artefact. See ``open_stage``.
 
     Attributes:
+        name: the artefact's name.
+        target: the artefact's folder.
         work: folder for the files to publish. It still has the files of an interrupted build with the same key.
-        scratch: folder for intermediate files. It is kept like ``work``, but never published.
-        finished: the artefact is up to date, so there is nothing to do.
+        scratch: folder for intermediate files. It is kept like ``work`` but never published.
+        identity: the recipe keys that the artefact depends on.
+        inputs: fingerprints of everything that it is built from.
+        finished: whether the artefact is up to date, so that there is nothing to do.
     """
 
     name: str
@@ -43,7 +47,7 @@ class Stage:
     def publish(
         self, counts: dict[str, Any], versions: dict[str, str], details: dict[str, Any] | None = None
     ) -> Manifest:
-        """Write a manifest of the files in ``work``, and rename the folder to the target."""
+        """Write a manifest for the files in ``work``, and rename the folder to the target."""
         published = Manifest(
             stage=self.name,
             identity=self.identity,
@@ -76,16 +80,17 @@ def open_stage(
     """Start or resume a build of ``target``, and hold its lock.
 
     Args:
-        name: name of the artefact.
-        target: its folder.
-        identity: the recipe keys that it depends on.
-        inputs: fingerprints of what it is built from.
-        shared: several tasks build it together.
+        name: the artefact's name.
+        target: the artefact's folder.
+        identity: the recipe keys that the artefact depends on.
+        inputs: fingerprints of everything that it is built from.
+        shared: whether several tasks build it together.
         check_replacing: called with the differences before a different artefact at ``target`` is replaced.
 
     Raises:
-        RequestError: another process builds it, or (if shared) tasks of another recipe or input do; a file of the
-            finished artefact is missing or does not have the recorded size; or ``check_replacing`` raises it.
+        RequestError: another process is building it; ``shared`` is set, and tasks with another recipe or other inputs
+            are building it; a file of the finished artefact is missing or has the wrong size; or ``check_replacing``
+            raises it.
     """
     building = _Building(name, target, identity, inputs, check_replacing)
     partial = building.partial
@@ -110,14 +115,14 @@ def open_stage(
         try:
             yield building.stage(done)
         except RequestError:
-            # Other tasks may be about to write their first file there.
+            # If the stage is shared, other tasks may be about to write their first file there.
             if not (done or shared or _holds_work(partial)):
                 shutil.rmtree(partial)
             raise
 
 
 class _Building:
-    """The build that ``open_stage`` is called for."""
+    """The build that ``open_stage`` starts or resumes."""
 
     def __init__(
         self,
@@ -137,7 +142,7 @@ class _Building:
         return published is not None and published.key == self.key
 
     def prepare(self) -> None:
-        """Prepare the folders. If a different artefact is published, check and print the differences first."""
+        """Prepare the folders. If they will replace a different artefact, check and print the differences first."""
         published = repair_hints.read_manifest(self._name, self._target)
         if published is not None and published.key != self.key:
             why = explained(published.identity, published.inputs, self._identity, self._inputs)
@@ -152,18 +157,18 @@ class _Building:
 
 
 def _begun(partial: Path) -> str | None:
-    """The key of the build that was started there; None: there is none."""
+    """Return the key of the build that was started in a folder, or None if there is none."""
     return (partial / _KEY).read_text() if (partial / _KEY).exists() else None
 
 
 def _holds_work(partial: Path) -> bool:
-    """Whether any files other than locks were written."""
+    """Return whether a build has written any files other than locks."""
     paths = (path for name in ("work", "scratch") for path in (partial / name).rglob("*"))
     return any(path.is_file() and path.suffix != ".lock" for path in paths)
 
 
 def _discard(partial: Path, wanted: bool) -> None:
-    """Remove an unfinished build. If it is ``wanted`` and has files, it is moved aside instead."""
+    """Remove an unfinished build, or move it aside if it is ``wanted`` and has files."""
     if wanted and _holds_work(partial):
         print(f"{partial}: unfinished build of another recipe or source, moved aside to {atomic.move_aside(partial)}")
     else:
@@ -171,9 +176,10 @@ def _discard(partial: Path, wanted: bool) -> None:
 
 
 def _prepare(partial: Path, key: str, finished: bool) -> None:
-    """Remove what another build or a killed writer left, and record what is being built."""
+    """Remove the leftovers of other builds and killed writers, and record what is being built."""
     begun = _begun(partial)
-    # Finished, with a build of the same key: it was killed after the rename. A build of another key may be needed.
+    # A finished artefact with leftovers of the same key means that the build was killed after the rename. Leftovers
+    # with another key may still be needed.
     if partial.exists() and (begun is None or finished == (begun == key)):
         _discard(partial, begun is not None and not finished)
     if not finished:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> list[str]:
-    """Rows with aligned columns: the first ``names`` columns to the left, the others (numbers) to the right."""
+    """Align the columns of a table: the first ``names`` columns to the left, the others (numbers) to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,8 +1,7 @@
-"""The life of a training folder (``pretrain/``, ``finetune/``): the same run resumes, another one is refused.
+"""The life cycle of a training folder (``pretrain/``, ``finetune/``): the same run resumes, any other is refused.
 
-Unlike a data artefact it is written in place, because a killed run resumes from its checkpoints. ``identity.json`` is
-written at the first step, and ``manifest.json`` at the end. If one of them is lost, it is restored from the manifest of
-a checkpoint.
+Unlike a data artefact, it is written in place, because a killed run resumes from its checkpoints. ``identity.json`` is
+written at the start, and ``manifest.json`` at the end. If either is lost, it is restored from a checkpoint's manifest.
 """
 
 import json
@@ -18,19 +17,19 @@ from artefacts.errors import RequestError
 from artefacts.manifest import DamagedError, Manifest, OtherFormatError
 
 IDENTITY = "identity.json"
-#: Environment variable that all jobs of a chain (``launch.slurm.train.chain``) except the first one have.
+#: Environment variable that is set in all jobs of a chain (``launch.slurm.train.chain``) except the first.
 LATER_IN_CHAIN = "MILLRACE_LATER_IN_CHAIN"
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The training run of a recipe.
+    """A recipe's training run.
 
     Attributes:
         stage: ``pretrain`` or ``finetune``.
-        folder: the folder of its checkpoints and metrics.
-        identity: recipe keys. If one of them changes, it is another run.
-        inputs: fingerprints of the artefacts that it is trained on.
+        folder: the folder with its checkpoints and metrics.
+        identity: the recipe keys that define the run. If one of them changes, it is a different run.
+        inputs: fingerprints of the artefacts that the run is trained on.
     """
 
     stage: str
@@ -44,13 +43,13 @@ class TrainingRun:
 
     @property
     def stacks(self) -> Path:
-        """Folder of the stack traces that ranks write when a run hangs."""
+        """Folder for the stack traces that ranks write when a run hangs."""
         return self.folder / "stacks"
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the finished run; None: it is not finished, or another run is there.
+        """Return the finished run's manifest. None if the run is not finished, or if the folder has another run.
 
-        A run whose weights are missing, or have files of the wrong size, is not finished.
+        A run is not finished if files of its weights are missing or have the wrong size.
         """
         saved = finished(self.folder)
         if saved is None or saved.key != self.key:
@@ -61,7 +60,7 @@ class TrainingRun:
             return None
 
     def begun(self) -> bool:
-        """Whether the folder has this run, finished or not."""
+        """Return whether the folder has this run, finished or not."""
         recorded = read_identity(self.folder)
         return bool(recorded) and manifest.stage_key(recorded["identity"], recorded["inputs"]) == self.key
 
@@ -69,10 +68,10 @@ class TrainingRun:
         """Check that this run may use the folder.
 
         Args:
-            replace: another run may be moved aside (``run.replace``).
+            replace: whether another run may be moved aside (``run.replace``).
 
         Raises:
-            RequestError: the folder has weights of another run, which may not be moved aside.
+            RequestError: the folder has another run's weights, and they may not be moved aside.
         """
         if self.begun() or not has_weights(self.folder) or (replace and not is_requeued()):
             return
@@ -83,10 +82,10 @@ class TrainingRun:
         raise RequestError(f"{self.folder} holds another run ({self._difference()}): {fix}")
 
     def open(self, recipe_text: str, replace: bool) -> None:
-        """Prepare the folder to start or resume. Another run that may be replaced is moved aside, which is printed.
+        """Prepare the folder to start or resume. If it has another run that may be replaced, move it aside and say so.
 
         Raises:
-            RequestError: as ``check_replacing``.
+            RequestError: the folder has another run's weights, and they may not be moved aside.
         """
         self.check_replacing(replace)
         if self.folder.exists() and not self.begun() and any(self.folder.iterdir()):
@@ -97,9 +96,9 @@ class TrainingRun:
         self._write_identity()
 
     def finish(self, checkpoint: Path) -> Manifest:
-        """Write the manifest of the finished run, whose weights are those of this checkpoint.
+        """Write the manifest of the finished run. ``checkpoint`` has the final weights.
 
-        It lists no files, because checkpoints have their own manifests, and logs can still grow.
+        The manifest lists no files, because checkpoints have their own manifests and logs can still grow.
         """
         saved = manifest.require(checkpoint, self.stage)
         final = _finished_by(checkpoint, saved)
@@ -107,10 +106,10 @@ class TrainingRun:
         return final
 
     def restore(self) -> list[str]:
-        """Restore files that a crash of the machine left empty or torn; returns a line for each file.
+        """Restore files that a machine crash left empty or torn. Returns a line about each file.
 
         Raises:
-            RequestError: the manifest is of another version of Millrace.
+            RequestError: another version of Millrace wrote the manifest.
         """
         lines: list[str] = []
         if not self.begun():
@@ -124,7 +123,7 @@ class TrainingRun:
         except DamagedError as error:
             fault = error.fault
         except OtherFormatError:
-            finished(self.folder)  # says what to do
+            finished(self.folder)  # raises an error that says what to do
             raise
         if fault and (final := _by_last_checkpoint(self.folder)):
             manifest.write(self.folder, final)
@@ -145,25 +144,26 @@ class TrainingRun:
 
 
 def is_requeued() -> bool:
-    """Whether SLURM has started this job before, or an earlier job of the same chain."""
+    """Return whether SLURM has started this job, or an earlier job of the same chain, before."""
     return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0") or LATER_IN_CHAIN in os.environ
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a training folder, oldest first."""
+    """List a training folder's checkpoints, oldest first."""
     numbered = [path for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
     return sorted((path for path in numbered if path.is_dir()), key=lambda path: int(path.name[5:]))
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a training folder has a checkpoint, imported or trained, complete or not."""
+    """Return whether a training folder has any checkpoint, imported or trained, complete or not."""
     return bool(checkpoints(folder))
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    """``identity`` and ``inputs`` of the run in a folder, from its newest checkpoint if ``identity.json`` is damaged.
+    """Return the ``identity`` and ``inputs`` of the run in a folder.
 
-    Empty: neither can be read.
+    They are read from ``identity.json`` or, if it is missing or damaged, from the newest readable checkpoint. The
+    result is empty if there is neither.
     """
     if (recorded := own_identity(folder)) is not None:
         return recorded
@@ -172,14 +172,14 @@ def read_identity(folder: Path) -> dict[str, Any]:
 
 
 def finished(folder: Path) -> Manifest | None:
-    """The manifest of a finished training, from its last checkpoint if ``manifest.json`` is damaged.
+    """Return the manifest of a finished training, from its last checkpoint if ``manifest.json`` is damaged.
 
     Returns:
-        The manifest; None: the training is not finished.
+        The manifest, or None if the training is not finished.
 
     Raises:
-        RequestError: the manifest is of another version of Millrace.
-        DamagedError: it is damaged, and there is no checkpoint.
+        RequestError: another version of Millrace wrote the manifest.
+        DamagedError: the manifest is damaged, and there is no checkpoint.
     """
     try:
         loaded = manifest.read(folder)
@@ -195,7 +195,7 @@ def finished(folder: Path) -> Manifest | None:
 
 
 def _by_last_checkpoint(folder: Path) -> Manifest | None:
-    """The manifest of a training, from its last checkpoint; None: the newest checkpoint is not the last one."""
+    """Derive a training's manifest from its newest readable checkpoint. None if that is not from the final step."""
     for checkpoint, saved in _readable_checkpoints(folder):
         is_last = bool(saved.details.get("run")) and saved.counts["step"] == saved.details["run"]["steps"]
         return _finished_by(checkpoint, saved) if is_last else None
@@ -203,7 +203,7 @@ def _by_last_checkpoint(folder: Path) -> Manifest | None:
 
 
 def _finished_by(checkpoint: Path, saved: Manifest) -> Manifest:
-    """The manifest of a training whose last checkpoint this is."""
+    """Derive a training's manifest from its final checkpoint, whose own manifest is ``saved``."""
     run = saved.details["run"]
     details = {
         "checkpoint": checkpoint.name,
@@ -215,7 +215,7 @@ def _finished_by(checkpoint: Path, saved: Manifest) -> Manifest:
 
 
 def _readable_checkpoints(folder: Path) -> Iterator[tuple[Path, Manifest]]:
-    """(checkpoint, manifest) of the checkpoints with a readable manifest, newest first."""
+    """Yield (checkpoint, manifest) for the checkpoints with a readable manifest, newest first."""
     for checkpoint in reversed(checkpoints(folder)):
         try:
             saved = manifest.read(checkpoint)
@@ -226,7 +226,7 @@ def _readable_checkpoints(folder: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def own_identity(folder: Path) -> dict[str, Any] | None:
-    """The content of ``identity.json``; None: it is missing or damaged."""
+    """Return the content of ``identity.json``, or None if it is missing or damaged."""
     try:
         recorded = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,19 +1,19 @@
-"""Files by which a training process and its launcher communicate.
+"""Files through which a training process and its launcher communicate.
 
-The launcher names two folders in the environment. Without them nothing is written.
+The launcher names two folders in environment variables. Without them, nothing is written.
 
 ``MILLRACE_STATUS`` belongs to the launcher:
 
-- ``listening-RANK``: the rank handles signals.
-- ``status``: the exit status of a rank that is neither success nor failure.
-- ``first``: rank 0 is one of this launcher's ranks, and where its output begins.
+- ``listening-RANK`` exists if the rank handles signals.
+- ``status`` has the exit status of a rank that neither succeeded nor failed.
+- ``first`` exists if rank 0 is one of this launcher's ranks. It has the position in the log where its output begins.
 
 ``MILLRACE_LOGS`` belongs to the run:
 
-- ``rank-00003.txt``: the output of a rank, over all starts.
-- ``failed-00003.json``: the rank failed.
+- ``rank-00003.txt`` has a rank's output, over all starts.
+- ``failed-00003.json`` exists if the rank failed.
 
-This module imports no torch, because signals must be handled while torch is being imported.
+This module does not import torch, because signals must be handled while torch is being imported.
 """
 
 import json
@@ -29,7 +29,7 @@ STATUS, LOGS, TERMINAL = "MILLRACE_STATUS", "MILLRACE_LOGS", "MILLRACE_TERMINAL"
 
 
 def node_name() -> str:
-    """The name of this node: SLURM's name, else the host name."""
+    """Return this node's name: SLURM's name if there is one, otherwise the host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -42,12 +42,12 @@ def failure_note(logs: Path, rank: int) -> Path:
 
 
 def header(what: str) -> bytes:
-    """The line that begins the output of a start in a log."""
+    """Return the line that begins each start's output in a log."""
     return f"--- {datetime.now():%Y-%m-%d %H:%M:%S} {node_name()}, process {os.getpid()}, {what}\n".encode()
 
 
 class Worker:
-    """A rank, as seen by its launcher."""
+    """A rank's side of the communication with its launcher."""
 
     def __init__(self) -> None:
         status, logs = os.environ.get(STATUS), os.environ.get(LOGS)
@@ -56,11 +56,11 @@ class Worker:
 
     @property
     def is_launched(self) -> bool:
-        """Whether Millrace's launcher has started this process and checked its arguments."""
+        """Whether Millrace's launcher started this process, and so has already checked its arguments."""
         return bool(self._status)
 
     def keep_output(self) -> None:
-        """Redirect all output of this process, including that of native code, to the rank's log."""
+        """Redirect all output of this process to the rank's log, including the output of native code."""
         if not self._logs:
             return
         failure_note(self._logs, self.rank).unlink(missing_ok=True)
@@ -78,31 +78,31 @@ class Worker:
             written.rename(self._status / "first")
 
     def report_listening(self) -> None:
-        """Report that this rank handles signals. Until then, the launcher would kill it."""
+        """Report that this rank handles signals. Until then, the launcher kills it instead of asking it to stop."""
         if self._status:
             (self._status / f"listening-{self.rank}").touch()
 
     def write_status(self, status: int, message: str) -> bool:
-        """Write the exit status for the launcher; False: there is no launcher, so the process has to exit with it."""
+        """Write the exit status for the launcher. Returns False without a launcher: exit with the status instead."""
         if not self._status:
             return False
         (self._status / "status").write_text(f"{status} {message}", encoding="utf-8")
         return True
 
     def note_failure(self) -> None:
-        """Record that this rank fails, before it prints why."""
+        """Record that this rank failed, and where its log ends. Call this before printing the reason."""
         if self._logs:
             note = {"rank": self.rank, "node": node_name(), "time": time.time(), "at": os.fstat(1).st_size}
             failure_note(self._logs, self.rank).write_text(json.dumps(note), encoding="utf-8")
 
 
 def listening(status: Path) -> int:
-    """The number of ranks that handle signals."""
+    """Return the number of ranks that handle signals."""
     return len(list(status.glob("listening-*")))
 
 
 def read_status(status: Path) -> tuple[int, str] | None:
-    """The exit status that ranks wrote, and its message; None: they wrote none."""
+    """Return the exit status that a rank wrote, and its message. None if no rank wrote one."""
     file = status / "status"
     if not file.exists():
         return None
@@ -111,11 +111,11 @@ def read_status(status: Path) -> tuple[int, str] | None:
 
 
 def failures(logs: Path) -> list[dict[str, Any]]:
-    """The ranks that failed, in order of time: ``rank``, ``node``, ``time``, and ``at``, the position in its log."""
+    """List the ranks that failed, earliest first: ``rank``, ``node``, ``time``, and ``at`` (where the log ended)."""
     notes = []
     for file in logs.glob("failed-*.json"):
         try:
             notes.append(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
-            continue  # incomplete, or removed by a rank that starts
+            continue  # incomplete, or just removed by a rank that is starting
     return sorted(notes, key=lambda note: note["time"])

@@ -1,1 +1,1 @@
-"""Millrace against its peers: the same work on the same machine in one run, as ratios with their spread."""
+"""Benchmarks of Millrace against its peers: the same work in one run on one machine, as ratios with their spread."""

@@ -1,4 +1,4 @@
-"""Real text for the benchmarks, from installed packages: no network, and the same text on every run."""
+"""Real text for the benchmarks, from installed packages. It needs no network, and is the same in every run."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ CACHE = CHECKOUT / ".cache" / "bench"
 
 
 def docstrings() -> list[str]:
-    """Distinct documentation topics and docstrings of the installed Python of at least 50 characters."""
+    """Return distinct documentation topics and docstrings of the installed Python, longer than 50 characters."""
     from configs.schema.data import SourceSection
     from pipeline.sources.bad_inputs import BadInputs
     from pipeline.sources.pydocs import PydocsSource
@@ -26,7 +26,7 @@ def docstrings() -> list[str]:
 
 
 def sources(most_bytes: int) -> Iterator[str]:
-    """Distinct source files of the installed packages, of 200 to 100,000 characters, up to about ``most_bytes``."""
+    """Yield distinct source files of installed packages, of 200 to 100,000 characters, up to about ``most_bytes``."""
     import sysconfig
 
     total, seen = 0, set()
@@ -44,7 +44,7 @@ def sources(most_bytes: int) -> Iterator[str]:
 
 
 def web_pages() -> list[str]:
-    """500 documents: OpenWebText from the folder ``MILLRACE_SHARED_DATA`` if it is there, else long docstrings."""
+    """Return 500 documents: OpenWebText from the folder ``MILLRACE_SHARED_DATA`` if it exists, else long docstrings."""
     path = (
         Path(os.environ.get("MILLRACE_SHARED_DATA", CHECKOUT.parent / "shared" / "data")) / "openwebtext-500.jsonl.zst"
     )
@@ -55,7 +55,7 @@ def web_pages() -> list[str]:
 
 
 def jsonl(path: Path, texts: Iterator[str], files: int) -> int:
-    """Write texts to a number of zstd-compressed JSON lines files below ``path``; returns the bytes of text."""
+    """Write texts to ``files`` zstd-compressed JSON Lines files below ``path``. Returns the bytes of text."""
     path.mkdir(parents=True, exist_ok=True)
     total = 0
     names = [path / f"{number:03d}.jsonl.zst" for number in range(files)]

@@ -1,11 +1,11 @@
-"""``make bench-estimate``: the estimated memory and the measured peak of real training, as one table.
+"""``make bench-estimate``: compare the estimated memory with the measured peak of real training, in one table.
 
     python -m benchmarks.estimate [--device cpu|cuda] [--grid] [--only NUMBER] [--out FILE]
 
-Every point trains for a few steps on synthetic tokens in new processes, with recipe, engine, trainer and optimizer as
-``make pretrain`` does. On CPU the measurement is the growth of a rank's resident memory from after imports and joining
-to its peak, with an allocator that returns freed memory; the rank that grows most counts. On a GPU it is the peak of
-what PyTorch allocated; what it reserved is shown too. The estimate depends on the recipe only.
+Each point trains for a few steps on synthetic tokens in new processes, with the same recipe, engine, trainer and
+optimizer as ``make pretrain``. On CPU, the measurement is how much a rank's resident memory grows between joining the
+process group and its peak, with an allocator that returns freed memory. The rank that grows most counts. On a GPU, it
+is the peak of the memory that PyTorch allocated. Reserved memory is shown too. The estimate depends only on the recipe.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _SECONDS = 600
 
 
 def _grid() -> list[list[str]]:
-    """Every stage x checkpointing x expert-parallel size on two processes; stage 0 is fp32 only."""
+    """Return every combination of stage, checkpointing and expert-parallel size on two processes. Stage 0 is fp32."""
     half = "bf16" if _has_bf16() else "fp32"
     return [
         [
@@ -48,11 +48,11 @@ def _grid() -> list[list[str]]:
 
 
 def _has_bf16() -> bool:
-    """Whether oneDNN computes bf16 products here; without AVX-512, PyTorch takes ten minutes per step."""
+    """Return whether oneDNN computes bf16 products here. Without AVX-512, PyTorch takes ten minutes per step."""
     return "avx512bw" in Path("/proc/cpuinfo").read_text()
 
 
-#: A different shape than the one on which the constants of the estimate were measured.
+#: A different shape from the one that the estimate's constants were measured on.
 _OTHER = [
     "model.hidden_size=768",
     "model.num_hidden_layers=5",
@@ -65,7 +65,7 @@ _OTHER = [
 
 
 def _cpu_points() -> list[list[str]]:
-    """Of the grid every other point, so that each pair of two of its three axes comes up; and what it leaves out."""
+    """Return every other point of the grid, so that all pairs of values of two axes occur, and some other points."""
     grid = _grid()
     chosen = [grid[i] for i in range(len(grid)) if (i // 6 + i // 2 + i) % 2 == 0]
     two = "launch.processes=2"
@@ -91,7 +91,7 @@ def _cpu_points() -> list[list[str]]:
     return [*chosen, *others]
 
 
-#: The same model on one GPU, wider and of longer samples: state and activations of several GB each.
+#: The same model for one GPU, wider and with longer samples, so that state and activations take several GB each.
 _WIDER = ["model.hidden_size=1024", "model.moe_intermediate_size=768", "train.context_length=2048"]
 
 
@@ -112,7 +112,7 @@ def _cuda_points() -> list[list[str]]:
         keys.append(f"precision={precision}")
         batch = f"train.global_batch_tokens={2048 * 16}"
         points.append([*_WIDER, batch, *(f"train.{key}" for key in keys), "launch.device=cuda"])
-    # Several micro-batches per step, and one.
+    # With several micro-batches per step, and with only one.
     offloaded = [(1, "full", 16), (2, "full", 16), (2, "selective", 4), (3, "full", 8)]
     for stage, mode, samples in offloaded:
         keys = [f"zero_stage={stage}", f"activation_checkpointing={mode}", f"micro_batch={samples}"]
@@ -123,7 +123,7 @@ def _cuda_points() -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Point:
-    """One training: estimated and measured bytes; ``reserved`` on a GPU."""
+    """A training run with its estimated and measured bytes, and its reserved bytes on a GPU."""
 
     name: str
     state: float
@@ -138,10 +138,10 @@ class Point:
 
 
 def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environment: dict[str, str]) -> Point:
-    """Train a point and estimate it.
+    """Train a point and estimate its memory.
 
     Raises:
-        RuntimeError: the training failed; with the end of its output.
+        RuntimeError: the training failed; the message has the end of its output.
     """
     recipe = load_recipe(RECIPE, list(overrides))
     place = topology(recipe, device, recipe.micro_batch)
@@ -190,7 +190,7 @@ def _train(overrides: Sequence[str], ranks: int, folder: Path, environment: dict
 
 
 def train(folder: Path, overrides: list[str]) -> None:
-    """One rank's part of a point; writes its peak to a file."""
+    """Run one rank of a point, and write its peak memory to a file."""
     import deepspeed
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     import torch
@@ -229,7 +229,7 @@ def train(folder: Path, overrides: list[str]) -> None:
 
 
 def _synthetic(recipe: Recipe) -> Any:
-    """Random tokens, for which routing is roughly balanced, as the estimate assumes."""
+    """Return data of random tokens. Their routing is roughly balanced, as the estimate assumes."""
     import torch
 
     from training.data.batch import Batch
@@ -246,7 +246,7 @@ def _synthetic(recipe: Recipe) -> Any:
 
 
 def _baseline() -> int:
-    """Resident memory now; resets the peak."""
+    """Reset the peak of resident memory, and return the current value."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -257,7 +257,7 @@ def _status(key: str) -> int:
 
 
 def table(points: Sequence[Point], device: str) -> str:
-    """The points as a Markdown table, with the worst error below."""
+    """Return the points as a Markdown table, with the worst error below it."""
     head = "| what | state | estimated | measured | error |" + (" reserved |" if device == "cuda" else "")
     lines = [head, "| --- |" + " --- |" * (head.count("|") - 2)]
     for point in points:
@@ -272,9 +272,9 @@ def table(points: Sequence[Point], device: str) -> str:
     )
 
 
-#: Returns freed blocks of 64 kB and more, so that resident memory is memory in use.
+#: Makes the allocator return freed blocks of 64 kB and more, so that resident memory is memory in use.
 _RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-#: As launch/plan.py sets them for real runs.
+#: Makes the allocator keep freed memory, as launch/plan.py does for real runs.
 _KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_MAX_": "0"}
 
 
@@ -317,7 +317,7 @@ def main() -> int:
 
 
 def _more_as_launched(overrides: Sequence[str], point: Point) -> str:
-    """How much more the first point takes if the allocator keeps freed memory, as in real runs."""
+    """Say how much more memory the first point takes if the allocator keeps freed memory, as in real runs."""
     kept = measure(overrides, "cpu", _KEEPING).measured
     return (
         f"With the allocator of real runs, which keeps freed memory, {point.name} takes {kept / 1e9:.2f} GB, "

@@ -22,7 +22,7 @@ _VERSIONS = (
 
 
 def machine() -> str:
-    """Processor, cores, graphics card and versions, one line."""
+    """Describe the GPU, processor, cores and versions in one line."""
     import torch
 
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Paired timing: ours and the peer's alternate, so that a noisy machine slows both."""
+"""Paired timing: our work and the peer's alternate, so that noise on the machine affects both."""
 
 import statistics
 import time
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 
 class Ratio(NamedTuple):
-    """How many times faster ours is, over the rounds, and the target.
+    """How many times faster ours is than the peer, and the target.
 
     Attributes:
-        name: what was measured, and against whom.
-        median, low, high: peer's seconds over ours: median, lowest and highest of the rounds.
-        target: the lowest acceptable ratio; None: for information only.
-        ours, peers: our and the peer's median figure in ``unit``.
-        unit: such as MB/s.
+        name: what was measured, and against which peer.
+        median, low, high: the median, lowest and highest ratio over the rounds, each the peer's seconds over ours.
+        target: the lowest acceptable ratio, or None if the ratio is for information only.
+        ours, peers: our median result, and the peer's, in ``unit``.
+        unit: the unit, such as MB/s.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Ratio(NamedTuple):
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Return the wall time of one call."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
@@ -54,16 +54,16 @@ def compare(
     target: float | None = None,
     rounds: int = 5,
 ) -> Ratio:
-    """Run both ``rounds`` times, alternating which goes first; each call returns the seconds that count.
+    """Run both ``rounds`` times, alternating which goes first.
 
     Args:
         name: what is measured.
-        ours: one timed run of Millrace, returning its seconds (setup excluded).
-        peer: the same of the peer.
-        amount: work of one run, so that ``amount / seconds`` is in ``unit``.
-        unit: such as MB/s.
+        ours: runs Millrace once, and returns the seconds that count (without setup).
+        peer: the same for the peer.
+        amount: amount of work in a run, so that ``amount / seconds`` is in ``unit``.
+        unit: the unit, such as MB/s.
         target: the lowest acceptable ratio.
-        rounds: pairs.
+        rounds: number of pairs of runs.
     """
     pairs = []
     for number in range(rounds):
@@ -87,6 +87,6 @@ def compare(
 
 
 def better(name: str, ours: float, peers: float, unit: str) -> Ratio:
-    """A figure other than time, where larger is better: ours over the peer's, with a target of 1."""
+    """Compare a figure other than time, where larger is better. The ratio is ours over the peer's; the target is 1."""
     times = ours / peers
     return Ratio(name, times, times, times, 1.0, ours, peers, unit)

@@ -1,4 +1,4 @@
-"""Peak resident memory of a piece of work, in a fresh process."""
+"""Measurement of a task's peak resident memory, in a fresh process."""
 
 import os
 import subprocess
@@ -12,16 +12,16 @@ from artefacts.checkout import CHECKOUT
 
 
 def fresh_peak(module: str, *arguments: str) -> float:
-    """Growth in bytes of a fresh process: ``python -m MODULE ARGUMENTS`` prints the result of ``grown_by``."""
+    """Run ``python -m MODULE ARGUMENTS``, which prints the result of ``grown_by``, and return that number of bytes."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    # With a fixed threshold, freed memory goes back to the system: the peak is that of live memory.
+    # With a fixed threshold, freed memory goes back to the system, so the peak shows only memory in use.
     environment.pop("MALLOC_MMAP_MAX_", None)
     command = [sys.executable, "-m", module, *arguments]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 def grown_by(work: Callable[[], None]) -> int:
-    """Peak growth of resident memory while ``work`` runs, sampled every millisecond."""
+    """Return the peak growth of resident memory in bytes while ``work`` runs, sampled every millisecond."""
     before, highest, done = _resident(), 0, threading.Event()
 
     def watch() -> None:

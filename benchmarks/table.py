@@ -1,4 +1,4 @@
-"""Several benchmarks as one table, with the machine and the versions."""
+"""A table of several benchmarks, with the machine and the versions."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from benchmarks.paired import Ratio
 
 
 def table(ratios: list[Ratio]) -> str:
-    """The ratios as a Markdown table."""
+    """Return the ratios as a Markdown table."""
     lines = ["| what | times faster | spread | target | ours | peer |", "| --- | --- | --- | --- | --- | --- |"]
     for ratio in ratios:
         target = "" if ratio.target is None else f"{ratio.target:g} {'' if ratio.met else '(not met)'}".strip()
@@ -22,11 +22,11 @@ def table(ratios: list[Ratio]) -> str:
 
 
 def run(program: str, purpose: str, title: str, modules: Sequence[str], arguments: list[str]) -> int:
-    """Measure every module of a package of ``benchmarks``, or those of ``--only``, and print the table.
+    """Measure every module in a package of ``benchmarks``, or only those in ``--only``, and print the table.
 
-    ``program``: ``python -m benchmarks.PACKAGE``.
+    ``program`` is ``python -m benchmarks.PACKAGE``.
 
-    Returns 0 if every target is met.
+    Returns 0 if every target is met, otherwise 1.
     """
     parser = argparse.ArgumentParser(prog=program, description=purpose)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")

@@ -1,1 +1,1 @@
-"""Recipes: the typed form of one YAML file that describes one run, and how it is read. Imports no torch."""
+"""Recipes: the schema of the YAML file that describes a run, and the code that reads it. Does not import torch."""

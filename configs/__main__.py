@@ -1,4 +1,4 @@
-"""Recipes: ``python -m configs explain KEY``, ``python -m configs reference``."""
+"""Commands about recipe keys: ``python -m configs explain KEY`` and ``python -m configs reference``."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""What all ``python -m`` commands share: arguments, the recipe, and errors as one line with an exit status."""
+"""Code that all ``python -m`` commands share: arguments, the recipe, one-line error messages and exit statuses."""
 
 import argparse
 import errno
@@ -14,23 +14,27 @@ from configs.schema import Recipe
 
 command_hints.install_key_filter(command_keys.target_reads)
 
-#: Exit statuses of every command.
+#: Exit statuses that all commands use.
 DONE, FAILED, WRONG_REQUEST, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
-#: Last lines of every --help.
+#: Printed at the end of every --help.
 EPILOG = "To look up a recipe key, run: make explain KEY=train.steps. All keys are in docs/recipe.md."
 
 OVERRIDE_HELP = "override a recipe key, such as train.learning_rate=0.002"
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add ``--recipe FILE`` and any number of ``section.key=value``."""
+    """Add ``--recipe FILE`` and any number of ``section.key=value`` arguments."""
     parser.add_argument("--recipe", required=required, metavar="FILE", help="recipe, a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """``parse_args`` that accepts overrides anywhere. argparse alone loses those after an option."""
+    """Parse arguments and accept overrides anywhere. ``parse_args`` alone rejects those that follow an option.
+
+    Raises:
+        RequestError: there is an unknown option.
+    """
     _tidy_help(parser)
     parsed, rest = parser.parse_known_args(arguments)
     if unknown := [word for word in rest if word.startswith("-")]:
@@ -45,7 +49,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
 
 
 def _tidy_help(parser: argparse.ArgumentParser) -> None:
-    """Give a parser and its commands the common last line, and take docstring markup out of their descriptions."""
+    """Add the common epilog to a parser and its commands, and remove docstring markup from their descriptions."""
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for sub in (parser, *(sub for group in groups for sub in group.choices.values())):
         sub.description = sub.description.replace("``", "") if sub.description else None
@@ -53,7 +57,7 @@ def _tidy_help(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
-    """Options of one command of a parser."""
+    """List the options of one of a parser's commands."""
     groups = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     chosen: argparse.ArgumentParser = next((group.choices[verb] for group in groups if verb in group.choices), parser)
     strings = (string for action in chosen._actions for string in action.option_strings)
@@ -61,18 +65,18 @@ def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
 
 
 def read_recipe(arguments: argparse.Namespace) -> Recipe:
-    """The recipe named by the arguments of ``add_recipe_arguments``."""
+    """Load the recipe that the arguments of ``add_recipe_arguments`` name."""
     return load_recipe(arguments.recipe, arguments.overrides)
 
 
 def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) -> None:
-    """Run a command's main and exit with its status. A wrong request is one line on stderr.
+    """Run a command's ``main`` and exit with its status. A wrong request prints one line to stderr.
 
-    ``restartable``: the command saves while it runs, so SIGTERM and SIGUSR1 stop it with status 75.
+    If ``restartable`` is set, the command saves its work as it goes, so SIGTERM and SIGUSR1 stop it with status 75.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Escape what a terminal cannot show.
+            # Escape characters that the terminal cannot show.
             stream.reconfigure(errors="backslashreplace")
     if restartable:
         signals.install()
@@ -83,7 +87,7 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
         signals.end()
     except (Exception, KeyboardInterrupt) as error:
         signals.end()
-        # An import that a signal interrupts may raise an unrelated error.
+        # If a signal interrupts an import, the import may raise an unrelated error.
         status, message = _outcome(signals.pending() or error, restartable)
         if message:
             print(message, file=sys.stderr)
@@ -91,7 +95,7 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
 
 
 def _outcome(error: BaseException, restartable: bool) -> tuple[int, str]:
-    """Exit status and message for an error. Raises it again if it is a bug."""
+    """Return the exit status and the message for an error, or raise it again if it is a bug."""
     match error:
         case RequestError():
             return WRONG_REQUEST, f"error: {error}"
@@ -109,9 +113,9 @@ def _outcome(error: BaseException, restartable: bool) -> tuple[int, str]:
 
 
 def _storage_message(error: OSError) -> str | None:
-    """One line about an error of the file system; None: another kind of error."""
+    """Describe a file system error in one line. None if it is another kind of error."""
     where = f"{error.filename}: " if error.filename else ""
-    # Arrow's errors have the number only in their text.
+    # Arrow's errors have the error number only in their text.
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return f"{where}the disk is full: free some space and run the same command again; finished work is kept"
     if error.errno == errno.EFBIG or "File too large" in str(error):

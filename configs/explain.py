@@ -1,4 +1,4 @@
-"""What a recipe key means, in plain text for a terminal: ``make explain KEY=train.micro_batch``."""
+"""Explanations of recipe keys, as plain text for a terminal: ``make explain KEY=train.micro_batch``."""
 
 import re
 import textwrap
@@ -19,10 +19,10 @@ _BACKBONE = FAMILIES["classifier"].model_fields["backbone"]
 
 
 def explain(name: str) -> str:
-    """What a key or a section means. An empty name lists the sections.
+    """Explain a key or a section. An empty name lists the sections.
 
     Raises:
-        RequestError: there is no such key; the message has the nearest one.
+        RequestError: there is no such key; the message names the nearest one.
     """
     if not name:
         return "\n".join([*_sections(), "", "KEY=SECTION lists the keys of a section. KEY=SECTION.KEY explains a key."])
@@ -36,7 +36,7 @@ def explain(name: str) -> str:
 
 
 def _described_as(key: str) -> str:
-    """The key under which the reference describes a key."""
+    """Return the key under which the reference describes this key."""
     for prefix, other in SAME_KEYS.items():
         if key.startswith(prefix):
             return f"{other}{key.removeprefix(prefix)}"
@@ -44,7 +44,7 @@ def _described_as(key: str) -> str:
 
 
 def _sections() -> Iterator[str]:
-    """A line per section; the families of a model section share one."""
+    """Yield a line per section. All model families share one line."""
     first = {page.name: page for page in reversed(pages())}
     names = [name for name in dict.fromkeys(page.name for page in pages()) if name.count(".") < 2]
     width = max(map(len, names))
@@ -54,7 +54,7 @@ def _sections() -> Iterator[str]:
 
 
 def _variants(same: Iterable[Key]) -> list[list[Key]]:
-    """Keys of one name, grouped by what is said about them: families of models share most keys."""
+    """Group keys of the same name by type, default and meaning, because model families share most keys."""
     groups: dict[tuple[str, ...], list[Key]] = {}
     for key in same:
         groups.setdefault((key.type, key.default, key.meaning), []).append(key)
@@ -103,7 +103,7 @@ def _is_below(name: str, section: str) -> bool:
 
 
 def _recipes_with(name: str, families: Sequence[str]) -> list[str]:
-    """The recipes of the checkout that set a key, each with its value. ``families``: only those; empty: any."""
+    """List the recipes in the checkout that set a key, with its value. If ``families`` is not empty, only of those."""
     lines = []
     for path in sorted((CHECKOUT / "configs").rglob("*.yaml")):
         recipe: Any = recipe_yaml.parse(path.read_text(encoding="utf-8"), kind_of)
@@ -115,7 +115,7 @@ def _recipes_with(name: str, families: Sequence[str]) -> list[str]:
 
 
 def _value(tree: Any, name: str) -> Any:
-    """The value of a dotted key of a recipe's tree; None: it is not set."""
+    """Return the value of a dotted key in a recipe's tree, or None if it is not set."""
     for part in name.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
@@ -126,5 +126,5 @@ def _first_sentence(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Markdown without its markup."""
+    """Remove the markup from Markdown text."""
     return re.sub(r"\[[^\]]*\]\(([^)#]*)[^)]*\)", r"docs/\1", text).replace("`", "")

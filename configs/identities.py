@@ -1,17 +1,17 @@
-"""The identity of each data artefact: the recipe keys that it depends on."""
+"""The identity of each data artefact, which is the set of recipe keys that it depends on."""
 
 from typing import Any
 
 from configs.schema import Recipe
 
-#: Keys of a source that its documents do not depend on: for the first three the content counts.
+#: Source keys that are not part of the documents' identity. For the first three, the content is fingerprinted instead.
 NOT_IN_DOCUMENTS = ("path", "target_path", "revision", "weight")
-#: Kinds of source whose documents follow from the seed.
+#: Kinds of source whose documents are generated from the seed.
 _SYNTHETIC = ("patterns", "sequences")
 
 
 def documents_identity(recipe: Recipe) -> dict[str, Any]:
-    """The identity of the documents. The content of a source is an input, so its path is not part of the identity."""
+    """Return the documents' identity. A source's content is an input, so its path is not part of the identity."""
     sections = recipe.data.named_sources
     sources = {
         name: {key: value for key, value in section.identity().items() if key not in NOT_IN_DOCUMENTS}
@@ -27,7 +27,7 @@ def documents_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def tokenizer_identity(recipe: Recipe) -> dict[str, Any]:
-    """The identity of the tokenizer. The files of a pretrained one are inputs."""
+    """Return the tokenizer's identity. The files of a pretrained tokenizer are inputs, not part of the identity."""
     if recipe.tokenizer.is_ready:
         return {"tokenizer": {"kind": recipe.tokenizer.kind}, "seed": recipe.run.seed}
     targets = {"targets": True} if recipe.targets_are_text else {}
@@ -35,5 +35,5 @@ def tokenizer_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def tokens_identity(recipe: Recipe) -> dict[str, Any]:
-    """The identity of the token shards."""
+    """Return the token shards' identity."""
     return {"tokens": recipe.data.tokens.identity(), "seed": recipe.run.seed}

@@ -1,4 +1,4 @@
-"""Read a recipe: YAML, then ``section.key=value`` overrides, then the schema. Every fault is one line."""
+"""Reading of recipes: YAML, then ``section.key=value`` overrides, then the schema. Every error is a single line."""
 
 import copy
 import difflib
@@ -19,20 +19,20 @@ from configs.schema.base import Section, has_names, inner_sections
 from configs.schema.models import FAMILIES, UNKNOWN_FAMILY
 from configs.schema.renamed import RENAMED
 
-#: Similarity from which an unknown key is taken for a typo of another.
+#: Minimum similarity at which an unknown key counts as a typo of a known one.
 _NEAR = 0.7
-#: Maximum keys of a section in a message.
+#: Maximum number of keys that a message lists.
 _LISTED = 8
-#: What a pattern requires, in words.
+#: Key -> what its pattern allows, in words.
 _RULES = {"run.name": "letters, digits, '.', '_' and '-'"}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe of a YAML file with ``section.key=value`` overrides applied.
+    """Load a recipe from a YAML file, and apply ``section.key=value`` overrides.
 
     Raises:
-        RequestError: the file cannot be read or is not YAML, or has an unknown key, a wrong type or a combination that
-            does not work.
+        RequestError: the file cannot be read or is not YAML, or the recipe has an unknown key, a wrong type, or a
+            combination of keys that does not work.
     """
     path = Path(path)
     try:
@@ -55,14 +55,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(resolved)
     except ValidationError as error:
-        # If a required key has a typo, report the unknown key and not the missing one.
+        # If a required key is misspelled, report the unknown key rather than the missing one.
         fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     override = _at_fault(tree, overrides or [], fault)
     raise RequestError(_explain(fault, f"override {override}" if override else str(path)))
 
 
 def _suggestion(path: Path) -> str:
-    """The recipe that was probably meant by a path without its folder or suffix, or how to list the recipes."""
+    """Suggest a recipe for a path that may lack its folder or suffix, or say how to list the recipes."""
     name = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
     here = [path.with_name(name)] if path.with_name(name).is_file() else []
     near = next(iter([*here, *sorted(Path("configs").rglob(name))]), None)
@@ -76,21 +76,21 @@ def _some_recipe(folder: Path) -> Path:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, with every default."""
+    """Return the resolved recipe as YAML, including every default."""
     return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 def as_override(key: str, value: Any) -> str:
-    """The override that sets a key to this value, quoted for a shell."""
+    """Return the override that sets a key to this value, quoted for a shell."""
     text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=math.inf)
-    # YAML marks the end of a document after a single scalar.
+    # After a bare scalar, YAML adds an end-of-document marker.
     text = " ".join(text.removesuffix("...\n").split())
     override = f"{key}={text}"
     return f"'{override}'" if " " in override else override
 
 
 def _overridden(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of a recipe's tree with overrides applied."""
+    """Return a copy of a recipe's tree with overrides applied."""
     tree = copy.deepcopy(tree)
     for override in overrides:
         _override(tree, override)
@@ -104,7 +104,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
             f"{override!r} is not an override: write section.key=value, in quotes if the value has spaces"
         )
     try:
-        # For an optional key null means none.
+        # For an optional key, null means None, not the word.
         literal = _takes_text(key) and (text != "null" or kind_of(key) is str)
         value = text if literal else recipe_yaml.parse(text, kind_of, key)
     except RecipeYamlError as error:
@@ -121,7 +121,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _utf8_fault(value: Any, key: str = "") -> str | None:
-    """What is wrong with the first text in a tree that is not valid UTF-8; None: nothing."""
+    """Describe the first string in a tree that cannot be encoded as UTF-8. None if all can."""
     if isinstance(value, str):
         fault = utf8_fault(value)
         return f"{key}: {fault}" if fault else None
@@ -134,7 +134,7 @@ def _utf8_fault(value: Any, key: str = "") -> str | None:
 
 
 def _at_fault(tree: dict[str, Any], overrides: list[str], fault: ErrorDetails) -> str | None:
-    """The override that causes a fault: without it there is none. Of several, the one that the message names first."""
+    """Return the override that causes an error, which goes away without it. If several do, the first that it names."""
     causes = []
     for place, override in enumerate(overrides):
         others = overrides[:place] + overrides[place + 1 :]
@@ -152,12 +152,12 @@ def _faults(tree: dict[str, Any]) -> list[ErrorDetails]:
 
 
 def _same(fault: ErrorDetails) -> tuple[Any, ...]:
-    """A key by which faults are compared. Of a section only the message counts, not its content."""
+    """Return a key for comparing errors. If the invalid value is a section, its content does not count."""
     return fault["type"], fault["loc"], fault["msg"], None if isinstance(fault["input"], dict) else repr(fault["input"])
 
 
 def _mentioned(name: str, fault: ErrorDetails) -> float:
-    """Where a fault's message first names a key, in full or without the faulty section."""
+    """Return the position at which an error message first names a key, in full or relative to its section."""
     section = _place(fault)
     message = f"{section} {fault['msg']}"
     keys = "|".join(re.escape(key) for key in (name, name.removeprefix(f"{section}.")))
@@ -166,12 +166,12 @@ def _mentioned(name: str, fault: ErrorDetails) -> float:
 
 
 class _Key(NamedTuple):
-    """A key of the recipe in the schema.
+    """A recipe key as the schema declares it.
 
     Attributes:
-        generic: the key with NAME in place of a name that the user chose.
-        name: that name; empty: there is none.
-        kind: annotation of its value; None: there is no such key.
+        generic: the key, with NAME in place of a name that the user chose.
+        name: the name that the user chose. Empty if there is none.
+        kind: the annotation of its value. None if there is no such key.
         examples: valid values, if the schema has any.
     """
 
@@ -182,7 +182,7 @@ class _Key(NamedTuple):
 
 
 def _key(key: str) -> _Key:
-    """Look a dotted key up in the schema."""
+    """Look up a dotted key in the schema."""
     sections: list[type[Section]] = [Recipe]
     parts: list[str] = []
     kind: Any = None
@@ -194,7 +194,7 @@ def _key(key: str) -> _Key:
             name, kind, named = part, sections[0], False
             continue
         parts.append(part)
-        # A model section may be of any family: take one that has the key.
+        # A model section may belong to any family, so use the first family that has the key.
         fields = (section.named_fields().get(part, ("", None))[1] for section in sections)
         field = next(filter(None, fields), None)
         sections, kind = (inner_sections(field), field.annotation) if field else ([], None)
@@ -204,30 +204,33 @@ def _key(key: str) -> _Key:
 
 
 def generic_key(key: str) -> str:
-    """A dotted key with NAME in place of a name that the user chose."""
+    """Return a dotted key with NAME in place of a name that the user chose."""
     return _key(key).generic
 
 
 def kind_of(key: str) -> Any:
-    """The annotation of a dotted key; None: there is no such key."""
+    """Return the annotation of a dotted key, or None if there is no such key."""
     return _key(key).kind
 
 
 def _takes_text(key: str) -> bool:
-    """Whether a key holds text, which overrides pass literally: in a prompt ``yes`` and ``# note`` are words."""
+    """Return whether a key holds text. Overrides pass text literally, because a prompt may be ``yes`` or ``# note``."""
     kind = kind_of(key)
     return kind is str or (str in get_args(kind) and type(None) in get_args(kind))
 
 
 def _keys_of(section: str) -> list[str]:
-    """The keys of a section, without the section's name."""
+    """List a section's keys, without the section's name."""
     prefix = f"{_key(section).generic}."
     every: list[str] = Recipe.keys()
     return [key.removeprefix(prefix) for key in every if key.startswith(prefix)]
 
 
 def _place(fault: ErrorDetails) -> str:
-    """The dotted key of a fault. pydantic inserts the family after ``model``, and the type at the end of a union."""
+    """Return the dotted key that an error is about.
+
+    pydantic's location also has the family after ``model``, and the type at the end for a union. Both are removed.
+    """
     parts = [str(part) for part in fault["loc"]]
     if parts[-1:] and re.fullmatch(r"bool|literal\[.*\]", parts[-1]):
         parts.pop()
@@ -239,7 +242,7 @@ def _is_family(parts: list[str], index: int) -> bool:
 
 
 def _nearest(fault: ErrorDetails) -> str:
-    """Suggestion for an unknown key. In a model section only keys of its family are suggested."""
+    """Suggest a key in place of an unknown one. In a model section, suggest only keys of its family."""
     generic, name, *_ = _key(_place(fault))
     parts = [str(part) for part in fault["loc"]]
     keys: list[str] = Recipe.keys()
@@ -251,7 +254,7 @@ def _nearest(fault: ErrorDetails) -> str:
 
 
 def suggested(key: str, keys: list[str]) -> str:
-    """The nearest key of the section, else keys of the same name elsewhere, else the keys of the section."""
+    """Suggest the nearest key in the section, else keys with the same name elsewhere, else list the section's keys."""
     section, dot, leaf = key.rpartition(".")
     own = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
     if near := difflib.get_close_matches(leaf, own, n=1, cutoff=_NEAR):
@@ -267,7 +270,7 @@ def suggested(key: str, keys: list[str]) -> str:
 
 
 def _explain(fault: ErrorDetails, where: str) -> str:
-    """One line for a fault: where it is, what is wrong, and the nearest valid key."""
+    """Describe an error in one line: where it is, what is wrong, and the nearest valid key."""
     key = _place(fault)
     if fault["type"] == "extra_forbidden":
         if key in RENAMED:
@@ -293,7 +296,7 @@ def _explain(fault: ErrorDetails, where: str) -> str:
         begins = isinstance(fault["input"], dict) and re.split(r"[^\w-]", message)[0] in _keys_of(key)
         return f"{where}: {key}{'.' if begins else ': '}{message}"
     if message.startswith("Input should be "):
-        # Without pydantic's remark about how it tried to read the value.
+        # Drop what pydantic says about how it tried to parse the value.
         wanted = re.sub(r", (unable to|got a) .*", "", message.removeprefix("Input should be "))
         return f"{where}: {key} must be {wanted}, not {fault['input']!r}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"

@@ -1,7 +1,7 @@
-"""Recipes as YAML, where the type of the key decides how a value is read.
+"""A YAML reader for recipes, in which the type of a key decides how its value is read.
 
-YAML 1.1 reads ``020`` as 16, ``1:30`` as 90 and ``yes`` as true. A key that holds text gets the characters as written.
-For a number, anything that people would read differently is refused.
+YAML 1.1 reads ``020`` as 16, ``1:30`` as 90 and ``yes`` as true. Here, a key that holds text gets the characters as
+written. If a key holds a number, values that people would read differently are refused.
 """
 
 import re
@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 
 _TAG = "tag:yaml.org,2002:"
-#: Numbers that YAML 1.1 reads differently from people: with a leading zero, in another base, in base 60.
+#: Numbers that YAML 1.1 reads differently than people do: with a leading zero, in another base, in base 60.
 _OCTAL = re.compile(r"[-+]?0(_?[0-9])+")
 _OTHER_BASE = re.compile(r"[-+]?0([xX](_?[0-9a-fA-F])+|[bB](_?[01])+|[oO](_?[0-7])+)")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
 
 class RecipeYamlError(yaml.YAMLError):
-    """Valid YAML that a recipe may not use. The message has the line and what to write in its place."""
+    """Valid YAML that recipes may not use. The message has the line number, and says what to write instead."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(f"line {line}: {message}")
@@ -26,7 +26,7 @@ class RecipeYamlError(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 3e-4 as a number, which YAML 1.1 takes for a string, and refuses a repeated key."""
+    """A YAML loader that reads 3e-4 as a number (in YAML 1.1, it is a string) and refuses repeated keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -48,18 +48,19 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
-# The integer resolver must come first, or 256 would be the float 256.0.
+# The integer resolver must come first. Otherwise 256 would be read as the float 256.0.
 for _resolvers in _Loader.yaml_implicit_resolvers.values():
     _resolvers.sort(key=lambda entry: entry[0] == f"{_TAG}float")
 
 
 def parse(text: str, kind_of: Callable[[str], Any], key: str = "") -> Any:
-    """The value of a text, for a key of the recipe. Without a key: the complete recipe.
+    """Parse text as the value of a recipe key, or as a complete recipe if ``key`` is empty.
 
     ``kind_of`` returns the annotation of a dotted key, or None if there is no such key.
 
     Raises:
-        yaml.YAMLError: the text is not YAML, or (RecipeYamlError) not allowed in a recipe.
+        RecipeYamlError: the text is YAML that recipes may not use.
+        yaml.YAMLError: the text is not YAML.
     """
     loader = _Loader(text)
     try:
@@ -73,7 +74,7 @@ def parse(text: str, kind_of: Callable[[str], Any], key: str = "") -> Any:
 
 
 def _tag_scalars(node: yaml.Node, key: str, kind_of: Callable[[str], Any], seen: set[int]) -> None:
-    """Give the scalars below a node the types of their keys."""
+    """Tag the scalars below a node with the types of their keys."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -82,7 +83,7 @@ def _tag_scalars(node: yaml.Node, key: str, kind_of: Callable[[str], Any], seen:
             if name.tag == f"{_TAG}merge":
                 _tag_scalars(value, key, kind_of, seen)
             elif isinstance(name, yaml.ScalarNode):
-                # A source may be named ``on``.
+                # Keys are always text, because a source may be named ``on``.
                 name.tag = f"{_TAG}str"
                 _tag_scalars(value, f"{key}.{name.value}" if key else name.value, kind_of, seen)
     elif isinstance(node, yaml.SequenceNode):
@@ -93,10 +94,10 @@ def _tag_scalars(node: yaml.Node, key: str, kind_of: Callable[[str], Any], seen:
 
 
 def _tag_scalar(node: yaml.ScalarNode, key: str, types: set[Any]) -> None:
-    """Give an unquoted scalar the tag that fits the types of its key.
+    """Tag an unquoted scalar with a type that its key allows.
 
     Raises:
-        RecipeYamlError: YAML reads a different number than people do, or the key needs a number and this is none.
+        RecipeYamlError: YAML reads a different number than people do, or the key needs a number and this is not one.
     """
     text = node.value
     if str in types and not types & {int, float, bool}:
@@ -117,7 +118,7 @@ def _tag_scalar(node: yaml.ScalarNode, key: str, types: set[Any]) -> None:
 
 
 def _types(kind: Any) -> set[Any]:
-    """The types of an annotation's values, also inside lists and mappings. Empty: the key is unknown."""
+    """Return the types of values that an annotation allows, also in lists and mappings. Empty for an unknown key."""
     if kind is None or kind is Ellipsis:
         return set()
     origin, parts = get_origin(kind), get_args(kind)

@@ -1,4 +1,4 @@
-"""Every recipe key with its type, default, bounds and meaning, read from the schema: the content of docs/recipe.md."""
+"""The content of docs/recipe.md: every recipe key with its type, default, bounds and meaning, from the schema."""
 
 import inspect
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ from configs.schema.models import FAMILIES
 PAGE = CHECKOUT / "docs" / "recipe.md"
 WRITE_PAGE = "python -m configs reference > docs/recipe.md"
 
-#: Sections whose keys are those of another: key of the section -> prefix -> prefix under which they are described.
+#: Sections with the same keys as another section: prefix of their keys -> prefix under which the keys are described.
 SAME_KEYS = {"data.sources.NAME.": "data.source.", "model.backbone.": "model."}
 
 Effect = Literal["same", "run", "data", "examples", "finetune", "evaluation", "content", "folder"]
-#: What happens if a key changes: word in the table, sentence.
+#: What happens if a key changes: a word for the table, and a sentence.
 EFFECTS: dict[Effect, tuple[str, str]] = {
     "same": ("–", "The same run resumes with another value."),
     "run": ("run", "Another value makes another run."),
@@ -38,9 +38,9 @@ EFFECTS: dict[Effect, tuple[str, str]] = {
     "folder": ("folder", "Another value is another folder, and so another run."),
 }
 _FOLDERS = ("run.name", "run.root", "data.root")
-#: Keys of which the content counts, besides those of sources.
+#: Keys for which the content at the path counts, in addition to the keys of sources.
 _CONTENT = ("data.clean.decontaminate.path", "tokenizer.path", "finetune.examples.path", "model.weights")
-#: Beginning of a key -> effect, for keys that are part of an identity. The first match counts.
+#: Prefix of a key -> effect, for keys that are part of an identity. The first match counts.
 _EFFECTS_BY_SECTION: tuple[tuple[str, Effect], ...] = (
     ("launch.", "same"),
     ("run.seed", "data"),
@@ -54,7 +54,7 @@ _EFFECTS_BY_SECTION: tuple[tuple[str, Effect], ...] = (
     ("generate.", "evaluation"),
     ("", "run"),
 )
-#: Bounds that only keep numbers within 64 or 32 bits.
+#: Bounds from this on are not shown, because they only keep numbers within 32 or 64 bits.
 _HUGE = 2**31 - 1
 
 
@@ -63,11 +63,11 @@ class Key:
     """A key that holds a value.
 
     Attributes:
-        name: dotted.
-        family: of the model, for keys of a model section; otherwise empty.
-        field: in the schema.
-        section: class that has the field.
-        heading: of the group of keys that it belongs to; may be empty.
+        name: the dotted key.
+        family: the model family, for keys in a model section. Otherwise empty.
+        field: the field in the schema.
+        section: the class that has the field.
+        heading: heading of the group of keys that this key belongs to. May be empty.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Key:
 
     @property
     def type(self) -> str:
-        """Type and bounds."""
+        """The type and bounds, with an example if there is one."""
         example = f"such as `{self.field.examples[0]}`" if self.field.examples else ""
         return ", ".join(
             filter(None, (_type(self.field.annotation, self.field.metadata), _bounds(self.field), example))
@@ -92,7 +92,7 @@ class Key:
 
     @property
     def has_value_as_default(self) -> bool:
-        """Whether it has a default, and that is not the absence of a value."""
+        """Whether the key has a default other than None."""
         return self.field.default is not PydanticUndefined and self.field.default is not None
 
     @property
@@ -101,12 +101,12 @@ class Key:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of a key of a source: the kinds that read it. Empty: all."""
+        """The kinds of source that read this key. Empty if all do, or if it is not a source key."""
         return READ_BY.get(self.name.rpartition(".")[2], ()) if self.section is SourceSection else ()
 
     @property
     def effect(self) -> Effect:
-        """What happens if it changes."""
+        """What happens if the key changes."""
         if self.name in _FOLDERS:
             return "folder"
         leaf = self.name.rpartition(".")[2]
@@ -120,14 +120,14 @@ class Key:
 
 @dataclass(frozen=True)
 class Page:
-    """A section of the recipe with its own keys.
+    """A section of the recipe, with its own keys.
 
     Attributes:
-        name: dotted key of the section.
-        family: of a model section; otherwise empty.
-        section: its class.
-        keys: those that hold values.
-        note: about leaving the section out; may be empty.
+        name: the section's dotted key.
+        family: the model family, for a model section. Otherwise empty.
+        section: the section's class.
+        keys: the keys that hold values.
+        note: what it means to leave the section out. May be empty.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Page:
 
     @property
     def anchor(self) -> str:
-        """Anchor of its heading, by GitHub's rules."""
+        """The anchor that GitHub generates for the heading."""
         kept = "".join(char for char in self.title.lower() if char.isalnum() or char in " -_")
         return kept.replace(" ", "-")
 
@@ -155,13 +155,13 @@ class Page:
 
 @cache
 def pages() -> tuple[Page, ...]:
-    """Every section in the order of the schema, those of all model families included."""
+    """Return every section in the order of the schema, including the sections of all model families."""
     return tuple(page for name, (_, field) in Recipe.named_fields().items() for page in _pages(name, field, ""))
 
 
 @cache
 def keys() -> tuple[Key, ...]:
-    """Every key, in the order of the pages. Keys of several families stand once per family."""
+    """Return every key in the order of the pages. A key that several model families share appears once per family."""
     return tuple(key for page in pages() for key in page.keys)
 
 
@@ -184,7 +184,7 @@ def _keys(prefix: str, section: type[Section], family: str) -> Iterator[Key]:
 
 
 def _type(kind: Any, metadata: list[Any]) -> str:
-    """The type of a value in words."""
+    """Return the type of a value in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if any(isinstance(mark, AfterValidator) and "path" in str(inspect.signature(mark.func)) for mark in metadata):
         return "path"
@@ -205,7 +205,7 @@ def _type(kind: Any, metadata: list[Any]) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    """The range of a number in words; empty: any."""
+    """Return the range of a number in words. Empty if any number is allowed."""
     bounds: dict[type, Any] = {
         type(mark): getattr(mark, type(mark).__name__.lower())
         for mark in field.metadata
@@ -219,7 +219,7 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def spelled(value: Any) -> str:
-    """A value as a recipe spells it."""
+    """Return a value as it is written in a recipe."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
@@ -259,7 +259,7 @@ Paths expand `~` and `$NAME`. Text is taken literally, also `on` and `020`. For 
 
 
 def markdown() -> str:
-    """The page."""
+    """Return the page as Markdown."""
     effects = "\n".join(f"| {word} | {sentence} |" for word, sentence in EFFECTS.values())
     contents = "\n".join(
         f"{'  ' * (page.name.count('.'))}- [{page.title}](#{page.anchor})" for page in pages() if _is_listed(page)

@@ -8,7 +8,7 @@ from configs.schema import Recipe
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The folders and files of a run. Nothing is created."""
+    """The folders and files of a run. No property creates anything."""
 
     run: Path
     data: Path
@@ -32,7 +32,7 @@ class RunLayout:
 
     @property
     def packing(self) -> Path:
-        """It is in the folder of the run, not with shared data, because it depends on the run's context length."""
+        """Folder of the packing. It is never shared with other runs, because it depends on the context length."""
         return _followed(self.run / "packing")
 
     @property
@@ -49,11 +49,11 @@ class RunLayout:
 
     @property
     def logs(self) -> Path:
-        """Output of launchers and their processes, over all starts."""
+        """Folder for the output of launchers and their processes, over all starts."""
         return _followed(self.run / "logs")
 
     def launch(self, verb: str) -> Path:
-        """A name to lock the launch of a command, which runs once at a time. The folder is never created."""
+        """Return a path to lock while a command is launched, so that it runs only once at a time. Never created."""
         return self.run / f"{verb}-launch"
 
     @property
@@ -62,7 +62,7 @@ class RunLayout:
 
     @property
     def attention(self) -> Path:
-        """Attention maps of a text; see ``python -m training evaluate attention``."""
+        """Folder for the attention maps of ``python -m training evaluate attention``."""
         return _followed(self.run / "attention")
 
     @property
@@ -71,7 +71,7 @@ class RunLayout:
 
     @property
     def comparisons(self) -> Path:
-        """Results of ``python -m training compare``."""
+        """Folder for the results of ``python -m training compare``."""
         return _followed(self.run / "compare")
 
     @property
@@ -88,5 +88,5 @@ class RunLayout:
 
 
 def _followed(folder: Path) -> Path:
-    """The folder, or the target of a link, for example on another disk."""
+    """Return the folder or, if it is a link (for example to another disk), the link's target."""
     return folder.resolve() if folder.is_symlink() else folder

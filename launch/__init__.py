@@ -1,1 +1,1 @@
-"""Starts and supervises the processes of a recipe: local, torchrun, DeepSpeed, SLURM. Imports no torch."""
+"""Starts and supervises a recipe's processes: locally, with torchrun, DeepSpeed or SLURM. Does not import torch."""

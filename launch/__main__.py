@@ -10,11 +10,11 @@ from launch.start import COMMANDS, plan, start
 
 KINDS = {
     "local": "this machine, launch.processes processes",
-    "torchrun": "this node of several, which find each other at launch.rendezvous",
+    "torchrun": "this node, one of several that find each other at launch.rendezvous",
     "deepspeed": "DeepSpeed's launcher: this machine, or the hosts of launch.hostfile",
-    "slurm": "submit jobs to a SLURM cluster, as launch.slurm says",
+    "slurm": "submit jobs to a SLURM cluster, with the settings in launch.slurm",
     "auto": "the kind that launch.kind sets",
-    "allocation": "within a SLURM job: all its nodes; puts the job back into the queue when it is interrupted",
+    "allocation": "inside a SLURM job: all its nodes; requeues the job when it is interrupted",
     "demo": "the whole recipe, end to end, with a simulated crash and a resume",
 }
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's launcher, on this host or, through pdsh and ssh, on the hosts of a hostfile."""
+"""Starting with DeepSpeed's launcher, on this host or, through pdsh and ssh, on the hosts in a hostfile."""
 
 import base64
 import json
@@ -18,12 +18,13 @@ from launch.plan import Plan, free_port, worker_argv, worker_environment
 def deepspeed(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """The plan to start all workers; on this host if there is no launch.hostfile.
+    """Return the plan that starts all workers. Without launch.hostfile, they run on this host.
 
-    ``more``: further environment variables of the workers.
+    ``more`` holds additional environment variables for the workers.
 
     Raises:
-        RequestError: the hostfile cannot be read or has too few hosts for the recipe, or pdsh is missing.
+        RequestError: the hostfile cannot be read or has too few hosts for the recipe, pdsh is missing, or the current
+            folder's name has special characters.
     """
     launch, environment = recipe.launch, {**worker_environment(recipe), **(more or {})}
     worker = [sys.executable, "-u", "-m", *worker_argv(verb, recipe_path, overrides)]
@@ -39,7 +40,7 @@ def deepspeed(
     address, _, port = (launch.rendezvous or "").rpartition(":")
     argv += [f"--master_addr={address}"] if address else []
     argv += [f"--master_port={port or free_port()}", "--quiet", "--no_local_rank", "--no_python"]
-    # The environment is part of the command line, since DeepSpeed passes on little more than PYTHONPATH.
+    # Put the environment into the command line, because DeepSpeed forwards little more than PYTHONPATH.
     words = ["/usr/bin/env", *(f"{key}={value}" for key, value in environment.items()), *worker]
     return Plan([*argv, *map(_for_remote_shell, words)], environment, recipe.ranks, tuple(names))
 
@@ -52,7 +53,7 @@ def _check_paths() -> None:
     folder = str(Path.cwd())
     if shlex.quote(folder) != folder:
         raise RequestError(
-            f"{folder}: DeepSpeed's launcher does not quote the name of this folder for the other hosts: use a folder "
+            f"{folder}: DeepSpeed's launcher does not quote this folder's name for the other hosts: use a folder "
             "without special characters"
         )
 
@@ -60,7 +61,7 @@ def _check_paths() -> None:
 def _for_remote_shell(word: str) -> str:
     """Quote a word so that the remote shell reads it unchanged after DeepSpeed and pdsh have processed it.
 
-    DeepSpeed puts words with spaces into double quotes and escapes quotes inside them; pdsh expands percent signs.
+    DeepSpeed puts words with spaces into double quotes, and escapes quotes inside them. pdsh expands percent signs.
     """
     quoted = re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
     return quoted.replace("%", "%%")

@@ -1,6 +1,6 @@
-"""Runs a recipe end to end in one command, with a simulated crash and a resume, and prints a table of the results.
+"""The demo runs a recipe end to end, with a simulated crash and a resume, and prints a table of the results.
 
-Every stage is a command in a separate process, as `make` would run it. A stage that is finished is not repeated.
+Each stage is a command in a separate process, as `make` would run it. Finished stages are not repeated.
 """
 
 import os
@@ -21,13 +21,13 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.runs import finetune_run, pretrain_run
 
-#: Steps done twice, before the simulated crash and after the resume. Their losses must be equal bit for bit.
+#: Number of steps that run twice: before the simulated crash, and after the resume. Their losses must be bit-identical.
 _REPEATED = 20
 _RESUME_CHECK = "resume-check.json"
 
 
 def demo(recipe: Recipe, recipe_path: str, overrides: list[str]) -> int:
-    """Run every stage that is not finished, then print the table; returns the exit status.
+    """Run every unfinished stage, then print the table. Returns the exit status.
 
     Raises:
         RequestError: the recipe has no fine-tuning, no prompt, or too few steps for a simulated crash.
@@ -60,21 +60,21 @@ class _Stages:
         self.worked = False
 
     def data(self) -> int:
-        """Documents, tokenizer, token shards, chat examples."""
+        """Build documents, tokenizer, token shards and chat examples."""
         before = self._manifests()
         status = self._run("pipeline", "run") or self._run("pipeline", "examples")
         self.worked |= self._manifests() != before
         return status
 
     def pretrain(self) -> int:
-        """Train past half of the steps, crash, then run the same command again, which resumes from the checkpoint."""
+        """Train past the halfway point, crash, then run the same command again, which resumes from the checkpoint."""
         run = pretrain_run(self._recipe, self._layout)
         if run.manifest() is None:
             self.worked = True
             half = self._recipe.train.steps // 2
             checkpoints = run.folder / "checkpoints"
             if not (run.begun() and any(checkpoints.glob("step-*"))):
-                print(f"\npretrain: save at step {half}, train {_REPEATED} steps more, then crash on purpose")
+                print(f"\npretrain: save at step {half}, train {_REPEATED} more steps, then crash on purpose")
                 crash = [f"train.save_every={half}", f"train.simulate_crash_at={half + _REPEATED}"]
                 status = self._launch("pretrain", crash)
                 if status != command.FAILED or _last_step(run.folder) != half + _REPEATED:
@@ -102,7 +102,7 @@ class _Stages:
 
     def _run(self, package: str, verb: str) -> int:
         argv = [sys.executable, "-m", package, verb, "--recipe", self._path, *self._overrides]
-        # Overrides may set keys that any stage of the demo reads.
+        # Accept overrides of keys that any stage of the demo reads.
         return subprocess.run(argv, env={**os.environ, TARGETS: "demo"}, check=False).returncode
 
     def _launch(self, verb: str, more: list[str]) -> int:
@@ -125,7 +125,7 @@ def _stamp(path: Path) -> int | None:
 
 
 def _check_resume(folder: Path) -> None:
-    """Record whether the steps before the crash had the same losses as after the resume, bit for bit."""
+    """Record whether repeated steps had bit-identical losses before the crash and after the resume."""
     losses: dict[int, list[float]] = {}
     for record in read_records(folder / "metrics.jsonl"):
         if record["kind"] == "train":
@@ -136,7 +136,7 @@ def _check_resume(folder: Path) -> None:
 
 
 def table(recipe: Recipe, layout: RunLayout) -> list[str]:
-    """The results, one line each, from the manifests and metrics of the run."""
+    """Return the results as lines, from the run's manifests and metrics."""
     documents, tokens = manifest.require(layout.documents, "data"), manifest.require(layout.tokens, "data")
     pretrain = manifest.require(layout.pretrain, "pretrain")
     results = atomic.read_json(layout.evaluation / "evaluation.json")
@@ -165,7 +165,7 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
 
 
 def _load_line(steps: list[dict[str, Any]]) -> str:
-    """Max/mean expert load per layer, summed over the last steps, since a single batch is mostly chance."""
+    """Describe the max/mean expert load per layer over the last steps, because one batch would mostly show chance."""
     last = steps[-_REPEATED:]
     worst = []
     for layer in last[-1]["experts"]:

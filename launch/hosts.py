@@ -1,8 +1,8 @@
-"""The hosts of a hostfile: reads them, checks that they answer, and sends signals to the workers there.
+"""The hosts in a hostfile: read them, check that they respond, and send signals to their workers.
 
     python -m launch.hosts SIGNAL FOLDER
 
-sends a signal to the workers of one start on this host, which are identified by the folder of its status files.
+sends a signal to this host's workers that belong to one start, which is identified by its folder of status files.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from artefacts.worker_status import STATUS
 
 
 def read(hostfile: Path, nodes: int, processes: int) -> list[str]:
-    """The first ``nodes`` hosts of a hostfile (lines of ``HOST slots=N``).
+    """Return the first ``nodes`` hosts in a hostfile, whose lines are ``HOST slots=N``.
 
     Raises:
-        RequestError: it cannot be read, has a wrong line, or has too few hosts or slots.
+        RequestError: the hostfile cannot be read, has an invalid line, or has too few hosts or slots.
     """
     try:
         lines = hostfile.read_text(encoding="utf-8").splitlines()
@@ -48,10 +48,10 @@ def read(hostfile: Path, nodes: int, processes: int) -> list[str]:
 
 
 def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
-    """Check that every host sees a folder of this one.
+    """Check that every host can see a folder of this host.
 
     Raises:
-        RequestError: hosts do not answer in time, or do not see the folder; names them.
+        RequestError: some hosts do not respond in time or do not see the folder; the message names them.
     """
     command = f"test -d {shlex.quote(str(folder))} && echo seen || echo unseen"
     answers = _run_on(names, command, seconds)
@@ -67,13 +67,13 @@ def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
 
 
 def send(names: tuple[str, ...], number: int, status: Path, seconds: int = 20) -> None:
-    """Send a signal to the workers of one start on these hosts."""
+    """Send a signal to the workers on these hosts that belong to one start."""
     words = [sys.executable, "-m", "launch.hosts", signal.Signals(number).name, str(status)]
     _run_on(names, f"cd {shlex.quote(str(CHECKOUT))} && {shlex.join(words)}", seconds)
 
 
 def _run_on(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str]:
-    """The output of a shell command by host; empty for a host that does not answer in time."""
+    """Run a shell command on every host, and return its output by host. Empty if a host does not respond in time."""
     argv = ["pdsh", "-R", "ssh", "-t", str(seconds), "-u", str(seconds), "-w", ",".join(names)]
     with contextlib.suppress(subprocess.TimeoutExpired):
         done = subprocess.run(
@@ -93,7 +93,7 @@ def _run_on(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str
 
 
 def workers_here(status: str) -> list[psutil.Process]:
-    """The workers on this host of the start whose status files are in a folder."""
+    """List this host's workers that belong to the start with this folder of status files."""
     workers = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

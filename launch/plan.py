@@ -1,4 +1,4 @@
-"""What a launcher runs on this node: a command line, and the environment of its processes."""
+"""The plan of what a launcher runs on this node: a command line, and environment variables for its processes."""
 
 import os
 import random
@@ -17,13 +17,13 @@ _PORTS_TRIED = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """One start of a recipe's processes.
+    """How to start a recipe's processes.
 
     Attributes:
-        argv: command that starts the workers and waits for them.
-        environment: variables to set for it.
+        argv: the command that starts the workers and waits for them.
+        environment: environment variables to set for the command.
         workers: number of workers that report to this launcher.
-        hosts: hosts of the workers, if they are not children of this launcher.
+        hosts: the workers' hosts. Empty if all workers are started on this host.
     """
 
     argv: list[str]
@@ -32,30 +32,30 @@ class Plan:
     hosts: tuple[str, ...] = ()
 
     def ranks_of_hosts(self) -> dict[str, list[int]]:
-        """Host -> ranks, as DeepSpeed's launcher numbers them."""
+        """Return a map from host to ranks, as DeepSpeed's launcher numbers them."""
         count = self.workers // len(self.hosts)
         return {host: [*range(index * count, (index + 1) * count)] for index, host in enumerate(self.hosts)}
 
     def as_shell(self) -> str:
-        """The command for a shell, in any folder."""
+        """Return the plan as a shell command that works from any folder."""
         assigned = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
         return f"cd {shlex.quote(str(Path.cwd()))} && {' '.join(assigned)} {shlex.join(self.argv)}"
 
 
 def worker_argv(verb: str, recipe_path: str, overrides: list[str]) -> list[str]:
-    """The arguments of every worker, after ``python -m``."""
+    """Return the arguments of each worker, which follow ``python -m``."""
     return ["training", verb, "--recipe", recipe_path, *overrides]
 
 
 def worker_environment(recipe: Recipe) -> dict[str, str]:
-    """Environment variables of the workers; the recipe takes precedence over the caller's environment."""
+    """Return the workers' environment variables. The recipe takes precedence over the caller's environment."""
     launch, caller = recipe.launch, os.environ
     cores = str(max(1, _cores() // launch.processes))
     searched = [str(CHECKOUT), *filter(None, caller.get("PYTHONPATH", "").split(os.pathsep))]
     variables = {
         "OMP_NUM_THREADS": str(launch.threads) if launch.threads else caller.get("OMP_NUM_THREADS", cores),
         "TORCH_EXTENSIONS_DIR": caller.get("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions")),
-        # Keep large blocks allocated: on CPU a step otherwise spends a tenth of its time in page faults.
+        # Keep large blocks allocated. Otherwise a step on CPU spends a tenth of its time in page faults.
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
         "MALLOC_MMAP_MAX_": "0",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(searched)),
@@ -66,14 +66,14 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
 
 
 def _cores() -> int:
-    """Cores that this process may use; on macOS, which does not say, all cores."""
+    """Return the number of cores that this process may use. On macOS, which does not report it, return all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:
-    """A free port of this host.
+    """Return a free port on this host.
 
-    It is below 32,768, where Linux's range for outgoing connections starts, since a rank binds it only seconds later.
+    It is below 32,768, where Linux's range for outgoing connections starts, because a rank only binds it seconds later.
 
     Raises:
         RequestError: there is no free port.
@@ -87,4 +87,4 @@ def free_port() -> int:
                 return port
             except OSError as error:
                 last = str(error)
-    raise RequestError(f"no free port on this host: {_PORTS_TRIED} ports could not be bound, the last one: {last}")
+    raise RequestError(f"no free port on this host: tried {_PORTS_TRIED} ports; the last error was: {last}")

@@ -1,4 +1,4 @@
-"""Checks before any process is started: data, disk, GPUs and memory."""
+"""Checks that run before any process is started: data, disk, GPUs and memory."""
 
 import os
 import shutil
@@ -16,12 +16,12 @@ from training.estimate.device import device_of, has_mps
 from training.estimate.fitting import advice
 from training.estimate.memory import checkpoint_bytes, memory
 
-#: The estimate is within a tenth of the measured memory (benchmarks/results/estimate.md).
+#: The estimate is within 10 % of the measured memory (benchmarks/results/estimate.md).
 _TOLERANCE = 1.1
 
 
 def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = True) -> list[str]:
-    """Run all checks; returns warnings, one line each. ``here``: this is one of the nodes that will run it.
+    """Run all checks and return warnings, one line each. ``here`` says whether this node is one that will run it.
 
     Raises:
         RequestError: the run would fail.
@@ -35,15 +35,15 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
 
 
 def _check_host_name(recipe: Recipe) -> list[str]:
-    """A warning if there are several nodes and the name of this host does not resolve."""
+    """Return a warning if there are several nodes and this host's name does not resolve."""
     if recipe.launch.nodes == 1:
         return []
     try:
         socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
         return [
-            f"warning: the name of this host, {socket.gethostname()}, does not resolve: other nodes get its address on "
-            "the route to launch.rendezvous instead; if they cannot reach that, add the name to /etc/hosts"
+            f"warning: this host's name, {socket.gethostname()}, does not resolve: other nodes get its address on the "
+            "route to launch.rendezvous instead; if they cannot reach that, add the name to /etc/hosts"
         ]
     return []
 
@@ -60,12 +60,12 @@ def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
 
 
 def check_gpus(recipe: Recipe) -> None:
-    """Raise ``RequestError`` if this node has fewer GPUs than processes, or no device of the wanted kind."""
+    """Raise ``RequestError`` if this node has fewer GPUs than processes, or no device of the requested kind."""
     launch = recipe.launch
     if launch.device == "mps":
         if not has_mps():
             raise RequestError(
-                "launch.device=mps, but this machine is no Mac with Apple silicon: set launch.device=auto or cpu"
+                "launch.device=mps, but this machine is not a Mac with Apple silicon: set launch.device=auto or cpu"
             )
         return
     if launch.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
@@ -81,7 +81,7 @@ def check_gpus(recipe: Recipe) -> None:
 
 
 def visible_gpus() -> int:
-    """Number of GPUs that processes started here may use; 0 without a driver."""
+    """Return the number of GPUs that processes started here may use. 0 if there is no driver."""
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
@@ -93,10 +93,10 @@ def visible_gpus() -> int:
 
 
 def check_memory(recipe: Recipe) -> list[str]:
-    """A warning if the estimated memory exceeds what a process may use, with advice what would fit.
+    """Return a warning if the estimated memory exceeds what a process may use, with advice on what would fit.
 
     Raises:
-        RequestError: the device is a GPU with a known amount of memory, and exceeds it by more than the tolerance.
+        RequestError: the device is a GPU whose memory is known, and the estimate exceeds it by more than the tolerance.
     """
     device = device_of(recipe)
     estimated = memory(recipe, device.kind)
@@ -112,10 +112,10 @@ def check_memory(recipe: Recipe) -> list[str]:
 
 
 def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
-    """A warning if the disk has too little space for all checkpoints that are kept.
+    """Return a warning if the disk does not have enough space for all checkpoints that the run keeps.
 
     Raises:
-        RequestError: there is no space for a single checkpoint.
+        RequestError: there is not even space for a single checkpoint.
     """
     size, checkpoints = checkpoint_bytes(recipe), run.folder / "checkpoints"
     free = shutil.disk_usage(_nearest(run.folder)).free
@@ -138,7 +138,7 @@ def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Raise ``RequestError`` if the folder of a key cannot be created or written to."""
+    """Raise ``RequestError`` if the folder that a key names cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -148,7 +148,7 @@ def check_writable(key: str, folder: Path) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or its nearest parent that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 

@@ -1,4 +1,4 @@
-"""Starts the workers of a recipe from this node and waits for them."""
+"""Start a recipe's workers from this node, and wait for them."""
 
 import os
 import sys
@@ -25,17 +25,17 @@ from training.estimate.memory import memory
 from training.runs import finetune_run, pretrain_run
 
 COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
-#: Set by the command that has run the checks and started this one on several nodes.
+#: Environment variable that a SLURM job's first node sets. It runs the checks, then starts this command on each node.
 IN_ALLOCATION = "MILLRACE_ALLOCATION"
 
 
 def plan(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """What launch.kind starts on this node; ``more``: further environment variables of the workers.
+    """Return the plan of what launch.kind starts on this node. ``more`` holds more environment variables for workers.
 
     Raises:
-        RequestError: the kind starts nothing on this node, or something that it needs is missing.
+        RequestError: the kind starts nothing on this node, or something it needs is missing.
     """
     check_verb(recipe, verb, recipe_path)
     if recipe.launch.kind == "slurm":
@@ -52,12 +52,12 @@ def check_verb(recipe: Recipe, verb: str, recipe_path: str) -> None:
 
 
 def launched(layout: RunLayout, verb: str) -> str:
-    """Describes the holder of the lock on launching."""
+    """Say what the holder of the launch lock is doing, for the message to others."""
     return f"{layout.run}: {verb} is being launched"
 
 
 def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> int:
-    """Start a command's workers and wait for them; returns the exit status."""
+    """Start a command's workers and wait for them. Returns the exit status."""
     check_verb(recipe, verb, recipe_path)
     layout = RunLayout.of(recipe)
     run = COMMANDS[verb](recipe, layout)
@@ -70,7 +70,8 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> 
     with ExitStack() as stack:
         if IN_ALLOCATION not in os.environ:
             if launch.kind == "torchrun" and launch.nodes > 1:
-                # Every node has a launcher, so none may hold the lock; the ranks of another start lock the folder.
+                # Every node has a launcher, so none may hold the launch lock. But the ranks of another start would hold
+                # the folder's lock.
                 lock.refuse_if_held(run.folder)
             else:
                 stack.enter_context(lock.hold(layout.launch(verb), launched(layout, verb)))
@@ -93,13 +94,13 @@ def _supervise(
     )
     status = ended.status
     if status == command.FAILED and run.manifest() is not None:
-        return command.DONE  # the signal came after the last step
+        return command.DONE  # the signal arrived after the last step
     if status == command.FAILED and _hung(run.stacks, began):
         _print_error(
             f"{verb}: no step in {recipe.train.watch.hang_seconds} s (train.watch.hang_seconds); the stack of every "
             f"rank is in {run.stacks}. Run the same command again to resume from the newest checkpoint"
         )
-        # A SLURM job is queued again only if it has made progress, which its first node decides.
+        # A SLURM job that hung is requeued only if it has made progress. Its first node decides this.
         return command.FAILED if IN_ALLOCATION in os.environ else command.STOPPED
     if status == command.STOPPED:
         _print_error(f"{verb}: stopped, everything is saved; run the same command again to resume")
@@ -112,13 +113,13 @@ def _supervise(
 def why_failed(
     recipe: Recipe, output: Output, nodes: Sequence[str] = (), gone: Mapping[str, Sequence[int]] | None = None
 ) -> str:
-    """What to show after a failure, in addition to the output of rank 0.
+    """Explain a failure, in addition to the output of rank 0, which was shown already.
 
     Args:
-        recipe: of the start.
-        output: of the start.
+        recipe: the recipe.
+        output: the logs of the start.
         nodes: names of the nodes that should take part, if known.
-        gone: host -> ranks in the order in which they ended, see :class:`launch.supervise.Ended`.
+        gone: host -> ranks, in the order in which they exited. See :class:`launch.supervise.Ended`.
     """
     if output.timed_out():
         joined = output.joined()
@@ -136,13 +137,13 @@ def why_failed(
 
 
 def _memory_advice(recipe: Recipe) -> str:
-    """What to change if the kernel killed a rank because memory ran out."""
+    """Say what to change if the kernel killed a rank because memory ran out."""
     device = device_of(recipe)
     if device.kind != "cuda":
         return f"if memory ran out: {relief(recipe, device.bytes, device.kind)}"
     needed = memory(recipe, device.kind).host * recipe.launch.processes
     return (
-        f"if memory ran out, it was that of the host: a node is estimated to need {needed / 1e9:,.1f} GB. Lower "
+        f"if memory ran out, it was host memory: a node is estimated to need {needed / 1e9:,.1f} GB. Lower "
         "launch.processes, or raise the memory per node (launch.slurm.train.memory)"
     )
 
@@ -152,5 +153,5 @@ def _print_error(text: str) -> None:
 
 
 def _hung(stacks: Path, since: float) -> bool:
-    """Whether ranks have written their stacks since then."""
+    """Return whether any rank has written its stack since then."""
     return any(path.stat().st_size and path.stat().st_mtime >= since for path in stacks.glob("rank-*.txt"))

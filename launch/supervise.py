@@ -1,4 +1,4 @@
-"""Supervises workers: forwards signals, stops all when one dies, shows their output, and reports how they ended."""
+"""Supervision of workers: forward signals, kill the rest when one dies, show their output, and report the outcome."""
 
 import contextlib
 import ctypes
@@ -24,22 +24,22 @@ from launch import hosts
 from launch.logs import Output
 from launch.plan import Plan
 
-#: Signals that are forwarded unchanged, and signals that workers do not handle, which are forwarded as SIGTERM.
+#: Signals that are forwarded unchanged, and signals that are forwarded as SIGTERM because workers do not handle them.
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _AS_TERM = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PR_SET_PDEATHSIG = 1
 
-#: Makes a plan from the environment variables by which workers find the folders of this start.
+#: Makes a plan. Its argument is the environment variables that tell workers the folders of this start.
 Planner = Callable[[Mapping[str, str]], Plan]
 
 
 class Ended:
-    """How a start ended.
+    """The outcome of a start.
 
     Attributes:
-        status: 0, 1 or 75.
+        status: the exit status: 0, 1 or 75.
         output: the logs, which explain a failure.
-        gone: host -> ranks; on this host in the order in which they ended, on others by number.
+        gone: host -> ranks. On this host, they are in the order in which they exited, and on other hosts by number.
     """
 
     def __init__(self, status: int, output: Output, gone: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -47,20 +47,21 @@ class Ended:
 
 
 def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: int) -> Ended:
-    """Run a plan until all processes have ended.
+    """Run a plan until all processes have exited.
 
-    A signal is sent to the workers, not to their agent: they save, write their status to a file and exit with 0, so
-    that the agent reports no failure. Before the workers listen to signals there is nothing to save, and all are killed
-    at once. Workers that do not end within the grace time are killed.
+    Signals are forwarded to the workers, not to their agent. The workers save, write their status to a file and exit
+    with 0, so that the agent does not report a failure. Until all workers handle signals, there is nothing to save, so
+    a signal kills all of them at once. Workers that do not exit within the grace period are killed.
 
     Args:
         planner: makes the plan.
-        logs: the run's folder of logs.
-        shared: folder that all hosts see, for status files of workers on other hosts; None if all are on this host.
+        logs: the run's log folder.
+        shared: a folder that all hosts can see, for the status files of workers on other hosts. None if all workers are
+            on this host.
         grace_seconds: time that workers have to save.
 
     Raises:
-        RequestError: a worker refused the request; with its message.
+        RequestError: a worker refused the request; the message is the worker's.
     """
     with _status_folder(shared) as folder:
         output = Output(logs, folder)
@@ -103,14 +104,14 @@ def _status_folder(shared: Path | None) -> Iterator[Path]:
 
 
 def _terminal() -> dict[str, str]:
-    """Variables that tell workers that their output is shown on a terminal, and how wide it is."""
+    """Return variables that tell workers that their output is shown on a terminal, and how wide the terminal is."""
     if not sys.stdout.isatty():
         return {}
     return {TERMINAL: "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
 
 
 class _Watched:
-    """The agent with the workers that it starts; handles signals."""
+    """The agent and the workers that it starts. Handles signals."""
 
     def __init__(self, plan: Plan, status: Path, grace_seconds: int) -> None:
         self._plan, self._status, self._grace = plan, status, grace_seconds
@@ -121,7 +122,7 @@ class _Watched:
         self.ended_early = False
 
     def run(self, log: IO[bytes], follow: Callable[[], None]) -> int:
-        """Start the agent and wait for it; keeps track of its workers, which would survive it."""
+        """Start the agent and wait for it. Keeps track of its workers, because they would outlive a killed agent."""
         if self.ended_early:
             return command.STOPPED
         environment = {**os.environ, **self._plan.environment}
@@ -134,7 +135,7 @@ class _Watched:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        if self.ended_early:  # by a signal during the start
+        if self.ended_early:  # a signal arrived during the start
             self.kill()
         while True:
             try:
@@ -164,7 +165,7 @@ class _Watched:
         self._send(number if number in _PASSED_ON else signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill all processes that are left. torchrun starts every worker in a new session, so no group has them all."""
+        """Kill all remaining processes, one by one: torchrun starts each worker in its own session."""
         if self._agent is None:
             return
         alive = self._agent.poll() is None
@@ -186,7 +187,7 @@ class _Watched:
 
 
 def _die_with_parent() -> None:
-    """Runs in the agent: have the kernel send it SIGTERM when the launcher dies. On Linux only."""
+    """Have the kernel send the agent SIGTERM when the launcher dies. Runs in the agent. Works only on Linux."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -200,7 +201,7 @@ def _workers_of(pid: int) -> list[psutil.Process]:
 
 
 def _rank_of(worker: psutil.Process) -> int | None:
-    """The rank of a worker; None if it has none, or not yet, as between fork and exec."""
+    """Return a worker's rank. None if it has no rank, or does not have one yet, as between fork and exec."""
     try:
         rank = worker.environ().get("RANK")
     except psutil.Error:

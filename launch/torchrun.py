@@ -1,4 +1,4 @@
-"""The torchrun command line of a node's workers."""
+"""The torchrun command line that starts a node's workers."""
 
 import contextlib
 import socket
@@ -14,24 +14,24 @@ from artefacts.worker_status import STATUS
 from configs.schema import Recipe
 from launch.plan import Plan, worker_argv, worker_environment
 
-#: SLURM sends SIGUSR1 before the time is up; torchrun would die of it by default.
+#: SLURM sends SIGUSR1 before the time is up. By default, it would kill torchrun.
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
-#: Seconds that torchrun gives its workers after a signal if it has no option for it.
+#: Seconds that torchrun gives its workers after a signal, if it has no option to set the time.
 _GRACE_OF_TORCHRUN = 30
 
 
 def torchrun(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """The plan to start this node's workers, which find each other on a free port, or at launch.rendezvous.
+    """Return the plan that starts this node's workers. They meet on a free port, or at launch.rendezvous.
 
-    ``more``: further environment variables of the workers.
+    ``more`` holds additional environment variables for the workers.
     """
     launch = recipe.launch
     argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
     if launch.nodes == 1 and not launch.rendezvous:
-        # By address: torchrun would use the name of the host, which not every machine can resolve.
+        # Pass an address. Otherwise torchrun would use the host name, which not every machine can resolve.
         argv += ["--standalone", "--local-addr=127.0.0.1"]
     else:
         argv += [
@@ -44,16 +44,16 @@ def torchrun(
         ]
     argv += ["--max-restarts=0", f"--signals-to-handle={SIGNALS}", *_shutdown_timeout(launch.grace_seconds)]
     if more:
-        # Without it, torchrun leaves a folder in /tmp.
+        # Without this option, torchrun leaves a folder in /tmp.
         argv += [f"--log-dir={more[STATUS]}"]
     argv += ["-m", *worker_argv(verb, recipe_path, overrides)]
     return Plan(argv, {**worker_environment(recipe), **(more or {})}, launch.processes)
 
 
 def _local_address(rendezvous: str) -> list[str]:
-    """If the name of this host does not resolve: its address on the route to the rendezvous, HOST:PORT.
+    """If this host's name does not resolve, return an option with its address on the route to the rendezvous.
 
-    With a name that does not resolve, the other ranks would look for this host forever.
+    ``rendezvous`` is HOST:PORT. With a name that does not resolve, the other ranks would look for this host forever.
     """
     with contextlib.suppress(OSError):
         socket.getaddrinfo(socket.gethostname(), None)
@@ -62,15 +62,15 @@ def _local_address(rendezvous: str) -> list[str]:
     with contextlib.suppress(OSError):  # check_port reports what is wrong with the rendezvous
         family, kind, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as udp:
-            udp.connect(address)  # sends nothing
+            udp.connect(address)  # sends nothing, but selects the route
             return [f"--local-addr={udp.getsockname()[0]}"]
     return []
 
 
 def check_port(recipe: Recipe) -> None:
-    """Raise ``RequestError`` if the host of launch.rendezvous is unknown, or is this one and its port is taken.
+    """Raise ``RequestError`` if launch.rendezvous names an unknown host, or a port of this host that is in use.
 
-    torchrun would take the other program for its rendezvous, and wait for an answer.
+    torchrun would mistake the other program for its rendezvous, and wait for an answer.
     """
     host, _, port = (recipe.launch.rendezvous or "").rpartition(":")
     try:
@@ -82,11 +82,11 @@ def check_port(recipe: Recipe) -> None:
     for socket_ in psutil.net_connections("tcp"):
         if socket_.status == psutil.CONN_LISTEN and socket_.laddr.port == int(port) and not _is_torchrun(socket_.pid):
             user = f"process {socket_.pid}" if socket_.pid else "another user's program"
-            raise RequestError(f"launch.rendezvous: port {port} of {host} is taken by {user}: choose another port")
+            raise RequestError(f"launch.rendezvous: port {port} on {host} is in use by {user}: choose another port")
 
 
 def _is_torchrun(pid: int | None) -> bool:
-    """Whether a process is an agent of torchrun, for example that of another node on this host."""
+    """Return whether a process is a torchrun agent, for example the agent of another "node" on this host."""
     try:
         return pid is not None and "torch.distributed.run" in psutil.Process(pid).cmdline()
     except psutil.Error:
@@ -106,7 +106,7 @@ def _shutdown_timeout(seconds: int) -> list[str]:
 
 
 def _knows(option: str) -> bool:
-    """Whether the installed torchrun has an option; looks into its source, since importing torch takes seconds."""
+    """Return whether the installed torchrun has an option. Search its source, because importing torch takes seconds."""
     spec = find_spec("torch")
     sources = (Path(folder, "distributed/run.py") for folder in (spec and spec.submodule_search_locations) or [])
     return any(option in source.read_text(encoding="utf-8") for source in sources if source.is_file())

@@ -1,1 +1,1 @@
-"""Tokenizers (BPE, characters, pretrained ones), their reserved tokens and the chat template. Imports no torch."""
+"""Tokenizers (BPE, character-level and pretrained), reserved tokens, and the chat template. Does not import torch."""

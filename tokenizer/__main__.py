@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, description in (
-        ("train", "train on the cleaned documents of the run, or copy the pretrained one of tokenizer.path"),
+        ("train", "train on the run's cleaned documents, or copy the pretrained tokenizer at tokenizer.path"),
         ("encode", "encode text to ids"),
         ("decode", "decode ids to text"),
         ("inspect", "describe the vocabulary, and show sample pieces"),

@@ -1,4 +1,4 @@
-"""Columns of text in Arrow's memory, and their ids as flat arrays."""
+"""Arrow text columns, and their token ids as flat arrays."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Concatenated ids of documents, and the number of ids of each.
+#: The concatenated ids of several documents, and each document's number of ids.
 Encoded = tuple[NDArray[np.int32], NDArray[np.int32]]
 
-#: Documents that are converted to Python objects at a time.
+#: Number of documents to convert to Python objects at a time.
 _BATCH = 1024
 
 
 def chunks(texts: Any) -> Iterator[Any]:
-    """The non-empty chunks of a text column, as ``StringArray`` or ``LargeStringArray``."""
+    """Yield the non-empty chunks of a text column as ``StringArray`` or ``LargeStringArray``."""
     import pyarrow
 
     plain = (pyarrow.string(), pyarrow.large_string())
@@ -25,14 +25,14 @@ def chunks(texts: Any) -> Iterator[Any]:
 
 
 def offsets(chunk: Any) -> NDArray[np.int64]:
-    """Byte offsets of the texts of a chunk in its data buffer, and of the end of the last one."""
+    """Return the byte offsets of a chunk's texts in its data buffer, and the offset where the last text ends."""
     kind = np.int32 if str(chunk.type) == "string" else np.int64
     offsets_in_buffer = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset : chunk.offset + len(chunk) + 1]
     return offsets_in_buffer.astype(np.int64)
 
 
 def joined(parts: list[Encoded]) -> Encoded:
-    """Concatenate parts."""
+    """Concatenate encoded parts into one."""
     if len(parts) == 1:
         return parts[0]
     empty = np.empty(0, np.int32)
@@ -41,7 +41,7 @@ def joined(parts: list[Encoded]) -> Encoded:
 
 
 def encode_lists(texts: Any, encode: Callable[[list[str]], list[list[int]]], end: int | None) -> Encoded:
-    """Encode a column through Python lists. ``encode`` gets some texts at a time; ``end`` is appended to each text."""
+    """Encode a column through Python lists, in batches. The id ``end``, unless None, is appended to each text."""
     parts: list[Encoded] = []
     tail = [] if end is None else [end]
     for chunk in chunks(texts):

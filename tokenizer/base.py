@@ -1,4 +1,4 @@
-"""The interface of all tokenizers: text to ids and back."""
+"""The interface that all tokenizers implement: text to ids, and back."""
 
 import re
 from abc import ABC, abstractmethod
@@ -9,7 +9,7 @@ from artefacts.errors import RequestError
 from tokenizer import special_tokens
 from tokenizer.arrow_text import Encoded
 
-#: The file of the tokenizer artefact: a SentencePiece model, Hugging Face's format, or Millrace's list of characters.
+#: Main file of the tokenizer artefact: a SentencePiece model, Hugging Face's format, or Millrace's list of characters.
 MODEL_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
 CHARACTERS_NAME = "characters.json"
@@ -18,12 +18,13 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(ABC):
-    """A tokenizer; see ``tokenizer.registry.load_tokenizer``.
+    """A tokenizer. ``tokenizer.registry.load_tokenizer`` loads one.
 
     Attributes:
-        end_of_text_id: the id at the end of every document.
-        has_chat_tokens: whether there are reserved tokens for conversations. Without them, the properties that return
+        has_chat_tokens: whether the tokenizer has reserved tokens for conversations. If not, the properties that return
             their ids raise RequestError.
+        unknown_id: the id for characters that have no id of their own, or None if there is no such id.
+        end_of_text_id: the id at the end of every document.
     """
 
     has_chat_tokens: bool = True
@@ -33,35 +34,35 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of ids, including reserved ones."""
+        """Number of ids, including the reserved ones."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. A text never has reserved ids, except ``unknown_id`` for characters without an id."""
+        """Encode text to ids. It never yields reserved ids, except ``unknown_id`` for characters without an id."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """``encode`` of each text, in one thread, because callers use several processes."""
+        """Encode several texts, in one thread, because callers use several processes."""
 
     @abstractmethod
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
-        """``encode`` of each text of a column without nulls, in one thread.
+        """Encode a column of texts without nulls, in one thread.
 
         Args:
-            texts: ``pyarrow.LargeStringArray``, ``StringArray`` or a ``ChunkedArray`` of them.
-            end: append ``end_of_text_id`` to the ids of each text.
+            texts: a ``pyarrow.LargeStringArray`` or ``StringArray``, or a ``ChunkedArray`` of either.
+            end: whether to append ``end_of_text_id`` to the ids of each text.
 
         Returns:
-            int32 ids of all texts, concatenated, and the int32 number of ids of each text, including the end.
+            The ids of all texts, concatenated (int32), and each text's number of ids, including the end (int32).
         """
 
     def prepare(self) -> None:
-        """Prepare ``encode_column``. Call it before starting processes, so that they do not have to."""
+        """Prepare for ``encode_column``. Call this before starting processes, so that not each of them has to."""
         return
 
     @abstractmethod
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
-        """Text of ids. Reserved tokens are dropped, or shown by name.
+        """Decode ids to text. Reserved tokens are dropped or, with ``show_special``, shown by name.
 
         Raises:
             RequestError: an id is outside the vocabulary.
@@ -69,20 +70,20 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def piece(self, token: int) -> str:
-        """How the vocabulary spells an id."""
+        """Return the vocabulary's entry for an id."""
 
     def label(self, token: int) -> str:
-        """``piece`` for tables and figures, with visible spaces and control characters."""
+        """Return ``piece`` with visible spaces and control characters, for tables and figures."""
         visible = self.piece(token).replace(" ", "␣").replace("▁", "␣")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in visible) or "''"
 
     @abstractmethod
     def is_reserved(self, token: int) -> bool:
-        """Whether an id is a control token, to which no text is encoded, or the unknown token."""
+        """Return whether an id is the unknown token or a control token, which no text is encoded to."""
 
     @abstractmethod
     def is_byte(self, token: int) -> bool:
-        """Whether an id is a single byte, for characters without a piece."""
+        """Return whether an id stands for a single byte. Bytes encode characters that have no piece."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -91,32 +92,32 @@ class Tokenizer(ABC):
 
     @property
     def begin_id(self) -> int:
-        """Id of ``<|begin|>``, which begins a conversation."""
+        """Id of ``<|begin|>``, which starts a conversation."""
         return self._chat_token(special_tokens.BEGIN_ID)
 
     @property
     def first_id(self) -> int:
-        """The first input of a decoder: ``<|begin|>``, or ``end_of_text_id`` if the tokenizer has no chat tokens."""
+        """Id of a decoder's first input: ``<|begin|>``, or ``end_of_text_id`` if the tokenizer has no chat tokens."""
         return self.begin_id if self.has_chat_tokens else self.end_of_text_id
 
     @property
     def pad_id(self) -> int:
-        """Id of ``<|pad|>``, which pads the shorter conversations of a batch."""
+        """Id of ``<|pad|>``, which pads the shorter conversations in a batch."""
         return self._chat_token(special_tokens.PAD_ID)
 
     @property
     def system_id(self) -> int:
-        """Id of ``<|system|>``, which begins a system message."""
+        """Id of ``<|system|>``, which starts a system message."""
         return self._chat_token(special_tokens.SYSTEM_ID)
 
     @property
     def user_id(self) -> int:
-        """Id of ``<|user|>``, which begins a user message."""
+        """Id of ``<|user|>``, which starts a user message."""
         return self._chat_token(special_tokens.USER_ID)
 
     @property
     def assistant_id(self) -> int:
-        """Id of ``<|assistant|>``, which begins an assistant message."""
+        """Id of ``<|assistant|>``, which starts an assistant message."""
         return self._chat_token(special_tokens.ASSISTANT_ID)
 
     @property
@@ -147,5 +148,5 @@ class Tokenizer(ABC):
 
 
 def writable(text: str) -> str:
-    """The text with every lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
+    """Replace every lone surrogate with U+FFFD, because UTF-8 cannot encode surrogates."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)

@@ -9,22 +9,23 @@ from tokenizer.arrow_text import Encoded
 from tokenizer.base import Tokenizer, writable
 from tokenizer.word_cache import WordCache
 
-#: SentencePiece writes a space as U+2581, and would decode a literal U+2581 to a space. So it is encoded as bytes.
+#: SentencePiece represents a space as U+2581, and would decode a literal U+2581 to a space. So a literal U+2581 is
+#: encoded as bytes.
 _SPACE_MARK = "\u2581"
 
 
 class BpeTokenizer(Tokenizer):
     """A SentencePiece model with Millrace's reserved tokens.
 
-    ``decode(encode(text))`` returns any text unchanged, except that a lone surrogate, which UTF-8 cannot encode,
-    becomes U+FFFD.
+    ``decode(encode(text))`` returns any text unchanged. The only exception are lone surrogates, which UTF-8 cannot
+    encode: they become U+FFFD.
     """
 
     def __init__(self, model: bytes) -> None:
-        """Load the bytes of a SentencePiece model.
+        """Load a SentencePiece model from its bytes.
 
         Raises:
-            RequestError: it is not a SentencePiece model, or has no reserved tokens of Millrace.
+            RequestError: this is not a SentencePiece model, or it does not have Millrace's reserved tokens.
         """
         import sentencepiece
 
@@ -35,7 +36,7 @@ class BpeTokenizer(Tokenizer):
             raise RequestError("not a SentencePiece model") from None
         first = tuple(self._pieces.IdToPiece(i) for i in range(min(len(special_tokens.RESERVED), self.vocab_size)))
         if first != special_tokens.RESERVED:
-            raise RequestError(f"not a tokenizer of Millrace: ids 0 to 7 are {', '.join(first)}")
+            raise RequestError(f"not a Millrace tokenizer: ids 0 to 7 are {', '.join(first)}")
         self._first_text_id = next(i for i in range(self.vocab_size) if not self.is_reserved(i))
         self._space_mark = [self._pieces.PieceToId(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         self._words: WordCache | None = None
@@ -63,14 +64,14 @@ class BpeTokenizer(Tokenizer):
         return [ids_by_index[i] if i in ids_by_index else self.encode(text) for i, text in enumerate(texts)]
 
     def prepare(self) -> None:
-        """Compile the C code of ``encode_column``. If that fails, print a line to stderr, once."""
+        """Compile the C code for ``encode_column``. If that fails, print a line to stderr, but only once."""
         if not self._words_loaded:
             self._words, self._words_loaded = WordCache.of(self._pieces, self._space_mark), True
 
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
-        """See ``Tokenizer.encode_column``. The ids of words are cached, over all calls.
+        """See ``Tokenizer.encode_column``. The ids of words are cached across calls.
 
-        Without a C compiler, SentencePiece encodes every word, with the same result.
+        Without a C compiler, there is no cache, and SentencePiece encodes everything. The result is the same.
         """
         self.prepare()
         closing = self.end_of_text_id if end else None
@@ -91,7 +92,7 @@ class BpeTokenizer(Tokenizer):
         return "".join([*parts, self._pieces.DecodeIds(run) if run else ""])
 
     def piece(self, token: int) -> str:
-        """How the vocabulary spells an id: U+2581 for a space, <0x..> for a byte."""
+        """Return the vocabulary's entry for an id. Spaces are U+2581, and bytes are <0x..>."""
         return str(self._pieces.IdToPiece(token))
 
     def is_reserved(self, token: int) -> bool:
@@ -101,7 +102,7 @@ class BpeTokenizer(Tokenizer):
         return bool(self._pieces.IsByte(token))
 
     def merges(self) -> list[tuple[str, str]]:
-        """The merges, highest priority first: pairs of pieces, in order of the score of the merged piece."""
+        """Return the merges as pairs of pieces, highest priority first, that is, by the merged piece's score."""
         scores = {
             self.piece(token): float(self._pieces.GetScore(token))
             for token in range(self._first_text_id, self.vocab_size)

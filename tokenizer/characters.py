@@ -1,4 +1,4 @@
-"""A tokenizer of single characters: the reserved tokens, then the documents' characters in order of code points."""
+"""A character-level tokenizer. Its ids are the reserved tokens, then the documents' characters by code point."""
 
 import json
 from collections.abc import Sequence
@@ -17,32 +17,32 @@ from tokenizer.base import Tokenizer, writable
 
 #: Number of Unicode code points.
 _CODE_POINTS = 0x110000
-#: Documents that are converted to Python objects at a time.
+#: Number of documents to convert to Python objects at a time.
 _ROWS = 1024
 
 
 class CharacterTokenizer(Tokenizer):
-    """One id per character.
+    """A tokenizer with one id per character.
 
-    ``decode(encode(text))`` returns a text of known characters unchanged. A character that is in no document becomes
-    ``<unk>``, and a lone surrogate, which UTF-8 cannot encode, first becomes U+FFFD.
+    ``decode(encode(text))`` returns text unchanged if all its characters are known. A character that is in no document
+    becomes ``<unk>``. Lone surrogates, which UTF-8 cannot encode, first become U+FFFD.
     """
 
     def __init__(self, content: bytes) -> None:
-        """Load what ``fit`` returned.
+        """Load the content that ``fit`` returned.
 
         Raises:
-            RequestError: it is damaged.
+            RequestError: the content is damaged.
         """
         try:
             values = json.loads(content)
             reserved, characters = [str(name) for name in values["reserved"]], str(values["characters"])
         except (ValueError, KeyError, TypeError):
-            raise RequestError("not a tokenizer of characters") from None
+            raise RequestError("not a character tokenizer") from None
         if tuple(reserved[: len(special_tokens.RESERVED)]) != special_tokens.RESERVED or list(characters) != sorted(
             set(characters)
         ):
-            raise RequestError("not a tokenizer of characters that Millrace has built")
+            raise RequestError("not a character tokenizer that Millrace built")
         self._reserved = len(reserved)
         self._pieces = [*reserved, *characters]
         self._ids = np.full(_CODE_POINTS, special_tokens.UNKNOWN_ID, np.int32)
@@ -76,7 +76,7 @@ class CharacterTokenizer(Tokenizer):
         return "".join(self._pieces[token] for token in checked if show_special or not self.is_reserved(token))
 
     def piece(self, token: int) -> str:
-        """The character itself, even a space or a line break; of a reserved token its name."""
+        """Return the character itself, even if it is a space or a line break, or a reserved token's name."""
         return self._pieces[token]
 
     def is_reserved(self, token: int) -> bool:
@@ -87,10 +87,10 @@ class CharacterTokenizer(Tokenizer):
 
 
 def fit(folder: Path, recipe: Recipe) -> bytes:
-    """The content of the file of a tokenizer for the documents artefact. It does not depend on their order.
+    """Build a tokenizer for the documents artefact, and return its file's content.
 
-    All documents are read, a batch at a time, so every character of the documents, and of targets that are encoded, has
-    an id.
+    All documents are read, one batch at a time, so every character in the documents, and in targets that are encoded,
+    gets an id. The result does not depend on the order of the documents.
 
     Raises:
         RequestError: a shard is damaged, or there are more characters than ``tokenizer.vocab_size`` has room for.

@@ -1,6 +1,6 @@
-"""The chat template: messages to ids and labels.
+"""The chat template, which turns messages into ids and labels.
 
-A conversation is ``<|begin|>``, followed by the role token, the content and ``<|end|>`` of each message.
+A conversation is ``<|begin|>``, followed by each message's role token, content and ``<|end|>``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ _ROLES = {"system": special_tokens.SYSTEM_ID, "user": special_tokens.USER_ID, "a
 
 
 def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation.
+    """Return the ids and labels of a conversation.
 
     Returns:
-        Two lists of the same length. ``labels[i]`` is ``ids[i]`` in the content of an assistant's message and its
-        ``<|end|>``, and ``IGNORED`` elsewhere. The labels are not shifted by one; the loss does that.
+        Two lists of the same length. ``labels[i]`` is ``ids[i]`` for the content of assistant messages and their
+        ``<|end|>``, and ``IGNORED`` everywhere else. The labels are not shifted by one; the loss does that.
 
     Raises:
         RequestError: there is no message, a role is unknown, content is not text, or the tokenizer has no chat tokens.
@@ -33,10 +33,10 @@ def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple
 
 
 def prompt(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """Ids of a conversation that the assistant has to continue. They end with ``<|assistant|>``.
+    """Return the ids of a conversation for the assistant to continue. They end with ``<|assistant|>``.
 
     Raises:
-        RequestError: as ``render``.
+        RequestError: for the same reasons as in ``render``.
     """
     return [*render(messages, tokenizer)[0], special_tokens.ASSISTANT_ID]
 
@@ -48,7 +48,7 @@ def _checked(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
         if role not in _ROLES:
-            raise RequestError(f"message {number}: role {role!r} is none of {', '.join(_ROLES)}")
+            raise RequestError(f"message {number}: role {role!r} is not one of {', '.join(_ROLES)}")
         if not isinstance(content, str):
             raise RequestError(f"message {number}: content is not text")
         checked.append((role, content))

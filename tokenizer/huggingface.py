@@ -11,36 +11,36 @@ from tokenizer import arrow_text
 from tokenizer.arrow_text import Encoded
 from tokenizer.base import Tokenizer, writable
 
-#: Most repositories have it next to ``tokenizer.json``. Its ``eos_token`` may name the token that ends a document.
+#: File next to ``tokenizer.json`` in most repositories. Its ``eos_token`` may name the token that ends a document.
 CONFIG_NAME = "tokenizer_config.json"
 
-#: Common names of the token that ends a document. The first one in the vocabulary is used.
+#: Common names for the token that ends a document. The first one in the vocabulary is used.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A ``tokenizers.Tokenizer``. The name of a special token in a text is encoded as ordinary text.
+    """A ``tokenizers.Tokenizer``. If a special token's name occurs in a text, it is encoded as ordinary text.
 
-    It has no chat tokens. Whether encoding is lossless depends on the tokenizer; GPT-2's byte-level BPE is.
+    It has no chat tokens. Whether encoding is lossless depends on the tokenizer. GPT-2's byte-level BPE is lossless.
     """
 
     has_chat_tokens = False
     unknown_id: int | None = None
 
     def __init__(self, content: str, config: str | None = None) -> None:
-        """Load the content of ``tokenizer.json`` and, if it exists, ``tokenizer_config.json``.
+        """Create a tokenizer from the content of ``tokenizer.json`` and, if it exists, ``tokenizer_config.json``.
 
         Raises:
-            RequestError: they cannot be read, or there is no token to end a document.
+            RequestError: the content cannot be parsed, or there is no token to end a document.
         """
         import tokenizers
 
-        # Callers use several processes. The library would start a thread per core in each of them.
+        # Callers use several processes, in each of which the library would start a thread per core.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             self._pieces = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # the library raises no narrower class
-            raise RequestError(f"not a tokenizer of Hugging Face's format ({' '.join(str(error).split())})") from None
+        except Exception as error:  # the library raises nothing more specific
+            raise RequestError(f"not a tokenizer in Hugging Face's format ({' '.join(str(error).split())})") from None
         self._pieces.no_truncation()
         self._pieces.no_padding()
         self._pieces.encode_special_tokens = True
@@ -52,10 +52,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def of_artefact(cls, path: Path) -> "HuggingFaceTokenizer":
-        """Load a ``tokenizer.json``, and ``tokenizer_config.json`` next to it.
+        """Load a ``tokenizer.json`` file, and the ``tokenizer_config.json`` next to it if there is one.
 
         Raises:
-            RequestError: it is damaged.
+            RequestError: a file is damaged.
         """
         config = path.with_name(CONFIG_NAME)
         try:
@@ -78,11 +78,11 @@ class HuggingFaceTokenizer(Tokenizer):
             if token is not None:
                 return int(token)
         raise RequestError(
-            f"no token ends a document: it has none of {', '.join(_ENDS)}, nor eos_token of {CONFIG_NAME}"
+            f"no token to end a document: it has none of {', '.join(_ENDS)}, nor the eos_token of {CONFIG_NAME}"
         )
 
     def _byte_ids(self) -> frozenset[int]:
-        """Ids of single bytes, in a byte-level vocabulary or one with byte fallback."""
+        """Return the ids of single bytes, for a byte-level vocabulary or one with byte fallback."""
         from tokenizers.pre_tokenizers import ByteLevel
 
         for names in ([f"<0x{byte:02X}>" for byte in range(256)], ByteLevel.alphabet()):
@@ -93,7 +93,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Highest id plus one."""
+        """The highest id plus one."""
         return self._vocab_size
 
     def encode(self, text: str) -> list[int]:
@@ -111,7 +111,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return str(self._pieces.decode(checked, skip_special_tokens=not show_special))
 
     def piece(self, token: int) -> str:
-        """How the vocabulary spells an id. Byte-level ones spell a space as U+0120. Empty: the id has no piece."""
+        """Return the vocabulary's entry for an id, or "" if it has none. In byte-level BPE, a space is U+0120."""
         return str(self._pieces.id_to_token(token) or "")
 
     def is_reserved(self, token: int) -> bool:

@@ -1,4 +1,4 @@
-"""Publish a pretrained tokenizer, in Hugging Face's format or of another run, as the tokenizer of a run."""
+"""Publish a pretrained tokenizer as a run's tokenizer. It is in Hugging Face's format or comes from another run."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tokenizer.training_sample import MEASURED_BYTES, measured, sample
 
 
 def check(recipe: Recipe) -> None:
-    """Check early what ``copy`` checks after the documents are built, unless the tokenizer is published already.
+    """Run the checks of ``copy`` early, before the documents are built, unless the tokenizer is already published.
 
     Raises:
         RequestError: there is no such tokenizer, or it has more ids than the model's vocabulary.
@@ -29,13 +29,13 @@ def check(recipe: Recipe) -> None:
 
 
 def copy(recipe: Recipe) -> Manifest | None:
-    """Copy the tokenizer of ``tokenizer.path`` and publish it; None if it is up to date.
+    """Copy the tokenizer at ``tokenizer.path`` and publish it. Returns None if it is already up to date.
 
-    A local tokenizer is identified by its content, and one of the hub by its name, so a finished artefact needs no
-    network.
+    A local tokenizer is identified by its content, and a tokenizer on the hub by its name. So checking a finished
+    artefact does not need the network.
 
     Raises:
-        RequestError: there are no cleaned documents, or no such tokenizer, or it has more ids than the model's
+        RequestError: there are no cleaned documents, there is no such tokenizer, or it has more ids than the model's
             vocabulary.
     """
     layout = RunLayout.of(recipe)
@@ -65,7 +65,7 @@ def copy(recipe: Recipe) -> Manifest | None:
 
 
 def _inputs(recipe: Recipe, path: str) -> dict[str, str]:
-    """The inputs of the artefact, without the documents."""
+    """Return the artefact's inputs, except for the documents."""
     if recipe.tokenizer.kind == "run":
         return {"tokenizer of a run": manifest.require(_of_run(path), "tokenizer").fingerprint}
     if is_local(path):
@@ -74,13 +74,13 @@ def _inputs(recipe: Recipe, path: str) -> dict[str, str]:
 
 
 def _of_run(path: str) -> Path:
-    """The tokenizer artefact of a folder of a run or of data; or the folder itself."""
+    """Return the tokenizer folder inside a run or data folder, or the folder itself if there is none."""
     folder = Path(path).expanduser()
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
 
 
 def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
-    """The tokenizer and its files' content, by name."""
+    """Return the tokenizer, and a map from file name to content."""
     tokenizer: Tokenizer
     if recipe.tokenizer.kind == "run":
         folder = _of_run(path)
@@ -91,28 +91,28 @@ def _read(recipe: Recipe, path: str) -> tuple[Tokenizer, dict[str, bytes]]:
 
     if recipe.has_model and tokenizer.vocab_size > recipe.vocab_size:
         raise RequestError(
-            f"tokenizer.path={path} has {tokenizer.vocab_size} ids, the model's vocabulary {recipe.vocab_size}: "
-            f"set model.vocab_size={tokenizer.vocab_size} or more"
+            f"tokenizer.path={path} has {tokenizer.vocab_size} ids, but the model's vocabulary only "
+            f"{recipe.vocab_size}: set model.vocab_size={tokenizer.vocab_size} or more"
         )
     return tokenizer, contents
 
 
-#: The layout of GPT-2: the vocabulary and the merges of a byte-level BPE.
+#: GPT-2's files: the vocabulary and the merges of a byte-level BPE.
 _GPT2_NAMES = ("vocab.json", "merges.txt")
 _END_OF_TEXT = "<|endoftext|>"
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is a local file or folder. Otherwise it is a repository of the hub."""
+    """Return whether a path is a local file or folder. Otherwise it is a repository on the hub."""
     looks_local = path.startswith((".", "/", "~")) or path.endswith(".json") or path.count("/") > 1
     return looks_local or Path(path).exists()
 
 
 def files(path: str) -> list[Path]:
-    """The files of a tokenizer: ``tokenizer.json``, or vocabulary and merges; and the configuration, if there is one.
+    """List a tokenizer's files: ``tokenizer.json``, or the vocabulary and merges, plus the configuration if it exists.
 
     Raises:
-        RequestError: they do not exist, or the hub cannot be reached.
+        RequestError: the files do not exist, or the hub cannot be reached.
     """
     if not is_local(path):
         return _downloaded(path)
@@ -127,16 +127,16 @@ def files(path: str) -> list[Path]:
     if all(name in names for name in _GPT2_NAMES):
         return paths
     missing = (
-        f"no {JSON_NAME}, nor {' and '.join(_GPT2_NAMES)}, is there" if local.is_dir() else "no such file or folder"
+        f"it has neither {JSON_NAME} nor {' and '.join(_GPT2_NAMES)}" if local.is_dir() else "no such file or folder"
     )
     raise RequestError(f"tokenizer.path={path}: {missing}")
 
 
 def read(paths: list[Path], path: str) -> tuple[HuggingFaceTokenizer, dict[str, bytes]]:
-    """The tokenizer in these files, and name -> content of the files of its artefact.
+    """Load the tokenizer from these files. Also returns a map from name to content, for the artefact's files.
 
     Raises:
-        RequestError: they are damaged.
+        RequestError: a file is damaged.
     """
     gpt2 = {file.name: file for file in paths if file.name in _GPT2_NAMES}
     try:
@@ -149,13 +149,13 @@ def read(paths: list[Path], path: str) -> tuple[HuggingFaceTokenizer, dict[str, 
 
 
 def _converted(gpt2: dict[str, Path]) -> str:
-    """The layout of GPT-2 as ``tokenizer.json``: GPT-2's pre-tokenizer, byte-level, no prefix space."""
+    """Convert GPT-2's files to ``tokenizer.json``, with its byte-level pre-tokenizer and without a prefix space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     vocabulary, merges = (str(gpt2[name]) for name in _GPT2_NAMES)
     try:
         tokenizer = Tokenizer(models.BPE.from_file(vocabulary, merges))
-    except Exception as error:  # the library raises no narrower class
+    except Exception as error:  # the library raises nothing more specific
         raise RequestError(" ".join(str(error).split())) from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -166,11 +166,11 @@ def _converted(gpt2: dict[str, Path]) -> str:
 
 
 def _downloaded(name: str) -> list[Path]:
-    """The files of a repository of the hub, from the cache if they are there."""
+    """Download the files from a hub repository, or take them from the cache."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    # Each retry would write a line. The final error is reported below.
+    # Otherwise each retry would print a line. The final error is reported below.
     huggingface_hub.logging.set_verbosity(huggingface_hub.logging.CRITICAL)
 
     def get(file: str) -> Path | None:
@@ -185,12 +185,14 @@ def _downloaded(name: str) -> list[Path]:
         first = get(JSON_NAME)
         main = [first] if first else [get(file) for file in _GPT2_NAMES]
         downloaded = [*main, get(CONFIG_NAME)]
-    except Exception as error:  # of the hub, the HTTP client or the operating system: the first line says why
+    except Exception as error:  # from the hub, the HTTP client or the operating system; its first line says why
         message = " ".join(str(error).split("\n")[0].split())
         raise RequestError(
-            f"tokenizer.path={name} is neither a local path nor a repository of the hub ({message}): check the name "
+            f"tokenizer.path={name} is neither a local path nor a repository on the hub ({message}): check the name "
             "and the network, or use a local tokenizer.json"
         ) from None
     if None in main:
-        raise RequestError(f"tokenizer.path={name}: the repository has no {JSON_NAME}, nor {' and '.join(_GPT2_NAMES)}")
+        raise RequestError(
+            f"tokenizer.path={name}: the repository has neither {JSON_NAME} nor {' and '.join(_GPT2_NAMES)}"
+        )
     return [file for file in downloaded if file is not None]

@@ -1,4 +1,4 @@
-"""Load a tokenizer of any kind."""
+"""Loading of tokenizers of any kind."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from tokenizer.base import CHARACTERS_NAME, JSON_NAME, MODEL_NAME, Tokenizer
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of an artefact folder.
+    """Load the tokenizer from an artefact's folder.
 
     Raises:
-        RequestError: it is missing or damaged.
+        RequestError: the tokenizer is missing or damaged.
     """
     paths = [Path(folder) / name for name in (MODEL_NAME, JSON_NAME, CHARACTERS_NAME)]
     path = next((path for path in paths if path.exists()), paths[0])

@@ -1,7 +1,7 @@
-"""Convert a tokenizer of Millrace to Hugging Face's format: ``tokenizer.json`` and ``tokenizer_config.json``.
+"""Conversion of Millrace's tokenizers to Hugging Face's format: ``tokenizer.json`` and ``tokenizer_config.json``.
 
-Both give the same ids, except for the name of a reserved token in a text: transformers encodes it as the token, which
-chat templates need, and Millrace as ordinary text.
+The converted tokenizer gives the same ids, with one exception. If a reserved token's name occurs in a text,
+transformers encodes it as that token, as chat templates need, whereas Millrace encodes it as ordinary text.
 """
 
 import json
@@ -10,19 +10,19 @@ from typing import Any
 from tokenizer.base import Tokenizer
 from tokenizer.bpe import BpeTokenizer
 
-#: How SentencePiece writes a space.
+#: SentencePiece's representation of a space.
 _SPACE_MARK = "\u2581"
 _NEWLINE = "\n"
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """``tokenizer.json`` of a tokenizer that Millrace trained."""
+    """Return ``tokenizer.json`` for a tokenizer that Millrace trained."""
     converted = _of_bpe(tokenizer) if isinstance(tokenizer, BpeTokenizer) else _of_characters(tokenizer)
     return json.dumps(json.loads(converted.to_str()), ensure_ascii=False)
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """``tokenizer_config.json``: the class to load ``tokenizer.json`` with, and the names of special tokens."""
+    """Return ``tokenizer_config.json``: the class that loads ``tokenizer.json``, and the names of special tokens."""
     names = {"eos_token": tokenizer.end_of_text_id, "unk_token": tokenizer.unknown_id}
     if tokenizer.has_chat_tokens:
         names |= {"bos_token": tokenizer.begin_id, "pad_token": tokenizer.pad_id}
@@ -35,14 +35,14 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def spelling(piece: str) -> str:
-    """A piece of SentencePiece as text."""
+    """Return a SentencePiece piece as text."""
     return piece.replace(_SPACE_MARK, " ")
 
 
 def _of_bpe(tokenizer: BpeTokenizer) -> Any:
-    """A BPE with byte fallback and the same pieces.
+    """Convert to a BPE with byte fallback and the same pieces.
 
-    Pieces have real spaces. U+2581 is an ordinary character, which falls back to its bytes, as in
+    The pieces contain real spaces. A literal U+2581 is an ordinary character that falls back to bytes, as in
     :class:`BpeTokenizer`.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models
@@ -55,13 +55,13 @@ def _of_bpe(tokenizer: BpeTokenizer) -> Any:
     converted.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     converted.add_special_tokens(_reserved(tokenizer))
     if _NEWLINE in vocabulary:
-        # It merges with nothing, and unlike the reserved tokens it is text.
+        # The newline never merges with anything, and unlike the reserved tokens, it is text.
         converted.add_tokens([AddedToken(_NEWLINE, special=False, normalized=False)])
     return converted
 
 
 def _of_characters(tokenizer: Tokenizer) -> Any:
-    """A word-level model in which each character is a word."""
+    """Convert to a word-level model in which each character is a word."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pieces = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}

@@ -1,8 +1,8 @@
-"""Train a tokenizer on the cleaned documents and publish it as the ``tokenizer`` artefact.
+"""Training of a tokenizer on the cleaned documents, published as the ``tokenizer`` artefact.
 
 A SentencePiece BPE is trained on a seeded sample of the documents. Its settings are lossless: identity normalization,
-no added or removed spaces, and byte fallback for characters without a piece. Every digit and every newline is a piece.
-Runs of spaces, which indent code, can be one piece.
+no added or removed spaces, and byte fallback for characters without a piece. Every digit and every newline is a piece
+of its own. Runs of spaces, as in indented code, can be a single piece.
 """
 
 import io
@@ -24,17 +24,17 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer import special_tokens
 
-#: Longest text for the trainer, in bytes of UTF-8. Longer documents are cut at newlines.
+#: Maximum length of a text for the trainer, in bytes of UTF-8. Longer documents are split, at newlines if possible.
 _CHUNK_BYTES = 16_384
-#: The trainer silently skips texts that are longer, and texts with this character, its mark for unknown ones.
+#: SentencePiece's marker for unknown characters. The trainer silently skips texts that contain it, or are too long.
 _RESERVED_CHARACTER = "\u2585"
 
 
 def train(recipe: Recipe) -> Manifest | None:
-    """Train and publish the tokenizer, or publish a pretrained one; None if it is up to date.
+    """Train and publish the tokenizer, or publish a pretrained one. Returns None if it is already up to date.
 
     Raises:
-        RequestError: the cleaned documents are missing or damaged; the vocabulary is too large for the text, or too
+        RequestError: the cleaned documents are missing or damaged; the vocabulary is too large for the text or too
             small for its characters; or a pretrained tokenizer is missing or too large for the model.
     """
     if recipe.tokenizer.is_ready:
@@ -53,7 +53,7 @@ def train(recipe: Recipe) -> Manifest | None:
         if stage.finished:
             return None
         repair_hints.check_sizes("documents", layout.documents)
-        # Imported here, so that printing "up to date" needs no numpy.
+        # Imported here, so that printing "up to date" does not import numpy.
         from tokenizer import characters
         from tokenizer.base import CHARACTERS_NAME, MODEL_NAME
         from tokenizer.registry import load_tokenizer
@@ -76,23 +76,23 @@ def train(recipe: Recipe) -> Manifest | None:
 
 
 def require(recipe: Recipe) -> Manifest:
-    """The manifest of the published tokenizer.
+    """Return the published tokenizer's manifest.
 
     Raises:
-        RequestError: it is missing, or was built with another recipe.
+        RequestError: the tokenizer is missing, or was built with another recipe.
     """
     folder = RunLayout.of(recipe).tokenizer
     published = manifest.require(folder, "tokenizer")
     if not recipe.tokenizer.is_ready and published.identity != tokenizer_identity(recipe):
         raise RequestError(
-            f"{folder} was built with another recipe (tokenizer section, run.seed, or the task of the model): "
+            f"{folder} was built with another recipe (tokenizer section, run.seed, or the model's task): "
             f"run `{command_hints.make('tokenizer')}`"
         )
     return published
 
 
 def outcome(published: Manifest | None, recipe: Recipe) -> str:
-    """A line that describes what ``train`` did."""
+    """Describe in one line what ``train`` did."""
     folder = RunLayout.of(recipe).tokenizer
     if published is None:
         return f"{folder}: up to date"
@@ -101,11 +101,11 @@ def outcome(published: Manifest | None, recipe: Recipe) -> str:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Cut a text into pieces of at most ``_CHUNK_BYTES``. Only the trainer's reserved character is lost."""
+    """Split a text into chunks of at most ``_CHUNK_BYTES``. Only the trainer's reserved character is lost."""
     lines: list[str] = []
     size = 0
     for line in text.replace(_RESERVED_CHARACTER, " ").split("\n"):
-        # A character has at most four bytes.
+        # A character takes at most four bytes.
         for start in range(0, len(line) or 1, _CHUNK_BYTES // 4):
             part = line[start : start + _CHUNK_BYTES // 4]
             length = len(part.encode()) + 1
@@ -119,7 +119,7 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def _fit(chunks: list[str], recipe: Recipe) -> bytes:
-    """Run the trainer. Its log is not printed, but searched for skipped texts."""
+    """Run the trainer and return the model. The log is not printed, but it is checked for skipped texts."""
     import sentencepiece
 
     settings: dict[str, Any] = {
@@ -141,7 +141,7 @@ def _fit(chunks: list[str], recipe: Recipe) -> bytes:
         "eos_id": -1,
         "pad_id": -1,
         "max_sentence_length": 2 * _CHUNK_BYTES,
-        # BPE training is sequential, and the number is written into the model.
+        # BPE training is sequential, and the number of threads is stored in the model.
         "num_threads": 1,
     }
     model = io.BytesIO()
@@ -160,7 +160,7 @@ def _fit(chunks: list[str], recipe: Recipe) -> bytes:
 
 @contextmanager
 def _native_log(lines: list[str]) -> Iterator[None]:
-    """Collect what native code writes to the standard error stream, whatever Python's ``sys.stderr`` is."""
+    """Collect what native code writes to file descriptor 2, regardless of Python's ``sys.stderr``."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as log:

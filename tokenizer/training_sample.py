@@ -1,4 +1,4 @@
-"""A seeded sample of the documents, on which a tokenizer is trained. Only the sample is held in memory."""
+"""The seeded sample of documents that a tokenizer is trained on. Only the sample is held in memory."""
 
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,16 @@ from artefacts import repair_hints
 from artefacts.hashing import Pieces, keyed_hashes, threshold
 from tokenizer.base import Tokenizer
 
-#: Rows whose ids are converted to Python objects at a time.
+#: Number of rows whose ids are converted to Python objects at a time.
 _ROWS = 16_384
-#: Compression is measured over this much text, in bytes.
+#: Compression is measured on this much text, in bytes.
 MEASURED_BYTES = 2_000_000
 
 
 def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[str]:
-    """A sample of about ``budget`` bytes of text from the documents artefact, in order.
+    """Draw a sample of about ``budget`` bytes of text from the documents artefact, in document order.
 
-    With ``targets``, the target of a text follows it on new lines.
+    With ``targets``, each text is followed by its target, on a new line.
 
     Raises:
         RequestError: a shard is damaged.
@@ -59,7 +59,7 @@ def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[
 
 
 def measured(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Counts for the manifest: the size of a sample, and bytes per token over its beginning."""
+    """Return the counts for the manifest: the sample's size, and bytes per token measured on its beginning."""
     sizes = [len(text.encode()) for text in texts]
     count = size = 0
     while count < len(texts) and size < MEASURED_BYTES:

@@ -1,10 +1,10 @@
-"""A word cache for a SentencePiece BPE: each distinct word is encoded once, with the same ids.
+"""A word cache for a SentencePiece BPE. Each distinct word is encoded only once, and the ids stay the same.
 
-BPE only creates pieces of its vocabulary. If no piece has two kinds of characters in sequence (a letter before a space,
-a digit next to any other kind, ...), then no merge crosses the boundary between two such characters. So a text can be
-cut into words at these boundaries, and its ids are those of its words. The table of kinds is computed from the
-vocabulary, so this is correct for any vocabulary. ``word_cache.c`` looks up the words, and SentencePiece encodes those
-that are not in the cache.
+BPE only creates pieces that are in its vocabulary. If no piece has a certain kind of character followed by a certain
+other kind (a letter before a space, a digit next to any other kind, ...), then no merge crosses a boundary between two
+such characters. So a text can be split into words at these boundaries, and its ids are the ids of its words. Which
+kinds may follow each other is computed from the vocabulary, so this is correct for any vocabulary. ``word_cache.c``
+looks up the words, and SentencePiece encodes the words that are not in the cache.
 """
 
 import ctypes
@@ -21,33 +21,34 @@ from artefacts import c_library
 from tokenizer import arrow_text
 from tokenizer.arrow_text import Encoded
 
-#: Maximum size of the cache in bytes. New words beyond it are encoded, but not cached.
+#: Maximum size of the cache in bytes. When it is full, new words are encoded but not cached.
 LIMIT = 256 << 20
 
 _SOURCE = Path(__file__).with_name("word_cache.c")
-#: Kinds of characters, by their number in word_cache.c, which has one more kind for U+2581, which is always alone.
+#: Kinds of characters, with the same numbers as in word_cache.c. There, U+2581 has a kind of its own and is always a
+#: word by itself.
 _LETTER, _DIGIT, _SPACE, _NEWLINE, _OTHER, _QUOTE, _WIDE = range(7)
 _KINDS = 8
-#: Text that is scanned at a time, to bound the memory. A longer document is scanned at once.
+#: Bytes of text to scan at a time, which limits memory. A longer document is scanned in one piece.
 _SCAN_BYTES = 8 << 20
-#: New words are passed to SentencePiece in lines of about this many bytes, each word followed by a newline. That needs
-#: far fewer Python objects than one per word, and keeps SentencePiece's queue of merges small.
+#: New words are passed to SentencePiece in lines of about this many bytes, with a newline after each word. This needs
+#: far fewer Python objects than one string per word, and keeps SentencePiece's merge queue small.
 _LINE_BYTES = 1000
-#: Characters that a normalization other than identity would change.
+#: Text that any normalization other than identity would change.
 _PROBE = "  \ufb01\u2460\t\u00a0x  \n\n \uff21\u0130 "
 
 
 class WordCache:
-    """Ids of words, for a SentencePiece model. One thread uses it at a time."""
+    """A cache of the ids of words, for a SentencePiece model. Only one thread uses it at a time."""
 
     def __init__(self, library: ctypes.CDLL, pieces: Any, joins: bytes, mark: list[int], limit: int = LIMIT) -> None:
-        """Create an empty cache; ``of`` checks the requirements.
+        """Create an empty cache. Use ``of``, which checks the requirements first.
 
         Args:
             library: ``word_cache.c``, compiled.
             pieces: the ``SentencePieceProcessor``.
-            joins: see ``word_joins``.
-            mark: the three ids of a U+2581 in the text.
+            joins: the result of ``word_joins``.
+            mark: the three ids that encode a literal U+2581.
             limit: maximum size in bytes.
         """
         self._library, self._pieces = library, pieces
@@ -58,7 +59,7 @@ class WordCache:
 
     @classmethod
     def of(cls, pieces: Any, mark: list[int]) -> "WordCache | None":
-        """A cache for a model; None if its vocabulary does not allow one, or the C code cannot be compiled."""
+        """Create a cache for a model. None if its vocabulary does not allow one, or the C code cannot be compiled."""
         joins = word_joins(pieces)
         library = None if joins is None else c_library.library(_SOURCE)
         if joins is None or library is None:
@@ -67,11 +68,11 @@ class WordCache:
 
     @property
     def size(self) -> int:
-        """Size of the cache in bytes: the table, words and their ids."""
+        """Size of the cache in bytes: the table, the words and their ids."""
         return int(self._library.word_cache_size(self._cache))
 
     def encode(self, chunk: Any, end: int | None) -> Encoded:
-        """Ids of the texts of a ``StringArray`` or ``LargeStringArray``, with ``end`` after each text.
+        """Encode the texts in a ``StringArray`` or ``LargeStringArray``, with ``end`` after each unless it is None.
 
         Raises:
             MemoryError: there is not enough memory.
@@ -91,7 +92,7 @@ class WordCache:
     def _begin(self) -> None:
         self._cache = self._library.word_cache_new(*self._settings)
         if not self._cache:
-            raise MemoryError("no memory for a cache of words")
+            raise MemoryError("not enough memory for the word cache")
         self._release = weakref.finalize(self, self._library.word_cache_free, self._cache)
 
     def _scan(self, text: int, offsets: NDArray[np.int64], end: int) -> Encoded:
@@ -106,9 +107,9 @@ class WordCache:
                 answers = self._encode_words(ctypes.string_at(wanted, size.value))
                 total = self._library.word_cache_resolve(self._cache, answers.ctypes.data, len(answers))
             if total < 0:
-                raise MemoryError("no memory for words") if total == -1 else AssertionError("a word without its ids")
+                raise MemoryError("not enough memory for words") if total == -1 else AssertionError("a word has no ids")
         except BaseException:
-            # Words whose ids were requested but not returned would stay pending.
+            # Start over: words whose ids were requested but not delivered would stay pending.
             self._release()
             self._begin()
             raise
@@ -117,7 +118,7 @@ class WordCache:
         return ids, lengths.astype(np.int32)
 
     def _encode_words(self, wanted: bytes) -> NDArray[np.int32]:
-        """Ids of words that are each followed by a newline. The id of the newline follows those of each word."""
+        """Encode words, each followed by a newline. In the result, the newline's id follows each word's ids."""
         lines: list[str] = []
         start = 0
         while start < len(wanted):
@@ -129,10 +130,10 @@ class WordCache:
 
 
 def word_joins(pieces: Any) -> bytes | None:
-    """For each kind of character, a bit for each kind that follows it in some piece of the vocabulary.
+    """Return, for each kind of character, a bit mask of the kinds that follow it in any piece of the vocabulary.
 
-    None if words cannot be encoded one by one: the newline, which separates the words, is not a piece of its own, or
-    the model changes the text before encoding.
+    None if words cannot be encoded one by one. This is so if the newline, which separates the words, is not a piece of
+    its own or is part of another piece, or if the model changes the text before encoding it.
     """
     newline = pieces.PieceToId("\n")
     if pieces.EncodeAsIds("\n") != [newline] or pieces.DecodeIds(pieces.EncodeAsIds(_PROBE)) != _PROBE:
@@ -152,14 +153,14 @@ def word_joins(pieces: Any) -> bytes | None:
 
 
 def _kind(character: str) -> int:
-    """The kind of a character in a piece. U+2581 is a space."""
+    """Return the kind of a character in a piece, in which U+2581 stands for a space."""
     if character in " \u2581":
         return _SPACE
     if character == "\n":
         return _NEWLINE
     if character.isascii():
         return _LETTER if character.isalpha() else _DIGIT if character.isdigit() else _OTHER
-    # General punctuation, E2 80 .. in UTF-8: quotes and dashes.
+    # General punctuation such as quotes and dashes, whose UTF-8 starts with E2 80.
     return _QUOTE if "\u2000" <= character <= "\u203f" else _WIDE
 
 

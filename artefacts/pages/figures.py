@@ -1,4 +1,4 @@
-"""Style of the figures, as inline SVG in the page's text color or as PNG."""
+"""The style of figures, and their rendering as PNG or as inline SVG in the page's text color."""
 
 import io
 import re
@@ -8,10 +8,10 @@ from html import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-#: Readable on white and on black.
+#: Series colors, readable on both white and black.
 COLORS = ("#2f7fc1", "#e0762f", "#2f9e77", "#9a6fc4", "#d0505a", "#8a7a35")
 
-#: Placeholder for the page's text color while matplotlib draws. No series uses it.
+#: Stands for the page's text color while matplotlib draws. No series has this color.
 _INK = "#012345"
 
 _COMMON = {
@@ -34,9 +34,9 @@ _COMMON = {
 
 
 def inline_svg(draw: Callable[[], Figure], label: str) -> str:
-    """The figure that ``draw`` returns, as an ``<svg>`` element without external references.
+    """Render the figure that ``draw`` returns as an ``<svg>`` element without external references.
 
-    ``label`` is its alternative text. Its identifiers depend on the label, so figures with different labels do not
+    ``label`` is the alternative text. The element's IDs are derived from it, so figures with different labels do not
     share clip paths.
     """
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
@@ -47,8 +47,8 @@ def inline_svg(draw: Callable[[], Figure], label: str) -> str:
         draw().savefig(text, format="svg", transparent=True, dpi=160, metadata=no_metadata)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML does not need them, and they look like references
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every figure, and nothing refers to them
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # not needed in HTML, and they look like external references
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # identical in every figure, and never referenced
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg).replace(_INK, "currentColor")
@@ -56,7 +56,7 @@ def inline_svg(draw: Callable[[], Figure], label: str) -> str:
 
 
 def png(draw: Callable[[], Figure]) -> bytes:
-    """The figure that ``draw`` returns, as a PNG on white."""
+    """Render the figure that ``draw`` returns as a PNG with a white background."""
     with rc_context(_COMMON):
         content = io.BytesIO()
         draw().savefig(content, format="png", dpi=160, facecolor="white", metadata={"Software": None})

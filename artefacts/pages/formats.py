@@ -1,4 +1,4 @@
-"""Numbers formatted for people."""
+"""Human-readable numbers."""
 
 import math
 
@@ -7,12 +7,12 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def whole(value: float) -> str:
-    """12,345"""
+    """Format a number without decimals: 12,345."""
     return f"{value:,.0f}"
 
 
 def compact(value: float, unit: str = "") -> str:
-    """Three digits: 4.47 M or 1.20 B (billion) for a count, 14.0 MB or 98.0 GFLOP/s with a unit."""
+    """Format with three digits: 4.47 M or 1.20 B (billion) for a count, 14.0 MB or 98.0 GFLOP/s with a unit."""
     prefixes = _PREFIXES if unit else _THOUSANDS
     step = 0
     while abs(value) >= 999.5 and step < len(prefixes) - 1:
@@ -22,7 +22,7 @@ def compact(value: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """47 s, 3 min 12 s, 5 h 20 min, 2 d 3 h"""
+    """Format a duration: 47 s, 3 min 12 s, 5 h 20 min, 2 d 3 h."""
     left = round(seconds)
     for size, name, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if left >= size:
@@ -31,10 +31,10 @@ def duration(seconds: float) -> str:
 
 
 def share(part: float, total: float) -> str:
-    """12.3 %; a dash if the total is 0."""
+    """Format a fraction as a percentage: 12.3 %. A dash if the total is 0."""
     return f"{100 * part / total:.1f} %" if total else "–"
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
-    """2.346; a dash for None, NaN and infinity."""
+    """Format a number with decimals: 2.346. A dash for None, NaN and infinity."""
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"

@@ -1,39 +1,39 @@
-"""Small pieces of HTML. These functions escape text that comes from files."""
+"""Building blocks of HTML. Text is escaped, because it may come from files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 
 def text(value: object) -> str:
-    """A value as escaped text."""
+    """Return a value as escaped text."""
     return escape(str(value))
 
 
 def section(identifier: str, title: str, *parts: str) -> str:
-    """A section with a heading, made of finished parts; nothing if all of them are empty."""
+    """Return a section with a heading. ``parts`` are HTML. Empty if all of them are empty."""
     body = "\n".join(part for part in parts if part)
     return f'<section id="{identifier}">\n<h2>{text(title)}</h2>\n{body}\n</section>' if body else ""
 
 
 def figure(svg: str, caption: str = "") -> str:
-    """A figure with an optional caption (plain text)."""
+    """Return a figure with an optional caption (plain text)."""
     below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     return f"<figure>{svg}{below}</figure>"
 
 
 def note(sentence: str) -> str:
-    """A short note in small print."""
+    """Return a short note in small print."""
     return f'<p class="note">{text(sentence)}</p>'
 
 
 def facts(values: Mapping[str, str]) -> str:
-    """Headline numbers: names over values."""
+    """Return a row of headline numbers, each with its name above it."""
     items = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in values.items())
     return f'<dl class="facts">{items}</dl>' if items else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """A table. The first column names the row, the others are numbers. Nothing if there are no rows."""
+    """Return a table. The first column names the row, and the others are numbers. Empty if there are no rows."""
     lines = ["".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows]
     if not lines:
         return ""
@@ -44,5 +44,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "")
 
 
 def details(summary: str, content: str) -> str:
-    """Escaped preformatted text that opens with a click on its summary."""
+    """Return escaped, preformatted text that unfolds when its summary is clicked."""
     return f"<details><summary>{text(summary)}</summary><pre>{text(content)}</pre></details>"

@@ -1,4 +1,4 @@
-"""The frame of every page: one HTML document that loads nothing."""
+"""The frame of every page: a single HTML document that loads no other files."""
 
 from pathlib import Path
 
@@ -6,18 +6,18 @@ from artefacts.pages import markup
 
 _STYLE = Path(__file__).with_name("page.css")
 
-#: The browser loads and runs nothing, whatever a sample or a name contains.
+#: Keeps the browser from loading or running anything, no matter what a sample or a name contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(name: str, kind: str, header: str, body: str) -> str:
-    """A complete page.
+    """Return a complete page.
 
     Args:
-        name: the heading; plain text.
-        kind: the kind of page, for its title; plain text.
-        header: finished markup below the heading.
-        body: finished markup of the sections.
+        name: the heading, as plain text.
+        kind: the kind of page, for its title, as plain text.
+        header: HTML below the heading.
+        body: HTML of the sections.
     """
     return f"""<!DOCTYPE html>
 <html lang="en">

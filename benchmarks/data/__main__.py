@@ -1,6 +1,6 @@
-"""``make bench-data``: every benchmark of the data stages, as one table, with the machine and the versions.
+"""``make bench-data``: run every benchmark of the data stages, and print one table with the machine and the versions.
 
-``python -m benchmarks.data [--quick] [--out FILE]``. See ``benchmarks.data.memory`` for memory by corpus size.
+``python -m benchmarks.data [--quick] [--out FILE]``. For memory by corpus size, see ``benchmarks.data.memory``.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Near duplicates: Millrace (map, reduce, resolve) and datatrove's four MinHash stages, on the same documents.
+"""Near duplicates: Millrace (map, reduce, resolve) against datatrove's four MinHash stages, on the same documents.
 
-Half of the documents are near copies of the others with a known Jaccard similarity of their word 5-grams, from 0.5 to
-1. Both programs hold the documents in memory, run in one process, write their intermediate files to disk, and return
-the documents that stay. Run ``python -m benchmarks.data.dedup``.
+Half of the documents are near copies of the others. The Jaccard similarity of each pair's word 5-grams is known and
+ranges from 0.5 to 1. Both programs hold the documents in memory, run in one process, write intermediate files to disk,
+and return which documents they keep. Run ``python -m benchmarks.data.dedup``.
 """
 
 import random
@@ -25,7 +25,7 @@ _PART = 500
 
 
 class Corpus(NamedTuple):
-    """Originals, then a near copy of each in the same order, and the similarity of each pair."""
+    """Original documents, then a near copy of each in the same order, and the similarity of each pair."""
 
     texts: list[str]
     truth: list[float]
@@ -36,7 +36,7 @@ class Corpus(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """Recall and precision of the pairs that are at least as similar as the threshold."""
+    """Recall and precision for the pairs whose similarity is at least the threshold."""
 
     recall: float
     precision: float
@@ -51,7 +51,7 @@ class Quality(NamedTuple):
 
 
 def _originals(count: int) -> list[str]:
-    """Real documents, then the same documents with shuffled words."""
+    """Return real documents, then the same documents with shuffled words."""
     rng = random.Random(0)
     texts = web_pages()
     originals = list(texts)
@@ -68,7 +68,7 @@ def _shingles(text: str) -> set[tuple[str, ...]]:
 
 
 def planted(count: int) -> Corpus:
-    """``count`` documents and a near copy of each."""
+    """Return ``count`` documents and a near copy of each."""
     rng = random.Random(1)
     originals, copies, truth = _originals(count), [], []
     for text in originals:
@@ -80,7 +80,7 @@ def planted(count: int) -> Corpus:
 
 
 def ours(corpus: Corpus, folder: Path) -> list[bool]:
-    """Which documents stay."""
+    """Return which documents Millrace keeps."""
     section = CleanSection.model_validate({"exact_dedup": False, "near_dedup": {"enabled": True}})
     parts = range(0, len(corpus.texts), _PART)
     for number, start in enumerate(parts):
@@ -94,7 +94,7 @@ def ours(corpus: Corpus, folder: Path) -> list[bool]:
 
 
 def datatrove(corpus: Corpus, folder: Path) -> list[bool]:
-    """Which documents stay, by datatrove's default configuration (5-grams, 14 buckets of 8 hashes)."""
+    """Return which documents datatrove keeps with its default configuration (5-grams, 14 buckets of 8 hashes)."""
     import xxhash
     from datatrove.data import Document
     from datatrove.executor.local import LocalPipelineExecutor
@@ -111,7 +111,7 @@ def datatrove(corpus: Corpus, folder: Path) -> list[bool]:
     names = [str(folder / name) for name in ("signatures", "buckets", "clusters")]
     config = minhash.MinhashConfig()
     signature = minhash.MinhashDedupSignature(names[0], config)
-    # datatrove's hash function. xxhash 4 only accepts bytes, which datatrove 0.10 does not know.
+    # The same hash function as datatrove's. xxhash 4 accepts only bytes, but datatrove 0.10 passes strings.
     signature._hash_func = lambda shingle: xxhash.xxh64_intdigest(shingle.encode())
     stages = [
         ([documents, signature], 1),
@@ -125,7 +125,7 @@ def datatrove(corpus: Corpus, folder: Path) -> list[bool]:
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Time both, and print how well they find the planted pairs."""
+    """Time both programs, and compare how well they find the planted pairs."""
     corpus = planted(60 if quick else 1000)
     root = Path(tempfile.mkdtemp(prefix="dedup-"))
     rows = {}
@@ -139,7 +139,7 @@ def measure(quick: bool = False) -> list[Ratio]:
         return seconds(once)
 
     try:
-        # Load tables and word lists, which both load once, before the measurement.
+        # Warm up: both programs load tables and word lists once.
         small = Corpus(corpus.texts[:2], [1.0])
         for number, work in enumerate((ours, datatrove)):
             work(small, root / f"warm-{number}")

@@ -1,11 +1,11 @@
-"""Encoding speed in ids per second: Millrace, SentencePiece, Hugging Face's tokenizers and tiktoken, on real text.
+"""Encoding speed in ids per second: Millrace against SentencePiece, Hugging Face's tokenizers and tiktoken.
 
-``python -m benchmarks.data.encode [--quick] [--corpus FILE]``. The text is the documentation of the installed packages,
-or the ``text`` column of a parquet file. All tokenizers have a vocabulary of the same size from that text. Millrace and
-SentencePiece use the same model, and tiktoken gets its pieces as merges. Cold: a new tokenizer. Steady: a tokenizer
-that has encoded half of the documents encodes the other half. Peers get lists of Python strings, and Millrace gets an
-Arrow column; creating them is not measured. If the number of ids of a peer differs, its seconds are scaled, so that
-ratios compare ids per second.
+``python -m benchmarks.data.encode [--quick] [--corpus FILE]``. The text is the documentation of installed packages, or
+the ``text`` column of a parquet file. All vocabularies have the same size and come from that text. Millrace and
+SentencePiece use the same model, and tiktoken gets the model's pieces as merges. "Cold" is a new tokenizer. "Steady" is
+a tokenizer that has encoded half of the documents and now encodes the other half. Peers get lists of Python strings,
+and Millrace gets an Arrow column. Creating these is not measured. If a peer produces a different number of ids, its
+seconds are scaled, so that the ratios compare ids per second.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from tokenizer.bpe import BpeTokenizer
 from tokenizer.train import _chunks, _fit
 
 _QUICK_BYTES = 4 << 20
-#: Text to encode with one and two processes, in several passes. It takes much longer than starting the processes.
+#: Bytes to encode with one and two processes, in several passes. This takes much longer than starting the processes.
 _PASSED_BYTES = 200 << 20
 
 
 class Corpus(NamedTuple):
-    """Documents in a shuffled order, as a column and as strings."""
+    """Shuffled documents, as an Arrow column and as strings."""
 
     column: pyarrow.LargeStringArray
     texts: list[str]
@@ -45,7 +45,7 @@ class Corpus(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A tokenizer to compare with: it encodes texts, and counts the ids of the result."""
+    """A tokenizer to compare with: a function that encodes texts, and a function that counts the ids in its result."""
 
     name: str
     encode: Callable[[list[str]], Any]
@@ -53,7 +53,7 @@ class Peer(NamedTuple):
 
 
 def documents(path: Path | None, most: int | None) -> Corpus:
-    """About ``most`` bytes of documents of a parquet file, or else of the installed packages (parsed once)."""
+    """Return about ``most`` characters of documents, from a parquet file or else from installed packages."""
     texts = corpus.docstrings() if path is None else parquet.read_table(path, columns=["text"])["text"].to_pylist()
     random.Random(0).shuffle(texts)
     if most is not None:
@@ -63,7 +63,7 @@ def documents(path: Path | None, most: int | None) -> Corpus:
 
 
 def model_of(chosen: Corpus, vocab_size: int) -> bytes:
-    """The SentencePiece model that ``python -m tokenizer train`` would train on all of the text."""
+    """Return the SentencePiece model that ``python -m tokenizer train`` would train on all of the text."""
     recipe = load_recipe(CHECKOUT / "configs" / "demo.yaml", [f"tokenizer.vocab_size={vocab_size}"])
     return _fit([chunk for text in chosen.texts for chunk in _chunks(text)], recipe)
 
@@ -90,7 +90,7 @@ def tokenizers_of(chosen: Corpus, vocab_size: int) -> Peer:
     encode = tokenizers.Tokenizer.from_str(bpe.to_str()).encode_batch_fast
 
     def in_batches(texts: list[str]) -> list[list[int]]:
-        """A thousand documents at a time, like ``datasets.map``. Larger batches are slower."""
+        """Encode a thousand documents at a time, like ``datasets.map``. Larger batches are slower."""
         batches = (texts[at : at + 1000] for at in range(0, len(texts), 1000))
         return [encoding.ids for batch in batches for encoding in encode(batch)]
 
@@ -98,9 +98,9 @@ def tokenizers_of(chosen: Corpus, vocab_size: int) -> Peer:
 
 
 def tiktoken_of(model: bytes) -> Peer:
-    """tiktoken with the pieces of the model as merges. Characters of several bytes come first, as in SentencePiece.
+    """Return tiktoken with the model's pieces as merges. Multi-byte characters come first, as in SentencePiece.
 
-    Its pattern cuts English text where Millrace does, without lookahead, which is fast.
+    The pattern splits English text where Millrace does. It is fast, because it has no lookahead.
     """
     import sentencepiece
     import tiktoken
@@ -130,7 +130,7 @@ def _warmed(model: bytes, before: Corpus | None) -> BpeTokenizer:
 def against(
     peer: Peer, model: bytes, before: Corpus | None, chosen: Corpus, target: float | None, rounds: int
 ) -> Ratio:
-    """Millrace against a peer on ``chosen``, in one process; ``before``: what Millrace has encoded before, or None."""
+    """Compare Millrace with a peer on ``chosen``, in one process. Millrace has already encoded ``before``, if given."""
     ids, _ = BpeTokenizer(model).encode_column(chosen.column, end=False)
 
     def ours() -> float:
@@ -150,7 +150,7 @@ def against(
 
 
 def _serve(model: bytes, before: Corpus, parts: list[Corpus], passes: int, number: int, pipe: Any) -> None:
-    """A process that encodes all documents (if it is alone) or its part ``passes`` times, when it gets a message."""
+    """Run a process that, for each message, encodes its part (or all documents, if it is alone) ``passes`` times."""
     tokenizer = _warmed(model, before)
     pipe.send("ready")
     while (alone := pipe.recv()) is not None:
@@ -161,7 +161,7 @@ def _serve(model: bytes, before: Corpus, parts: list[Corpus], passes: int, numbe
 
 
 def two_processes(model: bytes, before: Corpus, chosen: Corpus, rounds: int) -> Ratio:
-    """One process on all documents against two processes on half of them each, all warm."""
+    """Compare two processes that encode half of the documents each with one process that encodes all. All are warm."""
     context = get_context("fork")
     half = len(chosen.texts) // 2
     parts = [chosen.part(0, half), chosen.part(half, len(chosen.texts))]
@@ -193,7 +193,7 @@ def two_processes(model: bytes, before: Corpus, chosen: Corpus, rounds: int) -> 
 
 
 def distinct_words(model: bytes, chosen: Corpus) -> int:
-    """Number of words that the cache has to encode with SentencePiece, over all documents."""
+    """Return how many words the cache has to encode with SentencePiece, over all documents."""
     tokenizer = BpeTokenizer(model)
     tokenizer.encode_column(chosen.column[:1])
     words = tokenizer._words
@@ -210,7 +210,7 @@ def distinct_words(model: bytes, chosen: Corpus) -> int:
 
 
 def check(model: bytes, chosen: Corpus) -> None:
-    """Check that the ids are those of SentencePiece, which does not distinguish U+2581 from a space."""
+    """Check that the ids equal SentencePiece's, except in texts with U+2581, which SentencePiece takes for a space."""
     plain = [i for i, text in enumerate(chosen.texts) if "\u2581" not in text]
     ids, _ = BpeTokenizer(model).encode_column(chosen.column.take(pyarrow.array(plain)), end=False)
     expected = sentencepiece_of(model).encode([chosen.texts[i] for i in plain])
@@ -218,7 +218,7 @@ def check(model: bytes, chosen: Corpus) -> None:
 
 
 def measure(quick: bool = False, file: Path | None = None) -> list[Ratio]:
-    """All comparisons; ``quick``: 4 MB of text and a small vocabulary."""
+    """Run all comparisons. ``quick`` uses 4 MB of text and a small vocabulary."""
     chosen = documents(file, _QUICK_BYTES if quick else None)
     vocab_size, rounds = (8_000, 2) if quick else (32_000, 3)
     half = len(chosen.texts) // 2

@@ -1,10 +1,10 @@
-"""Cleaning on one core, compared with datatrove: Gopher's rules, C4's rules, masking; and the default cleaning.
+"""Cleaning on one core: Gopher's rules, C4's rules and masking against datatrove, and the default cleaning.
 
     python -m benchmarks.data.filters
 
-The documents are those of ``corpus.web_pages``. Millrace starts with an empty vocabulary, like at the start of a run,
-and once with the vocabulary of the same number of other documents. datatrove's filters use their default English
-tokenizer (spaCy's blank one), which splits a document once for both Gopher filters.
+The documents come from ``corpus.web_pages``. Millrace starts with an empty vocabulary, as at the start of a run, and in
+one case with the vocabulary of as many other documents. datatrove's filters use their default English tokenizer
+(spaCy's blank one), which splits a document only once for both Gopher filters.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _MASK = CleanSection(mask=("email", "ip"))
 
 
 def _ours(section: CleanSection, texts: list[str], before: list[str] | None = None) -> Callable[[], float]:
-    """Time cleaning the texts with a new cleaner, which has cleaned the texts ``before``."""
+    """Return a function that times cleaning the texts with a new cleaner that has already cleaned ``before``."""
 
     def run() -> float:
         cleaner = Cleaner(section)
@@ -36,7 +36,7 @@ def _ours(section: CleanSection, texts: list[str], before: list[str] | None = No
 
 
 def _filters(texts: list[str], *names: str) -> Callable[[], float]:
-    """Time datatrove's filters. A document that a filter drops does not reach the next one."""
+    """Return a function that times datatrove's filters. If a filter drops a document, the next ones do not see it."""
     import datatrove.pipeline.filters as filters
     from datatrove.data import Document
 
@@ -63,7 +63,7 @@ def _one_by_one(texts: list[str]) -> float:
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Ratios to datatrove, one core each; ``quick``: fewer documents, one round."""
+    """Compare with datatrove, on one core each. ``quick`` uses fewer documents and one round."""
     threads = pyarrow.cpu_count()
     pyarrow.set_cpu_count(1)
     try:

@@ -1,10 +1,10 @@
-"""The pretraining loader: tokens per second from a warm cache, and the first batch of 10 billion tokens.
+"""The pretraining loader: tokens per second from a warm cache, and the time to a first batch from 10 billion tokens.
 
     python -m benchmarks.data.loader [--quick]
 
-Millrace: shuffled samples of three sources by weight, with document boundaries. It is compared with the simplest
-loader, as in nanoGPT: one file, random windows, no boundaries, no epochs. The targets are absolute, so ratios are to
-the target.
+Millrace reads shuffled samples from three weighted sources, with document boundaries. It is compared with the simplest
+possible loader, nanoGPT's: one file, random windows, no boundaries, no epochs. The targets are absolute numbers, so
+there are also ratios to the targets.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from training.data.pretraining import PretrainingData
 from training.data.windows import TokenWindows
 
 END, PAD = 2, 3
-#: Samples per micro-batch of a rank, and samples per step.
+#: Samples per micro-batch on each rank, and samples per step.
 MICRO, GLOBAL = 32, 512
-#: The targets.
+#: The targets that were set for the loader.
 TOKENS_A_SECOND, FIRST_SECONDS, FIRST_BYTES = 100e6, 1.0, 200e6
 WEIGHTS = {"web": 0.7, "code": 0.2, "books": 0.1}
 _SPARSE_SHARDS, _SHARD_TOKENS, _SHARD_DOCUMENTS = 100, 100_000_000, 80_000
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """All comparisons; ``quick``: less data, fewer rounds."""
+    """Run all comparisons. ``quick`` uses less data and fewer rounds."""
     tokens, steps, rounds = (6_000_000, 20, 3) if quick else (60_000_000, 60, 5)
     rows = []
     with tempfile.TemporaryDirectory(prefix="loader-") as name:
@@ -58,7 +58,7 @@ def measure(quick: bool = False) -> list[Ratio]:
 
 
 def _write_sources(folder: Path, tokens: int) -> None:
-    """Three sources of two shards each. The lengths of the documents are like those of web text."""
+    """Write three sources with two shards each. The document lengths are distributed as in web text."""
     rng = np.random.default_rng(0)
     for source in WEIGHTS:
         (folder / source).mkdir(parents=True)
@@ -85,7 +85,7 @@ def _speed(
     begun = iter(range(0, 1_000_000, steps))
 
     def ours() -> float:
-        # Advance each time, like training.
+        # Advance to new steps each time, as training does.
         first = next(begun)
         began = time.perf_counter()
         for step in range(first, first + steps):
@@ -109,7 +109,7 @@ def _speed(
 
 
 def _plain_batch(tokens: np.memmap, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random windows and their labels, a row at a time."""
+    """Return random windows and their labels, gathered one row at a time."""
     places = torch.randint(len(tokens) - length, (MICRO,)).tolist()
     inputs = torch.stack([torch.from_numpy(tokens[at : at + length].astype(np.int64)) for at in places])
     labels = torch.stack([torch.from_numpy(tokens[at + 1 : at + 1 + length].astype(np.int64)) for at in places])
@@ -117,7 +117,7 @@ def _plain_batch(tokens: np.memmap, length: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _first_batch(folder: Path) -> list[Ratio]:
-    """Seconds and resident memory of opening 10 billion tokens and reading a global batch, in a fresh process."""
+    """Measure the time and memory to open 10 billion tokens and read one global batch, in a fresh process."""
     folder.mkdir()
     for shard in range(_SPARSE_SHARDS):
         _write_sparse(folder / f"train-{shard:05d}")
@@ -136,7 +136,7 @@ def _under(name: str, ours: float, most: float, unit: str) -> Ratio:
 
 
 def _write_sparse(prefix: Path) -> None:
-    """A sparse shard, which takes no space on disk: zeros except the header and the offset of the last document."""
+    """Write a sparse shard, which takes almost no disk space: zeros, except for the header and the last document."""
     count = _SHARD_DOCUMENTS
     length = _SHARD_TOKENS // count
     with open(prefix.with_suffix(".bin"), "wb") as stream:
@@ -154,7 +154,7 @@ def _write_sparse(prefix: Path) -> None:
 
 
 def _resident(name: str) -> int:
-    """Bytes of this process, from a line of /proc/self/status."""
+    """Return a memory figure of this process in bytes, from a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

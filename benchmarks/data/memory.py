@@ -1,9 +1,9 @@
 """Memory and time of the data stages by corpus size: generated text of three sizes, with all cleaning steps enabled.
 
-The text has real words in random order with their real frequencies, so there is no limit on its length, and no two
-documents are similar. Repeated word sequences, which would cost extra time, do not become more frequent in more text.
-``python -m benchmarks.data.memory [--quick] [--out FILE]`` prints, for each size and command, the peak memory of all
-its processes together (proportional set size, sampled) and its speed.
+The text has real words with their real frequencies, in random order. So it can have any length, and no two documents
+are similar. Repeated word sequences, which would cost extra time, do not become more frequent as the text grows.
+``python -m benchmarks.data.memory [--quick] [--out FILE]`` prints two numbers for each size and command: the peak
+memory of all the command's processes together (proportional set size, sampled), and the speed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ _COMMANDS = (
 
 
 def _texts(size: float) -> Iterator[str]:
-    """Documents of about 5 KB, up to ``size`` bytes: lines of four sentences of fifteen words."""
+    """Yield documents of about 5 KB, up to ``size`` bytes in total. Each line has four sentences of fifteen words."""
     words = [word for text in corpus.docstrings() for word in re.findall(r"(?<!\S)[A-Za-z'-]+(?=[\s.,:;])", text)]
     pool = np.array(words, dtype=object)
     random = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def _texts(size: float) -> Iterator[str]:
 
 
 def _watched(argv: list[str]) -> tuple[float, float]:
-    """Seconds of a command, and the peak memory of its processes together, in MB."""
+    """Run a command. Returns its seconds, and the peak memory of all its processes together in MB."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     begin, peak = time.perf_counter(), 0
     with subprocess.Popen(argv, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:
@@ -83,7 +83,7 @@ def _watched(argv: list[str]) -> tuple[float, float]:
 
 
 def measure(sizes: tuple[float, ...] = _SIZES) -> list[dict]:
-    """A row for each size and command: MB of text, command, seconds, peak MB, MB/s."""
+    """Return a row for each size and command: MB of text, command, seconds, peak MB, MB/s."""
     rows = []
     for size in sizes:
         folder = corpus.CACHE / "memory"
@@ -116,10 +116,10 @@ def measure(sizes: tuple[float, ...] = _SIZES) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown line for each command: peak and speed at every size, and growth of time from the second size on.
+    """Return a Markdown table with a row per command: peak and speed at every size, and how the time grows.
 
-    The growth is the exponent p of seconds = MB ** p; 1 is linear. It does not include the first size, for which
-    starting the processes takes a large part of the time.
+    The growth is the exponent p in seconds ~ MB ** p, so 1 is linear. It compares only the last two sizes, because at
+    the first size, starting the processes takes a large part of the time.
     """
     sizes = sorted({row["text_mb"] for row in rows})
     lines = [

@@ -1,8 +1,8 @@
-"""From raw jsonl.zst to verified shards with complete commands, compared with nanoGPT and datatrove.
+"""The complete commands, from raw jsonl.zst to verified shards, against nanoGPT's method and datatrove.
 
-Millrace reads, cleans (default rules), removes duplicates, measures the overlap of held-out documents, tokenizes,
-writes shards with checksums, and verifies them. The peers read and tokenize. All use a trained vocabulary of 32,000 and
-two processes.
+Millrace reads, cleans (with the default rules), removes duplicates, measures the overlap of held-out documents,
+tokenizes, writes shards with checksums, and verifies them. The peers only read and tokenize. All use a trained
+vocabulary of 32,000 ids and two processes.
 """
 
 import os

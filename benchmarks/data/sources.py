@@ -1,7 +1,7 @@
-"""Reading sources in one process, from records to documents, compared with datatrove's readers.
+"""Reading of sources in one process, from records to documents, against datatrove's readers.
 
-``python -m benchmarks.data.sources``. The text is from the installed Python. Both read the same files and access every
-text.
+``python -m benchmarks.data.sources``. The text comes from the installed Python. Both programs read the same files and
+access every text.
 """
 
 import sys
@@ -20,7 +20,7 @@ from pipeline.sources.parquet import ParquetSource
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Ratios for zstd-compressed JSON lines and parquet."""
+    """Compare the readers of zstd-compressed JSON Lines and of parquet."""
     from datatrove.pipeline.readers import JsonlReader, ParquetReader
 
     with tempfile.TemporaryDirectory() as name:

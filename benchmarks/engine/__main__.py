@@ -1,6 +1,6 @@
-"""``make bench-engine``: our training loop against a bare DeepSpeed loop, and the cost of saving, as one table.
+"""``make bench-engine``: compare our training loop with a bare DeepSpeed loop, and measure the cost of saving.
 
-``python -m benchmarks.engine [--quick] [--only MODULE] [--out FILE]``; on a GPU if there is one.
+``python -m benchmarks.engine [--quick] [--only MODULE] [--out FILE]`` prints one table. It uses a GPU if there is one.
 """
 
 import sys

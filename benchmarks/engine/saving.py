@@ -2,9 +2,9 @@
 
     python -m benchmarks.engine.saving [--quick]
 
-The stall is the time of ``Saver.begin``, for which training waits. It is compared with copying the same tensors one by
-one into host memory that is already allocated, and the size of the files with that of master weights and optimizer
-state.
+The stall is the time that training waits for ``Saver.begin``. It is compared with the time to copy the same tensors,
+one by one, into host memory that is already allocated. The size of the files is compared with the size of the master
+weights and the optimizer state.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from training.engine.partitions import partitions
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """ZeRO-1 and ZeRO-3, with separate master weights and without; ``quick``: fewer rounds."""
+    """Measure ZeRO-1 with and without separate master weights, and ZeRO-3. ``quick`` uses fewer rounds."""
     ratios = []
     for size, precision, stage in (("60M", "bf16", 1), ("60M", "fp32", 1), ("60M", "bf16", 3)):
         ratios += _saving(size, precision, stage, rounds=5 if quick else 11)
@@ -81,7 +81,7 @@ def _saving(size: str, precision: str, stage: int, rounds: int) -> list[Ratio]:
 
 
 def _step(parts: Setup) -> None:
-    """One step, which creates the optimizer state."""
+    """Run one step, which creates the optimizer state."""
     (batch,) = SameTokens().micro_batches(0, 0, 1, parts.engine.train_micro_batch_size_per_gpu())
     parts.engine.backward(parts.objective(parts.engine, batch.to(parts.ranks.device))["cross_entropy"] * 1e-3)
     parts.engine.step()

@@ -1,4 +1,4 @@
-"""A DeepSpeed engine of one process around a model of the benchmarks, and what training needs with it."""
+"""A single-process DeepSpeed engine around a benchmark model, with everything that training needs."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ from training.objective import Objective
 from training.optim.build import build_optimizer
 
 SAMPLES, LENGTH = 8, 256
-#: Twelve layers so narrow that Python takes most of the time on any machine; see ``LENGTHS``.
+#: Twelve layers that are so narrow that Python takes most of the time on any machine. See also ``LENGTHS``.
 _NARROW = SHAPES["17M"].model_copy(
     update={
         "hidden_size": 32,
@@ -37,13 +37,13 @@ _NARROW = SHAPES["17M"].model_copy(
     }
 )
 _SHAPES = {**SHAPES, "narrow": _NARROW}
-#: Tokens per sample, if not ``LENGTH``.
+#: Size -> tokens per sample, if not ``LENGTH``.
 LENGTHS = {"narrow": 16}
 _OPERATORS = CHECKOUT / ".cache" / "torch_extensions"
 
 
 class Setup(NamedTuple):
-    """An engine and its parts."""
+    """An engine, its objective, and the settings that they were built from."""
 
     shape: DeepseekSection
     train: TrainSection
@@ -53,7 +53,7 @@ class Setup(NamedTuple):
 
 
 class SameTokens:
-    """The same global batch at every step: reading data is not measured."""
+    """Data with the same global batch at every step, so that reading data is not measured."""
 
     def __init__(self, samples: int = SAMPLES, length: int = LENGTH) -> None:
         tokens = torch.randint(0, VOCAB, (samples, length + 1), generator=torch.Generator().manual_seed(0))
@@ -66,13 +66,13 @@ class SameTokens:
 
 @functools.cache
 def alone() -> Ranks:
-    """This process, as a group of one."""
+    """Return this process as a process group of one."""
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_OPERATORS))
     return join()
 
 
 def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES) -> Setup:
-    """An engine of one process around the model of a size, with the default optimizer of recipes."""
+    """Build a single-process engine around the model of this size, with the recipes' default optimizer."""
     ranks, shape, length = alone(), _SHAPES[size], LENGTHS.get(size, LENGTH)
     train = TrainSection(
         context_length=length,
@@ -90,6 +90,6 @@ def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES) -> 
 
 
 def synchronize(ranks: Ranks) -> None:
-    """Wait for the GPU."""
+    """Wait for the GPU, if there is one."""
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)

@@ -1,10 +1,10 @@
-"""Our training loop against a bare DeepSpeed loop over the same engine: what counting, balancing and logging cost.
+"""Our training loop against a bare DeepSpeed loop with the same engine: the cost of counting, balancing and logging.
 
     python -m benchmarks.engine.step [--quick]
 
-The bare loop is that of DeepSpeed's documentation: forward, ``engine.backward``, ``engine.step``. Ours runs all
-callbacks of a run: metrics go to a file and TensorBoard, the loss is watched for spikes and skipped steps, the hang
-timer runs; no validation and no checkpoint are due.
+The bare loop is the one in DeepSpeed's documentation: forward, ``engine.backward``, ``engine.step``. Ours runs all
+callbacks of a real run: it writes metrics to a file and TensorBoard, watches for loss spikes and skipped steps, and
+runs the hang timer. No validation and no checkpoint are due.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from training.trainer.context import TrainingContext
 from training.trainer.load_balancer import Balancer
 from training.trainer.trainer import Trainer
 
-#: Ours may take 3 % more than the bare loop.
+#: Ours may take 3 % more time than the bare loop.
 TARGET = 1 / 1.03
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """A narrow model, where overhead shows most, a small and a larger one; ``quick``: the narrow and the small one."""
+    """Measure a narrow model, where overhead shows most, a small one and a larger one. ``quick`` skips the largest."""
     small = [("narrow", precision, 1) for precision in ("fp32", "bf16")]
     small += [("17M", precision, accumulation) for precision in ("fp32", "bf16") for accumulation in (1, 2)]
     cases = small if quick else [*small, ("60M", "fp32", 1), ("60M", "bf16", 1)]
@@ -88,7 +88,7 @@ def _context(parts: Setup, data: Prefetched, folder: Path) -> TrainingContext:
 
 @contextlib.contextmanager
 def _running(callbacks: list[Callback]) -> Iterator[None]:
-    """Between the first and the last event of a training."""
+    """Context manager that sends callbacks the first event of a training run, and closes them at the end."""
     with contextlib.redirect_stderr(io.StringIO()):
         for callback in callbacks:
             callback.on_train_begin()

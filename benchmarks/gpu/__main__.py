@@ -1,4 +1,4 @@
-"""``make bench-gpu``: the DeepSeek model and its peers on one CUDA device, as one table.
+"""``make bench-gpu``: compare the DeepSeek model with its peers on one CUDA device, and print one table.
 
 ``python -m benchmarks.gpu [--quick] [--only MODULE] [--out FILE]``
 """

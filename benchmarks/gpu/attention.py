@@ -1,9 +1,9 @@
-"""Attention on a CUDA device at DeepSeek-V3's widths (queries 192, values 128): ours and every other kernel.
+"""Attention on a CUDA device at DeepSeek-V3's widths (queries 192, values 128): ours against every other kernel.
 
     python -m benchmarks.gpu.attention [--quick]
 
-Forward and backward in bf16, 16 heads. Some of PyTorch's kernels accept values narrower than queries, others need
-padding. The second part packs an increasing number of documents into a sample.
+Forward and backward passes in bf16 with 16 heads. Some of PyTorch's kernels accept values that are narrower than
+queries, others need padding. The second part packs an increasing number of documents into a sample.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from training.layers.attention import causal_attention
 from training.layers.packed_documents import Documents
 
 HEADS, QUERY, VALUE = 16, 192, 128
-#: Those of ``configs/deepseek-0.5b.yaml``.
+#: Heads and widths of ``configs/deepseek-0.5b.yaml``.
 SMALL = 12, 96, 64
 SCALE = QUERY**-0.5
 
 
 def measure(quick: bool = False) -> Iterator[Ratio]:
-    """Kernels, then documents; ``quick``: fewer rounds."""
+    """Compare kernels, then packed documents. ``quick`` uses fewer rounds."""
     rounds = 3 if quick else 9
     for samples, length in ((8, 1024), (2, 4096), (1, 8192)):
         yield from _kernels(samples, length, rounds)
@@ -35,7 +35,7 @@ def measure(quick: bool = False) -> Iterator[Ratio]:
 
 
 def on_device(work: Callable[[], object], repeats: int = 10) -> float:
-    """Seconds of one call, by the device's clock, of several behind each other."""
+    """Return the seconds per call, by the device's clock, over several calls in a row."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     begin.record()
@@ -129,7 +129,7 @@ def _documents(length: int, parts: int, rounds: int) -> Ratio:
 
 
 def _cost_of_masking(samples: int, length: int, parts: int, rounds: int) -> Ratio:
-    """Packed documents kept apart, against the same samples read as if they were one text."""
+    """Compare packed documents that are kept apart with the same samples read as if each were one text."""
     inputs = _inputs(samples, length, *SMALL)
     starts = torch.arange(0, samples * length + 1, length // parts, dtype=torch.int32, device="cuda")
     documents = Documents(starts, samples, length)

@@ -1,9 +1,9 @@
-"""The model of ``configs/deepseek-0.5b.yaml`` on one CUDA device in bf16: a step and decoding, against transformers.
+"""The model of ``configs/deepseek-0.5b.yaml`` on one CUDA device in bf16: training steps and decoding vs. transformers.
 
     python -m benchmarks.gpu.model [--quick]
 
-Same weights, same batch, one process. transformers runs with its grouped matrix products: its loop waits for the device
-once per expert, and its batched products hold a copy of the experts' weights for every token.
+Both use the same weights, the same batch and one process. transformers runs with its grouped matrix products, because
+its loop waits for the device once per expert, and its batched products copy the experts' weights for every token.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from training.layers.cross_entropy import linear_cross_entropy_sum
 
 _RECIPE = load_recipe(CHECKOUT / "configs/deepseek-0.5b.yaml", ["model.num_nextn_predict_layers=0"])
 VOCAB, SHAPE = _RECIPE.vocab_size, _RECIPE.model
-#: Samples and tokens of each; a step of the smaller waits for the launches of its kernels.
+#: Samples, and tokens per sample. In a step of the smaller batch, the GPU waits for kernel launches.
 BATCHES = ((8, 1024), (16, 2048))
 
 
 def measure(quick: bool = False) -> Iterator[Ratio]:
-    """Steps, the memory of the loss, and decoding; ``quick``: fewer rounds and tokens."""
+    """Measure steps, the loss's memory, and decoding. ``quick`` uses fewer rounds and tokens."""
     rounds = 3 if quick else 9
     model = ours(SHAPE, torch.bfloat16, VOCAB).cuda()
     peer = transformers_model(SHAPE, torch.bfloat16, "grouped_mm", VOCAB).cuda()
@@ -91,7 +91,10 @@ def _decoding(model: Any, peer: Any, batch: int, new: int, rounds: int) -> Ratio
 
 
 def _loss_memory() -> Ratio:
-    """131,072 ids, 8,192 rows of 2,048: ours (Liger's kernel, where it is installed) and plain cross-entropy."""
+    """Compare our loss (Liger's kernel if it is installed) with plain cross-entropy.
+
+    There are 131,072 ids and 8,192 rows with 2,048 columns.
+    """
     hidden = torch.randn(8192, 2048, device="cuda", dtype=torch.bfloat16).requires_grad_()
     weight = torch.randn(131_072, 2048, device="cuda", dtype=torch.bfloat16).requires_grad_()
     labels = torch.randint(0, 131_072, (8192,), device="cuda")

@@ -1,6 +1,6 @@
-"""``make bench-model``: every benchmark of the models, as one table, with the machine and the versions.
+"""``make bench-model``: run every benchmark of the models, and print one table with the machine and the versions.
 
-``python -m benchmarks.model [--quick] [--only MODULE] [--out FILE]``; NANOGPT=FILE names nanoGPT's ``model.py``, see
+``python -m benchmarks.model [--quick] [--only MODULE] [--out FILE]``. NANOGPT=FILE names nanoGPT's ``model.py``; see
 :mod:`benchmarks.model.dense`.
 """
 

@@ -1,9 +1,9 @@
-"""Greedy decoding against transformers' ``generate`` with its cache: 256 new tokens after 256 of prompt.
+"""Greedy decoding against transformers' ``generate`` with its cache: 256 new tokens after a prompt of 256 tokens.
 
     python -m benchmarks.model.decode [--quick]
 
-The complete call counts, with reading the prompt; both give the same tokens (asserted in fp32). transformers runs with
-the fastest of its ways of computing experts.
+The entire call counts, including reading the prompt. Both give the same tokens, which is asserted in fp32. transformers
+uses its fastest implementation of experts.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PROMPT, NEW = 256, 256
 
 
 def measure(quick: bool = False) -> Iterator[Ratio]:
-    """Every size, precision and batch; ``quick``: 17M only, a quarter of the tokens."""
+    """Measure every size, precision and batch size. ``quick`` uses only 17M and a quarter of the tokens."""
     sizes = list(SHAPES)[: 1 if quick else None]
     new, rounds = (NEW // 4, 2) if quick else (NEW, 3)
     for size in sizes:
@@ -48,7 +48,10 @@ def _one(size: str, precision: str, dtype: torch.dtype, batch: int, new: int, ro
 
 
 def their_tokens(model: Any, prompts: torch.Tensor) -> Callable[[int], list[list[int]]]:
-    """transformers' ``generate`` with its cache: a number of new tokens after ``prompts`` [B, T]."""
+    """Return a function that runs transformers' ``generate`` with its cache on ``prompts`` [B, T].
+
+    Its argument is the number of new tokens.
+    """
 
     def tokens(count: int) -> list[list[int]]:
         out = model.generate(
@@ -68,7 +71,10 @@ def their_tokens(model: Any, prompts: torch.Tensor) -> Callable[[int], list[list
 
 
 def _fastest(size: str, dtype: torch.dtype, prompts: torch.Tensor) -> tuple[str, Callable[[int], list[list[int]]]]:
-    """transformers' fastest experts here; a way five times slower than another over a few tokens is left out."""
+    """Find transformers' fastest implementation of experts here.
+
+    An implementation that is five times slower than another over a few tokens is not measured further.
+    """
     ways = {name: their_tokens(transformers_model(SHAPES[size], dtype, name).eval(), prompts) for name in EXPERTS}
     few = {name: min(_seconds_of(tokens, 4) for _ in range(2)) for name, tokens in ways.items()}
     close = [name for name in EXPERTS if few[name] < 5 * min(few.values())]

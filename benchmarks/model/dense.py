@@ -1,11 +1,11 @@
-"""GPT-2 against nanoGPT's own model file and transformers: training steps and generation, same weights, two cores.
+"""GPT-2 against nanoGPT's own model file and transformers: training steps and generation with the same weights.
 
     python -m benchmarks.model.dense [--quick] [--nanogpt FILE]
 
-nanoGPT's ``model.py`` is yours to fetch; ``--nanogpt`` or the environment variable NANOGPT names it, and without it its
-rows are left out. Steps are forward and backward, eager, with the allocator for all as ``python -m launch`` sets it; in
-a step with dropout other weights are dropped in each, so losses are not compared. Generation is greedy and the whole
-call counts: nanoGPT reads the text again for each token, ours keeps a cache.
+You need to download nanoGPT's ``model.py`` yourself. Name it with ``--nanogpt`` or the environment variable NANOGPT.
+Without it, nanoGPT's rows are left out. Steps are forward and backward passes in eager mode, all with the allocator
+settings of ``python -m launch``. With dropout, each model drops different values, so losses are not compared.
+Generation is greedy, and the entire call counts. nanoGPT reads the text again for each token, whereas ours has a cache.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from training.inference.generate import Limits, generate
 from training.inference.sampling import Sampling
 from training.models.registry import build_model, init_weights
 
-#: nanoGPT's model of Shakespeare's characters and its GPT-2, each with its vocabulary, batch and length.
+#: nanoGPT's character-level Shakespeare model and its GPT-2, each with its vocabulary size.
 SIZES = {
     "10M": (GptSection(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, max_position_embeddings=256), 65),
     "124M": (GptSection(hidden_size=768, num_hidden_layers=12, num_attention_heads=12), 50304),
@@ -40,7 +40,7 @@ _NEW = 256
 
 
 def measure(quick: bool = False) -> Iterator[Ratio]:
-    """Every size and precision; ``quick``: the smaller one only, fewer rounds."""
+    """Measure every size and precision. ``quick`` uses only the smaller size and fewer rounds."""
     rounds = 3 if quick else 9
     _keep_memory()
     if not _nanogpt():
@@ -56,7 +56,7 @@ def measure(quick: bool = False) -> Iterator[Ratio]:
 
 
 def _keep_memory() -> None:
-    """Large blocks are kept and not given back, see ``launch/plan.py``; where the C library is not glibc, nothing."""
+    """Make glibc's allocator keep freed blocks, as ``launch/plan.py`` does. Do nothing with other C libraries."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
         trim_threshold, mmap_max = -1, -4
@@ -83,7 +83,7 @@ def _against_nanogpt(size: str, precision: str, dtype: torch.dtype, dropout: flo
 
 
 def _against_transformers(size: str, precision: str, dtype: torch.dtype, rounds: int) -> Ratio:
-    """With biases and the activation of the released GPT-2, transformers' attention by PyTorch's fused kernel."""
+    """Compare with transformers, with biases and the released GPT-2's activation. It uses PyTorch's fused attention."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     section, vocab = SIZES[size]
@@ -98,7 +98,7 @@ def _against_transformers(size: str, precision: str, dtype: torch.dtype, rounds:
 
 
 def _generation(size: str, precision: str, dtype: torch.dtype, rounds: int) -> Ratio:
-    """From one token on; the most likely one of nanoGPT's is its top-k with k = 1."""
+    """Compare greedy generation after a single token. In nanoGPT, greedy is top-k sampling with k = 1."""
     model, peer = _pair(size, dtype, 0.0)
     model.eval(), peer.eval()
     limits = Limits(_NEW, SIZES[size][0].max_position_embeddings, SIZES[size][1])
@@ -135,7 +135,7 @@ def _ours(section: GptSection, vocab: int) -> Any:
 
 
 def _pair(size: str, dtype: torch.dtype, dropout: float) -> tuple[Any, Any]:
-    """Our model without biases and nanoGPT's, with the same weights."""
+    """Return our model, without biases, and nanoGPT's, with the same weights."""
     section, vocab = SIZES[size]
     section = section.model_copy(update={"bias": False, "dropout": dropout})
     model, file = _ours(section, vocab), _nanogpt()
@@ -148,11 +148,11 @@ def _pair(size: str, dtype: torch.dtype, dropout: float) -> tuple[Any, Any]:
         dropout=dropout,
         bias=False,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its number of parameters
+    with contextlib.redirect_stdout(io.StringIO()):  # nanoGPT prints its number of parameters
         peer = file.GPT(config)
     released = dict(released_weights(model))
     own = peer.state_dict()
-    # Its matrices have our orientation, not that of the release.
+    # nanoGPT's matrices have our orientation, but the released ones are transposed.
     turned = {name: released[name] for name in own if name in released}
     turned = {
         name: value if value.shape == own[name].shape and "c_" not in name else value.t()
@@ -170,14 +170,14 @@ def _tokens(size: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _nanogpt() -> Any:
-    """nanoGPT's model file as a module; None where none is named."""
+    """Load nanoGPT's model file as a module. None if NANOGPT names no file."""
     path = os.environ.get("NANOGPT")
     if not path:
         return None
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     assert spec is not None and spec.loader is not None, f"{path} is no Python file"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
+    sys.modules[spec.name] = module  # its dataclass looks up its own module there
     spec.loader.exec_module(module)
     return module
 

@@ -1,9 +1,9 @@
-"""Attention over packed documents: its cost grows with the sum of their squared lengths, not with the sample's.
+"""Attention over packed documents: its cost grows with the sum of their squared lengths, not with the sample's square.
 
     python -m benchmarks.model.documents [--quick]
 
-Forward and backward pass of attention over samples of one length with an increasing number of documents, against the
-same sample as one document, next to the ratio that the sum of squares predicts.
+Forward and backward passes of attention over samples of one length, with an increasing number of documents. They are
+compared with the same sample as a single document. The ratio that the sum of squares predicts is shown too.
 """
 
 import argparse
@@ -18,7 +18,7 @@ HEADS, QUERY, VALUE = 8, 64, 48
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Documents of a quarter, an eighth and a sixteenth of the sample."""
+    """Measure documents of a quarter, an eighth and a sixteenth of the sample."""
     length, rounds = (2048, 3) if quick else (4096, 5)
     return [_one(length, parts, rounds) for parts in (4, 8, 16)]
 
@@ -38,7 +38,7 @@ def _one(length: int, parts: int, rounds: int) -> Ratio:
 
     run(1), run(parts)
     name = f"attention over a sample of {length:,}, {parts} documents against one ({parts} by the sum of squares)"
-    # The sample as one document is long enough for PyTorch's fused kernel, which is faster per score than blocks.
+    # As a single document, the sample is long enough for PyTorch's fused kernel, which is faster per score than blocks.
     return compare(name, lambda: run(parts), lambda: run(1), length, "tokens/s", None, rounds)
 
 

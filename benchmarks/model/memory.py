@@ -1,9 +1,9 @@
-"""Peak memory of a training step: activation checkpointing, and the head's loss at a vocabulary of 128 thousand.
+"""Peak memory of a training step: with activation checkpointing, and for the loss with 131,072 ids.
 
     python -m benchmarks.model.memory [--quick]
 
-Each number is the growth of resident memory of a fresh process over the forward and backward pass of one step,
-gradients included, compared with the same step without what is measured.
+Each number is how much a fresh process's resident memory grows during the forward and backward pass of one step,
+including gradients. It is compared with the same step without the feature that is measured.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from benchmarks.resident import fresh_peak, grown_by
 from training.layers.cross_entropy import linear_cross_entropy_sum
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
-#: 12 layers, 4 sequences of 1,024 tokens: activations, not weights, are what there is to keep.
+#: With 12 layers and 4 sequences of 1,024 tokens, most memory is for activations, not weights.
 SHAPE = SHAPES["17M"].model_copy(update={"num_hidden_layers": 12, "n_routed_experts": 16})
 VOCAB, WIDE_VOCAB, HIDDEN = 4096, 128 * 1024, 256
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Checkpointing and the loss; ``quick``: shorter sequences."""
+    """Measure checkpointing and the loss. ``quick`` uses shorter sequences."""
     length = 512 if quick else 1024
     peaks = {mode: _peak(f"checkpointing-{mode}", length) for mode in ("none", "selective", "full")}
     losses = {kind: _peak(f"loss-{kind}", length) for kind in ("plain", "pieces")}
@@ -54,7 +54,7 @@ def _checkpointing(mode: str, length: int) -> int:
         losses["cross_entropy"].backward()
         model.zero_grad()
 
-    # The first steps also start threads and fill caches.
+    # Warm up, because the first steps also start threads and fill caches.
     model.set_activation_checkpointing("full")
     step()
     model.set_activation_checkpointing(mode)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The DeepSeek models that benchmarks run, ours and transformers', with the same weights."""
+"""The DeepSeek models that the benchmarks run: ours and transformers', with the same weights."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 VOCAB = 8192
 _COMMON = {"n_shared_experts": 1, "first_k_dense_replace": 1, "qk_rope_head_dim": 16, "initializer_range": 0.02}
-#: 17 million parameters, 6.3 of them active per token; 60 million, 21 active. V3's gate, groups and latents in small.
+#: Small versions of V3 with its gate, groups and latents. One has 17 million parameters, of which 6.3 million are
+#: active per token. The other has 60 million, of which 21 million are active.
 SHAPES = {
     "17M": DeepseekSection(
         hidden_size=256,
@@ -45,7 +46,7 @@ SHAPES = {
         **_COMMON,
     ),
 }
-#: transformers' ways of computing experts; the loop is "eager".
+#: transformers' implementations of experts. "eager" is a loop over the experts.
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
 
 
@@ -56,7 +57,7 @@ def ours(shape: DeepseekSection, dtype: torch.dtype, vocab: int = VOCAB) -> Deep
 
 
 def transformers_model(shape: DeepseekSection, dtype: torch.dtype, experts: str, vocab: int = VOCAB) -> Any:
-    """transformers' model of the shape with our weights; its attention by PyTorch's fused kernel."""
+    """Return transformers' model of this shape with our weights. It uses PyTorch's fused attention."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     released = released_config(shape, vocab)

@@ -1,10 +1,11 @@
-"""A training step (forward, backward) against transformers: same weights, same batch, one process, two cores.
+"""A training step (forward and backward) against transformers: same weights, same batch, one process.
 
     python -m benchmarks.model.step [--quick]
 
-transformers runs with the fastest of its ways of computing experts, found in the same run; its loss is its own
-(``labels=``). Both run eager, with the allocator as it is: what ``python -m launch`` sets helps transformers more than
-ours, which allocates less. Ours is also stated as a share of the speed of plain matrix products in the same run.
+transformers uses its fastest implementation of experts, which is determined in the same run, and its own loss
+(``labels=``). Both run in eager mode with the default allocator settings. The settings of ``python -m launch`` help
+transformers more than ours, which allocates less. Our speed is also given as a fraction of the speed of plain matrix
+products in the same run.
 """
 
 import argparse
@@ -24,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def measure(quick: bool = False) -> Iterator[Ratio]:
-    """Every size and precision; ``quick``: 17M only, fewer rounds."""
+    """Measure every size and precision. ``quick`` uses only 17M and fewer rounds."""
     for size in list(SHAPES)[: 1 if quick else None]:
         for precision, dtype in DTYPES.items():
             yield from _one(size, precision, dtype, 3 if quick else 9)
@@ -60,7 +61,7 @@ def our_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callable
 def their_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
     def step() -> float:
         model.zero_grad()
-        # Its loss shifts labels itself, unless it is given shifted ones: then it has as many targets as ours.
+        # Pass shifted labels. Otherwise its loss shifts them itself, and has fewer targets than ours.
         loss = model(input_ids=inputs, labels=labels, shift_labels=labels, use_cache=False).loss
         loss.backward()
         return float(loss.detach())
@@ -72,7 +73,10 @@ def their_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callab
 def _fastest(
     size: str, dtype: torch.dtype, inputs: torch.Tensor, labels: torch.Tensor
 ) -> tuple[str, Callable[[], float]]:
-    """transformers' fastest experts here; a way five times slower than another on little text is left out."""
+    """Find transformers' fastest implementation of experts here.
+
+    An implementation that is five times slower than another on a little text is not measured further.
+    """
     few = {
         name: their_step(transformers_model(SHAPES[size], dtype, name), inputs[:1, :128], labels[:1, :128])
         for name in EXPERTS
@@ -85,13 +89,13 @@ def _fastest(
 
 
 def quickest(works: dict[str, Callable[[], object]], rounds: int) -> str:
-    """The name of the work with the least time, all in turn: a slow minute of the machine is slow for each."""
+    """Return the name of the fastest work. They take turns, so that a slow moment of the machine affects all."""
     times = [{name: seconds(work) for name, work in works.items()} for _ in range(rounds)]
     return min(works, key=lambda name: min(time[name] for time in times))
 
 
 def _share_of_ceiling(title: str, step: Callable[[], float], dtype: torch.dtype, flops: float, rounds: int) -> Ratio:
-    """Model FLOPs per second of our step over those of a product of two 2,048 x 2,048 matrices, in turn."""
+    """Compare our step's model FLOP/s with the FLOP/s of a product of two 2,048 x 2,048 matrices. They take turns."""
     a = torch.randn(2048, 2048).to(dtype)
     shares, speeds, ceilings = [], [], []
     for _ in range(rounds):

@@ -1,9 +1,10 @@
-"""Attention in a sliding window: its time and memory grow with the length, not with its square.
+"""Attention in a sliding window: its time and memory grow linearly with the length, not quadratically.
 
     python -m benchmarks.model.window [--quick]
 
-Forward and backward pass of attention, 8 heads of 64, window 256. Time and memory (growth of a fresh process) are per
-token and compared with those at the shortest length; time is also compared with full causal attention.
+Forward and backward passes of attention with 8 heads of width 64 and a window of 256. Time and memory (growth of a
+fresh process) are per token, and are compared with the values at the shortest length. Time is also compared with full
+causal attention.
 """
 
 import argparse
@@ -18,12 +19,12 @@ from training.layers.masks import Mask
 
 HEADS, WIDTH, WINDOW, SHORTEST = 8, 64, 256, 1024
 _MASKS = {"window": Mask(True, WINDOW), "full": Mask(True)}
-#: Times a token's cost may grow over lengths up to 16 times as long: what fits in a cache no longer does.
+#: The cost per token may double when samples are up to 16 times as long, because they no longer fit into a cache.
 _FLAT = 0.5
 
 
 def measure(quick: bool = False) -> list[Ratio]:
-    """Four and sixteen times the shortest length; ``quick``: four times alone, in fewer rounds."""
+    """Measure four and sixteen times the shortest length. ``quick`` uses only four times, and fewer rounds."""
     rows = []
     for length, rounds in ((4 * SHORTEST, 3),) if quick else ((4 * SHORTEST, 5), (16 * SHORTEST, 3)):
         name = f"{{}} per token in a window of {WINDOW} at {length:,} tokens against {SHORTEST:,}"

@@ -1,1 +1,1 @@
-"""How the peers' own documentation says to do the same work; each runs as a process of its own."""
+"""The same work, done as the peers' own documentation recommends. Each runs in a process of its own."""

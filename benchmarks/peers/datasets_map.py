@@ -1,4 +1,4 @@
-"""nanoGPT's method: ``datasets`` reads, ``map`` tokenizes in processes, a memory map receives ids in 1,024 batches.
+"""nanoGPT's method: ``datasets`` reads, ``map`` tokenizes in several processes, and 1,024 batches go to a memory map.
 
 ``python -m benchmarks.peers.datasets_map FOLDER TOKENIZER.json OUT PROCESSES``
 """

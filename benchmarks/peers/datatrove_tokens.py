@@ -1,4 +1,4 @@
-"""datatrove's method: a JSON lines reader and its tokenizer, one task per file.
+"""datatrove's method: its JSON Lines reader and its tokenizer, with one task per file.
 
 ``python -m benchmarks.peers.datatrove_tokens FOLDER TOKENIZER.json OUT PROCESSES``
 """

@@ -1,4 +1,4 @@
-"""The keys of a recipe that each command, and each make target, reads."""
+"""The recipe keys that each command and each make target reads."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ _WEIGHTS = (*_WHERE, "model", "launch.device", "train.precision", "train.context
 _MAKE_DATA = ("run", "data", "tokenizer", "model", "train", "finetune", "launch")
 _SHAPE = ("run", "tokenizer.vocab_size", "model", "train", "launch", "finetune")
 _TRAIN = (*_SHAPE, "data.root", "data.sources.NAME.weight")
-#: Command or make target -> keys and sections that it reads. Commands that build data or weights also accept keys of
-#: the rest of the run.
+#: Command or make target -> the keys and sections that it reads. Commands that build data or weights also accept keys
+#: that only other stages of the run read.
 READS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("run", "ingest", "dedup", "clean", "tokenize", "pack", "examples"), _MAKE_DATA),
     **dict.fromkeys(("data", "tokenizer", "slurm-data", "train"), _MAKE_DATA),
@@ -30,17 +30,17 @@ _TARGET_READS = dict.fromkeys(("pretrain", "finetune", "import", "examples"), _M
 
 
 def keys_of_target(target: str) -> tuple[str, ...]:
-    """The keys that the commands of a make target read; empty: none."""
+    """Return the keys that a make target's commands read. Empty if they read none."""
     return _TARGET_READS.get(target) or READS.get(target, ())
 
 
 def target_reads(target: str, key: str) -> bool:
-    """Whether a make target reads a dotted key."""
+    """Return whether a make target reads a dotted key."""
     return is_read(key, keys_of_target(target))
 
 
 def is_read(key: str, read: Sequence[str]) -> bool:
-    """Whether a dotted key is one of these keys, or in one of these sections."""
+    """Return whether a dotted key is one of the keys in ``read``, or belongs to one of its sections."""
     first, *names = key.split(".")
     if first == "data" and names[:1] == ["sources"] and len(names) == 3:
         names[1] = "NAME"

@@ -1,4 +1,4 @@
-"""Protect data that weights were trained on: they are replaced only if the recipe says so."""
+"""Protection for data that weights were trained on. Such data are replaced only if the recipe says so."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +12,11 @@ from configs.schema import Recipe
 
 
 def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
-    """The check that a stage calls, with the reason, before it replaces the artefact ``name``.
+    """Return the check that a stage calls before it replaces the artefact ``name``. The reason is its argument.
 
-    It raises ``RequestError`` if a training on the artefact is running or has weights. With ``run.replace``, weights of
-    this run are moved aside. Weights of another run that shares the data always protect them.
+    The check raises ``RequestError`` if a training run uses the artefact and is active or has weights. With
+    ``run.replace``, this run's own weights do not count, because they are moved aside later. Weights of another run
+    that shares the data always count.
     """
     layout = RunLayout.of(recipe)
 
@@ -41,14 +42,14 @@ def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
 
 
 def _runs(recipe: Recipe, layout: RunLayout) -> Iterator[Path]:
-    """Folders of runs that may be trained on the data: this run, runs next to it, and the folder of the data."""
+    """Yield the folders of runs that may be trained on the data: this run, the data folder, and other runs."""
     root = Path(recipe.run.root)
     others = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     yield from dict.fromkeys([layout.run, layout.data, *others])
 
 
 def _learns_from(folder: Path, name: str, layout: RunLayout) -> bool:
-    """Whether a training folder's run is trained on the artefact that exists now, directly or indirectly."""
+    """Return whether the run in a training folder is trained on the current artefact, directly or indirectly."""
     inputs = read_identity(folder).get("inputs", {})
     now = _manifest(getattr(layout, name)) if inputs else None
     if now is None:
@@ -65,5 +66,5 @@ def _learns_from(folder: Path, name: str, layout: RunLayout) -> bool:
 def _manifest(folder: Path) -> Manifest | None:
     try:
         return manifest.read(folder)
-    except RequestError:  # damaged, so there is nothing to protect
+    except RequestError:  # damaged or unreadable, so there is nothing to protect
         return None

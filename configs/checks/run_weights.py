@@ -1,4 +1,4 @@
-"""Describe the weights that a command reads, and check that they are current."""
+"""Descriptions of the weights that a command reads, and checks that they are current."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from artefacts.manifest import Manifest
 from artefacts.training_folder import finished, has_weights, read_identity
 from configs.run_layout import RunLayout
 
-#: Name of the input of a run that has the initial weights of a classifier's backbone.
+#: Name of the run input that holds the initial weights of a classifier's backbone.
 BACKBONE = "backbone"
 _STAGES = {"pretrain": "pretrained", "finetune": "fine-tuned"}
 
 
 def line(checkpoint: Path, saved: Manifest, stale: str = "") -> str:
-    """A line that describes the weights: their stage, their step, and whether they are final and current.
+    """Describe weights in one line: their stage, their step, and whether they are final and current.
 
     Args:
         checkpoint: the checkpoint.
-        saved: its manifest.
-        stale: why they are not current; see :func:`stale`.
+        saved: the checkpoint's manifest.
+        stale: the reason why the weights are not current, from :func:`stale`.
     """
     run, step = saved.details.get("run", {}), saved.counts["step"]
     state = f"step {step}"
@@ -32,15 +32,15 @@ def line(checkpoint: Path, saved: Manifest, stale: str = "") -> str:
 
 
 def is_only_pretrained(saved: Manifest) -> bool:
-    """Whether a checkpoint's weights were pretrained here and not fine-tuned or imported."""
+    """Return whether a checkpoint's weights were pretrained by Millrace, and neither fine-tuned nor imported."""
     run = saved.details.get("run", {})
     return run.get("stage") == "pretrain" and not run.get("imported")
 
 
 def stale(layout: RunLayout, stage: str) -> str:
-    """Why the weights of a stage are not current, as what they were trained on was replaced; empty: they are.
+    """Explain why a stage's weights are not current: an artefact they were trained on was replaced. Empty if current.
 
-    Data that were removed, or whose manifest cannot be read, do not count.
+    Data that were removed, or whose manifest cannot be read, do not count as replaced.
     """
     reasons = []
     for name, trained in read_identity(getattr(layout, stage)).get("inputs", {}).items():
@@ -58,7 +58,7 @@ def stale(layout: RunLayout, stage: str) -> str:
 
 
 def check_tokenizer(checkpoint: Path, saved: Manifest, layout: RunLayout) -> None:
-    """Raise ``RequestError`` if a checkpoint was trained with another tokenizer than that of the run."""
+    """Raise ``RequestError`` if a checkpoint was not trained with the run's current tokenizer."""
     trained = saved.inputs.get("tokenizer")
     if trained is not None and trained != manifest.require(layout.tokenizer, "tokenizer").fingerprint:
         raise RequestError(
@@ -68,10 +68,10 @@ def check_tokenizer(checkpoint: Path, saved: Manifest, layout: RunLayout) -> Non
 
 
 def check_finetuning(layout: RunLayout) -> None:
-    """Check that fine-tuned weights are current, for a command without ``generate.stage``.
+    """Check that the fine-tuned weights are current. Commands call this if ``generate.stage`` is not set.
 
     Raises:
-        RequestError: they are not; the message says what to do.
+        RequestError: the weights are not current; the message says what to do.
     """
     if why := stale(layout, "finetune"):
         raise RequestError(
@@ -82,7 +82,7 @@ def check_finetuning(layout: RunLayout) -> None:
 
 
 def none_yet(layout: RunLayout, stage: str) -> RequestError:
-    """The error for a stage without weights: what exists, and the command that trains them."""
+    """Return the error for a stage without weights. It says what exists, and which command trains the weights."""
     folder = getattr(layout, stage)
     if lock.is_held(folder):
         return RequestError(
@@ -93,7 +93,7 @@ def none_yet(layout: RunLayout, stage: str) -> RequestError:
 
 
 def unfinished(layout: RunLayout) -> list[str]:
-    """A line for each stage that has started and is not finished."""
+    """Return a line for each stage that has started but not finished."""
     lines = []
     for stage in _STAGES:
         folder = getattr(layout, stage)
@@ -104,6 +104,6 @@ def unfinished(layout: RunLayout) -> list[str]:
 
 
 def outdated(layout: RunLayout) -> list[str]:
-    """A line for each stage whose weights are not current."""
+    """Return a line for each stage whose weights are not current."""
     reasons = {stage: stale(layout, stage) for stage in _STAGES if has_weights(getattr(layout, stage))}
     return [f"{getattr(layout, stage)} is not current: {why}" for stage, why in reasons.items() if why]

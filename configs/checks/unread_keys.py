@@ -1,6 +1,6 @@
-"""Refuse overrides that a command does not read, because it would silently ignore them.
+"""Refuse overrides of keys that a command does not read, because the command would silently ignore them.
 
-Overrides that agree with the run are allowed, so that the same ARGS can be used for every command of a run.
+Overrides that agree with the existing run are allowed, so that the same ARGS work for every command of a run.
 """
 
 import os
@@ -19,23 +19,23 @@ from configs.identities import documents_identity, tokenizer_identity, tokens_id
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
-#: Environment variable with the targets of the ``make`` that runs this command. Keys that they read are allowed.
+#: Environment variable with the targets of the ``make`` that runs this command. Keys that they read are allowed too.
 TARGETS = "MILLRACE_TARGETS"
 
-#: Sections that describe what was trained, and how.
+#: Sections that describe what a run trains, and how.
 _OF_A_RUN = ("model.", "train.", "finetune.", "data.", "tokenizer.")
-#: Endings of keys of the data sections on which the data do not depend, but a training does.
+#: Suffixes of data keys that change the training but not the data.
 _NOT_OF_THE_DATA = (".weight", ".revision")
-#: Commands that inspect a run, trained or not.
+#: Commands that inspect a run, whether it is trained or not.
 _LOOK_AT_A_RUN = ("verify", "stats", "rejected", "report", "encode", "decode", "tokenizer inspect")
-#: Value of a key that does not exist.
+#: Stands for the value of a key that does not exist.
 _MISSING = object()
-#: Value of a key in a damaged file.
+#: Stands for the value of a key in a damaged file.
 _UNKNOWN = object()
 
 
 def check(command: str, recipe: Recipe, overrides: Sequence[str]) -> None:
-    """Raise ``RequestError`` for an override that the command does not read and that does not agree with the run."""
+    """Raise ``RequestError`` for an override that the command does not read, unless it agrees with the existing run."""
     targets = os.environ.get(TARGETS, "").split()
     read = [*READS[command]]
     for target in targets:
@@ -63,7 +63,7 @@ def _check_recorded(command: str, recipe: Recipe, key: str) -> None:
     recorded = _recorded(folder / "recipe.yaml", key)
     if recorded is _UNKNOWN or _same(key, recorded, wanted):
         return
-    # Before a training, commands that inspect the data accept all keys of the run.
+    # Before training has started, commands that inspect the data accept all keys of the run.
     if recorded is _MISSING and command in _LOOK_AT_A_RUN and key.startswith(_OF_A_RUN):
         return
     was = f", which was {recorded} in {folder}" if recorded is not _MISSING and key.startswith(_OF_A_RUN) else ""
@@ -71,7 +71,7 @@ def _check_recorded(command: str, recipe: Recipe, key: str) -> None:
 
 
 def _is_identity(recipe: Recipe, key: str) -> bool:
-    """Whether a key is part of the run's identity, unlike topology, logging and retention."""
+    """Return whether a key is part of the run's identity. Topology, logging and retention are not."""
     section, _, rest = key.partition(".")
     held = {"train": recipe.train_section, "model": recipe.model_section, "finetune": recipe.finetune}.get(section)
     if held is not None:
@@ -80,7 +80,7 @@ def _is_identity(recipe: Recipe, key: str) -> bool:
 
 
 def _same(key: str, recorded: Any, wanted: Any) -> bool:
-    """Whether a value is the recorded one. A path may be written differently."""
+    """Return whether a value equals the recorded one. Paths are equal if they resolve to the same place."""
     if recorded == wanted:
         return True
     paths = key.endswith("path") and isinstance(recorded, str) and isinstance(wanted, str)
@@ -88,7 +88,7 @@ def _same(key: str, recorded: Any, wanted: Any) -> bool:
 
 
 def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
-    """How a key of the data sections differs from the value with which the data were built; empty: it does not."""
+    """Describe how a data key differs from the value that the data were built with. Empty if it does not."""
     artefacts = (
         (layout.documents, documents_identity(recipe)),
         (layout.tokenizer, tokenizer_identity(recipe)),
@@ -106,7 +106,7 @@ def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
 
 
 def _manifest(folder: Path) -> Manifest | None:
-    """The manifest of an artefact; None: it is missing, or damaged, which other checks report."""
+    """Return an artefact's manifest, or None if it is missing or damaged. Other checks report damage."""
     try:
         return manifest.read(folder)
     except RequestError:
@@ -114,7 +114,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _recorded(path: Any, key: str) -> Any:
-    """The value that a training recorded; ``_MISSING``: there is none, ``_UNKNOWN``: its recipe is damaged."""
+    """Return the value that a training run recorded, ``_MISSING`` if none, or ``_UNKNOWN`` if its recipe is damaged."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _value(tree, key) if isinstance(tree, dict) else _UNKNOWN
@@ -125,7 +125,7 @@ def _recorded(path: Any, key: str) -> Any:
 
 
 def _value(tree: Any, key: str) -> Any:
-    """The value of a dotted key, or ``_MISSING``."""
+    """Return the value of a dotted key, or ``_MISSING``."""
     for name in key.split("."):
         if not isinstance(tree, dict) or name not in tree:
             return _MISSING

@@ -1,4 +1,4 @@
-"""The recipe's classes, one module a stage."""
+"""The recipe's classes, one module per stage."""
 
 from configs.schema.recipe import Recipe
 

@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: they are frozen and typed, refuse unknown keys, and know their identity."""
+"""The base class of all recipe sections. They are frozen and typed, refuse unknown keys, and know their identity."""
 
 import os
 import re
@@ -23,9 +23,12 @@ NonIdentity = Annotated[T, _NonIdentityMark()]
 
 
 def _expanded(path: str | None) -> str | None:
-    """Expand ``~`` and ``$NAME`` in a path as a shell does. A URL stays as it is.
+    """Expand ``~`` and ``$NAME`` in a path as a shell does. URLs stay unchanged.
 
-    A ``$`` that starts no known variable is kept if a file or folder of exactly that name exists.
+    If a variable is not set, its ``$NAME`` is kept if a file or folder with exactly that name exists.
+
+    Raises:
+        ValueError: a variable is not set, or the user after ``~`` does not exist.
     """
     if path is None or "://" in path:
         return path
@@ -38,7 +41,7 @@ def _expanded(path: str | None) -> str | None:
     return expanded
 
 
-#: Keys that name a file or a folder. Some also take a URL.
+#: Types of keys that hold a path to a file or folder. Some also accept a URL.
 PathText = Annotated[str, AfterValidator(_expanded)]
 OptionalPath = Annotated[str | None, AfterValidator(_expanded)]
 
@@ -47,7 +50,8 @@ class Section(BaseModel):
     """A section of the recipe. Instances are immutable and compare by value.
 
     Attributes:
-        headings: key -> heading of the group of keys in docs/recipe.md that starts with it. Empty: one group.
+        headings: key -> heading of the group of keys in docs/recipe.md that starts with this key. Empty if the keys are
+            not grouped.
     """
 
     headings: ClassVar[Mapping[str, str]] = {}
@@ -55,7 +59,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
     def identity(self) -> dict[str, Any]:
-        """The keys that define the run, as JSON-ready values. ``NonIdentity`` keys are left out."""
+        """Return the keys that define the run, with JSON-ready values. ``NonIdentity`` keys are left out."""
         out: dict[str, Any] = {}
         for name, (attribute, field) in self.named_fields().items():
             if not is_identity(field):
@@ -66,12 +70,12 @@ class Section(BaseModel):
 
     @classmethod
     def named_fields(cls) -> dict[str, tuple[str, FieldInfo]]:
-        """Key in the recipe -> the attribute that holds it, whose name may differ, and its field."""
+        """Return a map from recipe key to the attribute that holds it (its name may differ) and the field."""
         return {field.alias or name: (name, field) for name, field in cls.model_fields.items()}
 
     @classmethod
     def keys(cls, prefix: str = "") -> list[str]:
-        """Every dotted key of the section and its subsections. NAME stands for a name that the user chooses."""
+        """List every dotted key of the section and its subsections. NAME stands for a name that the user chooses."""
         keys: list[str] = []
         for name, (_, field) in cls.named_fields().items():
             keys.append(prefix + name)
@@ -81,12 +85,12 @@ class Section(BaseModel):
 
 
 def is_identity(field: FieldInfo) -> bool:
-    """Whether another value of a key makes another run."""
+    """Return whether a different value for a key makes a different run."""
     return not any(isinstance(mark, _NonIdentityMark) for mark in field.metadata)
 
 
 def inner_sections(field: FieldInfo) -> list[type[Section]]:
-    """The sections that a key may hold: one, one of several kinds, or several by name. Empty: it holds a value."""
+    """Return the section classes that a key may hold. There may be several. Empty if the key holds a value."""
     sections: list[type[Section]] = []
     kinds: list[Any] = [field.annotation]
     for kind in kinds:
@@ -97,7 +101,7 @@ def inner_sections(field: FieldInfo) -> list[type[Section]]:
 
 
 def has_names(field: FieldInfo) -> bool:
-    """Whether a key holds values by names that the user chooses."""
+    """Return whether a key holds several values under names that the user chooses."""
     return get_origin(field.annotation) is dict
 
 
@@ -107,6 +111,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
-        # Keys as JSON spells them, so that they sort the same after reading them back.
+        # Use JSON's string keys, so that the order is the same after a round trip.
         return {str(k): _plain(v) for k, v in value.items()}
     return value

@@ -1,4 +1,4 @@
-"""Cleaning: each rule on or off, with the thresholds of the papers that they come from."""
+"""Cleaning rules. Each can be turned on or off, and the default thresholds come from the original papers."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -11,16 +11,16 @@ _Words = Annotated[int, Field(ge=1, le=64)]
 _Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-#: Share of the pairs at the threshold that the bands must bring together.
+#: Minimum fraction of the pairs at the threshold that must agree in at least one band.
 _MIN_RECALL = 0.75
 
 
 class C4Section(Section):
-    """Rules of C4 (Raffel et al. 2020, section 2.2). They remove lines first and then drop documents."""
+    """C4's rules (Raffel et al. 2020, section 2.2). They first remove lines, and then drop documents."""
 
     enabled: bool = Field(False, description="Apply these rules.")
     require_end_mark: bool = Field(True, description="Remove lines that do not end in `.`, `?`, `!` or a quote.")
-    min_words_per_line: int = Field(3, ge=0, description="Remove lines with fewer words. 0: keep them.")
+    min_words_per_line: int = Field(3, ge=0, description="Remove lines with fewer words than this. 0: keep them.")
     max_word_length: int = Field(1000, ge=0, description="Remove lines that have a longer word. 0: keep them.")
     remove_citations: bool = Field(
         True, description="Remove Wikipedia's `[1]`, `[edit]` and `[citation needed]` from the text."
@@ -33,9 +33,9 @@ class C4Section(Section):
 
 
 class GopherQualitySection(Section):
-    """Quality rules of Gopher (Rae et al. 2021, table A1 and appendix A.1.1). They drop documents.
+    """Gopher's quality rules (Rae et al. 2021, table A1 and appendix A.1.1). They drop documents.
 
-    Words of symbols only are not counted in the number and mean length of words.
+    Words that consist only of symbols do not count toward the number of words or their mean length.
     """
 
     enabled: bool = Field(False, description="Apply these rules.")
@@ -44,47 +44,54 @@ class GopherQualitySection(Section):
     min_mean_word_length: float = Field(3, ge=0, description="Minimum mean characters per word.")
     max_mean_word_length: float = Field(10, gt=0, description="Maximum mean characters per word.")
     max_symbol_word_ratio: float = Field(
-        0.1, ge=0, description="Maximum hash signs per word, and maximum ellipses per word."
+        0.1, ge=0, description="Maximum number of hash signs per word, and of ellipses per word."
     )
-    max_bullet_lines: float = Field(0.9, ge=0.0, le=1.0, description="Maximum share of lines that start with a bullet.")
+    max_bullet_lines: float = Field(
+        0.9, ge=0.0, le=1.0, description="Maximum fraction of lines that start with a bullet."
+    )
     max_ellipsis_lines: float = Field(
-        0.3, ge=0.0, le=1.0, description="Maximum share of lines that end in an ellipsis."
+        0.3, ge=0.0, le=1.0, description="Maximum fraction of lines that end in an ellipsis."
     )
-    min_alphabetic_words: float = Field(0.8, ge=0.0, le=1.0, description="Minimum share of words that have a letter.")
+    min_alphabetic_words: float = Field(
+        0.8, ge=0.0, le=1.0, description="Minimum fraction of words that have a letter."
+    )
     min_stop_words: int = Field(
         2, ge=0, description="Minimum number of different words out of the, be, to, of, and, that, have, with."
     )
 
 
 class GopherRepetitionSection(Section):
-    """Repetition rules of Gopher (Rae et al. 2021, table A1). A document above any of these shares is dropped."""
+    """Gopher's repetition rules (Rae et al. 2021, table A1). A document that exceeds any limit is dropped."""
 
     enabled: bool = Field(False, description="Apply these rules.")
-    duplicate_lines: float = Field(0.30, ge=0.0, le=1.0, description="Lines that repeat an earlier line, of all lines.")
+    duplicate_lines: float = Field(
+        0.30, ge=0.0, le=1.0, description="Maximum fraction of lines that repeat an earlier line."
+    )
     duplicate_paragraphs: float = Field(
-        0.30, ge=0.0, le=1.0, description="Paragraphs that repeat an earlier one, of all paragraphs."
+        0.30, ge=0.0, le=1.0, description="Maximum fraction of paragraphs that repeat an earlier one."
     )
     duplicate_line_chars: float = Field(
-        0.20, ge=0.0, le=1.0, description="Characters in such lines, of all characters."
+        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters that are in repeated lines."
     )
     duplicate_paragraph_chars: float = Field(
-        0.20, ge=0.0, le=1.0, description="Characters in such paragraphs, of all characters."
+        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters that are in repeated paragraphs."
     )
     top_ngram_chars: dict[_Words, _Fraction] = Field(
         {2: 0.20, 3: 0.18, 4: 0.16},
-        description="Characters in the most frequent n-gram. A map from n, in words, to the maximum share.",
+        description="Maximum fraction of characters that are in the most frequent n-gram. A map from n, in words, to "
+        "the fraction.",
     )
     duplicate_ngram_chars: dict[_Words, _Fraction] = Field(
         {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
-        description="Characters in all n-grams that occur more than once. A map from n, in words, to the maximum "
-        "share.",
+        description="Maximum fraction of characters that are in n-grams that occur more than once. A map from n, in "
+        "words, to the fraction.",
     )
 
 
 class NearDuplicatesSection(Section):
-    """Near duplicates by MinHash with locality-sensitive hashing (Broder 1997; Leskovec et al., ch. 3).
+    """Near-duplicate removal by MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., ch. 3).
 
-    Of a cluster of near duplicates, the first document is kept.
+    The first document of each cluster of near duplicates is kept.
     """
 
     enabled: bool = Field(False, description="Drop near duplicates.")
@@ -92,8 +99,8 @@ class NearDuplicatesSection(Section):
         0.8,
         gt=0,
         le=1,
-        description="Jaccard similarity from which two documents are near duplicates. The similarity is estimated; "
-        "estimates up to 2 standard errors lower also count.",
+        description="Minimum Jaccard similarity of near duplicates. The similarity is estimated, so estimates up to 2 "
+        "standard errors lower also count.",
     )
     words: int = Field(5, gt=0, description="Words per shingle.")
     bands: int = Field(
@@ -113,23 +120,24 @@ class NearDuplicatesSection(Section):
 
 
 class DecontaminateSection(Section):
-    """Drops documents that overlap with evaluation sets (Brown et al. 2020, appendix C)."""
+    """Removal of documents that overlap with evaluation sets (Brown et al. 2020, appendix C)."""
 
     path: OptionalPath = Field(
         None,
-        description="Evaluation texts: a file, folder or glob of `.txt` or `.jsonl` files, also compressed. None: off.",
+        description="Evaluation texts: a file, folder or glob of `.txt` or `.jsonl` files, which may be compressed. "
+        "None: off.",
     )
     text_field: str = Field(
         "text",
         description="Field of a JSON record that holds the text. `meta.body` is the field `body` inside `meta`.",
     )
     words: int = Field(
-        13, gt=0, description="A document that shares a sequence of this many words with an evaluation text is dropped."
+        13, gt=0, description="Drop documents that share a sequence of this many words with an evaluation text."
     )
 
 
 class CleanSection(Section):
-    """What is cleaned and which documents are dropped. [data.md](data.md#cleaning) describes each step."""
+    """How text is cleaned, and which documents are dropped. [data.md](data.md#cleaning) describes each step."""
 
     headings: ClassVar[dict[str, str]] = {
         "fix_text": "Text",
@@ -146,8 +154,8 @@ class CleanSection(Section):
     mask: tuple[Literal["email", "ip", "phone"], ...] = Field(
         (), description="Kinds of personal data to replace with placeholders."
     )
-    min_chars: int = Field(50, ge=0, description="Drop shorter documents, in characters.")
-    max_chars: int = Field(200_000, gt=0, description="Drop longer documents, in characters.")
+    min_chars: int = Field(50, ge=0, description="Drop documents with fewer characters than this.")
+    max_chars: int = Field(200_000, gt=0, description="Drop documents with more characters than this.")
     languages: tuple[str, ...] | None = Field(
         None,
         description="Keep only these languages, as ISO 639-1 codes (`pip install 'py3langid>=0.4'`). None: keep all.",
@@ -157,11 +165,11 @@ class CleanSection(Section):
     gopher_quality: GopherQualitySection = GopherQualitySection()
     gopher_repetition: GopherRepetitionSection = GopherRepetitionSection()
     decontaminate: DecontaminateSection = DecontaminateSection()
-    exact_dedup: bool = Field(True, description="Of documents with the same text, keep the first.")
+    exact_dedup: bool = Field(True, description="Keep only the first of several documents with the same text.")
     line_dedup_chars: int = Field(
         0,
         ge=0,
-        description="Remove repeated lines of at least this many characters, also across documents. 0: keep them.",
+        description="Remove repeated lines of at least this many characters, even across documents. 0: keep them.",
     )
     near_dedup: NearDuplicatesSection = NearDuplicatesSection()
 

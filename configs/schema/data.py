@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from configs.schema.base import NonIdentity, OptionalPath, Section
 from configs.schema.clean import CleanSection
 
-#: Key -> kinds of source that read it. Other kinds refuse it.
+#: Key -> the kinds of source that read it. Other kinds refuse it.
 READ_BY = {
     "config": ("hub",),
     "split": ("hub",),
@@ -31,16 +31,16 @@ READ_BY = {
     "symbols": ("sequences",),
     "task": ("sequences",),
 }
-#: Kinds of source that read nothing from a path.
+#: Kinds of source that do not read a path.
 _WITHOUT_PATH = ("pydocs", "patterns", "sequences")
-#: What can be predicted about a document of pydocs.
+#: What pydocs documents can have as a target.
 _PYDOCS_TARGETS = ("kind", "package")
 
 
 class SourceSection(Section):
     """Where text comes from. [data.md](data.md#sources) describes each kind and the files that it reads.
 
-    A key that the kind does not read is refused.
+    Keys that the kind does not read are refused.
     """
 
     headings: ClassVar[dict[str, str]] = {
@@ -70,7 +70,9 @@ class SourceSection(Section):
         None, gt=0, description="Keep a seeded sample of about this many bytes of text. None: keep everything."
     )
     weight: float = Field(
-        1.0, gt=0, description="With several sources: relative share of the training samples drawn from this one."
+        1.0,
+        gt=0,
+        description="With several sources: how often training samples are drawn from this one, relative to the others.",
     )
     text_field: str = Field(
         "text",
@@ -84,26 +86,26 @@ class SourceSection(Section):
     )
     encoding: str = Field(
         "utf-8",
-        description="Encoding of the files, by its Python name, such as `latin-1`. With `utf-8` a byte order mark is "
-        "fine; `text` also detects UTF-16 by its byte order mark.",
+        description="Encoding of the files, by its Python name, such as `latin-1`. With `utf-8`, a byte order mark is "
+        "allowed. `text` also detects UTF-16 by its byte order mark.",
     )
     delimiter: str | None = Field(
-        None, description="Character between two fields. None: a comma, or a tab in `.tsv` files."
+        None, description="Character that separates fields. None: a comma, or a tab in `.tsv` files."
     )
     merge: bool = Field(False, description="Read all files as one text, with a blank line between files.")
     chunk: Literal["paragraph", "sentence", "window"] = Field(
         "paragraph",
-        description="Where a file may be cut into documents. `window`: anywhere, with `chunk_overlap` characters in "
-        "common.",
+        description="Where a file may be split into documents. `window`: anywhere, and the documents overlap by "
+        "`chunk_overlap` characters.",
     )
     chunk_chars: int = Field(
-        8000, ge=0, description="Cut files into documents of about this many characters. 0: one document per file."
+        8000, ge=0, description="Split files into documents of about this many characters. 0: one document per file."
     )
     chunk_overlap: int = Field(
         0, ge=0, description="Characters that a window repeats from the previous one. Needs `chunk: window`."
     )
     target_path: OptionalPath = Field(
-        None, description="File, folder, glob or URL of the targets. Its line N belongs to line N of `path`."
+        None, description="File, folder, glob or URL of the targets. Line N of the targets belongs to line N of `path`."
     )
     config: str | None = Field(None, description="Configuration of the repository. None: its default.")
     split: str = Field("train", description="Split of the repository.")
@@ -129,12 +131,12 @@ class SourceSection(Section):
     @field_validator("encoding")
     @classmethod
     def _known(cls, encoding: str) -> str:
-        """The encoding by Python's canonical name."""
+        """Check the encoding, and return Python's canonical name for it."""
         try:
-            # Codecs that are not for text, such as punycode, refuse this error handler.
+            # Codecs that are unsuitable for files of text, such as punycode, refuse this error handler.
             b"\xff".decode(encoding, "surrogateescape")
         except UnicodeDecodeError:
-            # A text encoding in which this one byte is not a character.
+            # This is a text encoding, in which this single byte is not a valid character.
             pass
         except (LookupError, ValueError):
             raise ValueError(
@@ -145,7 +147,7 @@ class SourceSection(Section):
     @field_validator("delimiter")
     @classmethod
     def _one_character(cls, delimiter: str | None) -> str | None:
-        r"""The delimiter. ``\t``, which a shell passes on literally, is a tab."""
+        r"""Check and return the delimiter. A literal ``\t``, as a shell passes it, becomes a tab."""
         delimiter = "\t" if delimiter == "\\t" else delimiter
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
             raise ValueError(f"{delimiter!r} is not a single character that can separate fields")
@@ -178,7 +180,7 @@ class SourceSection(Section):
 
     @property
     def has_targets(self) -> bool:
-        """Whether its documents have targets."""
+        """Whether the source's documents have targets."""
         return self.kind in ("parallel", "sequences") or self.target_field is not None
 
 
@@ -190,32 +192,33 @@ class TokensSection(Section):
         0.0005,
         gt=0.0,
         lt=1.0,
-        description="Share of documents held out for validation, chosen by the hash of their text. At least one.",
+        description="Fraction of documents held out for validation, chosen by the hash of their text. At least one "
+        "document is held out.",
     )
     overlap_words: int = Field(
-        8, gt=0, description="Length of the word sequences by which held-out documents are compared with training text."
+        8, gt=0, description="Held-out documents are compared with the training text by sequences of this many words."
     )
     max_overlap: float = Field(
         0.5,
         ge=0.0,
         le=1.0,
-        description="A held-out document is left out if more than this share of its word sequences occurs in training "
-        "text.",
+        description="Drop a held-out document if more than this fraction of its word sequences also occur in the "
+        "training text.",
     )
 
 
 class DataSection(Section):
-    """The data stages: sources, cleaning, token shards."""
+    """The data stages: sources, cleaning and token shards."""
 
     root: NonIdentity[OptionalPath] = Field(
         None,
-        description="Folder of `documents/`, `tokenizer/` and `tokens/`. Runs that share it share the data. None: the "
-        "folder of the run.",
+        description="Folder for `documents/`, `tokenizer/` and `tokens/`. Runs with the same folder share the data. "
+        "None: the run's folder.",
     )
     source: SourceSection = SourceSection()
     sources: dict[str, SourceSection] = Field(
         {},
-        description="Several sources by name, in place of `source`. Training draws from each in proportion to its "
+        description="Several named sources, instead of `source`. Training draws from each in proportion to its "
         "`weight`.",
     )
     clean: CleanSection = CleanSection()
@@ -224,22 +227,22 @@ class DataSection(Section):
         0.01,
         ge=0.0,
         le=1.0,
-        description="The stage fails if more than this share of the inputs, or of their bytes, cannot be read. Up to "
-        "it, unreadable inputs are left out and counted.",
+        description="The stage fails if more than this fraction of the inputs, or of their bytes, cannot be read. "
+        "Otherwise, unreadable inputs are skipped and counted.",
     )
     workers: NonIdentity[int] = Field(0, ge=0, description="Worker processes of the data stages. 0: one per core.")
 
     @model_validator(mode="before")
     @classmethod
     def _one_or_several(cls, section: Any) -> Any:
-        """Refuse `source` next to `sources`, and a named source without a kind: a typo in a name would add one."""
+        """Refuse `source` together with `sources`, and named sources without a kind, which a typo in a name creates."""
         several = section.get("sources") if isinstance(section, dict) else None
         if not several or not isinstance(several, dict):
             return section
         single = section.get("source")
         for key, value in single.items() if isinstance(single, dict) else ():
             field = SourceSection.model_fields.get(key)
-            # A recipe that was dumped in full has every default.
+            # A recipe that was dumped in full sets every key, so defaults are fine.
             if field and value != field.default:
                 raise ValueError(
                     f"source.{key} and data.sources exclude each other: set data.sources.NAME.{key} "
@@ -259,16 +262,16 @@ class DataSection(Section):
 
     @property
     def named_sources(self) -> dict[str, SourceSection]:
-        """Every source by name. A single one has its kind as name."""
+        """Every source by name. A single source is named after its kind."""
         return self.sources or {self.source.kind: self.source}
 
     def key_of(self, source: SourceSection) -> str:
-        """The key of a source of this recipe."""
+        """Return the recipe key that holds a source."""
         return next((f"data.sources.{name}" for name, own in self.sources.items() if own is source), "data.source")
 
 
 def _others(name: str, names: list[str]) -> str:
-    """Hint for a source without a kind: the names of the other sources, nearest first, and the kinds."""
+    """Return a hint for a source without a kind: the names of the other sources, nearest first, and all kinds."""
     others = [other for other in names if other != name]
     others.sort(key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
     kinds = ", ".join(get_args(SourceSection.model_fields["kind"].annotation))

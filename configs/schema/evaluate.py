@@ -26,23 +26,23 @@ class GenerateSection(Section):
         "beams": "Beam search (`encoder_decoder` only)",
     }
 
-    prompt: str = Field("", description="Text to continue. With `chat`: the message of the user.")
+    prompt: str = Field("", description="Text to continue. With `chat`: the user's message.")
     chat: bool = Field(False, description="Wrap the prompt as a user message and generate the assistant's answer.")
     weights: OptionalPath = Field(
         None,
         description="A checkpoint, or the `pretrain/` or `finetune/` folder of a run. None: the newest weights of this "
-        "run, as `stage` says.",
+        "run's `stage`.",
     )
     stage: Literal["pretrain", "finetune"] | None = Field(
         None,
-        description="Which weights of this run to read. None: the fine-tuned ones if there are any, otherwise the "
+        description="Which of this run's weights to use. None: the fine-tuned ones if there are any, otherwise the "
         "pretrained ones.",
     )
     max_new_tokens: int = Field(64, gt=0, description="Maximum number of new tokens.")
     crop: bool = Field(
         False,
-        description="Keep generating beyond the context length. The model then reads the last tokens that fit, without "
-        "the cache. `false`: the text stops at the context length.",
+        description="Keep generating beyond the context length. From there on, the model reads only the last tokens "
+        "that fit, without the cache. `false`: the text stops at the context length.",
     )
     only_new: NonIdentity[bool] = Field(False, description="Print the new text without the prompt.")
     temperature: float = Field(
@@ -50,12 +50,12 @@ class GenerateSection(Section):
     )
     top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens. 0: all tokens.")
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Sample from the smallest set of tokens that has this probability."
+        1.0, gt=0, le=1, description="Sample from the smallest set of tokens with at least this total probability."
     )
     samples: int = Field(
         1, gt=0, description="Completions to draw, in one batch. Completion N, counted from 0, has the seed `seed` + N."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the sampling.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed for sampling.")
     speculative: bool = Field(
         False,
         description="Draft tokens with multi-token prediction and verify them in one pass. Gives the same text as "

@@ -12,7 +12,7 @@ class ExamplesSection(Section):
 
     kind: Literal["pydocs", "instructions"] = Field(
         "pydocs",
-        description="`pydocs`: questions about Python functions, made from the installed packages. `instructions`: "
+        description="`pydocs`: questions about Python functions, generated from installed packages. `instructions`: "
         "your own records, in JSON Lines or JSON.",
     )
     path: OptionalPath = Field(
@@ -24,10 +24,10 @@ class ExamplesSection(Section):
         0.05,
         gt=0,
         lt=1,
-        description="Approximate share of examples kept for evaluation. Examples with nearly the same question, or "
-        "with the same rare answer, stay on one side.",
+        description="Approximate fraction of examples held out for evaluation. Examples with nearly the same question, "
+        "or with the same rare answer, are never split between training and evaluation.",
     )
-    max_examples: int | None = Field(None, gt=0, description="Take a seeded sample of this size. None: all examples.")
+    max_examples: int | None = Field(None, gt=0, description="Use a seeded sample of this size. None: all examples.")
 
     @model_validator(mode="after")
     def _fits(self) -> "ExamplesSection":
@@ -41,14 +41,14 @@ class ExamplesSection(Section):
 class FinetuneSection(Section):
     """Fine-tuning of the pretrained weights on chat examples. Leave the section out if you do not fine-tune.
 
-    The loss covers the assistant's messages only. The learning rate follows a cosine, and router biases do not change.
-    Everything else is as in `train`.
+    The loss covers only the assistant's messages. The learning rate follows a cosine, and router biases stay fixed.
+    All other settings come from `train`.
     """
 
     examples: ExamplesSection = ExamplesSection()
     epochs: float = Field(1.0, gt=0, description="Passes over the examples.")
     batch_examples: int = Field(32, gt=0, description="Examples per optimizer step, over all ranks.")
     learning_rate: float = Field(gt=0, description="Peak learning rate. Usually a fraction of the pretraining rate.")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps used for linear warm-up.")
-    final_fraction: float = Field(0.0, ge=0, le=1, description="Last learning rate, as a share of the peak.")
-    max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are left out and counted.")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warm-up.")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a fraction of the peak.")
+    max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are skipped and counted.")

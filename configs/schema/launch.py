@@ -1,4 +1,4 @@
-"""How the processes of a run are started. Nothing here changes what a run learns."""
+"""How a run's processes are started. Nothing here changes what the model learns."""
 
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ _MEMORY: dict[str, Any] = {"pattern": r"^\d+[KMGT]?$", "examples": ["8G"]}
 
 
 class SlurmTrainSection(Section):
-    """SLURM jobs of pretraining and fine-tuning, in addition to `launch.slurm`. A job has `launch.nodes` nodes."""
+    """SLURM jobs for pretraining and fine-tuning. The keys extend `launch.slurm`. A job has `launch.nodes` nodes."""
 
     headings: ClassVar[dict[str, str]] = {
         "partition": "Resources",
@@ -36,13 +36,11 @@ class SlurmTrainSection(Section):
     signal_seconds: NonIdentity[int] = Field(
         180, ge=30, description="Seconds before the time limit at which the job is asked to save and stop."
     )
-    requeues: NonIdentity[int] = Field(
-        1000, ge=0, description="Maximum number of times that a job returns to the queue."
-    )
+    requeues: NonIdentity[int] = Field(1000, ge=0, description="Maximum number of times that a job is requeued.")
     chain: NonIdentity[int] = Field(
         0,
         ge=0,
-        description="Submit an array of this many jobs that run one after the other, in place of requeuing. 0: "
+        description="Submit an array of this many jobs that run one after the other, instead of requeuing one job. 0: "
         "requeue.",
     )
     python: NonIdentity[str | None] = Field(
@@ -56,7 +54,8 @@ class SlurmTrainSection(Section):
     )
     wheelhouse: NonIdentity[OptionalPath] = Field(
         None,
-        description="Folder made by `make wheelhouse`. Each node installs from it on its own disk before it starts.",
+        description="Folder created by `make wheelhouse`. Before it starts, each node installs the packages from there "
+        "on its own disk.",
     )
 
     @model_validator(mode="after")
@@ -68,7 +67,7 @@ class SlurmTrainSection(Section):
 
 
 def _seconds(limit: str) -> int:
-    """Seconds of a time limit, D-HH:MM:SS or HH:MM:SS."""
+    """Convert a time limit, D-HH:MM:SS or HH:MM:SS, to seconds."""
     days, _, rest = limit.rpartition("-")
     hours, minutes, seconds = (int(number) for number in rest.split(":"))
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -96,7 +95,7 @@ class SlurmSection(Section):
         (), description="Other options for sbatch, such as `[--nice=100, --exclude=n7]`. They override the keys above."
     )
     array_tasks: NonIdentity[int] = Field(16, ge=1, description="Tasks that share a data stage.")
-    array_limit: NonIdentity[int] = Field(0, ge=0, description="Maximum tasks at a time. 0: all.")
+    array_limit: NonIdentity[int] = Field(0, ge=0, description="Maximum number of tasks at the same time. 0: all.")
     cpus: NonIdentity[int] = Field(4, ge=1, description="CPUs, and worker processes, per task.")
     memory: NonIdentity[str | None] = Field(
         "8G", **_MEMORY, description="Memory per task. None: the partition's default."
@@ -111,7 +110,7 @@ class SlurmSection(Section):
 
 
 class LaunchSection(Section):
-    """How processes are started. A change here never makes another run."""
+    """How processes are started. If you change these keys, it is still the same run."""
 
     headings: ClassVar[dict[str, str]] = {
         "kind": "Processes and nodes",
@@ -130,8 +129,8 @@ class LaunchSection(Section):
         None,
         pattern=r"^[^\s:]+:\d+$",
         examples=["head:29500"],
-        description="HOST:PORT where the nodes meet. For `torchrun` the same on every node; for `deepspeed` an address "
-        "of the first host.",
+        description="HOST:PORT where the nodes meet. For `torchrun`, it is the same on every node. For `deepspeed`, it "
+        "is an address of the first host.",
     )
     hostfile: OptionalPath = Field(
         None, description="For `deepspeed`: a file with a line `HOST slots=N` per host. None: this machine."
@@ -144,18 +143,19 @@ class LaunchSection(Section):
         None,
         pattern=r"^[1-9]\d*[KMGT]$",
         examples=["80G"],
-        description="Memory that a process may use. None: that of the GPU, or on CPU a share of the machine's.",
+        description="Memory that a process may use. None: the GPU's memory or, on CPU, the machine's memory divided by "
+        "the processes.",
     )
     threads: int = Field(0, ge=0, description="CPU threads per process. 0: cores divided by processes.")
-    join_seconds: int = Field(600, ge=1, description="Time for all nodes to join.")
+    join_seconds: int = Field(600, ge=1, description="Seconds for all nodes to join.")
     probe_seconds: int = Field(
-        60, ge=0, description="Time for a first exchange between all ranks, before anything is loaded. 0: no check."
+        60, ge=0, description="Seconds for a first exchange between all ranks, before anything is loaded. 0: no check."
     )
     grace_seconds: int = Field(
         60,
         ge=1,
-        description="Time for a run that got a signal to save before it is killed. With torch 2.11, whose torchrun has "
-        "no `--shutdown-timeout`, it is 30 seconds.",
+        description="Seconds that a run has to save after a signal, before it is killed. With torch 2.11, it is always "
+        "30, because torchrun has no `--shutdown-timeout` there.",
     )
     slurm: SlurmSection = SlurmSection()
 

@@ -1,4 +1,4 @@
-"""The complete recipe, and the checks between its sections."""
+"""The complete recipe, and the checks across its sections."""
 
 import math
 from typing import Any, cast
@@ -18,14 +18,14 @@ from configs.schema.run import RunSection
 from configs.schema.tokenizer import RESERVED_TOKENS, TokenizerSection
 from configs.schema.train import TrainSection
 
-#: Keys of ``generate`` that only language models read, and those that only encoder-decoders read.
+#: Keys of ``generate`` that only language models read, and keys that only encoder-decoders read.
 _OF_TEXT = ("chat", "crop", "only_new", "temperature", "top_k", "top_p", "speculative")
 _OF_PAIRS = ("beams", "length_penalty")
 _LACKS = "the recipe has no {} section, which this command needs: add one, as in configs/demo.yaml"
 
 
 class Recipe(Section):
-    """A recipe. Leave `model` and `train` out for the data stages alone."""
+    """A recipe. `model` and `train` can be left out if you only run the data stages."""
 
     run: RunSection
     data: DataSection = DataSection()
@@ -75,7 +75,7 @@ class Recipe(Section):
                 raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({max_seq_len})")
 
     def _texts_fit(self) -> None:
-        """Refuse targets: a language model would not learn them."""
+        """Refuse targets, because a language model does not learn them."""
         for source in self.data.named_sources.values():
             if source.target_field is not None:
                 key = f"{self.data.key_of(source)}.target_field"
@@ -95,7 +95,7 @@ class Recipe(Section):
                 raise ValueError(f"generate.{key} ({value}) is read only by {readers}, not by {family}: leave it out")
 
     def _examples_fit(self) -> None:
-        """Refuse what a model that learns from examples does not read, and require targets."""
+        """Refuse keys that a model trained on examples does not read, and require targets."""
         family = f"model.family={self.family}"
         if self.finetune:
             raise ValueError(f"finetune: {family} is not a language model and has no chat: leave it out")
@@ -114,7 +114,7 @@ class Recipe(Section):
                 raise ValueError(f"{key}.weight ({source.weight:g}): examples of {name} have no weight: leave it out")
 
     def _experts_fit(self) -> None:
-        """Grouped matrix products need rows of a multiple of 16 bytes."""
+        """Check the experts' sizes: grouped matrix products need rows whose size is a multiple of 16 bytes."""
         numbers = 4 if self.train.precision == "fp32" else 8
         model = self.model.backbone_section
         if not (isinstance(model, DeepseekSection) and model.has_experts):
@@ -127,7 +127,7 @@ class Recipe(Section):
                 )
 
     def _losses_fit(self) -> None:
-        """Refuse weights of losses that the model does not have."""
+        """Refuse weights for losses that the model does not have."""
         family, train = f"model.family={self.family}", self.train
         if not self.model.has_experts:
             for key in ("sequence_loss", "load_balance_loss", "router_z_loss"):
@@ -191,22 +191,22 @@ class Recipe(Section):
 
     @property
     def has_model(self) -> bool:
-        """Whether there is a model section."""
+        """Whether the recipe has a model section."""
         return self.model_section is not None
 
     @property
     def task(self) -> Task:
-        """What its model predicts (see ``ModelSection``). Without a model: language modeling."""
+        """What the model predicts (see ``ModelSection``). Language modeling if there is no model section."""
         return self.model_section.task if self.model_section else "language_modeling"
 
     @property
     def family(self) -> str:
-        """The family of its model."""
+        """The model's family."""
         return str(cast(Any, self.model).family)
 
     @property
     def targets_are_text(self) -> bool:
-        """Whether the targets of its model consist of tokens."""
+        """Whether the model's targets consist of tokens."""
         return self.task in ("token_classification", "seq2seq")
 
     @property
@@ -214,7 +214,7 @@ class Recipe(Section):
         """The model section.
 
         Raises:
-            RequestError: there is none.
+            RequestError: the recipe has no model section.
         """
         if self.model_section is None:
             raise RequestError(_LACKS.format("model"))
@@ -225,7 +225,7 @@ class Recipe(Section):
         """The train section.
 
         Raises:
-            RequestError: there is none.
+            RequestError: the recipe has no train section.
         """
         if self.train_section is None:
             raise RequestError(_LACKS.format("train"))
@@ -233,25 +233,25 @@ class Recipe(Section):
 
     @property
     def packs(self) -> bool:
-        """Whether samples are packed by a data stage: train.packing=best_fit."""
+        """Whether a data stage packs the samples (train.packing=best_fit)."""
         return self.train_section is not None and self.train_section.packing == "best_fit"
 
     @property
     def ranks(self) -> int:
-        """Processes over all nodes."""
+        """Number of processes across all nodes."""
         return self.launch.processes * self.launch.nodes
 
     @property
     def expert_parallel(self) -> int:
-        """Ranks that share the experts of a layer: train.expert_parallel, else the largest possible number."""
+        """Number of ranks that share a layer's experts: train.expert_parallel, or by default the largest possible."""
         return self.train.expert_parallel or math.gcd(self.ranks, self.model.expert_count)
 
     @property
     def micro_batch(self) -> int:
-        """Samples per rank in one pass: train.micro_batch, else the rank's complete share of the global batch."""
+        """Samples per rank in a forward pass: train.micro_batch, or by default the rank's part of the global batch."""
         return self.train.micro_batch or max(1, self.train.global_batch // self.ranks)
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding: model.vocab_size, else tokenizer.vocab_size."""
+        """Number of embedding rows: model.vocab_size, or by default tokenizer.vocab_size."""
         return self.model.vocab_size or self.tokenizer.vocab_size

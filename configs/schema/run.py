@@ -15,17 +15,17 @@ class RunSection(Section):
         examples=["owt-0.5b"],
         description="Name of the run. It is written to `run.root/run.name`.",
     )
-    root: NonIdentity[PathText] = Field("runs", description="Folder of all runs. May be on a shared file system.")
+    root: NonIdentity[PathText] = Field("runs", description="Folder for all runs. May be on a shared file system.")
     replace: NonIdentity[bool | Literal["finetune"]] = Field(
         False,
-        description="What to do when a changed key makes another run and the folder has weights. `false` refuses the "
-        "change. `true` moves the old weights, and the data they were trained on, to `previous/`. `finetune` moves "
-        "only fine-tuned weights.",
+        description="What to do if a changed key makes it a different run, and the folder already has weights. `false` "
+        "refuses the change. `true` moves the old weights, and the data they were trained on, to `previous/`. "
+        "`finetune` moves only fine-tuned weights.",
     )
     seed: int = Field(
-        1234, ge=0, lt=2**63, description="Seed of data sampling, weight initialization and training order."
+        1234, ge=0, lt=2**63, description="Seed for data sampling, weight initialization and training order."
     )
 
     def may_replace(self, stage: str) -> bool:
-        """Whether another run's weights of a stage may be moved aside."""
+        """Return whether another run's weights for this stage may be moved aside."""
         return self.replace is True or self.replace == stage

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import OptionalPath, Section
 
-#: Names of the reserved tokens of a trained tokenizer, in id order. Its spare tokens follow them. See
+#: Names of a trained tokenizer's reserved tokens, in the order of their ids. The spare tokens come after them. See
 #: ``tokenizer/special_tokens.py``.
 RESERVED_TOKENS = (
     "<unk>",
@@ -37,9 +37,9 @@ class TokenizerSection(Section):
         32_000,
         gt=0,
         le=2**31 - 1,
-        description="Number of ids, with the 8 reserved tokens, the spare tokens and, for `bpe`, 256 bytes. For "
-        "`characters`: the maximum. A small corpus needs a small vocabulary. With `huggingface` and `run` it is only "
-        "the default of `model.vocab_size`.",
+        description="Number of ids, including the 8 reserved tokens, the spare tokens and, for `bpe`, the 256 bytes. "
+        "For `characters`, it is the maximum. A small corpus needs a small vocabulary. For `huggingface` and `run`, it "
+        "is only the default of `model.vocab_size`.",
     )
     sample_bytes: int = Field(
         100_000_000,
@@ -51,7 +51,7 @@ class TokenizerSection(Section):
 
     @property
     def is_ready(self) -> bool:
-        """Whether it exists already and is not trained on the documents."""
+        """Whether the tokenizer already exists, so that it is not trained on the documents."""
         return self.kind in ("huggingface", "run")
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ _OPTIMIZER_KEYS = {
 
 
 class OptimizerSection(Section):
-    """The optimizer. A key that the chosen one does not read is refused."""
+    """The optimizer. Keys that the chosen optimizer does not read are refused."""
 
     name: Literal["adamw", "adam", "sgd", "muon"] = Field(
         "adamw",
@@ -37,7 +37,7 @@ class OptimizerSection(Section):
 
     @model_validator(mode="after")
     def _has_no_key_of_another(self) -> "OptimizerSection":
-        # A recipe that was dumped in full has every key, so defaults do not count as set.
+        # A recipe that was dumped in full sets every key, so defaults do not count as set.
         changed = {key for key in self.model_fields_set if getattr(self, key) != type(self).model_fields[key].default}
         foreign = changed - _OPTIMIZER_KEYS[self.name] - {"name", "weight_decay"}
         if foreign:
@@ -46,20 +46,20 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """The learning rate over the steps. Each kind starts with a linear warm-up to the peak, `train.learning_rate`."""
+    """The learning rate schedule. Each kind starts with a linear warm-up to the peak, `train.learning_rate`."""
 
     kind: Literal["cosine", "wsd", "steps"] = Field(
         "cosine",
-        description="`cosine`: half a cosine down to the final rate. `wsd`: constant, then a line down to the final "
-        "rate. `steps`: constant, multiplied by `factor` at each share in `at`.",
+        description="`cosine`: cosine decay to the final rate. `wsd`: constant, then linear decay to the final rate. "
+        "`steps`: constant, but multiplied by `factor` at each fraction in `at`.",
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps of the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Number of warm-up steps.")
     final_fraction: float = Field(
-        0.1, ge=0, le=1, description="`cosine`, `wsd`: last learning rate, as a share of the peak."
+        0.1, ge=0, le=1, description="`cosine`, `wsd`: final learning rate, as a fraction of the peak."
     )
-    decay_fraction: float = Field(0.2, gt=0, le=1, description="`wsd`: share of the steps in which the rate falls.")
-    at: tuple[float, ...] = Field((0.8, 0.9), description="`steps`: shares of the steps at which the rate falls.")
-    factor: float = Field(0.316, gt=0, le=1, description="`steps`: factor of each fall.")
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="`wsd`: fraction of the steps in which the rate decays.")
+    at: tuple[float, ...] = Field((0.8, 0.9), description="`steps`: fractions of the steps at which the rate drops.")
+    factor: float = Field(0.316, gt=0, le=1, description="`steps`: multiplier at each drop.")
 
 
 #: DeepSpeed keys that Millrace sets from its own keys.
@@ -128,13 +128,13 @@ class TrainSection(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="Clip gradients to this global norm. 0: no clipping.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "bf16",
-        description="Precision of the computation. Master weights, updates and gradient sums are always fp32. `fp16` "
-        "needs GPUs.",
+        description="Compute precision. Master weights, updates and gradient sums are always fp32. `fp16` needs GPUs.",
     )
     router_bias_update_rate: float = Field(
         0.001,
         ge=0,
-        description="Change of a router bias per step (gamma), which balances the experts without a loss. 0: off.",
+        description="How much a router bias changes per step (gamma). The biases balance the experts without a loss. "
+        "0: off.",
     )
     sequence_loss: float = Field(
         0.0, ge=0, description="Weight of the sequence-wise balance loss (alpha). DeepSeek-V3 uses 1e-4."
@@ -150,24 +150,24 @@ class TrainSection(Section):
     micro_batch: NonIdentity[int | None] = Field(
         None,
         gt=0,
-        description="Samples per rank in one forward pass. Gradient accumulation follows from it. None: the rank's "
-        "complete share of the global batch.",
+        description="Samples per rank in one forward pass. It determines gradient accumulation. None: the rank's part "
+        "of the global batch, without accumulation.",
     )
     activation_checkpointing: NonIdentity[Literal["none", "selective", "full"]] = Field(
         "none",
-        description="What the backward pass computes again to save memory. `selective`: wide, cheap operations. "
+        description="What the backward pass recomputes to save memory. `selective`: wide, cheap operations. "
         "`full`: complete layers.",
     )
     zero_stage: NonIdentity[Literal[0, 1, 2, 3]] = Field(
         1,
-        description="What ZeRO partitions over the ranks. 0: nothing. 1: optimizer state. 2: also gradients. 3: also "
+        description="What ZeRO shards across ranks. 0: nothing. 1: optimizer state. 2: also gradients. 3: also "
         "weights.",
     )
     expert_parallel: NonIdentity[int | None] = Field(
         None,
         ge=1,
-        description="Number of ranks that share the experts of a layer. Must divide the ranks and the experts. None: "
-        "the largest possible number.",
+        description="Number of ranks that share a layer's experts. Must divide the numbers of ranks and of experts. "
+        "None: the largest possible number.",
     )
     offload_optimizer: NonIdentity[Literal["none", "cpu", "nvme"]] = Field(
         "none",
@@ -178,7 +178,7 @@ class TrainSection(Section):
         None, description="For `nvme`: a folder on a fast local disk of each node."
     )
     prefetch: NonIdentity[int] = Field(
-        2, ge=0, description="Global batches that a thread reads ahead. 0: read each batch when it is needed."
+        2, ge=0, description="Global batches that a thread prefetches. 0: read each batch when it is needed."
     )
     eval_every: NonIdentity[int] = Field(0, ge=0, description="Steps between validations. 0: only after the last step.")
     eval_batches: NonIdentity[int] = Field(8, gt=0, description="Global batches per validation during training.")
@@ -201,7 +201,7 @@ class TrainSection(Section):
         None, gt=0, description="Exit after this step without saving, to test recovery from a crash. None: never."
     )
     deepspeed: dict[str, Any] = Field(
-        {}, description="Other options for DeepSpeed, passed on as they are. Keys that Millrace sets are refused."
+        {}, description="Other options for DeepSpeed, passed through unchanged. Keys that Millrace sets are refused."
     )
 
     @model_validator(mode="after")

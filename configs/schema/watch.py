@@ -1,4 +1,4 @@
-"""What a training run does when steps are skipped, the loss jumps or nothing happens."""
+"""Limits at which a training run reacts to skipped steps, loss spikes and hangs."""
 
 from pydantic import Field
 
@@ -11,8 +11,8 @@ class WatchSection(Section):
     skipped_in_a_row: NonIdentity[int] = Field(
         10,
         ge=0,
-        description="Consecutive steps that may be skipped because the loss or a gradient is NaN or infinite. One more "
-        "fails the run.",
+        description="Consecutive steps that may be skipped because the loss or a gradient is NaN or infinite. If one "
+        "more is skipped, the run fails.",
     )
     spike_deviations: NonIdentity[float] = Field(
         6.0,
@@ -20,10 +20,10 @@ class WatchSection(Section):
         description="A loss this many standard deviations above its recent mean is logged as a spike. 0: spikes are "
         "not logged.",
     )
-    spike_window: NonIdentity[int] = Field(128, ge=16, description="Steps in that recent mean.")
+    spike_window: NonIdentity[int] = Field(128, ge=16, description="Number of steps in the recent mean.")
     hang_seconds: NonIdentity[int] = Field(
         1800,
         ge=0,
         description="If a step, with its validation and saving, takes longer than this, every rank writes its stack to "
-        "`stacks/` and the run stops with status 75. 0: it waits forever.",
+        "`stacks/` and the run stops with status 75. 0: wait forever.",
     )

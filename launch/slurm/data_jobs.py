@@ -1,10 +1,10 @@
-"""The data stages as SLURM jobs: job arrays whose tasks share the parts of a stage, and single jobs in between.
+"""The data stages as SLURM jobs: job arrays whose tasks divide a stage's parts among them, and single jobs in between.
 
-Duplicates are found by map, shuffle and reduce over files: ``ingest`` writes the keys of every part into buckets,
-``dedup`` compares a bucket over all parts, ``verdicts`` decides which documents to keep.
+Duplicates are found by map, shuffle and reduce over files. ``ingest`` writes the keys of every part into buckets,
+``dedup`` compares each bucket across all parts, and ``verdicts`` decides which documents to keep.
 
-A job starts when all tasks of the job before have succeeded. Any task may be stopped and queued again, since a stage
-continues from the files that it finds.
+A job starts when all tasks of the previous job have succeeded. Any task may be stopped and requeued, because a stage
+continues from the files that already exist.
 """
 
 import os
@@ -27,14 +27,14 @@ from launch.slurm.sbatch import Job, as_shell, check_installed, resources, still
 
 
 class Step(NamedTuple):
-    """One job of the chain: its name, whether several tasks share it, and the (package, verb) of its commands."""
+    """A job in the chain: its name, whether several tasks share it, and its commands as (package, verb)."""
 
     name: str
     shared: bool
     commands: tuple[tuple[str, str], ...]
 
 
-#: The jobs for token shards; ``steps`` adapts them to a recipe.
+#: The jobs that build token shards. ``steps`` adapts them to a recipe.
 _STEPS = (
     Step("ingest", True, (("pipeline", "ingest"),)),
     Step("dedup", True, (("pipeline", "dedup"),)),
@@ -47,9 +47,9 @@ _STEPS = (
 
 
 def steps(recipe: Recipe) -> tuple[Step, ...]:
-    """The jobs for a recipe, in order; the last one also packs, if the recipe packs, and verifies.
+    """Return the jobs for a recipe, in order. The last job also packs, if the recipe packs, and verifies.
 
-    A model that is trained on examples gets those instead of token shards.
+    For a model that is trained on examples, the jobs build examples instead of token shards.
     """
     *before, last = _STEPS
     if recipe.task != "language_modeling":
@@ -59,11 +59,11 @@ def steps(recipe: Recipe) -> tuple[Step, ...]:
 
 
 def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
-    """Submit the chain, or (``dry_run``) print it as a shell script; returns the exit status.
+    """Submit the chain or, with ``dry_run``, print it as a shell script. Returns the exit status.
 
     Raises:
-        RequestError: the recipe's sources or folders cannot be read or written here, jobs of an earlier submission are
-            not done, or sbatch refused a job.
+        RequestError: the recipe's sources cannot be read here, its folders cannot be written, jobs of an earlier
+            submission are not done, or sbatch refused a job.
     """
     jobs, logs = chain(recipe, recipe_path, overrides), log_folder(recipe)
     if dry_run:
@@ -82,7 +82,7 @@ def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool
 
 
 def chain(recipe: Recipe, recipe_path: str, overrides: list[str]) -> list[Job]:
-    """The jobs in order."""
+    """Return the jobs in order."""
     return [
         Job(step.name, _options(recipe, step), _script(recipe, step, ["--recipe", recipe_path, *overrides]))
         for step in steps(recipe)
@@ -95,7 +95,7 @@ def log_folder(recipe: Recipe) -> Path:
 
 def _options(recipe: Recipe, step: Step) -> tuple[str, ...]:
     section = recipe.launch.slurm
-    # A percent sign starts a replacement symbol of SLURM.
+    # In SLURM, a percent sign starts a replacement symbol.
     log = str(log_folder(recipe) / f"data-{step.name}-").replace("%", "%%")
     options = [
         *resources(section),
@@ -104,7 +104,7 @@ def _options(recipe: Recipe, step: Step) -> tuple[str, ...]:
         "--ntasks=1",
         "--requeue",
         "--kill-on-invalid-dep=yes",
-        # A requeued task continues its log.
+        # A requeued task appends to its log.
         "--open-mode=append",
     ]
     if step.shared:
@@ -116,7 +116,7 @@ def _options(recipe: Recipe, step: Step) -> tuple[str, ...]:
 
 
 def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
-    """The job's shell script; it runs in the folder that it was submitted from, for relative paths."""
+    """Return the job's shell script. It runs in the folder it is submitted from, so that relative paths work."""
     path = worker_environment(recipe)["PYTHONPATH"]
     lines = ["#!/bin/bash", "set -euo pipefail", f"cd -- {shlex.quote(str(Path.cwd()))}"]
     lines += [f"export PYTHONPATH={shlex.quote(path)}"]
@@ -130,7 +130,7 @@ def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
 
 @contextmanager
 def _removed_on_failure(*folders: Path) -> Iterator[None]:
-    """After a failure, remove those of the folders and their parents that did not exist before and are empty."""
+    """On failure, remove the folders, and their parents, that did not exist before and are empty."""
     missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -142,7 +142,7 @@ def _removed_on_failure(*folders: Path) -> Iterator[None]:
 
 
 def _check_none_queued(submitted: Path) -> None:
-    """Refuse a second chain of jobs in the same folder while the first is not done."""
+    """Refuse to submit a second chain of jobs for the same folder before the first chain is done."""
     if submitted.exists() and (ids := still_queued(submitted.read_text(encoding="utf-8").split())):
         raise RequestError(
             f"{submitted.parent}: its data jobs {', '.join(ids)} are not done: wait, or `scancel {' '.join(ids)}` first"
@@ -150,7 +150,7 @@ def _check_none_queued(submitted: Path) -> None:
 
 
 def _check_sources(recipe: Recipe, recipe_path: str, overrides: list[str]) -> None:
-    """Read and clean the first document of every source, as the jobs will; writes nothing."""
+    """Read and clean the first document of every source, as the jobs will do, without writing anything."""
     argv = [sys.executable, "-m", "pipeline", "ingest", "--limit", "1", "--recipe", recipe_path, *overrides]
     environment = {**os.environ, "PYTHONPATH": worker_environment(recipe)["PYTHONPATH"]}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)

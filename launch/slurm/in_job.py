@@ -1,7 +1,7 @@
-"""The first node of a SLURM job: starts the launcher on every node, then decides whether to queue the job again.
+"""The first node's part of a SLURM job: start the launcher on every node, then decide whether to requeue the job.
 
-A job that was interrupted with everything saved goes back into the queue, and so does a job that failed, if it has made
-progress. It then resumes on as many of its nodes as the recipe can use.
+A job that was interrupted with everything saved is requeued, and so is a job that failed after making progress. It then
+resumes on as many of its nodes as the recipe can use.
 """
 
 import os
@@ -24,20 +24,20 @@ from launch.logs import Output
 from launch.plan import free_port
 from launch.start import COMMANDS, IN_ALLOCATION, launched, why_failed
 
-#: When the launcher of one node has ended, the others have this many seconds more than their grace time to end.
+#: Once a launcher has exited, the others have this many seconds, plus their grace period, to exit too.
 _APART = 30
-#: Overrides for the nodes, which undo keys that matter for the submission only.
+#: Overrides for the nodes. They reset keys that only matter for the submission.
 _ON_NODES = ("launch.kind=slurm", "launch.slurm.train.min_nodes=null")
 
 
 def run_in_allocation(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
-    """Run a command on the job's nodes, and put the job back into the queue if it was interrupted.
+    """Run a command on the job's nodes, and requeue the job if it was interrupted or failed after making progress.
 
     Raises:
-        RequestError: this is not a SLURM job, the recipe cannot use its nodes, or a node refused the request.
+        RequestError: this is not a SLURM job, the recipe cannot use its nodes, or the run's folder cannot be used.
     """
     if "SLURM_JOB_ID" not in os.environ:
-        raise RequestError("`launch allocation` runs within a SLURM job: submit one with `launch slurm`")
+        raise RequestError("`launch allocation` runs inside a SLURM job: submit one with `launch slurm`")
     try:
         return _run(recipe, verb, recipe_path, overrides, dry_run)
     except RequestError:
@@ -88,16 +88,16 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
 
 
 def node_names() -> list[str]:
-    """The job's nodes; this one is the first."""
+    """List the job's nodes. This node is the first."""
     argv = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
 
 def usable_nodes(recipe_path: str, overrides: list[str], available: int) -> int:
-    """The largest number of the available nodes that the recipe can be spread over.
+    """Return the largest number of nodes, up to ``available``, that the recipe can be spread over.
 
     Raises:
-        RequestError: it cannot be spread over any number; says why not over all of them.
+        RequestError: the recipe cannot be spread over any number; the message says why not over all of them.
     """
     wrong: RequestError | None = None
     for count in range(available, 0, -1):
@@ -111,10 +111,10 @@ def usable_nodes(recipe_path: str, overrides: list[str], available: int) -> int:
 
 
 def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], nodes: int, rendezvous: str) -> list[str]:
-    """The command line that starts a launcher on each of ``nodes`` nodes."""
+    """Return the command line that starts a launcher on each of ``nodes`` nodes."""
     train, cpus = recipe.launch.slurm.train, os.environ.get("SLURM_CPUS_PER_TASK")
     argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    # Since SLURM 22.05 a step does not inherit it.
+    # Since SLURM 22.05, steps do not inherit --cpus-per-task.
     argv += [f"--cpus-per-task={cpus}"] if cpus else []
     argv += [f"--wait={recipe.launch.grace_seconds + _APART}", "--kill-on-bad-exit=0", *train.srun_options]
     argv += [*train.container, train.python or sys.executable, "-m", "launch", "torchrun", verb]
@@ -123,15 +123,15 @@ def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], node
 
 
 def newest_step(run: TrainingRun) -> int:
-    """The step of the newest checkpoint; 0 if there is none."""
+    """Return the newest checkpoint's step, or 0 if there is none."""
     return max((int(path.name[5:]) for path in checkpoints(run.folder)), default=0)
 
 
 def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:
-    """Run srun; returns its exit status, and whether this process received SIGTERM.
+    """Run srun. Returns its exit status, and whether this process received SIGTERM.
 
-    SLURM signals the launchers itself, and signals to this process are forwarded to them. This process receives SIGTERM
-    when a job is canceled, but not when it is preempted or queued again from outside.
+    SLURM signals the launchers itself, and signals to this process are forwarded to srun. This process receives SIGTERM
+    when the job is canceled, but not when it is preempted or requeued from outside.
     """
     terminated = False
     process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL)
@@ -151,7 +151,7 @@ def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:
 
 
 def _requeue(recipe: Recipe, verb: str, status: int, progressed: bool) -> int:
-    """Queue the job again or let the next job of its array run, unless it is over; returns the exit status."""
+    """Requeue the job, or let the next job of its array run, unless there is no point. Returns the exit status."""
     job, train = os.environ["SLURM_JOB_ID"], recipe.launch.slurm.train
     continues = status == command.STOPPED or (status == command.FAILED and progressed)
     if "SLURM_ARRAY_JOB_ID" in os.environ:
@@ -169,7 +169,7 @@ def _requeue(recipe: Recipe, verb: str, status: int, progressed: bool) -> int:
         return status
     _print_error(f"{verb}: the job goes back into the queue")
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    # It is pending if SLURM itself has queued it again, as it does with a job that it preempts.
+    # The job is already pending if SLURM itself requeued it, as it does when it preempts a job.
     if done.returncode and "pending" not in done.stderr:
         _print_error(f"{verb}: {done.stderr.strip()}; submit the job again")
     return status

@@ -1,4 +1,4 @@
-"""Submits chains of jobs to a SLURM cluster with ``sbatch``, or prints them as a shell script."""
+"""Submission of chains of jobs to a SLURM cluster with ``sbatch``, and their rendering as a shell script."""
 
 import re
 import shlex
@@ -14,13 +14,13 @@ from configs.schema.launch import SlurmSection
 
 
 class Job(NamedTuple):
-    """One submission.
+    """A job to submit.
 
     Attributes:
-        name: of the step; a shell identifier.
-        options: of sbatch, except for the dependency on the job before.
-        script: what sbatch reads from its standard input.
-        keys: name in ``_BLAMED`` -> recipe key, for keys that are not under ``launch.slurm`` by that name.
+        name: the step's name, which is a valid shell identifier.
+        options: options for sbatch, except for the dependency on the previous job.
+        script: the script that sbatch reads from standard input.
+        keys: name in ``_BLAMED`` -> recipe key, for keys that are not under ``launch.slurm`` with that name.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Job(NamedTuple):
     keys: Mapping[str, str] = {}
 
 
-#: Message of sbatch -> key under ``launch.slurm`` that causes it; the first match counts.
+#: Pattern for sbatch's message -> the key under ``launch.slurm`` that causes it. The first match counts.
 _BLAMED = (
     (r"partition specified|partition name|use this partition", "partition"),
     (r"\baccount\b", "account"),
@@ -47,7 +47,7 @@ _BLAMED = (
 
 
 def resources(section: SlurmSection) -> tuple[str, ...]:
-    """The recipe's options of sbatch; free-form options come last, so that they take precedence."""
+    """Return the recipe's options for sbatch. Free-form options come last, so that they take precedence."""
     values = {
         "partition": section.partition,
         "account": section.account,
@@ -67,16 +67,16 @@ def check_installed() -> None:
 
 
 def still_queued(ids: Sequence[str]) -> list[str]:
-    """The jobs among ``ids`` that are pending or running."""
+    """Return the jobs among ``ids`` that are pending or running."""
     if not ids:
         return []
     argv = ["squeue", "--noheader", "--format=%F", f"--jobs={','.join(ids)}"]
-    # If SLURM has forgotten the only id, that is an error, and it lists nothing.
+    # If SLURM has forgotten the only id, squeue fails and lists nothing, so its status does not matter.
     return sorted(set(subprocess.run(argv, capture_output=True, text=True, check=False).stdout.split()), key=int)
 
 
 def submit_chain(jobs: Sequence[Job]) -> list[str]:
-    """Submit jobs that each start when the one before has succeeded; prints a line per job and returns their ids.
+    """Submit jobs that each start when the previous job has succeeded. Prints a line per job, and returns the job ids.
 
     Raises:
         RequestError: sbatch refused a job; the jobs before it are canceled.
@@ -95,8 +95,8 @@ def submit_chain(jobs: Sequence[Job]) -> list[str]:
 
 
 def as_shell(jobs: Sequence[Job], folders: Sequence[Path]) -> str:
-    """A shell script that creates the folders and does the same as ``submit_chain``, except for canceling."""
-    # In a subshell, so that pasting it into a shell does not change that shell.
+    """Return a shell script that creates the folders and then does what ``submit_chain`` does, except for canceling."""
+    # Use a subshell, so that pasting the script into a shell does not change that shell.
     lines = ["#!/bin/bash", "(", "set -euo pipefail", *(shlex.join(["mkdir", "-p", str(folder)]) for folder in folders)]
     before: str | None = None
     for job in jobs:
@@ -119,12 +119,12 @@ def _submit(job: Job, after: str | None) -> str:
         raise RequestError(f"sbatch refused the job {job.name}: {_explained(done.stderr, job.keys)}")
     if done.stderr.strip():
         print(done.stderr.strip(), file=sys.stderr)
-    # In a federation it is ID;CLUSTER.
+    # In a federation, the output is ID;CLUSTER.
     return done.stdout.strip().split(";")[0]
 
 
 def _explained(stderr: str, keys: Mapping[str, str]) -> str:
-    """The message of sbatch in one line, with the recipe key that causes it."""
+    """Return sbatch's message in one line, with the recipe key that causes it if known."""
     words = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in stderr.splitlines()]
     message = "; ".join(word for word in words if word) or "it gave no reason"
     key = next((key for pattern, key in _BLAMED if re.search(pattern, message, re.IGNORECASE)), None)
@@ -133,7 +133,7 @@ def _explained(stderr: str, keys: Mapping[str, str]) -> str:
 
 
 def _cancel(ids: list[str]) -> str:
-    """Cancel what was submitted; returns a message about it."""
+    """Cancel the submitted jobs, and return a message about it."""
     if not ids:
         return ""
     listed = ", ".join(ids)

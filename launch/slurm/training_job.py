@@ -1,4 +1,4 @@
-"""Pretraining or fine-tuning as a job on a SLURM cluster: builds and submits the sbatch script of a recipe."""
+"""Pretraining or fine-tuning as a SLURM job: building and submitting a recipe's sbatch script."""
 
 import hashlib
 import os
@@ -21,10 +21,10 @@ from launch.start import COMMANDS, check_verb, launched
 
 
 def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
-    """Submit the job, or (``dry_run``) print the shell script that does; returns the exit status.
+    """Submit the job or, with ``dry_run``, print the shell script that does. Returns the exit status.
 
     Raises:
-        RequestError: the run would fail, an earlier job of it is not done, or sbatch refused the job.
+        RequestError: the run would fail, an earlier job of the run is not done, or sbatch refused the job.
     """
     check_verb(recipe, verb, recipe_path)
     layout = RunLayout.of(recipe)
@@ -39,7 +39,7 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
     check_installed()
     check_least_nodes(recipe, recipe_path, overrides)
     check_writable("run.root", layout.run)
-    # Not the lock on launching, which the job itself takes, maybe immediately.
+    # Do not hold the launch lock, because the job itself takes it, maybe immediately.
     with lock.hold(layout.launch(f"{verb}-job"), f"{layout.run}: {verb} is being submitted"):
         _refuse_if_queued(run, _submitted(layout, verb))
         lock.refuse_if_held(layout.launch(verb), launched(layout, verb))
@@ -53,12 +53,12 @@ def check_least_nodes(recipe: Recipe, recipe_path: str, overrides: list[str]) ->
     if least and (used := usable_nodes(recipe_path, overrides, least)) < least:
         raise RequestError(
             f"launch.slurm.train.min_nodes ({least}): the batch and the experts cannot be spread over {least} nodes, "
-            f"but over {used}: set min_nodes={used}"
+            f"only over {used}: set min_nodes={used}"
         )
 
 
 def _submitted(layout: RunLayout, verb: str) -> Path:
-    """The file with the id of the last job."""
+    """Return the path of the file that holds the last job's id."""
     return layout.run / f".{verb}-job"
 
 
@@ -79,7 +79,7 @@ def _submit(recipe: Recipe, verb: str, run: TrainingRun, layout: RunLayout, job:
 
 
 def training_job(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> Job:
-    """The job: sbatch's options and the script, which starts ``python -m launch allocation`` on the first node."""
+    """Build the job: options for sbatch, and a script that runs ``python -m launch allocation`` on the first node."""
     train = recipe.launch.slurm.train
     keys = {key: f"launch.slurm.train.{key}" for key in ("cpus", "memory", "gpus")} | {"nodes": "launch.nodes"}
     keys |= {key: f"launch.slurm.train.{key}" for key in ("partition", "time") if getattr(train, key)}
@@ -100,12 +100,12 @@ def _options(recipe: Recipe, verb: str) -> tuple[str, ...]:
         }
     )
     gpus = train.gpus if train.gpus is not None else launch.processes if launch.device != "cpu" else 0
-    # With --ntasks-per-node, SLURM gives the fewest nodes of a range.
+    # With --ntasks-per-node, SLURM always allocates the smallest number of nodes in a range.
     few = bool(train.min_nodes and train.min_nodes < launch.nodes)
     nodes = (
         (f"--nodes={train.min_nodes}-{launch.nodes}",) if few else (f"--nodes={launch.nodes}", "--ntasks-per-node=1")
     )
-    # A percent sign starts a replacement symbol of SLURM.
+    # In SLURM, a percent sign starts a replacement symbol.
     log = str((RunLayout.of(recipe).logs / f"{verb}-").absolute()).replace("%", "%%")
     return (
         *resources(adapted),
@@ -121,7 +121,7 @@ def _options(recipe: Recipe, verb: str) -> tuple[str, ...]:
 
 
 def _script(recipe: Recipe, verb: str, arguments: list[str]) -> str:
-    """The job's shell script; it runs in the folder that it was submitted from, for relative paths."""
+    """Return the job's shell script. It runs in the folder it is submitted from, so that relative paths work."""
     train = recipe.launch.slurm.train
     lines = ["#!/bin/bash", "set -euo pipefail", f"cd -- {shlex.quote(str(Path.cwd()))}"]
     lines += [f"export PYTHONPATH={shlex.quote(worker_environment(recipe)['PYTHONPATH'])}"]
@@ -152,5 +152,5 @@ def _script(recipe: Recipe, verb: str, arguments: list[str]) -> str:
 
 
 def _base_python() -> str:
-    """The interpreter that this virtual environment was created with."""
+    """Return the interpreter that this virtual environment was created with."""
     return os.path.realpath(sys.executable)

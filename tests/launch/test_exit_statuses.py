@@ -95,7 +95,7 @@ def test_the_first_rank_that_fails_is_shown_first(kind: str, data: Path, tmp_pat
     out, err = ended(started, 1)
     # DeepSpeed's launcher reports the signal unless the other rank fails within the same second.
     host = re.escape(node_name())
-    how = rf"(was killed by SIGKILL|ended without reporting an error) on {host} \((killed )?by the kernel"
+    how = rf"(was killed by SIGKILL|exited without reporting an error) on {host} \((killed )?by the kernel"
     assert re.search(rf"^pretrain: rank 1 {how}", err, re.MULTILINE), err
     assert re.search(r"^if memory ran out: set .*train\.micro_batch=", err, re.MULTILINE), err
     assert "Traceback" not in out
@@ -138,7 +138,7 @@ def test_a_taken_port_is_named(data: Path, tmp_path: Path) -> None:
         words = [f"run.root={tmp_path}", f"data.root={data}", f"launch.rendezvous=127.0.0.1:{port}", "launch.nodes=2"]
         _, err = ended(launch("torchrun", *words, "launch.processes=1"), 2)
     user = f"process {os.getpid()}"
-    assert err == f"error: launch.rendezvous: port {port} of 127.0.0.1 is taken by {user}: choose another port\n"
+    assert err == f"error: launch.rendezvous: port {port} on 127.0.0.1 is in use by {user}: choose another port\n"
 
 
 def test_a_node_that_does_not_join_ends_the_wait(data: Path, tmp_path: Path) -> None:

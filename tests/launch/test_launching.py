@@ -54,9 +54,9 @@ _GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553
 @pytest.mark.parametrize(
     ("error", "gone", "one_host", "named"),
     [
-        (_GLOO, [1, 0], True, "rank 1 ended without reporting an error on n1"),
+        (_GLOO, [1, 0], True, "rank 1 exited without reporting an error on n1"),
         # Both ended between two checks of the launcher.
-        (_GLOO, [0, 1], True, "rank 1 ended without reporting an error on n1"),
+        (_GLOO, [0, 1], True, "rank 1 exited without reporting an error on n1"),
         # The rank that is gone may be on another host.
         (_GLOO, [1, 0], False, "rank 0 on n1 failed first"),
         # The launcher ended rank 1.
@@ -140,7 +140,7 @@ def test_a_time_limit_leaves_time_for_the_warning_signal(limit: str, fits: bool)
 
 def test_fewer_nodes_than_asked_for_are_enough_for_the_batch() -> None:
     overrides = ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"]
-    for least, message in ((2, ""), (3, r"min_nodes \(3\): .* over 3 nodes, but over 2: set min_nodes=2")):
+    for least, message in ((2, ""), (3, r"min_nodes \(3\): .* over 3 nodes, only over 2: set min_nodes=2")):
         words = [*overrides, f"launch.slurm.train.min_nodes={least}"]
         with pytest.raises(RequestError, match=message) if message else nullcontext():
             check_least_nodes(load_recipe(RECIPE, words), str(RECIPE), words)

@@ -143,7 +143,7 @@ def test_a_damaged_file_is_named(trained, tmp_path, change):
     folder = shutil.copytree(RunLayout.of(trained).tokenizer, tmp_path / "tokenizer")
     path = folder / "characters.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(RequestError, match=r"not a tokenizer of characters.*repair: rm"):
+    with pytest.raises(RequestError, match=r"not a character tokenizer.*repair: rm"):
         load_tokenizer(folder)
 
 

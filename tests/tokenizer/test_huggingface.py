@@ -128,7 +128,7 @@ def test_end_of_text_by_configuration(repositories, tmp_path):
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(RequestError, match=r"tokenizer.path=.*no token ends a document"):
+    with pytest.raises(RequestError, match=r"tokenizer.path=.*no token to end a document"):
         train(taken(tmp_path, folder))
     for named in ("<stop>", {"content": "<stop>"}):
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
@@ -150,9 +150,9 @@ def test_no_conversations(loaded):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", "{}", "not a tokenizer of Hugging Face's format"),
-        ("tokenizer.json", "half", "not a tokenizer of Hugging Face's format"),
-        ("vocab.json", "{}", "no tokenizer.json, nor vocab.json and merges.txt, is there"),
+        ("tokenizer.json", "{}", "not a tokenizer in Hugging Face's format"),
+        ("tokenizer.json", "half", "not a tokenizer in Hugging Face's format"),
+        ("vocab.json", "{}", "it has neither tokenizer.json nor vocab.json and merges.txt"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path, name, content, message):
@@ -175,7 +175,9 @@ def test_nothing_there(tmp_path):
 
 
 def test_more_ids_than_the_model_has_rows(repositories, tmp_path):
-    with pytest.raises(RequestError, match=r"has 500 ids, the model's vocabulary 499: set model.vocab_size=500"):
+    with pytest.raises(
+        RequestError, match=r"has 500 ids, but the model's vocabulary only 499: set model.vocab_size=500"
+    ):
         train(taken(tmp_path, repositories["file"], "model.vocab_size=499"))
 
 
@@ -186,7 +188,7 @@ def test_a_damaged_artefact_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("./nowhere", "no such file"), ("{}", "is there"), ("{}/a.json", "not a")]
+    ("path", "message"), [("./nowhere", "no such file"), ("{}", "it has neither"), ("{}/a.json", "not a")]
 )
 def test_a_run_refuses_it_before_it_reads_documents(tmp_path, path, message):
     (tmp_path / "a.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The model section: one class per family. Keys are named as in transformers where it has the family."""
+"""The model section: one class per family. Keys are named as in transformers, if transformers has the family."""
 
 from typing import Annotated, Any, Union
 
@@ -12,7 +12,7 @@ from configs.schema.models.encoder import EncoderSection
 from configs.schema.models.encoder_decoder import EncoderDecoderSection
 from configs.schema.models.gpt import GptSection
 
-#: Name in ``model.family`` -> section.
+#: Value of ``model.family`` -> section class.
 FAMILIES: dict[str, type[ModelSection]] = {
     "deepseek": DeepseekSection,
     "gpt": GptSection,
@@ -23,14 +23,14 @@ FAMILIES: dict[str, type[ModelSection]] = {
 }
 
 
-#: Family of a section that names none.
+#: The family if a section does not name one.
 DEFAULT_FAMILY = "deepseek"
 
 
 def _family(section: Any) -> Any:
-    """The family of a section, raw or parsed.
+    """Return the family of a section, which may be a raw mapping or parsed.
 
-    Values that are not a section also go to deepseek, whose validation refuses them.
+    Values that are not sections get the default family, whose validation refuses them.
     """
     return (
         section.get("family", DEFAULT_FAMILY)
@@ -39,7 +39,7 @@ def _family(section: Any) -> Any:
     )
 
 
-#: The model section of any family.
+#: A model section of any family.
 AnyModelSection = Annotated[
     Union[  # noqa: UP007 - one tag per family
         Annotated[DeepseekSection, Tag("deepseek")],

@@ -1,4 +1,4 @@
-"""What the sections of all model families share."""
+"""The base class of the sections of all model families."""
 
 from typing import ClassVar, Literal
 
@@ -10,7 +10,7 @@ from configs.schema.base import NonIdentity, Section
 UNKNOWN_FAMILY = "unknown_family"
 
 
-#: What a model is trained on.
+#: What a model is trained to do.
 Task = Literal["language_modeling", "token_classification", "seq2seq", "sequence_classification"]
 
 
@@ -25,15 +25,17 @@ class ModelSection(Section):
     task: ClassVar[Task] = "language_modeling"
 
     vocab_size: int | None = Field(
-        None, gt=0, description="Rows of the embedding. May exceed the tokenizer's ids. None: `tokenizer.vocab_size`."
+        None,
+        gt=0,
+        description="Number of embedding rows. May exceed the number of token ids. None: `tokenizer.vocab_size`.",
     )
     compile: NonIdentity[bool] = Field(
-        False, description="Compile parts of the model with `torch.compile`. Not with ZeRO 3."
+        False, description="Compile parts of the model with `torch.compile`. Does not work with ZeRO 3."
     )
 
     @property
     def max_seq_len(self) -> int | None:
-        """Maximum tokens of a sequence; None: unlimited."""
+        """Maximum tokens per sequence, or None if there is no limit."""
         return None
 
     @property
@@ -43,12 +45,15 @@ class ModelSection(Section):
 
     @property
     def rate_scales(self) -> dict[str, float]:
-        """Prefix of parameter names -> factor of ``train.learning_rate``. Other parameters have factor 1."""
+        """Prefix of parameter names -> multiplier for ``train.learning_rate``. Other parameters have multiplier 1."""
         return {}
 
     @property
     def num_moe_layers(self) -> int:
-        """Mixture-of-experts layers that are trained. A frozen backbone has none: every rank holds a complete copy."""
+        """Number of trained mixture-of-experts layers.
+
+        It is 0 for a frozen backbone, because every rank holds a complete copy of it.
+        """
         return 0
 
     @property
@@ -58,7 +63,7 @@ class ModelSection(Section):
 
     @property
     def expert_count(self) -> int:
-        """Routed experts per mixture-of-experts layer; 1 if there is no such layer."""
+        """Number of routed experts per mixture-of-experts layer, or 1 if there is no such layer."""
         return 1
 
     @property

@@ -1,4 +1,4 @@
-"""The bigram model: the next token depends on the current token only."""
+"""The bigram model: the next token depends only on the current token."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from configs.schema.models.base import ModelSection
 
 
 class BigramSection(ModelSection):
-    """One table of logits with a row per token. See [bigram.md](bigram.md)."""
+    """A table of logits with one row per token. See [bigram.md](bigram.md)."""
 
     family: Literal["bigram"] = Field("bigram", description="This family.")
     initializer_range: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")

@@ -32,7 +32,7 @@ class ClassifierSection(ModelSection):
         "mean", description="What the head reads: the mean over the tokens, the first token or the last one."
     )
     weights: NonIdentity[OptionalPath] = Field(
-        None, description="Run folder or checkpoint that the backbone starts from. None: random weights."
+        None, description="Run folder or checkpoint with the backbone's initial weights. None: random weights."
     )
     backbone_rate: float = Field(
         1.0, ge=0, le=1, description="Learning rate of the backbone, relative to the head's. 0: frozen."

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and V2. Fields are named as in transformers' DeepseekV3Config, so a released config reads as a recipe."""
+"""DeepSeek-V3 and V2. Fields have the names of transformers' DeepseekV3Config, so released configs read as recipes."""
 
 from typing import ClassVar, Literal
 
@@ -9,7 +9,7 @@ from configs.schema.models.base import ModelSection
 
 
 class YarnSection(Section):
-    """YaRN context extension (arXiv 2309.00071): `rope_scaling` of the released configurations."""
+    """YaRN context extension (arXiv 2309.00071), which released configurations call `rope_scaling`."""
 
     factor: float = Field(40.0, ge=1.0, description="Factor by which the context is extended.")
     original_max_position_embeddings: int = Field(4096, gt=0, description="Context length before the extension.")
@@ -17,10 +17,13 @@ class YarnSection(Section):
         32.0, gt=0, description="Frequencies with more rotations than this in the original context are kept."
     )
     beta_slow: float = Field(
-        1.0, gt=0, description="Frequencies with fewer rotations than this are divided by `factor`. In between, a ramp."
+        1.0,
+        gt=0,
+        description="Frequencies with fewer rotations than this are divided by `factor`. Frequencies in between are "
+        "interpolated linearly.",
     )
     mscale: float = Field(
-        1.0, ge=0, description="Scale of the rotary table, relative to `mscale_all_dim`. Equal values cancel."
+        1.0, ge=0, description="Scale of the rotary table, relative to `mscale_all_dim`. Equal values cancel out."
     )
     mscale_all_dim: float = Field(
         1.0, ge=0, description="The attention scores are scaled by (0.1 x this x ln(factor) + 1) squared."
@@ -38,16 +41,19 @@ class NoiseSection(Section):
 
     kind: Literal["fixed", "learned"] = Field(
         "fixed",
-        description="`fixed`: the same width for all tokens. `learned`: the width is a softplus of a projection.",
+        description="`fixed`: the same standard deviation for all tokens. `learned`: the softplus of a projection.",
     )
-    std: float = Field(1.0, gt=0, description="Standard deviation, or the factor of the learned width.")
+    std: float = Field(1.0, gt=0, description="Standard deviation, or a multiplier for the learned one.")
 
 
 class AdaptiveSection(Section):
-    """A number of experts that follows the router's uncertainty (arXiv 2403.07652), at most `num_experts_per_tok`."""
+    """A number of experts per token that adapts to the router's uncertainty (arXiv 2403.07652).
+
+    `num_experts_per_tok` is the maximum.
+    """
 
     mass: float = Field(
-        gt=0, le=1, description="A token uses the fewest experts whose router probabilities sum to this."
+        gt=0, le=1, description="A token uses the fewest experts whose router probabilities sum to at least this."
     )
     minimum: int = Field(1, ge=1, description="Minimum number of experts per token.")
 
@@ -77,7 +83,7 @@ class DeepseekSection(ModelSection):
     family: Literal["deepseek"] = Field("deepseek", description="This family. It is the default.")
     hidden_size: int = Field(gt=0, description="Width of the hidden states.")
     num_hidden_layers: int = Field(gt=0, description="Number of layers.")
-    num_attention_heads: int = Field(gt=0, description="Attention heads.")
+    num_attention_heads: int = Field(gt=0, description="Number of attention heads.")
     intermediate_size: int = Field(gt=0, description="Width of the dense feed-forward layers.")
     moe_intermediate_size: int = Field(
         gt=0, description="Width of one expert. A multiple of 8, or of 4 with `train.precision: fp32`."
@@ -89,27 +95,30 @@ class DeepseekSection(ModelSection):
     scoring_func: Literal["sigmoid", "softmax"] = Field("sigmoid", description="How router logits become scores.")
     topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
         "noaux_tc",
-        description="`noaux_tc`: scores plus a balancing bias, within the groups with the highest sum of two. "
-        "`group_limited_greedy`: within the groups with the highest score. `greedy`: no groups.",
+        description="How experts are selected. `noaux_tc`: by score plus a balancing bias, within the groups whose two "
+        "best experts have the highest sum. `group_limited_greedy`: by score, within the groups with the highest "
+        "score. `greedy`: by score, without groups.",
     )
-    n_group: int = Field(1, ge=1, description="Groups of routed experts. Must divide `n_routed_experts`.")
-    topk_group: int = Field(1, ge=1, description="Groups that a token may use.")
+    n_group: int = Field(1, ge=1, description="Number of groups of routed experts. Must divide `n_routed_experts`.")
+    topk_group: int = Field(1, ge=1, description="Number of groups that a token may use.")
     norm_topk_prob: bool = Field(True, description="Divide the weights of the selected experts by their sum.")
-    routed_scaling_factor: float = Field(1.0, gt=0, description="Factor of the routed experts' output.")
+    routed_scaling_factor: float = Field(1.0, gt=0, description="Multiplier for the routed experts' output.")
     router_noise: NoiseSection | None = Field(None, description="Leave the section out for no noise.")
     adaptive_experts: AdaptiveSection | None = Field(
         None, description="Leave the section out to use `num_experts_per_tok` experts for every token."
     )
     q_lora_rank: int | None = Field(None, gt=0, description="Width of the query latent. None: no query latent.")
-    kv_lora_rank: int = Field(gt=0, description="Width of the key-value latent, which the cache holds.")
-    qk_nope_head_dim: int = Field(gt=0, description="Width per head of queries and keys without position.")
-    qk_rope_head_dim: int = Field(gt=0, description="Width per head of queries and keys with rotary position. Even.")
-    v_head_dim: int = Field(gt=0, description="Width per head of values.")
+    kv_lora_rank: int = Field(gt=0, description="Width of the key-value latent, which is cached.")
+    qk_nope_head_dim: int = Field(gt=0, description="Width per head of queries and keys, part without position.")
+    qk_rope_head_dim: int = Field(
+        gt=0, description="Width per head of queries and keys, part with rotary position. Even."
+    )
+    v_head_dim: int = Field(gt=0, description="Width per head of the values.")
     rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary frequencies.")
     rope_scaling: YarnSection | None = Field(None, description="Leave the section out for no extension.")
     max_position_embeddings: int = Field(4096, gt=0, description="Maximum sequence length.")
-    attention_bias: bool = Field(False, description="Biases in the attention projections from and to hidden states.")
-    mlp_bias: bool = Field(False, description="Biases in dense layers and shared experts (V2).")
+    attention_bias: bool = Field(False, description="Use biases in attention projections from and to hidden states.")
+    mlp_bias: bool = Field(False, description="Use biases in dense layers and shared experts (V2).")
     rms_norm_eps: float = Field(1e-6, gt=0, description="Epsilon of the norms.")
     initializer_range: float = Field(0.006, gt=0, description="Standard deviation of the initial weights.")
     tie_word_embeddings: bool = Field(False, description="The output head shares the weights of the embedding.")
@@ -134,7 +143,7 @@ class DeepseekSection(ModelSection):
 
     @property
     def num_moe_layers(self) -> int:
-        """Mixture-of-experts layers, those of multi-token prediction included."""
+        """Number of mixture-of-experts layers, including those for multi-token prediction."""
         return self.num_hidden_layers + self.num_nextn_predict_layers - self.first_k_dense_replace
 
     @property

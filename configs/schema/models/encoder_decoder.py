@@ -27,7 +27,7 @@ class EncoderDecoderSection(TransformerSection):
     activation: Activation = Field("relu", description=ACTIVATION)
     positions: Positions = Field("sinusoidal", description=POSITIONS)
     decoder_layers: int | None = Field(
-        None, gt=0, description="Layers of the decoder. None: as many as the encoder has."
+        None, gt=0, description="Number of decoder layers. None: as many as the encoder has."
     )
     norm_first: bool = Field(False, description=NORM_FIRST)
     cross_downsample: int = Field(
@@ -38,5 +38,5 @@ class EncoderDecoderSection(TransformerSection):
 
     @property
     def depth_of_decoder(self) -> int:
-        """Layers of the decoder."""
+        """Number of decoder layers."""
         return self.decoder_layers or self.num_hidden_layers

@@ -1,4 +1,4 @@
-"""GPT-2 and variants: a decoder of dense layers."""
+"""GPT-2 and its variants: decoders with dense layers."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from configs.schema.models.transformer import TransformerSection
 
 
 class GptSection(TransformerSection):
-    """A decoder of dense layers. The defaults are GPT-2's (Radford et al. 2019). See [gpt.md](gpt.md).
+    """A decoder with dense layers. The defaults are GPT-2's (Radford et al. 2019). See [gpt.md](gpt.md).
 
     | release | layers | heads | hidden_size |
     |---|---|---|---|
@@ -22,8 +22,8 @@ class GptSection(TransformerSection):
     initializer_range: float = Field(
         0.02,
         gt=0,
-        description="Standard deviation of the initial weights. For projections into the residual stream it is divided "
-        "by sqrt(2 x layers).",
+        description="Standard deviation of the initial weights. For projections into the residual stream, it is "
+        "divided by sqrt(2 x layers).",
     )
     norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which has no bias.")
     tie_word_embeddings: bool = Field(True, description="The output head shares the weights of the embedding.")

@@ -1,4 +1,4 @@
-"""What the sections of the dense transformers share."""
+"""The base class of the sections of dense transformers."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 ACTIVATION = "Activation of the feed-forward layers. `gelu_new` is the tanh approximation of the released GPT-2."
 POSITIONS = (
     "`learned` and `sinusoidal` are added to the embedding. `rope` rotates queries and keys. `alibi` lowers the scores "
-    "of distant positions; in an encoder half of the heads look back and half look ahead."
+    "of distant positions. In an encoder, half of the heads look back and half look ahead."
 )
 NORM_FIRST = "`true`: layers normalize their input (pre-norm). `false`: they normalize their output (post-norm)."
 
@@ -24,7 +24,7 @@ class TransformerSection(ModelSection):
 
     hidden_size: int = Field(gt=0, description="Width of the hidden states.")
     num_hidden_layers: int = Field(gt=0, description="Number of layers.")
-    num_attention_heads: int = Field(gt=0, description="Attention heads. Must divide `hidden_size`.")
+    num_attention_heads: int = Field(gt=0, description="Number of attention heads. Must divide `hidden_size`.")
     intermediate_size: int | None = Field(
         None, gt=0, description="Width of the feed-forward layers. None: four times `hidden_size`."
     )
@@ -36,13 +36,13 @@ class TransformerSection(ModelSection):
     window: int | None = Field(
         None,
         ge=1,
-        description="Attention reaches this many positions back, the own one included; in an encoder also ahead. None: "
-        "all positions.",
+        description="Attention reaches this many positions back, including the current one. In an encoder, it also "
+        "reaches as far ahead. None: all positions.",
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="Dropout of embeddings, attention weights and the output of each sublayer."
+        0.0, ge=0, lt=1, description="Dropout on embeddings, attention weights and the output of each sublayer."
     )
-    bias: bool = Field(True, description="Biases in linear layers and in LayerNorm.")
+    bias: bool = Field(True, description="Use biases in linear layers and in LayerNorm.")
     layer_norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the norms.")
     max_position_embeddings: int = Field(
         1024, gt=0, description="Maximum sequence length. `learned` positions have a table of this size."

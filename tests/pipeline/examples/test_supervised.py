@@ -305,7 +305,7 @@ def test_what_is_of_another_recipe_is_refused(tmp_path):
     labels = task_recipe(
         tmp_path, "sequence_classification", *options, "model.classes=30", f"data.root={RunLayout.of(recipe).data}"
     )
-    with pytest.raises(RequestError, match=r"tokenizer was built with another recipe .*the task of the model"):
+    with pytest.raises(RequestError, match=r"tokenizer was built with another recipe .*the model's task"):
         supervised.build(labels)
 
 
