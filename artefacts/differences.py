@@ -18,15 +18,15 @@ _KEYS = {
 }
 #: Identity keys and inputs whose values are not shown, with the text to show instead.
 _WITHOUT_VALUES = {
-    "pretrain": "other pretrained weights",
-    "weights": "other pretrained weights",
-    "backbone": "other weights of the backbone",
-    "documents": "other documents",
-    "tokenizer": "another tokenizer",
-    "tokens": "other tokens",
-    "packing": "another packing of the tokens",
-    "examples": "other examples",
-    "checkpoint": "another checkpoint",
+    "pretrain": "different pretrained weights",
+    "weights": "different pretrained weights",
+    "backbone": "different weights of the backbone",
+    "documents": "different documents",
+    "tokenizer": "a different tokenizer",
+    "tokens": "different tokens",
+    "packing": "a different packing of the tokens",
+    "examples": "different examples",
+    "checkpoint": "a different checkpoint",
 }
 #: Maximum number of differences that a message lists.
 _SHOWN = 3

@@ -28,14 +28,14 @@ SAME_KEYS = {"data.sources.NAME.": "data.source.", "model.backbone.": "model."}
 Effect = Literal["same", "run", "data", "examples", "finetune", "evaluation", "content", "folder"]
 #: What happens if a key changes: a word for the table, and a sentence.
 EFFECTS: dict[Effect, tuple[str, str]] = {
-    "same": ("–", "The same run resumes with another value."),
-    "run": ("run", "Another value makes another run."),
-    "data": ("data", "Another value builds the data again, which makes another run."),
-    "examples": ("examples", "Another value builds the chat examples again, and fine-tuning starts again."),
-    "finetune": ("fine-tuning", "Another value makes another fine-tuning. The pretrained weights stay."),
-    "evaluation": ("evaluation", "The run stays the same. `make evaluate` measures again with another value."),
-    "content": ("content", "Only the content counts: the same content at another place changes nothing."),
-    "folder": ("folder", "Another value is another folder, and so another run."),
+    "same": ("–", "You can change it and resume the same run."),
+    "run": ("run", "A different value defines a different run."),
+    "data": ("data", "A different value rebuilds the data, which defines a different run."),
+    "examples": ("examples", "A different value rebuilds the chat examples and restarts fine-tuning."),
+    "finetune": ("fine-tuning", "A different value defines a different fine-tuning. The pretrained weights stay."),
+    "evaluation": ("evaluation", "The run stays the same. `make evaluate` repeats the evaluation."),
+    "content": ("content", "Only the content counts: you can move the same content elsewhere."),
+    "folder": ("folder", "A different value is a different folder, and so a different run."),
 }
 _FOLDERS = ("run.name", "run.root", "data.root")
 #: Keys for which the content at the path counts, in addition to the keys of sources.

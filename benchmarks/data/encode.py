@@ -236,7 +236,7 @@ def measure(quick: bool = False, file: Path | None = None) -> list[Ratio]:
         rows.append(against(peer, model, None, chosen, cold, rounds))
         rows.append(against(peer, model, before, unseen, steady, rounds))
     rows.append(two_processes(model, before, unseen, rounds))
-    about = f"{megabytes:.1f} MB, {words:,.0f} distinct words a MB"
+    about = f"{megabytes:.1f} MB, {words:,.0f} distinct words per MB"
     return [rows[0]._replace(name=f"{rows[0].name} ({about})"), *rows[1:]]
 
 

@@ -137,7 +137,7 @@ def _cost_of_masking(samples: int, length: int, parts: int, rounds: int) -> Rati
     as_one = _with_gradients(lambda q, k, v: causal_attention(q, k, v, 0.1), inputs)
     for _ in range(3):
         apart(), as_one()
-    title = f"attention of deepseek-0.5b, {samples} x {length:,}, {parts} documents a sample, kept apart against not"
+    title = f"attention of deepseek-0.5b, {samples} x {length:,}, {parts} documents per sample, kept apart against not"
     amount = samples * length
     return compare(title, lambda: on_device(apart), lambda: on_device(as_one), amount, "tokens/s", None, rounds)
 

@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter sequences")
     parser.add_argument("--case", help="only this, in this process: bytes")
-    parser.add_argument("--length", type=int, default=1024, help="tokens a sequence of --case")
+    parser.add_argument("--length", type=int, default=1024, help="tokens per sequence of --case")
     chosen = parser.parse_args()
     if chosen.case:
         what, _, kind = chosen.case.partition("-")
