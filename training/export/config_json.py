@@ -1,4 +1,4 @@
-"""Reads ``config.json`` of a model directory and converts it to the model section of a recipe."""
+"""Reads a model directory's ``config.json`` and converts it to a recipe's model section."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ SectionT = TypeVar("SectionT", bound=ModelSection)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The configuration of a model directory.
+    """Read the ``config.json`` of a model directory.
 
     Raises:
-        RequestError: there is none, it is damaged, or the weights are quantized.
+        RequestError: the file is missing or damaged, or the weights are quantized.
     """
     path = folder / NAME
     try:
@@ -39,10 +39,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    """Check keys that change what the weights compute. An absent key has its only supported value, and null is false.
+    """Check keys that change what the weights compute.
+
+    A missing key counts as the supported value, and null counts as false.
 
     Raises:
-        RequestError: a key has another value.
+        RequestError: a key has an unsupported value.
     """
     for key, value in supported.items():
         if config.get(key, value) != value and not (value is False and config[key] is None):
@@ -50,10 +52,12 @@ def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
 
 
 def section(kind: type[SectionT], fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> SectionT:
-    """The recipe's section with these fields. ``names``: names of fields in ``config.json``, where they differ.
+    """Build a recipe's model section from these fields.
+
+    ``names`` maps fields to their names in ``config.json`` where these differ.
 
     Raises:
-        RequestError: a field is missing, or the family does not have such a model; the message names the key.
+        RequestError: a field is missing or invalid for the family; the message names the key.
     """
     try:
         return kind(**fields)
