@@ -33,7 +33,7 @@ def compare_activations(recipe: Recipe, steps: int) -> int:
     print(picture)
     model: Any = recipe.model
     if not hasattr(model, "activation"):
-        print(f"model.family={model.family} has no model.activation: there are no trainings to compare")
+        print(f"model.family={model.family} has no model.activation: there is nothing to train and compare")
         return command.DONE
     data, trials, counts = run_data(recipe), {}, {}
     for name in get_args(Activation):

@@ -28,12 +28,12 @@ def read(folder: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise RequestError(f"{path}: cannot be read ({error})") from None
     if not isinstance(config, dict):
-        raise RequestError(f"{path}: not an object")
+        raise RequestError(f"{path}: not a JSON object")
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise RequestError(
             f"{path}: the weights are quantized by quantization_config ({method or 'unknown method'}): convert "
-            "them to bf16 (for DeepSeek's fp8, with fp8_cast_bf16.py of its repository) and remove that key"
+            "them to bf16 (for DeepSeek's fp8, with fp8_cast_bf16.py from its repository) and remove that key"
         )
     return config
 
@@ -48,7 +48,7 @@ def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
     """
     for key, value in supported.items():
         if config.get(key, value) != value and not (value is False and config[key] is None):
-            raise RequestError(f"{NAME}: {key} is {config[key]!r}, and only {value!r} is supported")
+            raise RequestError(f"{NAME}: {key} is {config[key]!r}, but only {value!r} is supported")
 
 
 def section(kind: type[SectionT], fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> SectionT:

@@ -163,10 +163,10 @@ def model_section(config: dict[str, Any]) -> DeepseekSection:
     kind = config.get("model_type")
     if kind not in _DEFAULTS:
         known = " and ".join(_DEFAULTS)
-        raise RequestError(f"config.json: model_type is {kind!r}, and model.family=deepseek reads {known}")
+        raise RequestError(f"config.json: model_type is {kind!r}, but model.family=deepseek reads {known}")
     config_json.require(config, {**_SUPPORTED, **_SUPPORTED_OF[kind]})
     if (heads := config.get("num_key_value_heads")) not in (None, config.get("num_attention_heads")):
-        raise RequestError(f"config.json: num_key_value_heads is {heads!r}, and only num_attention_heads is supported")
+        raise RequestError(f"config.json: num_key_value_heads is {heads!r}, but only num_attention_heads is supported")
     nulls = {key: value for key, value in _NULLS.items() if key in config}
     values = {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
     fields: dict[str, Any] = {**_DEFAULTS[kind], **nulls, **values, **_rope(config)}
@@ -193,7 +193,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
         return fields
     if kinds != {"yarn"}:
         raise RequestError(
-            f"config.json: {key} is of type {', '.join(sorted(map(str, kinds)))}, and only yarn is supported"
+            f"config.json: {key} is of type {', '.join(sorted(map(str, kinds)))}, but only yarn is supported"
         )
     for name, plain in (("truncate", True), ("partial_rotary_factor", 1.0)):
         if scaling.get(name) == plain:

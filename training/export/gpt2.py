@@ -93,7 +93,7 @@ def model_section(config: dict[str, Any]) -> GptSection:
         RequestError: the configuration describes a model that this family does not support.
     """
     if config.get("model_type") != "gpt2":
-        raise RequestError(f"config.json: model_type is {config.get('model_type')!r}, and model.family=gpt reads gpt2")
+        raise RequestError(f"config.json: model_type is {config.get('model_type')!r}, but model.family=gpt reads gpt2")
     config_json.require(config, _SUPPORTED)
     released = {**_DEFAULTS, **config}
     fields = {key: released[name] for key, name in _KEYS.items() if released.get(name) is not None}

@@ -124,7 +124,9 @@ class NameTable:
                     return Place(stack.name.format(match[1]), int(match[2]), number, len(stack.parts))
             if _matches([*(copy for copy, _, _ in self._copies), *self._ignored], full_name):
                 return None
-        raise RequestError(f"{self._what} has no tensor named {name}: these weights are of another kind of model")
+        raise RequestError(
+            f"{self._what} has no tensor named {name}: these weights belong to a different kind of model"
+        )
 
     def on_disk(self, name: str, experts: int) -> list[tuple[str, Place]]:
         """Return the names on disk of a tensor in memory, each with its place.

@@ -41,7 +41,7 @@ def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], exper
         last = max(map(int, beyond - predicting))
         raise RequestError(
             f"the weights have a layer {last}, but the backbone has {len(model.model.layers)} layers: set "
-            "model.backbone.num_hidden_layers as in their training"
+            "model.backbone.num_hidden_layers to the value they were trained with"
         )
 
 
@@ -107,7 +107,7 @@ def _target(destination: torch.Tensor | None, place: Place, name: str, tensor: t
         has = "no such tensor" if target is None else f"shape {tuple(target.shape)}"
         message = f"the weights have {name} of shape {tuple(tensor.shape)}, but the model has {has}"
         if name.endswith(("embed_tokens.weight", "lm_head.weight")) and target is not None:
-            message += ": the recipe has another vocabulary or hidden size"
+            message += ": the recipe has a different vocabulary or hidden size"
         raise RequestError(message)
     if target.is_floating_point() and tensor.dtype not in _DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -122,7 +122,7 @@ def _require_none_missing(names: Collection[str]) -> None:
     if not names:
         return
     first = next(iter(names))
-    fix = "they are incomplete, or of another model"
+    fix = "they are incomplete or belong to a different model"
     if first == "lm_head.weight":
         fix = "if the head shares the embedding's matrix, set model.tie_word_embeddings=true, in config.json too"
     raise RequestError(f"the weights lack {first} ({len(names)} missing in total): {fix}")

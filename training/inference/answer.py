@@ -44,7 +44,9 @@ def encode_prompt(text: str, tokenizer: Tokenizer, key: str) -> list[int]:
     ids = tokenizer.encode(text)
     if tokenizer.unknown_id in ids:
         unknown = sorted({c for c in text if tokenizer.unknown_id in tokenizer.encode(c)})
-        raise RequestError(f"{key}: the tokenizer does not know {', '.join(map(repr, unknown))}: remove that")
+        raise RequestError(
+            f"{key}: the tokenizer does not know {', '.join(map(repr, unknown))}: remove it from the text"
+        )
     return ids
 
 

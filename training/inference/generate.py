@@ -46,7 +46,7 @@ class Limits:
                 ``crop`` is off.
         """
         if not prompt_ids:
-            raise RequestError("generate.prompt has no tokens: it needs some text")
+            raise RequestError("generate.prompt has no tokens: pass some text")
         outside = next((i for i in prompt_ids if not 0 <= i < self.vocabulary_size), None)
         if outside is not None:
             raise RequestError(

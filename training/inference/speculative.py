@@ -31,7 +31,7 @@ class Speculation:
             possible = hasattr(model, "prediction_layers")
             why = "model.num_nextn_predict_layers is 0" if possible else "the family has none"
             raise RequestError(
-                f"generate.speculative drafts with multi-token prediction, and {why}: leave generate.speculative out"
+                f"generate.speculative drafts with multi-token prediction, but {why}: set generate.speculative=false"
             )
         self._model, self._limits = model, limits
         self.drafted, self.accepted = 0, 0

@@ -59,7 +59,7 @@ def succeeded(status: int) -> None:
         MemoryError: the function could not allocate its buffers.
     """
     if status:
-        raise MemoryError("no memory for the intermediate results of a layer")
+        raise MemoryError("out of memory for a layer's intermediate results")
 
 
 @functools.cache
