@@ -1,17 +1,17 @@
-"""Sizes of the pieces that attention and the loss work in, shared with the memory estimate, which imports no torch."""
+"""Block sizes of attention and the loss. They are separate from the layers so the memory estimate needs no torch."""
 
-#: Queries that attention on CPU takes at a time.
+#: Number of queries that attention on CPU processes at a time.
 QUERY_BLOCK = 128
-#: Longest sequence whose attention weights the CPU path keeps for the backward pass.
+#: Longest sequence for which the CPU path saves the attention weights for the backward pass.
 LONGEST_BLOCKED = 2048
 
-#: Logits that the loss holds at a time, by kind of device.
+#: Number of logits that the loss holds at a time, by device type.
 _LOGITS = {"cpu": 2**22, "cuda": 2**27}
-#: Fewest rows of logits at a time: with fewer, reading the head's matrix and updating its gradient for each piece would
-#: dominate.
+#: Minimum number of rows of logits at a time. With fewer, reading the head's matrix and updating its gradient for each
+#: chunk would dominate.
 FEWEST_ROWS = 512
 
 
 def rows_of_logits(device: str, rows: int, vocab_size: int) -> int:
-    """Rows of logits [rows, vocab_size] that the loss computes at a time on a kind of device; at least 1."""
+    """Return how many of the rows of logits [rows, vocab_size] the loss computes at a time on a device type (>= 1)."""
     return min(max(rows, 1), max(FEWEST_ROWS, _LOGITS.get(device, _LOGITS["cuda"]) // vocab_size))

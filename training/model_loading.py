@@ -1,4 +1,4 @@
-"""Loads a model on one device from the checkpoints of a run, and initializes new ones."""
+"""Loads models from a run's checkpoints onto a single device, and initializes new models."""
 
 import sys
 from pathlib import Path
@@ -22,19 +22,19 @@ from training.runs import backbone_checkpoint, named_checkpoint
 
 
 def best_device(recipe: Recipe) -> torch.device:
-    """``launch.device``, or the best device of this machine.
+    """Return ``launch.device``, or the best device on this machine if it is set to ``auto``.
 
     Raises:
-        RequestError: this machine does not have that device.
+        RequestError: this machine does not have the requested device.
     """
     return choose_device(recipe.launch.device)
 
 
 def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
-    """The recipe's model with the weights of a checkpoint, in the precision of training, in evaluation mode.
+    """Load the recipe's model with a checkpoint's weights, in the training precision and in evaluation mode.
 
     Raises:
-        RequestError: the checkpoint does not exist, is damaged, or is of another model than the recipe's.
+        RequestError: the checkpoint does not exist, is damaged, or belongs to a different model than the recipe's.
     """
     require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "pretrain").details["model"])
     model = build_model(recipe.model, recipe.vocab_size)
@@ -46,15 +46,15 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
 
 
 def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]) -> None:
-    """Refuse weights that were trained as another model, even if their shapes fit, as with another kind of gate.
+    """Refuse weights that were trained as a different model, even if the shapes match (e.g. only the gate differs).
 
-    The context length may differ, since running a model on longer texts is deliberate.
+    The context length may differ: running a model on longer texts is a deliberate choice.
 
     Raises:
-        RequestError: the model differs; the message names the key.
+        RequestError: the models differ; the message names the key.
     """
     wanted = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
-    # Another family differs in most keys, so the family comes first.
+    # Models of different families differ in most keys, so compare the family first.
     for key, value in sorted(trained.items(), key=lambda item: item[0] != "family"):
         if key in wanted and wanted[key] != value and key != "max_position_embeddings":
             raise RequestError(
@@ -64,11 +64,11 @@ def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]
 
 
 def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
-    """``generate.weights``, or else the newest checkpoint of ``generate.stage``; a line on stderr reports the choice.
+    """Return ``generate.weights``, or the newest checkpoint of ``generate.stage``, and print the choice to stderr.
 
     Raises:
-        RequestError: there is none; it was trained with another tokenizer or as another model; or the stage is not set,
-            and the fine-tuned weights were not trained from the current pretrained ones.
+        RequestError: there is no checkpoint; it was trained with a different tokenizer or as a different model; or the
+            stage is not set, and the fine-tuned weights do not derive from the current pretrained weights.
     """
     section = recipe.generate
     if section.weights:
@@ -95,10 +95,10 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
 def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None = None) -> None:
     """Initialize every parameter and buffer in place, a classifier's backbone from ``model.weights`` if that is set.
 
-    ``experts``: those whose weights are needed; None: all.
+    ``experts``: the experts whose weights are needed, or None for all of them.
 
     Raises:
-        RequestError: ``model.weights`` is not a checkpoint, or is of another model.
+        RequestError: ``model.weights`` is not a checkpoint, or belongs to a different model.
     """
     init_weights(model, recipe.run.seed, experts)
     if (checkpoint := backbone_checkpoint(recipe)) is not None:

@@ -1,4 +1,4 @@
-"""What training minimizes: cross-entropy, multi-token prediction and the balancing losses, each by its own count."""
+"""The training objective: cross-entropy, multi-token prediction and balancing losses, each with its own denominator."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from training.layers.packed_documents import Documents
 
 
 class Objective:
-    """The weighted sum of the means of several losses over a global batch.
+    """The training objective: a weighted sum of several losses, each averaged over a global batch.
 
-    ``weights`` holds the weight of each loss by name. ``cross_entropy`` and ``mtp_1`` ... are means over their target
-    tokens, ``sequence_balance`` over sequences, ``load_balance`` and ``router_z`` over tokens without padding. Losses
-    of weight 0 are not computed.
+    ``weights`` maps each loss to its weight. ``cross_entropy`` and ``mtp_1`` ... are averaged over their target tokens,
+    ``sequence_balance`` over sequences, and ``load_balance`` and ``router_z`` over non-padding tokens. Losses with
+    weight 0 are not computed.
     """
 
     def __init__(self, model: ModelSection, train: TrainSection) -> None:
@@ -35,7 +35,7 @@ class Objective:
         self._depth, self._separate = depth, train.mask_documents
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Number of targets, sequences or tokens in a batch that each loss is summed over."""
+        """Count the targets, sequences or tokens in a batch that each loss is summed over."""
         targets = self._targets(batch)
         counts = {"cross_entropy": batch.targets}
         counts |= {f"mtp_{k}": int((targets[k] != IGNORED).sum()) for k in range(1, self._depth + 1)}
@@ -44,24 +44,24 @@ class Objective:
         return {name: counts[name] for name in self.weights}
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """The sum of each loss over a batch, scalars in the graph."""
+        """Compute each loss summed over a batch, as scalars attached to the autograd graph."""
         balance = [name for name in ("sequence_balance", "load_balance", "router_z") if name in self.weights]
         options = {"balance": balance} if balance else {}
         sums = model(batch.inputs, targets=self._targets(batch), **self._context(batch), **options)
         return dict(sums)
 
     def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the cross-entropy over the targets of a batch, and their number, for validation."""
+        """Compute the cross-entropy summed over a batch's targets, and the number of targets, for validation."""
         sums = model(batch.inputs, targets=[batch.labels], **self._context(batch))
         return sums["cross_entropy"], (batch.labels != IGNORED).sum()
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Logits at the position of each target, [B, T, V], or of classes, [B, C]."""
+        """Return the logits at each target position [B, T, V] or, for a classifier, the class logits [B, C]."""
         out: torch.Tensor = model(batch.inputs, **self._context(batch))
         return out
 
     def _context(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """The further inputs of the model that a batch holds."""
+        """Return the batch's additional model inputs."""
         tensors = {name: getattr(batch, name) for name in ("lengths", "source", "source_lengths")}
         return {
             **({"starts": self._starts(batch)} if self._separate else {}),
@@ -75,7 +75,10 @@ class Objective:
         return batch.starts
 
     def _targets(self, batch: Batch) -> list[torch.Tensor]:
-        """Labels of the main model and of each depth, shifted; those past the end or in other documents are ignored."""
+        """Return the labels for the main model and, shifted, for each prediction depth.
+
+        Labels past the end of the sample or in another document are ignored.
+        """
         starts = self._starts(batch)
         documents = None if starts is None else Documents(starts, *batch.inputs.shape)
         targets = [batch.labels]

@@ -1,1 +1,1 @@
-"""The same model under other circumstances: optimizers, activations, compiled, on other devices, by other attention."""
+"""Comparisons of a model across optimizers, activations, devices and attention implementations, and when compiled."""

@@ -1,4 +1,4 @@
-"""Activation functions: plots of them and their derivatives, and short trainings of the recipe's model with each."""
+"""Compares activation functions: plots of functions and derivatives, and short training runs with each of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -19,21 +19,21 @@ from training.estimate.parameters import parameters
 from training.layers.feed_forward import ACTIVATIONS
 from training.model_loading import best_device
 
-#: Functions that are drawn: those of the recipe, and the one in SwiGLU.
+#: Functions to draw: the activations a recipe can choose, and the one in SwiGLU.
 FUNCTIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {**ACTIVATIONS, "silu": F.silu}
-#: The range is -_REACH to _REACH, with _POINTS points.
+#: Plots range from -_REACH to _REACH, with _POINTS points.
 _REACH, _POINTS = 4.0, 401
 
 
 def compare_activations(recipe: Recipe, steps: int) -> int:
-    """Draw the functions; if the family has a choice, print and draw a training with each; returns the exit status."""
+    """Draw the functions and, if the family lets you choose one, train with each of them. Returns the exit status."""
     picture = RunLayout.of(recipe).comparisons / "activation-functions.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(picture, png(functions_figure))
     print(picture)
     model: Any = recipe.model
     if not hasattr(model, "activation"):
-        print(f"model.family={model.family} has no model.activation: there are no trainings to compare")
+        print(f"model.family={model.family} has no model.activation: there is nothing to train and compare")
         return command.DONE
     data, trials, counts = run_data(recipe), {}, {}
     for name in get_args(Activation):
@@ -62,7 +62,7 @@ def _results(trials: Mapping[str, Trial], counts: Mapping[str, int]) -> dict[str
 
 
 def values_and_slopes(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Points [n], the values of a function at them, and its derivative by autograd."""
+    """Return points [n], a function's values at them, and its derivatives by autograd."""
     x = torch.linspace(-_REACH, _REACH, _POINTS, requires_grad=True)
     y = FUNCTIONS[name](x)
     (slope,) = torch.autograd.grad(y.sum(), x)
@@ -70,7 +70,7 @@ def values_and_slopes(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def functions_figure() -> Figure:
-    """All functions, and their derivatives next to them."""
+    """Draw all functions, and next to them their derivatives."""
     figure = Figure(figsize=(9.0, 3.8))
     left, right = figure.subplots(1, 2)
     for name, color, style in zip(FUNCTIONS, COLORS, ("-", "-", "--", "-"), strict=False):

@@ -1,8 +1,8 @@
-"""Compares ways to compute attention at several lengths: how time grows with the length, and that results agree.
+"""Compares attention implementations at several lengths: how time grows with the length, and whether results agree.
 
-``written out`` holds every score. ``full`` is what models without a window use: PyTorch's fused kernel, and on CPU
-blocks of plain products up to some length. ``window`` is what models with a window use, whose cost grows linearly with
-the length: FlexAttention, and on CPU blocks.
+``written out`` materializes every score. ``full`` is what models without a window use: PyTorch's fused kernel, or on
+CPU blocks of plain products up to some length. ``window`` is what models with a window use: FlexAttention, or blocks on
+CPU. Its cost grows linearly with the length.
 """
 
 import math
@@ -23,15 +23,15 @@ from training.layers.attention import attention, attention_weights
 from training.layers.masks import Mask
 from training.model_loading import best_device
 
-#: The longest sequence in multiples of the recipe's context length, the most scores that are written out, and the
-#: number of lengths, each half of the next. The window is half of the shortest length if the model has none.
+#: The longest sequence as a multiple of the recipe's context length, the maximum number of scores to materialize, and
+#: the number of lengths, each half of the next. If the model has no window, half of the shortest length is used.
 _MAX_CONTEXTS, _MAX_SCORES, _LENGTHS = 8, 2**27, 5
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def ways(scale: float, window: int) -> dict[str, Attend]:
-    """Functions of queries, keys and values [1, N, T, H], by name."""
+    """Return the implementations by name: functions of queries, keys and values [1, N, T, H]."""
     return {
         "written out": lambda q, k, v: attention_weights(q, k, scale, Mask(True)) @ v,
         "full": lambda q, k, v: attention(q, k, v, scale, Mask(True)),
@@ -41,9 +41,9 @@ def ways(scale: float, window: int) -> dict[str, Attend]:
 
 
 def compare_attention(recipe: Recipe, steps: int) -> int:
-    """Print the milliseconds of a forward and backward pass of one layer at each length; returns the exit status.
+    """Print the milliseconds that one layer's forward plus backward pass takes at each length. Returns the exit status.
 
-    ``steps``: number of timed passes, of which the fastest counts.
+    ``steps`` is the number of timed passes, of which the fastest counts.
 
     Raises:
         RequestError: the model has no attention.
@@ -78,13 +78,13 @@ def compare_attention(recipe: Recipe, steps: int) -> int:
 
 
 def lengths_for(heads: int, context: int) -> list[int]:
-    """Lengths to compare; the longest is a multiple of the context, unless its scores would not fit into memory."""
+    """Return the lengths to compare. The longest is a multiple of the context, unless its scores would not fit."""
     most = min(_MAX_CONTEXTS * context, math.isqrt(_MAX_SCORES // heads))
     return [max(2, most >> halved) for halved in reversed(range(_LENGTHS))]
 
 
 def differences(heads: int, length: int, size: int, window: int, device: torch.device) -> dict[str, float]:
-    """The largest difference of a result of each way from the one that is written out."""
+    """Return each implementation's largest difference from the version with all scores written out."""
     functions, (q, k, v) = ways(size**-0.5, window), _drawn(heads, length, size, device)
     with torch.no_grad():
         return {
@@ -94,13 +94,13 @@ def differences(heads: int, length: int, size: int, window: int, device: torch.d
 
 
 def _drawn(heads: int, length: int, size: int, device: torch.device) -> list[torch.Tensor]:
-    """Queries, keys and values [1, N, T, H]."""
+    """Draw random queries, keys and values [1, N, T, H]."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(1, heads, length, size, generator=generator).to(device) for _ in range(3)]
 
 
 def _milliseconds(way: Attend, heads: int, length: int, size: int, device: torch.device, passes: int) -> float:
-    """The least time of a forward and backward pass over one sequence, without the first pass."""
+    """Return the shortest time of a forward plus backward pass over one sequence, excluding the first pass."""
     leaves = [tensor.requires_grad_() for tensor in _drawn(heads, length, size, device)]
     times = []
     for _ in range(passes + 1):
@@ -113,7 +113,7 @@ def _milliseconds(way: Attend, heads: int, length: int, size: int, device: torch
 
 
 def _power(lengths: list[int], times: list[float]) -> float:
-    """The power of the length by which time grew between the last two lengths."""
+    """Return the exponent p such that time grew as length^p between the last two lengths."""
     return math.log(times[-1] / times[-2]) / math.log(lengths[-1] / lengths[-2])
 
 

@@ -1,4 +1,4 @@
-"""The recipe's model eager, and with the regions compiled that ``model.compile`` compiles."""
+"""Compares the recipe's model in eager mode and with the regions compiled that ``model.compile`` compiles."""
 
 import torch
 
@@ -10,7 +10,7 @@ from training.model_loading import best_device
 
 
 def compare_compiled(recipe: Recipe, steps: int) -> int:
-    """Print the time per step and the largest difference of the losses, and draw them; returns the exit status."""
+    """Print the time per step and the largest loss difference, and draw the losses. Returns the exit status."""
     data = run_data(recipe)
     eager = trial(recipe, data, Setting(steps, best_device(recipe)), "eager")
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""The recipe's model on every kind of device of this machine."""
+"""Compares the recipe's model on every kind of device in this machine."""
 
 import torch
 
@@ -9,7 +9,7 @@ from training.compare.trial import Setting, run_data, trial
 
 
 def available_devices() -> list[torch.device]:
-    """The CPU, then a GPU of each kind that torch supports here."""
+    """Return the CPU and each kind of GPU that torch supports on this machine."""
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))
@@ -19,7 +19,7 @@ def available_devices() -> list[torch.device]:
 
 
 def compare_devices(recipe: Recipe, steps: int) -> int:
-    """Print time per step, loss, and the largest difference from the CPU's losses; returns the exit status."""
+    """Print time per step, loss, and the largest difference from the CPU's losses. Returns the exit status."""
     data, devices = run_data(recipe), available_devices()
     trials = {device.type: trial(recipe, data, Setting(steps, device), device.type) for device in devices}
     cpu = trials["cpu"]

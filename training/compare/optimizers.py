@@ -1,4 +1,4 @@
-"""The recipe's model with SGD, Adam, AdamW and Muon, each at the best of a few learning rates."""
+"""Compares SGD, Adam, AdamW and Muon on the recipe's model, each at the best of a few learning rates."""
 
 from configs import command
 from configs.schema import Recipe
@@ -8,14 +8,14 @@ from training.compare.trial import Setting, Trial, run_data, trial
 from training.data.batch import Data
 from training.model_loading import best_device
 
-#: Learning rates to try, relative to the recipe's, which is meant for AdamW; the steps of SGD scale with the gradient.
+#: Learning rates to try, relative to the recipe's, which is meant for AdamW. SGD's steps scale with the gradient.
 _RATES = {"sgd": (10.0, 30.0, 100.0), "adam": (0.3, 1.0, 3.0), "adamw": (0.3, 1.0, 3.0), "muon": (0.3, 1.0, 3.0)}
-#: Fraction of the steps that each rate is tried for.
+#: Fraction of the steps for which to try each rate.
 _TRIAL_FRACTION = 0.2
 
 
 def compare_optimizers(recipe: Recipe, steps: int) -> int:
-    """Print the final loss and the time per step of each, and draw their losses; returns the exit status."""
+    """Print each optimizer's final loss and time per step, and draw the losses. Returns the exit status."""
     data = run_data(recipe)
     trials: dict[str, Trial] = {}
     rates: dict[str, float] = {}
@@ -34,7 +34,7 @@ def compare_optimizers(recipe: Recipe, steps: int) -> int:
 
 
 def best_rate(recipe: Recipe, data: Data, section: OptimizerSection, steps: int) -> float:
-    """The learning rate with the lowest loss after a fifth of the steps."""
+    """Return the learning rate with the lowest loss after a fifth of the steps."""
     setting = Setting(max(1, round(_TRIAL_FRACTION * steps)), best_device(recipe), section)
     final_losses: dict[float, float] = {}
     for factor in _RATES[section.name]:
@@ -46,9 +46,9 @@ def best_rate(recipe: Recipe, data: Data, section: OptimizerSection, steps: int)
 
 
 def _section(recipe: Recipe, name: str) -> OptimizerSection:
-    """The recipe's settings for its own optimizer, defaults for the others."""
+    """Return the recipe's settings if this is its own optimizer, else the defaults."""
     section = recipe.train.optimizer
     if section.name == name:
         return section
-    # Adam and SGD add decay to the gradient, which AdamW's amount would dominate.
+    # Adam and SGD add weight decay to the gradient, and AdamW's amount of decay would dominate it.
     return OptimizerSection.model_validate({"name": name, **({"weight_decay": 0.0} if name in ("adam", "sgd") else {})})

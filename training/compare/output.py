@@ -1,4 +1,4 @@
-"""Results of a comparison: ``NAME.json`` and figures in ``runs/NAME/compare``, and a table on the terminal."""
+"""Outputs of a comparison: JSON and figures in ``runs/NAME/compare``, and a table on the terminal."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.compare.trial import Trial
 
-#: Line styles of neighboring curves, which may coincide.
+#: Line styles that alternate because neighboring curves may coincide.
 _STYLES = ("-", "-", "--", "-.")
 
 
@@ -26,7 +26,7 @@ def write_results(
     results: dict[str, Any],
     draw: Callable[[], Figure] | None = None,
 ) -> None:
-    """Write the results and the figure, if there is one; print the table (header first) and the paths."""
+    """Write the results and the figure, if any, and print the table (header first) and the paths."""
     folder = RunLayout.of(recipe).comparisons
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = [folder / f"{name}.json"]
@@ -39,7 +39,7 @@ def write_results(
 
 
 def as_json(trial: Trial) -> dict[str, Any]:
-    """The numbers of a trial."""
+    """Return a trial's numbers for JSON."""
     return {
         "losses": trial.losses,
         "final_loss": trial.final,
@@ -49,7 +49,7 @@ def as_json(trial: Trial) -> dict[str, Any]:
 
 
 def losses(title: str, trials: dict[str, Trial]) -> Callable[[], Figure]:
-    """A function that draws the losses of trials over their steps."""
+    """Return a function that plots the trials' losses over their steps."""
     return partial(_losses, title, trials)
 
 

@@ -1,6 +1,6 @@
-"""A short training of a recipe's model in a single process, without DeepSpeed, and in fp32 whatever the recipe.
+"""Short training runs of a recipe's model in a single process, without DeepSpeed, and always in fp32.
 
-All trials of a comparison start from the same weights and read the same batches. The biases of routers do not change.
+All trials in a comparison start from the same weights and read the same batches. Router biases are not updated.
 """
 
 import time
@@ -22,17 +22,17 @@ from training.objective import Objective
 from training.optim.build import build_optimizer
 from training.optim.schedules import learning_rate
 
-#: Fraction of the steps of a trial in which the learning rate rises.
+#: Fraction of a trial's steps that warm up the learning rate.
 _WARMUP = 0.1
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The results of a short training.
+    """The results of a short training run.
 
     Attributes:
-        losses: cross-entropy of each step before its update, in nats per target.
-        seconds: of each step; the first step includes one-time work.
+        losses: cross-entropy at each step, before its update, in nats per target.
+        seconds: duration of each step. The first step includes one-time work.
     """
 
     losses: list[float]
@@ -40,13 +40,13 @@ class Trial:
 
     @property
     def final(self) -> float:
-        """The loss at the end: the mean of the last tenth of the steps."""
+        """The final loss: the mean over the last tenth of the steps."""
         last = self.losses[-max(1, len(self.losses) // 10) :]
         return sum(last) / len(last)
 
     @property
     def step_seconds(self) -> float:
-        """Median time of a step, without the first one if there are more."""
+        """Median time per step, excluding the first step if there are more."""
         return median(self.seconds[1:] or self.seconds)
 
 
@@ -55,10 +55,10 @@ class Setting:
     """Settings of a trial.
 
     Attributes:
-        steps: optimizer steps.
-        device: where it runs.
-        optimizer: its section; None: the recipe's.
-        rate: peak learning rate; None: the recipe's.
+        steps: number of optimizer steps.
+        device: device to run on.
+        optimizer: optimizer section, or None for the recipe's.
+        rate: peak learning rate, or None for the recipe's.
         compiled: whether to compile the regions that ``model.compile`` compiles.
     """
 
@@ -70,7 +70,7 @@ class Setting:
 
 
 def run_data(recipe: Recipe) -> Data:
-    """The training data of the recipe's run.
+    """Load the training data of the recipe's run.
 
     Raises:
         RequestError: the run has no data.
@@ -79,7 +79,7 @@ def run_data(recipe: Recipe) -> Data:
 
 
 def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
-    """Train the recipe's model from its initial weights with a setting; ``name`` labels the progress bar."""
+    """Train the recipe's model from its initial weights. ``name`` labels the progress bar."""
     train = recipe.train
     model = build_model(recipe.model, recipe.vocab_size)
     first_weights(recipe, model)
@@ -111,7 +111,7 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
 def _step(
     model: Any, optimizer: Any, objective: Objective, batches: list[Batch], max_grad_norm: float, device: torch.device
 ) -> float:
-    """One optimizer step over a global batch; returns its cross-entropy after waiting for the device."""
+    """Run one optimizer step over a global batch. Returns its cross-entropy, after waiting for the device."""
     counts = [objective.counts(batch) for batch in batches]
     totals = {name: max(1, sum(count[name] for count in counts)) for name in objective.weights}
     cross_entropy = torch.zeros((), device=device)

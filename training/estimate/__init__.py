@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory of a model in closed form, from its recipe and without importing torch."""
+"""Closed-form estimates of a model's parameters, FLOPs and memory, from its recipe and without importing torch."""
 
 from training.estimate.counts import Parameters
 from training.estimate.device import Device, device_of

@@ -1,4 +1,4 @@
-"""Memory that the forward pass of a micro-batch keeps for its backward pass, and that both passes work in."""
+"""Activation memory of a micro-batch: what the forward pass saves for the backward pass, and temporary buffers."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from training.estimate.topology import Topology
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes for a micro-batch: of each layer, of the loss (kept, and worked in), and of the rest."""
+    """Bytes for a micro-batch: for each layer, for the loss (saved and temporary), and for everything else."""
 
     layers: list[Layer]
     loss_kept: float
@@ -22,39 +22,39 @@ class Activations:
 
     @property
     def kept(self) -> float:
-        """Bytes at the end of the forward pass."""
+        """Bytes held at the end of the forward pass."""
         return sum(layer.kept for layer in self.layers) + self.loss_kept + self.other
 
 
 def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) -> Activations:
-    """Activations of a rank with ``micro_batch`` samples at a time, under a mode of activation checkpointing."""
+    """Estimate one rank's activations for ``micro_batch`` samples under an activation checkpointing mode."""
     model, tokens = recipe.model.backbone_section, micro_batch * recipe.train.context_length
     if not isinstance(model, DeepseekSection):
         layers, hidden, other = dense_activations.layers(recipe, model, place, micro_batch, mode)
         if hidden is None:
-            # The logits of the bigram, which the loss holds twice in fp32.
+            # The bigram model's logits, which the loss holds twice in fp32.
             return Activations(layers, 8.0 * tokens * recipe.vocab_size, 4.0 * tokens * recipe.vocab_size, other)
         return Activations(layers, *_loss(recipe, place, tokens, hidden), other)
     layers = deepseek_activations.layers(recipe, model, place, micro_batch, mode)
     depth = model.num_nextn_predict_layers if recipe.train.mtp_loss else 0
     kept, working = _loss(recipe, place, tokens, model.hidden_size)
     row = tokens * model.hidden_size * place.width
-    # The input of the final norm; per depth of prediction the normalized pair, its projection and the norm's output.
+    # The final norm's input; for each prediction depth the two normalized inputs, their projection and its norm.
     return Activations(layers, (1 + depth) * kept, working, row + depth * 5 * row + tokens * 16)
 
 
 def _loss(recipe: Recipe, place: Topology, tokens: int, hidden: int) -> tuple[float, float]:
-    """Bytes that the loss of one head keeps, and that it works in.
+    """Return the bytes that one head's loss saves, and the bytes of its temporary buffers.
 
-    The forward pass computes dhidden and dweight (training/layers/cross_entropy.py) and keeps them.
+    The forward pass already computes and saves dhidden and dweight (training/layers/cross_entropy.py).
     """
     vocab = recipe.vocab_size
     if isinstance(recipe.model, ClassifierSection):
-        # One vector per text and its logits: little compared with the tokens.
+        # One vector per text and its logits: negligible next to the tokens.
         return 0.0, 0.0
     rows = rows_of_logits(place.device, tokens, vocab)
     working = rows * vocab * (6 if place.half else 4)
     if place.half:
-        # The fp32 sum of dweight, the product of a piece, and the same in fp32 to be added.
+        # The fp32 sum of dweight, the product of one chunk, and its fp32 copy to be added.
         working += vocab * hidden * (4 + 2 + 4) - vocab * hidden * place.width
     return (tokens + vocab) * hidden * place.width, working

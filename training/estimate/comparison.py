@@ -1,4 +1,4 @@
-"""``python -m training inspect --compare``: recipes in one table, without torch."""
+"""``python -m training inspect --compare``: a table that compares recipes, without torch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +17,17 @@ _OF_TRAINING = ("memory per rank", "checkpoint")
 
 
 def compare(recipes: Sequence[Recipe]) -> int:
-    """Print the table; returns the exit status."""
+    """Print the table. Returns the exit status."""
     print("\n".join(lines(recipes)))
     return DONE
 
 
 def lines(recipes: Sequence[Recipe]) -> list[str]:
-    """One row per recipe: shape, exact parameters, FLOPs forward and backward at its context length, and, at its own
-    settings, the peak memory of a rank and the size of a checkpoint. A dash where a recipe has no such value.
+    """Format a table with one row per recipe.
+
+    It shows the shape, the exact parameter count, forward plus backward FLOPs at the recipe's context length, and, at
+    the recipe's own settings, the peak memory per rank and the checkpoint size. A dash marks a value that a recipe does
+    not have.
     """
     return aligned([(*_HEAD, *_OF_TRAINING), *(_row(recipe) for recipe in recipes)], names=2)
 

@@ -1,21 +1,23 @@
-"""Numbers of parameters by part, for a model of any family."""
+"""Parameter counts by part, for a model of any family."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of parameters. Balancing biases of gates are buffers: ``router_biases`` counts those of the main model.
+    """Parameter counts.
 
-    ``total``: all parameters of the main model, tied embeddings once. ``active``: those that each token is multiplied
-    with, as in DeepSeek's 37B (V3) and 2.4B (V2-Lite): K of the E routed experts, the shared experts and the output
-    head, but not embeddings and learned positions, of which a token reads one row. (Tied embeddings count as the head.)
-    ``by_part`` sums to ``total``, ``active_by_part`` to ``active``.
+    ``total`` counts all parameters of the main model, with tied embeddings once. ``active`` counts the parameters that
+    each token is multiplied with, as in DeepSeek's 37B (V3) and 2.4B (V2-Lite): K of the E routed experts, the shared
+    experts and the output head, but not embeddings and learned positions, of which a token reads one row. (Tied
+    embeddings count as the head.) ``by_part`` sums to ``total`` and ``active_by_part`` to ``active``.
 
-    ``tables``: parameters of embeddings, learned positions and the head, tied ones once.
+    ``tables`` counts embeddings, learned positions and the head, with tied tables once.
 
-    ``prediction`` and ``active_prediction``: what the modules of multi-token prediction add in training. They share
-    embedding and head, and plain generation does not use them. ``all``: total with them.
+    ``prediction`` and ``active_prediction`` are what the multi-token prediction modules add in training. The modules
+    share the embedding and head, and plain generation does not use them. ``all`` is the total including the modules.
+
+    The gates' balancing biases are buffers, not parameters. ``router_biases`` counts them for the main model.
     """
 
     by_part: dict[str, int]

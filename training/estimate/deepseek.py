@@ -1,11 +1,11 @@
-"""DeepSeek models: parameters, parameters that are active per token, and FLOPs of attention."""
+"""DeepSeek models: total and active parameters, and attention FLOPs."""
 
 from configs.schema.models.deepseek import DeepseekSection
 from training.estimate.counts import Parameters
 
 
 def parameters(model: DeepseekSection, vocab_size: int) -> Parameters:
-    """Count by part for a model whose embedding and head have ``vocab_size`` rows."""
+    """Count parameters by part, for an embedding and head with ``vocab_size`` rows."""
     hidden, layers = model.hidden_size, model.num_hidden_layers
     dense = model.first_k_dense_replace
     matrix = vocab_size * hidden
@@ -38,14 +38,14 @@ def parameters(model: DeepseekSection, vocab_size: int) -> Parameters:
 
 
 def prediction_matrices(model: DeepseekSection) -> int:
-    """Active parameters in the matrices of one module of multi-token prediction, without the head."""
+    """Count the active parameters in the matrices of one multi-token prediction module, without the head."""
     mixture = _mixture(model)
     active = mixture["gates"] + mixture["shared experts"] + _selected(model)
     return attention_matrices(model) + active + 2 * model.hidden_size**2
 
 
 def _layer(model: DeepseekSection) -> dict[str, int]:
-    """Parameters of every layer."""
+    """Count the parameters that each layer has, whether dense or MoE."""
     latents = model.kv_lora_rank + (model.q_lora_rank or 0)
     biases = model.hidden_size + model.kv_lora_rank + model.qk_rope_head_dim + (model.q_lora_rank or 0)
     return {
@@ -56,7 +56,7 @@ def _layer(model: DeepseekSection) -> dict[str, int]:
 
 
 def _mixture(model: DeepseekSection) -> dict[str, int]:
-    """Parameters of a mixture of experts."""
+    """Count the parameters of one mixture of experts."""
     expert = 3 * model.hidden_size * model.moe_intermediate_size
     learned = model.router_noise is not None and model.router_noise.kind == "learned"
     width = model.n_shared_experts * model.moe_intermediate_size
@@ -69,7 +69,7 @@ def _mixture(model: DeepseekSection) -> dict[str, int]:
 
 
 def _selected(model: DeepseekSection) -> int:
-    """Parameters of the experts of a token (of the most that it may have, if their number adapts)."""
+    """Count the parameters of one token's experts; if their number is adaptive, of the maximum number."""
     return model.num_experts_per_tok * 3 * model.hidden_size * model.moe_intermediate_size
 
 
@@ -78,7 +78,7 @@ def _feed_forward_biases(model: DeepseekSection, width: int) -> int:
 
 
 def attention_matrices(model: DeepseekSection) -> int:
-    """Parameters in the projections of one latent-attention layer, without its norms and biases."""
+    """Count the parameters in one latent attention layer's projections, without norms and biases."""
     hidden, heads = model.hidden_size, model.num_attention_heads
     query = heads * (model.qk_nope_head_dim + model.qk_rope_head_dim)
     rank = model.q_lora_rank
@@ -89,7 +89,7 @@ def attention_matrices(model: DeepseekSection) -> int:
 
 
 def matrix_parameters(model: DeepseekSection, vocab_size: int, predicts: bool) -> int:
-    """Active parameters in matrices; each depth of multi-token prediction adds its own and the head again."""
+    """Count active parameters in matrices. Each multi-token prediction depth adds its own and the head again."""
     counts = parameters(model, vocab_size)
     main = counts.active - counts.by_part["norms"] - counts.by_part["biases"]
     depth = model.num_nextn_predict_layers if predicts else 0
@@ -97,7 +97,7 @@ def matrix_parameters(model: DeepseekSection, vocab_size: int, predicts: bool) -
 
 
 def attention_flops(model: DeepseekSection, context: int, predicts: bool) -> float:
-    """FLOPs forward and backward, for the (context + 1) / 2 positions that a token attends to on average."""
+    """Return forward plus backward FLOPs for the (context + 1) / 2 positions that a token attends to on average."""
     widths = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
     layers = model.num_hidden_layers + (model.num_nextn_predict_layers if predicts else 0)
     return 3.0 * layers * 2.0 * model.num_attention_heads * widths * (context + 1) / 2

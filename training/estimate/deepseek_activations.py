@@ -1,7 +1,7 @@
-"""Memory that a DeepSeek layer keeps from its forward pass, and that it works in.
+"""Activation memory of DeepSeek layers: what the forward pass saves, and temporary buffers.
 
-Counts follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts them in a built model).
-With M tokens in a micro-batch and K experts per token, routing is assumed to be balanced, so that a rank receives as
+The formulas follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts these in a real
+model). Routing is assumed to be balanced: with M tokens in a micro-batch and K experts per token, a rank receives as
 many rows as it sends, M x K.
 """
 
@@ -11,12 +11,12 @@ from training.block_sizes import LONGEST_BLOCKED
 from training.estimate.layer import Layer, block_weights
 from training.estimate.topology import Topology
 
-#: deepspeed/moe/ep_kernels.py: the rows of each expert are padded to a multiple of this, with room for all paddings.
+#: deepspeed/moe/ep_kernels.py pads each expert's rows to a multiple of this, and reserves room for all of the padding.
 _ALIGNED = 8
 
 
 def layers(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, mode: str) -> list[Layer]:
-    """Every trained layer, under a mode of activation checkpointing."""
+    """Estimate every trained layer under an activation checkpointing mode."""
     depth = model.num_nextn_predict_layers if recipe.train.mtp_loss else 0
     kinds = {dense: _layer(recipe, model, place, micro_batch, mode, dense) for dense in (True, False)}
     return [kinds[index < model.first_k_dense_replace] for index in range(model.num_hidden_layers + depth)]
@@ -29,18 +29,18 @@ def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch:
     whole = attention + feed
     if mode == "none":
         return Layer(whole, feed_working / 2, feed_working)
-    # Routing decisions are not recomputed (training/layers/router.py): logits, and the best with their scores.
+    # Routing decisions are not recomputed (training/layers/router.py): the logits, and the top experts' ids and scores.
     decisions = 0 if dense else model.n_routed_experts * 4 + model.num_experts_per_tok * 12
     row += micro_batch * recipe.train.context_length * decisions
     if mode == "full":
-        # The input of the layer is kept; the rest is recomputed, and held while gradients are computed.
+        # Only the layer's input is saved. The rest is recomputed and held while gradients are computed.
         return Layer(row, max(attention, feed) / 2, whole - row + feed_working)
     narrow = row + hidden + fused + _narrow(recipe, model, place, micro_batch, dense)
     return Layer(narrow, max(attention, feed) / 2, max(attention, feed) - row + feed_working)
 
 
 def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool) -> float:
-    """Bytes of products narrower than the hidden size, which ``selective`` keeps."""
+    """Return the bytes of products narrower than the hidden size, which ``selective`` saves."""
     widths = [model.q_lora_rank or 0, model.kv_lora_rank + model.qk_rope_head_dim]
     if dense:
         widths += 2 * [model.intermediate_size]
@@ -51,11 +51,11 @@ def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch
 
 
 def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int) -> tuple[float, float]:
-    """Bytes kept by attention and its norm (training/layers/mla.py), and by the results of a fused kernel alone.
+    """Return the bytes that attention and its norm save (training/layers/mla.py), and a fused kernel's part of them.
 
-    Numbers per token: the input of the layer and its norm, the latents before and after their norms, queries and keys
-    [N, Q], values and the result [N, Z], and the residual stream. On CPU also the attention weights of blocks.
-    ``selective`` keeps the results of a fused kernel.
+    Each token's elements are the layer's input and its norm, the latents before and after their norms, queries and keys
+    [N, Q], values and the result [N, Z], and the residual stream. On CPU the blocks' attention weights are added.
+    ``selective`` saves only the fused kernel's results.
     """
     length, width = recipe.train.context_length, place.width
     tokens, heads = micro_batch * length, model.num_attention_heads
@@ -78,10 +78,10 @@ def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_ba
 def _feed_forward(
     recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool
 ) -> tuple[float, float]:
-    """Bytes kept by a feed-forward layer or mixture and its norm, and those that its backward pass works in."""
+    """Return the bytes that a feed-forward or MoE layer and its norm save, and its backward pass's temporary bytes."""
     width = place.width
     tokens, hidden = micro_batch * recipe.train.context_length, model.hidden_size
-    # Gate, up and their product; on GPUs PyTorch keeps silu(gate) too.
+    # Gate, up and their product. On GPUs, PyTorch also saves silu(gate).
     columns = 3 if place.device == "cpu" else 4
     residual = 2 * tokens * hidden * width
     if dense:
@@ -90,14 +90,14 @@ def _feed_forward(
     local = place.local_experts // max(1, place.expert_layers)
     rows = tokens * model.num_experts_per_tok
     padded = rows + local // (3 * hidden * model.moe_intermediate_size) * _ALIGNED
-    # AutoEP (deepspeed/moe/ep_experts.py) concatenates gate and up weights in each pass, and keeps the result.
+    # AutoEP (deepspeed/moe/ep_experts.py) concatenates gate and up weights in each pass, and saves the result.
     joined = local * 2 / 3 * width
-    inner = 4 if place.device == "cpu" else 3  # gate and up, silu on CPU, their product
+    inner = 4 if place.device == "cpu" else 3  # gate and up, silu (on CPU), and the product
     shared = columns * tokens * model.n_shared_experts * model.moe_intermediate_size * width
     kept = (
         residual + shared + joined + width * (padded * (hidden + inner * model.moe_intermediate_size) + rows * hidden)
     )
     kept += tokens * hidden * (4 if place.half else 0)  # the gate's input in fp32
     kept += tokens * (model.n_routed_experts * 4 + model.num_experts_per_tok * 32)
-    # Weighted rows and their gradients in fp32, and the gradient of the joined weights together with its two parts.
+    # The weighted rows and their gradients in fp32, and the gradient of the joined weights along with its two parts.
     return kept, 2 * rows * hidden * 4 + local * width

@@ -1,4 +1,4 @@
-"""Dense models: parameters by part, and FLOPs of attention."""
+"""Dense models: parameters by part, and attention FLOPs."""
 
 from configs.schema.models import ModelSection
 from configs.schema.models.bigram import BigramSection
@@ -10,7 +10,7 @@ from training.estimate.counts import Parameters
 
 
 def parameters(model: ModelSection, vocab_size: int) -> Parameters:
-    """Count by part for a model whose embedding and head have ``vocab_size`` rows."""
+    """Count parameters by part, for an embedding and head with ``vocab_size`` rows."""
     match model:
         case BigramSection():
             table = vocab_size * vocab_size
@@ -23,7 +23,7 @@ def parameters(model: ModelSection, vocab_size: int) -> Parameters:
 
 
 def _stack(model: GptSection | EncoderSection, vocab_size: int, tied: bool) -> Parameters:
-    """One stack of layers between an embedding and a head."""
+    """Count the parameters of one stack of layers between an embedding and a head."""
     layers, matrix = model.num_hidden_layers, vocab_size * model.hidden_size
     # A post-norm stack ends with the last layer's norm.
     final = 1 if isinstance(model, GptSection) or model.norm_first else 0
@@ -42,7 +42,7 @@ def _stack(model: GptSection | EncoderSection, vocab_size: int, tied: bool) -> P
 
 
 def _encoder_decoder(model: EncoderDecoderSection, vocab_size: int) -> Parameters:
-    """Two embeddings, the encoder, the decoder with cross-attention, a head."""
+    """Count the parameters of two embeddings, the encoder, the decoder with cross-attention, and a head."""
     encoder, decoder = model.num_hidden_layers, model.depth_of_decoder
     matrix, tables = vocab_size * model.hidden_size, 1 if model.share_embeddings else 2
     final = 2 if model.norm_first else 0
@@ -51,7 +51,7 @@ def _encoder_decoder(model: EncoderDecoderSection, vocab_size: int) -> Parameter
     tied = 1 if model.tie_word_embeddings else 0
     positions = _positions(model) * 2
     by_part = {
-        # The head is a separate table, or tied to one of these.
+        # The head is a separate table, or tied to one of the embeddings.
         "embeddings": (tables - tied) * matrix,
         "positions": positions,
         "encoder's attention": encoder * 4 * model.hidden_size**2,
@@ -72,18 +72,18 @@ def _counts(by_part: dict[str, int], looked_up: tuple[str, ...], tables: int) ->
 
 
 def matrix_parameters(model: ModelSection, vocab_size: int) -> float:
-    """Active parameters in matrices, each counted as often as a token is multiplied with it."""
+    """Count active parameters in matrices, weighted by how often each token is multiplied with them."""
     counts = parameters(model, vocab_size)
     matrices = counts.active - counts.by_part.get("norms", 0) - counts.by_part.get("biases", 0)
     if isinstance(model, EncoderDecoderSection):
-        # Cross-attention projects keys and values of pooled positions, one for several tokens of the source.
+        # Cross-attention projects keys and values once per pooled position, i.e. once for several source tokens.
         projections = model.depth_of_decoder * 2 * model.hidden_size**2
         return matrices - projections * (1 - 1 / model.cross_downsample)
     return matrices
 
 
 def attention_flops(model: ModelSection, context: int) -> float:
-    """FLOPs forward and backward, for the positions that a token attends to on average."""
+    """Return forward plus backward FLOPs for the positions that a token attends to on average."""
     if not isinstance(model, TransformerSection):
         return 0.0
     per_position = 3.0 * 2.0 * 2.0 * model.hidden_size
@@ -96,7 +96,7 @@ def attention_flops(model: ModelSection, context: int) -> float:
 
 
 def _visible(context: int, window: int | None, looks_ahead: bool) -> float:
-    """Positions that one of ``context`` positions attends to on average."""
+    """Return how many of ``context`` positions one position attends to on average."""
     reach = min(window or context, context)
     before = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
     return 2 * before - 1 if looks_ahead else before
@@ -107,7 +107,7 @@ def _positions(model: TransformerSection) -> int:
 
 
 def _feed_forward(model: TransformerSection) -> int:
-    """Parameters in the feed-forward matrices of a layer."""
+    """Count the parameters in one layer's feed-forward matrices."""
     return (3 if model.activation == "swiglu" else 2) * model.hidden_size * model.width
 
 
@@ -122,5 +122,5 @@ def _attention_biases(model: TransformerSection) -> int:
 
 
 def _norms(model: TransformerSection, count: int, rms: bool = False) -> tuple[int, int]:
-    """Parameters of ``count`` norms: their weights, and their biases."""
+    """Count the weights and the biases of ``count`` norms."""
     return count * model.hidden_size, count * model.hidden_size if model.bias and not rms else 0

@@ -1,6 +1,7 @@
-"""Memory that the layers of dense models keep from their forward pass, and that they work in.
+"""Activation memory of dense layers: what the forward pass saves, and temporary buffers.
 
-Counts follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts them in a built model).
+The formulas follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts these in a real
+model).
 """
 
 from configs.schema import Recipe
@@ -15,7 +16,10 @@ from training.estimate.topology import Topology
 def layers(
     recipe: Recipe, model: ModelSection, place: Topology, micro_batch: int, mode: str
 ) -> tuple[list[Layer], int | None, float]:
-    """Every layer under a checkpointing mode, the width that the head reads (None: logits), and bytes of the rest."""
+    """Estimate every layer under an activation checkpointing mode.
+
+    Returns the layers, the width of the head's input (None if the model has logits instead), and the remaining bytes.
+    """
     length = recipe.train.context_length
     tokens = micro_batch * length
     if not isinstance(model, TransformerSection):
@@ -24,7 +28,7 @@ def layers(
     separate = recipe.train.mask_documents
     stack = [_layer(model, place, micro_batch, length, mode, looks_ahead, separate=separate)] * model.num_hidden_layers
     row = tokens * model.hidden_size * place.width
-    # The input of the final norm, which post-norm stacks lack, and with dropout the mask of the embedding.
+    # The final norm's input (post-norm stacks have none) and, with dropout, the embedding's dropout mask.
     other = (row if getattr(model, "norm_first", True) else 0) + (row if model.dropout else 0) + tokens * 16.0
     if isinstance(model, EncoderDecoderSection):
         stack = stack + [_layer(model, place, micro_batch, length, mode, False, True)] * model.depth_of_decoder
@@ -46,7 +50,7 @@ def _layer(
     tokens = micro_batch * length
     row = tokens * model.hidden_size * place.width
     dropped = row if model.dropout else 0
-    # The residual stream and its norm; queries, keys and values; the result of attention; the mask of dropout.
+    # The residual stream and its norm; queries, keys and values; the attention result; the dropout mask.
     ahead = length if looks_ahead else None
     attention = 6 * row + dropped + _weights(model, place, micro_batch, length, ahead, separate=separate)
     if cross:
@@ -74,14 +78,17 @@ def _weights(
     full: bool = False,
     separate: bool = False,
 ) -> float:
-    """Bytes of attention weights that are kept. ``full``: without the window; ``separate``: documents are masked."""
+    """Return the bytes of saved attention weights, or of what replaces them in fused attention.
+
+    ``full`` means that the window does not apply; ``separate``, that documents are masked from each other.
+    """
     window = None if full else model.window
     if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
         kept = micro_batch * length * model.num_attention_heads * 4.0
         sloped = model.positions == "alibi" and not full
         blocks = window is not None or separate
         if (sloped and not blocks) or (model.dropout and (sloped or blocks)):
-            # A mask of all pairs of positions, per head if slopes differ, per sample if samples differ.
+            # A mask over all pairs of positions: per head if slopes differ, per sample if samples differ.
             masks = (model.num_attention_heads if sloped else 1) * (micro_batch if keys is not None or separate else 1)
             kept += masks * length * (keys or length) * place.width
         return kept

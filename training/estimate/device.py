@@ -1,4 +1,4 @@
-"""Which device a recipe will run on, and how much of its memory a rank may use, without torch."""
+"""The device that a recipe will run on, and how much of its memory a rank may use. Does not import torch."""
 
 import os
 import platform
@@ -10,23 +10,23 @@ from typing import Literal
 
 from configs.schema import Recipe
 
-#: Kind of device; ``mps`` shares the memory of the host.
+#: Kinds of devices. ``mps`` shares the host's memory.
 Kind = Literal["cpu", "cuda", "mps"]
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-#: Bytes of a GPU, if the recipe is for GPUs and this machine has none.
+#: Assumed GPU memory in bytes, if the recipe is for GPUs and this machine has none.
 _ASSUMED = 80 * 2**30
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a rank computes.
+    """The device that a rank computes on.
 
     Attributes:
-        kind: of device.
+        kind: kind of device.
         bytes: memory that a rank may use.
-        source: where that number comes from.
-        known: False: the number is assumed.
+        source: where the number of bytes comes from.
+        known: whether the number of bytes is known; False if it is only assumed.
     """
 
     kind: Kind
@@ -36,10 +36,10 @@ class Device:
 
 
 def device_of(recipe: Recipe) -> Device:
-    """``launch.device`` and ``launch.device_memory``, or what this machine has.
+    """Return the device set by ``launch.device`` and ``launch.device_memory``, or detect what this machine has.
 
-    ``auto`` is GPUs if ``nvidia-smi`` finds one or the recipe is for several machines; else MPS for a single process on
-    a Mac with Apple silicon; else CPU.
+    ``auto`` means GPUs if ``nvidia-smi`` finds one or the recipe is for several machines. Otherwise it means MPS for a
+    single process on a Mac with Apple silicon, or else the CPU.
     """
     launch = recipe.launch
     elsewhere = launch.kind == "slurm" or launch.hostfile is not None
@@ -59,7 +59,7 @@ def device_of(recipe: Recipe) -> Device:
 
 
 def has_mps() -> bool:
-    """Whether this machine has a GPU that torch supports as MPS."""
+    """Return whether this machine has a GPU that torch supports through MPS."""
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
@@ -72,12 +72,12 @@ def _on_mps(recipe: Recipe, elsewhere: bool) -> bool:
 
 
 def in_bytes(text: str) -> int:
-    """``80G`` in bytes; units are powers of 1,024."""
+    """Convert a size such as ``80G`` to bytes. Units are powers of 1,024."""
     return int(text[:-1]) * _UNITS[text[-1]]
 
 
 def _gpu_bytes() -> int | None:
-    """Memory of the smallest GPU of this machine; None: there is none, or the environment hides it from processes."""
+    """Return the memory of this machine's smallest GPU, or None if there is none or the environment hides it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get("DS_ACCELERATOR") == "cpu"
     if hidden or shutil.which("nvidia-smi") is None:
         return None

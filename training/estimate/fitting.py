@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits, and what to change if none does."""
+"""Finds the largest micro-batch that fits into memory, and suggests what to change if none does."""
 
 from collections.abc import Iterator
 
@@ -6,15 +6,15 @@ from configs.schema import Recipe
 from training.estimate.device import Kind, device_of
 from training.estimate.memory import memory
 
-#: A recipe counts as smaller if its peak is below this fraction of the one that did not fit.
+#: A recipe counts as smaller if its peak is below this fraction of the peak that did not fit.
 _SAFE_FRACTION = 0.9
 
 
 def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = None, mode: str = "") -> int | None:
-    """The most samples per rank at a time whose peak is within ``available`` bytes; None: not even one.
+    """Return the largest micro-batch per rank whose peak is within ``available`` bytes, or None if not even 1 fits.
 
-    Only numbers that, times the ranks, divide the global batch. ``mode``: of activation checkpointing, if not the
-    recipe's.
+    Only sizes that divide a rank's part of the global batch are tried. ``mode`` replaces the recipe's activation
+    checkpointing mode.
     """
     kind = device or device_of(recipe).kind
     share = recipe.train.global_batch // recipe.ranks
@@ -26,7 +26,7 @@ def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = No
 
 
 def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
-    """One line: the smallest change with which the recipe fits into ``available`` bytes per rank."""
+    """Return one line that suggests the smallest change that makes the recipe fit into ``available`` bytes per rank."""
     kind = device or device_of(recipe).kind
     size = largest_micro_batch(recipe, available, kind)
     if size is not None:
@@ -46,9 +46,9 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
 
 
 def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
-    """One line for a recipe that ran out of memory: only changes that need less than the recipe.
+    """Return one line of advice for a recipe that ran out of memory, with only changes that reduce its memory.
 
-    ``available``: bytes per rank, as far as known; by the estimate they may have been enough.
+    ``available`` is the number of bytes per rank, as far as known. By the estimate, it may have been enough.
     """
     kind = device or device_of(recipe).kind
     bound = min(available, int(_SAFE_FRACTION * memory(recipe, kind).peak))
@@ -59,7 +59,10 @@ def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
 
 
 def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
-    """Recipes that need less memory, with the keys to set; changes add up: checkpointing, experts, stage, offload."""
+    """Yield recipes that need less memory, and the keys to set.
+
+    The changes are cumulative: activation checkpointing, expert parallelism, ZeRO stage, offloading.
+    """
     train = recipe.train
     modes = ["none", "selective", "full"]
     for mode in modes[modes.index(train.activation_checkpointing) + 1 :]:
@@ -81,5 +84,5 @@ def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
 
 
 def _with(recipe: Recipe, **changes: object) -> Recipe:
-    """The recipe with changed keys of ``train``."""
+    """Return a copy of the recipe with changes to its ``train`` section."""
     return recipe.model_copy(update={"train_section": recipe.train.model_copy(update=changes)})

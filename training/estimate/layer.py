@@ -1,4 +1,4 @@
-"""Memory of a layer of any family, and the attention weights that the CPU path of all families keeps."""
+"""Memory of a layer of any family, and the attention weights that the CPU path saves in all families."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from training.block_sizes import QUERY_BLOCK
 
 @dataclass(frozen=True)
 class Layer:
-    """Bytes of one layer: kept from forward to backward, and the most that each pass takes in addition."""
+    """Bytes of one layer: what is saved from forward to backward, and the most that each pass needs on top."""
 
     kept: float
     forward: float
@@ -15,10 +15,10 @@ class Layer:
 
 
 def block_weights(length: int, keys: int | None = None, window: int | None = None) -> int:
-    """Softmax weights that attention in blocks of queries keeps per sequence and head.
+    """Count the softmax weights that blocked attention saves per sequence and head.
 
-    A block attends to all keys up to its last query; with ``keys`` to that many, as in bidirectional attention; with a
-    window only to the keys that any of its queries reaches.
+    A block attends to all keys up to its last query or, if ``keys`` is set, to that many keys (as in bidirectional
+    attention). With a window, it attends only to keys within reach of any of its queries.
     """
     total = 0
     for start in range(0, length, QUERY_BLOCK):

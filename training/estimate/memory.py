@@ -1,7 +1,7 @@
-"""Memory of a rank by part and phase, in closed form; the peak is that of the phase that needs most.
+"""Closed-form memory of a rank, by part and phase. The peak is the peak of the phase that needs the most.
 
-The formulas follow the sources of DeepSpeed 0.19 (``runtime/zero/stage_1_and_2.py``, ``stage3.py``,
-``bf16_optimizer.py``), of AutoEP and of this package. ``benchmarks/estimate.py`` compares them with measured peaks.
+The formulas follow the source code of DeepSpeed 0.19 (``runtime/zero/stage_1_and_2.py``, ``stage3.py``,
+``bf16_optimizer.py``), AutoEP and this package. ``benchmarks/estimate.py`` compares them with measured peaks.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,24 +13,24 @@ from training.estimate.device import Kind
 from training.estimate.parameters import parameters
 from training.estimate.topology import Topology, topology
 
-#: Elementwise fp32 states that an optimizer keeps per parameter; muon updates tables as adamw does.
+#: Number of fp32 states that an optimizer keeps per parameter. Muon updates tables as AdamW does.
 _STATES = {"adamw": 2, "adam": 2, "sgd": 1, "muon": 1}
-#: Measured: stacks of threads on CPU; on GPUs what the matrix libraries reserve.
+#: Measured bytes: thread stacks on CPU, and the workspace that the matrix libraries reserve on GPUs.
 _LIBRARIES = {"cpu": 40_000_000, "cuda": 80_000_000}
-#: Measured on CPU in bf16, where oneDNN compiles products for each number of rows per expert and keeps up to 1,024:
-#: 264, 430 and about 600 MB at 128, 256 and 512 rows per expert, after ten micro-batches.
+#: Measured on CPU in bf16, where oneDNN compiles a product for each number of rows per expert and caches up to 1,024 of
+#: them: 264, 430 and about 600 MB for 128, 256 and 512 rows per expert, after ten micro-batches.
 _COMPILED, _MAX_COMPILED = 27_000_000, 650_000_000
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank on the device it computes on.
+    """Bytes that a rank needs on the device it computes on.
 
     Attributes:
         parts: bytes at the peak of training, by name.
         phases: peak of each phase: ``start``, ``forward and backward``, ``reduction``, ``step``, ``saving``.
-        host: peak in the host of a GPU: the model while it is built, or offloaded state and the copy of a checkpoint.
-        modes: bytes kept for the backward pass under each mode of activation checkpointing.
+        host: peak on a GPU's host: the model while it is built, or offloaded state plus the copy for a checkpoint.
+        modes: bytes saved for the backward pass under each activation checkpointing mode.
     """
 
     parts: dict[str, float]
@@ -40,7 +40,7 @@ class Memory:
 
     @property
     def phase(self) -> str:
-        """The phase that needs most."""
+        """The phase that needs the most memory."""
         return max(self.phases, key=lambda name: self.phases[name])
 
     @property
@@ -49,7 +49,7 @@ class Memory:
 
 
 def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: str = "") -> Memory:
-    """Memory of a recipe on a device; ``micro_batch`` and ``mode`` (of checkpointing) replace those of the recipe."""
+    """Estimate a recipe's memory on a device. ``micro_batch`` and ``mode`` (checkpointing) override the recipe's."""
     if device == "mps":
         return _unified(memory(recipe, "cuda", micro_batch, mode))
     samples = micro_batch or recipe.micro_batch
@@ -58,13 +58,13 @@ def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: s
     modes = {name: activations(recipe, place, samples, name) for name in ("none", "selective", "full")}
     kept = modes[chosen]
     weights, master, grads, states = _state(recipe, place)
-    # What no other rank has a copy of is not partitioned, so there is nothing to gather.
+    # Parameters that no other rank has a copy of are not partitioned, so they need no gathering.
     gathered = min(sum(place.replicated), place.live) * place.width if place.stage == 3 else 0.0
     libraries = _libraries(recipe, place, samples)
     away = master + states if place.offloaded else 0.0
     base = weights + master + states + libraries + gathered - away
     passes, buffers = _passes(place, kept, grads)
-    # The copy for a checkpoint holds master weights and state (training/checkpoint/snapshot.py).
+    # The copy for a checkpoint holds master weights and optimizer state (training/checkpoint/snapshot.py).
     copy = (master or 4 * place.share) + states
     if place.stage == 0:
         copy /= max(1, recipe.ranks)
@@ -76,7 +76,7 @@ def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: s
         "step": base + grads + place.share * 2.0,
     }
     if device == "cpu" and recipe.train.save_every:
-        phases["saving"] = base + passes + copy  # the memory of the copy is reused for the next checkpoint
+        phases["saving"] = base + passes + copy  # the copy's memory is reused for the next checkpoint
     elif device == "cpu" and recipe.train.simulate_crash_at is None:
         phases["saving"] = base + copy + _kept_grads(place, grads)
     parts = {
@@ -92,25 +92,25 @@ def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: s
     }
     totals = {name: activation.kept for name, activation in modes.items()}
     if place.offloaded and place.stage > 1:
-        away += 4.0 * place.share  # gradients go to the host as they are computed
+        away += 4.0 * place.share  # gradients move to the host as they are computed
     host = max(_building(place), away + copy) if device == "cuda" else 0.0
     return Memory(parts, phases, host, totals)
 
 
 def _unified(separate: Memory) -> Memory:
-    """For a GPU that shares the memory of its host: what the host holds is added."""
+    """Add the host's memory to the device's, for a GPU that shares memory with its host."""
     phases = {name: size + separate.host for name, size in separate.phases.items()}
     return replace(separate, parts={**separate.parts, "host": separate.host}, phases=phases, host=0.0)
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """The size of one checkpoint over all ranks: each fp32 weight and its optimizer states once."""
+    """Return the size of one checkpoint over all ranks: every fp32 weight and its optimizer states once."""
     all_weights = parameters(recipe.model, recipe.vocab_size).all
     return round(4.0 * all_weights + _optimizer_states(recipe, all_weights, 1))
 
 
 def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
-    """Bytes of optimizer state for ``count`` parameters, the share of one of ``ranks`` in the model."""
+    """Return the bytes of optimizer state for ``count`` parameters of a model that is partitioned over ``ranks``."""
     states = 4.0 * count * _STATES[recipe.train.optimizer.name]
     if recipe.train.optimizer.name == "muon":
         states += 4.0 * parameters(recipe.model, recipe.vocab_size).tables / ranks
@@ -118,13 +118,13 @@ def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
 
 
 def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]:
-    """Bytes of the weights to compute with, fp32 master weights, sums of gradients, and optimizer state."""
+    """Return the bytes of the compute weights, fp32 master weights, gradient sums, and optimizer state."""
     sharded = place.stage == 3
     weights = (place.share if sharded else place.local) * float(place.width)
-    # Stages 1 to 3 keep a flat fp32 copy of their share even if the computation is in fp32.
+    # Stages 1 to 3 keep a flat fp32 copy of a rank's partition even if the computation is in fp32.
     master = 4.0 * place.share if place.stage else 0.0
     states = _optimizer_states(recipe, place.share, recipe.ranks if place.stage else 1)
-    # DeepSpeed's bf16 optimizer at stage 1 keeps the gradients of the backward pass and their fp32 sums.
+    # At stage 1, DeepSpeed's bf16 optimizer keeps both the gradients of the backward pass and their fp32 sums.
     full = place.local * (4.0 + (place.width if place.flat_sums else 0))
     grads = full if place.stage < 2 else 0.0 if place.offloaded else 4.0 * place.share
     return weights, master, grads, states
@@ -141,39 +141,43 @@ def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
 
 
 def _kept_grads(place: Topology, grads: float) -> float:
-    """Bytes of gradients that are kept after a step: the flat fp32 sums of stage 1 in bf16, and of stage 3."""
+    """Return the bytes of gradients kept after a step: the flat fp32 sums at stage 1 in bf16, and those at stage 3."""
     if place.flat_sums:
         return 4.0 * place.local
     return grads if place.stage == 3 else 0.0
 
 
 def _start(place: Topology) -> float:
-    """While the model is built. It reaches a GPU in the dtype of the computation, and complete even at stage 3."""
+    """Return the peak while the model is built.
+
+    The model arrives on the GPU in the compute dtype and, even at stage 3, unsharded.
+    """
     if place.device == "cpu":
         return _building(place)
     return place.width * (place.local + (place.share if place.stage == 3 else 0.0))
 
 
 def _building(place: Topology) -> float:
-    """The model in fp32 with the experts of this rank, which AutoEP copies, one layer at a time, before it frees them.
+    """Return the bytes of the model in fp32 while it is built, with this rank's experts.
 
-    The experts of other ranks are never written (training/job.py), and pages that are not written take no memory.
+    AutoEP copies these experts, one layer at a time, before it frees them. The experts of other ranks are never written
+    (training/job.py), and unwritten pages take up no memory.
     """
     layer = place.local_experts / max(1, place.expert_layers)
     return 4.0 * (place.local + place.local_experts + layer)
 
 
 def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, float]:
-    """Peak of the passes of a micro-batch above the state, with gradients; and the buffers in it.
+    """Return a micro-batch's peak on top of the persistent state, gradients included, and the bytes of buffers in it.
 
-    In the backward pass, from the last layer: what it and earlier layers keep, the gradients of later ones, and what it
-    works in.
+    The backward pass starts from the last layer. At each layer it holds what this and earlier layers saved, the
+    gradients of later layers, and temporary buffers.
     """
     buffer = _bucket(place)
     held = buffer if place.stage == 3 else 0.0
     layers = max(1, len(kept.layers))
     present = grads if place.accumulates else _kept_grads(place, grads)
-    # At stage 2 gradients are only in the buffer until it is full or the passes are done.
+    # At stage 2, gradients exist only in the buffer until it is full or the passes are done.
     summed = grads * max(0.0, 1 - place.bucket / place.local) if place.stage == 2 else grads
     left = kept.kept
     highest = present + left + held + max([kept.loss_working, *(layer.forward for layer in kept.layers)])
@@ -193,11 +197,12 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
 
 
 def _bucket(place: Topology) -> float:
-    """DeepSpeed's buffer for the reduction of gradients during the backward pass.
+    """Return the bytes of DeepSpeed's gradient reduction buffer during the backward pass.
 
-    Stages 1 and 2 allocate it at the first gradient of a backward pass, in the dtype of the sums or of the computation.
-    Stage 3 holds one in fp32 and flushes it whenever the group of ranks changes, as the gradients of experts do at each
-    layer. A GPU holds all of it. A CPU holds the pages that were written to: at stage 1 only after the passes.
+    Stages 1 and 2 allocate it at the first gradient of a backward pass, in the dtype of the sums (stage 1) or in the
+    compute dtype (stage 2). Stage 3 holds one in fp32 and flushes it whenever the process group changes, which expert
+    gradients cause at every layer. A GPU holds the entire buffer. A CPU holds only the pages written so far; at stage 1
+    these are written only after the passes.
     """
     if place.stage == 0 or place.flat_sums:
         return 0.0
@@ -210,12 +215,12 @@ def _bucket(place: Topology) -> float:
 
 
 def _reduction(place: Topology, grads: float) -> float:
-    """At the end of the backward pass, without activations: the sums of gradients and the buffers."""
+    """Return the bytes at the end of the backward pass, without activations: gradient sums and buffers."""
     if place.stage < 2:
         return grads + _bucket(place) + 4.0 * min(place.bucket, max(place.plain, place.local_experts))
     if place.stage == 2 and not place.offloaded:
-        # Before the sums there are flat copies of each group that other ranks have too: in the dtype of the
-        # computation and, if that is not fp32, in fp32.
+        # Before the sums exist, each group that other ranks also hold has flat copies: one in the compute dtype and, if
+        # that is not fp32, one in fp32.
         flat = min(place.bucket, max(place.replicated)) * (place.width + (4.0 if place.half else 0.0))
         return _bucket(place) + (grads + flat if place.accumulates else max(grads, flat))
     return grads + _bucket(place)

@@ -1,4 +1,4 @@
-"""Parameters of a model of any family, and those that are active per token."""
+"""Total and active parameter counts, for a model of any family."""
 
 from configs.schema.models import ModelSection
 from configs.schema.models.classifier import ClassifierSection
@@ -8,7 +8,7 @@ from training.estimate.counts import Parameters
 
 
 def parameters(model: ModelSection, vocab_size: int) -> Parameters:
-    """Count by part for a model whose embedding and head have ``vocab_size`` rows."""
+    """Count parameters by part, for an embedding and head with ``vocab_size`` rows."""
     if isinstance(model, ClassifierSection):
         return _classifier(model, vocab_size)
     if isinstance(model, DeepseekSection):
@@ -17,11 +17,11 @@ def parameters(model: ModelSection, vocab_size: int) -> Parameters:
 
 
 def _classifier(model: ClassifierSection, vocab_size: int) -> Parameters:
-    """The backbone with a head over classes in place of its own; frozen parameters count like trained ones."""
+    """Count the backbone with a class head in place of its own. Frozen parameters count like trained ones."""
     backbone, hidden = parameters(model.backbone, vocab_size), model.backbone.hidden_size
     table, head = vocab_size * hidden, model.classes * (hidden + 1)
     by_part = {part: count for part, count in backbone.by_part.items() if part != "head"}
-    # If the backbone is tied, its embedding counts as its head.
+    # If the backbone's embedding is tied, it was counted as the head.
     by_part = {**by_part, "embedding": table, "classes": head}
     active = {part: count for part, count in backbone.active_by_part.items() if part in by_part}
     return Parameters(

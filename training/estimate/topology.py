@@ -1,4 +1,4 @@
-"""What determines the memory of a rank: the sizes of its parameters, their partitioning, and their dtype."""
+"""The parameter sizes, partitioning and dtypes that determine a rank's memory."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,24 +13,24 @@ _BUCKET, _LIVE = 500_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class Topology:
-    """One rank's view.
+    """One rank's parameters and training setup.
 
     Attributes:
-        device: where the rank computes.
-        stage: of ZeRO.
-        width: bytes per number in the computation.
-        bf16: whether the computation is in bfloat16.
-        plain: parameters outside routed experts; every rank computes with all of them.
-        experts: parameters of the routed experts of all ranks.
-        local_experts: parameters of the routed experts of this rank.
-        replicated: parameters in each group with a reduction of its own, plain ones and experts; 0: no other rank has a
-            copy of them.
-        expert_layers: layers with routed experts.
-        share: parameters whose master weights and optimizer state this rank keeps.
-        bucket: elements of the buffer for the reduction of gradients.
-        live: the most elements that ZeRO-3 keeps gathered.
+        device: the kind of device that the rank computes on.
+        stage: ZeRO stage.
+        width: bytes per number in the compute dtype.
+        bf16: whether the compute dtype is bfloat16.
+        plain: number of parameters outside routed experts. Every rank computes with all of them.
+        experts: number of routed-expert parameters over all ranks.
+        local_experts: number of routed-expert parameters on this rank.
+        replicated: number of parameters in each of the two groups that are reduced separately, plain parameters and
+            experts. 0 for a group that no other rank has a copy of.
+        expert_layers: number of layers with routed experts.
+        share: number of parameters whose master weights and optimizer state this rank keeps.
+        bucket: size of the gradient reduction buffer in elements.
+        live: maximum number of elements that ZeRO-3 keeps gathered.
         accumulates: whether an optimizer step has several micro-batches.
-        offloads: where the optimizer state is.
+        offloads: where the optimizer state is offloaded to, or ``none``.
     """
 
     device: Literal["cpu", "cuda"]
@@ -50,27 +50,27 @@ class Topology:
 
     @property
     def local(self) -> int:
-        """Parameters that a rank computes with."""
+        """Number of parameters that the rank computes with."""
         return self.plain + self.local_experts
 
     @property
     def flat_sums(self) -> bool:
-        """Whether this uses DeepSpeed's bf16 optimizer at stage 1, which has flat fp32 sums and no buffer."""
+        """Whether this uses DeepSpeed's bf16 optimizer at stage 1, which has flat fp32 gradient sums and no buffer."""
         return self.stage == 1 and self.bf16 and self.offloads == "none"
 
     @property
     def offloaded(self) -> bool:
-        """Whether master weights and optimizer state are not on the device."""
+        """Whether master weights and optimizer state live outside the device."""
         return self.offloads != "none" and self.device == "cuda"
 
     @property
     def half(self) -> bool:
-        """Whether the computation uses 16-bit weights, with fp32 master weights in addition."""
+        """Whether the compute weights are 16-bit, with fp32 master weights in addition."""
         return self.width == 2
 
 
 def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -> Topology:
-    """The topology of a recipe's training at a micro-batch."""
+    """Determine the topology of training a recipe with the given micro-batch."""
     train, model = recipe.train, recipe.model.backbone_section
     counts = parameters(recipe.model, recipe.vocab_size)
     expert_layers = max(0, model.num_moe_layers)
@@ -79,7 +79,7 @@ def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -
     plain = counts.all - experts
     parallel = recipe.expert_parallel if experts else 1
     local = experts // parallel
-    # The experts of a rank are partitioned over the ranks that hold the same ones.
+    # A rank's experts are partitioned over the ranks that hold the same experts.
     spread = plain / recipe.ranks + local * parallel / recipe.ranks
     zero: dict[str, Any] = train.deepspeed.get("zero_optimization", {})
     return Topology(

@@ -1,4 +1,4 @@
-"""Accuracy, F1 and confusion of predicted classes."""
+"""Accuracy, F1 and confusion matrix of predicted classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class ClassScores:
     """Predicted classes compared with the true ones.
 
     Attributes:
-        confusion: [C, C] number of examples, a row per true class, a column per predicted class.
-        names: of the classes.
+        confusion: [C, C], number of examples, with a row per true class and a column per predicted class.
+        names: class names.
     """
 
     confusion: NDArray[np.int64]
@@ -29,7 +29,7 @@ class ClassScores:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the examples whose predicted class is right."""
+        """Fraction of examples whose predicted class is correct."""
         return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
 
     @property
@@ -38,7 +38,7 @@ class ClassScores:
         return float(self.confusion.sum(1).max() / max(1, self.confusion.sum()))
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Name, examples, precision, recall and F1 of each class; a ratio with denominator 0 is 0."""
+        """Return each class's name, number of examples, precision, recall and F1. A ratio with denominator 0 is 0."""
         right = np.diag(self.confusion).astype(float)
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)
         rows = []
@@ -59,7 +59,7 @@ class ClassScores:
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the classes that have examples or were predicted."""
+        """Mean F1 over the classes that have examples or were predicted."""
         occurring = (self.confusion.sum(0) + self.confusion.sum(1)) > 0
         scores = [row["f1"] for row, counted in zip(self.per_class(), occurring, strict=True) if counted]
         return float(np.mean(scores)) if scores else 0.0

@@ -1,4 +1,4 @@
-"""Baselines: a bigram model of the same tokens, and a general-purpose compressor on the same text."""
+"""Baselines: a bigram model on the same tokens, and a general-purpose compressor on the same text."""
 
 import math
 
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 
 def bigram_nats(train: list[NDArray[np.integer]], validation: list[NDArray[np.integer]], vocab_size: int) -> float:
-    """Summed nats of a bigram model on the validation tokens, without the first token of each stream.
+    """Return a bigram model's total loss in nats on the validation tokens, without the first token of each stream.
 
-    Witten-Bell smoothing (Witten and Bell, 1991): after token a, which was followed by T(a) distinct tokens in c(a)
-    places, p(b|a) = (c(a, b) + T(a) p(b)) / (c(a) + T(a)), where p(b) is the add-one unigram probability.
+    The model uses Witten-Bell smoothing (Witten and Bell, 1991). If token a occurs c(a) times, followed by T(a)
+    distinct tokens, then p(b|a) = (c(a, b) + T(a) p(b)) / (c(a) + T(a)), where p(b) is the add-one unigram probability.
     """
     unigram = np.ones(vocab_size, dtype=np.int64)
     for stream in train:
@@ -28,14 +28,14 @@ def bigram_nats(train: list[NDArray[np.integer]], validation: list[NDArray[np.in
         seen = np.where(keys[index] == wanted, counts[index], 0)
         before, after = wanted // vocab_size, wanted % vocab_size
         prior = np.exp(np.log(unigram[after]) - log_total)
-        # An unseen context has T = c = 0: then only the prior counts.
+        # An unseen context has T = c = 0, so only the prior counts.
         types = np.maximum(followers[before], 1)
         nats -= float(np.log((seen + types * prior) / (context[before] + types)).sum())
     return nats
 
 
 def compressed_bytes(text: bytes, level: int = 19) -> int:
-    """Size of a text as one zstd frame."""
+    """Return the size of a text compressed as a single zstd frame."""
     return len(zstandard.ZstdCompressor(level=level).compress(text))
 
 

@@ -1,4 +1,4 @@
-"""Loss over a list of batches, and the load of the experts."""
+"""Loss over a list of batches, and expert load."""
 
 import math
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Measured:
     Attributes:
         nats: summed loss.
         targets: number of predicted tokens.
-        loads: layer -> tokens per expert over their mean.
+        loads: layer -> tokens per expert, divided by their mean.
     """
 
     nats: float
@@ -37,7 +37,7 @@ class Measured:
 
 @torch.no_grad()
 def measure(model: Any, objective: Objective, batches: Iterable[Batch], device: torch.device, name: str) -> Measured:
-    """Run a single-device model over batches in evaluation mode."""
+    """Evaluate a single-device model on batches, with a progress bar labeled ``name``."""
     model.eval()
     batches = list(batches)
     nats, targets = 0.0, 0

@@ -1,4 +1,4 @@
-"""Evaluates a run: its models and baselines on the validation text, its held-out answers, and a sample."""
+"""Evaluates a run: models and baselines on the validation text, loss on held-out answers, and a sample."""
 
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,27 @@ from training.inference.completion import complete
 from training.model_loading import best_device, load_model
 from training.objective import Objective
 
-#: The most training tokens that the bigram baseline counts.
+#: Maximum number of training tokens that the bigram baseline counts.
 _BIGRAM_TOKENS = 50_000_000
 
 
 def evaluate_run(
     recipe: Recipe, layout: RunLayout, counts: dict[str, Any], pretrained: Path, finetuned: Path | None
 ) -> dict[str, Any]:
-    """Contents of ``evaluation.json``.
+    """Evaluate a run and return the contents of ``evaluation.json``.
 
     Args:
-        recipe: of the run.
-        layout: of the run.
-        counts: the token manifest's counts of the validation split.
-        pretrained: checkpoint folder.
-        finetuned: checkpoint folder, or None.
+        recipe: the run's recipe.
+        layout: the run's layout.
+        counts: the token manifest's counts for the validation split.
+        pretrained: folder of the pretrained checkpoint.
+        finetuned: folder of the fine-tuned checkpoint, or None.
     """
     device = best_device(recipe)
     limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
     windows = validation_windows(recipe, layout).in_order(batch, limit)
     objective = Objective(recipe.model, recipe.train)
-    # Each answer is a separate sample.
+    # Each answer is a sample of its own, so there are no documents to mask.
     on_answers = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
     text = _validation_text(layout, limit)
     text_bytes = len(text) if limit else int(counts["bytes"])
@@ -82,7 +82,7 @@ def _load_facts(load: list[float]) -> dict[str, Any]:
 
 
 def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
-    """The shards of a split as token streams, up to ``limit`` tokens in total."""
+    """Return a split's shards as token streams, up to ``limit`` tokens in total."""
     streams, left = [], limit
     for prefix in shard_prefixes(folder, split):
         stream = IndexedDataset(prefix).tokens[:left]
@@ -93,7 +93,7 @@ def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
 
 
 def _validation_text(layout: RunLayout, limit: int | None) -> bytes:
-    """The text of the validation documents, concatenated; the tokenizer is lossless."""
+    """Return the concatenated text of the validation documents, decoded from tokens (the tokenizer is lossless)."""
     tokenizer = load_tokenizer(layout.tokenizer)
     return "".join(tokenizer.decode(stream.tolist()) for stream in _streams(layout.tokens, "val", limit)).encode()
 

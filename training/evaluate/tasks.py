@@ -1,4 +1,4 @@
-"""Evaluates the model of a task on the held-out examples."""
+"""Evaluates a task model on the held-out examples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,23 +21,24 @@ from training.layers.cross_entropy import cross_entropy_sum
 from training.model_loading import best_device, load_model
 from training.objective import Objective
 
-#: Number of examples whose output is kept as text.
+#: Number of examples whose outputs are kept as text.
 _SAMPLES = 8
 
 
 @torch.no_grad()
 def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[str, Any]:
-    """The contents of ``evaluation.json``, under ``task``.
+    """Evaluate a checkpoint and return the contents of ``evaluation.json``, under ``task``.
 
-    For token classification and seq2seq: loss, accuracy per token (for seq2seq given the true tokens before it), and
-    per complete sequence (for seq2seq as decoded). For sequence classification: accuracy, F1, confusion of classes.
+    For token classification and seq2seq, these are the loss, the accuracy per token (with teacher forcing for seq2seq),
+    and the fraction of exact matches of entire sequences (decoded for seq2seq). For sequence classification, they are
+    the loss, accuracy, F1 and the confusion matrix.
     """
     device = best_device(recipe)
     model = load_model(recipe, checkpoint, device)
     tokenizer = load_tokenizer(layout.tokenizer)
     examples = task_examples(recipe, layout, "held-out")
     limit, batch_size = recipe.evaluate.max_tokens, recipe.evaluate.batch
-    # They are in the order of their sources, in which those of a class may be adjacent.
+    # Examples are in source order, in which examples of the same class may be adjacent, so shuffle before limiting.
     batches = examples.in_order(batch_size) if limit is None else examples.shuffled(batch_size, recipe.run.seed)
     measured = Measured(recipe, model, device, tokenizer)
     with bar(len(examples), "example", "held-out examples") as progress:
@@ -75,7 +76,7 @@ def _of_classes(scores: ClassScores) -> dict[str, Any]:
 
 
 class Measured:
-    """Sums over the batches."""
+    """Running totals over the batches."""
 
     def __init__(self, recipe: Recipe, model: Any, device: torch.device, tokenizer: Tokenizer) -> None:
         self._recipe, self._model, self._device, self._tokenizer = recipe, model, device, tokenizer

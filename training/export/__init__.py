@@ -1,1 +1,1 @@
-"""To and from the formats of Hugging Face, by two-way tables of names and configuration."""
+"""Conversion to and from Hugging Face formats, through two-way tables of weight names and config keys."""

@@ -1,4 +1,4 @@
-"""Reads ``config.json`` of a model directory and converts it to the model section of a recipe."""
+"""Reads a model directory's ``config.json`` and converts it to a recipe's model section."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ SectionT = TypeVar("SectionT", bound=ModelSection)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The configuration of a model directory.
+    """Read the ``config.json`` of a model directory.
 
     Raises:
-        RequestError: there is none, it is damaged, or the weights are quantized.
+        RequestError: the file is missing or damaged, or the weights are quantized.
     """
     path = folder / NAME
     try:
@@ -28,32 +28,36 @@ def read(folder: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise RequestError(f"{path}: cannot be read ({error})") from None
     if not isinstance(config, dict):
-        raise RequestError(f"{path}: not an object")
+        raise RequestError(f"{path}: not a JSON object")
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise RequestError(
             f"{path}: the weights are quantized by quantization_config ({method or 'unknown method'}): convert "
-            "them to bf16 (for DeepSeek's fp8, with fp8_cast_bf16.py of its repository) and remove that key"
+            "them to bf16 (for DeepSeek's fp8, with fp8_cast_bf16.py from its repository) and remove that key"
         )
     return config
 
 
 def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    """Check keys that change what the weights compute. An absent key has its only supported value, and null is false.
+    """Check keys that change what the weights compute.
+
+    A missing key counts as the supported value, and null counts as false.
 
     Raises:
-        RequestError: a key has another value.
+        RequestError: a key has an unsupported value.
     """
     for key, value in supported.items():
         if config.get(key, value) != value and not (value is False and config[key] is None):
-            raise RequestError(f"{NAME}: {key} is {config[key]!r}, and only {value!r} is supported")
+            raise RequestError(f"{NAME}: {key} is {config[key]!r}, but only {value!r} is supported")
 
 
 def section(kind: type[SectionT], fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> SectionT:
-    """The recipe's section with these fields. ``names``: names of fields in ``config.json``, where they differ.
+    """Build a recipe's model section from these fields.
+
+    ``names`` maps fields to their names in ``config.json`` where these differ.
 
     Raises:
-        RequestError: a field is missing, or the family does not have such a model; the message names the key.
+        RequestError: a field is missing or invalid for the family; the message names the key.
     """
     try:
         return kind(**fields)

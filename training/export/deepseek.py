@@ -1,7 +1,7 @@
-"""DeepSeek-V3 and V2 as released on the Hugging Face hub: names of weights, and ``config.json``.
+"""DeepSeek-V3 and V2 as released on the Hugging Face Hub: weight names and ``config.json``.
 
-In memory experts are stacked, as in transformers >= 5; on disk every expert has separate tensors, and the modules of
-multi-token prediction have copies of the embedding and the head.
+In memory, experts are stacked, as in transformers >= 5. On disk, every expert has separate tensors, and the multi-token
+prediction modules have copies of the embedding and the head.
 """
 
 from typing import Any
@@ -51,12 +51,12 @@ TABLE = NameTable(
         f"{_LAYER}embed_tokens.weight": "model.embed_tokens.weight",
         f"{_LAYER}shared_head.head.weight": "lm_head.weight",
     },
-    # Tables of rotary positions, which older code saved with the weights.
+    # RoPE tables, which older code saved with the weights.
     ignored=[f"{_LAYER}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"],
     prefix="model.",
 )
 
-#: Keys of the recipe's model section with the same name in config.json.
+#: Keys that have the same name in the recipe's model section and in config.json.
 _SAME_KEYS = (
     "hidden_size",
     "num_hidden_layers",
@@ -87,7 +87,7 @@ _SAME_KEYS = (
     "max_position_embeddings",
 )
 
-#: Values of keys that are absent from config.json, by its model_type.
+#: Defaults for keys that are missing from config.json, by model_type.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
         "vocab_size": 129_280,
@@ -114,7 +114,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
     },
 }
-#: Values of keys that are null.
+#: Values that null stands for, by key.
 _NULLS: dict[str, Any] = {"n_shared_experts": 0, "n_group": 1, "topk_group": 1, "q_lora_rank": None}
 #: Keys that change what the weights compute, and the only supported value of each.
 _SUPPORTED: dict[str, Any] = {"hidden_act": "silu", "moe_layer_freq": 1}
@@ -125,13 +125,13 @@ _SUPPORTED_OF: dict[str, dict[str, Any]] = {
         "rope_interleave": True,
         "mlp_bias": False,
     },
-    # The released code does not normalize, whatever the value of the key.
+    # The released code never normalizes, no matter what norm_topk_prob says.
     "deepseek_v2": {"scoring_func": "softmax", "norm_topk_prob": False},
 }
 
 
 def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
-    """``config.json`` of a model, as in its release.
+    """Return a model's ``config.json`` as in the release of its kind.
 
     Raises:
         RequestError: neither release supports such a model; the message names the key.
@@ -153,46 +153,47 @@ def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
 
 
 def model_section(config: dict[str, Any]) -> DeepseekSection:
-    """The recipe's model section of a released ``config.json``, the inverse of :func:`released_config`.
+    """Convert a released ``config.json`` to a recipe's model section: the inverse of :func:`released_config`.
 
-    An absent key has the default of the release; null means that the model has no such part.
+    A missing key has the release's default. For keys that may be null, null means that the model has no such part.
 
     Raises:
-        RequestError: it describes a model that this family does not support.
+        RequestError: the configuration describes a model that this family does not support.
     """
     kind = config.get("model_type")
     if kind not in _DEFAULTS:
         known = " and ".join(_DEFAULTS)
-        raise RequestError(f"config.json: model_type is {kind!r}, and model.family=deepseek reads {known}")
+        raise RequestError(f"config.json: model_type is {kind!r}, but model.family=deepseek reads {known}")
     config_json.require(config, {**_SUPPORTED, **_SUPPORTED_OF[kind]})
     if (heads := config.get("num_key_value_heads")) not in (None, config.get("num_attention_heads")):
-        raise RequestError(f"config.json: num_key_value_heads is {heads!r}, and only num_attention_heads is supported")
+        raise RequestError(f"config.json: num_key_value_heads is {heads!r}, but only num_attention_heads is supported")
     nulls = {key: value for key, value in _NULLS.items() if key in config}
     values = {key: config[key] for key in (*_SAME_KEYS, "mlp_bias", "vocab_size") if config.get(key) is not None}
     fields: dict[str, Any] = {**_DEFAULTS[kind], **nulls, **values, **_rope(config)}
     if fields["topk_method"] == "greedy":
-        fields |= {"n_group": 1, "topk_group": 1}  # greedy ignores groups, whatever their number
+        fields |= {"n_group": 1, "topk_group": 1}  # greedy selection ignores groups
     elif kind == "deepseek_v2" and fields["topk_method"] != "group_limited_greedy":
         raise RequestError(f"config.json: topk_method is {fields['topk_method']!r}, which deepseek_v2 does not have")
     return config_json.section(DeepseekSection, fields)
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` from either of the two forms in configurations.
+    """Read ``rope_theta`` and ``rope_scaling`` from either of the two forms that configurations use.
 
-    If a configuration has both, ``rope_scaling`` takes precedence, as in transformers.
+    If a configuration has both ``rope_scaling`` and ``rope_parameters``, the former takes precedence, as in
+    transformers.
     """
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     scaling = {name: value for name, value in (config.get(key) or {}).items() if value is not None}
     theta = scaling.pop("rope_theta", config.get("rope_theta"))
     fields = {} if theta is None else {"rope_theta": theta}
-    # Older configurations have "type", newer ones "rope_type", some both.
+    # Older configurations have "type", newer ones have "rope_type", and some have both.
     kinds = {scaling.pop(name) for name in ("type", "rope_type") if name in scaling}
     if not kinds or kinds == {"default"}:
         return fields
     if kinds != {"yarn"}:
         raise RequestError(
-            f"config.json: {key} is of type {', '.join(sorted(map(str, kinds)))}, and only yarn is supported"
+            f"config.json: {key} is of type {', '.join(sorted(map(str, kinds)))}, but only yarn is supported"
         )
     for name, plain in (("truncate", True), ("partial_rotary_factor", 1.0)):
         if scaling.get(name) == plain:
@@ -201,7 +202,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(f"config.json: {key} has no factor")
     if unknown := sorted(scaling.keys() - YarnSection.model_fields.keys()):
         raise RequestError(f"config.json: {key} has {unknown[0]}={scaling[unknown[0]]!r}, which is not supported")
-    # Without these the complete correction goes into the tables, which is 0 in the recipe.
+    # If these are missing, the entire correction goes into the tables. The recipe expresses that as 0.
     absent = {"mscale": 0.0, "mscale_all_dim": 0.0}
     if (length := config.get("max_position_embeddings")) is not None:
         absent["original_max_position_embeddings"] = length
@@ -209,10 +210,10 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _release(model: DeepseekSection) -> str:
-    """The release that a model belongs to.
+    """Return the release (``model_type``) that a model belongs to.
 
     Raises:
-        RequestError: neither release supports it.
+        RequestError: neither release supports the model.
     """
     refused = {
         "router_noise": model.router_noise is not None and model.router_noise.kind == "learned",

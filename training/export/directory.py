@@ -1,4 +1,4 @@
-"""The weights of a model directory in Hugging Face's layout: the files that hold them, and their tensors."""
+"""Reads the weights of a model directory in Hugging Face's layout."""
 
 import json
 import zipfile
@@ -12,18 +12,18 @@ from safetensors import safe_open
 from artefacts.errors import RequestError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
-#: Suffix of the index of a sharded file, which maps tensors to files.
+#: Suffix of the index file of sharded weights, which maps tensors to files.
 INDEX = ".index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, selected as in transformers.
+    """Return the files that hold the weights, selected as in transformers.
 
-    A single file takes precedence over an index, and safetensors over the older pickled files. Other files are ignored,
-    so that a leftover file is not mixed in. If none of these names exists, every .safetensors file is read.
+    A single file takes precedence over an index, and safetensors over older pickled files. Other files are ignored, so
+    that a leftover file does not get mixed in. If none of these names exist, every .safetensors file is read.
 
     Raises:
-        RequestError: there is none, or the index is damaged or names a missing file.
+        RequestError: there are no weights, or the index is damaged or names a missing file.
     """
     for name in (SAFETENSORS, PICKLED):
         if (folder / name).is_file():
@@ -50,10 +50,10 @@ def _indexed(index: Path) -> list[Path]:
 
 
 def weights_in(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every tensor of a model directory, one at a time.
+    """Yield (name, tensor) for every tensor in a model directory, one at a time.
 
     Raises:
-        RequestError: there is none, or a file is damaged.
+        RequestError: there are no weights, or a file is damaged.
     """
     for path in weight_files(folder):
         if path.suffix == ".safetensors":
@@ -65,7 +65,7 @@ def weights_in(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names of all tensors of a model directory; their values are not read.
+    """Return the names of all tensors in a model directory, without reading their values.
 
     Raises:
         RequestError: as for :func:`weights_in`.
@@ -81,9 +81,9 @@ def names_in(folder: Path) -> set[str]:
 
 
 def _pickled(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the older kind of file; nothing else in it is loaded."""
+    """Return the tensors of a pickled file, without loading anything else in it."""
     with _damage_named(path):
-        # The oldest ones, such as GPT-2's, are not zip files and cannot be memory-mapped.
+        # The oldest files, such as GPT-2's, are not zip files and cannot be memory-mapped.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise RequestError(f"{path}: not a table of tensors by name")
@@ -94,5 +94,5 @@ def _pickled(path: Path) -> dict[str, torch.Tensor]:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the libraries' own classes, and Rust's panics
+    except Exception as error:  # the libraries raise classes of their own, and panics from Rust
         raise RequestError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from None

@@ -1,4 +1,4 @@
-"""Writes a model directory for Hugging Face's libraries: config.json, safetensors, tokenizer files."""
+"""Writes a model directory for Hugging Face libraries: config.json, safetensors and tokenizer files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,22 +12,23 @@ from tokenizer.base import JSON_NAME, MODEL_NAME, Tokenizer
 from tokenizer.huggingface import CONFIG_NAME
 from training.checkpoint import tensor_file
 
-#: Approximate size of a file of weights, in bytes.
+#: Approximate size of a weight file in bytes.
 _FILE_BYTES = 5 * 10**9
 _INDEX = "model.safetensors.index.json"
 
 
 def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> int:
-    """Write tensors under their names, in several files if they are large; returns the count of numbers.
+    """Write tensors under their names, in several files if they are large. Returns the total number of elements.
 
-    ``dtype``: of the weights; the biases of routers stay in fp32. At most one file's worth is held in memory.
+    Weights are written in ``dtype``, except router biases, which stay in fp32. At most one file's worth of tensors is
+    held in memory.
     """
     files: list[list[str]] = []
     waiting: dict[str, torch.Tensor] = {}
     size = total = 0
     for name, tensor in weights:
         kept = name.endswith("e_score_correction_bias")
-        # A view of a stack would keep all of it in memory.
+        # A view of a stack would keep the entire stack in memory.
         waiting[name] = tensor.detach().to(torch.float32 if kept else dtype).clone().contiguous()
         size, total = size + waiting[name].nbytes, total + tensor.numel()
         if size >= _FILE_BYTES:
@@ -40,7 +41,7 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dty
 
 
 def _flush(folder: Path, number: int, waiting: dict[str, torch.Tensor]) -> list[str]:
-    # Not with the library: it writes files that only their owner can read, whatever the umask.
+    # Do not use the safetensors library: its files are readable only by their owner, no matter what the umask is.
     tensor_file.write(_partial(folder, number), waiting, {"format": "pt"})
     return list(waiting)
 
@@ -50,7 +51,7 @@ def _partial(folder: Path, number: int) -> Path:
 
 
 def _rename(folder: Path, files: list[list[str]]) -> None:
-    """One file becomes ``model.safetensors``; several are numbered, with an index of their tensors."""
+    """Rename a single file to ``model.safetensors``, or number several files and write an index of their tensors."""
     single = len(files) == 1
     files_by_name: dict[str, str] = {}
     for number, names in enumerate(files):
@@ -63,7 +64,7 @@ def _rename(folder: Path, files: list[list[str]]) -> None:
 
 
 def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, tokenizer: Tokenizer) -> None:
-    """Write ``config.json`` and ``generation_config.json``; generation stops at the same tokens as here."""
+    """Write ``config.json`` and ``generation_config.json``. Generation stops at the same tokens as in this project."""
     ends = sorted(tokenizer.stop_ids)
     tokens = {
         "bos_token_id": tokenizer.first_id,
@@ -75,9 +76,9 @@ def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, token
 
 
 def write_tokenizer(folder: Path, source: Path, tokenizer: Tokenizer) -> None:
-    """Write the tokenizer files that transformers reads, and SentencePiece's model if there is one.
+    """Write the tokenizer files that transformers reads, and the SentencePiece model if there is one.
 
-    ``source``: the folder of the run's tokenizer.
+    ``source`` is the run's tokenizer folder.
     """
     if (source / JSON_NAME).exists():
         for path in sorted(source.glob("*.json")):

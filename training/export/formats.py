@@ -1,4 +1,4 @@
-"""The released formats of the model families that have one."""
+"""The released format of each model family that has one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from training.export.names import NameTable
 
 @dataclass(frozen=True)
 class Format:
-    """Names of weights and ``config.json``.
+    """A family's weight names and its ``config.json``.
 
     Attributes:
-        table: names in memory and on disk.
-        released_config: from a model section and its vocabulary size to ``config.json``; raises RequestError if the
+        table: names of the weights in memory and on disk.
+        released_config: converts a model section and its vocabulary size to ``config.json``. Raises RequestError if the
             format does not support the model.
-        model_section: the inverse; raises RequestError if the family does not support the model.
+        model_section: the inverse. Raises RequestError if the family does not support the model.
     """
 
     table: NameTable
@@ -33,10 +33,10 @@ _FORMATS = {
 
 
 def format_of(section: ModelSection) -> Format:
-    """The released format of a model's family.
+    """Return the released format of a model's family.
 
     Raises:
-        RequestError: the family has none.
+        RequestError: the family has no released format.
     """
     family = section.identity()["family"]
     if family not in _FORMATS:
@@ -47,6 +47,6 @@ def format_of(section: ModelSection) -> Format:
 
 
 def table_of(section: ModelSection) -> NameTable:
-    """The name table of a model's family; without a released format, a table that knows no names on disk."""
+    """Return the name table of a model's family, which is empty if the family has no released format."""
     family = section.identity()["family"]
     return _FORMATS[family].table if family in _FORMATS else NameTable(f"the {family} family")

@@ -1,7 +1,7 @@
-"""GPT-2 as released on the Hugging Face hub (transformers' ``GPT2LMHeadModel``): names of weights, and ``config.json``.
+"""GPT-2 as released on the Hugging Face Hub (transformers' ``GPT2LMHeadModel``): weight names and ``config.json``.
 
-On disk its matrices are transposed, and every linear layer and norm has a bias. Names in files may lack the prefix
-``transformer.``, and old files also hold the causal mask.
+On disk, matrices are transposed, and every linear layer and norm has a bias. Names may lack the prefix
+``transformer.``, and old files also contain the causal mask.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ TABLE = NameTable(
     prefix="transformer.",
 )
 
-#: Keys of the recipe's model section and their names in config.json.
+#: Keys of the recipe's model section, and their names in config.json.
 _KEYS = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -49,7 +49,7 @@ _KEYS = {
     "tie_word_embeddings": "tie_word_embeddings",
 }
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-#: Values of keys that are absent from config.json.
+#: Defaults for keys that are missing from config.json.
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 50_257,
     "n_embd": 768,
@@ -66,7 +66,9 @@ _SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": Fal
 
 
 def released_config(model: GptSection, vocab_size: int) -> dict[str, Any]:
-    """``config.json`` of a model, as in transformers' ``GPT2Config``; biases that the model lacks are zeros there.
+    """Return a model's ``config.json`` as in transformers' ``GPT2Config``.
+
+    That format always has biases; those that the model lacks are exported as zeros.
 
     Raises:
         RequestError: GPT-2's format does not support the model; the message names the key.
@@ -85,18 +87,18 @@ def released_config(model: GptSection, vocab_size: int) -> dict[str, Any]:
 
 
 def model_section(config: dict[str, Any]) -> GptSection:
-    """The recipe's model section of a released ``config.json``, the inverse of :func:`released_config`.
+    """Convert a released ``config.json`` to a recipe's model section: the inverse of :func:`released_config`.
 
     Raises:
-        RequestError: it describes a model that this family does not support.
+        RequestError: the configuration describes a model that this family does not support.
     """
     if config.get("model_type") != "gpt2":
-        raise RequestError(f"config.json: model_type is {config.get('model_type')!r}, and model.family=gpt reads gpt2")
+        raise RequestError(f"config.json: model_type is {config.get('model_type')!r}, but model.family=gpt reads gpt2")
     config_json.require(config, _SUPPORTED)
     released = {**_DEFAULTS, **config}
     fields = {key: released[name] for key, name in _KEYS.items() if released.get(name) is not None}
     if isinstance(activation := fields.get("activation"), str):
         fields["activation"] = _ALIASES.get(activation, activation)
-    # Dropout does not affect the weights: if the three values differ, the first is used.
+    # Dropout does not affect the weights, so if the three values differ, use the first.
     fields |= {"dropout": released[_DROPOUTS[0]], "vocab_size": released["vocab_size"]}
     return config_json.section(GptSection, fields, _KEYS)

@@ -1,7 +1,7 @@
-"""Two-way name tables between a model's weights in memory and a format on disk.
+"""Two-way tables between the names of a model's weights in memory and in a format on disk.
 
-A table lists every name of the format, with ``{}`` for a number. A stack is one tensor of all experts in memory and
-several tensors on disk.
+A table lists every name in the format, with ``{}`` for a number. A stack is a single tensor of all experts in memory
+but several tensors on disk.
 """
 
 import re
@@ -18,8 +18,9 @@ class Stack:
     """A tensor of all experts, [E, ...], whose rows are separate tensors on disk.
 
     Attributes:
-        name: in memory, with ``{}`` for the layer.
-        parts: on disk, with ``{}`` for the layer and the expert; they split the first dimension of an expert evenly.
+        name: name in memory, with ``{}`` for the layer.
+        parts: names on disk, with ``{}`` for the layer and the expert. The parts split an expert's first dimension
+            evenly.
     """
 
     name: str
@@ -31,10 +32,10 @@ class Place:
     """Where a tensor on disk belongs in memory.
 
     Attributes:
-        name: of the tensor in memory.
-        expert: row of a stack; None: the complete tensor.
-        part, parts: index and number of the equal parts of that row.
-        transposed: the matrix is transposed on disk.
+        name: name of the tensor in memory.
+        expert: row of a stack, or None for the complete tensor.
+        part, parts: index of the part within that row, and the number of equal parts.
+        transposed: whether the matrix is transposed on disk.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Place:
     transposed: bool = False
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The view of the tensor in memory at this place.
+        """Return the view at this place of the tensor in memory.
 
         Raises:
             IndexError: the tensor has no such row.
@@ -70,18 +71,18 @@ class NameTable:
         ignored: Sequence[str] = (),
         prefix: str = "",
     ) -> None:
-        """Make a table.
+        """Create a table.
 
         Args:
-            what: the format, for messages.
+            what: name of the format, for messages.
             same: names that are the same in memory and on disk.
-            renamed: names in memory -> on disk.
-            transposed: names in memory of matrices that are transposed on disk.
-            stacks: tensors that are several on disk.
-            copies: names on disk of copies -> names in memory of the originals.
-            zeros: biases in memory that a model may lack, and that are then zeros on disk.
-            ignored: names on disk of tensors that are not weights.
-            prefix: of names on disk, which files may omit.
+            renamed: names in memory -> names on disk.
+            transposed: names (in memory) of matrices that are transposed on disk.
+            stacks: tensors that are split into several on disk.
+            copies: names of copies on disk -> names of the originals in memory.
+            zeros: names (in memory) of biases that a model may lack, which are then zeros on disk.
+            ignored: names (on disk) of tensors that are not weights.
+            prefix: prefix of names on disk that files may omit.
         """
         names = {**dict(zip(same, same, strict=True)), **(renamed or {})}
         self._names = [
@@ -94,25 +95,25 @@ class NameTable:
         self._what, self._prefix = what, prefix
 
     def knows(self, name: str) -> bool:
-        """Whether a tensor in memory has a name on disk."""
+        """Return whether a tensor in memory has a name on disk."""
         patterns = [*(entry[0] for entry in self._names), *(pattern for pattern, _ in self._stacks)]
         return _matches(patterns, name)
 
     def may_lack(self, name: str) -> bool:
-        """Whether a model may lack a tensor of the format, which is then zeros on disk."""
+        """Return whether a model may lack this tensor, which is then zeros on disk."""
         return _matches(self._zeros, name)
 
     def reads(self, name: str) -> bool:
-        """Whether a tensor on disk has a place in memory."""
+        """Return whether a tensor on disk has a place in memory."""
         return any(pattern.fullmatch(name) for pattern, _, _ in self._parts) or any(
             pattern.fullmatch(name) for _, _, pattern, _, _ in self._names
         )
 
     def in_memory(self, name: str) -> Place | None:
-        """The place of a tensor on disk; None: it is a copy of another tensor, or not a weight.
+        """Return where a tensor on disk belongs in memory, or None if it is a copy of another tensor or not a weight.
 
         Raises:
-            RequestError: the table does not have the name.
+            RequestError: the table does not contain the name.
         """
         for full_name in dict.fromkeys((name, self._prefix + name)):
             for _, ours, pattern, _, transposed in self._names:
@@ -123,10 +124,14 @@ class NameTable:
                     return Place(stack.name.format(match[1]), int(match[2]), number, len(stack.parts))
             if _matches([*(copy for copy, _, _ in self._copies), *self._ignored], full_name):
                 return None
-        raise RequestError(f"{self._what} has no tensor named {name}: these weights are of another kind of model")
+        raise RequestError(
+            f"{self._what} has no tensor named {name}: these weights belong to a different kind of model"
+        )
 
     def on_disk(self, name: str, experts: int) -> list[tuple[str, Place]]:
-        """The names on disk of a tensor in memory, each with its place; ``experts``: rows of a stack.
+        """Return the names on disk of a tensor in memory, each with its place.
+
+        ``experts`` is the number of rows if the tensor is a stack.
 
         Raises:
             RequestError: the format does not have the tensor.
@@ -144,7 +149,7 @@ class NameTable:
         raise RequestError(f"{self._what} has no name for {name}: it cannot be exported")
 
     def copies_of(self, name: str, layers: Sequence[int]) -> list[str]:
-        """Names on disk of the copies of a tensor in memory, one for each of the layers."""
+        """Return the names on disk of the copies of a tensor in memory, one per layer."""
         return [copy.format(layer) for _, copy, original in self._copies if original == name for layer in layers]
 
 

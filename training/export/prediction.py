@@ -1,7 +1,7 @@
-"""Modules of multi-token prediction in a model directory, which the directory and the recipe may or may not have.
+"""Import of multi-token prediction layers, which a model directory and a recipe may or may not have.
 
-On disk they are the layers after the last. transformers drops their weights when it loads a model, so that a model it
-saves has none, while ``config.json`` still counts them.
+On disk they come after the main model's last layer. transformers drops their weights when it loads a model, so a model
+that it saves has none, even though ``config.json`` still counts them.
 """
 
 import re
@@ -16,17 +16,17 @@ from artefacts.errors import RequestError
 from configs.schema.models import ModelSection
 
 _LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
-#: A tensor that only such layers have.
+#: A tensor that only prediction layers have.
 _MARK = "eh_proj.weight"
 
 
 @dataclass(frozen=True)
 class PredictionLayers:
-    """Which prediction layers are not imported, and which are new, by their numbers among all layers.
+    """The prediction layers that are not imported, and those that are new, by layer number.
 
     Attributes:
-        left_out: on disk, but not in the recipe.
-        new: in the recipe, but not on disk.
+        left_out: layers on disk that the recipe does not have.
+        new: layers in the recipe that are not on disk.
     """
 
     left_out: frozenset[int]
@@ -34,10 +34,11 @@ class PredictionLayers:
 
     @classmethod
     def of(cls, section: ModelSection, names: Collection[str], folder: Path) -> "PredictionLayers":
-        """Compare the recipe's model with the names of the tensors in a directory.
+        """Compare the recipe's model with the tensor names in a directory.
 
         Raises:
-            RequestError: the directory lacks layers of the recipe, and ``model.new_prediction_layers`` is not set.
+            RequestError: the directory lacks layers that the recipe has, and ``model.new_prediction_layers`` is not
+                set.
         """
         depth, layers = section.prediction_depth, section.identity()["num_hidden_layers"]
         marked = {int(match[1]) for name in names if name.endswith(_MARK) and (match := _LAYER.match(name))}
@@ -52,19 +53,19 @@ class PredictionLayers:
         return cls(frozenset(layer for layer in marked if layer >= layers + depth), new)
 
     def kept(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights on disk without those of left-out layers."""
+        """Yield the weights on disk, skipping the left-out layers."""
         for name, tensor in weights:
             if self._layer(name) not in self.left_out:
                 yield name, tensor
 
     def new_weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """The parameters and buffers of the new layers, from an initialized model."""
+        """Yield the parameters and buffers of the new layers, taken from an initialized model."""
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if self._layer(name) in self.new:
                 yield name, tensor
 
     def report(self, config: dict[str, Any], section: ModelSection) -> list[str]:
-        """Lines about what was not imported as it is."""
+        """Return lines that report which layers were skipped or newly initialized."""
         depth, theirs = section.prediction_depth, config.get("num_nextn_predict_layers") or 0
         lines = []
         if theirs > depth or self.left_out:

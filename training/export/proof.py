@@ -1,4 +1,4 @@
-"""Verifies an exported folder: reads its weights back, and compares logits with transformers."""
+"""Verifies an exported folder: reads the weights back, and compares logits with transformers."""
 
 import importlib.util
 from pathlib import Path
@@ -9,15 +9,15 @@ import torch
 from training.export.directory import weights_in
 from training.export.weights import load_weights
 
-#: Number of prompts, and tokens per prompt, to compare logits on.
+#: Number of prompts to compare logits on, and their length in tokens.
 _PROMPTS, _LENGTH = 3, 32
-#: The largest allowed difference of logits in fp32, relative to the largest logit if that is above 1.
+#: Largest allowed difference between logits in fp32, relative to the largest logit if that is above 1.
 TOLERANCE = 1e-4
 
 
 @torch.no_grad()
 def require_same_weights(folder: Path, model: Any, fresh: Any) -> None:
-    """Read a folder into ``fresh`` and compare with ``model``, whose weights have the precision of the folder.
+    """Load a folder into ``fresh`` and compare it with ``model``, whose weights have the folder's precision.
 
     Raises:
         RuntimeError: the weights differ.
@@ -31,12 +31,13 @@ def require_same_weights(folder: Path, model: Any, fresh: Any) -> None:
 
 @torch.no_grad()
 def difference_to_transformers(folder: Path, model: Any, vocabulary: int) -> float | None:
-    """The largest difference of logits between transformers' model of the folder and ours, both in fp32.
+    """Return the largest difference between the logits of our model and of transformers' model, both in fp32.
 
-    It is relative to the largest logit if that is above 1. None: transformers is not installed.
+    transformers loads its model from the folder. The difference is relative to the largest logit if that is above 1.
+    Returns None if transformers is not installed.
 
     Raises:
-        RuntimeError: it is above ``TOLERANCE``.
+        RuntimeError: the difference is above ``TOLERANCE``.
     """
     if importlib.util.find_spec("transformers") is None:
         return None

@@ -1,4 +1,4 @@
-"""Loads and saves the weights of a model under their names on disk, one tensor at a time."""
+"""Loads and saves a model's weights under their names on disk, one tensor at a time."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -12,14 +12,14 @@ from training.export.formats import table_of
 from training.export.names import NameTable, Place
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-#: Dtypes of weights; others are quantized, and meaningless without their scales.
+#: Supported dtypes of weights. Weights of any other dtype are quantized, and meaningless without their scales.
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
-    """Copy the weights of a language model, or of another classifier, into the backbone of a classifier in place.
+    """Copy the weights of a language model or another classifier into a classifier's backbone, in place.
 
-    Heads and modules of multi-token prediction are left out. Arguments as of :func:`load_weights`.
+    Heads and multi-token prediction layers are skipped. The arguments are the same as for :func:`load_weights`.
 
     Raises:
         RequestError: as for :func:`load_weights`, or the weights have more layers than the backbone.
@@ -41,20 +41,21 @@ def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], exper
         last = max(map(int, beyond - predicting))
         raise RequestError(
             f"the weights have a layer {last}, but the backbone has {len(model.model.layers)} layers: set "
-            "model.backbone.num_hidden_layers as in their training"
+            "model.backbone.num_hidden_layers to the value they were trained with"
         )
 
 
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
-    """Copy weights under their names on disk into a model in place, one tensor at a time; experts go into stacks.
+    """Copy weights with their names on disk into a model in place, one tensor at a time, and experts into stacks.
 
     Args:
-        model: of a family; its ``section`` determines the table of names.
-        weights: (name on disk, tensor), as from ``checkpoint.read_weights`` and released files.
-        experts: those whose weights are needed; the others are checked, but not copied.
+        model: a model of any family. Its ``section`` determines the name table.
+        weights: pairs (name on disk, tensor), as from ``checkpoint.read_weights`` or released files.
+        experts: the experts whose weights are needed, or None for all of them. The others are checked but not copied.
 
     Raises:
-        RequestError: the model does not have a weight, or has it in another shape, or gets no value for one of its own.
+        RequestError: the model lacks one of the weights, has it in a different shape, or has a tensor that the weights
+            do not provide.
     """
     _load(model, table_of(model.section), weights, experts)
 
@@ -64,10 +65,10 @@ def _load(
     model: torch.nn.Module, table: NameTable, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None
 ) -> None:
     targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    # Tensors without a name in the table, such as learned noise, are in our checkpoints under their name in memory.
+    # Tensors that the table has no name for, such as learned noise, keep their in-memory names in our checkpoints.
     missing = {name: len(table.on_disk(name, len(t))) if table.knows(name) else 1 for name, t in targets.items()}
     places: set[Place] = set()
-    # Tied tensors are one in memory and may be two on disk.
+    # Tied tensors are a single tensor in memory but may be two on disk.
     written: dict[int, str] = {}
     for name, tensor in weights:
         place = Place(name) if name in targets else table.in_memory(name)
@@ -89,24 +90,24 @@ def _load(
             )
         if place.expert is None or experts is None or place.expert in experts:
             target.copy_(tensor)
-        # A stack under its name in memory provides all of its parts.
+        # A stack under its in-memory name provides all of its parts.
         missing[place.name] = 0 if place.expert is None else missing[place.name] - 1
     filled = {id(targets[name]) for name, count in missing.items() if count <= 0}
     _require_none_missing([name for name, count in missing.items() if count > 0 and id(targets[name]) not in filled])
 
 
 def _target(destination: torch.Tensor | None, place: Place, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The view of a tensor in memory to copy a tensor on disk to.
+    """Return the view of a tensor in memory that a tensor on disk is copied to.
 
     Raises:
-        RequestError: the model has no such tensor or has it in another shape, or the one on disk is quantized.
+        RequestError: the model has no such tensor or has it in a different shape, or the tensor on disk is quantized.
     """
     target = None if destination is None or (place.expert or 0) >= len(destination) else place.of(destination)
     if target is None or target.shape != tensor.shape:
         has = "no such tensor" if target is None else f"shape {tuple(target.shape)}"
         message = f"the weights have {name} of shape {tuple(tensor.shape)}, but the model has {has}"
         if name.endswith(("embed_tokens.weight", "lm_head.weight")) and target is not None:
-            message += ": the recipe has another vocabulary or hidden size"
+            message += ": the recipe has a different vocabulary or hidden size"
         raise RequestError(message)
     if target.is_floating_point() and tensor.dtype not in _DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -117,21 +118,21 @@ def _target(destination: torch.Tensor | None, place: Place, name: str, tensor: t
 
 
 def _require_none_missing(names: Collection[str]) -> None:
-    """Refuse weights that leave tensors of the model without a value; the message names the first one."""
+    """Refuse weights that lack some of the model's tensors. The message names the first one."""
     if not names:
         return
     first = next(iter(names))
-    fix = "they are incomplete, or of another model"
+    fix = "they are incomplete or belong to a different model"
     if first == "lm_head.weight":
         fix = "if the head shares the embedding's matrix, set model.tie_word_embeddings=true, in config.json too"
     raise RequestError(f"the weights lack {first} ({len(names)} missing in total): {fix}")
 
 
 def _is_absent_bias(table: NameTable, place: Place, name: str, tensor: torch.Tensor) -> bool:
-    """Whether a tensor on disk is a bias of zeros, which a model without biases skips.
+    """Return whether a tensor on disk is an all-zero bias, which a model without biases can skip.
 
     Raises:
-        RequestError: it is a bias, but not zeros.
+        RequestError: the tensor is a bias but not all zeros.
     """
     if table.may_lack(place.name) and tensor.any():
         raise RequestError(
@@ -143,15 +144,17 @@ def _is_absent_bias(table: NameTable, place: Place, name: str, tensor: torch.Ten
 def released_stream(
     section: ModelSection, weights: Iterable[tuple[str, torch.Tensor]], names: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a checkpoint under their names on disk, one at a time, as :func:`released_weights` for a model.
+    """Yield a checkpoint's tensors under their names on disk, one at a time.
+
+    This is :func:`released_weights` for a checkpoint instead of a model.
 
     Args:
-        section: of the model.
-        weights: (name in memory or already on disk, tensor), as from ``checkpoint.read_weights``.
-        names: all of their names.
+        section: the model section.
+        weights: pairs (name, tensor), as from ``checkpoint.read_weights``. A name may be the one in memory or on disk.
+        names: the names of all these weights.
 
     Raises:
-        RequestError: the format does not have one of them.
+        RequestError: the format does not have one of the tensors.
     """
     table = table_of(section)
     layers: int = section.identity()["num_hidden_layers"]
@@ -169,12 +172,12 @@ def released_stream(
 
 
 def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer of a model under its names on disk; experts as views of their stacks.
+    """Yield every parameter and buffer of a model under its names on disk, experts as views of their stacks.
 
-    Biases of the format that the model lacks are zeros.
+    Biases that the format has but the model lacks are zeros.
 
     Raises:
-        RequestError: the format does not have one of them.
+        RequestError: the format does not have one of the tensors.
     """
     named = dict([*model.named_parameters(), *model.named_buffers()])
     # Tied embeddings appear once, under the name of the embedding.
@@ -182,7 +185,7 @@ def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _places(table: NameTable, name: str, rows: int) -> list[tuple[str, Place]]:
-    """The names of a tensor on disk; parts of a stack, which checkpoints hold separately, already have theirs."""
+    """Return a tensor's names on disk. Parts of stacks, which checkpoints store separately, already have theirs."""
     if not table.knows(name) and table.reads(name):
         return [(name, Place(name))]
     return table.on_disk(name, rows)

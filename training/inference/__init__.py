@@ -1,1 +1,1 @@
-"""Text from a trained model: sampling, generation with a cache, drafting, beam search, and traces."""
+"""Inference: sampling, generation with a KV cache, speculative decoding, beam search, and traces."""

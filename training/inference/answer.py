@@ -1,4 +1,4 @@
-"""The answer of a task model to a text: a target, a tag for each token, or the probabilities of classes."""
+"""A task model's answer to a text: a target text, a tag for each token, or class probabilities."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from training.inference.seq2seq import beam_search, greedy
 
 @torch.no_grad()
 def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) -> list[str]:
-    """The answer to ``generate.prompt``, as lines.
+    """Return the model's answer to ``generate.prompt`` as lines of text.
 
     Raises:
         RequestError: the prompt has a character that the tokenizer does not know, or is too long for the model.
@@ -36,24 +36,26 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, key: str) -> list[int]:
-    """Ids of a text that was passed as the recipe key or option ``key``.
+    """Tokenize a text that was passed as the recipe key or command-line option ``key``.
 
     Raises:
-        RequestError: the tokenizer does not know some of its characters.
+        RequestError: the text has characters that the tokenizer does not know.
     """
     ids = tokenizer.encode(text)
     if tokenizer.unknown_id in ids:
         unknown = sorted({c for c in text if tokenizer.unknown_id in tokenizer.encode(c)})
-        raise RequestError(f"{key}: the tokenizer does not know {', '.join(map(repr, unknown))}: remove that")
+        raise RequestError(
+            f"{key}: the tokenizer does not know {', '.join(map(repr, unknown))}: remove it from the text"
+        )
     return ids
 
 
 def decode_targets(
     recipe: Recipe, model: Any, tokenizer: Tokenizer, sources: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """The target of an encoder-decoder for each source, by ``generate.beams``.
+    """Decode a target for each source with an encoder-decoder, greedily or with ``generate.beams`` beams.
 
-    A target has at most ``max_new_tokens`` ids. If the model ends it, the end-of-text id is its last.
+    A target has at most ``max_new_tokens`` ids. If the model ended it, its last id is end-of-text.
     """
     limits, begin = _limits(recipe, tokenizer, max_new_tokens), tokenizer.first_id
     if recipe.generate.beams == 1:

@@ -1,4 +1,4 @@
-"""Completions of ``generate.prompt`` as text, streamed or several at once."""
+"""Completions of ``generate.prompt`` as text, either streamed or several at once."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from training.inference.trace import Step, traced
 def complete(
     recipe: Recipe, model: Any, tokenizer: Tokenizer, on_step: Callable[[Step], None] | None = None
 ) -> Iterator[str]:
-    """The completion of ``generate.prompt`` as text, in pieces that end at character boundaries.
+    """Stream the completion of ``generate.prompt`` as text, in pieces that end at character boundaries.
 
-    ``on_step`` is called with the probabilities of each token when it is drawn.
+    ``on_step`` is called for each drawn token, with its probabilities.
 
     Raises:
-        RequestError: immediately, if the prompt cannot be continued.
+        RequestError: the prompt cannot be continued. This is raised by the call itself, before any text is read.
     """
     section, (prompt_ids, limits) = recipe.generate, prompt_and_limits(recipe, tokenizer)
     sampling = Sampling(section.temperature, section.top_k, section.top_p)
@@ -39,7 +39,9 @@ def complete(
 
 
 def completions(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> list[str]:
-    """``generate.samples`` completions of ``generate.prompt``, drawn together, each as from its seed alone.
+    """Return ``generate.samples`` completions of ``generate.prompt``.
+
+    They are generated as one batch, but each is the same as if it were generated alone with its own seed.
 
     Raises:
         RequestError: the prompt cannot be continued.
@@ -51,10 +53,10 @@ def completions(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> list[str]:
 
 
 def prompt_and_limits(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
-    """The ids of ``generate.prompt``, and the limits of its completion.
+    """Return the token ids of ``generate.prompt`` and the limits on its completion.
 
     Raises:
-        RequestError: the tokenizer does not know some characters of the prompt.
+        RequestError: the prompt has characters that the tokenizer does not know.
     """
     section = recipe.generate
     prompt_ids = encode_prompt(section.prompt, tokenizer, "generate.prompt")
@@ -71,20 +73,20 @@ def prompt_and_limits(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], 
 
 
 def _reporting_drafts(drafting: Speculation, prompt_ids: list[int]) -> Iterator[int]:
-    """The ids of speculative generation; at the end stderr reports how many drafts were accepted."""
+    """Yield the ids of speculative generation, then print to stderr how many drafts were accepted."""
     drawn = drafting.generate(prompt_ids)
 
     def reporting() -> Iterator[int]:
         try:
             yield from drawn
-        finally:  # the caller stops reading at a stop token
+        finally:  # because the caller stops reading at a stop token
             print(f"\n{drafting.accepted} of {drafting.drafted} drafts were accepted", file=sys.stderr)
 
     return reporting()
 
 
 def _reporting_full_context(drawn: Iterator[int], limits: Limits, prompt: int) -> Iterator[int]:
-    """The same ids; if the context is full at the end, stderr reports that."""
+    """Yield the same ids, then print a message to stderr if the context is full."""
     left = limits.budget(prompt)
     for token in drawn:
         left -= 1
@@ -104,7 +106,7 @@ def _texts(drawn: Iterator[int], stops: set[int], tokenizer: Tokenizer) -> Itera
             break
         ids.append(token)
         text = tokenizer.decode(ids)
-        # A character of several byte tokens decodes to U+FFFD until its last token.
+        # A character that spans several byte tokens decodes to U+FFFD until its last token arrives.
         if not text.endswith("\ufffd"):
             yield text[len(yielded) :]
             yielded = text

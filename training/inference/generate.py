@@ -1,4 +1,4 @@
-"""Continues prompts token by token, with a cache of what the model has read."""
+"""Autoregressive generation with a KV cache."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from artefacts.errors import RequestError
 from training.inference.sampling import Sampling, draw, probabilities
 from training.models.causal_lm import CausalLM
 
-#: Called at each step with the logits [B, V] that ``Limits.allow`` returned, and the drawn ids by sequence.
+#: Called at each step with the logits [B, V] from ``Limits.allow``, and a dict from sequence number to drawn id.
 Observer = Callable[[torch.Tensor, dict[int, int]], None]
 
 
@@ -19,14 +19,15 @@ class Limits:
     """Which tokens may be generated, and how many.
 
     Attributes:
-        max_new_tokens: of each sequence.
-        context_length: tokens that the model can read. A sequence ends with the token that is drawn after reading them.
-        vocabulary_size: ids of the tokenizer; further rows of the head are padding.
-        stop_ids: a sequence ends with the first of these.
-        banned_ids: never drawn unless they are stop ids (control tokens).
-        crop: a sequence continues beyond the context: for each further token the model reads the last
-            ``context_length`` tokens again.
-        can_crop: whether messages may suggest ``crop``; False: a prompt that is too long can only be shortened.
+        max_new_tokens: maximum number of new tokens per sequence.
+        context_length: maximum number of tokens that the model can read. A sequence ends with the token drawn after
+            reading that many.
+        vocabulary_size: number of ids in the tokenizer; any further rows of the head are padding.
+        stop_ids: ids that end a sequence.
+        banned_ids: ids (of control tokens) that are never drawn unless they are stop ids.
+        crop: whether a sequence continues beyond the context. For each further token, the model then rereads the last
+            ``context_length`` tokens.
+        can_crop: whether error messages may suggest ``crop``. If False, a prompt that is too long must be shortened.
     """
 
     max_new_tokens: int
@@ -41,10 +42,11 @@ class Limits:
         """Refuse a prompt that cannot be continued.
 
         Raises:
-            RequestError: it is empty, longer than the context without ``crop``, or has an id outside the vocabulary.
+            RequestError: the prompt is empty, has an id outside the vocabulary, or is longer than the context while
+                ``crop`` is off.
         """
         if not prompt_ids:
-            raise RequestError("generate.prompt has no tokens: it needs some text")
+            raise RequestError("generate.prompt has no tokens: pass some text")
         outside = next((i for i in prompt_ids if not 0 <= i < self.vocabulary_size), None)
         if outside is not None:
             raise RequestError(
@@ -58,15 +60,15 @@ class Limits:
             )
 
     def capacity(self, prompt: int) -> int:
-        """The most tokens that are read of a sequence: the prompt and all new ones but the last."""
+        """Return the maximum number of tokens to read of a sequence: the prompt and all new tokens but the last."""
         return min(self.context_length, prompt + self.max_new_tokens - 1)
 
     def budget(self, prompt: int) -> int:
-        """The most new tokens of a sequence."""
+        """Return the maximum number of new tokens for a prompt of ``prompt`` tokens."""
         return self.max_new_tokens if self.crop else min(self.max_new_tokens, self.context_length - prompt + 1)
 
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] in fp32 without padding rows, with those of banned ids at minus infinity."""
+        """Return the logits [..., V] in fp32, without the head's padding and with banned ids at minus infinity."""
         allowed = logits[..., : self.vocabulary_size].float()
         banned = sorted({i for i in self.banned_ids if i < self.vocabulary_size} - set(self.stop_ids))
         if banned:
@@ -83,12 +85,13 @@ def generate(
     seed: int,
     observe: Observer | None = None,
 ) -> Iterator[int]:
-    """Yield the new ids of one sequence; if a stop id is drawn, it is the last one.
+    """Yield the new ids of one sequence. If a stop id is drawn, it is the last one.
 
-    The same arguments give the same ids: they are drawn on the CPU, from a separate generator.
+    The same arguments always give the same ids, which are drawn on the CPU from a separate generator.
 
     Raises:
-        RequestError: immediately, if the prompt cannot be continued (see :class:`Limits`).
+        RequestError: the prompt cannot be continued (see :class:`Limits`). This is raised by the call itself, before
+            any id is read.
     """
     limits.check(prompt_ids)
     return (ids[0] for ids in _steps(model, [list(prompt_ids)], limits, sampling, seed, observe))
@@ -97,7 +100,9 @@ def generate(
 def generate_batch(
     model: CausalLM, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sampling, *, seed: int
 ) -> list[list[int]]:
-    """New ids of several sequences of any lengths, read together; each is as from ``seed`` plus its number alone.
+    """Generate new ids for a batch of prompts of any lengths.
+
+    Sequence i is the same as if it were generated alone with seed ``seed`` + i.
 
     Raises:
         RequestError: a prompt cannot be continued.
@@ -122,7 +127,7 @@ def _steps(
     seed: int,
     observe: Observer | None = None,
 ) -> Iterator[dict[int, int]]:
-    """At each step, the next id of every unfinished sequence by its number."""
+    """Yield at each step a dict from the number of each unfinished sequence to its next id."""
     generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))]
     cache = model.new_cache(len(prompts), limits.capacity(max(map(len, prompts))))
     read = [prompt[-limits.context_length :] for prompt in prompts]
@@ -146,14 +151,14 @@ def _steps(
             return
         for row, token in drawn.items():
             read[row].append(token)
-        # It stays cropped, because what was read without the cache is not in it.
+        # Once cropped, always crop: tokens read without the cache are not in it.
         cropped = cropped or max(len(read[row]) for row in left) > limits.context_length
         if cropped:
             read = [ids[-limits.context_length :] for ids in read]
             logits_BV = _read_prompts(model, read)
             continue
         ids_B1 = torch.tensor([[drawn.get(row, 0)] for row in range(len(prompts))], device=_device(model))
-        # A finished sequence stays in the batch: its last cache entry is overwritten, and its result is ignored.
+        # A finished sequence stays in the batch. Its last cache entry is overwritten, and its result is ignored.
         before = [length - (row not in left) for row, length in enumerate(lengths)]
         cache.commit(before)
         hidden_B1D = model.hidden(ids_B1, cache=cache)
@@ -163,7 +168,7 @@ def _steps(
 
 
 def _read_prompts(model: CausalLM, prompts: list[list[int]], cache: Any = None) -> torch.Tensor:
-    """Logits [B, V] after each prompt; all are read together, padded on the right, into the ``cache`` if any."""
+    """Return the logits [B, V] after each prompt, read as one right-padded batch into the ``cache``, if any."""
     device = _device(model)
     lengths = [len(prompt) for prompt in prompts]
     padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]

@@ -1,22 +1,22 @@
-"""From logits to the next token, as pure functions of logits, settings and a random generator."""
+"""Sampling of the next token from logits, as pure functions of logits, settings and a random generator."""
 
 from dataclasses import dataclass
 
 import torch
 
-#: A temperature below this counts as 0: dividing by it would leave the range of fp32.
+#: A temperature below this is treated as 0: dividing by it would overflow fp32.
 _MIN_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """Settings for drawing the next token.
 
     Attributes:
-        temperature: divides the logits; 0 takes the most likely token (greedy).
-        top_k: draw only among the k most likely tokens; 0 for all.
-        top_p: draw only among the fewest tokens whose probabilities sum to this (nucleus sampling, arXiv 1904.09751); 1
-            for all. Applied after temperature and top-k.
+        temperature: divisor of the logits. 0 always takes the most likely token (greedy).
+        top_k: draw only from the k most likely tokens. 0 for no limit.
+        top_p: draw only from the smallest set of tokens whose probabilities sum to this (nucleus sampling, arXiv
+            1904.09751). 1 for no limit. Applied after temperature and top-k.
     """
 
     temperature: float = 1.0
@@ -25,7 +25,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is always taken."""
+        """Whether to always take the most likely token."""
         return self.temperature < _MIN_TEMPERATURE
 
     def __post_init__(self) -> None:
@@ -34,18 +34,18 @@ class Sampling:
 
 
 def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Probabilities of the next token, fp32 [..., V], from logits [..., V]; if greedy, all on one token."""
+    """Return the next token's probabilities, fp32 [..., V], from logits [..., V]; if greedy, one token has all mass."""
     logits = logits.float()
     if sampling.greedy:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, best, 1.0)
-    # The largest is subtracted first, so that a low temperature cannot overflow.
+    # Subtract the maximum first, so that a low temperature cannot cause overflow.
     scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     return keep_top_p(keep_top_k(scaled, sampling.top_k).softmax(-1), sampling.top_p)
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Logits [..., V] with all but the k largest at minus infinity; k = 0 or k >= V changes nothing."""
+    """Set all but the k largest logits [..., V] to minus infinity. k = 0 or k >= V changes nothing."""
     if k == 0 or k >= logits.shape[-1]:
         return logits
     values, indices = logits.topk(k, dim=-1)
@@ -53,7 +53,7 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
-    """Probabilities [..., V] of the smallest nonempty set of tokens with mass ``p`` or more, scaled to sum to 1."""
+    """Keep the smallest nonempty set of tokens with mass ``p`` or more, and renormalize the probabilities [..., V]."""
     if p >= 1:
         return probs
     ordered, indices = probs.sort(dim=-1, descending=True, stable=True)
@@ -63,6 +63,6 @@ def keep_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One token id per row of probabilities [..., V], int64 [...]; ``generator`` is on the same device."""
+    """Draw one token id per row of probabilities [..., V]: int64 [...]. ``generator`` must be on the same device."""
     flat = probs.flatten(0, -2) if probs.dim() > 1 else probs[None]
     return torch.multinomial(flat, 1, generator=generator).reshape(probs.shape[:-1])

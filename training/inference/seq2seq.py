@@ -1,6 +1,6 @@
-"""From one text to another: the best target of an encoder-decoder for each source, greedily or by beam search.
+"""Decoding with an encoder-decoder: the best target for each source, found greedily or by beam search.
 
-The source is encoded once, with its keys and values for every decoder layer. The target has a cache.
+The source is encoded once, including its keys and values for every decoder layer. The target uses a KV cache.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ class Seq2SeqModel(Protocol):
 
 
 class Hypothesis(NamedTuple):
-    """A target without the id it begins with. The end-of-text id is its last, unless there was no room for it.
+    """A target without its start id. Its last id is end-of-text, unless it reached the maximum length.
 
-    ``score``: log-probability over :func:`length_penalty`.
+    ``score`` is the log-probability divided by :func:`length_penalty`.
     """
 
     ids: list[int]
@@ -37,25 +37,25 @@ class Hypothesis(NamedTuple):
 
 
 def length_penalty(length: int, alpha: float) -> float:
-    """((5 + length) / 6) ^ alpha, which divides the log-probability of a target (GNMT, arXiv 1609.08144, eq. 14).
+    """Return ((5 + length) / 6) ^ alpha, the divisor of a target's log-probability (GNMT, arXiv 1609.08144, eq. 14).
 
-    It is 1 for targets of one id. At alpha = 0 the most probable target is the best, which favors short ones.
+    It is 1 for targets of one id. With alpha = 0 the most probable target is the best, which favors short targets.
     """
     return float(((5.0 + length) / 6.0) ** alpha)
 
 
 @torch.no_grad()
 def greedy(model: Seq2SeqModel, sources: Sequence[Sequence[int]], begin: int, limits: Limits) -> list[list[int]]:
-    """The target of each source with the most likely id at each step; sources of any lengths are read together.
+    """Decode each source greedily, taking the most likely id at each step. Sources of any lengths form one batch.
 
     Args:
-        model: in evaluation mode.
-        sources: ids.
-        begin: id that the decoder reads first.
-        limits: of the targets; a stop id ends a target and is its last id.
+        model: the model, in evaluation mode.
+        sources: token ids of each source.
+        begin: the id that the decoder reads first.
+        limits: limits on the targets. A stop id ends a target and is its last id.
 
     Raises:
-        RequestError: a source cannot be read, see :class:`Limits`.
+        RequestError: a source cannot be read (see :class:`Limits`).
     """
     if not sources:
         return []
@@ -82,20 +82,20 @@ def greedy(model: Seq2SeqModel, sources: Sequence[Sequence[int]], begin: int, li
 def beam_search(
     model: Seq2SeqModel, sources: Sequence[Sequence[int]], begin: int, limits: Limits, beams: int, alpha: float = 0.6
 ) -> list[Hypothesis]:
-    """The best target of each source by beam search: the highest log-probability over :func:`length_penalty`.
+    """Search each source's best target with beams: the highest log-probability divided by :func:`length_penalty`.
 
-    The search for a source ends when none of its beams can lead to a better target than the best finished one.
+    The search for a source ends when none of its beams can lead to a better target than the best finished target.
 
     Args:
-        model: in evaluation mode.
-        sources: ids.
-        begin: id that the decoder reads first.
-        limits: of the targets; a stop id ends a target and is its last id.
-        beams: most likely beginnings that are continued for each source.
-        alpha: of the length penalty, from 0; the higher, the longer the targets.
+        model: the model, in evaluation mode.
+        sources: token ids of each source.
+        begin: the id that the decoder reads first.
+        limits: limits on the targets. A stop id ends a target and is its last id.
+        beams: number of beams per source.
+        alpha: exponent of the length penalty, at least 0. Higher values favor longer targets.
 
     Raises:
-        RequestError: a source cannot be read, see :class:`Limits`.
+        RequestError: a source cannot be read (see :class:`Limits`).
     """
     if not sources:
         return []
@@ -121,7 +121,7 @@ def beam_search(
 
 @dataclass
 class _Search:
-    """The search for the target of one source."""
+    """The beam search for one source."""
 
     beams: int
     alpha: float
@@ -129,7 +129,7 @@ class _Search:
     limits: Limits
 
     def __post_init__(self) -> None:
-        # All beams but one begin with probability 0, or the first step would select the same ids several times.
+        # All beams but one start with probability 0. Otherwise the first step would select the same ids several times.
         self._scores = torch.full((self.beams,), float("-inf"))
         self._scores[0] = 0.0
         self._beams: list[list[int]] = [[] for _ in range(self.beams)]
@@ -137,16 +137,19 @@ class _Search:
 
     @property
     def done(self) -> bool:
-        """Whether no beam can lead to a better target: probabilities only fall, and the penalty ends at its maximum."""
+        """Whether no beam can lead to a better target.
+
+        A beam's probability can only fall, and its length penalty is at most the penalty at the maximum length.
+        """
         highest = float(self._scores.max())
         if highest == float("-inf") or len(self._beams[0]) == self.budget:
             return True
         return self._best is not None and self._best.score >= highest / length_penalty(self.budget, self.alpha)
 
     def extend(self, log_probs_WV: torch.Tensor) -> tuple[list[int], list[int]]:
-        """Extend the most likely beams by one id; returns the parent of each new beam, and its new id."""
+        """Extend the most likely beams by one id. Returns each new beam's parent and its new id."""
         width, vocab = log_probs_WV.shape
-        # At most one continuation per beam and stop id ends, so that enough of these continue.
+        # Each beam has at most one ending per stop id, so this many candidates include enough that continue.
         count = min(width * (1 + len(self.limits.stop_ids)), width * vocab)
         scores, indices = (self._scores[:, None] + log_probs_WV).flatten().topk(count)
         kept: list[tuple[float, int, int]] = []
@@ -177,7 +180,7 @@ class _Search:
 
 
 def _encode(model: Seq2SeqModel, sources: Sequence[Sequence[int]], limits: Limits) -> tuple[Any, torch.device]:
-    """The encoded sources, padded on the right, and their device."""
+    """Encode the sources, right-padded. Returns them and their device."""
     for source in sources:
         limits.check(source)
     device = next(iter(model.parameters())).device
@@ -187,7 +190,7 @@ def _encode(model: Seq2SeqModel, sources: Sequence[Sequence[int]], limits: Limit
 
 
 def _next(model: Seq2SeqModel, ids_R1: torch.Tensor, encoded: Any, cache: Any, step: int) -> torch.Tensor:
-    """Logits [R, V] after one more id of each target, the id at position ``step``."""
+    """Feed one more id of each target, at position ``step``, and return the logits [R, V] after it."""
     hidden_R1D = model.hidden(ids_R1, encoded, cache)
     cache.commit([step + 1] * len(ids_R1))
     out: torch.Tensor = model.lm_head(hidden_R1D[:, -1])

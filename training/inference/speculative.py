@@ -1,7 +1,7 @@
-"""Greedy generation with drafts from the model's multi-token prediction, which one forward pass verifies.
+"""Greedy speculative decoding: multi-token prediction drafts tokens, and one forward pass verifies them.
 
-As in DeepSeek-V3 (arXiv 2412.19437, section 5.4.3), after speculative decoding (arXiv 2211.17192). The result is the
-same as that of plain greedy generation.
+This follows DeepSeek-V3 (arXiv 2412.19437, section 5.4.3) and speculative decoding (arXiv 2211.17192). The result is
+the same as with plain greedy generation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,33 +14,33 @@ from training.inference.generate import Limits
 
 
 class Speculation:
-    """Generates greedily and counts how many drafts were accepted.
+    """A greedy speculative decoder, which counts how many drafted tokens it accepts.
 
     Attributes:
         drafted: number of drafted tokens.
-        accepted: number of drafted tokens that were right.
+        accepted: number of drafted tokens that were accepted.
     """
 
     def __init__(self, model: Any, limits: Limits) -> None:
-        """``model``: with ``prediction_layers``, as the DeepSeek family has.
+        """Set up decoding with a model that has ``prediction_layers``, i.e. one of the DeepSeek family.
 
         Raises:
-            RequestError: the model has none.
+            RequestError: the model has no prediction layers.
         """
         if not getattr(model, "prediction_layers", ()):
             possible = hasattr(model, "prediction_layers")
             why = "model.num_nextn_predict_layers is 0" if possible else "the family has none"
             raise RequestError(
-                f"generate.speculative drafts with multi-token prediction, and {why}: leave generate.speculative out"
+                f"generate.speculative drafts with multi-token prediction, but {why}: set generate.speculative=false"
             )
         self._model, self._limits = model, limits
         self.drafted, self.accepted = 0, 0
 
     def generate(self, prompt_ids: Sequence[int]) -> Iterator[int]:
-        """Yield the new ids of one sequence; if a stop id is drawn, it is the last one.
+        """Yield the new ids of one sequence. If a stop id is drawn, it is the last one.
 
         Raises:
-            RequestError: immediately, if the prompt cannot be continued.
+            RequestError: the prompt cannot be continued. This is raised by the call itself, before any id is read.
         """
         self._limits.check(prompt_ids)
         return self._generate(list(prompt_ids))
@@ -55,7 +55,7 @@ class Speculation:
 
     @torch.no_grad()
     def _verified(self, ids: list[int]) -> Iterator[int]:
-        """Tokens until the context is full."""
+        """Yield verified tokens until the context is full."""
         model, capacity = self._model, self._limits.capacity(len(ids))
         cache = model.new_cache(1, capacity)
         drafter = _Drafter(model, capacity)
@@ -77,7 +77,7 @@ class Speculation:
                 yield token
 
     def _best(self, hidden_TD: torch.Tensor) -> list[int]:
-        """The most likely allowed token after each position."""
+        """Return the most likely allowed token after each position."""
         best: list[int] = self._limits.allow(self._model.lm_head(hidden_TD)).argmax(-1).tolist()
         return best
 
@@ -88,8 +88,9 @@ class Speculation:
 class _Drafter:
     """Drafts one token per depth of multi-token prediction.
 
-    Depth k at position i reads the previous depth at i and token i + k. Positions whose token is itself a draft are
-    read again once that token is known, so each depth keeps the results of the previous one that it must read again.
+    Depth k at position i reads the previous depth's state at i and token i + k. If that token is itself a draft, the
+    position is read again once the real token is known. Each depth therefore keeps the previous depth's states for the
+    positions that it must reread.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
@@ -99,14 +100,18 @@ class _Drafter:
         self._pending: list[torch.Tensor] = [model.lm_head.weight.new_empty(0, model.lm_head.in_features)] * depths
 
     def draft(self, ids: list[int], hidden_TD: torch.Tensor, best: Any) -> list[int]:
-        """Drafts after ``ids``; ``hidden_TD``: of positions read since the last call, without that of the last id."""
+        """Draft tokens to follow ``ids``.
+
+        ``hidden_TD`` holds the hidden states of the positions read since the last call, up to but excluding the last
+        id's position.
+        """
         positions = len(ids) - 1
         drafts: list[int] = []
         incoming_TD = hidden_TD
         for depth, layer in enumerate(self._model.prediction_layers, start=1):
             cache = self._caches[depth - 1]
             first = cache.lengths[0]
-            before = positions - len(incoming_TD)  # first position of the incoming states
+            before = positions - len(incoming_TD)  # position of the first incoming state
             source_TD = torch.cat((self._pending[depth - 1][: before - first], incoming_TD))
             ahead = torch.tensor([(ids + drafts)[first + depth : positions + depth]], device=source_TD.device)
             rope = self._model.model.rotary_table(cache.begin(len(source_TD)))

@@ -1,4 +1,4 @@
-"""Traces of generation: the probability and rank of each new token, and its alternatives."""
+"""Generation traces: each new token's probability, its rank, and the alternatives."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 from training.inference.generate import CausalLM, Limits, generate
 from training.inference.sampling import Sampling, probabilities
 
-#: Alternatives that a step lists.
+#: Number of alternatives that a step lists.
 _ALTERNATIVES = 5
 
 
@@ -16,16 +16,16 @@ _ALTERNATIVES = 5
 class Step:
     """One token of a completion.
 
-    Probabilities are those it was drawn from, after temperature, top-k and top-p. Greedy generation draws nothing, so
-    there they are those of the model at temperature 1 over all tokens.
+    Probabilities are from the distribution that the token was drawn from, after temperature, top-k and top-p. Greedy
+    generation does not draw, so its probabilities are the model's at temperature 1 over all tokens.
 
     Attributes:
-        token: its id.
-        probability: of the token.
-        rank: 1 for the most likely; tokens of equal probability share a rank.
-        alternatives: the most likely other tokens with their probabilities, without those of probability 0.
-        entropy: of the probabilities, in nats.
-        log_probability: of the token under the model, at temperature 1 over all allowed tokens.
+        token: the token's id.
+        probability: the token's probability.
+        rank: the token's rank, 1 for the most likely. Tokens of equal probability share a rank.
+        alternatives: the most likely other tokens and their probabilities, excluding tokens of probability 0.
+        entropy: entropy of the distribution, in nats.
+        log_probability: the token's log-probability under the model, at temperature 1 over all allowed tokens.
     """
 
     token: int
@@ -45,10 +45,10 @@ def traced(
     seed: int,
     on_step: Callable[[Step], None],
 ) -> Iterator[int]:
-    """The same ids as :func:`training.inference.generate.generate`; ``on_step`` is called before each is yielded.
+    """Yield the same ids as :func:`training.inference.generate.generate`, calling ``on_step`` before each one.
 
     Raises:
-        RequestError: immediately, if the prompt cannot be continued.
+        RequestError: the prompt cannot be continued. This is raised by the call itself, before any id is read.
     """
 
     def observe(logits_BV: torch.Tensor, drawn: dict[int, int]) -> None:
@@ -58,7 +58,7 @@ def traced(
 
 
 def step_of(logits_V: torch.Tensor, token: int, sampling: Sampling) -> Step:
-    """The step of a token that was drawn from logits [V], in which banned tokens are at minus infinity."""
+    """Build the step for a token drawn from logits [V], in which banned tokens are at minus infinity."""
     logits_V = logits_V.float().cpu()
     shown_by = replace(sampling, temperature=1.0, top_k=0, top_p=1.0) if sampling.greedy else sampling
     probs_V = probabilities(logits_V, shown_by)
@@ -75,7 +75,7 @@ def step_of(logits_V: torch.Tensor, token: int, sampling: Sampling) -> Step:
 
 
 def lines(steps: Sequence[Step], label: Callable[[int], str]) -> list[str]:
-    """A table of the steps; ``label`` spells a token."""
+    """Format the steps as the lines of a table. ``label`` returns a token's text."""
     rows = [f"{'step':>4}  {'token':<14}{'probability':>11}{'rank':>6}  others"]
     for number, step in enumerate(steps, start=1):
         others = "  ".join(f"{label(token)} {probability:.3f}" for token, probability in step.alternatives)

@@ -1,4 +1,4 @@
-"""Layers shared by the model families: plain single-device PyTorch, which knows no rank, mesh or environment.
+"""Layers shared by the model families: plain single-device PyTorch, unaware of ranks, meshes and the environment.
 
 Tensor names end in their shape: ``x_BTD`` is indexed [batch, position, hidden].
 
@@ -7,15 +7,15 @@ Tensor names end in their shape: ``x_BTD`` is indexed [batch, position, hidden].
     M  tokens in the micro-batch, B * T     G  groups of experts
     D  hidden size                          F  feed-forward width (of one expert in a mixture)
     N  attention heads                      S  token slots, M * K: one row per (token, expert) pair
-    Q  query/key width of a head, P + R     P  its part without position; R  its rotated part
+    Q  query/key width of a head, P + R     P  its non-rotary part; R  its rotary part
     Z  value width of a head                C  latent width (key/value), L  latent width (query)
-    V  vocabulary                           R  rows of the experts where they are more than S, else as above
-    c  an entry of the cache, C + R         e  what a latent is expanded to per head, P + Z
+    V  vocabulary                           R  expert rows where padding makes them more than S; else as above
+    c  width of a cache entry, C + R        e  width per head that a latent expands to, P + Z
 
-In dense attention, and in attention between two sequences:
+In dense attention and cross-attention:
 
-    H  width of a head                      L  positions of the keys (S: of an encoded source)
+    H  width of a head                      L  key positions (S for an encoded source)
 
-What a CPU computes differently is behind :mod:`training.layers.cpu`: a layer asks it first, and takes PyTorch's
-operation where it returns None.
+CPU-specific code lives in :mod:`training.layers.cpu`. A layer calls it first, and falls back to PyTorch's operation if
+it returns None.
 """

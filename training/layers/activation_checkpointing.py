@@ -1,8 +1,9 @@
-"""Activation checkpointing (arXiv 1604.06174): what a layer keeps from its forward pass for the backward pass.
+"""Activation checkpointing (arXiv 1604.06174): what a layer saves in the forward pass for the backward pass.
 
-``none`` keeps everything. ``full`` keeps the input of a layer and recomputes the rest. ``selective`` keeps what saves
-most per byte: the residual stream between attention and feed-forward, the narrow latents, and the results of PyTorch's
-fused attention; it recomputes expansions, norms and experts. Neither mode recomputes a routing decision.
+``none`` saves everything. ``full`` saves a layer's input and recomputes the rest. ``selective`` saves the tensors that
+avoid the most recomputation per byte: the residual stream between attention and feed-forward, the narrow latents, and
+the results of PyTorch's fused attention. It recomputes expansions, norms and experts. No mode recomputes a routing
+decision.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from training.layers.router import DECIDING_OPERATIONS
 
 ActivationCheckpointing = Literal["none", "full", "selective"]
 
-#: Fused attention, whose results are as narrow as its inputs and the most expensive to recompute.
+#: Fused attention: its results are as narrow as its inputs, and the most expensive to recompute.
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -27,7 +28,7 @@ _ATTENTION = {
 
 
 def checkpointed(layer: Callable[..., torch.Tensor], mode: ActivationCheckpointing, *inputs: Any) -> torch.Tensor:
-    """``layer(*inputs)``, keeping for the backward pass only what ``mode`` keeps."""
+    """Return ``layer(*inputs)``, saving for the backward pass only what ``mode`` allows."""
     if mode == "none":
         return layer(*inputs)
     policy: Any = DECIDING_OPERATIONS if mode == "full" else partial(_selective_policy, inputs[0].shape[-1])

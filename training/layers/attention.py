@@ -1,4 +1,4 @@
-"""Attention over complete sequences: causal, for training and for reading a prompt, and under any mask."""
+"""Attention over complete sequences: causal (for training and prompt processing), or under any mask."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from training.layers import cpu
 from training.layers.masks import Mask
 from training.layers.packed_documents import Documents, flex_attention
 
-#: FlexAttention's block of queries or keys.
+#: Number of queries or keys in one of FlexAttention's blocks.
 _FLEX_BLOCK = 128
 
-#: Receives the attention weights [B, N, T, L] of every forward pass over complete sequences.
+#: Called with the attention weights [B, N, T, L] in every forward pass over complete sequences.
 AttentionHook = Callable[[torch.Tensor], None]
 
 
@@ -25,13 +25,13 @@ def attention(
     mask: Mask,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Scaled dot-product attention under a mask, with query t at position t; returns [B, N, T, Z].
+    """Compute scaled dot-product attention under a mask, with query t at position t; returns [B, N, T, Z].
 
-    With a window, time and memory grow linearly with the length: a CPU computes blocks of queries with the keys that
-    they attend to, and elsewhere FlexAttention skips blocks that are masked completely. Only with dropout, which
-    FlexAttention lacks, does a GPU build a mask of all pairs of positions.
+    With a window, time and memory grow linearly with the sequence length. On CPU, each block of queries is computed
+    with only the keys it attends to; elsewhere, FlexAttention skips fully masked blocks. A GPU builds a mask over all
+    pairs of positions only with dropout, which FlexAttention does not support.
 
-    ``dropout``: fraction of the weights that is set to 0.
+    ``dropout``: fraction of the attention weights to set to 0.
     """
     if mask.causal_only and not dropout:
         return causal_attention(q_BNTQ, k_BNLQ, v_BNLZ, scale, mask.documents)
@@ -46,10 +46,11 @@ def causal_attention(
     scale: float,
     documents: Documents | None = None,
 ) -> torch.Tensor:
-    """Scaled dot-product attention in which position t attends to positions 0..t; returns [B, N, T, Z].
+    """Compute scaled dot-product attention where position t attends to positions 0..t; returns [B, N, T, Z].
 
-    With ``documents`` it attends only within its own document, and the cost grows with the sum of their squared
-    lengths: blocks of other documents are not computed, in blocks on CPU and by FlexAttention elsewhere.
+    With ``documents``, a position attends only within its own document. The cost then grows with the sum of the squared
+    document lengths, since blocks that cross documents are skipped (on CPU by our own blocks, elsewhere by
+    FlexAttention).
     """
     out = cpu.attention.causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, scale, documents)
     if out is not None:
@@ -60,7 +61,7 @@ def causal_attention(
 
 
 def attention_weights(q_BNTQ: torch.Tensor, k_BNLQ: torch.Tensor, scale: float, mask: Mask) -> torch.Tensor:
-    """The softmax weights [B, N, T, L] of :func:`attention`, written out in fp32."""
+    """Return the softmax weights [B, N, T, L] that :func:`attention` applies, materialized in fp32."""
     scores = (q_BNTQ.float() @ k_BNLQ.float().transpose(2, 3)) * scale
     bias = mask.full_bias(q_BNTQ.shape[2], k_BNLQ.shape[2], torch.float32, q_BNTQ.device)
     return (scores if bias is None else scores + bias).softmax(-1)
@@ -81,9 +82,10 @@ def _masked(
 def masked_flex_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: Mask, attend: Callable[..., Any]
 ) -> torch.Tensor:
-    """FlexAttention ``attend`` under a mask, [B, N, T, Z].
+    """Run FlexAttention (``attend``) under a mask; returns [B, N, T, Z].
 
-    It is compiled for each length, so examples, whose lengths differ between batches, are padded to complete blocks.
+    FlexAttention is compiled once per length. Examples vary in length from batch to batch, so they are padded to whole
+    blocks.
     """
     length, keys = q.shape[2], k.shape[2]
     if mask.documents is None:

@@ -1,4 +1,4 @@
-"""Layers of a stack, each of which applies activation checkpointing and ``torch.compile`` to itself."""
+"""Base classes of stacked layers, each of which applies activation checkpointing and ``torch.compile`` to itself."""
 
 from typing import Any
 
@@ -8,29 +8,29 @@ from training.layers.activation_checkpointing import ActivationCheckpointing
 
 
 class Layer(nn.Module):
-    """A layer of a stack. ``activation_checkpointing``: what it keeps in training for the backward pass."""
+    """A layer of a stack. ``activation_checkpointing`` sets what it saves for the backward pass in training."""
 
     activation_checkpointing: ActivationCheckpointing = "none"
 
     def compile_regions(self) -> None:
-        """Compile the parts that compile without graph breaks."""
+        """Compile the parts of the layer that have no graph breaks."""
         raise NotImplementedError
 
 
 class LayerStack(nn.Module):
-    """A stack of layers, or a model that contains stacks. Without layers its methods do nothing."""
+    """A stack of layers, or a model that contains stacks. If there are no layers, its methods do nothing."""
 
     @property
     def blocks(self) -> list[Any]:
-        """Every layer, in the order of construction."""
+        """All layers, in the order of construction."""
         return [module for module in self.modules() if isinstance(module, Layer)]
 
     def set_activation_checkpointing(self, mode: ActivationCheckpointing) -> None:
-        """Set what layers keep in training, see :mod:`training.layers.activation_checkpointing`."""
+        """Set what each layer saves in training (see :mod:`training.layers.activation_checkpointing`)."""
         for layer in self.blocks:
             layer.activation_checkpointing = mode
 
     def compile_regions(self) -> None:
-        """Compile the parts of every layer that compile without graph breaks."""
+        """Compile the parts of every layer that have no graph breaks."""
         for layer in self.blocks:
             layer.compile_regions()

@@ -1,4 +1,4 @@
-"""Cross-entropy as a sum with its number of targets, so that micro-batches add up to the mean of a global batch."""
+"""Cross-entropy as a sum over targets, not a mean, so that micro-batches can add up to the mean over a global batch."""
 
 import importlib.util
 from functools import cache
@@ -14,18 +14,18 @@ from training.layers import cpu
 
 
 def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of -log softmax(hidden @ weight.T)[label] in nats, without holding the logits of all positions.
+    """Sum -log softmax(hidden @ weight.T)[label] in nats, without materializing the logits of all positions.
 
-    Softmax and sum are in fp32, over a bounded piece of the logits at a time. The forward pass also computes the
-    gradients, piece by piece, as in Liger (arXiv 2410.10989). On CUDA Liger's own kernel is used where it is installed.
+    Softmax and sum are in fp32, over a bounded chunk of logits at a time. The forward pass also computes the gradients,
+    chunk by chunk, as in Liger (arXiv 2410.10989). On CUDA, Liger's own kernel is used if it is installed.
 
     Args:
-        hidden: [..., D].
-        weight_VD: the matrix of the output head.
-        labels: [...] of ids in 0..V-1, or ``IGNORED``.
+        hidden: hidden states [..., D].
+        weight_VD: the output head's weight matrix.
+        labels: [...], ids in 0..V-1 or ``IGNORED``.
 
     Returns:
-        A scalar in fp32; 0 where every label is ignored.
+        A scalar in fp32; 0 if every label is ignored.
     """
     hidden_MD, labels_M = hidden.flatten(0, -2), labels.flatten()
     rows = cpu.cross_entropy.rows_with_targets(hidden_MD, labels_M)
@@ -39,14 +39,14 @@ def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labe
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The same sum from logits [..., V]: a scalar in fp32."""
+    """Compute the same sum from logits [..., V]: a scalar in fp32."""
     flat = logits.flatten(0, -2).float()
     return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @cache
 def _liger() -> Any:
-    """Liger's fused loss, where it is installed."""
+    """Return Liger's fused loss, or None if Liger is not installed."""
     if importlib.util.find_spec("liger_kernel") is None:
         return None
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
@@ -72,18 +72,18 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             kept = labels != IGNORED
             logits = cpu.matmul.product(hidden, weight_VD)
             if logits is None:
-                # One buffer for all pieces: on CPU page faults of fresh memory cost more than the arithmetic on it.
+                # All chunks share one buffer: on CPU, page faults on fresh memory cost more than the arithmetic.
                 buffer_RV = hidden_MD.new_empty(size, vocab) if buffer_RV is None else buffer_RV
                 logits = torch.mm(hidden, weight_VD.t(), out=buffer_RV[: len(hidden)])
             softmax, sums, losses = exponentials(logits, labels.where(kept, 0))
             total += losses.where(kept, 0.0).sum()
             if dhidden_MD is None:
                 continue
-            # The division by the sums is applied to the narrow side of both products.
+            # Divide by the sums on the narrow side of both products.
             factor = kept[:, None] / sums
             torch.mul(_product(softmax, weight_VD.t()), factor, out=dhidden_MD[piece])
             dweight_VD = _add_product(dweight_VD, softmax, (hidden * factor).to(hidden.dtype))
-            del logits, softmax  # or they would still be held next to the logits of the next piece
+            del logits, softmax  # otherwise they would stay alive alongside the next chunk's logits
         if dhidden_MD is not None:
             dweight_VD = torch.zeros_like(weight_VD) if dweight_VD is None else dweight_VD.to(weight_VD.dtype)
             ctx.save_for_backward(dhidden_MD, dweight_VD)
@@ -100,11 +100,11 @@ class _LinearCrossEntropySum(torch.autograd.Function):
 
 
 def exponentials(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The exponentials of logits over each row's maximum, minus their sum at the target; overwrites the logits.
+    """Compute exp(logits - row maximum), and subtract each row's sum at its target. Overwrites the logits.
 
     Returns:
-        The exponentials in the dtype of the logits, their sums [R, 1], and the losses [R] in nats. The first divided by
-        the second is the gradient of the third.
+        The result in the logits' dtype, the sums of the exponentials [R, 1], and the losses [R] in nats. The first
+        divided by the second is the gradient of the third.
 
     Raises:
         IndexError: a target is outside the vocabulary.
@@ -122,13 +122,13 @@ def exponentials(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torc
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``x @ weight.T`` without a gradient."""
+    """Return ``x @ weight.T`` without a gradient."""
     out = cpu.matmul.product(x, weight)
     return F.linear(x, weight) if out is None else out
 
 
 def _add_product(total_VD: torch.Tensor | None, softmax_RV: torch.Tensor, hidden_RD: torch.Tensor) -> torch.Tensor:
-    """``total + softmax.T @ hidden``, in fp32 from the second piece on: bf16 would round away what they add."""
+    """Return ``total + softmax.T @ hidden``. From the second chunk on this is in fp32: bf16 would round terms away."""
     if total_VD is None:
         return softmax_RV.t() @ hidden_RD
     if softmax_RV.dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""Feed-forward layers: gated, as in DeepSeek's dense layers and shared experts, and two matrices with an activation."""
+"""Feed-forward layers: SwiGLU, as in DeepSeek's dense layers and shared experts, and a plain two-matrix MLP."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -11,7 +11,7 @@ from configs.schema.models.transformer import TransformerSection
 from training.layers.activations import gelu, gelu_new, silu_times
 from training.layers.linear import Linear
 
-#: Activations by their name in the recipe. ``swiglu`` has two inputs and is ``FeedForward``.
+#: Activations by recipe name. ``swiglu`` is not among them: it takes two inputs and has its own class, ``FeedForward``.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "gelu": gelu,
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202): [..., D] -> [..., D] through width F."""
+    """SwiGLU (arXiv 2002.05202) of width F: [..., D] -> [..., D]."""
 
     def __init__(self, hidden_size: int, width: int, bias: bool = False) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them: [..., D] -> [..., D] through width F."""
+    """Two linear layers of width F with an activation between them: [..., D] -> [..., D]."""
 
     def __init__(
         self, hidden_size: int, width: int, activation: Literal["relu", "gelu", "gelu_new"], bias: bool
@@ -48,7 +48,7 @@ class Mlp(nn.Module):
 
 
 def feed_forward(config: TransformerSection) -> nn.Module:
-    """The feed-forward layer of a dense transformer."""
+    """Build the feed-forward layer of a dense transformer."""
     if config.activation == "swiglu":
         return FeedForward(config.hidden_size, config.width, config.bias)
     return Mlp(config.hidden_size, config.width, config.activation, config.bias)

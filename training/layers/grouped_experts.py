@@ -1,4 +1,4 @@
-"""The routed experts as grouped matrix products over tokens sorted by expert, without waiting for the device."""
+"""The routed experts as grouped GEMMs over tokens sorted by expert, without host-device synchronization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from training.layers.router import Routing, tokens_per_expert
 
 
 def weighted_swiglu(gate_up: torch.Tensor, weights_S: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of [S, 2F] times each row's weight (fp32): [S, F] in the dtype of ``gate_up``."""
+    """Return silu(gate) * up times each row's weight (fp32): [S, 2F] -> [S, F] in the dtype of ``gate_up``."""
     return (swiglu(gate_up) * weights_S[:, None]).to(gate_up.dtype)
 
 
@@ -22,10 +22,10 @@ def grouped_experts(
     down_EDF: torch.Tensor,
     activation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = weighted_swiglu,
 ) -> torch.Tensor:
-    """Each token's SwiGLU experts times their weights (fp32), summed: [M, D] -> [M, D].
+    """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D] -> [M, D].
 
-    ``activation`` is :func:`weighted_swiglu`, or the same compiled. The grouped product needs rows of a multiple of 16
-    bytes, which the recipe's validation ensures.
+    ``activation`` is :func:`weighted_swiglu` or its compiled version. Grouped GEMM needs rows whose size is a multiple
+    of 16 bytes, which the recipe's validation ensures.
     """
     slots_S = routing.selected.flatten().argsort(stable=True)  # slot s of the sorted rows is (token, k) = divmod(s, K)
     tokens_S = slots_S // routing.selected.shape[1]
@@ -33,7 +33,7 @@ def grouped_experts(
     ends_E = tokens_per_expert(routing.selected, len(down_EDF)).cumsum(0, dtype=torch.int32)
     rows_SD: torch.Tensor = _ToExperts.apply(x_MD, tokens_S, places_MK)
     gate_up = F.grouped_mm(rows_SD, gate_up_E2FD.transpose(1, 2), offs=ends_E)
-    # The gate weight is applied where rows are narrowest, before the last product.
+    # Apply the gate weight where rows are narrowest: before the last product.
     weights_S = routing.weights.flatten().gather(0, slots_S)
     weighted = activation(gate_up, weights_S)
     out_SD = F.grouped_mm(weighted, down_EDF.transpose(1, 2), offs=ends_E)
@@ -42,10 +42,10 @@ def grouped_experts(
 
 
 class _ToExperts(torch.autograd.Function):
-    """Rows of tokens [M, D] in the order of their experts [S, D].
+    """Gather token rows [M, D] in expert order [S, D].
 
-    This and ``_ToTokens`` are each other's gradients, and both only gather. Autograd's gradient of a gather adds rows
-    in place, which takes longer than the products here and depends on the order in which a GPU runs its threads.
+    This and ``_ToTokens`` are each other's gradients, and both only gather. Autograd's gradient of a gather would add
+    rows in place, which takes longer than the matrix products here and is nondeterministic on GPUs.
     """
 
     @staticmethod
@@ -60,7 +60,7 @@ class _ToExperts(torch.autograd.Function):
 
 
 class _ToTokens(torch.autograd.Function):
-    """Rows of experts [S, D] summed per token: [M, D]."""
+    """Sum expert rows [S, D] per token: [M, D]."""
 
     @staticmethod
     def forward(ctx: Any, rows_SD: torch.Tensor, tokens_S: torch.Tensor, places_MK: torch.Tensor) -> torch.Tensor:

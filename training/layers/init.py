@@ -1,7 +1,7 @@
-"""Initial values of parameters, each drawn from its own generator, seeded with its name.
+"""Parameter initialization. Each parameter has its own generator, seeded with the parameter's name.
 
-The values do not depend on the order of the modules or on which others exist, and are the same in fp32 and bf16 up to
-rounding.
+The values therefore do not depend on the order of the modules or on which other modules exist. They are the same in
+fp32 and bf16, up to rounding.
 """
 
 import math
@@ -11,19 +11,19 @@ import torch
 
 
 def fill_vector(vector: torch.Tensor, name: str) -> None:
-    """Biases to 0 and weights of norms to 1, in place, by the name of the parameter."""
+    """Fill a bias with 0 or a norm's weight with 1, in place; the parameter's name tells which it is."""
     vector.fill_(0.0 if name.endswith(".bias") else 1.0)
 
 
 def draw_normal(weight: torch.Tensor, seed_name: str, std: float) -> None:
-    """N(0, std), in place. ``seed_name``: the seed and the name of the parameter."""
+    """Draw from N(0, std) in place. ``seed_name`` consists of the seed and the parameter's name."""
     weight.copy_(_empty(weight).normal_(0.0, std, generator=_generator(weight, seed_name)))
 
 
 def draw_xavier(weight_OI: torch.Tensor, seed_name: str, matrices: int = 1) -> None:
-    """Uniform with variance 2 / (in + out) (Glorot and Bengio, 2010), in place.
+    """Draw from a uniform distribution with variance 2 / (in + out) (Glorot and Bengio, 2010), in place.
 
-    ``matrices``: number of matrices of the same size that are concatenated along the rows of the weight.
+    ``matrices``: number of equally sized matrices that the weight concatenates along its rows.
     """
     outputs, inputs = weight_OI.shape
     bound = math.sqrt(6.0 / (inputs + outputs / matrices))
@@ -38,10 +38,10 @@ def _empty(weight: torch.Tensor) -> torch.Tensor:
     return torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
 
 
-#: Number of concatenated matrices, by the last part of the parameter's name.
+#: Number of matrices that a fused parameter concatenates, by the last part of its name.
 _FUSED = {"gate_up_proj": 2, "qkv_proj": 3, "kv_proj": 2}
 
 
 def matrices_in(name: str) -> int:
-    """Number of matrices of the same size that a weight of this name holds."""
+    """Return how many equally sized matrices the weight with this name holds."""
     return _FUSED.get(name.removesuffix(".weight").rsplit(".", 1)[-1], 1)

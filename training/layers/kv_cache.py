@@ -1,4 +1,4 @@
-"""What decoding keeps of each token and layer: keys and values of every head, or one latent for all heads."""
+"""The KV cache for decoding. Per token and layer it holds each head's key and value, or one latent for all heads."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import torch
 
 
 class Cache:
-    """The entries of every layer for B sequences of different lengths, in one allocation.
+    """Cache entries of all layers for B sequences of different lengths, in one allocation.
 
-    An entry is ``width`` numbers, or ``width`` numbers per head: a layer's entries are [B, L, width] or
-    [B, N, L, width]. Row b holds ``lengths[b]`` entries, from the left, and what follows them is ignored.
+    An entry is ``width`` numbers, or ``width`` numbers per head, so a layer's entries are [B, L, width] or
+    [B, N, L, width]. Row b holds ``lengths[b]`` entries, left-aligned; whatever follows them is ignored.
     """
 
     def __init__(
@@ -21,7 +21,7 @@ class Cache:
         like: torch.Tensor,
         heads: int | None = None,
     ) -> None:
-        """``capacity``: tokens per sequence; ``like``: a tensor with the dtype and device of the entries."""
+        """Allocate for ``capacity`` tokens per sequence, with the dtype and device of the tensor ``like``."""
         per_head = () if heads is None else (heads,)
         self._storage = like.new_zeros(layers, sequences, *per_head, capacity, width)
         self._lengths = [0] * sequences
@@ -32,7 +32,7 @@ class Cache:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each sequence that are in the cache."""
+        """Number of cached tokens of each sequence."""
         return list(self._lengths)
 
     @property
@@ -40,10 +40,10 @@ class Cache:
         return self._storage.nbytes
 
     def begin(self, incoming: int) -> torch.Tensor:
-        """Prepare for ``incoming`` further tokens of each sequence; returns their positions [B, T].
+        """Prepare for ``incoming`` more tokens per sequence; returns their positions [B, T].
 
         Raises:
-            ValueError: the cache has no room for them.
+            ValueError: the cache has no room for these tokens.
         """
         capacity = self._storage.shape[-2]
         if max(self._lengths) + incoming > capacity:
@@ -57,7 +57,7 @@ class Cache:
         positions_BT = lengths[:, None] + torch.arange(incoming, device=device)
         same_length = len(set(self._lengths)) == 1
         self._positions = None if same_length else positions_BT
-        # The first tokens attend only to each other, which attention over complete sequences computes.
+        # The first tokens attend only to each other, so attention over complete sequences handles them.
         self._visible_lengths = positions_BT + 1 if max(self._lengths) else None
         self._attention_mask = None
         if max(self._lengths) and (not same_length or incoming > 1):
@@ -66,11 +66,11 @@ class Cache:
         return positions_BT
 
     def commit(self, lengths: Sequence[int]) -> None:
-        """Set the length of each sequence, which keeps the tokens that were read, or drops some of them again."""
+        """Set the length of each sequence: this keeps the tokens just read, or drops some of them."""
         self._lengths = list(lengths)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Let sequence b continue from what sequence ``rows[b]`` holds."""
+        """Replace the contents of each sequence b with those of sequence ``rows[b]``."""
         self._lengths = [self._lengths[row] for row in rows.tolist()]
         used = self._storage[..., : max(self._lengths), :]
         used.copy_(used.index_select(1, rows.to(used.device)))
@@ -80,7 +80,7 @@ class Cache:
 
 
 class LayerCache:
-    """One layer's part of a cache, as its attention uses it."""
+    """One layer's view of a cache, for use by its attention."""
 
     def __init__(self, cache: Cache, index: int) -> None:
         self._cache, self._index = cache, index
@@ -91,7 +91,7 @@ class LayerCache:
         return max(self._cache._lengths) > 0
 
     def append(self, entries: torch.Tensor) -> None:
-        """Store the entries of the incoming tokens, [B, T, width] or [B, N, T, width], after those in the cache."""
+        """Store the entries of the incoming tokens, [B, T, width] or [B, N, T, width], after the existing entries."""
         cache = self._cache
         stored = cache._storage[self._index]
         if cache._positions is None:
@@ -99,26 +99,26 @@ class LayerCache:
             stored[..., start : start + cache._incoming, :] = entries
         else:
             rows = torch.arange(len(stored), device=stored.device)[:, None]
-            # Heads are between the two indices, so they come last in what these select.
+            # Advanced indexing moves the head dimension, which lies between the two index tensors, to the end.
             if stored.dim() == 4:
                 stored[rows, :, cache._positions] = entries.transpose(1, 2)
             else:
                 stored[rows, cache._positions] = entries
 
     def entries(self) -> torch.Tensor:
-        """[B, L, width] or [B, N, L, width]: the stored entries, up to the last incoming token of the longest row."""
+        """Return the stored entries up to the longest row's last incoming token: [B, L, width] or [B, N, L, width]."""
         cache = self._cache
         return cache._storage[self._index][..., : max(cache._lengths) + cache._incoming, :]
 
     def positions(self) -> torch.Tensor:
-        """[B, T] int64: positions of the incoming tokens, which follow others."""
+        """Return the positions of incoming tokens that have predecessors in the cache: [B, T] int64."""
         return self.visible_lengths() - 1
 
     def visible_lengths(self) -> torch.Tensor:
-        """[B, T] int64: number of entries that an incoming token attends to, up to and including its own."""
+        """Return how many entries each incoming token attends to, its own included: [B, T] int64."""
         assert self._cache._visible_lengths is not None
         return self._cache._visible_lengths
 
     def attention_mask(self) -> torch.Tensor | None:
-        """[B, 1, T, L] bool: True where an incoming token attends to an entry; None: it attends to all of them."""
+        """Return the mask [B, 1, T, L], True where an incoming token attends to an entry, or None if it is all True."""
         return self._cache._attention_mask

@@ -1,4 +1,4 @@
-"""Linear layers."""
+"""Linear layers with a fast path on CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,13 @@ from training.layers import cpu
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` through :func:`linear`: [..., in] -> [..., out]."""
+    """``nn.Linear`` that computes with :func:`linear`: [..., in] -> [..., out]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``x @ weight.T + bias``: [..., in] -> [..., out], with ``weight`` [out, in]."""
+    """Return ``x @ weight.T + bias``: [..., in] -> [..., out], with ``weight`` [out, in]."""
     out = cpu.matmul.linear(x, weight, bias)
     return F.linear(x, weight, bias) if out is None else out

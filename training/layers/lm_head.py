@@ -1,4 +1,4 @@
-"""The output head: logits, or the loss without holding all of them."""
+"""The output head, which returns the logits, or the loss without materializing all logits."""
 
 import torch
 
@@ -7,7 +7,7 @@ from training.layers.linear import Linear
 
 
 class OutputHead(Linear):
-    """Hidden states [..., D] to logits [..., V]; with labels [...] to their summed cross-entropy in nats."""
+    """Maps hidden states [..., D] to logits [..., V] or, given labels [...], to the summed cross-entropy in nats."""
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)

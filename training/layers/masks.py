@@ -1,4 +1,4 @@
-"""Which positions attention may look at, and how scores fall with distance (ALiBi, arXiv 2108.12409)."""
+"""Attention masks: which positions a query may attend to, and ALiBi's distance penalty (arXiv 2108.12409)."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,12 +13,13 @@ class Mask:
     """The attention mask of one forward pass, shared by all layers.
 
     Attributes:
-        causal: a query does not attend to positions after its own.
-        window: number of positions that a query reaches, its own included, back and, if not causal, ahead; None: all.
-        slopes_N: ALiBi: by how much the scores of a head fall per position of distance; None: no ALiBi.
-        lengths_B: number of valid keys in each sequence, which is padded on the right; None: all are valid.
-        documents: a query attends only within its own document; None: to all positions.
-        sides_N: a head at -1 sees no position after the query's, a head at 1 none before, a head at 0 both sides; None:
+        causal: whether a query cannot attend to positions after its own.
+        window: number of positions within a query's reach, counting its own, backward and, if not causal, forward. None
+            for no limit.
+        slopes_N: ALiBi's slopes, by which the scores of each head fall per position of distance. None for no ALiBi.
+        lengths_B: number of valid keys in each right-padded sequence. None if all keys are valid.
+        documents: documents that a query may not attend across. None if it may attend to all positions.
+        sides_N: direction of each head: -1 sees no position after the query, 1 none before it, 0 both sides. None if
             every head sees both sides.
     """
 
@@ -33,29 +34,30 @@ class Mask:
 
     @property
     def causal_only(self) -> bool:
-        """Whether this is a causal mask, with or without documents, and nothing else."""
+        """Whether the mask is purely causal, with or without documents."""
         restrictions = self.window, self.slopes_N, self.lengths_B, self.sides_N
         return self.causal and all(restriction is None for restriction in restrictions)
 
     def key_range(self, start: int, end: int, keys: int) -> tuple[int, int]:
-        """First key, and one past the last key, that any of the queries ``start`` .. ``end``-1 attends to."""
+        """Return the range (first, end) of keys that any of the queries ``start`` .. ``end``-1 attends to."""
         first = 0 if self.window is None else max(0, start - self.window + 1)
         last = end if self.causal else keys if self.window is None else end + self.window - 1
         return first, min(last, keys)
 
     def bias(self, queries: torch.Tensor, keys_L: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """What is added to scores [B, N, T, L], broadcast to them: :func:`mask_value` where a key is masked.
+        """Return the bias to add to scores [B, N, T, L], with :func:`mask_value` where a key is masked.
 
-        Not minus infinity: a row of padding may attend to nothing, and the NaN of its softmax would spread to every
-        gradient.
+        Masked keys do not get minus infinity: a row of padding may attend to nothing, and its softmax would then be
+        NaN, which would spread to every gradient.
 
         Args:
-            queries: positions [T], or [B, T].
-            keys_L: positions.
-            dtype: of the scores.
+            queries: query positions [T] or [B, T].
+            keys_L: key positions.
+            dtype: dtype of the scores.
 
         Returns:
-            [T, L] where sequences and heads do not differ; None: nothing is added.
+            A bias that broadcasts to the scores ([T, L] if it is the same for all sequences and heads), or None if
+            there is nothing to add.
         """
         ahead = keys_L - queries[..., None]  # [T, L] or [B, T, L]
         masked = ahead > 0 if self.causal else None
@@ -81,7 +83,7 @@ class Mask:
         return bias.masked_fill_(masked, value) if masked.dim() <= bias.dim() else bias.masked_fill(masked, value)
 
     def full_bias(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """:meth:`bias` of complete sequences, with documents; takes as much memory as all scores of a head."""
+        """Return :meth:`bias` for complete sequences, documents included. It is as large as all scores of a head."""
         bias = self.bias(torch.arange(queries, device=device), torch.arange(keys, device=device), dtype)
         if self.documents is None:
             return bias
@@ -91,7 +93,7 @@ class Mask:
         return bias.masked_fill(different, mask_value(dtype))
 
     def limited_to(self, samples: int, keys: int, device: torch.device) -> "Mask":
-        """The same mask for keys that are padded beyond ``keys``: the padding is masked."""
+        """Return this mask for keys padded beyond ``keys``, with the padding masked."""
         if self.causal or self.lengths_B is not None:
             return self
         if keys not in self._limited:
@@ -100,7 +102,7 @@ class Mask:
         return self._limited[keys]
 
     def flex(self, queries: int, keys: int, device: torch.device) -> tuple[Any, Any]:
-        """FlexAttention's ``score_mod`` and ``block_mask``; a block mask is made once for each pair of lengths."""
+        """Return FlexAttention's ``score_mod`` and ``block_mask``. Block masks are cached per pair of lengths."""
         slopes, sides, lengths, window = self.slopes_N, self.sides_N, self.lengths_B, self.window
         causal = self.causal
         ids_BT = None if self.documents is None else self.documents.ids_BT
@@ -120,7 +122,7 @@ class Mask:
             if slopes is not None:
                 score = score - slopes[head] * (query - key).abs()
             if sides is not None:
-                # Not in mask_mod, as all heads share one block mask.
+                # This is not in mask_mod because all heads share one block mask.
                 score = torch.where((key - query) * sides[head] < 0, mask_value(torch.float32), score)
             return score
 
@@ -131,19 +133,19 @@ class Mask:
 
 
 def mask_value(dtype: torch.dtype) -> float:
-    """What masks a key when it is added to its score.
+    """Return the value to add to a masked key's score.
 
-    Half of the lowest number: added to a score it stays finite, and a row that is masked completely is not 0/0.
+    This is half of the dtype's minimum: the sum stays finite, and the softmax of a fully masked row is not 0/0.
     """
     return torch.finfo(dtype).min / 2
 
 
 def alibi_slopes(heads: int, device: torch.device | None = None, causal: bool = True) -> torch.Tensor:
-    """Slope of each head [N] in fp32: a geometric sequence from 2^(-8/N).
+    """Return ALiBi's slope for each head, [N] in fp32: a geometric sequence from 2^(-8/N).
 
-    Where N is no power of two, the slopes are those of the power of two below N, and every other one of the power
-    above, as in the paper's code. In a bidirectional stack a head that looks back and one that looks ahead share a
-    slope, which is every other one of the same sequence, see :func:`alibi_sides`.
+    If N is not a power of two, the sequence for the power of two below N is followed by every other slope of the
+    sequence for the power above, as in the paper's code. In a bidirectional stack, a head that looks back and one that
+    looks ahead share a slope, so only every other slope of the sequence is used (see :func:`alibi_sides`).
     """
     if not causal:
         return alibi_slopes(heads, device)[::2].repeat_interleave(2)[:heads]
@@ -154,11 +156,11 @@ def alibi_slopes(heads: int, device: torch.device | None = None, causal: bool = 
 
 
 def alibi_sides(heads: int, device: torch.device | None = None) -> torch.Tensor:
-    """The side that each head [N] of a bidirectional stack looks to: -1 back, 1 ahead, 0 both (the last of an odd
-    number of heads).
+    """Return the direction each head [N] of a bidirectional stack looks in.
 
-    Scores that fall alike on both sides do not distinguish "before" from "after", and a stack of them reads a word and
-    its reverse alike. The paper has only causal models, where this does not arise.
+    The values are -1 for back, 1 for ahead, and 0 for both (the last head if their number is odd). If scores fell
+    equally on both sides, "before" and "after" would look the same, and the stack could not tell a word from its
+    reverse. The paper has only causal models, where this does not arise.
     """
     sides = torch.tensor([-1, 1], device=device).repeat((heads + 1) // 2)
     if heads % 2:

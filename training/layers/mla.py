@@ -20,8 +20,8 @@ from training.layers.rope import RotaryTable, rotate_tail, softmax_scale
 class MultiHeadLatentAttention(nn.Module):
     """Causal attention whose keys and values are expanded from one narrow latent per token.
 
-    The query and key of a head have a part without position and a rotated part. All heads share the rotated key.
-    Queries have their own latent if ``q_lora_rank`` is set.
+    Each head's query and key have a non-rotary part and a rotary part. All heads share the rotary key. If
+    ``q_lora_rank`` is set, queries have their own latent.
     """
 
     def __init__(self, config: DeepseekSection) -> None:
@@ -36,7 +36,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.latent_dim = config.kv_lora_rank
         query_dim = self.nope_dim + self.rope_dim
         self.scale = softmax_scale(query_dim, config.rope_scaling)
-        # The two latent norms have RMSNorm's default epsilon whatever rms_norm_eps is, as in the released weights.
+        # The two latent norms ignore rms_norm_eps and use RMSNorm's default epsilon, as the released models do.
         if config.q_lora_rank is None:
             self.q_proj = Linear(hidden, heads * query_dim, bias=False)
         else:
@@ -57,10 +57,10 @@ class MultiHeadLatentAttention(nn.Module):
         documents: Documents | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D].
+        """Map [B, T, D] -> [B, T, D].
 
-        ``rope`` is the table of the T positions. If ``cache`` holds earlier positions, the T follow them; all are
-        appended to it.
+        ``rope`` is the table for the T positions. If ``cache`` already holds positions, the T new ones come after them.
+        All T are appended to the cache.
         """
         if cache is not None and cache.has_past:
             return self.o_proj(self._absorbed(x_BTD, rope, cache).flatten(2))
@@ -75,7 +75,10 @@ class MultiHeadLatentAttention(nn.Module):
     def expand(
         self, x_BTD: torch.Tensor, rope: RotaryTable
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries and keys [B, N, T, Q], values [B, N, T, Z]; for the cache: latents [B, T, C], keys [B, T, R]."""
+        """Return queries and keys [B, N, T, Q] and values [B, N, T, Z].
+
+        The last two results are for the cache: the latents [B, T, C] and the rotary keys [B, T, R].
+        """
         q_BNTQ = rotate_tail(self._queries(x_BTD), rope)
         latent_BTC, rope_BTR = self._latents(x_BTD, rope)
         expanded = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -84,17 +87,17 @@ class MultiHeadLatentAttention(nn.Module):
         return q_BNTQ, torch.cat((nope_BNTP, rope_BNTR), dim=-1), v_BNTZ, latent_BTC, rope_BTR
 
     def _queries(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """[B, N, T, Q], not yet rotated."""
+        """Return the queries before rotation: [B, N, T, Q]."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))) if self.queries_have_latent else self.q_proj(x_BTD)
         return q.view(*q.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _latents(self, x_BTD: torch.Tensor, rope: RotaryTable) -> tuple[torch.Tensor, torch.Tensor]:
-        """The normalized latent of each token [B, T, C] and its rotated key [B, T, R]."""
+        """Return each token's normalized latent [B, T, C] and rotated key [B, T, R]."""
         latent_BTC, rope_BTR = self.kv_a_proj_with_mqa(x_BTD).split((self.latent_dim, self.rope_dim), dim=-1)
         return self.kv_a_layernorm(latent_BTC), rotate_tail(rope_BTR[:, None], rope)[:, 0]
 
     def _absorbed(self, x_BTD: torch.Tensor, rope: RotaryTable, cache: LayerCache) -> torch.Tensor:
-        """Attention over the cached latents, [B, T, N, Z]; q and out absorb the expansions of keys and values."""
+        """Attend to the cached latents: [B, T, N, Z]. Queries and outputs absorb the key and value expansions."""
         cache.append(torch.cat(self._latents(x_BTD, rope), dim=-1))
         q_BNTQ = rotate_tail(self._queries(x_BTD), rope)
         expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)
@@ -105,7 +108,7 @@ class MultiHeadLatentAttention(nn.Module):
         to_key_NPC, to_value_NZC = expand_NeC.split((self.nope_dim, self.value_dim), dim=1)
         q_BNTc = torch.cat((nope_BNTP @ to_key_NPC, rope_BNTR), dim=-1)
         entries_BLc, mask, (samples, _, length, _) = cache.entries(), cache.attention_mask(), q_BNTc.shape
-        # All heads attend to the same entries, so heads are further rows of one product.
+        # All heads attend to the same entries, so one product can treat heads as additional rows.
         scores_BSL = q_BNTc.view(samples, -1, q_BNTc.shape[-1]) @ entries_BLc.transpose(1, 2)
         scores_BNTL = scores_BSL.view(samples, self.heads, length, -1).mul_(self.scale)
         if mask is not None:

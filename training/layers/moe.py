@@ -18,10 +18,11 @@ from training.layers.router import Router, Routing
 
 
 class Gate(nn.Module):
-    """Logits of each token for every expert, in fp32 whatever the dtype of the model, and the routing that follows.
+    """Computes each token's logits for all experts, always in fp32, and routes the tokens with them.
 
-    ``e_score_correction_bias`` [E], where the method has one, affects the choice of experts but not their weights, and
-    has no gradient. It stays in fp32 when the module is cast: bf16 would round away a balancing step of 1e-3.
+    ``e_score_correction_bias`` [E], if the routing method has one, affects which experts are chosen but not their
+    weights, and has no gradient. It stays in fp32 when the module is cast: bf16 would round away a balancing step of
+    1e-3.
     """
 
     e_score_correction_bias: torch.Tensor | None
@@ -31,7 +32,7 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32) if config.has_router_bias else None
         self.register_buffer("e_score_correction_bias", bias)
-        self._router = (router,)  # a child of the decoder layer; in a tuple so that it is not a child of the gate too
+        self._router = (router,)  # in a tuple, so it is a child of the decoder layer only, not of the gate as well
 
     @property
     def router(self) -> Router:
@@ -61,7 +62,7 @@ class Experts(nn.Module):
         self.activation = weighted_swiglu
 
     def forward(self, x_MD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """The results of each token's experts times their weights (fp32), summed: [M, D] -> [M, D]."""
+        """Sum the outputs of each token's experts, scaled by their gate weights (fp32): [M, D] -> [M, D]."""
         out = cpu.experts.routed_experts(x_MD, *routing, self.gate_up_proj, self.down_proj)
         if out is not None:
             return out
@@ -69,7 +70,7 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Sum of the selected experts, each times its gate weight, and of the shared experts."""
+    """Sum of the selected experts' outputs, scaled by their gate weights, and the shared experts' output."""
 
     def __init__(self, config: DeepseekSection, router: Router) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class MixtureOfExperts(nn.Module):
         self.shared_experts = FeedForward(config.hidden_size, width, config.mlp_bias) if width else None
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Map [B, T, D] -> [B, T, D]."""
         x_MD = x_BTD.flatten(0, 1)
         y_BTD = self.experts(x_MD, self.gate(x_MD)).view_as(x_BTD)
         return y_BTD if self.shared_experts is None else y_BTD + self.shared_experts(x_BTD)

@@ -1,4 +1,4 @@
-"""Multi-head attention (arXiv 1706.03762): of a sequence to itself, and to another, encoded sequence.
+"""Multi-head attention (arXiv 1706.03762): self-attention, and cross-attention to an encoded sequence.
 
 Shape suffixes are listed in :mod:`training.layers`.
 """
@@ -18,7 +18,7 @@ from training.layers.rope import RotaryTable, rotate_tail
 
 
 class SelfAttention(nn.Module):
-    """One product for queries, keys and values of a sequence, attention, and a projection back."""
+    """Self-attention with a fused QKV projection and an output projection."""
 
     def __init__(self, config: TransformerSection) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class SelfAttention(nn.Module):
         rope: RotaryTable | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D].
+        """Map [B, T, D] -> [B, T, D].
 
-        ``rope`` rotates queries and keys. If ``cache`` holds earlier positions, the T follow them; all are appended to
-        it.
+        ``rope`` rotates queries and keys. If ``cache`` already holds positions, the T new ones come after them. All T
+        are appended to the cache.
         """
         q, k, v = self.qkv_proj(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if rope is not None:
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         return self._project(attention(q, k, v, self.scale, mask, dropout))
 
     def _cached_attention(self, q_BNTH: torch.Tensor, mask: Mask, cache: LayerCache) -> torch.Tensor:
-        """Attention of the incoming tokens to all cached entries, their own included."""
+        """Let the incoming tokens attend to all cached entries, including their own."""
         visible_lengths_BT = cache.visible_lengths()
         out = cpu.decode.attention(q_BNTH, cache.entries(), visible_lengths_BT, self.scale, mask.window, mask.slopes_N)
         if out is not None:
@@ -63,7 +63,7 @@ class SelfAttention(nn.Module):
         keys_L = torch.arange(k.shape[2], device=k.device)
         attention_mask = cache.attention_mask()
         if attention_mask is None and mask.window is not None:
-            # All sequences have the same length and one token comes in: keys beyond its window are not read.
+            # All sequences have the same length and there is one incoming token: skip the keys outside its window.
             first = max(0, k.shape[2] - mask.window)
             k, v, keys_L = k[:, :, first:], v[:, :, first:], keys_L[first:]
         scores = (q_BNTH @ k.transpose(2, 3)) * self.scale
@@ -78,14 +78,14 @@ class SelfAttention(nn.Module):
 
 
 class Source(NamedTuple):
-    """An encoded sequence [B, S, D] and the mask of its padding, which is not causal."""
+    """An encoded sequence [B, S, D] and its padding mask, which is not causal."""
 
     encoded: torch.Tensor
     mask: Mask
 
 
 class CrossAttentionKV(NamedTuple):
-    """Keys and values [B, N, S, H] of an encoded sequence for one decoder layer, and the mask of its padding."""
+    """One decoder layer's keys and values [B, N, S, H] for an encoded sequence, and its padding mask."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -93,7 +93,7 @@ class CrossAttentionKV(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """Queries of one sequence, keys and values of another."""
+    """Attention with the queries of one sequence and the keys and values of another."""
 
     def __init__(self, config: TransformerSection) -> None:
         super().__init__()
@@ -105,14 +105,14 @@ class CrossAttention(nn.Module):
         self.attention_hook: AttentionHook | None = None
 
     def project_kv(self, source: Source) -> CrossAttentionKV:
-        """Keys and values of an encoded sequence, for all positions of the other one."""
+        """Compute the keys and values of an encoded sequence, to be reused for every position that attends to it."""
         k, v = self.kv_proj(source.encoded).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return CrossAttentionKV(k, v, source.mask)
 
     def forward(self, x_BTD: torch.Tensor, source: Source | CrossAttentionKV) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D].
+        """Map [B, T, D] -> [B, T, D].
 
-        If there are fewer sources than sequences, each is for several consecutive sequences, as beams are.
+        If there are fewer sources than sequences, each source serves several consecutive sequences, such as beams.
         """
         kv = self.project_kv(source) if isinstance(source, Source) else source
         q = self.q_proj(x_BTD).view(len(kv.keys), -1, self.heads, self.width).transpose(1, 2)

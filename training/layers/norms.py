@@ -8,9 +8,9 @@ from training.layers import cpu
 
 
 class LayerNorm(nn.Module):
-    """``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension (arXiv 1607.06450); bias optional.
+    """``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension (arXiv 1607.06450).
 
-    Takes and returns [..., size] in the dtype of ``x``; sums are in fp32.
+    Takes and returns [..., size] in the dtype of ``x``; sums are in fp32. The bias is optional.
     """
 
     def __init__(self, size: int, eps: float = 1e-5, bias: bool = True) -> None:

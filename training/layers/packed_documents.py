@@ -1,4 +1,4 @@
-"""Where documents are in packed samples: positions, and the masks that keep them apart."""
+"""Document boundaries in packed samples: position ids, and masks that keep documents from attending to each other."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,12 +9,12 @@ import torch
 
 
 class Documents:
-    """The documents in a micro-batch of B samples of T positions. Built once per forward pass, used by every layer."""
+    """The documents in a micro-batch of B samples with T positions each. Built once per forward pass for all layers."""
 
     def __init__(self, starts: torch.Tensor, samples: int, length: int) -> None:
-        """``starts``: int32, increasing: the first position of each document in the B*T flattened positions, then B*T.
+        """Locate the documents from ``starts``: each one's first index among the B*T flattened positions, then B*T.
 
-        Every sample begins a document (see ``training.data.batch``).
+        ``starts`` is int32 and increasing. Every sample starts a new document (see ``training.data.batch``).
         """
         self._starts, self._samples, self._length = starts, samples, length
         begins = torch.zeros(samples * length, dtype=torch.int64, device=starts.device)
@@ -24,12 +24,12 @@ class Documents:
         self._block_mask: Any = None
 
     def positions(self) -> torch.Tensor:
-        """[B, T] int64: positions counted from the beginning of the document, or of the part that the sample holds."""
+        """Return each token's position in its document, or in the part of it in this sample: [B, T] int64."""
         flat = torch.arange(self._samples * self._length, device=self._starts.device)
         return (flat - self._starts.long()[self.ids_BT.flatten()]).view(self._samples, self._length)
 
     def spans(self) -> list[list[tuple[int, int]]]:
-        """(first position, one past the last) of the documents of each sample; copies ``starts`` to the host."""
+        """Return each sample's documents as (start, end) positions, end exclusive. Copies ``starts`` to the host."""
         if self._spans is None:
             self._spans = [[] for _ in range(self._samples)]
             cuts = self._starts.tolist()
@@ -39,7 +39,7 @@ class Documents:
         return self._spans
 
     def block_mask(self) -> Any:
-        """FlexAttention's block mask of causal attention within documents."""
+        """Return FlexAttention's block mask for causal attention within documents."""
         if self._block_mask is None:
             ids_BT = self.ids_BT
 
@@ -50,7 +50,7 @@ class Documents:
         return self._block_mask
 
     def follow(self, distance: int) -> torch.Tensor:
-        """[B, T] bool: whether the position ``distance`` ahead is in the same sample and document."""
+        """Return whether the position ``distance`` ahead is in the same sample and document: [B, T] bool."""
         ahead = torch.zeros_like(self.ids_BT, dtype=torch.bool)
         ahead[:, :-distance] = self.ids_BT[:, distance:] == self.ids_BT[:, :-distance]
         return ahead
@@ -59,13 +59,13 @@ class Documents:
 def make_block_mask(
     mask_mod: Callable[..., Any], samples: int | None, queries: int, keys: int, device: torch.device
 ) -> Any:
-    """FlexAttention's block mask of ``mask_mod(b, head, query, key)``; blocks that are masked are not computed."""
+    """Build FlexAttention's block mask for ``mask_mod(b, head, query, key)``; fully masked blocks are not computed."""
     return _create_block_mask(device.type)(mask_mod, samples, None, queries, keys, device=str(device))
 
 
 @cache
 def flex_attention() -> Callable[..., torch.Tensor]:
-    """FlexAttention, compiled once per process where there are GPUs: uncompiled it computes every score."""
+    """Return FlexAttention, compiled once per process if there are GPUs: uncompiled, it computes every score."""
     from torch.nn.attention.flex_attention import flex_attention
 
     eager: Any = flex_attention
@@ -76,5 +76,5 @@ def flex_attention() -> Callable[..., torch.Tensor]:
 def _create_block_mask(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    # Compiled, it never holds a mask of all pairs of positions.
+    # The compiled version never materializes a mask of all pairs of positions.
     return create_block_mask if device == "cpu" else torch.compile(create_block_mask)

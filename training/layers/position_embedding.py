@@ -1,4 +1,4 @@
-"""How a dense transformer represents positions: added vectors, rotated queries and keys (RoPE), or ALiBi."""
+"""Positions in dense transformers: added embeddings (learned or sinusoidal), RoPE, or ALiBi."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from training.layers.rope import RotaryTable, rotary_table, sinusoidal
 
 
 class PositionEmbedding(nn.Module):
-    """Positions of the kind ``model.positions``; only ``learned`` has a weight, [max_seq_len, D]."""
+    """The kind of positions that ``model.positions`` selects. Only ``learned`` has a weight, [max_seq_len, D]."""
 
     def __init__(self, config: TransformerSection) -> None:
         super().__init__()
@@ -22,7 +22,9 @@ class PositionEmbedding(nn.Module):
     def add_position_embedding(
         self, x_BTD: torch.Tensor, positions: torch.Tensor, scale: float = 1.0, position_scale: float = 1.0
     ) -> torch.Tensor:
-        """``x * scale + embedding(positions) * position_scale``, positions [T] or [B, T]; RoPE and ALiBi add nothing.
+        """Return ``x * scale + embedding(positions) * position_scale`` for positions [T] or [B, T].
+
+        RoPE and ALiBi add no embedding.
 
         Raises:
             ValueError: the sequence is longer than the learned table.
@@ -38,7 +40,7 @@ class PositionEmbedding(nn.Module):
         return x_BTD + (embedding if position_scale == 1.0 else embedding * position_scale).to(x_BTD.dtype)
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        """Rows of the learned table: [..., T, D]."""
+        """Look up rows of the learned table: [..., T, D]."""
         assert self.weight is not None
         if positions.shape[-1] > self.max_seq_len:
             raise ValueError(
@@ -48,13 +50,13 @@ class PositionEmbedding(nn.Module):
         return nn.functional.embedding(positions, self.weight)
 
     def rotary_table(self, positions: torch.Tensor) -> RotaryTable | None:
-        """The table that rotates queries and keys; None: not with RoPE."""
+        """Return the table that rotates queries and keys, or None without RoPE."""
         return rotary_table(positions, self.head_size, self.theta) if self.kind == "rope" else None
 
     def slopes(self, device: torch.device, causal: bool = True) -> torch.Tensor | None:
-        """ALiBi's slope of each head [N]; None: not with ALiBi."""
+        """Return ALiBi's slope for each head [N], or None without ALiBi."""
         return alibi_slopes(self.heads, device, causal) if self.kind == "alibi" else None
 
     def sides(self, device: torch.device) -> torch.Tensor | None:
-        """The side that each head of a bidirectional stack looks to [N]; None: to both."""
+        """Return the direction each head [N] of a bidirectional ALiBi stack looks in, or None without ALiBi."""
         return alibi_sides(self.heads, device) if self.kind == "alibi" else None

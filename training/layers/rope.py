@@ -1,7 +1,7 @@
-"""Rotary positions in interleaved pairs (arXiv 2104.09864) with YaRN context extension (arXiv 2309.00071); sinusoids.
+"""RoPE with interleaved pairs (arXiv 2104.09864), YaRN context extension (arXiv 2309.00071), and sinusoids.
 
-No table is stored: casting a model to bf16 cannot round one, and a model built on the meta device needs no further
-step. A table costs T * R/2 sines and cosines once per forward pass.
+Models store no tables, so casting to bf16 cannot round them, and a model built on the meta device needs no extra step.
+Instead, each forward pass computes the T * R/2 sines and cosines once.
 """
 
 import math
@@ -14,11 +14,11 @@ from training.layers import cpu
 
 
 class RotaryTable(NamedTuple):
-    """Rotation of each pair of numbers at each position: [T, R/2], or [B, 1, T, R/2] for positions [B, T].
+    """The rotation of each pair at each position: [T, R/2], or [B, 1, T, R/2] for positions [B, T].
 
     Attributes:
-        cos, sin: in fp32.
-        freqs_cis: ``cos + i sin``; None: not on CPU.
+        cos, sin: cosines and sines in fp32.
+        freqs_cis: ``cos + i sin`` on CPU, else None.
     """
 
     cos: torch.Tensor
@@ -27,10 +27,10 @@ class RotaryTable(NamedTuple):
 
 
 def rotary_table(positions: torch.Tensor, rope_dim: int, theta: float, yarn: YarnSection | None = None) -> RotaryTable:
-    """The table of positions [T] or [B, T] for heads whose rotated part has ``rope_dim`` numbers.
+    """Build the table for positions [T] or [B, T] and heads with a rotary part of width ``rope_dim``.
 
-    Under YaRN it includes the factor by which ``mscale`` and ``mscale_all_dim`` differ. Where the two are equal, as in
-    DeepSeek-V3, that factor is 1, and the complete correction is in :func:`softmax_scale`.
+    With YaRN, it includes the ratio of the corrections for ``mscale`` and ``mscale_all_dim``. If the two are equal, as
+    in DeepSeek-V3, the ratio is 1 and the entire correction is in :func:`softmax_scale`.
     """
     frequencies = inverse_frequencies(rope_dim, theta, yarn, positions.device)
     angles = positions.float()[..., None] * frequencies
@@ -42,9 +42,9 @@ def rotary_table(positions: torch.Tensor, rope_dim: int, theta: float, yarn: Yar
 
 
 def rotate_tail(x: torch.Tensor, rope: RotaryTable) -> torch.Tensor:
-    """Rotate the last R numbers of ``x`` [B, heads, T, P + R] in interleaved pairs (x0, x1), (x2, x3), ..., in fp32.
+    """Rotate the last R dimensions of ``x`` [B, heads, T, P + R] in interleaved pairs (x0, x1), (x2, x3), ..., in fp32.
 
-    The first P numbers are unchanged. The result is contiguous, in the dtype of ``x``.
+    The first P dimensions are unchanged. The result is contiguous and has the dtype of ``x``.
     """
     out = cpu.rope.rotate_tail(x, rope.freqs_cis)
     if out is not None:
@@ -57,7 +57,7 @@ def rotate_tail(x: torch.Tensor, rope: RotaryTable) -> torch.Tensor:
 
 
 def sinusoidal(positions: torch.Tensor, size: int, theta: float = 10_000.0) -> torch.Tensor:
-    """Alternating sines and cosines of the positions at falling frequencies (arXiv 1706.03762): [..., size] in fp32."""
+    """Return alternating sines and cosines of the positions, [..., size] in fp32 (arXiv 1706.03762)."""
     angles = positions.float()[..., None] * inverse_frequencies(size, theta, None, positions.device)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
@@ -65,10 +65,10 @@ def sinusoidal(positions: torch.Tensor, size: int, theta: float = 10_000.0) -> t
 def inverse_frequencies(
     rope_dim: int, theta: float, yarn: YarnSection | None, device: torch.device | None = None
 ) -> torch.Tensor:
-    """Radians per position of each pair, [R/2] in fp32; under YaRN a ramp blends ``f / factor`` with ``f``.
+    """Return each pair's frequency in radians per position, [R/2] in fp32.
 
-    Pairs with more than ``beta_fast`` rotations within the original context keep their frequency, pairs with fewer than
-    ``beta_slow`` are slowed by ``factor``, and pairs in between are interpolated linearly.
+    With YaRN, pairs with more than ``beta_fast`` rotations within the original context keep their frequency, pairs with
+    fewer than ``beta_slow`` are slowed down by ``factor``, and pairs in between are interpolated linearly.
     """
     exponents = torch.arange(0, rope_dim, 2, dtype=torch.float32, device=device) / rope_dim
     frequencies = 1.0 / theta**exponents
@@ -81,13 +81,13 @@ def inverse_frequencies(
 
     low = max(math.floor(pair_with(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_with(yarn.beta_slow)), rope_dim - 1)
-    width = high - low or 0.001  # the two bounds can meet in a small head: then a step, not a division by zero
+    width = high - low or 0.001  # in a small head the bounds can meet: use a step, do not divide by zero
     slowed = ((torch.arange(rope_dim // 2, dtype=torch.float32, device=device) - low) / width).clamp(0, 1)
     return frequencies / yarn.factor * slowed + frequencies * (1 - slowed)
 
 
 def softmax_scale(head_dim: int, yarn: YarnSection | None) -> float:
-    """The factor of attention scores: head_dim ** -0.5, times m squared under YaRN."""
+    """Return the scale of the attention scores: head_dim ** -0.5, times m squared with YaRN."""
     m = 1.0 if yarn is None else _mscale(yarn.factor, yarn.mscale_all_dim)
     return head_dim**-0.5 * m * m
 
@@ -97,7 +97,7 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def _amplitude(yarn: YarnSection) -> float:
-    # As in transformers, a zero in either means that it is not set, and the plain YaRN correction goes into the table.
+    # As in transformers, 0 means "not set": if either is 0, the table contains the plain YaRN correction.
     if yarn.mscale and yarn.mscale_all_dim:
         return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
     return _mscale(yarn.factor, 1.0)

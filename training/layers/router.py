@@ -1,7 +1,7 @@
-"""Which experts a token goes to, and with what weight: all kinds of routing, for any expert layer.
+"""Routing: which experts each token goes to, and with what weights. It works for any expert layer.
 
-The single-device gate in :mod:`training.layers.moe` and the gate under expert parallelism both pass their logits to a
-:class:`Router`. It is a sibling of the expert layer, not a child, so that it survives when the layer is replaced.
+The single-device gate in :mod:`training.layers.moe` and the expert-parallel gate both pass their logits to a
+:class:`Router`. It is a sibling of the expert layer, not a child, so it survives when the layer is replaced.
 
 Sources: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2), DeepSeek-V2 (arXiv 2405.04434, section 2.2), noisy gating (arXiv
 1701.06538), adaptive k (arXiv 2403.07652). Shape suffixes are listed in :mod:`training.layers`.
@@ -17,17 +17,17 @@ from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
 
-#: Operations whose results decide where a token goes. If they were recomputed, a near-tie could fall the other way: the
-#: gradient would then belong to another function, and the exchanges between expert-parallel ranks would not match.
+#: Operations whose results decide where a token goes. If they were recomputed, a near-tie could break the other way.
+#: The gradient would then belong to a different function, and expert-parallel ranks would disagree on what to exchange.
 DECIDING_OPERATIONS = [torch.ops.aten.topk.default, torch.ops.aten.cumsum.default]
 
 
 class Routing(NamedTuple):
-    """Where tokens go.
+    """The experts that tokens go to.
 
     Attributes:
-        weights: [M, K] in fp32; with adaptive k zero in the slots that a token does not use.
-        selected: [M, K] int64, indices of experts.
+        weights: [M, K] in fp32. With adaptive k, 0 in the slots that a token does not use.
+        selected: [M, K] int64, expert indices.
     """
 
     weights: torch.Tensor
@@ -35,12 +35,12 @@ class Routing(NamedTuple):
 
 
 class RoutingRecord(NamedTuple):
-    """What load balancing needs to know about a forward pass.
+    """The data about a forward pass that load balancing needs.
 
     Attributes:
-        logits: [M, E] in fp32, without noise, in the autograd graph.
+        logits: [M, E] in fp32, without noise, attached to the autograd graph.
         counts: [E] int32, tokens per expert; unused slots and padding are not counted.
-        padding_mask: [M] bool, False at padding; None: there is no padding.
+        padding_mask: [M] bool, False at padding. None if there is no padding.
     """
 
     logits: torch.Tensor
@@ -49,13 +49,14 @@ class RoutingRecord(NamedTuple):
 
 
 class Router(nn.Module):
-    """Chooses at most K of E experts for every token from fp32 logits.
+    """Chooses at most K of E experts for every token, from fp32 logits.
 
-    While ``recording`` is true, each forward pass leaves a :class:`RoutingRecord` for :meth:`pop_record`, of the tokens
-    that are True in ``padding_mask_M`` (None: all). Activations are recomputed in the backward pass, when nothing is
-    recorded, so no token is counted twice.
+    While ``recording`` is true, each forward pass leaves a :class:`RoutingRecord` for :meth:`pop_record`. It covers the
+    tokens where ``padding_mask_M`` is True, or all tokens if that is None. Recording is off by the time the backward
+    pass recomputes activations, so no token is counted twice.
 
-    ``load_share`` [E] is set by the load balancer: tokens per expert in the previous global batch, over their mean.
+    ``load_share`` [E] is set by the load balancer: tokens per expert in the previous global batch, divided by their
+    mean.
     """
 
     def __init__(self, config: DeepseekSection) -> None:
@@ -74,7 +75,7 @@ class Router(nn.Module):
         self._counts: torch.Tensor | None = None
 
     def forward(self, x_MD: torch.Tensor, logits_ME: torch.Tensor, bias_E: torch.Tensor | None) -> Routing:
-        """Route the tokens ``x_MD`` by the logits (fp32) and the balancing bias of their gate."""
+        """Route the tokens ``x_MD`` by their gate's logits (fp32) and balancing bias."""
         noisy_ME = self._with_noise(x_MD, logits_ME) if self.training and self.noise_kind else logits_ME
         scores_ME = noisy_ME.sigmoid() if self.scoring == "sigmoid" else noisy_ME.softmax(-1)
         selected_MK = self.select(scores_ME, bias_E)
@@ -92,10 +93,10 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def select(self, scores_ME: torch.Tensor, bias_E: torch.Tensor | None = None) -> torch.Tensor:
-        """The K best experts [M, K] by score plus bias, in V3 and V2 within the groups that score highest.
+        """Select the top K experts [M, K] by score plus bias; with groups, only from the top-scoring groups.
 
-        Experts of other groups are masked with minus infinity: with zero, one of them could win over an expert whose
-        biased score is negative.
+        Experts in other groups are masked with minus infinity. If they were masked with 0, one of them could beat an
+        expert whose biased score is negative.
         """
         choice_ME = scores_ME.detach() if bias_E is None else scores_ME.detach() + bias_E
         if self.kept_groups < self.groups:
@@ -118,10 +119,10 @@ class Router(nn.Module):
     def _adapt(
         self, scores_ME: torch.Tensor, selected_MK: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the selected experts, use the fewest whose probabilities sum to the mass; the others get weight 0.
+        """Use the fewest of the selected experts whose probabilities sum to the target mass; the others get weight 0.
 
-        Probabilities are scores over their sum, which softmax scores already are. Returns the experts sorted by score,
-        their scores (0 if unused), and which are used, each [M, K].
+        Probabilities are scores divided by their sum over all experts, which is 1 for softmax scores. Returns the
+        experts sorted by score, their scores (0 if unused), and whether each is used, all [M, K].
         """
         assert self.adaptive is not None
         shares_MK = (scores_ME / scores_ME.sum(-1, keepdim=True)).gather(1, selected_MK)
@@ -141,25 +142,28 @@ class Router(nn.Module):
         self._latest_record = RoutingRecord(logits_ME, counts_E.int(), self.padding_mask_M)
 
     def slots_per_expert(self, selected_MK: torch.Tensor) -> torch.Tensor:
-        """[E] int32: slots per expert, unused ones included, which is what ranks exchange."""
+        """Count the slots per expert that ranks exchange, including unused ones: [E] int32."""
         return tokens_per_expert(selected_MK, self.experts)
 
     def pop_record(self) -> RoutingRecord | None:
-        """Remove and return the latest record, if there is one, and add its counts to those of :meth:`pop_counts`."""
+        """Remove and return the latest record, if any, and add its counts to the totals for :meth:`pop_counts`."""
         record, self._latest_record = self._latest_record, None
         if record is not None:
-            # MPS has no fp64.
+            # MPS does not support fp64.
             counts = record.counts.float() if record.counts.is_mps else record.counts.double()
             self._counts = counts if self._counts is None else self._counts + counts
         return record
 
     def pop_counts(self) -> torch.Tensor | None:
-        """Tokens per expert [E] in fp64 (MPS: fp32) over the records popped since the last call; None: no records."""
+        """Return tokens per expert [E], in fp64 (fp32 on MPS), over all records popped since the last call.
+
+        Returns None if there were no records.
+        """
         counts, self._counts = self._counts, None
         return counts
 
     def probabilities(self, logits_ME: torch.Tensor) -> torch.Tensor:
-        """Scores of each token over their sum [M, E], which balancing losses use."""
+        """Return each token's scores divided by their sum [M, E], for the balancing losses."""
         if self.scoring == "softmax":
             return logits_ME.softmax(-1)
         scores_ME = logits_ME.sigmoid()
@@ -167,23 +171,23 @@ class Router(nn.Module):
 
 
 def _best_of_group(choice_MGe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best score of each group [M, G] and its index [M, G, 1]; topk of many short rows takes ten times as long."""
+    """Return each group's best score [M, G] and its index [M, G, 1]. On many short rows, topk is ten times slower."""
     best, index = choice_MGe.max(-1, keepdim=True)
     return best.squeeze(-1), index
 
 
 def tokens_per_expert(selected_MK: torch.Tensor, experts: int) -> torch.Tensor:
-    """Slots per expert, [E] in int32; unlike bincount this does not wait for the device."""
+    """Count slots per expert: [E] int32. Unlike bincount, this does not synchronize with the device."""
     flat_S = selected_MK.flatten()
     counts_E = torch.zeros(experts, dtype=torch.int32, device=flat_S.device)
     return counts_E.scatter_add_(0, flat_S, torch.ones_like(flat_S, dtype=torch.int32))
 
 
 def sequence_balance(router: Router, record: RoutingRecord, sequences: int) -> torch.Tensor:
-    """Sum over sequences of sum_i f_i P_i (DeepSeek-V3, equations 17 to 20); 1 per sequence if the load is even.
+    """Sum sum_i f_i P_i over sequences (DeepSeek-V3, equations 17 to 20); 1 per sequence if the load is even.
 
-    f_i is the fraction of the sequence's slots that would choose expert i by score alone, without bias, groups and
-    noise, over the even fraction. P_i is the mean probability of expert i.
+    f_i is the fraction of the sequence's slots that would go to expert i by score alone (without bias, groups or
+    noise), divided by the fraction under an even load. P_i is the mean probability of expert i.
     """
     probability_BTE = router.probabilities(record.logits).unflatten(0, (sequences, -1))
     best_BTK = probability_BTE.detach().topk(router.top_k, dim=-1).indices
@@ -199,26 +203,27 @@ def sequence_balance(router: Router, record: RoutingRecord, sequences: int) -> t
 
 
 def load_balance(router: Router, record: RoutingRecord, _sequences: int) -> torch.Tensor:
-    """Sum over tokens of sum_i f_i p_i (Switch, arXiv 2101.03961); 1 per token if the load is even.
+    """Sum sum_i f_i p_i over tokens (Switch, arXiv 2101.03961); 1 per token if the load is even.
 
-    f_i is ``load_share``, from the previous global batch: that of the current one is not known until all of its
-    micro-batches are done, and that of a micro-batch would depend on their number.
+    f_i is ``load_share``, which is measured on the previous global batch. The current batch's load is not known until
+    all its micro-batches are done, and a micro-batch's own load would make the loss depend on the number of
+    micro-batches.
     """
     probability_ME = _without_padding(router.probabilities(record.logits), record)
     return probability_ME.sum() if router.load_share is None else (probability_ME * router.load_share).sum()
 
 
 def router_z(_router: Router, record: RoutingRecord, _sequences: int) -> torch.Tensor:
-    """Sum over tokens of logsumexp(logits) squared (ST-MoE, arXiv 2202.08906)."""
+    """Sum the squared logsumexp of the logits over tokens (the router z-loss of ST-MoE, arXiv 2202.08906)."""
     return _without_padding(record.logits.logsumexp(-1, keepdim=True), record).square().sum()
 
 
 def _without_padding(x_ME: torch.Tensor, record: RoutingRecord) -> torch.Tensor:
-    """Set rows of padding to 0."""
+    """Set padding rows to 0."""
     return x_ME if record.padding_mask is None else x_ME * record.padding_mask[:, None]
 
 
-#: Balancing losses before their coefficients: functions of a router, its record of M tokens, and their sequences.
+#: Balancing losses before coefficients. Arguments: a router, its record of M tokens, and the number of sequences.
 BALANCE_LOSSES: dict[str, Callable[[Router, RoutingRecord, int], torch.Tensor]] = {
     "sequence_balance": sequence_balance,
     "load_balance": load_balance,
@@ -228,7 +233,7 @@ BALANCE_LOSSES: dict[str, Callable[[Router, RoutingRecord, int], torch.Tensor]] 
 
 @contextmanager
 def record_routing(routers: Sequence[Router], padding_mask_M: torch.Tensor | None = None) -> Iterator[None]:
-    """Let routers record their forward passes. ``padding_mask_M``: False at padding; None: there is no padding."""
+    """Make routers record their forward passes. ``padding_mask_M`` is False at padding, or None without padding."""
     for router in routers:
         router.recording, router.padding_mask_M = True, padding_mask_M
     try:
@@ -239,7 +244,10 @@ def record_routing(routers: Sequence[Router], padding_mask_M: torch.Tensor | Non
 
 
 def balance_losses(routers: Sequence[Router], names: Sequence[str], sequences: int) -> dict[str, torch.Tensor]:
-    """The balancing losses by name, summed over routers, from their latest records, which cover ``sequences``."""
+    """Compute the balancing losses by name, summed over routers.
+
+    They come from the routers' latest records, each of which covers ``sequences`` sequences.
+    """
     losses: dict[str, torch.Tensor] = {}
     for router in routers:
         if (record := router.pop_record()) is None:

@@ -21,9 +21,10 @@ from training.layers.rope import RotaryTable
 
 
 class TransformerLayer(Layer):
-    """Each part reads the residual stream and adds to it; dropout applies to what it adds.
+    """A transformer layer whose parts each read from and add to the residual stream, with dropout on what they add.
 
-    ``norm_first``: a norm before each part (pre-norm); else after each addition (post-norm, arXiv 1706.03762).
+    ``norm_first`` puts a norm before each part (pre-norm). Otherwise a norm follows each addition (post-norm, arXiv
+    1706.03762).
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class TransformerLayer(Layer):
         cache: LayerCache | None = None,
         source: Source | CrossAttentionKV | None = None,
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]. ``source``: the encoded sequence, for a layer with cross-attention."""
+        """Map [B, T, D] -> [B, T, D]. A layer with cross-attention attends to the encoded sequence ``source``."""
         mode = self.activation_checkpointing if self.training else "none"
         if mode == "full":
             return checkpointed(self._all_blocks, mode, x_BTD, mask, rope, cache, source)
@@ -61,7 +62,7 @@ class TransformerLayer(Layer):
         return checkpointed(self._feed_forward_block, mode, x_BTD)
 
     def compile_regions(self) -> None:
-        """Compile the feed-forward layer; attention already runs compiled kernels."""
+        """Compile the feed-forward layer. Attention already runs fused or compiled kernels."""
         self.mlp.compile()
 
     def _all_blocks(
@@ -99,7 +100,7 @@ class TransformerLayer(Layer):
 
 
 def make_norm(config: TransformerSection, norm: Literal["layer", "rms"] = "layer") -> nn.Module:
-    """A norm over the hidden size."""
+    """Build a norm over the hidden dimension."""
     if norm == "rms":
         return RMSNorm(config.hidden_size, config.layer_norm_eps)
     return LayerNorm(config.hidden_size, config.layer_norm_eps, config.bias)

@@ -1,1 +1,1 @@
-"""Model families, one short file each, over the shared layers."""
+"""Model families, one short file each, built from the shared layers."""

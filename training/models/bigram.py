@@ -1,4 +1,4 @@
-"""The bigram model: one table whose row for a token is the logits of the next one. The smallest baseline."""
+"""The bigram model, the smallest baseline: a table whose row for a token holds the logits of the next token."""
 
 import torch
 from torch import nn
@@ -11,14 +11,14 @@ from training.models.causal_lm import CausalLM
 
 
 class LogitsHead(nn.Module):
-    """The head of a model whose hidden states [..., V] are logits already; with labels [...] their summed loss."""
+    """Head for hidden states that are already logits, [..., V]. Given labels [...], it returns the summed loss."""
 
     def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         return hidden if labels is None else cross_entropy_sum(hidden, labels)
 
 
 class BigramModel(nn.Module):
-    """The table [V, V]: token ids [B, T] -> logits [B, T, V]."""
+    """The table [V, V], which maps token ids [B, T] to logits [B, T, V]."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class BigramModel(nn.Module):
 
 
 class BigramForCausalLM(CausalLM):
-    """A language model that sees one token back. Weights are undefined until :func:`init_weights`."""
+    """A language model that sees only the previous token. Weights are undefined until :func:`init_weights`."""
 
     section: BigramSection
 
@@ -38,13 +38,13 @@ class BigramForCausalLM(CausalLM):
         super().__init__(config, BigramModel(vocab_size), LogitsHead())
 
     def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> Cache:
-        """A cache without layers, which only counts the tokens that were read."""
+        """Create a cache without layers, which only counts the tokens read."""
         return Cache(layers or 0, sequences, capacity, 0, self.model.embed_tokens.weight.detach())
 
     def hidden(
         self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: Cache | None = None
     ) -> torch.Tensor:
-        """Token ids [B, T] -> logits [B, T, V], which do not depend on ``starts``."""
+        """Map token ids [B, T] to logits [B, T, V], which do not depend on ``starts``."""
         if cache is not None:
             cache.begin(input_ids_BT.shape[1])
         out: torch.Tensor = self.model(input_ids_BT)

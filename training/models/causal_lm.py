@@ -1,4 +1,4 @@
-"""What the decoder language models have in common: the stack from ids to hidden states, positions, cache and loss.
+"""Base classes of the decoder language models: the stack from ids to hidden states, positions, cache and loss.
 
 Shape suffixes: B sequences, T positions, D hidden size, V vocabulary.
 """
@@ -21,9 +21,9 @@ class Decoder(LayerStack):
     A family creates ``embed_tokens``, ``layers`` and ``norm``, in this order, and defines :meth:`layer_inputs`.
 
     Attributes:
-        depth: number of layers; those after them are not part of the stack.
-        cache_width: numbers per cache entry, see :class:`Cache`.
-        cache_heads: heads with entries of their own; None: one entry for all heads.
+        depth: number of layers in the stack. ``layers`` may hold further layers that are not part of it.
+        cache_width: numbers per cache entry (see :class:`Cache`).
+        cache_heads: number of heads that each have their own cache entries. None if all heads share one entry.
     """
 
     depth: int
@@ -34,12 +34,12 @@ class Decoder(LayerStack):
     norm: nn.Module
 
     def embed(self, input_ids_BT: torch.Tensor, _positions: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] at positions [T] or [B, T] -> what the first layer reads, [B, T, D]."""
+        """Map token ids [B, T] at positions [T] or [B, T] to the first layer's input [B, T, D]."""
         out: torch.Tensor = self.embed_tokens(input_ids_BT)
         return out
 
     def layer_inputs(self, positions: torch.Tensor, documents: Documents | None) -> tuple[Any, ...]:
-        """What all layers get, after the hidden states and before the cache."""
+        """Return the arguments that every layer takes between the hidden states and the cache."""
         raise NotImplementedError
 
     def forward(
@@ -49,7 +49,7 @@ class Decoder(LayerStack):
         layer_inputs: tuple[Any, ...],
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        """``layer_inputs``: of :meth:`layer_inputs` for the same positions."""
+        """Run the stack. ``layer_inputs`` is the result of :meth:`layer_inputs` for the same positions."""
         x_BTD = self.embed(input_ids_BT, positions)
         for index, layer in enumerate(list(self.layers)[: self.depth]):
             x_BTD = layer(x_BTD, *layer_inputs, cache and cache.layer(index))
@@ -58,7 +58,7 @@ class Decoder(LayerStack):
 
 
 class CausalLM(LayerStack):
-    """A decoder ``model`` and its head ``lm_head`` over V rows, which may exceed the tokenizer's vocabulary (padding).
+    """A decoder ``model`` and its head ``lm_head`` with V rows, which may include padding beyond the vocabulary.
 
     Weights are undefined until ``init_weights`` or ``load_state_dict``.
     """
@@ -67,7 +67,7 @@ class CausalLM(LayerStack):
     lm_head: Any
 
     def __init__(self, section: ModelSection, model: nn.Module, lm_head: nn.Module, tied: bool = False) -> None:
-        """``tied``: the head shares the matrix of the embedding."""
+        """Combine a decoder and a head. If ``tied``, the head shares the embedding's matrix."""
         super().__init__()
         self.section = section
         self.model = model
@@ -76,7 +76,7 @@ class CausalLM(LayerStack):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> Cache:
-        """Room for ``capacity`` tokens of each of ``sequences``, in all layers of the decoder, or in ``layers``."""
+        """Create a cache with room for ``capacity`` tokens per sequence, for all decoder layers or for ``layers``."""
         like = self.lm_head.weight.detach()
         depth = layers or self.model.depth
         return Cache(depth, sequences, capacity, self.model.cache_width, like, self.model.cache_heads)
@@ -84,10 +84,10 @@ class CausalLM(LayerStack):
     def hidden(
         self, input_ids_BT: torch.Tensor, starts: torch.Tensor | None = None, cache: Cache | None = None
     ) -> torch.Tensor:
-        """Token ids [B, T] -> normalized hidden states [B, T, D], which the head reads.
+        """Map token ids [B, T] to the normalized hidden states [B, T, D] that the head reads.
 
-        ``starts`` as in :class:`Documents`. With a ``cache`` the ids follow those in the cache, and the caller commits
-        them.
+        For ``starts`` see :class:`Documents`. With a ``cache``, the ids come after the cached tokens, and the caller
+        must commit them.
         """
         positions, documents = locate(input_ids_BT, starts, cache)
         out: torch.Tensor = self.model(input_ids_BT, positions, self.model.layer_inputs(positions, documents), cache)
@@ -99,12 +99,12 @@ class CausalLM(LayerStack):
         targets: Sequence[torch.Tensor] | None = None,
         starts: torch.Tensor | None = None,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Token ids [B, T] -> logits [B, T, V] in the dtype of the model; with ``targets`` the summed loss.
+        """Map token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the summed loss.
 
         Args:
             input_ids_BT: token ids.
-            targets: labels [B, T], the only element.
-            starts: where documents begin, see :class:`Documents`; None: every token attends to all before it.
+            targets: a single element, the labels [B, T].
+            starts: where documents begin (see :class:`Documents`). If None, a token attends to all tokens before it.
 
         Returns:
             Logits, or ``{"cross_entropy": sum over the targets in nats}``.
@@ -119,7 +119,10 @@ class CausalLM(LayerStack):
 def locate(
     input_ids_BT: torch.Tensor, starts: torch.Tensor | None, cache: Cache | None
 ) -> tuple[torch.Tensor, Documents | None]:
-    """Positions of token ids, [T] or [B, T]: within their documents, after those in the cache, or from 0; documents."""
+    """Return the positions of token ids, [T] or [B, T], and their documents, if any.
+
+    Positions are counted within documents, after the cached tokens, or from 0.
+    """
     samples, length = input_ids_BT.shape
     if starts is not None:
         documents = Documents(starts, samples, length)

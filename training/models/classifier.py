@@ -1,8 +1,8 @@
-"""A classifier: the hidden states of a decoder or encoder, pooled over the tokens of a text, through a linear layer.
+"""A text classifier: a decoder or encoder backbone, pooling over a text's tokens, and a linear layer.
 
-The modules of the backbone are named as in the model of its own family, without the head. Checkpoints of that family
-load into it (:func:`training.export.weights.load_backbone`), and DeepSpeed's AutoEP recognizes DeepSeek's layers.
-Shape suffixes are listed in :mod:`training.layers`; C is the number of classes.
+The backbone's modules have the same names as in its own family's model, without the head. Checkpoints of that family
+therefore load into it (:func:`training.export.weights.load_backbone`), and DeepSpeed's AutoEP recognizes DeepSeek's
+layers. Shape suffixes are listed in :mod:`training.layers`; here C is the number of classes.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from training.models import deepseek, encoder, gpt
 
 
 class Classifier(LayerStack):
-    """Token ids [B, T] -> logits [B, C]. Weights are undefined until :func:`init_weights` or ``load_state_dict``.
+    """Maps token ids [B, T] to logits [B, C]. Weights are undefined until :func:`init_weights` or ``load_state_dict``.
 
-    With ``backbone_rate`` 0 the backbone is frozen: it keeps nothing for the backward pass, and the biases of its
-    routers do not change.
+    With ``backbone_rate`` 0 the backbone is frozen: it saves nothing for the backward pass, and its router biases do
+    not change.
     """
 
     def __init__(self, config: ClassifierSection, vocab_size: int) -> None:
@@ -45,7 +45,7 @@ class Classifier(LayerStack):
         self.score = Linear(config.backbone.hidden_size, config.classes)
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids [B, T] -> hidden states of the backbone [B, T, D]; those beyond ``lengths`` [B] are meaningless."""
+        """Map token ids [B, T] to the backbone's hidden states [B, T, D]. Those past ``lengths`` [B] are undefined."""
         if isinstance(self.model, encoder.Encoder):
             out = self.model(input_ids_BT, lengths)
         else:
@@ -60,16 +60,16 @@ class Classifier(LayerStack):
         lengths: torch.Tensor | None = None,
         balance: Sequence[str] = (),
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Token ids [B, T] -> logits [B, C] in the dtype of the model; with ``targets`` the summed losses.
+        """Map token ids [B, T] to logits [B, C] in the model's dtype or, given ``targets``, to the summed losses.
 
         Args:
             input_ids_BT: token ids.
-            targets: labels [B], the only element.
-            lengths: [B], number of tokens in each row, without padding; None: there is no padding.
-            balance: names of balancing losses to compute for a backbone with experts, see ``BALANCE_LOSSES``.
+            targets: a single element, the labels [B].
+            lengths: [B], number of tokens in each row, excluding padding. None if there is no padding.
+            balance: names of the balancing losses to compute if the backbone has experts (see ``BALANCE_LOSSES``).
 
         Returns:
-            Logits, or losses by name: ``cross_entropy`` in nats over the labels, and the balancing losses.
+            Logits, or losses by name: ``cross_entropy`` summed over the labels in nats, and the balancing losses.
         """
         if targets is None:
             return self._score(input_ids_BT, lengths)
@@ -92,7 +92,7 @@ class Classifier(LayerStack):
 
 
 def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-    """One vector [B, D] per text: that of its ``first`` or ``last`` token, or the ``mean`` over its tokens."""
+    """Pool to one vector per text, [B, D]: its ``first`` or ``last`` token's hidden state, or the ``mean`` of all."""
     samples, length, _ = x_BTD.shape
     if lengths_B is None:
         lengths_B = torch.full((samples,), length, device=x_BTD.device)
@@ -106,9 +106,9 @@ def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = N
 
 
 def init_weights(model: Classifier, seed: int, experts: range | None = None) -> None:
-    """Initialize every parameter and buffer in place as the family of the backbone does, the head like its projections.
+    """Initialize every parameter and buffer in place, as the backbone's family does; the head is like its projections.
 
-    ``experts``: those whose weights are needed, in a mixture of experts; None: all.
+    ``experts``: the experts whose weights are needed if the backbone has experts, or None for all of them.
     """
     match model.model:
         case gpt.GptDecoder():

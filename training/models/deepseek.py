@@ -1,10 +1,10 @@
-"""DeepSeek-V3 and V2 (arXiv 2412.19437, 2405.04434): latent attention, leading dense layers, mixtures of experts, MTP.
+"""DeepSeek-V3 and V2 (arXiv 2412.19437, 2405.04434): latent attention, leading dense layers, MoE layers, MTP.
 
-Modules are named as in transformers' ``DeepseekV3ForCausalLM`` in its in-memory layout (transformers >= 5, experts
-stacked), so that a state dict of either loads into the other, and DeepSpeed's AutoEP recognizes the layers. The modules
-of multi-token prediction are the layers after the last, as in the released weights.
+Module names follow the in-memory layout of transformers' ``DeepseekV3ForCausalLM`` (transformers >= 5, experts
+stacked). A state dict of either therefore loads into the other, and DeepSpeed's AutoEP recognizes the layers. As in the
+released weights, the multi-token prediction (MTP) modules are extra layers after the main model's last layer.
 
-Shape suffixes: B sequences, T positions, D hidden size, E experts; all are listed in :mod:`training.layers`.
+Shape suffixes: B sequences, T positions, D hidden size, E experts. All are listed in :mod:`training.layers`.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from training.models.causal_lm import CausalLM, Decoder, locate
 
 
 class DecoderLayer(Layer):
-    """Latent attention, then a feed-forward layer or a mixture of experts, each on the normalized residual stream."""
+    """Latent attention followed by a feed-forward layer or a mixture of experts, each with a pre-norm."""
 
     def __init__(self, config: DeepseekSection, index: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class DecoderLayer(Layer):
         documents: Documents | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]; arguments as of :class:`MultiHeadLatentAttention`."""
+        """Map [B, T, D] -> [B, T, D]. The arguments are the same as in :class:`MultiHeadLatentAttention`."""
         mode = self.activation_checkpointing if self.training else "none"
         if mode == "full":
             return checkpointed(self._both_blocks, mode, x_BTD, rope, documents, cache)
@@ -73,10 +73,9 @@ class DecoderLayer(Layer):
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
     def compile_regions(self) -> None:
-        """Compile attention's projections from hidden states to queries, keys and values, the dense or shared
-        feed-forward layer, and on GPUs the activation of the experts.
+        """Compile the QKV projections, the dense or shared feed-forward layer, and (for GPUs) the experts' activation.
 
-        Routing, the exchange between ranks and the attention kernels stay as they are.
+        Routing, communication between ranks and the attention kernels are not compiled.
         """
         attention, mlp = self.self_attn, self.mlp
         attention.expand = torch.compile(attention.expand)  # type: ignore[method-assign]
@@ -88,10 +87,10 @@ class DecoderLayer(Layer):
 
 
 class PredictionLayer(DecoderLayer):
-    """One depth of multi-token prediction (V3, section 2.2): predicts one token further than the previous depth.
+    """One depth of multi-token prediction (V3, section 2.2). It predicts one token further than the previous depth.
 
-    Embedding and head are those of the main model. The projection takes the embedding first, as in the released weights
-    (the report writes it second). Its normalized result goes to the head and to the next depth.
+    It shares the embedding and head of the main model. The projection takes the embedding first, as in the released
+    weights (the technical report puts it second). The layer's normalized output goes to the head and to the next depth.
     """
 
     def __init__(self, config: DeepseekSection, index: int) -> None:
@@ -109,20 +108,20 @@ class PredictionLayer(DecoderLayer):
         documents: Documents | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """Normalized hidden states of the previous depth and embeddings of the tokens ahead -> those of this depth."""
+        """Map the previous depth's normalized hidden states and the embedded tokens ahead to this depth's states."""
         x_BTD = self.eh_proj(torch.cat((self.enorm(embedded_BTD), self.hnorm(hidden_BTD)), dim=-1))
-        # Through __call__, so that hooks and compilation apply as to every layer.
+        # Use __call__ so that hooks and compilation apply as for any layer.
         return self.shared_head["norm"](self(x_BTD, rope, documents, cache))
 
 
 class DeepseekDecoder(Decoder):
-    """Embedding, layers and final norm; the layers of multi-token prediction are after the stack."""
+    """Embedding, layers and final norm. ``layers`` also holds the multi-token prediction layers, after the stack."""
 
     def __init__(self, config: DeepseekSection, vocab_size: int) -> None:
         super().__init__()
         self.rope_dim, self.rope_theta, self.yarn = config.qk_rope_head_dim, config.rope_theta, config.rope_scaling
         self.depth = config.num_hidden_layers
-        self.cache_width = config.kv_lora_rank + config.qk_rope_head_dim  # a latent and a rotated key for all heads
+        self.cache_width = config.kv_lora_rank + config.qk_rope_head_dim  # a latent and a rotary key for all heads
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         layers: list[DecoderLayer] = [DecoderLayer(config, index) for index in range(self.depth)]
         layers += [PredictionLayer(config, self.depth + k) for k in range(config.num_nextn_predict_layers)]
@@ -139,12 +138,12 @@ class DeepseekDecoder(Decoder):
 
 
 def released_config(config: DeepseekSection, vocab_size: int) -> SimpleNamespace:
-    """The fields of the recipe under the names of transformers' ``DeepseekV3Config``, where AutoEP looks them up."""
+    """Return the recipe's fields under the names in transformers' ``DeepseekV3Config``, which AutoEP looks up."""
     return SimpleNamespace(**{**config.model_dump(), "vocab_size": vocab_size, "hidden_act": "silu"})
 
 
 class DeepseekForCausalLM(CausalLM):
-    """The decoder and its head, with multi-token prediction and the balancing losses of the routers in training."""
+    """The decoder and its head; in training also multi-token prediction and the routers' balancing losses."""
 
     section: DeepseekSection
 
@@ -155,13 +154,13 @@ class DeepseekForCausalLM(CausalLM):
 
     @property
     def routers(self) -> dict[str, Router]:
-        """The router of every expert layer, by the name of its layer."""
+        """The router of every MoE layer, by layer name."""
         layers = enumerate(self.model.blocks)
         return {f"model.layers.{index}": layer.router for index, layer in layers if hasattr(layer, "router")}
 
     @property
     def prediction_layers(self) -> list[PredictionLayer]:
-        """The modules of multi-token prediction; the first predicts one token further than the main model."""
+        """The multi-token prediction layers. The first one predicts one token further than the main model."""
         return cast(list[PredictionLayer], list(self.model.layers)[self.model.depth :])
 
     def forward(
@@ -171,18 +170,18 @@ class DeepseekForCausalLM(CausalLM):
         starts: torch.Tensor | None = None,
         balance: Sequence[str] = (),
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Token ids [B, T] -> logits [B, T, V] in the dtype of the model; with ``targets`` the summed losses.
+        """Map token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the summed losses.
 
         Args:
             input_ids_BT: token ids.
-            targets: labels [B, T] of the main model, then of each depth of multi-token prediction (those of depth k are
-                k positions further on in the text). Depths without labels are not computed.
-            starts: where documents begin, see :class:`Documents`; None: every token attends to all before it.
-            balance: names of balancing losses to compute, see ``BALANCE_LOSSES``.
+            targets: labels [B, T] for the main model, then for each depth of multi-token prediction. The labels of
+                depth k are shifted by k more positions. Depths without labels are not computed.
+            starts: where documents begin (see :class:`Documents`). If None, a token attends to all tokens before it.
+            balance: names of the balancing losses to compute (see ``BALANCE_LOSSES``).
 
         Returns:
-            Logits, or losses by name: ``cross_entropy`` and ``mtp_1`` ... in nats over their targets, and the balancing
-            losses, summed over layers. In training the routers have then counted the tokens of their experts.
+            Logits, or losses by name: ``cross_entropy`` and ``mtp_1`` ... summed over their targets in nats, and the
+            balancing losses summed over layers. In training, the routers have then also counted tokens per expert.
         """
         if targets is None:
             return super().forward(input_ids_BT, starts=starts)
@@ -193,8 +192,8 @@ class DeepseekForCausalLM(CausalLM):
             hidden_BTD = self.model(input_ids_BT, positions, layer_inputs)
             losses = {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
             for depth, (layer, labels) in enumerate(zip(self.prediction_layers, targets[1:], strict=False), start=1):
-                # The last positions wrap around to tokens that no predicted position may see: the causal mask and the
-                # labels exclude them.
+                # The last positions wrap around to the first tokens. The causal mask and the ignored labels keep these
+                # from affecting any prediction.
                 ahead_BTD = self.model.embed_tokens(input_ids_BT.roll(-depth, dims=1))
                 hidden_BTD = layer.predict(hidden_BTD, ahead_BTD, *layer_inputs)
                 losses[f"mtp_{depth}"] = self.lm_head(hidden_BTD, labels)
@@ -212,14 +211,15 @@ def init_weights(model: Any, seed: int, experts: range | None = None) -> None:
     | biases of projections                                             | 0                             |
     | e_score_correction_bias                                           | 0                             |
 
-    The range is 0.006 in V3 and V2. Each parameter, and each expert of a stack [E, ...], is drawn from its own
-    generator, seeded with (seed, its name), on its own device. The values therefore do not depend on the order of the
-    modules or on which others exist, and are the same in fp32 and bf16 up to rounding.
+    In V3 and V2, initializer_range is 0.006. Each parameter, and each expert in a stack [E, ...], is drawn from its own
+    generator on its own device, seeded with the seed and its name. The values therefore do not depend on the order of
+    the modules or on which other modules exist, and are the same in fp32 and bf16 up to rounding.
 
     Args:
         model: a model with a ``config``, or the part of it that a process needs.
-        seed: from 0.
-        experts: those whose weights are needed; the others stay undefined and, as they are untouched, take no memory.
+        seed: a non-negative seed.
+        experts: the experts whose weights are needed, or None for all of them. The others stay undefined and, being
+            untouched, take up no memory.
     """
     std = model.config.initializer_range
     for name, parameter in model.named_parameters():

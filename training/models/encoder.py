@@ -1,4 +1,4 @@
-"""The Transformer's encoder ("Attention Is All You Need", arXiv 1706.03762) with a head over tokens at each position.
+"""The Transformer encoder ("Attention Is All You Need", arXiv 1706.03762) with a head that labels each position.
 
 Shape suffixes are listed in :mod:`training.layers`.
 """
@@ -21,13 +21,15 @@ from training.layers.transformer_layer import TransformerLayer, make_norm
 
 
 class Encoder(LayerStack):
-    """Embedding and bidirectional layers: token ids [B, T] -> hidden states [B, T, D]."""
+    """Embedding and bidirectional layers, which map token ids [B, T] to hidden states [B, T, D]."""
 
     def __init__(
         self, config: EncoderSection | EncoderDecoderSection, vocab_size: int, scale_positions: bool = True
     ) -> None:
-        """``scale_positions``: (embedding + position) * sqrt(D), as in the Mini-Transformer; else embedding * sqrt(D) +
-        position.
+        """Build the encoder.
+
+        The layers read (embedding + position) * sqrt(D), as in the Mini-Transformer, or embedding * sqrt(D) + position
+        if ``scale_positions`` is False.
         """
         super().__init__()
         self.dropout, self.window = config.dropout, config.window
@@ -41,7 +43,7 @@ class Encoder(LayerStack):
         self.norm = make_norm(config) if config.norm_first else nn.Identity()
 
     def forward(self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-        """``lengths_B``: number of tokens in each row; the padding after them is masked."""
+        """Encode token ids. ``lengths_B`` is the number of tokens in each row; padding after them is masked."""
         positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
         x_BTD = self.positions.add_position_embedding(
             self.embed_tokens(input_ids_BT), positions, self.scale, self.position_scale
@@ -58,10 +60,10 @@ class Encoder(LayerStack):
 
 
 class EncoderForTokens(LayerStack):
-    """An encoder and its head over ``vocab_size`` rows, which predicts a token at each position.
+    """An encoder and a head with ``vocab_size`` rows that predicts a token at each position.
 
-    Weights are undefined until :func:`init_weights` or ``load_state_dict``. The ``attention_hook`` of a layer's
-    ``self_attn``, if set, receives its attention weights.
+    Weights are undefined until :func:`init_weights` or ``load_state_dict``. If the ``attention_hook`` of a layer's
+    ``self_attn`` is set, it is called with the attention weights.
     """
 
     def __init__(self, config: EncoderSection, vocab_size: int) -> None:
@@ -73,7 +75,7 @@ class EncoderForTokens(LayerStack):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids [B, T] -> hidden states [B, T, D], which the head reads; ``lengths`` [B] as in :class:`Encoder`."""
+        """Map token ids [B, T], with ``lengths`` [B] as in :class:`Encoder`, to the head's inputs [B, T, D]."""
         out: torch.Tensor = self.model(input_ids_BT, lengths)
         return out
 
@@ -83,9 +85,9 @@ class EncoderForTokens(LayerStack):
         targets: Sequence[torch.Tensor] | None = None,
         lengths: torch.Tensor | None = None,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Token ids [B, T] -> logits [B, T, V] in the dtype of the model; with ``targets`` the summed loss.
+        """Map token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the summed loss.
 
-        ``targets``: labels [B, T], the only element, whose loss is ``{"cross_entropy": sum in nats}``.
+        ``targets`` has a single element, the labels [B, T]. The loss is ``{"cross_entropy": sum in nats}``.
         """
         hidden_BTD = self.hidden(input_ids_BT, lengths)
         if targets is None:
@@ -104,7 +106,7 @@ def init_weights(model: Any, seed: int) -> None:
     | norms                         | 1                                                                |
     | biases                        | 0                                                                |
 
-    A tied head is drawn as the embedding.
+    A tied head is initialized as the embedding.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:

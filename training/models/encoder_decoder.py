@@ -1,6 +1,6 @@
-"""The encoder-decoder Transformer (arXiv 1706.03762): from one text to another.
+"""The encoder-decoder Transformer (arXiv 1706.03762), which maps one text to another.
 
-Shape suffixes are listed in :mod:`training.layers`; S is positions of the source, T of the target.
+Shape suffixes are listed in :mod:`training.layers`. S counts source positions and T target positions.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from training.models.encoder import Encoder
 
 @dataclass(frozen=True)
 class Encoded:
-    """An encoded source: keys and values for each layer of the decoder."""
+    """An encoded source: its keys and values for each decoder layer."""
 
     layers: list[CrossAttentionKV]
 
 
 class Decoder(LayerStack):
-    """Embedding and layers with cross-attention to a source: token ids [B, T] -> hidden states [B, T, D]."""
+    """Embedding and layers with cross-attention to a source, which map token ids [B, T] to hidden states [B, T, D]."""
 
     def __init__(self, config: EncoderDecoderSection, vocab_size: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Decoder(LayerStack):
         sources: Sequence[Source | CrossAttentionKV],
         cache: Cache | None,
     ) -> torch.Tensor:
-        """``positions``: of the ids, [T] or [B, T]; ``sources``: what each layer attends to."""
+        """Decode ids at ``positions`` ([T] or [B, T]). ``sources`` holds what each layer attends to."""
         x_BTD = self.positions.add_position_embedding(self.embed_tokens(input_ids_BT), positions, self.scale)
         if self.dropout and self.training:
             x_BTD = F.dropout(x_BTD, self.dropout)
@@ -61,7 +61,7 @@ class Decoder(LayerStack):
 
 
 class EncoderDecoder(LayerStack):
-    """Encoder, decoder and head. Sources and targets use the same ``vocab_size`` ids.
+    """Encoder, decoder and head. Sources and targets share one vocabulary of ``vocab_size`` ids.
 
     Weights are undefined until :func:`training.models.encoder.init_weights` or ``load_state_dict``.
     """
@@ -78,24 +78,24 @@ class EncoderDecoder(LayerStack):
             self.lm_head.weight = self.decoder.embed_tokens.weight
 
     def encode(self, source: torch.Tensor, source_lengths: torch.Tensor | None = None) -> Encoded:
-        """Token ids [B, S] -> keys and values for the decoder, which serve every token of the target.
+        """Encode token ids [B, S] into keys and values, which the decoder uses for every target token.
 
-        ``source_lengths`` [B]: number of tokens in each row, without padding; None: there is no padding.
+        ``source_lengths`` [B] is the number of tokens in each row, excluding padding, or None if there is no padding.
         """
         encoded = self._encode(source, source_lengths)
         return Encoded([layer.cross_attn.project_kv(encoded) for layer in self.decoder.blocks])
 
     def new_cache(self, sequences: int, capacity: int) -> Cache:
-        """Room for ``capacity`` target tokens of each of ``sequences``, in every layer and head of the decoder."""
+        """Create a cache with room for ``capacity`` target tokens per sequence, in every decoder layer and head."""
         config = self.section
         heads, width = config.num_attention_heads, 2 * config.head_size
         return Cache(config.depth_of_decoder, sequences, capacity, width, self.lm_head.weight.detach(), heads)
 
     def hidden(self, input_ids_BT: torch.Tensor, encoded: Encoded, cache: Cache | None = None) -> torch.Tensor:
-        """Token ids [B, T] of the target -> hidden states [B, T, D], which the head reads.
+        """Map target token ids [B, T] to the hidden states [B, T, D] that the head reads.
 
-        With a ``cache`` the ids follow those in the cache, and the caller commits them. ``encoded`` may hold fewer
-        sources than there are rows of ids; each is then for the same number of consecutive rows.
+        With a ``cache``, the ids come after the cached tokens, and the caller must commit them. ``encoded`` may hold
+        fewer sources than there are rows of ids; each source then serves an equal number of consecutive rows.
         """
         return self._decode(input_ids_BT, encoded.layers, cache)
 
@@ -106,23 +106,23 @@ class EncoderDecoder(LayerStack):
         source: torch.Tensor | None = None,
         source_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Token ids [B, T] of the target -> logits [B, T, V] in the dtype of the model; with ``targets`` the loss.
+        """Map target token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the loss.
 
         Args:
-            input_ids_BT: what the decoder reads: the true tokens before those that it predicts.
-            targets: labels [B, T], the only element.
+            input_ids_BT: the decoder's input, i.e. the true target tokens shifted right.
+            targets: a single element, the labels [B, T].
             source: token ids [B, S]; required.
-            source_lengths: [B], number of tokens in each source, without padding; None: there is no padding.
+            source_lengths: [B], number of tokens in each source, excluding padding. None if there is no padding.
 
         Returns:
             Logits, or ``{"cross_entropy": sum over the targets in nats}``.
 
         Raises:
-            ValueError: there is no ``source``.
+            ValueError: ``source`` is None.
         """
         if source is None:
             raise ValueError("an encoder-decoder needs a source for each sequence")
-        # The layers project its keys and values themselves, so that activation checkpointing need not keep them.
+        # The layers project keys and values themselves, so that activation checkpointing does not have to save them.
         encoded = self._encode(source, source_lengths)
         hidden_BTD = self._decode(input_ids_BT, [encoded] * len(self.decoder.blocks), None)
         if targets is None:
@@ -147,7 +147,7 @@ class EncoderDecoder(LayerStack):
 
 
 def pooled(x_BSD: torch.Tensor, by: int, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-    """Means over groups of ``by`` positions: [B, S, D] -> [B, S / by rounded up, D]; padding is left out."""
+    """Average over groups of ``by`` positions, ignoring padding: [B, S, D] -> [B, ceil(S / by), D]."""
     samples, length, _ = x_BSD.shape
     lengths_B = torch.full((samples,), length, device=x_BSD.device) if lengths_B is None else lengths_B
     x_BSD = F.pad(x_BSD, (0, 0, 0, -length % by))

@@ -1,7 +1,8 @@
-"""GPT-2 (Radford and others, 2019) and its relatives: a decoder of dense layers, with any kind of positions.
+"""GPT-2 (Radford et al., 2019) and its relatives: a dense decoder with any kind of positions.
 
-It covers nanoGPT's choices (no biases, a padded vocabulary), the course's (ReLU, untied head), and RMSNorm with SwiGLU
-and RoPE. Shape suffixes: B sequences, T positions, D hidden size; all are listed in :mod:`training.layers`.
+It covers the variants of nanoGPT (no biases, padded vocabulary) and of the course (ReLU, untied head), as well as
+RMSNorm with SwiGLU and RoPE. Shape suffixes: B sequences, T positions, D hidden size. All are listed in
+:mod:`training.layers`.
 """
 
 import math
@@ -23,7 +24,7 @@ from training.models.causal_lm import CausalLM, Decoder
 
 
 class GptDecoder(Decoder):
-    """Embedding plus positions, pre-norm layers, final norm: token ids [B, T] -> hidden states [B, T, D]."""
+    """Embedding plus positions, pre-norm layers and final norm: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(self, config: GptSection, vocab_size: int) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class GptDecoder(Decoder):
 
 
 class GptForCausalLM(CausalLM):
-    """The decoder and its head, which may share the embedding's matrix."""
+    """The decoder and its head, which may be tied to the embedding."""
 
     section: GptSection
 
@@ -55,7 +56,7 @@ class GptForCausalLM(CausalLM):
 
 @torch.no_grad()
 def init_weights(model: Any, seed: int) -> None:
-    """Initialize every parameter of a model with a ``section`` in place, as GPT-2 does:
+    """Initialize every parameter in place, as GPT-2 does (the model must have a ``section``):
 
     | parameters                                       | value                                      |
     |--------------------------------------------------|--------------------------------------------|

@@ -1,4 +1,4 @@
-"""Every model family by its name in the recipe: how its model is built and initialized."""
+"""Builds and initializes models of any family, by the family's name in the recipe."""
 
 from typing import Any, cast
 
@@ -18,21 +18,21 @@ _CLASSES: dict[str, Any] = {
 
 
 def build_model(section: ModelSection, vocab_size: int) -> Any:
-    """The recipe's model with ``vocab_size`` rows, in fp32, with undefined weights.
+    """Build the recipe's model in fp32 with undefined weights; its embedding and head have ``vocab_size`` rows.
 
-    It is a :class:`training.layers.block.LayerStack` whose forward pass with ``targets`` returns the summed losses by
-    name. Language models are a :class:`training.models.causal_lm.CausalLM`.
+    The model is a :class:`training.layers.block.LayerStack` whose forward pass, given ``targets``, returns the summed
+    losses by name. Language models are instances of :class:`training.models.causal_lm.CausalLM`.
     """
     return _CLASSES[cast(Any, section).family](section, vocab_size)
 
 
 def init_weights(model: torch.nn.Module, seed: int, experts: range | None = None) -> None:
-    """Initialize every parameter and buffer in place, as the table of the family says.
+    """Initialize every parameter and buffer in place, as documented in the family's own ``init_weights``.
 
     Args:
-        model: of :func:`build_model`.
-        seed: from 0.
-        experts: those whose weights are needed, in a mixture of experts; None: all.
+        model: a model from :func:`build_model`.
+        seed: a non-negative seed.
+        experts: the experts whose weights are needed if the model has experts, or None for all of them.
     """
     match model:
         case deepseek.DeepseekForCausalLM():

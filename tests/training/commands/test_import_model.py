@@ -210,7 +210,7 @@ def without_mscale(config: dict[str, Any]) -> dict[str, Any]:
         ("v3", {"rope_scaling": {"type": "yarn"}}, "rope_scaling has no factor"),
         ("v3", {"rope_scaling": {"type": "yarn", **YARN, "attention_factor": 1.5}}, r"has attention_factor=1\.5"),
         ("v3", {"rope_scaling": {"type": "yarn", **YARN, "truncate": False}}, "has truncate=False"),
-        ("v3", {"model_type": "llama"}, r"model_type is 'llama', and model\.family=deepseek reads"),
+        ("v3", {"model_type": "llama"}, r"model_type is 'llama', but model\.family=deepseek reads"),
         ("v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'"),
         ("gpt", {"add_cross_attention": True}, "add_cross_attention is True"),
         # A key that config.json leaves out has the default of transformers, not the recipe's value.

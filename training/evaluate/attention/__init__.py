@@ -1,1 +1,1 @@
-"""Attention maps of a text: the weights of every head, statistics, and heat maps."""
+"""Attention maps for a text: every head's weights, statistics, and heat maps."""

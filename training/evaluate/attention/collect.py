@@ -1,4 +1,4 @@
-"""Collects the attention weights of every layer and head in one forward pass, for a model of any family."""
+"""Collects the attention weights of every layer and head in a single forward pass, for a model of any family."""
 
 import re
 from collections.abc import Collection
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from training.layers.multi_head import CrossAttention
 
-#: The stack, if there are two, and the number of a layer in the name of its attention.
+#: Matches an attention module's name: the stack, if there are two, and the layer number.
 _LAYER = re.compile(r"(?:\b(encoder|decoder)\..*?)?\blayers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """The attention weights of one module of one layer.
+    """The attention weights of one attention module.
 
     Attributes:
-        name: ``3``; in an encoder-decoder ``encoder 3``, ``decoder 3`` or, for cross-attention, ``cross 3``.
+        name: ``3``, or in an encoder-decoder ``encoder 3``, ``decoder 3`` or (for cross-attention) ``cross 3``.
         layer: number of the layer in its stack.
-        cross: whether the keys are those of another sequence.
-        weights_NTL: fp32, by head; those of a query sum to 1.
+        cross: whether this is cross-attention, with keys from another sequence.
+        weights_NTL: fp32 weights of each head. The weights of each query sum to 1.
     """
 
     name: str
@@ -38,7 +38,7 @@ class AttentionMap:
 
 
 def attentions(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The modules of a model that have an ``attention_hook``, by name."""
+    """Return the model's modules that have an ``attention_hook``, by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "attention_hook")}
 
 
@@ -46,13 +46,13 @@ def attentions(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 def attention_maps(
     model: torch.nn.Module, *inputs: Any, layers: Collection[int] = (), **more: Any
 ) -> list[AttentionMap]:
-    """The maps of ``model(*inputs, **more)`` for a single sequence, in the order of computation.
+    """Run ``model(*inputs, **more)`` on a single sequence and return its attention maps, in order of computation.
 
     Args:
-        model: in evaluation mode.
-        inputs: of its forward pass, token ids [1, T] first.
-        layers: numbers of the layers to collect; empty: all.
-        more: named inputs of its forward pass.
+        model: the model, in evaluation mode.
+        inputs: positional inputs of the forward pass, starting with token ids [1, T].
+        layers: numbers of the layers to collect. Empty for all layers.
+        more: keyword inputs of the forward pass.
     """
     maps: list[AttentionMap] = []
     modules = attentions(model)
@@ -74,7 +74,7 @@ def attention_maps(
 
 
 def _place(name: str) -> tuple[str, int]:
-    """Stack (empty if there is only one) and number of a layer by the name of a module in it."""
+    """Return the stack ("" if there is only one) and the layer number of a module, from its name."""
     match = _LAYER.search(name + ".")
     assert match is not None, f"{name} is not in a layer"
     return match[1] or "", int(match[2])

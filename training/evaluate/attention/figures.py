@@ -1,4 +1,4 @@
-"""Heat maps of attention weights: rows are queries, columns are keys."""
+"""Heat maps of attention weights, with queries as rows and keys as columns."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from training.evaluate.attention.collect import AttentionMap
 
-#: With more positions than this, values in the cells cannot be read.
+#: With more positions than this, values in the cells would be illegible.
 VALUES_UP_TO = 16
 _COLORMAP = "Blues"
 
 
 def head_figure(attention: AttentionMap, head: int, queries: Sequence[str], keys: Sequence[str]) -> Figure:
-    """The weights of one head [T, L], with tokens on both axes and, in small maps, the values."""
+    """Draw one head's weights [T, L], with tokens on both axes and, in small maps, the values."""
     weights_TL = attention.weights_NTL[head]
     values = max(weights_TL.shape) <= VALUES_UP_TO
     cell = 0.42 if values else 0.2
@@ -42,7 +42,7 @@ def head_figure(attention: AttentionMap, head: int, queries: Sequence[str], keys
 
 
 def layer_figure(attention: AttentionMap) -> Figure:
-    """All heads of a layer, each in a small panel."""
+    """Draw all heads of a layer, each in a small panel."""
     columns = math.ceil(math.sqrt(attention.heads))
     rows = -(-attention.heads // columns)
     figure = Figure(figsize=(1.0 + 1.9 * columns, 0.7 + 2.0 * rows))
@@ -68,7 +68,7 @@ def _draw(axes: Axes, weights_TL: NDArray[np.float32]) -> Any:
 
 
 def _drawable(labels: Sequence[str]) -> list[str]:
-    """Labels with the characters that the font has, and code points for the others."""
+    """Replace characters that the font does not have with their code points."""
     return ["".join(c if _in_font(c) else f"U+{ord(c):04X}" for c in label) for label in labels]
 
 

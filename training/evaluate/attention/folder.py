@@ -1,4 +1,4 @@
-"""Writes the folder of attention maps: heat maps, statistics, and the weights."""
+"""Writes the folder of attention maps: heat maps, statistics, and weights."""
 
 import io
 import shutil
@@ -19,7 +19,7 @@ from training.evaluate.attention.figures import head_figure, layer_figure
 
 @dataclass(frozen=True)
 class LabeledMap:
-    """A map and the labels of its queries and keys."""
+    """An attention map and the labels of its queries and keys."""
 
     map: AttentionMap
     queries: Sequence[str]
@@ -27,16 +27,16 @@ class LabeledMap:
 
     @property
     def file(self) -> str:
-        """The prefix of the names of its files."""
+        """The prefix of the map's file names."""
         kind = self.map.name.removesuffix(str(self.map.layer)).strip() or "layer"
         return f"{kind}-{self.map.layer:02d}"
 
 
 def write_folder(folder: Path, maps: Sequence[LabeledMap], about: dict[str, Any]) -> None:
-    """Fill a temporary folder, which then replaces the previous one.
+    """Write everything to a temporary folder, which then replaces ``folder``.
 
-    ``layer-NN-head-NN.png`` shows one head, ``layer-NN.png`` all heads of a layer, ``attention.json`` holds ``about``,
-    and ``weights.npz`` the weights [N, T, L] of each map by its name.
+    ``layer-NN-head-NN.png`` shows one head and ``layer-NN.png`` shows all heads of a layer. ``attention.json`` holds
+    ``about``, and ``weights.npz`` holds each map's weights [N, T, L] by name.
     """
     temp = atomic.temp_path(folder)
     temp.mkdir(parents=True)

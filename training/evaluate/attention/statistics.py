@@ -1,4 +1,4 @@
-"""Statistics of what each head attends to."""
+"""Statistics about what each head attends to."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,17 +11,17 @@ from training.evaluate.attention.collect import AttentionMap
 
 @dataclass(frozen=True)
 class HeadNumbers:
-    """Means over the queries of a text.
+    """A head's statistics, averaged over the queries of a text.
 
     Attributes:
         layer: name of the layer's map.
-        head: from 0.
-        to_itself: weight of the query's own position; None: in cross-attention.
-        before: weight of the previous position, over the queries that have one; None: the head does not look back.
-        after: weight of the next position, over the queries that have one; None: the head does not look ahead.
-        entropy: of the weights of a query, in nats.
-        entropy_share: entropy relative to that of even weights on all visible positions, over the queries that see more
-            than one position; None: there are none.
+        head: head number, from 0.
+        to_itself: weight of the query's own position. None in cross-attention.
+        before: weight of the previous position, over the queries that have one. None if the head does not look back.
+        after: weight of the next position, over the queries that have one. None if the head does not look ahead.
+        entropy: entropy of a query's weights, in nats.
+        entropy_share: entropy divided by the entropy of uniform weights over all visible positions, over the queries
+            that see more than one position. None if there are no such queries.
     """
 
     layer: str
@@ -37,8 +37,9 @@ class HeadNumbers:
 
 
 def head_numbers(attention: AttentionMap) -> list[HeadNumbers]:
-    """The statistics of every head of a map."""
-    # What one head attends to is visible to all heads that look to its side; a single weight may be rounded to zero.
+    """Compute the statistics of every head in a map."""
+    # A position is visible if any head attends to it, since a single head's weight may be rounded to zero. `_numbers`
+    # then drops the side that a head does not look to.
     visible_TL = np.asarray((attention.weights_NTL > 0).any(0))
     return [_numbers(attention, head, weights, visible_TL) for head, weights in enumerate(attention.weights_NTL)]
 
@@ -72,7 +73,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def lines(numbers: list[HeadNumbers]) -> list[str]:
-    """A table of the statistics, with a dash for None."""
+    """Format the statistics as the lines of a table, with a dash for None."""
     head = f"{'layer':<12}{'head':>5}{'itself':>9}{'before':>9}{'after':>9}{'entropy':>9}{'of most':>9}"
     rows = [head]
     for head_row in numbers:

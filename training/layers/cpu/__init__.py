@@ -1,12 +1,12 @@
-"""The CPU paths of the layers: everything that a CPU computes differently from a GPU is in this package.
+"""The layers' CPU paths: everything that is computed differently on CPU than on GPU.
 
-Each public function returns its result, or None where PyTorch's own operation is the right one: on other devices, under
-``torch.compile``, and for shapes and dtypes that gain nothing. A layer therefore reads::
+Each public function returns its result, or None if PyTorch's own operation is the better choice: on other devices,
+under ``torch.compile``, and for shapes and dtypes that would gain nothing. A layer therefore reads::
 
     out = cpu.matmul.linear(x, weight, bias)
     return F.linear(x, weight, bias) if out is None else out
 
-The C code is in ``kernels.c``. Without a C compiler the functions fall back to PyTorch's operations.
+The C code is in ``kernels.c``. Without a C compiler, the functions fall back to PyTorch's operations.
 """
 
 from training.layers.cpu import attention, cross_entropy, decode, experts, gelu, kernels, matmul, norms, rope, swiglu

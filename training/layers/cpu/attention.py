@@ -1,11 +1,12 @@
-"""Attention on CPU, written out in blocks of queries that each meet only the keys that any of them attends to.
+"""Attention on CPU, computed in blocks of queries. Each block uses only the keys that any of its queries attends to.
 
-With blocks the time, and the memory kept for the backward pass, grow with the scores that are computed. PyTorch's own
-gradient of a slice of the keys would be as long as all keys, which makes the cost of a window quadratic again.
+With blocks, time and the memory saved for the backward pass grow with the number of scores that are computed. The
+backward pass is written by hand because autograd's gradient of a slice of the keys would be as long as all keys, which
+would make the cost of a window quadratic again.
 
-PyTorch's fused kernel on CPU wants values as wide as queries. With one thread and sequences of 256 it is 1.4 (fp32) to
-2.7 (bf16) times slower than blocks of plain matrix products. Blocks keep the attention weights for the backward pass,
-so sequences longer than ``LONGEST_BLOCKED`` use the fused kernel all the same, one document at a time.
+PyTorch's fused CPU kernel requires values as wide as the queries. With one thread and sequences of 256 tokens, it is
+1.4 (fp32) to 2.7 (bf16) times slower than blocks of plain matrix products. Blocks save the attention weights for the
+backward pass, however, so sequences longer than ``LONGEST_BLOCKED`` use the fused kernel, one document at a time.
 """
 
 import dataclasses
@@ -22,9 +23,9 @@ from training.layers.packed_documents import Documents
 
 
 class Block(NamedTuple):
-    """Queries ``start`` .. ``end``-1 with keys ``first`` .. ``last``-1.
+    """A block of queries ``start`` .. ``end``-1 and keys ``first`` .. ``last``-1.
 
-    ``bias``: added to their scores, of a shape that broadcasts to [B, N, queries, keys]; None: nothing.
+    ``bias``, if not None, is added to their scores. It broadcasts to [B, N, queries, keys].
     """
 
     start: int
@@ -41,7 +42,7 @@ def causal_attention(
     scale: float,
     documents: Documents | None = None,
 ) -> torch.Tensor | None:
-    """:func:`training.layers.attention.causal_attention` in blocks: [B, N, T, Z]; None: not on CPU."""
+    """Compute :func:`training.layers.attention.causal_attention` in blocks: [B, N, T, Z], or None if not on CPU."""
     if q_BNTQ.device.type != "cpu":
         return None
     if documents is None:
@@ -67,7 +68,10 @@ def masked_attention(
     mask: Mask,
     dropout: float,
 ) -> torch.Tensor | None:
-    """:func:`training.layers.attention.attention` in blocks, one document at a time: [B, N, T, Z]; None: not on CPU."""
+    """Compute :func:`training.layers.attention.attention` in blocks, one document at a time.
+
+    Returns [B, N, T, Z], or None if not on CPU.
+    """
     if q_BNTQ.device.type != "cpu":
         return None
     if mask.documents is None:
@@ -92,15 +96,15 @@ def blocked_attention(
     blocks: Iterable[Block],
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Scaled dot-product attention [B, N, T, Z]; the weights of each block are kept for the backward pass.
+    """Compute scaled dot-product attention [B, N, T, Z], saving each block's weights for the backward pass.
 
     Args:
         q_BNTQ: queries.
         k_BNLQ: keys.
         v_BNLZ: values.
-        scale: factor of the scores.
-        blocks: in order, with every query in one of them; iterated over once.
-        dropout: fraction of the weights that is set to 0.
+        scale: factor to multiply the scores by.
+        blocks: consecutive blocks that cover every query. They are iterated over once.
+        dropout: fraction of the attention weights to set to 0.
     """
     out: torch.Tensor = _BlockedAttention.apply(q_BNTQ, k_BNLQ, v_BNLZ, scale, blocks, dropout)
     return out
@@ -109,7 +113,7 @@ def blocked_attention(
 def _masked_blocks(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: Mask, dropout: float
 ) -> torch.Tensor:
-    """Attention in blocks under a mask without documents, [B, N, T, Z]."""
+    """Compute attention in blocks under a mask without documents: [B, N, T, Z]."""
     length, keys = q.shape[2], k.shape[2]
     if mask.window is None and length > LONGEST_BLOCKED:
         bias = mask.bias(torch.arange(length), torch.arange(keys), q.dtype)
@@ -118,19 +122,19 @@ def _masked_blocks(
 
 
 def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """PyTorch's kernel, with narrower values padded to the width of the queries."""
+    """Run PyTorch's fused kernel, with values padded to the width of the queries if they are narrower."""
     width = v.shape[-1]
     v = F.pad(v, (0, max(q.shape[-1] - width, 0)))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[..., :width]
 
 
 def _blocks(mask: Mask, length: int, keys: int, dtype: torch.dtype) -> Iterator[Block]:
-    """Blocks of queries under a mask, ignoring its documents."""
+    """Yield blocks of queries under a mask, ignoring its documents."""
     biases: dict[tuple[int, ...], torch.Tensor | None] = {}
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
         first, last = mask.key_range(start, end, keys)
-        # Within a window most blocks share one bias, unless sequences have lengths.
+        # With a window, most blocks share one bias, unless sequences have lengths of their own.
         kind = (end - start, start - first, last - first, 0 if mask.lengths_B is None else start)
         if kind not in biases:
             biases = {kind: mask.bias(torch.arange(start, end), torch.arange(first, last), dtype)}
@@ -138,7 +142,7 @@ def _blocks(mask: Mask, length: int, keys: int, dtype: torch.dtype) -> Iterator[
 
 
 def _document_blocks(spans: list[tuple[int, int]], like: torch.Tensor) -> Iterator[Block]:
-    """Blocks of one sample: a block's keys begin with the first document that it touches."""
+    """Yield the blocks of one sample. A block's keys start with the first document that overlaps the block."""
     future = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
     first = 0
     for start in range(0, spans[-1][1], QUERY_BLOCK):
@@ -150,7 +154,7 @@ def _document_blocks(spans: list[tuple[int, int]], like: torch.Tensor) -> Iterat
         for next_begin, _ in spans[first + 1 :]:
             if next_begin >= end:
                 break
-            # Queries in this document and in later ones do not attend to anything before it.
+            # Queries in this document or a later one do not attend to anything before it.
             bias[next_begin - start :, : next_begin - begin] = float("-inf")
         yield Block(start, end, begin, end, bias)
 
@@ -172,7 +176,8 @@ class _BlockedAttention(torch.autograd.Function):
             scores = _scores(q[:, start:end], k[:, first:last], scale, bias, q_BNTQ.shape[:2])
             weights = scores.softmax(-1)
             kept = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-            # Not into a slice of a result for all blocks: PyTorch would multiply the matrices of the batch one by one.
+            # Do not write into a slice of one result for all blocks: PyTorch would multiply the batch's matrices one by
+            # one.
             out.append(_dropped(weights, kept, dropout) @ v[:, first:last])
             ctx.spans.append((start, end, first, last))
             saved += [weights] if kept is None else [weights, kept]
@@ -187,7 +192,7 @@ class _BlockedAttention(torch.autograd.Function):
         dout = upstream[0].flatten(0, 1)
         dq, zero = torch.empty_like(q), q.new_zeros(1, 1, 1)
         dk = dv = None
-        # From the last block on, which under a causal mask meets all keys.
+        # Start with the last block, which covers all keys under a causal mask.
         for start, end, first, last in reversed(ctx.spans):
             kept, weights = saved.pop() if ctx.dropout else None, saved.pop()
             dblock = dout[:, start:end]
@@ -204,7 +209,7 @@ class _BlockedAttention(torch.autograd.Function):
 def _accumulated(
     total: torch.Tensor | None, like: torch.Tensor, first: int, last: int, part: torch.Tensor
 ) -> torch.Tensor:
-    """The sum of the gradients of all keys and one block's, in fp32: bf16 would round away what each block adds."""
+    """Add one block's gradient to the gradient of all keys, in fp32: bf16 would round away what each block adds."""
     if total is None and part.shape == like.shape:
         return part.float()
     if total is None:

@@ -1,18 +1,18 @@
-"""Steps of the loss over the vocabulary that a CPU does with less memory traffic."""
+"""CPU versions of steps of the loss, with less memory traffic."""
 
 import torch
 
 from tokenizer.special_tokens import IGNORED
 from training.layers.cpu.kernels import code_for, is_half
 
-#: Numbers that are converted from bf16 to fp32 at a time.
+#: How many elements to convert from bf16 to fp32 at a time.
 _CONVERTED = 2**17
 
 
 def rows_with_targets(hidden_MD: torch.Tensor, labels_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The rows whose label is not ``IGNORED``: without a target a row costs nothing; None: not on CPU.
+    """Return only the rows whose label is not ``IGNORED``, so that rows without a target cost nothing.
 
-    On a GPU the host would have to wait for the number of these rows.
+    Returns None if not on CPU: on a GPU, the host would have to wait for the number of rows.
     """
     if hidden_MD.device.type != "cpu":
         return None
@@ -23,7 +23,9 @@ def rows_with_targets(hidden_MD: torch.Tensor, labels_M: torch.Tensor) -> tuple[
 def exponentials(
     logits_RV: torch.Tensor, targets_R: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """:func:`training.layers.cross_entropy.exponentials` in one pass; None: the C code is not for these logits.
+    """Compute :func:`training.layers.cross_entropy.exponentials` in one pass.
+
+    Returns None if the C code does not support these logits.
 
     Raises:
         IndexError: a target is outside the vocabulary.
@@ -40,9 +42,9 @@ def exponentials(
 
 
 def add_in_fp32(total_VD: torch.Tensor, product_VD: torch.Tensor) -> torch.Tensor | None:
-    """``total += product`` of an fp32 total and a bf16 product, in pieces; returns the total. None: not on CPU.
+    """Add a bf16 product to an fp32 total in place, in chunks. Returns the total, or None if not on CPU.
 
-    PyTorch on CPU would convert the complete product to fp32 before it adds.
+    On CPU, PyTorch itself would convert the entire product to fp32 before adding it.
     """
     if not product_VD.is_cpu:
         return None

@@ -1,8 +1,8 @@
-"""Linear layers, norms, GELU, experts and attention of few rows on CPU, without gradients: the operations of decoding.
+"""The operations of decoding on CPU: linear layers, norms, GELU, experts and attention for few rows, without gradients.
 
-PyTorch's products read a matrix several rows at a time, which with one to eight rows reaches a third of the memory
-bandwidth. The C code in ``kernels.c`` reads each matrix once, in order. Every function returns None where the C code is
-not for its inputs: more rows, gradients, other devices and dtypes, no compiler.
+PyTorch's matrix products read several rows of a matrix at a time. For one to eight input rows, this reaches a third of
+the memory bandwidth. The C code in ``kernels.c`` reads each matrix once, in order. Every function returns None if the C
+code does not apply: more rows, gradients, another device or dtype, or no compiler.
 """
 
 import ctypes
@@ -11,12 +11,12 @@ import torch
 
 from training.layers.cpu.kernels import code_for, is_half, succeeded
 
-#: Up to this many rows the time goes into reading the matrix, not into arithmetic.
+#: Up to this many rows, reading the matrix takes longer than the arithmetic.
 _FEW = 16
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
-    """``x @ weight.T + bias``: [..., in] -> [..., out]; ``weight`` [out, in]."""
+    """Return ``x @ weight.T + bias``: [..., in] -> [..., out], with ``weight`` [out, in]."""
     if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         return None
     code = _code_for(x, weight) if bias is None else _code_for(x, weight, bias)
@@ -31,7 +31,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | None:
-    """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension, accumulated in fp32."""
+    """Return ``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension, accumulated in fp32."""
     code = _code_for(x, weight) if weight.shape == x.shape[-1:] else None
     if code is None:
         return None
@@ -43,7 +43,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor | None:
-    """``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension, in fp32."""
+    """Return ``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension, accumulated in fp32."""
     code = _code_for(x, weight) if bias is None else _code_for(x, weight, bias)
     if code is None or weight.shape != x.shape[-1:]:
         return None
@@ -55,7 +55,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 
 
 def gelu(x: torch.Tensor, tanh: bool = False) -> torch.Tensor | None:
-    """x times the standard normal distribution function at x, or its approximation by ``tanh``: [...]."""
+    """Return x times the standard normal CDF at x, or GELU's ``tanh`` approximation: [...] -> [...]."""
     code = _code_for(x)
     if code is None:
         return None
@@ -73,10 +73,10 @@ def attention(
     window: int | None = None,
     slopes_N: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Causal attention of queries to cached entries, a key and a value each (E = 2H): [B, T, N, H].
+    """Compute causal attention to cached entries, each a key and a value (E = 2H): [B, T, N, H].
 
-    ``visible_lengths_BT`` (int64): entries up to and including a token's own, of which it attends to the last
-    ``window``; ``slopes_N`` (fp32): ALiBi's.
+    ``visible_lengths_BT`` (int64) is the number of entries up to and including each token's own; the token attends to
+    the last ``window`` of these. ``slopes_N`` (fp32) are ALiBi's slopes.
     """
     samples, heads, length, width = q_BNTH.shape
     code = _code_for(q_BNTH[:, 0])
@@ -99,7 +99,7 @@ def experts(
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Each token's SwiGLU experts times their weights (fp32), summed: [M, D]."""
+    """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D]."""
     code = _code_for(x_MD, gate_up_E2FD, down_EDF)
     if code is None or weights_MK.dtype != torch.float32 or selected_MK.dtype != torch.int64:
         return None
@@ -119,10 +119,10 @@ def latent_attention(
     visible_lengths_BT: torch.Tensor,
     scale: float,
 ) -> torch.Tensor | None:
-    """Attention of queries to the first ``visible_lengths_BT`` (int64) cached entries: [B, T, N, Z].
+    """Compute attention of each query to its first ``visible_lengths_BT`` (int64) cached entries: [B, T, N, Z].
 
-    An entry is a latent C and a rotated key. ``expand_NeC`` projects a latent to the keys and values of a head; it is
-    absorbed into queries and results.
+    An entry consists of a latent of width C and a rotary key. ``expand_NeC`` projects a latent to each head's key and
+    value; it is absorbed into the queries and outputs.
     """
     samples, heads, length, query = q_BNTQ.shape
     code = _code_for(q_BNTQ[:, 0], expand_NeC)
@@ -140,7 +140,7 @@ def latent_attention(
 
 
 def _code_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
-    """The C code, if it supports this: few contiguous rows, without gradients and autocast."""
+    """Return the C code if it supports these inputs: few contiguous rows, with neither gradients nor autocast."""
     if torch.is_grad_enabled() or not 0 < x.numel() <= _FEW * x.shape[-1] or torch.is_autocast_enabled("cpu"):
         return None
     return code_for(x, *weights) if all(weight.is_contiguous() for weight in weights) else None

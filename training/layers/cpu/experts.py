@@ -1,7 +1,7 @@
-"""The routed experts on CPU, one expert at a time over gathered rows that stay in a core's cache.
+"""The routed experts on CPU, one expert at a time, over gathered rows that stay in a core's cache.
 
-Compared with ``grouped_mm`` this saves the sorted copy of all rows and of their gradients, and gathers and sums in one
-pass. Forward and backward are written out: autograd would keep every intermediate result of every expert.
+Compared with ``grouped_mm``, this avoids a sorted copy of all rows and of their gradients, and it gathers and sums in
+one pass. Forward and backward are written by hand, since autograd would save every intermediate result of every expert.
 """
 
 from typing import Any, NamedTuple
@@ -21,9 +21,10 @@ def routed_experts(
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Each token's SwiGLU experts times their weights (fp32), summed: [M, D] -> [M, D]; None: not on CPU.
+    """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D] -> [M, D].
 
-    A slot of weight 0 costs nothing in training. An expert that no token chose costs nothing, and its gradient is zero.
+    Returns None if not on CPU. In training, a slot of weight 0 costs nothing. An expert without tokens costs nothing
+    either, and its gradient is zero.
     """
     if x_MD.device.type != "cpu":
         return None
@@ -33,21 +34,21 @@ def routed_experts(
     return out
 
 
-#: The number of rows of each expert is rounded up to a multiple of this. In bf16 a product is compiled for its exact
-#: shape, and with arbitrary numbers of rows every expert would need another one at every step.
+#: Each expert's number of rows is rounded up to a multiple of this. In bf16, oneDNN compiles a product for its exact
+#: shape; with arbitrary numbers of rows, every expert would need a new one at every step.
 _ALIGNED = {torch.bfloat16: 32}
 
 
 class _Plan(NamedTuple):
-    """Rows sorted by expert, each expert's padded with rows of weight 0.
+    """Rows sorted by expert. Each expert's rows are padded with rows of weight 0.
 
     Attributes:
-        tokens: [R] the token of each row.
-        weights: [R, 1] the weight of each row.
-        places: [M, K] the row of each slot; R for slots of weight 0.
-        used: [S] the slots (token * K + k) of nonzero weight, in the order of their rows.
-        rows: [S] the rows of these slots.
-        bounds: (expert, first row, one past the last row) of each expert that has rows.
+        tokens: [R], the token of each row.
+        weights: [R, 1], the weight of each row.
+        places: [M, K], the row of each slot; R for slots of weight 0.
+        used: [S], the slots (token * K + k) with nonzero weight, in row order.
+        rows: [S], the rows of these slots.
+        bounds: (expert, first row, one past the last row) for each expert that has rows.
     """
 
     tokens: torch.Tensor
@@ -68,7 +69,7 @@ def _plan(weights_MK: torch.Tensor, selected_MK: torch.Tensor, experts: int, ali
             bounds.append((expert, start, end))
     ordered, slots = expert_of_slot.sort(stable=True)
     used = slots[: int(sizes.sum())]
-    # Padding of the experts before shifts an expert's rows.
+    # The padding of earlier experts shifts an expert's rows.
     padding = (-sizes).remainder(aligned)
     rows = torch.arange(len(used)) + (padding.cumsum(0) - padding)[ordered[: len(used)]]
     tokens = torch.zeros(end, dtype=torch.int64)

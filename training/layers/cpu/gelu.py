@@ -1,4 +1,4 @@
-"""GELU: the tanh approximation with a gradient in one pass over memory, and both forms for the few rows of decoding."""
+"""GELU on CPU: the tanh approximation with a one-pass gradient, and both forms for the few rows of decoding."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from torch.autograd.function import once_differentiable
 from training.layers.cpu import decode
 from training.layers.cpu.kernels import code_for, is_half
 
-#: ``gelu(x)``, the exact form; None where PyTorch's operation is as fast, as in all training.
+#: ``gelu(x)``, the exact form. Returns None if PyTorch's operation is as fast, as is always the case in training.
 gelu = decode.gelu
 
 
 def gelu_new(x: torch.Tensor) -> torch.Tensor | None:
-    """``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))``: [...]."""
+    """Return ``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))``: [...] -> [...]."""
     if x.is_cpu and x.requires_grad and torch.is_grad_enabled() and code_for(x) is not None:
         out: torch.Tensor = _GeluNew.apply(x)
         return out
@@ -35,7 +35,7 @@ class _GeluNew(torch.autograd.Function):
 
 
 def _compute(x: torch.Tensor, upstream: torch.Tensor | None) -> torch.Tensor:
-    """The activation of ``x``; with ``upstream`` its gradient times that."""
+    """Return GELU of ``x`` or, given ``upstream``, GELU's derivative at ``x`` times ``upstream``."""
     code, out = code_for(x), torch.empty_like(x)
     assert code is not None
     upstream_address = None if upstream is None else upstream.data_ptr()

@@ -1,9 +1,9 @@
-// What PyTorch does slowly on CPU. Numbers are fp32, or bf16 if `half` is set; sums are fp32. Matrices are row-major
-// and contiguous, except where a stride of the rows is passed.
+// Operations that PyTorch does slowly on CPU. Numbers are fp32, or bf16 if `half` is set; sums are fp32. Matrices are
+// row-major, and contiguous unless a row stride is passed.
 //
-// The first part is for decoding: products of a few rows with matrices that are read once, in memory order. A row of a
-// matrix W [n, k] is multiplied with all rows of x [m, k] while it is in registers. The second part is for training:
-// SwiGLU, GELU and the softmax of the loss, each in one pass.
+// The first part is for decoding: it multiplies a few rows with matrices that are read once, in memory order. Each row
+// of a matrix W [n, k] is multiplied with all rows of x [m, k] while it is in registers. The second part is for
+// training: SwiGLU, GELU and the loss's softmax, each in one pass.
 
 #include <math.h>
 #include <stdint.h>
@@ -16,7 +16,7 @@ typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
 #define INLINE static inline __attribute__((always_inline))
-// For smaller matrices than this many numbers, threads cost more than they save.
+// For matrices with fewer elements than this, threads cost more than they save.
 #define ENOUGH (1 << 15)
 
 INLINE float widened(uint16_t x) {
@@ -30,7 +30,7 @@ INLINE uint16_t narrowed(float x) {
     uint32_t wide;
     memcpy(&wide, &x, sizeof wide);
     if ((wide & 0x7fffffff) > 0x7f800000) return (uint16_t)(wide >> 16) | 64;  // NaN stays NaN
-    return (uint16_t)((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);  // to nearest, ties to even
+    return (uint16_t)((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);  // round to nearest, ties to even
 }
 
 INLINE float get(const void *from, int64_t i, int half) {
@@ -51,7 +51,7 @@ INLINE const void *row_of(const void *matrix, int64_t row, int64_t width, int ha
     return (const char *)matrix + row * width * (half ? 2 : 4);
 }
 
-// The sum of all lanes, by halves: a sequential sum would wait for each addition.
+// Returns the sum of all lanes by repeated halving: a sequential sum would wait for each addition.
 INLINE float total_of(lanes x) {
     typedef float eight __attribute__((vector_size(32), aligned(4)));
     typedef float four __attribute__((vector_size(16), aligned(4)));
@@ -87,7 +87,7 @@ INLINE void dots(const float *x, const void *w, float *out, int64_t m, int64_t k
     for (int64_t r = 0; r < m; r++) out[r * stride] = rest[r];
 }
 
-// The same for any number of rows; each count below is compiled separately, with its sums in registers.
+// The same for any number of rows. Each count below is compiled separately, with its sums in registers.
 INLINE void all_dots(const float *x, const void *w, float *out, int64_t m, int64_t k, int64_t stride, int half) {
     int64_t r = 0;
     for (; r + 8 <= m; r += 8) dots(x + r * k, w, out + r * stride, 8, k, stride, half);
@@ -111,7 +111,7 @@ INLINE void product(const float *x, const void *w, const void *bias, void *y, in
 
 enum { STREAMS = 4 };
 
-// The same for a single row of x; the matrix is read as several concurrent streams.
+// The same for a single row of x. The matrix is read as several concurrent streams.
 INLINE void product_of_one(const float *x, const void *w, const void *bias, void *y, int64_t n, int64_t k, int half) {
     int64_t apart = (n + STREAMS - 1) / STREAMS;
 #pragma omp parallel for schedule(static) if (n * k >= ENOUGH)
@@ -136,7 +136,7 @@ static float *in_fp32(const void *x, int64_t count) {
     return wide;
 }
 
-// y [m, n] = x [m, k] W^T + bias [n] (or none). Returns 0, or 1 if there is no memory.
+// Computes y [m, n] = x [m, k] W^T + bias [n] (bias may be null). Returns 0, or 1 if out of memory.
 int few_linear(const void *x, const void *w, const void *bias, void *y, int64_t m, int64_t n, int64_t k, int half) {
     if (!half && m == 1) return product_of_one(x, w, bias, y, n, k, 0), 0;
     if (!half) return product(x, w, bias, y, m, n, k, 0), 0;
@@ -148,7 +148,7 @@ int few_linear(const void *x, const void *w, const void *bias, void *y, int64_t 
     return 0;
 }
 
-// y [m, k] = w * x / sqrt(mean(x^2) + eps), row by row.
+// Computes y [m, k] = w * x / sqrt(mean(x^2) + eps) for each row.
 void few_rms_norm(const void *x, const void *w, void *y, int64_t m, int64_t k, float eps, int half) {
     for (int64_t r = 0; r < m; r++) {
         const void *row = row_of(x, r, k, half);
@@ -159,7 +159,7 @@ void few_rms_norm(const void *x, const void *w, void *y, int64_t m, int64_t k, f
     }
 }
 
-// y [m, k] = w * (x - mean) / sqrt(variance + eps) + bias (or none), row by row.
+// Computes y [m, k] = w * (x - mean) / sqrt(variance + eps) + bias (may be null) for each row.
 void few_layer_norm(const void *x, const void *w, const void *bias, void *y, int64_t m, int64_t k, float eps, int half) {
     for (int64_t r = 0; r < m; r++) {
         const void *row = row_of(x, r, k, half);
@@ -178,7 +178,7 @@ typedef struct {
     int64_t expert, first, count;  // an expert and its range of slots in `order`
 } share;
 
-// A slot is the k-th expert of a token. Sorts slots by expert into `order`; returns the number of experts with slots.
+// Sorts slots by expert into `order` and returns the number of experts with slots. A slot is a token's k-th expert.
 static int64_t by_expert(const int64_t *selected, int64_t slots, int64_t experts, int64_t *order, share *shares) {
     int64_t used = 0, end = 0;
     for (int64_t e = 0; e < experts; e++) {
@@ -216,8 +216,8 @@ INLINE void run_experts(const float *rows, const float *weights, const int64_t *
     }
 }
 
-// y [m, d]: for each token the sum of its `top` SwiGLU experts times their weights [m, top] in fp32; gate_up is
-// [experts, 2 f, d] with the gate first, down [experts, d, f]. Returns 0, or 1 if there is no memory.
+// Computes y [m, d]: for each token, the sum of its `top` SwiGLU experts' outputs times their weights [m, top] in fp32.
+// gate_up is [experts, 2 f, d] with the gate first; down is [experts, d, f]. Returns 0, or 1 if out of memory.
 int few_experts(const void *x, const float *weights, const int64_t *selected, const void *gate_up, const void *down,
                 void *y, int64_t m, int64_t top, int64_t experts, int64_t f, int64_t d, int half) {
     int64_t slots = m * top;
@@ -232,7 +232,7 @@ int few_experts(const void *x, const float *weights, const int64_t *selected, co
             for (int64_t i = 0; i < d; i++) rows[s * d + i] = get(x, order[s] / top * d + i, half);
         if (half) run_experts(rows, weights, order, shares, used, gate_up, down, hidden, out, slots, f, d, 1);
         else run_experts(rows, weights, order, shares, used, gate_up, down, hidden, out, slots, f, d, 0);
-        // The memory of the rows is reused for the fp32 sums; the experts of a token are added in the order of their ids.
+        // Reuse the memory of the rows for the fp32 sums. A token's experts are added in the order of their ids.
         memset(rows, 0, sizeof(float) * m * d);
         for (int64_t s = 0; s < slots; s++)
             for (int64_t i = 0; i < d; i++) rows[order[s] / top * d + i] += out[s * d + i];
@@ -249,8 +249,8 @@ INLINE void add_times(float *to, const void *from, float factor, int64_t k, int 
     for (; i < k; i++) to[i] += factor * get(from, i, half);
 }
 
-// One head of one token: its query [p + r] against `visible` entries of [c + r], with the head's part of the expansion
-// of keys and values, [p + z, c]. `room` has space for c + r + c + visible numbers.
+// Attention of one head of one token: its query [p + r] against `visible` entries of [c + r]. `expansion` [p + z, c] is
+// the head's projection from latents to keys and values. `room` has space for c + r + c + visible numbers.
 INLINE void attend(const void *query, const void *entries, const void *expansion, void *out, int64_t visible, int64_t p,
                    int64_t r, int64_t z, int64_t c, float scale, float *room, int half) {
     float *absorbed = room, *latent = room + c + r, *weight = latent + c, largest = -INFINITY, sum = 0;
@@ -271,9 +271,9 @@ INLINE void attend(const void *query, const void *entries, const void *expansion
     }
 }
 
-// out [b, t, n, z]: the attention of each token to the cached entries of its sample. q [b, n, t, p + r]; entries
-// [b, .., c + r], with `apart` numbers from one sample to the next; expansion [n, p + z, c]; visible [b, t]: number of
-// entries that a token attends to, from the first one. Returns 0, or 1 if there is no memory.
+// Computes out [b, t, n, z]: each token's attention to the cached entries of its sample. The inputs are q
+// [b, n, t, p + r]; entries [b, .., c + r], where `apart` is the stride between samples; expansion [n, p + z, c]; and
+// visible [b, t], how many of the first entries a token attends to. Returns 0, or 1 if out of memory.
 int few_attention(const void *q, const void *entries, const void *expansion, const int64_t *visible, void *out,
                   int64_t b, int64_t n, int64_t t, int64_t p, int64_t r, int64_t z, int64_t c, int64_t apart, float scale,
                   int half) {
@@ -298,8 +298,8 @@ int few_attention(const void *q, const void *entries, const void *expansion, con
     return failed;
 }
 
-// One head of one token: its query [h] against entries `first` .. `visible` - 1, each a key and a value [2 h]; scores
-// fall by `slope` per position of distance. `room` has space for 2 h + visible numbers.
+// Attention of one head of one token: its query [h] against entries `first` .. `visible` - 1, each a key and a value
+// [2 h]. Scores fall by `slope` per position of distance. `room` has space for 2 h + visible numbers.
 INLINE void attend_head(const void *query, const void *entries, void *out, int64_t first, int64_t visible, int64_t h,
                         float scale, float slope, float *room, int half) {
     float *wide = room, *sum = room + h, *weight = room + 2 * h, largest = -INFINITY, all = 0;
@@ -316,10 +316,10 @@ INLINE void attend_head(const void *query, const void *entries, void *out, int64
     for (int64_t i = 0; i < h; i++) put(out, i, sum[i], half);
 }
 
-// out [b, t, n, h]: the attention of each token to the cached entries of its sample. q [b, n, t, h]; entries
-// [b, n, .., 2 h], with `samples_apart` and `heads_apart` numbers from one to the next; visible [b, t]: entries up to
-// and including a token's own, of which it attends to the last `window` (0: all); slopes [n], or none. Returns 0, or 1
-// if there is no memory.
+// Computes out [b, t, n, h]: each token's attention to the cached entries of its sample. The inputs are q [b, n, t, h];
+// entries [b, n, .., 2 h], where `samples_apart` and `heads_apart` are strides; visible [b, t], the number of entries
+// up to and including a token's own, of which it attends to the last `window` (0 for all); and slopes [n], which may
+// be null. Returns 0, or 1 if out of memory.
 int few_heads(const void *q, const void *entries, const int64_t *visible, const float *slopes, void *out, int64_t b,
               int64_t n, int64_t t, int64_t h, int64_t samples_apart, int64_t heads_apart, int64_t window, float scale,
               int half) {
@@ -345,7 +345,7 @@ int few_heads(const void *q, const void *entries, const int64_t *visible, const 
     return failed;
 }
 
-// Lanes i .. i + count - 1; further lanes are 0.
+// Loads elements i .. i + count - 1; the remaining lanes are 0.
 INLINE lanes get_some(const void *from, int64_t i, int64_t count, int half) {
     if (count == LANES) return get_lanes(from, i, half);
     lanes some = {0};
@@ -366,11 +366,11 @@ INLINE void put_some(void *to, int64_t i, int64_t count, lanes x, int half) {
 
 INLINE lanes chosen(bits where, lanes yes, lanes no) { return (lanes)((where & (bits)yes) | (~where & (bits)no)); }
 
-// e^x, accurate to one or two units in the last place; below -87 the value at -87, above 88 infinity.
+// Returns e^x, accurate to one or two units in the last place. Below -87 this is the value at -87; above 88, infinity.
 INLINE lanes exponentials(lanes x) {
     typedef int32_t whole __attribute__((vector_size(4 * LANES)));
     static const float taylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
-    const float to_whole = 3 << 22;  // adding and subtracting it rounds
+    const float to_whole = 3 << 22;  // adding and subtracting this rounds to an integer
     bits beyond = (bits)(x > 88);
     x = chosen((bits)(x < -87), (lanes){0} - 87, x);
     lanes power = (x * 1.44269504f + to_whole) - to_whole;
@@ -394,7 +394,7 @@ INLINE void swiglu_rows(const void *gate, const void *up, const float *weights, 
     }
 }
 
-// out [m, f] = silu(gate) * up * weight; `apart` is the stride of rows of gate and up; weights [m] in fp32, or none.
+// Computes out [m, f] = silu(gate) * up * weight. `apart` is the row stride of gate and up. weights [m]: fp32, or null.
 void swiglu(const void *gate, const void *up, const float *weights, void *out, int64_t m, int64_t f, int64_t apart,
             int half) {
     if (half) swiglu_rows(gate, up, weights, out, m, f, apart, 1);
@@ -423,8 +423,8 @@ INLINE void swiglu_rows_backward(const void *gate, const void *up, const float *
     }
 }
 
-// The gradients of gate and up (rows have stride `dapart`) and of the weights, given that of `out` above; and `out`
-// again. The last two are skipped if null.
+// Computes the gradients of gate and up (with row stride `dapart`) from `upstream`, the gradient of `out` above. Also
+// computes `out` again and the gradient of the weights, each unless its pointer is null.
 void swiglu_backward(const void *gate, const void *up, const float *weights, const void *upstream, void *dgate,
                      void *dup, void *out, float *dweights, int64_t m, int64_t f, int64_t apart, int64_t dapart,
                      int half) {
@@ -432,8 +432,8 @@ void swiglu_backward(const void *gate, const void *up, const float *weights, con
     else swiglu_rows_backward(gate, up, weights, upstream, dgate, dup, out, dweights, m, f, apart, dapart, 0);
 }
 
-// The standard normal distribution function at x, and its density times sqrt(2 pi). At -|x| the function is the density
-// times a polynomial in t = 1 / (1 + 0.26 |x|), fitted for |x| < 14 (relative error 3e-8).
+// Returns the standard normal CDF at x, and writes the density times sqrt(2 pi). At -|x|, the CDF is that density times
+// t times a polynomial in t = 1 / (1 + 0.26 |x|), fitted for |x| < 14 (relative error 3e-8).
 INLINE lanes normal_up_to(lanes x, lanes *density) {
     static const float fitted[] = {0.0305047896f, -0.152828461f, 0.251490753f,  -0.150948603f, 0.160947783f,
                                    0.0510276383f, 0.103030284f,  0.103016744f, 0.10375906f};
@@ -444,7 +444,7 @@ INLINE lanes normal_up_to(lanes x, lanes *density) {
     return chosen((bits)(x < 0), beyond, 1 - beyond);
 }
 
-// GELU, or with `tanh` its approximation: x times a factor; `slope` is its derivative.
+// Returns GELU or, with `tanh`, its approximation: both are x times a factor. Writes the derivative to `slope`.
 INLINE lanes gelu_of(lanes x, lanes *slope, int tanh) {
     if (!tanh) {
         lanes density, share = normal_up_to(x, &density);
@@ -473,7 +473,7 @@ INLINE void gelu_pieces(const void *x, const void *upstream, void *out, int64_t 
     }
 }
 
-// out [k] = gelu(x); or, with the gradient `upstream` of that, the gradient of x.
+// Computes out [k] = gelu(x) or, if `upstream` (the gradient of gelu(x)) is not null, the gradient of x.
 void gelu(const void *x, const void *upstream, void *out, int64_t k, int tanh, int half) {
     if (tanh && half) gelu_pieces(x, upstream, out, k, 1, 1);
     else if (tanh) gelu_pieces(x, upstream, out, k, 1, 0);
@@ -503,8 +503,9 @@ INLINE void softmax_row(void *row, int64_t target, float *sum, float *loss, int6
     put(row, target, expf(of_target - largest) - *sum, half);
 }
 
-// Replaces logits [m, v] by exp(logits - row maximum), minus the sum of the row at its target. Returns the `sums` [m]
-// of the exponentials and the `losses` [m] in nats. The new logits over the sums are the gradients of the losses.
+// Replaces logits [m, v] with exp(logits - row maximum), and subtracts the row's sum at its target. Also writes the
+// `sums` [m] of the exponentials and the `losses` [m] in nats. The new logits divided by the sums are the gradients of
+// the losses.
 void softmax_loss(void *logits, const int64_t *targets, float *sums, float *losses, int64_t m, int64_t v, int half) {
 #pragma omp parallel for schedule(static) if (m * v >= ENOUGH)
     for (int64_t r = 0; r < m; r++) {

@@ -1,8 +1,8 @@
-"""Loads ``kernels.c``, the code for what PyTorch does slowly on CPU; it is compiled on first use.
+"""Loads ``kernels.c``, which replaces operations that PyTorch does slowly on CPU. It is compiled on first use.
 
-Tensors are passed as addresses: callers make sure of the dtypes, shapes and strides that ``kernels.c`` expects.
-The code uses OpenMP threads. Compiled with GCC it shares them with torch; with another compiler, or a torch that ships
-OpenMP under another name, they are a second set of threads.
+Tensors are passed as addresses, so callers must ensure the dtypes, shapes and strides that ``kernels.c`` expects. The
+code uses OpenMP. If it is compiled with GCC, it shares its threads with torch. With another compiler, or with a torch
+build that ships OpenMP under a different name, it has a second set of threads.
 """
 
 import ctypes
@@ -32,19 +32,19 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def code_for(*tensors: torch.Tensor) -> ctypes.CDLL | None:
-    """The C code, if it could be compiled and supports these tensors: on CPU, all of one dtype that it knows."""
+    """Return the C code if it compiled and supports these tensors: on CPU, all fp32 or all bf16."""
     first = tensors[0]
     if first.dtype not in _DTYPES or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     for tensor in tensors:
-        # Subclasses such as fake tensors have no data behind their addresses.
+        # Subclasses such as fake tensors have no data at their addresses.
         if not tensor.is_cpu or tensor.dtype != first.dtype or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return None
     return _code()
 
 
 def compile_kernels() -> bool:
-    """Compile the C code now rather than in the middle of the first completion; returns whether that worked."""
+    """Compile the C code now, not in the middle of the first completion. Returns whether that succeeded."""
     return _code() is not None
 
 
@@ -53,13 +53,13 @@ def is_half(tensor: torch.Tensor) -> bool:
 
 
 def succeeded(status: int) -> None:
-    """Check the status of a C function.
+    """Check the status that a C function returned.
 
     Raises:
         MemoryError: the function could not allocate its buffers.
     """
     if status:
-        raise MemoryError("no memory for the intermediate results of a layer")
+        raise MemoryError("out of memory for a layer's intermediate results")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Matrix products with transposed weights, ``x @ w.T``, by the fastest library that PyTorch has on this CPU."""
+"""Matrix products ``x @ w.T``, computed by whichever of PyTorch's libraries is fastest on this CPU."""
 
 import functools
 import math
@@ -13,8 +13,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from training.layers.cpu import decode
 
-#: oneDNN's product, which ``F.linear`` uses in bf16 but not in fp32. There MKL reaches two thirds of its speed on AMD
-#: processors (for these products; MKL is faster for the gradients of weights), and is faster on Intel processors.
+#: oneDNN's product, which ``F.linear`` uses in bf16 but not in fp32. For these products in fp32, MKL reaches only two
+#: thirds of oneDNN's speed on AMD processors but is faster on Intel processors. MKL is faster for weight gradients.
 ONEDNN_PRODUCT: Any = (
     torch.ops.mkldnn._linear_pointwise.default if hasattr(torch.ops.mkldnn, "_linear_pointwise") else None
 )
@@ -27,7 +27,10 @@ if ONEDNN_PRODUCT is not None and torch.ops.mkldnn._linear_pointwise not in flop
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
-    """``x @ weight.T + bias``, [..., in] -> [..., out], with ``weight`` [out, in]; None: ``F.linear`` is as fast."""
+    """Return ``x @ weight.T + bias``: [..., in] -> [..., out], with ``weight`` [out, in].
+
+    Returns None if ``F.linear`` is as fast.
+    """
     if not x.is_cpu or torch.compiler.is_compiling():
         return None
     if (few := decode.linear(x, weight, bias)) is not None:
@@ -41,19 +44,22 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-    """``x @ weight.T`` in fp32, for use inside functions that have their own gradient; None: PyTorch's is as fast."""
+    """Return ``x @ weight.T`` in fp32, for use in functions with a gradient of their own.
+
+    Returns None if PyTorch's own product is as fast.
+    """
     if x.dtype != torch.float32 or not x.is_cpu or not onednn_in_fp32():
         return None
     return times_transposed(x, weight)
 
 
 def product_width(operation: Any, inputs: Sequence[Any]) -> int | None:
-    """Columns of the result of oneDNN's product with these inputs; None: ``operation`` is another operation."""
+    """Return the number of output columns of oneDNN's product, or None if ``operation`` is not that product."""
     return int(inputs[1].shape[0]) if operation is ONEDNN_PRODUCT else None
 
 
 def times_transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``x @ weight.T + bias`` without a gradient, for use inside functions that have their own."""
+    """Return ``x @ weight.T + bias`` without a gradient, for use in functions with a gradient of their own."""
     if not _by_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
     out: torch.Tensor = ONEDNN_PRODUCT(x, weight, bias, "none", [], "")
@@ -62,7 +68,7 @@ def times_transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 
 @functools.cache
 def onednn_in_fp32() -> bool:
-    """Whether oneDNN multiplies fp32 here. Decided by the CPU's vendor, not measured, so that all processes agree."""
+    """Return whether to use oneDNN for fp32 products. The CPU vendor decides, not a measurement, so all ranks agree."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -71,7 +77,7 @@ def onednn_in_fp32() -> bool:
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether oneDNN is faster and supports these tensors; ``F.linear`` gets the others and reports wrong shapes."""
+    """Return whether oneDNN is faster and supports these tensors. ``F.linear`` gets the rest and reports bad shapes."""
     if not onednn_in_fp32() or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
     fits = weight.dim() == 2 and x.shape[-1:] == weight.shape[1:] and x.numel() > 0 and weight.numel() > 0

@@ -1,4 +1,4 @@
-"""Norms over the last dimension: RMSNorm with its own gradient, and both norms for the few rows of decoding."""
+"""Norms over the last dimension on CPU: RMSNorm with its own gradient, and both norms for the few rows of decoding."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from torch.autograd.function import once_differentiable
 
 from training.layers.cpu import decode
 
-#: ``layer_norm(x, weight, bias, eps)``; None where PyTorch's operation is as fast, as in all training.
+#: ``layer_norm(x, weight, bias, eps)``. Returns None if PyTorch's operation is as fast, as is always so in training.
 layer_norm = decode.layer_norm
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | None:
-    """``weight * x / sqrt(mean(x^2) + eps)`` in the dtype of ``x``, accumulated in fp32."""
+    """Return ``weight * x / sqrt(mean(x^2) + eps)`` in the dtype of ``x``, accumulated in fp32."""
     if x.is_cpu and torch.is_grad_enabled():
         out: torch.Tensor = _RMSNorm.apply(x, weight, eps)
         return out
@@ -20,7 +20,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
 
 
 class _RMSNorm(torch.autograd.Function):
-    """In few passes over memory. PyTorch has no fused CPU kernel, and its backward pass takes three times as long."""
+    """RMSNorm in few passes over memory. PyTorch has no fused CPU kernel; its backward pass is three times slower."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

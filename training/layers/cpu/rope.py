@@ -1,4 +1,4 @@
-"""Rotary positions as one product of complex numbers, forward and backward."""
+"""RoPE on CPU as a single complex product, forward and backward."""
 
 from typing import Any
 
@@ -6,12 +6,15 @@ import torch
 
 
 def complex_table(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
-    """``cos + i sin`` for :func:`rotate_tail`; None: the table is not on CPU."""
+    """Return ``cos + i sin`` for :func:`rotate_tail`, or None if the table is not on CPU."""
     return torch.complex(cos, sin) if cos.is_cpu else None
 
 
 def rotate_tail(x: torch.Tensor, freqs_cis: torch.Tensor | None) -> torch.Tensor | None:
-    """:func:`training.layers.rope.rotate_tail` of ``x`` by a complex table; None: there is no table, or compiling."""
+    """Apply :func:`training.layers.rope.rotate_tail` with a complex table.
+
+    Returns None if there is no table, or under ``torch.compile``.
+    """
     if freqs_cis is None or torch.compiler.is_compiling():
         return None
     if not torch.is_grad_enabled():
@@ -29,7 +32,7 @@ class _RotateTail(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
         (freqs_cis,) = ctx.saved_tensors
-        # The inverse rotation; an amplitude in the table scales both passes.
+        # This is the inverse rotation. An amplitude in the table scales both passes.
         return _rotate(upstream[0], freqs_cis.conj()), None
 
 

@@ -1,4 +1,4 @@
-"""SwiGLU with its gradients in one pass over memory, with or without a weight per row."""
+"""SwiGLU on CPU, with its gradients in one pass over memory, with or without a weight per row."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ from training.layers.cpu.kernels import code_for, is_half
 
 
 def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor | None:
-    """silu(gate) * up of two [..., F], for training; None: no gradient is recorded, not on CPU, or compiling."""
+    """Return silu(gate) * up for two tensors [..., F], for training.
+
+    Returns None if not on CPU, if gradients are disabled, or under ``torch.compile``.
+    """
     if not gate.is_cpu or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     out: torch.Tensor = _SiluTimes.apply(gate, up)
@@ -18,7 +21,7 @@ def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor | None:
 
 
 class _SiluTimes(torch.autograd.Function):
-    """Keeps its two inputs for the backward pass, but not silu(gate)."""
+    """silu(gate) * up that saves only its two inputs for the backward pass, not silu(gate)."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -40,7 +43,7 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_swiglu(gate_RF: torch.Tensor, up_RF: torch.Tensor, weights_R1: torch.Tensor | None = None) -> torch.Tensor:
-    """silu(gate) * up * weight: [R, F] in the dtype of ``gate``; ``weights_R1`` in fp32. Without a gradient."""
+    """Return silu(gate) * up * weight, [R, F] in the gate's dtype, without a gradient. ``weights_R1`` is in fp32."""
     code = code_for(gate_RF, up_RF)
     if code is None:
         hidden = F.silu(gate_RF).mul_(up_RF)
@@ -59,9 +62,10 @@ def weighted_swiglu_backward(
     dgate_RF: torch.Tensor,
     dup_RF: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Write the gradients of gate and up into ``dgate_RF`` and ``dup_RF``, given that of :func:`weighted_swiglu`.
+    """Write the gradients of gate and up into ``dgate_RF`` and ``dup_RF``.
 
-    With weights it returns the result of that function again, [R, F], and the gradient of the weights, [R].
+    ``upstream_RF`` is the gradient of the result of :func:`weighted_swiglu`. With weights, this also returns that
+    result again, [R, F], and the gradient of the weights, [R].
     """
     rows = len(gate_RF)
     dweights_R = None if weights_R1 is None else torch.empty(rows)
@@ -88,6 +92,6 @@ def _address(tensor: torch.Tensor | None) -> int | None:
 
 
 def _row_stride(first: torch.Tensor, second: torch.Tensor) -> int:
-    """Numbers from one row to the next, the same in both."""
+    """Return the row stride, which must be the same for both tensors."""
     assert first.stride() == second.stride() and first.stride(1) == 1
     return first.stride(0)
