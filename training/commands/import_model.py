@@ -158,7 +158,7 @@ def _pieces(folder: Path) -> dict[int, str]:
         except (ValueError, OSError) as error:
             raise RequestError(f"{path}: cannot be read ({error})") from None
         if not isinstance(vocabulary, dict):
-            raise RequestError(f"{path}: not an object")
+            raise RequestError(f"{path}: not a JSON object")
     elif (path := folder / MODEL_NAME).is_file():
         from sentencepiece import SentencePieceProcessor
 

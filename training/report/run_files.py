@@ -96,7 +96,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(value, dict):
-        raise _damaged(path, "not an object")
+        raise _damaged(path, "not a JSON object")
     return value
 
 
