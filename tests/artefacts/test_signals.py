@@ -32,7 +32,7 @@ run(main, restartable=True)
 
 @pytest.mark.parametrize(
     ("name", "status", "message"),
-    [("SIGUSR1", 75, "stopped by SIGUSR1: the same command"), ("SIGINT", 130, "stopped: the same command")],
+    [("SIGUSR1", 75, "stopped by SIGUSR1: run the same command"), ("SIGINT", 130, "stopped: run the same command")],
 )
 def test_a_signal_that_a_destructor_swallows_stops_the_next_step(name, status, message):
     line = [sys.executable, "-c", _COMMAND, name]
@@ -61,7 +61,7 @@ def test_a_fault_that_a_signal_has_become_is_the_signal():
         [sys.executable, "-c", _IMPORT], cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 75
-    assert done.stderr.startswith("stopped by SIGTERM: the same command ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("stopped by SIGTERM: run the same command ") and done.stderr.count("\n") == 1
 
 
 _TOO_LARGE = """

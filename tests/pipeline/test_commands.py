@@ -192,7 +192,7 @@ def test_a_signal_stops_it_in_one_line_and_the_same_command_goes_on(finished, so
     process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     output = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == status and "Traceback" not in output, output
-    assert ": the same command " in output.splitlines()[-1]
+    assert ": run the same command " in output.splitlines()[-1]
     assert _command("run", tmp_path, source).returncode == 0
     assert _data(tmp_path) == _data(finished)
 

@@ -127,7 +127,7 @@ def test_the_resources_of_the_recipe_are_asked_for(tmp_path):
         ("launch.slurm.time=90", "launch.slurm.time: '90' is not valid; examples: 24:00:00"),
         ("launch.slurm.options=[nice]", "launch.slurm.options: 'nice' is not an option"),
         ("launch.slurm.memory=8 GB", "launch.slurm.memory: '8 GB' is not valid; examples: 8G"),
-        ("launch.slurm.array_tasks=0", "launch.slurm.array_tasks: "),
+        ("launch.slurm.array_tasks=0", "launch.slurm.array_tasks must be "),
     ],
 )
 def test_a_wrong_key_is_named(override, message):

@@ -131,7 +131,7 @@ def test_many_copies_are_compared_in_proportion(tmp_path, monkeypatch):
 
 
 def test_bands_that_miss_most_pairs_are_refused():
-    with pytest.raises(ValueError, match="20 bands of 6 rows bring together only 62%"):
+    with pytest.raises(ValueError, match="20 bands of 6 rows find only 62%"):
         dedup_corpus.section(near=True, threshold=0.6)
 
 

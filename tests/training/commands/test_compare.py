@@ -136,7 +136,7 @@ def test_cpu_only(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["compare", "devices", "--recipe", str(root / "recipe.yaml"), "--steps", "2"]) == 0
     assert list(results(root, "devices")) == ["cpu"]
-    assert "there is no other device than cpu here" in capsys.readouterr().out
+    assert "cpu is the only device here" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert [device.type for device in devices.available_devices()] == ["cpu", "cuda", "mps"]

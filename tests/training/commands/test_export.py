@@ -75,7 +75,7 @@ def test_export_and_import_round_trip(
     recipe, layout, model = trained(tmp_path / "one", MODELS[name])
     assert export(recipe) == 0
     output = capsys.readouterr().out
-    assert "read back bit for bit; the logits of transformers differ by at most " in output
+    assert "read back identically; the logits of transformers differ by at most " in output
     assert manifest.faults(layout.export) == [] and (layout.export / "model.safetensors.index.json").exists()
     assert export(recipe) == 0 and "up to date" in capsys.readouterr().out
     other = tiny_recipe(tmp_path, MODELS[name])
@@ -125,7 +125,9 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_looks_for_the_folder_first() -> None:
     done = make("import", "FROM=nowhere", "ARGS=run.name=mine")
-    assert done.returncode == 2 and done.stderr.startswith("error: FROM=nowhere: no config.json is there: give a model")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: FROM=nowhere: no config.json there: set FROM to a model"
+    )
     assert not done.stdout
 
 

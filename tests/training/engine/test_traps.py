@@ -270,7 +270,7 @@ def test_a_checkpoint_that_cannot_be_published_takes_nothing_of_the_next(alone, 
 
 
 def test_reduce_scatter_which_expert_groups_need_cannot_be_switched_off() -> None:
-    with pytest.raises(RequestError, match=r"deepspeed\.zero_optimization\.reduce_scatter follows from"):
+    with pytest.raises(RequestError, match=r"deepspeed\.zero_optimization\.reduce_scatter is set from"):
         load_recipe(RECIPE, ["train.deepspeed={zero_optimization: {reduce_scatter: false}}"])
 
 

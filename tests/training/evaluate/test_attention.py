@@ -172,7 +172,7 @@ def test_the_command_writes_a_map_of_every_head(
     [
         ({"family": "bigram"}, {}, "model.family=bigram has no attention"),
         (GPT, {"layers": [2]}, "there is no layer 2; the model has layers 0 to 1"),
-        (GPT, {"text": "é"}, "never seen 'é'"),
+        (GPT, {"text": "é"}, "does not know 'é'"),
         (GPT, {"text": "a" * 65}, "--text has 65 tokens, but a map shows at most 64"),
         (GPT, {"text": ""}, "--text has no tokens"),
         (GPT, {"target": "a"}, "--target is for encoder-decoder models only"),

@@ -274,9 +274,3 @@ def test_a_batch_whose_cropped_sequence_ends_first() -> None:
         assert generate_batch(model, prompts, limits, Sampling(1.0), seed=seed) == alone
         seen += 2 < len(alone[0]) < min(len(alone[1]) - 1, 6)
     assert seen, "in no draw did the cropped one end while the other's context was not yet full"
-
-
-def test_what_was_evaluated_before_there_was_cropping_is_still_up_to_date() -> None:
-    plain = load_recipe("configs/teaching/gpt-oz.yaml").generate
-    assert "crop" not in plain.identity() and "only_new" not in plain.identity()
-    assert load_recipe("configs/teaching/gpt-oz.yaml", ["generate.crop=true"]).generate.identity()["crop"] is True
