@@ -128,6 +128,6 @@ def test_temperatures_are_compared(
 
 def test_only_language_models_continue_a_prompt(tmp_path: Path) -> None:
     encoder = {key: value for key, value in GPT.items() if key != "initializer_range"} | {"family": "encoder"}
-    with pytest.raises(RequestError, match="family=encoder completes no prompts"):
+    with pytest.raises(RequestError, match="family=encoder does not complete prompts"):
         made_up = "data.source={kind: sequences}"
         temperature.evaluate_temperature(tiny_recipe(tmp_path, encoder, "generate.prompt=a", made_up))
