@@ -61,9 +61,9 @@ def test_types_defaults_and_bounds() -> None:
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("train.micro_batch", ["type      integer, above 0", "The same run resumes", "configs/node.yaml: 8"]),
+        ("train.micro_batch", ["type      integer, above 0", "You can change it and resume", "configs/node.yaml: 8"]),
         ("train", ["Losses and balancing", "micro_batch  ", "sections: train.optimizer, train.schedule"]),
-        ("data.sources.web.delimiter", ["read by   data.source.kind: csv", "builds the data again"]),
+        ("data.sources.web.delimiter", ["read by   data.source.kind: csv", "rebuilds the data"]),
         ("data.sources", ["sections by name"]),
         ("model.hidden_size", ["families  deepseek, gpt, encoder, encoder_decoder"]),
         ("model.backbone.window", ["families  gpt, encoder\n"]),
