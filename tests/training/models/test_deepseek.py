@@ -344,10 +344,3 @@ def test_meta_device_then_materialized() -> None:
     init_weights(model, 0)
     assert model.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
     assert torch.isfinite(model(tokens()).float()).all()
-
-
-def test_config_reads_as_autoep_reads_it() -> None:
-    config = build(SHAPES["groups"]).config
-    wanted = {"n_routed_experts": 8, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "hidden_act": "silu"}
-    assert {key: getattr(config, key) for key in wanted} == wanted
-    assert (config.norm_topk_prob, config.routed_scaling_factor, config.vocab_size) == (True, 1.5, VOCAB)
