@@ -26,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refused(folder: Path, error: OSError) -> RequestError | None:
-    """Return the error to raise if ``error`` means that a folder is not writable. None if it means something else."""
+    """Return a RequestError if ``error`` means that a folder is not writable, or None for any other error."""
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         return None
     return RequestError(

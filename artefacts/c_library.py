@@ -19,7 +19,8 @@ _FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC")
 #: Generates code for this machine's processor. The code may not run on other processors.
 _THIS_PROCESSOR = "-march=native"
 _SECONDS = 120
-#: Environment variable that lists the files already reported as not compiled, so that child processes stay silent.
+#: Environment variable that lists files whose failed compilation was already reported, so that child processes stay
+#: silent.
 _REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
 
 
@@ -34,7 +35,7 @@ def folders() -> tuple[Path, Path]:
 
 
 def user_cache() -> Path:
-    """Return the folder for Millrace in the user's cache."""
+    """Return Millrace's folder in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-#: The recipe that ``make`` uses without RECIPE.
+#: The recipe that ``make`` uses if RECIPE is not set.
 _DEFAULT_RECIPE = "configs/demo.yaml"
 #: Overrides that launchers add when they start processes. Users do not type them.
 _OF_LAUNCHERS = ("launch.kind=", "launch.rendezvous=")
@@ -22,7 +22,7 @@ _target_reads: Callable[[str, str], bool] = _reads_any
 
 
 def install_key_filter(target_reads: Callable[[str, str], bool]) -> None:
-    """From now on, show an override in a hint only if ``target_reads(target, key)``. See ``configs.command``."""
+    """Let later hints show an override only if ``target_reads(target, key)`` is true. See ``configs.command``."""
     global _target_reads
     _target_reads = target_reads
 
@@ -32,7 +32,7 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
 
     Args:
         target: the make target.
-        recipe: the recipe to name, or None for the recipe of this process.
+        recipe: the recipe to name, or None for this process's recipe.
         more: additional overrides.
     """
     words = ["make", target]
@@ -47,7 +47,7 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
 
 
 def python(command: str) -> str:
-    """Return ``python -m COMMAND`` with the path of this interpreter, ``--recipe`` and the overrides."""
+    """Return ``python -m COMMAND`` with this interpreter's path, ``--recipe`` and the overrides."""
     words = ["-m", *shlex.split(command), "--recipe", _recipe() or "FILE", *_overrides()]
     return shlex.join([_interpreter(), *words])
 
@@ -66,7 +66,7 @@ def _interpreter() -> str:
 
 
 def _recipe() -> str:
-    """Return the recipe from this process's arguments, which its workers share. Empty if there is none."""
+    """Return the recipe in this process's arguments, which worker processes inherit. Empty if there is none."""
     for word, following in pairwise([*sys.argv, ""]):
         name, _, path = word.partition("=")
         if name == "--recipe" and (path or following):

@@ -53,9 +53,9 @@ def first_difference(before: dict[str, Any], after: dict[str, Any]) -> str:
 def explained(
     identity: dict[str, Any], inputs: dict[str, str], new_identity: dict[str, Any], new_inputs: dict[str, str]
 ) -> str:
-    """Describe how the identity and inputs of an artefact differ from the new ones. Empty if they do not.
+    """Describe how an artefact's identity and inputs differ from the new ones. Empty if they do not.
 
-    Recipe keys are shown with both values, as in ``train.steps 100 -> 150``, and inputs only with their names.
+    Recipe keys are shown with both values, as in ``train.steps 100 -> 150``, and inputs only by name.
     """
     keys = changed_keys(identity, new_identity)
     others = [_of_input(name) for name in sorted({*inputs, *new_inputs}) if inputs.get(name) != new_inputs.get(name)]
@@ -65,7 +65,7 @@ def explained(
 
 
 def changed_keys(identity: dict[str, Any], new_identity: dict[str, Any]) -> list[str]:
-    """List the recipe keys in which two identities of an artefact differ, with both values."""
+    """List the recipe keys that differ between two identities of an artefact, with both values."""
     kinds = [[*sections.get("sources", {})] for sections in (identity, new_identity)]
     if all(len(kind) == 1 for kind in kinds) and kinds[0] != kinds[1] and "ids" not in {*identity, *new_identity}:
         # A single source is named after its kind. All other differences follow from this one.

@@ -2,12 +2,12 @@
 
 import errno
 
-#: Error numbers of a failing disk or network file system. They do not mean that a file is damaged.
+#: The errno values of a failing disk or network file system. They do not mean that a file is damaged.
 STORAGE_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class RequestError(Exception):
-    """The user's request is wrong. The message is one line: what is wrong, and how to fix it. The exit status is 2."""
+    """The user's request is invalid. A one-line message says what is wrong and how to fix it. The exit status is 2."""
 
 
 class UnreachableError(RequestError):
@@ -25,13 +25,13 @@ class WorkerKilledError(Exception):
 class StorageError(Exception):
     """A disk failed to read. The message says so in one line. The exit status is 1.
 
-    This is deliberately not an OSError, which a damaged or missing file raises too. Such an input is counted as
-    unreadable, whereas a failing disk stops the stage.
+    This is deliberately not an OSError, because a damaged or missing file raises OSError too. Such an input is counted
+    as unreadable, whereas a failing disk stops the stage.
     """
 
 
 def spelled(text: str) -> str:
-    """Escape what UTF-8 cannot encode in a string: raw bytes of file names (as ``\\xe9``) and lone surrogates."""
+    """Escape the characters that UTF-8 cannot encode: raw bytes of file names (as ``\\xe9``) and lone surrogates."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:

@@ -22,7 +22,7 @@ def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.ui
 
 
 def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
-    """Return a mask of the items with the smallest hashes that fit into ``budget`` together, and at least one."""
+    """Return a mask of the items with the smallest hashes whose total size fits ``budget``, but at least one item."""
     order = np.lexsort((np.arange(len(hashes)), hashes))
     total = np.cumsum(sizes[order])
     chosen = np.zeros(len(hashes), dtype=bool)
@@ -49,7 +49,7 @@ _SHIFT = np.uint64(48)
 
 
 def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
-    """Return a threshold such that the documents with hashes up to it fit into ``budget`` bytes, with little room left.
+    """Return a hash threshold such that the documents at or below it nearly fill ``budget`` bytes.
 
     At least one document is included, even if it alone exceeds the budget. ``pieces`` is called twice, unless all
     documents fit. Only about 1/65,536 of the documents are held in memory.

@@ -100,7 +100,7 @@ def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
 
 
 def _wait_for_preparation(descriptor: int, folder: Path) -> None:
-    """Share the lock as soon as no process holds it exclusively. Raise unless the holder is a task that prepares."""
+    """Wait until the lock can be shared, then share it. Raise unless the exclusive holder is preparing the folder."""
     since = time.monotonic()
     while not _taken(descriptor, fcntl.LOCK_SH, folder):
         if _named(folder) == _PREPARING:
@@ -159,7 +159,7 @@ def _holder(folder: Path) -> Path:
 
 
 def _named(folder: Path) -> str | None:
-    """Return how the exclusive holder of the lock describes itself, or None if there is no holder file."""
+    """Return the exclusive holder's description of itself, or None if there is no holder file."""
     try:
         return _holder(folder).read_text().strip()
     except FileNotFoundError:

@@ -50,7 +50,7 @@ class Manifest:
         stage: the stage that built the artefact.
         identity: the resolved recipe keys that the artefact depends on.
         inputs: name -> fingerprint, for each artefact or source that it was built from.
-        versions: name -> version, for Millrace and the libraries that matter.
+        versions: name -> version, for Millrace and the relevant libraries.
         counts: documents, bytes, tokens, dropped documents by reason, ...
         files: relative POSIX path -> {"bytes": size, "sha256": digest}.
         details: anything else that readers of the artefact need.
@@ -144,7 +144,7 @@ def _checked(loaded: Manifest) -> Manifest:
 
 
 def require(folder: Path, target: str) -> Manifest:
-    """Read the manifest of an artefact that another stage must have built, with the make target ``target``.
+    """Read the manifest of an artefact that an earlier stage, the make target ``target``, must have built.
 
     Raises:
         RequestError: the manifest is missing or damaged; the message names the command that builds the artefact.
@@ -158,8 +158,8 @@ def require(folder: Path, target: str) -> Manifest:
     return loaded
 
 
-#: Artefacts up to this size are hashed before use, which takes about a second. For larger ones, only the sizes of the
-#: files are checked, and `make verify` checks the rest.
+#: Artefacts up to this size are hashed before use, which takes about a second. For larger ones, only the file sizes are
+#: checked, and `make verify` checks the contents.
 _CHECKED_BYTES = 2**30
 
 
@@ -191,7 +191,7 @@ def faults(folder: Path, content: bool = True, share: tuple[int, int] = (0, 1)) 
 
     Args:
         folder: the folder.
-        content: compare the files' SHA-256, not only their sizes.
+        content: whether to compare the files' SHA-256 hashes too, not only their sizes.
         share: check every ``share[1]``-th file, starting at ``share[0]``, so that processes can divide the work.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How much memory this process used."""
+"""This process's peak memory use."""
 
 import resource
 import sys

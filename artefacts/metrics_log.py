@@ -53,7 +53,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """Return the record in a line, which may follow the torn beginning of another one. None if there is no record."""
+    """Return the record in a line, even if it follows a torn record, or None if there is no record."""
     for text in (line, line[max(line.rfind(_RECORD_START), 0) :]):
         try:
             value = json.loads(text)
@@ -65,7 +65,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 class LineWriter:
-    """A file that lines are appended to, each with a single write."""
+    """An append-only text file. Each line is appended with a single write."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run

@@ -2,7 +2,7 @@
 
 The handler raises an exception wherever the program happens to be. If that is in a destructor, in a callback from C or
 in the import of an extension module, the exception can be lost or replaced by another one. So the exception is also
-recorded: ``check`` raises it again at the next step of the work, and a command that fails looks at ``pending`` first.
+recorded: ``check`` raises it again the next time it is called, and a command that fails checks ``pending`` first.
 """
 
 import signal
@@ -33,7 +33,7 @@ def install() -> None:
 
 
 def end() -> None:
-    """Ignore the signals that ``install`` handles from now on, because the command's exit status is already decided."""
+    """Ignore all further signals that ``install`` handles, because the command's exit status is already decided."""
     for number in _NUMBERS:
         if signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_IGN)
@@ -45,13 +45,13 @@ def pending() -> KeyboardInterrupt | None:
 
 
 def check() -> None:
-    """Raise the last signal's exception again, if there was a signal. Call this in long loops."""
+    """Raise the last signal's exception again, if there is one. Call this in long loops."""
     if stop := pending():
         raise stop
 
 
 class StopRequest:
-    """A flag that SIGTERM or SIGUSR1 sets. SLURM and torchrun send them before the time is up.
+    """A flag that is set on SIGTERM or SIGUSR1, which SLURM and torchrun send before the time is up.
 
     Attributes:
         requested: whether a signal was received after ``listen``.

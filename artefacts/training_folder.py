@@ -47,9 +47,9 @@ class TrainingRun:
         return self.folder / "stacks"
 
     def manifest(self) -> Manifest | None:
-        """Return the finished run's manifest. None if the run is not finished, or if the folder has another run.
+        """Return the finished run's manifest, or None if the run is not finished or the folder holds another run.
 
-        A run is not finished if files of its weights are missing or have the wrong size.
+        A run is not finished if any of its weight files is missing or has the wrong size.
         """
         saved = finished(self.folder)
         if saved is None or saved.key != self.key:
@@ -60,7 +60,7 @@ class TrainingRun:
             return None
 
     def begun(self) -> bool:
-        """Return whether the folder has this run, finished or not."""
+        """Return whether the folder holds this run, finished or not."""
         recorded = read_identity(self.folder)
         return bool(recorded) and manifest.stage_key(recorded["identity"], recorded["inputs"]) == self.key
 
@@ -82,7 +82,7 @@ class TrainingRun:
         raise RequestError(f"{self.folder} holds another run ({self._difference()}): {fix}")
 
     def open(self, recipe_text: str, replace: bool) -> None:
-        """Prepare the folder to start or resume. If it has another run that may be replaced, move it aside and say so.
+        """Prepare the folder to start or resume. Another run that may be replaced is moved aside, and this is logged.
 
         Raises:
             RequestError: the folder has another run's weights, and they may not be moved aside.
@@ -106,7 +106,7 @@ class TrainingRun:
         return final
 
     def restore(self) -> list[str]:
-        """Restore files that a machine crash left empty or torn. Returns a line about each file.
+        """Restore files that a machine crash left empty or torn. Returns one line per restored file.
 
         Raises:
             RequestError: another version of Millrace wrote the manifest.
@@ -144,7 +144,7 @@ class TrainingRun:
 
 
 def is_requeued() -> bool:
-    """Return whether SLURM has started this job, or an earlier job of the same chain, before."""
+    """Return whether SLURM has started this job, or an earlier job in the same chain, before."""
     return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0") or LATER_IN_CHAIN in os.environ
 
 
@@ -172,10 +172,10 @@ def read_identity(folder: Path) -> dict[str, Any]:
 
 
 def finished(folder: Path) -> Manifest | None:
-    """Return the manifest of a finished training, from its last checkpoint if ``manifest.json`` is damaged.
+    """Return a finished run's manifest, derived from its last checkpoint if ``manifest.json`` is damaged.
 
     Returns:
-        The manifest, or None if the training is not finished.
+        The manifest, or None if the run is not finished.
 
     Raises:
         RequestError: another version of Millrace wrote the manifest.
@@ -195,7 +195,7 @@ def finished(folder: Path) -> Manifest | None:
 
 
 def _by_last_checkpoint(folder: Path) -> Manifest | None:
-    """Derive a training's manifest from its newest readable checkpoint. None if that is not from the final step."""
+    """Derive a run's manifest from its newest readable checkpoint, or return None if it is not from the final step."""
     for checkpoint, saved in _readable_checkpoints(folder):
         is_last = bool(saved.details.get("run")) and saved.counts["step"] == saved.details["run"]["steps"]
         return _finished_by(checkpoint, saved) if is_last else None
@@ -203,7 +203,7 @@ def _by_last_checkpoint(folder: Path) -> Manifest | None:
 
 
 def _finished_by(checkpoint: Path, saved: Manifest) -> Manifest:
-    """Derive a training's manifest from its final checkpoint, whose own manifest is ``saved``."""
+    """Derive a run's manifest from its final checkpoint, whose own manifest is ``saved``."""
     run = saved.details["run"]
     details = {
         "checkpoint": checkpoint.name,

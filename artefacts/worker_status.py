@@ -5,12 +5,12 @@ The launcher names two folders in environment variables. Without them, nothing i
 ``MILLRACE_STATUS`` belongs to the launcher:
 
 - ``listening-RANK`` exists if the rank handles signals.
-- ``status`` has the exit status of a rank that neither succeeded nor failed.
-- ``first`` exists if rank 0 is one of this launcher's ranks. It has the position in the log where its output begins.
+- ``status`` contains the exit status of a rank that neither succeeded nor failed.
+- ``first`` exists if rank 0 is one of this launcher's ranks. It contains the log offset at which its output begins.
 
 ``MILLRACE_LOGS`` belongs to the run:
 
-- ``rank-00003.txt`` has a rank's output, over all starts.
+- ``rank-00003.txt`` contains a rank's output from all starts.
 - ``failed-00003.json`` exists if the rank failed.
 
 This module does not import torch, because signals must be handled while torch is being imported.
@@ -111,7 +111,7 @@ def read_status(status: Path) -> tuple[int, str] | None:
 
 
 def failures(logs: Path) -> list[dict[str, Any]]:
-    """List the ranks that failed, earliest first: ``rank``, ``node``, ``time``, and ``at`` (where the log ended)."""
+    """List the ranks that failed, earliest first: ``rank``, ``node``, ``time``, and ``at`` (its log's size then)."""
     notes = []
     for file in logs.glob("failed-*.json"):
         try:

@@ -55,7 +55,7 @@ def web_pages() -> list[str]:
 
 
 def jsonl(path: Path, texts: Iterator[str], files: int) -> int:
-    """Write texts to ``files`` zstd-compressed JSON Lines files below ``path``. Returns the bytes of text."""
+    """Write texts to ``files`` zstd-compressed JSON Lines files below ``path``. Returns the text's size in bytes."""
     path.mkdir(parents=True, exist_ok=True)
     total = 0
     names = [path / f"{number:03d}.jsonl.zst" for number in range(files)]

@@ -4,8 +4,9 @@
 
 Each point trains for a few steps on synthetic tokens in new processes, with the same recipe, engine, trainer and
 optimizer as ``make pretrain``. On CPU, the measurement is how much a rank's resident memory grows between joining the
-process group and its peak, with an allocator that returns freed memory. The rank that grows most counts. On a GPU, it
-is the peak of the memory that PyTorch allocated. Reserved memory is shown too. The estimate depends only on the recipe.
+process group and its peak, with an allocator that returns freed memory. The rank whose memory grows most counts. On a
+GPU, it is the peak of the memory that PyTorch allocated. Reserved memory is shown too. The estimate depends only on the
+recipe.
 """
 
 import argparse
@@ -31,7 +32,7 @@ _SECONDS = 600
 
 
 def _grid() -> list[list[str]]:
-    """Return every combination of stage, checkpointing and expert-parallel size on two processes. Stage 0 is fp32."""
+    """Return every combination of ZeRO stage, checkpointing and expert-parallel size on two ranks. Stage 0 is fp32."""
     half = "bf16" if _has_bf16() else "fp32"
     return [
         [
@@ -65,7 +66,7 @@ _OTHER = [
 
 
 def _cpu_points() -> list[list[str]]:
-    """Return every other point of the grid, so that all pairs of values of two axes occur, and some other points."""
+    """Return every other grid point, which still covers every pair of values on two axes, and some further points."""
     grid = _grid()
     chosen = [grid[i] for i in range(len(grid)) if (i // 6 + i // 2 + i) % 2 == 0]
     two = "launch.processes=2"
@@ -123,7 +124,7 @@ def _cuda_points() -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Point:
-    """A training run with its estimated and measured bytes, and its reserved bytes on a GPU."""
+    """A training run with its estimated and measured memory and, on a GPU, its reserved memory, all in bytes."""
 
     name: str
     state: float

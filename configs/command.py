@@ -70,7 +70,7 @@ def read_recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) -> None:
-    """Run a command's ``main`` and exit with its status. A wrong request prints one line to stderr.
+    """Run a command's ``main`` and exit with its status. An invalid request prints one line to stderr.
 
     If ``restartable`` is set, the command saves its work as it goes, so SIGTERM and SIGUSR1 stop it with status 75.
     """
@@ -113,9 +113,9 @@ def _outcome(error: BaseException, restartable: bool) -> tuple[int, str]:
 
 
 def _storage_message(error: OSError) -> str | None:
-    """Describe a file system error in one line. None if it is another kind of error."""
+    """Describe a file system error in one line, or return None for any other kind of error."""
     where = f"{error.filename}: " if error.filename else ""
-    # Arrow's errors have the error number only in their text.
+    # Arrow's errors contain the errno only in their text.
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return f"{where}the disk is full: free some space and run the same command again; finished work is kept"
     if error.errno == errno.EFBIG or "File too large" in str(error):

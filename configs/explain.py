@@ -103,7 +103,7 @@ def _is_below(name: str, section: str) -> bool:
 
 
 def _recipes_with(name: str, families: Sequence[str]) -> list[str]:
-    """List the recipes in the checkout that set a key, with its value. If ``families`` is not empty, only of those."""
+    """List the checkout's recipes that set a key, with its value. ``families``, if not empty, restricts the list."""
     lines = []
     for path in sorted((CHECKOUT / "configs").rglob("*.yaml")):
         recipe: Any = recipe_yaml.parse(path.read_text(encoding="utf-8"), kind_of)

@@ -1,4 +1,4 @@
-"""Reading of recipes: YAML, then ``section.key=value`` overrides, then the schema. Every error is a single line."""
+"""Recipe loading: parse YAML, apply ``section.key=value`` overrides, validate. Each error is a single line."""
 
 import copy
 import difflib
@@ -23,7 +23,7 @@ from configs.schema.renamed import RENAMED
 _NEAR = 0.7
 #: Maximum number of keys that a message lists.
 _LISTED = 8
-#: Key -> what its pattern allows, in words.
+#: Key -> a description of what its pattern allows.
 _RULES = {"run.name": "letters, digits, '.', '_' and '-'"}
 
 
@@ -31,8 +31,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Load a recipe from a YAML file, and apply ``section.key=value`` overrides.
 
     Raises:
-        RequestError: the file cannot be read or is not YAML, or the recipe has an unknown key, a wrong type, or a
-            combination of keys that does not work.
+        RequestError: the file cannot be read or is not YAML, or the recipe has an unknown key, a value of the wrong
+            type, or an invalid combination of keys.
     """
     path = Path(path)
     try:
@@ -83,7 +83,7 @@ def dump_recipe(recipe: Recipe) -> str:
 def as_override(key: str, value: Any) -> str:
     """Return the override that sets a key to this value, quoted for a shell."""
     text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=math.inf)
-    # After a bare scalar, YAML adds an end-of-document marker.
+    # After a bare scalar, PyYAML appends an end-of-document marker.
     text = " ".join(text.removesuffix("...\n").split())
     override = f"{key}={text}"
     return f"'{override}'" if " " in override else override
@@ -104,7 +104,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
             f"{override!r} is not an override: write section.key=value, in quotes if the value has spaces"
         )
     try:
-        # For an optional key, null means None, not the word.
+        # For an optional key, null means None, not the string.
         literal = _takes_text(key) and (text != "null" or kind_of(key) is str)
         value = text if literal else recipe_yaml.parse(text, kind_of, key)
     except RecipeYamlError as error:
@@ -134,7 +134,7 @@ def _utf8_fault(value: Any, key: str = "") -> str | None:
 
 
 def _at_fault(tree: dict[str, Any], overrides: list[str], fault: ErrorDetails) -> str | None:
-    """Return the override that causes an error, which goes away without it. If several do, the first that it names."""
+    """Return the override without which an error goes away. If there are several, the one that it names first."""
     causes = []
     for place, override in enumerate(overrides):
         others = overrides[:place] + overrides[place + 1 :]
@@ -152,7 +152,7 @@ def _faults(tree: dict[str, Any]) -> list[ErrorDetails]:
 
 
 def _same(fault: ErrorDetails) -> tuple[Any, ...]:
-    """Return a key for comparing errors. If the invalid value is a section, its content does not count."""
+    """Return a key for comparing errors. If the invalid value is a section, its content is ignored."""
     return fault["type"], fault["loc"], fault["msg"], None if isinstance(fault["input"], dict) else repr(fault["input"])
 
 
@@ -229,7 +229,7 @@ def _keys_of(section: str) -> list[str]:
 def _place(fault: ErrorDetails) -> str:
     """Return the dotted key that an error is about.
 
-    pydantic's location also has the family after ``model``, and the type at the end for a union. Both are removed.
+    pydantic's location also contains the family after ``model``, and the type at the end for a union. Both are removed.
     """
     parts = [str(part) for part in fault["loc"]]
     if parts[-1:] and re.fullmatch(r"bool|literal\[.*\]", parts[-1]):
@@ -292,11 +292,11 @@ def _explain(fault: ErrorDetails, where: str) -> str:
     if fault["type"] == "value_error":
         if not key:
             return f"{where}: {message}"
-        # The message of a section usually starts with one of its keys.
+        # A section's message usually starts with one of its keys.
         begins = isinstance(fault["input"], dict) and re.split(r"[^\w-]", message)[0] in _keys_of(key)
         return f"{where}: {key}{'.' if begins else ': '}{message}"
     if message.startswith("Input should be "):
-        # Drop what pydantic says about how it tried to parse the value.
+        # Drop pydantic's details on how it tried to parse the value.
         wanted = re.sub(r", (unable to|got a) .*", "", message.removeprefix("Input should be "))
         return f"{where}: {key} must be {wanted}, not {fault['input']!r}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"

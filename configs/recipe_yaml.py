@@ -1,7 +1,8 @@
 """A YAML reader for recipes, in which the type of a key decides how its value is read.
 
 YAML 1.1 reads ``020`` as 16, ``1:30`` as 90 and ``yes`` as true. Here, a key that holds text gets the characters as
-written. If a key holds a number, values that people would read differently are refused.
+written. If a key holds a number, values that YAML would parse differently from how a person reads them, such as
+``020``, are rejected.
 """
 
 import re
@@ -11,14 +12,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 
 _TAG = "tag:yaml.org,2002:"
-#: Numbers that YAML 1.1 reads differently than people do: with a leading zero, in another base, in base 60.
+#: Numbers that YAML 1.1 parses differently from how a person reads them: leading zeros, another base, base 60.
 _OCTAL = re.compile(r"[-+]?0(_?[0-9])+")
 _OTHER_BASE = re.compile(r"[-+]?0([xX](_?[0-9a-fA-F])+|[bB](_?[01])+|[oO](_?[0-7])+)")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
 
 class RecipeYamlError(yaml.YAMLError):
-    """Valid YAML that recipes may not use. The message has the line number, and says what to write instead."""
+    """Valid YAML that is not allowed in recipes. The message gives the line number and what to write instead."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(f"line {line}: {message}")
@@ -26,7 +27,7 @@ class RecipeYamlError(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 3e-4 as a number (in YAML 1.1, it is a string) and refuses repeated keys."""
+    """A YAML loader that reads 3e-4 as a number (in YAML 1.1, it is a string) and rejects duplicate keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -59,7 +60,7 @@ def parse(text: str, kind_of: Callable[[str], Any], key: str = "") -> Any:
     ``kind_of`` returns the annotation of a dotted key, or None if there is no such key.
 
     Raises:
-        RecipeYamlError: the text is YAML that recipes may not use.
+        RecipeYamlError: the text is valid YAML, but not allowed in recipes.
         yaml.YAMLError: the text is not YAML.
     """
     loader = _Loader(text)
@@ -97,7 +98,8 @@ def _tag_scalar(node: yaml.ScalarNode, key: str, types: set[Any]) -> None:
     """Tag an unquoted scalar with a type that its key allows.
 
     Raises:
-        RecipeYamlError: YAML reads a different number than people do, or the key needs a number and this is not one.
+        RecipeYamlError: YAML parses a number differently from how a person reads it, or a value that must be a number
+            is not one.
     """
     text = node.value
     if str in types and not types & {int, float, bool}:
@@ -118,7 +120,7 @@ def _tag_scalar(node: yaml.ScalarNode, key: str, types: set[Any]) -> None:
 
 
 def _types(kind: Any) -> set[Any]:
-    """Return the types of values that an annotation allows, also in lists and mappings. Empty for an unknown key."""
+    """Return the value types that an annotation allows, including in lists and mappings. Empty for an unknown key."""
     if kind is None or kind is Ellipsis:
         return set()
     origin, parts = get_origin(kind), get_args(kind)

@@ -26,7 +26,7 @@ WRITE_PAGE = "python -m configs reference > docs/recipe.md"
 SAME_KEYS = {"data.sources.NAME.": "data.source.", "model.backbone.": "model."}
 
 Effect = Literal["same", "run", "data", "examples", "finetune", "evaluation", "content", "folder"]
-#: What happens if a key changes: a word for the table, and a sentence.
+#: The effects of changing a key: a word for the table, and a sentence.
 EFFECTS: dict[Effect, tuple[str, str]] = {
     "same": ("–", "You can change it and resume the same run."),
     "run": ("run", "A different value defines a different run."),
@@ -38,7 +38,7 @@ EFFECTS: dict[Effect, tuple[str, str]] = {
     "folder": ("folder", "A different value is a different folder, and so a different run."),
 }
 _FOLDERS = ("run.name", "run.root", "data.root")
-#: Keys for which the content at the path counts, in addition to the keys of sources.
+#: Keys for which the content at the path matters, not the path itself. Source keys are handled separately.
 _CONTENT = ("data.clean.decontaminate.path", "tokenizer.path", "finetune.examples.path", "model.weights")
 #: Prefix of a key -> effect, for keys that are part of an identity. The first match counts.
 _EFFECTS_BY_SECTION: tuple[tuple[str, Effect], ...] = (
@@ -54,7 +54,7 @@ _EFFECTS_BY_SECTION: tuple[tuple[str, Effect], ...] = (
     ("generate.", "evaluation"),
     ("", "run"),
 )
-#: Bounds from this on are not shown, because they only keep numbers within 32 or 64 bits.
+#: Bounds of this size or more are not shown, because they only keep numbers within 32 or 64 bits.
 _HUGE = 2**31 - 1
 
 
@@ -106,7 +106,7 @@ class Key:
 
     @property
     def effect(self) -> Effect:
-        """What happens if the key changes."""
+        """The effect of changing the key."""
         if self.name in _FOLDERS:
             return "folder"
         leaf = self.name.rpartition(".")[2]
@@ -184,7 +184,7 @@ def _keys(prefix: str, section: type[Section], family: str) -> Iterator[Key]:
 
 
 def _type(kind: Any, metadata: list[Any]) -> str:
-    """Return the type of a value in words."""
+    """Describe a value's type in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if any(isinstance(mark, AfterValidator) and "path" in str(inspect.signature(mark.func)) for mark in metadata):
         return "path"
@@ -205,7 +205,7 @@ def _type(kind: Any, metadata: list[Any]) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    """Return the range of a number in words. Empty if any number is allowed."""
+    """Describe a number's range in words. Empty if any number is allowed."""
     bounds: dict[type, Any] = {
         type(mark): getattr(mark, type(mark).__name__.lower())
         for mark in field.metadata

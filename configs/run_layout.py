@@ -49,11 +49,11 @@ class RunLayout:
 
     @property
     def logs(self) -> Path:
-        """Folder for the output of launchers and their processes, over all starts."""
+        """Folder for the output of launchers and their processes, from all starts."""
         return _followed(self.run / "logs")
 
     def launch(self, verb: str) -> Path:
-        """Return a path to lock while a command is launched, so that it runs only once at a time. Never created."""
+        """Return a path to lock while a command is launched, so that only one launch runs at a time. Never created."""
         return self.run / f"{verb}-launch"
 
     @property

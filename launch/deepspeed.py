@@ -1,4 +1,4 @@
-"""Starting with DeepSpeed's launcher, on this host or, through pdsh and ssh, on the hosts in a hostfile."""
+"""Launching with DeepSpeed's launcher, on this host or, over pdsh and ssh, on the hosts in a hostfile."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ def deepspeed(
     address, _, port = (launch.rendezvous or "").rpartition(":")
     argv += [f"--master_addr={address}"] if address else []
     argv += [f"--master_port={port or free_port()}", "--quiet", "--no_local_rank", "--no_python"]
-    # Put the environment into the command line, because DeepSpeed forwards little more than PYTHONPATH.
+    # Set the environment on the command line, because DeepSpeed forwards little more than PYTHONPATH.
     words = ["/usr/bin/env", *(f"{key}={value}" for key, value in environment.items()), *worker]
     return Plan([*argv, *map(_for_remote_shell, words)], environment, recipe.ranks, tuple(names))
 

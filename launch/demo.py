@@ -136,7 +136,7 @@ def _check_resume(folder: Path) -> None:
 
 
 def table(recipe: Recipe, layout: RunLayout) -> list[str]:
-    """Return the results as lines, from the run's manifests and metrics."""
+    """Return the lines of the results table, from the run's manifests and metrics."""
     documents, tokens = manifest.require(layout.documents, "data"), manifest.require(layout.tokens, "data")
     pretrain = manifest.require(layout.pretrain, "pretrain")
     results = atomic.read_json(layout.evaluation / "evaluation.json")
@@ -165,7 +165,7 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
 
 
 def _load_line(steps: list[dict[str, Any]]) -> str:
-    """Describe the max/mean expert load per layer over the last steps, because one batch would mostly show chance."""
+    """Describe the max/mean expert load per layer over the last steps, because one batch is mostly noise."""
     last = steps[-_REPEATED:]
     worst = []
     for layer in last[-1]["experts"]:

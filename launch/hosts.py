@@ -48,7 +48,7 @@ def read(hostfile: Path, nodes: int, processes: int) -> list[str]:
 
 
 def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
-    """Check that every host can see a folder of this host.
+    """Check that every host can see one of this host's folders.
 
     Raises:
         RequestError: some hosts do not respond in time or do not see the folder; the message names them.

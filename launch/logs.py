@@ -50,7 +50,7 @@ class Output:
         logs.mkdir(parents=True, exist_ok=True)
         with open(self._node, "ab") as file:
             file.write(header("launcher"))
-        # Use the file system's clock, as the times of other nodes' files do.
+        # Use the file system's clock, because other nodes' file times come from it too.
         self._began = self._node.stat().st_mtime
 
     def open_node_log(self) -> IO[bytes]:
@@ -74,8 +74,8 @@ class Output:
         """Explain why the workers failed: name the rank that failed first, with the end of its log. Empty if unknown.
 
         Args:
-            gone: host -> ranks, in the order in which they may have exited. This is for DeepSpeed's launcher, which
-                does not report it.
+            gone: host -> ranks, in the order in which they may have exited. Needed for DeepSpeed's launcher, which does
+                not report the order.
             one_host: whether all ranks are on this host.
         """
         time.sleep(_WAIT)
@@ -103,7 +103,7 @@ class Output:
         """Return the rank whose exit brought down ``rank``, the first to report an error. None if it failed on its own.
 
         On a single host, this can only be a rank that reported nothing. If ranks exit within a second of each other,
-        the order that is known with DeepSpeed's launcher may be wrong.
+        the exit order inferred for DeepSpeed's launcher may be wrong.
         """
         silent = [other for other in (gone or {}).get(node_name(), []) if other not in reported]
         if silent and _PEER_IS_GONE.search(_since_header(rank_log(self._logs, rank))):
@@ -122,7 +122,7 @@ class Output:
         return [note for note in failures(self._logs) if self._is_new(failure_note(self._logs, note["rank"]))]
 
     def _node_logs(self) -> dict[str, str]:
-        """Return every node's log of this start, by node."""
+        """Return each node's log of this start, by node name."""
         files = [file for file in self._logs.glob("node-*.txt") if self._is_new(file, self._apart)]
         return {file.stem.removeprefix("node-"): _since_header(file) for file in files}
 

@@ -1,4 +1,4 @@
-"""The plan of what a launcher runs on this node: a command line, and environment variables for its processes."""
+"""The plan for what a launcher runs on this node: a command line, and environment variables for its processes."""
 
 import os
 import random
@@ -73,7 +73,7 @@ def _cores() -> int:
 def free_port() -> int:
     """Return a free port on this host.
 
-    It is below 32,768, where Linux's range for outgoing connections starts, because a rank only binds it seconds later.
+    It is below 32,768, where Linux's ephemeral port range starts, because a rank binds it only seconds later.
 
     Raises:
         RequestError: there is no free port.

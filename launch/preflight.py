@@ -16,12 +16,12 @@ from training.estimate.device import device_of, has_mps
 from training.estimate.fitting import advice
 from training.estimate.memory import checkpoint_bytes, memory
 
-#: The estimate is within 10 % of the measured memory (benchmarks/results/estimate.md).
+#: The estimate is within 10% of the measured memory (benchmarks/results/estimate.md).
 _TOLERANCE = 1.1
 
 
 def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = True) -> list[str]:
-    """Run all checks and return warnings, one line each. ``here`` says whether this node is one that will run it.
+    """Run all checks and return warnings, one line each. ``here`` says whether the run will use this node.
 
     Raises:
         RequestError: the run would fail.

@@ -32,7 +32,7 @@ IN_ALLOCATION = "MILLRACE_ALLOCATION"
 def plan(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """Return the plan of what launch.kind starts on this node. ``more`` holds more environment variables for workers.
+    """Return the plan for what launch.kind starts on this node. ``more`` holds extra environment variables for workers.
 
     Raises:
         RequestError: the kind starts nothing on this node, or something it needs is missing.
@@ -52,7 +52,7 @@ def check_verb(recipe: Recipe, verb: str, recipe_path: str) -> None:
 
 
 def launched(layout: RunLayout, verb: str) -> str:
-    """Say what the holder of the launch lock is doing, for the message to others."""
+    """Describe what the launch lock's holder is doing, for other processes' error messages."""
     return f"{layout.run}: {verb} is being launched"
 
 
@@ -70,8 +70,8 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> 
     with ExitStack() as stack:
         if IN_ALLOCATION not in os.environ:
             if launch.kind == "torchrun" and launch.nodes > 1:
-                # Every node has a launcher, so none may hold the launch lock. But the ranks of another start would hold
-                # the folder's lock.
+                # Every node has a launcher, so none of them may hold the launch lock. But the ranks of another start
+                # would hold the folder's lock.
                 lock.refuse_if_held(run.folder)
             else:
                 stack.enter_context(lock.hold(layout.launch(verb), launched(layout, verb)))
@@ -113,7 +113,7 @@ def _supervise(
 def why_failed(
     recipe: Recipe, output: Output, nodes: Sequence[str] = (), gone: Mapping[str, Sequence[int]] | None = None
 ) -> str:
-    """Explain a failure, in addition to the output of rank 0, which was shown already.
+    """Explain a failure beyond rank 0's output, which was already shown.
 
     Args:
         recipe: the recipe.
@@ -153,5 +153,5 @@ def _print_error(text: str) -> None:
 
 
 def _hung(stacks: Path, since: float) -> bool:
-    """Return whether any rank has written its stack since then."""
+    """Return whether any rank has written a stack trace since the time ``since``."""
     return any(path.stat().st_size and path.stat().st_mtime >= since for path in stacks.glob("rank-*.txt"))

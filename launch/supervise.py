@@ -29,7 +29,7 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _AS_TERM = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PR_SET_PDEATHSIG = 1
 
-#: Makes a plan. Its argument is the environment variables that tell workers the folders of this start.
+#: A function that makes a plan. Its argument holds the environment variables that tell workers this start's folders.
 Planner = Callable[[Mapping[str, str]], Plan]
 
 
@@ -39,7 +39,7 @@ class Ended:
     Attributes:
         status: the exit status: 0, 1 or 75.
         output: the logs, which explain a failure.
-        gone: host -> ranks. On this host, they are in the order in which they exited, and on other hosts by number.
+        gone: host -> ranks, in the order in which they exited on this host, and by number on other hosts.
     """
 
     def __init__(self, status: int, output: Output, gone: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -135,7 +135,7 @@ class _Watched:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        if self.ended_early:  # a signal arrived during the start
+        if self.ended_early:  # a signal arrived during startup
             self.kill()
         while True:
             try:
@@ -201,7 +201,7 @@ def _workers_of(pid: int) -> list[psutil.Process]:
 
 
 def _rank_of(worker: psutil.Process) -> int | None:
-    """Return a worker's rank. None if it has no rank, or does not have one yet, as between fork and exec."""
+    """Return a worker's rank. None if it has no rank, or not yet, for example between fork and exec."""
     try:
         rank = worker.environ().get("RANK")
     except psutil.Error:

@@ -24,7 +24,7 @@ _GRACE_OF_TORCHRUN = 30
 def torchrun(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """Return the plan that starts this node's workers. They meet on a free port, or at launch.rendezvous.
+    """Return the plan that starts this node's workers. They rendezvous on a free port, or at launch.rendezvous.
 
     ``more`` holds additional environment variables for the workers.
     """
@@ -106,7 +106,7 @@ def _shutdown_timeout(seconds: int) -> list[str]:
 
 
 def _knows(option: str) -> bool:
-    """Return whether the installed torchrun has an option. Search its source, because importing torch takes seconds."""
+    """Return whether the installed torchrun has an option. Searches its source: importing torch takes seconds."""
     spec = find_spec("torch")
     sources = (Path(folder, "distributed/run.py") for folder in (spec and spec.submodule_search_locations) or [])
     return any(option in source.read_text(encoding="utf-8") for source in sources if source.is_file())

@@ -38,11 +38,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Encode text to ids. It never yields reserved ids, except ``unknown_id`` for characters without an id."""
+        """Encode text to ids. The result has no reserved ids, except ``unknown_id`` for characters without an id."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode several texts, in one thread, because callers use several processes."""
+        """Encode several texts in a single thread, because callers run several processes."""
 
     @abstractmethod
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
@@ -57,7 +57,7 @@ class Tokenizer(ABC):
         """
 
     def prepare(self) -> None:
-        """Prepare for ``encode_column``. Call this before starting processes, so that not each of them has to."""
+        """Prepare for ``encode_column``. Call this before starting processes, so that each does not repeat the work."""
         return
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def is_reserved(self, token: int) -> bool:
-        """Return whether an id is the unknown token or a control token, which no text is encoded to."""
+        """Return whether an id is the unknown token, or a control token, which encoding never produces."""
 
     @abstractmethod
     def is_byte(self, token: int) -> bool:

@@ -9,7 +9,7 @@ from tokenizer.arrow_text import Encoded
 from tokenizer.base import Tokenizer, writable
 from tokenizer.word_cache import WordCache
 
-#: SentencePiece represents a space as U+2581, and would decode a literal U+2581 to a space. So a literal U+2581 is
+#: SentencePiece represents a space as U+2581, and would decode a literal U+2581 as a space. So a literal U+2581 is
 #: encoded as bytes.
 _SPACE_MARK = "\u2581"
 
@@ -17,8 +17,8 @@ _SPACE_MARK = "\u2581"
 class BpeTokenizer(Tokenizer):
     """A SentencePiece model with Millrace's reserved tokens.
 
-    ``decode(encode(text))`` returns any text unchanged. The only exception are lone surrogates, which UTF-8 cannot
-    encode: they become U+FFFD.
+    ``decode(encode(text))`` returns any text unchanged. The only exceptions are lone surrogates, which UTF-8 cannot
+    encode. They become U+FFFD.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -102,7 +102,7 @@ class BpeTokenizer(Tokenizer):
         return bool(self._pieces.IsByte(token))
 
     def merges(self) -> list[tuple[str, str]]:
-        """Return the merges as pairs of pieces, highest priority first, that is, by the merged piece's score."""
+        """Return the merges as pairs of pieces, sorted by priority (the merged piece's score), highest first."""
         scores = {
             self.piece(token): float(self._pieces.GetScore(token))
             for token in range(self._first_text_id, self.vocab_size)

@@ -24,8 +24,8 @@ _ROWS = 1024
 class CharacterTokenizer(Tokenizer):
     """A tokenizer with one id per character.
 
-    ``decode(encode(text))`` returns text unchanged if all its characters are known. A character that is in no document
-    becomes ``<unk>``. Lone surrogates, which UTF-8 cannot encode, first become U+FFFD.
+    ``decode(encode(text))`` returns text unchanged if all its characters are known. A character that does not occur in
+    any document becomes ``<unk>``. Lone surrogates, which UTF-8 cannot encode, first become U+FFFD.
     """
 
     def __init__(self, content: bytes) -> None:

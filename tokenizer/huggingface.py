@@ -31,11 +31,11 @@ class HuggingFaceTokenizer(Tokenizer):
         """Create a tokenizer from the content of ``tokenizer.json`` and, if it exists, ``tokenizer_config.json``.
 
         Raises:
-            RequestError: the content cannot be parsed, or there is no token to end a document.
+            RequestError: the content cannot be parsed, or there is no end-of-document token.
         """
         import tokenizers
 
-        # Callers use several processes, in each of which the library would start a thread per core.
+        # Callers run several processes, and the library would start a thread per core in each of them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             self._pieces = tokenizers.Tokenizer.from_str(content)

@@ -1,4 +1,4 @@
-"""Loading of tokenizers of any kind."""
+"""Loader for all kinds of tokenizers."""
 
 from pathlib import Path
 

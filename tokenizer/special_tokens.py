@@ -1,7 +1,7 @@
 """The reserved tokens, and the label for positions without a loss.
 
 If a document contains a reserved token's name, the name is encoded as ordinary text, because reserved tokens are
-control symbols in SentencePiece. So no text is encoded to a reserved id. The only exception is the unknown token, which
+control symbols in SentencePiece. So encoding never yields a reserved id. The only exception is the unknown token, which
 stands for characters without an id.
 """
 

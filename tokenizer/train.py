@@ -1,4 +1,4 @@
-"""Training of a tokenizer on the cleaned documents, published as the ``tokenizer`` artefact.
+"""Train a tokenizer on the cleaned documents, and publish it as the ``tokenizer`` artefact.
 
 A SentencePiece BPE is trained on a seeded sample of the documents. Its settings are lossless: identity normalization,
 no added or removed spaces, and byte fallback for characters without a piece. Every digit and every newline is a piece
@@ -24,7 +24,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer import special_tokens
 
-#: Maximum length of a text for the trainer, in bytes of UTF-8. Longer documents are split, at newlines if possible.
+#: Maximum length of a training text, in UTF-8 bytes. Longer documents are split, at newlines if possible.
 _CHUNK_BYTES = 16_384
 #: SentencePiece's marker for unknown characters. The trainer silently skips texts that contain it, or are too long.
 _RESERVED_CHARACTER = "\u2585"
@@ -160,7 +160,7 @@ def _fit(chunks: list[str], recipe: Recipe) -> bytes:
 
 @contextmanager
 def _native_log(lines: list[str]) -> Iterator[None]:
-    """Collect what native code writes to file descriptor 2, regardless of Python's ``sys.stderr``."""
+    """Capture what native code writes to file descriptor 2, independently of Python's ``sys.stderr``."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as log:

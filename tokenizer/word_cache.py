@@ -1,4 +1,4 @@
-"""A word cache for a SentencePiece BPE. Each distinct word is encoded only once, and the ids stay the same.
+"""A word cache for a SentencePiece BPE. Each distinct word is encoded only once, and the ids stay identical.
 
 BPE only creates pieces that are in its vocabulary. If no piece has a certain kind of character followed by a certain
 other kind (a letter before a space, a digit next to any other kind, ...), then no merge crosses a boundary between two
@@ -39,7 +39,7 @@ _PROBE = "  \ufb01\u2460\t\u00a0x  \n\n \uff21\u0130 "
 
 
 class WordCache:
-    """A cache of the ids of words, for a SentencePiece model. Only one thread uses it at a time."""
+    """A cache of words' ids for a SentencePiece model. Only one thread may use it at a time."""
 
     def __init__(self, library: ctypes.CDLL, pieces: Any, joins: bytes, mark: list[int], limit: int = LIMIT) -> None:
         """Create an empty cache. Use ``of``, which checks the requirements first.
@@ -109,7 +109,7 @@ class WordCache:
             if total < 0:
                 raise MemoryError("not enough memory for words") if total == -1 else AssertionError("a word has no ids")
         except BaseException:
-            # Start over: words whose ids were requested but not delivered would stay pending.
+            # Clear the cache, because words whose ids were requested but never delivered would stay pending.
             self._release()
             self._begin()
             raise
@@ -132,8 +132,8 @@ class WordCache:
 def word_joins(pieces: Any) -> bytes | None:
     """Return, for each kind of character, a bit mask of the kinds that follow it in any piece of the vocabulary.
 
-    None if words cannot be encoded one by one. This is so if the newline, which separates the words, is not a piece of
-    its own or is part of another piece, or if the model changes the text before encoding it.
+    None if words cannot be encoded one by one. This is the case if the newline, which separates the words, is not a
+    piece of its own or is part of another piece, or if the model normalizes the text before encoding it.
     """
     newline = pieces.PieceToId("\n")
     if pieces.EncodeAsIds("\n") != [newline] or pieces.DecodeIds(pieces.EncodeAsIds(_PROBE)) != _PROBE:

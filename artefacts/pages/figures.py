@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 #: Series colors, readable on both white and black.
 COLORS = ("#2f7fc1", "#e0762f", "#2f9e77", "#9a6fc4", "#d0505a", "#8a7a35")
 
-#: Stands for the page's text color while matplotlib draws. No series has this color.
+#: Placeholder for the page's text color while matplotlib draws. No series has this color.
 _INK = "#012345"
 
 _COMMON = {

@@ -161,7 +161,7 @@ def _serve(model: bytes, before: Corpus, parts: list[Corpus], passes: int, numbe
 
 
 def two_processes(model: bytes, before: Corpus, chosen: Corpus, rounds: int) -> Ratio:
-    """Compare two processes that encode half of the documents each with one process that encodes all. All are warm."""
+    """Compare two processes that each encode half of the documents with one process that encodes all. All are warm."""
     context = get_context("fork")
     half = len(chosen.texts) // 2
     parts = [chosen.part(0, half), chosen.part(half, len(chosen.texts))]
@@ -210,7 +210,7 @@ def distinct_words(model: bytes, chosen: Corpus) -> int:
 
 
 def check(model: bytes, chosen: Corpus) -> None:
-    """Check that the ids equal SentencePiece's, except in texts with U+2581, which SentencePiece takes for a space."""
+    """Check that the ids equal SentencePiece's, except in texts with U+2581, which SentencePiece reads as a space."""
     plain = [i for i, text in enumerate(chosen.texts) if "\u2581" not in text]
     ids, _ = BpeTokenizer(model).encode_column(chosen.column.take(pyarrow.array(plain)), end=False)
     expected = sentencepiece_of(model).encode([chosen.texts[i] for i in plain])

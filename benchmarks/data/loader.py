@@ -1,4 +1,4 @@
-"""The pretraining loader: tokens per second from a warm cache, and the time to a first batch from 10 billion tokens.
+"""The pretraining loader: tokens per second from a warm cache, and the time to the first batch from 10 billion tokens.
 
     python -m benchmarks.data.loader [--quick]
 
@@ -157,7 +157,7 @@ def _write_sparse(prefix: Path) -> None:
 
 
 def _resident(name: str) -> int:
-    """Return a memory figure of this process in bytes, from a line of /proc/self/status."""
+    """Return one of this process's memory figures in bytes, from a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

@@ -62,7 +62,7 @@ def _texts(size: float) -> Iterator[str]:
 
 
 def _watched(argv: list[str]) -> tuple[float, float]:
-    """Run a command. Returns its seconds, and the peak memory of all its processes together in MB."""
+    """Run a command. Returns its duration in seconds, and the peak memory of all its processes together in MB."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     begin, peak = time.perf_counter(), 0
     with subprocess.Popen(argv, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:

@@ -20,7 +20,7 @@ from training.objective import Objective
 from training.optim.build import build_optimizer
 
 SAMPLES, LENGTH = 8, 256
-#: Twelve layers that are so narrow that Python takes most of the time on any machine. See also ``LENGTHS``.
+#: Twelve layers, so narrow that Python overhead dominates on any machine. See also ``LENGTHS``.
 _NARROW = SHAPES["17M"].model_copy(
     update={
         "hidden_size": 32,

@@ -4,7 +4,7 @@
 
 The bare loop is the one in DeepSpeed's documentation: forward, ``engine.backward``, ``engine.step``. Ours runs all
 callbacks of a real run: it writes metrics to a file and TensorBoard, watches for loss spikes and skipped steps, and
-runs the hang timer. No validation and no checkpoint are due.
+runs the hang timer. It runs no validation and saves no checkpoint.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from training.trainer.context import TrainingContext
 from training.trainer.load_balancer import Balancer
 from training.trainer.trainer import Trainer
 
-#: Ours may take 3 % more time than the bare loop.
+#: Ours may take 3% more time than the bare loop.
 TARGET = 1 / 1.03
 
 

@@ -19,7 +19,7 @@ from training.layers.attention import causal_attention
 from training.layers.packed_documents import Documents
 
 HEADS, QUERY, VALUE = 16, 192, 128
-#: Heads and widths of ``configs/deepseek-0.5b.yaml``.
+#: Number of heads, query width and value width in ``configs/deepseek-0.5b.yaml``.
 SMALL = 12, 96, 64
 SCALE = QUERY**-0.5
 
@@ -35,7 +35,7 @@ def measure(quick: bool = False) -> Iterator[Ratio]:
 
 
 def on_device(work: Callable[[], object], repeats: int = 10) -> float:
-    """Return the seconds per call, by the device's clock, over several calls in a row."""
+    """Return the seconds per call, averaged over several consecutive calls and measured by the device's clock."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     begin.record()
@@ -129,7 +129,7 @@ def _documents(length: int, parts: int, rounds: int) -> Ratio:
 
 
 def _cost_of_masking(samples: int, length: int, parts: int, rounds: int) -> Ratio:
-    """Compare packed documents that are kept apart with the same samples read as if each were one text."""
+    """Compare packed documents that are kept apart with the same samples, each read as a single document."""
     inputs = _inputs(samples, length, *SMALL)
     starts = torch.arange(0, samples * length + 1, length // parts, dtype=torch.int32, device="cuda")
     documents = Documents(starts, samples, length)

@@ -27,7 +27,7 @@ from training.layers.cross_entropy import linear_cross_entropy_sum
 
 _RECIPE = load_recipe(CHECKOUT / "configs/deepseek-0.5b.yaml", ["model.num_nextn_predict_layers=0"])
 VOCAB, SHAPE = _RECIPE.vocab_size, _RECIPE.model
-#: Samples, and tokens per sample. In a step of the smaller batch, the GPU waits for kernel launches.
+#: Samples, and tokens per sample. With the smaller batch, a step is bound by kernel launches.
 BATCHES = ((8, 1024), (16, 2048))
 
 

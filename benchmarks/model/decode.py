@@ -2,8 +2,8 @@
 
     python -m benchmarks.model.decode [--quick]
 
-The entire call counts, including reading the prompt. Both give the same tokens, which is asserted in fp32. transformers
-uses its fastest implementation of experts.
+The entire call is timed, including the prefill. Both give the same tokens, which is asserted in fp32. transformers uses
+its fastest implementation of experts.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def their_tokens(model: Any, prompts: torch.Tensor) -> Callable[[int], list[list
 
 
 def _fastest(size: str, dtype: torch.dtype, prompts: torch.Tensor) -> tuple[str, Callable[[int], list[list[int]]]]:
-    """Find transformers' fastest implementation of experts here.
+    """Find transformers' fastest implementation of experts on this machine.
 
     An implementation that is five times slower than another over a few tokens is not measured further.
     """

@@ -5,7 +5,8 @@
 You need to download nanoGPT's ``model.py`` yourself. Name it with ``--nanogpt`` or the environment variable NANOGPT.
 Without it, nanoGPT's rows are left out. Steps are forward and backward passes in eager mode, all with the allocator
 settings of ``python -m launch``. With dropout, each model drops different values, so losses are not compared.
-Generation is greedy, and the entire call counts. nanoGPT reads the text again for each token, whereas ours has a cache.
+Generation is greedy, and the entire call is timed. nanoGPT reruns the full context for each token, whereas ours has a
+KV cache.
 """
 
 import argparse

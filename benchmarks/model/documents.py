@@ -1,4 +1,4 @@
-"""Attention over packed documents: its cost grows with the sum of their squared lengths, not with the sample's square.
+"""Attention over packed documents: its cost grows with the sum of their squared lengths, not the sample length squared.
 
     python -m benchmarks.model.documents [--quick]
 

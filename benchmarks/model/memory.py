@@ -17,7 +17,7 @@ from benchmarks.resident import fresh_peak, grown_by
 from training.layers.cross_entropy import linear_cross_entropy_sum
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
-#: With 12 layers and 4 sequences of 1,024 tokens, most memory is for activations, not weights.
+#: With 12 layers and 4 sequences of 1,024 tokens, activations take most of the memory, not weights.
 SHAPE = SHAPES["17M"].model_copy(update={"num_hidden_layers": 12, "n_routed_experts": 16})
 VOCAB, WIDE_VOCAB, HIDDEN = 4096, 128 * 1024, 256
 

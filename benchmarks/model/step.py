@@ -73,9 +73,9 @@ def their_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callab
 def _fastest(
     size: str, dtype: torch.dtype, inputs: torch.Tensor, labels: torch.Tensor
 ) -> tuple[str, Callable[[], float]]:
-    """Find transformers' fastest implementation of experts here.
+    """Find transformers' fastest implementation of experts on this machine.
 
-    An implementation that is five times slower than another on a little text is not measured further.
+    An implementation that is five times slower than another on a short text is not measured further.
     """
     few = {
         name: their_step(transformers_model(SHAPES[size], dtype, name), inputs[:1, :128], labels[:1, :128])
@@ -89,7 +89,7 @@ def _fastest(
 
 
 def quickest(works: dict[str, Callable[[], object]], rounds: int) -> str:
-    """Return the name of the fastest work. They take turns, so that a slow moment of the machine affects all."""
+    """Return the name of the fastest candidate. They take turns, so that a temporary slowdown affects all of them."""
     times = [{name: seconds(work) for name, work in works.items()} for _ in range(rounds)]
     return min(works, key=lambda name: min(time[name] for time in times))
 

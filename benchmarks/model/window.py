@@ -1,4 +1,4 @@
-"""Attention in a sliding window: its time and memory grow linearly with the length, not quadratically.
+"""Sliding-window attention: its time and memory grow linearly with the length, not quadratically.
 
     python -m benchmarks.model.window [--quick]
 

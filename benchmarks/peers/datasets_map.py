@@ -1,4 +1,4 @@
-"""nanoGPT's method: ``datasets`` reads, ``map`` tokenizes in several processes, and 1,024 batches go to a memory map.
+"""nanoGPT's method: ``datasets`` reads, ``map`` tokenizes in parallel, and a memory map is written in 1,024 batches.
 
 ``python -m benchmarks.peers.datasets_map FOLDER TOKENIZER.json OUT PROCESSES``
 """

@@ -1,4 +1,4 @@
-"""Refuse overrides of keys that a command does not read, because the command would silently ignore them.
+"""Rejection of overrides that a command does not read, because it would silently ignore them.
 
 Overrides that agree with the existing run are allowed, so that the same ARGS work for every command of a run.
 """
@@ -28,9 +28,9 @@ _OF_A_RUN = ("model.", "train.", "finetune.", "data.", "tokenizer.")
 _NOT_OF_THE_DATA = (".weight", ".revision")
 #: Commands that inspect a run, whether it is trained or not.
 _LOOK_AT_A_RUN = ("verify", "stats", "rejected", "report", "encode", "decode", "tokenizer inspect")
-#: Stands for the value of a key that does not exist.
+#: Placeholder for the value of a key that does not exist.
 _MISSING = object()
-#: Stands for the value of a key in a damaged file.
+#: Placeholder for the value of a key in a damaged file.
 _UNKNOWN = object()
 
 
@@ -80,7 +80,7 @@ def _is_identity(recipe: Recipe, key: str) -> bool:
 
 
 def _same(key: str, recorded: Any, wanted: Any) -> bool:
-    """Return whether a value equals the recorded one. Paths are equal if they resolve to the same place."""
+    """Return whether a value equals the recorded one. Paths are equal if they resolve to the same location."""
     if recorded == wanted:
         return True
     paths = key.endswith("path") and isinstance(recorded, str) and isinstance(wanted, str)
@@ -88,7 +88,7 @@ def _same(key: str, recorded: Any, wanted: Any) -> bool:
 
 
 def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
-    """Describe how a data key differs from the value that the data were built with. Empty if it does not."""
+    """Describe how a data key's value differs from the one that the data were built with. Empty if it does not."""
     artefacts = (
         (layout.documents, documents_identity(recipe)),
         (layout.tokenizer, tokenizer_identity(recipe)),

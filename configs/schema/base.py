@@ -1,4 +1,4 @@
-"""The base class of all recipe sections. They are frozen and typed, refuse unknown keys, and know their identity."""
+"""The base class of all recipe sections. They are frozen and typed, reject unknown keys, and define their identity."""
 
 import os
 import re
@@ -25,7 +25,7 @@ NonIdentity = Annotated[T, _NonIdentityMark()]
 def _expanded(path: str | None) -> str | None:
     """Expand ``~`` and ``$NAME`` in a path as a shell does. URLs stay unchanged.
 
-    If a variable is not set, its ``$NAME`` is kept if a file or folder with exactly that name exists.
+    The ``$NAME`` of an unset variable is kept if a file or folder with that exact name exists.
 
     Raises:
         ValueError: a variable is not set, or the user after ``~`` does not exist.
@@ -35,7 +35,7 @@ def _expanded(path: str | None) -> str | None:
     for name in (braced or plain for braced, plain in re.findall(r"\$(?:\{(\w+)\}|(\w+))", path)):
         if name not in os.environ and not os.path.lexists(path):
             raise ValueError(f"{path}: the environment variable {name} is not set")
-    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - text, which may be no path of this machine
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - text, may not be a path on this machine
     if expanded.startswith("~"):
         raise ValueError(f"{path}: this machine has no user {expanded[1:].partition('/')[0]}")
     return expanded
@@ -85,7 +85,7 @@ class Section(BaseModel):
 
 
 def is_identity(field: FieldInfo) -> bool:
-    """Return whether a different value for a key makes a different run."""
+    """Return whether changing a key makes it a different run."""
     return not any(isinstance(mark, _NonIdentityMark) for mark in field.metadata)
 
 

@@ -11,7 +11,7 @@ _Words = Annotated[int, Field(ge=1, le=64)]
 _Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-#: Minimum fraction of the pairs at the threshold that must agree in at least one band.
+#: Minimum expected fraction of pairs at the similarity threshold that match in at least one band.
 _MIN_RECALL = 0.75
 
 

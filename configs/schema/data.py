@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from configs.schema.base import NonIdentity, OptionalPath, Section
 from configs.schema.clean import CleanSection
 
-#: Key -> the kinds of source that read it. Other kinds refuse it.
+#: Key -> the kinds of source that read it. Other kinds reject it.
 READ_BY = {
     "config": ("hub",),
     "split": ("hub",),
@@ -33,14 +33,14 @@ READ_BY = {
 }
 #: Kinds of source that do not read a path.
 _WITHOUT_PATH = ("pydocs", "patterns", "sequences")
-#: What pydocs documents can have as a target.
+#: Possible targets of pydocs documents.
 _PYDOCS_TARGETS = ("kind", "package")
 
 
 class SourceSection(Section):
     """Where text comes from. [data.md](data.md#sources) describes each kind and the files that it reads.
 
-    Keys that the kind does not read are refused.
+    Keys that the kind does not read are rejected.
     """
 
     headings: ClassVar[dict[str, str]] = {
@@ -133,7 +133,7 @@ class SourceSection(Section):
     def _known(cls, encoding: str) -> str:
         """Check the encoding, and return Python's canonical name for it."""
         try:
-            # Codecs that are unsuitable for files of text, such as punycode, refuse this error handler.
+            # Codecs that are unsuitable for text files, such as punycode, reject this error handler.
             b"\xff".decode(encoding, "surrogateescape")
         except UnicodeDecodeError:
             # This is a text encoding, in which this single byte is not a valid character.
@@ -235,14 +235,14 @@ class DataSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_or_several(cls, section: Any) -> Any:
-        """Refuse `source` together with `sources`, and named sources without a kind, which a typo in a name creates."""
+        """Reject `source` combined with `sources`, and named sources without a kind, as a typo in a name creates."""
         several = section.get("sources") if isinstance(section, dict) else None
         if not several or not isinstance(several, dict):
             return section
         single = section.get("source")
         for key, value in single.items() if isinstance(single, dict) else ():
             field = SourceSection.model_fields.get(key)
-            # A recipe that was dumped in full sets every key, so defaults are fine.
+            # A fully resolved recipe dump sets every key, so defaults are fine.
             if field and value != field.default:
                 raise ValueError(
                     f"source.{key} and data.sources exclude each other: set data.sources.NAME.{key} "

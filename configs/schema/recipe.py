@@ -75,14 +75,14 @@ class Recipe(Section):
                 raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({max_seq_len})")
 
     def _texts_fit(self) -> None:
-        """Refuse targets, because a language model does not learn them."""
+        """Reject targets: language models do not train on them."""
         for source in self.data.named_sources.values():
             if source.target_field is not None:
                 key = f"{self.data.key_of(source)}.target_field"
                 raise ValueError(f"{key}: model.family={self.family} learns from text without targets: leave it out")
 
     def _generation_fits(self) -> None:
-        """Refuse keys of ``generate`` that the family does not read."""
+        """Reject keys of ``generate`` that the family does not read."""
         unread = (
             *(() if self.task == "language_modeling" else _OF_TEXT),
             *(() if self.task == "seq2seq" else _OF_PAIRS),
@@ -95,7 +95,7 @@ class Recipe(Section):
                 raise ValueError(f"generate.{key} ({value}) is read only by {readers}, not by {family}: leave it out")
 
     def _examples_fit(self) -> None:
-        """Refuse keys that a model trained on examples does not read, and require targets."""
+        """For a model trained on examples, reject keys that it does not read, and require targets."""
         family = f"model.family={self.family}"
         if self.finetune:
             raise ValueError(f"finetune: {family} is not a language model and has no chat: leave it out")
@@ -127,7 +127,7 @@ class Recipe(Section):
                 )
 
     def _losses_fit(self) -> None:
-        """Refuse weights for losses that the model does not have."""
+        """Reject weights for losses that the model does not have."""
         family, train = f"model.family={self.family}", self.train
         if not self.model.has_experts:
             for key in ("sequence_loss", "load_balance_loss", "router_z_loss"):
@@ -243,12 +243,12 @@ class Recipe(Section):
 
     @property
     def expert_parallel(self) -> int:
-        """Number of ranks that share a layer's experts: train.expert_parallel, or by default the largest possible."""
+        """Number of ranks that shard a layer's experts: train.expert_parallel, or by default the largest possible."""
         return self.train.expert_parallel or math.gcd(self.ranks, self.model.expert_count)
 
     @property
     def micro_batch(self) -> int:
-        """Samples per rank in a forward pass: train.micro_batch, or by default the rank's part of the global batch."""
+        """Samples per rank in a forward pass: train.micro_batch, or by default the rank's slice of the global batch."""
         return self.train.micro_batch or max(1, self.train.global_batch // self.ranks)
 
     @property

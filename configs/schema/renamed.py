@@ -1,4 +1,4 @@
-"""Renamed recipe keys: old name -> new name. A recipe that uses an old name is refused with the new one."""
+"""Renamed recipe keys: old name -> new name. A recipe with an old name is rejected; the error gives the new one."""
 
 RENAMED = {
     "train.clip": "train.max_grad_norm",

@@ -18,7 +18,7 @@ _OPTIMIZER_KEYS = {
 
 
 class OptimizerSection(Section):
-    """The optimizer. Keys that the chosen optimizer does not read are refused."""
+    """The optimizer. Keys that the chosen optimizer does not read are rejected."""
 
     name: Literal["adamw", "adam", "sgd", "muon"] = Field(
         "adamw",
@@ -37,7 +37,7 @@ class OptimizerSection(Section):
 
     @model_validator(mode="after")
     def _has_no_key_of_another(self) -> "OptimizerSection":
-        # A recipe that was dumped in full sets every key, so defaults do not count as set.
+        # A fully resolved recipe dump sets every key, so defaults do not count as set.
         changed = {key for key in self.model_fields_set if getattr(self, key) != type(self).model_fields[key].default}
         foreign = changed - _OPTIMIZER_KEYS[self.name] - {"name", "weight_decay"}
         if foreign:

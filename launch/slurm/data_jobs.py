@@ -1,4 +1,4 @@
-"""The data stages as SLURM jobs: job arrays whose tasks divide a stage's parts among them, and single jobs in between.
+"""The data stages as SLURM jobs: job arrays whose tasks divide up a stage's parts, and single jobs in between.
 
 Duplicates are found by map, shuffle and reduce over files. ``ingest`` writes the keys of every part into buckets,
 ``dedup`` compares each bucket across all parts, and ``verdicts`` decides which documents to keep.
@@ -47,7 +47,7 @@ _STEPS = (
 
 
 def steps(recipe: Recipe) -> tuple[Step, ...]:
-    """Return the jobs for a recipe, in order. The last job also packs, if the recipe packs, and verifies.
+    """Return the jobs for a recipe, in order. The last job also packs, if the recipe uses packing, and verifies.
 
     For a model that is trained on examples, the jobs build examples instead of token shards.
     """
@@ -63,7 +63,7 @@ def submit(recipe: Recipe, recipe_path: str, overrides: list[str], dry_run: bool
 
     Raises:
         RequestError: the recipe's sources cannot be read here, its folders cannot be written, jobs of an earlier
-            submission are not done, or sbatch refused a job.
+            submission have not finished, or sbatch refused a job.
     """
     jobs, logs = chain(recipe, recipe_path, overrides), log_folder(recipe)
     if dry_run:
@@ -130,7 +130,7 @@ def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
 
 @contextmanager
 def _removed_on_failure(*folders: Path) -> Iterator[None]:
-    """On failure, remove the folders, and their parents, that did not exist before and are empty."""
+    """On failure, remove any of the folders and their parents that did not exist before and are empty."""
     missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""The first node's part of a SLURM job: start the launcher on every node, then decide whether to requeue the job.
+"""The first node's role in a SLURM job: start the launcher on every node, then decide whether to requeue the job.
 
 A job that was interrupted with everything saved is requeued, and so is a job that failed after making progress. It then
 resumes on as many of its nodes as the recipe can use.
@@ -94,10 +94,10 @@ def node_names() -> list[str]:
 
 
 def usable_nodes(recipe_path: str, overrides: list[str], available: int) -> int:
-    """Return the largest number of nodes, up to ``available``, that the recipe can be spread over.
+    """Return the largest number of nodes, up to ``available``, on which the recipe can run.
 
     Raises:
-        RequestError: the recipe cannot be spread over any number; the message says why not over all of them.
+        RequestError: the recipe cannot run on any number of nodes; the message says why it cannot run on all of them.
     """
     wrong: RequestError | None = None
     for count in range(available, 0, -1):
@@ -151,7 +151,7 @@ def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:
 
 
 def _requeue(recipe: Recipe, verb: str, status: int, progressed: bool) -> int:
-    """Requeue the job, or let the next job of its array run, unless there is no point. Returns the exit status."""
+    """Requeue the job, or let the next job of its array run, unless that is pointless. Returns the exit status."""
     job, train = os.environ["SLURM_JOB_ID"], recipe.launch.slurm.train
     continues = status == command.STOPPED or (status == command.FAILED and progressed)
     if "SLURM_ARRAY_JOB_ID" in os.environ:

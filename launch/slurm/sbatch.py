@@ -1,4 +1,4 @@
-"""Submission of chains of jobs to a SLURM cluster with ``sbatch``, and their rendering as a shell script."""
+"""Job chains for a SLURM cluster: submit them with ``sbatch``, or render them as a shell script."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ class Job(NamedTuple):
         name: the step's name, which is a valid shell identifier.
         options: options for sbatch, except for the dependency on the previous job.
         script: the script that sbatch reads from standard input.
-        keys: name in ``_BLAMED`` -> recipe key, for keys that are not under ``launch.slurm`` with that name.
+        keys: name in ``_BLAMED`` -> recipe key, for keys other than ``launch.slurm.NAME``.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Job(NamedTuple):
     keys: Mapping[str, str] = {}
 
 
-#: Pattern for sbatch's message -> the key under ``launch.slurm`` that causes it. The first match counts.
+#: Pattern for sbatch's message -> the key under ``launch.slurm`` that causes it. The first match wins.
 _BLAMED = (
     (r"partition specified|partition name|use this partition", "partition"),
     (r"\baccount\b", "account"),
@@ -124,7 +124,7 @@ def _submit(job: Job, after: str | None) -> str:
 
 
 def _explained(stderr: str, keys: Mapping[str, str]) -> str:
-    """Return sbatch's message in one line, with the recipe key that causes it if known."""
+    """Return sbatch's message in one line, with the recipe key that causes it, if known."""
     words = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in stderr.splitlines()]
     message = "; ".join(word for word in words if word) or "it gave no reason"
     key = next((key for pattern, key in _BLAMED if re.search(pattern, message, re.IGNORECASE)), None)

@@ -21,10 +21,10 @@ from launch.start import COMMANDS, check_verb, launched
 
 
 def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
-    """Submit the job or, with ``dry_run``, print the shell script that does. Returns the exit status.
+    """Submit the job or, with ``dry_run``, print the shell script that submits it. Returns the exit status.
 
     Raises:
-        RequestError: the run would fail, an earlier job of the run is not done, or sbatch refused the job.
+        RequestError: the run would fail, an earlier job of the run has not finished, or sbatch refused the job.
     """
     check_verb(recipe, verb, recipe_path)
     layout = RunLayout.of(recipe)
@@ -39,7 +39,7 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
     check_installed()
     check_least_nodes(recipe, recipe_path, overrides)
     check_writable("run.root", layout.run)
-    # Do not hold the launch lock, because the job itself takes it, maybe immediately.
+    # Do not hold the launch lock, because the job itself takes it, possibly right away.
     with lock.hold(layout.launch(f"{verb}-job"), f"{layout.run}: {verb} is being submitted"):
         _refuse_if_queued(run, _submitted(layout, verb))
         lock.refuse_if_held(layout.launch(verb), launched(layout, verb))
@@ -48,7 +48,7 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
 
 
 def check_least_nodes(recipe: Recipe, recipe_path: str, overrides: list[str]) -> None:
-    """Raise ``RequestError`` if the recipe cannot use the smallest number of nodes that SLURM may give it."""
+    """Raise ``RequestError`` if the recipe cannot use the smallest number of nodes that SLURM may allocate."""
     least = recipe.launch.slurm.train.min_nodes
     if least and (used := usable_nodes(recipe_path, overrides, least)) < least:
         raise RequestError(
@@ -68,7 +68,7 @@ def _refuse_if_queued(run: TrainingRun, submitted: Path) -> None:
 
 
 def _submit(recipe: Recipe, verb: str, run: TrainingRun, layout: RunLayout, job: Job) -> int:
-    # The GPUs are on the nodes, not on the machine that submits.
+    # The GPUs are on the nodes, not on the submitting machine.
     for line in preflight(recipe, run, layout, here=False):
         print(f"{verb}: {line}", file=sys.stderr)
     layout.logs.mkdir(parents=True, exist_ok=True)

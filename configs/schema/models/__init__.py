@@ -30,7 +30,7 @@ DEFAULT_FAMILY = "deepseek"
 def _family(section: Any) -> Any:
     """Return the family of a section, which may be a raw mapping or parsed.
 
-    Values that are not sections get the default family, whose validation refuses them.
+    Values that are not sections get the default family, whose validation rejects them.
     """
     return (
         section.get("family", DEFAULT_FAMILY)

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and V2. Fields have the names of transformers' DeepseekV3Config, so released configs read as recipes."""
+"""DeepSeek-V3 and V2. Fields are named as in transformers' DeepseekV3Config, so released configs carry over."""
 
 from typing import ClassVar, Literal
 
