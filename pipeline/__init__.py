@@ -1,1 +1,1 @@
-"""The data stages: from sources to documents, token shards and examples. Never imports torch."""
+"""The data stages, which turn sources into documents, token shards and examples. They never import torch."""

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _task_shard(options: argparse.Namespace) -> TaskShard:
-    """Return the part of the work that ``--task`` and ``--tasks`` select."""
+    """Return the shard of the work that ``--task`` and ``--tasks`` select."""
     if options.task is None and options.tasks is None:
         return ALL_TASKS
     if options.task is None or options.tasks is None or not 0 <= options.task < options.tasks:
@@ -202,7 +202,7 @@ _VERBS = {
     "stats": (_stats, "print a table of documents, bytes and tokens, and write a page with plots"),
 }
 
-#: Verbs whose work can be divided between tasks.
+#: Verbs whose work can be split across tasks.
 _SHARED = ("ingest", "dedup", "clean", "tokenize")
 
 if __name__ == "__main__":

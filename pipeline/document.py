@@ -6,7 +6,7 @@ from configs.schema import Recipe
 
 
 class Document(NamedTuple):
-    """A text and where it comes from.
+    """A text and its origin.
 
     Attributes:
         id: unique within the source, and the same every time the source is read. The corpus prepends ``id_prefix``.

@@ -30,7 +30,7 @@ _LONG_WORD = 256
 
 
 def _tables() -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-    """Return two tables indexed by byte: whether it belongs to a word, and its lowercase form."""
+    """Return two tables indexed by byte: whether the byte is part of a word, and its lowercase form."""
     code = np.arange(256)
     digit = (code >= ord("0")) & (code <= ord("9"))
     upper = (code >= ord("A")) & (code <= ord("Z"))
@@ -80,7 +80,7 @@ def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
 
 
 def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
-    """Hash the words at these positions, eight bytes at a time, for all words that are long enough at once."""
+    """Hash the words at these positions, eight bytes at a time. Each step covers all words that are long enough."""
     folded = np.zeros(len(content) + 8, np.uint8)
     folded[: len(content)] = _FOLDED[content]
     eights = np.ndarray((len(content) + 1,), "<u8", folded, strides=(1,))

@@ -1,4 +1,4 @@
-"""Run tasks in worker processes. Results come in task order, for any number of processes."""
+"""Run tasks in worker processes. Results arrive in task order, regardless of the number of processes."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 #: Maximum number of tasks that are queued in addition to the running ones.
 _MOST_AHEAD = 16
-#: Approximate limit on the total bytes that running and queued tasks carry, for any number of processes.
+#: Approximate limit on the total bytes that running and queued tasks carry, regardless of the number of processes.
 _MOST_CARRIED = 512 << 20
 
 
@@ -43,8 +43,8 @@ def ordered(
 
     Args:
         function: called for each task.
-        tasks: arguments of each call. They are consumed lazily, so that the tasks in memory carry about
-            ``_MOST_CARRIED`` bytes at most.
+        tasks: arguments for each call. They are consumed lazily, so that the tasks in memory carry at most about
+            ``_MOST_CARRIED`` bytes.
         workers: number of processes; with 1, the tasks run in this process.
         prepare: called with ``prepare_with`` once per process, before its first task.
         prepare_with: arguments for ``prepare``.
@@ -146,7 +146,7 @@ def _end_with_parent() -> None:
 
 
 class TaskShard(NamedTuple):
-    """The pieces of work that belong to task ``task`` of ``tasks``: every ``tasks``-th one."""
+    """The work assigned to task ``task`` of ``tasks``: every ``tasks``-th piece."""
 
     task: int
     tasks: int

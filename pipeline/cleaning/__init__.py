@@ -1,1 +1,1 @@
-"""Document cleaning. Each rule is a function of an Arrow column of texts."""
+"""Document cleaning. Each rule operates on an Arrow column of texts."""

@@ -3,9 +3,9 @@
 Lines are processed in this order: remove lines that contain an overlong word; remove citations from all lines; then
 remove lines that don't end in an end mark, have too few words, or mention JavaScript or policies. As in the reference
 implementation and datatrove's filter, a document is judged by the lines that are left at that point, so a curly bracket
-in a removed line has no effect. The apostrophe is an end mark, as in datatrove. A sentence ends at an end mark that
-stands as a separate word (unlike the period in "Mr."), if a word other than punctuation follows. spaCy's sentencizer
-has the same rule.
+in a removed line has no effect. An apostrophe counts as an end mark, as in datatrove. A sentence ends at an end
+mark that is a separate word (unlike the period in "Mr.") and is followed by a word other than punctuation, as in
+spaCy's sentencizer.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "u
 
 
 class Judged(NamedTuple):
-    """The texts without their removed lines, and the reasons to drop texts. A dropped text keeps all its lines."""
+    """The texts after line removal, and the reasons for dropping texts. A dropped text keeps all its lines."""
 
     texts: pyarrow.LargeStringArray
     faults: list[Fault]
@@ -36,9 +36,9 @@ class _Lines(NamedTuple):
 
     Attributes:
         texts: [lines] the lines.
-        owner: [lines] the text that each line belongs to.
+        owner: [lines] index of the text that each line belongs to.
         words: [lines] number of whitespace-separated words.
-        too_long: [lines] whether one of these words is longer than allowed.
+        too_long: [lines] whether the line contains an overlong word.
     """
 
     texts: pyarrow.LargeStringArray
@@ -48,7 +48,7 @@ class _Lines(NamedTuple):
 
 
 def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocabulary) -> Judged:
-    """Remove lines, then judge what is left of each text."""
+    """Remove lines, then judge the remaining text."""
     lines = _lines(column.view(texts), section.max_word_length)
     content = lines.texts
     if section.remove_citations:
@@ -56,7 +56,7 @@ def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocab
     kept = ~lines.too_long & (lines.words >= section.min_words_per_line)
     if section.require_end_mark:
         kept &= _has(content, r"[.?!\"']\z") & ~column.mask(compute.ends_with(content, "..."))
-    # Only a few lines are left from here on.
+    # Lowercase once for all of the checks below.
     lower = compute.utf8_lower(content)
     faults = []
     if section.drop_lorem_ipsum:
@@ -85,7 +85,7 @@ def _lines(seen: Column, max_word_length: int) -> _Lines:
     starts, stops = spans.starts.copy(), spans.starts.copy()
     starts[filled], stops[filled] = cut.starts[begin[filled]], cut.stops[end[filled] - 1]
     long = np.flatnonzero(cut.stops - cut.starts > max_word_length) if max_word_length else np.zeros(0, np.int64)
-    # A word has at least as many bytes as characters.
+    # A word has at least as many bytes as characters, so no other word can be too long.
     characters = column.lengths(column.pieces(seen.content, cut.starts[long], cut.stops[long]))
     long = long[characters > max_word_length]
     too_long = np.zeros(len(filled), bool)
@@ -106,10 +106,10 @@ def _any(matches: Mask, owner: Ints, texts: int) -> Mask:
 
 
 def _sentences(lines: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> Ints:
-    """Return the number of sentences in each line, at least one."""
+    """Return the number of sentences in each line (at least one)."""
     words = vocabulary.words(lines)
     kinds = vocabulary.kinds[words.ids]
-    # A sentence begins at each plain word that an end mark separates from the previous plain word (or line start).
+    # A sentence begins at each plain word that an end mark separates from the previous one (or the line start).
     ended = column.running(kinds == 2)
     plain = np.flatnonzero(kinds == 0)
     owner = column.owners(words.firsts)[plain]

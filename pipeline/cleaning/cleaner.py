@@ -1,4 +1,4 @@
-"""All cleaning steps that look at each document separately, applied to columns of documents.
+"""All per-document cleaning steps, applied to columns of documents.
 
 The order is: normalization (newlines, mojibake, Unicode form, control characters), length, language, C4, Gopher's
 quality and repetition rules, masking, decontamination, and length again if texts were edited. Each rule sees only the
@@ -52,11 +52,11 @@ class Cleaner:
     """Cleans columns of texts. Create it only once per process, because it loads the models and the vocabulary.
 
     Attributes:
-        warnings: messages about what the rules can't do with these settings.
+        warnings: messages about the rules' limitations under these settings.
     """
 
     def __init__(self, section: CleanSection) -> None:
-        """Load what the rules need.
+        """Load the models and evaluation texts that the rules need.
 
         Raises:
             RequestError: an optional package is missing, or the evaluation texts are missing or unusable.
@@ -147,7 +147,7 @@ class _State:
         self.texts = compute.replace_with_mask(self.texts, pyarrow.array(chosen), texts)
 
     def drop(self, faults: list[Fault]) -> None:
-        """Drop the documents that have a fault. The first one that applies is the reason."""
+        """Drop the documents that have a fault. A document's first fault becomes its reason."""
         for reason, mask in faults:
             self._names.append(reason)
             at = self._kept[mask]
@@ -170,5 +170,5 @@ def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArra
 
 
 def _joined(parts: list[list[Fault]]) -> list[Fault]:
-    """Concatenate the faults of all slices, which have the same rules in the same order."""
+    """Concatenate the faults of all slices. Every slice has the same rules in the same order."""
     return [Fault(rules[0].reason, np.concatenate([rule.mask for rule in rules])) for rules in zip(*parts, strict=True)]

@@ -67,7 +67,7 @@ def build(offsets: Ints, content: Bytes | bytes) -> pyarrow.LargeStringArray:
 
 
 def replaced(texts: pyarrow.LargeStringArray, indices: Ints, new: Sequence[str]) -> pyarrow.LargeStringArray:
-    """Replace the texts at the (ascending) indices. Each run of unchanged texts in between is copied in one piece."""
+    """Replace the texts at the given (ascending) indices. Each run of unchanged texts in between is copied at once."""
     if not len(indices):
         return texts
     offsets, content = view(texts)
@@ -87,7 +87,7 @@ def pieces(content: Bytes, starts: Ints, stops: Ints) -> pyarrow.LargeStringArra
     """Return spans of the content as a column. The spans must be in order and must not overlap."""
     places = np.empty(2 * len(starts) + 1, np.int64)
     places[:-1:2], places[1::2] = starts, stops
-    # Odd entries are the gaps between the spans. The last position is never reached.
+    # Even entries are the spans, and odd entries the gaps after them. The last gap ends with the content.
     places[-1] = len(content)
     return build(places, content).take(pyarrow.array(np.arange(0, 2 * len(starts), 2)))
 
@@ -111,7 +111,7 @@ def owners(firsts: Ints) -> Ints:
 
 
 def lines(column: Column) -> Spans:
-    """Split the texts into lines like ``str.split("\\n")``: an empty text has one line, and a final LF starts one."""
+    """Split the texts into lines like ``str.split("\\n")``: an empty text has one line, and a final LF adds one."""
     breaks = np.flatnonzero(column.content == _NEWLINE)
     before = np.searchsorted(breaks, column.offsets)
     texts = np.arange(len(column.offsets) - 1)
@@ -147,13 +147,13 @@ def mask(booleans: pyarrow.Array) -> Mask:
 
 
 def encode(values: pyarrow.Array) -> tuple[NDArray[np.int64], pyarrow.Array]:
-    """Number the distinct values in order of first appearance. Returns the number of each value, and the values."""
+    """Number the distinct values in order of first appearance. Returns each value's number, and the distinct values."""
     encoded = values.dictionary_encode()
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), encoded.dictionary
 
 
 def fresh(codes: Ints) -> Mask:
-    """Return the mask of the numbers (from ``encode``) that appear for the first time."""
+    """Return a mask that is true at the first occurrence of each number from ``encode``."""
     if not len(codes):
         return np.zeros(0, bool)
     most = np.maximum.accumulate(codes)

@@ -33,7 +33,7 @@ class Contamination:
     """
 
     def __init__(self, section: DecontaminateSection) -> None:
-        """Read the evaluation texts. A text shorter than ``words`` is one sequence that only matches an equal text.
+        """Read the evaluation texts. A text shorter than ``words`` is a single sequence that matches only equal texts.
 
         Raises:
             RequestError: there are no files, a file is damaged or has a record without the field, or all texts in a set

@@ -25,10 +25,10 @@ _JOINED: tuple[tuple[str, _Endings], ...] = (
     ("ai are is was were have has dare", _NOT),
     ("could might must should would not", (("'ve",),)),
 )
-#: Contractions that, without the apostrophe, are different words.
+#: Contractions that become different words without the apostrophe.
 _WORDS = frozenset(("ill", "its", "hell", "shell", "shed", "were", "well", "whore"))
 
-#: Other chunks that consist of several words, which are separated here by a bar.
+#: Other chunks that consist of several words, separated here by bars.
 _SEPARATED = (
     "y'|all y|all how|'d|'y How|'d|'y can|not Can|not gon|na Gon|na got|ta Got|ta let|'s Let|'s c'm|on C'm|on "
     "°|c|. °|f|. °|k|. °|C|. °|F|. °|K|."
@@ -68,7 +68,7 @@ def _contractions() -> dict[str, list[str]]:
 
 
 def exceptions() -> dict[str, list[str]]:
-    """Return a map from each chunk (without whitespace) to its words, with straight and with curly apostrophes."""
+    """Return a map from each chunk to its words, covering both straight and curly apostrophes."""
     words_by_chunk = _contractions()
     for chunk in _SEPARATED.split():
         words_by_chunk[chunk.replace("|", "")] = chunk.split("|")

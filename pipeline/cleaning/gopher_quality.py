@@ -20,7 +20,7 @@ _ELLIPSIS, _BULLET = "…".encode(), "•".encode()
 def faults(
     texts: pyarrow.LargeStringArray, words: Words, vocabulary: Vocabulary, section: GopherQualitySection
 ) -> list[Fault]:
-    """Return the faults, in order. ``words`` are the texts as split by ``vocabulary``."""
+    """Return the faults, in order. ``words`` holds the texts' words, as split by ``vocabulary``."""
     ids, firsts = words.chunk_ids, words.chunks.firsts
     num_words = np.maximum(np.diff(words.firsts), 1)
     solid = column.sums(vocabulary.solid[ids], firsts)
@@ -67,7 +67,7 @@ def _lines(seen: Column, words: Words) -> tuple[Ints, Ints, Ints]:
     content = seen.content
     spans = column.lines(seen)
     count = np.diff(spans.firsts)
-    # If nothing follows the last newline, that is not a line.
+    # An empty string after the final newline is not a line.
     last = spans.firsts[1:] - 1
     count -= spans.starts[last] == spans.stops[last]
     chunks = words.chunks
@@ -87,7 +87,7 @@ def _lines(seen: Column, words: Words) -> tuple[Ints, Ints, Ints]:
 
 
 def _is(content: column.Bytes, places: Ints, what: bytes) -> Mask:
-    """Return whether the bytes are found at each of these positions, which may be out of bounds."""
+    """Return, for each position, whether the bytes ``what`` occur there. Positions may be out of bounds."""
     matches = np.ones(len(places), bool)
     for step, byte in enumerate(what):
         matches &= content[np.clip(places + step, 0, len(content) - 1)] == byte

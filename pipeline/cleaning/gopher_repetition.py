@@ -25,7 +25,7 @@ _KEY = "data.clean.gopher_repetition"
 def faults(
     texts: pyarrow.LargeStringArray, words: Words, vocabulary: Vocabulary, section: GopherRepetitionSection
 ) -> list[Fault]:
-    """Return the faults, in order. ``words`` are the texts as split by ``vocabulary``."""
+    """Return the faults, in order. ``words`` holds the texts' words, as split by ``vocabulary``."""
     seen = column.view(texts)
     size = np.maximum(column.lengths(texts), 1)
     lines = _filled(column.lines(seen))
@@ -57,7 +57,7 @@ def _filled(lines: Spans) -> Spans:
 
 
 def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
-    """Return runs of nonempty lines, without whitespace at the beginning and end of the whole text."""
+    """Return the runs of nonempty lines, excluding whitespace at the beginning and end of each text."""
     chunks, texts = words.chunks, len(seen.offsets) - 1
     some = chunks.firsts[1:] > chunks.firsts[:-1]
     begin, end = np.zeros(texts, np.int64), np.zeros(texts, np.int64)
@@ -73,7 +73,7 @@ def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
 
 
 def _duplicates(seen: Column, spans: Spans) -> tuple[np.ndarray, Ints]:
-    """Return, for each text, the fraction of its spans that are duplicates, and the characters in those duplicates."""
+    """Return, for each text, the fraction of its spans that are duplicates, and the number of characters in them."""
     texts = column.pieces(seen.content, spans.starts, spans.stops)
     codes, _ = column.encode(texts)
     owner = column.owners(spans.firsts)
@@ -88,8 +88,8 @@ class _Level(NamedTuple):
     Attributes:
         n: number of words per n-gram.
         places: index of the first word of each n-gram, ascending.
-        codes: which distinct (text, n-gram) pair each one is, numbered in order of first occurrence.
-        counts: number of occurrences for each code.
+        codes: number of each one's (text, n-gram) pair. Distinct pairs are numbered in order of first occurrence.
+        counts: number of occurrences of each code.
     """
 
     n: int
@@ -135,7 +135,7 @@ class _Grams(NamedTuple):
         return self.before[places + n] - self.before[places]
 
     def top(self, level: _Level) -> Ints:
-        """Return, for each text, the characters in all occurrences of its most frequent n-gram (the first, if tied)."""
+        """Return, for each text, the characters in all occurrences of its (first) most frequent n-gram."""
         n, texts = level.n, len(self.firsts) - 1
         out = np.zeros(texts, np.int64)
         some = np.flatnonzero(np.diff(self.firsts) >= n)
@@ -151,7 +151,7 @@ class _Grams(NamedTuple):
         return out
 
     def above(self, level: _Level, limits: np.ndarray) -> Mask:
-        """Return the mask of the texts that have more characters in duplicate n-grams than their limit.
+        """Return the mask of the texts whose duplicate n-grams have more characters than the text's limit.
 
         The number of characters covered by any duplicate is an upper bound. Only texts whose bound exceeds the limit
         are counted exactly.
@@ -168,7 +168,7 @@ class _Grams(NamedTuple):
         return is_above
 
     def _counted(self, level: _Level, low: int, high: int) -> int:
-        """Return the characters in duplicate n-grams of one text. Its n-grams are ``low`` to ``high`` of the level."""
+        """Return the characters in one text's duplicate n-grams. Its n-grams are ``low`` to ``high`` of the level."""
         places, codes = level.places[low:high], level.codes[low:high]
         sizes = self.characters(places, level.n)
         known: set[int] = set()

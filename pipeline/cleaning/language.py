@@ -12,7 +12,7 @@ import pyarrow
 from artefacts.errors import RequestError
 from pipeline.cleaning.column import Fault
 
-#: Number of characters at the beginning of a text to classify.
+#: Only this many characters at the beginning of a text are classified.
 _CLASSIFIED_CHARS = 2048
 
 
@@ -55,5 +55,5 @@ class Languages:
 
 
 def _distance(wanted: str, code: str) -> tuple[float, ...]:
-    """Return a sort key for how far a code is from what the user wrote. Codes that it begins with come first."""
+    """Return a sort key for how close a code is to the wanted one. Codes that are a prefix of it come first."""
     return not wanted.startswith(code), -difflib.SequenceMatcher(None, wanted, code).ratio()

@@ -1,4 +1,4 @@
-"""Normalize line breaks, mojibake, control characters, Unicode form and blank ends, in a column or a single text.
+"""Normalize line breaks, mojibake, control characters, Unicode form and outer whitespace, in a column or a single text.
 
 The bytes of a column show which texts need normalizing. All others, the great majority in ordinary data, are left
 untouched.
@@ -32,7 +32,7 @@ _KNOWN = 0x20000
 
 
 def normalize(text: str, form: Form) -> str:
-    """Convert line breaks to LF and Unicode to ``form``; remove control characters, blank ends and trailing space."""
+    """Convert line breaks to LF and Unicode to ``form``; remove control characters, leading LFs and trailing space."""
     return _composed(_plain(text), form).rstrip().lstrip("\n")
 
 
@@ -65,7 +65,7 @@ class Normalizer:
     """Applies ``normalize`` to columns, optionally after fixing mojibake."""
 
     def __init__(self, form: Form, fix_text: bool) -> None:
-        """Take the values of ``clean.unicode`` and ``clean.fix_text``.
+        """Initialize from the values of ``clean.unicode`` and ``clean.fix_text``.
 
         Raises:
             RequestError: ``fix_text`` needs ftfy, which is not installed.
@@ -123,7 +123,7 @@ def _control_bytes() -> Mask:
 
 
 def _space_ends() -> Mask:
-    """Return the mask of bytes that can end a ``str.isspace`` character. Other characters may end in them too."""
+    """Return the mask of bytes that whitespace (``str.isspace``) can end in. Other characters may end in them too."""
     ends = np.zeros(256, bool)
     ends[[chr(code).encode()[-1] for code in range(0x3001) if chr(code).isspace()]] = True
     return ends

@@ -6,7 +6,7 @@ The placeholders are reserved for examples: example.com (RFC 2606), 192.0.2.1 an
 - Email: a local part made of the characters in RFC 5322's dot-atom, "@", and a domain with at least two labels.
 - IP: four numbers up to 255, separated by dots, that are not part of a longer sequence or a word; or groups of
   hexadecimal digits separated by colons. Only public addresses are masked (``ipaddress.is_global``).
-- Phone: "+" and 8 to 15 digits, in one piece or in groups (ITU-T E.164); or a US number with separators, whose area and
+- Phone: "+" and 8 to 15 digits, with or without grouping (ITU-T E.164); or a US number with separators, whose area and
   exchange codes begin with 2 to 9. Plain digit sequences are kept, because most are not phone numbers.
 """
 

@@ -42,10 +42,10 @@ class _Rules(NamedTuple):
 
     Attributes:
         marks: characters that are always split off at the front.
-        front: other things that are split off at the front.
-        unit: things that are split off at the end, after a digit.
-        stopped: the characters before a final period, if the period is split off.
-        between: marks to split at between letters or digits.
+        front: other prefixes that are split off.
+        unit: units and other suffixes that are split off after a digit.
+        stopped: characters that must precede a final period for it to be split off.
+        between: marks between letters or digits at which the chunk is split.
         address: a web address, which is not split.
         final: characters that are always split off at the end.
     """
@@ -63,7 +63,7 @@ class _Rules(NamedTuple):
 def _rules() -> _Rules:
     characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     icons = "".join(c for c in characters if unicodedata.category(c) == "So" and c != "↔")
-    # re searches a class with characters beyond U+FFFF one character at a time, so they get a class of their own.
+    # re searches a class with characters beyond U+FFFF one character at a time, so those get their own class.
     near = "".join(c for c in icons if c <= "\uffff")
     far = rf"(?=[\U00010000-\U0010ffff]){_class(icons[len(near) :])}"
     upper = _class("".join(c for c in characters if c.isupper() and c <= "\uffff"))
@@ -111,7 +111,7 @@ class Splitter:
     def __init__(self) -> None:
         self._rules = _rules()
         self._whole: dict[str, list[str]] = {}
-        # The words that a known chunk would be split into -> the chunk. Adjacent words like these are joined again.
+        # The words that a known chunk would be split into -> the chunk. Such adjacent words are joined again.
         self._joins: dict[tuple[str, ...], str] = {}
         # First word of such a sequence -> length of the longest sequence.
         self._most: dict[str, int] = {}
@@ -127,7 +127,7 @@ class Splitter:
         self._whole = known
 
     def split(self, chunk: str) -> list[str]:
-        """Split a chunk, which has no whitespace, into words. Concatenating them gives the chunk."""
+        """Split a chunk, which has no whitespace, into words. Concatenating the words yields the chunk."""
         known = self._whole.get(chunk)
         if known is not None:
             return known
@@ -186,7 +186,7 @@ class Splitter:
     def _kept(self, chunk: str) -> int:
         """Return how many characters remain after splitting a mark, unit or genitive off the end.
 
-        If there is nothing to split off, that is the whole length.
+        If there is nothing to split off, return the chunk's length.
         """
         if not chunk:
             return 0

@@ -41,7 +41,7 @@ _ASCII_LETTER = np.array([code < 128 and chr(code).isalpha() for code in range(2
 
 
 def spaces(content: Bytes) -> Mask:
-    """Return the mask of bytes that belong to whitespace."""
+    """Return the mask of bytes that are part of whitespace characters."""
     is_space = _ASCII_SPACE[content]
     leads = np.flatnonzero((content >= 0xC2) & (content <= 0xE3))
     codes = column.wide(content, leads)
@@ -53,7 +53,7 @@ def spaces(content: Bytes) -> Mask:
 
 
 def chunks(texts: Column, blank: Mask) -> Spans:
-    """Return the runs without whitespace, each within one text. ``blank`` is the result of ``spaces``."""
+    """Return the runs of non-whitespace characters within each text. ``blank`` is the result of ``spaces``."""
     offsets, content = texts
     fresh = np.zeros(len(content) + 1, bool)
     fresh[offsets] = True
@@ -82,7 +82,7 @@ class Words(NamedTuple):
 
 
 class Vocabulary:
-    """Numbers chunks and words, and keeps the properties that the rules need, across columns."""
+    """Numbers chunks and words, and stores the properties that the rules need. Both persist across columns."""
 
     def __init__(self) -> None:
         self._splitter = Splitter()
@@ -101,37 +101,37 @@ class Vocabulary:
 
     @property
     def characters(self) -> Ints:
-        """For each word: number of characters."""
+        """Number of characters in each word."""
         return self._by_word.columns[0]
 
     @property
     def kinds(self) -> Ints:
-        """For each word: 2 for a mark that ends a sentence, 1 for other punctuation, otherwise 0."""
+        """Kind of each word: 2 for a mark that ends a sentence, 1 for other punctuation, otherwise 0."""
         return self._by_word.columns[1]
 
     @property
     def counts(self) -> Ints:
-        """For each chunk: number of words."""
+        """Number of words in each chunk."""
         return self._by_chunk.columns[0]
 
     @property
     def solid(self) -> Ints:
-        """For each chunk: number of words that don't consist only of symbols."""
+        """Number of words in each chunk that don't consist only of symbols."""
         return self._by_chunk.columns[2]
 
     @property
     def solid_characters(self) -> Ints:
-        """For each chunk: total characters in its solid words (see ``solid``)."""
+        """Total characters in each chunk's solid words (see ``solid``)."""
         return self._by_chunk.columns[3]
 
     @property
     def alphabetic(self) -> Ints:
-        """For each chunk: number of words that contain a letter."""
+        """Number of words in each chunk that contain a letter."""
         return self._by_chunk.columns[4]
 
     @property
     def stops(self) -> Ints:
-        """For each chunk: a bit set of the stop words in it."""
+        """Bit set of the stop words in each chunk."""
         return self._by_chunk.columns[5]
 
     def words(self, texts: pyarrow.LargeStringArray) -> Words:
@@ -162,7 +162,7 @@ class Vocabulary:
 
     def _learn(self, chunks: list[str]) -> None:
         """Add new chunks."""
-        # Use flat lists, because a list per chunk would trigger the garbage collector again and again.
+        # Use flat lists, because a list per chunk would keep triggering the garbage collector.
         flat: list[str] = []
         ends: list[int] = []
         for chunk in chunks:
@@ -184,7 +184,7 @@ class Vocabulary:
 
 
 def _traits(words: list[str]) -> Ints:
-    """Return, as [5, words]: characters, kind, whether solid, characters if solid, and whether it has a letter."""
+    """Return [5, words]: the characters, kind, whether solid, characters if solid, and whether there is a letter."""
     offsets, content = column.view(pyarrow.array(words, pyarrow.large_string()))
     sizes = np.diff(offsets)
     # Most words have only ASCII letters, so their properties are known.
@@ -208,7 +208,7 @@ def _kind(word: str) -> int:
 
 
 class _Table:
-    """A growing table of integers, stored by column."""
+    """An append-only table of integers, stored by column."""
 
     def __init__(self, width: int) -> None:
         self._columns = np.zeros((width, 1024), np.int64)

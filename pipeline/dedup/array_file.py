@@ -1,8 +1,8 @@
 """Files that hold several arrays, written atomically and memory-mapped for reading.
 
-Each array begins at a multiple of 64 bytes with a 64-byte header: magic, number of arrays from here on, numpy dtype
-string, rows, and columns (-1 for one dimension). Its values follow. The format is not npy, because a reduce task opens
-a file for every part of the corpus, and npy headers take longer to parse.
+Each array begins at a multiple of 64 bytes with a 64-byte header: magic, number of remaining arrays including this one,
+numpy dtype string, rows, and columns (-1 for a 1-D array). Its values follow. The format is not npy, because a reduce
+task opens a file for every part of the corpus, and npy headers take longer to parse.
 """
 
 import mmap
@@ -23,7 +23,7 @@ _HEADER = struct.Struct("<8sq8sqq24x")
 
 
 def write(path: Path, *arrays: NDArray[Any]) -> None:
-    """Write arrays with one or two dimensions. Creates the folder, and replaces the file atomically and durably."""
+    """Write 1-D or 2-D arrays. Creates the folder, and replaces the file atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = atomic.temp_path(path)
     with open(partial, "wb") as stream:
@@ -68,7 +68,7 @@ def read(path: Path) -> list[NDArray[Any]]:
 
 
 def part_path(folder: Path, kind: str, part: int) -> Path:
-    """Return the path of the file with the keys (or signatures) of a part of the corpus."""
+    """Return the path of the file that holds a part's keys (or signatures)."""
     return folder / kind / f"{part:06d}{SUFFIX}"
 
 

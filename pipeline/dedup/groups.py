@@ -1,7 +1,7 @@
 """Find entries with equal keys across all parts, in bounded memory.
 
-Entries come in corpus order, in chunks of complete parts. Of earlier chunks, only the first and last entry for each key
-are kept, so a key that many documents share needs no more memory than any other.
+Entries arrive in corpus order, in chunks that consist of whole parts. From earlier chunks, only the first and last
+entry for each key are kept, so a key that many documents share needs no more memory than any other.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ class Entries(NamedTuple):
     """Entries of key files.
 
     Attributes:
-        keys: one or two columns.
+        keys: one or two key columns.
         documents: the document each entry comes from.
         numbers: each entry's line number in its document; empty for kinds other than lines.
     """
@@ -34,7 +34,7 @@ class Entries(NamedTuple):
 
 
 class Later(NamedTuple):
-    """Entries of a chunk whose key has occurred before.
+    """A chunk's entries whose keys have occurred before.
 
     Attributes:
         at: indices of these entries within the chunk.
@@ -55,7 +55,7 @@ class Groups:
         self._first = self._last = np.zeros(0, np.uint64)
 
     def add(self, keys: list[NDArray[np.uint64]], documents: Documents) -> Later:
-        """Add entries, which are in corpus order and come after all earlier ones. Return those with a repeated key."""
+        """Add entries, in corpus order and following all earlier ones. Return the entries with a repeated key."""
         known = len(self._first)
         keys = [np.concatenate(pair) for pair in zip(self._keys, keys, strict=True)]
         # The sort is stable: among equal keys, known ones come first, and then the new ones in corpus order.
@@ -80,10 +80,10 @@ def chunks(
     """Yield a task's entries in corpus order, in chunks of complete parts.
 
     Args:
-        folder: folder of the key files.
-        task: the buckets.
+        folder: folder with the key files.
+        task: the range of buckets.
         max_bytes: maximum size of a chunk, unless a single part is larger.
-        wanted: returns the mask of the documents of a part whose entries count, or None if all of them do.
+        wanted: returns the mask of a part's documents whose entries to include, or None to include all entries.
 
     Raises:
         RequestError: a key file is damaged.

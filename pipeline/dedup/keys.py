@@ -40,7 +40,7 @@ def kinds(section: CleanSection) -> tuple[str, ...]:
 
 
 class KeyWriter:
-    """Writes the keys of a part, whose documents are added in order. Needs about 1 KB of memory per document."""
+    """Writes the keys of a part. Documents are added in order, and each needs about 1 KB of memory."""
 
     def __init__(self, folder: Path, part: int, section: CleanSection) -> None:
         """Start part number ``part``. Parts are numbered in corpus order."""
@@ -95,7 +95,7 @@ class KeyWriter:
         self._rows += len(texts)
 
     def finish(self) -> None:
-        """Publish the part's files, each by a rename. A part without documents gets files too."""
+        """Publish the part's files, each by a rename. They are written even if the part has no documents."""
         if BANDS in self._kinds:
             path = array_file.part_path(self._folder, SIGNATURES, self._part)
             array_file.write(path, np.concatenate(self._signatures))
@@ -115,7 +115,7 @@ def _sorted(columns: list[NDArray[Any]], kind: str) -> list[NDArray[Any]]:
 
 
 def _nothing(kind: str) -> tuple[NDArray[Any], ...]:
-    """Return the columns of a kind, without entries."""
+    """Return empty columns for a kind of key."""
     keys = (np.zeros(0, np.uint64),) * KEY_COLUMNS[kind]
     return (*keys, *(np.zeros(0, np.uint32),) * (2 if kind == LINES else 1))
 

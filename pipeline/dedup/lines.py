@@ -20,7 +20,7 @@ _NUMBER = mix(np.arange(1, 257, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
 class Lines(NamedTuple):
-    """Long lines of some texts.
+    """The long lines of a column of texts.
 
     Attributes:
         keys: hashes of the stripped lines.

@@ -1,13 +1,13 @@
 """Fast MinHash sketches of documents, with about one hash per shingle instead of one per shingle and bin.
 
-The method is from Dahlgaard, Knudsen and Thorup 2017, "Fast Similarity Sketching". In each round, every shingle falls
-into one bin, with a value. A bin takes the smallest value from the first round that reaches it. A bin that is still
-empty after all rounds takes the smallest hash of all the document's shingles under a hash function specific to that
-bin, as in MinHash (Broder 1997).
+The method is from Dahlgaard, Knudsen and Thorup 2017, "Fast Similarity Sketching". In each round, every shingle is
+hashed to a bin and a value. A bin takes the smallest value from the first round in which it receives any. A bin that is
+still empty after all rounds takes the smallest hash of all the document's shingles under a hash function specific to
+that bin, as in MinHash (Broder 1997).
 
-For sets of any size, each bin of a union is the smaller of the two sets' bins. So the probability that two sketches
-agree in a bin is exactly the Jaccard similarity of their shingle sets. The variance is at most that of MinHash with the
-same number of hashes, even for documents with a single shingle.
+For sets of any size, each bin of a union's sketch is the smaller of the two sets' bins. So the probability that two
+sketches agree in a bin is exactly the Jaccard similarity of their shingle sets. The variance is at most that of MinHash
+with the same number of hashes, even for documents with a single shingle.
 """
 
 from functools import lru_cache
@@ -19,7 +19,7 @@ from artefacts.hashing import Hashes, mix
 
 #: Value of an empty bin.
 _EMPTY = np.uint32(0xFFFFFFFF)
-#: Number of rounds. About this many minimize the work for short documents.
+#: Number of rounds. This number roughly minimizes the work for short documents.
 _ROUNDS = 32
 #: Number of single-bin hashes to compute at a time.
 _BLOCK = 1 << 21
@@ -47,7 +47,7 @@ def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int
         hashes = shingles * factors[number]
         place = ((hashes >> np.uint64(32)) * np.uint64(bins) >> np.uint64(32)).astype(np.int64)
         place += owner * bins
-        # Mostly different bits from the ones that select the bin.
+        # These are mostly different bits from the ones that select the bin.
         values = np.minimum((hashes >> np.uint64(8)).astype(np.uint32), _EMPTY - np.uint32(1))
         if number:
             free = np.flatnonzero(flat[place] == _EMPTY)
@@ -63,7 +63,7 @@ def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int
 
 @lru_cache(maxsize=8)
 def _factors(count: int, first: int = 1) -> Hashes:
-    """Return pseudorandom odd numbers, the same ones every time."""
+    """Return deterministic pseudorandom odd numbers."""
     return mix(np.arange(first, first + count, dtype=np.uint64) * np.uint64(_SALT)) | np.uint64(1)
 
 

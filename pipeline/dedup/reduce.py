@@ -1,6 +1,6 @@
 """The reduce step: find the duplicates in a task's buckets, across all parts, and write them to a file.
 
-For documents, the result lists the later copies, ascending. For lines, it lists the document and line number of each
+For documents, the result lists the later copies in order. For lines, it lists the document and line number of each
 later copy. For bands, it lists pairs of near duplicates: the later and the earlier document.
 """
 
@@ -30,7 +30,7 @@ def reduce(folder: Path, section: CleanSection, task: ReduceTask, max_bytes: int
     the number of documents, even if many share a key.
 
     Args:
-        folder: folder of the key files.
+        folder: folder with the key files.
         section: the settings that the keys were written with.
         task: a task from ``plan`` or ``plan_lines``.
         max_bytes: maximum size of the keys in memory.
@@ -75,7 +75,7 @@ def _near(folder: Path, section: CleanSection, task: ReduceTask, max_bytes: int)
 
 
 def _similar(signatures: Signatures, documents: Documents, repeated: Later) -> list[Pairs]:
-    """Return near duplicates: documents similar to the first, or else to the previous, document with the same key."""
+    """Return near duplicates: documents similar to the first or, failing that, the previous one with the same key."""
     # A pair that shares several bands is compared only once.
     (later, earlier), which = _distinct(documents, repeated.first)
     is_similar = signatures.are_similar(later, earlier)

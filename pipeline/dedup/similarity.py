@@ -21,7 +21,7 @@ SIGNATURES = "signatures"
 _BINS = 512
 #: Probability that two different values have the same lowest byte.
 _CHANCE = 1 / 256
-#: Number of standard errors that an estimate may be below the threshold. Without this margin, half of the pairs just
+#: How many standard errors below the threshold an estimate may be. Without this margin, half of the pairs just
 #: above the threshold would be missed.
 _MARGIN = 2
 #: Bytes of signatures to compare at a time.
@@ -54,7 +54,7 @@ class Signatures:
         self._least = least_agreement(near)
 
     def are_similar(self, one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return, for each pair of documents, whether their signatures make them near duplicates.
+        """Return, for each pair of documents, whether they are near duplicates according to their signatures.
 
         Raises:
             RequestError: a signature file is missing or damaged.
@@ -76,7 +76,7 @@ class Signatures:
         rows = (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
         borders = np.flatnonzero(np.diff(parts)) + 1
         for start, stop in zip([0, *borders], [*borders, len(parts)], strict=True):
-            # Reopen the file for each block, because files that stay mapped would count as memory.
+            # Reopen the file for each block, because a mapped file's pages count toward memory use.
             (mapped,) = array_file.read(array_file.part_path(self._folder, SIGNATURES, int(parts[start])))
             gathered[start:stop] = mapped[rows[start:stop]]
         return gathered

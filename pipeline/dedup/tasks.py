@@ -1,4 +1,4 @@
-"""Reduce tasks: ranges of buckets whose keys, summed over all parts, have a bounded size.
+"""Reduce tasks: ranges of buckets whose total key size across all parts is bounded.
 
 A plan depends only on the sizes in the key files, so all processes get the same plan.
 """
@@ -25,7 +25,7 @@ class ReduceTask(NamedTuple):
 
 
 def plan(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
-    """Return the tasks for documents, to be reduced before ``resolve``. All parts must have their keys.
+    """Return the tasks for documents, to be reduced before ``resolve``. All parts' keys must exist.
 
     Raises:
         RequestError: a key file is damaged.

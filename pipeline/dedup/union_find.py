@@ -14,9 +14,9 @@ Nodes = NDArray[Any]
 def join(parent: Nodes, one: Nodes, other: Nodes) -> None:
     """Join the components at the two ends of each edge, in place.
 
-    ``parent`` is initially 0, 1, 2, ... A parent is never larger than its child, so a component's root is its smallest
-    node; it is its own parent. All edges of a block are processed together: each root gets as its parent the smallest
-    root that an edge leads to, and paths are halved until their length is 1 (Shiloach and Vishkin 1982).
+    ``parent`` is initially 0, 1, 2, ... A parent is never larger than its child, so a component's root, which is its
+    own parent, is its smallest node. All edges of a block are processed together: each root is attached to the smallest
+    root that one of its edges leads to, and paths are halved until their length is 1 (Shiloach and Vishkin 1982).
     """
     while True:
         roots, others = _roots(parent, one), _roots(parent, other)
@@ -38,13 +38,13 @@ def _roots(parent: Nodes, nodes: Nodes) -> Nodes:
 
 
 def _shorten(parent: Nodes, nodes: Nodes) -> None:
-    """Make each node's root its parent. The number of steps is logarithmic in the length of the longest path."""
+    """Point each node directly at its root. The number of steps is logarithmic in the length of the longest path."""
     while not np.array_equal(above := parent[parent[nodes]], parent[nodes]):
         parent[nodes] = above
 
 
 def flatten(parent: Nodes) -> None:
-    """Make each node's root its parent, for all nodes, in place."""
+    """Point every node of the graph directly at its root, in place."""
     for at in range(0, len(parent), _BLOCK):
         # Nodes before this block are flat already, and parents are never larger than their children.
         block = parent[at : at + _BLOCK]

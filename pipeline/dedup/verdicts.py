@@ -1,4 +1,4 @@
-"""Decide what happens to each document and long line, based on the results of the reduce tasks.
+"""Decide which documents and long lines stay, based on the results of the reduce tasks.
 
 Near duplicates form clusters: if A is similar to B, and B to C, then all three are in one cluster, even if A is not
 similar to C. A cluster's first document stays, as in datatrove's MinHash deduplication.
@@ -29,7 +29,7 @@ _IN_MEMORY = 128 << 20
 
 
 class Verdict(NamedTuple):
-    """What happens to the documents and lines of a part.
+    """The decisions on a part's documents and lines.
 
     Attributes:
         documents: uint8 per document: ``KEPT``, or ``EXACT`` or ``NEAR`` for a duplicate of an earlier document.
@@ -59,7 +59,7 @@ def resolve(folder: Path, section: CleanSection) -> None:
     """Decide which documents stay, after all tasks from ``plan`` have been reduced. Does nothing if already decided.
 
     The time is linear in the number of documents and pairs. For a large corpus, the arrays are in memory-mapped files,
-    so the system can evict them from memory.
+    so the operating system can evict their pages.
 
     Raises:
         RequestError: a part or a result is missing or damaged.
@@ -146,7 +146,7 @@ def kept_documents(folder: Path) -> Callable[[int], NDArray[np.bool_]]:
 
 
 def verdict(folder: Path, section: CleanSection, part: int) -> Verdict:
-    """Return what happens to the documents and lines of a part, after all tasks from ``plan_lines`` have been reduced.
+    """Return the verdict on a part's documents and lines, after all tasks from ``plan_lines`` have been reduced.
 
     Raises:
         RequestError: a result is missing or damaged.

@@ -9,7 +9,7 @@ from artefacts import atomic
 from pipeline.documents.write_shards import clean_name
 from pipeline.sources.bad_inputs import BadInputs
 
-#: The counts of parts, and of shards, to sum.
+#: Names of the part counts, and of the shard counts, to sum.
 _PART_COUNTS = ("read", "read_bytes", "kept", "kept_bytes")
 _SHARD_COUNTS = ("documents", "bytes", "not_sampled", "removed_lines")
 
@@ -31,7 +31,7 @@ def by_source(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def totals(read: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the counts for the manifest: over all sources and, if there are several, for each one under ``sources``.
+    """Return the manifest's counts: the totals and, if there are several sources, each one's counts under ``sources``.
 
     Args:
         read: the result of ``by_source``.

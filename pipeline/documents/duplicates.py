@@ -21,10 +21,10 @@ from pipeline.parallel import ALL_TASKS, TaskShard
 
 
 def find(recipe: Recipe, parts: Path, task_shard: TaskShard) -> bool:
-    """Do a task's comparisons. If one task does all the work, also decide which documents stay and which are sampled.
+    """Run a task's comparisons. If one task does all the work, also decide which documents stay and which are sampled.
 
     Returns:
-        Whether it has been decided which documents stay and which are sampled.
+        Whether these decisions have been made.
 
     Raises:
         RequestError: a part is not finished, or a key file is damaged.
@@ -51,7 +51,7 @@ def _reduce(recipe: Recipe, parts: Path, tasks: list[dedup.ReduceTask], task_sha
 
 
 def verdict(parts: Path, section: CleanSection, number: int) -> dedup.Verdict:
-    """Return what happens to the documents of a part. If deduplication is off, all of them stay."""
+    """Return the verdict on a part's documents. If deduplication is off, all of them stay."""
     if dedup.kinds(section):
         return dedup.verdict(parts, section, number)
     rows = parquet.read_metadata(kept_path(parts, number)).num_rows

@@ -61,9 +61,9 @@ def read_parts(recipe: Recipe, sources: dict[str, Source], folder: Path, task_sh
     """
     folder.mkdir(parents=True, exist_ok=True)
     if _all_finished(folder):
-        # Listing the parts of a solid archive would mean reading all of it.
+        # Listing the parts of a solid archive requires reading all of it.
         return
-    # Report what a cleaning rule is missing here, once, instead of in every worker.
+    # Report missing packages or evaluation texts here, once, instead of in every worker.
     prepare(recipe.data.clean, warn=True)
     print_warnings(sources)
     workers = parallel.count(recipe.data.workers)
@@ -188,7 +188,7 @@ def clean_part(
 
 
 def _cleaned(table: pyarrow.Table, masked: Counter[str]) -> tuple[pyarrow.Table, pyarrow.Table]:
-    """Return the documents that are kept, and the documents that are dropped. Count replacements in ``masked``."""
+    """Return the kept documents and the dropped documents. Add the numbers of replacements to ``masked``."""
     cleaned = _cleaner[0](table["text"].chunk(0))
     masked.update(cleaned.masked)
     table = table.set_column(1, "text", cleaned.texts)
@@ -252,7 +252,7 @@ def _text_bytes(texts: pyarrow.ChunkedArray) -> int:
 
 
 def with_digests(table: pyarrow.Table) -> pyarrow.Table:
-    """Convert documents to ``KEPT_SCHEMA``, by adding the size and digest of each text.
+    """Convert documents to ``KEPT_SCHEMA`` by adding the size and digest of each text.
 
     If a document has a target, the first half of its digest comes from the text, and the second half from the text and
     the target. So documents with the same text but different targets are not duplicates, but they are held out together

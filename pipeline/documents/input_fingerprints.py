@@ -1,6 +1,6 @@
 """Fingerprints of the inputs that the documents are built from.
 
-Finished documents stay usable without their raw text: if it was removed or is unreachable over the network, the
+Finished documents stay usable without their raw text. If it was removed or cannot be reached over the network, the
 recorded fingerprints are used instead.
 """
 
@@ -31,8 +31,8 @@ class _Input(NamedTuple):
     Attributes:
         key: the recipe key for its path.
         path: the path, or None if it has none.
-        name: its entries in a manifest's inputs begin with this name and a colon.
-        look_up: returns these entries: files, or a string that changes with the content.
+        name: prefix, followed by a colon, of its entries in a manifest's inputs.
+        look_up: function that returns these entries: files, or a string that changes with the content.
     """
 
     key: str

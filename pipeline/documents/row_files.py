@@ -36,7 +36,7 @@ class RowFile:
         """Open the file.
 
         Args:
-            path: the file's final path, which it gets when it is complete.
+            path: the file's final path. The file is moved there when it is complete.
             schema: its columns.
             compression: lz4 for intermediate files, zstd for published ones.
             needed: write the file even if it has no rows.

@@ -1,4 +1,4 @@
-"""Check the sources after reading: were too many inputs unreadable, or is a source left without documents?"""
+"""Check, after reading, that not too many inputs were unreadable and that every source has documents left."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Source
 
 _KEY = re.compile(r"data\.clean[.\w]*\w")
-#: Recipe keys behind the reasons that don't mention one.
+#: Recipe keys for the reasons that don't mention one.
 _KEYS = {DUPLICATE: "data.clean.exact_dedup", NEAR_DUPLICATE: "data.clean.near_dedup"}
 
 

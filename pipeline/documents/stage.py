@@ -64,7 +64,7 @@ def ingest(recipe: Recipe, task_shard: TaskShard) -> list[str] | None:
         Tables about everything read so far, or None if the documents are up to date.
 
     Raises:
-        RequestError: there is nothing to read, or (if one task does all the work) too much could not be read.
+        RequestError: there is nothing to read, or (if one task does all the work) too many inputs are unreadable.
     """
     with _open_stage(recipe, task_shard) as (stage, sources):
         if stage.finished:
@@ -88,7 +88,7 @@ def find_duplicates(recipe: Recipe, task_shard: TaskShard) -> bool:
         Whether all comparisons are finished and it has been decided which documents stay.
 
     Raises:
-        RequestError: parts are missing, or (if one task does all the work) too much could not be read.
+        RequestError: parts are missing, or (if one task does all the work) too many inputs are unreadable.
     """
     with _open_stage(recipe, task_shard) as (stage, sources):
         if stage.finished:

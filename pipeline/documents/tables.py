@@ -48,7 +48,7 @@ def coverage(parts: Path) -> str:
 
 
 def lengths(paths: list[Path]) -> list[str]:
-    """Return quantiles and a histogram of document lengths in parquet files, in bytes of UTF-8."""
+    """Return quantiles and a histogram of the lengths of documents in parquet files, in UTF-8 bytes."""
     import numpy as np
     import pyarrow.parquet as parquet
 

@@ -55,7 +55,7 @@ def write_shards(recipe: Recipe, parts: Path, work: Path, task_shard: TaskShard)
         The counts of every shard if one task does all the work, otherwise an empty list.
 
     Raises:
-        RequestError: a part is not finished, duplicates are not resolved, or a part is damaged.
+        RequestError: a part is not finished, duplicates have not been resolved, or a part is damaged.
     """
     shards = plan(finished_parts(parts))
     thresholds = read_thresholds(recipe, parts)

@@ -1,6 +1,6 @@
 """The examples stage: build chat examples for fine-tuning, some of them held out for evaluation.
 
-``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, labels (-100 where there is no loss),
+``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, labels (-100 where no loss is computed),
 source, question and answer. ``pipeline/examples/split.py`` describes the split.
 """
 
@@ -30,12 +30,12 @@ from pipeline.sources.storage.digests import digests_of
 TOO_LONG = "longer than finetune.max_length"
 REPEATED = "the same conversation as an earlier example"
 NOT_SAMPLED = "not sampled (finetune.examples.max_examples)"
-#: Recipe key -> the reason it gives for dropping examples.
+#: Recipe key of a limit -> the reason recorded for the examples that exceed it.
 _LIMITS = {"finetune.max_length": TOO_LONG, "finetune.examples.max_examples": NOT_SAMPLED}
 
 
 class Example(NamedTuple):
-    """A conversation, its last question and answer, and where it comes from."""
+    """A conversation, its last question and answer, and its origin."""
 
     messages: list[dict[str, str]]
     question: str
@@ -139,7 +139,7 @@ def _pydocs(recipe: Recipe) -> SourceSection | None:
 
 
 def _plain(answer: str) -> str:
-    """Return the text without differences in case and spacing, for comparison."""
+    """Return the text with case and whitespace normalized, for comparison."""
     return " ".join(answer.casefold().split())
 
 

@@ -1,4 +1,4 @@
-"""The recipe keys that the examples of a supervised model depend on."""
+"""The recipe keys that a supervised model's examples depend on."""
 
 from typing import Any
 

@@ -22,7 +22,7 @@ FORMATS = (
     "use JSON lines (.jsonl, .ndjson) or one JSON array (.json) of records with instruction, output and optionally "
     "input, or with messages that have role and content"
 )
-#: How a reason begins -> what to do about such records.
+#: Prefix of a reason -> what to do about such records.
 HINTS = {
     **signatures.HINTS,
     "unreadable file": "download these files of finetune.examples.path again, or repair or remove them",
@@ -106,7 +106,7 @@ def _records(text: str, name: str, bad: BadInputs) -> Iterator[tuple[str, Any]]:
 
 
 class _UnusableError(Exception):
-    """A record is unusable. The message is the reason."""
+    """Raised for an unusable record. The message is the reason."""
 
 
 def _messages(record: Any, normalized: Callable[[str], str]) -> Messages | str:
@@ -150,7 +150,7 @@ def _conversation(messages: Any, normalized: Callable[[str], str]) -> Messages |
     return plain
 
 
-#: What to call JSON values that are not text.
+#: Names, for messages, of JSON values that are not text.
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 

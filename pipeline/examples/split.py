@@ -1,4 +1,4 @@
-"""Choose which chat examples to hold out, such that training examples don't give away their answers.
+"""Choose which chat examples to hold out, so that training examples don't give away the held-out answers.
 
 Two examples are tied, which means that they are put on the same side, if they have
 
@@ -8,7 +8,7 @@ Two examples are tied, which means that they are put on the same side, if they h
   documents;
 - the same answer.
 
-Something that many examples share, such as a question template, a class label or a stock phrase, doesn't tie them, and
+Text that many examples share, such as a question template, a class label or a stock phrase, doesn't tie them, and
 some examples with a common answer are always left for training. In a conversation, each assistant message is an answer,
 and its question consists of all user messages so far. The split depends on the seed and the examples, not on their
 order.
@@ -35,7 +35,7 @@ Hashes = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 Messages = Sequence[Mapping[str, str]]
 
-#: An answer that more examples than this share is common, and a question that more examples share is a template.
+#: An answer shared by more examples than this is common, and a question shared by more examples is a template.
 _FEW = 10
 #: Answers with fewer bytes than this may be class labels, so a lower limit applies to them.
 _SHORT_BYTES, _FEW_SHORT = 32, 3
@@ -94,7 +94,7 @@ def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Spli
     """Split two or more conversations so that about ``fraction`` of them is held out."""
     count = len(conversations)
     target = min(max(round(fraction * count), 1), count - 1)
-    # An answer that more examples share than the held-out side has room for is common too.
+    # An answer shared by more examples than fit on the held-out side is common too.
     few = min(_FEW, max(target, 2))
     turns = _turns(conversations)
     common, rare = _by_frequency(turns, few)
@@ -105,7 +105,7 @@ def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Spli
     hashes = keyed_hashes(
         seed, "held-out", ("\0".join(message["content"] for message in messages) for messages in conversations)
     )
-    # What the two sides must share for both to have any examples. Almost always nothing.
+    # What the two sides may share, relaxed until both of them have examples. Almost always nothing.
     levels = (
         ("", all_ties),
         ("an answer or nearly a question", same_question),
@@ -152,7 +152,7 @@ def _turns(conversations: Sequence[Messages]) -> _Turns:
 
 
 def _comparable(text: str) -> str:
-    """Return the text's words in lowercase, separated by spaces, or if it has no words, the text itself."""
+    """Return the text's words in lowercase, separated by spaces, or the text itself if it has no words."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_WORD.findall(text)) or " ".join(text.split())
 
@@ -170,8 +170,8 @@ def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
 def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
     """Tie examples whose questions are in the same family, and return the root of each example.
 
-    The last question of a conversation always counts. An earlier one ties conversations only if few have it, so a
-    greeting that begins many conversations does not.
+    The last question of a conversation always counts. An earlier one ties conversations only if few contain it, so a
+    common opening greeting does not.
     """
     parent = np.arange(count)
     has_question = turns.questions >= 0
@@ -187,7 +187,7 @@ def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
 
 
 def _families(questions: list[str], few: int) -> Ints:
-    """Return, for each question, the first similar question, or itself if many are similar (as for a template)."""
+    """Return, for each question, the first similar question, or itself if many are similar (a template)."""
     parent = np.arange(len(questions))
     texts = pyarrow.array([_NUMBER.sub("0", question) for question in questions], pyarrow.large_string())
     hashes, owners = sequences(pyarrow.chunked_array([texts]), 1)
@@ -255,7 +255,7 @@ def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
     room = target
 
     def hold_out(number: int, most: int) -> int:
-        """Hold out a group, unless it has more than ``most`` examples or all that are left with a common answer.
+        """Hold out a group, unless it has more than ``most`` examples or all the remaining ones with a common answer.
 
         Returns its size, or 0 if it is not held out.
         """

@@ -93,7 +93,7 @@ def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
 def _encode(
     recipe: Recipe, files: dict[str, list[Path]], classes: tuple[str, ...], stage: Stage
 ) -> tuple[dict[str, Any], list[str]]:
-    """Write the files. Returns the counts for the manifest, and the sources whose held-out document was forced."""
+    """Write the files. Returns the counts for the manifest, and the sources with a forced held-out document."""
     from pipeline.examples import supervised_blocks
     from pipeline.tokens import encode, held_out
     from tokenizer.registry import load_tokenizer

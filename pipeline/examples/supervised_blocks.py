@@ -34,7 +34,7 @@ Mask = NDArray[np.bool_]
 
 
 class Task(NamedTuple):
-    """What the model is trained to do.
+    """The task that the model is trained on.
 
     Attributes:
         kind: see ``ModelSection``.
@@ -73,11 +73,11 @@ class _Examples(NamedTuple):
 
 
 def prepare(tokenizer: Path, task: Task, thresholds: Thresholds) -> None:
-    """Load what ``encode`` needs in this process."""
+    """Load the objects that ``encode`` needs into this process."""
     _state[:] = [(load_tokenizer(tokenizer), task, thresholds)]
 
 
-#: What ``encode`` needs, loaded once per process.
+#: The objects that ``encode`` needs, loaded once per process.
 _state: list[tuple[Tokenizer, Task, Thresholds]] = []
 
 

@@ -1,4 +1,4 @@
-"""Show dropped documents: counts by reason, and the first of them."""
+"""Show dropped documents: counts by reason, and the first few documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ _SHOWN_CHARS = 200
 
 
 def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
-    """Yield the number of dropped documents by reason, then the id, reason and beginning of some of them, as lines.
+    """Yield lines with the number of dropped documents by reason, then the id, reason and beginning of some of them.
 
     Args:
         recipe: the recipe that the documents were built with.
@@ -21,7 +21,7 @@ def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
         limit: maximum number of documents to show.
 
     Raises:
-        RequestError: the documents are missing or damaged, or none was dropped for such a reason.
+        RequestError: the documents are missing or damaged, or none was dropped for a matching reason.
     """
     folder = RunLayout.of(recipe).documents
     documents = repair_hints.read_manifest("documents", folder)

@@ -51,7 +51,7 @@ def _reported_counts(published: Manifest) -> dict[str, Any]:
 
 
 def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
-    """Return lines of names and numbers. Several sources have a column each, followed by one for the total."""
+    """Return lines of names and numbers. If there are several sources, each has a column, and so does the total."""
     total = {key: value for key, value in counts.items() if key != "sources"}
     sources = counts.get("sources", {})
     counts_of_columns = [*sources.values(), total]

@@ -29,7 +29,7 @@ _LISTED = 40
 _LABEL_CHARS = 36
 #: Number of ids to count at a time.
 _COUNTED = 16 << 20
-#: Number of files per source to measure bytes per token on.
+#: Number of files per source from which bytes per token are measured.
 _MEASURED_FILES = 4
 
 
@@ -144,7 +144,7 @@ def _tokens_section(layout: RunLayout, published: Manifest, documents: Manifest 
 def _bytes_per_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArray[np.float64]]:
     """Return bytes per token for the first training documents of each source.
 
-    Sources whose token shards have fewer documents than that are left out.
+    Sources whose token shards have fewer documents than were measured are omitted.
     """
     path = layout.tokens / "validation.parquet"
     with repair_hints.reading("tokens", path):

@@ -95,7 +95,7 @@ def _compare_source(
 
 
 def _check_training(name: str, layout: RunLayout, recipe_path: str, intact: list[str], faults: list[str]) -> None:
-    """Check each checkpoint, the folder's own files, and whether the data is still what the model was trained on."""
+    """Check each checkpoint, the folder's own files, and whether the data has changed since training."""
     folder: Path = getattr(layout, name)
     again = command_hints.make(name, recipe_path)
     for number, checkpoint in enumerate(checkpoints(folder)):

@@ -8,11 +8,11 @@ from typing import Any
 from artefacts.errors import RequestError, spelled
 from pipeline.sources import signatures
 
-#: Number of examples per reason to show in a message, and to record.
+#: Number of examples per reason to show in a message, and number to record.
 _SHOWN = 3
 _RECORDED = 100
 
-#: How a reason begins -> what to do about such inputs. ``{key}`` is the source's recipe key.
+#: Prefix of a reason -> what to do about such inputs. ``{key}`` is the source's recipe key.
 _HINTS = {
     "invalid ": "set {key}.encoding (such as latin-1; for text, jsonl, csv and parallel)",
     "field ": "set {key}.text_field, or remove the records without text in that field",
@@ -28,7 +28,7 @@ _HINTS = {
 
 
 class NoneGoodError(BaseException):
-    """``BadInputs.patience`` inputs were tried, and none of them could be read.
+    """Raised when ``BadInputs.patience`` inputs were tried and none of them could be read.
 
     This is not an ``Exception``, because sources that read over the network retry after any ``Exception``.
     """
@@ -45,7 +45,7 @@ class BadInputs:
         bytes: stored bytes of the source, including lost ones.
         lost_bytes: approximate bytes that were not read. A damaged file is one input, but can hold thousands of them.
         patience: give up if this many inputs were tried and none could be read. None means never.
-        hints: how a reason begins -> what to do about such inputs.
+        hints: prefix of a reason -> what to do about such inputs.
     """
 
     good: int = 0
@@ -95,7 +95,7 @@ class BadInputs:
         return "; ".join(self.examples[reason][:_SHOWN])
 
     def _hints_for(self, key: str) -> str:
-        """Return what to do about the inputs, starting with the most frequent reason."""
+        """Return the hints for these inputs, starting with the most frequent reason."""
         reasons = [reason for reason, _ in self.reasons.most_common()]
         hints = [hint for reason in reasons for begin, hint in self.hints.items() if reason.startswith(begin)]
         hints = [hint.replace("{key}", key) for hint in dict.fromkeys(hints)]
@@ -131,7 +131,7 @@ class BadInputs:
             print(f"{spelled(name)}: skipped {count:,} of {total:,} inputs: {reason} ({self._shown(reason)})")
 
     def _above(self, limit: float, bad: float, lost: float) -> str:
-        """Describe the fractions that are above the limit. Empty if no input is good, because no limit would help."""
+        """Describe the fractions that exceed the limit. Empty if no input is good, because no limit would help."""
         if not self.good:
             return ""
         fractions = [(f"{100 * bad:.3g} % of the inputs", bad), (f"about {100 * lost:.3g} % of the bytes", lost)]

@@ -1,4 +1,4 @@
-"""The interface of every source of documents: it lists its parts, and reads each part into documents."""
+"""The interface that every source implements: it lists its parts, and reads each part into documents."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -7,7 +7,7 @@ from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.storage.files import File
 
-#: The recipe key of a source that is the only one.
+#: The source's recipe key, if there is only one source.
 KEY = "data.source"
 
 
@@ -16,7 +16,7 @@ class Part(NamedTuple):
 
     Attributes:
         size: stored bytes of the source that it covers. Progress is measured in these.
-        where: what the source's ``read`` needs to find it. A part of a solid archive carries the content itself,
+        where: location information for the source's ``read``. A part of a solid archive carries the content itself,
             because such an archive can only be read from the start.
         carried: approximate bytes of content that it carries.
     """
@@ -42,13 +42,16 @@ class Source(Protocol):
         """Description of how the source is divided into parts. Parts are reused only if this is unchanged."""
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """Return name -> files to read, or a string that identifies the content. A change makes the documents stale."""
+        """Return a map from names to files to read, or to a string that identifies the content.
+
+        A change makes the documents stale.
+        """
 
     def size(self, workers: int) -> int | None:
         """Return the stored bytes of all parts, or None if that is unknown before reading."""
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part, in the same order for any number of ``workers`` (processes to use for finding the parts).
+        """Yield every part. The order does not depend on ``workers``, the number of processes for finding the parts.
 
         Parts that carry content are created one at a time, so memory use stays bounded.
         """

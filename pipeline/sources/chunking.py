@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 #: An end mark, closing quotes or brackets, and whitespace; or a Chinese or Japanese end mark, which needs no space.
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][”’」』）]*\s*|\n\n+")
-#: Characters other than an uppercase letter that a sentence may begin with.
+#: Characters, other than uppercase letters, that can begin a sentence.
 _OPENING = "\"'“‘«(["
 
 
@@ -96,8 +96,8 @@ def _window_stop(text: str, start: int, size: int) -> int:
     return start + size
 
 
-#: Rule -> a function that returns where a piece stops, and a function that returns the length up to which the rest of a
-#: text is not cut.
+#: Rule -> a function that returns where a piece stops, and a function that returns the maximum length of a remainder
+#: that is not cut.
 _RULES: dict[str, tuple[Callable[[str, int, int], int], Callable[[int], int]]] = {
     "paragraph": (_paragraph_stop, lambda size: size + size // 2),
     "sentence": (_sentence_stop, lambda size: size + size // 2),

@@ -31,7 +31,7 @@ class CsvSource(FileSource):
         path: file, folder, glob or URL of .csv (commas) or .tsv (tabs) files, optionally with .gz, .zst or .xz.
         text_field: the text column.
         encoding: encoding of the files.
-        delimiter: character between two fields, or None to choose it by file suffix.
+        delimiter: the field delimiter, or None to choose it by file suffix.
         target_field: the target column, or None if there is none.
     """
 

@@ -35,7 +35,7 @@ class FileSource:
     path: str
     key: str = field(default=KEY, kw_only=True)
 
-    #: Suffixes of the files to read in a folder, without the suffix of compressed files.
+    #: Suffixes of the files to read in a folder, not counting compression suffixes.
     endings: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -77,7 +77,7 @@ class FileSource:
         return {"files": len(self.files), "bytes": self.size(1), "ignored": len(self._listing.ignored)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the list of files, which may be long. Parts hold their own files."""
+        """Omit the list of files, which may be long. Parts hold their own files."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

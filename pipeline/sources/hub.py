@@ -35,8 +35,8 @@ class HubSource:
 
     Attributes:
         repository: name on the Hub (``Skylion007/openwebtext``), or a local folder.
-        text_field: the text column. ``meta.body`` means field body of column meta, unless there is a column of that
-            name.
+        text_field: the text column. ``meta.body`` means the field ``body`` of the column ``meta``, unless there is a
+            column with that name.
         split: the split.
         config: the dataset configuration, or None for the default.
         revision: branch, tag or commit, or None for the newest.
@@ -140,7 +140,7 @@ class HubSource:
             )
         shard = dataset.shard(num_shards=shards, index=number)
         row = 0
-        # If the sizes are unknown, all data files count the same.
+        # If the sizes are unknown, all data files count equally.
         size = part.size or 1
         bad.bytes += size
         for column in _Columns(self, shard, name, size, bad):
@@ -195,7 +195,7 @@ class _Columns:
             yield column
 
     def _next(self) -> Any:
-        """Return the next column, from the stream or from a new stream at the same position, or None at the end."""
+        """Return the next column, or None at the end. A broken stream is reopened at the same position."""
         try:
             if self._stream is None:
                 self._stream = self._from_the_start()
@@ -237,7 +237,7 @@ class _Columns:
 
 
 def _digest(column: Any, row: int) -> bytes:
-    """Return a SHA-256 of a value's stored bytes."""
+    """Return the SHA-256 of a value's stored bytes."""
     value = column.slice(row, 1)
     return hashlib.sha256(repr(value.cast("binary").to_pylist()).encode()).digest()
 
@@ -271,7 +271,7 @@ def _builder(path: str, config: str | None, commit: str | None, key: str) -> Any
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, config: str | None, commit: str | None, split: str, field: str, key: str) -> Any:
-    """Load the split. Cached, so that a process queries the Hub only once for any number of parts."""
+    """Load the split. The result is cached, so each process queries the Hub only once, not once per part."""
     import datasets
     import pyarrow
 

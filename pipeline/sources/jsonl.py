@@ -28,7 +28,8 @@ class JsonlSource(FileSource):
 
     Attributes:
         path: file, folder, glob or URL of .jsonl, .ndjson or .json files, optionally with .gz, .zst or .xz.
-        text_field: the text field. ``meta.body`` means field body of object meta, unless there is a field of that name.
+        text_field: the text field. ``meta.body`` means the field ``body`` of the object ``meta``, unless there is a
+            field with that name.
         encoding: encoding of the files. A file that is not UTF-8 is read by a single process.
         target_field: the target field, which is text, a number or a boolean, or None if there is none.
     """
@@ -40,7 +41,7 @@ class JsonlSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part, as (file, first byte, byte to stop at) triples. Stop 0 means the end of the file."""
+        """Yield every part, as (file, first byte, byte to stop at) triples. A stop of 0 means the end of the file."""
         return file_source.grouped(self._ranges(), self.most_bytes)
 
     def _ranges(self) -> Iterator[tuple[int, tuple[File, int, int]]]:
@@ -83,7 +84,7 @@ class JsonlSource(FileSource):
                 try:
                     pair = text, target = fields_of(orjson.loads(line))
                 except (ValueError, KeyError, TypeError):
-                    # Rare: a line that is blank, malformed, not an object, or only accepted by the standard library.
+                    # Rare: a line that is blank, malformed, not an object, or accepted only by the standard library.
                     pair = self._unusual(line, name, at, bad)
                 else:
                     if type(text) is not str or (self.target_field and (type(target) is not str or not target.strip())):
@@ -147,9 +148,9 @@ def _array(head: bytes) -> str | None:
     return "a JSON array, not JSON lines" if signatures.is_json_array(head) else None
 
 
-#: Stands for the value of a field that does not exist.
+#: Sentinel for the value of a missing field.
 _MISSING = object()
-#: What to call JSON values that are not text.
+#: Names, for messages, of JSON values that are not text.
 _KINDS = {NoneType: "null", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 

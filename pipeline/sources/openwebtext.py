@@ -38,7 +38,7 @@ _TOO_LARGE = f"a member larger than {tar.MOST_MEMBER_BYTES >> 20} MB"
 
 
 class Range(NamedTuple):
-    """The members of a plain tar whose header begins in [start, stop). If ``stop`` is None, the range has no end."""
+    """The members of a plain tar whose headers begin in [start, stop). If ``stop`` is None, the range has no end."""
 
     file: File
     start: int
@@ -55,7 +55,7 @@ class Content(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Something in an archive that could not be read: the reason, the place and the stored bytes lost with it."""
+    """An unreadable item in an archive: the reason, the location, and the number of stored bytes lost."""
 
     reason: str
     where: str
@@ -175,13 +175,13 @@ def _ranges(file: File, most: int) -> Iterator[Part]:
 
 
 def _of_tar(file: File) -> Iterator[tuple[int, Content | Fault]]:
-    """Yield (bytes of the archive read so far, member) for a compressed tar, up to its end or the first damage."""
+    """Yield (bytes of the archive read so far, member) for a compressed tar, up to its end or any damage."""
     before = read = at = 0
     try:
         with file.open() as raw, decompressed(raw, file.name) as stream:
             try:
                 for position, member in enumerate(tar.members(stream)):
-                    # The position moves back a little if the reader runs into damage ahead of a member.
+                    # The position moves back slightly if the reader hits damage ahead of a member.
                     before, read = read, max(read, raw.tell())
                     if fault := _fault(member, file.name, read - before):
                         yield read, fault

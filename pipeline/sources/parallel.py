@@ -44,7 +44,7 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True)
 class ParallelSource(FileSource):
-    """Pairs of lines from two files. If the paths are folders or globs, their files are paired in order of name.
+    """Pairs of lines from two files. If the paths are folders or globs, their files are sorted by name and paired.
 
     Lines are counted before they are read. Plain UTF-8 files are divided into parts at line ends; any other file is
     read by a single process. Pairs of blank lines are skipped. If a file is damaged, the lines before the damage are
@@ -87,7 +87,7 @@ class ParallelSource(FileSource):
         return file_source.grouped(pieces, self.most_bytes)
 
     def _cut(self, source: File, target: File) -> Iterator[Lines]:
-        """Divide the lines of two files into pieces: of about ``most_bytes`` if both are plain UTF-8, else just one."""
+        """Divide two files' lines into pieces of about ``most_bytes``, or just one unless both are plain UTF-8."""
         undivided = source.is_compressed or target.is_compressed or self.encoding != encodings.UTF8
         # Decompressed or decoded text can be longer than the file.
         most = math.inf if undivided else self.most_bytes
@@ -120,7 +120,7 @@ class ParallelSource(FileSource):
             yield Lines(source, target, (begin, other), first, last - first, size)
 
     def _ends(self, file: File, broken: dict[File, tuple[str, str, int]]) -> Iterator[tuple[int, int]]:
-        """Yield each line's number, from 1, and the bytes (of UTF-8) up to its end. Add damage to ``broken``.
+        """Yield each line's number, from 1, and the offset of its end in UTF-8 bytes. Record damage in ``broken``.
 
         Raises:
             RequestError: a line is too long.

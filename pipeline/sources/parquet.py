@@ -46,8 +46,8 @@ class ParquetSource(FileSource):
 
     Attributes:
         path: file, folder, glob or URL of .parquet files.
-        text_field: the text column. ``meta.body`` means field body of column meta, unless there is a column of that
-            name.
+        text_field: the text column. ``meta.body`` means the field ``body`` of the column ``meta``, unless there is a
+            column with that name.
         target_field: the target column, named in the same way, or None if there is none. Targets can also be integers
             or booleans.
     """
@@ -159,7 +159,7 @@ def _ranges(file: File, metadata: Any, most: int) -> Iterator[RowGroups]:
 
 
 def check_column(schema: Any, name: str, where: str, key: str, labels: bool = False) -> None:
-    """Check that a table has a column of text.
+    """Check that a table has a text column with this name.
 
     Args:
         schema: ``pyarrow.Schema`` of the table.
@@ -185,7 +185,7 @@ def check_column(schema: Any, name: str, where: str, key: str, labels: bool = Fa
 
 
 def _kind_of(schema: Any, name: str) -> Any:
-    """Return the type of a column, or of a field in it (with dots), or None if it doesn't exist."""
+    """Return the type of a column, or of a nested field if the name is dotted, or None if it doesn't exist."""
     import pyarrow.types as types
 
     if name in schema.names:
@@ -202,7 +202,7 @@ def _kind_of(schema: Any, name: str) -> Any:
 
 
 def column_of(table: Any, name: str) -> Any:
-    """Return a column of a table or batch, or a field in it (with dots). ``check_column`` must have accepted it."""
+    """Return a column or (dotted) nested field of a table or batch. ``check_column`` must have accepted the name."""
     import pyarrow.compute as compute
 
     if name in table.schema.names:
@@ -226,7 +226,7 @@ def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str
 
 
 def _values(column: Any) -> list[str | bytes | None]:
-    """Return the values of a text column: as strings, or if not all of them are UTF-8, as bytes."""
+    """Return the values of a text column: as strings, or as bytes if not all of them are valid UTF-8."""
     import pyarrow
 
     try:

@@ -1,4 +1,4 @@
-"""The documentation of the installed Python: topics of the language, and the docstrings of all importable packages.
+"""Documentation of the installed Python: language topics, and the docstrings of all importable packages.
 
 Every machine has this text, even without a network. It is parsed once per environment and cached.
 """
@@ -39,7 +39,7 @@ class PydocsSource:
     """Language topics, and all modules, classes and functions with a docstring. Each source file is one input.
 
     Attributes:
-        cache: folder of parsed environments.
+        cache: folder with the cache files of parsed environments.
         packages: top-level modules and packages to keep, or None for all. "topics" stands for the language topics.
         target_field: use a document's ``kind`` or ``package`` as its target, and remove the first line of its text,
             which gives both away. If None, documents have no target.
@@ -217,7 +217,7 @@ def _unique(documents: list[Document]) -> Iterator[Document]:
 
 
 def _write(path: Path, documents: Iterator[Document], bad: BadInputs) -> None:
-    """Write the cache file atomically. Its metadata records what could not be parsed."""
+    """Write the cache file atomically. Its metadata records the files that could not be parsed."""
     import json
 
     import pyarrow
@@ -260,7 +260,7 @@ def _readable(path: Path) -> bool:
 
 
 def _bad_inputs(file: Any) -> dict[str, Any]:
-    """Return the counts of what could not be parsed when the cache file was written."""
+    """Return the counts of files that could not be parsed when the cache file was written."""
     import json
 
     counts: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"bad_inputs"])

@@ -18,7 +18,7 @@ SKIPPED_FOLDERS = frozenset(
 _MOST_FILE_BYTES = 1_500_000
 #: Signatures longer than this are shown without annotations and defaults.
 _MOST_SIGNATURE_CHARS = 300
-#: Module -> the name that it is documented under.
+#: Module -> the public name under which it is documented.
 _PUBLIC_NAMES = {"posixpath": "os.path"}
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -61,7 +61,7 @@ def _below(body: list[ast.stmt], prefix: str) -> Iterator[Document]:
             yield from _docstring(node, f"{prefix}.{node.name}", None, "class")
             yield from _below(node.body, f"{prefix}.{node.name}")
         elif isinstance(node, (ast.If, ast.Try)):
-            # Read all alternatives of conditional definitions.
+            # Visit every branch of conditional definitions.
             yield from _below(node.body, prefix)
             yield from _below(node.orelse, prefix)
             for handler in getattr(node, "handlers", []):

@@ -1,4 +1,4 @@
-"""Detect files whose format differs from what their name says, by their first bytes."""
+"""Detect files whose first bytes show a different format than their name suggests."""
 
 from typing import IO
 
@@ -10,16 +10,16 @@ _SIGNATURES = {
     b"BZh91AY&SY": ("bzip2-compressed", "unpack these files (bunzip2)"),
     b"PK\x03\x04": ("a zip archive", "unpack these files"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack these files"),
-    # A text might begin with the four letters PAR1. In a Parquet file, a column's first page follows them.
+    # A text might begin with the four letters PAR1. In a Parquet file, the next byte starts a column's first page.
     b"PAR1\x15": ("parquet", "set kind to parquet for these files"),
     b"%PDF-": ("PDF", "extract the text of these files"),
 }
 _LONGEST = max(map(len, _SIGNATURES))
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-#: How the reasons for such files begin.
+#: Prefix of the reasons for such files.
 _REASON = "the file is "
-#: Reason -> what to do.
+#: Reason -> what to do about such files.
 HINTS = {f"{_REASON}{what}": hint for what, hint in _SIGNATURES.values()}
 
 

@@ -47,8 +47,8 @@ class _Reading:
         stored: stored bytes of the source read so far.
         chars: characters read so far.
         newlines: number of newlines at the end of the text so far, at most two.
-        good: number of files read that no part has counted yet.
-        faults: (reason, place, lost bytes) for damaged files that no part has counted yet.
+        good: number of files read but not yet counted in a part.
+        faults: (reason, place, lost bytes) for damaged files not yet counted in a part.
         begins: (first character, file) for the current file and the files that no document has reached yet.
     """
 
@@ -65,8 +65,8 @@ class TextSource(FileSource):
     """Text files. Each file is one input.
 
     A worker reads a file of moderate size in one piece. If it cannot be decoded, none of it is used. Longer files, and
-    all files if they are merged, are cut by the process that creates the parts. Such a file is used up to the first
-    damage.
+    all files if they are merged, are cut by the process that creates the parts. If such a file is damaged, the text
+    before the damage is used.
 
     Attributes:
         path: file, folder, glob or URL of .txt, .text, .md or .rst files, optionally with .gz, .zst or .xz.
@@ -74,7 +74,7 @@ class TextSource(FileSource):
         chunk: where a document may end (see ``pipeline.sources.chunking``).
         chunk_overlap: number of characters that a window shares with the previous one.
         merge: join all files into one text, with a blank line between files.
-        encoding: encoding of the files. UTF-8 includes UTF-16 with a byte order mark.
+        encoding: encoding of the files. With UTF-8, UTF-16 with a byte order mark is accepted too.
     """
 
     chunk_chars: int
@@ -123,7 +123,7 @@ class TextSource(FileSource):
                 yield Document(f"text:{file.name}:{number}", piece.text, file.name, "text")
 
     def _whole(self, file: File, bad: BadInputs) -> str | None:
-        """Return a file's text up to the first damage, or None if none of it can be used."""
+        """Return a file's text, up to any damage, or None if none of it can be used."""
         damage: Exception | None = None
         content = b""
         try:
@@ -198,14 +198,14 @@ def _carry(ready: list[tuple[str, str, str]], reading: _Reading) -> Carried:
 
 
 def _file_of(piece: Piece, reading: _Reading) -> str:
-    """Return the file that a piece begins in."""
+    """Return the file in which a piece begins."""
     while len(reading.begins) > 1 and reading.begins[1][0] <= piece.offset:
         reading.begins.popleft()
     return reading.begins[0][1]
 
 
 def _blocks(texts: list[File], reading: _Reading, encoding: str) -> Iterator[str]:
-    """Yield the text of the files in blocks, with a blank line between files. A file is read up to the first damage."""
+    """Yield the text of the files in blocks, with a blank line between files. Each file is read up to any damage."""
     for file in texts:
         before = reading.stored
         chars = at = read = 0
@@ -221,7 +221,7 @@ def _blocks(texts: list[File], reading: _Reading, encoding: str) -> Iterator[str
                             yield from _separated(file, reading)
                         chars += len(block)
                         reading.chars += len(block)
-                        # The position moves back a little if the reader runs into damage ahead of a block.
+                        # The position moves back slightly if the reader hits damage ahead of a block.
                         read = max(read, min(raw.tell(), file.size))
                         reading.stored = before + read
                         reading.newlines = len(block[-2:]) - len(block[-2:].rstrip("\n"))
@@ -237,7 +237,7 @@ def _blocks(texts: list[File], reading: _Reading, encoding: str) -> Iterator[str
             reading.faults.append((encodings.fault(encoding), where, file.size - read))
         else:
             reading.good += not chars
-        # A damaged file counts as read if any of it was.
+        # A damaged file counts as read if any of its text was read.
         reading.good += chars > 0
         reading.stored = before + file.size
 
@@ -256,7 +256,7 @@ def _decoded(stream: Any, encoding: str) -> Iterator[str]:
         start = signatures.peek(stream)[:2]
         encoding = "utf-16" if start in _UTF16_MARKS else "utf-8-sig"
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
-    # Longer reads (such as a TextIOWrapper's) would lose the bytes before damage.
+    # Longer reads (such as a TextIOWrapper's) would lose the bytes before any damage.
     while block := stream.read1(_BLOCK_CHARS):
         if text := decoder.decode(block):
             yield text
@@ -272,7 +272,7 @@ def decode(content: bytes, encoding: str = encodings.UTF8, is_cut: bool = False)
 
     Args:
         content: the file's bytes.
-        encoding: its encoding. UTF-8 allows a byte order mark, and includes UTF-16 with a byte order mark.
+        encoding: its encoding. UTF-8 allows a byte order mark, and accepts UTF-16 with one.
         is_cut: whether the content may end within a character, which is then dropped.
 
     Raises:

@@ -2,7 +2,7 @@
 
 The method is best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). Documents longer than
 a sample are cut into sample-length pieces. The remainders and all shorter documents are then placed, longest first,
-each into the sample with the least free space that still fits it. Pieces of the same length are placed together, so the
+each into the fullest sample that still has room for it. Pieces of the same length are placed together, so the
 work is linear in the number of distinct lengths.
 """
 
@@ -22,7 +22,7 @@ class Packing(NamedTuple):
     Attributes:
         pieces: [P] of ``PIECE``, in sample order, and in shard order within each sample.
         samples: [S+1] int64: first piece of each sample, with P at the end.
-        cut: number of documents that have more than one piece.
+        cut: number of documents that are split into more than one piece.
     """
 
     pieces: NDArray
@@ -54,7 +54,7 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> Packing:
 
 
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """Return each item's bin, by best-fit decreasing. Lengths are 1 to ``capacity``; bins are numbered without gaps."""
+    """Return each item's bin in best-fit decreasing. Lengths are 1 to ``capacity``; bins are numbered without gaps."""
     items = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(np.bincount(lengths, minlength=capacity + 1)[:0:-1])
     bins = np.empty(len(lengths), np.int64)
@@ -95,7 +95,7 @@ class _FreeSpace:
         return at, per_bin, bins[:wanted]
 
     def add(self, space: int, bins: NDArray[np.int64]) -> None:
-        """Add bins that have this much space left. Full bins are not kept."""
+        """Add bins that have this much space left. Full bins are discarded."""
         if space and len(bins):
             self._bins[space].append(bins)
             self._open[space] = True

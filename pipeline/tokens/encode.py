@@ -21,14 +21,14 @@ from pipeline.tokens.overlap import HeldOut
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
 
-#: A block has 1/256 of the text, within these limits in bytes: enough blocks for many tasks, but not too many files.
+#: A block has 1/256 of the text, within these byte limits, to get enough blocks for many tasks but not too many files.
 _BLOCKS, _LEAST_BYTES, _MOST_BYTES = 256, 4 << 20, 64 << 20
 
 TRAIN, VALIDATION = "train", "val"
 
 
 class Block(NamedTuple):
-    """Consecutive row groups of one document file, which are encoded together.
+    """Consecutive row groups of one document file, encoded together.
 
     Attributes:
         number: number of the block, counted across all files.
@@ -46,7 +46,7 @@ class Block(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """What a block's ``.npz`` file holds.
+    """The contents of a block's ``.npz`` file.
 
     Attributes:
         lengths: side -> number of token ids in each document, including end-of-text.
@@ -79,7 +79,7 @@ def plan(files: dict[str, list[Path]]) -> list[Block]:
 
 
 def prepare(tokenizer: Path, id_type: str, thresholds: Thresholds, held_out: Path | None) -> None:
-    """Load what ``encode`` needs in this process. If ``held_out`` is None, the overlap is not measured."""
+    """Load the objects that ``encode`` needs into this process. If ``held_out`` is None, overlap is not measured."""
     sequences = HeldOut.load(held_out) if held_out else None
     _state[:] = [_State(load_tokenizer(tokenizer), np.dtype(id_type), thresholds, sequences)]
 
@@ -91,7 +91,7 @@ class _State(NamedTuple):
     held_out: HeldOut | None
 
 
-#: What ``encode`` needs, loaded once per process.
+#: The objects that ``encode`` needs, loaded once per process.
 _state: list[_State] = []
 
 
@@ -176,7 +176,7 @@ def shared(folder: Path, number: int) -> NDArray[np.int64]:
 
 
 def _member(folder: Path, number: int, name: str) -> NDArray[Any]:
-    """Read one array of a block, and not the others."""
+    """Read a single array of a block, without loading the others."""
     with np.load(folder / f"{number:06d}.npz") as arrays:
         array: NDArray[Any] = arrays[name]
         return array

@@ -19,8 +19,8 @@ from pipeline import ngrams, parallel
 from pipeline.documents import read_shards
 from pipeline.tokens.overlap import HeldOut
 
-#: Up to this much held-out text, all word sequences are compared; beyond it, only a sample of them. Every process holds
-#: them in memory.
+#: Up to this many bytes of held-out text, all word sequences are compared. Beyond that, only a sample of them is,
+#: because every process holds them in memory.
 _COMPARED_BYTES = 64 << 20
 
 
@@ -30,7 +30,7 @@ class Thresholds(NamedTuple):
     Attributes:
         seed: the run's seed.
         by_source: the threshold for each source. Documents with a lower hash are held out.
-        forced: sources where no hash was low enough. There, the document with the lowest hash is held out.
+        forced: sources in which no hash was low enough, so the document with the lowest hash is held out.
         held_out_bytes: bytes of text in all held-out documents.
         by_text: whether documents with the same text are on the same side even if their targets differ.
     """

@@ -89,8 +89,8 @@ class IndexedDataset:
     def __init__(self, prefix: Path, scattered: bool = False) -> None:
         """Open ``PREFIX.bin`` and ``PREFIX.idx``.
 
-        Set ``scattered`` if reads are short and random. Then the kernel doesn't read ahead, which it does by megabytes
-        by default; see ``announce``.
+        Set ``scattered`` if reads are short and random. This disables the kernel's readahead, which covers megabytes by
+        default; see ``announce``.
 
         Raises:
             RequestError: a file is missing or is not an indexed dataset of token ids, or the two files don't match.
@@ -163,7 +163,7 @@ class IndexedDataset:
 
 
 def shard_prefixes(folder: Path, split: str) -> list[Path]:
-    """Return the prefixes of a split's shards in a tokens folder, in order. Several sources are sorted by name."""
+    """Return the prefixes of a split's shards in a tokens folder, in order. Sources are sorted by name."""
     indices = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
     return [path.with_suffix("") for path in indices]
 

@@ -25,7 +25,7 @@ class HeldOut:
     """
 
     def __init__(self, owners: NDArray[np.int64], hashes: Hashes, documents: int, words: int, thinned: int) -> None:
-        """Take the distinct (document, sequence) pairs, as parallel arrays, and the number of documents."""
+        """Initialize from the distinct (document, sequence) pairs, as parallel arrays, and the number of documents."""
         self._owners, self._hashes, self._documents = owners, hashes, documents
         self.words, self.thinned = words, thinned
         self._known = Known(hashes)
@@ -34,7 +34,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, columns: Iterable[pyarrow.ChunkedArray], words: int, thinned: int = 0) -> "HeldOut":
-        """Collect the sequences of the held-out texts, which come in order, in any number of columns."""
+        """Collect the sequences of the held-out texts, which arrive in order, in any number of columns."""
         documents = 0
         parts = [np.zeros(0, _PAIR)]
         for column in columns:

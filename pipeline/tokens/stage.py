@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from pipeline.tokens.encode import Block
     from pipeline.tokens.held_out import Thresholds
 
-#: The reason why a held-out document is in no shard.
+#: The reason for dropping a held-out document.
 OVERLAP = "validation document that overlaps with training documents"
 
 
 class _Build(NamedTuple):
-    """What the steps need.
+    """The state shared by the steps.
 
     Attributes:
         recipe: the recipe.
@@ -127,7 +127,7 @@ def _open_build(recipe: Recipe, stage: Stage, documents: Manifest, tokenizer: Ma
 def _choose_held_out(work: _Build) -> "Thresholds":
     """Return the thresholds below which documents are held out.
 
-    The first task to get here computes them and the held-out word sequences. The others wait, and read the files.
+    The first task to get here computes them and the held-out word sequences. The others wait, then read the files.
     """
     from pipeline.tokens.held_out import Thresholds, compute_thresholds, held_out_texts
 

@@ -118,7 +118,7 @@ def write(shard: TokenShard, encoded: Path, id_type: str) -> int:
 def _copies(
     piece: Piece, lengths: NDArray[np.int32]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_] | None, int]]:
-    """Split a piece into portions of about ``_COPIED`` ids. Yields lengths, mask, and index of the first id."""
+    """Split a piece into portions of about ``_COPIED`` ids. Yields their lengths, mask, and first id's index."""
     ends = np.cumsum(lengths, dtype=np.int64)
     start = 0
     while start < len(ends):

@@ -1,4 +1,4 @@
-"""Read .gz, .zst and .xz files, up to the first damage.
+"""Read .gz, .zst and .xz files. A damaged file is read up to the damage.
 
 All members or frames of a file are read. In .gz and .xz files, nothing but zeros may follow the members.
 """
@@ -120,7 +120,7 @@ class _Members:
 
 
 class _UpToDamage(io.RawIOBase):
-    """Reads from a fast decompressor. At damage, an exact one recovers all the bytes before it."""
+    """Reads from a fast decompressor. If it hits damage, an exact one recovers all the bytes before the damage."""
 
     def __init__(self, stream: IO[bytes], fast: Callable[[Any], Any], exact: Callable[[Any], Any]) -> None:
         self._stream = stream

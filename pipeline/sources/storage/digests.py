@@ -26,13 +26,13 @@ Fingerprint = Callable[[dict[str, File]], str]
 #: Source -> file name -> its stamp (or "-") and its digest, separated by a space.
 _Record = dict[str, dict[str, str]]
 
-#: Bytes that a thread hashes at a time, and that it reads at a time.
+#: Size of the pieces that threads hash, and of the blocks that they read, in bytes.
 _PIECE_BYTES = 16 << 20
 _BLOCK_BYTES = 1 << 20
 _THREADS = min(8, os.cpu_count() or 1)
 #: Show a progress bar if at least this many bytes are hashed.
 _SHOWN_BYTES = 1 << 30
-#: If a file behind a URL is larger than this, and its storage has no checksum for it, only samples of it are hashed.
+#: If a file behind a URL is larger than this, and the storage provides no checksum, only samples of it are hashed.
 _SAMPLED_BYTES = 64 << 20
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
@@ -57,8 +57,8 @@ class SourceDigests:
     def of(self, source: str, files: dict[str, File]) -> str:
         """Return the fingerprint of a source's files, based on their names and content.
 
-        If the storage provides a checksum or version for a file, it stands for the content. Nothing is recorded next to
-        another user's artefact.
+        If the storage provides a checksum or version for a file, that is used instead of the content. Nothing is
+        recorded next to another user's artefact.
 
         Raises:
             StorageError: the disk failed.
@@ -82,7 +82,7 @@ class SourceDigests:
         return _of_all(self._now[source])
 
     def _forget(self) -> None:
-        """Remove what this object has written, unless the artefact exists or its build has started."""
+        """Remove the files that this object has written, unless the artefact exists or its build has started."""
         begun = self._target.exists() or self._target.with_name(f".{self._target.name}.partial").exists()
         if not self._is_new or begun:
             return
@@ -103,7 +103,7 @@ class SourceDigests:
         return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
     def _known(self, source: str, files: dict[str, File]) -> dict[str, str]:
-        """Return the digests of the files that have a checksum from their storage, or an unchanged stamp."""
+        """Return the digests of the files that have a checksum from their storage or whose stamp is unchanged."""
         known = {}
         for name, file in files.items():
             stamp, _, digest = self._record.get(source, {}).get(name, "").partition(" ")
@@ -194,7 +194,7 @@ def _hashed(files: dict[str, File]) -> dict[str, str]:
 
 
 def _pieces(file: File) -> Iterator[tuple[int, int]]:
-    """Yield (first byte, byte to stop at) for each range of a file that is hashed."""
+    """Yield the (start, stop) byte offsets of each range of a file to hash."""
     if file.is_remote and file.size > _SAMPLED_BYTES:
         last = file.size - _SAMPLE_BYTES
         for number in range(_SAMPLES):

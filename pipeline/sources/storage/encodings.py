@@ -1,10 +1,10 @@
-"""Convert files with an encoding other than UTF-8 to UTF-8 while they are read."""
+"""Convert files in other encodings to UTF-8 while reading them."""
 
 import codecs
 import io
 from typing import IO, Any
 
-#: The encoding of files unless the recipe says otherwise.
+#: The default encoding of files.
 UTF8 = "utf-8"
 _BLOCK_BYTES = 1 << 20
 
@@ -45,7 +45,7 @@ class _Recoded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready and not self._ended:
-            # A longer read would lose the bytes before damage.
+            # A larger read would lose the bytes before any damage.
             block = self._stream.read1(_BLOCK_BYTES)
             self._ended = not block
             text = self._decoder.decode(block, self._ended)

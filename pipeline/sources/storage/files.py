@@ -1,4 +1,4 @@
-"""Source files, local or behind a URL: list the files at a path, and open them with any compression."""
+"""Source files, local or behind a URL: list the files at a path, and open them, decompressing them if needed."""
 
 import glob
 import io
@@ -59,7 +59,7 @@ class File(NamedTuple):
 
 
 def head(file: File) -> bytes:
-    """Return the first bytes of a file, as stored, or none if it cannot be read."""
+    """Return the first bytes of a file, as stored, or an empty result if it cannot be read."""
     try:
         with file.open(_HEAD_BYTES) as stream:
             return stream.read(_HEAD_BYTES)
@@ -71,7 +71,7 @@ class Listing(NamedTuple):
     """The files at a path.
 
     Attributes:
-        files: name -> file, in order of name.
+        files: name -> file, sorted by name.
         ignored: names of the files that are skipped because of their suffixes.
     """
 
@@ -92,7 +92,7 @@ def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Listi
 
     Args:
         pattern: a file, a folder (searched recursively), a glob, or a URL of any of these.
-        endings: suffixes of the files to list in a folder, without the suffix of compressed files.
+        endings: suffixes of the files to list in a folder, not counting compression suffixes.
         key: the path's recipe key, for messages.
 
     Raises:
@@ -116,7 +116,7 @@ def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Listi
 
 
 def plain_name(name: str) -> str:
-    """Return a file's name in lowercase, without the suffix of compressed files."""
+    """Return a file's name in lowercase, without any compression suffix."""
     name = name.lower()
     for ending in ENDINGS:
         name = name.removesuffix(ending)
@@ -155,7 +155,7 @@ def _file(name: str, path: str, status: os.stat_result | None) -> File:
 
 
 def _below(root: str) -> Iterator[File]:
-    """Yield the files below a folder that are not hidden. Enter each folder only once, if possible not by a link."""
+    """Yield the files below a folder, except hidden ones. Enter each folder only once, preferably not via a link."""
     entered = set()
     folders = [(root, "")]
     links: list[tuple[str, str]] = []
@@ -211,7 +211,7 @@ def guarded(
     damage: tuple[type[Exception], ...] = DAMAGE,
     stop: int | None = None,
 ) -> Iterator[T]:
-    """Yield what ``read`` yields for a file's decompressed bytes. Stop at ``damage``, and count it in ``bad``.
+    """Apply ``read`` to a file's decompressed bytes, and yield its items. Stop at ``damage``, and count it in ``bad``.
 
     ``stop`` is the byte where reading would have stopped, or None for the end of the file.
     """
@@ -231,7 +231,7 @@ def guarded_stream(
     damage: tuple[type[Exception], ...] = DAMAGE,
     stop: int | None = None,
 ) -> Iterator[T]:
-    """Like ``guarded``, but for an open stream of ``size`` bytes, as stored."""
+    """Like ``guarded``, but for an open stream of ``size`` stored bytes."""
     with decompressed(raw, name) as stream:
         try:
             yield from read(stream)
@@ -240,14 +240,14 @@ def guarded_stream(
 
 
 def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception | None]:
-    """Read the rest of a buffered stream up to the first damage. Returns the bytes, and the damage or None.
+    """Read the rest of a buffered stream, up to any damage. Returns the bytes, and the exception if there was damage.
 
     Reading stops soon after ``most`` bytes.
     """
     blocks: list[bytes] = []
     size = 0
     try:
-        # A longer read would lose the bytes before damage.
+        # A larger read would lose the bytes before any damage.
         while size <= most and (block := stream.read1(_BUFFER_BYTES)):
             blocks.append(block)
             size += len(block)
@@ -270,7 +270,7 @@ def open_binary(file: File) -> IO[bytes]:
 
 
 class _LocalFile(io.FileIO):
-    """A local file. A failing disk raises StorageError, because the failure says nothing about the content."""
+    """A local file. A disk failure raises StorageError, because such a failure says nothing about the content."""
 
     def __init__(self, path: str) -> None:
         try:

@@ -43,7 +43,7 @@ class Damaged(Exception):
 
 
 class _Stopped(Exception):
-    """The members are no longer needed."""
+    """Raised in the decompressing thread if no more members are needed."""
 
 
 class Members:

@@ -43,7 +43,7 @@ class Member(NamedTuple):
 
 
 class _Extended(NamedTuple):
-    """The next member's path and size from extended headers, or None where they don't give it."""
+    """The next member's path and size from extended headers, or None if the headers don't specify one."""
 
     path: str | None = None
     size: int | None = None
@@ -136,7 +136,7 @@ def _records(value: bytes, at: int, extended: _Extended) -> _Extended:
 
 
 def _size_of_other(header: tarfile.TarInfo) -> int:
-    """Return the bytes after the header of a member that is not a regular file.
+    """Return the number of bytes after the header of a member that is not a regular file.
 
     Some writers give links a size although they have no content.
     """

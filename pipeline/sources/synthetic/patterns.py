@@ -43,8 +43,8 @@ class PatternsSource(SyntheticSource):
 
 
 def walk(start: int, step: int, length: int) -> str:
-    """Return ``length`` letters: from the alphabet's letter ``start``, always ``step`` letters on, wrapping around."""
+    """Return ``length`` letters, from index ``start`` of the alphabet in steps of ``step``, wrapping around."""
     letters = len(ALPHABET)
-    # For any step, a walk repeats after as many letters as the alphabet has.
+    # For any step, a walk repeats after ``len(ALPHABET)`` letters.
     period = "".join(ALPHABET[(start + index * step) % letters] for index in range(letters))
     return (period * (length // letters + 1))[:length]

@@ -21,7 +21,9 @@ _ALPHABET = np.array(list(ALPHABET))
 
 @dataclass(frozen=True)
 class SequencesSource(SyntheticSource):
-    """Random letters. Document N depends only on the seed, N, the alphabet and the lengths, and its target on its text.
+    """Random letters.
+
+    Document N depends only on the seed, N, the alphabet and the lengths. Its target depends on its text.
 
     Attributes:
         symbols: number of letters in the alphabet.
@@ -56,6 +58,6 @@ class SequencesSource(SyntheticSource):
 
 
 def _drawn(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """Return [N, count] uniform numbers: for each key, the first ones of an infinite sequence (splitmix64)."""
+    """Return [N, count] uniform numbers: for each key, the first ``count`` of an infinite sequence (splitmix64)."""
     with np.errstate(over="ignore"):
         return mix(keys + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
