@@ -1,4 +1,4 @@
-"""Block sizes of attention and the loss. They are separate from the layers so the memory estimate needs no torch."""
+"""Block sizes of attention and the loss. They are separate from the layers so that memory estimates need no torch."""
 
 #: Number of queries that attention on CPU processes at a time.
 QUERY_BLOCK = 128
@@ -7,11 +7,11 @@ LONGEST_BLOCKED = 2048
 
 #: Number of logits that the loss holds at a time, by device type.
 _LOGITS = {"cpu": 2**22, "cuda": 2**27}
-#: Minimum number of rows of logits at a time. With fewer, reading the head's matrix and updating its gradient for each
+#: Minimum number of logit rows per chunk. With fewer, reading the head's matrix and updating its gradient for each
 #: chunk would dominate.
 FEWEST_ROWS = 512
 
 
 def rows_of_logits(device: str, rows: int, vocab_size: int) -> int:
-    """Return how many of the rows of logits [rows, vocab_size] the loss computes at a time on a device type (>= 1)."""
+    """Return how many rows of the logits [rows, vocab_size] the loss computes at a time on this device type (>= 1)."""
     return min(max(rows, 1), max(FEWEST_ROWS, _LOGITS.get(device, _LOGITS["cuda"]) // vocab_size))

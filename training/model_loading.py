@@ -46,7 +46,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
 
 
 def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]) -> None:
-    """Refuse weights that were trained as a different model, even if the shapes match (e.g. only the gate differs).
+    """Reject weights that were trained as a different model, even if the shapes match (e.g. if only the gate differs).
 
     The context length may differ: running a model on longer texts is a deliberate choice.
 
@@ -93,7 +93,7 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
 
 
 def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None = None) -> None:
-    """Initialize every parameter and buffer in place, a classifier's backbone from ``model.weights`` if that is set.
+    """Initialize every parameter and buffer in place, with a classifier's backbone from ``model.weights`` if set.
 
     ``experts``: the experts whose weights are needed, or None for all of them.
 

@@ -1,1 +1,1 @@
-"""Comparisons of a model across optimizers, activations, devices and attention implementations, and when compiled."""
+"""Comparisons of optimizers, activations, devices, attention implementations, and of eager and compiled mode."""

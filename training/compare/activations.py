@@ -1,4 +1,4 @@
-"""Compares activation functions: plots of functions and derivatives, and short training runs with each of them."""
+"""Compares activation functions: plots of the functions and their derivatives, and a short training run with each."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -19,14 +19,14 @@ from training.estimate.parameters import parameters
 from training.layers.feed_forward import ACTIVATIONS
 from training.model_loading import best_device
 
-#: Functions to draw: the activations a recipe can choose, and the one in SwiGLU.
+#: Functions to plot: the activations that a recipe can select, and SiLU, which SwiGLU uses.
 FUNCTIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {**ACTIVATIONS, "silu": F.silu}
 #: Plots range from -_REACH to _REACH, with _POINTS points.
 _REACH, _POINTS = 4.0, 401
 
 
 def compare_activations(recipe: Recipe, steps: int) -> int:
-    """Draw the functions and, if the family lets you choose one, train with each of them. Returns the exit status."""
+    """Plot the functions and, if the model's activation is configurable, train with each. Returns the exit status."""
     picture = RunLayout.of(recipe).comparisons / "activation-functions.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(picture, png(functions_figure))
@@ -62,7 +62,7 @@ def _results(trials: Mapping[str, Trial], counts: Mapping[str, int]) -> dict[str
 
 
 def values_and_slopes(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return points [n], a function's values at them, and its derivatives by autograd."""
+    """Return sample points [n], a function's values there, and its derivatives (by autograd)."""
     x = torch.linspace(-_REACH, _REACH, _POINTS, requires_grad=True)
     y = FUNCTIONS[name](x)
     (slope,) = torch.autograd.grad(y.sum(), x)
@@ -70,7 +70,7 @@ def values_and_slopes(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def functions_figure() -> Figure:
-    """Draw all functions, and next to them their derivatives."""
+    """Plot all functions, with their derivatives next to them."""
     figure = Figure(figsize=(9.0, 3.8))
     left, right = figure.subplots(1, 2)
     for name, color, style in zip(FUNCTIONS, COLORS, ("-", "-", "--", "-"), strict=False):

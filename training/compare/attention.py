@@ -1,8 +1,9 @@
-"""Compares attention implementations at several lengths: how time grows with the length, and whether results agree.
+"""Compares attention implementations at several lengths: how time scales with length, and whether results agree.
 
-``written out`` materializes every score. ``full`` is what models without a window use: PyTorch's fused kernel, or on
-CPU blocks of plain products up to some length. ``window`` is what models with a window use: FlexAttention, or blocks on
-CPU. Its cost grows linearly with the length.
+``written out`` materializes the full score matrix. ``full`` is the implementation used by models without a window:
+PyTorch's fused kernel, or, on CPU and up to a certain length, blocks of plain matrix products. ``window`` is the
+implementation used by sliding-window models: FlexAttention on GPU, blockwise attention on CPU. Its cost grows linearly
+with the length.
 """
 
 import math
@@ -24,7 +25,7 @@ from training.layers.masks import Mask
 from training.model_loading import best_device
 
 #: The longest sequence as a multiple of the recipe's context length, the maximum number of scores to materialize, and
-#: the number of lengths, each half of the next. If the model has no window, half of the shortest length is used.
+#: the number of lengths, each half of the next. If the model has no window, the window is half of the shortest length.
 _MAX_CONTEXTS, _MAX_SCORES, _LENGTHS = 8, 2**27, 5
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -41,9 +42,9 @@ def ways(scale: float, window: int) -> dict[str, Attend]:
 
 
 def compare_attention(recipe: Recipe, steps: int) -> int:
-    """Print the milliseconds that one layer's forward plus backward pass takes at each length. Returns the exit status.
+    """Print one layer's forward plus backward time in milliseconds at each length. Returns the exit status.
 
-    ``steps`` is the number of timed passes, of which the fastest counts.
+    ``steps`` is the number of timed passes. The fastest is reported.
 
     Raises:
         RequestError: the model has no attention.
@@ -78,13 +79,13 @@ def compare_attention(recipe: Recipe, steps: int) -> int:
 
 
 def lengths_for(heads: int, context: int) -> list[int]:
-    """Return the lengths to compare. The longest is a multiple of the context, unless its scores would not fit."""
+    """Return the lengths to compare. The longest is a multiple of the context, or less if its scores would not fit."""
     most = min(_MAX_CONTEXTS * context, math.isqrt(_MAX_SCORES // heads))
     return [max(2, most >> halved) for halved in reversed(range(_LENGTHS))]
 
 
 def differences(heads: int, length: int, size: int, window: int, device: torch.device) -> dict[str, float]:
-    """Return each implementation's largest difference from the version with all scores written out."""
+    """Return each implementation's largest difference from the version that materializes the full score matrix."""
     functions, (q, k, v) = ways(size**-0.5, window), _drawn(heads, length, size, device)
     with torch.no_grad():
         return {

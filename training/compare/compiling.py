@@ -1,4 +1,4 @@
-"""Compares the recipe's model in eager mode and with the regions compiled that ``model.compile`` compiles."""
+"""Compares the recipe's model in eager mode and compiled, with the same regions as under ``model.compile``."""
 
 import torch
 

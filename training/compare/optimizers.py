@@ -8,9 +8,10 @@ from training.compare.trial import Setting, Trial, run_data, trial
 from training.data.batch import Data
 from training.model_loading import best_device
 
-#: Learning rates to try, relative to the recipe's, which is meant for AdamW. SGD's steps scale with the gradient.
+#: Learning rates to try, relative to the recipe's, which is meant for AdamW. SGD needs higher rates because its steps
+#: scale with the gradient.
 _RATES = {"sgd": (10.0, 30.0, 100.0), "adam": (0.3, 1.0, 3.0), "adamw": (0.3, 1.0, 3.0), "muon": (0.3, 1.0, 3.0)}
-#: Fraction of the steps for which to try each rate.
+#: Fraction of the steps to train with each candidate rate.
 _TRIAL_FRACTION = 0.2
 
 
@@ -46,7 +47,7 @@ def best_rate(recipe: Recipe, data: Data, section: OptimizerSection, steps: int)
 
 
 def _section(recipe: Recipe, name: str) -> OptimizerSection:
-    """Return the recipe's settings if this is its own optimizer, else the defaults."""
+    """Return the recipe's settings for its own optimizer, or the defaults for any other."""
     section = recipe.train.optimizer
     if section.name == name:
         return section

@@ -39,7 +39,7 @@ def write_results(
 
 
 def as_json(trial: Trial) -> dict[str, Any]:
-    """Return a trial's numbers for JSON."""
+    """Return a trial's results in a form that JSON can hold."""
     return {
         "losses": trial.losses,
         "final_loss": trial.final,

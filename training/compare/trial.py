@@ -22,7 +22,7 @@ from training.objective import Objective
 from training.optim.build import build_optimizer
 from training.optim.schedules import learning_rate
 
-#: Fraction of a trial's steps that warm up the learning rate.
+#: Fraction of a trial's steps used for learning-rate warmup.
 _WARMUP = 0.1
 
 
@@ -46,7 +46,7 @@ class Trial:
 
     @property
     def step_seconds(self) -> float:
-        """Median time per step, excluding the first step if there are more."""
+        """Median time per step, excluding the first step if there are several."""
         return median(self.seconds[1:] or self.seconds)
 
 
@@ -59,7 +59,7 @@ class Setting:
         device: device to run on.
         optimizer: optimizer section, or None for the recipe's.
         rate: peak learning rate, or None for the recipe's.
-        compiled: whether to compile the regions that ``model.compile`` compiles.
+        compiled: whether to compile the same regions as ``model.compile``.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Activation memory of a micro-batch: what the forward pass saves for the backward pass, and temporary buffers."""
+"""Activation memory of a micro-batch: the tensors saved for the backward pass, and temporary buffers."""
 
 from dataclasses import dataclass
 
@@ -50,11 +50,11 @@ def _loss(recipe: Recipe, place: Topology, tokens: int, hidden: int) -> tuple[fl
     """
     vocab = recipe.vocab_size
     if isinstance(recipe.model, ClassifierSection):
-        # One vector per text and its logits: negligible next to the tokens.
+        # One vector per text and its logits: negligible compared with one vector per token.
         return 0.0, 0.0
     rows = rows_of_logits(place.device, tokens, vocab)
     working = rows * vocab * (6 if place.half else 4)
     if place.half:
-        # The fp32 sum of dweight, the product of one chunk, and its fp32 copy to be added.
+        # The fp32 sum of dweight, one chunk's product, and that product's fp32 copy.
         working += vocab * hidden * (4 + 2 + 4) - vocab * hidden * place.width
     return (tokens + vocab) * hidden * place.width, working

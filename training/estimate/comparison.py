@@ -1,4 +1,4 @@
-"""``python -m training inspect --compare``: a table that compares recipes, without torch."""
+"""``python -m training inspect --compare``: a table that compares recipes, computed without torch."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 class Parameters:
     """Parameter counts.
 
-    ``total`` counts all parameters of the main model, with tied embeddings once. ``active`` counts the parameters that
-    each token is multiplied with, as in DeepSeek's 37B (V3) and 2.4B (V2-Lite): K of the E routed experts, the shared
+    ``total`` includes all parameters of the main model, counting tied embeddings once. ``active`` counts the parameters
+    that each token is multiplied by, as in DeepSeek's 37B (V3) and 2.4B (V2-Lite): K of the E routed experts, shared
     experts and the output head, but not embeddings and learned positions, of which a token reads one row. (Tied
     embeddings count as the head.) ``by_part`` sums to ``total`` and ``active_by_part`` to ``active``.
 
-    ``tables`` counts embeddings, learned positions and the head, with tied tables once.
+    ``tables`` includes embeddings, learned positions and the head, counting tied tables only once.
 
-    ``prediction`` and ``active_prediction`` are what the multi-token prediction modules add in training. The modules
-    share the embedding and head, and plain generation does not use them. ``all`` is the total including the modules.
+    ``prediction`` and ``active_prediction`` count the parameters that multi-token prediction modules add in training.
+    The modules share the embedding and head, and plain generation does not use them. ``all`` is the total including
+    the modules.
 
     The gates' balancing biases are buffers, not parameters. ``router_biases`` counts them for the main model.
     """

@@ -1,4 +1,4 @@
-"""Activation memory of DeepSeek layers: what the forward pass saves, and temporary buffers.
+"""Activation memory of DeepSeek layers: the tensors that the forward pass saves, and temporary buffers.
 
 The formulas follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts these in a real
 model). Routing is assumed to be balanced: with M tokens in a micro-batch and K experts per token, a rank receives as
@@ -51,7 +51,7 @@ def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch
 
 
 def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int) -> tuple[float, float]:
-    """Return the bytes that attention and its norm save (training/layers/mla.py), and a fused kernel's part of them.
+    """Return the bytes that attention and its norm save (training/layers/mla.py), and those that a fused kernel saves.
 
     Each token's elements are the layer's input and its norm, the latents before and after their norms, queries and keys
     [N, Q], values and the result [N, Z], and the residual stream. On CPU the blocks' attention weights are added.
@@ -78,7 +78,7 @@ def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_ba
 def _feed_forward(
     recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool
 ) -> tuple[float, float]:
-    """Return the bytes that a feed-forward or MoE layer and its norm save, and its backward pass's temporary bytes."""
+    """Return the bytes that a feed-forward or MoE layer and its norm save, and the backward pass's temporary bytes."""
     width = place.width
     tokens, hidden = micro_batch * recipe.train.context_length, model.hidden_size
     # Gate, up and their product. On GPUs, PyTorch also saves silu(gate).

@@ -72,7 +72,7 @@ def _counts(by_part: dict[str, int], looked_up: tuple[str, ...], tables: int) ->
 
 
 def matrix_parameters(model: ModelSection, vocab_size: int) -> float:
-    """Count active parameters in matrices, weighted by how often each token is multiplied with them."""
+    """Count active matrix parameters, weighted by how often each token is multiplied by them."""
     counts = parameters(model, vocab_size)
     matrices = counts.active - counts.by_part.get("norms", 0) - counts.by_part.get("biases", 0)
     if isinstance(model, EncoderDecoderSection):
@@ -83,7 +83,7 @@ def matrix_parameters(model: ModelSection, vocab_size: int) -> float:
 
 
 def attention_flops(model: ModelSection, context: int) -> float:
-    """Return forward plus backward FLOPs for the positions that a token attends to on average."""
+    """Return attention's forward plus backward FLOPs per token, for the positions it attends to on average."""
     if not isinstance(model, TransformerSection):
         return 0.0
     per_position = 3.0 * 2.0 * 2.0 * model.hidden_size

@@ -1,4 +1,4 @@
-"""Activation memory of dense layers: what the forward pass saves, and temporary buffers.
+"""Activation memory of dense layers: the tensors that the forward pass saves, and temporary buffers.
 
 The formulas follow the tensors that autograd saves (``tests/training/estimate/test_memory.py`` counts these in a real
 model).
@@ -18,7 +18,7 @@ def layers(
 ) -> tuple[list[Layer], int | None, float]:
     """Estimate every layer under an activation checkpointing mode.
 
-    Returns the layers, the width of the head's input (None if the model has logits instead), and the remaining bytes.
+    Returns the layers, the width of the head's input (None if it already is logits), and the remaining bytes.
     """
     length = recipe.train.context_length
     tokens = micro_batch * length
@@ -32,7 +32,7 @@ def layers(
     other = (row if getattr(model, "norm_first", True) else 0) + (row if model.dropout else 0) + tokens * 16.0
     if isinstance(model, EncoderDecoderSection):
         stack = stack + [_layer(model, place, micro_batch, length, mode, False, True)] * model.depth_of_decoder
-        # What the encoder passes to all decoder layers.
+        # The encoder's output, which is passed to every decoder layer.
         other += other + row / model.cross_downsample
     return stack, model.hidden_size, other
 
@@ -78,9 +78,9 @@ def _weights(
     full: bool = False,
     separate: bool = False,
 ) -> float:
-    """Return the bytes of saved attention weights, or of what replaces them in fused attention.
+    """Return the bytes of saved attention weights, or of the statistics and masks that fused attention saves instead.
 
-    ``full`` means that the window does not apply; ``separate``, that documents are masked from each other.
+    ``full`` means that the window does not apply, and ``separate`` that documents do not attend to each other.
     """
     window = None if full else model.window
     if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):

@@ -26,7 +26,7 @@ class Device:
         kind: kind of device.
         bytes: memory that a rank may use.
         source: where the number of bytes comes from.
-        known: whether the number of bytes is known; False if it is only assumed.
+        known: False if the number of bytes is only assumed.
     """
 
     kind: Kind
@@ -36,7 +36,7 @@ class Device:
 
 
 def device_of(recipe: Recipe) -> Device:
-    """Return the device set by ``launch.device`` and ``launch.device_memory``, or detect what this machine has.
+    """Return the device set by ``launch.device`` and ``launch.device_memory``, or detect this machine's device.
 
     ``auto`` means GPUs if ``nvidia-smi`` finds one or the recipe is for several machines. Otherwise it means MPS for a
     single process on a Mac with Apple silicon, or else the CPU.

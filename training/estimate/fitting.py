@@ -46,9 +46,9 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
 
 
 def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
-    """Return one line of advice for a recipe that ran out of memory, with only changes that reduce its memory.
+    """Return one line of advice for a recipe that ran out of memory, suggesting only changes that reduce memory.
 
-    ``available`` is the number of bytes per rank, as far as known. By the estimate, it may have been enough.
+    ``available`` is the number of bytes per rank, as far as known. According to the estimate, they may have sufficed.
     """
     kind = device or device_of(recipe).kind
     bound = min(available, int(_SAFE_FRACTION * memory(recipe, kind).peak))

@@ -7,7 +7,7 @@ from training.block_sizes import QUERY_BLOCK
 
 @dataclass(frozen=True)
 class Layer:
-    """Bytes of one layer: what is saved from forward to backward, and the most that each pass needs on top."""
+    """Bytes of one layer: saved for the backward pass, and the additional peak of each pass."""
 
     kept: float
     forward: float

@@ -1,4 +1,4 @@
-"""Closed-form memory of a rank, by part and phase. The peak is the peak of the phase that needs the most.
+"""Closed-form estimate of a rank's memory, by part and phase. The overall peak is the highest peak of any phase.
 
 The formulas follow the source code of DeepSpeed 0.19 (``runtime/zero/stage_1_and_2.py``, ``stage3.py``,
 ``bf16_optimizer.py``), AutoEP and this package. ``benchmarks/estimate.py`` compares them with measured peaks.
@@ -17,7 +17,7 @@ from training.estimate.topology import Topology, topology
 _STATES = {"adamw": 2, "adam": 2, "sgd": 1, "muon": 1}
 #: Measured bytes: thread stacks on CPU, and the workspace that the matrix libraries reserve on GPUs.
 _LIBRARIES = {"cpu": 40_000_000, "cuda": 80_000_000}
-#: Measured on CPU in bf16, where oneDNN compiles a product for each number of rows per expert and caches up to 1,024 of
+#: Measured on CPU in bf16, where oneDNN compiles a kernel for each number of rows per expert and caches up to 1,024 of
 #: them: 264, 430 and about 600 MB for 128, 256 and 512 rows per expert, after ten micro-batches.
 _COMPILED, _MAX_COMPILED = 27_000_000, 650_000_000
 
@@ -29,7 +29,7 @@ class Memory:
     Attributes:
         parts: bytes at the peak of training, by name.
         phases: peak of each phase: ``start``, ``forward and backward``, ``reduction``, ``step``, ``saving``.
-        host: peak on a GPU's host: the model while it is built, or offloaded state plus the copy for a checkpoint.
+        host: peak on a GPU's host: the model during construction, or offloaded state plus a checkpoint's copy.
         modes: bytes saved for the backward pass under each activation checkpointing mode.
     """
 
@@ -104,13 +104,13 @@ def _unified(separate: Memory) -> Memory:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Return the size of one checkpoint over all ranks: every fp32 weight and its optimizer states once."""
+    """Return the total size of one checkpoint across ranks: every fp32 weight and its optimizer states once."""
     all_weights = parameters(recipe.model, recipe.vocab_size).all
     return round(4.0 * all_weights + _optimizer_states(recipe, all_weights, 1))
 
 
 def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
-    """Return the bytes of optimizer state for ``count`` parameters of a model that is partitioned over ``ranks``."""
+    """Return the bytes of optimizer state for ``count`` parameters of a model that is partitioned across ``ranks``."""
     states = 4.0 * count * _STATES[recipe.train.optimizer.name]
     if recipe.train.optimizer.name == "muon":
         states += 4.0 * parameters(recipe.model, recipe.vocab_size).tables / ranks
@@ -121,7 +121,7 @@ def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]
     """Return the bytes of the compute weights, fp32 master weights, gradient sums, and optimizer state."""
     sharded = place.stage == 3
     weights = (place.share if sharded else place.local) * float(place.width)
-    # Stages 1 to 3 keep a flat fp32 copy of a rank's partition even if the computation is in fp32.
+    # Stages 1 to 3 keep a flat fp32 copy of a rank's partition even if the compute dtype is fp32.
     master = 4.0 * place.share if place.stage else 0.0
     states = _optimizer_states(recipe, place.share, recipe.ranks if place.stage else 1)
     # At stage 1, DeepSpeed's bf16 optimizer keeps both the gradients of the backward pass and their fp32 sums.
@@ -141,14 +141,14 @@ def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
 
 
 def _kept_grads(place: Topology, grads: float) -> float:
-    """Return the bytes of gradients kept after a step: the flat fp32 sums at stage 1 in bf16, and those at stage 3."""
+    """Return the bytes of gradients kept after a step: the fp32 sums at stage 1 (bf16 only, flat) and at stage 3."""
     if place.flat_sums:
         return 4.0 * place.local
     return grads if place.stage == 3 else 0.0
 
 
 def _start(place: Topology) -> float:
-    """Return the peak while the model is built.
+    """Return the peak during model construction.
 
     The model arrives on the GPU in the compute dtype and, even at stage 3, unsharded.
     """
@@ -158,7 +158,7 @@ def _start(place: Topology) -> float:
 
 
 def _building(place: Topology) -> float:
-    """Return the bytes of the model in fp32 while it is built, with this rank's experts.
+    """Return the size in bytes of the fp32 model during construction, including only this rank's experts.
 
     AutoEP copies these experts, one layer at a time, before it frees them. The experts of other ranks are never written
     (training/job.py), and unwritten pages take up no memory.
@@ -168,7 +168,7 @@ def _building(place: Topology) -> float:
 
 
 def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, float]:
-    """Return a micro-batch's peak on top of the persistent state, gradients included, and the bytes of buffers in it.
+    """Return a micro-batch's peak beyond the persistent state, including gradients, and the bytes of buffers in it.
 
     The backward pass starts from the last layer. At each layer it holds what this and earlier layers saved, the
     gradients of later layers, and temporary buffers.

@@ -18,7 +18,7 @@ class Topology:
     Attributes:
         device: the kind of device that the rank computes on.
         stage: ZeRO stage.
-        width: bytes per number in the compute dtype.
+        width: bytes per element in the compute dtype.
         bf16: whether the compute dtype is bfloat16.
         plain: number of parameters outside routed experts. Every rank computes with all of them.
         experts: number of routed-expert parameters over all ranks.
@@ -65,12 +65,12 @@ class Topology:
 
     @property
     def half(self) -> bool:
-        """Whether the compute weights are 16-bit, with fp32 master weights in addition."""
+        """Whether the compute weights are 16-bit, with separate fp32 master weights."""
         return self.width == 2
 
 
 def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -> Topology:
-    """Determine the topology of training a recipe with the given micro-batch."""
+    """Determine the topology for training a recipe with this micro-batch."""
     train, model = recipe.train, recipe.model.backbone_section
     counts = parameters(recipe.model, recipe.vocab_size)
     expert_layers = max(0, model.num_moe_layers)

@@ -14,7 +14,7 @@ from training.objective import Objective
 
 @dataclass(frozen=True)
 class Measured:
-    """The loss of a model on some data.
+    """A model's loss and expert load on some data.
 
     Attributes:
         nats: summed loss.

@@ -37,7 +37,7 @@ def evaluate_run(
     limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
     windows = validation_windows(recipe, layout).in_order(batch, limit)
     objective = Objective(recipe.model, recipe.train)
-    # Each answer is a sample of its own, so there are no documents to mask.
+    # Each answer is a separate sample, so there are no documents to mask.
     on_answers = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
     text = _validation_text(layout, limit)
     text_bytes = len(text) if limit else int(counts["bytes"])

@@ -39,7 +39,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    """Check keys that change what the weights compute.
+    """Check the keys that change the model's computation.
 
     A missing key counts as the supported value, and null counts as false.
 

@@ -114,9 +114,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
     },
 }
-#: Values that null stands for, by key.
+#: The meaning of null, by key.
 _NULLS: dict[str, Any] = {"n_shared_experts": 0, "n_group": 1, "topk_group": 1, "q_lora_rank": None}
-#: Keys that change what the weights compute, and the only supported value of each.
+#: Keys that change the model's computation, and the only supported value of each.
 _SUPPORTED: dict[str, Any] = {"hidden_act": "silu", "moe_layer_freq": 1}
 _SUPPORTED_OF: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
@@ -131,7 +131,7 @@ _SUPPORTED_OF: dict[str, dict[str, Any]] = {
 
 
 def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
-    """Return a model's ``config.json`` as in the release of its kind.
+    """Return a model's ``config.json`` in the format of the release it belongs to (V3 or V2).
 
     Raises:
         RequestError: neither release supports such a model; the message names the key.
@@ -155,7 +155,7 @@ def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
 def model_section(config: dict[str, Any]) -> DeepseekSection:
     """Convert a released ``config.json`` to a recipe's model section: the inverse of :func:`released_config`.
 
-    A missing key has the release's default. For keys that may be null, null means that the model has no such part.
+    A missing key takes the release's default. Where a key may be null, null means that the model lacks this feature.
 
     Raises:
         RequestError: the configuration describes a model that this family does not support.

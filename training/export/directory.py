@@ -94,5 +94,5 @@ def _pickled(path: Path) -> dict[str, torch.Tensor]:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the libraries raise classes of their own, and panics from Rust
+    except Exception as error:  # the libraries raise their own exceptions, and Rust panics
         raise RequestError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from None

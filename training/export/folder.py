@@ -18,7 +18,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> int:
-    """Write tensors under their names, in several files if they are large. Returns the total number of elements.
+    """Write named tensors, split into several files if they are large. Returns the total number of elements.
 
     Weights are written in ``dtype``, except router biases, which stay in fp32. At most one file's worth of tensors is
     held in memory.
@@ -41,7 +41,7 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dty
 
 
 def _flush(folder: Path, number: int, waiting: dict[str, torch.Tensor]) -> list[str]:
-    # Do not use the safetensors library: its files are readable only by their owner, no matter what the umask is.
+    # Do not use the safetensors library: its files are readable only by their owner, regardless of the umask.
     tensor_file.write(_partial(folder, number), waiting, {"format": "pt"})
     return list(waiting)
 

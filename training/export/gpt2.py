@@ -61,14 +61,14 @@ _DEFAULTS: dict[str, Any] = {
 _ACTIVATIONS = ("relu", "gelu", "gelu_new")
 #: Other names of the same functions.
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new"}
-#: Keys that change what the weights compute, and the only supported value of each.
+#: Keys that change the model's computation, and the only supported value of each.
 _SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 def released_config(model: GptSection, vocab_size: int) -> dict[str, Any]:
     """Return a model's ``config.json`` as in transformers' ``GPT2Config``.
 
-    That format always has biases; those that the model lacks are exported as zeros.
+    That format always has biases. If the model lacks them, they are exported as zeros.
 
     Raises:
         RequestError: GPT-2's format does not support the model; the message names the key.

@@ -1,4 +1,4 @@
-"""Two-way tables between the names of a model's weights in memory and in a format on disk.
+"""Two-way tables between the in-memory names of a model's weights and their names in an on-disk format.
 
 A table lists every name in the format, with ``{}`` for a number. A stack is a single tensor of all experts in memory
 but several tensors on disk.
@@ -45,7 +45,7 @@ class Place:
     transposed: bool = False
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the view at this place of the tensor in memory.
+        """Return the view of the in-memory tensor at this place.
 
         Raises:
             IndexError: the tensor has no such row.
@@ -56,7 +56,7 @@ class Place:
 
 
 class NameTable:
-    """The names of a format in memory and on disk."""
+    """A format's weight names, in memory and on disk."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ _MARK = "eh_proj.weight"
 
 @dataclass(frozen=True)
 class PredictionLayers:
-    """The prediction layers that are not imported, and those that are new, by layer number.
+    """The prediction layers to skip, and the new ones to initialize, by layer number.
 
     Attributes:
         left_out: layers on disk that the recipe does not have.

@@ -46,7 +46,7 @@ def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], exper
 
 
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
-    """Copy weights with their names on disk into a model in place, one tensor at a time, and experts into stacks.
+    """Copy weights, named as on disk, into a model in place, one tensor at a time, and stack the experts.
 
     Args:
         model: a model of any family. Its ``section`` determines the name table.
@@ -97,7 +97,7 @@ def _load(
 
 
 def _target(destination: torch.Tensor | None, place: Place, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the view of a tensor in memory that a tensor on disk is copied to.
+    """Return the view of the in-memory tensor into which an on-disk tensor is copied.
 
     Raises:
         RequestError: the model has no such tensor or has it in a different shape, or the tensor on disk is quantized.
@@ -118,7 +118,7 @@ def _target(destination: torch.Tensor | None, place: Place, name: str, tensor: t
 
 
 def _require_none_missing(names: Collection[str]) -> None:
-    """Refuse weights that lack some of the model's tensors. The message names the first one."""
+    """Reject weights that lack some of the model's tensors. The message names the first one."""
     if not names:
         return
     first = next(iter(names))
@@ -150,7 +150,7 @@ def released_stream(
 
     Args:
         section: the model section.
-        weights: pairs (name, tensor), as from ``checkpoint.read_weights``. A name may be the one in memory or on disk.
+        weights: pairs (name, tensor), as from ``checkpoint.read_weights``. Names may be in-memory or on-disk names.
         names: the names of all these weights.
 
     Raises:
@@ -174,7 +174,7 @@ def released_stream(
 def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every parameter and buffer of a model under its names on disk, experts as views of their stacks.
 
-    Biases that the format has but the model lacks are zeros.
+    Biases that the format has but the model lacks are yielded as zeros.
 
     Raises:
         RequestError: the format does not have one of the tensors.
@@ -185,7 +185,7 @@ def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _places(table: NameTable, name: str, rows: int) -> list[tuple[str, Place]]:
-    """Return a tensor's names on disk. Parts of stacks, which checkpoints store separately, already have theirs."""
+    """Return a tensor's names on disk. Parts of stacks, which checkpoints store separately, already have them."""
     if not table.knows(name) and table.reads(name):
         return [(name, Place(name))]
     return table.on_disk(name, rows)

@@ -36,7 +36,7 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, key: str) -> list[int]:
-    """Tokenize a text that was passed as the recipe key or command-line option ``key``.
+    """Tokenize the text of the recipe key or command-line option ``key``.
 
     Raises:
         RequestError: the text has characters that the tokenizer does not know.

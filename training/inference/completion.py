@@ -73,7 +73,7 @@ def prompt_and_limits(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], 
 
 
 def _reporting_drafts(drafting: Speculation, prompt_ids: list[int]) -> Iterator[int]:
-    """Yield the ids of speculative generation, then print to stderr how many drafts were accepted."""
+    """Yield the ids from speculative decoding, then print the number of accepted drafts to stderr."""
     drawn = drafting.generate(prompt_ids)
 
     def reporting() -> Iterator[int]:

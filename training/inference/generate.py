@@ -39,7 +39,7 @@ class Limits:
     can_crop: bool = True
 
     def check(self, prompt_ids: Sequence[int]) -> None:
-        """Refuse a prompt that cannot be continued.
+        """Reject a prompt that cannot be continued.
 
         Raises:
             RequestError: the prompt is empty, has an id outside the vocabulary, or is longer than the context while
@@ -60,7 +60,7 @@ class Limits:
             )
 
     def capacity(self, prompt: int) -> int:
-        """Return the maximum number of tokens to read of a sequence: the prompt and all new tokens but the last."""
+        """Return the maximum number of a sequence's tokens to read: the prompt and all new tokens but the last."""
         return min(self.context_length, prompt + self.max_new_tokens - 1)
 
     def budget(self, prompt: int) -> int:
@@ -87,7 +87,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield the new ids of one sequence. If a stop id is drawn, it is the last one.
 
-    The same arguments always give the same ids, which are drawn on the CPU from a separate generator.
+    The same arguments always give the same ids: they are drawn on the CPU with a dedicated generator.
 
     Raises:
         RequestError: the prompt cannot be continued (see :class:`Limits`). This is raised by the call itself, before
@@ -127,7 +127,7 @@ def _steps(
     seed: int,
     observe: Observer | None = None,
 ) -> Iterator[dict[int, int]]:
-    """Yield at each step a dict from the number of each unfinished sequence to its next id."""
+    """Yield, at each step, a dict from each unfinished sequence's number to its next id."""
     generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))]
     cache = model.new_cache(len(prompts), limits.capacity(max(map(len, prompts))))
     read = [prompt[-limits.context_length :] for prompt in prompts]

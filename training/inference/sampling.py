@@ -10,7 +10,7 @@ _MIN_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings for drawing the next token.
+    """Settings for sampling the next token.
 
     Attributes:
         temperature: divisor of the logits. 0 always takes the most likely token (greedy).
@@ -34,7 +34,7 @@ class Sampling:
 
 
 def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return the next token's probabilities, fp32 [..., V], from logits [..., V]; if greedy, one token has all mass."""
+    """Return the next token's probabilities, fp32 [..., V], from logits [..., V]. They are one-hot if greedy."""
     logits = logits.float()
     if sampling.greedy:
         best = logits.argmax(-1, keepdim=True)

@@ -22,7 +22,7 @@ class Speculation:
     """
 
     def __init__(self, model: Any, limits: Limits) -> None:
-        """Set up decoding with a model that has ``prediction_layers``, i.e. one of the DeepSeek family.
+        """Set up decoding with a model that has ``prediction_layers``, i.e. a DeepSeek model.
 
         Raises:
             RequestError: the model has no prediction layers.
@@ -89,8 +89,8 @@ class _Drafter:
     """Drafts one token per depth of multi-token prediction.
 
     Depth k at position i reads the previous depth's state at i and token i + k. If that token is itself a draft, the
-    position is read again once the real token is known. Each depth therefore keeps the previous depth's states for the
-    positions that it must reread.
+    position is recomputed once the actual token is known. Each depth therefore keeps the previous depth's states for
+    the positions that it must recompute.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:

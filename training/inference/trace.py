@@ -8,7 +8,7 @@ import torch
 from training.inference.generate import CausalLM, Limits, generate
 from training.inference.sampling import Sampling, probabilities
 
-#: Number of alternatives that a step lists.
+#: Number of alternatives to list per step.
 _ALTERNATIVES = 5
 
 
@@ -16,7 +16,7 @@ _ALTERNATIVES = 5
 class Step:
     """One token of a completion.
 
-    Probabilities are from the distribution that the token was drawn from, after temperature, top-k and top-p. Greedy
+    Probabilities refer to the distribution from which the token was drawn, after temperature, top-k and top-p. Greedy
     generation does not draw, so its probabilities are the model's at temperature 1 over all tokens.
 
     Attributes:

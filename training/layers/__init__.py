@@ -9,7 +9,7 @@ Tensor names end in their shape: ``x_BTD`` is indexed [batch, position, hidden].
     N  attention heads                      S  token slots, M * K: one row per (token, expert) pair
     Q  query/key width of a head, P + R     P  its non-rotary part; R  its rotary part
     Z  value width of a head                C  latent width (key/value), L  latent width (query)
-    V  vocabulary                           R  expert rows where padding makes them more than S; else as above
+    V  vocabulary                           R  expert rows including padding, if more than S; else as above
     c  width of a cache entry, C + R        e  width per head that a latent expands to, P + Z
 
 In dense attention and cross-attention:

@@ -10,7 +10,7 @@ from training.layers import cpu
 from training.layers.masks import Mask
 from training.layers.packed_documents import Documents, flex_attention
 
-#: Number of queries or keys in one of FlexAttention's blocks.
+#: FlexAttention's block size, for queries and keys alike.
 _FLEX_BLOCK = 128
 
 #: Called with the attention weights [B, N, T, L] in every forward pass over complete sequences.
@@ -28,8 +28,8 @@ def attention(
     """Compute scaled dot-product attention under a mask, with query t at position t; returns [B, N, T, Z].
 
     With a window, time and memory grow linearly with the sequence length. On CPU, each block of queries is computed
-    with only the keys it attends to; elsewhere, FlexAttention skips fully masked blocks. A GPU builds a mask over all
-    pairs of positions only with dropout, which FlexAttention does not support.
+    with only the keys it attends to; elsewhere, FlexAttention skips fully masked blocks. A GPU materializes the full
+    mask only with dropout, which FlexAttention does not support.
 
     ``dropout``: fraction of the attention weights to set to 0.
     """
@@ -49,8 +49,8 @@ def causal_attention(
     """Compute scaled dot-product attention where position t attends to positions 0..t; returns [B, N, T, Z].
 
     With ``documents``, a position attends only within its own document. The cost then grows with the sum of the squared
-    document lengths, since blocks that cross documents are skipped (on CPU by our own blocks, elsewhere by
-    FlexAttention).
+    document lengths, since blocks whose queries and keys are in different documents are skipped (by our own blockwise
+    attention on CPU, by FlexAttention elsewhere).
     """
     out = cpu.attention.causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, scale, documents)
     if out is not None:
@@ -84,8 +84,8 @@ def masked_flex_attention(
 ) -> torch.Tensor:
     """Run FlexAttention (``attend``) under a mask; returns [B, N, T, Z].
 
-    FlexAttention is compiled once per length. Examples vary in length from batch to batch, so they are padded to whole
-    blocks.
+    FlexAttention is compiled once per length, and lengths vary from batch to batch, so inputs are padded to a multiple
+    of the block size.
     """
     length, keys = q.shape[2], k.shape[2]
     if mask.documents is None:

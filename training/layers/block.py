@@ -1,4 +1,4 @@
-"""Base classes of stacked layers, each of which applies activation checkpointing and ``torch.compile`` to itself."""
+"""Base classes for layers and stacks. Each layer applies activation checkpointing and ``torch.compile`` to itself."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class LayerStack(nn.Module):
 
     @property
     def blocks(self) -> list[Any]:
-        """All layers, in the order of construction."""
+        """All layers, in construction order."""
         return [module for module in self.modules() if isinstance(module, Layer)]
 
     def set_activation_checkpointing(self, mode: ActivationCheckpointing) -> None:

@@ -1,4 +1,4 @@
-"""Cross-entropy as a sum over targets, not a mean, so that micro-batches can add up to the mean over a global batch."""
+"""Cross-entropy summed over targets, not averaged, so that micro-batches add up to the mean over a global batch."""
 
 import importlib.util
 from functools import cache
@@ -16,8 +16,8 @@ from training.layers import cpu
 def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum -log softmax(hidden @ weight.T)[label] in nats, without materializing the logits of all positions.
 
-    Softmax and sum are in fp32, over a bounded chunk of logits at a time. The forward pass also computes the gradients,
-    chunk by chunk, as in Liger (arXiv 2410.10989). On CUDA, Liger's own kernel is used if it is installed.
+    The logits are computed in chunks of bounded size, with softmax and sum in fp32. The forward pass also computes the
+    gradients, chunk by chunk, as in Liger (arXiv 2410.10989). On CUDA, Liger's own kernel is used if it is installed.
 
     Args:
         hidden: hidden states [..., D].
@@ -39,7 +39,7 @@ def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labe
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute the same sum from logits [..., V]: a scalar in fp32."""
+    """Compute the summed cross-entropy from logits [..., V], as a scalar in fp32."""
     flat = logits.flatten(0, -2).float()
     return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -79,7 +79,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             total += losses.where(kept, 0.0).sum()
             if dhidden_MD is None:
                 continue
-            # Divide by the sums on the narrow side of both products.
+            # Divide the narrow [rows, D] tensors by the sums, not the wide [rows, V] ones.
             factor = kept[:, None] / sums
             torch.mul(_product(softmax, weight_VD.t()), factor, out=dhidden_MD[piece])
             dweight_VD = _add_product(dweight_VD, softmax, (hidden * factor).to(hidden.dtype))
@@ -103,8 +103,8 @@ def exponentials(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torc
     """Compute exp(logits - row maximum), and subtract each row's sum at its target. Overwrites the logits.
 
     Returns:
-        The result in the logits' dtype, the sums of the exponentials [R, 1], and the losses [R] in nats. The first
-        divided by the second is the gradient of the third.
+        The result in the logits' dtype, the sums of the exponentials [R, 1], and the losses [R] in nats. The result
+        divided by the sums is the gradient of the losses.
 
     Raises:
         IndexError: a target is outside the vocabulary.
@@ -122,13 +122,13 @@ def exponentials(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torc
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return ``x @ weight.T`` without a gradient."""
+    """Return ``x @ weight.T`` without autograd tracking."""
     out = cpu.matmul.product(x, weight)
     return F.linear(x, weight) if out is None else out
 
 
 def _add_product(total_VD: torch.Tensor | None, softmax_RV: torch.Tensor, hidden_RD: torch.Tensor) -> torch.Tensor:
-    """Return ``total + softmax.T @ hidden``. From the second chunk on this is in fp32: bf16 would round terms away."""
+    """Return ``total + softmax.T @ hidden``. From the second chunk on, the sum is in fp32: bf16 would lose digits."""
     if total_VD is None:
         return softmax_RV.t() @ hidden_RD
     if softmax_RV.dtype == torch.float32:

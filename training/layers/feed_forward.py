@@ -11,7 +11,7 @@ from configs.schema.models.transformer import TransformerSection
 from training.layers.activations import gelu, gelu_new, silu_times
 from training.layers.linear import Linear
 
-#: Activations by recipe name. ``swiglu`` is not among them: it takes two inputs and has its own class, ``FeedForward``.
+#: Activations by recipe name. ``swiglu`` is not included: it takes two inputs and has its own class, ``FeedForward``.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "gelu": gelu,

@@ -11,7 +11,7 @@ import torch
 
 
 def fill_vector(vector: torch.Tensor, name: str) -> None:
-    """Fill a bias with 0 or a norm's weight with 1, in place; the parameter's name tells which it is."""
+    """Fill a bias with 0 or a norm's weight with 1, in place. The parameter's name determines which."""
     vector.fill_(0.0 if name.endswith(".bias") else 1.0)
 
 
@@ -23,7 +23,7 @@ def draw_normal(weight: torch.Tensor, seed_name: str, std: float) -> None:
 def draw_xavier(weight_OI: torch.Tensor, seed_name: str, matrices: int = 1) -> None:
     """Draw from a uniform distribution with variance 2 / (in + out) (Glorot and Bengio, 2010), in place.
 
-    ``matrices``: number of equally sized matrices that the weight concatenates along its rows.
+    ``matrices``: number of equally sized matrices that are concatenated along the weight's rows.
     """
     outputs, inputs = weight_OI.shape
     bound = math.sqrt(6.0 / (inputs + outputs / matrices))
@@ -38,7 +38,7 @@ def _empty(weight: torch.Tensor) -> torch.Tensor:
     return torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
 
 
-#: Number of matrices that a fused parameter concatenates, by the last part of its name.
+#: Number of matrices that are concatenated in a fused parameter, by the last component of its name.
 _FUSED = {"gate_up_proj": 2, "qkv_proj": 3, "kv_proj": 2}
 
 

@@ -8,7 +8,7 @@ import torch
 class Cache:
     """Cache entries of all layers for B sequences of different lengths, in one allocation.
 
-    An entry is ``width`` numbers, or ``width`` numbers per head, so a layer's entries are [B, L, width] or
+    An entry has ``width`` elements, or ``width`` elements per head, so a layer's entries are [B, L, width] or
     [B, N, L, width]. Row b holds ``lengths[b]`` entries, left-aligned; whatever follows them is ignored.
     """
 
@@ -66,7 +66,7 @@ class Cache:
         return positions_BT
 
     def commit(self, lengths: Sequence[int]) -> None:
-        """Set the length of each sequence: this keeps the tokens just read, or drops some of them."""
+        """Set each sequence's length, which keeps the tokens just read or drops some of them."""
         self._lengths = list(lengths)
 
     def reorder(self, rows: torch.Tensor) -> None:
@@ -115,7 +115,7 @@ class LayerCache:
         return self.visible_lengths() - 1
 
     def visible_lengths(self) -> torch.Tensor:
-        """Return how many entries each incoming token attends to, its own included: [B, T] int64."""
+        """Return how many entries each incoming token attends to, including its own: [B, T] int64."""
         assert self._cache._visible_lengths is not None
         return self._cache._visible_lengths
 

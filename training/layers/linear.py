@@ -8,7 +8,7 @@ from training.layers import cpu
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that computes with :func:`linear`: [..., in] -> [..., out]."""
+    """``nn.Linear`` whose forward pass is :func:`linear`: [..., in] -> [..., out]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)

@@ -14,13 +14,13 @@ class Mask:
 
     Attributes:
         causal: whether a query cannot attend to positions after its own.
-        window: number of positions within a query's reach, counting its own, backward and, if not causal, forward. None
-            for no limit.
-        slopes_N: ALiBi's slopes, by which the scores of each head fall per position of distance. None for no ALiBi.
+        window: how far a query can look, in positions including its own, backward and, if not causal, also forward.
+            None for no limit.
+        slopes_N: ALiBi's slopes: how much each head's scores decrease per position of distance. None for no ALiBi.
         lengths_B: number of valid keys in each right-padded sequence. None if all keys are valid.
-        documents: documents that a query may not attend across. None if it may attend to all positions.
-        sides_N: direction of each head: -1 sees no position after the query, 1 none before it, 0 both sides. None if
-            every head sees both sides.
+        documents: documents whose boundaries attention must not cross. None if there are no such boundaries.
+        sides_N: direction of each head: -1 does not look past the query, 1 does not look before it, and 0 looks both
+            ways. None if every head looks both ways.
     """
 
     causal: bool
@@ -47,8 +47,8 @@ class Mask:
     def bias(self, queries: torch.Tensor, keys_L: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """Return the bias to add to scores [B, N, T, L], with :func:`mask_value` where a key is masked.
 
-        Masked keys do not get minus infinity: a row of padding may attend to nothing, and its softmax would then be
-        NaN, which would spread to every gradient.
+        Masked keys do not get minus infinity: a padding row may attend to nothing, and its softmax would then be NaN,
+        which would propagate to every gradient.
 
         Args:
             queries: query positions [T] or [B, T].
@@ -83,7 +83,7 @@ class Mask:
         return bias.masked_fill_(masked, value) if masked.dim() <= bias.dim() else bias.masked_fill(masked, value)
 
     def full_bias(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """Return :meth:`bias` for complete sequences, documents included. It is as large as all scores of a head."""
+        """Return :meth:`bias` for complete sequences, including documents. It is as large as a head's score matrix."""
         bias = self.bias(torch.arange(queries, device=device), torch.arange(keys, device=device), dtype)
         if self.documents is None:
             return bias
@@ -141,7 +141,7 @@ def mask_value(dtype: torch.dtype) -> float:
 
 
 def alibi_slopes(heads: int, device: torch.device | None = None, causal: bool = True) -> torch.Tensor:
-    """Return ALiBi's slope for each head, [N] in fp32: a geometric sequence from 2^(-8/N).
+    """Return ALiBi's slope for each head, [N] in fp32: a geometric sequence that starts at 2^(-8/N).
 
     If N is not a power of two, the sequence for the power of two below N is followed by every other slope of the
     sequence for the power above, as in the paper's code. In a bidirectional stack, a head that looks back and one that
@@ -156,11 +156,11 @@ def alibi_slopes(heads: int, device: torch.device | None = None, causal: bool = 
 
 
 def alibi_sides(heads: int, device: torch.device | None = None) -> torch.Tensor:
-    """Return the direction each head [N] of a bidirectional stack looks in.
+    """Return the direction in which each head of a bidirectional stack looks, [N].
 
-    The values are -1 for back, 1 for ahead, and 0 for both (the last head if their number is odd). If scores fell
-    equally on both sides, "before" and "after" would look the same, and the stack could not tell a word from its
-    reverse. The paper has only causal models, where this does not arise.
+    The values are -1 for backward, 1 for forward, and 0 for both (the last head if the number of heads is odd). If
+    scores decreased equally on both sides, the stack could not tell "before" from "after", nor a word from its
+    reversal. The paper has only causal models, where this does not arise.
     """
     sides = torch.tensor([-1, 1], device=device).repeat((heads + 1) // 2)
     if heads % 2:

@@ -18,7 +18,7 @@ from training.layers.router import Router, Routing
 
 
 class Gate(nn.Module):
-    """Computes each token's logits for all experts, always in fp32, and routes the tokens with them.
+    """Computes each token's expert logits, always in fp32, and routes the tokens accordingly.
 
     ``e_score_correction_bias`` [E], if the routing method has one, affects which experts are chosen but not their
     weights, and has no gradient. It stays in fp32 when the module is cast: bf16 would round away a balancing step of
@@ -32,7 +32,7 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32) if config.has_router_bias else None
         self.register_buffer("e_score_correction_bias", bias)
-        self._router = (router,)  # in a tuple, so it is a child of the decoder layer only, not of the gate as well
+        self._router = (router,)  # in a tuple, so that it is a submodule of the decoder layer only, not of the gate
 
     @property
     def router(self) -> Router:

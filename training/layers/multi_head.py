@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         return self._project(attention(q, k, v, self.scale, mask, dropout))
 
     def _cached_attention(self, q_BNTH: torch.Tensor, mask: Mask, cache: LayerCache) -> torch.Tensor:
-        """Let the incoming tokens attend to all cached entries, including their own."""
+        """Compute attention of the incoming tokens to all cached entries, including their own."""
         visible_lengths_BT = cache.visible_lengths()
         out = cpu.decode.attention(q_BNTH, cache.entries(), visible_lengths_BT, self.scale, mask.window, mask.slopes_N)
         if out is not None:

@@ -10,7 +10,7 @@ from training.layers import cpu
 class LayerNorm(nn.Module):
     """``weight * (x - mean) / sqrt(variance + eps) + bias`` over the last dimension (arXiv 1607.06450).
 
-    Takes and returns [..., size] in the dtype of ``x``; sums are in fp32. The bias is optional.
+    Takes and returns [..., size] in the dtype of ``x``, accumulating in fp32. The bias is optional.
     """
 
     def __init__(self, size: int, eps: float = 1e-5, bias: bool = True) -> None:
@@ -27,7 +27,7 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension (arXiv 1910.07467).
 
-    Takes and returns [..., size] in the dtype of ``x``; sums are in fp32.
+    Takes and returns [..., size] in the dtype of ``x``, accumulating in fp32.
     """
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:

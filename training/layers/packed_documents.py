@@ -12,7 +12,7 @@ class Documents:
     """The documents in a micro-batch of B samples with T positions each. Built once per forward pass for all layers."""
 
     def __init__(self, starts: torch.Tensor, samples: int, length: int) -> None:
-        """Locate the documents from ``starts``: each one's first index among the B*T flattened positions, then B*T.
+        """Build from ``starts``: each document's first index among the B*T flattened positions, followed by B*T.
 
         ``starts`` is int32 and increasing. Every sample starts a new document (see ``training.data.batch``).
         """
@@ -24,7 +24,7 @@ class Documents:
         self._block_mask: Any = None
 
     def positions(self) -> torch.Tensor:
-        """Return each token's position in its document, or in the part of it in this sample: [B, T] int64."""
+        """Return each token's position in its document, or in the fragment within this sample: [B, T] int64."""
         flat = torch.arange(self._samples * self._length, device=self._starts.device)
         return (flat - self._starts.long()[self.ids_BT.flatten()]).view(self._samples, self._length)
 
@@ -59,7 +59,7 @@ class Documents:
 def make_block_mask(
     mask_mod: Callable[..., Any], samples: int | None, queries: int, keys: int, device: torch.device
 ) -> Any:
-    """Build FlexAttention's block mask for ``mask_mod(b, head, query, key)``; fully masked blocks are not computed."""
+    """Build FlexAttention's block mask for ``mask_mod(b, head, query, key)``; fully masked blocks are skipped."""
     return _create_block_mask(device.type)(mask_mod, samples, None, queries, keys, device=str(device))
 
 

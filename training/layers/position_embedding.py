@@ -1,4 +1,4 @@
-"""Positions in dense transformers: added embeddings (learned or sinusoidal), RoPE, or ALiBi."""
+"""Position encodings for dense transformers: additive embeddings (learned or sinusoidal), RoPE, or ALiBi."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from training.layers.rope import RotaryTable, rotary_table, sinusoidal
 
 
 class PositionEmbedding(nn.Module):
-    """The kind of positions that ``model.positions`` selects. Only ``learned`` has a weight, [max_seq_len, D]."""
+    """The position encoding that ``model.positions`` selects. Only ``learned`` has a weight, [max_seq_len, D]."""
 
     def __init__(self, config: TransformerSection) -> None:
         super().__init__()
@@ -58,5 +58,5 @@ class PositionEmbedding(nn.Module):
         return alibi_slopes(self.heads, device, causal) if self.kind == "alibi" else None
 
     def sides(self, device: torch.device) -> torch.Tensor | None:
-        """Return the direction each head [N] of a bidirectional ALiBi stack looks in, or None without ALiBi."""
+        """Return the direction in which each head of a bidirectional ALiBi stack looks, [N], or None without ALiBi."""
         return alibi_sides(self.heads, device) if self.kind == "alibi" else None

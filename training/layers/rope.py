@@ -1,6 +1,6 @@
 """RoPE with interleaved pairs (arXiv 2104.09864), YaRN context extension (arXiv 2309.00071), and sinusoids.
 
-Models store no tables, so casting to bf16 cannot round them, and a model built on the meta device needs no extra step.
+Models store no tables, so casting to bf16 cannot round them, and a model built on the meta device needs no extra setup.
 Instead, each forward pass computes the T * R/2 sines and cosines once.
 """
 
@@ -81,7 +81,7 @@ def inverse_frequencies(
 
     low = max(math.floor(pair_with(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_with(yarn.beta_slow)), rope_dim - 1)
-    width = high - low or 0.001  # in a small head the bounds can meet: use a step, do not divide by zero
+    width = high - low or 0.001  # in a small head the bounds can coincide: use a step, to avoid division by zero
     slowed = ((torch.arange(rope_dim // 2, dtype=torch.float32, device=device) - low) / width).clamp(0, 1)
     return frequencies / yarn.factor * slowed + frequencies * (1 - slowed)
 

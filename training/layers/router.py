@@ -1,4 +1,4 @@
-"""Routing: which experts each token goes to, and with what weights. It works for any expert layer.
+"""Routing: which experts each token goes to, and with which weights. It is independent of the expert layer.
 
 The single-device gate in :mod:`training.layers.moe` and the expert-parallel gate both pass their logits to a
 :class:`Router`. It is a sibling of the expert layer, not a child, so it survives when the layer is replaced.
@@ -17,13 +17,13 @@ from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
 
-#: Operations whose results decide where a token goes. If they were recomputed, a near-tie could break the other way.
+#: Operations whose results decide where a token goes. If they were recomputed, a near-tie could be broken differently.
 #: The gradient would then belong to a different function, and expert-parallel ranks would disagree on what to exchange.
 DECIDING_OPERATIONS = [torch.ops.aten.topk.default, torch.ops.aten.cumsum.default]
 
 
 class Routing(NamedTuple):
-    """The experts that tokens go to.
+    """The experts selected for each token, and their weights.
 
     Attributes:
         weights: [M, K] in fp32. With adaptive k, 0 in the slots that a token does not use.
@@ -51,7 +51,7 @@ class RoutingRecord(NamedTuple):
 class Router(nn.Module):
     """Chooses at most K of E experts for every token, from fp32 logits.
 
-    While ``recording`` is true, each forward pass leaves a :class:`RoutingRecord` for :meth:`pop_record`. It covers the
+    While ``recording`` is true, each forward pass stores a :class:`RoutingRecord` for :meth:`pop_record`. It covers the
     tokens where ``padding_mask_M`` is True, or all tokens if that is None. Recording is off by the time the backward
     pass recomputes activations, so no token is counted twice.
 
@@ -119,7 +119,7 @@ class Router(nn.Module):
     def _adapt(
         self, scores_ME: torch.Tensor, selected_MK: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Use the fewest of the selected experts whose probabilities sum to the target mass; the others get weight 0.
+        """Use only as many of the selected experts as it takes to reach the target mass; the others get weight 0.
 
         Probabilities are scores divided by their sum over all experts, which is 1 for softmax scores. Returns the
         experts sorted by score, their scores (0 if unused), and whether each is used, all [M, K].
@@ -223,7 +223,7 @@ def _without_padding(x_ME: torch.Tensor, record: RoutingRecord) -> torch.Tensor:
     return x_ME if record.padding_mask is None else x_ME * record.padding_mask[:, None]
 
 
-#: Balancing losses before coefficients. Arguments: a router, its record of M tokens, and the number of sequences.
+#: Balancing losses, without coefficients. Arguments: a router, its record of M tokens, and the number of sequences.
 BALANCE_LOSSES: dict[str, Callable[[Router, RoutingRecord, int], torch.Tensor]] = {
     "sequence_balance": sequence_balance,
     "load_balance": load_balance,
@@ -246,7 +246,7 @@ def record_routing(routers: Sequence[Router], padding_mask_M: torch.Tensor | Non
 def balance_losses(routers: Sequence[Router], names: Sequence[str], sequences: int) -> dict[str, torch.Tensor]:
     """Compute the balancing losses by name, summed over routers.
 
-    They come from the routers' latest records, each of which covers ``sequences`` sequences.
+    They are computed from the routers' latest records, each of which covers ``sequences`` sequences.
     """
     losses: dict[str, torch.Tensor] = {}
     for router in routers:

@@ -21,10 +21,10 @@ from training.layers.rope import RotaryTable
 
 
 class TransformerLayer(Layer):
-    """A transformer layer whose parts each read from and add to the residual stream, with dropout on what they add.
+    """A transformer layer whose sublayers each read from and add to the residual stream, with dropout on their outputs.
 
-    ``norm_first`` puts a norm before each part (pre-norm). Otherwise a norm follows each addition (post-norm, arXiv
-    1706.03762).
+    ``norm_first`` puts a norm before each sublayer (pre-norm). Otherwise a norm follows each residual addition
+    (post-norm, arXiv 1706.03762).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The bigram model, the smallest baseline: a table whose row for a token holds the logits of the next token."""
+"""The bigram model, the smallest baseline: a table in which each token's row holds the logits of the next token."""
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ class BigramModel(nn.Module):
 
 
 class BigramForCausalLM(CausalLM):
-    """A language model that sees only the previous token. Weights are undefined until :func:`init_weights`."""
+    """A language model that sees only the previous token. Weights are uninitialized until :func:`init_weights`."""
 
     section: BigramSection
 

@@ -1,4 +1,4 @@
-"""Base classes of the decoder language models: the stack from ids to hidden states, positions, cache and loss.
+"""Base classes for decoder-only language models: the stack from ids to hidden states, positions, cache and loss.
 
 Shape suffixes: B sequences, T positions, D hidden size, V vocabulary.
 """
@@ -22,7 +22,7 @@ class Decoder(LayerStack):
 
     Attributes:
         depth: number of layers in the stack. ``layers`` may hold further layers that are not part of it.
-        cache_width: numbers per cache entry (see :class:`Cache`).
+        cache_width: number of elements per cache entry (see :class:`Cache`).
         cache_heads: number of heads that each have their own cache entries. None if all heads share one entry.
     """
 
@@ -60,7 +60,7 @@ class Decoder(LayerStack):
 class CausalLM(LayerStack):
     """A decoder ``model`` and its head ``lm_head`` with V rows, which may include padding beyond the vocabulary.
 
-    Weights are undefined until ``init_weights`` or ``load_state_dict``.
+    Weights are uninitialized until ``init_weights`` or ``load_state_dict``.
     """
 
     model: Any

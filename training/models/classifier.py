@@ -1,6 +1,6 @@
 """A text classifier: a decoder or encoder backbone, pooling over a text's tokens, and a linear layer.
 
-The backbone's modules have the same names as in its own family's model, without the head. Checkpoints of that family
+The backbone's modules have the same names as in a model of its family, without the head. That family's checkpoints
 therefore load into it (:func:`training.export.weights.load_backbone`), and DeepSpeed's AutoEP recognizes DeepSeek's
 layers. Shape suffixes are listed in :mod:`training.layers`; here C is the number of classes.
 """
@@ -22,10 +22,10 @@ from training.models import deepseek, encoder, gpt
 
 
 class Classifier(LayerStack):
-    """Maps token ids [B, T] to logits [B, C]. Weights are undefined until :func:`init_weights` or ``load_state_dict``.
+    """Maps token ids [B, T] to logits [B, C].
 
-    With ``backbone_rate`` 0 the backbone is frozen: it saves nothing for the backward pass, and its router biases do
-    not change.
+    Weights are uninitialized until :func:`init_weights` or ``load_state_dict``. With ``backbone_rate`` 0, the backbone
+    is frozen: it saves nothing for the backward pass, and its router biases do not change.
     """
 
     def __init__(self, config: ClassifierSection, vocab_size: int) -> None:
@@ -106,7 +106,7 @@ def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = N
 
 
 def init_weights(model: Classifier, seed: int, experts: range | None = None) -> None:
-    """Initialize every parameter and buffer in place, as the backbone's family does; the head is like its projections.
+    """Initialize every parameter and buffer in place, as in the backbone's family, and the head like a projection.
 
     ``experts``: the experts whose weights are needed if the backbone has experts, or None for all of them.
     """

@@ -87,10 +87,11 @@ class DecoderLayer(Layer):
 
 
 class PredictionLayer(DecoderLayer):
-    """One depth of multi-token prediction (V3, section 2.2). It predicts one token further than the previous depth.
+    """One depth of multi-token prediction (V3, section 2.2).
 
-    It shares the embedding and head of the main model. The projection takes the embedding first, as in the released
-    weights (the technical report puts it second). The layer's normalized output goes to the head and to the next depth.
+    It predicts one token further ahead than the previous depth, and shares the main model's embedding and head. The
+    projection takes the embedding first, as in the released weights (the technical report puts it second). The layer's
+    normalized output goes to the head and to the next depth.
     """
 
     def __init__(self, config: DeepseekSection, index: int) -> None:
@@ -108,7 +109,7 @@ class PredictionLayer(DecoderLayer):
         documents: Documents | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """Map the previous depth's normalized hidden states and the embedded tokens ahead to this depth's states."""
+        """Compute this depth's normalized hidden states from the previous depth's and the embedded tokens ahead."""
         x_BTD = self.eh_proj(torch.cat((self.enorm(embedded_BTD), self.hnorm(hidden_BTD)), dim=-1))
         # Use __call__ so that hooks and compilation apply as for any layer.
         return self.shared_head["norm"](self(x_BTD, rope, documents, cache))
@@ -121,7 +122,7 @@ class DeepseekDecoder(Decoder):
         super().__init__()
         self.rope_dim, self.rope_theta, self.yarn = config.qk_rope_head_dim, config.rope_theta, config.rope_scaling
         self.depth = config.num_hidden_layers
-        self.cache_width = config.kv_lora_rank + config.qk_rope_head_dim  # a latent and a rotary key for all heads
+        self.cache_width = config.kv_lora_rank + config.qk_rope_head_dim  # a latent and a rotary key, shared by heads
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         layers: list[DecoderLayer] = [DecoderLayer(config, index) for index in range(self.depth)]
         layers += [PredictionLayer(config, self.depth + k) for k in range(config.num_nextn_predict_layers)]
@@ -143,7 +144,7 @@ def released_config(config: DeepseekSection, vocab_size: int) -> SimpleNamespace
 
 
 class DeepseekForCausalLM(CausalLM):
-    """The decoder and its head; in training also multi-token prediction and the routers' balancing losses."""
+    """The decoder and its head, plus multi-token prediction and the routers' balancing losses in training."""
 
     section: DeepseekSection
 
@@ -160,7 +161,7 @@ class DeepseekForCausalLM(CausalLM):
 
     @property
     def prediction_layers(self) -> list[PredictionLayer]:
-        """The multi-token prediction layers. The first one predicts one token further than the main model."""
+        """The multi-token prediction layers. The first predicts one token further ahead than the main model."""
         return cast(list[PredictionLayer], list(self.model.layers)[self.model.depth :])
 
     def forward(
@@ -181,7 +182,7 @@ class DeepseekForCausalLM(CausalLM):
 
         Returns:
             Logits, or losses by name: ``cross_entropy`` and ``mtp_1`` ... summed over their targets in nats, and the
-            balancing losses summed over layers. In training, the routers have then also counted tokens per expert.
+            balancing losses summed over layers. In training, the routers also count tokens per expert.
         """
         if targets is None:
             return super().forward(input_ids_BT, starts=starts)
@@ -218,8 +219,8 @@ def init_weights(model: Any, seed: int, experts: range | None = None) -> None:
     Args:
         model: a model with a ``config``, or the part of it that a process needs.
         seed: a non-negative seed.
-        experts: the experts whose weights are needed, or None for all of them. The others stay undefined and, being
-            untouched, take up no memory.
+        experts: the experts whose weights are needed, or None for all of them. The others stay uninitialized and,
+            since their memory is never written, take up none.
     """
     std = model.config.initializer_range
     for name, parameter in model.named_parameters():

@@ -62,7 +62,7 @@ class Encoder(LayerStack):
 class EncoderForTokens(LayerStack):
     """An encoder and a head with ``vocab_size`` rows that predicts a token at each position.
 
-    Weights are undefined until :func:`init_weights` or ``load_state_dict``. If the ``attention_hook`` of a layer's
+    Weights are uninitialized until :func:`init_weights` or ``load_state_dict``. If the ``attention_hook`` of a layer's
     ``self_attn`` is set, it is called with the attention weights.
     """
 
@@ -106,7 +106,7 @@ def init_weights(model: Any, seed: int) -> None:
     | norms                         | 1                                                                |
     | biases                        | 0                                                                |
 
-    A tied head is initialized as the embedding.
+    A tied head shares the embedding's values.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:

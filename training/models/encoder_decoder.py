@@ -48,7 +48,7 @@ class Decoder(LayerStack):
         sources: Sequence[Source | CrossAttentionKV],
         cache: Cache | None,
     ) -> torch.Tensor:
-        """Decode ids at ``positions`` ([T] or [B, T]). ``sources`` holds what each layer attends to."""
+        """Decode ids at ``positions`` ([T] or [B, T]). ``sources`` holds each layer's source for cross-attention."""
         x_BTD = self.positions.add_position_embedding(self.embed_tokens(input_ids_BT), positions, self.scale)
         if self.dropout and self.training:
             x_BTD = F.dropout(x_BTD, self.dropout)
@@ -63,7 +63,7 @@ class Decoder(LayerStack):
 class EncoderDecoder(LayerStack):
     """Encoder, decoder and head. Sources and targets share one vocabulary of ``vocab_size`` ids.
 
-    Weights are undefined until :func:`training.models.encoder.init_weights` or ``load_state_dict``.
+    Weights are uninitialized until :func:`training.models.encoder.init_weights` or ``load_state_dict``.
     """
 
     def __init__(self, config: EncoderDecoderSection, vocab_size: int) -> None:

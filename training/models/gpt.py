@@ -1,6 +1,6 @@
-"""GPT-2 (Radford et al., 2019) and its relatives: a dense decoder with any kind of positions.
+"""GPT-2 (Radford et al., 2019) and its relatives: a dense decoder with any position encoding.
 
-It covers the variants of nanoGPT (no biases, padded vocabulary) and of the course (ReLU, untied head), as well as
+It covers nanoGPT (no biases, padded vocabulary) and the course's variant (ReLU, untied head), as well as
 RMSNorm with SwiGLU and RoPE. Shape suffixes: B sequences, T positions, D hidden size. All are listed in
 :mod:`training.layers`.
 """

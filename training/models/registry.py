@@ -18,7 +18,7 @@ _CLASSES: dict[str, Any] = {
 
 
 def build_model(section: ModelSection, vocab_size: int) -> Any:
-    """Build the recipe's model in fp32 with undefined weights; its embedding and head have ``vocab_size`` rows.
+    """Build the recipe's model in fp32 with uninitialized weights; its embedding and head have ``vocab_size`` rows.
 
     The model is a :class:`training.layers.block.LayerStack` whose forward pass, given ``targets``, returns the summed
     losses by name. Language models are instances of :class:`training.models.causal_lm.CausalLM`.

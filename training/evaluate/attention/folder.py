@@ -33,7 +33,7 @@ class LabeledMap:
 
 
 def write_folder(folder: Path, maps: Sequence[LabeledMap], about: dict[str, Any]) -> None:
-    """Write everything to a temporary folder, which then replaces ``folder``.
+    """Write all files to a temporary folder, then replace ``folder`` with it.
 
     ``layer-NN-head-NN.png`` shows one head and ``layer-NN.png`` shows all heads of a layer. ``attention.json`` holds
     ``about``, and ``weights.npz`` holds each map's weights [N, T, L] by name.

@@ -17,11 +17,13 @@ class HeadNumbers:
         layer: name of the layer's map.
         head: head number, from 0.
         to_itself: weight of the query's own position. None in cross-attention.
-        before: weight of the previous position, over the queries that have one. None if the head does not look back.
-        after: weight of the next position, over the queries that have one. None if the head does not look ahead.
+        before: weight of the previous position, averaged over the queries that have one. None if the head does not look
+            back.
+        after: weight of the next position, averaged over the queries that have one. None if the head does not look
+            ahead.
         entropy: entropy of a query's weights, in nats.
-        entropy_share: entropy divided by the entropy of uniform weights over all visible positions, over the queries
-            that see more than one position. None if there are no such queries.
+        entropy_share: entropy divided by the entropy of uniform weights over all visible positions, averaged over the
+            queries that see more than one position. None if there are no such queries.
     """
 
     layer: str
@@ -39,7 +41,7 @@ class HeadNumbers:
 def head_numbers(attention: AttentionMap) -> list[HeadNumbers]:
     """Compute the statistics of every head in a map."""
     # A position is visible if any head attends to it, since a single head's weight may be rounded to zero. `_numbers`
-    # then drops the side that a head does not look to.
+    # then excludes the side that a head does not look at.
     visible_TL = np.asarray((attention.weights_NTL > 0).any(0))
     return [_numbers(attention, head, weights, visible_TL) for head, weights in enumerate(attention.weights_NTL)]
 

@@ -1,12 +1,12 @@
 """Attention on CPU, computed in blocks of queries. Each block uses only the keys that any of its queries attends to.
 
-With blocks, time and the memory saved for the backward pass grow with the number of scores that are computed. The
-backward pass is written by hand because autograd's gradient of a slice of the keys would be as long as all keys, which
-would make the cost of a window quadratic again.
+Time, and the memory saved for the backward pass, therefore grow only with the number of scores computed. The backward
+pass is written by hand: for each slice of the keys, autograd would allocate a gradient as long as all keys, which would
+make the cost of sliding-window attention quadratic again.
 
 PyTorch's fused CPU kernel requires values as wide as the queries. With one thread and sequences of 256 tokens, it is
-1.4 (fp32) to 2.7 (bf16) times slower than blocks of plain matrix products. Blocks save the attention weights for the
-backward pass, however, so sequences longer than ``LONGEST_BLOCKED`` use the fused kernel, one document at a time.
+1.4 (fp32) to 2.7 (bf16) times slower than blocks of plain matrix products. Blocks must save the attention weights for
+the backward pass, however, so sequences longer than ``LONGEST_BLOCKED`` use the fused kernel, one document at a time.
 """
 
 import dataclasses
@@ -122,19 +122,19 @@ def _masked_blocks(
 
 
 def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Run PyTorch's fused kernel, with values padded to the width of the queries if they are narrower."""
+    """Run PyTorch's fused kernel, with values padded to the queries' width if they are narrower."""
     width = v.shape[-1]
     v = F.pad(v, (0, max(q.shape[-1] - width, 0)))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[..., :width]
 
 
 def _blocks(mask: Mask, length: int, keys: int, dtype: torch.dtype) -> Iterator[Block]:
-    """Yield blocks of queries under a mask, ignoring its documents."""
+    """Yield the query blocks for a mask, ignoring its documents."""
     biases: dict[tuple[int, ...], torch.Tensor | None] = {}
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
         first, last = mask.key_range(start, end, keys)
-        # With a window, most blocks share one bias, unless sequences have lengths of their own.
+        # With a window, most blocks share one bias, unless sequences differ in length.
         kind = (end - start, start - first, last - first, 0 if mask.lengths_B is None else start)
         if kind not in biases:
             biases = {kind: mask.bias(torch.arange(start, end), torch.arange(first, last), dtype)}
@@ -176,7 +176,7 @@ class _BlockedAttention(torch.autograd.Function):
             scores = _scores(q[:, start:end], k[:, first:last], scale, bias, q_BNTQ.shape[:2])
             weights = scores.softmax(-1)
             kept = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-            # Do not write into a slice of one result for all blocks: PyTorch would multiply the batch's matrices one by
+            # Do not write into slices of a preallocated result: PyTorch would then multiply the batch's matrices one by
             # one.
             out.append(_dropped(weights, kept, dropout) @ v[:, first:last])
             ctx.spans.append((start, end, first, last))
@@ -209,7 +209,7 @@ class _BlockedAttention(torch.autograd.Function):
 def _accumulated(
     total: torch.Tensor | None, like: torch.Tensor, first: int, last: int, part: torch.Tensor
 ) -> torch.Tensor:
-    """Add one block's gradient to the gradient of all keys, in fp32: bf16 would round away what each block adds."""
+    """Add one block's gradient to the gradient of all keys, in fp32: bf16 would round away small contributions."""
     if total is None and part.shape == like.shape:
         return part.float()
     if total is None:

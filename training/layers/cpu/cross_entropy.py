@@ -1,18 +1,18 @@
-"""CPU versions of steps of the loss, with less memory traffic."""
+"""CPU implementations of parts of the loss, with less memory traffic."""
 
 import torch
 
 from tokenizer.special_tokens import IGNORED
 from training.layers.cpu.kernels import code_for, is_half
 
-#: How many elements to convert from bf16 to fp32 at a time.
+#: Number of elements to convert from bf16 to fp32 at a time.
 _CONVERTED = 2**17
 
 
 def rows_with_targets(hidden_MD: torch.Tensor, labels_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return only the rows whose label is not ``IGNORED``, so that rows without a target cost nothing.
 
-    Returns None if not on CPU: on a GPU, the host would have to wait for the number of rows.
+    Returns None if not on CPU: on a GPU, counting the rows would force a host-device synchronization.
     """
     if hidden_MD.device.type != "cpu":
         return None

@@ -1,8 +1,8 @@
-"""The operations of decoding on CPU: linear layers, norms, GELU, experts and attention for few rows, without gradients.
+"""Decoding operations on CPU: linear layers, norms, GELU, experts and attention for a few rows, without gradients.
 
-PyTorch's matrix products read several rows of a matrix at a time. For one to eight input rows, this reaches a third of
-the memory bandwidth. The C code in ``kernels.c`` reads each matrix once, in order. Every function returns None if the C
-code does not apply: more rows, gradients, another device or dtype, or no compiler.
+PyTorch's matrix products read several rows of a matrix at a time. With one to eight input rows, they reach only a third
+of the memory bandwidth. The C code in ``kernels.c`` reads each matrix once, in order. Every function returns None where
+the C code cannot be used: for more rows, with gradients, on another device, in another dtype, or without a compiler.
 """
 
 import ctypes
@@ -140,7 +140,7 @@ def latent_attention(
 
 
 def _code_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
-    """Return the C code if it supports these inputs: few contiguous rows, with neither gradients nor autocast."""
+    """Return the C code if it supports these inputs: a few contiguous rows, without gradients or autocast."""
     if torch.is_grad_enabled() or not 0 < x.numel() <= _FEW * x.shape[-1] or torch.is_autocast_enabled("cpu"):
         return None
     return code_for(x, *weights) if all(weight.is_contiguous() for weight in weights) else None

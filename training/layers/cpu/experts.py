@@ -1,4 +1,4 @@
-"""The routed experts on CPU, one expert at a time, over gathered rows that stay in a core's cache.
+"""Routed experts on CPU, computed one expert at a time on gathered rows that stay in a core's cache.
 
 Compared with ``grouped_mm``, this avoids a sorted copy of all rows and of their gradients, and it gathers and sums in
 one pass. Forward and backward are written by hand, since autograd would save every intermediate result of every expert.
@@ -23,8 +23,8 @@ def routed_experts(
 ) -> torch.Tensor | None:
     """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D] -> [M, D].
 
-    Returns None if not on CPU. In training, a slot of weight 0 costs nothing. An expert without tokens costs nothing
-    either, and its gradient is zero.
+    Returns None if not on CPU. In training, slots with weight 0 are skipped. Experts without tokens are also skipped,
+    and their gradient is zero.
     """
     if x_MD.device.type != "cpu":
         return None
@@ -34,8 +34,8 @@ def routed_experts(
     return out
 
 
-#: Each expert's number of rows is rounded up to a multiple of this. In bf16, oneDNN compiles a product for its exact
-#: shape; with arbitrary numbers of rows, every expert would need a new one at every step.
+#: Each expert's number of rows is rounded up to a multiple of this. In bf16, oneDNN compiles a kernel for each exact
+#: shape; without rounding, every expert would need a new kernel at every step.
 _ALIGNED = {torch.bfloat16: 32}
 
 

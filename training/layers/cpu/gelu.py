@@ -1,4 +1,4 @@
-"""GELU on CPU: the tanh approximation with a one-pass gradient, and both forms for the few rows of decoding."""
+"""GELU on CPU: the tanh approximation with a one-pass gradient, and both forms for decoding."""
 
 from typing import Any
 

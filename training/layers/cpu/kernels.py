@@ -1,8 +1,8 @@
-"""Loads ``kernels.c``, which replaces operations that PyTorch does slowly on CPU. It is compiled on first use.
+"""Loads ``kernels.c``, which replaces operations that are slow in PyTorch on CPU. It is compiled on first use.
 
-Tensors are passed as addresses, so callers must ensure the dtypes, shapes and strides that ``kernels.c`` expects. The
-code uses OpenMP. If it is compiled with GCC, it shares its threads with torch. With another compiler, or with a torch
-build that ships OpenMP under a different name, it has a second set of threads.
+Tensors are passed as addresses, so callers must guarantee the dtypes, shapes and strides that ``kernels.c`` expects.
+The code uses OpenMP. If it is compiled with GCC, it shares torch's thread pool. With another compiler, or with a torch
+build that ships OpenMP under a different name, it has its own thread pool.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def code_for(*tensors: torch.Tensor) -> ctypes.CDLL | None:
-    """Return the C code if it compiled and supports these tensors: on CPU, all fp32 or all bf16."""
+    """Return the C code if it could be compiled and supports these tensors: on CPU, all fp32 or all bf16."""
     first = tensors[0]
     if first.dtype not in _DTYPES or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
@@ -44,7 +44,7 @@ def code_for(*tensors: torch.Tensor) -> ctypes.CDLL | None:
 
 
 def compile_kernels() -> bool:
-    """Compile the C code now, not in the middle of the first completion. Returns whether that succeeded."""
+    """Compile the C code now rather than in the middle of the first completion. Returns whether it succeeded."""
     return _code() is not None
 
 

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from training.layers.cpu import decode
 
-#: oneDNN's product, which ``F.linear`` uses in bf16 but not in fp32. For these products in fp32, MKL reaches only two
-#: thirds of oneDNN's speed on AMD processors but is faster on Intel processors. MKL is faster for weight gradients.
+#: oneDNN's matrix product, which ``F.linear`` uses in bf16 but not in fp32. For this product in fp32, MKL reaches only
+#: two thirds of oneDNN's speed on AMD processors but is faster on Intel processors. MKL is faster for weight gradients.
 ONEDNN_PRODUCT: Any = (
     torch.ops.mkldnn._linear_pointwise.default if hasattr(torch.ops.mkldnn, "_linear_pointwise") else None
 )
@@ -44,7 +44,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-    """Return ``x @ weight.T`` in fp32, for use in functions with a gradient of their own.
+    """Return ``x @ weight.T`` in fp32, for use in functions that define their own backward.
 
     Returns None if PyTorch's own product is as fast.
     """
@@ -59,7 +59,7 @@ def product_width(operation: Any, inputs: Sequence[Any]) -> int | None:
 
 
 def times_transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return ``x @ weight.T + bias`` without a gradient, for use in functions with a gradient of their own."""
+    """Return ``x @ weight.T + bias`` without autograd tracking, for use in functions that define their own backward."""
     if not _by_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
     out: torch.Tensor = ONEDNN_PRODUCT(x, weight, bias, "none", [], "")
@@ -68,7 +68,7 @@ def times_transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 
 @functools.cache
 def onednn_in_fp32() -> bool:
-    """Return whether to use oneDNN for fp32 products. The CPU vendor decides, not a measurement, so all ranks agree."""
+    """Return whether to use oneDNN for fp32 products. This depends only on the CPU vendor, so all ranks agree."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -77,7 +77,7 @@ def onednn_in_fp32() -> bool:
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Return whether oneDNN is faster and supports these tensors. ``F.linear`` gets the rest and reports bad shapes."""
+    """Return whether oneDNN is faster and supports the tensors. ``F.linear`` takes the rest and reports bad shapes."""
     if not onednn_in_fp32() or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
     fits = weight.dim() == 2 and x.shape[-1:] == weight.shape[1:] and x.numel() > 0 and weight.numel() > 0

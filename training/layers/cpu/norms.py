@@ -1,4 +1,4 @@
-"""Norms over the last dimension on CPU: RMSNorm with its own gradient, and both norms for the few rows of decoding."""
+"""Norms over the last dimension on CPU: RMSNorm with a custom backward pass, and both norms for decoding."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from training.layers.cpu import decode
 
-#: ``layer_norm(x, weight, bias, eps)``. Returns None if PyTorch's operation is as fast, as is always so in training.
+#: ``layer_norm(x, weight, bias, eps)``. Returns None if PyTorch's operation is as fast, as is always true in training.
 layer_norm = decode.layer_norm
 
 

@@ -1,4 +1,4 @@
-"""RoPE on CPU as a single complex product, forward and backward."""
+"""RoPE on CPU, as a single complex multiplication in each pass."""
 
 from typing import Any
 
