@@ -1,7 +1,7 @@
 """Model commands: ``python -m training VERB --recipe R [section.key=value ...]``.
 
-Under a launcher, a worker that stops early on purpose (a signal, a wrong request) writes its exit status to a file
-(:mod:`artefacts.worker_status`) and exits with 0, because torchrun would turn any other status into 1 and print a
+Under a launcher, a worker that stops early on purpose (on a signal or an invalid request) writes its exit status to a
+file (:mod:`artefacts.worker_status`) and exits with 0, because torchrun would turn any other status into 1 and print a
 traceback.
 """
 
@@ -88,7 +88,7 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
 
 
 def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
-    """Explain what to change if memory ran out. Any other error is raised again."""
+    """Explain what to change if memory ran out. Re-raises any other error."""
     if not ran_out(error):
         raise error
     # The traceback's frames hold on to memory, and the explanation needs some too.

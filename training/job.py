@@ -54,7 +54,7 @@ class Job:
         data: the micro-batches of every step.
         validation: the batches for the validation loss during training.
         check_inputs: called before a new run is opened; raises RequestError if the run's inputs are damaged.
-        init_weights: initializes the fp32 model's weights; for routed experts, only those in the range.
+        init_weights: initializes the fp32 model's weights, including only the routed experts in the range.
         notice: a line to print before the first step; may be empty.
     """
 
@@ -71,12 +71,12 @@ class Job:
 
 @dataclass(frozen=True)
 class _Start:
-    """One start of a job, after all ranks have joined and the run's folder is open.
+    """A job that is about to start: all ranks have joined, and the run's folder is open.
 
     Attributes:
         recipe: the run's recipe.
         job: the job to run.
-        identity: the facts about the run that checkpoints record.
+        identity: the facts about the run that are recorded in checkpoints.
         ranks: this process's position among all ranks.
         resumption: restores the newest checkpoint; None for a new run.
     """
@@ -153,10 +153,10 @@ def _on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
 
 
 def _build_model(start: _Start) -> Any:
-    """Build the model in fp32 on CPU. For a new run, its weights are initialized."""
+    """Build the model in fp32 on CPU. Initializes its weights if the run is new."""
     recipe, job, ranks = start.recipe, start.job, start.ranks
-    # Routers draw their noise from this generator, which differs between ranks. After a resume on another number of
-    # ranks it starts from a new seed; on the same number of ranks the checkpoint's RNG states replace it.
+    # Routers draw their noise from this generator, which is seeded differently on each rank. If the run resumes with a
+    # different number of ranks, it starts from a new seed; otherwise the checkpoint's RNG states replace it.
     torch.manual_seed((recipe.run.seed + start.step) * ranks.size + ranks.rank)
     model = build_model(recipe.model, recipe.vocab_size)
     if start.resumption is None:
@@ -225,7 +225,7 @@ def _print_start(start: _Start) -> None:
 
 
 def _train(context: TrainingContext) -> int:
-    """Train, finish the run's folder, and print the result. Returns the exit status."""
+    """Train, write the finished run's manifest, and print the result. Returns the exit status."""
     run, train, first = context.run, context.train, context.ranks.first
     try:
         ended = Trainer(context, build_callbacks(context)).run()
@@ -236,7 +236,7 @@ def _train(context: TrainingContext) -> int:
     if ended is Ended.STOPPED:
         return command.STOPPED
     if ended is Ended.ABORTED:
-        # The simulated crash does not lose a checkpoint that is still being written.
+        # Finish a pending checkpoint: a simulated crash must not lose it.
         context.saver.drain()
         if first:
             print(f"{run.stage}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)

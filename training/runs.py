@@ -64,7 +64,7 @@ def backbone_checkpoint(recipe: Recipe) -> Path | None:
 
 
 def named_checkpoint(path: str, key: str) -> Path:
-    """Return the checkpoint at a path given by a recipe's ``key``: a checkpoint's folder, or a run's folder.
+    """Return the checkpoint at the path that a recipe sets in ``key``: a checkpoint's folder or a run's folder.
 
     Raises:
         RequestError: there is no checkpoint at that path.
@@ -108,7 +108,7 @@ def _backbone_fingerprint(recipe: Recipe, checkpoint: Path, tokenizer: Manifest)
 
 
 def _require_same_examples(recipe: Recipe, folder: Path, examples: Manifest) -> None:
-    """Raise ``RequestError`` if the examples were made for another recipe. Also checks chat examples."""
+    """Raise ``RequestError`` if the examples are chat examples or were made for a different recipe."""
     if why := first_difference(examples.identity, examples_identity(recipe)):
         raise RequestError(f"{folder} was made for another recipe ({why}): run `{command_hints.make('data')}`")
 
@@ -141,7 +141,7 @@ def _packing_fingerprint(recipe: Recipe, layout: RunLayout, tokens: Manifest) ->
 
 
 def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
-    """Return a recipe's fine-tuning run, which needs the finished pretraining and the published examples.
+    """Return a recipe's fine-tuning run, which needs finished pretraining and published examples.
 
     Raises:
         RequestError: one of these is missing, or the recipe has no finetune section.

@@ -2,7 +2,7 @@
 
 The checkpoint may have been saved with any number of ranks, expert-parallel size or ZeRO stage. Tensors are named as in
 Hugging Face's files (``...mlp.experts.{j}.gate_proj.weight``), so the weights of different experts are separate
-tensors. Files are memory-mapped: only the current tensor takes memory.
+tensors. Files are memory-mapped, so only the current tensor takes memory.
 
 DeepSpeed's own ``zero_to_fp32`` fails on AutoEP's layers, whose parameters are named ``router.gate`` and ``w1/w2/w3``.
 """
@@ -19,7 +19,7 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from training.checkpoint.index import Contents, fault_of_format
 
-#: AutoEP's stacked expert weights -> the projections that they contain.
+#: Maps AutoEP's stacked expert weights to the projections they contain.
 _STACKS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _STACK = re.compile(r"(.*\.experts)\.(w[123])$")
 

@@ -1,4 +1,4 @@
-"""Index of a checkpoint: reads any range of a parameter's elements, no matter with which topology it was saved."""
+"""Checkpoint index: reads any range of a parameter's elements, regardless of the topology at the time of saving."""
 
 import bisect
 import json
@@ -28,7 +28,7 @@ def fault_of_format(saved: Manifest) -> str:
 
 
 def folder_name(step: int) -> str:
-    """Return the folder name of the checkpoint after ``step`` optimizer steps."""
+    """Return the folder name of the checkpoint saved after ``step`` optimizer steps."""
     return f"step-{step:08d}"
 
 
@@ -51,7 +51,7 @@ def rank_file(rank: int) -> str:
 
 @dataclass(frozen=True, order=True)
 class _Stored:
-    """Elements ``start`` .. ``start+numel``-1 of a parameter, stored at ``offset`` in a file's tensors NUMBER.STATE."""
+    """Elements ``start`` .. ``start+numel``-1 of a parameter, stored at ``offset`` in a file's NUMBER.STATE tensors."""
 
     start: int
     numel: int
@@ -62,7 +62,7 @@ class _Stored:
 
 @dataclass
 class Parameter:
-    """A parameter of a checkpoint.
+    """A parameter in a checkpoint.
 
     Attributes:
         shape: the parameter's shape over all expert-parallel ranks.
@@ -84,10 +84,10 @@ class Contents:
     """The tensors of one checkpoint. Files are memory-mapped, so only tensors that are read take memory."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the tables of all files.
+        """Read the slice tables of all files.
 
         Raises:
-            DamagedError: some elements of a parameter are in none of the files.
+            DamagedError: some of a parameter's elements are missing from the files.
         """
         self.folder = folder
         self.parameters: dict[str, Parameter] = {}
@@ -100,7 +100,7 @@ class Contents:
                 raise DamagedError(f"{folder}: {name} is incomplete", "use another checkpoint")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open files; another process opens its own."""
+        """Return the state to pickle, without open files: another process opens its own."""
         return {**vars(self), "_open": {}}
 
     def _add(self, file: str, table: list[dict[str, Any]]) -> None:

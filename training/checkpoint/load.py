@@ -38,7 +38,7 @@ class CheckpointRef:
 def newest_complete(checkpoints: Path, ranks: Ranks | None = None) -> CheckpointRef | None:
     """Return the newest checkpoint whose files all match its manifest, or None if there are no checkpoints.
 
-    With ``ranks``, every rank must make the call, and the ranks split the work of verifying files.
+    If ``ranks`` is set, every rank must make the call, and the files to verify are split across the ranks.
 
     Raises:
         RequestError: there are checkpoints but none can be read. Only the user may decide to start over.
@@ -63,7 +63,7 @@ def _examine(folder: Path, ranks: Ranks | None) -> tuple[Manifest | None, list[s
         saved = manifest.read(folder)
         if saved is not None and (fault := fault_of_format(saved)):
             faults.append(fault)
-    except (RequestError, OSError) as error:  # may be on this rank only, while the others wait in the collective below
+    except (RequestError, OSError) as error:  # may occur on this rank only; the others wait in the collective below
         faults = [str(error)]
     if ranks is None:
         return saved, faults
@@ -73,13 +73,13 @@ def _examine(folder: Path, ranks: Ranks | None) -> tuple[Manifest | None, list[s
 
 
 class Resumption:
-    """Restores an engine from a checkpoint that was saved with the same topology or any other."""
+    """Restores an engine from a checkpoint, which may have been saved with a different topology."""
 
     def __init__(self, checkpoint: CheckpointRef, identity: RunIdentity) -> None:
         """Check that the checkpoint belongs to the run to be trained.
 
         Raises:
-            RequestError: the checkpoint is from a different run; names the first key that differs.
+            RequestError: the checkpoint is from a different run. The message names the first key that differs.
         """
         self.checkpoint = checkpoint
         saved = checkpoint.manifest
@@ -94,7 +94,7 @@ class Resumption:
     def load(self, engine: Any, ranks: Ranks) -> dict[str, Any]:
         """Restore the engine. Returns the ``state`` that was passed to ``Saver.begin``.
 
-        Every rank must make the call. It reads only the elements that it holds, from whichever files contain them.
+        Collective. Each rank reads only the elements it holds, from whichever files contain them.
 
         Raises:
             RequestError: the checkpoint's parameters do not match the model's.
@@ -121,7 +121,7 @@ class Resumption:
         return state
 
     def _contents(self, ranks: Ranks) -> Contents:
-        """Return the checkpoint's index. Only rank 0 reads it; the index or a ``RequestError`` reaches every rank."""
+        """Return the checkpoint's index. Rank 0 reads and broadcasts it; if that fails, every rank raises the error."""
         contents: Contents | str | None = None
         if ranks.first:
             try:

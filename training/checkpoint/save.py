@@ -1,8 +1,8 @@
 """Asynchronous saving: training waits only for a copy to host memory, and threads write the files in the background.
 
 Every rank writes one file. When all files are written, rank 0 publishes the checkpoint: it adds the manifest and
-renames the folder. Before that there is no checkpoint; after that there is a complete one. If a write fails, only this
-checkpoint is lost.
+renames the folder, so a checkpoint is either complete or does not exist. If a write fails, only this checkpoint is
+lost.
 """
 
 import os
@@ -34,15 +34,15 @@ Topology = dict[str, int | str]
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The facts about a run that its checkpoints' manifests record.
+    """Facts about a run that are recorded in its checkpoints' manifests.
 
     Attributes:
         identity: the recipe keys that the run depends on.
         inputs: fingerprints of the artefacts that the run is trained on.
         model: the recipe's model keys, which determine whether weights fit a model.
         topology: the current topology; it may change when the run is resumed.
-        run: entries for the manifest of the finished run: ``stage``, ``steps``, ``parameters`` and, if the weights were
-            imported, ``imported``, the fingerprints of their files.
+        run: entries for the finished run's manifest: ``stage``, ``steps``, ``parameters`` and, for imported weights,
+            ``imported`` (the fingerprints of their files).
     """
 
     identity: dict[str, Any]
@@ -79,7 +79,7 @@ class Saver:
         Args:
             partitions: the partitions of the engine whose state is saved.
             folder: the run's ``checkpoints/`` folder. The caller holds the run's lock.
-            identity: the facts about the run that manifests record.
+            identity: the facts about the run that are recorded in manifests.
             ranks: this process's position among the ranks that save.
             retention: which checkpoints to keep.
             resumed: the step of the checkpoint in ``folder`` that the run resumed from, if any. Later checkpoints in
@@ -123,7 +123,7 @@ class Saver:
     def reduce_inputs(self) -> list[float]:
         """Return this rank's numbers to be summed over ranks.
 
-        They are [1, 0] if its file is written, [0, 1] if writing failed, and [0, 0] otherwise.
+        They are [1, 0] if the rank's file has been written, [0, 1] if writing failed, and [0, 0] otherwise.
         """
         if self._publishing is not None and self._publishing.done():
             self._finish_publishing()
@@ -137,7 +137,7 @@ class Saver:
             self._publish_or_drop()
 
     def drain(self) -> str:
-        """Wait until a pending checkpoint is published or dropped. Returns the error message, "" if there is none."""
+        """Wait until a pending checkpoint is published or dropped. Returns the error message, or "" if none."""
         if self._pending is not None:
             wait([self._pending.entry])
             self.on_reduced(sum_over_ranks(torch.tensor(self.reduce_inputs())).tolist())
@@ -197,7 +197,7 @@ class Saver:
         shutil.rmtree(self._partial(step), ignore_errors=True)
 
     def _finish_publishing(self) -> None:
-        """Wait until rank 0 has published a checkpoint, if it is doing so, and warn if that fails."""
+        """Wait for rank 0 to publish a checkpoint, if it is doing so, and warn if that fails."""
         publishing, self._publishing = self._publishing, None
         if publishing is not None and (error := publishing.exception()):
             self._failure = _describe(error)
@@ -207,7 +207,7 @@ class Saver:
         try:
             self._rename(pending, files)
         except BaseException:
-            # Remove this checkpoint's folder only: other ranks may already be writing the next one.
+            # Remove only this checkpoint's folder: other ranks may already be writing the next one.
             shutil.rmtree(self._partial(pending.step), ignore_errors=True)
             raise
         self._delete_superseded()
@@ -239,7 +239,7 @@ class Saver:
         for step in superseded(losses, self._retention):
             doomed = self._folder / f".{folder_name(step)}.superseded"
             try:
-                # Renamed first, so that a kill while files are being deleted does not leave a damaged checkpoint.
+                # Rename first, so that a kill during deletion does not leave a damaged checkpoint.
                 os.rename(self._folder / folder_name(step), doomed)
                 shutil.rmtree(doomed)
             except OSError as error:

@@ -7,7 +7,7 @@ import torch
 
 from training.engine.partitions import Partition, Partitions
 
-#: Key of the fp32 weights, next to the optimizer's own keys.
+#: Key of the fp32 weights, alongside the optimizer's own keys.
 MASTER = "master"
 BUFFER = "buffer."
 RANDOM = "random."
@@ -23,8 +23,8 @@ class Snapshot:
         """Initialize the snapshot; host memory is allocated when it is first needed.
 
         Args:
-            partitions: the partitions of the engine.
-            device: the device of this rank.
+            partitions: the engine's partitions.
+            device: this rank's device.
             first: whether this rank also copies the module's buffers, which are the same on all ranks.
         """
         self._partitions, self._device, self._first = partitions, device, first
@@ -43,7 +43,7 @@ class Snapshot:
         kept = [*((p, True) for p in local.trained), *((p, False) for p in local.frozen)]
         for number, (partition, trained) in enumerate(kept):
             with local.in_memory(partition):
-                # Inside the context, because even the size of a partition is unknown while it is on NVMe.
+                # Inside the context, because not even a partition's size is known while it is on NVMe.
                 begin, end = _share(partition)
                 state = local.state(partition) if trained else {}
                 elementwise = {MASTER: partition.master, **_elementwise(partition, state)}

@@ -1,7 +1,7 @@
-"""Writes tensors to a safetensors file: a rank's part of a checkpoint, or the weights of a model directory.
+"""Writes tensors to a safetensors file: a rank's shard of a checkpoint, or the weights of a model directory.
 
-The safetensors library holds the GIL while it writes, and its files ignore the umask. This writer can run in a thread
-during training, and computes the size and sha256 in the same pass over memory.
+The safetensors library holds the GIL while it writes, and ignores the umask. This writer can run in a thread during
+training, and computes the size and sha256 in the same pass over memory.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _ALIGNMENT = 8
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Write contiguous CPU tensors and fsync. Returns the file's manifest entry.
+    """Write contiguous CPU tensors to a file and fsync it. Returns the file's manifest entry.
 
     Raises:
         OSError: the disk is full, or the folder is missing or not writable.

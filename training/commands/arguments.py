@@ -8,13 +8,13 @@ from pathlib import Path
 from artefacts.errors import RequestError
 from configs import command
 
-#: Words that may follow ``evaluate``.
+#: Subcommands of ``evaluate``, with their descriptions.
 EVALUATIONS = {
     "attention": "heat maps and statistics of every head for a text, in runs/NAME/attention",
     "temperature": "the same prompt at temperatures from 0.1 to 2.0, with the same seed",
 }
 
-#: Words that may follow ``compare``.
+#: Subcommands of ``compare``, with their descriptions.
 COMPARISONS = {
     "optimizers": "SGD, Adam, AdamW and Muon, each at the best of a few learning rates",
     "activations": "plots of activation functions, and a short run with each one that the family supports",
@@ -27,12 +27,7 @@ COMPARISONS = {
 def add(verb: str, parser: argparse.ArgumentParser) -> None:
     """Add a command's arguments: the recipe, overrides and options."""
     if verb == "compare":
-        choices = "; ".join(f"{name}: {purpose}" for name, purpose in COMPARISONS.items())
-        parser.description = f"{parser.description}. {choices}"
-        parser.usage = "%(prog)s WHAT [-h] [--steps STEPS] --recipe FILE [section.key=value ...]"
-        parser.add_argument(
-            "--steps", type=_positive, default=50, help="optimizer steps per run, or timed passes; default: 50"
-        )
+        _add_compare(parser)
     command.add_recipe_arguments(parser, required=verb != "inspect")
     if verb == "inspect":
         parser.add_argument(
@@ -43,17 +38,7 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
             help="instead, print one table that compares these recipes; overrides apply to all of them",
         )
     if verb == "evaluate":
-        choices = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
-        parser.description = f"{parser.description}. {choices}"
-        parser.add_argument(
-            "--text",
-            help="attention: the input text; default: generate.prompt, or for language models the start of a "
-            "validation document",
-        )
-        parser.add_argument("--target", help="attention: the decoder's input, for encoder-decoder models")
-        parser.add_argument(
-            "--layers", type=_numbers, default=(), metavar="0,2", help="attention: layers to draw; default: all"
-        )
+        _add_evaluate(parser)
     if verb == "import":
         parser.add_argument(
             "--from",
@@ -77,8 +62,31 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    choices = "; ".join(f"{name}: {purpose}" for name, purpose in COMPARISONS.items())
+    parser.description = f"{parser.description}. {choices}"
+    parser.usage = "%(prog)s WHAT [-h] [--steps STEPS] --recipe FILE [section.key=value ...]"
+    parser.add_argument(
+        "--steps", type=_positive, default=50, help="optimizer steps per run, or timed passes; default: 50"
+    )
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    choices = "; ".join(f"evaluate {name}: {purpose}" for name, purpose in EVALUATIONS.items())
+    parser.description = f"{parser.description}. {choices}"
+    parser.add_argument(
+        "--text",
+        help="attention: the input text; default: generate.prompt, or for language models the start of a "
+        "validation document",
+    )
+    parser.add_argument("--target", help="attention: the decoder's input, for encoder-decoder models")
+    parser.add_argument(
+        "--layers", type=_numbers, default=(), metavar="0,2", help="attention: layers to draw; default: all"
+    )
+
+
 def validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Separate words and files from overrides and reject conflicting options, which argparse cannot do."""
+    """Separate subcommands and files from overrides, and reject conflicting options, which argparse cannot do."""
     if parsed.verb == "inspect":
         _validate_inspect(parser, parsed)
     if parsed.verb == "evaluate":

@@ -19,7 +19,7 @@ from training.inference.answer import encode_prompt
 from training.model_loading import best_device, load_model, wanted_checkpoint
 from training.models.registry import build_model
 
-#: Number of tokens taken from a validation document if there is no text, and the maximum that a map can show.
+#: Number of tokens taken from a validation document if there is no text, and maximum number of tokens in a map.
 _DOCUMENT_TOKENS, _MAX_TOKENS = 32, 128
 
 
@@ -30,9 +30,9 @@ def evaluate_attention(
 
     Args:
         recipe: the run's recipe.
-        text: the input. If None, ``generate.prompt``; if that is empty, the start of a validation document.
+        text: the input. Defaults to ``generate.prompt`` or, if that is empty, the start of a validation document.
         target: the decoder's input, for encoder-decoder models.
-        layers: indices of the layers to draw. If empty, all layers.
+        layers: indices of the layers to draw. If empty, all layers are drawn.
 
     Raises:
         RequestError: the model has no attention or no such layer, or cannot read the text.
@@ -113,5 +113,5 @@ def _labeled(attention: AttentionMap, tokens: dict[str, list[str]], pooled: int)
 
 
 def _joined(labels: Sequence[str], size: int) -> list[str]:
-    """Join every ``size`` labels into one, because cross-attention sees the encoder's outputs pooled in such groups."""
+    """Join each group of ``size`` labels, because the encoder outputs are pooled in such groups for cross-attention."""
     return ["".join(labels[first : first + size]) for first in range(0, len(labels), size)]

@@ -1,4 +1,4 @@
-"""``python -m training estimate``: model size, FLOPs and memory of a recipe, computed without building anything."""
+"""``python -m training estimate``: a recipe's model size, FLOPs and memory, computed without building the model."""
 
 from configs.command import DONE
 from configs.schema import Recipe
@@ -37,7 +37,7 @@ def lines(recipe: Recipe) -> list[str]:
 
 
 def memory_lines(recipe: Recipe) -> list[str]:
-    """Return the lines about memory per rank: parts, activations by checkpointing mode, phases, and what fits."""
+    """Return the lines about memory per rank: parts, activations by mode, phases, and the largest micro-batch."""
     train, device = recipe.train, device_of(recipe)
     estimated = memory(recipe, device.kind)
     where = {"cuda": "GPU", "mps": "MPS", "cpu": "CPU"}[device.kind]

@@ -73,8 +73,8 @@ def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
     """Return a stage's last checkpoint and its fingerprint, and print a line about it to stderr.
 
     Raises:
-        RequestError: the stage is not finished, or its training data have been replaced since. In that case, text that
-            is held out now may have been trained on.
+        RequestError: the stage is not finished, or its training data have since been replaced. In the latter case, the
+            model may have been trained on text that is now held out.
     """
     folder = getattr(layout, stage)
     if (last := finished_checkpoint(folder)) is None or not last[0].is_dir():
@@ -94,7 +94,7 @@ def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
 def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
     """Return the fine-tuned checkpoint and its fingerprint.
 
-    None if fine-tuning has no checkpoint or is not finished, and the recipe does not require it.
+    Returns None if fine-tuning has no checkpoint or is not finished, and the recipe does not require it.
     """
     if recipe.generate.stage == "finetune":
         return _finished(layout, "finetune")

@@ -27,7 +27,7 @@ _VERIFY_BYTES = 12
 
 
 def export(recipe: Recipe) -> int:
-    """Write ``export/``, completely or not at all, and verify it. Returns the exit status.
+    """Write ``export/`` atomically and verify it. Returns the exit status.
 
     Raises:
         RequestError: the family has no released format, or the format cannot hold this model; there is no checkpoint,

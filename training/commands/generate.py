@@ -14,8 +14,8 @@ from training.model_loading import best_device, load_model, wanted_checkpoint
 def generate(recipe: Recipe, trace: bool = False) -> int:
     """Complete the prompt and print the text as it is generated. Returns the exit status.
 
-    The prompt is printed first, except in a chat or with ``only_new``. With ``trace``, a table about the new tokens
-    follows.
+    The prompt is printed first, except in a chat or with ``only_new``. If ``trace`` is set, a table of the new
+    tokens follows.
     """
     layout, section = RunLayout.of(recipe), recipe.generate
     if not section.prompt:

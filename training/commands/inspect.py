@@ -1,4 +1,4 @@
-"""``python -m training inspect``: lists the parts of a recipe's model with their sizes."""
+"""``python -m training inspect``: lists the tensors and modules of a recipe's model with their shapes."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _LENGTH = 16
 
 
 def inspect(recipe: Recipe) -> int:
-    """Print ``lines``. Returns the exit status. No tensor memory is allocated, so models may have any size."""
+    """Print ``lines(recipe)``. Returns the exit status. No tensor memory is allocated, so any model size works."""
     print("\n".join(lines(recipe)))
     return DONE
 
@@ -31,7 +31,7 @@ def inspect(recipe: Recipe) -> int:
 def lines(recipe: Recipe) -> list[str]:
     """Return lines with all tensors' shapes, all modules' output shapes, parameters and FLOPs by part, and totals.
 
-    Identical layers are listed once. The parameter count in closed form is checked against the actual model's.
+    Identical layers are listed once. The closed-form parameter count is checked against the actual model.
     """
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.vocab_size)
@@ -69,7 +69,7 @@ def outputs(recipe: Recipe) -> list[str]:
 V = TypeVar("V")
 
 
-#: The name of a module or tensor in a stack of layers: stack, layer, rest.
+#: Splits the name of a module or tensor in a layer stack into the stack, the layer's index and the rest.
 _LAYER = re.compile(r"((?:.*\.)?layers)\.(\d+)(\..*|$)")
 
 
@@ -113,8 +113,7 @@ def _forward(model: Any, section: ModelSection, ids_BT: torch.Tensor) -> None:
 def _avoid_values(module: Any) -> None:
     """Replace code that depends on tensor values, which fake tensors do not have.
 
-    Experts then return one row per token no matter how tokens are routed, and heads return logits even if there are
-    labels.
+    Experts then return one row per token regardless of the routing, and heads return logits even if there are labels.
     """
     if isinstance(module, Experts):
         module.forward = _row_per_token  # type: ignore[method-assign, assignment]
@@ -133,7 +132,7 @@ def _logits(head: OutputHead, hidden: torch.Tensor, _labels: torch.Tensor | None
 def shape_of(output: Any) -> str:
     """Format a tensor's shape as ``2 x 16 x 64``, or ``1`` for a scalar.
 
-    Several tensors are listed, with their names if they have any.
+    For a mapping or tuple, lists the shapes of its tensors, with names if there are any.
     """
     if isinstance(output, torch.Tensor):
         return " x ".join(f"{size:,}" for size in output.shape) or "1"
@@ -146,7 +145,7 @@ def shape_of(output: Any) -> str:
 
 
 def folded(rows: Sequence[tuple[str, V]]) -> Iterator[tuple[str, V]]:
-    """Yield named rows in order, with runs of equal layers merged into one, as in ``layers.{3..60}.mlp``."""
+    """Yield named rows in order, with runs of identical layers merged into one, as in ``layers.{3..60}.mlp``."""
     stacks: dict[str, dict[int, dict[str, V]]] = {}
     order: dict[str, tuple[str, V] | None] = {}
     for name, value in rows:

@@ -10,7 +10,7 @@ from configs.schema import Recipe
 from training.estimate.device import device_of
 from training.estimate.fitting import relief
 
-#: The wording of torch, its libraries and C++. Most of these errors are a plain ``RuntimeError``.
+#: Matches messages of torch, its libraries and C++. Most of these errors are plain ``RuntimeError`` exceptions.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
 _REQUESTED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -40,7 +40,7 @@ def explain(error: BaseException, recipe: Recipe, running: str) -> str:
 
     Args:
         error: an error for which :func:`ran_out` is true.
-        recipe: the recipe of the command.
+        recipe: the command's recipe.
         running: the command, such as ``evaluate attention``.
     """
     used, available = _memory()
@@ -53,7 +53,7 @@ def explain(error: BaseException, recipe: Recipe, running: str) -> str:
 
 
 def _memory() -> tuple[str, int]:
-    """Return this process's peak memory in words, and the number of bytes available to it."""
+    """Return this process's peak memory as text, and the number of bytes available to it."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()

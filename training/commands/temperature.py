@@ -28,8 +28,8 @@ class AtTemperature:
         temperature: the sampling temperature.
         tokens: number of sampled tokens, including the stop token.
         log_probability: mean log-probability of the tokens under the model at temperature 1, in nats.
-        entropy: mean entropy of the sampled distributions, in nats.
-        distinct: number of distinct tokens divided by the number of tokens, without the stop token.
+        entropy: mean entropy of the distributions that tokens were sampled from, in nats.
+        distinct: number of distinct tokens divided by the number of tokens, excluding the stop token.
         completion: the completion as text.
     """
 

@@ -19,11 +19,11 @@ class Batch:
         inputs: [B, T] int64, token ids; for text pairs, the decoder's input.
         labels: [B, T] int64, the next token or the tag at each position, or ``IGNORED``. For sequence classification,
             the class of each row, [B].
-        starts: int32, the increasing positions at which documents start in the B*T flattened tokens, followed by B*T
+        starts: int32, the positions in the B*T flattened tokens at which documents start, ascending, followed by B*T
             (the ``cu_seqlens`` of variable-length attention). Every sample starts a document; an end-of-text token
             belongs to the document before it. None if document starts are not marked.
         lengths: [B] int64, the number of tokens in each row of ``inputs`` without padding. None if there is no padding,
-            or if padding does not matter because causal attention never reads it.
+            or if padding does not matter because causal attention never attends to it.
         source: [B, S] int64, token ids of the encoder's input, for text pairs.
         source_lengths: [B] int64, the number of tokens in each row of ``source`` without padding.
     """

@@ -18,7 +18,7 @@ from training.runs import mixture_weights
 
 
 def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | ExampleData:
-    """Build the pretraining data: one source, a weighted mixture of sources, or examples, as the model's task requires.
+    """Build the pretraining data: token shards of one or several weighted sources, or examples, depending on the task.
 
     Batches mark where documents start if ``train.mask_documents`` is set; batches of packed samples always do.
 
@@ -49,7 +49,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
 
 
 def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "held-out"]) -> Examples:
-    """Read one split of the examples for a model that is not trained on running text.
+    """Read one split of the examples for a task other than language modeling.
 
     Raises:
         RequestError: the examples are missing or damaged.
@@ -85,5 +85,5 @@ def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
 
 
 def _boundary(recipe: Recipe, layout: RunLayout) -> int | None:
-    """Return the id of the token that ends documents, or None if batches need not mark where documents start."""
+    """Return the end-of-text token's id, or None if batches need not mark where documents start."""
     return load_tokenizer(layout.tokenizer).end_of_text_id if recipe.train.mask_documents else None

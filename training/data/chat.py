@@ -14,7 +14,7 @@ class ChatExamples(Examples):
     """The chat examples of one split (``train`` or ``held-out``). Labels outside answers are ``IGNORED``."""
 
     def __init__(self, folder: Path, split: str, pad_id: int) -> None:
-        """Read the Parquet files ``SPLIT-*.parquet`` in a folder. ``pad_id`` is the token id of padding.
+        """Read the Parquet files ``SPLIT-*.parquet`` in a folder. ``pad_id`` is the padding token's id.
 
         Raises:
             RequestError: there are no examples, or a file is damaged.
@@ -30,7 +30,7 @@ class ChatExamples(Examples):
         """Return the examples at the given indices, with labels shifted one position to the left."""
         labels = self._labels.padded(indices, IGNORED)[:, 1:]
         inputs = self._ids.padded(indices, self._pad)[:, :-1]
-        # The last token of an example is only a label, so in shorter examples it is replaced by padding.
+        # An example's last token is only a label, so the inputs of shorter examples have padding in its place.
         lengths = self._ids.lengths(indices)
         inputs[np.arange(inputs.shape[1]) >= lengths[:, None] - 1] = self._pad
         return Batch(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(np.ascontiguousarray(labels)))

@@ -2,14 +2,14 @@
 
 import resource
 
-#: After this many batches in a row from the page cache, the next ones are expected to be there too.
+#: After this many consecutive batches from the page cache, later batches are expected to be cached too.
 _PATIENCE = 32
 #: Use this thread's counters, or the process's on systems without per-thread counters.
 _WHOSE = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
 class DiskReads:
-    """Decides whether to announce reads to the kernel, which saves much time on disk but wastes time in memory."""
+    """Decides whether to announce reads to the kernel: much faster for data on disk, but slower if cached."""
 
     def __init__(self) -> None:
         self._remaining, self._last_count = _PATIENCE, 0
@@ -17,7 +17,7 @@ class DiskReads:
     def expected(self) -> bool:
         """Return whether the next batch may have to be read from disk.
 
-        This is assumed at the start, and for a while after every batch that came from disk.
+        Returns True at first, and for a while after every batch that was read from disk.
         """
         used = resource.getrusage(_WHOSE)
         count = used.ru_inblock + used.ru_majflt

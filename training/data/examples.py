@@ -1,4 +1,4 @@
-"""Shared code of example data sets: reading Parquet files, ordering, batching and padding."""
+"""Shared code for example data sets: reading Parquet files, ordering, batching and padding."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -82,11 +82,11 @@ class Examples(ABC):
         """Return the examples at the given indices, padded to the longest of them."""
 
     def in_order(self, batch: int) -> list[Batch]:
-        """Return batches with every example once, in file order."""
+        """Return batches that contain every example once, in file order."""
         return self._batches(np.arange(len(self)), batch)
 
     def shuffled(self, batch: int, seed: int) -> list[Batch]:
-        """Return batches with every example once, in an order that depends on the seed."""
+        """Return batches that contain every example once, in an order that depends on the seed."""
         return self._batches(sample_indices(0, len(self), len(self), seed), batch)
 
     def spread(self, count: int, batch: int) -> list[Batch]:
@@ -98,7 +98,7 @@ class Examples(ABC):
 
 
 class ExampleData:
-    """Global batches of shuffled examples. The batch of a step is the same for any number of ranks."""
+    """Global batches of shuffled examples. A step's batch is the same for any number of ranks."""
 
     def __init__(self, examples: Examples, global_batch: int, seed: int) -> None:
         self._examples, self._global_batch, self._seed = examples, global_batch, seed
@@ -110,5 +110,5 @@ class ExampleData:
         return [self._examples.read(rows) for rows in per_micro_batch]
 
     def epochs(self, steps: int) -> dict[str, float]:
-        """Return how many times the examples are read in ``steps`` steps."""
+        """Return the number of passes over the examples in ``steps`` steps."""
         return {"the examples": steps * self._global_batch / len(self._examples)}

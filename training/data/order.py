@@ -1,4 +1,4 @@
-"""The order of samples, as a pure function of seed, number of samples and position that stores no permutation.
+"""The order of samples: a pure function of seed, number of samples and position. No permutation is stored.
 
 It is a keyed permutation of 0..n-1: a Feistel network over the next even power of two, applied repeatedly until the
 result is below n (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
@@ -23,7 +23,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def derive(seed: Key, number: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Derive a 64-bit key from a seed, different for every number (0 or more)."""
+    """Derive a 64-bit key from a seed and a nonnegative number. Different numbers give different keys."""
     with np.errstate(over="ignore"):
         return mix(np.asarray(seed, np.uint64) + _GOLDEN * (np.asarray(number, np.uint64) + np.uint64(1)))
 
@@ -100,7 +100,7 @@ class Mixture:
         blocks = positions // BLOCK
         slots = permute(positions % BLOCK, BLOCK, derive(derive(self._seed, 0), blocks))
         chosen = np.searchsorted(self._ends, slots, side="right")
-        # The number of samples of the same data set in earlier blocks, and in lower slots of this block.
+        # The number of samples from the same data set in earlier blocks, and in lower slots of this block.
         local = blocks * self._places[chosen] + slots - (self._ends - self._places)[chosen]
         for number, size in enumerate(self._sizes):
             mask = chosen == number
@@ -108,5 +108,5 @@ class Mixture:
         return chosen, local
 
     def epochs(self, samples: int) -> list[float]:
-        """Return how many times each data set is read in ``samples`` samples."""
+        """Return the number of passes over each data set in ``samples`` samples of the mixture."""
         return [samples * float(p) / BLOCK / size for p, size in zip(self._places, self._sizes, strict=True)]

@@ -30,7 +30,7 @@ class PackedSamples:
             tokens: the folder of the token shards.
             packing: the folder of the index, with the same structure as ``tokens``.
             context_length: inputs per sample.
-            pad: the token id of padding.
+            pad: the padding token's id.
 
         Raises:
             RequestError: there are no shards, or a shard or its index is missing or damaged.
@@ -62,7 +62,7 @@ class PackedSamples:
         return Rows(tokens, begins, ignored)
 
     def _pieces_of(self, shard: int, samples: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.int64]]:
-        """Return the pieces of some of a shard's samples, and the number of pieces in each sample."""
+        """Return the pieces of selected samples in a shard, and the number of pieces in each sample."""
         firsts = self._samples[shard][samples]
         counts = self._samples[shard][samples + 1] - firsts
         return self._pieces[shard][_ranges(firsts, counts)], counts

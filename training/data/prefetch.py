@@ -15,7 +15,7 @@ _PATIENCE = 0.1
 class Prefetched:
     """A wrapper around ``Data`` that prefetches the batches of the next steps, in pinned memory for a GPU.
 
-    It is a context manager that stops the thread on exit. ``micro_batches`` raises errors that occur in the thread.
+    It is a context manager that stops the thread on exit. ``micro_batches`` re-raises the thread's errors.
     """
 
     def __init__(self, data: Data, depth: int, steps: int, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class Prefetched:
 
         Args:
             data: the data to prefetch.
-            depth: number of steps to prefetch; 0 reads without a thread.
+            depth: number of steps to prefetch; 0 disables the thread.
             steps: total number of steps, after which nothing is prefetched.
             device: the device on which the batches will be used.
         """
@@ -82,7 +82,7 @@ class Prefetched:
     ) -> None:
         try:
             if self._device.type == "cuda":
-                # The current device is set per thread: without this, every rank would open the first GPU.
+                # The current device is per thread: without this, every rank would open a context on the first GPU.
                 torch.cuda.set_device(self._device)
             for number in range(step, max(step + 1, self._steps)):
                 batches = self._data.micro_batches(number, rank, ranks, micro_batch)

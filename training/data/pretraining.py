@@ -9,12 +9,12 @@ from artefacts.errors import RequestError
 from training.data.batch import Batch, Samples, read_several
 from training.data.order import Mixture
 
-#: Number of samples whose order is computed at a time.
+#: Number of samples whose order is computed in one call.
 _ORDERED_AT_ONCE = 1 << 14
 
 
 class PretrainingData:
-    """Global batches of shuffled samples. The batch of a step is the same for any number of ranks.
+    """Global batches of shuffled samples. A step's batch is the same for any number of ranks.
 
     Resuming needs no saved state: ``step * global_batch`` samples have been consumed before step ``step``.
     """
@@ -55,7 +55,7 @@ class PretrainingData:
     def _samples(
         self, step: int, rank: int, ranks: int, micro_batch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the data set and index of each of a rank's samples. To save time, many steps are computed at once."""
+        """Return the data set and index of this rank's samples. To save time, many steps are computed at once."""
         per_step = self._global_batch // ranks
         steps = -(-_ORDERED_AT_ONCE // per_step)
         first = step // steps * steps
@@ -68,5 +68,5 @@ class PretrainingData:
         return chosen[rows], indices[rows]
 
     def epochs(self, steps: int) -> dict[str, float]:
-        """Return how many times each source is read in ``steps`` steps."""
+        """Return the number of passes over each source in ``steps`` steps."""
         return dict(zip(self._names, self._mixture.epochs(steps * self._global_batch), strict=True))

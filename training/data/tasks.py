@@ -1,6 +1,6 @@
-"""Samples for models that are not trained on running text: examples with targets, padded to the longest in a batch.
+"""Samples for tasks other than language modeling: examples with targets, padded to the longest in a batch.
 
-Padding has id 0. Models never look at it, since every batch has lengths.
+The padding token's id is 0. Models ignore padding, since every batch has lengths.
 """
 
 from pathlib import Path
@@ -81,7 +81,7 @@ class LabelExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """Return a batch with ``inputs``, ``lengths`` and ``labels`` [B], the classes' indices in the sorted names."""
+        """Return a batch with ``inputs``, ``lengths`` and ``labels`` [B], indices into the sorted class names."""
         return Batch(
             torch.from_numpy(self._ids.padded(indices, _PAD)),
             torch.from_numpy(self._labels[np.asarray(indices, np.int64)]),

@@ -45,7 +45,7 @@ class TokenWindows:
         """Map the shards ``SPLIT-*.bin``, sorted by name.
 
         Args:
-            folder: the folder of the shards, or of one subfolder of shards per source.
+            folder: a folder of shards, or a folder with one subfolder of shards per source.
             split: the split's name.
             context_length: tokens per window.
             end_of_text: id of the token that ends documents. If it is set, batches mark where documents start.
@@ -89,7 +89,7 @@ class TokenWindows:
     def spread(self, count: int, batch: int) -> list[Batch]:
         """Return batches with at most ``count`` windows, evenly spaced over the split.
 
-        If no shard holds a full window, all of the split is returned in padded samples. The list is empty if the split
+        If no shard holds a full window, the entire split is returned as padded samples. The list is empty if the split
         has no labels.
         """
         if not len(self):
@@ -98,7 +98,7 @@ class TokenWindows:
         return self.rows(indices).batches(batch)
 
     def in_order(self, batch: int, limit: int | None = None) -> list[Batch]:
-        """Return batches in which every token is a label exactly once, except the first token of a shard.
+        """Return batches in which every token is a label exactly once, except each shard's first token.
 
         A shard's last row may be padded.
 

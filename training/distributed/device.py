@@ -14,7 +14,7 @@ def choose_device(wanted: str = "auto", processes: int = 1) -> torch.device:
 
     Args:
         wanted: ``launch.device``; ``auto`` follows ``DS_ACCELERATOR`` if that is set.
-        processes: number of processes on this node. Several processes cannot share MPS, so ``auto`` gives them the CPU.
+        processes: number of processes on this node. Several processes cannot share MPS, so ``auto`` picks CPU for them.
 
     Raises:
         RequestError: the requested device is not available here.

@@ -1,4 +1,4 @@
-"""Checks the network before anything is loaded, and reports ranks that hang or are slow.
+"""Checks the network before anything is loaded, and reports hung or slow ranks.
 
 Each rank records every step in the rendezvous store, which works even if the network between the ranks does not.
 """
@@ -16,9 +16,9 @@ from artefacts.progress import log, warn
 from artefacts.worker_status import Worker, node_name
 from training.distributed.ranks import Ranks
 
-#: How many numbers a rank sends in one all-to-all, and the number of repetitions.
+#: Number of elements that a rank sends in one all-to-all, and number of repetitions.
 _NUMBERS, _ROUNDS = 2**20, 3
-#: A rank is slow if its local work takes more than this many times the (lower) median, and this many seconds longer.
+#: A rank is slow if its local work takes more than this multiple of the (lower) median, and this many seconds longer.
 _SLOW_TIMES, _SLOW_SECONDS = 4.0, 0.05
 
 
@@ -46,7 +46,7 @@ def probe(ranks: Ranks, store: dist.Store, seconds: int) -> None:
 
 
 def slow_ranks(seconds: list[float], nodes: list[str]) -> list[str]:
-    """Return a warning for each rank that took much longer than most ranks for the same work."""
+    """Return a warning for each rank that took much longer for the same work than most ranks."""
     usual = sorted(seconds)[(len(seconds) - 1) // 2]
     return [
         f"rank {rank} on {nodes[rank]} is slow: it took {took:.2f} s for what most ranks do in {usual:.2f} s"
@@ -56,7 +56,7 @@ def slow_ranks(seconds: list[float], nodes: list[str]) -> list[str]:
 
 
 class _Limit:
-    """Ends the process if the check takes too long. It needs a thread, because a hanging collective never returns."""
+    """Terminates the process if the check takes too long. Runs in a thread, because a hung collective never returns."""
 
     def __init__(self, ranks: Ranks, store: dist.Store, seconds: int) -> None:
         self._ranks, self._store, self._seconds = ranks, store, seconds
@@ -96,7 +96,7 @@ class _Limit:
         try:
             return self._absent_ranks()
         except (dist.DistError, RuntimeError):
-            # The failed node may be the one that hosts the store.
+            # The store may have been hosted on the failed node.
             return (
                 f"{self._step} over all {self._ranks.size} ranks did not finish within {self._seconds} s, and the "
                 f"rendezvous store ({os.environ.get('MASTER_ADDR', 'on this host')}) no longer answers"
@@ -138,7 +138,7 @@ def _all_to_all(ranks: Ranks) -> None:
 
 
 def _local_work_seconds(ranks: Ranks) -> float:
-    """Return the time that matrix products and copies take, in seconds, as the best of a few rounds."""
+    """Return how long matrix products and copies take, in seconds: the shortest time of a few rounds."""
     size = 8192 if ranks.device.type == "cuda" else 1024  # takes tens of milliseconds on either device
     matrix = torch.randn(size, size, device=ranks.device)
 

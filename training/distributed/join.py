@@ -15,7 +15,7 @@ from training.distributed.ranks import Ranks
 def join(
     wait_seconds: int = 600, probe_seconds: int = 0, collective_seconds: int = 1800, device: str = "auto"
 ) -> Ranks:
-    """Join the process group, with NCCL on GPUs and gloo elsewhere. Without a launcher, it is a group of one.
+    """Join the process group, with NCCL on GPUs and gloo elsewhere. Without a launcher, this process is the only rank.
 
     Args:
         wait_seconds: time limit for all ranks to join.
@@ -25,7 +25,7 @@ def join(
 
     Raises:
         RequestError: the requested device is not available, or this node has fewer GPUs than processes.
-        RunError: the rendezvous cannot be reached, or ranks are missing; names them.
+        RunError: the rendezvous cannot be reached, or ranks are missing. The message names them.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -64,7 +64,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
 def _rendezvous(rank: int, size: int, seconds: int) -> dist.Store:
     """Connect to torchrun's store, or one hosted by rank 0. Returns it once all ranks have joined."""
     if "MASTER_ADDR" not in os.environ:
-        # DeepSpeed reads these when it finds the process group. A group of one does not need a real address.
+        # DeepSpeed reads these if a process group exists. A single rank does not need a real address.
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", "0"
         return dist.HashStore()
     limit = datetime.timedelta(seconds=seconds)

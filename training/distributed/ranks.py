@@ -43,7 +43,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 def sum_over_ranks(values: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
     """Sum a tensor over all ranks in place, and return it."""
-    # A group of one has nothing to exchange, yet the call would take 0.2 ms.
+    # A single rank has nothing to reduce, but the call would still take 0.2 ms.
     if dist.get_world_size(group) > 1:
         dist.all_reduce(values, group=group)
     return values

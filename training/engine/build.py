@@ -22,11 +22,12 @@ from training.engine.expert_parallel import install_routers
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks) -> Any:
-    """Call ``deepspeed.initialize``, where AutoEP replaces the expert layers, and install our routers in these layers.
+    """Call ``deepspeed.initialize``, which lets AutoEP replace the expert layers, and install our routers in them.
 
     Args:
-        model: single-device model in fp32 on CPU, with the same weights on every rank that has them. DeepSpeed drops
-            the experts of other ranks, converts the rest to the compute dtype, and only then moves it to the device.
+        model: single-device model in fp32 on CPU. A weight that several ranks hold must be identical on all of them.
+            DeepSpeed drops other ranks' experts, casts the rest to the compute dtype, and only then moves the model to
+            the device.
         optimizer: an optimizer over the model's ``parameter_groups``.
         config: from ``deepspeed_config``.
         ranks: this process's position among all ranks.
@@ -35,7 +36,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
         RequestError: the optimizer is to be offloaded to disk, but the folder cannot be created or DeepSpeed's operator
             cannot be built on this node.
     """
-    # DeepSpeed calls collectives under their old names, which makes torch warn at every start.
+    # DeepSpeed calls collectives by deprecated names, so torch would warn at every start.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
@@ -47,7 +48,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     with _quick_start():
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.fp16_enabled():
-        # The trainer counts steps with non-finite gradients at the lowest scale, where DeepSpeed would end the process.
+        # At the lowest loss scale, DeepSpeed would raise an error; the trainer counts steps with non-finite gradients.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     install_routers(engine.module, ranks.rank)
     return engine
@@ -61,10 +62,10 @@ def _quick_start() -> Iterator[None]:
     # On CPU, DeepSpeed would build an operator here (shared-memory collectives for inference). Every start would then
     # need a C++ compiler, and would hang on the lock file that a killed process leaves behind.
     deepspeed.ops.__compatible_ops__ = {}
-    # DeepSpeed imports its own Muon to compare classes, and that import calls torch.compile. Our Muon is another class.
+    # DeepSpeed imports its own Muon for a type check, and that import calls torch.compile. We do not use its Muon.
     with _without_compile():
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    # DeepSpeed collects garbage eight times to print memory usage. Freezing exempts all objects that exist by now.
+    # DeepSpeed collects garbage eight times to print memory usage. Freezing exempts all existing objects.
     gc.freeze()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -85,7 +86,7 @@ def _without_compile() -> Iterator[None]:
 
 
 def _uncompiled(function: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
-    """Stand in for ``torch.compile``, called with a function or, as a decorator with options, without one."""
+    """Replace ``torch.compile``, called with a function or, as a decorator with options, without one."""
     return _uncompiled if function is None else function
 
 

@@ -76,5 +76,5 @@ def _merge(config: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def _on_this_node(path: str | None) -> str:
-    """Expand a path here rather than at launch: it may use a variable that is set only on the nodes."""
+    """Expand a path on this node, because it may contain a variable that is not set on the launch host."""
     return os.path.expandvars(Path(path or "").expanduser())

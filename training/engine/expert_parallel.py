@@ -1,4 +1,4 @@
-"""Expert parallelism: which experts a rank holds, and how the model's own routers replace AutoEP's.
+"""Expert parallelism: assigns experts to ranks and replaces AutoEP's routers with the model's own.
 
 Routing is therefore the same as on a single device.
 """
@@ -11,23 +11,23 @@ from torch import nn
 
 
 def local_experts(rank: int, experts: int, expert_parallel: int) -> range:
-    """Return the experts that AutoEP places on a rank: consecutive ranks hold consecutive ranges of them."""
+    """Return the experts that AutoEP places on a rank: consecutive ranks hold consecutive ranges of experts."""
     per_rank = experts // expert_parallel
     first = rank % expert_parallel * per_rank
     return range(first, first + per_rank)
 
 
 class ExpertParallelGate(nn.Module):
-    """A replacement for AutoEP's router that keeps its gate and bias, with their names, but uses the model's router.
+    """A replacement for AutoEP's router that keeps its gate and bias, and their names, but uses the model's router.
 
     AutoEP's router lacks softmax over groups, noise, adaptive k and balancing losses, and computes logits in the
-    model's dtype. The gate's weight stays the same parameter for the optimizer, ZeRO and checkpoints.
+    model's dtype. For the optimizer, ZeRO and checkpoints, the gate's weight remains the same parameter.
     """
 
     def __init__(self, autoep_router: Any, router: nn.Module) -> None:
         super().__init__()
         self.gate = autoep_router.gate
-        # Only its class is replaced, because ZeRO-3 gathers the weight through hooks on this very module.
+        # Only the module's class is replaced, because ZeRO-3 gathers the weight through hooks on the module object.
         self.gate.__class__ = _Fp32Linear
         self.register_buffer("e_score_correction_bias", autoep_router.e_score_correction_bias)
         self._router = (router,)  # in a tuple, so that it stays a child of the decoder layer only, not of this module
@@ -37,9 +37,9 @@ class ExpertParallelGate(nn.Module):
         return self._router[0]
 
     def forward(self, x_MD: torch.Tensor, expert_bias: None = None) -> Any:
-        """Return weights [M, K], experts [M, K] and int32 slots per expert [E], from which ranks exchange tokens.
+        """Return weights [M, K], experts [M, K] and int32 slots per expert [E].
 
-        ``expert_bias`` is unused; AutoEP passes it to its routers.
+        AutoEP uses them to exchange tokens between ranks. ``expert_bias`` is unused; AutoEP passes it to its routers.
         """
         weights_MK, selected_MK = self.router(x_MD, self.gate(x_MD), self.e_score_correction_bias)
         return weights_MK, selected_MK, self.router.slots_per_expert(selected_MK)
@@ -54,8 +54,8 @@ def install_routers(model: nn.Module, rank: int) -> None:
     """Replace the routers of AutoEP's expert layers with gates that use the ``router`` of the parent layer.
 
     Raises:
-        RuntimeError: AutoEP expects different experts on this rank than :func:`local_experts`, so their weights were
-            never set.
+        RuntimeError: AutoEP places different experts on this rank than :func:`local_experts`, so their weights were
+            never initialized.
     """
     for layer in model.modules():
         mlp: Any = getattr(layer, "mlp", None)

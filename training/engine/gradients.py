@@ -13,7 +13,7 @@ from training.distributed.ranks import sum_over_ranks
 
 
 def global_norm(module: nn.Module) -> float:
-    """Return the L2 norm of all reduced gradients, with every expert counted once.
+    """Return the L2 norm of all reduced gradients, counting every expert once.
 
     Experts (parameters with ``allreduce=False``) are sharded across their expert-parallel group, so their squares are
     summed over the group.

@@ -1,8 +1,8 @@
-"""Builds and loads DeepSpeed's operator for offloading to disk, without waiting for builds that were killed.
+"""Builds and loads DeepSpeed's operator for offloading to disk, ignoring lock files left by killed builds.
 
 torch guards such a build with a plain ``lock`` file. A killed process leaves the file behind, and every later start
 waits for it forever. Here the build runs under a lock that is released when its process dies, so any ``lock`` file that
-it sees is stale.
+it encounters is stale.
 """
 
 import os
@@ -13,12 +13,12 @@ from artefacts import c_library, lock
 from artefacts.errors import RequestError
 from artefacts.progress import log
 
-#: The folders of the two extensions: asynchronous I/O, and the pinned memory that it uses.
+#: Folders of the two extensions: pinned memory, and the asynchronous I/O that uses it.
 _FOLDERS = ("pin_memory", "async_io")
 
 
 def build_file_access(extensions: Path) -> None:
-    """Load the operator for offloading to disk. Builds it first if needed, which takes a minute or two.
+    """Load the operator for offloading to disk. If needed, builds it first, which takes a minute or two.
 
     Args:
         extensions: torch's folder of compiled extensions.
@@ -56,7 +56,7 @@ def _user_copy(extensions: Path) -> Path:
 
 
 def _prefer_pinned_ninja() -> None:
-    """Put the pinned ninja first in PATH: there may be no other, and another version would rebuild all files."""
+    """Put the pinned ninja first in PATH: there may be no other, and a different version would rebuild all files."""
     import ninja
 
     folders = os.environ.get("PATH", "").split(os.pathsep)

@@ -1,8 +1,8 @@
 """Locates a rank's shard of the fp32 master weights and optimizer state in DeepSpeed, at every ZeRO stage.
 
-The optimizer steps on flat fp32 tensors, called *partitions* here. A partition consists of *slices*: ranges of
-consecutive elements of a parameter. The shards of an expert parameter on the ranks of an expert-parallel group count as
-one parameter, so a slice's position does not depend on the group's size. Checkpoints store slices by these positions.
+The optimizer updates flat fp32 tensors, called *partitions* here. A partition consists of *slices*: ranges of
+consecutive elements of a parameter. An expert parameter's shards across an expert-parallel group count as one
+parameter, so a slice's position does not depend on the group's size. Checkpoints store slices by these positions.
 
 This module reads the attributes of DeepSpeed 0.19 that its own universal checkpoints use: ``_hp_mapping`` (stages 1 and
 2), and ``fp16_groups`` with ``fp32_partitioned_groups_flat`` (stage 3). At stage 0 in fp32, the parameters themselves
@@ -43,13 +43,13 @@ class ParamSlice:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """A flat tensor that this rank's optimizer steps on.
+    """A flat tensor that this rank's optimizer updates.
 
     Attributes:
         master: the fp32 weights, of any shape. The optimizer's state is keyed by this tensor.
-        slices: the slices of the partition, in order of ``offset``; anything between and after them is padding.
-        replica: this rank's index among the ranks that hold the same partition, and their number; (0, 1) if there is
-            only this rank.
+        slices: the partition's slices, in order of ``offset``; all elements outside them are padding.
+        replica: this rank's index among the ranks that hold the same partition, and the number of such ranks; (0, 1) if
+            no other rank holds it.
         group: the ranks that the partition's parameters are sharded across; None if this rank holds them in full.
         swapped: index of the partition's DeepSpeed sub-group if its state is swapped to NVMe, else None.
     """
@@ -63,7 +63,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Partitions:
-    """All partitions of this rank, with methods to read, restore and copy them to the compute weights."""
+    """All of this rank's partitions, with methods to read or restore their state and update the model's weights."""
 
     engine: Any
     trained: list[Partition]
@@ -81,7 +81,7 @@ class Partitions:
 
     @contextmanager
     def in_memory(self, partition: Partition, modified: bool = False) -> Iterator[None]:
-        """Swap in a partition if it is on NVMe. With ``modified``, it is written back afterwards."""
+        """Swap in a partition if it is on NVMe. If ``modified``, it is written back on exit."""
         if partition.swapped is None:
             yield
             return
@@ -129,7 +129,7 @@ class Partitions:
 
 
 def partitions(engine: Any) -> Partitions:
-    """Return a DeepSpeed engine's partitions on this rank, in the order in which the optimizer steps on them."""
+    """Return a DeepSpeed engine's partitions on this rank, in the order in which the optimizer updates them."""
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     if engine.zero_optimization_partition_weights():
         return _stage_3_partitions(engine, names)
@@ -148,7 +148,7 @@ def partitions(engine: Any) -> Partitions:
 
 
 def _full_parameter(name: str, parameter: nn.Parameter) -> Partition:
-    """Return the partition of a parameter of which every rank of its data-parallel group holds a full copy."""
+    """Return the partition for a parameter that every rank of its data-parallel group holds in full."""
     shape, before = _over_experts(parameter, tuple(parameter.shape))
     replicas = None
     if not getattr(parameter, "allreduce", True):
@@ -171,7 +171,7 @@ def _group_slices(group: list[nn.Parameter], names: dict[nn.Parameter, str]) -> 
 
 
 def _stage_3_partitions(engine: Any, names: dict[nn.Parameter, str]) -> Partitions:
-    """Return the partitions at stage 3, where every parameter is split evenly across ranks, with padding at the end."""
+    """Return the partitions at stage 3, where every parameter is sharded evenly across ranks, padded at the end."""
     optimizer = engine.optimizer
     trained = []
     for position, (group, flat) in enumerate(
@@ -193,7 +193,7 @@ def _stage_3_partitions(engine: Any, names: dict[nn.Parameter, str]) -> Partitio
 
 
 def _stage_3_slice(optimizer: Any, parameter: Any, name: str, offset: int) -> list[ParamSlice]:
-    """Return this rank's slice of a parameter without padding; empty if the rank holds nothing but padding."""
+    """Return this rank's slice of a parameter without padding, or an empty list if the rank holds only padding."""
     shape, before = _over_experts(parameter, tuple(parameter.ds_shape))
     start = parameter.ds_tensor.ds_numel * optimizer._get_param_partition_rank(parameter)
     numel = min(parameter.ds_tensor.ds_numel, parameter.ds_numel - start)

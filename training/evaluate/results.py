@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -37,8 +38,6 @@ def evaluate_run(
     limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
     windows = validation_windows(recipe, layout).in_order(batch, limit)
     objective = Objective(recipe.model, recipe.train)
-    # Each answer is a separate sample, so there are no documents to mask.
-    on_answers = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
     text = _validation_text(layout, limit)
     text_bytes = len(text) if limit else int(counts["bytes"])
     tokenizer = load_tokenizer(layout.tokenizer)
@@ -52,17 +51,14 @@ def evaluate_run(
             "bytes": text_bytes,
             "bits_per_byte": base.bits_per_byte(text_bytes),
         },
-        "baselines": {
-            "bigram": {"bits_per_byte": _bigram(layout, limit, recipe.vocab_size).bits_per_byte(text_bytes)},
-            "zstd -19": {"bits_per_byte": 8 * compressed_bytes(text) / text_bytes},
-        },
+        "baselines": _baselines(recipe, layout, text, text_bytes),
         "experts": {layer: _load_facts(load) for layer, load in base.loads.items()},
     }
     if finetuned is not None:
         examples = ChatExamples(layout.examples, "held-out", tokenizer.pad_id)
-        before = measure(model, on_answers, examples.in_order(batch), device, "held-out answers, before")
+        before = _measure_answers(recipe, model, examples, device, "before")
         model = load_model(recipe, finetuned, device)
-        after = measure(model, on_answers, examples.in_order(batch), device, "held-out answers, after")
+        after = _measure_answers(recipe, model, examples, device, "after")
         tuned = measure(model, objective, windows, device, "validation, after")
         results["finetune"] = {
             "checkpoint": finetuned.name,
@@ -75,6 +71,21 @@ def evaluate_run(
         completion = "".join(complete(recipe, model, tokenizer))
         results["samples"] = [{"prompt": recipe.generate.prompt, "completion": completion}]
     return results
+
+
+def _baselines(recipe: Recipe, layout: RunLayout, text: bytes, text_bytes: int) -> dict[str, dict[str, float]]:
+    bigram = _bigram(layout, recipe.evaluate.max_tokens, recipe.vocab_size)
+    return {
+        "bigram": {"bits_per_byte": bigram.bits_per_byte(text_bytes)},
+        "zstd -19": {"bits_per_byte": 8 * compressed_bytes(text) / text_bytes},
+    }
+
+
+def _measure_answers(recipe: Recipe, model: Any, examples: ChatExamples, device: torch.device, when: str) -> Measured:
+    """Measure a model's loss on held-out answers, ``before`` or ``after`` fine-tuning."""
+    # Each answer is a sample of its own, so there are no documents to mask.
+    objective = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
+    return measure(model, objective, examples.in_order(recipe.evaluate.batch), device, f"held-out answers, {when}")
 
 
 def _load_facts(load: list[float]) -> dict[str, Any]:

@@ -34,12 +34,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups. Vectors get no weight decay; routed experts are marked ``moe``.
 
-    With ``muon``, tables (see ``_TABLES``) are kept apart from the matrices that Muon updates. Parameters whose names
-    start with a key of ``rate_scales`` get groups of their own, with a ``rate_scale`` by which the trainer multiplies
-    the learning rate. It is 1 for all other parameters.
+    If ``muon`` is set, tables (see ``_TABLES``) and the matrices that Muon updates are in separate groups. Parameters
+    whose names start with a key of ``rate_scales`` get separate groups too. The trainer multiplies the learning rate
+    by a group's ``rate_scale``, which is 1 for all other parameters.
 
     DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts, which it looks up by
-    the group's name. It raises an error (ZeRO-2) or fails (stage 0) if expert parameters share a group with others.
+    the group's name. If expert parameters share a group with others, it raises an error (ZeRO-2) or fails (stage 0).
     """
     decayed = {"weight_decay": weight_decay}
     kinds: dict[str, dict[str, Any]] = {

@@ -1,13 +1,13 @@
 """The Muon optimizer: momentum with orthogonalized matrix updates, at any ZeRO stage.
 
-Muon is from Jordan et al. (https://kellerjordan.github.io/posts/muon). Its updates are scaled as in Moonlight (arXiv
-2502.16982) to the size of AdamW's updates, so that both optimizers use the same learning rate.
+Muon is from Jordan et al. (https://kellerjordan.github.io/posts/muon). As in Moonlight (arXiv 2502.16982), its updates
+are scaled to match the RMS of AdamW's updates, so that both optimizers can use the same learning rate.
 
 DeepSpeed hands an optimizer flat fp32 partitions of the parameters, with gradients that are already reduced, unscaled
 and clipped. The momentum buffers have the same layout. A matrix that lies entirely in this rank's partition is
-orthogonalized here. A matrix that is sharded across ranks is gathered on one of them, which orthogonalizes it and sends
-the shards back. All ZeRO stages therefore compute the same updates, and clipping applies to the gradient, as the recipe
-says.
+orthogonalized locally. A matrix that is sharded across ranks is gathered on one of them, which orthogonalizes it and
+scatters the result. All ZeRO stages therefore compute the same updates, and clipping applies to the gradient, as the
+recipe specifies.
 """
 
 import math
@@ -25,7 +25,7 @@ from training.layers.init import matrices_in
 #: Coefficients of the quintic Newton-Schulz iteration, which moves all singular values close to 1 (Jordan).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
-#: The RMS of AdamW's updates, which Moonlight's scale matches.
+#: RMS of AdamW's updates, which Moonlight's scaling matches.
 _RMS = 0.2
 
 
@@ -41,7 +41,7 @@ class Matrices(NamedTuple):
 
 
 def matrices(name: str, shape: Iterable[int]) -> Matrices:
-    """Return the shape of a parameter's matrices, for two or more dimensions. Fused matrices count separately."""
+    """Return the shape of the matrices in a parameter with two or more dimensions. Fused matrices count separately."""
     *_, rows, columns = shape
     return Matrices(rows // matrices_in(name), columns)
 
@@ -102,7 +102,7 @@ class Muon(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
-        """Initialize the optimizer. ``groups`` is as in torch's optimizers; the other arguments are group defaults."""
+        """Initialize the optimizer. ``groups`` are torch parameter groups; the other arguments are group defaults."""
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups, {**defaults, "orthogonal": False})
         self._plans: dict[torch.Tensor, _Plan] = {}
@@ -125,7 +125,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the parameters that have gradients. Every rank of a partition's group must make the call."""
+        """Update the parameters that have gradients. Collective over each partition's group."""
         for group in self.param_groups:
             for master in group["params"]:
                 if master.grad is None:
@@ -202,7 +202,7 @@ class _Exchange:
     """Gathers each matrix that is sharded across a group onto one rank, its owner, and sends the updates back."""
 
     def __init__(self, pieces: list[list[_Piece]], group: dist.ProcessGroup) -> None:
-        """Plan the exchange. ``pieces`` lists the pieces of every rank of the group."""
+        """Plan the exchange. ``pieces`` holds a list of pieces for each rank in the group."""
         self._group, rank = group, dist.get_rank(group)
         owners = _owners(pieces)
         #: This rank's pieces in the order in which they are sent: by owner.
@@ -245,7 +245,7 @@ def _joined(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
 
 
 def _owners(pieces: list[list[_Piece]]) -> dict[tuple[str, int], int]:
-    """Choose the rank that orthogonalizes each matrix: of the ranks that hold a piece, the least loaded so far."""
+    """Choose each matrix's owner: among the ranks that hold a piece of it, the one with the least work so far."""
     holders: dict[tuple[str, int], list[int]] = {}
     sizes: dict[tuple[str, int], int] = {}
     for rank, held in enumerate(pieces):

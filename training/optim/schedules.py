@@ -6,12 +6,12 @@ from configs.schema.train import ScheduleSection
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection) -> float:
-    """Return the learning rate of optimizer step ``step`` (counted from 0) out of ``steps``.
+    """Return the learning rate for optimizer step ``step`` (counted from 0) out of ``steps``.
 
     All schedules start with a linear warmup to ``peak``. ``cosine`` then follows half a cosine down to
     ``final_fraction`` of the peak. ``wsd`` (warmup-stable-decay, arXiv 2404.06395) stays at the peak and then decays
     linearly to ``final_fraction`` of the peak over the last ``decay_fraction`` of the steps. ``steps`` (DeepSeek-V2)
-    multiplies the rate by ``factor`` at each of the fractions ``at`` of all steps.
+    multiplies the rate by ``factor`` at each point in ``at``, given as a fraction of all steps.
     """
     if step < schedule.warmup_steps:
         return peak * (step + 1) / schedule.warmup_steps

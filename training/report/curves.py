@@ -73,7 +73,7 @@ def loss_figure(
 
 
 def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
-    """Draw horizontal lines with labels at the right end. Labels of close lines are moved apart."""
+    """Draw horizontal lines with labels at the right end. Labels that would overlap are moved apart."""
     low, high = axes.get_ylim()
     above = math.inf
     for index, (name, value) in enumerate(sorted(baselines.items(), key=lambda entry: -entry[1])):
@@ -92,7 +92,7 @@ def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
 
 
 def _limit_loss(axes: Axes, raw: Array, shown: Array) -> None:
-    """Set axis limits that include all of ``shown``, and all of the raw loss except isolated spikes."""
+    """Set y-axis limits that include all of ``shown``, and all of the raw loss except isolated spikes."""
     raw, shown = raw[np.isfinite(raw)], shown[np.isfinite(shown)]
     if not len(shown):
         return
@@ -127,7 +127,7 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def other_losses(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the names of all losses but cross-entropy: multi-token prediction by depth, then balancing losses."""
+    """Return the names of all losses except cross-entropy: multi-token prediction by depth, then balancing losses."""
     known = records[-1] if records else {}
     depths = sorted(name for name in known if name.startswith("mtp_"))
     return depths + [name for name in ("sequence_balance", "load_balance", "router_z") if name in known]
@@ -160,7 +160,7 @@ def _titled(name: str) -> str:
 
 
 def _plot_throughput(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
-    """Plot tokens per second on the left axis, and model FLOP/s, which are proportional to them, on the right."""
+    """Plot tokens per second, with a proportional right-hand axis for model FLOP/s."""
     steps, speeds = column(records, "tokens_per_second")
     axes.plot(*thin(steps, speeds), color=COLORS[2], alpha=0.35, linewidth=0.8)
     axes.plot(*thin(steps, smooth(speeds)), color=COLORS[2])

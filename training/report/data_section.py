@@ -9,7 +9,7 @@ from training.report.run_files import RunFiles
 
 
 def data_section(run: RunFiles) -> str:
-    """Return tables of the data artefacts that exist."""
+    """Return the section, with tables for the data artefacts that exist."""
     documents, tokens, examples = run.counts("documents"), run.counts("tokens"), run.counts("examples")
     return markup.section(
         "data",
@@ -64,7 +64,7 @@ def _token_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
 def _example_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
     for key, name in (("train", "train"), ("held_out", "held out")):
         if part := counts.get(key):
-            # Manifests of chat examples call them target tokens.
+            # In manifests of chat examples, the key is target_tokens.
             targets = part.get("targets", part.get("target_tokens", 0))
             yield [name, *(whole(number) for number in (part.get("examples", 0), part.get("tokens", 0), targets))]
 

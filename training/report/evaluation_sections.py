@@ -16,7 +16,7 @@ def baselines(run: RunFiles) -> dict[str, float]:
 
 
 def models(run: RunFiles) -> dict[str, float]:
-    """Return the bits per byte of the pretrained and fine-tuned models, as far as they were measured."""
+    """Return the bits per byte of the pretrained and fine-tuned models, leaving out models without a result."""
     scores = {name: (run.evaluation.get(key) or {}).get("bits_per_byte") for name, key in _MODELS.items()}
     return {name: value for name, value in scores.items() if value is not None}
 

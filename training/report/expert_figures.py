@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from artefacts.pages.figures import COLORS
 from training.report.series import MAX_POINTS, Array, bin_columns, expert_layers, expert_rows, smooth, thin
 
-#: Number of columns in a heat map, which is as many as a panel can show.
+#: Maximum number of columns in a heat map. A panel cannot show more.
 _COLUMNS = 300
-#: The colors range from a third of the mean to three times the mean.
+#: Range of the color scale: from a third of the mean to three times the mean.
 _LOWEST, _HIGHEST = 1 / 3, 3.0
 _PANELS_PER_ROW = 3
 #: Maximum number of points for all curves of a plot together, so that a large model's page stays small.
@@ -46,7 +46,7 @@ def load_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _draw_map(axes: Axes, steps: Array, loads: Array) -> AxesImage:
-    """Draw one layer's ``loads`` [S, E], binned to the columns that a panel can show."""
+    """Draw one layer's ``loads`` [S, E], averaged over steps to fit the number of columns."""
     columns = bin_columns(steps, loads, min(_COLUMNS, len(steps)))
     image = axes.imshow(
         np.clip(columns.T, _LOWEST, _HIGHEST),
@@ -108,7 +108,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _name_axes(panels: Sequence[Axes], name: str) -> None:
-    """Label the y axes in the left column, and the x axes of panels without another panel below."""
+    """Label the y axes in the left column, and the x axes of panels with no panel below them."""
     for index, axes in enumerate(panels):
         if index % _PANELS_PER_ROW == 0:
             axes.set_ylabel(name)
@@ -117,7 +117,7 @@ def _name_axes(panels: Sequence[Axes], name: str) -> None:
 
 
 def _colors(count: int) -> list[Any]:
-    """Return distinct colors for a few lines, or colors from a scale for many."""
+    """Return distinct colors for a few lines, or colors from a continuous colormap for many."""
     if count <= len(COLORS):
         return list(COLORS[:count])
     positions: Array = np.linspace(0.1, 0.9, count)

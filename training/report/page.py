@@ -1,4 +1,4 @@
-"""Builds the report page: headline, missing parts and sections, as a single HTML text that loads no other files."""
+"""Builds the report page, with a headline, a note on missing results, and sections, as self-contained HTML."""
 
 from artefacts.pages import markup, shell
 from artefacts.pages.formats import compact, decimal, duration, whole
@@ -28,7 +28,7 @@ def build_page(run: RunFiles) -> str:
 
 
 def headline(run: RunFiles) -> dict[str, str]:
-    """Return the run's most important numbers by name, as far as they are known."""
+    """Return the run's most important numbers by name, leaving out unknown ones."""
     facts: dict[str, str] = {}
     documents, tokens = run.counts("documents"), run.counts("tokens")
     if documents.get("documents"):
@@ -73,7 +73,7 @@ def _headline_of_evaluation(run: RunFiles) -> dict[str, str]:
 
 
 def _missing(run: RunFiles) -> str:
-    """Return a note about the page's missing parts and the commands that add them."""
+    """Return a note that lists missing results and the commands that produce them."""
     parts = {
         "the data": (not {"documents", "tokenizer", run.trained_on} <= set(run.data), "make data"),
         "pretraining": (not run.pretrain_metrics, "make pretrain"),

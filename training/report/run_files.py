@@ -17,11 +17,11 @@ from configs.schema import Recipe
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The readable parts of a run.
+    """The contents of a run's files.
 
     Attributes:
         name: the run's name.
-        data: manifests of documents, tokenizer, tokens and examples, as far as they exist.
+        data: manifests of documents, tokenizer, tokens and examples, by artefact; missing ones are left out.
         pretrain: manifest of the finished pretraining; None if it is not finished.
         finetune: manifest of the finished fine-tuning; None if it is not finished.
         pretrain_metrics: metrics of pretraining; empty if it has not started.
@@ -64,7 +64,7 @@ def read_run(recipe: Recipe) -> RunFiles:
     manifests = {folder.name: repair_hints.read_manifest(folder.name, folder) for folder in folders}
     on_examples = recipe.task != "language_modeling"
     if on_examples:
-        # Any token shards here belong to another model that was trained in this folder before.
+        # Any token shards here belong to a different model that was trained in this folder earlier.
         manifests.pop(layout.tokens.name)
     evaluation = _read_evaluation(layout.evaluation / "evaluation.json")
     run = RunFiles(

@@ -21,7 +21,7 @@ def column(records: Sequence[dict[str, Any]], key: str) -> tuple[Array, Array]:
 
 
 def smooth(values: Array) -> Array:
-    """Return a moving average [S] over about a fortieth of the points, ignoring NaN and infinity.
+    """Return a moving average [S] over about 1/40 of the points, ignoring NaN and infinity.
 
     The window is centered. It shrinks toward the start, where a loss falls steeply, and is truncated at the end.
     """
@@ -38,7 +38,7 @@ def smooth(values: Array) -> Array:
 
 
 def thin(steps: Array, values: Array, points: int = MAX_POINTS) -> tuple[Array, Array]:
-    """Reduce a curve to at most ``points`` points: the lowest and highest in every interval, so that spikes remain."""
+    """Reduce a curve to at most ``points`` points: the minimum and maximum of each interval, so that spikes remain."""
     if len(steps) <= points:
         return steps, values
     edges = np.linspace(0, len(steps), points // 2 + 1).astype(int)
@@ -80,7 +80,7 @@ def expert_rows(records: Sequence[dict[str, Any]], layer: str, key: str) -> tupl
 
 
 def totals(records: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Return the run's total (target tokens, seconds). A record stands for all steps since the previous record."""
+    """Return the run's total (target tokens, seconds). A record represents all steps since the previous record."""
     tokens, seconds, previous = 0.0, 0.0, 0
     for record in records:
         gap = record["step"] - previous

@@ -11,7 +11,7 @@ from artefacts.pages.figures import inline_svg
 from artefacts.pages.formats import decimal, share, whole
 from training.report.run_files import RunFiles
 
-#: With at most this many classes, the cells of the confusion matrix show numbers.
+#: Maximum number of classes for which the cells of the confusion matrix show counts.
 _NUMBERED = 20
 
 

@@ -13,7 +13,7 @@ from training.report.expert_figures import balance_figure, bias_figure, layer_la
 from training.report.run_files import RunFiles
 from training.report.series import expert_layers
 
-#: At most this many steps are listed per kind of event.
+#: Maximum number of steps listed per kind of event.
 _EVENTS = 20
 
 
@@ -96,7 +96,7 @@ def _events(metrics: Metrics) -> str:
 
 
 def _load_table(records: list[dict[str, Any]], evaluated: dict[str, Any]) -> str:
-    """Return a table of how balanced each layer's experts are, at the last logged step and in the evaluation."""
+    """Return a table of each layer's load balance, at the last logged step and in the evaluation."""
     last = records[-1].get("experts", {}) if records else {}
     rows = []
     for layer in dict.fromkeys([*last, *evaluated]):

@@ -1,4 +1,4 @@
-"""The interface of trainer callbacks: which events they can handle, and when those occur."""
+"""The interface of trainer callbacks: the events they can handle, and when each one occurs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ class StepResult:
         loss: cross-entropy in nats per target token, over the global batch.
         learning_rate: the learning rate of this step.
         grad_norm: the global gradient norm before clipping.
-        targets: number of target tokens over all ranks.
-        tokens: number of tokens computed over all ranks, including padding and prompts.
+        targets: number of target tokens across all ranks.
+        tokens: number of tokens processed across all ranks, including padding and prompts.
         seconds: wall-clock time on this rank.
-        terms: the mean of every other loss of the objective, before it is weighted.
+        terms: the unweighted mean of each of the objective's other losses, by name.
         loads: every router's load; empty if the step was skipped.
         skipped: why the step was skipped: ``non_finite`` if the loss or a gradient was not finite, ``loss_scale`` if
             fp16's loss scale was too high; None if the step was applied.
@@ -40,7 +40,7 @@ class StepResult:
 
 
 class Callback:
-    """Base class of code that runs before, between and after training steps. Override the events that you need.
+    """Base class for code that runs before, between and after training steps. Override the events you need.
 
     **When.** One call of ``Trainer.run`` triggers::
 
@@ -59,7 +59,7 @@ class Callback:
     therefore run collectives, except ``reduce_inputs`` and ``close``.
 
     **Errors.** An event may raise ``RunError``, which ends training with exit status 1, but every rank must raise it at
-    the same step. Any other exception is a bug or a failure of this machine, and ends this process.
+    the same step. Any other exception indicates a bug or a machine failure, and terminates this process.
     """
 
     def on_train_begin(self) -> None:
@@ -72,10 +72,10 @@ class Callback:
         """Called after every optimizer step, including skipped steps."""
 
     def reduce_inputs(self) -> Sequence[float]:
-        """Return this rank's numbers to be summed over all ranks after every step.
+        """Return this rank's numbers, which are summed over all ranks after every step.
 
-        A callback must return equally many numbers at every call. The trainer sums the numbers of all callbacks in one
-        collective, so this event must not run collectives itself.
+        A callback must return the same number of values on every call. The trainer sums the values of all callbacks in
+        one collective, so this event must not run collectives itself.
         """
         return ()
 
@@ -83,7 +83,7 @@ class Callback:
         """Called right after ``reduce_inputs``, with its numbers summed over all ranks."""
 
     def on_interrupt(self, step: int) -> None:
-        """Called when a signal stops training after ``step`` steps, before the last one."""
+        """Called when a signal stops training early, after ``step`` steps."""
 
     def on_train_end(self, step: int) -> None:
         """Called when all ``step`` steps are done."""

@@ -1,4 +1,4 @@
-"""Everything one rank needs to train: built once by ``training.job``, and used by the trainer and its callbacks."""
+"""Everything one rank needs to train: built once by ``training.job``, and shared by the trainer and its callbacks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from training.trainer.load_balancer import Balancer
 
 
 class Objective(Protocol):
-    """The losses to minimize, as a weighted sum of their means. One of them is ``cross_entropy``."""
+    """A training objective: the weighted sum of several mean losses, one of which is ``cross_entropy``."""
 
     weights: Mapping[str, float]
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of items in a batch that each loss is averaged over."""
+        """Return, for each loss, the number of items in a batch over which it is averaged."""
         ...
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
@@ -45,7 +45,7 @@ class TrainingContext:
         objective: the losses to minimize.
         data: the micro-batches of every step.
         validation: the batches for the validation loss, the same on every rank.
-        balancer: measures the routers' loads and moves their biases.
+        balancer: measures the routers' loads and updates their biases.
         saver: writes checkpoints to the run's folder.
         stop: set when a signal asks the run to stop.
         global_batch: samples per optimizer step.

@@ -1,8 +1,8 @@
 """Auxiliary-loss-free load balancing (DeepSeek-V3 report, section 2.1.2), and every router's load statistics.
 
-A gate is any module that has a ``router`` (see ``training.layers.router``) and its bias; this holds for the model's own
-gates and for those that replace AutoEP's under expert parallelism. Routers count tokens only in the forward pass of
-training. AutoEP's own counter is not used because it also counts evaluation, recomputation and unused slots.
+A gate is any module that has a ``router`` (see ``training.layers.router``) and the router's bias: the model's own gates
+and, under expert parallelism, the modules that replace AutoEP's routers. Routers count tokens only in training forward
+passes. AutoEP's own counter is not used because it also counts evaluation, recomputation and unused slots.
 """
 
 from dataclasses import dataclass
@@ -46,23 +46,23 @@ class LayerLoad:
 
 
 class Balancer:
-    """Sums the tokens per expert over all ranks and moves every router's bias once per optimizer step."""
+    """Sums the tokens per expert over all ranks and updates every router's bias once per optimizer step."""
 
     def __init__(self, model: nn.Module, step: float) -> None:
         """Find the gates of a model.
 
         Args:
             model: the model, or the engine's module.
-            step: how far a bias moves at every update (gamma in the report); 0 leaves the biases unchanged.
+            step: the amount by which a bias changes per update (gamma in the report); 0 leaves the biases unchanged.
         """
         self._step = step
-        # Gates rather than routers, because a router's bias belongs to its gate.
+        # Collect gates rather than routers, because a router's bias is stored on its gate.
         self._gates: list[tuple[str, Any]] = [
             (name, module) for name, module in model.named_modules() if hasattr(module, BIAS) and _router(module)
         ]
 
     def update(self, counted: bool = True) -> list[LayerLoad]:
-        """Sum the counts over all ranks, pass the loads to the routers, and move biases by gamma * sign(mean - count).
+        """Sum the counts over all ranks, pass the loads to the routers, and add gamma * sign(mean - count) to biases.
 
         Args:
             counted: False if the step was skipped; its counts are then discarded and nothing is updated.
@@ -85,14 +85,14 @@ class Balancer:
             if bias is not None:
                 biased.append(bias.add_(move_E))
         names = [name.rsplit(".mlp", 1)[0] for name, _ in gates]
-        # Either all routers of a model have biases or none does, depending on the routing method.
+        # Either all of a model's routers have biases or none of them do, depending on the routing method.
         biases = torch.stack(biased).float().tolist() if biased else [[]] * len(gates)
         return [
             LayerLoad(name, share, bias) for name, share, bias in zip(names, shares_LE.tolist(), biases, strict=True)
         ]
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Return the routers' loads in the last global batch, which load-balance losses use, keyed by layer name."""
+        """Return each router's load in the last global batch, by layer name. Load-balancing losses use these loads."""
         shares = {name.rsplit(".mlp", 1)[0]: gate.router.load_share for name, gate in self._gates}
         return {name: share.tolist() for name, share in shares.items() if share is not None}
 

@@ -19,7 +19,7 @@ from training.trainer.context import TrainingContext
 
 
 class Ended(Enum):
-    """How training ended: after the last step, stopped by a signal, or aborted at ``train.simulate_crash_at``."""
+    """How training ended: after the last step, on a signal, or at ``train.simulate_crash_at``."""
 
     DONE = auto()
     STOPPED = auto()
@@ -37,7 +37,7 @@ class Trainer:
             callbacks: called in this order; see ``training.trainer.callbacks.build``.
         """
         self._context, self._callbacks = context, callbacks
-        # The trainer clips gradients itself in the cases where DeepSpeed does it incorrectly.
+        # The trainer clips gradients itself where DeepSpeed would compute the wrong norm.
         self._max_grad_norm = context.train.max_grad_norm if clips_in_trainer(context.train) else None
 
     def run(self) -> Ended:
@@ -118,7 +118,7 @@ class Trainer:
         return rate
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
-        """Return the number of items in the global batch that each loss is averaged over, and the number of tokens."""
+        """Return how many items each loss is averaged over in the global batch, and the number of tokens."""
         objective = self._context.objective
         per_batch = [objective.counts(batch) for batch in batches]
         names = list(objective.weights)

@@ -23,8 +23,8 @@ def build_callbacks(context: TrainingContext) -> list[Callback]:
         # Stability before the checkpoint: if stability ends the run, the step that ended it must not be saved. Also, a
         # checkpoint's count of skipped steps includes the checkpoint's own step.
         stability,
-        # The checkpoint before metrics: the callback only copies the state and a thread writes it, so whatever follows
-        # in the same step overlaps with writing.
+        # Checkpoint before metrics: the callback only copies the state, and a thread writes it. The rest of the step
+        # therefore overlaps with the write.
         checkpoint,
         # Metrics after validation and stability, so that their records for a step precede the step's train record.
         metrics,

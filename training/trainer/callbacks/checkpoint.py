@@ -11,17 +11,17 @@ from training.trainer.context import TrainingContext
 class CheckpointCallback(Callback):
     """Saves a checkpoint every ``train.save_every`` steps, when a signal stops the run, and after the last step.
 
-    Training continues while a checkpoint is being written. Only the saves on a signal and after the last step wait
-    until the checkpoint is on disk.
+    Training continues while a checkpoint is being written. Only a save on a signal or after the last step waits until
+    the checkpoint is on disk.
     """
 
     def __init__(self, context: TrainingContext, validation: ValidationCallback, stability: StabilityCallback) -> None:
-        """Take the callbacks whose values a checkpoint records.
+        """Initialize the callback.
 
         Args:
             context: this run.
-            validation: provides the validation loss.
-            stability: provides the counts of skipped steps.
+            validation: provides the validation loss that a checkpoint records.
+            stability: provides the counts of skipped steps that a checkpoint records.
         """
         self._context, self._validation, self._stability = context, validation, stability
         self._last_saved = context.start_step
@@ -44,7 +44,7 @@ class CheckpointCallback(Callback):
         self._finish(step)
 
     def on_failure(self) -> None:
-        """Finish a checkpoint that is still being written, which is valid, before the run's lock is released."""
+        """Finish a pending checkpoint, which is still valid, before the run's lock is released."""
         self._context.saver.drain()
 
     def _begin(self, step: int) -> None:
@@ -59,6 +59,6 @@ class CheckpointCallback(Callback):
         self._last_saved = step
 
     def _finish(self, step: int) -> None:
-        """Save this step unless that has begun already, and wait for it. Raises ``RunError`` if saving fails."""
+        """Save a checkpoint of this step, if not yet begun, and wait for it. Raises ``RunError`` if saving fails."""
         self._begin(step)
         self._context.saver.finish()

@@ -1,7 +1,7 @@
-"""Ends a run that hangs: every rank dumps its stack to a file and exits, so that the run can be restarted.
+"""Terminates a run that hangs: every rank dumps its stack to a file and exits, so that the run can be restarted.
 
-Neither step needs the Python interpreter, which a hanging rank may never return to: faulthandler's thread does not
-need the GIL, and SIGALRM makes the kernel kill the process.
+Neither step needs the Python interpreter, to which a hung rank may never return: faulthandler's thread does not need
+the GIL, and SIGALRM makes the kernel kill the process.
 """
 
 import faulthandler
@@ -11,7 +11,7 @@ from typing import TextIO
 from training.trainer.callback import Callback, StepResult
 from training.trainer.context import TrainingContext
 
-#: Seconds between the stack dump and the process's death. The ranks restart their timers at slightly different times,
+#: Seconds between the stack dump and the SIGALRM. The ranks restart their timers at slightly different times,
 #: and the first rank to die may bring down the others before they have dumped their stacks.
 _GRACE = 5
 

@@ -1,8 +1,8 @@
 """Logs a run's metrics to a progress bar, ``metrics.jsonl`` and TensorBoard, all on rank 0.
 
-Every line that is appended to ``metrics.jsonl`` is a JSON object with at least ``kind`` (``train``, ``validation`` or
-``event``), ``step`` and ``time`` (wall-clock time in UTC). A resumed run repeats the steps after its checkpoint, so a
-step may have several lines, of which readers use the last (``artefacts.metrics_log.read_metrics``).
+Each line of ``metrics.jsonl`` is a JSON object with at least ``kind`` (``train``, ``validation`` or ``event``),
+``step`` and ``time`` (wall-clock time in UTC). A resumed run repeats the steps after its checkpoint, so a step may have
+several lines. Readers use the last one (``artefacts.metrics_log.read_metrics``).
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ from training.trainer.context import TrainingContext
 FILE = "metrics.jsonl"
 
 
-#: Steps between TensorBoard values per router, and per expert. They are rarer than other values because TensorBoard
-#: computes its checksums in Python, and because a large model has thousands of curves for its experts.
+#: Steps between TensorBoard values per router, and per expert. They are logged less often than other values because
+#: TensorBoard computes its checksums in Python, and because a large model has thousands of per-expert curves.
 _LAYERS_EVERY, _EXPERTS_EVERY = 10, 100
 
 
@@ -87,7 +87,7 @@ class MetricsCallback(Callback):
         return record
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record to ``metrics.jsonl``, and its numbers to TensorBoard. Rank 0 only.
+        """Append a record to ``metrics.jsonl``, and log its numbers to TensorBoard. Rank 0 only.
 
         The record must contain ``kind`` and ``step``; the time is added here.
         """
@@ -104,7 +104,7 @@ class MetricsCallback(Callback):
 
 
 def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the curve name and value of each number for TensorBoard, which shows only part of what a record holds."""
+    """Yield the curve name and value of each number to log to TensorBoard, which gets only a subset of the record."""
     for key, value in record.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
             yield f"{record['kind']}/{key}", value
@@ -117,7 +117,7 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return this process's peak memory: allocated on the GPU, or resident on CPU. On MPS, the current allocation."""
+    """Return peak memory in bytes: allocated on a GPU, or resident on CPU. On MPS, returns the current allocation."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

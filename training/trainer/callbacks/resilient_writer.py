@@ -1,4 +1,4 @@
-"""A wrapper for writers that training can do without: a failed write is reported once and does not stop the run."""
+"""A wrapper for nonessential writers: a failed write is reported once and does not stop the run."""
 
 import contextlib
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Writes scalars for TensorBoard: all values of a step go into one record, which is written immediately.
 
-``SummaryWriter`` writes one record per value and takes 40 microseconds for each, which with the routers' values came to
-a millisecond per step. Also, its thread dies when the disk is full, and the error only surfaces at some later record.
+``SummaryWriter`` writes one record per value at 40 microseconds each. With the routers' values, this added up to a
+millisecond per step. Also, its thread dies when the disk is full, and the error surfaces only at a later record.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-#: Makes the names of files unique that one process opens within the same second.
+#: Makes file names unique if one process opens several files within the same second.
 _numbers = itertools.count()
 
 
@@ -32,13 +32,13 @@ class TensorBoardWriter:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115 - stays open for the whole run
         try:
-            # The same two records with which SummaryWriter(purge_step=...) marks a restart.
+            # SummaryWriter(purge_step=...) marks a restart with the same two records.
             self._add(start, file_version="brain.Event:2")
             self._add(start, session_log=SessionLog(status=SessionLog.START))
         except OSError:
             with contextlib.suppress(OSError):
                 self.close()
-            (folder / name).unlink()  # otherwise, while the disk is full, every step would leave a file behind
+            (folder / name).unlink()  # otherwise, every step would leave a file behind while the disk is full
             raise
 
     def add(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Measures the validation loss during and after training; every rank takes part."""
+"""Measures the validation loss during and after training, with the batches split across ranks."""
 
 from dataclasses import replace
 
