@@ -166,7 +166,7 @@ def test_a_run_that_diverges_ends_with_one_line(root: Path) -> None:
     output = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode == 1
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert "3 steps in a row" in line and "start again with a lower train.learning_rate" in line
+    assert "3 steps in a row" in line and "restart with a lower train.learning_rate" in line
     assert "Traceback" not in output
     layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
     assert not list((layout.pretrain / "checkpoints").glob("step-*"))
