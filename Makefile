@@ -1,10 +1,10 @@
-# Each target runs one command, which also works alone and has --help. Finished stages are skipped: a manifest records
-# what each was built from, and a changed recipe section rebuilds only what depends on it.
+# Each target runs one command, which you can also run directly and which has --help. Finished stages are skipped: a
+# manifest records what each was built from, and a changed recipe section rebuilds only what depends on it.
 #
 #   make                                          list the targets
 #   make demo                                     everything, from raw text to answers, in ten minutes
 #   make pretrain RECIPE=configs/node.yaml ARGS="train.learning_rate=2e-4 launch.processes=8"
-#   make PYTHON=python3 test-gpu                  use your own Python environment, no .venv
+#   make PYTHON=python3 test-gpu                  use your own Python environment instead of .venv
 
 RECIPE ?= configs/demo.yaml
 ARGS ?=
@@ -21,7 +21,7 @@ else
 SETUP := own-python
 DEV := own-python-for-tests
 endif
-# make accepts any NAME=value as a variable, so a typo would be ignored silently. Refuse what no target reads.
+# make accepts any NAME=value as a variable, so a typo would be ignored silently. Reject names that no target reads.
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 $(foreach name,$(GIVEN),$(if $(findstring .,$(name)),$(error $(name)=$(value $(name)): write recipe keys as ARGS="$(name)=$(value $(name))")))
 $(foreach name,$(filter-out %_proxy,$(GIVEN)),$(if $(shell printf %s '$(name)' | tr -d 'A-Z0-9_'),$(error $(name)=$(value $(name)): variables are written in capitals (RECIPE, ARGS, PROMPT, …), and recipe keys as ARGS="section.key=value")))
@@ -37,8 +37,9 @@ endif
 # TORCH_INDEX=URL adds an index for torch. WHEELHOUSE=FOLDER installs everything from a folder, without network.
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links="$(WHEELHOUSE)")
-# The lock files are complete, so pip resolves nothing (--no-deps). Of 17,000 modules, only those that runs import are
-# compiled, here and once: later PYTHONDONTWRITEBYTECODE may forbid it, or a thousand ranks would compile at once.
+# The lock files are complete, so pip need not resolve anything (--no-deps). Of 17,000 modules, only those that runs
+# import are compiled, once and here: later, PYTHONDONTWRITEBYTECODE may prevent it, or a thousand ranks would compile
+# them at the same time.
 INSTALL := "$(VENV)/bin/python" -m pip install -q --disable-pip-version-check --no-compile $(OFFLINE)
 USED := datasets, deepspeed, matplotlib.pyplot, torch._dynamo, torch.distributed.run, training.trainer.callbacks.tensorboard, \
   training.commands.evaluate, training.commands.pretrain, training.commands.report
@@ -59,7 +60,7 @@ CHECK_OWN = @command -v "$(PYTHON)" >/dev/null || { echo "error: PYTHON=$(PYTHON
 PARALLEL = -n auto --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-# Stages depend on each other's results, which make does not know: -j must not start two of them at once.
+# Stages depend on each other's results, which make does not know about: -j must not start two of them at once.
 .NOTPARALLEL:
 .PHONY: help own-python own-python-for-tests setup demo data tokenizer examples pretrain finetune import from \
   evaluate generate compare export report estimate inspect explain verify stats ingest slurm slurm-data wheelhouse \
@@ -69,12 +70,12 @@ PARALLEL = -n auto --dist loadscope --no-loadscope-reorder
 help:  ## list all targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo "  RECIPE=configs/….yaml (now $(RECIPE)), ARGS=\"section.key=value …\", PYTHON=python3 to use your own environment,"
-	@echo "  BASE_PYTHON=/path/to/python3.12 to choose the Python for .venv,"
+	@echo "  BASE_PYTHON=/path/to/python3.12 to select the Python for .venv,"
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu to install torch without CUDA"
 
 ##@ Run
 
-demo: $(SETUP)  ## from raw text to a fine-tuned model on two CPU cores, including a simulated crash and a resume
+demo: $(SETUP)  ## go from raw text to a fine-tuned model on two CPU cores, with a simulated crash and a resume
 	$(RUN) launch demo $(WITH_RECIPE)
 
 data: $(SETUP)  ## read and clean documents, train the tokenizer, write token shards
@@ -93,10 +94,10 @@ pretrain: data  ## pretrain, or resume from the latest complete checkpoint
 finetune: examples pretrain  ## fine-tune the pretrained weights on the chat examples
 	$(RUN) launch auto finetune $(WITH_RECIPE)
 
-evaluate: $(SETUP)  ## bits per byte compared with baselines, loss on held-out answers; or ARGS="attention …", ARGS="temperature"
+evaluate: $(SETUP)  ## measure bits per byte against baselines, and the loss on held-out answers; or ARGS="attention …", ARGS="temperature"
 	$(RUN) training evaluate $(WITH_RECIPE)
 
-generate: $(SETUP)  ## continue PROMPT="…"; ARGS="--prompt-file FILE" (- for standard input), ARGS="--trace" for token probabilities
+generate: $(SETUP)  ## continue PROMPT="…"; ARGS="--prompt-file FILE" reads it from a file (- for standard input), ARGS="--trace" prints token probabilities
 	$(RUN) training generate $(WITH_RECIPE) $(WITH_PROMPT)
 
 export: $(SETUP)  ## write the latest weights as a Hugging Face model directory, and verify it
@@ -114,24 +115,24 @@ import: from data  ## use the weights in a Hugging Face model directory instead 
 report: $(SETUP)  ## write one HTML page with the run's curves and tables
 	$(RUN) training report $(WITH_RECIPE)
 
-compare: $(SETUP)  ## short training runs that differ in one setting: ARGS="optimizers" (or activations, compile, devices, attention)
+compare: $(SETUP)  ## compare short training runs that differ in one setting: ARGS="optimizers" (or activations, compile, devices, attention)
 	$(RUN) training compare $(WITH_RECIPE)
 
-estimate: $(SETUP)  ## parameters, FLOPs per token, memory per rank, and the largest micro-batch that fits
+estimate: $(SETUP)  ## print parameters, FLOPs per token, memory per rank, and the largest micro-batch that fits
 	$(RUN) training estimate $(WITH_RECIPE)
 
-inspect: $(SETUP)  ## every tensor with its shape, and parameter counts; or a table of recipes: ARGS="--compare configs/….yaml …"
+inspect: $(SETUP)  ## print every tensor with its shape, and parameter counts; or compare recipes in a table: ARGS="--compare configs/….yaml …"
 	$(RUN) training inspect $(WITH_RECIPE)
 
-explain: $(SETUP)  ## a recipe key's meaning, default and bounds: KEY=train.micro_batch; or a section's keys: KEY=train
+explain: $(SETUP)  ## print a recipe key's meaning, default and bounds: KEY=train.micro_batch; or list a section's keys: KEY=train
 	$(RUN) configs explain "$(if $(findstring command,$(origin KEY)),$(KEY))"
 
 ##@ Data
 
-ingest: $(SETUP)  ## only read and clean the source; for a quick look: ARGS="--limit 1000"
+ingest: $(SETUP)  ## only read and clean the sources; for a quick look: ARGS="--limit 1000"
 	$(RUN) pipeline ingest $(WITH_RECIPE)
 
-stats: $(SETUP)  ## what the data stages kept and dropped, as a table and as data.html with plots
+stats: $(SETUP)  ## show what the data stages kept and dropped, in tables and in data.html with plots
 	$(RUN) pipeline stats $(WITH_RECIPE)
 
 verify: $(SETUP)  ## check every artefact and checkpoint against its manifest
@@ -154,21 +155,21 @@ wheelhouse: $(SETUP)  ## download all wheels; on machines without network access
 
 setup: $(SETUP)  ## create .venv with pinned packages; every target does this if necessary
 
-check: $(DEV)  ## lint, format, types, words, and whether docs/recipe.md is up to date
+check: $(DEV)  ## check lint, format, types, words, and whether docs/recipe.md is up to date
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	@"$(PYTHON)" .ci/words.py
 	$(RUN) configs reference --check
 	$(RUN) mypy -p configs -p artefacts -p tokenizer -p pipeline -p training -p launch
 
-test: $(DEV)  ## all tests that need neither a GPU nor SLURM, except the slow ones (10 minutes)
+test: $(DEV)  ## run all tests that need neither a GPU nor SLURM, except the slow ones (10 minutes)
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slow and not slurm"
 
-test-all: $(DEV)  ## every test that runs without a GPU, including the slow ones and those that need SLURM (40 minutes)
+test-all: $(DEV)  ## run every test that does not need a GPU, including slow tests and SLURM tests (40 minutes)
 	$(PYTEST) $(PARALLEL) -m "not gpu and not slurm"
 	@$(MAKE) --no-print-directory test-slurm
 
-test-engine: $(DEV)  ## every test that starts DeepSpeed processes, including the slow tests
+test-engine: $(DEV)  ## run every test that starts DeepSpeed processes, including slow tests
 	$(PYTEST) $(PARALLEL) -m "engine and not gpu"
 
 test-parity: $(DEV)  ## compare with transformers on all 96 random configurations
@@ -177,33 +178,33 @@ test-parity: $(DEV)  ## compare with transformers on all 96 random configuration
 test-recovery: $(DEV)  ## kill every data stage at twenty points
 	$(PYTEST) tests/pipeline/test_recovery.py
 
-test-launch: $(DEV)  ## exit statuses through every launcher, including the slow tests
+test-launch: $(DEV)  ## test exit statuses with every launcher, including slow tests
 	$(PYTEST) $(PARALLEL) tests/launch -m "not slurm and not gpu"
 
-test-slurm: $(DEV)  ## a real two-node SLURM cluster on this host, and DeepSpeed over ssh; as root on Debian, installs missing packages (15 minutes)
+test-slurm: $(DEV)  ## test with a real two-node SLURM cluster on this host, and DeepSpeed over ssh; as root on Debian, this installs missing packages (15 minutes)
 	@for tool in slurmctld slurmd munged sbatch sshd pdsh; do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing=1; done; \
 	  if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurmctld slurmd slurm-client munge openssh-server pdsh >/dev/null; fi
 	$(PYTEST) -m "slurm and ($(SLURM_TESTS))"
 
-test-gpu: $(DEV)  ## only the tests that need a CUDA GPU
+test-gpu: $(DEV)  ## run only the tests that need a CUDA GPU
 	$(PYTEST) -m gpu
 
-bench-data: $(DEV)  ## data stages compared with datatrove, datasets, tokenizers and tiktoken (15 minutes)
+bench-data: $(DEV)  ## compare the data stages with datatrove, datasets, tokenizers and tiktoken (15 minutes)
 	$(RUN) benchmarks.data $(ARGS)
 
-bench-memory: $(DEV)  ## memory and time of the data stages on up to 5 GB of generated text (15 minutes)
+bench-memory: $(DEV)  ## measure memory and time of the data stages on up to 5 GB of generated text (15 minutes)
 	$(RUN) benchmarks.data.memory $(ARGS)
 
-bench-model: $(DEV)  ## models compared with transformers and nanoGPT: training steps, decoding, memory (almost an hour)
+bench-model: $(DEV)  ## compare models with transformers and nanoGPT: training steps, decoding, memory (almost an hour)
 	$(RUN) benchmarks.model $(ARGS)
 
-bench-engine: $(DEV)  ## the training loop compared with a bare DeepSpeed loop, and the cost of saving (15 minutes)
+bench-engine: $(DEV)  ## compare the training loop with a bare DeepSpeed loop, and measure the cost of saving (15 minutes)
 	$(RUN) benchmarks.engine $(ARGS)
 
-bench-estimate: $(DEV)  ## estimated memory compared with measured peaks (30 minutes); on a GPU: ARGS="--device cuda"
+bench-estimate: $(DEV)  ## compare estimated memory with measured peaks (30 minutes); on a GPU: ARGS="--device cuda"
 	$(RUN) benchmarks.estimate $(ARGS)
 
-bench-gpu: $(DEV)  ## the DeepSeek model on one GPU compared with transformers and PyTorch's kernels (5 minutes)
+bench-gpu: $(DEV)  ## compare the DeepSeek model on one GPU with transformers and PyTorch's kernels (5 minutes)
 	$(RUN) benchmarks.gpu $(ARGS)
 
 lock:  ## write requirements.lock and requirements-dev.lock from pyproject.toml

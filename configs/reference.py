@@ -1,4 +1,4 @@
-"""The content of docs/recipe.md: every recipe key with its type, default, bounds and meaning, from the schema."""
+"""Generate docs/recipe.md from the schema: every recipe key with its type, default, bounds and meaning."""
 
 import inspect
 from collections.abc import Iterator
@@ -22,20 +22,23 @@ from configs.schema.models import FAMILIES
 PAGE = CHECKOUT / "docs" / "recipe.md"
 WRITE_PAGE = "python -m configs reference > docs/recipe.md"
 
-#: Sections with the same keys as another section: prefix of their keys -> prefix under which the keys are described.
+#: Sections with the same keys as another section: key prefix -> prefix of the section that documents the keys.
 SAME_KEYS = {"data.sources.NAME.": "data.source.", "model.backbone.": "model."}
 
 Effect = Literal["same", "run", "data", "examples", "finetune", "evaluation", "content", "folder"]
-#: The effects of changing a key: a word for the table, and a sentence.
+#: Effect of changing a key: a word for the table, and a sentence.
 EFFECTS: dict[Effect, tuple[str, str]] = {
     "same": ("–", "You can change it and resume the same run."),
     "run": ("run", "A different value defines a different run."),
     "data": ("data", "A different value rebuilds the data, which defines a different run."),
     "examples": ("examples", "A different value rebuilds the chat examples and restarts fine-tuning."),
-    "finetune": ("fine-tuning", "A different value defines a different fine-tuning. The pretrained weights stay."),
-    "evaluation": ("evaluation", "The run stays the same. `make evaluate` repeats the evaluation."),
-    "content": ("content", "Only the content counts: you can move the same content elsewhere."),
-    "folder": ("folder", "A different value is a different folder, and so a different run."),
+    "finetune": (
+        "fine-tuning",
+        "A different value defines a different fine-tuning run. The pretrained weights are kept.",
+    ),
+    "evaluation": ("evaluation", "The run stays the same. `make evaluate` evaluates it again."),
+    "content": ("content", "Only the content counts: you can move it to a different path."),
+    "folder": ("folder", "A different value means a different folder, and therefore a different run."),
 }
 _FOLDERS = ("run.name", "run.root", "data.root")
 #: Keys for which the content at the path matters, not the path itself. Source keys are handled separately.
@@ -54,7 +57,7 @@ _EFFECTS_BY_SECTION: tuple[tuple[str, Effect], ...] = (
     ("generate.", "evaluation"),
     ("", "run"),
 )
-#: Bounds of this size or more are not shown, because they only keep numbers within 32 or 64 bits.
+#: Bounds of at least this are not shown, because they only keep numbers within 32 or 64 bits.
 _HUGE = 2**31 - 1
 
 
@@ -127,7 +130,7 @@ class Page:
         family: the model family, for a model section. Otherwise empty.
         section: the section's class.
         keys: the keys that hold values.
-        note: what it means to leave the section out. May be empty.
+        note: a sentence on leaving the section out. May be empty.
     """
 
     name: str
@@ -237,20 +240,21 @@ _HEAD = """# Recipe reference
 
 <!-- Written by `{command}`. Do not edit. -->
 
-A recipe is a YAML file with these sections. Keys that you leave out have their defaults. To override a key on the
-command line, write `section.key=value`. `make explain KEY=section.key` prints what this page says about a key.
+A recipe is a YAML file with these sections. Keys that you leave out take their default values. To override a key on the
+command line, write `section.key=value`. `make explain KEY=section.key` prints this page's entry for a key.
 
-The column *Changes* says what happens to an existing run if you change the key:
+The column *Changes* shows what happens to an existing run if you change the key:
 
 | Changes | |
 |---|---|
 {effects}
 
-If the run already has weights, a change that makes another run is refused with the key and both values. Set another
-`run.name`, or `run.replace=true`.
+If the run already has weights, a change that defines a different run is rejected with a message that shows the key and
+both values. Set a different `run.name`, or `run.replace=true`.
 
-Paths expand `~` and `$NAME`. Text is taken literally, also `on` and `020`. For a number, `020`, `0x10`, `1:30` and
-`yes` are refused, because YAML reads them differently from people.
+In paths, `~` and `$NAME` are expanded. Text values are taken literally, even `on` and `020`. Where a number is
+expected, `020`, `0x10`, `1:30` and `yes` are rejected, because YAML parses them differently from how a person reads
+them.
 
 ## Sections
 

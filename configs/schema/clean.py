@@ -1,4 +1,4 @@
-"""Cleaning rules. Each can be turned on or off, and the default thresholds come from the original papers."""
+"""Cleaning rules. Each can be turned on or off. The default thresholds come from the original papers."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -16,20 +16,28 @@ _MIN_RECALL = 0.75
 
 
 class C4Section(Section):
-    """C4's rules (Raffel et al. 2020, section 2.2). They first remove lines, and then drop documents."""
+    """C4's rules (Raffel et al. 2020, section 2.2). They first remove lines, then drop documents."""
 
     enabled: bool = Field(False, description="Apply these rules.")
     require_end_mark: bool = Field(True, description="Remove lines that do not end in `.`, `?`, `!` or a quote.")
-    min_words_per_line: int = Field(3, ge=0, description="Remove lines with fewer words than this. 0: keep them.")
-    max_word_length: int = Field(1000, ge=0, description="Remove lines that have a longer word. 0: keep them.")
+    min_words_per_line: int = Field(
+        3, ge=0, description="Remove lines with fewer words than this. 0 disables this rule."
+    )
+    max_word_length: int = Field(
+        1000,
+        ge=0,
+        description="Remove lines that contain a word longer than this, in characters. 0 disables this rule.",
+    )
     remove_citations: bool = Field(
         True, description="Remove Wikipedia's `[1]`, `[edit]` and `[citation needed]` from the text."
     )
     remove_javascript: bool = Field(True, description="Remove lines that mention JavaScript.")
     remove_policy: bool = Field(True, description="Remove lines about cookies, privacy policies and terms of use.")
-    drop_lorem_ipsum: bool = Field(True, description='Drop documents in which a remaining line has "lorem ipsum".')
-    drop_curly_bracket: bool = Field(True, description="Drop documents in which a remaining line has a `{`.")
-    min_sentences: int = Field(5, ge=0, description="Drop documents with fewer sentences. 0: keep them.")
+    drop_lorem_ipsum: bool = Field(True, description='Drop documents in which a remaining line contains "lorem ipsum".')
+    drop_curly_bracket: bool = Field(True, description="Drop documents in which a remaining line contains a `{`.")
+    min_sentences: int = Field(
+        5, ge=0, description="Drop documents with fewer sentences than this. 0 disables this rule."
+    )
 
 
 class GopherQualitySection(Section):
@@ -41,10 +49,10 @@ class GopherQualitySection(Section):
     enabled: bool = Field(False, description="Apply these rules.")
     min_words: int = Field(50, ge=0, description="Minimum number of words.")
     max_words: int = Field(100_000, gt=0, description="Maximum number of words.")
-    min_mean_word_length: float = Field(3, ge=0, description="Minimum mean characters per word.")
-    max_mean_word_length: float = Field(10, gt=0, description="Maximum mean characters per word.")
+    min_mean_word_length: float = Field(3, ge=0, description="Minimum mean word length, in characters.")
+    max_mean_word_length: float = Field(10, gt=0, description="Maximum mean word length, in characters.")
     max_symbol_word_ratio: float = Field(
-        0.1, ge=0, description="Maximum number of hash signs per word, and of ellipses per word."
+        0.1, ge=0, description="Maximum ratio of hash signs to words, and of ellipses to words."
     )
     max_bullet_lines: float = Field(
         0.9, ge=0.0, le=1.0, description="Maximum fraction of lines that start with a bullet."
@@ -53,10 +61,10 @@ class GopherQualitySection(Section):
         0.3, ge=0.0, le=1.0, description="Maximum fraction of lines that end in an ellipsis."
     )
     min_alphabetic_words: float = Field(
-        0.8, ge=0.0, le=1.0, description="Minimum fraction of words that have a letter."
+        0.8, ge=0.0, le=1.0, description="Minimum fraction of words that contain a letter."
     )
     min_stop_words: int = Field(
-        2, ge=0, description="Minimum number of different words out of the, be, to, of, and, that, have, with."
+        2, ge=0, description="Minimum number of distinct stop words (the, be, to, of, and, that, have, with)."
     )
 
 
@@ -71,20 +79,20 @@ class GopherRepetitionSection(Section):
         0.30, ge=0.0, le=1.0, description="Maximum fraction of paragraphs that repeat an earlier one."
     )
     duplicate_line_chars: float = Field(
-        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters that are in repeated lines."
+        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters in repeated lines."
     )
     duplicate_paragraph_chars: float = Field(
-        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters that are in repeated paragraphs."
+        0.20, ge=0.0, le=1.0, description="Maximum fraction of characters in repeated paragraphs."
     )
     top_ngram_chars: dict[_Words, _Fraction] = Field(
         {2: 0.20, 3: 0.18, 4: 0.16},
-        description="Maximum fraction of characters that are in the most frequent n-gram. A map from n, in words, to "
-        "the fraction.",
+        description="Maximum fraction of characters in the most frequent n-gram: a map from n, in words, to this "
+        "fraction.",
     )
     duplicate_ngram_chars: dict[_Words, _Fraction] = Field(
         {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
-        description="Maximum fraction of characters that are in n-grams that occur more than once. A map from n, in "
-        "words, to the fraction.",
+        description="Maximum fraction of characters in n-grams that occur more than once: a map from n, in words, to "
+        "this fraction.",
     )
 
 
@@ -99,12 +107,12 @@ class NearDuplicatesSection(Section):
         0.8,
         gt=0,
         le=1,
-        description="Minimum Jaccard similarity of near duplicates. The similarity is estimated, so estimates up to 2 "
-        "standard errors lower also count.",
+        description="Minimum Jaccard similarity of near duplicates. Because the similarity is estimated, values up to "
+        "2 standard errors lower also count.",
     )
     words: int = Field(5, gt=0, description="Words per shingle.")
     bands: int = Field(
-        20, gt=0, le=256, description="Number of bands. Documents that agree in all rows of a band are compared."
+        20, gt=0, le=256, description="Number of bands. Documents that match in all rows of a band are compared."
     )
     rows: int = Field(6, gt=0, le=64, description="Hashes per band.")
 
@@ -124,8 +132,8 @@ class DecontaminateSection(Section):
 
     path: OptionalPath = Field(
         None,
-        description="Evaluation texts: a file, folder or glob of `.txt` or `.jsonl` files, which may be compressed. "
-        "None: off.",
+        description="Evaluation texts: a file, folder or glob of `.txt` or `.jsonl` files, which may be compressed. By "
+        "default, this step is off.",
     )
     text_field: str = Field(
         "text",
@@ -158,18 +166,18 @@ class CleanSection(Section):
     max_chars: int = Field(200_000, gt=0, description="Drop documents with more characters than this.")
     languages: tuple[str, ...] | None = Field(
         None,
-        description="Keep only these languages, as ISO 639-1 codes (`pip install 'py3langid>=0.4'`). None: keep all.",
+        description="Languages to keep, as ISO 639-1 codes (`pip install 'py3langid>=0.4'`). By default, all are kept.",
     )
-    min_language_score: float = Field(0.65, ge=0.0, le=1.0, description="Minimum probability of the language.")
+    min_language_score: float = Field(0.65, ge=0.0, le=1.0, description="Minimum probability of the detected language.")
     c4: C4Section = C4Section()
     gopher_quality: GopherQualitySection = GopherQualitySection()
     gopher_repetition: GopherRepetitionSection = GopherRepetitionSection()
     decontaminate: DecontaminateSection = DecontaminateSection()
-    exact_dedup: bool = Field(True, description="Keep only the first of several documents with the same text.")
+    exact_dedup: bool = Field(True, description="If several documents have the same text, keep only the first one.")
     line_dedup_chars: int = Field(
         0,
         ge=0,
-        description="Remove repeated lines of at least this many characters, even across documents. 0: keep them.",
+        description="Remove repeated lines of at least this many characters, even across documents. 0 disables this.",
     )
     near_dedup: NearDuplicatesSection = NearDuplicatesSection()
 

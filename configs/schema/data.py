@@ -40,13 +40,13 @@ _PYDOCS_TARGETS = ("kind", "package")
 class SourceSection(Section):
     """Where text comes from. [data.md](data.md#sources) describes each kind and the files that it reads.
 
-    Keys that the kind does not read are rejected.
+    Keys that the chosen kind does not read are rejected.
     """
 
     headings: ClassVar[dict[str, str]] = {
         "kind": "All kinds",
         "text_field": "Records and their fields",
-        "encoding": "Files of text",
+        "encoding": "Text files",
         "target_path": "`parallel`",
         "config": "`hub`",
         "packages": "`pydocs`",
@@ -57,22 +57,25 @@ class SourceSection(Section):
         "pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub", "patterns", "parallel", "sequences"
     ] = Field(
         "pydocs",
-        description="`text`, `jsonl`, `csv`, `parquet`: files. `hub`: a dataset repository, streamed. `openwebtext`: "
-        "the original archives. `pydocs`: documentation of the installed Python. `parallel`: lines of one file with "
-        "targets in another. `patterns` and `sequences`: generated text.",
+        description="`text`, `jsonl`, `csv`, `parquet`: files. `hub`: a dataset repository on the Hugging Face Hub, "
+        "which is streamed. `openwebtext`: the original archives. `pydocs`: the documentation of the installed Python. "
+        "`parallel`: one file of texts and one of targets, aligned by line. `patterns` and `sequences`: generated "
+        "text.",
     )
     path: OptionalPath = Field(
         None,
-        description="File, folder, glob or URL (`s3://`, `hf://`, ...). For `hub`: a repository or a local folder. Not "
-        "read by `pydocs`, `patterns` and `sequences`.",
+        description="File, folder, glob or URL (`s3://`, `hf://`, ...). For `hub`, a repository or a local folder. Not "
+        "used by `pydocs`, `patterns` and `sequences`.",
     )
     sample_bytes: int | None = Field(
-        None, gt=0, description="Keep a seeded sample of about this many bytes of text. None: keep everything."
+        None,
+        gt=0,
+        description="Keep a seeded random sample of about this many bytes of text. By default, everything is kept.",
     )
     weight: float = Field(
         1.0,
         gt=0,
-        description="With several sources: how often training samples are drawn from this one, relative to the others.",
+        description="With several sources, how often training samples are drawn from this one, relative to the others.",
     )
     text_field: str = Field(
         "text",
@@ -81,16 +84,16 @@ class SourceSection(Section):
     )
     target_field: str | None = Field(
         None,
-        description="Field or column that holds the target of the text: a label, tags or another text. For `pydocs`: "
-        "`kind` or `package`. None: the text has no target.",
+        description="Field or column that holds the text's target: a label, tags or another text. For `pydocs`, `kind` "
+        "or `package`. By default, the text has no target.",
     )
     encoding: str = Field(
         "utf-8",
-        description="Encoding of the files, by its Python name, such as `latin-1`. With `utf-8`, a byte order mark is "
+        description="Python name of the files' encoding, such as `latin-1`. With `utf-8`, a byte order mark is "
         "allowed. `text` also detects UTF-16 by its byte order mark.",
     )
     delimiter: str | None = Field(
-        None, description="Character that separates fields. None: a comma, or a tab in `.tsv` files."
+        None, description="Character that separates fields. Defaults to a comma, or a tab in `.tsv` files."
     )
     merge: bool = Field(False, description="Read all files as one text, with a blank line between files.")
     chunk: Literal["paragraph", "sentence", "window"] = Field(
@@ -99,34 +102,36 @@ class SourceSection(Section):
         "`chunk_overlap` characters.",
     )
     chunk_chars: int = Field(
-        8000, ge=0, description="Split files into documents of about this many characters. 0: one document per file."
+        8000,
+        ge=0,
+        description="Split files into documents of about this many characters. 0 disables splitting: each file is one "
+        "document.",
     )
     chunk_overlap: int = Field(
-        0, ge=0, description="Characters that a window repeats from the previous one. Needs `chunk: window`."
+        0, ge=0, description="Number of characters that consecutive windows share. Requires `chunk: window`."
     )
     target_path: OptionalPath = Field(
-        None, description="File, folder, glob or URL of the targets. Line N of the targets belongs to line N of `path`."
+        None,
+        description="File, folder, glob or URL of the targets. Line N of the targets corresponds to line N of `path`.",
     )
-    config: str | None = Field(None, description="Configuration of the repository. None: its default.")
-    split: str = Field("train", description="Split of the repository.")
+    config: str | None = Field(None, description="Dataset configuration to load. Defaults to the repository's default.")
+    split: str = Field("train", description="Dataset split to load.")
     revision: str | None = Field(
-        None, description="Branch, tag or commit. None: the newest commit, which the manifest records."
+        None, description="Branch, tag or commit. Defaults to the newest commit, which is recorded in the manifest."
     )
     packages: tuple[str, ...] | None = Field(
         None,
         description="Read only these top-level modules and packages, such as `[json, numpy]`. `topics` is the language "
-        "reference. None: all that are installed.",
+        "reference. By default, all installed packages are read.",
     )
     documents: int = Field(2000, gt=0, description="Number of documents.")
-    min_chars: int = Field(400, ge=2, description="Length of the shortest documents.")
-    max_chars: int = Field(1200, ge=2, description="Length of the longest documents.")
+    min_chars: int = Field(400, ge=2, description="Length of the shortest documents, in characters.")
+    max_chars: int = Field(1200, ge=2, description="Length of the longest documents, in characters.")
     largest_step: int = Field(
-        4, ge=1, le=61, description="Largest distance in the alphabet from one letter to the next."
+        4, ge=1, le=61, description="Largest step through the alphabet from one character to the next."
     )
     symbols: int = Field(26, ge=2, le=62, description="Number of different letters.")
-    task: Literal["copy", "reverse"] = Field(
-        "copy", description="The target is the text itself, or the text in reverse."
-    )
+    task: Literal["copy", "reverse"] = Field("copy", description="The target is the text itself or the reversed text.")
 
     @field_validator("encoding")
     @classmethod
@@ -192,8 +197,8 @@ class TokensSection(Section):
         0.0005,
         gt=0.0,
         lt=1.0,
-        description="Fraction of documents held out for validation, chosen by the hash of their text. At least one "
-        "document is held out.",
+        description="Fraction of documents held out for validation. They are selected by a hash of their text. At "
+        "least one document is held out.",
     )
     overlap_words: int = Field(
         8, gt=0, description="Held-out documents are compared with the training text by sequences of this many words."
@@ -208,17 +213,17 @@ class TokensSection(Section):
 
 
 class DataSection(Section):
-    """The data stages: sources, cleaning and token shards."""
+    """The data stages: reading sources, cleaning text and writing token shards."""
 
     root: NonIdentity[OptionalPath] = Field(
         None,
-        description="Folder for `documents/`, `tokenizer/` and `tokens/`. Runs with the same folder share the data. "
-        "None: the run's folder.",
+        description="Folder for `documents/`, `tokenizer/` and `tokens/`. Runs with the same folder share their data. "
+        "Defaults to the run's folder.",
     )
     source: SourceSection = SourceSection()
     sources: dict[str, SourceSection] = Field(
         {},
-        description="Several named sources, instead of `source`. Training draws from each in proportion to its "
+        description="Several named sources, to use instead of `source`. Training draws from each in proportion to its "
         "`weight`.",
     )
     clean: CleanSection = CleanSection()
@@ -230,7 +235,9 @@ class DataSection(Section):
         description="The stage fails if more than this fraction of the inputs, or of their bytes, cannot be read. "
         "Otherwise, unreadable inputs are skipped and counted.",
     )
-    workers: NonIdentity[int] = Field(0, ge=0, description="Worker processes of the data stages. 0: one per core.")
+    workers: NonIdentity[int] = Field(
+        0, ge=0, description="Worker processes for the data stages. 0 means one per core."
+    )
 
     @model_validator(mode="before")
     @classmethod

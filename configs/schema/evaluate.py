@@ -12,7 +12,9 @@ class EvaluateSection(Section):
 
     batch: NonIdentity[int] = Field(16, gt=0, description="Samples per forward pass.")
     max_tokens: int | None = Field(
-        None, gt=0, description="Stop after this many held-out tokens, or targets of examples. None: use all of them."
+        None,
+        gt=0,
+        description="Stop after this many held-out tokens, or targets in examples. By default, all are used.",
     )
 
 
@@ -26,42 +28,49 @@ class GenerateSection(Section):
         "beams": "Beam search (`encoder_decoder` only)",
     }
 
-    prompt: str = Field("", description="Text to continue. With `chat`: the user's message.")
+    prompt: str = Field("", description="Text to continue. With `chat`, the user's message.")
     chat: bool = Field(False, description="Wrap the prompt as a user message and generate the assistant's answer.")
     weights: OptionalPath = Field(
         None,
-        description="A checkpoint, or the `pretrain/` or `finetune/` folder of a run. None: the newest weights of this "
-        "run's `stage`.",
+        description="A checkpoint, or the `pretrain/` or `finetune/` folder of a run. Defaults to the newest weights "
+        "of this run's `stage`.",
     )
     stage: Literal["pretrain", "finetune"] | None = Field(
         None,
-        description="Which of this run's weights to use. None: the fine-tuned ones if there are any, otherwise the "
-        "pretrained ones.",
+        description="Which of this run's weights to use. Defaults to the fine-tuned weights if there are any, and "
+        "otherwise to the pretrained weights.",
     )
     max_new_tokens: int = Field(64, gt=0, description="Maximum number of new tokens.")
     crop: bool = Field(
         False,
         description="Keep generating beyond the context length. From there on, the model reads only the last tokens "
-        "that fit, without the cache. `false`: the text stops at the context length.",
+        "that fit, without the cache. `false` stops at the context length.",
     )
     only_new: NonIdentity[bool] = Field(False, description="Print the new text without the prompt.")
     temperature: float = Field(
-        0.8, ge=0, description="Divides the logits before sampling. 0: greedy, always the most likely token."
+        0.8, ge=0, description="Sampling temperature, which divides the logits. 0 selects greedy decoding."
     )
-    top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens. 0: all tokens.")
+    top_k: int = Field(0, ge=0, description="Sample only from this many of the most likely tokens. 0 disables this.")
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Sample from the smallest set of tokens with at least this total probability."
+        1.0,
+        gt=0,
+        le=1,
+        description="Sample only from the smallest set of most likely tokens whose probabilities sum to at least this. "
+        "1 disables this.",
     )
     samples: int = Field(
-        1, gt=0, description="Completions to draw, in one batch. Completion N, counted from 0, has the seed `seed` + N."
+        1,
+        gt=0,
+        description="Number of completions to sample in one batch. Completion N, counting from 0, uses the seed `seed` "
+        "+ N.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed for sampling.")
     speculative: bool = Field(
         False,
-        description="Draft tokens with multi-token prediction and verify them in one pass. Gives the same text as "
-        "greedy decoding. Needs `temperature: 0`.",
+        description="Draft tokens with multi-token prediction and verify them in one pass. Produces the same text as "
+        "greedy decoding. Requires `temperature: 0`.",
     )
-    beams: int = Field(1, gt=0, description="Hypotheses that beam search keeps. 1: greedy.")
+    beams: int = Field(1, gt=0, description="Number of beams in beam search. 1 selects greedy decoding.")
     length_penalty: float = Field(
         0.6, ge=0, description="Length penalty of GNMT (alpha). Higher values favor longer outputs."
     )

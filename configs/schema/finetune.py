@@ -17,7 +17,7 @@ class ExamplesSection(Section):
     )
     path: OptionalPath = Field(
         None,
-        description="For `instructions`: a file, folder or glob of records with `instruction`, `input` and `output`, "
+        description="For `instructions`, a file, folder or glob of records with `instruction`, `input` and `output`, "
         "or with `messages`.",
     )
     held_out_fraction: float = Field(
@@ -27,7 +27,9 @@ class ExamplesSection(Section):
         description="Approximate fraction of examples held out for evaluation. Examples with nearly the same question, "
         "or with the same rare answer, are never split between training and evaluation.",
     )
-    max_examples: int | None = Field(None, gt=0, description="Use a seeded sample of this size. None: all examples.")
+    max_examples: int | None = Field(
+        None, gt=0, description="Use a seeded random sample of this many examples. By default, all are used."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "ExamplesSection":
@@ -41,14 +43,14 @@ class ExamplesSection(Section):
 class FinetuneSection(Section):
     """Fine-tuning of the pretrained weights on chat examples. Leave the section out if you do not fine-tune.
 
-    The loss covers only the assistant's messages. The learning rate follows a cosine, and router biases stay fixed.
-    All other settings come from `train`.
+    The loss covers only the assistant's messages. The learning rate follows a cosine schedule, and router biases stay
+    fixed. All other settings come from `train`.
     """
 
     examples: ExamplesSection = ExamplesSection()
-    epochs: float = Field(1.0, gt=0, description="Passes over the examples.")
+    epochs: float = Field(1.0, gt=0, description="Number of passes over the examples.")
     batch_examples: int = Field(32, gt=0, description="Examples per optimizer step, over all ranks.")
     learning_rate: float = Field(gt=0, description="Peak learning rate. Usually a fraction of the pretraining rate.")
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warm-up.")
     final_fraction: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a fraction of the peak.")
-    max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are skipped and counted.")
+    max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are dropped and counted.")

@@ -1,4 +1,4 @@
-"""How a run's processes are started. Nothing here changes what the model learns."""
+"""How a run's processes are started. None of these keys changes what the model learns."""
 
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,10 @@ _MEMORY: dict[str, Any] = {"pattern": r"^\d+[KMGT]?$", "examples": ["8G"]}
 
 
 class SlurmTrainSection(Section):
-    """SLURM jobs for pretraining and fine-tuning. The keys extend `launch.slurm`. A job has `launch.nodes` nodes."""
+    """SLURM jobs for pretraining and fine-tuning. These keys override or extend those in `launch.slurm`.
+
+    A job runs on `launch.nodes` nodes.
+    """
 
     headings: ClassVar[dict[str, str]] = {
         "partition": "Resources",
@@ -19,43 +22,45 @@ class SlurmTrainSection(Section):
         "python": "Environment on the nodes",
     }
 
-    partition: NonIdentity[str | None] = Field(None, description="Partition. None: `launch.slurm.partition`.")
-    time: NonIdentity[str | None] = Field(None, **_TIME, description="Time limit of a job. None: `launch.slurm.time`.")
+    partition: NonIdentity[str | None] = Field(None, description="Partition. Defaults to `launch.slurm.partition`.")
+    time: NonIdentity[str | None] = Field(
+        None, **_TIME, description="Time limit of a job. Defaults to `launch.slurm.time`."
+    )
     min_nodes: NonIdentity[int | None] = Field(
         None, ge=1, description="Start with as few as this many nodes if not all of `launch.nodes` are free."
     )
     gpus: NonIdentity[int | None] = Field(
-        None, ge=0, description="GPUs per node. None: `launch.processes`, or no GPU with `launch.device: cpu`."
+        None, ge=0, description="GPUs per node. Defaults to `launch.processes`, or to 0 with `launch.device: cpu`."
     )
     cpus: NonIdentity[int | None] = Field(
-        None, ge=1, description="CPUs per node. None: the partition's default, which is often a single core."
+        None, ge=1, description="CPUs per node. Defaults to the partition's default, which is often a single core."
     )
     memory: NonIdentity[str | None] = Field(
-        None, **_MEMORY, description="Memory per node. 0: all of it. None: the partition's default."
+        None, **_MEMORY, description="Memory per node. 0 requests all of it. Defaults to the partition's default."
     )
     signal_seconds: NonIdentity[int] = Field(
-        180, ge=30, description="Seconds before the time limit at which the job is asked to save and stop."
+        180, ge=30, description="How many seconds before the time limit the job receives the signal to save and stop."
     )
     requeues: NonIdentity[int] = Field(1000, ge=0, description="Maximum number of times that a job is requeued.")
     chain: NonIdentity[int] = Field(
         0,
         ge=0,
-        description="Submit an array of this many jobs that run one after the other, instead of requeuing one job. 0: "
-        "requeue.",
+        description="Submit an array of this many jobs that run one after another, instead of requeuing a single job. "
+        "0 disables this.",
     )
     python: NonIdentity[str | None] = Field(
-        None, description="Python interpreter on the nodes. None: the one that submits the job."
+        None, description="Python interpreter on the nodes. Defaults to the one that submits the job."
     )
     container: NonIdentity[tuple[str, ...]] = Field(
-        (), description="Words to put before the command on each node, such as `[apptainer, exec, --nv, image.sif]`."
+        (), description="Command prefix on each node, such as `[apptainer, exec, --nv, image.sif]`."
     )
     srun_options: NonIdentity[tuple[str, ...]] = Field(
         (), description="Other options for srun, such as `[--container-image=image.sqsh]`."
     )
     wheelhouse: NonIdentity[OptionalPath] = Field(
         None,
-        description="Folder created by `make wheelhouse`. Before it starts, each node installs the packages from there "
-        "on its own disk.",
+        description="Folder created by `make wheelhouse`. Before training starts, each node installs the packages from "
+        "this folder on its own disk.",
     )
 
     @model_validator(mode="after")
@@ -86,19 +91,21 @@ class SlurmSection(Section):
         "array_tasks": "Job arrays of the data stages",
     }
 
-    partition: NonIdentity[str | None] = Field(None, description="Partition. None: the cluster's default.")
-    account: NonIdentity[str | None] = Field(None, description="Account. None: your default.")
-    qos: NonIdentity[str | None] = Field(None, description="Quality of service. None: the default.")
-    constraint: NonIdentity[str | None] = Field(None, description="Features that a node must have.")
-    time: NonIdentity[str] = Field("24:00:00", **_TIME, description="Time limit of a job, HH:MM:SS or D-HH:MM:SS.")
+    partition: NonIdentity[str | None] = Field(None, description="Partition. Defaults to the cluster's default.")
+    account: NonIdentity[str | None] = Field(None, description="Account. Defaults to your default account.")
+    qos: NonIdentity[str | None] = Field(None, description="Quality of service. Defaults to your default QOS.")
+    constraint: NonIdentity[str | None] = Field(None, description="Node features to require.")
+    time: NonIdentity[str] = Field("24:00:00", **_TIME, description="Time limit of a job, as HH:MM:SS or D-HH:MM:SS.")
     options: NonIdentity[tuple[str, ...]] = Field(
         (), description="Other options for sbatch, such as `[--nice=100, --exclude=n7]`. They override the keys above."
     )
-    array_tasks: NonIdentity[int] = Field(16, ge=1, description="Tasks that share a data stage.")
-    array_limit: NonIdentity[int] = Field(0, ge=0, description="Maximum number of tasks at the same time. 0: all.")
-    cpus: NonIdentity[int] = Field(4, ge=1, description="CPUs, and worker processes, per task.")
+    array_tasks: NonIdentity[int] = Field(16, ge=1, description="Number of tasks per data stage.")
+    array_limit: NonIdentity[int] = Field(
+        0, ge=0, description="Maximum number of tasks that run at the same time. 0 disables the limit."
+    )
+    cpus: NonIdentity[int] = Field(4, ge=1, description="CPUs and worker processes per task.")
     memory: NonIdentity[str | None] = Field(
-        "8G", **_MEMORY, description="Memory per task. None: the partition's default."
+        "8G", **_MEMORY, description="Memory per task. If null, the partition's default is used."
     )
 
     train: SlurmTrainSection = SlurmTrainSection()
@@ -110,7 +117,7 @@ class SlurmSection(Section):
 
 
 class LaunchSection(Section):
-    """How processes are started. If you change these keys, it is still the same run."""
+    """How processes are started. Changing these keys does not define a different run."""
 
     headings: ClassVar[dict[str, str]] = {
         "kind": "Processes and nodes",
@@ -123,17 +130,19 @@ class LaunchSection(Section):
         description="`local`: this machine. `torchrun`: run the same command on each node. `deepspeed`: DeepSpeed's "
         "launcher, on this machine or over ssh. `slurm`: submit a job.",
     )
-    processes: int = Field(1, ge=1, description="Processes per node: one per GPU, or CPU processes.")
+    processes: int = Field(1, ge=1, description="Processes per node. On GPUs, use one per GPU.")
     nodes: int = Field(1, ge=1, description="Number of nodes.")
     rendezvous: str | None = Field(
         None,
         pattern=r"^[^\s:]+:\d+$",
         examples=["head:29500"],
-        description="HOST:PORT where the nodes meet. For `torchrun`, it is the same on every node. For `deepspeed`, it "
-        "is an address of the first host.",
+        description="HOST:PORT of the rendezvous. For `torchrun`, it is the same on every node. For `deepspeed`, it is "
+        "an address of the first host.",
     )
     hostfile: OptionalPath = Field(
-        None, description="For `deepspeed`: a file with a line `HOST slots=N` per host. None: this machine."
+        None,
+        description="For `deepspeed`, a file with one `HOST slots=N` line per host. By default, only this machine is "
+        "used.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto",
@@ -143,19 +152,24 @@ class LaunchSection(Section):
         None,
         pattern=r"^[1-9]\d*[KMGT]$",
         examples=["80G"],
-        description="Memory that a process may use. None: the GPU's memory or, on CPU, the machine's memory divided by "
-        "the processes.",
+        description="Memory available to each process. Defaults to the GPU's memory or, on CPU, to the machine's "
+        "memory divided by the number of processes.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads per process. 0: cores divided by processes.")
-    join_seconds: int = Field(600, ge=1, description="Seconds for all nodes to join.")
+    threads: int = Field(
+        0, ge=0, description="CPU threads per process. 0 means the number of cores divided by the number of processes."
+    )
+    join_seconds: int = Field(600, ge=1, description="Time limit for all nodes to join, in seconds.")
     probe_seconds: int = Field(
-        60, ge=0, description="Seconds for a first exchange between all ranks, before anything is loaded. 0: no check."
+        60,
+        ge=0,
+        description="Time limit, in seconds, for a communication check across all ranks before anything is loaded. 0 "
+        "disables the check.",
     )
     grace_seconds: int = Field(
         60,
         ge=1,
-        description="Seconds that a run has to save after a signal, before it is killed. With torch 2.11, it is always "
-        "30, because torchrun has no `--shutdown-timeout` there.",
+        description="Grace period, in seconds, for a run to save a checkpoint after a signal before it is killed. With "
+        "torch 2.11, it is always 30, because its torchrun has no `--shutdown-timeout`.",
     )
     slurm: SlurmSection = SlurmSection()
 

@@ -8,18 +8,18 @@ from configs.schema.base import NonIdentity, PathText, Section
 
 
 class RunSection(Section):
-    """The name of the run, the folder that it is written to, and its seed."""
+    """The name, output folder and seed of the run."""
 
     name: NonIdentity[str] = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         examples=["owt-0.5b"],
-        description="Name of the run. It is written to `run.root/run.name`.",
+        description="Name of the run. Its files are written to `run.root/run.name`.",
     )
     root: NonIdentity[PathText] = Field("runs", description="Folder for all runs. May be on a shared file system.")
     replace: NonIdentity[bool | Literal["finetune"]] = Field(
         False,
-        description="What to do if a changed key makes it a different run, and the folder already has weights. `false` "
-        "refuses the change. `true` moves the old weights, and the data they were trained on, to `previous/`. "
+        description="What to do if a changed key defines a different run and the folder already contains weights. "
+        "`false` rejects the change. `true` moves the old weights, and the data they were trained on, to `previous/`. "
         "`finetune` moves only fine-tuned weights.",
     )
     seed: int = Field(

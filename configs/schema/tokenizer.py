@@ -25,13 +25,13 @@ class TokenizerSection(Section):
 
     kind: Literal["bpe", "characters", "huggingface", "run"] = Field(
         "bpe",
-        description="`bpe`: train a SentencePiece BPE on the documents. `characters`: one id per character of the "
-        "documents. `huggingface` and `run`: use the existing tokenizer at `path`.",
+        description="`bpe`: train a SentencePiece BPE on the documents. `characters`: use one id per distinct "
+        "character in the documents. `huggingface` and `run`: use the existing tokenizer at `path`.",
     )
     path: OptionalPath = Field(
         None,
-        description="For `huggingface`: a `tokenizer.json`, a folder that has one, or a hub repository such as `gpt2`. "
-        "For `run`: the folder of another run, or its `tokenizer/`.",
+        description="For `huggingface`: a `tokenizer.json`, a folder that contains one, or a Hub repository such as "
+        "`gpt2`. For `run`: the folder of another run, or its `tokenizer/`.",
     )
     vocab_size: int = Field(
         32_000,
@@ -39,15 +39,15 @@ class TokenizerSection(Section):
         le=2**31 - 1,
         description="Number of ids, including the 8 reserved tokens, the spare tokens and, for `bpe`, the 256 bytes. "
         "For `characters`, it is the maximum. A small corpus needs a small vocabulary. For `huggingface` and `run`, it "
-        "is only the default of `model.vocab_size`.",
+        "only sets the default of `model.vocab_size`.",
     )
     sample_bytes: int = Field(
         100_000_000,
         gt=0,
-        description="Size of the seeded sample of documents that `bpe` is trained on. Compression is measured on it "
-        "too.",
+        description="Size, in bytes, of the seeded random sample of documents used to train `bpe`. Compression is also "
+        "measured on it.",
     )
-    spare_tokens: int = Field(8, ge=0, le=256, description="Control tokens reserved for later use.")
+    spare_tokens: int = Field(8, ge=0, le=256, description="Number of extra control tokens to reserve for later use.")
 
     @property
     def is_ready(self) -> bool:

@@ -31,8 +31,7 @@ class OptimizerSection(Section):
     weight_decay: float = Field(
         0.1,
         ge=0,
-        description="Weight decay of matrices; norms and biases have none. Decoupled from the gradient for `adamw` and "
-        "`muon`.",
+        description="Weight decay for matrices; norms and biases have none. It is decoupled for `adamw` and `muon`.",
     )
 
     @model_validator(mode="after")
@@ -46,18 +45,20 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """The learning rate schedule. Each kind starts with a linear warm-up to the peak, `train.learning_rate`."""
+    """The learning-rate schedule. Every kind starts with a linear warm-up to the peak rate, `train.learning_rate`."""
 
     kind: Literal["cosine", "wsd", "steps"] = Field(
         "cosine",
         description="`cosine`: cosine decay to the final rate. `wsd`: constant, then linear decay to the final rate. "
-        "`steps`: constant, but multiplied by `factor` at each fraction in `at`.",
+        "`steps`: constant, and multiplied by `factor` at each point in `at`.",
     )
     warmup_steps: int = Field(0, ge=0, description="Number of warm-up steps.")
     final_fraction: float = Field(
         0.1, ge=0, le=1, description="`cosine`, `wsd`: final learning rate, as a fraction of the peak."
     )
-    decay_fraction: float = Field(0.2, gt=0, le=1, description="`wsd`: fraction of the steps in which the rate decays.")
+    decay_fraction: float = Field(
+        0.2, gt=0, le=1, description="`wsd`: fraction of the steps during which the rate decays."
+    )
     at: tuple[float, ...] = Field((0.8, 0.9), description="`steps`: fractions of the steps at which the rate drops.")
     factor: float = Field(0.316, gt=0, le=1, description="`steps`: multiplier at each drop.")
 
@@ -109,7 +110,7 @@ class TrainSection(Section):
     context_length: int = Field(gt=1, description="Tokens per sample.")
     global_batch_tokens: int = Field(
         gt=0,
-        description="Tokens per optimizer step, over all ranks. A multiple of `context_length`.",
+        description="Tokens per optimizer step, over all ranks. Must be a multiple of `context_length`.",
     )
     packing: Literal["windows", "best_fit"] = Field(
         "windows",
@@ -125,16 +126,17 @@ class TrainSection(Section):
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip gradients to this global norm. 0: no clipping.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip gradients to this global norm. 0 disables clipping.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "bf16",
-        description="Compute precision. Master weights, updates and gradient sums are always fp32. `fp16` needs GPUs.",
+        description="Compute precision. Master weights, updates and gradient accumulation are always in fp32. `fp16` "
+        "requires GPUs.",
     )
     router_bias_update_rate: float = Field(
         0.001,
         ge=0,
-        description="How much a router bias changes per step (gamma). The biases balance the experts without a loss. "
-        "0: off.",
+        description="How much a router bias changes per step (gamma). The biases balance the experts without an "
+        "auxiliary loss. 0 disables the updates.",
     )
     sequence_loss: float = Field(
         0.0, ge=0, description="Weight of the sequence-wise balance loss (alpha). DeepSeek-V3 uses 1e-4."
@@ -144,14 +146,14 @@ class TrainSection(Section):
     )
     router_z_loss: float = Field(0.0, ge=0, description="Weight of the router z-loss. ST-MoE uses 1e-3.")
     mtp_loss: float = Field(
-        0.3, ge=0, description="Weight of multi-token prediction (lambda), shared by all its depths."
+        0.3, ge=0, description="Weight of the multi-token prediction loss (lambda), shared by all depths."
     )
 
     micro_batch: NonIdentity[int | None] = Field(
         None,
         gt=0,
-        description="Samples per rank in one forward pass. It determines gradient accumulation. None: the rank's part "
-        "of the global batch, without accumulation.",
+        description="Samples per rank in one forward pass. It determines the number of gradient accumulation steps. "
+        "Defaults to the rank's entire portion of the global batch, without accumulation.",
     )
     activation_checkpointing: NonIdentity[Literal["none", "selective", "full"]] = Field(
         "none",
@@ -166,8 +168,8 @@ class TrainSection(Section):
     expert_parallel: NonIdentity[int | None] = Field(
         None,
         ge=1,
-        description="Number of ranks that share a layer's experts. Must divide the numbers of ranks and of experts. "
-        "None: the largest possible number.",
+        description="Number of ranks that share a layer's experts. Must divide both the number of ranks and the number "
+        "of experts. Defaults to the largest valid number.",
     )
     offload_optimizer: NonIdentity[Literal["none", "cpu", "nvme"]] = Field(
         "none",
@@ -175,33 +177,39 @@ class TrainSection(Section):
         "process).",
     )
     offload_path: NonIdentity[str | None] = Field(
-        None, description="For `nvme`: a folder on a fast local disk of each node."
+        None, description="For `nvme`, a folder on a fast local disk of each node."
     )
     prefetch: NonIdentity[int] = Field(
-        2, ge=0, description="Global batches that a thread prefetches. 0: read each batch when it is needed."
+        2, ge=0, description="Number of global batches to prefetch in a background thread. 0 disables prefetching."
     )
-    eval_every: NonIdentity[int] = Field(0, ge=0, description="Steps between validations. 0: only after the last step.")
+    eval_every: NonIdentity[int] = Field(
+        0, ge=0, description="Steps between validations. 0 disables them, except after the last step."
+    )
     eval_batches: NonIdentity[int] = Field(8, gt=0, description="Global batches per validation during training.")
     save_every: NonIdentity[int] = Field(
-        0, ge=0, description="Steps between checkpoints. 0: only after the last step or on a signal."
+        0, ge=0, description="Steps between checkpoints. 0 disables them, except after the last step or on a signal."
     )
     keep: NonIdentity[int] = Field(2, ge=1, description="Number of newest checkpoints to keep.")
     keep_every: NonIdentity[int] = Field(
-        0, ge=0, description="Also keep checkpoints at multiples of this many steps. 0: none."
+        0, ge=0, description="Also keep checkpoints at multiples of this many steps. 0 disables this."
     )
     keep_best: NonIdentity[int] = Field(
         0,
         ge=0,
-        description="Also keep this many checkpoints with the lowest validation loss. Needs `save_every` to be a "
+        description="Also keep this many checkpoints with the lowest validation loss. Requires `save_every` to be a "
         "multiple of `eval_every`.",
     )
     log_every: NonIdentity[int] = Field(1, gt=0, description="Steps between records in `metrics.jsonl`.")
     watch: WatchSection = WatchSection()
     simulate_crash_at: NonIdentity[int | None] = Field(
-        None, gt=0, description="Exit after this step without saving, to test recovery from a crash. None: never."
+        None,
+        gt=0,
+        description="Exit after this step without saving, to test crash recovery. By default, no crash is simulated.",
     )
     deepspeed: dict[str, Any] = Field(
-        {}, description="Other options for DeepSpeed, passed through unchanged. Keys that Millrace sets are refused."
+        {},
+        description="Additional DeepSpeed configuration, passed through unchanged. Keys that Millrace sets itself are "
+        "rejected.",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Limits at which a training run reacts to skipped steps, loss spikes and hangs."""
+"""When a training run reacts to skipped steps, loss spikes and hangs."""
 
 from pydantic import Field
 
@@ -11,19 +11,20 @@ class WatchSection(Section):
     skipped_in_a_row: NonIdentity[int] = Field(
         10,
         ge=0,
-        description="Consecutive steps that may be skipped because the loss or a gradient is NaN or infinite. If one "
-        "more is skipped, the run fails.",
+        description="Maximum number of consecutive steps that may be skipped because the loss or a gradient is NaN or "
+        "infinite. If one more is skipped, the run fails.",
     )
     spike_deviations: NonIdentity[float] = Field(
         6.0,
         ge=0,
-        description="A loss this many standard deviations above its recent mean is logged as a spike. 0: spikes are "
-        "not logged.",
+        description="A loss this many standard deviations above its recent mean is logged as a spike. 0 disables this.",
     )
-    spike_window: NonIdentity[int] = Field(128, ge=16, description="Number of steps in the recent mean.")
+    spike_window: NonIdentity[int] = Field(
+        128, ge=16, description="Number of steps over which the recent mean is computed."
+    )
     hang_seconds: NonIdentity[int] = Field(
         1800,
         ge=0,
-        description="If a step, with its validation and saving, takes longer than this, every rank writes its stack to "
-        "`stacks/` and the run stops with status 75. 0: wait forever.",
+        description="If a step, including validation and saving, takes longer than this many seconds, every rank "
+        "writes its stack to `stacks/` and the run stops with status 75. 0 disables this.",
     )

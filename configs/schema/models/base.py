@@ -27,7 +27,7 @@ class ModelSection(Section):
     vocab_size: int | None = Field(
         None,
         gt=0,
-        description="Number of embedding rows. May exceed the number of token ids. None: `tokenizer.vocab_size`.",
+        description="Number of embedding rows. May exceed the number of token ids. Defaults to `tokenizer.vocab_size`.",
     )
     compile: NonIdentity[bool] = Field(
         False, description="Compile parts of the model with `torch.compile`. Does not work with ZeRO 3."

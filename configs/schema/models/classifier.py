@@ -16,11 +16,11 @@ def _family(section: Any) -> Any:
 
 
 class ClassifierSection(ModelSection):
-    """A classifier of texts: a backbone, pooling and a linear layer. See [classifier.md](classifier.md)."""
+    """A text classifier: a backbone, pooling and a linear layer. See [classifier.md](classifier.md)."""
 
     task: ClassVar[Task] = "sequence_classification"
 
-    family: Literal["classifier"] = Field("classifier", description="This family.")
+    family: Literal["classifier"] = Field("classifier", description="Selects this model family.")
     backbone: Annotated[
         Annotated[EncoderSection, Tag("encoder")]
         | Annotated[GptSection, Tag("gpt")]
@@ -29,13 +29,16 @@ class ClassifierSection(ModelSection):
     ] = Field(description="The model that computes hidden states: a section of family `encoder`, `gpt` or `deepseek`.")
     classes: int = Field(ge=2, description="Number of classes.")
     pooling: Literal["mean", "first", "last"] = Field(
-        "mean", description="What the head reads: the mean over the tokens, the first token or the last one."
+        "mean",
+        description="How hidden states are pooled for the head: the mean over all tokens, the first token, or the last "
+        "one.",
     )
     weights: NonIdentity[OptionalPath] = Field(
-        None, description="Run folder or checkpoint with the backbone's initial weights. None: random weights."
+        None,
+        description="Run folder or checkpoint with the backbone's initial weights. By default, weights are random.",
     )
     backbone_rate: float = Field(
-        1.0, ge=0, le=1, description="Learning rate of the backbone, relative to the head's. 0: frozen."
+        1.0, ge=0, le=1, description="Learning rate of the backbone, relative to the head's. 0 freezes the backbone."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the head.")
 

@@ -9,7 +9,7 @@ from configs.schema.models.base import ModelSection
 
 
 class YarnSection(Section):
-    """YaRN context extension (arXiv 2309.00071), which released configurations call `rope_scaling`."""
+    """YaRN context extension (arXiv 2309.00071), called `rope_scaling` in released configurations."""
 
     factor: float = Field(40.0, ge=1.0, description="Factor by which the context is extended.")
     original_max_position_embeddings: int = Field(4096, gt=0, description="Context length before the extension.")
@@ -41,13 +41,14 @@ class NoiseSection(Section):
 
     kind: Literal["fixed", "learned"] = Field(
         "fixed",
-        description="`fixed`: the same standard deviation for all tokens. `learned`: the softplus of a projection.",
+        description="`fixed`: the same standard deviation for all tokens. `learned`: the softplus of a learned "
+        "projection.",
     )
-    std: float = Field(1.0, gt=0, description="Standard deviation, or a multiplier for the learned one.")
+    std: float = Field(1.0, gt=0, description="Standard deviation for `fixed`, or its multiplier for `learned`.")
 
 
 class AdaptiveSection(Section):
-    """A number of experts per token that adapts to the router's uncertainty (arXiv 2403.07652).
+    """An adaptive number of experts per token, based on the router's uncertainty (arXiv 2403.07652).
 
     `num_experts_per_tok` is the maximum.
     """
@@ -80,7 +81,7 @@ class DeepseekSection(ModelSection):
         "num_nextn_predict_layers": "Multi-token prediction",
     }
 
-    family: Literal["deepseek"] = Field("deepseek", description="This family. It is the default.")
+    family: Literal["deepseek"] = Field("deepseek", description="Selects this model family. It is the default.")
     hidden_size: int = Field(gt=0, description="Width of the hidden states.")
     num_hidden_layers: int = Field(gt=0, description="Number of layers.")
     num_attention_heads: int = Field(gt=0, description="Number of attention heads.")
@@ -88,10 +89,12 @@ class DeepseekSection(ModelSection):
     moe_intermediate_size: int = Field(
         gt=0, description="Width of one expert. A multiple of 8, or of 4 with `train.precision: fp32`."
     )
-    first_k_dense_replace: int = Field(1, ge=0, description="Number of leading layers that are dense.")
-    n_routed_experts: int = Field(ge=2, description="Routed experts per layer.")
-    n_shared_experts: int = Field(1, ge=0, description="Shared experts per layer, which every token uses.")
-    num_experts_per_tok: int = Field(ge=1, description="Routed experts per token.")
+    first_k_dense_replace: int = Field(1, ge=0, description="Number of dense layers before the first MoE layer.")
+    n_routed_experts: int = Field(ge=2, description="Number of routed experts per layer.")
+    n_shared_experts: int = Field(
+        1, ge=0, description="Number of shared experts per layer. Every token uses all of them."
+    )
+    num_experts_per_tok: int = Field(ge=1, description="Number of routed experts per token.")
     scoring_func: Literal["sigmoid", "softmax"] = Field("sigmoid", description="How router logits become scores.")
     topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
         "noaux_tc",
@@ -103,30 +106,39 @@ class DeepseekSection(ModelSection):
     topk_group: int = Field(1, ge=1, description="Number of groups that a token may use.")
     norm_topk_prob: bool = Field(True, description="Divide the weights of the selected experts by their sum.")
     routed_scaling_factor: float = Field(1.0, gt=0, description="Multiplier for the routed experts' output.")
-    router_noise: NoiseSection | None = Field(None, description="Leave the section out for no noise.")
+    router_noise: NoiseSection | None = Field(None, description="Leave the section out to disable noise.")
     adaptive_experts: AdaptiveSection | None = Field(
-        None, description="Leave the section out to use `num_experts_per_tok` experts for every token."
+        None,
+        description="Leave the section out to use `num_experts_per_tok` experts for every token.",
     )
-    q_lora_rank: int | None = Field(None, gt=0, description="Width of the query latent. None: no query latent.")
+    q_lora_rank: int | None = Field(
+        None, gt=0, description="Width of the query latent. By default, there is no query latent."
+    )
     kv_lora_rank: int = Field(gt=0, description="Width of the key-value latent, which is cached.")
-    qk_nope_head_dim: int = Field(gt=0, description="Width per head of queries and keys, part without position.")
+    qk_nope_head_dim: int = Field(
+        gt=0, description="Width per head of the part of queries and keys without positional encoding."
+    )
     qk_rope_head_dim: int = Field(
-        gt=0, description="Width per head of queries and keys, part with rotary position. Even."
+        gt=0, description="Width per head of the part of queries and keys with rotary positions. Must be even."
     )
     v_head_dim: int = Field(gt=0, description="Width per head of the values.")
     rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary frequencies.")
-    rope_scaling: YarnSection | None = Field(None, description="Leave the section out for no extension.")
+    rope_scaling: YarnSection | None = Field(None, description="Leave the section out to disable the extension.")
     max_position_embeddings: int = Field(4096, gt=0, description="Maximum sequence length.")
-    attention_bias: bool = Field(False, description="Use biases in attention projections from and to hidden states.")
+    attention_bias: bool = Field(
+        False, description="Use biases in the attention projections from and to the hidden states."
+    )
     mlp_bias: bool = Field(False, description="Use biases in dense layers and shared experts (V2).")
     rms_norm_eps: float = Field(1e-6, gt=0, description="Epsilon of the norms.")
     initializer_range: float = Field(0.006, gt=0, description="Standard deviation of the initial weights.")
-    tie_word_embeddings: bool = Field(False, description="The output head shares the weights of the embedding.")
-    num_nextn_predict_layers: int = Field(0, ge=0, description="Depth of multi-token prediction. 0: off.")
+    tie_word_embeddings: bool = Field(False, description="Share weights between the output head and the embedding.")
+    num_nextn_predict_layers: int = Field(
+        0, ge=0, description="Number of multi-token prediction modules. 0 disables them."
+    )
     new_prediction_layers: NonIdentity[bool] = Field(
         False,
-        description="For `make import`: if the model directory has no weights for multi-token prediction, start these "
-        "layers with random weights.",
+        description="For `make import`: if the model directory has no weights for multi-token prediction, initialize "
+        "these layers randomly.",
     )
 
     @property

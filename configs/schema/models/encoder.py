@@ -16,7 +16,7 @@ from configs.schema.models.transformer import (
 
 
 class EncoderSection(TransformerSection):
-    """A bidirectional encoder that predicts a target per token (arXiv 1706.03762). See [encoder.md](encoder.md).
+    """A bidirectional encoder that predicts a target for each token (arXiv 1706.03762). See [encoder.md](encoder.md).
 
     | size | hidden_size | heads | layers | intermediate_size |
     |---|---|---|---|---|
@@ -27,8 +27,8 @@ class EncoderSection(TransformerSection):
 
     task: ClassVar[Task] = "token_classification"
 
-    family: Literal["encoder"] = Field("encoder", description="This family.")
+    family: Literal["encoder"] = Field("encoder", description="Selects this model family.")
     activation: Activation = Field("relu", description=ACTIVATION)
     positions: Positions = Field("sinusoidal", description=POSITIONS)
     norm_first: bool = Field(False, description=NORM_FIRST)
-    tie_word_embeddings: bool = Field(False, description="The output head shares the weights of the embedding.")
+    tie_word_embeddings: bool = Field(False, description="Share weights between the output head and the embedding.")

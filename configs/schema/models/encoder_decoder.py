@@ -16,25 +16,27 @@ from configs.schema.models.transformer import (
 
 
 class EncoderDecoderSection(TransformerSection):
-    """An encoder-decoder, from text to text (arXiv 1706.03762). See [encoder-decoder.md](encoder-decoder.md).
+    """An encoder-decoder that maps text to text (arXiv 1706.03762). See [encoder-decoder.md](encoder-decoder.md).
 
-    The encoder has `num_hidden_layers` layers, the decoder `decoder_layers`.
+    The encoder has `num_hidden_layers` layers, and the decoder has `decoder_layers`.
     """
 
     task: ClassVar[Task] = "seq2seq"
 
-    family: Literal["encoder_decoder"] = Field("encoder_decoder", description="This family.")
+    family: Literal["encoder_decoder"] = Field("encoder_decoder", description="Selects this model family.")
     activation: Activation = Field("relu", description=ACTIVATION)
     positions: Positions = Field("sinusoidal", description=POSITIONS)
     decoder_layers: int | None = Field(
-        None, gt=0, description="Number of decoder layers. None: as many as the encoder has."
+        None, gt=0, description="Number of decoder layers. Defaults to the number of encoder layers."
     )
     norm_first: bool = Field(False, description=NORM_FIRST)
     cross_downsample: int = Field(
         1, ge=1, description="Average each group of this many encoder positions into one before cross-attention."
     )
-    tie_word_embeddings: bool = Field(False, description="The output head shares the weights of the target embedding.")
-    share_embeddings: bool = Field(False, description="Source and target share one embedding.")
+    tie_word_embeddings: bool = Field(
+        False, description="Share weights between the output head and the target embedding."
+    )
+    share_embeddings: bool = Field(False, description="Share one embedding between source and target.")
 
     @property
     def depth_of_decoder(self) -> int:

@@ -8,7 +8,7 @@ from configs.schema.models.transformer import TransformerSection
 
 
 class GptSection(TransformerSection):
-    """A decoder with dense layers. The defaults are GPT-2's (Radford et al. 2019). See [gpt.md](gpt.md).
+    """A dense decoder-only transformer. The defaults are GPT-2's (Radford et al. 2019). See [gpt.md](gpt.md).
 
     | release | layers | heads | hidden_size |
     |---|---|---|---|
@@ -18,12 +18,12 @@ class GptSection(TransformerSection):
     | gpt2-xl | 48 | 25 | 1600 |
     """
 
-    family: Literal["gpt"] = Field("gpt", description="This family.")
+    family: Literal["gpt"] = Field("gpt", description="Selects this model family.")
     initializer_range: float = Field(
         0.02,
         gt=0,
         description="Standard deviation of the initial weights. For projections into the residual stream, it is "
         "divided by sqrt(2 x layers).",
     )
-    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which has no bias.")
-    tie_word_embeddings: bool = Field(True, description="The output head shares the weights of the embedding.")
+    norm: Literal["layer", "rms"] = Field("layer", description="`layer`: LayerNorm. `rms`: RMSNorm, which has no bias.")
+    tie_word_embeddings: bool = Field(True, description="Share weights between the output head and the embedding.")

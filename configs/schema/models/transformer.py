@@ -14,9 +14,9 @@ Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 ACTIVATION = "Activation of the feed-forward layers. `gelu_new` is the tanh approximation of the released GPT-2."
 POSITIONS = (
     "`learned` and `sinusoidal` are added to the embedding. `rope` rotates queries and keys. `alibi` lowers the scores "
-    "of distant positions. In an encoder, half of the heads look back and half look ahead."
+    "of distant positions; in an encoder, half of the heads then look back and half look ahead."
 )
-NORM_FIRST = "`true`: layers normalize their input (pre-norm). `false`: they normalize their output (post-norm)."
+NORM_FIRST = "Normalize the input of each sublayer (pre-norm) instead of its output (post-norm)."
 
 
 class TransformerSection(ModelSection):
@@ -26,7 +26,7 @@ class TransformerSection(ModelSection):
     num_hidden_layers: int = Field(gt=0, description="Number of layers.")
     num_attention_heads: int = Field(gt=0, description="Number of attention heads. Must divide `hidden_size`.")
     intermediate_size: int | None = Field(
-        None, gt=0, description="Width of the feed-forward layers. None: four times `hidden_size`."
+        None, gt=0, description="Width of the feed-forward layers. Defaults to four times `hidden_size`."
     )
     activation: Activation = Field("gelu", description=ACTIVATION)
     positions: Positions = Field("learned", description=POSITIONS)
@@ -37,7 +37,7 @@ class TransformerSection(ModelSection):
         None,
         ge=1,
         description="Attention reaches this many positions back, including the current one. In an encoder, it also "
-        "reaches as far ahead. None: all positions.",
+        "reaches as far ahead. By default, all positions are visible.",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on embeddings, attention weights and the output of each sublayer."

@@ -6,7 +6,7 @@ from artefacts import command_hints, manifest
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from configs.checks import unread_keys
-from configs.checks.command_keys import READS
+from configs.checks.command_keys import READS, target_reads
 from configs.identities import documents_identity
 from configs.load import dump_recipe, load_recipe
 from configs.run_layout import RunLayout
@@ -72,6 +72,7 @@ def test_the_commands_of_one_make_share_their_overrides(check, monkeypatch) -> N
 
 
 def test_a_hint_has_what_its_target_reads(monkeypatch) -> None:
+    monkeypatch.setattr(command_hints, "_target_reads", target_reads)
     monkeypatch.setattr("sys.argv", ["x", "--recipe", RECIPE, "generate.prompt=a", "run.name=b", "train.steps=9"])
     assert command_hints.make("pretrain") == 'make pretrain ARGS="run.name=b train.steps=9"'
     assert command_hints.make("evaluate") == 'make evaluate ARGS="generate.prompt=a run.name=b"'
