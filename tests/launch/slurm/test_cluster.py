@@ -75,7 +75,7 @@ def test_the_jobs_make_what_one_process_makes(cluster, corpus, tmp_path):
     logs = {path.name: path.read_text() for path in (root / "demo" / "logs").iterdir()}
     assert set(states.values()) == {"COMPLETED"} and len(states) == 4 * 2 + 3, logs
     assert "DUE TO JOB REQUEUE" in logs[f"data-ingest-{task}.out"]
-    assert "duplicates are settled" in logs[f"data-verdicts-{jobs['verdicts']}.out"]
+    assert "duplicates are resolved" in logs[f"data-verdicts-{jobs['verdicts']}.out"]
     for name in _ARTEFACTS:
         by_jobs = digests(root / "demo" / name)
         assert by_jobs and by_jobs == digests(tmp_path / "alone" / "demo" / name), name
