@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _task_shard(options: argparse.Namespace) -> TaskShard:
-    """Return the shard of the work that ``--task`` and ``--tasks`` select."""
+    """Return the task shard selected by ``--task`` and ``--tasks``."""
     if options.task is None and options.tasks is None:
         return ALL_TASKS
     if options.task is None or options.tasks is None or not 0 <= options.task < options.tasks:

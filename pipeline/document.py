@@ -11,7 +11,7 @@ class Document(NamedTuple):
     Attributes:
         id: unique within the source, and the same every time the source is read. The corpus prepends ``id_prefix``.
         text: the text.
-        source: the file it comes from, relative to the source's root, or the source's name.
+        source: the file that contains the text, relative to the source's root, or the source's name.
         kind: the kind of text (topic, module, class, function, text, record, pattern, pair, sequence).
         target: the text or label that the model learns to predict, or None if there is none.
     """
@@ -24,5 +24,5 @@ class Document(NamedTuple):
 
 
 def id_prefix(recipe: Recipe, source: str) -> str:
-    """Return the prefix of a source's document ids in the corpus: its name and a colon if the recipe names sources."""
+    """Return the prefix for a source's document ids: the source's name and a colon, if the recipe names sources."""
     return f"{source}:" if source in recipe.data.sources else ""

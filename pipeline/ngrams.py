@@ -1,8 +1,8 @@
 """Hash the word n-grams of a column of texts, and look them up in a known set.
 
 A word is a run of letters, digits and non-ASCII characters other than typographic marks. ASCII case is ignored. A
-text's sequences are its runs of ``words`` consecutive words; a text with fewer words has a single, shorter sequence.
-numpy hashes them to 64 bits, with prefix sums over the words of an Arrow column instead of a Python loop.
+text's sequences are its runs of ``words`` consecutive words. A text with fewer words has a single, shorter sequence.
+numpy hashes sequences to 64 bits, with prefix sums over the words of an Arrow column instead of a Python loop.
 
 The comparison follows the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C). The hashes are
 polynomial rolling hashes.
@@ -23,7 +23,7 @@ from artefacts.hashing import Hashes, mix
 _BASE = 0x9E3779B97F4A7C15
 _WORD_BASE = 0xD1342543DE82EF95
 _WRAP = 1 << 64
-#: Bytes of text to process at a time, so that the arrays fit in the CPU cache.
+#: Size of the text to process at a time, in bytes. The arrays then fit in the CPU cache.
 _RUN_BYTES = 1 << 20
 #: Words with more bytes than this are hashed one by one.
 _LONG_WORD = 256
@@ -117,7 +117,7 @@ def _leave_out_marks(content: NDArray[np.uint8], inside: NDArray[np.bool_]) -> N
 
 
 def sequences(column: pyarrow.ChunkedArray, words: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Return the hashes of all word sequences in a column of texts, and the index of the text each comes from.
+    """Return the hashes of all word sequences in a column of texts, and the index of each sequence's text.
 
     A text without words has no sequences. A text's sequences may repeat.
     """
@@ -138,7 +138,7 @@ def word_counts(texts: pyarrow.LargeStringArray) -> NDArray[np.int64]:
 
 
 def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Return the hashes of sequences and the index of each one's text, from the output of ``_words``."""
+    """Return the hashes of sequences, and the index of each sequence's text, from the output of ``_words``."""
     counts = np.diff(firsts)
     length = np.minimum(counts, words)
     # A sequence begins at each word that is followed by enough words of the same text.
@@ -149,7 +149,7 @@ def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[H
     sums = np.zeros(len(hashes) + 1, np.uint64)
     np.cumsum(hashes * _powers(_WORD_BASE, room)[: len(hashes)], out=sums[1:])
     total = (sums[begin + length[owner]] - sums[begin]) * _powers(pow(_WORD_BASE, -1, _WRAP), room)[begin]
-    # The hash includes the length, so a short text doesn't match a sequence that begins with it.
+    # The hash includes the length, so a short text doesn't match a longer sequence that begins with it.
     return mix(total + length[owner].astype(np.uint64) * np.uint64(_BASE)), owner
 
 

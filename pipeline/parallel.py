@@ -45,7 +45,7 @@ def ordered(
         function: called for each task.
         tasks: arguments for each call. They are consumed lazily, so that the tasks in memory carry at most about
             ``_MOST_CARRIED`` bytes.
-        workers: number of processes; with 1, the tasks run in this process.
+        workers: number of processes. With 1, the tasks run in this process.
         prepare: called with ``prepare_with`` once per process, before its first task.
         prepare_with: arguments for ``prepare``.
         carried: returns the number of bytes that a task carries.

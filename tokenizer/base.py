@@ -57,7 +57,7 @@ class Tokenizer(ABC):
         """
 
     def prepare(self) -> None:
-        """Prepare for ``encode_column``. Call this before starting processes, so that each does not repeat the work."""
+        """Prepare for ``encode_column``. Call this before starting processes, so that the work is done only once."""
         return
 
     @abstractmethod
@@ -83,7 +83,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def is_byte(self, token: int) -> bool:
-        """Return whether an id stands for a single byte. Bytes encode characters that have no piece."""
+        """Return whether an id stands for a single byte. Characters without a piece are encoded as bytes."""
 
     @property
     def stop_ids(self) -> frozenset[int]:

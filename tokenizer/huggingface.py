@@ -21,7 +21,7 @@ _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 class HuggingFaceTokenizer(Tokenizer):
     """A ``tokenizers.Tokenizer``. If a special token's name occurs in a text, it is encoded as ordinary text.
 
-    It has no chat tokens. Whether encoding is lossless depends on the tokenizer. GPT-2's byte-level BPE is lossless.
+    It has no chat tokens. Whether it is lossless depends on its model. GPT-2's byte-level BPE is lossless.
     """
 
     has_chat_tokens = False

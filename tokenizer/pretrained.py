@@ -1,4 +1,4 @@
-"""Publish a pretrained tokenizer as a run's tokenizer. It is in Hugging Face's format or comes from another run."""
+"""Publish a pretrained tokenizer, in Hugging Face's format or from another run, as this run's tokenizer."""
 
 from pathlib import Path
 

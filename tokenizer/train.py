@@ -26,7 +26,7 @@ from tokenizer import special_tokens
 
 #: Maximum length of a training text, in UTF-8 bytes. Longer documents are split, at newlines if possible.
 _CHUNK_BYTES = 16_384
-#: SentencePiece's marker for unknown characters. The trainer silently skips texts that contain it, or are too long.
+#: SentencePiece's marker for unknown characters. The trainer silently skips texts that contain it or are too long.
 _RESERVED_CHARACTER = "\u2585"
 
 

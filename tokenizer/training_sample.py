@@ -59,7 +59,7 @@ def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[
 
 
 def measured(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Return the counts for the manifest: the sample's size, and bytes per token, measured on its first part."""
+    """Return the counts for the manifest: the sample's size, and bytes per token, measured on its beginning."""
     sizes = [len(text.encode()) for text in texts]
     count = size = 0
     while count < len(texts) and size < MEASURED_BYTES:

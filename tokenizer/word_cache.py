@@ -1,10 +1,10 @@
 """A word cache for a SentencePiece BPE. Each distinct word is encoded only once, and the ids stay identical.
 
-BPE only creates pieces that are in its vocabulary. If no piece has a certain kind of character followed by a certain
-other kind (a letter before a space, a digit next to any other kind, ...), then no merge crosses a boundary between two
-such characters. So a text can be split into words at these boundaries, and its ids are the ids of its words. Which
-kinds may follow each other is computed from the vocabulary, so this is correct for any vocabulary. ``word_cache.c``
-looks up the words, and SentencePiece encodes the words that are not in the cache.
+BPE only creates pieces that are in its vocabulary. If no piece contains a character of kind A followed by a character
+of kind B (such as a letter before a space), then no merge crosses a boundary between two such characters. So a text can
+be split into words at these boundaries, and its ids are the ids of its words. The kinds that may follow each other are
+computed from the vocabulary, so this is correct for any vocabulary. ``word_cache.c`` looks up the words, and
+SentencePiece encodes the words that are not in the cache.
 """
 
 import ctypes
@@ -59,7 +59,7 @@ class WordCache:
 
     @classmethod
     def of(cls, pieces: Any, mark: list[int]) -> "WordCache | None":
-        """Create a cache for a model. None if its vocabulary does not allow one, or the C code cannot be compiled."""
+        """Create a model's cache, or return None if the vocabulary prevents it or the C code cannot be compiled."""
         joins = word_joins(pieces)
         library = None if joins is None else c_library.library(_SOURCE)
         if joins is None or library is None:
@@ -72,7 +72,7 @@ class WordCache:
         return int(self._library.word_cache_size(self._cache))
 
     def encode(self, chunk: Any, end: int | None) -> Encoded:
-        """Encode the texts in a ``StringArray`` or ``LargeStringArray``, with ``end`` after each unless it is None.
+        """Encode a ``StringArray`` or ``LargeStringArray``, and append ``end`` to each text unless it is None.
 
         Raises:
             MemoryError: there is not enough memory.
@@ -132,8 +132,8 @@ class WordCache:
 def word_joins(pieces: Any) -> bytes | None:
     """Return, for each kind of character, a bit mask of the kinds that follow it in any piece of the vocabulary.
 
-    None if words cannot be encoded one by one. This is the case if the newline, which separates the words, is not a
-    piece of its own or is part of another piece, or if the model normalizes the text before encoding it.
+    Returns None if words cannot be encoded one by one. This is the case if the newline, which separates the words, is
+    not a piece of its own or is part of another piece, or if the model normalizes the text before encoding it.
     """
     newline = pieces.PieceToId("\n")
     if pieces.EncodeAsIds("\n") != [newline] or pieces.DecodeIds(pieces.EncodeAsIds(_PROBE)) != _PROBE:

@@ -2,8 +2,8 @@
 
 Lines are processed in this order: remove lines that contain an overlong word; remove citations from all lines; then
 remove lines that don't end in an end mark, have too few words, or mention JavaScript or policies. As in the reference
-implementation and datatrove's filter, a document is judged by the lines that are left at that point, so a curly bracket
-in a removed line has no effect. An apostrophe counts as an end mark, as in datatrove. A sentence ends at an end
+implementation and datatrove's filter, only the remaining lines of a document are judged, so a curly bracket in a
+removed line has no effect. An apostrophe counts as an end mark, as in datatrove. A sentence ends at an end
 mark that is a separate word (unlike the period in "Mr.") and is followed by a word other than punctuation, as in
 spaCy's sentencizer.
 """
@@ -36,7 +36,7 @@ class _Lines(NamedTuple):
 
     Attributes:
         texts: [lines] the lines.
-        owner: [lines] index of the text that each line belongs to.
+        owner: [lines] index of each line's text.
         words: [lines] number of whitespace-separated words.
         too_long: [lines] whether the line contains an overlong word.
     """
@@ -109,7 +109,7 @@ def _sentences(lines: pyarrow.LargeStringArray, vocabulary: Vocabulary) -> Ints:
     """Return the number of sentences in each line (at least one)."""
     words = vocabulary.words(lines)
     kinds = vocabulary.kinds[words.ids]
-    # A sentence begins at each plain word that an end mark separates from the previous one (or the line start).
+    # A sentence begins at each plain word with an end mark between it and the previous plain word (or line start).
     ended = column.running(kinds == 2)
     plain = np.flatnonzero(kinds == 0)
     owner = column.owners(words.firsts)[plain]

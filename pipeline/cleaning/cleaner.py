@@ -23,7 +23,7 @@ from pipeline.cleaning.words import Vocabulary
 TOO_SHORT = "shorter than data.clean.min_chars"
 TOO_LONG = "longer than data.clean.max_chars"
 
-#: Bytes of text that word-based rules process at a time, so that their arrays fit in the CPU cache.
+#: Size of the text that word-based rules process at a time, in bytes. Their arrays then fit in the CPU cache.
 _SLICE = 1 << 19
 
 
@@ -31,7 +31,7 @@ class Cleaned(NamedTuple):
     """Documents after cleaning, in the same order.
 
     Attributes:
-        texts: the cleaned texts. For a dropped document, this is the text that was judged.
+        texts: the cleaned texts. For a dropped document, the text as judged by the rule that dropped it.
         reasons: why each document is dropped, with the recipe key, or null if it is kept.
         masked: kind of personal data -> number of replacements, in the documents that reach the masking step.
     """
@@ -120,7 +120,7 @@ class Cleaner:
 
 
 class _State:
-    """The state of a batch between two rules.
+    """The state of a batch between rules.
 
     Attributes:
         texts: the current texts of all documents.
@@ -170,5 +170,5 @@ def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArra
 
 
 def _joined(parts: list[list[Fault]]) -> list[Fault]:
-    """Concatenate the faults of all slices. Every slice has the same rules in the same order."""
+    """Concatenate the faults of all slices. Each slice lists the same faults in the same order."""
     return [Fault(rules[0].reason, np.concatenate([rule.mask for rule in rules])) for rules in zip(*parts, strict=True)]

@@ -87,7 +87,7 @@ def pieces(content: Bytes, starts: Ints, stops: Ints) -> pyarrow.LargeStringArra
     """Return spans of the content as a column. The spans must be in order and must not overlap."""
     places = np.empty(2 * len(starts) + 1, np.int64)
     places[:-1:2], places[1::2] = starts, stops
-    # Even entries are the spans, and odd entries the gaps after them. The last gap ends with the content.
+    # Even entries are the spans, and odd entries the gaps after them. The last gap extends to the end of the content.
     places[-1] = len(content)
     return build(places, content).take(pyarrow.array(np.arange(0, 2 * len(starts), 2)))
 
@@ -100,18 +100,21 @@ def running(counts: NDArray[Any]) -> Ints:
 
 
 def sums(values: NDArray[Any], firsts: Ints) -> Ints:
-    """Return the sum of the values of each text's items."""
+    """Sum the values of each text's items."""
     prefix_sums = running(np.asarray(values, np.int64))
     return prefix_sums[firsts[1:]] - prefix_sums[firsts[:-1]]
 
 
 def owners(firsts: Ints) -> Ints:
-    """Return the index of the text that each item belongs to."""
+    """Return the index of each item's text."""
     return np.repeat(np.arange(len(firsts) - 1), np.diff(firsts))
 
 
 def lines(column: Column) -> Spans:
-    """Split the texts into lines like ``str.split("\\n")``: an empty text has one line, and a final LF adds one."""
+    """Split the texts into lines like ``str.split("\\n")``.
+
+    An empty text has one line, and a final LF is followed by an empty line.
+    """
     breaks = np.flatnonzero(column.content == _NEWLINE)
     before = np.searchsorted(breaks, column.offsets)
     texts = np.arange(len(column.offsets) - 1)
@@ -165,7 +168,7 @@ class Fault(NamedTuple):
 
     Attributes:
         reason: the reason in words, with the recipe key.
-        mask: [texts] whether it applies to each text.
+        mask: [texts] whether the reason applies to each text.
     """
 
     reason: str

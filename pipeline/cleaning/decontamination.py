@@ -28,12 +28,12 @@ class Contamination:
     """The word sequences of the evaluation texts (see ``pipeline/ngrams.py``).
 
     Attributes:
-        warnings: a line for each evaluation set that contains texts too short to be matched inside a document. A set is
+        warnings: a message for each evaluation set with texts too short to be matched inside a document. A set is
             one file of records, or all .txt files together.
     """
 
     def __init__(self, section: DecontaminateSection) -> None:
-        """Read the evaluation texts. A text shorter than ``words`` is a single sequence that matches only equal texts.
+        """Read the evaluation texts. A text of fewer than ``words`` words matches only texts with the same words.
 
         Raises:
             RequestError: there are no files, a file is damaged or has a record without the field, or all texts in a set
@@ -62,7 +62,7 @@ class Contamination:
             )
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
-        """Return one fault, which applies to the texts that share a sequence with the evaluation texts."""
+        """Return a single fault, for the texts that share a sequence with the evaluation texts."""
         hashes, owners = sequences(pyarrow.chunked_array([texts]), self._words)
         shared = np.zeros(len(texts), bool)
         shared[owners[self._known.find(hashes)[0]]] = True

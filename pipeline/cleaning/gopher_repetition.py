@@ -5,7 +5,7 @@ by blank lines, and lines by newlines; blank lines don't count. n-grams are sequ
 counted from left to right, without overlap.
 
 Equal n-grams begin with equal (n-1)-grams, so for each n, only positions whose (n-1)-gram occurs at least twice in its
-text are considered. After n = 2, few of them are left.
+text are considered. After n = 2, few positions are left.
 """
 
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ class _Level(NamedTuple):
     Attributes:
         n: number of words per n-gram.
         places: index of the first word of each n-gram, ascending.
-        codes: number of each one's (text, n-gram) pair. Distinct pairs are numbered in order of first occurrence.
+        codes: number of each (text, n-gram) pair. Distinct pairs are numbered in order of first occurrence.
         counts: number of occurrences of each code.
     """
 
@@ -135,7 +135,7 @@ class _Grams(NamedTuple):
         return self.before[places + n] - self.before[places]
 
     def top(self, level: _Level) -> Ints:
-        """Return, for each text, the characters in all occurrences of its (first) most frequent n-gram."""
+        """Count, for each text, the characters in all occurrences of its most frequent n-gram (the first, if tied)."""
         n, texts = level.n, len(self.firsts) - 1
         out = np.zeros(texts, np.int64)
         some = np.flatnonzero(np.diff(self.firsts) >= n)
@@ -143,7 +143,7 @@ class _Grams(NamedTuple):
         out[some] = self.characters(self.firsts[some], n) + n - 1
         first = level.places[column.fresh(level.codes)]
         twice = np.flatnonzero(level.counts > 1)
-        # Codes are in text order. For each text, choose the highest count, and among equal counts the first.
+        # Codes are in text order. For each text, choose the n-gram with the highest count, or the first one if tied.
         order = twice[np.lexsort((twice, -level.counts[twice], self.owner[first[twice]]))]
         owner = self.owner[first[order]]
         best = order[np.concatenate([[True], owner[1:] != owner[:-1]])] if len(order) else order
@@ -151,10 +151,10 @@ class _Grams(NamedTuple):
         return out
 
     def above(self, level: _Level, limits: np.ndarray) -> Mask:
-        """Return the mask of the texts whose duplicate n-grams have more characters than the text's limit.
+        """Return the mask of the texts in which duplicate n-grams have more characters than the text's limit.
 
-        The number of characters covered by any duplicate is an upper bound. Only texts whose bound exceeds the limit
-        are counted exactly.
+        The number of characters covered by any duplicate is an upper bound. The exact count is computed only for texts
+        whose bound exceeds the limit.
         """
         n, texts = level.n, len(self.firsts) - 1
         again = level.places[~column.fresh(level.codes)]
@@ -168,7 +168,7 @@ class _Grams(NamedTuple):
         return is_above
 
     def _counted(self, level: _Level, low: int, high: int) -> int:
-        """Return the characters in one text's duplicate n-grams. Its n-grams are ``low`` to ``high`` of the level."""
+        """Count the characters in one text's duplicate n-grams. Its n-grams are at ``low`` to ``high`` in the level."""
         places, codes = level.places[low:high], level.codes[low:high]
         sizes = self.characters(places, level.n)
         known: set[int] = set()

@@ -55,5 +55,5 @@ class Languages:
 
 
 def _distance(wanted: str, code: str) -> tuple[float, ...]:
-    """Return a sort key for how close a code is to the wanted one. Codes that are a prefix of it come first."""
+    """Return a sort key that puts the codes closest to the wanted code first, starting with its prefixes."""
     return not wanted.startswith(code), -difflib.SequenceMatcher(None, wanted, code).ratio()

@@ -32,7 +32,10 @@ _KNOWN = 0x20000
 
 
 def normalize(text: str, form: Form) -> str:
-    """Convert line breaks to LF and Unicode to ``form``; remove control characters, leading LFs and trailing space."""
+    """Convert line breaks to LF and Unicode to ``form``.
+
+    Control characters, leading LFs and trailing whitespace are removed.
+    """
     return _composed(_plain(text), form).rstrip().lstrip("\n")
 
 
@@ -123,7 +126,7 @@ def _control_bytes() -> Mask:
 
 
 def _space_ends() -> Mask:
-    """Return the mask of bytes that whitespace (``str.isspace``) can end in. Other characters may end in them too."""
+    """Return the mask of the last bytes of whitespace characters (``str.isspace``). Other characters can share them."""
     ends = np.zeros(256, bool)
     ends[[chr(code).encode()[-1] for code in range(0x3001) if chr(code).isspace()]] = True
     return ends

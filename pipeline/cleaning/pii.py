@@ -6,8 +6,8 @@ The placeholders are reserved for examples: example.com (RFC 2606), 192.0.2.1 an
 - Email: a local part made of the characters in RFC 5322's dot-atom, "@", and a domain with at least two labels.
 - IP: four numbers up to 255, separated by dots, that are not part of a longer sequence or a word; or groups of
   hexadecimal digits separated by colons. Only public addresses are masked (``ipaddress.is_global``).
-- Phone: "+" and 8 to 15 digits, with or without grouping (ITU-T E.164); or a US number with separators, whose area and
-  exchange codes begin with 2 to 9. Plain digit sequences are kept, because most are not phone numbers.
+- Phone: "+" and 8 to 15 digits, with or without grouping (ITU-T E.164); or a US number that has separators and
+  whose area and exchange codes begin with 2 to 9. Plain digit sequences are kept, because most are not phone numbers.
 """
 
 import ipaddress
@@ -37,7 +37,7 @@ _PHONE = re.compile(
     r"|(?<![\w.+-])(?<!::)(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}(?![\w-])",
     re.ASCII,
 )
-# RE2 patterns that quickly find the texts that may contain an IP address or phone number.
+# RE2 patterns for quickly finding texts that may contain an IP address or phone number.
 _MAYBE_IP = rf"[0-9]\.[0-9]{{1,3}}\.[0-9]{{1,3}}\.[0-9]|{_HEXADECIMAL}:{_HEXADECIMAL}{{0,4}}:{_HEXADECIMAL}{{1,4}}"
 _MAYBE_PHONE = r"\+[1-9][0-9 .(-]|[0-9]{3}\)? ?[.-]?[0-9]{3}[.-][0-9]{4}"
 

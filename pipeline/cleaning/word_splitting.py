@@ -1,7 +1,7 @@
 """Split a chunk (a run of characters without whitespace) into words, by splitting off punctuation and contractions.
 
 The method follows spaCy's rule-based tokenizer (https://spacy.io/usage/linguistic-features#how-tokenizer-works). Marks
-are split off both ends in turn, until there are none left or a known chunk remains. The rest is a single word if it
+are split off both ends in turn, until none are left or a known chunk remains. The rest is a single word if it
 looks like a web address; otherwise it is split at marks between letters. Finally, adjacent words that form a known
 chunk are joined. Letters and symbols are recognized by their Unicode category, whereas spaCy lists the characters of
 some scripts.
@@ -44,7 +44,7 @@ class _Rules(NamedTuple):
         marks: characters that are always split off at the front.
         front: other prefixes that are split off.
         unit: units and other suffixes that are split off after a digit.
-        stopped: characters that must precede a final period for it to be split off.
+        stopped: characters after which a final period is split off.
         between: marks between letters or digits at which the chunk is split.
         address: a web address, which is not split.
         final: characters that are always split off at the end.
@@ -111,9 +111,9 @@ class Splitter:
     def __init__(self) -> None:
         self._rules = _rules()
         self._whole: dict[str, list[str]] = {}
-        # The words that a known chunk would be split into -> the chunk. Such adjacent words are joined again.
+        # The words that a known chunk would be split into -> the chunk. If they are adjacent, they are joined again.
         self._joins: dict[tuple[str, ...], str] = {}
-        # First word of such a sequence -> length of the longest sequence.
+        # First word of such a sequence -> length of the longest sequence that begins with it.
         self._most: dict[str, int] = {}
         known = exceptions()
         # Known chunks without the marks at their ends. Splitting marks off any other word never yields a known chunk.

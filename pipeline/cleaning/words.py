@@ -18,14 +18,14 @@ from pipeline.cleaning import column
 from pipeline.cleaning.column import Bytes, Column, Ints, Mask, Spans
 from pipeline.cleaning.word_splitting import Splitter
 
-#: From Rae et al. 2021, appendix A.1.1. ``Vocabulary.stops`` has a bit for each of them.
+#: The stop words in Rae et al. 2021, appendix A.1.1. ``Vocabulary.stops`` has a bit for each word.
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 #: Marks that end a sentence if they stand as a separate word.
 SENTENCE_ENDS = frozenset(".!?։؟۔।॥።‼‽⁇⁈⁉⸮﹒﹖﹗！．？｡。")
 #: Words that consist only of these marks are symbols. The list is datatrove's, without the marks of a few scripts. A
 #: bullet is a word.
 SYMBOLS = frozenset(string.punctuation + "«»´—–“”„’…、〈〉《》「」【】％（），１：；～∶►━") | SENTENCE_ENDS
-#: The vocabulary is cleared when it has more chunks than this. It then takes about 150 MB.
+#: The vocabulary is cleared when it has more chunks than this, which take about 150 MB.
 _LIMIT = 1 << 19
 
 
@@ -82,7 +82,7 @@ class Words(NamedTuple):
 
 
 class Vocabulary:
-    """Numbers chunks and words, and stores the properties that the rules need. Both persist across columns."""
+    """Numbers chunks and words, and stores their properties for the rules. Everything persists across columns."""
 
     def __init__(self) -> None:
         self._splitter = Splitter()
@@ -151,7 +151,7 @@ class Vocabulary:
         return Words(cut, chunk_ids, self._flat.columns[0][within], firsts[cut.firsts])
 
     def _numbers(self, distinct: pyarrow.LargeStringArray) -> Ints:
-        """Return the numbers of chunks. New chunks are added."""
+        """Return each chunk's number, after adding new chunks to the vocabulary."""
         known = len(self._chunks)
         # Going through numpy makes the conversion from Arrow to Python strings several times faster.
         chunks = distinct.to_numpy(zero_copy_only=False).tolist()
@@ -184,7 +184,7 @@ class Vocabulary:
 
 
 def _traits(words: list[str]) -> Ints:
-    """Return [5, words]: the characters, kind, whether solid, characters if solid, and whether there is a letter."""
+    """Return [5, words]: the length, the kind, whether solid, the length if solid, and whether there is a letter."""
     offsets, content = column.view(pyarrow.array(words, pyarrow.large_string()))
     sizes = np.diff(offsets)
     # Most words have only ASCII letters, so their properties are known.

@@ -6,8 +6,8 @@
   of removed documents don't count.
 - ``verdict`` returns the decisions on the documents and lines of a part.
 
-All files are in one folder, and each is published by a rename. The result depends only on the documents and their
-order, not on the parts, the tasks or the number of processes.
+All files are in one folder. Each file is moved into place atomically, by a rename. The result depends only on the
+documents and their order, not on the parts, the tasks or the number of processes.
 """
 
 from pipeline.dedup.keys import KeyWriter, kinds

@@ -1,8 +1,8 @@
 """Files that hold several arrays, written atomically and memory-mapped for reading.
 
 Each array begins at a multiple of 64 bytes with a 64-byte header: magic, number of remaining arrays including this one,
-numpy dtype string, rows, and columns (-1 for a 1-D array). Its values follow. The format is not npy, because a reduce
-task opens a file for every part of the corpus, and npy headers take longer to parse.
+numpy dtype string, rows, and columns (-1 for a 1-D array). The array's values follow. The format is not npy, because a
+reduce task opens a file for every part of the corpus, and npy headers take longer to parse.
 """
 
 import mmap

@@ -48,14 +48,17 @@ class Later(NamedTuple):
 
 
 class Groups:
-    """The keys of all entries added so far, with the first and last document for each."""
+    """The keys of all entries added so far, with the first and last document for each key."""
 
     def __init__(self, key_columns: int) -> None:
         self._keys = [np.zeros(0, np.uint64)] * key_columns
         self._first = self._last = np.zeros(0, np.uint64)
 
     def add(self, keys: list[NDArray[np.uint64]], documents: Documents) -> Later:
-        """Add entries, in corpus order and following all earlier ones. Return the entries with a repeated key."""
+        """Append entries, and return those whose keys have occurred before.
+
+        Entries must be in corpus order and come after all entries added so far.
+        """
         known = len(self._first)
         keys = [np.concatenate(pair) for pair in zip(self._keys, keys, strict=True)]
         # The sort is stable: among equal keys, known ones come first, and then the new ones in corpus order.
@@ -83,7 +86,7 @@ def chunks(
         folder: folder with the key files.
         task: the range of buckets.
         max_bytes: maximum size of a chunk, unless a single part is larger.
-        wanted: returns the mask of a part's documents whose entries to include, or None to include all entries.
+        wanted: maps a part to the mask of the documents whose entries are included. None includes all entries.
 
     Raises:
         RequestError: a key file is damaged.

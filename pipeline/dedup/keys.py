@@ -55,7 +55,7 @@ class KeyWriter:
 
         Args:
             texts: pyarrow Array or ChunkedArray of strings, without nulls.
-            digests: 16 bytes of a cryptographic hash of each text, for finding exact duplicates: a list of bytes, a
+            digests: 16 bytes of a cryptographic hash of each text, for finding exact duplicates, as a list of bytes, a
                 numpy array, or a pyarrow fixed-size binary array. Not needed if ``clean.exact_dedup`` is off.
 
         Raises:
@@ -95,7 +95,7 @@ class KeyWriter:
         self._rows += len(texts)
 
     def finish(self) -> None:
-        """Publish the part's files, each by a rename. They are written even if the part has no documents."""
+        """Publish each of the part's files by a rename, even if the part has no documents."""
         if BANDS in self._kinds:
             path = array_file.part_path(self._folder, SIGNATURES, self._part)
             array_file.write(path, np.concatenate(self._signatures))

@@ -74,7 +74,7 @@ def remove_lines(texts: Any, rows: NDArray[Any], lines: NDArray[Any]) -> pyarrow
     """Remove lines from texts, together with their line feeds.
 
     Args:
-        texts: pyarrow Array or ChunkedArray of strings, less than 2 GB.
+        texts: pyarrow Array or ChunkedArray of strings, less than 2 GB in total.
         rows: index of the text that contains each line to remove (``Verdict.rows``).
         lines: line number within the text, from 0 (``Verdict.lines``).
     """

@@ -5,9 +5,9 @@ hashed to a bin and a value. A bin takes the smallest value from the first round
 still empty after all rounds takes the smallest hash of all the document's shingles under a hash function specific to
 that bin, as in MinHash (Broder 1997).
 
-For sets of any size, each bin of a union's sketch is the smaller of the two sets' bins. So the probability that two
-sketches agree in a bin is exactly the Jaccard similarity of their shingle sets. The variance is at most that of MinHash
-with the same number of hashes, even for documents with a single shingle.
+For sets of any size, each bin of a union's sketch is the minimum of the two sets' bins. So the probability that two
+sketches agree in a bin is exactly the Jaccard similarity of their shingle sets. The variance is no higher than with
+MinHash and the same number of hashes, even for documents with a single shingle.
 """
 
 from functools import lru_cache

@@ -24,7 +24,7 @@ _CHANCE = 1 / 256
 #: How many standard errors below the threshold an estimate may be. Without this margin, half of the pairs just
 #: above the threshold would be missed.
 _MARGIN = 2
-#: Bytes of signatures to compare at a time.
+#: Size of the signatures to compare at a time, in bytes.
 _BLOCK_BYTES = 16 << 20
 
 

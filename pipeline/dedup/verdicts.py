@@ -24,7 +24,7 @@ KEPT, EXACT, NEAR = 0, 1, 2
 
 #: Number of documents or edges to process at a time.
 _BLOCK = 1 << 20
-#: Arrays over all documents that need more bytes than this are kept in a file instead of in memory.
+#: Per-document arrays of more than this many bytes are kept in a file instead of in memory.
 _IN_MEMORY = 128 << 20
 
 
@@ -50,7 +50,7 @@ class _Corpus(NamedTuple):
     starts: NDArray[np.int64]
 
     def numbers(self, documents: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return the position in the corpus of each document, which is given as part << 32 | row."""
+        """Return each document's position in the corpus. Documents are given as part << 32 | row."""
         part = np.searchsorted(self.parts, (documents >> np.uint64(32)).astype(np.int64))
         return self.starts[part] + (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
@@ -136,7 +136,7 @@ def _of_part(corpus: _Corpus, verdicts: NDArray[np.uint8], part: int) -> NDArray
 
 
 def kept_documents(folder: Path) -> Callable[[int], NDArray[np.bool_]]:
-    """Return a function that maps a part to the mask of its documents that stay.
+    """Return a function that maps a part to the mask of the documents to keep.
 
     Raises:
         RequestError: ``resolve`` has not run.

@@ -9,7 +9,7 @@ from artefacts import atomic
 from pipeline.documents.write_shards import clean_name
 from pipeline.sources.bad_inputs import BadInputs
 
-#: Names of the part counts, and of the shard counts, to sum.
+#: Names of the part counts and shard counts to sum.
 _PART_COUNTS = ("read", "read_bytes", "kept", "kept_bytes")
 _SHARD_COUNTS = ("documents", "bytes", "not_sampled", "removed_lines")
 
@@ -31,7 +31,7 @@ def by_source(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def totals(read: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the manifest's counts: the totals and, if there are several sources, each one's counts under ``sources``.
+    """Return the manifest's counts: the totals and, with several sources, each source's counts under ``sources``.
 
     Args:
         read: the result of ``by_source``.
@@ -68,7 +68,7 @@ def files_by_source(sources: list[str], shards: list[dict[str, Any]]) -> dict[st
 
 
 def write_unreadable(read: dict[str, Any], work: Path) -> None:
-    """If any inputs could not be read, write examples of them to ``unreadable.json``, by source and reason."""
+    """If inputs could not be read, write examples to ``unreadable.json``, grouped by source and reason."""
     examples = {name: counts["bad"].examples for name, counts in read.items() if counts["bad"].reasons}
     if examples:
         atomic.write_json(work / "unreadable.json", examples)

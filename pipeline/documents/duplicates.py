@@ -51,7 +51,7 @@ def _reduce(recipe: Recipe, parts: Path, tasks: list[dedup.ReduceTask], task_sha
 
 
 def verdict(parts: Path, section: CleanSection, number: int) -> dedup.Verdict:
-    """Return the verdict on a part's documents. If deduplication is off, all of them stay."""
+    """Return the verdict on a part's documents. If deduplication is off, all documents stay."""
     if dedup.kinds(section):
         return dedup.verdict(parts, section, number)
     rows = parquet.read_metadata(kept_path(parts, number)).num_rows

@@ -92,7 +92,7 @@ def read_parts(recipe: Recipe, sources: dict[str, Source], folder: Path, task_sh
 
 
 def _carried(task: tuple[Any, ...]) -> int:
-    """Return the bytes of content that a ``clean_part`` task carries."""
+    """Return the size in bytes of the content that a ``clean_part`` task carries."""
     part: Part = task[2]
     return part.carried
 
@@ -152,10 +152,10 @@ def clean_part(
         source: the source.
         part: the part to read.
         number: number of the part, counted across all sources.
-        folder: where to write its files.
+        folder: folder for the part's files.
         section: the cleaning rules.
         prefix: prepended to every document id.
-        limit: read at most this many documents.
+        limit: maximum number of documents to read.
 
     Returns:
         The part's size in bytes, and the number of documents read.
@@ -218,7 +218,7 @@ _cleaner: list[Cleaner] = []
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yield lists of documents, each with about as much text as a row group."""
+    """Yield lists of documents. A list has about as much text as a row group."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -269,7 +269,10 @@ def with_digests(table: pyarrow.Table) -> pyarrow.Table:
 
 
 def _digests(texts: pyarrow.LargeStringArray, targets: pyarrow.LargeStringArray) -> Iterator[bytes]:
-    """Yield each text's SHA-256 or, if it has a target, 8 bytes of it and 8 bytes of a SHA-256 over both."""
+    """Yield each text's SHA-256.
+
+    For a text with a target, yield 8 bytes of that hash and 8 bytes of a SHA-256 over the text and the target.
+    """
     text_digests = (hashlib.sha256(text).digest() for text in _views(texts))
     if targets.null_count == len(targets):
         yield from text_digests

@@ -30,8 +30,8 @@ class _Input(NamedTuple):
 
     Attributes:
         key: the recipe key for its path.
-        path: the path, or None if it has none.
-        name: prefix, followed by a colon, of its entries in a manifest's inputs.
+        path: the input's path, or None if it has none.
+        name: prefix of the input's entries in a manifest, before the colon.
         look_up: function that returns these entries: files, or a string that changes with the content.
     """
 
@@ -100,7 +100,7 @@ def current_or_recorded(
 
     Args:
         recipe: the recipe.
-        sources: its sources by name.
+        sources: the recipe's sources by name.
         published: the manifest of ``target``. It is used only if its identity matches the recipe and, for an input on
             this machine, only if the input was read from the same path.
         target: the documents artefact.

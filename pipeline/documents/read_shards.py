@@ -46,7 +46,7 @@ def read_group(path: Path, group: int, columns: list[str]) -> pyarrow.Table:
 
 
 def group_bytes(path: Path) -> list[int]:
-    """Return the uncompressed bytes of text in each row group of a file.
+    """Return the uncompressed size of the text in each row group of a file, in bytes.
 
     Raises:
         RequestError: the file is damaged.

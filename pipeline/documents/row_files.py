@@ -1,4 +1,4 @@
-"""Parquet files of documents, written one row group at a time and published by a rename."""
+"""Parquet files of documents, written one row group at a time and moved into place by a rename."""
 
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,7 @@ class RowFile:
 
         Args:
             path: the file's final path. The file is moved there when it is complete.
-            schema: its columns.
+            schema: the file's columns.
             compression: lz4 for intermediate files, zstd for published ones.
             needed: write the file even if it has no rows.
         """

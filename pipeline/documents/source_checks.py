@@ -14,7 +14,7 @@ from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Source
 
 _KEY = re.compile(r"data\.clean[.\w]*\w")
-#: Recipe keys for the reasons that don't mention one.
+#: Recipe keys for the reasons that don't mention a key.
 _KEYS = {DUPLICATE: "data.clean.exact_dedup", NEAR_DUPLICATE: "data.clean.near_dedup"}
 
 
@@ -22,8 +22,8 @@ def check_reading(recipe: Recipe, sources: dict[str, Source], parts: Path) -> No
     """Check the counts of all parts. If a check fails and no source has any documents left, the parts are removed.
 
     Raises:
-        RequestError: a part is not finished, too many inputs of a source are unreadable, or cleaning left none of its
-            documents.
+        RequestError: a part is not finished, too many inputs of a source are unreadable, or cleaning dropped all of a
+            source's documents.
     """
     read = counts.by_source(finished_parts(parts))
     try:
@@ -32,7 +32,7 @@ def check_reading(recipe: Recipe, sources: dict[str, Source], parts: Path) -> No
             bad.check(recipe.data.max_bad_fraction, source.name, recipe.data.key_of(recipe.data.named_sources[name]))
         require_documents(recipe, {name: {**of, "documents": of["kept"]} for name, of in read.items()})
     except RequestError:
-        # Everything has to be read again with a corrected recipe.
+        # With a corrected recipe, everything has to be read again.
         if not any(of["kept"] for of in read.values()):
             shutil.rmtree(parts)
         raise
@@ -43,7 +43,7 @@ def require_documents(recipe: Recipe, by_source: dict[str, dict[str, Any]]) -> N
 
     Args:
         recipe: the recipe that defines the sources.
-        by_source: for each source, the number of ``documents``, and the numbers ``dropped`` by reason.
+        by_source: for each source, the number of ``documents``, and the number ``dropped`` for each reason.
 
     Raises:
         RequestError: a source has no documents left. The message says why they were dropped and what to change.

@@ -12,7 +12,7 @@ Several tasks can share the first three steps. An interrupted step resumes where
 ``documents/clean-*.parquet`` has the columns id, text, source, kind, target (null if there is none), bytes (the text's
 size in UTF-8) and digest (the first half of the text's SHA-256 or, if there is a target, a digest of both).
 ``rejected-*.parquet`` holds the dropped documents with the reason. ``unreadable.json`` is written if inputs could not
-be read. It lists the first hundred of them for each reason.
+be read. It lists the first hundred for each reason.
 """
 
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ def find_duplicates(recipe: Recipe, task_shard: TaskShard) -> bool:
     """Compare the documents of all parts.
 
     Returns:
-        Whether all comparisons are finished and it has been decided which documents stay.
+        Whether all comparisons are finished and the documents to keep have been chosen.
 
     Raises:
         RequestError: parts are missing, or (if one task does all the work) too many inputs are unreadable.
@@ -102,14 +102,14 @@ def find_duplicates(recipe: Recipe, task_shard: TaskShard) -> bool:
 
 
 def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
-    """Do all the remaining work and publish the documents. One of several tasks only writes its own shards.
+    """Do all the remaining work and publish the documents. With several tasks, only write this task's shards.
 
     Returns:
         The manifest, or None if the documents were up to date or if this was one of several tasks.
 
     Raises:
         RequestError: there is nothing to read, too many inputs are unreadable, a source has no documents left after
-            cleaning, or (for one of several tasks) an earlier step is not finished.
+            cleaning, or (with several tasks) an earlier step is not finished.
     """
     with _open_stage(recipe, task_shard) as (stage, sources):
         if stage.finished:

@@ -72,7 +72,7 @@ def lengths(paths: list[Path]) -> list[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Align the columns of rows. The first column and bars are left-aligned, numbers right-aligned."""
+    """Align the columns of rows. The first column and bars are left-aligned, and numbers are right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

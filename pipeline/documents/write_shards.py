@@ -1,4 +1,4 @@
-"""Third step of the documents stage: write the documents that stay to the shards that will be published.
+"""Third step of the documents stage: write the kept documents to the shards to be published.
 
 Shard NNNNN covers consecutive parts of one source. It consists of ``clean-NNNNN.parquet`` and, if documents were
 dropped, ``rejected-NNNNN.parquet``. Its counts are written last, to ``shards/NNNNN.json`` in the parts folder.
@@ -39,8 +39,8 @@ class Shard(NamedTuple):
 
     Attributes:
         number: number of the shard, counted across all sources.
-        dataset: the source of its documents.
-        parts: numbers of the parts that it covers.
+        dataset: name of the documents' source.
+        parts: numbers of the parts in the shard.
     """
 
     number: int

@@ -113,7 +113,7 @@ def _messages(record: Any, normalized: Callable[[str], str]) -> Messages | str:
     """Return a record's messages, or the reason why it is unusable."""
     if not isinstance(record, dict):
         return "not a JSON object"
-    # In a file where all records have the same columns, the ones for the other format are null.
+    # In a file where all records have the same columns, the other format's columns are null.
     fields = {name: value for name, value in record.items() if value is not None}
     try:
         if "messages" in fields:

@@ -3,9 +3,8 @@
 Two examples are tied, which means that they are put on the same side, if they have
 
 - the same question, ignoring case, spacing and punctuation;
-- nearly the same question: with different numbers; with one word added, removed or changed; with the words in a
-  different order; or (for long questions) with many word sequences in common, found by MinHash as for near-duplicate
-  documents;
+- nearly the same question: numbers differ, one word was added, removed or changed, or the word order differs;
+- long questions with many word sequences in common (found by MinHash, as for near-duplicate documents);
 - the same answer.
 
 Text that many examples share, such as a question template, a class label or a stock phrase, doesn't tie them, and
@@ -69,7 +68,7 @@ class _Turns(NamedTuple):
     """The assistant messages of all examples.
 
     Attributes:
-        examples: [turns] the example that each message belongs to.
+        examples: [turns] index of each message's example.
         questions, answers: [turns] indices into the distinct texts, or -1 if there is no text.
         last: [turns] whether the message is the last one in its example.
         question_texts, answer_texts: the distinct texts, as returned by ``_comparable``.
@@ -105,7 +104,7 @@ def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Spli
     hashes = keyed_hashes(
         seed, "held-out", ("\0".join(message["content"] for message in messages) for messages in conversations)
     )
-    # What the two sides may share, relaxed until both of them have examples. Almost always nothing.
+    # The two sides should share nothing. If a side would have no examples, relax this step by step.
     levels = (
         ("", all_ties),
         ("an answer or nearly a question", same_question),
@@ -170,8 +169,8 @@ def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
 def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
     """Tie examples whose questions are in the same family, and return the root of each example.
 
-    The last question of a conversation always counts. An earlier one ties conversations only if few contain it, so a
-    common opening greeting does not.
+    The last question of a conversation always counts. An earlier question ties conversations only if few of them
+    contain it, so a common greeting at the start does not tie them.
     """
     parent = np.arange(count)
     has_question = turns.questions >= 0
@@ -207,7 +206,7 @@ def _families(questions: list[str], few: int) -> Ints:
 
 
 def _bands(texts: pyarrow.LargeStringArray, chosen: Ints) -> tuple[Hashes, Ints]:
-    """Return the MinHash keys of the chosen texts, and the text that each key belongs to."""
+    """Return the MinHash keys of the chosen texts, and the index of each key's text."""
     near = NearDuplicatesSection()
     keys = [np.zeros(0, np.uint64)]
     for start in range(0, len(chosen), _BLOCK):
@@ -255,9 +254,9 @@ def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
     room = target
 
     def hold_out(number: int, most: int) -> int:
-        """Hold out a group, unless it has more than ``most`` examples or all the remaining ones with a common answer.
+        """Hold out a group, unless it has more than ``most`` examples or all remaining examples with a common answer.
 
-        Returns its size, or 0 if it is not held out.
+        Returns the group's size, or 0 if it is not held out.
         """
         in_group = Counter(answers[ends[number] : ends[number + 1]].tolist())
         if sizes[number] > most or any(left[answer] <= count for answer, count in in_group.items()):

@@ -1,7 +1,7 @@
 """The examples stage for supervised models. A text's target is a label per token, another text, or a class.
 
 ``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, targets (ids) or label (class index), and
-source (document id). Documents are split by their digests, as they are for token shards.
+source (document id). Documents are split by their digests, as for token shards.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ def build(recipe: Recipe) -> Manifest | None:
 
     Raises:
         RequestError: the documents or the tokenizer are missing, damaged or built with another recipe; the number of
-            classes is not ``model.classes``; or no training example or no held-out example is left.
+            classes is not ``model.classes``; or there are no training or no held-out examples.
     """
     layout = RunLayout.of(recipe)
     documents = manifest.require(layout.documents, "data")

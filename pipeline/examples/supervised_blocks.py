@@ -1,7 +1,8 @@
 """Encode documents with targets into supervised examples, in independent blocks.
 
-Block N (see ``pipeline.tokens.encode``) writes ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet``, each only if it
-has examples for that side. Its counts, ``NNNNN.json``, are written last, so a block with that file is finished.
+Block N (see ``pipeline.tokens.encode``) writes ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet``. A file is
+written only if there are examples for its side. The block's counts, ``NNNNN.json``, are written last, so a block with
+that file is finished.
 """
 
 from collections import Counter
@@ -27,7 +28,7 @@ OTHER_LENGTH = "target whose length in tokens differs from its text"
 NO_TARGET = "empty target"
 NO_TEXT = "text without a token"
 
-#: A side's file name prefix -> its name in the counts.
+#: A side's file name prefix -> the side's name in the counts.
 SIDES = {"train": "train", "held-out": "held_out"}
 
 Mask = NDArray[np.bool_]
@@ -90,7 +91,7 @@ def counts_path(folder: Path, number: int) -> Path:
 
 
 def encode(block: Block, work: Path, counted: Path) -> int:
-    """Write a block's examples to ``work`` and their counts to ``counted``. Returns the block's bytes of text."""
+    """Write a block's examples to ``work`` and their counts to ``counted``. Returns the text's size in bytes."""
     tokenizer, task, thresholds = _state[0]
     dropped: Counter[str] = Counter()
     counts_by_side: dict[str, Counter[str]] = {side: Counter() for side in SIDES}

@@ -18,7 +18,7 @@ from pipeline.sources.base import Part, Source
 from pipeline.sources.pydocs import PydocsSource
 from pipeline.sources.registry import open_sources
 
-#: Give up on a source if none of its first 1000 inputs (or of its first ``limit``, if that is more) can be read.
+#: Give up on a source if none of its first 1000 inputs (or first ``limit`` inputs, if that is more) can be read.
 _PATIENCE = 1000
 
 
@@ -42,7 +42,7 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
                     source = source.first(limit, folder / "pydocs")
                 patient = _Patient(source, max(limit, _PATIENCE))
                 for part in source.parts(workers):
-                    # ``clean_part`` calls only a source's ``read``.
+                    # ``clean_part`` calls only the source's ``read`` method.
                     readable = cast(Source, patient)
                     _, read = clean_part(
                         dataset, readable, part, number, folder, recipe.data.clean, id_prefix(recipe, dataset), left
@@ -62,7 +62,7 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
 
 
 class _Patient:
-    """Reads a source, and gives up if none of its first inputs can be read, counted across parts."""
+    """Reads a source, and gives up if none of its first inputs, across all parts, can be read."""
 
     def __init__(self, source: Source, patience: int) -> None:
         self._source = source

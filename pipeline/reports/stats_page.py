@@ -29,7 +29,7 @@ _LISTED = 40
 _LABEL_CHARS = 36
 #: Number of ids to count at a time.
 _COUNTED = 16 << 20
-#: Number of files per source from which bytes per token are measured.
+#: Number of files per source used to measure bytes per token.
 _MEASURED_FILES = 4
 
 

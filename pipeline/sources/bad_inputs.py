@@ -1,4 +1,4 @@
-"""Inputs that could not be read: counts and examples by reason, and the bytes that were lost with them."""
+"""Inputs that could not be read: counts and examples by reason, and the number of bytes lost."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -36,14 +36,14 @@ class NoneGoodError(BaseException):
 
 @dataclass
 class BadInputs:
-    """Counts from reading a source, or a part of it.
+    """Counts from reading a source or one of its parts.
 
     Attributes:
         good: number of inputs that were read. An input is a record or a file, depending on the source.
         reasons: reason -> number of inputs that could not be read.
-        examples: reason -> the first places where it occurred.
-        bytes: stored bytes of the source, including lost ones.
-        lost_bytes: approximate bytes that were not read. A damaged file is one input, but can hold thousands of them.
+        examples: reason -> the first locations where it occurred.
+        bytes: number of the source's stored bytes, including lost bytes.
+        lost_bytes: approximate bytes not read. A damaged file is one input, but can hold thousands of records.
         patience: give up if this many inputs were tried and none could be read. None means never.
         hints: prefix of a reason -> what to do about such inputs.
     """
@@ -57,7 +57,7 @@ class BadInputs:
     hints: Mapping[str, str] = field(default_factory=lambda: _HINTS)
 
     def add(self, reason: str, where: str, lost: int = 0) -> None:
-        """Count an input that could not be read, and its stored bytes. Invalid UTF-8 in the arguments is escaped.
+        """Count an input that could not be read, and the stored bytes lost. Invalid UTF-8 in the arguments is escaped.
 
         Raises:
             NoneGoodError: ``patience`` has run out.
@@ -131,7 +131,7 @@ class BadInputs:
             print(f"{spelled(name)}: skipped {count:,} of {total:,} inputs: {reason} ({self._shown(reason)})")
 
     def _above(self, limit: float, bad: float, lost: float) -> str:
-        """Describe the fractions that exceed the limit. Empty if no input is good, because no limit would help."""
+        """Describe the fractions that exceed the limit, or return "" if no input is good, as no limit would help."""
         if not self.good:
             return ""
         fractions = [(f"{100 * bad:.3g} % of the inputs", bad), (f"about {100 * lost:.3g} % of the bytes", lost)]

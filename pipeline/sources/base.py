@@ -15,10 +15,10 @@ class Part(NamedTuple):
     """A piece of a source that is small enough for one process. It is picklable.
 
     Attributes:
-        size: stored bytes of the source that it covers. Progress is measured in these.
+        size: number of the source's stored bytes that the part covers. Progress is measured in these bytes.
         where: location information for the source's ``read``. A part of a solid archive carries the content itself,
             because such an archive can only be read from the start.
-        carried: approximate bytes of content that it carries.
+        carried: approximate size in bytes of the content that the part carries.
     """
 
     size: int
@@ -44,11 +44,11 @@ class Source(Protocol):
     def inputs(self) -> dict[str, str | dict[str, File]]:
         """Return a map from names to files to read, or to a string that identifies the content.
 
-        A change makes the documents stale.
+        If the files or the string change, the documents become stale.
         """
 
     def size(self, workers: int) -> int | None:
-        """Return the stored bytes of all parts, or None if that is unknown before reading."""
+        """Return the total stored size of all parts in bytes, or None if it is unknown before reading."""
 
     def parts(self, workers: int) -> Iterator[Part]:
         """Yield every part. The order does not depend on ``workers``, the number of processes for finding the parts.

@@ -14,7 +14,7 @@ _OPENING = "\"'“‘«(["
 
 
 class Piece(NamedTuple):
-    """A part of a text, and the number of characters before it."""
+    """A piece of a text, and the number of characters before it."""
 
     offset: int
     text: str
@@ -24,8 +24,8 @@ def cut(text: str, size: int) -> Iterator[str]:
     """Cut a text at the first paragraph end at or after every ``size`` characters. If ``size`` is 0, don't cut it.
 
     If there is no paragraph end within another ``size`` characters, cut at the end of a line, or else at a space, or
-    else after ``size`` characters. A remainder shorter than half of ``size`` is not cut off. Joining the pieces gives
-    the text.
+    else after ``size`` characters. A remainder shorter than half of ``size`` is not cut off. Joining the pieces
+    restores the text.
     """
     return (piece.text for piece in pieces([text], "paragraph", size))
 

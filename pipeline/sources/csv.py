@@ -43,7 +43,7 @@ class CsvSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part. Each one consists of files."""
+        """Yield every part. Parts consist of files."""
         return file_source.grouped(((file.size, file) for file in self.files.values()), self.most_bytes)
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
@@ -111,7 +111,7 @@ class CsvSource(FileSource):
     def _text(
         self, record: list[str], column: int, targets: int | None, width: int, where: str, bad: BadInputs
     ) -> str | None:
-        """Return a record's text, or None if it has none or if the text or the target cannot be read."""
+        """Return a record's text, or None if it has no text, or its text or target cannot be read."""
         if max(column, targets or 0) >= len(record):
             bad.add("a record with too few fields", f"{where}: {len(record)}")
             return None

@@ -19,7 +19,7 @@ _PARTS = 32
 
 
 def part_bytes(total: int, most: int) -> int:
-    """Return the stored bytes per part for a source of ``total`` bytes. ``most`` is the maximum."""
+    """Return the stored size of a part in bytes, at most ``most``, for a source of ``total`` bytes."""
     return min(most, max(total // _PARTS, most // _PARTS, 1))
 
 

@@ -22,7 +22,7 @@ from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File
 from pipeline.sources.storage.retry import FIRST_ATTEMPTS, in_one_line, retry
 
-#: Number of rows to hold at a time. It is small, because their length is unknown before reading. The library itself
+#: Number of rows to hold at a time. It is small, because row lengths are unknown before reading. The library itself
 #: holds more: a row group's column for Parquet, or a block for other formats.
 _BATCH_ROWS = 64
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -36,7 +36,7 @@ class HubSource:
     Attributes:
         repository: name on the Hub (``Skylion007/openwebtext``), or a local folder.
         text_field: the text column. ``meta.body`` means the field ``body`` of the column ``meta``, unless there is a
-            column with that name.
+            column named ``meta.body``.
         split: the split.
         config: the dataset configuration, or None for the default.
         revision: branch, tag or commit, or None for the newest.
@@ -125,7 +125,7 @@ class HubSource:
         return data_files
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part. Each one is given by (shard number, number of shards, name of the data file)."""
+        """Yield every part, given by (shard number, number of shards, name of the data file)."""
         data_files = self._data_files
         for number, (name, size) in enumerate(data_files):
             yield Part(size or 0, (number, len(data_files), name))
@@ -176,7 +176,7 @@ def _refuse_offline(repository: str, key: str) -> None:
 
 
 class _Columns:
-    """Iterates over the Arrow columns of a shard's text, in order. Resumes after broken connections."""
+    """Iterates over a shard's text as Arrow columns, in order. Resumes after broken connections."""
 
     def __init__(self, source: HubSource, shard: Any, name: str, size: int, bad: BadInputs) -> None:
         self._shard = shard

@@ -29,9 +29,9 @@ class JsonlSource(FileSource):
     Attributes:
         path: file, folder, glob or URL of .jsonl, .ndjson or .json files, optionally with .gz, .zst or .xz.
         text_field: the text field. ``meta.body`` means the field ``body`` of the object ``meta``, unless there is a
-            field with that name.
+            field named ``meta.body``.
         encoding: encoding of the files. A file that is not UTF-8 is read by a single process.
-        target_field: the target field, which is text, a number or a boolean, or None if there is none.
+        target_field: the target field (text, a number or a boolean), or None if there is none.
     """
 
     text_field: str

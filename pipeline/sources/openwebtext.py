@@ -26,10 +26,10 @@ from pipeline.sources.storage import files, seven_zip, tar
 from pipeline.sources.storage.compressed import decompressed
 from pipeline.sources.storage.files import File
 
-#: Approximate bytes of members per part.
+#: Approximate total size of a part's members, in bytes.
 _PART_BYTES = 16 << 20
 
-#: Bytes to read at a time if only headers are needed.
+#: Number of bytes to read at a time if only headers are needed.
 _HEADER_BYTES = 8 << 10
 
 _DAMAGE = (*files.DAMAGE, tar.Damaged, seven_zip.Damaged)
@@ -74,7 +74,7 @@ class OpenWebTextSource(FileSource):
 
     @property
     def most_bytes(self) -> int:
-        """Approximate bytes of inner archives or pages per part."""
+        """Approximate size of the inner archives or pages in a part, in bytes."""
         return file_source.part_bytes(self.size(1) or 0, _PART_BYTES)
 
     def parts(self, workers: int) -> Iterator[Part]:
@@ -129,7 +129,7 @@ def _fault(member: tar.Member, archive: str, stored: int) -> Fault | None:
 
 
 def _pages(where: str, position: int, content: bytes, archive: str, bad: BadInputs) -> Iterator[Document]:
-    """Yield the pages of an outer archive's member: a page or a compressed tar of pages. Other members are skipped."""
+    """Yield the pages in an outer archive's member, if it is a page or a compressed tar of pages."""
     if where.endswith(".txt"):
         yield from _page(where, position, content, archive, bad)
     elif where.endswith(".xz"):

@@ -27,9 +27,9 @@ class Lines(NamedTuple):
     Attributes:
         source, target: the files.
         at: byte offset of the first line in each file.
-        first: number of lines that come before.
+        first: number of lines before these.
         lines: number of lines.
-        size: approximate stored bytes in both files, including lost ones.
+        size: approximate stored size in both files, in bytes, including lost bytes.
         faults: (reason, place, lost bytes) for anything after these lines that could not be read.
     """
 
@@ -46,7 +46,7 @@ class Lines(NamedTuple):
 class ParallelSource(FileSource):
     """Pairs of lines from two files. If the paths are folders or globs, their files are sorted by name and paired.
 
-    Lines are counted before they are read. Plain UTF-8 files are divided into parts at line ends; any other file is
+    Lines are counted before they are read. Plain UTF-8 files are divided into parts at line ends. Any other file is
     read by a single process. Pairs of blank lines are skipped. If a file is damaged, the lines before the damage are
     still read.
 
@@ -78,7 +78,7 @@ class ParallelSource(FileSource):
         return {**super().details(), "bytes": self.size(1)}
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part. Each one consists of ``Lines``.
+        """Yield every part. Parts consist of ``Lines``.
 
         Raises:
             RequestError: two files have different numbers of lines, or a line is too long.
@@ -87,7 +87,7 @@ class ParallelSource(FileSource):
         return file_source.grouped(pieces, self.most_bytes)
 
     def _cut(self, source: File, target: File) -> Iterator[Lines]:
-        """Divide two files' lines into pieces of about ``most_bytes``, or just one unless both are plain UTF-8."""
+        """Divide two files' lines into pieces of about ``most_bytes``, or one piece unless both are plain UTF-8."""
         undivided = source.is_compressed or target.is_compressed or self.encoding != encodings.UTF8
         # Decompressed or decoded text can be longer than the file.
         most = math.inf if undivided else self.most_bytes

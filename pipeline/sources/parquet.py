@@ -27,9 +27,9 @@ class RowGroups(NamedTuple):
     """Row groups [first, stop) of a file. If ``stop`` is 0, the file's footer is unreadable.
 
     Attributes:
-        row: index of their first row in the file.
+        row: index of the first row in the file.
         rows: number of rows.
-        size: stored bytes, including other columns.
+        size: stored size in bytes, including other columns.
     """
 
     file: File
@@ -47,7 +47,7 @@ class ParquetSource(FileSource):
     Attributes:
         path: file, folder, glob or URL of .parquet files.
         text_field: the text column. ``meta.body`` means the field ``body`` of the column ``meta``, unless there is a
-            column with that name.
+            column named ``meta.body``.
         target_field: the target column, named in the same way, or None if there is none. Targets can also be integers
             or booleans.
     """
@@ -63,7 +63,7 @@ class ParquetSource(FileSource):
         return file_source.part_bytes(self.size(1) or 0, file_source.COMPRESSED_PART_BYTES)
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part. Each one consists of ``RowGroups``."""
+        """Yield every part. Parts consist of ``RowGroups``."""
         return file_source.grouped(((piece.size, piece) for piece in self._groups()), self.most_bytes)
 
     def _groups(self) -> Iterator[RowGroups]:
@@ -126,7 +126,7 @@ class ParquetSource(FileSource):
                     row += 1
 
     def _targets(self, batch: Any) -> Iterator[tuple[str | None, str]]:
-        """Yield each row's target (None without ``target_field``) and its error message, "" if it is valid."""
+        """Yield each row's target (None without ``target_field``) and an error message ("" if the target is valid)."""
         import pyarrow
         import pyarrow.types as types
 
@@ -185,7 +185,7 @@ def check_column(schema: Any, name: str, where: str, key: str, labels: bool = Fa
 
 
 def _kind_of(schema: Any, name: str) -> Any:
-    """Return the type of a column, or of a nested field if the name is dotted, or None if it doesn't exist."""
+    """Return the type of a column or (dotted) nested field, or None if it doesn't exist."""
     import pyarrow.types as types
 
     if name in schema.names:

@@ -28,9 +28,9 @@ from pipeline.sources.storage.files import File
 _PARSER = 1
 #: The document fields to cache. The target is not cached.
 _CACHED = ("id", "text", "source", "kind")
-#: Approximate bytes of source files per task.
+#: Approximate size of the source files per task, in bytes.
 _TASK_BYTES = 1 << 20
-#: Approximate bytes of text per row group of the cache. Each row group is one part.
+#: Approximate size of the text in a row group of the cache, in bytes. Each row group is one part.
 _GROUP_BYTES = 4 << 20
 
 
@@ -90,7 +90,7 @@ class PydocsSource:
         return "row groups of the cache"
 
     def size(self, workers: int) -> int | None:
-        """Return the bytes of the cached documents. Parses the environment if it is not cached."""
+        """Return the size of the cached documents in bytes. Parses the environment if it is not cached."""
         return sum(part.size for part in self.parts(workers))
 
     def parts(self, workers: int) -> Iterator[Part]:
@@ -115,7 +115,7 @@ class PydocsSource:
             yield document if self.target_field is None else _labeled(document, self.target_field)
 
     def first(self, limit: int, folder: Path) -> "PydocsSource":
-        """Return this source if it is cached, or else one with at least ``limit`` documents, parsed into ``folder``."""
+        """Return this source if cached, or else a source with ``limit`` documents or more, parsed into ``folder``."""
         if self.path.exists():
             return self
         source = replace(self, cache=folder)
@@ -209,7 +209,7 @@ def _tasks(files: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
 
 
 def _unique(documents: list[Document]) -> Iterator[Document]:
-    """Number the ids of definitions that have the same name (conditional definitions, overloads)."""
+    """Append a number to repeated ids, which come from conditional definitions and overloads."""
     seen: dict[str, int] = {}
     for document in documents:
         seen[document.id] = count = seen.get(document.id, 0) + 1

@@ -6,7 +6,7 @@ from pipeline.sources.base import Source
 
 
 def open_sources(recipe: Recipe) -> dict[str, Source]:
-    """Open every source of the recipe, by name.
+    """Open every source of the recipe. Returns a map from name to source.
 
     Raises:
         RequestError: there is nothing at a source's path.

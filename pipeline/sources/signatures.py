@@ -1,4 +1,4 @@
-"""Detect files whose first bytes show a different format than their name suggests."""
+"""Detect files whose first bytes indicate a different format than their names suggest."""
 
 from typing import IO
 
@@ -35,5 +35,5 @@ def other_kind(head: bytes) -> str | None:
 
 
 def is_json_array(head: bytes) -> bool:
-    """Return whether text with these first bytes is a JSON array. Ignores whitespace and a byte order mark."""
+    """Return whether text with these first bytes is a JSON array, ignoring whitespace and a byte order mark."""
     return head.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"[")

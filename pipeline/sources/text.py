@@ -18,10 +18,10 @@ from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.compressed import decompressed
 from pipeline.sources.storage.files import File
 
-#: For a text that is read in blocks: bytes to decode at a time, and bytes (of UTF-8) of documents per part.
+#: For texts that are read in blocks: bytes to decode at a time, and size of a part's documents in UTF-8 bytes.
 _BLOCK_CHARS = 1 << 20
 _CARRIED_BYTES = 16 << 20
-#: Maximum decompressed bytes of a text that is read in one piece.
+#: Maximum decompressed size of a text that is read in one piece, in bytes.
 _MOST_WHOLE_BYTES = 256 << 20
 
 
@@ -44,7 +44,7 @@ class _Reading:
     """The state while reading a text in blocks.
 
     Attributes:
-        stored: stored bytes of the source read so far.
+        stored: number of stored bytes read so far.
         chars: characters read so far.
         newlines: number of newlines at the end of the text so far, at most two.
         good: number of files read but not yet counted in a part.
@@ -64,9 +64,9 @@ class _Reading:
 class TextSource(FileSource):
     """Text files. Each file is one input.
 
-    A worker reads a file of moderate size in one piece. If it cannot be decoded, none of it is used. Longer files, and
-    all files if they are merged, are cut by the process that creates the parts. If such a file is damaged, the text
-    before the damage is used.
+    A worker reads a file of moderate size in one piece. If the file cannot be decoded, none of it is used. Longer
+    files, and all files if they are merged, are cut by the process that creates the parts. If such a file is damaged,
+    the text before the damage is used.
 
     Attributes:
         path: file, folder, glob or URL of .txt, .text, .md or .rst files, optionally with .gz, .zst or .xz.
@@ -90,7 +90,7 @@ class TextSource(FileSource):
         return f"{super().partition_scheme}, longer or merged files in {_CARRIED_BYTES}"
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part. Each one has files to read, or ``Carried`` documents."""
+        """Yield every part. A part has files to read, or ``Carried`` documents."""
         group: list[tuple[int, File]] = []
         for file in () if self.merge else self.files.values():
             most = file_source.COMPRESSED_PART_BYTES if file.is_compressed else file_source.PART_BYTES
@@ -153,7 +153,7 @@ class TextSource(FileSource):
         return text
 
     def _carried(self, texts: list[File]) -> Iterator[Part]:
-        """Yield parts that carry the documents of a text that consists of these files."""
+        """Join these files into one text, cut it into documents, and yield parts that carry them."""
         reading = _Reading()
         ready: list[tuple[str, str, str]] = []
         size = begun = 0
@@ -272,7 +272,7 @@ def decode(content: bytes, encoding: str = encodings.UTF8, is_cut: bool = False)
 
     Args:
         content: the file's bytes.
-        encoding: its encoding. UTF-8 allows a byte order mark, and accepts UTF-16 with one.
+        encoding: the file's encoding. With UTF-8, a byte order mark is allowed, as is UTF-16 with a byte order mark.
         is_cut: whether the content may end within a character, which is then dropped.
 
     Raises:

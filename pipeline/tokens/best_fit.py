@@ -54,7 +54,7 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> Packing:
 
 
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """Return each item's bin in best-fit decreasing. Lengths are 1 to ``capacity``; bins are numbered without gaps."""
+    """Return each item's bin under best-fit decreasing. Lengths are 1 to ``capacity``. Bin numbers have no gaps."""
     items = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(np.bincount(lengths, minlength=capacity + 1)[:0:-1])
     bins = np.empty(len(lengths), np.int64)
@@ -81,7 +81,7 @@ class _FreeSpace:
         self._open = np.zeros(capacity + 1, dtype=bool)
 
     def pop(self, length: int, items: int) -> tuple[int, int, NDArray[np.int64]]:
-        """Remove the tightest bins for items of one length. Returns their space, the items per bin, and the bins."""
+        """Remove the tightest bins that fit items of a length. Returns their space, the items per bin, and the bins."""
         at = int(self._open[length:].argmax()) + length
         if not self._open[at]:
             per_bin = self._capacity // length

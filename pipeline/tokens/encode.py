@@ -21,7 +21,7 @@ from pipeline.tokens.overlap import HeldOut
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
 
-#: A block has 1/256 of the text, within these byte limits, to get enough blocks for many tasks but not too many files.
+#: A block has 1/256 of the text, within these byte limits. This gives many tasks enough blocks, but few files.
 _BLOCKS, _LEAST_BYTES, _MOST_BYTES = 256, 4 << 20, 64 << 20
 
 TRAIN, VALIDATION = "train", "val"
@@ -32,10 +32,10 @@ class Block(NamedTuple):
 
     Attributes:
         number: number of the block, counted across all files.
-        dataset: the source of its documents.
+        dataset: name of the documents' source.
         path: the document file.
-        groups: its row groups in the file.
-        size: bytes of text in them.
+        groups: the block's row groups in the file.
+        size: size of the block's text in bytes.
     """
 
     number: int
@@ -50,9 +50,9 @@ class _Encoded(NamedTuple):
 
     Attributes:
         lengths: side -> number of token ids in each document, including end-of-text.
-        sizes: side -> bytes of text in each document.
+        sizes: side -> size of each document's text in bytes.
         ids: identifiers of the held-out documents.
-        shared: the word sequences of held-out documents that also occur in the block's training documents, as indices
+        shared: the held-out documents' word sequences that also occur in the block's training documents, as indices
             into ``HeldOut.distinct``.
     """
 
@@ -100,7 +100,7 @@ def ids_path(folder: Path, number: int, side: str) -> Path:
 
 
 def encode(block: Block, folder: Path) -> int:
-    """Encode a block. Returns its bytes of text."""
+    """Encode a block. Returns the size of its text in bytes."""
     state = _state[0]
     lengths: dict[str, list[NDArray]] = {TRAIN: [], VALIDATION: []}
     sizes: dict[str, list[NDArray]] = {TRAIN: [], VALIDATION: []}
@@ -158,7 +158,7 @@ def lengths(folder: Path, number: int, side: str) -> NDArray[np.int32]:
 
 
 def sizes(folder: Path, number: int, side: str) -> NDArray[np.int64]:
-    """Return the bytes of text in each document, for one side of a finished block."""
+    """Return the size of each document's text in bytes, for one side of a finished block."""
     return _member(folder, number, f"{side}_bytes")
 
 
@@ -168,9 +168,9 @@ def held_out_ids(folder: Path, number: int) -> NDArray:
 
 
 def shared(folder: Path, number: int) -> NDArray[np.int64]:
-    """Return the word sequences of held-out documents that occur in a finished block's training documents.
+    """Return which held-out word sequences also occur in a finished block's training documents.
 
-    They are indices into ``HeldOut.distinct``.
+    They are given as indices into ``HeldOut.distinct``.
     """
     return _member(folder, number, "shared")
 

@@ -19,8 +19,8 @@ from pipeline import ngrams, parallel
 from pipeline.documents import read_shards
 from pipeline.tokens.overlap import HeldOut
 
-#: Up to this many bytes of held-out text, all word sequences are compared. Beyond that, only a sample of them is,
-#: because every process holds them in memory.
+#: If there are more bytes of held-out text than this, only a sample of the word sequences is compared, because every
+#: process holds the sequences in memory.
 _COMPARED_BYTES = 64 << 20
 
 
@@ -31,7 +31,7 @@ class Thresholds(NamedTuple):
         seed: the run's seed.
         by_source: the threshold for each source. Documents with a lower hash are held out.
         forced: sources in which no hash was low enough, so the document with the lowest hash is held out.
-        held_out_bytes: bytes of text in all held-out documents.
+        held_out_bytes: total text size of all held-out documents, in bytes.
         by_text: whether documents with the same text are on the same side even if their targets differ.
     """
 
@@ -54,7 +54,7 @@ class Thresholds(NamedTuple):
 def _hashes(seed: int, digests: pyarrow.ChunkedArray, by_text: bool) -> NDArray[np.uint64]:
     """Return a uniform hash for each document, computed from the seed and both halves of its digest.
 
-    The halves are uniform as well. With ``by_text``, only the half that depends on the text alone is used (see
+    Each half is uniform on its own. With ``by_text``, only the half that depends on the text alone is used (see
     ``pipeline/documents/ingest.py``).
     """
     key = keyed_hashes(seed, "validation", [""])

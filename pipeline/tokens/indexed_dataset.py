@@ -182,7 +182,7 @@ def _read_header(index: Path, stream: BinaryIO) -> tuple[np.dtype, int, int]:
 
 
 def _end_of_last(stream: BinaryIO, sequences: int, kind: np.dtype) -> int:
-    """Return the number of ids in the shard according to its index, which is where the last sequence ends."""
+    """Return the number of ids in the shard according to its index: the end of the last sequence."""
     if not sequences:
         return 0
     stream.seek(_HEADER.size + 4 * (sequences - 1))

@@ -59,7 +59,7 @@ class _Build(NamedTuple):
 
 
 def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
-    """Encode the documents and publish the shards. One of several tasks only encodes its own blocks.
+    """Encode the documents and publish the shards. With several tasks, only encode this task's blocks.
 
     Returns:
         The manifest, or None if the shards were up to date or if this was one of several tasks.
@@ -164,7 +164,7 @@ def _encode(work: _Build, thresholds: "Thresholds", task_shard: TaskShard) -> "l
 
 
 def _validation_masks(work: _Build, blocks: "list[Block]") -> list[Any]:
-    """Return, for each block, the mask of the held-out documents that are kept. Writes ``validation.parquet``.
+    """Return, for each block, the mask of the held-out documents to keep. Writes ``validation.parquet``.
 
     Raises:
         RequestError: every held-out document overlaps too much with training documents.

@@ -18,12 +18,12 @@ _COPIED = 8 << 20
 
 
 class Piece(NamedTuple):
-    """Consecutive documents of one block. Their lengths stay on disk, because there can be hundreds of millions.
+    """Consecutive documents of one block. Their lengths stay on disk, as there can be hundreds of millions of them.
 
     Attributes:
         block: number of the block.
         start, stop: range of the documents within the block's side.
-        first: index of their first id in the block's file.
+        first: index of the first document's first id in the block's file.
         documents, tokens: number of documents and tokens that go into the shard.
         kept: mask of the documents that go into the shard, or None for all of them.
     """
@@ -99,7 +99,7 @@ def plan(
 
 
 def write(shard: TokenShard, encoded: Path, id_type: str) -> int:
-    """Write one shard, unless it already exists. Returns its number of tokens. ``encoded`` is the blocks' folder."""
+    """Write one shard, unless it already exists. Returns its token count. ``encoded`` is the blocks' folder."""
     if shard.prefix.with_name(shard.prefix.name + ".idx").exists():
         return shard.tokens
     shard.prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def write(shard: TokenShard, encoded: Path, id_type: str) -> int:
 def _copies(
     piece: Piece, lengths: NDArray[np.int32]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_] | None, int]]:
-    """Split a piece into portions of about ``_COPIED`` ids. Yields their lengths, mask, and first id's index."""
+    """Split a piece into portions of about ``_COPIED`` ids. Yields their lengths, mask, and index of the first id."""
     ends = np.cumsum(lengths, dtype=np.int64)
     start = 0
     while start < len(ends):

@@ -12,12 +12,12 @@ from typing import IO, Any
 ENDINGS = (".gz", ".zst", ".xz")
 
 #: The exceptions raised by reading an unreadable or damaged file. A network failure raises RequestError instead, and a
-#: failing disk StorageError.
+#: failing disk raises StorageError.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 #: Size of the buffer of decompressed bytes.
 _BUFFER_BYTES = 1 << 20
-#: The same for Arrow's reader, which a large buffer slows down on small files.
+#: The same for Arrow's reader, where a large buffer would slow down reading small files.
 _ARROW_BUFFER_BYTES = 1 << 17
 #: Stored bytes to read at a time, normally and close to damage.
 _INPUT_BYTES = 1 << 16
@@ -120,7 +120,7 @@ class _Members:
 
 
 class _UpToDamage(io.RawIOBase):
-    """Reads from a fast decompressor. If it hits damage, an exact one recovers all the bytes before the damage."""
+    """Reads from a fast decompressor. If it hits damage, an exact decompressor recovers all bytes before it."""
 
     def __init__(self, stream: IO[bytes], fast: Callable[[Any], Any], exact: Callable[[Any], Any]) -> None:
         self._stream = stream

@@ -57,7 +57,7 @@ class SourceDigests:
     def of(self, source: str, files: dict[str, File]) -> str:
         """Return the fingerprint of a source's files, based on their names and content.
 
-        If the storage provides a checksum or version for a file, that is used instead of the content. Nothing is
+        If the storage provides a checksum or version for a file, it is used instead of the content. Nothing is
         recorded next to another user's artefact.
 
         Raises:
@@ -114,7 +114,7 @@ class SourceDigests:
         return known
 
     def _note(self, source: str, files: dict[str, File], digests: dict[str, str]) -> None:
-        """Record a source's digests. If two commands do so, the last one wins, and some files are hashed once more."""
+        """Record a source's digests. If two commands do so at once, the last one wins, and some files are rehashed."""
         entries = {name: f"{file.stamp or '-'} {digests[name]}" for name, file in files.items()}
         if self._record.get(source) != entries:
             self._record[source] = entries
@@ -153,7 +153,7 @@ def _of_tag(file: File) -> str:
 
 
 def _read(path: Path) -> _Record:
-    """Read the record. It is empty if the file is missing or damaged."""
+    """Read the record. Returns an empty record if the file is missing or damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         sound = all(isinstance(entry, str) for entries in record.values() for entry in entries.values())
@@ -178,7 +178,7 @@ def _hashed(files: dict[str, File]) -> dict[str, str]:
             try:
                 hashes[name].update(piece.result())
             except OSError as error:
-                # The stage will also fail to read this file, and count it.
+                # The stage will also fail to read this file, and will count it.
                 faults[name] = f"{_UNREADABLE}{error.strerror}"
             progress.update(size)
 

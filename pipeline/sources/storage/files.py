@@ -28,8 +28,8 @@ class File(NamedTuple):
     Attributes:
         name: name relative to the source's folder.
         path: a path on this machine, or a URL.
-        size: bytes, as stored.
-        tag: checksum or version of the content from its storage, or None if there is none.
+        size: stored size in bytes.
+        tag: the storage's checksum or version for the content, or None if there is none.
         stamp: size and timestamps, which change if the file is written to, or None if they are not reliable.
     """
 
@@ -48,7 +48,7 @@ class File(NamedTuple):
         return remote.is_url(self.path)
 
     def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
-        """Open a seekable stream of the file's bytes, as stored. It reads ``buffer`` bytes at a time.
+        """Open a seekable stream of the file's stored bytes. It reads ``buffer`` bytes at a time.
 
         Raises:
             StorageError: the disk fails, now or later.
@@ -59,7 +59,7 @@ class File(NamedTuple):
 
 
 def head(file: File) -> bytes:
-    """Return the first bytes of a file, as stored, or an empty result if it cannot be read."""
+    """Return the first stored bytes of a file, or b"" if it cannot be read."""
     try:
         with file.open(_HEAD_BYTES) as stream:
             return stream.read(_HEAD_BYTES)
@@ -88,7 +88,7 @@ def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Listi
     """List the files at a path.
 
     Names are relative to the folder, so moving the folder changes nothing. Invalid UTF-8 in names is escaped. A
-    dangling link counts as a file that cannot be opened. Hidden files in a folder are left out.
+    dangling link is listed as a file that cannot be opened. Hidden files in a folder are left out.
 
     Args:
         pattern: a file, a folder (searched recursively), a glob, or a URL of any of these.
@@ -145,7 +145,7 @@ def _listed(local: Path) -> tuple[bool, dict[str, File]]:
 
 
 def _file(name: str, path: str, status: os.stat_result | None) -> File:
-    """Describe a local file. If ``status`` is None, it is a dangling link."""
+    """Describe a local file. If ``status`` is None, the file is a dangling link."""
     if status is None:
         return File(name, path, 0)
     # Even if the modification time (the second value) is set back, the change time (the third) changes.

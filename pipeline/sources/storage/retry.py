@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 #: Maximum number of attempts.
 ATTEMPTS = 6
-#: The same for the first request to a source. It is more likely to fail because of a wrong name or missing
+#: The same for the first request to a source, which is more likely to fail because of a wrong name or missing
 #: credentials.
 FIRST_ATTEMPTS = 3
 #: Seconds to wait after the first attempt.

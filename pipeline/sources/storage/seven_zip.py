@@ -12,9 +12,9 @@ from typing import IO, Any, NamedTuple, cast
 from artefacts.errors import RequestError, StorageError
 from pipeline.sources.storage.tar import MOST_MEMBER_BYTES, plain
 
-#: Approximate limit on the bytes of decompressed members in the queue.
+#: Approximate limit on the total size of decompressed members in the queue, in bytes.
 _WAITING_BYTES = 16 << 20
-#: Bytes of the archive to feed to the decompressor at a time.
+#: Number of archive bytes to feed to the decompressor at a time.
 _FED_BYTES = 64 << 10
 
 
@@ -27,7 +27,7 @@ class Member(NamedTuple):
         is_file: whether it is a regular file of at most ``tar.MOST_MEMBER_BYTES``.
         too_large: whether it is a larger regular file.
         content: the content if ``is_file``, otherwise empty.
-        read: bytes of the archive read so far.
+        read: number of archive bytes read so far.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Members:
 
 
 class _Metered(io.RawIOBase):
-    """The archive as py7zr sees it. It limits how much memory py7zr uses.
+    """The archive stream that py7zr reads. It limits py7zr's memory use.
 
     py7zr reads a block for every member, even if its decompressor has input left. If the members are small, the whole
     archive would end up in memory. So while there is input left, reads return only a single byte.

@@ -1,7 +1,7 @@
 """Read the members of a tar archive in order, starting at any header. Nothing is written to disk.
 
 The standard library treats a damaged header after the first one as the end of the archive, and silently loses the rest.
-Here it is an error.
+Here, such a header is an error.
 """
 
 import tarfile
@@ -27,8 +27,8 @@ class Member(NamedTuple):
 
     Attributes:
         name: a safe relative path, without root or parent folders.
-        offset: byte of the archive where the member's first header begins.
-        end: byte where the next member begins.
+        offset: byte offset of the member's first header in the archive.
+        end: byte offset of the next member.
         is_file: whether it is a regular file, not a folder, link or device.
         is_folder: whether it is a folder.
         content: content of a regular file, or None if it was not read or is too large.
@@ -89,7 +89,7 @@ def plain(name: str) -> str:
 
 
 def _header(stream: IO[bytes], at: int) -> tuple[tarfile.TarInfo | None, _Extended, int]:
-    """Read the next member's header (None at the end), the extended headers before it, and the byte after them."""
+    """Return the next member's header (None at the end), its extended headers, and the offset after all headers."""
     extended = _Extended()
     while True:
         block = stream.read(_BLOCK)
@@ -152,7 +152,7 @@ def _exactly(stream: IO[bytes], size: int, at: int) -> bytes:
 
 def _skip(stream: IO[bytes], end: int, at: int, seek: bool) -> None:
     if seek:
-        # Seeking past the end is not an error, but reading the last byte then is.
+        # Seeking past the end is not an error, so read the last byte to detect a truncated archive.
         if end > at:
             stream.seek(end - 1)
             _exactly(stream, 1, at)

@@ -9,7 +9,7 @@ from pipeline.sources.base import Part
 from pipeline.sources.storage.files import File
 
 ALPHABET = string.ascii_letters + string.digits
-#: Approximate bytes of text per part.
+#: Approximate size of a part's text, in bytes.
 _PART_BYTES = 4 << 20
 
 
@@ -41,7 +41,7 @@ class SyntheticSource:
         return {}
 
     def size(self, workers: int) -> int | None:
-        """Return the approximate bytes of all documents."""
+        """Return the approximate size of all documents in bytes."""
         return self.count * self._mean_chars
 
     def parts(self, workers: int) -> Iterator[Part]:
