@@ -1,11 +1,11 @@
-"""Block sizes of attention and the loss. They are separate from the layers so that memory estimates need no torch."""
+"""Block sizes of attention and the loss. Kept separate from the layers so that memory estimates need no torch."""
 
 #: Number of queries that attention on CPU processes at a time.
 QUERY_BLOCK = 128
 #: Longest sequence for which the CPU path saves the attention weights for the backward pass.
 LONGEST_BLOCKED = 2048
 
-#: Number of logits that the loss holds at a time, by device type.
+#: Number of logits that the loss materializes at a time, by device type.
 _LOGITS = {"cpu": 2**22, "cuda": 2**27}
 #: Minimum number of logit rows per chunk. With fewer, reading the head's matrix and updating its gradient for each
 #: chunk would dominate.

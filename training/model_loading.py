@@ -22,7 +22,7 @@ from training.runs import backbone_checkpoint, named_checkpoint
 
 
 def best_device(recipe: Recipe) -> torch.device:
-    """Return ``launch.device``, or the best device on this machine if it is set to ``auto``.
+    """Return ``launch.device`` or, if that is ``auto``, the best device on this machine.
 
     Raises:
         RequestError: this machine does not have the requested device.
@@ -67,8 +67,8 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
     """Return ``generate.weights``, or the newest checkpoint of ``generate.stage``, and print the choice to stderr.
 
     Raises:
-        RequestError: there is no checkpoint; it was trained with a different tokenizer or as a different model; or the
-            stage is not set, and the fine-tuned weights do not derive from the current pretrained weights.
+        RequestError: there is no checkpoint, the checkpoint has a different tokenizer or model, or the stage is not set
+            and the fine-tuned weights do not derive from the current pretrained weights.
     """
     section = recipe.generate
     if section.weights:

@@ -35,7 +35,7 @@ class Objective:
         self._depth, self._separate = depth, train.mask_documents
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Count the targets, sequences or tokens in a batch over which each loss is summed."""
+        """Return, for each loss, the number of targets, sequences or tokens in a batch that it is summed over."""
         targets = self._targets(batch)
         counts = {"cross_entropy": batch.targets}
         counts |= {f"mtp_{k}": int((targets[k] != IGNORED).sum()) for k in range(1, self._depth + 1)}

@@ -1,1 +1,1 @@
-"""Comparisons of optimizers, activations, devices, attention implementations, and of eager and compiled mode."""
+"""Comparisons: optimizers, activation functions, devices, attention implementations, and eager vs. compiled mode."""

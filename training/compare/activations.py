@@ -26,7 +26,7 @@ _REACH, _POINTS = 4.0, 401
 
 
 def compare_activations(recipe: Recipe, steps: int) -> int:
-    """Plot the functions and, if the model's activation is configurable, train with each. Returns the exit status."""
+    """Plot the functions and, if ``model.activation`` exists, train with each activation. Returns the exit status."""
     picture = RunLayout.of(recipe).comparisons / "activation-functions.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(picture, png(functions_figure))
@@ -62,7 +62,7 @@ def _results(trials: Mapping[str, Trial], counts: Mapping[str, int]) -> dict[str
 
 
 def values_and_slopes(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return sample points [n], a function's values there, and its derivatives (by autograd)."""
+    """Return sample points [n], and a function's values and derivatives (by autograd) at these points."""
     x = torch.linspace(-_REACH, _REACH, _POINTS, requires_grad=True)
     y = FUNCTIONS[name](x)
     (slope,) = torch.autograd.grad(y.sum(), x)

@@ -2,8 +2,8 @@
 
 ``written out`` materializes the full score matrix. ``full`` is the implementation used by models without a window:
 PyTorch's fused kernel, or, on CPU and up to a certain length, blocks of plain matrix products. ``window`` is the
-implementation used by sliding-window models: FlexAttention on GPU, blockwise attention on CPU. Its cost grows linearly
-with the length.
+implementation used by sliding-window models: FlexAttention on GPU, blockwise attention on CPU. The cost of ``window``
+grows linearly with the length.
 """
 
 import math
@@ -25,7 +25,7 @@ from training.layers.masks import Mask
 from training.model_loading import best_device
 
 #: The longest sequence as a multiple of the recipe's context length, the maximum number of scores to materialize, and
-#: the number of lengths, each half of the next. If the model has no window, the window is half of the shortest length.
+#: the number of lengths, each half of the next. If the model has no window, the window is half the shortest length.
 _MAX_CONTEXTS, _MAX_SCORES, _LENGTHS = 8, 2**27, 5
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -44,7 +44,7 @@ def ways(scale: float, window: int) -> dict[str, Attend]:
 def compare_attention(recipe: Recipe, steps: int) -> int:
     """Print one layer's forward plus backward time in milliseconds at each length. Returns the exit status.
 
-    ``steps`` is the number of timed passes. The fastest is reported.
+    ``steps`` is the number of timed passes. The fastest pass is reported.
 
     Raises:
         RequestError: the model has no attention.

@@ -1,4 +1,4 @@
-"""Compares the recipe's model in eager mode and compiled, with the same regions as under ``model.compile``."""
+"""Compares the recipe's model in eager mode and compiled. ``model.compile`` compiles the same regions."""
 
 import torch
 

@@ -51,5 +51,5 @@ def _section(recipe: Recipe, name: str) -> OptimizerSection:
     section = recipe.train.optimizer
     if section.name == name:
         return section
-    # Adam and SGD add weight decay to the gradient, and AdamW's amount of decay would dominate it.
+    # Adam and SGD add weight decay to the gradient, where AdamW's weight decay would dominate.
     return OptimizerSection.model_validate({"name": name, **({"weight_decay": 0.0} if name in ("adam", "sgd") else {})})

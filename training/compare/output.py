@@ -15,7 +15,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.compare.trial import Trial
 
-#: Line styles that alternate because neighboring curves may coincide.
+#: Line styles to cycle through, because neighboring curves may coincide.
 _STYLES = ("-", "-", "--", "-.")
 
 
@@ -39,7 +39,7 @@ def write_results(
 
 
 def as_json(trial: Trial) -> dict[str, Any]:
-    """Return a trial's results in a form that JSON can hold."""
+    """Return a trial's results as JSON-serializable values."""
     return {
         "losses": trial.losses,
         "final_loss": trial.final,

@@ -31,7 +31,7 @@ class Trial:
     """The results of a short training run.
 
     Attributes:
-        losses: cross-entropy at each step, before its update, in nats per target.
+        losses: cross-entropy at each step, before the update, in nats per target.
         seconds: duration of each step. The first step includes one-time work.
     """
 
@@ -111,7 +111,7 @@ def trial(recipe: Recipe, data: Data, setting: Setting, name: str) -> Trial:
 def _step(
     model: Any, optimizer: Any, objective: Objective, batches: list[Batch], max_grad_norm: float, device: torch.device
 ) -> float:
-    """Run one optimizer step over a global batch. Returns its cross-entropy, after waiting for the device."""
+    """Run one optimizer step on a global batch, wait for the device, and return the batch's cross-entropy."""
     counts = [objective.counts(batch) for batch in batches]
     totals = {name: max(1, sum(count[name] for count in counts)) for name in objective.weights}
     cross_entropy = torch.zeros((), device=device)

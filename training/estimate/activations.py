@@ -13,7 +13,7 @@ from training.estimate.topology import Topology
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes for a micro-batch: for each layer, for the loss (saved and temporary), and for everything else."""
+    """A micro-batch's memory in bytes: for each layer, for the loss (saved and temporary), and for everything else."""
 
     layers: list[Layer]
     loss_kept: float
@@ -22,7 +22,7 @@ class Activations:
 
     @property
     def kept(self) -> float:
-        """Bytes held at the end of the forward pass."""
+        """Memory held at the end of the forward pass, in bytes."""
         return sum(layer.kept for layer in self.layers) + self.loss_kept + self.other
 
 
@@ -39,12 +39,12 @@ def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) ->
     depth = model.num_nextn_predict_layers if recipe.train.mtp_loss else 0
     kept, working = _loss(recipe, place, tokens, model.hidden_size)
     row = tokens * model.hidden_size * place.width
-    # The final norm's input; for each prediction depth the two normalized inputs, their projection and its norm.
+    # The final norm's input and, per prediction depth, two normalized inputs, their projection, and the output norm.
     return Activations(layers, (1 + depth) * kept, working, row + depth * 5 * row + tokens * 16)
 
 
 def _loss(recipe: Recipe, place: Topology, tokens: int, hidden: int) -> tuple[float, float]:
-    """Return the bytes that one head's loss saves, and the bytes of its temporary buffers.
+    """Return the sizes in bytes of the tensors that one head's loss saves, and of its temporary buffers.
 
     The forward pass already computes and saves dhidden and dweight (training/layers/cross_entropy.py).
     """

@@ -8,15 +8,16 @@ class Parameters:
     """Parameter counts.
 
     ``total`` includes all parameters of the main model, counting tied embeddings once. ``active`` counts the parameters
-    that each token is multiplied by, as in DeepSeek's 37B (V3) and 2.4B (V2-Lite): K of the E routed experts, shared
-    experts and the output head, but not embeddings and learned positions, of which a token reads one row. (Tied
-    embeddings count as the head.) ``by_part`` sums to ``total`` and ``active_by_part`` to ``active``.
+    that each token is multiplied by, as in DeepSeek's 37B (V3) and 2.4B (V2-Lite). It includes K of the E routed
+    experts, the shared experts and the output head. It excludes embeddings and learned positions, since a token reads
+    only one row of each. (Tied embeddings count as the head.) ``by_part`` sums to ``total`` and ``active_by_part`` to
+    ``active``.
 
     ``tables`` includes embeddings, learned positions and the head, counting tied tables only once.
 
     ``prediction`` and ``active_prediction`` count the parameters that multi-token prediction modules add in training.
-    The modules share the embedding and head, and plain generation does not use them. ``all`` is the total including
-    the modules.
+    These modules share the main model's embedding and head, and are not used in plain generation. ``all`` is ``total``
+    plus ``prediction``.
 
     The gates' balancing biases are buffers, not parameters. ``router_biases`` counts them for the main model.
     """

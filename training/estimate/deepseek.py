@@ -45,7 +45,7 @@ def prediction_matrices(model: DeepseekSection) -> int:
 
 
 def _layer(model: DeepseekSection) -> dict[str, int]:
-    """Count the parameters that each layer has, whether dense or MoE."""
+    """Count the parameters that every layer has, whether dense or MoE."""
     latents = model.kv_lora_rank + (model.q_lora_rank or 0)
     biases = model.hidden_size + model.kv_lora_rank + model.qk_rope_head_dim + (model.q_lora_rank or 0)
     return {
@@ -69,7 +69,7 @@ def _mixture(model: DeepseekSection) -> dict[str, int]:
 
 
 def _selected(model: DeepseekSection) -> int:
-    """Count the parameters of one token's experts, assuming the maximum number if it is adaptive."""
+    """Count the parameters of one token's experts, assuming the maximum number of experts if k is adaptive."""
     return model.num_experts_per_tok * 3 * model.hidden_size * model.moe_intermediate_size
 
 

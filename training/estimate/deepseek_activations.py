@@ -29,7 +29,7 @@ def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch:
     whole = attention + feed
     if mode == "none":
         return Layer(whole, feed_working / 2, feed_working)
-    # Routing decisions are not recomputed (training/layers/router.py): the logits, and the top experts' ids and scores.
+    # Routing decisions are saved (training/layers/router.py): the logits, and the top experts' ids and scores.
     decisions = 0 if dense else model.n_routed_experts * 4 + model.num_experts_per_tok * 12
     row += micro_batch * recipe.train.context_length * decisions
     if mode == "full":
@@ -40,7 +40,7 @@ def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch:
 
 
 def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool) -> float:
-    """Return the bytes of products narrower than the hidden size, which ``selective`` saves."""
+    """Return the size in bytes of matrix products narrower than the hidden size, which ``selective`` saves."""
     widths = [model.q_lora_rank or 0, model.kv_lora_rank + model.qk_rope_head_dim]
     if dense:
         widths += 2 * [model.intermediate_size]
@@ -51,10 +51,10 @@ def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch
 
 
 def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int) -> tuple[float, float]:
-    """Return the bytes that attention and its norm save (training/layers/mla.py), and those that a fused kernel saves.
+    """Return how many bytes attention and its norm save (training/layers/mla.py), and how many a fused kernel saves.
 
-    Each token's elements are the layer's input and its norm, the latents before and after their norms, queries and keys
-    [N, Q], values and the result [N, Z], and the residual stream. On CPU the blocks' attention weights are added.
+    The saved tensors are the layer's input and its norm, the latents before and after their norms, queries and keys
+    [N, Q], values and the result [N, Z], the residual stream and, in blocked attention on CPU, the attention weights.
     ``selective`` saves only the fused kernel's results.
     """
     length, width = recipe.train.context_length, place.width
@@ -78,7 +78,7 @@ def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_ba
 def _feed_forward(
     recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool
 ) -> tuple[float, float]:
-    """Return the bytes that a feed-forward or MoE layer and its norm save, and the backward pass's temporary bytes."""
+    """Return how many bytes a feed-forward or MoE layer and its norm save, and how many its backward pass allocates."""
     width = place.width
     tokens, hidden = micro_batch * recipe.train.context_length, model.hidden_size
     # Gate, up and their product. On GPUs, PyTorch also saves silu(gate).

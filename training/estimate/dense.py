@@ -1,4 +1,4 @@
-"""Dense models: parameters by part, and attention FLOPs."""
+"""Dense models: parameter counts by part, and attention FLOPs."""
 
 from configs.schema.models import ModelSection
 from configs.schema.models.bigram import BigramSection
@@ -25,7 +25,7 @@ def parameters(model: ModelSection, vocab_size: int) -> Parameters:
 def _stack(model: GptSection | EncoderSection, vocab_size: int, tied: bool) -> Parameters:
     """Count the parameters of one stack of layers between an embedding and a head."""
     layers, matrix = model.num_hidden_layers, vocab_size * model.hidden_size
-    # A post-norm stack ends with the last layer's norm.
+    # A post-norm stack already ends with a norm.
     final = 1 if isinstance(model, GptSection) or model.norm_first else 0
     rms = isinstance(model, GptSection) and model.norm == "rms"
     norms, norm_biases = _norms(model, 2 * layers + final, rms)
@@ -72,7 +72,7 @@ def _counts(by_part: dict[str, int], looked_up: tuple[str, ...], tables: int) ->
 
 
 def matrix_parameters(model: ModelSection, vocab_size: int) -> float:
-    """Count active matrix parameters, weighted by how often each token is multiplied by them."""
+    """Count active matrix parameters, weighted by how often they are used per token."""
     counts = parameters(model, vocab_size)
     matrices = counts.active - counts.by_part.get("norms", 0) - counts.by_part.get("biases", 0)
     if isinstance(model, EncoderDecoderSection):
@@ -83,7 +83,7 @@ def matrix_parameters(model: ModelSection, vocab_size: int) -> float:
 
 
 def attention_flops(model: ModelSection, context: int) -> float:
-    """Return attention's forward plus backward FLOPs per token, for the positions it attends to on average."""
+    """Return attention's forward plus backward FLOPs per token, for the average number of visible positions."""
     if not isinstance(model, TransformerSection):
         return 0.0
     per_position = 3.0 * 2.0 * 2.0 * model.hidden_size
@@ -96,7 +96,7 @@ def attention_flops(model: ModelSection, context: int) -> float:
 
 
 def _visible(context: int, window: int | None, looks_ahead: bool) -> float:
-    """Return how many of ``context`` positions one position attends to on average."""
+    """Return the average number of positions that a position attends to in a context of ``context`` positions."""
     reach = min(window or context, context)
     before = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
     return 2 * before - 1 if looks_ahead else before

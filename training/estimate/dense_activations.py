@@ -18,7 +18,8 @@ def layers(
 ) -> tuple[list[Layer], int | None, float]:
     """Estimate every layer under an activation checkpointing mode.
 
-    Returns the layers, the width of the head's input (None if it already is logits), and the remaining bytes.
+    Returns the layers, the width of the head's input (None if the input is already logits), and the size of all other
+    activations in bytes.
     """
     length = recipe.train.context_length
     tokens = micro_batch * length
@@ -78,9 +79,9 @@ def _weights(
     full: bool = False,
     separate: bool = False,
 ) -> float:
-    """Return the bytes of saved attention weights, or of the statistics and masks that fused attention saves instead.
+    """Return the size in bytes of attention weights, or of the statistics and masks that fused attention saves instead.
 
-    ``full`` means that the window does not apply, and ``separate`` that documents do not attend to each other.
+    ``full`` means that the window does not apply. ``separate`` means that documents do not attend to each other.
     """
     window = None if full else model.window
     if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
@@ -93,5 +94,5 @@ def _weights(
             kept += masks * length * (keys or length) * place.width
         return kept
     count = micro_batch * model.num_attention_heads * block_weights(length, keys, window)
-    # Dropout keeps one byte per weight.
+    # Dropout saves a mask of one byte per weight.
     return count * (place.width + (1.0 if model.dropout else 0.0))

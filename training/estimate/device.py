@@ -10,7 +10,7 @@ from typing import Literal
 
 from configs.schema import Recipe
 
-#: Kinds of devices. ``mps`` shares the host's memory.
+#: Kinds of devices. An ``mps`` device shares the host's memory.
 Kind = Literal["cpu", "cuda", "mps"]
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -24,9 +24,9 @@ class Device:
 
     Attributes:
         kind: kind of device.
-        bytes: memory that a rank may use.
-        source: where the number of bytes comes from.
-        known: False if the number of bytes is only assumed.
+        bytes: memory that a rank may use, in bytes.
+        source: where this number comes from.
+        known: False if the number is only assumed.
     """
 
     kind: Kind
@@ -77,7 +77,7 @@ def in_bytes(text: str) -> int:
 
 
 def _gpu_bytes() -> int | None:
-    """Return the memory of this machine's smallest GPU, or None if there is none or the environment hides it."""
+    """Return the memory of this machine's smallest GPU in bytes, or None if there are no visible GPUs."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get("DS_ACCELERATOR") == "cpu"
     if hidden or shutil.which("nvidia-smi") is None:
         return None

@@ -26,7 +26,7 @@ def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = No
 
 
 def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
-    """Return one line that suggests the smallest change that makes the recipe fit into ``available`` bytes per rank."""
+    """Suggest, in one line, the smallest change that makes the recipe fit into ``available`` bytes per rank."""
     kind = device or device_of(recipe).kind
     size = largest_micro_batch(recipe, available, kind)
     if size is not None:
@@ -46,9 +46,9 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
 
 
 def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
-    """Return one line of advice for a recipe that ran out of memory, suggesting only changes that reduce memory.
+    """Suggest, in one line, changes that reduce memory, for a recipe that ran out of memory.
 
-    ``available`` is the number of bytes per rank, as far as known. According to the estimate, they may have sufficed.
+    ``available`` is the memory per rank in bytes, as far as known. By the estimate, the recipe may have fit.
     """
     kind = device or device_of(recipe).kind
     bound = min(available, int(_SAFE_FRACTION * memory(recipe, kind).peak))
@@ -59,9 +59,9 @@ def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
 
 
 def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:
-    """Yield recipes that need less memory, and the keys to set.
+    """Yield settings that reduce memory, each with the resulting recipe.
 
-    The changes are cumulative: activation checkpointing, expert parallelism, ZeRO stage, offloading.
+    The settings accumulate, in this order: activation checkpointing, expert parallelism, ZeRO stage, offloading.
     """
     train = recipe.train
     modes = ["none", "selective", "full"]

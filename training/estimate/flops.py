@@ -10,14 +10,14 @@ def flops_per_token(model: ModelSection, vocab_size: int, context: int, predicts
     """Return forward plus backward FLOPs per token, averaged over a sequence of ``context`` tokens.
 
     A multiply-add counts as two FLOPs. Norms, rotations, softmax and recomputation by activation checkpointing are not
-    counted. For an encoder-decoder, this is per target token, with a source of the same length. ``predicts`` includes
-    the multi-token prediction modules.
+    counted. For an encoder-decoder, this is per target token, with a source of the same length. With ``predicts``,
+    the multi-token prediction modules are counted.
     """
     return matrix_flops_per_token(model, vocab_size, predicts) + attention_flops_per_token(model, context, predicts)
 
 
 def matrix_flops_per_token(model: ModelSection, vocab_size: int, predicts: bool = True) -> float:
-    """Return 6 FLOPs per active parameter in a matrix: 2 forward, and 2 for each of the two gradients.
+    """Return matrix FLOPs per token: 6 per active parameter (2 forward, and 2 for each of the two gradients).
 
     A classifier's head, which runs once per text, is not counted. Frozen parameters count like trained ones.
     """
@@ -32,8 +32,8 @@ def matrix_flops_per_token(model: ModelSection, vocab_size: int, predicts: bool 
 def attention_flops_per_token(model: ModelSection, context: int, predicts: bool = True) -> float:
     """Return the FLOPs of attention scores and weighted values per token.
 
-    They count the positions that a token attends to on average, which is (context + 1) / 2 for causal attention. Many
-    published numbers count all of ``context`` and are about twice as large.
+    This counts the average number of positions that a token attends to: (context + 1) / 2 for causal attention. Many
+    published numbers count all ``context`` positions and are about twice as large.
     """
     backbone = model.backbone_section
     if isinstance(backbone, DeepseekSection):

@@ -1,4 +1,4 @@
-"""Memory of a layer of any family, and the attention weights that the CPU path saves in all families."""
+"""Memory of one layer, and the attention weights that the CPU path saves, for models of any family."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from training.block_sizes import QUERY_BLOCK
 
 @dataclass(frozen=True)
 class Layer:
-    """Bytes of one layer: saved for the backward pass, and the additional peak of each pass."""
+    """Memory of one layer, in bytes: saved for the backward pass, and the additional peak during each pass."""
 
     kept: float
     forward: float

@@ -15,22 +15,23 @@ from training.estimate.topology import Topology, topology
 
 #: Number of fp32 states that an optimizer keeps per parameter. Muon updates tables as AdamW does.
 _STATES = {"adamw": 2, "adam": 2, "sgd": 1, "muon": 1}
-#: Measured bytes: thread stacks on CPU, and the workspace that the matrix libraries reserve on GPUs.
+#: Measured memory of libraries, in bytes: thread stacks on CPU, and the workspace of the matrix libraries on GPU.
 _LIBRARIES = {"cpu": 40_000_000, "cuda": 80_000_000}
-#: Measured on CPU in bf16, where oneDNN compiles a kernel for each number of rows per expert and caches up to 1,024 of
-#: them: 264, 430 and about 600 MB for 128, 256 and 512 rows per expert, after ten micro-batches.
+#: Memory of compiled oneDNN kernels in bytes: ``_COMPILED`` times the square root of the rows per expert, but at most
+#: ``_MAX_COMPILED``. On CPU in bf16, oneDNN compiles a kernel for each number of rows per expert and caches up to 1,024
+#: kernels. After ten micro-batches, they took up 264, 430 and about 600 MB for 128, 256 and 512 rows per expert.
 _COMPILED, _MAX_COMPILED = 27_000_000, 650_000_000
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a rank needs on the device it computes on.
+    """Memory that a rank needs, in bytes. Everything but ``host`` is on the device that computes.
 
     Attributes:
-        parts: bytes at the peak of training, by name.
+        parts: breakdown at the peak of training, by name.
         phases: peak of each phase: ``start``, ``forward and backward``, ``reduction``, ``step``, ``saving``.
         host: peak on a GPU's host: the model during construction, or offloaded state plus a checkpoint's copy.
-        modes: bytes saved for the backward pass under each activation checkpointing mode.
+        modes: activations saved for the backward pass under each activation checkpointing mode.
     """
 
     parts: dict[str, float]
@@ -104,13 +105,13 @@ def _unified(separate: Memory) -> Memory:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Return the total size of one checkpoint across ranks: every fp32 weight and its optimizer states once."""
+    """Return the total size of one checkpoint in bytes: every fp32 weight and its optimizer states, without copies."""
     all_weights = parameters(recipe.model, recipe.vocab_size).all
     return round(4.0 * all_weights + _optimizer_states(recipe, all_weights, 1))
 
 
 def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
-    """Return the bytes of optimizer state for ``count`` parameters of a model that is partitioned across ``ranks``."""
+    """Return the optimizer state's size in bytes for ``count`` parameters of a model partitioned across ``ranks``."""
     states = 4.0 * count * _STATES[recipe.train.optimizer.name]
     if recipe.train.optimizer.name == "muon":
         states += 4.0 * parameters(recipe.model, recipe.vocab_size).tables / ranks
@@ -118,7 +119,7 @@ def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
 
 
 def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]:
-    """Return the bytes of the compute weights, fp32 master weights, gradient sums, and optimizer state."""
+    """Return the sizes in bytes of compute weights, fp32 master weights, gradient sums, and optimizer state."""
     sharded = place.stage == 3
     weights = (place.share if sharded else place.local) * float(place.width)
     # Stages 1 to 3 keep a flat fp32 copy of a rank's partition even if the compute dtype is fp32.
@@ -141,14 +142,14 @@ def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
 
 
 def _kept_grads(place: Topology, grads: float) -> float:
-    """Return the bytes of gradients kept after a step: the fp32 sums at stage 1 (bf16 only, flat) and at stage 3."""
+    """Return the size in bytes of gradients kept after a step: fp32 sums at stage 3 or, in bf16 (flat), stage 1."""
     if place.flat_sums:
         return 4.0 * place.local
     return grads if place.stage == 3 else 0.0
 
 
 def _start(place: Topology) -> float:
-    """Return the peak during model construction.
+    """Return the peak memory during model construction, in bytes.
 
     The model arrives on the GPU in the compute dtype and, even at stage 3, unsharded.
     """
@@ -168,10 +169,10 @@ def _building(place: Topology) -> float:
 
 
 def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, float]:
-    """Return a micro-batch's peak beyond the persistent state, including gradients, and the bytes of buffers in it.
+    """Return a micro-batch's peak memory, and the size of the communication buffers included in it, both in bytes.
 
-    The backward pass starts from the last layer. At each layer it holds what this and earlier layers saved, the
-    gradients of later layers, and temporary buffers.
+    The peak includes gradients but not the persistent state. The backward pass starts at the last layer. At each layer,
+    memory holds the activations of this and earlier layers, the gradients of later layers, and temporary buffers.
     """
     buffer = _bucket(place)
     held = buffer if place.stage == 3 else 0.0
@@ -197,12 +198,12 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
 
 
 def _bucket(place: Topology) -> float:
-    """Return the bytes of DeepSpeed's gradient reduction buffer during the backward pass.
+    """Return the size in bytes of DeepSpeed's gradient reduction buffer during the backward pass.
 
-    Stages 1 and 2 allocate it at the first gradient of a backward pass, in the dtype of the sums (stage 1) or in the
-    compute dtype (stage 2). Stage 3 holds one in fp32 and flushes it whenever the process group changes, which expert
-    gradients cause at every layer. A GPU holds the entire buffer. A CPU holds only the pages written so far; at stage 1
-    these are written only after the passes.
+    Stages 1 and 2 allocate the buffer at the first gradient of a backward pass, in the dtype of the sums (stage 1) or
+    in the compute dtype (stage 2). Stage 3 uses fp32 and flushes the buffer whenever the process group changes, i.e. at
+    every layer with experts. On GPU, the entire buffer takes up memory. On CPU, only the pages written so far do, and
+    at stage 1 pages are written only after the passes.
     """
     if place.stage == 0 or place.flat_sums:
         return 0.0
@@ -215,7 +216,7 @@ def _bucket(place: Topology) -> float:
 
 
 def _reduction(place: Topology, grads: float) -> float:
-    """Return the bytes at the end of the backward pass, without activations: gradient sums and buffers."""
+    """Return the size in bytes of gradient sums and buffers at the end of the backward pass, excluding activations."""
     if place.stage < 2:
         return grads + _bucket(place) + 4.0 * min(place.bucket, max(place.plain, place.local_experts))
     if place.stage == 2 and not place.offloaded:

@@ -17,7 +17,7 @@ def parameters(model: ModelSection, vocab_size: int) -> Parameters:
 
 
 def _classifier(model: ClassifierSection, vocab_size: int) -> Parameters:
-    """Count a backbone with a classification head in place of its own. Frozen parameters count like trained ones."""
+    """Count the parameters, frozen or not, of a backbone whose head is replaced by a classification head."""
     backbone, hidden = parameters(model.backbone, vocab_size), model.backbone.hidden_size
     table, head = vocab_size * hidden, model.classes * (hidden + 1)
     by_part = {part: count for part, count in backbone.by_part.items() if part != "head"}

@@ -23,8 +23,8 @@ class Topology:
         plain: number of parameters outside routed experts. Every rank computes with all of them.
         experts: number of routed-expert parameters over all ranks.
         local_experts: number of routed-expert parameters on this rank.
-        replicated: number of parameters in each of the two groups that are reduced separately, plain parameters and
-            experts. 0 for a group that no other rank has a copy of.
+        replicated: numbers of plain and of expert parameters, whose gradients are reduced separately. 0 if no other
+            rank has a copy of them.
         expert_layers: number of layers with routed experts.
         share: number of parameters whose master weights and optimizer state this rank keeps.
         bucket: size of the gradient reduction buffer in elements.
@@ -55,7 +55,7 @@ class Topology:
 
     @property
     def flat_sums(self) -> bool:
-        """Whether this uses DeepSpeed's bf16 optimizer at stage 1, which has flat fp32 gradient sums and no buffer."""
+        """Whether DeepSpeed's bf16 optimizer runs at stage 1, with flat fp32 gradient sums and no reduction buffer."""
         return self.stage == 1 and self.bf16 and self.offloads == "none"
 
     @property
@@ -70,7 +70,7 @@ class Topology:
 
 
 def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -> Topology:
-    """Determine the topology for training a recipe with this micro-batch."""
+    """Determine the topology for training a recipe with this micro-batch size."""
     train, model = recipe.train, recipe.model.backbone_section
     counts = parameters(recipe.model, recipe.vocab_size)
     expert_layers = max(0, model.num_moe_layers)

@@ -1,1 +1,1 @@
-"""Evaluation of a run: loss and bits per byte compared with baselines, tasks on held-out examples, attention maps."""
+"""Evaluation of a run: loss and bits per byte against baselines, task metrics on held-out examples, attention maps."""

@@ -83,7 +83,7 @@ def _baselines(recipe: Recipe, layout: RunLayout, text: bytes, text_bytes: int) 
 
 def _measure_answers(recipe: Recipe, model: Any, examples: ChatExamples, device: torch.device, when: str) -> Measured:
     """Measure a model's loss on held-out answers, ``before`` or ``after`` fine-tuning."""
-    # Each answer is a sample of its own, so there are no documents to mask.
+    # Each answer is a separate sample, so there are no document boundaries to mask.
     objective = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
     return measure(model, objective, examples.in_order(recipe.evaluate.batch), device, f"held-out answers, {when}")
 

@@ -155,7 +155,7 @@ def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
 def model_section(config: dict[str, Any]) -> DeepseekSection:
     """Convert a released ``config.json`` to a recipe's model section: the inverse of :func:`released_config`.
 
-    A missing key takes the release's default. Where a key may be null, null means that the model lacks this feature.
+    A missing key takes the release's default. Where a key may be null, null means that the model lacks the feature.
 
     Raises:
         RequestError: the configuration describes a model that this family does not support.

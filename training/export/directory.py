@@ -20,7 +20,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold the weights, selected as in transformers.
 
     A single file takes precedence over an index, and safetensors over older pickled files. Other files are ignored, so
-    that a leftover file does not get mixed in. If none of these names exist, every .safetensors file is read.
+    that a leftover file does not get mixed in. If no file has one of these names, every .safetensors file is read.
 
     Raises:
         RequestError: there are no weights, or the index is damaged or names a missing file.
@@ -94,5 +94,5 @@ def _pickled(path: Path) -> dict[str, torch.Tensor]:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the libraries raise their own exceptions, and Rust panics
+    except Exception as error:  # the libraries raise exceptions of their own, including Rust panics
         raise RequestError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from None

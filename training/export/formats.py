@@ -18,7 +18,7 @@ class Format:
         table: names of the weights in memory and on disk.
         released_config: converts a model section and its vocabulary size to ``config.json``. Raises RequestError if the
             format does not support the model.
-        model_section: the inverse. Raises RequestError if the family does not support the model.
+        model_section: the inverse conversion. Raises RequestError if the family does not support the model.
     """
 
     table: NameTable

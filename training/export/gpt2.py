@@ -59,7 +59,7 @@ _DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(_DROPOUTS, 0.1),
 }
 _ACTIVATIONS = ("relu", "gelu", "gelu_new")
-#: Other names of the same functions.
+#: Aliases of activation functions -> their names in recipes.
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new"}
 #: Keys that change the model's computation, and the only supported value of each.
 _SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
@@ -99,6 +99,6 @@ def model_section(config: dict[str, Any]) -> GptSection:
     fields = {key: released[name] for key, name in _KEYS.items() if released.get(name) is not None}
     if isinstance(activation := fields.get("activation"), str):
         fields["activation"] = _ALIASES.get(activation, activation)
-    # Dropout does not affect the weights, so if the three values differ, use the first.
+    # Dropout does not affect the weights, so if the three dropout values differ, use the first.
     fields |= {"dropout": released[_DROPOUTS[0]], "vocab_size": released["vocab_size"]}
     return config_json.section(GptSection, fields, _KEYS)

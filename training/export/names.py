@@ -1,4 +1,4 @@
-"""Two-way tables between the in-memory names of a model's weights and their names in an on-disk format.
+"""Two-way tables that map the in-memory names of a model's weights to and from their on-disk names.
 
 A table lists every name in the format, with ``{}`` for a number. A stack is a single tensor of all experts in memory
 but several tensors on disk.
@@ -80,7 +80,7 @@ class NameTable:
             transposed: names (in memory) of matrices that are transposed on disk.
             stacks: tensors that are split into several on disk.
             copies: names of copies on disk -> names of the originals in memory.
-            zeros: names (in memory) of biases that a model may lack, which are then zeros on disk.
+            zeros: names (in memory) of biases that a model may lack. They are then stored as zeros on disk.
             ignored: names (on disk) of tensors that are not weights.
             prefix: prefix of names on disk that files may omit.
         """
@@ -100,7 +100,7 @@ class NameTable:
         return _matches(patterns, name)
 
     def may_lack(self, name: str) -> bool:
-        """Return whether a model may lack this tensor, which is then zeros on disk."""
+        """Return whether a model may lack this tensor, which is then stored as zeros on disk."""
         return _matches(self._zeros, name)
 
     def reads(self, name: str) -> bool:

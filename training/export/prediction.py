@@ -1,7 +1,7 @@
 """Import of multi-token prediction layers, which a model directory and a recipe may or may not have.
 
-On disk they come after the main model's last layer. transformers drops their weights when it loads a model, so a model
-that it saves has none, even though ``config.json`` still counts them.
+On disk they come after the main model's last layer. transformers drops their weights when it loads a model, so models
+that it saves have none, even though ``config.json`` still counts these layers.
 """
 
 import re

@@ -90,7 +90,7 @@ def _load(
             )
         if place.expert is None or experts is None or place.expert in experts:
             target.copy_(tensor)
-        # A stack under its in-memory name provides all of its parts.
+        # A stack stored under its in-memory name provides all of its parts.
         missing[place.name] = 0 if place.expert is None else missing[place.name] - 1
     filled = {id(targets[name]) for name, count in missing.items() if count <= 0}
     _require_none_missing([name for name, count in missing.items() if count > 0 and id(targets[name]) not in filled])
@@ -185,7 +185,7 @@ def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _places(table: NameTable, name: str, rows: int) -> list[tuple[str, Place]]:
-    """Return a tensor's names on disk. Parts of stacks, which checkpoints store separately, already have them."""
+    """Return a tensor's names on disk. Stack parts, separate in checkpoints, already have their on-disk names."""
     if not table.knows(name) and table.reads(name):
         return [(name, Place(name))]
     return table.on_disk(name, rows)

@@ -55,7 +55,7 @@ def decode_targets(
 ) -> list[list[int]]:
     """Decode a target for each source with an encoder-decoder, greedily or with ``generate.beams`` beams.
 
-    A target has at most ``max_new_tokens`` ids. If the model ended it, its last id is end-of-text.
+    A target has at most ``max_new_tokens`` ids. If the model ended the target, its last id is end-of-text.
     """
     limits, begin = _limits(recipe, tokenizer, max_new_tokens), tokenizer.first_id
     if recipe.generate.beams == 1:

@@ -1,4 +1,4 @@
-"""Completions of ``generate.prompt`` as text, either streamed or several at once."""
+"""Text completions of ``generate.prompt``: a single streamed completion, or several at once."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ def complete(
     ``on_step`` is called for each drawn token, with its probabilities.
 
     Raises:
-        RequestError: the prompt cannot be continued. This is raised by the call itself, before any text is read.
+        RequestError: the prompt cannot be continued. Raised by the call itself, not on the first iteration.
     """
     section, (prompt_ids, limits) = recipe.generate, prompt_and_limits(recipe, tokenizer)
     sampling = Sampling(section.temperature, section.top_k, section.top_p)
@@ -86,7 +86,7 @@ def _reporting_drafts(drafting: Speculation, prompt_ids: list[int]) -> Iterator[
 
 
 def _reporting_full_context(drawn: Iterator[int], limits: Limits, prompt: int) -> Iterator[int]:
-    """Yield the same ids, then print a message to stderr if the context is full."""
+    """Yield the drawn ids, then print a message to stderr if the context is full."""
     left = limits.budget(prompt)
     for token in drawn:
         left -= 1

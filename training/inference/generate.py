@@ -60,7 +60,7 @@ class Limits:
             )
 
     def capacity(self, prompt: int) -> int:
-        """Return the maximum number of a sequence's tokens to read: the prompt and all new tokens but the last."""
+        """Return the maximum number of tokens read per sequence: the prompt and all new tokens but the last."""
         return min(self.context_length, prompt + self.max_new_tokens - 1)
 
     def budget(self, prompt: int) -> int:
@@ -85,13 +85,13 @@ def generate(
     seed: int,
     observe: Observer | None = None,
 ) -> Iterator[int]:
-    """Yield the new ids of one sequence. If a stop id is drawn, it is the last one.
+    """Yield the new ids of one sequence. If a stop id is drawn, it is yielded last.
 
     The same arguments always give the same ids: they are drawn on the CPU with a dedicated generator.
 
     Raises:
-        RequestError: the prompt cannot be continued (see :class:`Limits`). This is raised by the call itself, before
-            any id is read.
+        RequestError: the prompt cannot be continued (see :class:`Limits`). Raised by the call itself, not on the first
+            iteration.
     """
     limits.check(prompt_ids)
     return (ids[0] for ids in _steps(model, [list(prompt_ids)], limits, sampling, seed, observe))

@@ -82,7 +82,7 @@ def greedy(model: Seq2SeqModel, sources: Sequence[Sequence[int]], begin: int, li
 def beam_search(
     model: Seq2SeqModel, sources: Sequence[Sequence[int]], begin: int, limits: Limits, beams: int, alpha: float = 0.6
 ) -> list[Hypothesis]:
-    """Find each source's best target by beam search: the highest log-probability divided by :func:`length_penalty`.
+    """Find each source's best target by beam search. Scores are log-probabilities divided by :func:`length_penalty`.
 
     The search for a source ends when none of its beams can lead to a better target than the best finished target.
 
@@ -149,7 +149,7 @@ class _Search:
     def extend(self, log_probs_WV: torch.Tensor) -> tuple[list[int], list[int]]:
         """Extend the most likely beams by one id. Returns each new beam's parent and its new id."""
         width, vocab = log_probs_WV.shape
-        # Each beam can end at most once per stop id, so this many candidates include enough that continue.
+        # Each beam can end at most once per stop id, so this many candidates include enough to continue with.
         count = min(width * (1 + len(self.limits.stop_ids)), width * vocab)
         scores, indices = (self._scores[:, None] + log_probs_WV).flatten().topk(count)
         kept: list[tuple[float, int, int]] = []

@@ -37,10 +37,10 @@ class Speculation:
         self.drafted, self.accepted = 0, 0
 
     def generate(self, prompt_ids: Sequence[int]) -> Iterator[int]:
-        """Yield the new ids of one sequence. If a stop id is drawn, it is the last one.
+        """Yield the new ids of one sequence. If a stop id is drawn, it is yielded last.
 
         Raises:
-            RequestError: the prompt cannot be continued. This is raised by the call itself, before any id is read.
+            RequestError: the prompt cannot be continued. Raised by the call itself, not on the first iteration.
         """
         self._limits.check(prompt_ids)
         return self._generate(list(prompt_ids))
@@ -102,8 +102,7 @@ class _Drafter:
     def draft(self, ids: list[int], hidden_TD: torch.Tensor, best: Any) -> list[int]:
         """Draft tokens to follow ``ids``.
 
-        ``hidden_TD`` holds the hidden states of the positions read since the last call, up to but excluding the last
-        id's position.
+        ``hidden_TD`` holds the hidden states of the positions read since the last call. The last id has not been read.
         """
         positions = len(ids) - 1
         drafts: list[int] = []

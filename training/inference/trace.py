@@ -45,10 +45,10 @@ def traced(
     seed: int,
     on_step: Callable[[Step], None],
 ) -> Iterator[int]:
-    """Yield the same ids as :func:`training.inference.generate.generate`, calling ``on_step`` before each one.
+    """Yield the same ids as :func:`training.inference.generate.generate`, calling ``on_step`` before each id.
 
     Raises:
-        RequestError: the prompt cannot be continued. This is raised by the call itself, before any id is read.
+        RequestError: the prompt cannot be continued. Raised by the call itself, not on the first iteration.
     """
 
     def observe(logits_BV: torch.Tensor, drawn: dict[int, int]) -> None:

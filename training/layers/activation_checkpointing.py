@@ -18,7 +18,7 @@ from training.layers.router import DECIDING_OPERATIONS
 
 ActivationCheckpointing = Literal["none", "full", "selective"]
 
-#: Fused attention kernels. Their outputs are as narrow as their inputs, and the most expensive to recompute.
+#: Fused attention kernels. Their outputs are as narrow as their inputs, and the most expensive tensors to recompute.
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,

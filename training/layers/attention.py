@@ -10,7 +10,7 @@ from training.layers import cpu
 from training.layers.masks import Mask
 from training.layers.packed_documents import Documents, flex_attention
 
-#: FlexAttention's block size, for queries and keys alike.
+#: FlexAttention's block size, for both queries and keys.
 _FLEX_BLOCK = 128
 
 #: Called with the attention weights [B, N, T, L] in every forward pass over complete sequences.
@@ -25,11 +25,11 @@ def attention(
     mask: Mask,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Compute scaled dot-product attention under a mask, with query t at position t; returns [B, N, T, Z].
+    """Compute scaled dot-product attention [B, N, T, Z] under a mask. Query t is at position t.
 
-    With a window, time and memory grow linearly with the sequence length. On CPU, each block of queries is computed
-    with only the keys it attends to; elsewhere, FlexAttention skips fully masked blocks. A GPU materializes the full
-    mask only with dropout, which FlexAttention does not support.
+    With a window, time and memory grow linearly with the sequence length. On CPU, each block of queries uses only the
+    keys it attends to. On GPU, FlexAttention skips fully masked blocks, and the full mask is materialized only with
+    dropout, which FlexAttention does not support.
 
     ``dropout``: fraction of the attention weights to set to 0.
     """
@@ -46,7 +46,7 @@ def causal_attention(
     scale: float,
     documents: Documents | None = None,
 ) -> torch.Tensor:
-    """Compute scaled dot-product attention where position t attends to positions 0..t; returns [B, N, T, Z].
+    """Compute scaled dot-product attention [B, N, T, Z], where position t attends to positions 0..t.
 
     With ``documents``, a position attends only within its own document. The cost then grows with the sum of the squared
     document lengths, since blocks whose queries and keys are in different documents are skipped (by our own blockwise
@@ -84,7 +84,7 @@ def masked_flex_attention(
 ) -> torch.Tensor:
     """Run FlexAttention (``attend``) under a mask; returns [B, N, T, Z].
 
-    FlexAttention is compiled once per length, and lengths vary from batch to batch, so inputs are padded to a multiple
+    FlexAttention is compiled for each length, and lengths vary from batch to batch, so inputs are padded to a multiple
     of the block size.
     """
     length, keys = q.shape[2], k.shape[2]

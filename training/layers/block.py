@@ -8,7 +8,7 @@ from training.layers.activation_checkpointing import ActivationCheckpointing
 
 
 class Layer(nn.Module):
-    """A layer of a stack. ``activation_checkpointing`` sets what it saves for the backward pass in training."""
+    """A layer of a stack. ``activation_checkpointing`` sets what the layer saves for the backward pass in training."""
 
     activation_checkpointing: ActivationCheckpointing = "none"
 

@@ -1,4 +1,4 @@
-"""Cross-entropy summed over targets, not averaged, so that micro-batches add up to the mean over a global batch."""
+"""Cross-entropy summed over targets. The mean is taken over a global batch, not over each micro-batch."""
 
 import importlib.util
 from functools import cache
@@ -128,7 +128,7 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _add_product(total_VD: torch.Tensor | None, softmax_RV: torch.Tensor, hidden_RD: torch.Tensor) -> torch.Tensor:
-    """Return ``total + softmax.T @ hidden``. From the second chunk on, the sum is in fp32: bf16 would lose digits."""
+    """Return ``total + softmax.T @ hidden``. From the second chunk on, it is in fp32: bf16 would lose precision."""
     if total_VD is None:
         return softmax_RV.t() @ hidden_RD
     if softmax_RV.dtype == torch.float32:

@@ -44,8 +44,8 @@ def grouped_experts(
 class _ToExperts(torch.autograd.Function):
     """Gather token rows [M, D] in expert order [S, D].
 
-    This and ``_ToTokens`` are each other's backward pass, and both only gather. Autograd would instead scatter-add rows
-    in place, which takes longer than the matrix products here and is nondeterministic on GPUs.
+    This class and ``_ToTokens`` are each other's backward pass. Both only gather. Autograd would instead scatter-add
+    rows in place, which takes longer than the matrix products here and is nondeterministic on GPUs.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The KV cache for decoding. Per token and layer it holds each head's key and value, or one latent for all heads."""
+"""The KV cache for decoding. For each token and layer, it holds every head's key and value, or one shared latent."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ class Cache:
         like: torch.Tensor,
         heads: int | None = None,
     ) -> None:
-        """Allocate for ``capacity`` tokens per sequence, with the dtype and device of the tensor ``like``."""
+        """Allocate room for ``capacity`` tokens per sequence, with the dtype and device of the tensor ``like``."""
         per_head = () if heads is None else (heads,)
         self._storage = like.new_zeros(layers, sequences, *per_head, capacity, width)
         self._lengths = [0] * sequences
@@ -66,7 +66,7 @@ class Cache:
         return positions_BT
 
     def commit(self, lengths: Sequence[int]) -> None:
-        """Set each sequence's length, which keeps the tokens just read or drops some of them."""
+        """Set each sequence's length, to keep the incoming tokens or drop some of them."""
         self._lengths = list(lengths)
 
     def reorder(self, rows: torch.Tensor) -> None:
@@ -111,7 +111,7 @@ class LayerCache:
         return cache._storage[self._index][..., : max(cache._lengths) + cache._incoming, :]
 
     def positions(self) -> torch.Tensor:
-        """Return the positions of incoming tokens that have predecessors in the cache: [B, T] int64."""
+        """Return the positions of the incoming tokens, [B, T] int64. Valid only if the cache holds earlier tokens."""
         return self.visible_lengths() - 1
 
     def visible_lengths(self) -> torch.Tensor:

@@ -13,14 +13,15 @@ class Mask:
     """The attention mask of one forward pass, shared by all layers.
 
     Attributes:
-        causal: whether a query cannot attend to positions after its own.
-        window: how far a query can look, in positions including its own, backward and, if not causal, also forward.
-            None for no limit.
-        slopes_N: ALiBi's slopes: how much each head's scores decrease per position of distance. None for no ALiBi.
+        causal: whether queries are kept from attending to later positions.
+        window: number of positions, including its own, that a query can look back and, if not causal, also ahead. None
+            for no limit.
+        slopes_N: ALiBi's slopes, i.e. how much each head's scores decrease per position of distance. None without
+            ALiBi.
         lengths_B: number of valid keys in each right-padded sequence. None if all keys are valid.
         documents: documents whose boundaries attention must not cross. None if there are no such boundaries.
-        sides_N: direction of each head: -1 does not look past the query, 1 does not look before it, and 0 looks both
-            ways. None if every head looks both ways.
+        sides_N: direction in which each head looks: -1 for backward, 1 for forward, 0 for both. The query's own
+            position is always included. None if every head looks both ways.
     """
 
     causal: bool
@@ -144,8 +145,8 @@ def alibi_slopes(heads: int, device: torch.device | None = None, causal: bool = 
     """Return ALiBi's slope for each head, [N] in fp32: a geometric sequence that starts at 2^(-8/N).
 
     If N is not a power of two, the sequence for the power of two below N is followed by every other slope of the
-    sequence for the power above, as in the paper's code. In a bidirectional stack, a head that looks back and one that
-    looks ahead share a slope, so only every other slope of the sequence is used (see :func:`alibi_sides`).
+    sequence for the power above, as in the paper's code. In a bidirectional stack, each backward-looking head shares
+    its slope with a forward-looking head, so only every other slope of the sequence is used (see :func:`alibi_sides`).
     """
     if not causal:
         return alibi_slopes(heads, device)[::2].repeat_interleave(2)[:heads]
@@ -160,7 +161,7 @@ def alibi_sides(heads: int, device: torch.device | None = None) -> torch.Tensor:
 
     The values are -1 for backward, 1 for forward, and 0 for both (the last head if the number of heads is odd). If
     scores decreased equally on both sides, the stack could not tell "before" from "after", nor a word from its
-    reversal. The paper has only causal models, where this does not arise.
+    reversal. The paper covers only causal models, which do not have this problem.
     """
     sides = torch.tensor([-1, 1], device=device).repeat((heads + 1) // 2)
     if heads % 2:

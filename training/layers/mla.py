@@ -59,8 +59,8 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> torch.Tensor:
         """Map [B, T, D] -> [B, T, D].
 
-        ``rope`` is the table for the T positions. If ``cache`` already holds positions, the T new ones come after them.
-        All T are appended to the cache.
+        ``rope`` is the table for the T positions. The T tokens come after any that ``cache`` already holds, and their
+        entries are appended to the cache.
         """
         if cache is not None and cache.has_past:
             return self.o_proj(self._absorbed(x_BTD, rope, cache).flatten(2))
@@ -97,7 +97,7 @@ class MultiHeadLatentAttention(nn.Module):
         return self.kv_a_layernorm(latent_BTC), rotate_tail(rope_BTR[:, None], rope)[:, 0]
 
     def _absorbed(self, x_BTD: torch.Tensor, rope: RotaryTable, cache: LayerCache) -> torch.Tensor:
-        """Attend to the cached latents: [B, T, N, Z]. Queries and outputs absorb the key and value expansions."""
+        """Attend to the cached latents, absorbing their expansions into queries and outputs: [B, T, N, Z]."""
         cache.append(torch.cat(self._latents(x_BTD, rope), dim=-1))
         q_BNTQ = rotate_tail(self._queries(x_BTD), rope)
         expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)

@@ -32,7 +32,7 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32) if config.has_router_bias else None
         self.register_buffer("e_score_correction_bias", bias)
-        self._router = (router,)  # in a tuple, so that it is a submodule of the decoder layer only, not of the gate
+        self._router = (router,)  # in a tuple, to keep the router a submodule of the decoder layer, not of the gate
 
     @property
     def router(self) -> Router:
@@ -70,7 +70,7 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Sum of the selected experts' outputs, scaled by their gate weights, and the shared experts' output."""
+    """Sums the selected experts' outputs, scaled by their gate weights, and adds the shared experts' output."""
 
     def __init__(self, config: DeepseekSection, router: Router) -> None:
         super().__init__()

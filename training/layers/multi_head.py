@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Map [B, T, D] -> [B, T, D].
 
-        ``rope`` rotates queries and keys. If ``cache`` already holds positions, the T new ones come after them. All T
+        ``rope`` rotates queries and keys. The T tokens come after any that ``cache`` already holds, and their entries
         are appended to the cache.
         """
         q, k, v = self.qkv_proj(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         return self._project(attention(q, k, v, self.scale, mask, dropout))
 
     def _cached_attention(self, q_BNTH: torch.Tensor, mask: Mask, cache: LayerCache) -> torch.Tensor:
-        """Compute attention of the incoming tokens to all cached entries, including their own."""
+        """Attend from the incoming tokens to all cached entries, including their own."""
         visible_lengths_BT = cache.visible_lengths()
         out = cpu.decode.attention(q_BNTH, cache.entries(), visible_lengths_BT, self.scale, mask.window, mask.slopes_N)
         if out is not None:
@@ -63,7 +63,7 @@ class SelfAttention(nn.Module):
         keys_L = torch.arange(k.shape[2], device=k.device)
         attention_mask = cache.attention_mask()
         if attention_mask is None and mask.window is not None:
-            # All sequences have the same length and there is one incoming token: skip the keys outside its window.
+            # Each sequence has the same length and one incoming token, so skip the keys outside its window.
             first = max(0, k.shape[2] - mask.window)
             k, v, keys_L = k[:, :, first:], v[:, :, first:], keys_L[first:]
         scores = (q_BNTH @ k.transpose(2, 3)) * self.scale
@@ -78,7 +78,7 @@ class SelfAttention(nn.Module):
 
 
 class Source(NamedTuple):
-    """An encoded sequence [B, S, D] and its padding mask, which is not causal."""
+    """An encoded sequence [B, S, D] and its non-causal padding mask."""
 
     encoded: torch.Tensor
     mask: Mask
@@ -112,7 +112,7 @@ class CrossAttention(nn.Module):
     def forward(self, x_BTD: torch.Tensor, source: Source | CrossAttentionKV) -> torch.Tensor:
         """Map [B, T, D] -> [B, T, D].
 
-        If there are fewer sources than sequences, each source serves several consecutive sequences, such as beams.
+        If there are fewer sources than sequences, several consecutive sequences, such as beams, share each source.
         """
         kv = self.project_kv(source) if isinstance(source, Source) else source
         q = self.q_proj(x_BTD).view(len(kv.keys), -1, self.heads, self.width).transpose(1, 2)

@@ -24,7 +24,7 @@ class Documents:
         self._block_mask: Any = None
 
     def positions(self) -> torch.Tensor:
-        """Return each token's position in its document, or in the fragment within this sample: [B, T] int64."""
+        """Return each token's position in its document, or in the document's part in this sample: [B, T] int64."""
         flat = torch.arange(self._samples * self._length, device=self._starts.device)
         return (flat - self._starts.long()[self.ids_BT.flatten()]).view(self._samples, self._length)
 
@@ -50,7 +50,7 @@ class Documents:
         return self._block_mask
 
     def follow(self, distance: int) -> torch.Tensor:
-        """Return whether the position ``distance`` ahead is in the same sample and document: [B, T] bool."""
+        """Return whether each position and the one ``distance`` ahead are in the same document: [B, T] bool."""
         ahead = torch.zeros_like(self.ids_BT, dtype=torch.bool)
         ahead[:, :-distance] = self.ids_BT[:, distance:] == self.ids_BT[:, :-distance]
         return ahead
@@ -65,7 +65,7 @@ def make_block_mask(
 
 @cache
 def flex_attention() -> Callable[..., torch.Tensor]:
-    """Return FlexAttention, compiled once per process if there are GPUs: uncompiled, it computes every score."""
+    """Return FlexAttention, compiled once per process if there are GPUs. Uncompiled, it would compute every score."""
     from torch.nn.attention.flex_attention import flex_attention
 
     eager: Any = flex_attention

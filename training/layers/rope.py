@@ -87,7 +87,7 @@ def inverse_frequencies(
 
 
 def softmax_scale(head_dim: int, yarn: YarnSection | None) -> float:
-    """Return the scale of the attention scores: head_dim ** -0.5, times m squared with YaRN."""
+    """Return the scale of attention scores: head_dim ** -0.5, times the squared ``mscale_all_dim`` factor of YaRN."""
     m = 1.0 if yarn is None else _mscale(yarn.factor, yarn.mscale_all_dim)
     return head_dim**-0.5 * m * m
 

@@ -1,7 +1,7 @@
-"""Routing: which experts each token goes to, and with which weights. It is independent of the expert layer.
+"""Routing: choosing each token's experts and their weights, independently of the expert layer.
 
 The single-device gate in :mod:`training.layers.moe` and the expert-parallel gate both pass their logits to a
-:class:`Router`. It is a sibling of the expert layer, not a child, so it survives when the layer is replaced.
+:class:`Router`. The router is a sibling of the expert layer, not a child, so it survives when that layer is replaced.
 
 Sources: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2), DeepSeek-V2 (arXiv 2405.04434, section 2.2), noisy gating (arXiv
 1701.06538), adaptive k (arXiv 2403.07652). Shape suffixes are listed in :mod:`training.layers`.
@@ -17,7 +17,7 @@ from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
 
-#: Operations whose results decide where a token goes. If they were recomputed, a near-tie could be broken differently.
+#: Operations whose results decide a token's experts. If they were recomputed, a near-tie could be broken differently.
 #: The gradient would then belong to a different function, and expert-parallel ranks would disagree on what to exchange.
 DECIDING_OPERATIONS = [torch.ops.aten.topk.default, torch.ops.aten.cumsum.default]
 
@@ -35,7 +35,7 @@ class Routing(NamedTuple):
 
 
 class RoutingRecord(NamedTuple):
-    """The data about a forward pass that load balancing needs.
+    """Data from one forward pass, for load balancing.
 
     Attributes:
         logits: [M, E] in fp32, without noise, attached to the autograd graph.
@@ -51,9 +51,9 @@ class RoutingRecord(NamedTuple):
 class Router(nn.Module):
     """Chooses at most K of E experts for every token, from fp32 logits.
 
-    While ``recording`` is true, each forward pass stores a :class:`RoutingRecord` for :meth:`pop_record`. It covers the
-    tokens where ``padding_mask_M`` is True, or all tokens if that is None. Recording is off by the time the backward
-    pass recomputes activations, so no token is counted twice.
+    While ``recording`` is true, each forward pass stores a :class:`RoutingRecord` for :meth:`pop_record`. The record
+    covers the tokens where ``padding_mask_M`` is True, or all tokens if the mask is None. Recording is off by the time
+    the backward pass recomputes activations, so no token is counted twice.
 
     ``load_share`` [E] is set by the load balancer: tokens per expert in the previous global batch, divided by their
     mean.
@@ -75,7 +75,7 @@ class Router(nn.Module):
         self._counts: torch.Tensor | None = None
 
     def forward(self, x_MD: torch.Tensor, logits_ME: torch.Tensor, bias_E: torch.Tensor | None) -> Routing:
-        """Route the tokens ``x_MD`` by their gate's logits (fp32) and balancing bias."""
+        """Route the tokens ``x_MD`` by the gate's logits (fp32) and balancing bias."""
         noisy_ME = self._with_noise(x_MD, logits_ME) if self.training and self.noise_kind else logits_ME
         scores_ME = noisy_ME.sigmoid() if self.scoring == "sigmoid" else noisy_ME.softmax(-1)
         selected_MK = self.select(scores_ME, bias_E)
@@ -142,7 +142,7 @@ class Router(nn.Module):
         self._latest_record = RoutingRecord(logits_ME, counts_E.int(), self.padding_mask_M)
 
     def slots_per_expert(self, selected_MK: torch.Tensor) -> torch.Tensor:
-        """Count the slots per expert that ranks exchange, including unused ones: [E] int32."""
+        """Count all slots per expert, including unused slots, which ranks also exchange: [E] int32."""
         return tokens_per_expert(selected_MK, self.experts)
 
     def pop_record(self) -> RoutingRecord | None:
@@ -177,7 +177,7 @@ def _best_of_group(choice_MGe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 def tokens_per_expert(selected_MK: torch.Tensor, experts: int) -> torch.Tensor:
-    """Count slots per expert: [E] int32. Unlike bincount, this does not synchronize with the device."""
+    """Count slots per expert: [E] int32. Unlike bincount, this causes no host-device synchronization."""
     flat_S = selected_MK.flatten()
     counts_E = torch.zeros(experts, dtype=torch.int32, device=flat_S.device)
     return counts_E.scatter_add_(0, flat_S, torch.ones_like(flat_S, dtype=torch.int32))

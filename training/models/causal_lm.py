@@ -1,4 +1,4 @@
-"""Base classes for decoder-only language models: the stack from ids to hidden states, positions, cache and loss.
+"""Base classes for decoder-only language models, covering the layer stack, positions, KV cache and loss.
 
 Shape suffixes: B sequences, T positions, D hidden size, V vocabulary.
 """
@@ -21,7 +21,7 @@ class Decoder(LayerStack):
     A family creates ``embed_tokens``, ``layers`` and ``norm``, in this order, and defines :meth:`layer_inputs`.
 
     Attributes:
-        depth: number of layers in the stack. ``layers`` may hold further layers that are not part of it.
+        depth: number of layers in the stack. ``layers`` may hold further layers that are not part of the stack.
         cache_width: number of elements per cache entry (see :class:`Cache`).
         cache_heads: number of heads that each have their own cache entries. None if all heads share one entry.
     """
@@ -76,7 +76,7 @@ class CausalLM(LayerStack):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def new_cache(self, sequences: int, capacity: int, layers: int | None = None) -> Cache:
-        """Create a cache with room for ``capacity`` tokens per sequence, for all decoder layers or for ``layers``."""
+        """Create a cache for ``capacity`` tokens per sequence and ``layers`` layers (default: the decoder's depth)."""
         like = self.lm_head.weight.detach()
         depth = layers or self.model.depth
         return Cache(depth, sequences, capacity, self.model.cache_width, like, self.model.cache_heads)
@@ -121,7 +121,7 @@ def locate(
 ) -> tuple[torch.Tensor, Documents | None]:
     """Return the positions of token ids, [T] or [B, T], and their documents, if any.
 
-    Positions are counted within documents, after the cached tokens, or from 0.
+    Positions count from the start of each document, from the end of the cache, or from 0.
     """
     samples, length = input_ids_BT.shape
     if starts is not None:

@@ -45,7 +45,7 @@ class Classifier(LayerStack):
         self.score = Linear(config.backbone.hidden_size, config.classes)
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Map token ids [B, T] to the backbone's hidden states [B, T, D]. Those past ``lengths`` [B] are undefined."""
+        """Map token ids [B, T] to hidden states [B, T, D], which are undefined at positions past ``lengths`` [B]."""
         if isinstance(self.model, encoder.Encoder):
             out = self.model(input_ids_BT, lengths)
         else:
@@ -106,7 +106,7 @@ def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = N
 
 
 def init_weights(model: Classifier, seed: int, experts: range | None = None) -> None:
-    """Initialize every parameter and buffer in place, as in the backbone's family, and the head like a projection.
+    """Initialize every parameter and buffer in place: the backbone as in its family, and the head like a projection.
 
     ``experts``: the experts whose weights are needed if the backbone has experts, or None for all of them.
     """

@@ -1,8 +1,8 @@
 """DeepSeek-V3 and V2 (arXiv 2412.19437, 2405.04434): latent attention, leading dense layers, MoE layers, MTP.
 
 Module names follow the in-memory layout of transformers' ``DeepseekV3ForCausalLM`` (transformers >= 5, experts
-stacked). A state dict of either therefore loads into the other, and DeepSpeed's AutoEP recognizes the layers. As in the
-released weights, the multi-token prediction (MTP) modules are extra layers after the main model's last layer.
+stacked). State dicts are therefore interchangeable, and DeepSpeed's AutoEP recognizes the layers. As in the released
+weights, the multi-token prediction (MTP) modules are extra layers after the main model's last layer.
 
 Shape suffixes: B sequences, T positions, D hidden size, E experts. All are listed in :mod:`training.layers`.
 """
@@ -73,7 +73,7 @@ class DecoderLayer(Layer):
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
     def compile_regions(self) -> None:
-        """Compile the QKV projections, the dense or shared feed-forward layer, and (for GPUs) the experts' activation.
+        """Compile the QKV projections, the dense or shared feed-forward layer, and (on GPU) the experts' activation.
 
         Routing, communication between ranks and the attention kernels are not compiled.
         """
@@ -109,7 +109,7 @@ class PredictionLayer(DecoderLayer):
         documents: Documents | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """Compute this depth's normalized hidden states from the previous depth's and the embedded tokens ahead."""
+        """Compute normalized hidden states from the previous depth's hidden states and the embedded tokens ahead."""
         x_BTD = self.eh_proj(torch.cat((self.enorm(embedded_BTD), self.hnorm(hidden_BTD)), dim=-1))
         # Use __call__ so that hooks and compilation apply as for any layer.
         return self.shared_head["norm"](self(x_BTD, rope, documents, cache))
@@ -212,15 +212,15 @@ def init_weights(model: Any, seed: int, experts: range | None = None) -> None:
     | biases of projections                                             | 0                             |
     | e_score_correction_bias                                           | 0                             |
 
-    In V3 and V2, initializer_range is 0.006. Each parameter, and each expert in a stack [E, ...], is drawn from its own
-    generator on its own device, seeded with the seed and its name. The values therefore do not depend on the order of
+    In V3 and V2, initializer_range is 0.006. Each parameter, and each expert in a stack [E, ...], is drawn on its own
+    device from its own generator, seeded with ``seed`` and its name. The values therefore do not depend on the order of
     the modules or on which other modules exist, and are the same in fp32 and bf16 up to rounding.
 
     Args:
-        model: a model with a ``config``, or the part of it that a process needs.
+        model: a model with a ``config``, or the part of such a model that a process needs.
         seed: a non-negative seed.
-        experts: the experts whose weights are needed, or None for all of them. The others stay uninitialized and,
-            since their memory is never written, take up none.
+        experts: the experts whose weights are needed, or None for all of them. Other experts stay uninitialized. Their
+            pages are never written, so they take up no memory.
     """
     std = model.config.initializer_range
     for name, parameter in model.named_parameters():

@@ -28,8 +28,8 @@ class Encoder(LayerStack):
     ) -> None:
         """Build the encoder.
 
-        The layers read (embedding + position) * sqrt(D), as in the Mini-Transformer, or embedding * sqrt(D) + position
-        if ``scale_positions`` is False.
+        The first layer's input is (embedding + position) * sqrt(D), as in the Mini-Transformer, or embedding * sqrt(D)
+        + position if ``scale_positions`` is False.
         """
         super().__init__()
         self.dropout, self.window = config.dropout, config.window
@@ -39,11 +39,11 @@ class Encoder(LayerStack):
         self.positions = PositionEmbedding(config)
         layers = [TransformerLayer(config, config.norm_first) for _ in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
-        # A post-norm stack ends with the last layer's norm.
+        # A post-norm stack already ends with a norm.
         self.norm = make_norm(config) if config.norm_first else nn.Identity()
 
     def forward(self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-        """Encode token ids. ``lengths_B`` is the number of tokens in each row; padding after them is masked."""
+        """Encode token ids. ``lengths_B`` is the number of tokens in each row, excluding padding, which is masked."""
         positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
         x_BTD = self.positions.add_position_embedding(
             self.embed_tokens(input_ids_BT), positions, self.scale, self.position_scale
@@ -60,7 +60,7 @@ class Encoder(LayerStack):
 
 
 class EncoderForTokens(LayerStack):
-    """An encoder and a head with ``vocab_size`` rows that predicts a token at each position.
+    """An encoder with a head of ``vocab_size`` rows, which predicts a token at each position.
 
     Weights are uninitialized until :func:`init_weights` or ``load_state_dict``. If the ``attention_hook`` of a layer's
     ``self_attn`` is set, it is called with the attention weights.

@@ -95,7 +95,7 @@ class EncoderDecoder(LayerStack):
         """Map target token ids [B, T] to the hidden states [B, T, D] that the head reads.
 
         With a ``cache``, the ids come after the cached tokens, and the caller must commit them. ``encoded`` may hold
-        fewer sources than there are rows of ids; each source then serves an equal number of consecutive rows.
+        fewer sources than there are rows of ids. An equal number of consecutive rows then share each source.
         """
         return self._decode(input_ids_BT, encoded.layers, cache)
 

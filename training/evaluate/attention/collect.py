@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from training.layers.multi_head import CrossAttention
 
-#: Matches an attention module's name: the stack, if there are two, and the layer number.
+#: Matches the stack (if there are two) and the layer number in an attention module's name.
 _LAYER = re.compile(r"(?:\b(encoder|decoder)\..*?)?\blayers\.(\d+)\.")
 
 
@@ -74,7 +74,7 @@ def attention_maps(
 
 
 def _place(name: str) -> tuple[str, int]:
-    """Return the stack ("" if there is only one) and the layer number of a module, from its name."""
+    """Return a module's stack ("" if there is only one) and layer number, from the module's name."""
     match = _LAYER.search(name + ".")
     assert match is not None, f"{name} is not in a layer"
     return match[1] or "", int(match[2])

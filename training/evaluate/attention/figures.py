@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from training.evaluate.attention.collect import AttentionMap
 
-#: With more positions than this, values in the cells would be illegible.
+#: Largest number of positions for which the values in the cells are legible.
 VALUES_UP_TO = 16
 _COLORMAP = "Blues"
 

@@ -17,10 +17,8 @@ class HeadNumbers:
         layer: name of the layer's map.
         head: head number, from 0.
         to_itself: weight of the query's own position. None in cross-attention.
-        before: weight of the previous position, averaged over the queries that have one. None if the head does not look
-            back.
-        after: weight of the next position, averaged over the queries that have one. None if the head does not look
-            ahead.
+        before: weight of the previous position, for all queries but the first. None if the head does not look back.
+        after: weight of the next position, for all queries but the last. None if the head does not look ahead.
         entropy: entropy of a query's weights, in nats.
         entropy_share: entropy divided by the entropy of uniform weights over all visible positions, averaged over the
             queries that see more than one position. None if there are no such queries.

@@ -1,8 +1,8 @@
-"""Attention on CPU, computed in blocks of queries. Each block uses only the keys that any of its queries attends to.
+"""Attention on CPU, computed in blocks of queries. Each block uses only the keys that its queries attend to.
 
-Time, and the memory saved for the backward pass, therefore grow only with the number of scores computed. The backward
-pass is written by hand: for each slice of the keys, autograd would allocate a gradient as long as all keys, which would
-make the cost of sliding-window attention quadratic again.
+Time and activation memory are therefore proportional to the number of scores computed. The backward pass is written by
+hand: autograd would allocate a full-length gradient for each slice of the keys, which would make the cost of
+sliding-window attention quadratic again.
 
 PyTorch's fused CPU kernel requires values as wide as the queries. With one thread and sequences of 256 tokens, it is
 1.4 (fp32) to 2.7 (bf16) times slower than blocks of plain matrix products. Blocks must save the attention weights for
@@ -25,7 +25,7 @@ from training.layers.packed_documents import Documents
 class Block(NamedTuple):
     """A block of queries ``start`` .. ``end``-1 and keys ``first`` .. ``last``-1.
 
-    ``bias``, if not None, is added to their scores. It broadcasts to [B, N, queries, keys].
+    ``bias``, if not None, is added to the block's scores. It broadcasts to [B, N, queries, keys].
     """
 
     start: int
@@ -102,8 +102,8 @@ def blocked_attention(
         q_BNTQ: queries.
         k_BNLQ: keys.
         v_BNLZ: values.
-        scale: factor to multiply the scores by.
-        blocks: consecutive blocks that cover every query. They are iterated over once.
+        scale: scaling factor for the scores.
+        blocks: consecutive blocks that together cover all queries. Iterated over only once.
         dropout: fraction of the attention weights to set to 0.
     """
     out: torch.Tensor = _BlockedAttention.apply(q_BNTQ, k_BNLQ, v_BNLZ, scale, blocks, dropout)
@@ -154,7 +154,7 @@ def _document_blocks(spans: list[tuple[int, int]], like: torch.Tensor) -> Iterat
         for next_begin, _ in spans[first + 1 :]:
             if next_begin >= end:
                 break
-            # Queries in this document or a later one do not attend to anything before it.
+            # Queries in this document or later ones do not attend to anything before this document.
             bias[next_begin - start :, : next_begin - begin] = float("-inf")
         yield Block(start, end, begin, end, bias)
 

@@ -73,10 +73,10 @@ def attention(
     window: int | None = None,
     slopes_N: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Compute causal attention to cached entries, each a key and a value (E = 2H): [B, T, N, H].
+    """Compute causal attention to cached entries, each of which holds a key and a value (E = 2H): [B, T, N, H].
 
-    ``visible_lengths_BT`` (int64) is the number of entries up to and including each token's own; the token attends to
-    the last ``window`` of these. ``slopes_N`` (fp32) are ALiBi's slopes.
+    ``visible_lengths_BT`` (int64) is the number of entries up to and including each token's own. With a ``window``, the
+    token attends only to the last ``window`` of these. ``slopes_N`` (fp32) are ALiBi's slopes.
     """
     samples, heads, length, width = q_BNTH.shape
     code = _code_for(q_BNTH[:, 0])
@@ -119,10 +119,10 @@ def latent_attention(
     visible_lengths_BT: torch.Tensor,
     scale: float,
 ) -> torch.Tensor | None:
-    """Compute attention of each query to its first ``visible_lengths_BT`` (int64) cached entries: [B, T, N, Z].
+    """Attend from each query to its first ``visible_lengths_BT`` (int64) cached entries: [B, T, N, Z].
 
     An entry consists of a latent of width C and a rotary key. ``expand_NeC`` projects a latent to each head's key and
-    value; it is absorbed into the queries and outputs.
+    value. This projection is absorbed into the queries and outputs.
     """
     samples, heads, length, query = q_BNTQ.shape
     code = _code_for(q_BNTQ[:, 0], expand_NeC)
@@ -140,7 +140,7 @@ def latent_attention(
 
 
 def _code_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
-    """Return the C code if it supports these inputs: a few contiguous rows, without gradients or autocast."""
+    """Return the compiled C code if it supports these inputs: a few contiguous rows, without gradients or autocast."""
     if torch.is_grad_enabled() or not 0 < x.numel() <= _FEW * x.shape[-1] or torch.is_autocast_enabled("cpu"):
         return None
     return code_for(x, *weights) if all(weight.is_contiguous() for weight in weights) else None

@@ -1,7 +1,7 @@
 """Routed experts on CPU, computed one expert at a time on gathered rows that stay in a core's cache.
 
-Compared with ``grouped_mm``, this avoids a sorted copy of all rows and of their gradients, and it gathers and sums in
-one pass. Forward and backward are written by hand, since autograd would save every intermediate result of every expert.
+Compared with ``grouped_mm``, this avoids sorted copies of all rows and their gradients, and gathers and sums in one
+pass. Forward and backward are written by hand, since autograd would save every intermediate result of every expert.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ def routed_experts(
 
 
 #: Each expert's number of rows is rounded up to a multiple of this. In bf16, oneDNN compiles a kernel for each exact
-#: shape; without rounding, every expert would need a new kernel at every step.
+#: shape. Without rounding, every expert would need a new kernel at every step.
 _ALIGNED = {torch.bfloat16: 32}
 
 
@@ -69,7 +69,7 @@ def _plan(weights_MK: torch.Tensor, selected_MK: torch.Tensor, experts: int, ali
             bounds.append((expert, start, end))
     ordered, slots = expert_of_slot.sort(stable=True)
     used = slots[: int(sizes.sum())]
-    # The padding of earlier experts shifts an expert's rows.
+    # An expert's rows are shifted by the padding of earlier experts.
     padding = (-sizes).remainder(aligned)
     rows = torch.arange(len(used)) + (padding.cumsum(0) - padding)[ordered[: len(used)]]
     tokens = torch.zeros(end, dtype=torch.int64)

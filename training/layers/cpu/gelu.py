@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from training.layers.cpu import decode
 from training.layers.cpu.kernels import code_for, is_half
 
-#: ``gelu(x)``, the exact form. Returns None if PyTorch's operation is as fast, as is always the case in training.
+#: ``gelu(x)``, the exact form. Returns None if PyTorch's operation is just as fast (always, in training).
 gelu = decode.gelu
 
 

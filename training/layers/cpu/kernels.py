@@ -1,7 +1,7 @@
-"""Loads ``kernels.c``, which replaces operations that are slow in PyTorch on CPU. It is compiled on first use.
+"""Loads ``kernels.c``, which replaces operations that are slow in PyTorch on CPU. The C code is compiled on first use.
 
 Tensors are passed as addresses, so callers must guarantee the dtypes, shapes and strides that ``kernels.c`` expects.
-The code uses OpenMP. If it is compiled with GCC, it shares torch's thread pool. With another compiler, or with a torch
+The code uses OpenMP. If compiled with GCC, it shares torch's thread pool. With another compiler, or with a torch
 build that ships OpenMP under a different name, it has its own thread pool.
 """
 
@@ -32,7 +32,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def code_for(*tensors: torch.Tensor) -> ctypes.CDLL | None:
-    """Return the C code if it could be compiled and supports these tensors: on CPU, all fp32 or all bf16."""
+    """Return the compiled C code, or None if it failed to compile or the tensors are not all fp32 or bf16 on CPU."""
     first = tensors[0]
     if first.dtype not in _DTYPES or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
@@ -44,7 +44,7 @@ def code_for(*tensors: torch.Tensor) -> ctypes.CDLL | None:
 
 
 def compile_kernels() -> bool:
-    """Compile the C code now rather than in the middle of the first completion. Returns whether it succeeded."""
+    """Compile the C code now rather than during the first completion. Returns whether compilation succeeded."""
     return _code() is not None
 
 

@@ -29,7 +29,7 @@ if ONEDNN_PRODUCT is not None and torch.ops.mkldnn._linear_pointwise not in flop
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
     """Return ``x @ weight.T + bias``: [..., in] -> [..., out], with ``weight`` [out, in].
 
-    Returns None if ``F.linear`` is as fast.
+    Returns None if ``F.linear`` is just as fast.
     """
     if not x.is_cpu or torch.compiler.is_compiling():
         return None
@@ -46,7 +46,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     """Return ``x @ weight.T`` in fp32, for use in functions that define their own backward.
 
-    Returns None if PyTorch's own product is as fast.
+    Returns None if PyTorch's own product is just as fast.
     """
     if x.dtype != torch.float32 or not x.is_cpu or not onednn_in_fp32():
         return None
@@ -77,7 +77,7 @@ def onednn_in_fp32() -> bool:
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Return whether oneDNN is faster and supports the tensors. ``F.linear`` takes the rest and reports bad shapes."""
+    """Return whether oneDNN is faster and supports the tensors. If not, ``F.linear`` runs, and reports shape errors."""
     if not onednn_in_fp32() or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
     fits = weight.dim() == 2 and x.shape[-1:] == weight.shape[1:] and x.numel() > 0 and weight.numel() > 0

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from training.layers.cpu import decode
 
-#: ``layer_norm(x, weight, bias, eps)``. Returns None if PyTorch's operation is as fast, as is always true in training.
+#: ``layer_norm(x, weight, bias, eps)``. Returns None if PyTorch's operation is just as fast (always, in training).
 layer_norm = decode.layer_norm
 
 
@@ -20,7 +20,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm in few passes over memory. PyTorch has no fused CPU kernel; its backward pass is three times slower."""
+    """RMSNorm with few passes over memory. Without a fused CPU kernel, PyTorch's backward is three times slower."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

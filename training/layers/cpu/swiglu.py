@@ -1,4 +1,4 @@
-"""SwiGLU on CPU, with an optional weight per row. Its gradients take one pass over memory."""
+"""SwiGLU on CPU, with an optional weight per row. Gradients are computed in one pass over memory."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_swiglu(gate_RF: torch.Tensor, up_RF: torch.Tensor, weights_R1: torch.Tensor | None = None) -> torch.Tensor:
-    """Return silu(gate) * up * weight, [R, F] in the gate's dtype, outside autograd. ``weights_R1`` is in fp32."""
+    """Return silu(gate) * up * weight, [R, F] in the gate's dtype, with no autograd tracking. The weights are fp32."""
     code = code_for(gate_RF, up_RF)
     if code is None:
         hidden = F.silu(gate_RF).mul_(up_RF)
@@ -64,8 +64,8 @@ def weighted_swiglu_backward(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Write the gradients of gate and up into ``dgate_RF`` and ``dup_RF``.
 
-    ``upstream_RF`` is the gradient of :func:`weighted_swiglu`'s output. With weights, this also returns that output,
-    [R, F], and the gradient of the weights, [R].
+    ``upstream_RF`` is the gradient of :func:`weighted_swiglu`'s output. If there are weights, returns this output
+    [R, F] and the gradient of the weights [R].
     """
     rows = len(gate_RF)
     dweights_R = None if weights_R1 is None else torch.empty(rows)
