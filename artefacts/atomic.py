@@ -12,9 +12,9 @@ from artefacts.errors import RequestError
 
 
 def temp_path(path: Path) -> Path:
-    """Return a unique path in the same folder, for a file that will be renamed to ``path`` once it is complete.
+    """Return a unique temporary path next to ``path``, for a file that is renamed to ``path`` once it is complete.
 
-    If its writer is killed, the stage removes the file later (``artefacts/stage.py``). The name is random rather than a
+    If the writer is killed, the stage removes the file later (``artefacts/stage.py``). The name is random rather than a
     process ID, because tasks on several machines may write the same file.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
@@ -26,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refused(folder: Path, error: OSError) -> RequestError | None:
-    """Return a RequestError if ``error`` means that a folder is not writable, or None for any other error."""
+    """Return a RequestError if ``error`` means that the folder is not writable, or None for any other error."""
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         return None
     return RequestError(
@@ -53,7 +53,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def rename_file(partial: Path, path: Path) -> None:
-    """Fsync a finished file, then rename it. After a power failure it is either complete or absent."""
+    """Fsync a finished file, then rename it. After a power failure, ``path`` is never incomplete."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Millrace's C code, compiled on first use with the machine's compiler, and cached."""
+"""Millrace's C code is compiled with the machine's compiler on first use, and cached."""
 
 import contextlib
 import ctypes
@@ -19,8 +19,8 @@ _FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC")
 #: Generates code for this machine's processor. The code may not run on other processors.
 _THIS_PROCESSOR = "-march=native"
 _SECONDS = 120
-#: Environment variable that lists files whose failed compilation was already reported, so that child processes stay
-#: silent.
+#: Environment variable that lists the C files whose compilation failure was already reported, so that child processes
+#: do not report it again.
 _REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
 
 
@@ -50,8 +50,8 @@ def library(source: Path, *flags: str) -> ctypes.CDLL | None:
     """Compile a C file with additional ``flags``, and load it. On failure, print a line to stderr and return None.
 
     The cache key is a hash of the source, the compiler, the flags and the machine. If several processes need the
-    library at the same time, each compiles it and renames it into place. So there is no lock, and no reader sees an
-    incomplete file.
+    library at the same time, each compiles its own copy and renames it into place. No lock is needed, and no process
+    loads an incomplete file.
     """
     try:
         compiler = shlex.split(os.environ.get("CC") or "cc")
@@ -87,7 +87,7 @@ def _instructions() -> bytes:
 
 
 def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
-    """Compile next to the target and rename. If the folder is not writable, compile for this process only."""
+    """Compile next to the target, then rename. If the folder is not writable, compile for this process only."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder: str | None = str(target.parent) if os.access(target.parent, os.W_OK) else None

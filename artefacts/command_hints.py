@@ -1,4 +1,4 @@
-"""Ready-to-paste commands for messages. They repeat the recipe and the overrides that this process was started with."""
+"""Ready-to-paste commands for messages, with the recipe and the overrides that this process was started with."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _target_reads: Callable[[str, str], bool] = _reads_any
 
 
 def install_key_filter(target_reads: Callable[[str, str], bool]) -> None:
-    """Let later hints show an override only if ``target_reads(target, key)`` is true. See ``configs.command``."""
+    """Show an override in later hints only if ``target_reads(target, key)`` is true. See ``configs.command``."""
     global _target_reads
     _target_reads = target_reads
 

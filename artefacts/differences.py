@@ -53,9 +53,9 @@ def first_difference(before: dict[str, Any], after: dict[str, Any]) -> str:
 def explained(
     identity: dict[str, Any], inputs: dict[str, str], new_identity: dict[str, Any], new_inputs: dict[str, str]
 ) -> str:
-    """Describe how an artefact's identity and inputs differ from the new ones. Empty if they do not.
+    """Describe how an artefact's identity and inputs differ from the new ones. Empty if they are equal.
 
-    Recipe keys are shown with both values, as in ``train.steps 100 -> 150``, and inputs only by name.
+    Recipe keys are shown with both values, as in ``train.steps 100 -> 150``. Inputs are listed by name only.
     """
     keys = changed_keys(identity, new_identity)
     others = [_of_input(name) for name in sorted({*inputs, *new_inputs}) if inputs.get(name) != new_inputs.get(name)]
@@ -68,7 +68,7 @@ def changed_keys(identity: dict[str, Any], new_identity: dict[str, Any]) -> list
     """List the recipe keys that differ between two identities of an artefact, with both values."""
     kinds = [[*sections.get("sources", {})] for sections in (identity, new_identity)]
     if all(len(kind) == 1 for kind in kinds) and kinds[0] != kinds[1] and "ids" not in {*identity, *new_identity}:
-        # A single source is named after its kind. All other differences follow from this one.
+        # A single source is named after its kind. All other differences follow from its kind.
         return [f"data.source.kind {kinds[0][0]} -> {kinds[1][0]}"]
     return [_in_recipe(line, "ids" not in new_identity) for line in differences(identity, new_identity)]
 
@@ -85,7 +85,7 @@ def _in_recipe(line: str, single_source: bool) -> str:
 
 
 def _of_input(name: str) -> str:
-    """Describe a changed input. The fingerprint of a source's files is named ``SOURCE: files``."""
+    """Describe a changed input. ``SOURCE: files`` is the fingerprint of a source's files."""
     return _WITHOUT_VALUES.get(name) or f"other content of the source {name.partition(':')[0]}"
 
 

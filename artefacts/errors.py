@@ -11,7 +11,7 @@ class RequestError(Exception):
 
 
 class UnreachableError(RequestError):
-    """A network service does not respond. Finished artefacts do not need it."""
+    """A network service does not respond. Finished artefacts can be used without it."""
 
 
 class StoppedError(KeyboardInterrupt):
@@ -23,10 +23,10 @@ class WorkerKilledError(Exception):
 
 
 class StorageError(Exception):
-    """A disk failed to read. The message says so in one line. The exit status is 1.
+    """Reading from a disk failed. The message is one line. The exit status is 1.
 
-    This is deliberately not an OSError, because a damaged or missing file raises OSError too. Such an input is counted
-    as unreadable, whereas a failing disk stops the stage.
+    This is deliberately not an OSError, which damaged and missing files raise too. Those are counted as unreadable
+    inputs, whereas a failing disk stops the stage.
     """
 
 

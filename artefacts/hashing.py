@@ -22,7 +22,7 @@ def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.ui
 
 
 def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
-    """Return a mask of the items with the smallest hashes whose total size fits ``budget``, but at least one item."""
+    """Return a mask of the items with the smallest hashes that together fit ``budget``. It is never empty."""
     order = np.lexsort((np.arange(len(hashes)), hashes))
     total = np.cumsum(sizes[order])
     chosen = np.zeros(len(hashes), dtype=bool)
@@ -40,7 +40,7 @@ def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool
     return (hashes == hashes.min() if forced else chosen), forced
 
 
-#: Hashes and sizes (in bytes) of documents, in any number of pieces.
+#: Document hashes and sizes (in bytes), in any number of pieces.
 Pieces = Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]
 
 #: Hashes are binned by their top 16 bits.
@@ -80,7 +80,7 @@ Hashes = NDArray[np.uint64]
 
 
 def mix(values: Hashes) -> Hashes:
-    """Mix the bits of 64-bit numbers with a bijection, the finalizer of splitmix64."""
+    """Mix the bits of 64-bit numbers with splitmix64's finalizer, a bijection."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -16,7 +16,7 @@ from artefacts.errors import RequestError
 
 #: Content of the holder file while one task prepares the folder for all tasks.
 _PREPARING = "a task that prepares it"
-#: Seconds to wait for a lock before giving up. Some commands hold it only for a moment.
+#: Seconds to wait for a lock before giving up. Some commands hold a lock only for a moment.
 _PATIENCE = 1.0
 
 
@@ -55,7 +55,7 @@ def hold(folder: Path, what: str = "") -> Iterator[None]:
 
 
 def _remove(folder: Path, parents: list[Path]) -> None:
-    """Remove a folder's lock files, which this process holds, and the parent folders that are then empty."""
+    """Remove a folder's lock files, which this process holds, and any of ``parents`` that are then empty."""
     for path in (_holder(folder), _file(folder)):
         path.unlink(missing_ok=True)
     with suppress(OSError):
@@ -73,7 +73,7 @@ def is_held(folder: Path) -> bool:
 
 
 def refuse_if_held(folder: Path, what: str = "") -> None:
-    """Raise ``RequestError`` if a process holds a folder's lock exclusively. ``what`` says what that process does."""
+    """Raise ``RequestError`` if a process holds a folder's lock exclusively. ``what`` describes its activity."""
     if not _file(folder).exists():
         return
     with _opened(folder) as descriptor:

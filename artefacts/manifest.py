@@ -1,7 +1,7 @@
 """An artefact's manifest: its recipe keys, inputs and files. An artefact with a manifest is complete.
 
-The manifest is the file ``manifest.json`` in the artefact's folder. It contains no time, host name or process ID, so
-the same recipe and inputs give the same bytes.
+The manifest is the file ``manifest.json`` in the artefact's folder. It contains no timestamp, host name or process ID,
+so the same recipe and inputs always produce an identical file.
 """
 
 import json
@@ -19,7 +19,7 @@ from artefacts.errors import RequestError
 NAME = "manifest.json"
 FORMAT = 1
 MILLRACE_VERSION = "0.1.0"
-#: Number of files to hash at the same time.
+#: Number of files to hash concurrently.
 _READERS = min(8, os.cpu_count() or 1)
 
 
@@ -35,7 +35,7 @@ class DamagedError(RequestError):
 
 
 class OtherFormatError(RequestError):
-    """Another version of Millrace wrote the manifest. ``fault`` says so, without the fix."""
+    """Another version of Millrace wrote the manifest. ``fault`` is the reason without the fix."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(f"{fault}: use the version that wrote it, or move the folder away and rebuild")
@@ -49,7 +49,7 @@ class Manifest:
     Attributes:
         stage: the stage that built the artefact.
         identity: the resolved recipe keys that the artefact depends on.
-        inputs: name -> fingerprint, for each artefact or source that it was built from.
+        inputs: name -> fingerprint, for each artefact or source that the artefact was built from.
         versions: name -> version, for Millrace and the relevant libraries.
         counts: documents, bytes, tokens, dropped documents by reason, ...
         files: relative POSIX path -> {"bytes": size, "sha256": digest}.
@@ -72,7 +72,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the files' digests. Artefacts that are built from this one record it as an input."""
+        """A hash of the files' digests. Artefacts that are built from this one record the hash as an input."""
         return fingerprint.of_value({name: entry["sha256"] for name, entry in self.files.items()})
 
 
@@ -144,7 +144,7 @@ def _checked(loaded: Manifest) -> Manifest:
 
 
 def require(folder: Path, target: str) -> Manifest:
-    """Read the manifest of an artefact that an earlier stage, the make target ``target``, must have built.
+    """Read the manifest of an artefact that an earlier stage must have built. ``target`` is the stage's make target.
 
     Raises:
         RequestError: the manifest is missing or damaged; the message names the command that builds the artefact.

@@ -5,6 +5,6 @@ import sys
 
 
 def peak_resident_bytes() -> int:
-    """Return this process's peak resident memory. ``getrusage`` counts in bytes on macOS and in KiB elsewhere."""
+    """Return this process's peak resident memory in bytes. ``getrusage`` reports bytes on macOS and KiB elsewhere."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

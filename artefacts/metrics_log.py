@@ -1,4 +1,4 @@
-"""Reading and appending to ``metrics.jsonl``: one record per step. Readers tolerate repeated steps and torn lines."""
+"""Reader and writer of ``metrics.jsonl``, one record per line. Readers tolerate repeated steps and torn lines."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Return the records of a metrics file by kind, sorted by step. If a step was repeated, the last record counts.
+    """Return the records of a metrics file by kind, sorted by step. If a step was repeated, its last record wins.
 
     Raises:
         RequestError: no line of the file is a record.

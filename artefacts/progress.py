@@ -30,11 +30,10 @@ def warn(text: str) -> None:
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
     """Create a tqdm bar on stderr. Without a terminal, it refreshes every 20 seconds.
 
-    A rank's output goes to a file. If its launcher says that it shows the file on a terminal, the bar refreshes every
-    second.
+    A rank's output goes to a file. If the rank's launcher shows the file on a terminal, the bar refreshes every second.
 
     Raises:
-        KeyboardInterrupt: from ``update``, after Ctrl-C. After SIGTERM or SIGUSR1, it is a StoppedError.
+        KeyboardInterrupt: from ``update`` after Ctrl-C, or its subclass StoppedError after SIGTERM or SIGUSR1.
     """
     if not sys.stderr.isatty():
         options.setdefault("mininterval", 1 if TERMINAL in os.environ else 20)

@@ -56,7 +56,7 @@ def read_manifest(name: str, folder: Path) -> Manifest | None:
 
 @contextmanager
 def reading(name: str, path: Path) -> Iterator[None]:
-    """Context manager for reading a parquet file of the artefact ``name``.
+    """Context manager for reading a Parquet file of the artefact ``name``.
 
     Raises:
         RequestError: Arrow cannot read the file.

@@ -1,7 +1,7 @@
 """SIGTERM, SIGUSR1 and Ctrl-C as exceptions.
 
 The handler raises an exception wherever the program happens to be. If that is in a destructor, in a callback from C or
-in the import of an extension module, the exception can be lost or replaced by another one. So the exception is also
+while an extension module is imported, the exception can be lost or replaced by another one. So the exception is also
 recorded: ``check`` raises it again the next time it is called, and a command that fails checks ``pending`` first.
 """
 
@@ -62,9 +62,10 @@ class StopRequest:
         self._report_listening = report_listening
 
     def listen(self) -> None:
-        """Treat signals as requests to save and stop from now on, and report this to the launcher.
+        """From now on, treat signals as requests to save and stop, and report this to the launcher.
 
-        Until then, signals kill the process: there is nothing to save, and a rank that waits for others cannot react.
+        Before this call, signals kill the process: there is nothing to save, and a rank that waits for others cannot
+        react.
         """
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._request)

@@ -5,8 +5,8 @@ built), ``work/`` (files to publish) and ``scratch/`` (files that only a resumed
 atomically (with ``atomic.write_bytes`` or a rename), so a resumed build keeps the files that exist. ``publish`` writes
 the manifest, renames ``work/`` to the target, and then removes the rest. A killed build loses no finished files.
 
-A command that is refused before it has written a file leaves nothing behind. An artefact from another recipe or other
-inputs is never overwritten. It is moved aside, and the differences are printed.
+A command that is refused before it has written a file leaves nothing behind. An artefact built from another recipe or
+other inputs is never overwritten. It is moved aside, and the differences are printed.
 """
 
 import shutil
@@ -29,7 +29,7 @@ class Stage:
     Attributes:
         name: the artefact's name.
         target: the artefact's folder.
-        work: folder for the files to publish. It still has the files of an interrupted build with the same key.
+        work: folder for the files to publish. When an interrupted build resumes, it contains the files written so far.
         scratch: folder for intermediate files. It is kept like ``work`` but never published.
         identity: the recipe keys that the artefact depends on.
         inputs: fingerprints of everything that it is built from.
@@ -84,13 +84,13 @@ def open_stage(
         target: the artefact's folder.
         identity: the recipe keys that the artefact depends on.
         inputs: fingerprints of everything that it is built from.
-        shared: whether several tasks build it together.
+        shared: whether several tasks build the artefact together.
         check_replacing: called with the differences before a different artefact at ``target`` is replaced.
 
     Raises:
         RequestError: another process is building it; ``shared`` is set, and tasks with another recipe or other inputs
             are building it; a file of the finished artefact is missing or has the wrong size; or ``check_replacing``
-            raises it.
+            raises this error.
     """
     building = _Building(name, target, identity, inputs, check_replacing)
     partial = building.partial
@@ -142,7 +142,7 @@ class _Building:
         return published is not None and published.key == self.key
 
     def prepare(self) -> None:
-        """Prepare the folders. If they will replace a different artefact, check and print the differences first."""
+        """Prepare the folders. Before replacing a different artefact, check permission and print the differences."""
         published = repair_hints.read_manifest(self._name, self._target)
         if published is not None and published.key != self.key:
             why = explained(published.identity, published.inputs, self._identity, self._inputs)
@@ -162,7 +162,7 @@ def _begun(partial: Path) -> str | None:
 
 
 def _holds_work(partial: Path) -> bool:
-    """Return whether a build has written any files other than locks."""
+    """Return whether a build has written any files other than lock files."""
     paths = (path for name in ("work", "scratch") for path in (partial / name).rglob("*"))
     return any(path.is_file() and path.suffix != ".lock" for path in paths)
 

@@ -1,7 +1,8 @@
-"""The life cycle of a training folder (``pretrain/``, ``finetune/``): the same run resumes, any other is refused.
+"""The life cycle of a training folder (``pretrain/``, ``finetune/``). A run may resume in its own folder only.
 
-Unlike a data artefact, it is written in place, because a killed run resumes from its checkpoints. ``identity.json`` is
-written at the start, and ``manifest.json`` at the end. If either is lost, it is restored from a checkpoint's manifest.
+Unlike a data artefact, the folder is written in place, because a killed run resumes from its checkpoints.
+``identity.json`` is written at the start, and ``manifest.json`` at the end. If either is lost, it is restored from a
+checkpoint's manifest.
 """
 
 import json
@@ -27,8 +28,8 @@ class TrainingRun:
 
     Attributes:
         stage: ``pretrain`` or ``finetune``.
-        folder: the folder with its checkpoints and metrics.
-        identity: the recipe keys that define the run. If one of them changes, it is a different run.
+        folder: the folder with the run's checkpoints and metrics.
+        identity: the recipe keys that define the run. Changing any of them defines a different run.
         inputs: fingerprints of the artefacts that the run is trained on.
     """
 
@@ -82,7 +83,7 @@ class TrainingRun:
         raise RequestError(f"{self.folder} holds another run ({self._difference()}): {fix}")
 
     def open(self, recipe_text: str, replace: bool) -> None:
-        """Prepare the folder to start or resume. Another run that may be replaced is moved aside, and this is logged.
+        """Prepare the folder for starting or resuming. Another run that may be replaced is moved aside, with a message.
 
         Raises:
             RequestError: the folder has another run's weights, and they may not be moved aside.
@@ -195,7 +196,7 @@ def finished(folder: Path) -> Manifest | None:
 
 
 def _by_last_checkpoint(folder: Path) -> Manifest | None:
-    """Derive a run's manifest from its newest readable checkpoint, or return None if it is not from the final step."""
+    """Derive a run's manifest from its newest readable checkpoint. Returns None if that is not the final step's."""
     for checkpoint, saved in _readable_checkpoints(folder):
         is_last = bool(saved.details.get("run")) and saved.counts["step"] == saved.details["run"]["steps"]
         return _finished_by(checkpoint, saved) if is_last else None

@@ -6,7 +6,7 @@ The launcher names two folders in environment variables. Without them, nothing i
 
 - ``listening-RANK`` exists if the rank handles signals.
 - ``status`` contains the exit status of a rank that neither succeeded nor failed.
-- ``first`` exists if rank 0 is one of this launcher's ranks. It contains the log offset at which its output begins.
+- ``first`` exists if rank 0 is one of this launcher's ranks. It contains the log offset of rank 0's output.
 
 ``MILLRACE_LOGS`` belongs to the run:
 
@@ -83,14 +83,14 @@ class Worker:
             (self._status / f"listening-{self.rank}").touch()
 
     def write_status(self, status: int, message: str) -> bool:
-        """Write the exit status for the launcher. Returns False without a launcher: exit with the status instead."""
+        """Write the exit status for the launcher. Returns False if there is none, so the caller must exit with it."""
         if not self._status:
             return False
         (self._status / "status").write_text(f"{status} {message}", encoding="utf-8")
         return True
 
     def note_failure(self) -> None:
-        """Record that this rank failed, and where its log ends. Call this before printing the reason."""
+        """Record that this rank failed, and its log's current size. Call this before printing the reason."""
         if self._logs:
             note = {"rank": self.rank, "node": node_name(), "time": time.time(), "at": os.fstat(1).st_size}
             failure_note(self._logs, self.rank).write_text(json.dumps(note), encoding="utf-8")
@@ -111,7 +111,7 @@ def read_status(status: Path) -> tuple[int, str] | None:
 
 
 def failures(logs: Path) -> list[dict[str, Any]]:
-    """List the ranks that failed, earliest first: ``rank``, ``node``, ``time``, and ``at`` (its log's size then)."""
+    """List the failed ranks, earliest first: ``rank``, ``node``, ``time`` and ``at`` (the log's size at the time)."""
     notes = []
     for file in logs.glob("failed-*.json"):
         try:

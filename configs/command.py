@@ -30,10 +30,10 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, required: bool = True)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse arguments and accept overrides anywhere. ``parse_args`` alone rejects those that follow an option.
+    """Parse arguments and accept overrides anywhere. ``parse_args`` alone rejects overrides that follow an option.
 
     Raises:
-        RequestError: there is an unknown option.
+        RequestError: an option is unknown.
     """
     _tidy_help(parser)
     parsed, rest = parser.parse_known_args(arguments)
@@ -49,7 +49,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
 
 
 def _tidy_help(parser: argparse.ArgumentParser) -> None:
-    """Add the common epilog to a parser and its commands, and remove docstring markup from their descriptions."""
+    """Add the common epilog to a parser and its subcommands, and remove docstring markup from their descriptions."""
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for sub in (parser, *(sub for group in groups for sub in group.choices.values())):
         sub.description = sub.description.replace("``", "") if sub.description else None
@@ -57,7 +57,7 @@ def _tidy_help(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
-    """List the options of one of a parser's commands."""
+    """List the options of a parser's subcommand ``verb``."""
     groups = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     chosen: argparse.ArgumentParser = next((group.choices[verb] for group in groups if verb in group.choices), parser)
     strings = (string for action in chosen._actions for string in action.option_strings)
@@ -65,7 +65,7 @@ def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
 
 
 def read_recipe(arguments: argparse.Namespace) -> Recipe:
-    """Load the recipe that the arguments of ``add_recipe_arguments`` name."""
+    """Load the recipe and apply the overrides given by the arguments of ``add_recipe_arguments``."""
     return load_recipe(arguments.recipe, arguments.overrides)
 
 
@@ -95,7 +95,7 @@ def run(main: Callable[[Sequence[str]], int | None], restartable: bool = False) 
 
 
 def _outcome(error: BaseException, restartable: bool) -> tuple[int, str]:
-    """Return the exit status and the message for an error, or raise it again if it is a bug."""
+    """Return the exit status and the message for an error, or re-raise the error if it is a bug."""
     match error:
         case RequestError():
             return WRONG_REQUEST, f"error: {error}"

@@ -54,7 +54,7 @@ def _sections() -> Iterator[str]:
 
 
 def _variants(same: Iterable[Key]) -> list[list[Key]]:
-    """Group keys of the same name by type, default and meaning, because model families share most keys."""
+    """Group keys with the same name by type, default and meaning, because model families share most of their keys."""
     groups: dict[tuple[str, ...], list[Key]] = {}
     for key in same:
         groups.setdefault((key.type, key.default, key.meaning), []).append(key)
@@ -103,7 +103,7 @@ def _is_below(name: str, section: str) -> bool:
 
 
 def _recipes_with(name: str, families: Sequence[str]) -> list[str]:
-    """List the checkout's recipes that set a key, with its value. ``families``, if not empty, restricts the list."""
+    """List the checkout's recipes that set a key, with its value. If not empty, ``families`` restricts the list."""
     lines = []
     for path in sorted((CHECKOUT / "configs").rglob("*.yaml")):
         recipe: Any = recipe_yaml.parse(path.read_text(encoding="utf-8"), kind_of)

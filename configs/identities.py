@@ -1,4 +1,4 @@
-"""The identity of each data artefact, which is the set of recipe keys that it depends on."""
+"""Identities of the data artefacts. An artefact's identity is the set of recipe keys that it depends on."""
 
 from typing import Any
 

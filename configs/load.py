@@ -134,7 +134,7 @@ def _utf8_fault(value: Any, key: str = "") -> str | None:
 
 
 def _at_fault(tree: dict[str, Any], overrides: list[str], fault: ErrorDetails) -> str | None:
-    """Return the override without which an error goes away. If there are several, the one that it names first."""
+    """Return the override that causes an error. If there are several, return the one that the error mentions first."""
     causes = []
     for place, override in enumerate(overrides):
         others = overrides[:place] + overrides[place + 1 :]
@@ -171,7 +171,7 @@ class _Key(NamedTuple):
     Attributes:
         generic: the key, with NAME in place of a name that the user chose.
         name: the name that the user chose. Empty if there is none.
-        kind: the annotation of its value. None if there is no such key.
+        kind: the type annotation of the key's value. None if there is no such key.
         examples: valid values, if the schema has any.
     """
 
@@ -229,7 +229,8 @@ def _keys_of(section: str) -> list[str]:
 def _place(fault: ErrorDetails) -> str:
     """Return the dotted key that an error is about.
 
-    pydantic's location also contains the family after ``model``, and the type at the end for a union. Both are removed.
+    pydantic's location also contains the family after ``model`` and, for a union, the type at the end. Both are
+    removed.
     """
     parts = [str(part) for part in fault["loc"]]
     if parts[-1:] and re.fullmatch(r"bool|literal\[.*\]", parts[-1]):

@@ -1,8 +1,7 @@
-"""A YAML reader for recipes, in which the type of a key decides how its value is read.
+"""A YAML parser for recipes, in which a key's type determines how its value is parsed.
 
-YAML 1.1 reads ``020`` as 16, ``1:30`` as 90 and ``yes`` as true. Here, a key that holds text gets the characters as
-written. If a key holds a number, values that YAML would parse differently from how a person reads them, such as
-``020``, are rejected.
+YAML 1.1 reads ``020`` as 16, ``1:30`` as 90 and ``yes`` as true. Here, text is kept as written, and numbers that YAML
+would parse differently from how a person reads them, such as ``020``, are rejected.
 """
 
 import re
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 
 _TAG = "tag:yaml.org,2002:"
-#: Numbers that YAML 1.1 parses differently from how a person reads them: leading zeros, another base, base 60.
+#: Numbers that YAML 1.1 parses differently from how a person reads them: leading zeros, a base prefix, base 60.
 _OCTAL = re.compile(r"[-+]?0(_?[0-9])+")
 _OTHER_BASE = re.compile(r"[-+]?0([xX](_?[0-9a-fA-F])+|[bB](_?[01])+|[oO](_?[0-7])+)")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
@@ -98,8 +97,8 @@ def _tag_scalar(node: yaml.ScalarNode, key: str, types: set[Any]) -> None:
     """Tag an unquoted scalar with a type that its key allows.
 
     Raises:
-        RecipeYamlError: YAML parses a number differently from how a person reads it, or a value that must be a number
-            is not one.
+        RecipeYamlError: YAML parses a number differently from how a person reads it, or a value must be a number but is
+            not.
     """
     text = node.value
     if str in types and not types & {int, float, bool}:

@@ -57,7 +57,7 @@ _EFFECTS_BY_SECTION: tuple[tuple[str, Effect], ...] = (
     ("generate.", "evaluation"),
     ("", "run"),
 )
-#: Bounds of at least this are not shown, because they only keep numbers within 32 or 64 bits.
+#: Bounds of this size or larger are not shown, because they exist only to keep numbers within 32 or 64 bits.
 _HUGE = 2**31 - 1
 
 
@@ -130,7 +130,7 @@ class Page:
         family: the model family, for a model section. Otherwise empty.
         section: the section's class.
         keys: the keys that hold values.
-        note: a sentence on leaving the section out. May be empty.
+        note: a sentence about omitting the section. May be empty.
     """
 
     name: str

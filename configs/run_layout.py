@@ -53,7 +53,7 @@ class RunLayout:
         return _followed(self.run / "logs")
 
     def launch(self, verb: str) -> Path:
-        """Return a path to lock while a command is launched, so that only one launch runs at a time. Never created."""
+        """Return a path to lock during a launch, so that only one launch runs at a time. The path is never created."""
         return self.run / f"{verb}-launch"
 
     @property

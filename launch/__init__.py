@@ -1,1 +1,1 @@
-"""Starts and supervises a recipe's processes: locally, with torchrun, DeepSpeed or SLURM. Does not import torch."""
+"""Starts and supervises a recipe's processes, locally or with torchrun, DeepSpeed or SLURM. Does not import torch."""

@@ -1,4 +1,4 @@
-"""Launching with DeepSpeed's launcher, on this host or, over pdsh and ssh, on the hosts in a hostfile."""
+"""Launches with DeepSpeed's launcher, either on this host or, via pdsh and ssh, on the hosts in a hostfile."""
 
 import base64
 import json

@@ -125,7 +125,7 @@ def _stamp(path: Path) -> int | None:
 
 
 def _check_resume(folder: Path) -> None:
-    """Record whether repeated steps had bit-identical losses before the crash and after the resume."""
+    """Record whether the repeated steps had bit-identical losses before the crash and after the resume."""
     losses: dict[int, list[float]] = {}
     for record in read_records(folder / "metrics.jsonl"):
         if record["kind"] == "train":
@@ -165,7 +165,7 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
 
 
 def _load_line(steps: list[dict[str, Any]]) -> str:
-    """Describe the max/mean expert load per layer over the last steps, because one batch is mostly noise."""
+    """Describe each layer's max/mean expert load over the last steps, because a single batch is too noisy."""
     last = steps[-_REPEATED:]
     worst = []
     for layer in last[-1]["experts"]:

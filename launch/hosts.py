@@ -1,4 +1,4 @@
-"""The hosts in a hostfile: read them, check that they respond, and send signals to their workers.
+"""Reads the hosts in a hostfile, checks that they respond, and sends signals to their workers.
 
     python -m launch.hosts SIGNAL FOLDER
 
@@ -48,7 +48,7 @@ def read(hostfile: Path, nodes: int, processes: int) -> list[str]:
 
 
 def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
-    """Check that every host can see one of this host's folders.
+    """Check that every host can see ``folder``, which is a folder on this host.
 
     Raises:
         RequestError: some hosts do not respond in time or do not see the folder; the message names them.
@@ -73,7 +73,7 @@ def send(names: tuple[str, ...], number: int, status: Path, seconds: int = 20) -
 
 
 def _run_on(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str]:
-    """Run a shell command on every host, and return its output by host. Empty if a host does not respond in time."""
+    """Run a shell command on every host, and return each host's output: "" if the host does not respond in time."""
     argv = ["pdsh", "-R", "ssh", "-t", str(seconds), "-u", str(seconds), "-w", ",".join(names)]
     with contextlib.suppress(subprocess.TimeoutExpired):
         done = subprocess.run(

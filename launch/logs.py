@@ -16,12 +16,12 @@ from artefacts.worker_status import failure_note, failures, header, node_name, r
 _TAIL = 30
 #: Seconds to wait for ranks that fail at the same time to record their failures.
 _WAIT = 1.0
-#: Text in the first line of an explanation if a rank was killed, by its user, root or the kernel.
+#: Text in the first line of an explanation if a rank was killed by its user, root or the kernel.
 WAS_KILLED = "was killed by SIGKILL"
-#: The same, if it is not known which signal killed the rank.
+#: The same, for a rank that was killed by an unknown signal.
 WAS_SILENT = "exited without reporting an error"
 
-#: Matches what gloo, NCCL and torch's store print in a rank's output if another rank is gone.
+#: Matches the messages of gloo, NCCL and torch's store in a rank's output when another rank is gone.
 _PEER_IS_GONE = re.compile(
     r"gloo/transport/\S+ .*(reset by peer|closed by peer|Broken pipe|refused)"
     r"|ncclRemoteError|remote process exited|Connection was likely closed"
@@ -29,8 +29,8 @@ _PEER_IS_GONE = re.compile(
 #: Matches torchrun's report of the rank that failed first.
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank +: (\d+) .*?exitcode +: (-?\d+)", re.DOTALL)
 
-#: Matches what DeepSpeed's launcher prints about the signal that killed the first process to fail. It does not name the
-#: rank. With a hostfile, pdsh prefixes the line with the host.
+#: Matches what DeepSpeed's launcher prints about the signal that killed the first process to fail. The message does not
+#: name the rank. With a hostfile, pdsh prefixes the line with the host.
 _DEEPSPEED_SIGNAL = re.compile(r"^(?:(\S+): )?\[.*exits with return code = -(\d+)", re.MULTILINE)
 
 
@@ -42,7 +42,7 @@ class Output:
         Args:
             logs: the run's log folder.
             status: the launcher's folder of status files; see :mod:`artefacts.worker_status`.
-            apart: how many seconds earlier than this launcher another node's launcher may have started.
+            apart: maximum number of seconds by which another node's launcher may have started before this one.
         """
         self._logs, self._first, self._apart = logs, status and status / "first", apart
         self._followed: IO[bytes] | None = None
@@ -66,7 +66,7 @@ class Output:
             return
         begins = self._followed.tell()
         text = self._followed.read()
-        # Hold back rank 0's error. If it failed first, ``explain`` shows the end of its log.
+        # Hold back rank 0's error. If rank 0 failed first, ``explain`` shows the end of its log.
         failed = [note["at"] for note in self._failures() if note["rank"] == 0]
         _show(text[: max(0, failed[0] - begins)] if failed else text)
 
@@ -83,7 +83,7 @@ class Output:
         noted = self._failures()
         reported = [note["rank"] for note in noted]
         for node, log in self._node_logs().items():
-            # A killed rank could not report anything, and the errors that other ranks report are consequences.
+            # A killed rank could not report anything, and the errors that other ranks report are only a consequence.
             silent = {host: [rank for rank in ranks if rank not in reported] for host, ranks in (gone or {}).items()}
             killed = _killed(log, node, silent if node == node_name() else {})
             if killed and not {*killed.ranks} & {*reported}:
@@ -100,10 +100,10 @@ class Output:
         return "\n".join(f"the end of {self._log_of(node)}:\n{_end(log)}" for node, log in logs.items())
 
     def _lost_by(self, rank: int, reported: Sequence[int], gone: Mapping[str, Sequence[int]] | None) -> int | None:
-        """Return the rank whose exit brought down ``rank``, the first to report an error. None if it failed on its own.
+        """Return the rank whose exit brought down ``rank``, or None if ``rank`` failed on its own.
 
-        On a single host, this can only be a rank that reported nothing. If ranks exit within a second of each other,
-        the exit order inferred for DeepSpeed's launcher may be wrong.
+        Only a rank on this host that exited without reporting an error can be the cause. If ranks exit within a second
+        of each other, the exit order inferred for DeepSpeed's launcher may be wrong.
         """
         silent = [other for other in (gone or {}).get(node_name(), []) if other not in reported]
         if silent and _PEER_IS_GONE.search(_since_header(rank_log(self._logs, rank))):

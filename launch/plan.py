@@ -66,14 +66,15 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
 
 
 def _cores() -> int:
-    """Return the number of cores that this process may use. On macOS, which does not report it, return all cores."""
+    """Return the number of cores that this process may use. On macOS, where it is unknown, return all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:
     """Return a free port on this host.
 
-    It is below 32,768, where Linux's ephemeral port range starts, because a rank binds it only seconds later.
+    The port is below 32,768, where Linux's ephemeral range starts, so that it is likely to stay free until a rank binds
+    it.
 
     Raises:
         RequestError: there is no free port.

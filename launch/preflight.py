@@ -93,7 +93,7 @@ def visible_gpus() -> int:
 
 
 def check_memory(recipe: Recipe) -> list[str]:
-    """Return a warning if the estimated memory exceeds what a process may use, with advice on what would fit.
+    """Return a warning if the estimated memory exceeds a process's limit, with advice on which settings would fit.
 
     Raises:
         RequestError: the device is a GPU whose memory is known, and the estimate exceeds it by more than the tolerance.

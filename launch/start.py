@@ -25,7 +25,8 @@ from training.estimate.memory import memory
 from training.runs import finetune_run, pretrain_run
 
 COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
-#: Environment variable that a SLURM job's first node sets. It runs the checks, then starts this command on each node.
+#: Environment variable that a SLURM job's first node sets. That node runs the checks, then starts this command on every
+#: node.
 IN_ALLOCATION = "MILLRACE_ALLOCATION"
 
 

@@ -1,4 +1,4 @@
-"""Supervision of workers: forward signals, kill the rest when one dies, show their output, and report the outcome."""
+"""Supervises workers: forwards signals, shows output, kills all if one dies, and reports the outcome."""
 
 import contextlib
 import ctypes
@@ -29,7 +29,7 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _AS_TERM = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PR_SET_PDEATHSIG = 1
 
-#: A function that makes a plan. Its argument holds the environment variables that tell workers this start's folders.
+#: A function that makes a plan. Its argument holds the environment variables that pass this start's folders to workers.
 Planner = Callable[[Mapping[str, str]], Plan]
 
 
@@ -39,7 +39,7 @@ class Ended:
     Attributes:
         status: the exit status: 0, 1 or 75.
         output: the logs, which explain a failure.
-        gone: host -> ranks, in the order in which they exited on this host, and by number on other hosts.
+        gone: host -> ranks that exited: on this host in order of exit, on other hosts in numerical order.
     """
 
     def __init__(self, status: int, output: Output, gone: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -58,7 +58,7 @@ def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: 
         logs: the run's log folder.
         shared: a folder that all hosts can see, for the status files of workers on other hosts. None if all workers are
             on this host.
-        grace_seconds: time that workers have to save.
+        grace_seconds: time for workers to save after a signal.
 
     Raises:
         RequestError: a worker refused the request; the message is the worker's.
@@ -104,7 +104,7 @@ def _status_folder(shared: Path | None) -> Iterator[Path]:
 
 
 def _terminal() -> dict[str, str]:
-    """Return variables that tell workers that their output is shown on a terminal, and how wide the terminal is."""
+    """Return environment variables that tell workers that a terminal shows their output, and its width."""
     if not sys.stdout.isatty():
         return {}
     return {TERMINAL: "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
@@ -165,7 +165,7 @@ class _Watched:
         self._send(number if number in _PASSED_ON else signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill all remaining processes, one by one: torchrun starts each worker in its own session."""
+        """Kill all remaining processes individually, because torchrun starts each worker in its own session."""
         if self._agent is None:
             return
         alive = self._agent.poll() is None
@@ -201,7 +201,7 @@ def _workers_of(pid: int) -> list[psutil.Process]:
 
 
 def _rank_of(worker: psutil.Process) -> int | None:
-    """Return a worker's rank. None if it has no rank, or not yet, for example between fork and exec."""
+    """Return a worker's rank. None if it has none, or none yet, for example between fork and exec."""
     try:
         rank = worker.environ().get("RANK")
     except psutil.Error:

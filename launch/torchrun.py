@@ -14,10 +14,10 @@ from artefacts.worker_status import STATUS
 from configs.schema import Recipe
 from launch.plan import Plan, worker_argv, worker_environment
 
-#: SLURM sends SIGUSR1 before the time is up. By default, it would kill torchrun.
+#: SLURM sends SIGUSR1 before the time is up. By default, this signal would kill torchrun.
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
-#: Seconds that torchrun gives its workers after a signal, if it has no option to set the time.
+#: Seconds that torchrun gives its workers to exit after a signal, in versions without an option for this.
 _GRACE_OF_TORCHRUN = 30
 
 
@@ -70,7 +70,7 @@ def _local_address(rendezvous: str) -> list[str]:
 def check_port(recipe: Recipe) -> None:
     """Raise ``RequestError`` if launch.rendezvous names an unknown host, or a port of this host that is in use.
 
-    torchrun would mistake the other program for its rendezvous, and wait for an answer.
+    If another program used the port, torchrun would mistake it for the rendezvous and wait for an answer.
     """
     host, _, port = (recipe.launch.rendezvous or "").rpartition(":")
     try:
@@ -106,7 +106,7 @@ def _shutdown_timeout(seconds: int) -> list[str]:
 
 
 def _knows(option: str) -> bool:
-    """Return whether the installed torchrun has an option. Searches its source: importing torch takes seconds."""
+    """Return whether the installed torchrun has an option. Searches its source to avoid importing torch."""
     spec = find_spec("torch")
     sources = (Path(folder, "distributed/run.py") for folder in (spec and spec.submodule_search_locations) or [])
     return any(option in source.read_text(encoding="utf-8") for source in sources if source.is_file())

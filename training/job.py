@@ -1,4 +1,4 @@
-"""Runs a training job, shared by pretraining and fine-tuning.
+"""The training job, which pretraining and fine-tuning share.
 
 A job joins the ranks, builds the engine, resumes from a checkpoint if there is one, trains, and writes the manifest.
 """
@@ -54,7 +54,7 @@ class Job:
         data: the micro-batches of every step.
         validation: the batches for the validation loss during training.
         check_inputs: called before a new run is opened; raises RequestError if the run's inputs are damaged.
-        init_weights: initializes the fp32 model's weights, including only the routed experts in the range.
+        init_weights: initializes the fp32 model's weights. Of the routed experts, only those in the given range.
         notice: a line to print before the first step; may be empty.
     """
 

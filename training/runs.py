@@ -64,7 +64,7 @@ def backbone_checkpoint(recipe: Recipe) -> Path | None:
 
 
 def named_checkpoint(path: str, key: str) -> Path:
-    """Return the checkpoint at the path that a recipe sets in ``key``: a checkpoint's folder or a run's folder.
+    """Return the checkpoint at ``path``, the value of recipe key ``key``. It may be a checkpoint's or a run's folder.
 
     Raises:
         RequestError: there is no checkpoint at that path.
@@ -144,7 +144,7 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
     """Return a recipe's fine-tuning run, which needs finished pretraining and published examples.
 
     Raises:
-        RequestError: one of these is missing, or the recipe has no finetune section.
+        RequestError: either is missing, or the recipe has no finetune section.
     """
     if recipe.finetune is None:
         raise RequestError("the recipe has no finetune section")

@@ -1,4 +1,4 @@
-"""The style of figures, and their rendering as PNG or as inline SVG in the page's text color."""
+"""Figure style, and rendering as PNG or as inline SVG in the page's text color."""
 
 import io
 import re

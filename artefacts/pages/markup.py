@@ -1,16 +1,16 @@
-"""Building blocks of HTML. Text is escaped, because it may come from files."""
+"""HTML building blocks. Text is escaped, because it may come from files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 
 def text(value: object) -> str:
-    """Return a value as escaped text."""
+    """Return a value as HTML-escaped text."""
     return escape(str(value))
 
 
 def section(identifier: str, title: str, *parts: str) -> str:
-    """Return a section with a heading. ``parts`` are HTML. Empty if all of them are empty."""
+    """Return a section with a heading. ``parts`` are HTML. Returns "" if all parts are empty."""
     body = "\n".join(part for part in parts if part)
     return f'<section id="{identifier}">\n<h2>{text(title)}</h2>\n{body}\n</section>' if body else ""
 
@@ -33,7 +33,7 @@ def facts(values: Mapping[str, str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """Return a table. The first column names the row, and the others are numbers. Empty if there are no rows."""
+    """Return a table. The first column names the row, and the others hold numbers. Returns "" if there are no rows."""
     lines = ["".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows]
     if not lines:
         return ""

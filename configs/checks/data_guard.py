@@ -1,4 +1,4 @@
-"""Protection for data that weights were trained on. Such data are replaced only if the recipe allows it."""
+"""Protection against replacing data that weights were trained on, unless the recipe allows it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from configs.schema import Recipe
 
 
 def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
-    """Return the check that a stage calls, with the reason, before it replaces the artefact ``name``.
+    """Return a check that a stage calls, passing the reason, before it replaces the artefact ``name``.
 
     The check raises ``RequestError`` if a training run uses the artefact and is active or has weights. With
     ``run.replace``, this run's own weights do not count, because they are moved aside later. Weights of another run
@@ -42,7 +42,7 @@ def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
 
 
 def _runs(recipe: Recipe, layout: RunLayout) -> Iterator[Path]:
-    """Yield the folders of runs that may have been trained on the data: this run, the data folder, and other runs."""
+    """Yield the folders that may hold runs trained on the data: this run's, the data folder, and other runs'."""
     root = Path(recipe.run.root)
     others = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     yield from dict.fromkeys([layout.run, layout.data, *others])

@@ -38,9 +38,9 @@ def is_only_pretrained(saved: Manifest) -> bool:
 
 
 def stale(layout: RunLayout, stage: str) -> str:
-    """Explain why a stage's weights are not current: an artefact they were trained on was replaced. Empty if current.
+    """Explain why a stage's weights are outdated: an artefact they were trained on was replaced. Empty if current.
 
-    Data that were removed, or whose manifest cannot be read, do not count as replaced.
+    An artefact that was removed, or whose manifest cannot be read, does not count as replaced.
     """
     reasons = []
     for name, trained in read_identity(getattr(layout, stage)).get("inputs", {}).items():

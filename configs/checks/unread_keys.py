@@ -1,4 +1,4 @@
-"""Rejection of overrides that a command does not read, because it would silently ignore them.
+"""Rejects overrides that a command does not read and would therefore silently ignore.
 
 Overrides that agree with the existing run are allowed, so that the same ARGS work for every command of a run.
 """
@@ -88,7 +88,7 @@ def _same(key: str, recorded: Any, wanted: Any) -> bool:
 
 
 def _difference(recipe: Recipe, layout: RunLayout, key: str) -> str:
-    """Describe how a data key's value differs from the one that the data were built with. Empty if it does not."""
+    """Describe how a data key's value differs from the value used to build the data. Empty if it does not differ."""
     artefacts = (
         (layout.documents, documents_identity(recipe)),
         (layout.tokenizer, tokenizer_identity(recipe)),

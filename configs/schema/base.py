@@ -1,4 +1,4 @@
-"""The base class of all recipe sections. They are frozen and typed, reject unknown keys, and define their identity."""
+"""The base class of recipe sections. Sections are frozen and typed, reject unknown keys, and define their identity."""
 
 import os
 import re
@@ -70,7 +70,7 @@ class Section(BaseModel):
 
     @classmethod
     def named_fields(cls) -> dict[str, tuple[str, FieldInfo]]:
-        """Return a map from recipe key to the attribute that holds it (its name may differ) and the field."""
+        """Return a map from recipe key to (attribute name, field). The attribute name may differ from the key."""
         return {field.alias or name: (name, field) for name, field in cls.model_fields.items()}
 
     @classmethod
@@ -85,12 +85,12 @@ class Section(BaseModel):
 
 
 def is_identity(field: FieldInfo) -> bool:
-    """Return whether changing a key makes it a different run."""
+    """Return whether changing a key defines a different run."""
     return not any(isinstance(mark, _NonIdentityMark) for mark in field.metadata)
 
 
 def inner_sections(field: FieldInfo) -> list[type[Section]]:
-    """Return the section classes that a key may hold. There may be several. Empty if the key holds a value."""
+    """Return all section classes that a key may hold. Empty if the key holds a value."""
     sections: list[type[Section]] = []
     kinds: list[Any] = [field.annotation]
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""Cleaning rules. Each can be turned on or off. The default thresholds come from the original papers."""
+"""Cleaning rules, which can be turned on or off individually. The default thresholds come from the original papers."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -43,7 +43,7 @@ class C4Section(Section):
 class GopherQualitySection(Section):
     """Gopher's quality rules (Rae et al. 2021, table A1 and appendix A.1.1). They drop documents.
 
-    Words that consist only of symbols do not count toward the number of words or their mean length.
+    Words that consist only of symbols do not count toward the word count or the mean word length.
     """
 
     enabled: bool = Field(False, description="Apply these rules.")

@@ -1,4 +1,4 @@
-"""The data stages: where text comes from, how it is cleaned, how it becomes token shards."""
+"""The data stages: where text comes from, how it is cleaned, and how it becomes token shards."""
 
 import codecs
 import difflib
@@ -141,7 +141,7 @@ class SourceSection(Section):
             # Codecs that are unsuitable for text files, such as punycode, reject this error handler.
             b"\xff".decode(encoding, "surrogateescape")
         except UnicodeDecodeError:
-            # This is a text encoding, in which this single byte is not a valid character.
+            # This is a text encoding in which the byte alone is not a valid character.
             pass
         except (LookupError, ValueError):
             raise ValueError(
@@ -242,7 +242,7 @@ class DataSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_or_several(cls, section: Any) -> Any:
-        """Reject `source` combined with `sources`, and named sources without a kind, as a typo in a name creates."""
+        """Reject `source` combined with `sources`, and named sources without a kind, which indicate a typo."""
         several = section.get("sources") if isinstance(section, dict) else None
         if not several or not isinstance(several, dict):
             return section

@@ -1,4 +1,4 @@
-"""The complete recipe, and the checks across its sections."""
+"""The complete recipe, and checks that involve several sections."""
 
 import math
 from typing import Any, cast
@@ -75,7 +75,7 @@ class Recipe(Section):
                 raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({max_seq_len})")
 
     def _texts_fit(self) -> None:
-        """Reject targets: language models do not train on them."""
+        """Reject targets, which language models do not train on."""
         for source in self.data.named_sources.values():
             if source.target_field is not None:
                 key = f"{self.data.key_of(source)}.target_field"

@@ -1,4 +1,4 @@
-"""Renamed recipe keys: old name -> new name. A recipe with an old name is rejected; the error gives the new one."""
+"""Renamed recipe keys: old name -> new name. A recipe with an old name is rejected; the error gives the new name."""
 
 RENAMED = {
     "train.clip": "train.max_grad_norm",

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import OptionalPath, Section
 
-#: Names of a trained tokenizer's reserved tokens, in the order of their ids. The spare tokens come after them. See
+#: Names of a trained tokenizer's reserved tokens, in id order. The spare tokens come after them. See
 #: ``tokenizer/special_tokens.py``.
 RESERVED_TOKENS = (
     "<unk>",
@@ -51,7 +51,7 @@ class TokenizerSection(Section):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the tokenizer already exists, so that it is not trained on the documents."""
+        """Whether the tokenizer already exists and is therefore not trained on the documents."""
         return self.kind in ("huggingface", "run")
 
     @model_validator(mode="after")

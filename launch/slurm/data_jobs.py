@@ -1,6 +1,6 @@
 """The data stages as SLURM jobs: job arrays whose tasks divide up a stage's parts, and single jobs in between.
 
-Duplicates are found by map, shuffle and reduce over files. ``ingest`` writes the keys of every part into buckets,
+Duplicates are found by a map-shuffle-reduce over files. ``ingest`` writes the keys of every part into buckets,
 ``dedup`` compares each bucket across all parts, and ``verdicts`` decides which documents to keep.
 
 A job starts when all tasks of the previous job have succeeded. Any task may be stopped and requeued, because a stage

@@ -1,7 +1,7 @@
 """The first node's role in a SLURM job: start the launcher on every node, then decide whether to requeue the job.
 
-A job that was interrupted with everything saved is requeued, and so is a job that failed after making progress. It then
-resumes on as many of its nodes as the recipe can use.
+A job is requeued if it was interrupted with everything saved, or if it failed after making progress. It then resumes on
+as many of its nodes as the recipe can use.
 """
 
 import os

@@ -76,7 +76,7 @@ def still_queued(ids: Sequence[str]) -> list[str]:
 
 
 def submit_chain(jobs: Sequence[Job]) -> list[str]:
-    """Submit jobs that each start when the previous job has succeeded. Prints a line per job, and returns the job ids.
+    """Submit jobs, each of which starts once the previous one succeeds. Prints a line per job, and returns the job ids.
 
     Raises:
         RequestError: sbatch refused a job; the jobs before it are canceled.
@@ -95,7 +95,7 @@ def submit_chain(jobs: Sequence[Job]) -> list[str]:
 
 
 def as_shell(jobs: Sequence[Job], folders: Sequence[Path]) -> str:
-    """Return a shell script that creates the folders and then does what ``submit_chain`` does, except for canceling."""
+    """Return a shell script that creates the folders and submits the jobs, but does not cancel jobs on failure."""
     # Use a subshell, so that pasting the script into a shell does not change that shell.
     lines = ["#!/bin/bash", "(", "set -euo pipefail", *(shlex.join(["mkdir", "-p", str(folder)]) for folder in folders)]
     before: str | None = None

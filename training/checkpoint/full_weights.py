@@ -49,7 +49,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         folder: a ``step-NNNNNNNN`` folder with its manifest.
 
     Yields:
-        (name, tensor): the name as in Hugging Face's files, and the tensor; weights and router biases are in fp32.
+        (name, tensor), named as in Hugging Face's files. Weights and router biases are in fp32.
 
     Raises:
         RequestError: the folder is not a checkpoint.

@@ -1,4 +1,4 @@
-"""Checkpoint index: reads any range of a parameter's elements, regardless of the topology at the time of saving."""
+"""Checkpoint index: reads any range of a parameter's elements, regardless of the topology it was saved with."""
 
 import bisect
 import json

@@ -38,7 +38,7 @@ class CheckpointRef:
 def newest_complete(checkpoints: Path, ranks: Ranks | None = None) -> CheckpointRef | None:
     """Return the newest checkpoint whose files all match its manifest, or None if there are no checkpoints.
 
-    If ``ranks`` is set, every rank must make the call, and the files to verify are split across the ranks.
+    If ``ranks`` is set, every rank must call this function, and each verifies some of the files.
 
     Raises:
         RequestError: there are checkpoints but none can be read. Only the user may decide to start over.

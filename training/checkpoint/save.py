@@ -1,7 +1,7 @@
 """Asynchronous saving: training waits only for a copy to host memory, and threads write the files in the background.
 
 Every rank writes one file. When all files are written, rank 0 publishes the checkpoint: it adds the manifest and
-renames the folder, so a checkpoint is either complete or does not exist. If a write fails, only this checkpoint is
+renames the folder, so a checkpoint is either complete or does not exist. If a write fails, only that checkpoint is
 lost.
 """
 
@@ -99,7 +99,7 @@ class Saver:
         dist.barrier()
 
     def begin(self, step: int, counts: dict[str, Any], state: dict[str, Any]) -> None:
-        """Copy the state after ``step`` steps and start writing it. First waits for a checkpoint still being written.
+        """Copy the state after ``step`` steps and start writing it. Waits first if a checkpoint is still being written.
 
         Args:
             step: optimizer steps done.
@@ -137,7 +137,7 @@ class Saver:
             self._publish_or_drop()
 
     def drain(self) -> str:
-        """Wait until a pending checkpoint is published or dropped. Returns the error message, or "" if none."""
+        """Wait until a pending checkpoint is published or dropped. Returns the error message, or "" on success."""
         if self._pending is not None:
             wait([self._pending.entry])
             self.on_reduced(sum_over_ranks(torch.tensor(self.reduce_inputs())).tolist())

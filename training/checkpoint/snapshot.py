@@ -14,7 +14,7 @@ RANDOM = "random."
 
 
 class Snapshot:
-    """Host memory for a rank's shard of the training state, reused for every checkpoint; pinned if the rank has a GPU.
+    """Host memory for a rank's shard of the training state, reused for every checkpoint. Pinned if the rank has a GPU.
 
     If several ranks hold the same parameter, each copies a different part of it, so that every element is written once.
     """
@@ -35,7 +35,8 @@ class Snapshot:
         """Copy the state to host memory.
 
         Returns:
-            The tensors by name, valid until the next call, and file metadata with a table of the slices they contain.
+            The tensors by name, valid until the next call, and file metadata with a table of the slices that the
+            tensors contain.
         """
         tensors: dict[str, torch.Tensor] = {}
         table = []

@@ -18,7 +18,7 @@ from training.checkpoint.snapshot import BUFFER, MASTER
 def write_full(checkpoints: Path, model: torch.nn.Module, identity: RunIdentity) -> tuple[Path, Manifest]:
     """Publish a model's fp32 weights and buffers as the checkpoint at step 0. Returns its folder and manifest.
 
-    It contains no optimizer state and no RNG states, which are needed only to resume.
+    It contains no optimizer or RNG states, which are needed only to resume.
     """
     partial, target = checkpoints / partial_folder_name(0), checkpoints / folder_name(0)
     partial.mkdir(parents=True, exist_ok=True)

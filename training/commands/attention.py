@@ -104,7 +104,7 @@ def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: in
 
 
 def _labeled(attention: AttentionMap, tokens: dict[str, list[str]], pooled: int) -> LabeledMap:
-    """Label a map's axes with tokens: source tokens for encoders, and for the keys of cross-attention."""
+    """Label a map's axes with tokens. Encoder maps and the key axis of cross-attention maps use the source tokens."""
     source = tokens.get("source", [])
     if attention.cross:
         return LabeledMap(attention, tokens["read"], _joined(source, pooled))

@@ -1,4 +1,4 @@
-"""``python -m training compare WHAT``: short runs that differ in one aspect."""
+"""``python -m training compare WHAT``: short runs that differ in a single setting."""
 
 from collections.abc import Callable
 

@@ -10,7 +10,7 @@ from training.estimate.parameters import parameters
 
 
 def estimate(recipe: Recipe) -> int:
-    """Print parameters by part, training FLOPs, and memory per rank by part and phase. Returns the exit status."""
+    """Print parameter counts, training FLOPs, and memory per rank by component and phase. Returns the exit status."""
     print("\n".join([*lines(recipe), "", *memory_lines(recipe)]))
     return DONE
 
@@ -37,7 +37,7 @@ def lines(recipe: Recipe) -> list[str]:
 
 
 def memory_lines(recipe: Recipe) -> list[str]:
-    """Return the lines about memory per rank: parts, activations by mode, phases, and the largest micro-batch."""
+    """Return the lines about memory per rank: components, activations by mode, phases, and the largest micro-batch."""
     train, device = recipe.train, device_of(recipe)
     estimated = memory(recipe, device.kind)
     where = {"cuda": "GPU", "mps": "MPS", "cpu": "CPU"}[device.kind]

@@ -30,8 +30,8 @@ def export(recipe: Recipe) -> int:
     """Write ``export/`` atomically and verify it. Returns the exit status.
 
     Raises:
-        RequestError: the family has no released format, or the format cannot hold this model; there is no checkpoint,
-            or it contains a different model.
+        RequestError: the family has no released format, or the format cannot represent this model; there is no
+            checkpoint, or it contains a different model.
         RuntimeError: the written files differ from the model.
     """
     layout = RunLayout.of(recipe)

@@ -51,7 +51,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
 
 
 def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
-    """Return the largest micro-batch that divides a rank's batch and has no more tokens than in pretraining."""
+    """Return the largest micro-batch that divides a rank's batch and has at most pretraining's number of tokens."""
     share = section.batch_examples // recipe.ranks
     tokens = recipe.micro_batch * recipe.train.context_length
     fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]

@@ -29,7 +29,7 @@ def inspect(recipe: Recipe) -> int:
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """Return lines with all tensors' shapes, all modules' output shapes, parameters and FLOPs by part, and totals.
+    """Return lines with all tensors' shapes, all modules' output shapes, parameters and FLOPs by component, and totals.
 
     Identical layers are listed once. The closed-form parameter count is checked against the actual model.
     """
@@ -145,7 +145,7 @@ def shape_of(output: Any) -> str:
 
 
 def folded(rows: Sequence[tuple[str, V]]) -> Iterator[tuple[str, V]]:
-    """Yield named rows in order, with runs of identical layers merged into one, as in ``layers.{3..60}.mlp``."""
+    """Yield named rows in order, with runs of identical layers merged into one row: ``layers.{3..60}.mlp``."""
     stacks: dict[str, dict[int, dict[str, V]]] = {}
     order: dict[str, tuple[str, V] | None] = {}
     for name, value in rows:

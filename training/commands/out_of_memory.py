@@ -10,7 +10,8 @@ from configs.schema import Recipe
 from training.estimate.device import device_of
 from training.estimate.fitting import relief
 
-#: Matches messages of torch, its libraries and C++. Most of these errors are plain ``RuntimeError`` exceptions.
+#: Matches out-of-memory messages of torch, its libraries and C++. Most of these errors are plain ``RuntimeError``
+#: exceptions.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
 _REQUESTED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}

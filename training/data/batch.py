@@ -81,7 +81,7 @@ class Rows:
     ignored: NDArray[np.bool_] | None = None
 
     def batches(self, size: int) -> list[Batch]:
-        """Return batches of ``size`` samples, in order. The last one may have fewer."""
+        """Return batches of ``size`` samples, in order. The last batch may be smaller."""
         return [self._batch(slice(first, first + size)) for first in range(0, len(self.tokens), size)]
 
     def _batch(self, rows: slice) -> Batch:

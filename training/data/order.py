@@ -79,7 +79,7 @@ def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
 
 
 class Mixture:
-    """The order of samples in a mixture of data sets. For a single data set, it is exactly ``indices_at``."""
+    """The order of samples in a mixture of data sets. For a single data set, the order is exactly ``indices_at``."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
         """Initialize the mixture.
@@ -94,7 +94,7 @@ class Mixture:
         self._ends = np.cumsum(self._places)
 
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return, for each global position, the data set's number and the sample's index in it."""
+        """Return, for each global position, the data set's number and the sample's index in that data set."""
         if len(self._sizes) == 1:
             return np.zeros_like(positions), indices_at(positions, self._sizes[0], self._seed)
         blocks = positions // BLOCK

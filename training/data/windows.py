@@ -1,4 +1,4 @@
-"""Samples made of windows of ``context_length`` tokens over each shard's concatenated documents."""
+"""Samples that are windows of ``context_length`` tokens over each shard's concatenated documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +98,7 @@ class TokenWindows:
         return self.rows(indices).batches(batch)
 
     def in_order(self, batch: int, limit: int | None = None) -> list[Batch]:
-        """Return batches in which every token is a label exactly once, except each shard's first token.
+        """Return batches in which every token except each shard's first is a label exactly once.
 
         A shard's last row may be padded.
 
@@ -127,6 +127,6 @@ class TokenWindows:
 
 
 def _windows(tokens: NDArray[np.integer], count: int, length: int) -> NDArray[np.integer]:
-    """Return a view [count, length+1] of a shard, whose row i starts at token i*length."""
+    """Return a view [count, length+1] of a shard, in which row i starts at token i*length."""
     size = tokens.itemsize
     return as_strided(tokens, (count, length + 1), (length * size, size), writeable=False)

@@ -138,7 +138,7 @@ def _all_to_all(ranks: Ranks) -> None:
 
 
 def _local_work_seconds(ranks: Ranks) -> float:
-    """Return how long matrix products and copies take, in seconds: the shortest time of a few rounds."""
+    """Return the time in seconds for matrix products and copies: the minimum over a few rounds."""
     size = 8192 if ranks.device.type == "cuda" else 1024  # takes tens of milliseconds on either device
     matrix = torch.randn(size, size, device=ranks.device)
 

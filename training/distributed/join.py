@@ -62,7 +62,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
 
 
 def _rendezvous(rank: int, size: int, seconds: int) -> dist.Store:
-    """Connect to torchrun's store, or one hosted by rank 0. Returns it once all ranks have joined."""
+    """Connect to torchrun's store, or to a store hosted by rank 0. Returns the store once all ranks have joined."""
     if "MASTER_ADDR" not in os.environ:
         # DeepSpeed reads these if a process group exists. A single rank does not need a real address.
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", "0"

@@ -1,8 +1,8 @@
 """Builds and loads DeepSpeed's operator for offloading to disk, ignoring lock files left by killed builds.
 
 torch guards such a build with a plain ``lock`` file. A killed process leaves the file behind, and every later start
-waits for it forever. Here the build runs under a lock that is released when its process dies, so any ``lock`` file that
-it encounters is stale.
+waits forever for its removal. Here the build runs under a lock that is released when its process dies, so any ``lock``
+file that it encounters is stale.
 """
 
 import os

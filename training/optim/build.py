@@ -39,7 +39,7 @@ def parameter_groups(
     by a group's ``rate_scale``, which is 1 for all other parameters.
 
     DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts, which it looks up by
-    the group's name. If expert parameters share a group with others, it raises an error (ZeRO-2) or fails (stage 0).
+    the group's name. It rejects (ZeRO-2) or fails on (stage 0) groups that mix expert parameters with others.
     """
     decayed = {"weight_decay": weight_decay}
     kinds: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from artefacts.pages.figures import COLORS
 
 
 def bits_per_byte_figure(models: Mapping[str, float], baselines: Mapping[str, float]) -> Figure:
-    """Draw horizontal bars, with the best one at the top. Models and baselines have different colors."""
+    """Draw horizontal bars, with the best result at the top. Models and baselines have different colors."""
     bars = sorted([*models.items(), *baselines.items()], key=lambda entry: -entry[1])
     figure = Figure(figsize=(9.0, 0.9 + 0.36 * len(bars)))
     axes = figure.subplots()

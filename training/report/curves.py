@@ -127,7 +127,7 @@ def training_figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def other_losses(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the names of all losses except cross-entropy: multi-token prediction by depth, then balancing losses."""
+    """Return the names of the auxiliary losses: multi-token prediction by depth, then balancing losses."""
     known = records[-1] if records else {}
     depths = sorted(name for name in known if name.startswith("mtp_"))
     return depths + [name for name in ("sequence_balance", "load_balance", "router_z") if name in known]

@@ -19,7 +19,7 @@ _COLUMNS = 300
 #: Range of the color scale: from a third of the mean to three times the mean.
 _LOWEST, _HIGHEST = 1 / 3, 3.0
 _PANELS_PER_ROW = 3
-#: Maximum number of points for all curves of a plot together, so that a large model's page stays small.
+#: Maximum total number of points in all curves of a plot, so that a large model's page stays small.
 _ALL_POINTS = 12_000
 
 
@@ -29,7 +29,7 @@ def layer_label(layer: str) -> str:
 
 
 def load_figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """Draw one heat map per layer: x is the step, y the expert, and the color its load divided by the mean."""
+    """Draw one heat map per layer: x is the step, y the expert, and color the expert's load divided by the mean."""
     layers = expert_layers(records)
     figure, panels = _panels(len(layers), height=2.3)
     maps = []

@@ -29,7 +29,7 @@ class RunFiles:
         evaluation: contents of ``evaluation/evaluation.json``; empty if the file does not exist.
         recipe: the resolved recipe as YAML. If pretraining has started, the recipe it was started with.
         wants_finetune: whether the recipe has a finetune section.
-        trained_on: the artefact that pretraining is trained on, ``tokens`` or ``examples``.
+        trained_on: the artefact that pretraining reads, ``tokens`` or ``examples``.
     """
 
     name: str

@@ -84,7 +84,7 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
 
 
 def _events(metrics: Metrics) -> str:
-    """Return a sentence each on loss spikes and skipped steps: how many there were, and at which steps."""
+    """Return one sentence about loss spikes and one about skipped steps, with their number and the steps."""
     names = {"spike": "Loss spikes", "skipped": "Steps skipped because the loss or gradient was not finite"}
     sentences = []
     for kind, name in names.items():

@@ -40,9 +40,9 @@ class StepResult:
 
 
 class Callback:
-    """Base class for code that runs before, between and after training steps. Override the events you need.
+    """Base class for code that runs before, between and after training steps. Override the methods you need.
 
-    **When.** One call of ``Trainer.run`` triggers::
+    **When.** One call to ``Trainer.run`` triggers::
 
         on_train_begin
         for every step:
@@ -55,11 +55,11 @@ class Callback:
     After a simulated crash (``train.simulate_crash_at``), ``on_step_end`` is followed by ``close``. After a
     ``RunError``, the remaining events are ``on_failure`` and ``close``; after any other exception, only ``close``.
 
-    **Where.** Every rank calls every event of every callback, in the order of ``callbacks/build.py``. An event may
-    therefore run collectives, except ``reduce_inputs`` and ``close``.
+    **Where.** For every event, every rank calls all callbacks, in the order of ``callbacks/build.py``. Handlers for
+    every event except ``reduce_inputs`` and ``close`` may therefore run collectives.
 
-    **Errors.** An event may raise ``RunError``, which ends training with exit status 1, but every rank must raise it at
-    the same step. Any other exception indicates a bug or a machine failure, and terminates this process.
+    **Errors.** A handler may raise ``RunError``, which ends training with exit status 1, but every rank must raise it
+    at the same step. Any other exception indicates a bug or a machine failure, and terminates this process.
     """
 
     def on_train_begin(self) -> None:
@@ -75,7 +75,7 @@ class Callback:
         """Return this rank's numbers, which are summed over all ranks after every step.
 
         A callback must return the same number of values on every call. The trainer sums the values of all callbacks in
-        one collective, so this event must not run collectives itself.
+        one collective, so this method must not run collectives itself.
         """
         return ()
 

@@ -118,7 +118,7 @@ class Trainer:
         return rate
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
-        """Return how many items each loss is averaged over in the global batch, and the number of tokens."""
+        """Return the number of items in the global batch that each loss is averaged over, and the number of tokens."""
         objective = self._context.objective
         per_batch = [objective.counts(batch) for batch in batches]
         names = list(objective.weights)

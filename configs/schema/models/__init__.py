@@ -23,12 +23,12 @@ FAMILIES: dict[str, type[ModelSection]] = {
 }
 
 
-#: The family if a section does not name one.
+#: The default family.
 DEFAULT_FAMILY = "deepseek"
 
 
 def _family(section: Any) -> Any:
-    """Return the family of a section, which may be a raw mapping or parsed.
+    """Return the family of a raw or parsed section.
 
     Values that are not sections get the default family, whose validation rejects them.
     """

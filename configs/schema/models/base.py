@@ -35,7 +35,7 @@ class ModelSection(Section):
 
     @property
     def max_seq_len(self) -> int | None:
-        """Maximum tokens per sequence, or None if there is no limit."""
+        """Maximum number of tokens per sequence, or None if there is no limit."""
         return None
 
     @property
@@ -45,14 +45,14 @@ class ModelSection(Section):
 
     @property
     def rate_scales(self) -> dict[str, float]:
-        """Prefix of parameter names -> multiplier for ``train.learning_rate``. Other parameters have multiplier 1."""
+        """Parameter name prefix -> multiplier for ``train.learning_rate``. Other parameters have multiplier 1."""
         return {}
 
     @property
     def num_moe_layers(self) -> int:
         """Number of trained mixture-of-experts layers.
 
-        It is 0 for a frozen backbone, because every rank holds a complete copy of it.
+        It is 0 for a frozen backbone, because every rank holds a complete copy of the backbone.
         """
         return 0
 

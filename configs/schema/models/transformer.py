@@ -59,7 +59,7 @@ class TransformerSection(ModelSection):
 
     @property
     def head_size(self) -> int:
-        """Width of a head."""
+        """Width of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @model_validator(mode="after")

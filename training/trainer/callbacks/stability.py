@@ -18,7 +18,7 @@ class SkippedSteps:
     """Counts the steps skipped because of a non-finite loss or gradient. The counts are the same on every rank."""
 
     def __init__(self, max_in_a_row: int) -> None:
-        """Start counting at zero. The run ends once more than ``max_in_a_row`` steps in a row are skipped."""
+        """Start counting at zero. The run ends when more than ``max_in_a_row`` steps in a row are skipped."""
         self._max = max_in_a_row
         self.total = 0
         self.in_a_row = 0

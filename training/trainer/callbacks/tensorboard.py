@@ -21,7 +21,7 @@ _numbers = itertools.count()
 
 
 class TensorBoardWriter:
-    """A TensorBoard event file. After any method has raised OSError, it must not be written to again."""
+    """A TensorBoard event file. After any method has raised OSError, do not write to the file again."""
 
     def __init__(self, folder: Path, start: int) -> None:
         """Open a new file in a folder.
