@@ -51,8 +51,7 @@ def memory_lines(recipe: Recipe) -> list[str]:
     rows += [
         f"  {'saved for backward, checkpointing ' + mode:<45}{_gib(size)}" for mode, size in estimated.modes.items()
     ]
-    for phase, size in estimated.phases.items():
-        rows.append(f"  {'peak ' + _when(phase):<45}{_gib(size)}")
+    rows += [f"  {'peak ' + _when(phase):<45}{_gib(size)}" for phase, size in estimated.phases.items()]
     rows.append(
         f"peak {_gib(estimated.peak).strip()}, {_when(estimated.phase)}; "
         f"available: {_gib(device.bytes).strip()} ({device.source})"
