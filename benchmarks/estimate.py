@@ -263,13 +263,13 @@ def table(points: Sequence[Point], device: str) -> str:
     lines = [head, "| --- |" + " --- |" * (head.count("|") - 2)]
     for point in points:
         cells = [f"{size / 1e9:.2f} GB" for size in (point.state, point.estimated, point.measured)]
-        cells += [f"{point.error:+.1f} %"] + ([f"{point.reserved / 1e9:.2f} GB"] if device == "cuda" else [])
+        cells += [f"{point.error:+.1f}%"] + ([f"{point.reserved / 1e9:.2f} GB"] if device == "cuda" else [])
         lines.append(f"| {point.name} | " + " | ".join(cells) + " |")
     worst = max(points, key=lambda point: abs(point.error))
     verdict = "met" if abs(worst.error) < TARGET else "NOT MET"
     return (
         "\n".join(lines)
-        + f"\n\nworst error {abs(worst.error):.1f} % ({worst.name}); target under {TARGET:.0f} %: {verdict}"
+        + f"\n\nworst error {abs(worst.error):.1f}% ({worst.name}); target under {TARGET:.0f}%: {verdict}"
     )
 
 
@@ -302,7 +302,7 @@ def main() -> int:
             print(f"point {number} failed: {' '.join(listed[number])}: {error}", file=sys.stderr, flush=True)
             continue
         point = points[-1]
-        print(f"{number:2} {point.name}: {point.error:+.1f} %", file=sys.stderr, flush=True)
+        print(f"{number:2} {point.name}: {point.error:+.1f}%", file=sys.stderr, flush=True)
     if not points:
         return 1
     text = table(points, device)
@@ -322,7 +322,7 @@ def _more_as_launched(overrides: Sequence[str], point: Point) -> str:
     kept = measure(overrides, "cpu", _KEEPING).measured
     return (
         f"With the allocator of real runs, which keeps freed memory, {point.name} takes {kept / 1e9:.2f} GB, "
-        f"{100 * (kept / point.measured - 1):+.1f} %."
+        f"{100 * (kept / point.measured - 1):+.1f}%."
     )
 
 

@@ -91,8 +91,10 @@ def _about_section(page: Page) -> Iterator[str]:
         if key.heading != heading:
             heading = key.heading
             yield f"\n{_plain(heading)}" if heading else ""
-        line = f"  {leaf:<{width}}  {_first_sentence(key.meaning)} [{key.default or 'empty'}]"
-        yield textwrap.shorten(line, _WIDTH + 20, placeholder=" …") if len(line) > _WIDTH + 20 else line
+        default = key.default if key.default.startswith("[") else f"[{key.default or 'empty'}]"
+        room = _WIDTH + 20 - width - 5 - len(default)
+        meaning = textwrap.shorten(_first_sentence(key.meaning), room, placeholder=" …")
+        yield f"  {leaf:<{width}}  {meaning} {default}"
     inner = [other.name for other in pages() if other.family == page.family and _is_below(other.name, page.name)]
     if inner:
         yield f"\nsections: {', '.join(dict.fromkeys(inner))}"

@@ -25,7 +25,9 @@ WRITE_PAGE = "python -m configs reference > docs/recipe.md"
 #: Sections with the same keys as another section: key prefix -> prefix of the section that documents the keys.
 SAME_KEYS = {"data.sources.NAME.": "data.source.", "model.backbone.": "model."}
 
-Effect = Literal["same", "run", "data", "examples", "finetune", "evaluation", "content", "folder"]
+Effect = Literal[
+    "same", "run", "data", "examples", "finetune", "evaluation", "language_evaluation", "content", "folder"
+]
 #: Effect of changing a key: a word for the table, and a sentence.
 EFFECTS: dict[Effect, tuple[str, str]] = {
     "same": ("–", "You can change it and resume the same run."),
@@ -37,6 +39,10 @@ EFFECTS: dict[Effect, tuple[str, str]] = {
         "A different value defines a different fine-tuning run. The pretrained weights are kept.",
     ),
     "evaluation": ("evaluation", "The run stays the same. `make evaluate` evaluates it again."),
+    "language_evaluation": (
+        "evaluation of language models",
+        "The run stays the same. `make evaluate` evaluates a language model again; for other models, nothing changes.",
+    ),
     "content": ("content", "Only the content counts: you can move it to a different path."),
     "folder": ("folder", "A different value means a different folder, and therefore a different run."),
 }
@@ -54,7 +60,9 @@ _EFFECTS_BY_SECTION: tuple[tuple[str, Effect], ...] = (
     ("finetune.max_length", "examples"),
     ("finetune.", "finetune"),
     ("evaluate.", "evaluation"),
-    ("generate.", "evaluation"),
+    ("generate.beams", "evaluation"),
+    ("generate.length_penalty", "evaluation"),
+    ("generate.", "language_evaluation"),
     ("", "run"),
 )
 #: Bounds of this size or larger are not shown, because they exist only to keep numbers within 32 or 64 bits.
@@ -203,7 +211,7 @@ def _type(kind: Any, metadata: list[Any]) -> str:
     if origin is dict:
         return "map"
     if parts:
-        return " or ".join(_type(part, []) for part in parts if part is not NoneType)
+        return " or ".join(dict.fromkeys(_type(part, []) for part in parts if part is not NoneType))
     return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(kind, "section")
 
 

@@ -13,9 +13,9 @@ KINDS = {
     "torchrun": "this node, one of several that find each other at launch.rendezvous",
     "deepspeed": "DeepSpeed's launcher: this machine, or the hosts of launch.hostfile",
     "slurm": "submit jobs to a SLURM cluster, with the settings in launch.slurm",
-    "auto": "the kind that launch.kind sets",
-    "allocation": "inside a SLURM job: all its nodes; requeues the job when it is interrupted",
-    "demo": "the whole recipe, end to end, with a simulated crash and a resume",
+    "auto": "the launcher set in launch.kind",
+    "allocation": "used inside a SLURM job: starts all nodes, and requeues the job when it is interrupted",
+    "demo": "the complete recipe, end to end, with a simulated crash and a resume",
 }
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     for kind, purpose in KINDS.items():
         sub = kinds.add_parser(kind, help=purpose, description=purpose, allow_abbrev=False)
         if kind != "demo":
-            verbs = [*sorted(COMMANDS), *(["data"] if kind == "slurm" else [])]
+            verbs = [*COMMANDS, *(["data"] if kind == "slurm" else [])]
             sub.add_argument("verb", choices=verbs, metavar="COMMAND", help=" or ".join(verbs))
             sub.add_argument("--dry-run", action="store_true", help="print what would be started, without starting it")
         command.add_recipe_arguments(sub)

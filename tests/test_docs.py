@@ -58,6 +58,16 @@ def test_recipe_keys_exist(document: Path) -> None:
     assert not sorted(named - known - {"tokenizer.json", "tokenizer.model"})
 
 
+def test_readme_and_recipes_page_agree() -> None:
+    """Every row of the README's table of recipes is a row of docs/recipes.md, which lists every recipe once."""
+    page = (CHECKOUT / "docs" / "recipes.md").read_text(encoding="utf-8").splitlines()
+    table = (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("| Recipe in `configs/` ")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    assert rows and set(rows) <= set(page)
+    listed = sorted(line.split("`")[1] for line in page if line.startswith("| `"))
+    assert listed == sorted(path.stem for path in (CHECKOUT / "configs").rglob("*.yaml"))
+
+
 def test_recipes_in_the_documents_load(document: Path, tmp_path: Path) -> None:
     """A block that begins with `run:` is a recipe. A later block with another section is added to it."""
     recipe = ""

@@ -52,22 +52,48 @@ FLOORS = (
     ("launch.slurm",),
     ("launch.__main__",),
 )
+#: What layers and models know nothing of.
+_OUTSIDE_MODELS = (
+    "training.engine",
+    "training.data",
+    "training.checkpoint",
+    "training.distributed",
+    "torch.distributed",
+    "deepspeed",
+)
 #: What a package must never reach, through any number of imports.
 NEVER_REACHES = {
     "artefacts": ("torch",),
     "configs": ("torch",),
     "tokenizer": ("torch",),
     "pipeline": ("torch",),
-    "training.layers": ("training.engine", "training.data", "training.checkpoint", "torch.distributed"),
-    "training.models": ("training.engine", "training.data", "training.checkpoint", "torch.distributed"),
-    "training.data": ("training.models", "training.layers", "training.engine", "training.checkpoint"),
-    "training.engine": ("training.models", "training.layers", "training.checkpoint"),
+    "training.layers": _OUTSIDE_MODELS,
+    "training.models": _OUTSIDE_MODELS,
+    "training.data": ("training.models", "training.layers", "training.engine", "training.checkpoint", "deepspeed"),
+    "training.engine": ("training.models", "training.layers", "training.data", "training.checkpoint"),
+    "training.optim": ("training.models", "training.data", "training.checkpoint"),
+    "training.objective": ("training.models", "training.engine", "deepspeed"),
     "training.trainer": ("training.models", "training.layers"),
     "training.checkpoint": ("training.models", "training.layers", "training.data"),
+    "training.model_loading": ("training.trainer",),
+    "training.inference": ("training.trainer",),
+    "training.evaluate": ("training.trainer",),
+    "training.export": ("training.trainer",),
+    "training.compare": ("training.trainer",),
     "training.runs": ("torch",),
-    "training.report": ("training.models", "training.layers", "training.data", "training.engine", "torch"),
-    "training.estimate": ("training.models", "training.engine", "training.data", "torch"),
+    "training.block_sizes": ("torch",),
+    "training.report": ("torch",),
+    "training.estimate": ("torch",),
     "launch": ("torch",),
+}
+#: All that a package may reach of ``training``, apart from itself.
+REACHES_OF_TRAINING: dict[str, tuple[str, ...]] = {
+    "launch": ("training.estimate", "training.runs", "training.block_sizes"),
+    "training.estimate": ("training.block_sizes",),
+    "training.report": (),
+    "training.runs": (),
+    "training.block_sizes": (),
+    "training.distributed": (),
 }
 PACKAGES = ("artefacts", "configs", "tokenizer", "pipeline", "training", "launch")
 
@@ -109,12 +135,27 @@ def floor(module: str) -> int:
     return max(matching)[1]
 
 
-def reached(module: str) -> dict[str, list[str]]:
-    """Every module that a module imports, directly or not -> the chain of imports."""
+@cache
+def runs(module: str) -> frozenset[str]:
+    """All modules that Python runs for a module: its imports, and the ``__init__`` of every package around them."""
+    names = {module, *imports(module)}
+    for name in [*names]:
+        while name := name.rpartition(".")[0]:
+            names.add(name)
+    return frozenset(names - {module})
+
+
+@cache
+def reached(module: str, with_packages: bool = False) -> dict[str, list[str]]:
+    """Every module that a module imports, directly or not -> the chain of imports.
+
+    With ``with_packages``, the chain also leads through the ``__init__`` of packages (see :func:`runs`).
+    """
+    follow = runs if with_packages else imports
     ways, waiting = {module: [module]}, [module]
     while waiting:
         name = waiting.pop()
-        for other in imports(name) if name in modules() else ():
+        for other in follow(name) if name in modules() else ():
             if other not in ways:
                 ways[other] = [*ways[name], other]
                 waiting.append(other)
@@ -140,9 +181,18 @@ def test_what_a_room_never_reaches(room: str) -> None:
     rooms = [module for module in modules() if is_in(module, room)]
     assert rooms
     for module in rooms:
-        for name, way in reached(module).items():
+        for name, way in reached(module, with_packages=True).items():
             for forbidden in NEVER_REACHES[room]:
                 assert not is_in(name, forbidden), " -> ".join(way)
+
+
+@pytest.mark.parametrize("room", REACHES_OF_TRAINING)
+def test_what_a_room_reaches_of_training(room: str) -> None:
+    allowed = (room, *REACHES_OF_TRAINING[room])
+    for module in (module for module in modules() if is_in(module, room)):
+        for name, way in reached(module, with_packages=True).items():
+            if name.startswith("training."):
+                assert any(is_in(name, place) for place in allowed), " -> ".join(way)
 
 
 def test_cpu_code_has_one_door() -> None:
@@ -181,6 +231,16 @@ def test_quick_commands_import_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_architecture_page_lists_every_folder() -> None:
+    """The tables of docs/architecture.md name every folder of a package, and every module at the head of training/."""
+    page = (CHECKOUT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for package in PACKAGES:
+        for folder in sorted({path.parent for path in (CHECKOUT / package).glob("*/*.py")}):
+            assert f"`{folder.name}/`" in page, folder.relative_to(CHECKOUT)
+    for path in (CHECKOUT / "training").glob("[!_]*.py"):
+        assert f"`{path.name}`" in page, path.name
 
 
 def test_files_are_short_and_folders_small() -> None:

@@ -144,7 +144,7 @@ def main(arguments: list[str]) -> int:
     worst = max(rows, key=lambda row: row["peak_mb"])
     met = worst["peak_mb"] <= _LIMIT_MB
     verdict = (
-        f"Worst peak {worst['peak_mb']} MB ({worst['command']}), asked {_LIMIT_MB} MB: {'met' if met else 'NOT MET'}"
+        f"Worst peak {worst['peak_mb']} MB ({worst['command']}), target {_LIMIT_MB} MB: {'met' if met else 'NOT MET'}"
     )
     text = f"{table(rows)}\n\n{verdict}\n\n{machine()}\n"
     print(text)

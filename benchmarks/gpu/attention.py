@@ -104,11 +104,11 @@ def _peers() -> dict[str, Callable[..., torch.Tensor]]:
         return compiled(q, k, v, block_mask=masks[length], scale=SCALE)
 
     return {
-        "cuDNN, values as they are": by(SDPBackend.CUDNN_ATTENTION, False),
-        "cuDNN, values filled up": by(SDPBackend.CUDNN_ATTENTION, True),
-        "flash, values as they are": by(SDPBackend.FLASH_ATTENTION, False),
-        "flash, values filled up": by(SDPBackend.FLASH_ATTENTION, True),
-        "memory-efficient, values as they are": by(SDPBackend.EFFICIENT_ATTENTION, False),
+        "cuDNN, values unpadded": by(SDPBackend.CUDNN_ATTENTION, False),
+        "cuDNN, values zero-padded": by(SDPBackend.CUDNN_ATTENTION, True),
+        "flash, values unpadded": by(SDPBackend.FLASH_ATTENTION, False),
+        "flash, values zero-padded": by(SDPBackend.FLASH_ATTENTION, True),
+        "memory-efficient, values unpadded": by(SDPBackend.EFFICIENT_ATTENTION, False),
         "FlexAttention": flex,
     }
 
@@ -137,7 +137,7 @@ def _cost_of_masking(samples: int, length: int, parts: int, rounds: int) -> Rati
     as_one = _with_gradients(lambda q, k, v: causal_attention(q, k, v, 0.1), inputs)
     for _ in range(3):
         apart(), as_one()
-    title = f"attention of deepseek-0.5b, {samples} x {length:,}, {parts} documents per sample, kept apart against not"
+    title = f"attention of deepseek-0.5b, {samples} x {length:,}, {parts} documents per sample, masked against unmasked"
     amount = samples * length
     return compare(title, lambda: on_device(apart), lambda: on_device(as_one), amount, "tokens/s", None, rounds)
 

@@ -31,7 +31,7 @@ def measure(quick: bool = False) -> list[Ratio]:
     return [
         _less(f"memory of a step at {layers} layers, full checkpointing against none", peaks["full"], peaks["none"], 2),
         _less("the same, selective against none", peaks["selective"], peaks["none"], None),
-        _less("memory of the loss at 131,072 ids, in pieces against plain", losses["pieces"], losses["plain"], 4),
+        _less("memory of the loss at 131,072 ids, chunked against plain", losses["pieces"], losses["plain"], 4),
     ]
 
 

@@ -57,10 +57,10 @@ class SourceSection(Section):
         "pydocs", "text", "jsonl", "csv", "parquet", "openwebtext", "hub", "patterns", "parallel", "sequences"
     ] = Field(
         "pydocs",
-        description="`text`, `jsonl`, `csv`, `parquet`: files. `hub`: a dataset repository on the Hugging Face Hub, "
-        "which is streamed. `openwebtext`: the original archives. `pydocs`: the documentation of the installed Python. "
-        "`parallel`: one file of texts and one of targets, aligned by line. `patterns` and `sequences`: generated "
-        "text.",
+        description="Kind of source. `text`, `jsonl`, `csv`, `parquet`: files. `hub`: a dataset repository on the "
+        "Hugging Face Hub, which is streamed. `openwebtext`: the original archives. `pydocs`: the documentation of the "
+        "installed Python. `parallel`: one file of texts and one of targets, aligned by line. `patterns` and "
+        "`sequences`: generated text.",
     )
     path: OptionalPath = Field(
         None,

@@ -12,13 +12,13 @@ class ExamplesSection(Section):
 
     kind: Literal["pydocs", "instructions"] = Field(
         "pydocs",
-        description="`pydocs`: questions about Python functions, generated from installed packages. `instructions`: "
-        "your own records, in JSON Lines or JSON.",
+        description="Kind of examples. `pydocs`: questions about Python functions, generated from installed packages. "
+        "`instructions`: your own records, in JSON Lines or JSON.",
     )
     path: OptionalPath = Field(
         None,
-        description="For `instructions`, a file, folder or glob of records with `instruction`, `input` and `output`, "
-        "or with `messages`.",
+        description="Records for `instructions`: a file, folder or glob of records with `instruction`, `input` and "
+        "`output`, or with `messages`.",
     )
     held_out_fraction: float = Field(
         0.05,

@@ -127,8 +127,8 @@ class LaunchSection(Section):
 
     kind: Literal["local", "torchrun", "deepspeed", "slurm"] = Field(
         "local",
-        description="`local`: this machine. `torchrun`: run the same command on each node. `deepspeed`: DeepSpeed's "
-        "launcher, on this machine or over ssh. `slurm`: submit a job.",
+        description="How processes are started. `local`: on this machine. `torchrun`: run the same command on each "
+        "node. `deepspeed`: DeepSpeed's launcher, on this machine or over ssh. `slurm`: submit a job.",
     )
     processes: int = Field(1, ge=1, description="Processes per node. On GPUs, use one per GPU.")
     nodes: int = Field(1, ge=1, description="Number of nodes.")
@@ -141,12 +141,13 @@ class LaunchSection(Section):
     )
     hostfile: OptionalPath = Field(
         None,
-        description="For `deepspeed`, a file with one `HOST slots=N` line per host. By default, only this machine is "
+        description="File with one `HOST slots=N` line per host, for `deepspeed`. By default, only this machine is "
         "used.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto",
-        description="`auto`: GPUs if there are any, otherwise Apple's GPU (`mps`, one process), otherwise the CPU.",
+        description="Which device to use. `auto`: GPUs if there are any, otherwise Apple's GPU (`mps`, one process), "
+        "otherwise the CPU.",
     )
     device_memory: NonIdentity[str | None] = Field(
         None,

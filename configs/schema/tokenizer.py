@@ -25,13 +25,14 @@ class TokenizerSection(Section):
 
     kind: Literal["bpe", "characters", "huggingface", "run"] = Field(
         "bpe",
-        description="`bpe`: train a SentencePiece BPE on the documents. `characters`: use one id per distinct "
-        "character in the documents. `huggingface` and `run`: use the existing tokenizer at `path`.",
+        description="How the tokenizer is obtained. `bpe`: train a SentencePiece BPE on the documents. `characters`: "
+        "use one id per distinct character in the documents. `huggingface` and `run`: use the existing tokenizer at "
+        "`path`.",
     )
     path: OptionalPath = Field(
         None,
-        description="For `huggingface`: a `tokenizer.json`, a folder that contains one, or a Hub repository such as "
-        "`gpt2`. For `run`: the folder of another run, or its `tokenizer/`.",
+        description="Location of an existing tokenizer. For `huggingface`: a `tokenizer.json`, a folder that contains "
+        "one, or a Hub repository such as `gpt2`. For `run`: the folder of another run, or its `tokenizer/`.",
     )
     vocab_size: int = Field(
         32_000,

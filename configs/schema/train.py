@@ -22,12 +22,13 @@ class OptimizerSection(Section):
 
     name: Literal["adamw", "adam", "sgd", "muon"] = Field(
         "adamw",
-        description="`muon` updates the matrices of hidden layers and experts, and uses AdamW for everything else.",
+        description="Which optimizer to use. `muon` updates the matrices of hidden layers and experts, and uses AdamW "
+        "for everything else.",
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="`adam`, `adamw`, `muon`: decay of the first moment.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="`adam`, `adamw`, `muon`: decay of the second moment.")
-    eps: float = Field(1e-8, gt=0, description="`adam`, `adamw`, `muon`: added to the denominator.")
-    momentum: float = Field(0.95, ge=0, lt=1, description="`sgd`, `muon`: momentum.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment (`adam`, `adamw`, `muon`).")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment (`adam`, `adamw`, `muon`).")
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator (`adam`, `adamw`, `muon`).")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Momentum (`sgd`, `muon`).")
     weight_decay: float = Field(
         0.1,
         ge=0,
@@ -49,18 +50,21 @@ class ScheduleSection(Section):
 
     kind: Literal["cosine", "wsd", "steps"] = Field(
         "cosine",
-        description="`cosine`: cosine decay to the final rate. `wsd`: constant, then linear decay to the final rate. "
-        "`steps`: constant, and multiplied by `factor` at each point in `at`.",
+        description="How the rate changes after the warm-up. `cosine`: cosine decay to the final rate. `wsd`: "
+        "constant, then linear decay to the final rate. `steps`: constant, and multiplied by `factor` at each point in "
+        "`at`.",
     )
     warmup_steps: int = Field(0, ge=0, description="Number of warm-up steps.")
     final_fraction: float = Field(
-        0.1, ge=0, le=1, description="`cosine`, `wsd`: final learning rate, as a fraction of the peak."
+        0.1, ge=0, le=1, description="Final learning rate, as a fraction of the peak (`cosine`, `wsd`)."
     )
     decay_fraction: float = Field(
-        0.2, gt=0, le=1, description="`wsd`: fraction of the steps during which the rate decays."
+        0.2, gt=0, le=1, description="Fraction of the steps during which the rate decays (`wsd`)."
     )
-    at: tuple[float, ...] = Field((0.8, 0.9), description="`steps`: fractions of the steps at which the rate drops.")
-    factor: float = Field(0.316, gt=0, le=1, description="`steps`: multiplier at each drop.")
+    at: tuple[float, ...] = Field(
+        (0.8, 0.9), description="Points at which the rate drops, as fractions of all steps (`steps`)."
+    )
+    factor: float = Field(0.316, gt=0, le=1, description="Multiplier at each drop (`steps`).")
 
 
 #: DeepSpeed keys that Millrace sets from its own keys.
@@ -114,8 +118,8 @@ class TrainSection(Section):
     )
     packing: Literal["windows", "best_fit"] = Field(
         "windows",
-        description="`windows`: samples are cut from the concatenated documents. `best_fit`: complete documents are "
-        "packed into samples; only documents longer than a sample are cut.",
+        description="How documents become samples. `windows`: samples are cut from the concatenated documents. "
+        "`best_fit`: complete documents are packed into samples; only documents longer than a sample are cut.",
     )
     mask_documents: bool = Field(
         False,
@@ -177,7 +181,7 @@ class TrainSection(Section):
         "process).",
     )
     offload_path: NonIdentity[str | None] = Field(
-        None, description="For `nvme`, a folder on a fast local disk of each node."
+        None, description="Folder on a fast local disk of each node, for `nvme`."
     )
     prefetch: NonIdentity[int] = Field(
         2, ge=0, description="Number of global batches to prefetch in a background thread. 0 disables prefetching."

@@ -47,11 +47,13 @@ def memory_lines(recipe: Recipe) -> list[str]:
         f"{recipe.expert_parallel}, {train.precision}, micro-batch {recipe.micro_batch} x {train.context_length:,}, "
         f"checkpointing {train.activation_checkpointing}; assuming balanced routing"
     )
-    rows = [title, *(f"  {part:<38}{_gib(size)}" for part, size in estimated.parts.items() if size)]
-    rows += [f"  {'kept for backward with ' + mode:<38}{_gib(size)}" for mode, size in estimated.modes.items()]
-    rows += [f"  peak of {phase:<30}{_gib(size)}" for phase, size in estimated.phases.items()]
+    rows = [title, *(f"  {part:<45}{_gib(size)}" for part, size in estimated.parts.items() if size)]
+    rows += [
+        f"  {'saved for backward, checkpointing ' + mode:<45}{_gib(size)}" for mode, size in estimated.modes.items()
+    ]
+    rows += [f"  {'peak ' + _when(phase):<45}{_gib(size)}" for phase, size in estimated.phases.items()]
     rows.append(
-        f"peak {_gib(estimated.peak).strip()}, in {estimated.phase}; "
+        f"peak {_gib(estimated.peak).strip()}, {_when(estimated.phase)}; "
         f"available: {_gib(device.bytes).strip()} ({device.source})"
     )
     if estimated.host:
@@ -75,3 +77,7 @@ def memory_lines(recipe: Recipe) -> list[str]:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:12,.2f} GiB"
+
+
+def _when(phase: str) -> str:
+    return f"{'at' if phase == 'start' else 'during'} {phase}"

@@ -41,8 +41,8 @@ class NoiseSection(Section):
 
     kind: Literal["fixed", "learned"] = Field(
         "fixed",
-        description="`fixed`: the same standard deviation for all tokens. `learned`: the softplus of a learned "
-        "projection.",
+        description="How the noise's scale is set. `fixed`: the same standard deviation for all tokens. `learned`: the "
+        "softplus of a learned projection.",
     )
     std: float = Field(1.0, gt=0, description="Standard deviation for `fixed`, or its multiplier for `learned`.")
 
@@ -137,8 +137,8 @@ class DeepseekSection(ModelSection):
     )
     new_prediction_layers: NonIdentity[bool] = Field(
         False,
-        description="For `make import`: if the model directory has no weights for multi-token prediction, initialize "
-        "these layers randomly.",
+        description="Whether `make import` accepts a model directory without weights for multi-token prediction, and "
+        "initializes these layers randomly.",
     )
 
     @property

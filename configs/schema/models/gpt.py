@@ -25,5 +25,7 @@ class GptSection(TransformerSection):
         description="Standard deviation of the initial weights. For projections into the residual stream, it is "
         "divided by sqrt(2 x layers).",
     )
-    norm: Literal["layer", "rms"] = Field("layer", description="`layer`: LayerNorm. `rms`: RMSNorm, which has no bias.")
+    norm: Literal["layer", "rms"] = Field(
+        "layer", description="Kind of norm. `layer`: LayerNorm. `rms`: RMSNorm, which has no bias."
+    )
     tie_word_embeddings: bool = Field(True, description="Share weights between the output head and the embedding.")

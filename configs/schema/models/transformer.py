@@ -13,8 +13,9 @@ Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 #: Descriptions of fields whose defaults differ between families.
 ACTIVATION = "Activation of the feed-forward layers. `gelu_new` is the tanh approximation of the released GPT-2."
 POSITIONS = (
-    "`learned` and `sinusoidal` are added to the embedding. `rope` rotates queries and keys. `alibi` lowers the scores "
-    "of distant positions; in an encoder, half of the heads then look back and half look ahead."
+    "How positions are encoded. `learned` and `sinusoidal` are added to the embedding. `rope` rotates queries and "
+    "keys. `alibi` lowers the scores of distant positions; in an encoder, half of the heads then look back and half "
+    "look ahead."
 )
 NORM_FIRST = "Normalize the input of each sublayer (pre-norm) instead of its output (post-norm)."
 

@@ -309,4 +309,4 @@ def test_the_command_imports_no_torch(name: str, overrides: list[str], expected:
     assert done.returncode == 0, done.stderr
     for text in expected:
         assert text in done.stdout
-    assert any("peak of start" in line for line in memory_lines(recipe_of()))
+    assert any("peak at start" in line for line in memory_lines(recipe_of()))
