@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 WORDS = Path(__file__).with_name("words.txt")
@@ -20,14 +21,23 @@ SKIPPED = ("requirements", ".ci/words", "LICENSE", "tests/test_words.py")
 TEXTS = {".md", ".yaml", ".yml", ".toml", ".c", ".css", ""}
 
 
+@dataclass
+class Words:
+    """The sections of `words.txt`: what to avoid, with the advice on each."""
+
+    parts: dict[tuple[str, ...], str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    texts: list[tuple[re.Pattern[str], str]] = field(default_factory=list)
+
+
 def main(arguments: list[str]) -> int:
     """Check the files, print the matches, and return the exit status."""
-    names, texts = read_words()
+    words = read_words()
     hits = 0
     for path in tracked(arguments):
         source = path.read_text(encoding="utf-8", errors="replace")
         lines = source.splitlines()
-        places = [*in_text(path, source, texts), *(in_names(source, names) if path.suffix == ".py" else ())]
+        places = [*in_text(path, source, words), *(in_names(source, words) if path.suffix == ".py" else ())]
         for line, word, advice in sorted(places):
             if "words: ok" not in lines[line - 1]:
                 print(f"{path}:{line}: {word}: {advice}")
@@ -35,21 +45,27 @@ def main(arguments: list[str]) -> int:
     return 1 if hits else 0
 
 
-def read_words() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
-    """Read `words.txt`. Returns a map from names to advice, and a list of text patterns with their advice."""
-    names: dict[str, str] = {}
-    texts: list[tuple[re.Pattern[str], str]] = []
+def read_words() -> Words:
+    """Read `words.txt`."""
+    words = Words()
     section = ""
     for line in WORDS.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         elif line.strip() and not line.startswith("#"):
             word, advice = line.split(" = ", 1)
-            if section == "names":
-                names[word] = advice
+            if section == "parts of names":
+                words.parts[split(word)] = advice
+            elif section == "names":
+                words.names[word] = advice
             else:
-                texts.append((re.compile(word, re.IGNORECASE), advice))
-    return names, texts
+                words.texts.append((re.compile(word, re.IGNORECASE), advice))
+    return words
+
+
+def split(name: str) -> tuple[str, ...]:
+    """Split a name at underscores and capitals, in lower case: `_MADE_FROM` and `MadeFrom` give ("made", "from")."""
+    return tuple(part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name))
 
 
 def tracked(arguments: list[str]) -> Iterator[Path]:
@@ -61,7 +77,7 @@ def tracked(arguments: list[str]) -> Iterator[Path]:
             yield path
 
 
-def in_text(path: Path, source: str, texts: list[tuple[re.Pattern[str], str]]) -> Iterator[tuple[int, str, str]]:
+def in_text(path: Path, source: str, words: Words) -> Iterator[tuple[int, str, str]]:
     """Yield (line, matched text, advice) for each match in a document, or in a program's comments and strings."""
     if path.suffix != ".py":
         pieces = [(1, source)]
@@ -70,26 +86,41 @@ def in_text(path: Path, source: str, texts: list[tuple[re.Pattern[str], str]]) -
         kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
         pieces = [(token.start[0], token.string) for token in tokens if token.type in kinds]
     for first, text in pieces:
-        for pattern, advice in texts:
+        for pattern, advice in words.texts:
             for match in pattern.finditer(text):
                 yield first + text.count("\n", 0, match.start()), match[0], advice
 
 
-def in_names(source: str, names: dict[str, str]) -> Iterator[tuple[int, str, str]]:
-    """Yield (line, name, advice) for each name on the list that a program defines."""
+def in_names(source: str, words: Words) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, name, advice) for each name that a program defines and that `advice_on` has advice on."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            name = node.id
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            name = node.attr
-        elif isinstance(node, ast.arg):
-            name = node.arg
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            name = node.name
-        else:
-            continue
-        if name in names or name.lstrip("_") in names:
-            yield node.lineno, name, names.get(name) or names[name.lstrip("_")]
+        for name in bound(node):
+            if advice := advice_on(name, words):
+                yield node.lineno, name, advice
+
+
+def bound(node: ast.AST) -> Iterator[str]:
+    """Yield the names that a node of a syntax tree binds."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
+            yield name
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.alias(asname=str(name)) | ast.ExceptHandler(name=str(name)):
+            yield name
+        case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+            yield name
+
+
+def advice_on(name: str, words: Words) -> str | None:
+    """Return the advice on a name: on the complete name, on parts of it, or on its parts read as text."""
+    if name.lstrip("_") in words.names:
+        return words.names[name.lstrip("_")]
+    parts = split(name)
+    for listed, advice in words.parts.items():
+        if any(parts[start : start + len(listed)] == listed for start in range(len(parts))):
+            return advice
+    return next((advice for pattern, advice in words.texts if pattern.search(" ".join(parts))), None)
 
 
 if __name__ == "__main__":

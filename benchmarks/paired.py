@@ -68,20 +68,20 @@ def compare(
     pairs = []
     for number in range(rounds):
         if number % 2:
-            theirs = peer()
-            pairs.append((ours(), theirs))
+            peer_seconds = peer()
+            pairs.append((ours(), peer_seconds))
         else:
-            own = ours()
-            pairs.append((own, peer()))
-    ratios = [theirs / own for own, theirs in pairs]
+            our_seconds = ours()
+            pairs.append((our_seconds, peer()))
+    ratios = [peer_seconds / our_seconds for our_seconds, peer_seconds in pairs]
     return Ratio(
         name,
         statistics.median(ratios),
         min(ratios),
         max(ratios),
         target,
-        amount / statistics.median(own for own, _ in pairs),
-        amount / statistics.median(theirs for _, theirs in pairs),
+        amount / statistics.median(our_seconds for our_seconds, _ in pairs),
+        amount / statistics.median(peer_seconds for _, peer_seconds in pairs),
         unit,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from artefacts.checkout import CHECKOUT
 from artefacts.errors import RequestError
 from configs import recipe_yaml
-from configs.load import generic_key, kind_of, suggested
+from configs.load import generic_key, kind_of, renamed, suggested
 from configs.reference import EFFECTS, SAME_KEYS, Key, Page, keys, pages, spelled
 from configs.schema import Recipe
 from configs.schema.base import inner_sections
@@ -22,7 +22,7 @@ def explain(name: str) -> str:
     """Explain a key or a section. An empty name lists the sections.
 
     Raises:
-        RequestError: there is no such key; the message names the nearest one.
+        RequestError: there is no such key. The message names its new name, or else the nearest key.
     """
     if not name:
         return "\n".join([*_sections(), "", "KEY=SECTION lists the keys of a section. KEY=SECTION.KEY explains a key."])
@@ -32,7 +32,7 @@ def explain(name: str) -> str:
         return "\n\n".join("\n".join(_about_key(name, variants)) for variants in _variants(same))
     if sections := [page for page in pages() if page.name == described]:
         return "\n\n".join("\n".join(_about_section(page)) for page in sections)
-    raise RequestError(f"unknown key {name}; {suggested(generic, Recipe.keys())}")
+    raise RequestError(renamed(name) or f"unknown key {name}; {suggested(generic, Recipe.keys())}")
 
 
 def _described_as(key: str) -> str:

@@ -254,29 +254,32 @@ def _nearest(fault: ErrorDetails) -> str:
     return f"; {suggested(generic, keys)}".replace(".NAME.", f".{name}." if name else ".NAME.")
 
 
+def renamed(key: str) -> str | None:
+    """Return the message for a key that was renamed, or None if the key never existed."""
+    return f"unknown key {key}: it was renamed to {RENAMED[key]}" if key in RENAMED else None
+
+
 def suggested(key: str, keys: list[str]) -> str:
     """Suggest the nearest key in the section, else keys with the same name elsewhere, else list the section's keys."""
     section, dot, leaf = key.rpartition(".")
-    own = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
-    if near := difflib.get_close_matches(leaf, own, n=1, cutoff=_NEAR):
+    leaves = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
+    if near := difflib.get_close_matches(leaf, leaves, n=1, cutoff=_NEAR):
         return f"the nearest key is {section}{dot}{near[0]}"
     every: list[str] = Recipe.keys()
     if elsewhere := [known for known in every if known.rpartition(".")[2] == leaf]:
         return f"there is {' and '.join(elsewhere[:3])}"
-    if not own:
+    if not leaves:
         return f"the nearest key is {difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]}"
-    shown = difflib.get_close_matches(leaf, own, n=_LISTED, cutoff=0.0)
+    shown = difflib.get_close_matches(leaf, leaves, n=_LISTED, cutoff=0.0)
     what = f"keys of {section}" if section else "sections"
-    return f"{what} are {', '.join(shown)}{', …' if len(own) > _LISTED else ''}"
+    return f"{what} are {', '.join(shown)}{', …' if len(leaves) > _LISTED else ''}"
 
 
 def _explain(fault: ErrorDetails, where: str) -> str:
     """Describe an error in one line: where it is, what is wrong, and the nearest valid key."""
     key = _place(fault)
     if fault["type"] == "extra_forbidden":
-        if key in RENAMED:
-            return f"{where}: unknown key {key}: it was renamed to {RENAMED[key]}"
-        return f"{where}: unknown key {key}{_nearest(fault)}"
+        return f"{where}: {renamed(key) or f'unknown key {key}{_nearest(fault)}'}"
     if fault["type"] == UNKNOWN_FAMILY:
         return f"{where}: {key}.family: {fault['input'].get('family')!r} is {fault['msg']}"
     if fault["type"] == "missing":

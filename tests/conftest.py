@@ -21,7 +21,7 @@ if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process per available core, as far as memory allows."""
+    """Start one process per available core, as far as memory allows."""
     return max(1, min(_CORES, psutil.virtual_memory().total // _MEMORY, _MOST_PROCESSES))
 
 
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
-    """End the launchers that a failed test leaves running: they would go on training during the tests after it."""
+    """Stop the launchers that a failed test left running. They would keep training during later tests."""
     if call.excinfo is None or call.excinfo.errisinstance(pytest.skip.Exception):
         return
     for child in psutil.Process().children():
@@ -61,7 +61,7 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup() -> None:
-    """Random numbers that fixtures and tests draw do not depend on the order of the tests."""
+    """Seed each fixture and test, so that random numbers do not depend on the order of the tests."""
     _seed()
 
 

@@ -1,4 +1,4 @@
-"""Everything that the documents name exists: files, links, recipe keys, recipes and make targets."""
+"""Everything that the documentation mentions exists: files, links, recipe keys, recipes and make targets."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def test_files_and_folders_exist(document: Path) -> None:
     assert not missing
 
 
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_have_targets(document: Path) -> None:
     for link in _LINK.findall(document.read_text(encoding="utf-8")):
         if "://" in link:
             continue

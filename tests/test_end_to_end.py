@@ -1,4 +1,4 @@
-"""A small recipe end to end: every stage by its command, on real documentation, in under a minute."""
+"""A small recipe end to end: every stage is run by its command, on real documentation, in under a minute."""
 
 import dataclasses
 import os
@@ -93,7 +93,7 @@ def test_the_metrics_of_a_run(layout: RunLayout) -> None:
     assert list((layout.pretrain / "tensorboard").iterdir())
 
 
-def test_again_does_nothing(root: Path, layout: RunLayout) -> None:
+def test_running_again_does_nothing(root: Path, layout: RunLayout) -> None:
     before = sorted((p, p.stat().st_mtime_ns) for p in layout.run.rglob("*") if p.is_file())
     done = call("launch", "demo", root=root)
     assert "nothing to do" in done.stdout
@@ -149,7 +149,7 @@ def test_damaged_weights_are_refused(root: Path, layout: RunLayout, tmp_path: Pa
     assert "sha256" in done.stderr.splitlines()[-1]
 
 
-def test_another_number_of_processes_redoes_nothing(root: Path) -> None:
+def test_another_number_of_processes_rebuilds_nothing(root: Path) -> None:
     assert "up to date" in call("launch", "local", "pretrain", "launch.processes=1", root=root).stdout
 
 
@@ -160,7 +160,7 @@ def test_generate_is_a_function_of_its_seed(root: Path) -> None:
     assert first.startswith("Return the")
 
 
-def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path, layout: RunLayout) -> None:
+def test_a_changed_recipe_is_rejected_or_moves_the_run_aside_with_replace(root: Path, layout: RunLayout) -> None:
     words = ["launch", "local", "pretrain", "train.learning_rate=0.002", "train.steps=6"]
     assert not run_weights.stale(layout, "finetune")
     tokens = (layout.tokens / manifest.NAME).stat().st_mtime_ns
@@ -183,7 +183,7 @@ def test_a_changed_recipe_is_refused_and_by_wish_moves_the_run_aside(root: Path,
 
 # Twenty seconds: three real starts, one with a signal, one resumed, one with another number of processes.
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLayout, tmp_path: Path, number) -> None:
+def test_a_signal_saves_and_exits_75_and_the_same_command_resumes(layout: RunLayout, tmp_path: Path, number) -> None:
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
     argv = [sys.executable, "-m", "launch", "local", "pretrain", "--recipe", str(RECIPE), *overrides]
     folder = tmp_path / "end-to-end" / "pretrain"
@@ -213,7 +213,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(layout: RunLay
         assert twice[0] == pytest.approx(twice[1], rel=1e-2)
 
 
-def test_a_signal_before_there_is_anything_to_save_is_75_too(layout: RunLayout, tmp_path: Path) -> None:
+def test_a_signal_before_anything_can_be_saved_also_exits_75(layout: RunLayout, tmp_path: Path) -> None:
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
     argv = [sys.executable, "-m", "launch", "local", "pretrain", "--recipe", str(RECIPE), *overrides]
     process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -229,7 +229,7 @@ def _steps(folder: Path) -> list[int]:
     return [record["step"] for record in read_records(folder / "metrics.jsonl") if record["kind"] == "train"]
 
 
-def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
+def test_a_dead_worker_ends_all_workers(layout: RunLayout, tmp_path: Path) -> None:
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=100000"]
     argv = [sys.executable, "-m", "launch", "local", "pretrain", "--recipe", str(RECIPE), *overrides]
     process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -270,7 +270,7 @@ def test_a_worker_that_dies_ends_all(layout: RunLayout, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_requests_are_one_line_and_harm_nothing(layout: RunLayout, root: Path, words, says) -> None:
+def test_invalid_requests_give_one_line_and_change_nothing(layout: RunLayout, root: Path, words, says) -> None:
     published = {p: p.read_bytes() for p in layout.run.rglob(manifest.NAME)}
     done = call(*words, root=root, expect=2)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("[")]
@@ -292,7 +292,7 @@ def test_shards_of_another_tokenizer_are_refused(layout: RunLayout, tmp_path: Pa
 
 # Fifteen seconds: two torchrun agents at once, then the same run with one.
 def test_two_nodes_meet_over_c10d(layout: RunLayout, tmp_path: Path) -> None:
-    """Two launches, as on two nodes, each with one worker; the run is the same as with two workers on one node."""
+    """Two launches with one worker each, as on two nodes, give the same run as two workers on one node."""
     overrides = [f"run.root={tmp_path}", f"data.root={layout.data}", "train.steps=6", "launch.processes=1"]
     overrides += ["launch.nodes=2", f"launch.rendezvous=127.0.0.1:{free_port()}"]
     argv = [sys.executable, "-m", "launch", "torchrun", "pretrain", "--recipe", str(RECIPE), *overrides]

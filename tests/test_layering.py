@@ -170,14 +170,14 @@ def test_imports_run_downward(package: str) -> None:
                 assert floor(name) <= floor(module), f"{module} imports {name}, which is on a higher floor"
 
 
-def test_no_imports_in_a_circle() -> None:
+def test_no_circular_imports() -> None:
     for module in modules():
         for name in imports(module) & modules().keys() - {module}:
             assert module not in reached(name), f"{module} -> {' -> '.join(reached(name)[module])}"
 
 
 @pytest.mark.parametrize("room", NEVER_REACHES)
-def test_what_a_room_never_reaches(room: str) -> None:
+def test_packages_never_import_what_they_must_not(room: str) -> None:
     rooms = [module for module in modules() if is_in(module, room)]
     assert rooms
     for module in rooms:

@@ -1,4 +1,4 @@
-"""What `make` says before it starts anything."""
+"""The messages of `make` before it starts anything."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 
 def make(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """As from a shell with ``more`` variables, also where the tests were started by make."""
+    """Run make as from a shell with ``more`` variables, even if make started the tests."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))} | more
     return subprocess.run(["make", *words], cwd=CHECKOUT, env=kept, capture_output=True, encoding="utf-8")
 
@@ -26,7 +26,7 @@ def test_help_lists_every_target() -> None:
     assert {*phony} - listed == {"from", "own-python", "own-python-for-tests"}
 
 
-def test_an_environment_of_ones_own_without_packages(tmp_path: Path) -> None:
+def test_your_own_environment_without_packages(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     bare = tmp_path / "bare" / "bin" / "python"
     for target in ("setup", "inspect", "test"):
@@ -37,7 +37,7 @@ def test_an_environment_of_ones_own_without_packages(tmp_path: Path) -> None:
     assert make("setup", f"PYTHON={sys.executable}").returncode == 0
 
 
-def test_a_python_that_is_none_or_too_old(tmp_path: Path) -> None:
+def test_a_missing_or_outdated_python(tmp_path: Path) -> None:
     assert make("inspect", "PYTHON=/no/python").stderr.startswith("error: PYTHON=/no/python: no such program\n")
     script = (CHECKOUT / ".ci" / "environment.py").read_text(encoding="utf-8")
     old = "import sys\nsys.version_info = (3, 9, 2)\nsys.executable = 'python3.9'\n" + script
@@ -61,7 +61,7 @@ def test_a_python_that_is_none_or_too_old(tmp_path: Path) -> None:
         ("generate.prompt=two words", 'write recipe keys as ARGS="generate.prompt=two words"'),
     ],
 )
-def test_words_that_make_would_ignore_are_refused(word: str, says: str) -> None:
+def test_arguments_that_make_would_ignore_are_rejected(word: str, says: str) -> None:
     done = make("generate", word)
     assert done.returncode == 2 and says in done.stderr
 

@@ -6,7 +6,7 @@ _THOUSANDS = ("", "k", "M", "B", "T")
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def whole(value: float) -> str:
+def integer(value: float) -> str:
     """Format a number without decimals: 12,345."""
     return f"{value:,.0f}"
 

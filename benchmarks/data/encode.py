@@ -108,12 +108,12 @@ def tiktoken_of(model: bytes) -> Peer:
     pieces = sentencepiece.SentencePieceProcessor()
     pieces.LoadFromSerializedProto(model)
     plain = [i for i in range(len(pieces)) if not (pieces.IsControl(i) or pieces.IsByte(i) or pieces.IsUnknown(i))]
-    spelt = [pieces.IdToPiece(i).replace("\u2581", " ") for i in plain]
+    spellings = [pieces.IdToPiece(i).replace("\u2581", " ") for i in plain]
     ranks = {bytes([byte]): byte for byte in range(256)}
-    for character in (piece.encode() for piece in spelt if len(piece) == 1):
+    for character in (piece.encode() for piece in spellings if len(piece) == 1):
         for length in range(2, len(character) + 1):
             ranks.setdefault(character[:length], len(ranks))
-    for piece in spelt:
+    for piece in spellings:
         ranks.setdefault(piece.encode(), len(ranks))
     pattern = r" *[A-Za-z]+| *[^A-Za-z0-9 \n]+| +|[0-9]|\n"
     encoding = tiktoken.Encoding("same", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})

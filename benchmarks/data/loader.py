@@ -31,7 +31,7 @@ END, PAD = 2, 3
 #: Samples per micro-batch on each rank, and samples per step.
 MICRO, GLOBAL = 32, 512
 #: The targets that were set for the loader.
-TOKENS_A_SECOND, FIRST_SECONDS, FIRST_BYTES = 100e6, 1.0, 200e6
+TOKENS_PER_SECOND, FIRST_SECONDS, FIRST_BYTES = 100e6, 1.0, 200e6
 WEIGHTS = {"web": 0.7, "code": 0.2, "books": 0.1}
 _SPARSE_SHARDS, _SHARD_TOKENS, _SHARD_DOCUMENTS = 100, 100_000_000, 80_000
 
@@ -103,7 +103,7 @@ def _speed(
         warm()
     million = steps * GLOBAL * length / 1e6
     result = compare(f"{name}, against plain windows", ours, peer, million, "M tokens/s", rounds=rounds)
-    target = TOKENS_A_SECOND / 1e6
+    target = TOKENS_PER_SECOND / 1e6
     over = result.ours / target
     return [
         result,
@@ -162,7 +162,7 @@ def _resident(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def _tell_first_batch(folder: Path) -> None:
+def _print_first_batch(folder: Path) -> None:
     before = _resident("VmRSS")
     began = time.perf_counter()
     data = PretrainingData({"all": TokenWindows(folder, "train", 1024, END)}, GLOBAL, 1)
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--first-batch", type=Path, metavar="FOLDER", help="only this, in this process: seconds, bytes")
     chosen = parser.parse_args()
     if chosen.first_batch:
-        _tell_first_batch(chosen.first_batch)
+        _print_first_batch(chosen.first_batch)
         return
     for ratio in measure(chosen.quick):
         print(ratio)

@@ -67,8 +67,8 @@ def _with_gradients(attend: Callable[..., torch.Tensor], inputs: list[torch.Tens
 
 def _kernels(samples: int, length: int, rounds: int) -> Iterator[Ratio]:
     inputs = _inputs(samples, length)
-    own = _with_gradients(lambda q, k, v: causal_attention(q, k, v, SCALE), inputs)
-    expected = own().float()
+    ours = _with_gradients(lambda q, k, v: causal_attention(q, k, v, SCALE), inputs)
+    expected = ours().float()
     for name, attend in _peers().items():
         work = _with_gradients(attend, inputs)
         try:
@@ -78,10 +78,10 @@ def _kernels(samples: int, length: int, rounds: int) -> Iterator[Ratio]:
             continue
         assert difference < 0.1, f"{name} differs by {difference}"
         for _ in range(3):
-            own(), work()
+            ours(), work()
         title = f"attention, {samples} x {length:,}, against {name}"
         amount = samples * length
-        yield compare(title, lambda: on_device(own), lambda: on_device(work), amount, "tokens/s", None, rounds)  # noqa: B023
+        yield compare(title, lambda: on_device(ours), lambda: on_device(work), amount, "tokens/s", None, rounds)  # noqa: B023
 
 
 def _peers() -> dict[str, Callable[..., torch.Tensor]]:

@@ -46,15 +46,15 @@ def measure(quick: bool = False) -> Iterator[Ratio]:
 def _steps(model: Any, peer: Any, samples: int, length: int, rounds: int) -> Iterator[Ratio]:
     tokens = torch.randint(0, VOCAB, (samples, length + 1), generator=torch.Generator().manual_seed(0)).cuda()
     batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    own, other, count = our_step(model, *batch), their_step(peer, *batch), samples * length
-    difference = abs(own() - other()) / abs(other())
+    step, other, count = our_step(model, *batch), their_step(peer, *batch), samples * length
+    difference = abs(step() - other()) / abs(other())
     assert difference < 2e-2, f"losses differ by {difference}"
     size = f"training step, 0.5B bf16, {samples} x {length:,}"
-    yield _compare(f"{size}, against transformers (grouped_mm experts)", own, other, count, "tokens/s", rounds)
+    yield _compare(f"{size}, against transformers (grouped_mm experts)", step, other, count, "tokens/s", rounds)
     flops = count * flops_per_token(SHAPE, VOCAB, length)
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     products, per_product = (lambda: torch.mm(a, a)), 2 * 8192**3
-    pairs = [(flops / on_device(own, 1) / 1e12, per_product / on_device(products) / 1e12) for _ in range(rounds)]
+    pairs = [(flops / on_device(step, 1) / 1e12, per_product / on_device(products) / 1e12) for _ in range(rounds)]
     shares = sorted(share / ceiling for share, ceiling in pairs)
     middle = sorted(pairs)[rounds // 2]
     title = f"{size}, as a share of plain matrix products"
@@ -67,11 +67,11 @@ def _steps(model: Any, peer: Any, samples: int, length: int, rounds: int) -> Ite
 
 
 def _compare(
-    title: str, own: Callable[[], Any], peer: Callable[[], Any], amount: float, unit: str, rounds: int
+    title: str, run: Callable[[], Any], peer: Callable[[], Any], amount: float, unit: str, rounds: int
 ) -> Ratio:
     for _ in range(3):
-        own(), peer()
-    return compare(title, lambda: on_device(own, 2), lambda: on_device(peer, 2), amount, unit, None, rounds)
+        run(), peer()
+    return compare(title, lambda: on_device(run, 2), lambda: on_device(peer, 2), amount, unit, None, rounds)
 
 
 def _decoding(model: Any, peer: Any, batch: int, new: int, rounds: int) -> Ratio:
@@ -79,14 +79,14 @@ def _decoding(model: Any, peer: Any, batch: int, new: int, rounds: int) -> Ratio
     prompts = torch.randint(0, VOCAB, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
     limits = Limits(new, PROMPT + NEW, VOCAB)
 
-    def own() -> list[list[int]]:
+    def generate() -> list[list[int]]:
         return generate_batch(model, prompts.tolist(), limits, Sampling(temperature=0), seed=0)
 
     other = their_tokens(peer, prompts.cuda())
-    own(), other(8)
+    generate(), other(8)
     title = f"decoding, 0.5B bf16, batch {batch}, against transformers (grouped_mm experts)"
     return compare(
-        title, lambda: seconds(own), lambda: seconds(lambda: other(new)), batch * new, "tokens/s", None, rounds
+        title, lambda: seconds(generate), lambda: seconds(lambda: other(new)), batch * new, "tokens/s", None, rounds
     )
 
 

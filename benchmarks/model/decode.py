@@ -37,14 +37,16 @@ def _one(size: str, precision: str, dtype: torch.dtype, batch: int, new: int, ro
     model = ours(SHAPES[size], dtype).eval()
     limits = Limits(new, PROMPT + NEW, VOCAB)
 
-    def own() -> list[list[int]]:
+    def generate() -> list[list[int]]:
         return generate_batch(model, prompts.tolist(), limits, Sampling(temperature=0), seed=0)
 
     name, peer = _fastest(size, dtype, prompts)
     if dtype == torch.float32:
-        assert own() == peer(new), "other tokens than transformers'"
+        assert generate() == peer(new), "other tokens than transformers'"
     title = f"decoding, {size} {precision}, batch {batch}, against transformers ({name} experts)"
-    return compare(title, lambda: seconds(own), lambda: _seconds_of(peer, new), batch * new, "tokens/s", 2.0, rounds)
+    return compare(
+        title, lambda: seconds(generate), lambda: _seconds_of(peer, new), batch * new, "tokens/s", 2.0, rounds
+    )
 
 
 def their_tokens(model: Any, prompts: torch.Tensor) -> Callable[[int], list[list[int]]]:

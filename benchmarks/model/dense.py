@@ -68,7 +68,7 @@ def _keep_memory() -> None:
 def _against_nanogpt(size: str, precision: str, dtype: torch.dtype, dropout: float, rounds: int) -> Ratio:
     model, peer = _pair(size, dtype, dropout)
     batch = _tokens(size)
-    own = our_step(model, *batch)
+    ours = our_step(model, *batch)
 
     def their() -> float:
         peer.zero_grad()
@@ -78,9 +78,9 @@ def _against_nanogpt(size: str, precision: str, dtype: torch.dtype, dropout: flo
 
     peer.train()
     if not dropout:
-        _require_close(own(), their(), dtype)
+        _require_close(ours(), their(), dtype)
     dropped = f", dropout {dropout}" if dropout else ""
-    return _compared(f"training step, GPT {size} {precision}{dropped}, against nanoGPT", size, own, their, 1.0, rounds)
+    return _compared(f"training step, GPT {size} {precision}{dropped}, against nanoGPT", size, ours, their, 1.0, rounds)
 
 
 def _against_transformers(size: str, precision: str, dtype: torch.dtype, rounds: int) -> Ratio:
@@ -93,9 +93,9 @@ def _against_transformers(size: str, precision: str, dtype: torch.dtype, rounds:
     peer = GPT2LMHeadModel(config)
     peer.load_state_dict(dict(released_weights(model)), strict=False)
     batch = _tokens(size)
-    own, their = our_step(model.to(dtype), *batch), their_step(peer.to(dtype), *batch)
-    _require_close(own(), their(), dtype)
-    return _compared(f"training step, GPT {size} {precision}, against transformers", size, own, their, 1.1, rounds)
+    ours, their = our_step(model.to(dtype), *batch), their_step(peer.to(dtype), *batch)
+    _require_close(ours(), their(), dtype)
+    return _compared(f"training step, GPT {size} {precision}, against transformers", size, ours, their, 1.1, rounds)
 
 
 def _generation(size: str, precision: str, dtype: torch.dtype, rounds: int) -> Ratio:
@@ -104,7 +104,7 @@ def _generation(size: str, precision: str, dtype: torch.dtype, rounds: int) -> R
     model.eval(), peer.eval()
     limits = Limits(_NEW, SIZES[size][0].max_position_embeddings, SIZES[size][1])
 
-    def own() -> list[int]:
+    def ours() -> list[int]:
         return list(generate(model, [1], limits, Sampling(temperature=0), seed=0))
 
     def their() -> list[int]:
@@ -112,20 +112,20 @@ def _generation(size: str, precision: str, dtype: torch.dtype, rounds: int) -> R
         return generated
 
     if dtype == torch.float32 and rounds > 1:
-        assert own() == their(), "other tokens than nanoGPT's"
+        assert ours() == their(), "other tokens than nanoGPT's"
     title = f"{_NEW} new tokens, GPT {size} {precision}, against nanoGPT without a cache"
-    return compare(title, lambda: seconds(own), lambda: seconds(their), _NEW, "tokens/s", 5.0, rounds)
+    return compare(title, lambda: seconds(ours), lambda: seconds(their), _NEW, "tokens/s", 5.0, rounds)
 
 
 def _compared(
-    title: str, size: str, own: Callable[[], float], their: Callable[[], float], target: float, rounds: int
+    title: str, size: str, ours: Callable[[], float], their: Callable[[], float], target: float, rounds: int
 ) -> Ratio:
     batch, length = _BATCH[size]
-    return compare(title, lambda: seconds(own), lambda: seconds(their), batch * length, "tokens/s", target, rounds)
+    return compare(title, lambda: seconds(ours), lambda: seconds(their), batch * length, "tokens/s", target, rounds)
 
 
-def _require_close(own: float, their: float, dtype: torch.dtype) -> None:
-    difference = abs(own - their) / abs(their)
+def _require_close(ours: float, their: float, dtype: torch.dtype) -> None:
+    difference = abs(ours - their) / abs(their)
     assert difference < (1e-5 if dtype == torch.float32 else 2e-2), f"losses differ by {difference}"
 
 
@@ -152,11 +152,11 @@ def _pair(size: str, dtype: torch.dtype, dropout: float) -> tuple[Any, Any]:
     with contextlib.redirect_stdout(io.StringIO()):  # nanoGPT prints its number of parameters
         peer = file.GPT(config)
     released = dict(released_weights(model))
-    own = peer.state_dict()
+    peer_state = peer.state_dict()
     # nanoGPT's matrices have our orientation, but the released ones are transposed.
-    turned = {name: released[name] for name in own if name in released}
+    turned = {name: released[name] for name in peer_state if name in released}
     turned = {
-        name: value if value.shape == own[name].shape and "c_" not in name else value.t()
+        name: value if value.shape == peer_state[name].shape and "c_" not in name else value.t()
         for name, value in turned.items()
     }
     peer.load_state_dict({**turned, "lm_head.weight": released["transformer.wte.weight"]})

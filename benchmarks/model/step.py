@@ -35,15 +35,15 @@ def _one(size: str, precision: str, dtype: torch.dtype, rounds: int) -> Iterator
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=generator)
     batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    own = our_step(ours(SHAPES[size], dtype), *batch)
+    our_loss = our_step(ours(SHAPES[size], dtype), *batch)
     name, peer = _fastest(size, dtype, *batch)
-    difference = abs(own() - peer()) / abs(peer())
+    difference = abs(our_loss() - peer()) / abs(peer())
     assert difference < (1e-5 if dtype == torch.float32 else 2e-2), f"losses differ by {difference}"
     count = BATCH * LENGTH
     title = f"training step, {size} {precision}, against transformers ({name} experts)"
-    yield compare(title, lambda: seconds(own), lambda: seconds(peer), count, "tokens/s", 1.3, rounds)
+    yield compare(title, lambda: seconds(our_loss), lambda: seconds(peer), count, "tokens/s", 1.3, rounds)
     flops = count * flops_per_token(SHAPES[size], VOCAB, LENGTH)
-    yield _share_of_ceiling(f"{size} {precision}", own, dtype, flops, rounds)
+    yield _share_of_ceiling(f"{size} {precision}", our_loss, dtype, flops, rounds)
 
 
 def our_step(model: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:

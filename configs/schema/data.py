@@ -274,7 +274,7 @@ class DataSection(Section):
 
     def key_of(self, source: SourceSection) -> str:
         """Return the recipe key that holds a source."""
-        return next((f"data.sources.{name}" for name, own in self.sources.items() if own is source), "data.source")
+        return next((f"data.sources.{name}" for name, other in self.sources.items() if other is source), "data.source")
 
 
 def _others(name: str, names: list[str]) -> str:

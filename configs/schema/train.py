@@ -219,7 +219,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _deepspeed_keys_are_not_ours(self) -> "TrainSection":
         for key in _dotted(self.deepspeed):
-            if any(key == own or key.startswith(f"{own}.") for own in _OWN_DEEPSPEED_KEYS):
+            if any(key == reserved or key.startswith(f"{reserved}.") for reserved in _OWN_DEEPSPEED_KEYS):
                 raise ValueError(f"deepspeed.{key} is set from the recipe's own keys: remove it")
         return self
 

@@ -110,8 +110,8 @@ class Splitter:
 
     def __init__(self) -> None:
         self._rules = _rules()
-        self._whole: dict[str, list[str]] = {}
-        # The words that a known chunk would be split into -> the chunk. If they are adjacent, they are joined again.
+        self._exceptions: dict[str, list[str]] = {}
+        # The words that a known chunk would be split into -> the chunk. Adjacent words like these are joined again.
         self._joins: dict[tuple[str, ...], str] = {}
         # First word of such a sequence -> length of the longest sequence that begins with it.
         self._most: dict[str, int] = {}
@@ -124,11 +124,11 @@ class Splitter:
                 self._most[parts[0]] = max(self._most.get(parts[0], 0), len(parts))
         # The first two words of each such sequence.
         self._pairs = frozenset(parts[:2] for parts in self._joins)
-        self._whole = known
+        self._exceptions = known
 
     def split(self, chunk: str) -> list[str]:
-        """Split a chunk, which has no whitespace, into words. Concatenating the words yields the chunk."""
-        known = self._whole.get(chunk)
+        """Split a chunk, which has no whitespace, into words. Concatenating them gives the chunk."""
+        known = self._exceptions.get(chunk)
         if known is not None:
             return known
         if chunk.isalpha() or len(chunk) > _LONGEST:
@@ -157,23 +157,23 @@ class Splitter:
     def _split(self, chunk: str) -> list[str]:
         fronts: list[str] = []
         ends: list[str] = []
-        while chunk and chunk not in self._whole and not chunk.isalpha():
+        while chunk and chunk not in self._exceptions and not chunk.isalpha():
             front = self._front(chunk)
-            if front and chunk[front:] in self._whole:
+            if front and chunk[front:] in self._exceptions:
                 fronts.append(chunk[:front])
                 chunk = chunk[front:]
                 break
             end = front + self._kept(chunk[front:])
             if front == 0 and end == len(chunk):
                 break
-            if end < len(chunk) and chunk[:end] in self._whole:
+            if end < len(chunk) and chunk[:end] in self._exceptions:
                 ends.append(chunk[end:])
                 chunk = chunk[:end]
                 break
             fronts += [chunk[:front]] if front else []
             ends += [chunk[end:]] if end < len(chunk) else []
             chunk = chunk[front:end]
-        middle = self._whole.get(chunk) or self._inside(chunk) if chunk else []
+        middle = self._exceptions.get(chunk) or self._inside(chunk) if chunk else []
         return [*fronts, *middle, *reversed(ends)]
 
     def _front(self, chunk: str) -> int:
@@ -242,7 +242,7 @@ class Splitter:
         out, place = [], 0
         while place < len(words):
             if place in joined:
-                out += self._whole[self._joins[tuple(words[place : joined[place]])]]
+                out += self._exceptions[self._joins[tuple(words[place : joined[place]])]]
                 place = joined[place]
             else:
                 out.append(words[place])

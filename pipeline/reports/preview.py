@@ -49,7 +49,7 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
                     )
                     progress.update(read)
                     number, left = number + 1, left - read
-                    if left <= 0 or patient.has_given_up:
+                    if left <= 0 or patient.is_exhausted:
                         break
         counts = by_source(part_counts(folder))
         for name, source in sources.items():
@@ -62,7 +62,7 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
 
 
 class _Patient:
-    """Reads a source, and gives up if none of its first inputs, across all parts, can be read."""
+    """Reads a source, and stops if none of its first inputs can be read, counted across parts."""
 
     def __init__(self, source: Source, patience: int) -> None:
         self._source = source
@@ -70,7 +70,8 @@ class _Patient:
         self._left = patience
 
     @property
-    def has_given_up(self) -> bool:
+    def is_exhausted(self) -> bool:
+        """Whether the first inputs were all unreadable, so that reading stops."""
         return not self._good and self._left <= 0
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:

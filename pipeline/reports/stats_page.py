@@ -16,7 +16,7 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.pages import markup, shell
 from artefacts.pages.figures import COLORS, inline_svg
-from artefacts.pages.formats import compact, share, whole
+from artefacts.pages.formats import compact, integer, share
 from artefacts.progress import bar
 from configs.run_layout import RunLayout
 from pipeline.documents import read_shards
@@ -50,7 +50,7 @@ def build_page(name: str, layout: RunLayout, manifests: dict[str, Manifest]) -> 
         sections.append(_pieces_section(layout, tokens))
     facts: dict[str, str] = {}
     if documents:
-        facts |= {"Documents": whole(documents.counts["documents"]), "Text": compact(documents.counts["bytes"], "B")}
+        facts |= {"Documents": integer(documents.counts["documents"]), "Text": compact(documents.counts["bytes"], "B")}
     if tokens:
         train = tokens.counts["train"]
         facts["Training tokens"] = compact(train["tokens"])
@@ -68,12 +68,12 @@ def _documents_section(folder: Path, published: Manifest) -> str:
     rows = [
         [
             name,
-            whole(of_source["read_documents"]),
+            integer(of_source["read_documents"]),
             compact(of_source["read_bytes"], "B"),
-            whole(of_source["documents"]),
+            integer(of_source["documents"]),
             compact(of_source["bytes"], "B"),
-            whole(sum(of_source["dropped"].values())),
-            whole(sum(of_source["bad_inputs"].values())),
+            integer(sum(of_source["dropped"].values())),
+            integer(sum(of_source["bad_inputs"].values())),
         ]
         for name, of_source in counts
     ]
@@ -95,7 +95,7 @@ def _dropped_section(published: Manifest) -> str:
     read = published.counts["read_documents"]
     if not reasons:
         return markup.section("dropped", "Dropped", markup.note("Nothing was dropped."))
-    rows = [[name, whole(count), share(count, read)] for name, count in reasons.items()]
+    rows = [[name, integer(count), share(count, read)] for name, count in reasons.items()]
     figure = inline_svg(lambda: _bars(reasons, "documents"), "drops by reason")
     table = markup.table(("reason", "documents", "of those read"), rows)
     return markup.section("dropped", "Dropped", markup.figure(figure, "Documents dropped, by reason."), table)
@@ -105,7 +105,7 @@ def _masked_section(published: Manifest) -> str:
     masked = published.counts["masked"]
     if not masked:
         return ""
-    table = markup.table(("kind", "pieces"), [[kind, whole(count)] for kind, count in masked.items()])
+    table = markup.table(("kind", "pieces"), [[kind, integer(count)] for kind, count in masked.items()])
     note = "Personal data that was replaced, also in duplicates and in documents that were not sampled."
     return markup.section("masked", "Masked", table, markup.note(note))
 
@@ -116,11 +116,11 @@ def _tokens_section(layout: RunLayout, published: Manifest, documents: Manifest 
     rows = [
         [
             side,
-            whole(of_side["documents"]),
-            whole(of_side["tokens"]),
+            integer(of_side["documents"]),
+            integer(of_side["tokens"]),
             compact(of_side["bytes"], "B"),
             f"{of_side['bytes'] / max(of_side['tokens'], 1):.3f}",
-            whole(of_side["shards"]),
+            integer(of_side["shards"]),
         ]
         for side, of_side in ((side, published.counts[side]) for side in ("train", "validation"))
     ]
@@ -176,7 +176,7 @@ def _pieces_section(layout: RunLayout, published: Manifest) -> str:
     order = np.argsort(-counts, kind="stable")
     total = int(counts.sum())
     rows = [
-        [str(rank + 1), _visible(tokenizer.piece(int(i))), str(i), whole(counts[i]), share(float(counts[i]), total)]
+        [str(rank + 1), _visible(tokenizer.piece(int(i))), str(i), integer(counts[i]), share(float(counts[i]), total)]
         for rank, i in enumerate(order[:_LISTED])
         if counts[i]
     ]
@@ -243,7 +243,7 @@ def _histogram(series: dict[str, NDArray[Any]], unit: str) -> Figure:
     if edges[-1] < 100 * edges[0]:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(lambda value, _: whole(value))
+    axes.xaxis.set_major_formatter(lambda value, _: integer(value))
     if len(series) > 1:
         axes.legend()
     return figure

@@ -15,7 +15,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
 #: Artefact -> the artefacts that it is built from. Their fingerprints must match the inputs in its manifest.
-_MADE_FROM: dict[str, tuple[str, ...]] = {
+_INPUTS: dict[str, tuple[str, ...]] = {
     "documents": (),
     "tokenizer": ("documents",),
     "tokens": ("documents", "tokenizer"),
@@ -38,7 +38,7 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
         RequestError: there are no artefacts.
     """
     layout = RunLayout.of(recipe)
-    folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_MADE_FROM, *_TRAINED)}
+    folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_INPUTS, *_TRAINED)}
     existing = {name: folder for name, folder in folders.items() if folder.exists()}
     if not existing:
         raise RequestError(f"{layout.data} has no artefact: run `{command_hints.make('data', recipe_path)}` first")
@@ -185,7 +185,7 @@ def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:
     published = manifest.read(folder)
     assert published is not None
     lines = []
-    for other in _MADE_FROM[name]:
+    for other in _INPUTS[name]:
         try:
             now = manifest.read(folders[other])
         except RequestError:

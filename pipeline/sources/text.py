@@ -21,8 +21,8 @@ from pipeline.sources.storage.files import File
 #: For texts that are read in blocks: bytes to decode at a time, and size of a part's documents in UTF-8 bytes.
 _BLOCK_CHARS = 1 << 20
 _CARRIED_BYTES = 16 << 20
-#: Maximum decompressed size of a text that is read in one piece, in bytes.
-_MOST_WHOLE_BYTES = 256 << 20
+#: Maximum decompressed bytes of a text that is read in one piece.
+_MAX_BYTES_AT_ONCE = 256 << 20
 
 
 class Carried(NamedTuple):
@@ -114,7 +114,7 @@ class TextSource(FileSource):
             yield from (Document(name, text, source, "text") for name, text, source in carried.documents)
             return
         for file in part.where:
-            text = self._whole(file, bad)
+            text = self._complete_text(file, bad)
             if text is None:
                 continue
             # An empty file is an empty document, as an empty record would be.
@@ -122,8 +122,8 @@ class TextSource(FileSource):
             for number, piece in enumerate(documents):
                 yield Document(f"text:{file.name}:{number}", piece.text, file.name, "text")
 
-    def _whole(self, file: File, bad: BadInputs) -> str | None:
-        """Return a file's text, up to any damage, or None if none of it can be used."""
+    def _complete_text(self, file: File, bad: BadInputs) -> str | None:
+        """Return a file's text up to the first damage, or None if none of it can be used."""
         damage: Exception | None = None
         content = b""
         try:
@@ -131,7 +131,7 @@ class TextSource(FileSource):
                 if fault := signatures.other_kind(signatures.peek(stream)):
                     bad.add(fault, file.name, file.size)
                     return None
-                content, damage = files.up_to_damage(stream, _MOST_WHOLE_BYTES)
+                content, damage = files.up_to_damage(stream, _MAX_BYTES_AT_ONCE)
                 at = raw.tell()
         except files.DAMAGE as error:
             damage, at = error, 0
@@ -139,9 +139,9 @@ class TextSource(FileSource):
             bad.add("unreadable file", f"{file.name}: {damage}", files.lost_bytes(file.size, at))
             if not content:
                 return None
-        if len(content) > _MOST_WHOLE_BYTES:
+        if len(content) > _MAX_BYTES_AT_ONCE:
             hint = ", decompressed" if self.chunk_chars else ": set chunk_chars"
-            bad.add(f"longer than {_MOST_WHOLE_BYTES >> 20} MB{hint}", file.name, file.size)
+            bad.add(f"longer than {_MAX_BYTES_AT_ONCE >> 20} MB{hint}", file.name, file.size)
             return None
         try:
             text = decode(content, self.encoding, is_cut=damage is not None)
@@ -184,8 +184,8 @@ def _limited(blocks: Iterator[str], key: str) -> Iterator[str]:
     size = 0
     for block in blocks:
         size += _utf8_bytes(block)
-        if size > _MOST_WHOLE_BYTES:
-            limit = f"{_MOST_WHOLE_BYTES >> 20} MB"
+        if size > _MAX_BYTES_AT_ONCE:
+            limit = f"{_MAX_BYTES_AT_ONCE >> 20} MB"
             raise RequestError(f"{key}.merge: the document is larger than {limit}: set {key}.chunk_chars")
         yield block
 

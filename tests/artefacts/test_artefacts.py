@@ -1,4 +1,4 @@
-"""Manifests: an artefact with one is complete, published artefacts are never overwritten, one writer at a time."""
+"""An artefact with a manifest is complete, published artefacts are never overwritten, and only one process writes."""
 
 import fcntl
 import json
@@ -51,7 +51,7 @@ def test_another_identity_moves_the_old_one_aside(tmp_path: Path, content: str, 
     assert (tmp_path / "thing" / "a.txt").read_text() == content
 
 
-def test_an_interrupted_stage_goes_on_and_its_torn_files_are_swept(tmp_path: Path) -> None:
+def test_an_interrupted_stage_resumes_and_removes_incomplete_files(tmp_path: Path) -> None:
     class KilledError(Exception):
         pass
 
@@ -67,7 +67,7 @@ def test_an_interrupted_stage_goes_on_and_its_torn_files_are_swept(tmp_path: Pat
 
 
 @pytest.mark.parametrize("moment", ["describe_files", "sync_tree", "rmtree"])
-def test_killed_while_publishing_nothing_is_built_twice(
+def test_a_kill_while_publishing_causes_no_second_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     class KilledError(Exception):
@@ -94,7 +94,7 @@ def test_killed_while_publishing_nothing_is_built_twice(
     assert not (tmp_path / ".thing.partial").exists()
 
 
-def test_a_build_under_way_outlives_a_look_at_the_finished_one(tmp_path: Path) -> None:
+def test_opening_a_finished_artefact_keeps_an_unfinished_build(tmp_path: Path) -> None:
     build(tmp_path / "thing", "one")
     with open_stage("thing", tmp_path / "thing", {"content": "two"}, {}) as stage:
         atomic.write_text(stage.scratch / "part", "kept")
@@ -103,14 +103,14 @@ def test_a_build_under_way_outlives_a_look_at_the_finished_one(tmp_path: Path) -
         assert (stage.scratch / "part").exists()
 
 
-def test_an_interrupted_stage_of_another_identity_starts_afresh(tmp_path: Path) -> None:
+def test_an_interrupted_stage_of_another_identity_starts_over(tmp_path: Path) -> None:
     with open_stage("thing", tmp_path / "thing", {"n": 1}, {}) as stage:
         atomic.write_text(stage.work / "first.txt", "old")
     with open_stage("thing", tmp_path / "thing", {"n": 2}, {}) as stage:
         assert not (stage.work / "first.txt").exists()
 
 
-def test_a_refused_stage_leaves_nothing_that_was_not_there(tmp_path: Path) -> None:
+def test_a_rejected_stage_leaves_no_new_files(tmp_path: Path) -> None:
     def refused(target: Path, begun: bool = False) -> list[str]:
         with pytest.raises(RequestError, match="no"), open_stage("thing", target, {"n": 1}, {}) as stage:
             if begun:
@@ -127,7 +127,7 @@ def test_a_refused_stage_leaves_nothing_that_was_not_there(tmp_path: Path) -> No
     assert "new/.thing.partial/scratch/part" in refused(tmp_path / "new" / "thing")
 
 
-def test_a_lock_that_a_refused_command_removed_keeps_nobody_out(tmp_path: Path) -> None:
+def test_a_lock_removed_by_a_rejected_command_blocks_nobody(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "thing"
     with ExitStack() as stack:
         with pytest.raises(RequestError, match="no"), lock.hold(folder):
@@ -160,7 +160,7 @@ _WRONG = [{"files": []}, {"files": {"a": 1}}, {"files": {"a": {"bytes": "1", "sh
 
 
 @pytest.mark.parametrize("content", ['{"format": 1', "[1]", "null", "[" * 100_000, *map(json.dumps, _WRONG)])
-def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+def test_a_damaged_manifest_gives_a_one_line_error(tmp_path: Path, content: str) -> None:
     build(tmp_path / "thing", "one")
     path = tmp_path / "thing" / manifest.NAME
     wrong = json.loads(content) if content in map(json.dumps, _WRONG) else None
@@ -169,7 +169,7 @@ def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, content: str)
         manifest.read(tmp_path / "thing")
 
 
-def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_folder_gives_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "thing").write_text("a file")
     with pytest.raises(RequestError, match="is a file, not a folder"):
         manifest.require(tmp_path / "thing", "make thing")
@@ -178,7 +178,7 @@ def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path) -> None:
         manifest.read(tmp_path / "other")
 
 
-def test_a_second_writer_is_refused_and_a_dead_one_does_not_count(tmp_path: Path) -> None:
+def test_a_second_writer_is_rejected_unless_the_first_is_dead(tmp_path: Path) -> None:
     code = (
         "import time; from pathlib import Path; from artefacts import lock\n"
         f"with lock.hold(Path({str(tmp_path / 'thing')!r})):\n"
@@ -195,7 +195,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_does_not_count(tmp_path: Path
         pass
 
 
-def test_metrics_survive_repeats_and_torn_lines(tmp_path: Path) -> None:
+def test_metrics_survive_repeated_and_incomplete_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         '{"kind": "train", "step": 1, "loss": 3.0}\n{"kind": "train", "step": 2, "loss": 2.5}\n{"kind": "tra'
@@ -246,7 +246,7 @@ def test_tasks_of_another_recipe_are_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_what_is_up_to_date_needs_no_lock(tmp_path: Path) -> None:
+def test_an_up_to_date_artefact_needs_no_lock(tmp_path: Path) -> None:
     build(tmp_path / "thing", "one")
     with lock.hold(tmp_path / "thing"):
         assert build(tmp_path / "thing", "one") is None
@@ -254,7 +254,7 @@ def test_what_is_up_to_date_needs_no_lock(tmp_path: Path) -> None:
             build(tmp_path / "thing", "two")
 
 
-def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+def test_a_briefly_held_lock_is_waited_for(tmp_path: Path) -> None:
     held = lock.hold(tmp_path / "thing")
     held.__enter__()
     with pytest.MonkeyPatch.context() as patch:
@@ -264,7 +264,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
             pass
 
 
-def test_a_folder_that_cannot_be_written_is_one_line() -> None:
+def test_an_unwritable_folder_gives_a_one_line_error() -> None:
     # Even root cannot write to folders of the kernel.
     message = r"^/sys/kernel cannot be written \(.*\): set run\.root to a folder of yours"
     with pytest.raises(RequestError, match=message), lock.hold(Path("/sys/kernel/thing")):
@@ -272,7 +272,7 @@ def test_a_folder_that_cannot_be_written_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("place", ["empty", "matching"])
-def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, place: str) -> None:
+def test_a_stage_follows_a_symlinked_folder(tmp_path: Path, place: str) -> None:
     disk, data = tmp_path / "disk", tmp_path / "run"
     (disk / "tokens").mkdir(parents=True)
     data.mkdir()
@@ -289,7 +289,7 @@ def test_a_linked_folder_is_filled_where_the_link_leads(tmp_path: Path, place: s
     assert not (data / "previous").exists()
 
 
-def test_a_link_to_nothing_in_the_place_of_a_run_is_named(tmp_path: Path) -> None:
+def test_a_broken_link_in_place_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "unmounted")
     with pytest.raises(RequestError, match=r"run is a file or a dangling link"):
         build(tmp_path / "run" / "thing", "one")

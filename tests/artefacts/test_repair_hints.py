@@ -8,7 +8,7 @@ import pytest
 from artefacts import command_hints, repair_hints
 
 
-def test_a_command_is_the_one_to_type(monkeypatch):
+def test_a_hint_is_the_command_to_type(monkeypatch):
     line = [
         "pipeline",
         "tokenize",
@@ -37,7 +37,7 @@ def test_the_default_recipe_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("prompt", ["it's $5", 'say "no" to $HOME!', "plain", "two words", "`ls` \\ \\n"])
-def test_what_is_typed_comes_back_through_make_and_the_shell(prompt, tmp_path, monkeypatch):
+def test_hints_survive_make_and_the_shell(prompt, tmp_path, monkeypatch):
     """Paste the hint into a shell, where make prints the arguments of its command."""
     (tmp_path / "Makefile").write_text(
         "data:\n\t@python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' --recipe \"$(RECIPE)\" $(ARGS)\n"

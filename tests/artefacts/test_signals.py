@@ -56,7 +56,7 @@ run(main, restartable=True)
 """
 
 
-def test_a_fault_that_a_signal_has_become_is_the_signal():
+def test_an_error_caused_by_a_signal_counts_as_the_signal():
     done = subprocess.run(
         [sys.executable, "-c", _IMPORT], cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE
     )
@@ -78,7 +78,7 @@ run(main)
 """
 
 
-def test_a_file_over_the_limit_is_one_line(tmp_path):
+def test_a_file_above_the_size_limit_gives_a_one_line_error(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     line = [sys.executable, "-c", _TOO_LARGE]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)

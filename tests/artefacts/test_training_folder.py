@@ -40,7 +40,7 @@ def test_a_run_resumes_and_another_without_weights_is_moved_aside(tmp_path, caps
     assert (aside / "metrics.jsonl").read_text() == "kept"
 
 
-def test_weights_are_not_moved_aside_unasked(tmp_path, capsys) -> None:
+def test_weights_are_not_moved_aside_by_default(tmp_path, capsys) -> None:
     saved(begun(tmp_path, rate=1), 2)
     other = begun(tmp_path / "elsewhere", rate=2, max_grad_norm=3)
     object.__setattr__(other, "folder", tmp_path / "pretrain")
@@ -53,7 +53,7 @@ def test_weights_are_not_moved_aside_unasked(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", LATER_IN_CHAIN])
-def test_a_job_that_comes_back_replaces_nothing(tmp_path, monkeypatch, name) -> None:
+def test_a_requeued_job_replaces_nothing(tmp_path, monkeypatch, name) -> None:
     saved(begun(tmp_path, rate=1), 2)
     other = begun(tmp_path / "elsewhere", rate=2)
     object.__setattr__(other, "folder", tmp_path / "pretrain")
@@ -81,7 +81,7 @@ def test_a_lost_manifest_is_written_again_from_the_last_checkpoint(tmp_path, how
     assert manifest.read(run.folder) == published and run.restore() == []
 
 
-def test_a_manifest_of_another_version_gives_up_no_checkpoint(tmp_path) -> None:
+def test_a_manifest_of_another_version_loses_no_checkpoint(tmp_path) -> None:
     run = begun(tmp_path)
     run.finish(saved(run, 4))
     path = run.folder / manifest.NAME
@@ -95,7 +95,7 @@ def test_a_manifest_of_another_version_gives_up_no_checkpoint(tmp_path) -> None:
     assert run.manifest() is not None
 
 
-def test_a_damaged_manifest_of_a_run_that_is_not_finished_goes(tmp_path) -> None:
+def test_a_damaged_manifest_of_an_unfinished_run_is_removed(tmp_path) -> None:
     run = begun(tmp_path)
     saved(run, 2)
     (run.folder / manifest.NAME).touch()
@@ -125,7 +125,7 @@ def test_a_lost_identity_is_written_again_from_a_checkpoint(tmp_path, how) -> No
     assert (run.folder / IDENTITY).read_bytes() == before
 
 
-def test_weights_without_any_word_of_what_they_are_are_kept(tmp_path) -> None:
+def test_weights_without_an_identity_are_kept(tmp_path) -> None:
     run = begun(tmp_path)
     (saved(run, 2) / manifest.NAME).unlink()
     (run.folder / IDENTITY).unlink()
@@ -133,7 +133,7 @@ def test_weights_without_any_word_of_what_they_are_are_kept(tmp_path) -> None:
         run.open("recipe", replace=False)
 
 
-def test_a_linked_folder_is_trained_in_where_the_link_leads(tmp_path) -> None:
+def test_a_run_follows_a_symlinked_folder(tmp_path) -> None:
     disk, run = tmp_path / "disk" / "pretrain", tmp_path / "run"
     disk.mkdir(parents=True)
     run.mkdir()

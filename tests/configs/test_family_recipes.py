@@ -68,7 +68,7 @@ def test_an_encoder_decoder_learns_and_decodes(tmp_path: Path) -> None:
     assert "complete sequences" in (run.folder / "report.html").read_text()
 
 
-def test_a_classifier_says_a_class(tmp_path: Path) -> None:
+def test_a_classifier_predicts_a_class(tmp_path: Path) -> None:
     kinds = ("good fine nice", "yes"), ("bad poor sad", "no")
     texts = [{"text": f"{words} {n}", "label": label} for words, label in kinds for n in range(60)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))

@@ -1,4 +1,4 @@
-"""Every fault of a recipe is one line with the key, the file and the fix, and exit status 2."""
+"""An error in a recipe gives one line with the key, the file and the fix, and exit status 2."""
 
 import re
 import subprocess
@@ -9,6 +9,8 @@ import pytest
 
 from artefacts.errors import RequestError
 from configs.load import dump_recipe, load_recipe
+from configs.schema import Recipe
+from configs.schema.renamed import RENAMED
 from tests.support.paths import CHECKOUT
 
 DEMO = CHECKOUT / "configs" / "demo.yaml"
@@ -63,8 +65,6 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["model.seed=1"], ["unknown key model.seed; there is run.seed and generate.seed"]),
         (["data.source.count=1"], ["unknown key data.source.count; keys of data.source are "]),
         (["moddel.hidden_size=1"], ["unknown key moddel; the nearest key is model"]),
-        (["train.clip=1"], ["unknown key train.clip: it was renamed to train.max_grad_norm"]),
-        (["train.stop_at=1"], ["unknown key train.stop_at: it was renamed to train.simulate_crash_at"]),
         (["stuff.hidden_size=1"], ["unknown key stuff; sections are "]),
         (["train.precision=bf16", "model.moe_intermediate_size=15"], ["moe_intermediate_size (15)", "multiple of 8"]),
         (["launch.rendezvous=nonsense"], ["launch.rendezvous: 'nonsense' is not valid; examples: head:29500"]),
@@ -75,13 +75,25 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["train.deepspeed.optimizer.type=Adam"], ["deepspeed.optimizer", "remove it"]),
     ],
 )  # fmt: skip
-def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
+def test_errors_name_the_key(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(RequestError) as fault:
         load_recipe(DEMO, overrides)
     message = str(fault.value)
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_error_names_the_new_name_of_a_renamed_key(old: str, new: str) -> None:
+    with pytest.raises(RequestError) as fault:
+        load_recipe(DEMO, [f"{old}=1"])
+    assert str(fault.value) == f"override {old}=1: unknown key {old}: it was renamed to {new}"
+
+
+def test_renamed_keys_exist_only_by_their_new_names() -> None:
+    keys = set(Recipe.keys())
+    assert keys.issuperset(RENAMED.values()) and keys.isdisjoint(RENAMED)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +126,7 @@ def test_faults_are_named(overrides: list[str], words: list[str]) -> None:
         (["data.source.path=a"], ["path (a)", "kind=sequences"]),
     ],
 )  # fmt: skip
-def test_faults_of_examples_are_named(overrides: list[str], words: list[str]) -> None:
+def test_errors_in_examples_name_the_key(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(RequestError) as fault:
         load_recipe(CHECKOUT / "configs" / "teaching" / "seq2seq-reverse.yaml", overrides)
     message = str(fault.value)
@@ -134,7 +146,7 @@ def test_faults_of_examples_are_named(overrides: list[str], words: list[str]) ->
         (["data.sources={web: {kind: jsonl, path: a}}", "data.source={}", "data.sources.web.pth=a"], 2),
     ],
 )
-def test_the_override_at_fault_is_named(overrides: list[str], at_fault: int) -> None:
+def test_the_invalid_override_is_named(overrides: list[str], at_fault: int) -> None:
     with pytest.raises(RequestError) as fault:
         load_recipe(DEMO, overrides)
     assert str(fault.value).startswith(f"override {overrides[at_fault]}: ")
@@ -149,7 +161,7 @@ def test_the_override_at_fault_is_named(overrides: list[str], at_fault: int) -> 
         ("a.jsonl", "data.sources.web is a section, not 'a.jsonl': set its keys, such as data.sources.web.kind"),
     ],
 )  # fmt: skip
-def test_faults_of_a_named_source(tmp_path: Path, section: str, words: str) -> None:
+def test_errors_in_a_named_source(tmp_path: Path, section: str, words: str) -> None:
     path = tmp_path / "recipe.yaml"
     named = re.sub(r"  source: .*", f"  sources: {{web: {section}}}", DEMO.read_text())
     path.write_text(named)
@@ -181,7 +193,7 @@ SEVERAL = "run: {name: a}\ndata: {sources: {books: {kind: text, path: a}, web: {
         ),
     ],
 )
-def test_faults_of_the_model_name_the_key(overrides: list[str], words: str) -> None:
+def test_errors_in_the_model_name_the_key(overrides: list[str], words: str) -> None:
     with pytest.raises(RequestError) as fault:
         load_recipe(DEMO, overrides)
     assert words in str(fault.value)
@@ -198,7 +210,7 @@ def test_faults_of_the_model_name_the_key(overrides: list[str], words: str) -> N
         ("data.clean.min_chars=300000", "data.clean.min_chars (300000) is above max_chars"),
     ],
 )  # fmt: skip
-def test_faults_beside_named_sources(tmp_path: Path, override: str, words: str) -> None:
+def test_errors_next_to_named_sources(tmp_path: Path, override: str, words: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(SEVERAL)
     with pytest.raises(RequestError) as fault:
@@ -206,7 +218,7 @@ def test_faults_beside_named_sources(tmp_path: Path, override: str, words: str) 
     assert str(fault.value).startswith(f"override {override}: {words}")
 
 
-def test_several_sources_written_out_in_full_are_read_again(tmp_path: Path) -> None:
+def test_a_recipe_with_several_sources_round_trips(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(SEVERAL)
     recipe = load_recipe(path)
@@ -229,7 +241,7 @@ def test_a_repeated_key_is_named(tmp_path: Path) -> None:
         load_recipe(path)
 
 
-def test_a_named_source_takes_text_as_it_stands() -> None:
+def test_a_named_source_accepts_text_verbatim() -> None:
     overrides = ["data.source={}", "data.sources.web.kind=jsonl", "data.sources.web.path=2024"]
     assert load_recipe(DEMO, overrides).data.sources["web"].path == "2024"
 
@@ -250,7 +262,7 @@ def test_broken_files_are_named(tmp_path: Path, text: str, words: str) -> None:
 DATA_ONLY = "run: {name: corpus}\ndata: {source: {kind: jsonl, path: a}}\ntokenizer: {vocab_size: 400}\n"
 
 
-def test_a_recipe_may_be_for_data_alone(tmp_path: Path) -> None:
+def test_a_recipe_may_contain_only_data_sections(tmp_path: Path) -> None:
     path = tmp_path / "data.yaml"
     path.write_text(DATA_ONLY)
     recipe = load_recipe(path)
@@ -270,7 +282,7 @@ def test_a_recipe_may_be_for_data_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", [["launch", "local", "pretrain"], ["training", "pretrain"], ["training", "estimate"]]
 )
-def test_training_asks_for_the_sections_it_lacks(tmp_path: Path, command: list[str]) -> None:
+def test_training_names_the_missing_sections(tmp_path: Path, command: list[str]) -> None:
     path = tmp_path / "data.yaml"
     path.write_text(DATA_ONLY)
     argv = [sys.executable, "-m", *command, "--recipe", str(path), f"run.root={tmp_path}"]
@@ -286,11 +298,11 @@ def test_numbers_are_numbers() -> None:
 
 
 @pytest.mark.parametrize("text", ["yes", "123", "Hello # world", "def f():", "a: b?", " two  spaces ", "[1, 2]"])
-def test_text_is_taken_as_it_stands(text: str) -> None:
+def test_text_is_accepted_verbatim(text: str) -> None:
     assert load_recipe(DEMO, [f"generate.prompt={text}"]).generate.prompt == text
 
 
-def test_no_value_is_null() -> None:
+def test_null_is_read_as_none() -> None:
     assert load_recipe(DEMO, ["data.root=null"]).data.root is None
 
 
@@ -311,7 +323,7 @@ def test_paths_are_expanded_as_a_shell_would(monkeypatch: pytest.MonkeyPatch, tm
             load_recipe(DEMO, [f"run.root={path}"])
 
 
-def test_a_recipe_without_its_folder_or_ending_is_suggested(tmp_path: Path) -> None:
+def test_a_name_without_folder_or_suffix_suggests_a_recipe(tmp_path: Path) -> None:
     for path in ("demo", "demo.yaml", "configs/demo"):
         with pytest.raises(RequestError, match=r"no such recipe: did you mean configs/demo\.yaml\?"):
             load_recipe(path)
@@ -319,7 +331,7 @@ def test_a_recipe_without_its_folder_or_ending_is_suggested(tmp_path: Path) -> N
         load_recipe("configs")
 
 
-def test_identity_leaves_topology_out() -> None:
+def test_identity_does_not_contain_topology() -> None:
     one, other = load_recipe(DEMO), load_recipe(DEMO, ["launch.processes=1", "train.micro_batch=1", "train.keep=9"])
     assert one.train.identity() == other.train.identity()
     assert one.train.identity() != load_recipe(DEMO, ["train.optimizer.beta2=0.99"]).train.identity()

@@ -1,4 +1,4 @@
-"""Values of a recipe that YAML reads differently from people."""
+"""Recipe values that YAML would parse differently from how a person reads them."""
 
 import pytest
 
@@ -23,7 +23,7 @@ DEMO = DEMO_RECIPE
         ("true", "train.steps: true is not a number"),
     ],
 )
-def test_what_is_not_plainly_a_number_is_refused(tmp_path, value, message):
+def test_ambiguous_numbers_are_rejected(tmp_path, value, message):
     with pytest.raises(RequestError) as fault:
         load_recipe(DEMO, [f"train.steps={value}"])
     assert str(fault.value) == f"override train.steps={value}: {message}"
@@ -37,21 +37,21 @@ def test_what_is_not_plainly_a_number_is_refused(tmp_path, value, message):
 @pytest.mark.parametrize(
     "key", ["train.learning_rate", "train.zero_stage", "train.schedule.at", "train.schedule.warmup_steps"]
 )
-def test_numbers_of_every_sort(key):
+def test_numeric_keys_reject_ambiguous_values(key):
     value = "[{}, 1]" if key == "train.schedule.at" else "{}"
     for ambiguous in ("01", "1:30", "off"):
         with pytest.raises(RequestError, match=rf"^override .*: {key}: {ambiguous} is not a"):
             load_recipe(DEMO, [f"{key}={value.format(ambiguous)}"])
 
 
-def test_what_is_plain_is_taken():
+def test_unambiguous_values_are_accepted():
     assert load_recipe(DEMO, ["train.steps=1_000"]).train.steps == 1000
     assert load_recipe(DEMO, ["train.learning_rate=3e-4"]).train.learning_rate == 3e-4
     for yes in ("yes", "on", "true"):
         assert load_recipe(DEMO, [f"generate.crop={yes}"]).generate.crop is True
 
 
-def test_where_text_is_wanted_the_words_stand_as_they_are(tmp_path):
+def test_text_keys_accept_ambiguous_words(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "run: {name: 020}\n"
@@ -67,13 +67,13 @@ def test_where_text_is_wanted_the_words_stand_as_they_are(tmp_path):
     assert recipe.launch.slurm.time == "24:00:00" and recipe.launch.slurm.partition is None
 
 
-def test_what_no_key_of_ours_takes_may_be_quoted():
+def test_quotes_make_an_ambiguous_number_text():
     with pytest.raises(RequestError, match=r"write 8, or put it in quotes if it is text"):
         load_recipe(DEMO, ["train.deepspeed.x=08"])
     assert load_recipe(DEMO, ["train.deepspeed.x='08'"]).train.deepspeed == {"x": "08"}
 
 
-def test_anchors_and_merges_are_read_alike(tmp_path):
+def test_anchors_and_merge_keys_are_resolved(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "run: {name: a}\ndata:\n  sources:\n    a: &web {kind: jsonl, path: 1, weight: 2}\n    b: {<<: *web, path: 3}\n"

@@ -1,4 +1,4 @@
-"""The recipe reference: complete, current, and true about what makes another run."""
+"""The recipe reference is complete and up to date, and correctly says which keys create a different run."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def test_every_key_and_section_is_described() -> None:
         assert page.section.__doc__ and page.section.__doc__ != Section.__doc__, page.name
 
 
-def test_what_changes_agrees_with_the_identities() -> None:
+def test_the_described_effects_agree_with_the_identities() -> None:
     recipe = load_recipe(DEMO_RECIPE)
     documents = documents_identity(recipe)
     parts = {
@@ -83,9 +83,10 @@ def test_a_key_is_explained(name: str, lines: list[str]) -> None:
     [
         ("train.micro_bach", "unknown key train.micro_bach; the nearest key is train.micro_batch"),
         ("micro_batch", "unknown key micro_batch; there is train.micro_batch"),
+        ("train.clip", "unknown key train.clip: it was renamed to train.max_grad_norm"),
     ],
 )
-def test_an_unknown_key_has_a_suggestion(name: str, message: str) -> None:
+def test_an_unknown_key_names_the_nearest_or_new_name(name: str, message: str) -> None:
     with pytest.raises(RequestError) as refused:
         explain(name)
     assert str(refused.value) == message

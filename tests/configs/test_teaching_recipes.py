@@ -1,4 +1,4 @@
-"""The teaching recipe, by its commands: it learns walks through the alphabet and continues them."""
+"""The teaching recipe learns walks through the alphabet and continues them."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The exit statuses of every launcher on this host; those of SLURM are in ``slurm/test_training_job.py``."""
+"""Exit statuses of every launcher on this host. SLURM's are tested in ``slurm/test_training_job.py``."""
 
 import contextlib
 import os
@@ -43,8 +43,8 @@ def _ranks(started: subprocess.Popen[str]) -> dict[str, psutil.Process]:
 
 # Twenty seconds: two real starts, with a launcher, its agent and ranks.
 @pytest.mark.parametrize("kind", _KINDS)
-def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -> None:
-    """75 on SIGUSR1, 2 for a second launch meanwhile, 0 for the rest of the run, 0 again; all output is kept."""
+def test_a_run_resumes_after_a_signal_and_finishes(kind: str, data: Path, tmp_path: Path) -> None:
+    """SIGUSR1 gives 75, a second launch meanwhile 2, and the resumed run 0, also if repeated. Output is kept."""
     overrides = [f"run.root={tmp_path}", f"data.root={data}", "train.precision=fp32", "train.steps=40"]
     shared = shared_memory()
     first = launch(kind, *overrides)
@@ -74,7 +74,7 @@ def test_a_run_from_a_signal_to_its_end(kind: str, data: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "torchrun", "deepspeed"])
-def test_sigterm_is_75_and_a_wrong_request_2(kind: str, data: Path, tmp_path: Path) -> None:
+def test_sigterm_gives_75_and_an_invalid_request_2(kind: str, data: Path, tmp_path: Path) -> None:
     overrides = [f"run.root={tmp_path}", f"data.root={data}", "train.steps=100000"]
     started = launch(kind, *overrides)
     wait_until(lambda: len(steps(tmp_path)) > 1, "step")
@@ -88,7 +88,7 @@ def test_sigterm_is_75_and_a_wrong_request_2(kind: str, data: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_the_first_rank_that_fails_is_shown_first(kind: str, data: Path, tmp_path: Path) -> None:
-    """One is killed: status 1, its output is shown, and the error of rank 0 about the lost connection is not."""
+    """A killed rank gives status 1. Its output is shown, and rank 0's error about the lost connection is not."""
     started = launch(kind, f"run.root={tmp_path}", f"data.root={data}", "train.steps=100000")
     wait_until(lambda: len(steps(tmp_path)) > 1, "step")
     _ranks(started)["1"].kill()
@@ -102,7 +102,7 @@ def test_the_first_rank_that_fails_is_shown_first(kind: str, data: Path, tmp_pat
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_an_exception_is_status_1_and_shown(kind: str, data: Path, tmp_path: Path) -> None:
+def test_an_exception_gives_status_1_and_is_shown(kind: str, data: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif os.environ.get('RANK') == '1':\n    sys.modules['training.data.windows'] = None\n"
     )
@@ -116,7 +116,7 @@ def test_an_exception_is_status_1_and_shown(kind: str, data: Path, tmp_path: Pat
 # Fifteen seconds each, for real starts.
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepspeed", "torchrun"])
-def test_what_a_dry_run_prints_runs_in_a_shell(kind: str, data: Path, tmp_path: Path) -> None:
+def test_the_output_of_a_dry_run_works_in_a_shell(kind: str, data: Path, tmp_path: Path) -> None:
     words = [
         f"run.root={tmp_path}",
         f"data.root={data}",
@@ -149,7 +149,7 @@ def test_a_node_that_does_not_join_ends_the_wait(data: Path, tmp_path: Path) -> 
     assert err.endswith(message), err
 
 
-def test_no_room_for_a_checkpoint_is_refused_before_anything_starts(data: Path, tmp_path: Path) -> None:
+def test_a_disk_too_small_for_a_checkpoint_is_rejected_before_the_start(data: Path, tmp_path: Path) -> None:
     """No checkpoint of a model of 60 billion parameters fits on this disk."""
     words = [
         f"run.root={tmp_path}",

@@ -46,7 +46,7 @@ def _with_port(overrides):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_reaches_the_hosts_and_the_run_resumes(ssh, overrides, data, tmp_path, number):
-    """In between, a request that only a worker can refuse: to resume from the checkpoint of a different run."""
+    """In between, a request fails that only a worker can reject: resuming from a different run's checkpoint."""
     first = launch("deepspeed", *_with_port(overrides), env=ssh.env())
     wait_until(lambda: len(steps(tmp_path)) > 2, "step")
     first.send_signal(number)
@@ -65,7 +65,7 @@ def test_a_signal_reaches_the_hosts_and_the_run_resumes(ssh, overrides, data, tm
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_all(ssh, overrides, tmp_path):
+def test_a_dead_rank_ends_all_ranks(ssh, overrides, tmp_path):
     started = launch("deepspeed", *_with_port(overrides), env=ssh.env())
     wait_until(lambda: len(steps(tmp_path)) > 2, "step")
     mark = str(tmp_path / "end-to-end" / ".launch-")
@@ -87,7 +87,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_what_a_dry_run_prints_runs_in_a_shell(ssh, overrides, tmp_path):
+def test_the_output_of_a_dry_run_works_in_a_shell(ssh, overrides, tmp_path):
     line, _ = ended(launch("deepspeed", *_with_port(overrides), "--dry-run", env=ssh.env()))
     done = subprocess.run(["bash", "-c", line], cwd="/", env=ssh.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_a_host_that_does_not_answer_is_named(overrides, tmp_path):
         ("a slots=1\nb\n", "line 2: write HOST slots=N, not 'b'"),
     ],
 )
-def test_a_wrong_hostfile_is_one_line(overrides, tmp_path, text, says):
+def test_an_invalid_hostfile_gives_a_one_line_error(overrides, tmp_path, text, says):
     hosts = Path(tmp_path / "hosts")
     hosts.unlink() if text is None else hosts.write_text(text)
     _, err = ended(launch("deepspeed", *overrides), 2)

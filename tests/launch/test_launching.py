@@ -1,4 +1,4 @@
-"""Decisions of launchers that need no run: which nodes are missing, signals at an awkward moment, what is refused."""
+"""Launcher behavior that needs no run: missing nodes, signals at awkward moments, and rejected requests."""
 
 import os
 import signal
@@ -35,8 +35,8 @@ def _node_log(logs: Path, node: str, text: str, age: float) -> None:
     os.utime(file, (time.time() - age,) * 2)
 
 
-def test_of_a_jobs_last_life_no_node_counts_as_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that is queued again within a minute, on two of the recipe's four nodes, one of them faulty."""
+def test_nodes_of_a_jobs_previous_start_do_not_count_as_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is requeued within a minute, on two of the recipe's four nodes, one of which is faulty."""
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     recipe = load_recipe(RECIPE, ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"])
     _node_log(tmp_path, "n2", "", age=20)
@@ -64,10 +64,10 @@ _GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553
         (_GLOO, [0], True, "rank 0 on n1 failed first"),
     ],
 )
-def test_a_rank_that_was_killed_is_named_and_not_the_one_that_missed_it(
+def test_the_killed_rank_is_named_instead_of_the_one_that_lost_its_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, gone: list[int], one_host: bool, named: str
 ) -> None:
-    """Rank 0 reports an error, rank 1 ended silently, and DeepSpeed's launcher reports rank 0 only."""
+    """Rank 0 reports an error and rank 1 exits silently, but DeepSpeed's launcher reports only rank 0."""
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv(LOGS, str(tmp_path))
     output = Output(tmp_path)
@@ -78,14 +78,14 @@ def test_a_rank_that_was_killed_is_named_and_not_the_one_that_missed_it(
     assert output.explain({"n1": gone}, one_host).startswith(named)
 
 
-def test_nodes_begun_by_hand_may_begin_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_started_by_hand_may_start_at_different_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     _node_log(tmp_path, "n2", "", age=20)
     _node_log(tmp_path, "n3", "", age=90)
     assert Output(tmp_path).joined() == ["n1", "n2"]
 
 
-def test_a_signal_while_the_agent_is_being_started_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_start_of_the_agent_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = supervising._Watched(Plan(["sleep", "3600"], {}, workers=1), tmp_path, grace_seconds=5)
     start = subprocess.Popen
 
@@ -100,8 +100,8 @@ def test_a_signal_while_the_agent_is_being_started_ends_it(tmp_path: Path, monke
     assert watched.ended_early and status == -signal.SIGKILL
 
 
-def test_ranks_are_noted_in_the_order_in_which_they_end(tmp_path: Path) -> None:
-    """Rank 1 ends when the launcher has seen both, rank 0 when the launcher has seen rank 1 end."""
+def test_ranks_are_recorded_in_the_order_in_which_they_exit(tmp_path: Path) -> None:
+    """Rank 1 exits once the launcher has seen both, and rank 0 once the launcher has seen rank 1 exit."""
     code = (
         "import os, subprocess, sys\n"
         "wait = 'import os, sys, time\\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)'\n"
@@ -138,7 +138,7 @@ def test_a_time_limit_leaves_time_for_the_warning_signal(limit: str, fits: bool)
         load_recipe(RECIPE, words)
 
 
-def test_fewer_nodes_than_asked_for_are_enough_for_the_batch() -> None:
+def test_the_batch_must_fit_on_the_minimum_number_of_nodes() -> None:
     overrides = ["launch.kind=slurm", "launch.nodes=4", "launch.processes=1", "train.micro_batch=1"]
     for least, message in ((2, ""), (3, r"min_nodes \(3\): .* over 3 nodes, only over 2: set min_nodes=2")):
         words = [*overrides, f"launch.slurm.train.min_nodes={least}"]
@@ -146,7 +146,7 @@ def test_fewer_nodes_than_asked_for_are_enough_for_the_batch() -> None:
             check_least_nodes(load_recipe(RECIPE, words), str(RECIPE), words)
 
 
-def test_who_holds_a_folder_alone_is_named(tmp_path: Path) -> None:
+def test_the_holder_of_a_lock_is_named(tmp_path: Path) -> None:
     lock.refuse_if_held(tmp_path / "run")
     with lock.hold(tmp_path / "run"), pytest.raises(RequestError, match=f"is being written by process {os.getpid()} "):
         lock.refuse_if_held(tmp_path / "run")
@@ -165,7 +165,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_a_run_far_beyond_the_memory_is_refused(gpu: None) -> None:
+def test_a_run_far_above_the_memory_is_rejected(gpu: None) -> None:
     lite = ["launch.nodes=1", "launch.processes=1", "train.expert_parallel=1"]
     with pytest.raises(RequestError, match=r"17.2 GB \(nvidia-smi\): no setting fits: .* set launch.device_memory"):
         check_memory(load_recipe(_LITE, lite))
@@ -182,7 +182,7 @@ def test_a_job_runs_on_other_gpus_than_this_machines(gpu: None) -> None:
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
-def test_gpus_that_are_hidden_are_none(gpu: None, hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_do_not_count(gpu: None, hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible_gpus() == 1 and device_of(load_recipe(_LITE)).bytes == 2**34
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert visible_gpus() == 0 and not device_of(load_recipe(_LITE)).known

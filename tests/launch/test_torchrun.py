@@ -16,7 +16,7 @@ RECIPE = DEMO_RECIPE
 
 @pytest.mark.parametrize("seconds", [20, 60])
 @pytest.mark.parametrize("known", [True, False])
-def test_the_time_to_save_in_reaches_torchrun_where_it_can(
+def test_torchrun_gets_the_grace_period_if_it_has_the_option(
     seconds: int, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     source = tmp_path / "torch/distributed/run.py"
@@ -33,9 +33,7 @@ def test_the_time_to_save_in_reaches_torchrun_where_it_can(
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_host_that_cannot_resolve_its_check_host_name_is_met_by_its_address(
-    known: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_that_cannot_resolve_its_own_name_uses_its_address(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: str, *arguments: Any, **named: Any) -> Any:

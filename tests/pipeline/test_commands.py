@@ -1,4 +1,4 @@
-"""The commands as a user runs them: complete runs, damage, kills, and their cost if there is nothing to do."""
+"""The commands as a user runs them: complete runs, damage, kills, and the cost of having nothing to do."""
 
 import os
 import re
@@ -55,14 +55,14 @@ def _data(root):
     return {name: digest for name, digest in artefacts.items() if not name.startswith(".") and name != "data.html"}
 
 
-def test_a_finished_run_is_found_finished(finished, source):
+def test_a_finished_run_is_up_to_date(finished, source):
     before = _data(finished)
     again = _command("run", finished, source)
     assert again.stdout.count("up to date") == 3 and again.returncode == 0
     assert _data(finished) == before
 
 
-def test_saying_up_to_date_imports_nothing_heavy(finished, source):
+def test_an_up_to_date_run_imports_nothing_heavy(finished, source):
     code = (
         "import sys; from pipeline.__main__ import main; main(sys.argv[1:]); "
         "print([m for m in ('torch', 'numpy', 'pyarrow', 'sentencepiece', 'zstandard') if m in sys.modules])"
@@ -175,14 +175,14 @@ def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
     assert done.returncode == 1 and "built from a different tokenizer" in done.stderr
 
 
-def test_faults_of_the_user_are_one_line(tmp_path):
+def test_user_errors_are_one_line(tmp_path):
     for verb in ("run", "tokenize", "verify", "stats"):
         done = _command(verb, tmp_path, tmp_path / "nowhere.jsonl")
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_a_signal_stops_it_in_one_line_and_the_same_command_goes_on(finished, source, tmp_path, number, status):
+def test_a_signal_stops_it_with_one_line_and_the_same_command_resumes(finished, source, tmp_path, number, status):
     line = _line("run", tmp_path, source, "data.workers=2")
     process = subprocess.Popen(
         line, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -13,10 +13,10 @@ from pipeline.__main__ import main
 from tests.support.pipeline.corpora import RECIPE, texts, write_jsonl
 
 ODD = os.fsdecode(b"caf\xe9")
-SAID = r"caf\xe9 is not UTF-8: if it is a path, rename that file or folder, or give a link to it with another name"
+MESSAGE = r"caf\xe9 is not UTF-8: if it is a path, rename that file or folder, or give a link to it with another name"
 
 
-def test_what_is_spelled_out():
+def test_only_invalid_characters_are_escaped():
     assert spelled("café \u2028 \U0001f600") == "café \u2028 \U0001f600"
     assert spelled(ODD) == r"caf\xe9" and spelled("a\ud800") == r"a\ud800"
 
@@ -36,22 +36,22 @@ def test_what_is_spelled_out():
         "train.deepspeed.path",
     ],
 )
-def test_every_key(key):
+def test_an_invalid_name_in_every_key(key):
     with pytest.raises(RequestError) as fault:
         load_recipe(RECIPE, [f"{key}={ODD}"])
-    assert str(fault.value) == f"{RECIPE}: {key}: {SAID}"
+    assert str(fault.value) == f"{RECIPE}: {key}: {MESSAGE}"
 
 
-def test_a_recipe_can_spell_one_too(tmp_path):
+def test_an_invalid_name_in_a_recipe_file(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text('run: {name: a}\ndata: {source: {kind: pydocs, packages: [json, "caf\\udce9"]}}\n')
     with pytest.raises(RequestError) as fault:
         load_recipe(path)
-    assert str(fault.value) == f"{path}: data.source.packages: {SAID}"
+    assert str(fault.value) == f"{path}: data.source.packages: {MESSAGE}"
 
 
 def _outcome(arguments, monkeypatch, encoding):
-    """Exit status, output and errors of a command with streams of this encoding."""
+    """Run a command with streams of an encoding, and return its exit status, output and errors."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding, errors=errors) for errors in ("strict", "backslashreplace"))
     monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
     monkeypatch.setattr(sys, "stdout", out)
@@ -68,7 +68,7 @@ def test_every_argument_of_a_command(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     status, out, err = _outcome(["rejected", "--recipe", str(RECIPE), *words], monkeypatch, "ascii")
     assert status == 2 and not out and err.startswith(b"error: ") and err.count(b"\n") == 1
-    assert SAID.removeprefix(r"caf\xe9").encode() in err and not any(tmp_path.iterdir())
+    assert MESSAGE.removeprefix(r"caf\xe9").encode() in err and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

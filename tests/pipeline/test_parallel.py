@@ -6,7 +6,7 @@ from pipeline import parallel
 
 
 @pytest.mark.parametrize(("size", "most"), [(100, 6), (300, 2), (600, 1), (0, 8)])
-def test_tasks_in_memory_carry_no_more_than_the_limit(size: int, most: int) -> None:
+def test_tasks_in_memory_stay_within_the_limit(size: int, most: int) -> None:
     taken, submitted = 0, []
 
     def tasks():

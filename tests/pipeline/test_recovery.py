@@ -1,4 +1,4 @@
-"""Every data stage that is killed at random, or has a full disk, ends with the bytes of an uninterrupted run."""
+"""A data stage that is killed at random or runs out of disk space writes the same bytes in the end."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def _written(root, verb, since):
 
 
 def _until_written(process, root, verb, since, times=1):
-    """Wait until the stage has written this number of times, or has ended; returns how often it has."""
+    """Wait until the stage has written this many times or has exited. Returns how often it wrote."""
     before, seen = set(), 0
     while seen < times and process.poll() is None:
         now = _written(root, verb, since)
@@ -107,7 +107,7 @@ def _until_written(process, root, verb, since, times=1):
 
 
 def _uninterrupted(verb, root, source, *more):
-    """Run a stage to its end; returns how often it wrote."""
+    """Run a stage to its end, and return how often it wrote."""
     since = time.time_ns()
     process = _start(verb, root, source, *more)
     seen = _until_written(process, root, verb, since, sys.maxsize)

@@ -42,7 +42,7 @@ def _start(root, source, verb, *more):
 
 
 def _run(root, source, verb, *more):
-    """Exit status and last line of a command."""
+    """Run a command, and return its exit status and last line."""
     process = _start(root, source, verb, *more)
     _, output = process.communicate()
     assert "Traceback" not in output
@@ -50,14 +50,14 @@ def _run(root, source, verb, *more):
 
 
 def _tasks(root, source, verb):
-    """Three tasks of a verb, started together."""
+    """Start three tasks of a verb together, and wait for them."""
     for process in [_start(root, source, verb, "--tasks", "3", "--task", str(task)) for task in range(3)]:
         _, output = process.communicate()
         assert process.returncode == 0, output
 
 
 def _plain(root, source, verb):
-    """The same command without tasks, in this process."""
+    """Run the same command without tasks, in this process."""
     assert main([verb, "--recipe", str(RECIPE), *_overrides(root, source)]) == 0
 
 
@@ -66,10 +66,10 @@ def _artefacts(root):
 
 
 @pytest.fixture(scope="module")
-def shared_and_whole(tmp_path_factory, source):
-    """Two folders of a run: one built by tasks, with plain commands between and after them, and one by one command."""
+def shared_and_single(tmp_path_factory, source):
+    """Build a run by tasks, with plain commands in between, and by a single command. Returns both folders."""
     folder = tmp_path_factory.mktemp("runs")
-    shared, whole = folder / "shared", folder / "whole"
+    shared, single = folder / "shared", folder / "single"
     for verb in ("ingest", "dedup"):
         _tasks(shared, source, verb)
     _plain(shared, source, "dedup")
@@ -78,14 +78,14 @@ def shared_and_whole(tmp_path_factory, source):
     train(load_recipe(RECIPE, _overrides(shared, source)))
     _tasks(shared, source, "tokenize")
     _plain(shared, source, "tokenize")
-    _plain(whole, source, "run")
-    return shared, whole
+    _plain(single, source, "run")
+    return shared, single
 
 
-def test_three_tasks_at_once_make_the_bytes_of_one_command(shared_and_whole):
-    shared, whole = shared_and_whole
+def test_three_concurrent_tasks_write_the_same_bytes_as_one_command(shared_and_single):
+    shared, single = shared_and_single
     artefacts = _artefacts(shared)
-    assert artefacts == _artefacts(whole)
+    assert artefacts == _artefacts(single)
     assert all("manifest.json" in files for files in artefacts.values())
     counts = json.loads((shared / "demo" / "documents" / "manifest.json").read_text())["counts"]
     assert len(counts["dropped"]) == 2 and counts["not_sampled"] and counts["documents"] > 250
@@ -100,7 +100,7 @@ def _sharing(root):
         yield folder
 
 
-def test_a_plain_command_is_refused_beside_tasks(source, tmp_path):
+def test_a_plain_command_is_rejected_while_tasks_run(source, tmp_path):
     with _sharing(tmp_path) as folder:
         status, output = _run(tmp_path, source, "clean")
     assert status == 2
@@ -108,7 +108,7 @@ def test_a_plain_command_is_refused_beside_tasks(source, tmp_path):
     assert not folder.exists()
 
 
-def test_a_task_of_another_recipe_is_refused_beside_tasks(source, tmp_path):
+def test_a_task_of_another_recipe_is_rejected_while_tasks_run(source, tmp_path):
     one = ("ingest", "--tasks", "3", "--task")
     assert _run(tmp_path, source, *one, "0")[0] == 0
     begun = digests(tmp_path / "demo" / ".documents.partial")
@@ -121,7 +121,7 @@ def test_a_task_of_another_recipe_is_refused_beside_tasks(source, tmp_path):
         assert _run(tmp_path, source, *one, "1")[0] == 0
 
 
-def test_of_two_runs_at_once_the_second_is_refused(source, tmp_path):
+def test_the_second_of_two_concurrent_runs_is_rejected(source, tmp_path):
     first = _start(tmp_path, source, "run")
     holder = tmp_path / "demo" / ".documents.holder"
     wait_until(lambda: (holder.exists() and holder.read_text()) or first.poll() is not None, "holder of the lock")

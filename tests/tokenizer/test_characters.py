@@ -1,4 +1,4 @@
-"""The tokenizer of characters: every character of the documents has an id, others have the unknown id."""
+"""The character tokenizer: every character of the documents has an id, and others get the unknown id."""
 
 import json
 import shutil
@@ -29,12 +29,12 @@ from tokenizer.train import train
 _ODD = "\u2581\u2028\x00 \t\r\n\u0301\u00e9\U0001f600\u65e5<|>"
 _TEXTS = [*texts(30), _ODD, "<|endoftext|>"]
 _CHARACTERS = sorted(set("".join(_TEXTS)))
-_GIVEN = ("tokenizer.kind=characters", "tokenizer.vocab_size=100")
+_OVERRIDES = ("tokenizer.kind=characters", "tokenizer.vocab_size=100")
 
 
 def characters_recipe(root, *more):
     """A recipe with built documents."""
-    recipe = of_jsonl(root, write_jsonl(root / "source.jsonl", _TEXTS), *_GIVEN, *more)
+    recipe = of_jsonl(root, write_jsonl(root / "source.jsonl", _TEXTS), *_OVERRIDES, *more)
     publish_documents(recipe)
     return recipe
 
@@ -107,7 +107,7 @@ def test_conversations(tokenizer):
 
 def test_every_document_counts_and_the_file_is_the_same(trained, tmp_path):
     """All characters are in the vocabulary, even with a sample of one document. The order does not matter."""
-    shuffled = of_jsonl(tmp_path, write_jsonl(tmp_path / "source.jsonl", _TEXTS[::-1]), *_GIVEN)
+    shuffled = of_jsonl(tmp_path, write_jsonl(tmp_path / "source.jsonl", _TEXTS[::-1]), *_OVERRIDES)
     publish_documents(shuffled)
     (tmp_path / "small").mkdir()
     small = characters_recipe(tmp_path / "small", "tokenizer.sample_bytes=1")
@@ -147,9 +147,9 @@ def test_a_damaged_file_is_named(trained, tmp_path, change):
         load_tokenizer(folder)
 
 
-def test_the_data_stages(tmp_path):
-    given_ = ("data.source.kind=patterns", "data.source.documents=40", *_GIVEN)
-    small = recipe(tmp_path, *given_)
+def test_the_data_stages_with_a_character_tokenizer(tmp_path):
+    options = ("data.source.kind=patterns", "data.source.documents=40", *_OVERRIDES)
+    small = recipe(tmp_path, *options)
     documents.build(small)
     train(small)
     published = tokens.build(small)
@@ -164,15 +164,15 @@ def test_the_data_stages(tmp_path):
     assert sorted(map(tokenizer.decode, ids_of_documents)) == sorted(kept)
     assert not verify(small, str(RECIPE))[1]
     with pytest.raises(RequestError, match="was built with another recipe"):
-        tokens.build(recipe(tmp_path, *given_, "tokenizer.spare_tokens=0"))
+        tokens.build(recipe(tmp_path, *options, "tokenizer.spare_tokens=0"))
 
 
 def test_commands(trained, tokenizer):
     source = ("data.source.kind=jsonl", f"data.source.path={trained.data.source.path}")
-    given_ = overrides(trained.run.root, *source, *_GIVEN)
+    words = overrides(trained.run.root, *source, *_OVERRIDES)
 
     def command(verb, **options):
-        line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *given_]
+        line = [sys.executable, "-m", "tokenizer", verb, "--recipe", str(RECIPE), *words]
         return subprocess.run(line, cwd=CHECKOUT, capture_output=True, check=True, **options).stdout
 
     encoded = command("encode", input=_ODD.encode())

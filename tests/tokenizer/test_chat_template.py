@@ -23,15 +23,15 @@ def test_ids_spell_the_conversation(tokenizer):
     )
 
 
-def test_only_the_assistant_carries_loss(tokenizer):
+def test_only_assistant_turns_have_a_loss(tokenizer):
     ids, labels = chat_template.render(MESSAGES, tokenizer)
     assert all(label in (chat_template.IGNORED, token) for token, label in zip(ids, labels, strict=True))
-    learnt = [label for label in labels if label != chat_template.IGNORED]
-    assert tokenizer.decode(learnt, show_special=True) == "Two.<|end|>Four.<|end|>"
-    assert tokenizer.assistant_id not in learnt
+    learned = [label for label in labels if label != chat_template.IGNORED]
+    assert tokenizer.decode(learned, show_special=True) == "Two.<|end|>Four.<|end|>"
+    assert tokenizer.assistant_id not in learned
 
 
-def test_prompt_is_the_beginning_of_the_whole(tokenizer):
+def test_the_prompt_is_a_prefix_of_the_conversation(tokenizer):
     prompt = chat_template.prompt(MESSAGES[:2], tokenizer)
     assert prompt[-1] == tokenizer.assistant_id
     assert chat_template.render(MESSAGES[:3], tokenizer)[0][: len(prompt)] == prompt

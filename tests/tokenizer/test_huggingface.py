@@ -114,7 +114,7 @@ def test_layouts_give_the_same(repositories, loaded):
         assert tokenizer.encode("a bamo  \n\u2581é") == loaded.encode("a bamo  \n\u2581é")
 
 
-def test_wherever_it_lies_the_artefact_is_the_same(repositories, tmp_path):
+def test_the_artefact_does_not_depend_on_the_location(repositories, tmp_path):
     recipe = taken(tmp_path, repositories["newer"])
     assert train(recipe) is not None
     assert train(taken(tmp_path, repositories["file"])) is None
@@ -155,7 +155,7 @@ def test_no_conversations(loaded):
         ("vocab.json", "{}", "it has neither tokenizer.json nor vocab.json and merges.txt"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(tmp_path, name, content, message):
+def test_files_that_are_not_tokenizers_are_rejected(tmp_path, name, content, message):
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / name).write_text(content)
     with pytest.raises(RequestError, match=message):
@@ -169,7 +169,7 @@ def test_a_damaged_older_layout_is_refused(repositories, tmp_path):
         train(taken(tmp_path, tmp_path))
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_tokenizer(tmp_path):
     with pytest.raises(RequestError, match="no such file or folder"):
         train(taken(tmp_path, tmp_path / "nowhere"))
 
@@ -202,7 +202,7 @@ def test_a_run_refuses_it_before_it_reads_documents(tmp_path, path, message):
     assert done.stderr.count("\n") == 1 and not (tmp_path / "demo").exists()
 
 
-def test_a_finished_one_is_not_asked_for_again(ready, monkeypatch):
+def test_a_finished_tokenizer_is_not_fetched_again(ready, monkeypatch):
     ready_module.check(ready)
     monkeypatch.setattr(ready_module, "_read", lambda *arguments: pytest.fail("read again"))
     ready_module.check(ready)

@@ -50,7 +50,7 @@ def test_ids_are_the_same_for_real_text(both: tuple[BpeTokenizer, HuggingFaceTok
         assert theirs.decode(ours.encode(text)) == text
 
 
-def test_transformers_reads_it_beside_the_model_of_sentencepiece(
+def test_transformers_reads_it_next_to_the_sentencepiece_model(
     both: tuple[BpeTokenizer, HuggingFaceTokenizer], tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")

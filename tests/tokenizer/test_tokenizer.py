@@ -88,7 +88,7 @@ def test_training_again_gives_the_same_bytes(trained, tmp_path):
     assert train(again) is None
 
 
-def test_nothing_is_lost_in_cutting():
+def test_cutting_long_texts_loses_nothing():
     text = "\n".join(["x" * 40_000, "é" * 9_000, "", "short", "", ""])
     pieces = list(_chunks(text))
     assert max(len(piece.encode()) for piece in pieces) <= _CHUNK_BYTES
@@ -106,14 +106,14 @@ def test_long_documents_are_not_skipped(tmp_path):
     assert len(pieces) == 1
 
 
-def test_the_sample_is_of_about_the_asked_size(tmp_path):
+def test_the_sample_has_about_the_requested_size(tmp_path):
     recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(80)), "tokenizer.sample_bytes=30000")
     publish_documents(recipe)
     published = train(recipe)
     assert published is not None and 25_000 < published.counts["sample_bytes"] <= 30_000
 
 
-def test_a_vocabulary_too_large_is_one_clear_line(tmp_path):
+def test_a_too_large_vocabulary_gives_a_one_line_error(tmp_path):
     recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(2)), "tokenizer.vocab_size=4096")
     publish_documents(recipe)
     with pytest.raises(RequestError, match=r"tokenizer.vocab_size \(4096\) is too large .* at most \d+ pieces"):

@@ -1,4 +1,4 @@
-"""The sample over shards is the sample over all documents."""
+"""The tokenizer's training sample does not depend on the division into shards."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -20,7 +20,7 @@ from tokenizer import training_sample
     st.integers(1, 7),
     st.booleans(),
 )
-def test_a_threshold_over_pieces_takes_what_the_whole_gives(documents, budget, step, crowded):
+def test_a_threshold_over_shards_selects_the_same_as_over_all_documents(documents, budget, step, crowded):
     hashes = np.array([hash_ >> 40 if crowded else hash_ for hash_, _ in documents], np.uint64)
     hashes, first = np.unique(hashes, return_index=True)
     sizes = np.array([size for _, size in documents], np.int64)[first]

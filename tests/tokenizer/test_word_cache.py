@@ -109,7 +109,7 @@ def test_scans_and_lines_of_any_size(many_scripts, monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [0, 40_000, 100_000])
-def test_a_full_cache_goes_on_without_keeping(encoder, limit):
+def test_a_full_cache_encodes_without_storing(encoder, limit):
     cache = cached(encoder, limit)
     documents = [f"{text} {'w' * (number % 40)}{number} \u2581" for number, text in enumerate(texts(60))]
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_a_full_cache_goes_on_without_keeping(encoder, limit):
 
 
 @pytest.mark.parametrize("part", ["a", "é", "日本", "ab1", " ", "\n", "\u2581", "-", "\x00"])
-def test_hundreds_of_kilobytes_of_one_thing(encoder, part):
+def test_hundreds_of_kilobytes_of_one_string(encoder, part):
     document = part * (200_000 // len(part.encode()))
     assert split(encoder.encode_column(pyarrow.array([document, "a"]))) == expected(encoder, [document, "a"])
 
@@ -147,7 +147,7 @@ def test_nothing_to_encode(tokenizer):
     assert split(tokenizer.encode_column(pyarrow.array(["", ""]))) == [[tokenizer.end_of_text_id]] * 2
 
 
-def test_goes_on_after_an_interruption(tokenizer, monkeypatch):
+def test_encoding_works_after_an_interruption(tokenizer, monkeypatch):
     cache = cached(tokenizer, word_cache.LIMIT)
     documents = texts(10)
 
@@ -192,7 +192,7 @@ class _Vocabulary:
         return self._change(ids)
 
 
-def test_which_kinds_join_is_read_off_the_vocabulary():
+def test_joining_kinds_follow_from_the_vocabulary():
     letter, digit, space, _, other, quote, wide = (1 << kind for kind in range(7))
     joins = word_joins(_Vocabulary(["▁a", "ab", "▁▁", "a1", "é’", "n’t", ")("]))
     assert list(joins) == [letter | digit | quote, 0, letter | space, 0, other, letter, quote, 0]
@@ -206,8 +206,8 @@ def test_vocabularies_that_allow_no_words():
     assert word_joins(_Vocabulary(["a"], change=str.strip)) is None
 
 
-def test_pieces_that_join_anything_leave_whole_texts(tokenizer):
-    """A piece with a letter before a space: the two stay together, and the ids are still those of SentencePiece."""
+def test_pieces_that_join_any_characters_prevent_splitting(tokenizer):
+    """If a piece has a letter before a space, the two stay together, and the ids still equal SentencePiece's."""
     usual = cached(tokenizer, word_cache.LIMIT)
     all_joins = bytes([*(0b1110111 for _ in range(3)), 0, *(0b1110111 for _ in range(3)), 0])
     cache = WordCache(usual._library, tokenizer._pieces, all_joins, tokenizer._space_mark)

@@ -1,10 +1,10 @@
-"""The layers on a CUDA device give what they give on CPU."""
+"""Layers on a CUDA device give the same results as on CPU."""
 
 import pytest
 import torch
 
 from configs.load import load_recipe
-from tests.support.training.engine_job import RECIPE, MadeTokens
+from tests.support.training.engine_job import RECIPE, SyntheticTokens
 from tests.training.layers.test_transformer_layer import HEADS, LENGTH, MASKS, drawn, valid_rows
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-def test_loss_and_gradients_are_those_of_the_cpu(checkpointing: str) -> None:
+def test_loss_and_gradients_equal_those_on_the_cpu(checkpointing: str) -> None:
     recipe = load_recipe(RECIPE)
-    batch = MadeTokens(recipe).global_batch(0)
+    batch = SyntheticTokens(recipe).global_batch(0)
     seen = []
     for device in (torch.device("cpu"), torch.device("cuda")):
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
@@ -37,7 +37,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(checkpointing: str) -> None:
 
 def test_bf16_runs_on_the_grouped_path() -> None:
     recipe = load_recipe(RECIPE)
-    batch = MadeTokens(recipe).global_batch(0).to(torch.device("cuda"))
+    batch = SyntheticTokens(recipe).global_batch(0).to(torch.device("cuda"))
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, 1)
     model.to("cuda", torch.bfloat16).train()
@@ -47,7 +47,7 @@ def test_bf16_runs_on_the_grouped_path() -> None:
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_masked_attention_is_that_of_the_cpu(name: str) -> None:
+def test_masked_attention_equals_that_on_the_cpu(name: str) -> None:
     """FlexAttention with windows, PyTorch's fused kernels under a bias without."""
     mask, seen = MASKS[name], valid_rows(MASKS[name], 3)
     results = []
@@ -63,10 +63,10 @@ def test_masked_attention_is_that_of_the_cpu(name: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)
 
 
-def test_packed_documents_are_those_of_the_cpu() -> None:
-    """FlexAttention, compiled, against the blocks of the CPU."""
+def test_packed_documents_equal_those_on_the_cpu() -> None:
+    """Compiled FlexAttention equals the CPU's blockwise attention."""
     recipe = load_recipe(RECIPE, ["train.mask_documents=true", "model.num_nextn_predict_layers=1"])
-    batch = MadeTokens(recipe).global_batch(0)
+    batch = SyntheticTokens(recipe).global_batch(0)
     seen = []
     for device in (torch.device("cpu"), torch.device("cuda")):
         model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
@@ -88,7 +88,7 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("training.layers.cross_entropy._liger", lambda: None)
     losses = ["train.sequence_loss=0.1", "train.load_balance_loss=0.1", "train.router_z_loss=0.1"]
     recipe = load_recipe(RECIPE, ["train.precision=bf16", *losses])
-    batch = MadeTokens(recipe).global_batch(0).to(torch.device("cuda"))
+    batch = SyntheticTokens(recipe).global_batch(0).to(torch.device("cuda"))
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, 1)
     model.to("cuda", torch.bfloat16).train()
@@ -102,7 +102,7 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("liger", [True, False])
-def test_the_loss_is_that_of_plain_products(liger: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_equals_that_of_plain_products(liger: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if liger:
         pytest.importorskip("liger_kernel")
     else:
@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_plain_products(liger: bool, monkeypatch: pytest.Mon
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
 
 
-def test_decoding_is_that_of_the_cpu() -> None:
+def test_decoding_equals_that_on_the_cpu() -> None:
     recipe = load_recipe(RECIPE)
     limits = Limits(20, 100, recipe.vocab_size)
     completions = []

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from artefacts.pages import markup
-from artefacts.pages.formats import compact, decimal, share, whole
+from artefacts.pages.formats import compact, decimal, integer, share
 from training.report.run_files import RunFiles
 
 
@@ -33,32 +33,32 @@ def _document_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
     dropped, outside = counts.get("dropped", {}), counts.get("not_sampled", 0)
     kept = counts.get("documents", 0)
     read = counts.get("read_documents") or kept + outside + sum(dropped.values())
-    yield ["read", whole(read), ""]
+    yield ["read", integer(read), ""]
     if outside:
-        yield ["not sampled", whole(outside), share(outside, read)]
+        yield ["not sampled", integer(outside), share(outside, read)]
     for reason, number in sorted(dropped.items(), key=lambda entry: -entry[1]):
-        yield [f"dropped: {reason}", whole(number), share(number, read)]
+        yield [f"dropped: {reason}", integer(number), share(number, read)]
     for reason, number in counts.get("bad_inputs", {}).items():
-        yield [f"unreadable: {reason}", whole(number), ""]
+        yield [f"unreadable: {reason}", integer(number), ""]
     for kind, number in counts.get("masked", {}).items():
-        yield [f"masked: {kind}", whole(number), ""]
+        yield [f"masked: {kind}", integer(number), ""]
     size = f", {compact(counts['bytes'], 'B')}" if counts.get("bytes") else ""
-    yield [f"kept{size}", whole(kept), share(kept, read)]
+    yield [f"kept{size}", integer(kept), share(kept, read)]
 
 
 def _tokenizer_note(counts: dict[str, Any]) -> str:
     if not counts.get("vocab_size"):
         return ""
-    trained = f", trained on {whole(counts['sample_documents'])} documents" if counts.get("sample_documents") else ""
-    return markup.note(f"Tokenizer: vocabulary of {whole(counts['vocab_size'])}{trained}.")
+    trained = f", trained on {integer(counts['sample_documents'])} documents" if counts.get("sample_documents") else ""
+    return markup.note(f"Tokenizer: vocabulary of {integer(counts['vocab_size'])}{trained}.")
 
 
 def _token_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
     for split in ("train", "validation"):
         if part := counts.get(split):
-            numbers = [whole(part.get(key, 0)) for key in ("documents", "bytes", "tokens")]
+            numbers = [integer(part.get(key, 0)) for key in ("documents", "bytes", "tokens")]
             ratio = part["bytes"] / part["tokens"] if part.get("bytes") and part.get("tokens") else None
-            yield [split, *numbers, decimal(ratio, 2), whole(part.get("shards", 0))]
+            yield [split, *numbers, decimal(ratio, 2), integer(part.get("shards", 0))]
 
 
 def _example_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
@@ -66,9 +66,9 @@ def _example_rows(counts: dict[str, Any]) -> Iterator[list[str]]:
         if part := counts.get(key):
             # In manifests of chat examples, the key is target_tokens.
             targets = part.get("targets", part.get("target_tokens", 0))
-            yield [name, *(whole(number) for number in (part.get("examples", 0), part.get("tokens", 0), targets))]
+            yield [name, *(integer(number) for number in (part.get("examples", 0), part.get("tokens", 0), targets))]
 
 
 def _dropped_rows(counts: dict[str, Any]) -> list[list[str]]:
     dropped = sorted(counts.get("dropped", {}).items(), key=lambda entry: -entry[1])
-    return [[reason, whole(number)] for reason, number in dropped]
+    return [[reason, integer(number)] for reason, number in dropped]

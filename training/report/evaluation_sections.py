@@ -4,7 +4,7 @@ from functools import partial
 
 from artefacts.pages import markup
 from artefacts.pages.figures import inline_svg
-from artefacts.pages.formats import decimal, whole
+from artefacts.pages.formats import decimal, integer
 from training.report.comparison_figure import bits_per_byte_figure
 from training.report.run_files import RunFiles
 
@@ -55,7 +55,7 @@ def _what_was_measured(run: RunFiles) -> str:
     sentences = []
     if facts.get("tokens") and facts.get("bytes") and facts.get("loss") is not None:
         sentences.append(
-            f"Validation text of {whole(facts['bytes'])} bytes, {whole(facts['tokens'])} target tokens, "
+            f"Validation text of {integer(facts['bytes'])} bytes, {integer(facts['tokens'])} target tokens, "
             f"{decimal(facts['loss'])} nats per token."
         )
     for stage, finished in (("pretrain", run.pretrain), ("finetune", run.finetune)):

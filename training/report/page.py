@@ -1,7 +1,7 @@
 """Builds the report page, with a headline, a note on missing results, and sections, as self-contained HTML."""
 
 from artefacts.pages import markup, shell
-from artefacts.pages.formats import compact, decimal, duration, whole
+from artefacts.pages.formats import compact, decimal, duration, integer
 from training.report.data_section import data_section
 from training.report.evaluation_sections import baselines, evaluation_section, models, samples_section
 from training.report.run_files import RunFiles
@@ -32,7 +32,7 @@ def headline(run: RunFiles) -> dict[str, str]:
     facts: dict[str, str] = {}
     documents, tokens = run.counts("documents"), run.counts("tokens")
     if documents.get("documents"):
-        facts["Documents"] = whole(documents["documents"])
+        facts["Documents"] = integer(documents["documents"])
     if documents.get("bytes"):
         facts["Text"] = compact(documents["bytes"], "B")
     if count := tokens.get("train", {}).get("tokens"):
@@ -50,7 +50,7 @@ def _headline_of_training(run: RunFiles) -> dict[str, str]:
     seen, seconds = totals(records)
     unit = "Targets" if run.trained_on == "examples" else "Tokens"
     facts = {
-        "Steps" if run.pretrain else "Steps so far": whole(records[-1]["step"]),
+        "Steps" if run.pretrain else "Steps so far": integer(records[-1]["step"]),
         f"{unit} seen": compact(seen),
         "Time in steps": duration(seconds),
     }

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from artefacts.pages import markup
 from artefacts.pages.figures import inline_svg
-from artefacts.pages.formats import decimal, share, whole
+from artefacts.pages.formats import decimal, integer, share
 from training.report.run_files import RunFiles
 
 #: Maximum number of classes for which the cells of the confusion matrix show counts.
@@ -33,7 +33,7 @@ def task_section(run: RunFiles) -> str:
 def scores(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each score's name and value, as text."""
     count = facts["examples"]
-    yield "examples", whole(count)
+    yield "examples", integer(count)
     yield "loss (nats per target)", decimal(facts["loss"])
     if facts["kind"] == "sequence_classification":
         yield "accuracy", share(facts["accuracy"], 1)
@@ -65,7 +65,7 @@ def confusion_figure(names: list[str], counts: list[list[int]]) -> Figure:
 def _classes(facts: dict[str, Any]) -> list[str]:
     names = [row["name"] for row in facts["classes"]]
     rows = [
-        [row["name"], whole(row["examples"]), *(decimal(row[key]) for key in ("precision", "recall", "f1"))]
+        [row["name"], integer(row["examples"]), *(decimal(row[key]) for key in ("precision", "recall", "f1"))]
         for row in facts["classes"]
     ]
     draw = partial(confusion_figure, names, facts["confusion"])

@@ -44,7 +44,7 @@ def line(training, step: int, why: str = "") -> str:
     return run_weights.line(checkpoint, manifest.require(checkpoint, "pretrain"), why)
 
 
-def test_the_line_says_stage_step_and_path(run) -> None:
+def test_the_line_contains_stage_step_and_path(run) -> None:
     path = run.finetune.folder / "checkpoints" / "step-00000004"
     assert line(run.finetune, 4) == f"weights: fine-tuned, step 4 of 4: {path}"
     saved(run.pretrain, 2)
@@ -54,7 +54,7 @@ def test_the_line_says_stage_step_and_path(run) -> None:
     assert line(run.pretrain, 2, "why").endswith(" (not current: why)")
 
 
-def test_weights_are_current_until_what_they_learnt_from_is_replaced(run) -> None:
+def test_weights_are_current_until_their_training_data_is_replaced(run) -> None:
     assert run_weights.stale(run.layout, "pretrain") == run_weights.stale(run.layout, "finetune") == ""
     run_weights.check_finetuning(run.layout)
     write_artefact(run.layout.examples, content="two")
@@ -76,7 +76,7 @@ def test_another_tokenizer_is_refused(run) -> None:
         run_weights.check_tokenizer(checkpoint, saved_there, run.layout)
 
 
-def test_what_has_no_weights_yet_says_why(run, tmp_path) -> None:
+def test_missing_weights_are_explained(run, tmp_path) -> None:
     layout = RunLayout(tmp_path / "new", tmp_path / "new")
     assert "is not trained: run `make pretrain" in str(run_weights.none_yet(layout, "pretrain"))
     begun(layout.run)
@@ -89,7 +89,7 @@ def test_what_has_no_weights_yet_says_why(run, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["documents", "tokenizer", "tokens", "examples"])
-def test_data_under_weights_are_not_replaced_unasked(run, name) -> None:
+def test_data_that_weights_were_trained_on_is_not_replaced_by_default(run, name) -> None:
     overrides = [f"run.root={run.layout.run.parent}", f"run.name={run.layout.run.name}"]
     recipe = load_recipe("configs/demo.yaml", overrides)
     folder = getattr(run.layout, name)
@@ -111,7 +111,7 @@ def _rebuild(recipe, name, folder) -> None:
         stage.publish({}, {})
 
 
-def test_data_that_another_run_learned_from_are_kept(run) -> None:
+def test_data_that_another_run_was_trained_on_is_kept(run) -> None:
     root = run.layout.run.parent
     (root / "other").mkdir()
     overrides = [f"run.root={root}", "run.name=other", f"data.root={run.layout.data}", "run.replace=true"]
@@ -128,7 +128,7 @@ def test_a_requeued_job_replaces_no_data(run, monkeypatch) -> None:
         _rebuild(recipe, "tokens", run.layout.tokens)
 
 
-def test_what_differs_is_printed_before_it_is_built_again(tmp_path, capsys) -> None:
+def test_differences_are_printed_before_a_rebuild(tmp_path, capsys) -> None:
     for rate in (1, 2):
         with open_stage("documents", tmp_path / "documents", {"clean": {"min_chars": rate}}, {}) as stage:
             stage.publish({}, {})

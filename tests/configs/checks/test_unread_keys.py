@@ -16,7 +16,7 @@ RECIPE = "configs/demo.yaml"
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    """``unread_keys.check`` on a run whose documents and weights were built with a few overrides."""
+    """Return ``unread_keys.check`` for a run whose documents and weights were built with a few overrides."""
     monkeypatch.delenv(unread_keys.TARGETS, raising=False)
     root = f"run.root={tmp_path}"
     source = ["data.source.kind=text", "data.source.path=here.txt", "data.source.packages=null"]
@@ -50,13 +50,13 @@ def check(tmp_path, monkeypatch):
         ("estimate", "data.clean.min_chars=10", "estimate does not read data.clean.min_chars"),
     ],
 )
-def test_what_is_not_read_is_refused(check, command, override, says) -> None:
+def test_unread_overrides_are_rejected(check, command, override, says) -> None:
     with pytest.raises(RequestError) as refused:
         check(command, override)
     assert says in str(refused.value)
 
 
-def test_what_the_run_was_made_with_may_be_given(check) -> None:
+def test_overrides_that_agree_with_the_run_are_accepted(check) -> None:
     for command in READS:
         check(command, "train.steps=77", "train.save_every=6", "data.clean.min_chars=9", "data.workers=1")
 
@@ -71,7 +71,7 @@ def test_the_commands_of_one_make_share_their_overrides(check, monkeypatch) -> N
         check("pretrain", *overrides)
 
 
-def test_a_hint_has_what_its_target_reads(monkeypatch) -> None:
+def test_a_hint_contains_only_overrides_that_its_target_reads(monkeypatch) -> None:
     monkeypatch.setattr(command_hints, "_target_reads", target_reads)
     monkeypatch.setattr("sys.argv", ["x", "--recipe", RECIPE, "generate.prompt=a", "run.name=b", "train.steps=9"])
     assert command_hints.make("pretrain") == 'make pretrain ARGS="run.name=b train.steps=9"'

@@ -57,7 +57,7 @@ def test_two_nodes_run_one_job_together(cluster, tmp_path):
     assert sorted((tmp_path / "out").read_text().splitlines()) == ["0: n1 of 2", "1: n2 of 2"]
 
 
-def test_the_jobs_make_what_one_process_makes(cluster, corpus, tmp_path):
+def test_jobs_write_the_same_bytes_as_one_process(cluster, corpus, tmp_path):
     """One array task is interrupted between its two parts and queued again."""
     slurm = ["launch.slurm.array_tasks=2", "launch.slurm.cpus=1", "launch.slurm.memory=2G", "launch.slurm.time=0:10:00"]
     root = tmp_path / "shared 50%j"
@@ -81,8 +81,8 @@ def test_the_jobs_make_what_one_process_makes(cluster, corpus, tmp_path):
         assert by_jobs and by_jobs == digests(tmp_path / "alone" / "demo" / name), name
 
 
-def test_a_step_that_fails_takes_the_rest_along(cluster, corpus, tmp_path):
-    """A failure that the check before submission cannot predict: no document is left after cleaning."""
+def test_a_failed_job_cancels_the_jobs_after_it(cluster, corpus, tmp_path):
+    """The check before submission cannot predict this failure: cleaning drops every document."""
     slurm = ["launch.slurm.array_tasks=2", "launch.slurm.cpus=1", "launch.slurm.memory=1G"]
     more = ["data.clean.min_chars=90000", f"run.root={tmp_path}"]
     printed = _run("launch slurm data", *corpus, *slurm, *more, env=cluster.env())
@@ -100,7 +100,7 @@ def _jobs(root, *more):
 
 
 def _refusal(cluster, jobs):
-    """The message when sbatch refuses one of several jobs; none stays in the queue."""
+    """Return the message when sbatch rejects one of several jobs, and check that none stays in the queue."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", cluster.env()["SLURM_CONF"])
         with pytest.raises(RequestError) as raised:
@@ -122,12 +122,12 @@ def _refusal(cluster, jobs):
         ("options", "[--nicee]"),
     ],
 )
-def test_what_slurm_refuses_is_said_with_its_key(cluster, tmp_path, key, value):
+def test_a_resource_that_slurm_rejects_is_reported_with_its_key(cluster, tmp_path, key, value):
     message = _refusal(cluster, _jobs(tmp_path, f"launch.slurm.{key}={value}"))
     assert message.startswith("sbatch refused the job ingest: ") and message.endswith(f"(see launch.slurm.{key})")
 
 
-def test_a_job_refused_in_the_middle_leaves_none_queued(cluster, tmp_path):
+def test_a_rejected_job_in_the_middle_leaves_none_queued(cluster, tmp_path):
     jobs = _jobs(tmp_path)
     jobs[0] = jobs[0]._replace(options=(*jobs[0].options, "--hold"))
     jobs[3] = jobs[3]._replace(options=(*jobs[3].options, "--partition=nosuch"))

@@ -1,4 +1,4 @@
-"""The chain of data jobs: what is submitted, in what order, and what happens when SLURM or the recipe is wrong."""
+"""The chain of data jobs: what is submitted, in what order, and how errors in SLURM or the recipe are handled."""
 
 import json
 import os
@@ -62,13 +62,13 @@ def _dry_run(*overrides):
     return done.stdout
 
 
-def test_a_model_that_takes_examples_takes_no_shards():
+def test_a_model_trained_on_examples_needs_no_shards():
     jobs = steps(load_recipe(CHECKOUT / "configs" / "teaching" / "seq2seq-reverse.yaml"))
     assert [step.name for step in jobs] == ["ingest", "dedup", "verdicts", "clean", "publish", "examples"]
     assert jobs[-1].commands == (("pipeline", "examples"), ("pipeline", "verify")) and not jobs[-1].shared
 
 
-def test_arrays_share_a_stage_and_single_jobs_conclude_it(tmp_path):
+def test_arrays_share_a_stage_and_single_jobs_complete_it(tmp_path):
     jobs = _jobs(tmp_path, "launch.slurm.array_tasks=7", "launch.slurm.array_limit=3", "launch.slurm.cpus=2")
     assert [job.name for job in jobs] == ["ingest", "dedup", "verdicts", "clean", "publish", "tokenize", "assemble"]
     for job, step in zip(jobs, steps(load_recipe(RECIPE, [])), strict=True):
@@ -87,7 +87,7 @@ def test_arrays_share_a_stage_and_single_jobs_conclude_it(tmp_path):
 
 
 @pytest.mark.parametrize("packing", ["windows", "best_fit"])
-def test_the_last_job_packs_where_the_recipe_asks_for_it(tmp_path, packing):
+def test_the_last_job_packs_if_the_recipe_sets_it(tmp_path, packing):
     *before, last = _dry_run(f"run.root={tmp_path}", f"train.packing={packing}").split("sbatch ")
     verbs = re.findall(r" -m (\w+ \w+)", last)
     pack = ["pipeline pack"] if packing == "best_fit" else []
@@ -95,7 +95,7 @@ def test_the_last_job_packs_where_the_recipe_asks_for_it(tmp_path, packing):
     assert "pipeline pack" not in "".join(before)
 
 
-def test_an_override_reaches_the_command_as_it_was_given(tmp_path):
+def test_an_override_reaches_the_command_unchanged(tmp_path):
     awkward = [_AWKWARD, "data.source.kind=jsonl", f"run.root={tmp_path}/a b%j"]
     for job in _jobs(tmp_path, *awkward):
         line = next(line for line in job.script.splitlines() if " -m " in line)
@@ -106,7 +106,7 @@ def test_an_override_reaches_the_command_as_it_was_given(tmp_path):
         assert any(f"{tmp_path}/a b%%j/demo/logs/" in option for option in job.options)
 
 
-def test_the_resources_of_the_recipe_are_asked_for(tmp_path):
+def test_jobs_request_the_resources_in_the_recipe(tmp_path):
     job = _jobs(
         tmp_path,
         "launch.slurm.partition=big",
@@ -135,12 +135,12 @@ def test_a_wrong_key_is_named(override, message):
         load_recipe(RECIPE, [override])
 
 
-def test_the_section_changes_nothing_of_the_run():
+def test_the_slurm_section_does_not_change_the_run():
     changed = load_recipe(RECIPE, ["launch.slurm.partition=other", "launch.slurm.cpus=9"])
     assert changed.launch.slurm.identity() == load_recipe(RECIPE).launch.slurm.identity() == {"train": {}}
 
 
-def test_a_dry_run_prints_the_script_that_would_do_it(calls, tmp_path):
+def test_a_dry_run_prints_a_script_that_submits_the_jobs(calls, tmp_path):
     overrides = [f"run.root={tmp_path}/runs", _AWKWARD, "data.source.kind=jsonl", "launch.slurm.array_tasks=3"]
     printed = _dry_run(*overrides)
     assert not calls() and not (tmp_path / "runs").exists()
@@ -162,7 +162,7 @@ def _check_chain(calls, jobs):
         ]
 
 
-def test_jobs_are_submitted_in_order_each_after_the_one_before(calls, tmp_path, capsys):
+def test_each_job_depends_on_the_one_before(calls, tmp_path, capsys):
     jobs = _jobs(tmp_path)
     ids = submit_chain(jobs)
     assert ids == [str(101 + number) for number in range(len(jobs))]
@@ -183,7 +183,7 @@ def test_jobs_are_submitted_in_order_each_after_the_one_before(calls, tmp_path, 
         ("sbatch: error: Slurm controller not responding", None),
     ],
 )
-def test_a_refused_job_takes_those_before_it_along(calls, tmp_path, monkeypatch, words, key):
+def test_a_rejected_job_cancels_those_before_it(calls, tmp_path, monkeypatch, words, key):
     monkeypatch.setenv("FAIL_AT", "3")
     monkeypatch.setenv("WORDS", words)
     with pytest.raises(RequestError) as raised:
@@ -199,7 +199,7 @@ def _submit(*overrides):
     return main(["slurm", "data", "--recipe", str(RECIPE), *overrides])
 
 
-def test_what_is_sound_is_submitted_but_not_twice_at_a_time(calls, tmp_path, capsys, monkeypatch):
+def test_valid_jobs_are_submitted_but_not_twice_at_a_time(calls, tmp_path, capsys, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", texts(20))
     overrides = [f"run.root={tmp_path}", "data.source.kind=jsonl", "data.source.sample_bytes=null"]
     overrides += [f"data.source.path={source}"]
@@ -225,7 +225,7 @@ def test_an_unwritable_folder_fails_before_anything_is_queued(calls, tmp_path):
     assert not calls() and not (tmp_path / "runs").exists()
 
 
-def test_what_sbatch_refuses_leaves_nothing_but_what_was_there(calls, tmp_path, monkeypatch):
+def test_jobs_that_sbatch_rejects_leave_no_new_files(calls, tmp_path, monkeypatch):
     monkeypatch.setenv("FAIL_AT", "1")
     monkeypatch.setenv("WORDS", "sbatch: error: invalid partition specified: big")
     source = write_jsonl(tmp_path / "a.jsonl", texts(20))
@@ -241,7 +241,7 @@ def test_what_sbatch_refuses_leaves_nothing_but_what_was_there(calls, tmp_path, 
     assert not (tmp_path / "runs").exists() and not list((tmp_path / "data").iterdir())
 
 
-def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):
+def test_missing_slurm_gives_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RequestError, match="sbatch is not installed on this machine"):
         _submit(f"run.root={tmp_path}/runs")

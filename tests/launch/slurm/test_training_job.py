@@ -53,7 +53,7 @@ class Submitted:
         return self.log.read_text() if self.log.exists() else ""
 
 
-def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, tmp_path, capsys):
+def test_a_job_requeues_itself_on_any_available_nodes(cluster, data, tmp_path, capsys):
     """Requeued twice from outside, preempted once by a job of another partition, and finally on one node."""
     overrides = [f"data.root={data}", *SLOW, "train.steps=60", "train.save_every=6", "launch.grace_seconds=20"]
     job = Submitted(
@@ -97,7 +97,7 @@ def test_a_job_comes_back_by_itself_on_whatever_nodes_are_there(cluster, data, t
 
 
 # Twenty seconds: a job starts, saves, and is started again.
-def test_a_job_whose_recipe_was_edited_does_not_begin_again(cluster, data, tmp_path):
+def test_a_job_with_an_edited_recipe_does_not_start_over(cluster, data, tmp_path):
     recipe = tmp_path / "edited.yaml"
     recipe.write_text(RECIPE.read_text())
     overrides = [f"data.root={data}", *SLOW, "train.save_every=4", "run.replace=true"]
@@ -119,7 +119,7 @@ def _print(capsys, text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
-def test_a_signal_is_status_75_and_a_wrong_request_2(cluster, data, tmp_path, capsys, name):
+def test_a_signal_gives_status_75_and_an_invalid_request_2(cluster, data, tmp_path, capsys, name):
     overrides = [f"data.root={data}", *SLOW, "train.steps=600", "launch.slurm.train.requeues=0"]
     job = Submitted(cluster, tmp_path, *overrides)
     job.reach(3)
@@ -139,7 +139,7 @@ def test_a_signal_is_status_75_and_a_wrong_request_2(cluster, data, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_a_chain_of_jobs_in_place_of_the_queue(cluster, data, tmp_path):
+def test_a_chain_of_jobs_instead_of_requeueing(cluster, data, tmp_path):
     overrides = [f"data.root={data}", *SLOW, "train.steps=40", "launch.slurm.train.chain=4"]
     job = Submitted(cluster, tmp_path, *overrides)
     job.reach(5)
@@ -152,7 +152,7 @@ def test_a_chain_of_jobs_in_place_of_the_queue(cluster, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_crash_after_new_steps_comes_back(cluster, data, tmp_path):
+def test_a_crash_after_new_steps_is_requeued(cluster, data, tmp_path):
     job = Submitted(cluster, tmp_path, f"data.root={data}", *SLOW, "train.steps=300", "train.save_every=4")
     job.reach(6)
     victim = _rank(cluster, 1)
@@ -171,7 +171,7 @@ def test_a_crash_after_new_steps_comes_back(cluster, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_crash_before_anything_is_saved_does_not_come_back(cluster, data, tmp_path):
+def test_a_crash_before_anything_is_saved_is_not_requeued(cluster, data, tmp_path):
     job = Submitted(cluster, tmp_path, f"data.root={data}", *SLOW, "train.steps=300")
     job.reach(3)
     _rank(cluster, 0).kill()
@@ -233,7 +233,7 @@ def test_an_exception_is_shown_once_and_first(cluster, data, tmp_path):
         ("launch.nodes=4 train.global_batch_tokens=8192", "launch.nodes"),
     ],
 )
-def test_what_the_site_has_not_is_named_by_its_key(cluster, data, tmp_path, override, key):
+def test_resources_that_the_site_lacks_are_named_by_key(cluster, data, tmp_path, override, key):
     words = [f"run.root={tmp_path}", f"data.root={data}", *SLOW, *override.split()]
     _, err = ended(launch("slurm", *words, env=cluster.env()), 2)
     (line,) = err.splitlines()
@@ -241,7 +241,7 @@ def test_what_the_site_has_not_is_named_by_its_key(cluster, data, tmp_path, over
 
 
 @pytest.mark.slow
-def test_what_a_dry_run_prints_runs_in_a_shell(cluster, data, tmp_path):
+def test_the_output_of_a_dry_run_works_in_a_shell(cluster, data, tmp_path):
     words = [f"run.root={tmp_path}", f"data.root={data}", *SLOW, "train.steps=6", "--dry-run"]
     script, _ = ended(launch("slurm", *words))
     assert not (tmp_path / "end-to-end").exists()
@@ -251,7 +251,7 @@ def test_what_a_dry_run_prints_runs_in_a_shell(cluster, data, tmp_path):
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
-def test_outside_a_job_an_allocation_is_refused(tmp_path):
+def test_allocation_is_rejected_outside_a_job(tmp_path):
     argv = [sys.executable, "-m", "launch", "allocation", "pretrain", "--recipe", str(RECIPE), f"run.root={tmp_path}"]
     done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 2 and "submit one with `launch slurm`" in done.stderr

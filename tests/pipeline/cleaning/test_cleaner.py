@@ -1,4 +1,4 @@
-"""The cleaning rules in order: what is kept, what is dropped and why; language and decontamination."""
+"""The cleaning rules in order: what they keep, what they drop and why, language detection and decontamination."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ GERMAN = "Der Ausschuss traf sich am Dienstag und beschloss, dass die Brücke vo
 
 
 def _cleaned(batch, **keys):
-    """Texts, and reasons."""
+    """Return the cleaned texts and the reasons."""
     cleaned = Cleaner(CleanSection(**{"min_chars": 0, **keys}))(pyarrow.array(batch, pyarrow.string()))
     assert cleaned.texts.type == pyarrow.large_string() and cleaned.reasons.type == pyarrow.string()
     return cleaned.texts.to_pylist(), cleaned.reasons.to_pylist()
@@ -74,7 +74,7 @@ def test_the_first_rule_is_the_reason_and_later_ones_see_what_is_left():
     assert cleaned[2] == prose.replace(". T", ". T") and cleaned[4].endswith("Mail me at email@example.com today.")
 
 
-def test_length_is_asked_again_after_editing():
+def test_length_is_checked_again_after_editing():
     line = "This is a line of the document that stays here."
     batch = [line + "\n" + "menu entry\n" * 20]
     assert _cleaned(batch, c4={"enabled": True, "min_sentences": 1}, min_chars=60) == ([line], [TOO_SHORT])
@@ -165,7 +165,7 @@ def test_evaluation_texts_within_other_fields(tmp_path):
     assert _cleaned([ENGLISH, ENGLISH + QUESTION], decontaminate=keys)[1][1] is not None
 
 
-def test_evaluation_texts_that_are_not_there(tmp_path):
+def test_missing_evaluation_texts(tmp_path):
     with pytest.raises(RequestError, match=r"^data\.clean\.decontaminate\.path: .*nowhere is neither a file nor"):
         Cleaner(CleanSection(decontaminate={"path": str(tmp_path / "nowhere")}))
     folder = _evaluation_files(tmp_path / "evaluation")

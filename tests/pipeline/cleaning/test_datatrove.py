@@ -23,7 +23,7 @@ pytest.importorskip("spacy")
     scope="module", params=[pytest.param(8, id="sample"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 )
 def documents(request):
-    """Normalized texts: all, or every eighth."""
+    """Return the normalized texts: all, or every eighth."""
     return [normalize(text, "NFC") for text in texts.openwebtext()[:: request.param]]
 
 
@@ -32,7 +32,7 @@ def _kept(faults):
 
 
 def _filtered(rule, batch):
-    """Whether datatrove's filter keeps each text, and the text afterwards."""
+    """Return whether datatrove's filter keeps each text, and the text afterwards."""
     from datatrove.data import Document
 
     documents = [Document(text=text, id=str(number)) for number, text in enumerate(batch)]

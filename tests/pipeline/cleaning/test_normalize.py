@@ -51,7 +51,7 @@ _AWKWARD = st.text(
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(_AWKWARD, texts.texts), max_size=6), st.sampled_from(FORMS))
-def test_a_column_is_normalized_as_its_texts_are(batch, form):
+def test_a_column_is_normalized_like_its_texts(batch, form):
     normalizer = Normalizer(form, False)
     assert normalizer(texts.column(batch)).to_pylist() == [normalize(text, form) for text in batch]
     assert [normalizer.text(text) for text in batch] == [normalize(text, form) for text in batch]

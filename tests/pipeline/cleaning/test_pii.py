@@ -35,7 +35,7 @@ def test_masking(text, masked):
     assert pii.mask(column([text]), KINDS).texts.to_pylist() == [text if masked is None else masked]
 
 
-def test_only_what_is_asked():
+def test_only_the_requested_kinds_are_masked():
     batch = column(["a@b.de 8.8.8.8", "415-555-2671"])
     assert pii.mask(batch, ["ip"]).texts.to_pylist() == [f"a@b.de {IP}", "415-555-2671"]
     assert pii.mask(batch, []) == (batch, {})
@@ -48,7 +48,7 @@ _DATA = st.lists(st.sampled_from(["a@b.de", "8.8.8.8", "+44 20 7946 0958", "::",
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(texts, _DATA), max_size=4))
-def test_texts_do_not_meddle(batch):
+def test_texts_do_not_affect_each_other(batch):
     alone = [pii.mask(column([text]), KINDS).texts[0].as_py() for text in batch]
     together = pii.mask(column(batch), KINDS)
     assert together.texts.to_pylist() == alone
@@ -56,7 +56,7 @@ def test_texts_do_not_meddle(batch):
     assert together.counts == {kind: sum(count[kind] for count in counts) for kind in KINDS}
 
 
-def test_what_is_replaced_is_counted():
+def test_replacements_are_counted():
     batch = [
         "a@b.de, c@d.de and email@example.com",
         "8.8.8.8 10.0.0.1 192.0.2.1",
@@ -77,7 +77,7 @@ def test_what_is_replaced_is_counted():
         ("\0a@b.de\0 c@d.de", 2),
     ],
 )
-def test_addresses_like_the_placeholder_count(text, count):
+def test_addresses_that_contain_the_placeholder_count(text, count):
     assert pii.mask(column([text]), ["email"]).counts == {"email": count}
 
 

@@ -49,7 +49,7 @@ C4 = st.builds(
 
 
 def _normal(text):
-    """The rules get texts without surrounding newlines."""
+    """Strip surrounding newlines, as texts reach the rules without them."""
     return text.strip("\n")
 
 

@@ -73,7 +73,7 @@ _PIECE = st.sampled_from(_PIECES) | st.sampled_from(sorted(exceptions()))
 @example([], ["𝒜", "A"], ["."])
 @example([], ["A", "𝒜"], ["."])
 @given(_MARKS, st.lists(_PIECE, min_size=1, max_size=3), _MARKS)
-def test_common_chunks_are_split_as_all_others(before, pieces, behind):
+def test_common_chunks_are_split_like_all_others(before, pieces, behind):
     chunk = "".join([*before, *pieces, *behind])
     at_once = plain_cleaning.SPLITTER._common(chunk)
     if at_once is not None and chunk not in exceptions():
@@ -128,7 +128,7 @@ def test_lines_are_those_of_str_split(batch):
         assert actual[spans.firsts[number] : spans.firsts[number + 1]] == text.split("\n")
 
 
-def test_a_full_vocabulary_begins_anew(monkeypatch):
+def test_a_full_vocabulary_starts_over(monkeypatch):
     monkeypatch.setattr(words, "_LIMIT", 2)
     vocabulary = words.Vocabulary()
     for text in ("one two three", "four five six", "one (two)"):

@@ -58,7 +58,7 @@ def test_lines_are_removed_with_a_line_feed(documents, data):
         assert left.to_pylist() == expected
 
 
-def test_lines_of_a_document_that_goes_hide_no_others(tmp_path):
+def test_lines_of_a_dropped_document_hide_no_others(tmp_path):
     body = " ".join(f"word{number}" for number in range(300))
     alike = f"{body}\nonly the near duplicate has this line"
     parts = [[body], [alike], ["elsewhere\nonly the near duplicate has this line"]]

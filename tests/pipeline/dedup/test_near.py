@@ -1,4 +1,4 @@
-"""Near duplicates: estimates of sketches, recall and precision on planted copies, clusters."""
+"""Near duplicates: similarity estimates, recall and precision on planted copies, and clusters."""
 
 import itertools
 import math
@@ -56,7 +56,7 @@ def test_bands_do_not_share_keys():
     assert len(set(keys[0].tolist())) == 4
 
 
-def test_planted_copies_are_found(tmp_path):
+def test_planted_copies_are_detected(tmp_path):
     originals, copies, truth = dedup_corpus.planted(400)
     verdicts, _ = dedup_corpus.decide(tmp_path, [originals, copies], dedup_corpus.section(near=True))
     assert not any(verdicts[:400])
@@ -80,7 +80,7 @@ def test_threshold(tmp_path, threshold, rows):
             assert (verdict == dedup.NEAR) == (like >= threshold), like
 
 
-def test_short_documents_are_storage_error(tmp_path):
+def test_short_documents_with_a_changed_word_are_kept(tmp_path):
     """Sentences of 12 words with one word changed have a similarity of 3/13 (in the middle) to 7/9 (at an end)."""
     rng = random.Random(1)
     sentences = [[f"w{rng.randrange(10**6)}" for _ in range(12)] for _ in range(100)]

@@ -1,4 +1,4 @@
-"""The result depends only on the documents: not on parts, tasks or workers, or when a run was killed."""
+"""The result depends only on the documents, and not on parts, tasks, workers, or when a run was killed."""
 
 import itertools
 import random
@@ -53,7 +53,7 @@ def test_batches_of_a_part_change_nothing(texts, tmp_path):
     assert corpora.digests(tmp_path / "whole") == corpora.digests(tmp_path / "batches")
 
 
-def test_tasks_hold_no_more_than_asked(texts, tmp_path):
+def test_tasks_cover_all_keys_within_the_memory_limit(texts, tmp_path):
     parts = dedup_corpus.cut(texts, [100, 200])
     for number, part in enumerate(parts):
         dedup_corpus.write(tmp_path, number, part, KEYS)
@@ -85,7 +85,7 @@ def test_workers_change_nothing(texts, tmp_path):
     assert corpora.digests(tmp_path / "one") == corpora.digests(tmp_path / "many")
 
 
-def test_any_state_that_a_kill_leaves_is_taken_up(texts, tmp_path):
+def test_any_state_after_a_kill_is_resumed(texts, tmp_path):
     parts = dedup_corpus.cut(texts, [100, 200])
     dedup_corpus.decide(tmp_path / "whole", parts, KEYS, 5000)
     whole = corpora.digests(tmp_path / "whole")
@@ -116,7 +116,7 @@ def test_another_size_of_tasks_after_a_kill(texts, expected, tmp_path):
     assert dedup_corpus.verdicts(tmp_path, KEYS, parts) == expected
 
 
-def test_arrays_over_all_documents_may_lie_in_files(texts, expected, tmp_path, monkeypatch):
+def test_arrays_over_all_documents_may_be_stored_in_files(texts, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "_IN_MEMORY", 0)
     assert dedup_corpus.decide(tmp_path, dedup_corpus.cut(texts, [100]), KEYS) == expected
     assert not list(tmp_path.glob(".*"))

@@ -17,7 +17,7 @@ from tests.support.pipeline.corpora import digests, of_jsonl, recipe, texts, wri
 
 
 def _corpus(folder):
-    """Six files with duplicates within and across them, short documents and CRLF."""
+    """Write six files with duplicates within and across them, short documents and CRLF."""
     folder.mkdir()
     corpus = texts(120)
     for number in range(6):
@@ -43,19 +43,19 @@ def test_every_document_is_accounted_for(tmp_path):
     assert documents.build(recipe) is None
 
 
-def test_duplicates_may_stay(tmp_path, capfd):
+def test_duplicates_can_be_kept(tmp_path, capfd):
     published = documents.build(of_jsonl(tmp_path, _corpus(tmp_path / "source"), "data.clean.exact_dedup=false"))
     assert published is not None and published.counts["documents"] == 6 * 22
     assert "duplicates" not in capfd.readouterr().err
 
 
-def test_work_that_is_not_there_has_no_bar(tmp_path, capfd):
+def test_a_step_without_work_has_no_progress_bar(tmp_path, capfd):
     documents.build(of_jsonl(tmp_path, _corpus(tmp_path / "source")))
     output = capfd.readouterr().err
     assert "duplicates: 100%" in output and "0.00task [" not in output
 
 
-def test_the_first_of_duplicates_stays(tmp_path):
+def test_the_first_of_several_duplicates_is_kept(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [*texts(3), texts(3)[1]])
     recipe = of_jsonl(tmp_path, path)
     documents.build(recipe)
@@ -83,7 +83,7 @@ def test_the_same_bytes_with_any_number_of_workers(tmp_path):
     assert digests_of_runs[0] == digests_of_runs[1] and "manifest.json" in digests_of_runs[0]
 
 
-def test_tasks_do_what_one_command_does(tmp_path, monkeypatch):
+def test_tasks_write_the_same_bytes_as_one_command(tmp_path, monkeypatch):
     monkeypatch.setattr(file_source, "PART_BYTES", 1 << 14)
     corpus = _corpus(tmp_path / "source")
     (corpus / "0.jsonl").write_text(
@@ -112,7 +112,7 @@ def test_tasks_do_what_one_command_does(tmp_path, monkeypatch):
     assert digests(RunLayout.of(shared).documents) == digests(RunLayout.of(whole).documents)
 
 
-def test_near_duplicates_and_repeated_lines_go(tmp_path):
+def test_near_duplicates_and_repeated_lines_are_removed(tmp_path):
     corpus = texts(40)
     near = corpus[3].replace(corpus[3].split()[-1], "elsewhere.")
     last = corpus[5].split("\n")[-1]
@@ -144,10 +144,10 @@ def test_several_sources_keep_their_shards_apart(tmp_path):
         "data.source={}",
         f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}, weight: 3}}}}",
     )
-    made_of = documents.build(run_recipe)
-    assert made_of.details["files"] == {"web": ["clean-00000.parquet"], "books": ["clean-00001.parquet"]}
-    assert made_of.counts["sources"]["books"]["dropped"] == {DUPLICATE: 10}
-    assert made_of.counts["documents"] == 60
+    manifest = documents.build(run_recipe)
+    assert manifest.details["files"] == {"web": ["clean-00000.parquet"], "books": ["clean-00001.parquet"]}
+    assert manifest.counts["sources"]["books"]["dropped"] == {DUPLICATE: 10}
+    assert manifest.counts["documents"] == 60
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_several_sources_keep_their_shards_apart(tmp_path):
         ),
     ],
 )
-def test_a_source_with_nothing_left_is_refused_with_its_own_counts(tmp_path, left_over, message):
+def test_a_source_without_kept_documents_is_rejected_with_its_counts(tmp_path, left_over, message):
     a, b = write_jsonl(tmp_path / "a.jsonl", ["short", *texts(40)]), write_jsonl(tmp_path / "b.jsonl", texts(5, seed=1))
     sources = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
     run_recipe = recipe(tmp_path, "data.source={}", sources)
@@ -174,7 +174,7 @@ def test_a_source_with_nothing_left_is_refused_with_its_own_counts(tmp_path, lef
     assert digests(RunLayout.of(run_recipe).documents) == before and not (tmp_path / "demo" / "previous").exists()
 
 
-def test_a_request_of_which_nothing_comes_leaves_nothing(tmp_path):
+def test_a_failed_request_leaves_no_files(tmp_path):
     recipe = of_jsonl(tmp_path / "run", write_jsonl(tmp_path / "a.jsonl", ["short"] * 3))
     for refused in (recipe, of_jsonl(tmp_path / "run", tmp_path / "a.jsonl", "data.source.text_field=nothing")):
         with pytest.raises(RequestError):
@@ -182,7 +182,7 @@ def test_a_request_of_which_nothing_comes_leaves_nothing(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_a_lone_surrogate_is_taken_out(tmp_path):
+def test_a_lone_surrogate_is_removed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "a\ud800b" + texts(1)[0]}) + "\n")
     documents.build(of_jsonl(tmp_path, path))
@@ -190,7 +190,7 @@ def test_a_lone_surrogate_is_taken_out(tmp_path):
     assert kept == ["ab" + texts(1)[0]]
 
 
-def test_finished_documents_do_without_a_source_that_does_not_answer(tmp_path, monkeypatch, capsys):
+def test_finished_documents_need_no_reachable_source(tmp_path, monkeypatch, capsys):
     recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(5)))
     documents.build(recipe)
 
@@ -204,7 +204,7 @@ def test_finished_documents_do_without_a_source_that_does_not_answer(tmp_path, m
         documents.build(of_jsonl(tmp_path, tmp_path / "a.jsonl", "data.clean.min_chars=61"))
 
 
-def test_what_could_not_be_read_is_listed(tmp_path):
+def test_unreadable_inputs_are_listed(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", texts(5))
     path.write_text(path.read_text() + "{broken\n")
     recipe = of_jsonl(tmp_path, path, "data.max_bad_fraction=0.2")
@@ -213,7 +213,7 @@ def test_what_could_not_be_read_is_listed(tmp_path):
     assert listed == {"jsonl": {"malformed line": [f"a.jsonl at byte {path.stat().st_size - 8}"]}}
 
 
-def test_ids_are_unique_over_sources(tmp_path):
+def test_ids_are_unique_across_sources(tmp_path):
     for name, corpus in zip("ab", (texts(30), texts(30, seed=1)), strict=True):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("\n\n".join(corpus))
@@ -232,7 +232,7 @@ def test_ids_are_unique_over_sources(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["source", "source/*.jsonl", "source/0.jsonl"])
-def test_finished_documents_do_without_raw_text_that_was_removed(tmp_path, capsys, name):
+def test_finished_documents_need_no_raw_text(tmp_path, capsys, name):
     source = _corpus(tmp_path / "source")
     recipe = of_jsonl(tmp_path, tmp_path / name)
     documents.build(recipe)
@@ -252,7 +252,7 @@ def test_finished_documents_do_without_raw_text_that_was_removed(tmp_path, capsy
     assert not (tmp_path / "demo" / ".documents.partial").exists()
 
 
-def test_of_several_sources_those_that_are_there_are_compared(tmp_path, capsys):
+def test_of_several_sources_only_the_existing_ones_are_compared(tmp_path, capsys):
     a, b = write_jsonl(tmp_path / "a.jsonl", texts(20)), write_jsonl(tmp_path / "b.jsonl", texts(20, seed=1))
     listed = f"data.sources={{web: {{kind: jsonl, path: {a}}}, books: {{kind: jsonl, path: {b}}}}}"
     run_recipe = recipe(tmp_path, "data.source={}", listed)
@@ -264,7 +264,7 @@ def test_of_several_sources_those_that_are_there_are_compared(tmp_path, capsys):
         documents.build(run_recipe)
 
 
-def test_a_task_says_that_its_tables_are_part_of_the_source(tmp_path, monkeypatch):
+def test_a_task_reports_that_its_tables_are_part_of_the_source(tmp_path, monkeypatch):
     monkeypatch.setattr(file_source, "PART_BYTES", 200_000)
     (tmp_path / "source").mkdir()
     for number in range(6):

@@ -48,11 +48,11 @@ def test_columns_and_labels(run):
     for row in train_side + held_side:
         assert list(row) == ["ids", "labels", "source", "question", "answer"]
         assert len(row["ids"]) == len(row["labels"]) <= recipe.finetune.max_length
-        learnt = [label for label in row["labels"] if label != IGNORED]
-        assert tokenizer.decode(learnt, show_special=True) == row["answer"] + "<|end|>"
+        learned = [label for label in row["labels"] if label != IGNORED]
+        assert tokenizer.decode(learned, show_special=True) == row["answer"] + "<|end|>"
         assert row["question"] in tokenizer.decode(row["ids"])
-    learnt = sum(label != IGNORED for row in train_side for label in row["labels"])
-    assert published.counts["train"]["target_tokens"] == learnt
+    learned = sum(label != IGNORED for row in train_side for label in row["labels"])
+    assert published.counts["train"]["target_tokens"] == learned
 
 
 def test_no_answer_on_both_sides_and_none_from_validation_documents(run):
@@ -108,12 +108,12 @@ def test_questions_about_functions():
         Document("pydocs:a", "a\n\nA module with a sentence.", "pydocs", "module"),
     ]
     dropped = {}
-    asked_questions = list(questions(functions, frozenset({"pydocs:a.held"}), 1, dropped))
-    assert [(one.source, one.answer) for one in asked_questions] == [
+    pairs = list(questions(functions, frozenset({"pydocs:a.held"}), 1, dropped))
+    assert [(one.source, one.answer) for one in pairs] == [
         ("pydocs:a.join", "Join the parts of a path."),
         ("pydocs:a.Path.join", "Join the parts of this path."),
     ]
-    assert "a.join" in asked_questions[0].question
+    assert "a.join" in pairs[0].question
     assert dropped == {REPEATED: 1, PRIVATE: 1, HELD_OUT: 2, NO_SENTENCE: 1}
 
 
@@ -165,8 +165,8 @@ def test_instructions_and_messages(tmp_path):
     assert {"Count to 1.\n\nnow", "Count to 2.", "Bye."} <= {row["question"] for row in rows}
     conversation = next(row for row in rows if row["question"] == "Bye.")
     tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
-    learnt = [label for label in conversation["labels"] if label != IGNORED]
-    assert tokenizer.decode(learnt, show_special=True) == "Hello.<|end|>Later.<|end|>"
+    learned = [label for label in conversation["labels"] if label != IGNORED]
+    assert tokenizer.decode(learned, show_special=True) == "Hello.<|end|>Later.<|end|>"
 
 
 def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
@@ -225,7 +225,7 @@ def _file(tmp_path, record):
     return instructions.find(str(path))
 
 
-def test_null_is_a_field_left_out(tmp_path):
+def test_null_counts_as_a_missing_field(tmp_path):
     fields = {"input": None, "system": None, "messages": None}
     records = [{"instruction": f"Do {n}.", "output": f"Done {n}.", **fields} for n in range(9)]
     turns = [{"role": role, "content": f"I am the {role}.", "name": None} for role in ("user", "assistant")]
@@ -248,7 +248,7 @@ def test_null_is_a_field_left_out(tmp_path):
         ({"messages": [{"role": "assistant", "content": True}]}, "a message's content is true or false, not text"),
     ],
 )
-def test_what_is_no_text_is_named(tmp_path, record, reason):
+def test_values_that_are_not_text_are_named(tmp_path, record, reason):
     bad = BadInputs()
     assert not list(instructions.conversations(_file(tmp_path, record), str, bad)) and bad.reasons == {reason: 1}
 
@@ -271,7 +271,7 @@ def test_what_is_no_text_is_named(tmp_path, record, reason):
         ),
     ],
 )
-def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, content, message):
+def test_errors_name_the_keys_of_examples_and_leave_no_files(tmp_path, name, content, message):
     recipe = _instructed(tmp_path, content, name=name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RequestError, match=message) as refused:
@@ -280,7 +280,7 @@ def test_refusals_name_the_keys_of_examples_and_leave_nothing(tmp_path, name, co
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_labels_are_held_out_in_about_the_share_asked_for(tmp_path, capsys):
+def test_about_the_requested_fraction_of_labels_is_held_out(tmp_path, capsys):
     labels = ("positive", "negative")
     records = [{"instruction": f"Is review {n} kind?", "output": labels[n % 2]} for n in range(200)]
     published = chat.build(recipe := _instructed(tmp_path, json.dumps(records), name="made.json"))

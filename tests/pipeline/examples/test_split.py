@@ -1,4 +1,4 @@
-"""Which chat examples are held out: their fraction, what is tied, and what can be on both sides."""
+"""Which chat examples are held out: their fraction, which ones stay together, and what can be on both sides."""
 
 import random
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ def _sentence(rng, words):
 
 
 def _sides(held_out, labels):
-    """For each label the sides of its examples."""
+    """Return the sides of each label's examples."""
     sides = defaultdict(set)
     for side, label in zip(held_out.tolist(), labels, strict=True):
         sides[label].add(side)
@@ -30,14 +30,14 @@ def _sides(held_out, labels):
 
 @pytest.mark.parametrize("question", ["Classify: text {}.", "Is the film {} good?", "{}"])
 @pytest.mark.parametrize("labels", [["positive", "negative"], ["yes"], [f"class {n}" for n in range(20)]])
-def test_common_answers_stand_on_both_sides(question, labels):
+def test_common_answers_occur_on_both_sides(question, labels):
     conversations = [_conversation(question.format(n), labels[n % len(labels)]) for n in range(1000)]
     held_out, warning = split(conversations, 1, 0.05)
     assert held_out.sum() == 50 and warning is None
     assert all(False in sides for sides in _sides(held_out, [turns[1]["content"] for turns in conversations]).values())
 
 
-def test_a_common_answer_is_never_held_out_altogether():
+def test_a_common_answer_is_never_held_out_completely():
     conversations = [_conversation(f"Name of number {n}?", f"label {n // 4}") for n in range(400)]
     for seed in range(5):
         held_out, _ = split(conversations, seed, 0.6)
@@ -46,7 +46,7 @@ def test_a_common_answer_is_never_held_out_altogether():
 
 
 def _family(rng):
-    """Nearly the same question, in several ways."""
+    """Return nearly the same question, phrased in several ways."""
     words = rng.choices(_WORDS, k=8)
     question, at = " ".join(words), rng.randrange(8)
     return [
@@ -89,7 +89,7 @@ def test_questions_about_the_same_long_text_stay_on_one_side():
     assert all(len(sides) == 1 for sides in _sides(held_out, [number for number, _ in conversations]).values())
 
 
-def test_one_character_of_chinese_is_a_word():
+def test_a_chinese_character_counts_as_a_word():
     rng = random.Random(5)
     conversations = []
     for _ in range(100):
@@ -102,7 +102,7 @@ def test_one_character_of_chinese_is_a_word():
     assert all(len(sides) == 1 for sides in _sides(held_out, [question for question, _ in conversations]).values())
 
 
-def test_a_rare_answer_is_not_given_away_by_another_question():
+def test_a_rare_answer_is_not_revealed_by_another_question():
     rng = random.Random(6)
     answers = [_sentence(rng, 12) for _ in range(100)]
     conversations = [
@@ -131,7 +131,7 @@ def test_every_turn_of_a_conversation_counts():
     assert all(len(sides) == 1 for sides in _sides(held_out, [number for number, _ in conversations]).values())
 
 
-def test_what_has_no_question_is_split_too():
+def test_examples_without_a_question_are_split_too():
     conversations = [[{"role": "assistant", "content": text}] for text in texts(40)]
     assert split(conversations, 1, 0.1)[0].sum() == 4
 
@@ -146,13 +146,13 @@ def test_what_has_no_question_is_split_too():
         ([("Say it.", "it"), ("Say it", "it!")], "a question"),
     ],
 )
-def test_each_side_has_an_example_at_least(conversations, shared):
+def test_each_side_has_at_least_one_example(conversations, shared):
     held_out, warning = split([_conversation(*turns) for turns in conversations], 1, 0.05)
     assert held_out.sum() == max(1, len(conversations) // 20)
     assert (warning is None) if not shared else f" share {shared}" in warning
 
 
-def test_a_share_that_is_not_reached_is_explained():
+def test_a_missed_fraction_is_explained():
     conversations = [_conversation("Write a haiku.", f"haiku {n}") for n in range(90)]
     conversations += [_conversation(f"Tell me {word}.", f"so {word}") for word in _WORDS[:2]]
     held_out, warning = split(conversations, 1, 0.5)
@@ -161,7 +161,7 @@ def test_a_share_that_is_not_reached_is_explained():
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_extreme_shares(fraction):
+def test_extreme_fractions(fraction):
     rng = random.Random(8)
     held_out, _ = split([_conversation(_sentence(rng, 9), _sentence(rng, 9)) for _ in range(50)], 1, fraction)
     assert Counter(held_out.tolist()) == ({True: 1, False: 49} if fraction < 0.5 else {True: 49, False: 1})

@@ -1,4 +1,4 @@
-"""Supervised examples: compared with plain code, split, dropped by reason, and the same bytes after a kill."""
+"""Supervised examples: comparison with plain code, splitting, dropping by reason, and the same bytes after a kill."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from pipeline.tokens import encode
 from pipeline.tokens import stage as tokens
 from tests.support.paths import CHECKOUT
 from tests.support.pipeline.corpora import digests
-from tests.support.pipeline.corpora import texts as made_up
+from tests.support.pipeline.corpora import texts as random_texts
 from tests.support.pipeline.supervised_corpora import CONFIGS, RECIPES, task_overrides, task_recipe, write_records
 from tests.support.waiting import wait_until
 from tokenizer.registry import load_tokenizer
@@ -55,7 +55,7 @@ _CLASSES = ("apple pie", "Beer", "cake_1")
 
 
 def _records(task, count=300):
-    """Texts with targets. Some of them fit no example."""
+    """Return texts with targets, some of which do not fit into an example."""
     rng = random.Random(task)
     records = []
     for number in range(count):
@@ -88,7 +88,7 @@ def run(request, tmp_path_factory):
     return recipe, published
 
 
-def test_examples_are_those_of_plain_code(run):
+def test_examples_equal_those_of_plain_code(run):
     recipe, published = run
     most, tokenizer = recipe.train.context_length, load_tokenizer(RunLayout.of(recipe).tokenizer)
     wanted, dropped, cut = [], {}, 0
@@ -96,11 +96,11 @@ def test_examples_are_those_of_plain_code(run):
         ids, target = tokenizer.encode(document["text"]), tokenizer.encode(document["target"])
         reason = None
         if recipe.task == "sequence_classification":
-            learnt = {"label": sorted(_CLASSES).index(document["target"].strip())}
+            learned = {"label": sorted(_CLASSES).index(document["target"].strip())}
             cut += len(ids) > most
             ids = ids[:most]
         else:
-            learnt = {"targets": target}
+            learned = {"targets": target}
             if not target:
                 reason = NO_TARGET
             elif len(ids) > most or len(target) + (recipe.task == "seq2seq") > most:
@@ -110,7 +110,7 @@ def test_examples_are_those_of_plain_code(run):
         if reason:
             dropped[reason] = dropped.get(reason, 0) + 1
         else:
-            wanted.append({"ids": ids, **learnt, "source": document["id"]})
+            wanted.append({"ids": ids, **learned, "source": document["id"]})
     sides = _sides(recipe)
     assert sorted(sides["train"] + sides["held-out"], key=lambda row: row["source"]) == sorted(
         wanted, key=lambda row: row["source"]
@@ -145,7 +145,7 @@ def test_counts_and_details(run):
     assert recipe.task != "sequence_classification" or "train: classes: cake_1" in lines
 
 
-def test_the_split_goes_by_the_document_alone(run, tmp_path):
+def test_the_split_depends_only_on_the_document(run, tmp_path):
     recipe, _ = run
     before = {row["source"]: side for side, rows in _sides(recipe).items() for row in rows}
     texts = {row["id"]: row["text"] for row in _documents(recipe)}
@@ -160,7 +160,7 @@ def test_the_split_goes_by_the_document_alone(run, tmp_path):
     assert {names[row["source"]]: side for side, rows in _sides(other).items() for row in rows} == sides
 
 
-def test_up_to_date_whole_and_made_from_what_is_there(run, tmp_path):
+def test_a_second_build_is_up_to_date_and_verify_detects_damage(run, tmp_path):
     recipe, _ = run
     assert supervised.build(recipe) is None
     intact, faults = verify(recipe, "r.yaml")
@@ -190,7 +190,7 @@ def test_another_recipe_moves_them_aside(run, tmp_path):
     assert list((RunLayout.of(recipe).run / "previous").glob("*-examples"))
 
 
-def test_stopped_halfway_and_on_more_processes_the_same_bytes(run, tmp_path, monkeypatch):
+def test_a_resume_on_more_processes_writes_the_same_bytes(run, tmp_path, monkeypatch):
     """Stop in the second block: the first block is kept, and incomplete files are removed."""
     recipe, _ = run
     shutil.copytree(recipe.run.root, tmp_path / "run")
@@ -259,7 +259,7 @@ def _labels(root, records, *more):
 
 
 def test_other_classes_than_the_model_has(tmp_path):
-    records = [(text, "even" if n % 2 else "odd") for n, text in enumerate(made_up(40))]
+    records = [(text, "even" if n % 2 else "odd") for n, text in enumerate(random_texts(40))]
     line = ["run", "--recipe", str(CONFIGS / "classifier.yaml")]
     line += task_overrides(tmp_path, *write_records(tmp_path / "a.jsonl", records))
     done = subprocess.run([sys.executable, "-m", "pipeline", *line], cwd=CHECKOUT, capture_output=True, text=True)
@@ -272,13 +272,13 @@ def test_other_classes_than_the_model_has(tmp_path):
     with pytest.raises(RequestError, match=r"model\.classes is 3"):
         supervised.build(_labels(tmp_path, records, "model.classes=3"))
     assert manifest.read(RunLayout.of(recipe).examples) is not None
-    many = [(text, f"class {n}") for n, text in enumerate(made_up(40))]
+    many = [(text, f"class {n}") for n, text in enumerate(random_texts(40))]
     with pytest.raises(RequestError, match=r"have 40 classes \(class 0, class 1, .*, …\)"):
         _build(_labels(tmp_path, many, "model.classes=2"))
 
 
 def test_too_many_empty_targets(tmp_path):
-    records = [(text, "" if n == 7 else "x") for n, text in enumerate(made_up(20))]
+    records = [(text, "" if n == 7 else "x") for n, text in enumerate(random_texts(20))]
     with pytest.raises(RequestError, match=r"1 of 20 .*: empty target: 1 \(a.jsonl at byte \d+\): give every text"):
         documents.build(_labels(tmp_path, records))
 
@@ -293,7 +293,7 @@ def test_a_side_without_an_example_is_named(tmp_path):
         _build(alone)
 
 
-def test_what_is_of_another_recipe_is_refused(tmp_path):
+def test_artefacts_of_another_recipe_are_rejected(tmp_path):
     options = write_records(tmp_path / "a.jsonl", [(f"text {n}", f"target {n}") for n in range(30)])
     recipe = task_recipe(tmp_path, "seq2seq", *options)
     _build(recipe)

@@ -33,7 +33,7 @@ def test_counts_come_first_then_documents(tmp_path, source, capsys):
     assert text == "  short[2J in lines"
 
 
-def test_what_is_not_there_is_said(tmp_path, source):
+def test_missing_documents_and_reasons_are_reported(tmp_path, source):
     recipe = of_jsonl(tmp_path, source)
     with pytest.raises(RequestError, match=r"missing or not finished: run `make data"):
         list(rejected(recipe, None, 10))

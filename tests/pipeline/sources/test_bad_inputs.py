@@ -1,4 +1,4 @@
-"""Damaged input: it is counted with its place, everything else is read, and every reading is the same."""
+"""Damaged input is counted with its position, everything else is read, and all readings agree."""
 
 import csv as standard_csv
 import io
@@ -27,7 +27,7 @@ TEXTS = corpora.texts(40, seed=8)
 
 
 def read(source):
-    """Documents and counts of two readings, which must agree."""
+    """Return the documents and counts of two readings, which must agree."""
     readings = []
     for _ in range(2):
         bad = BadInputs()
@@ -71,7 +71,7 @@ def test_compressed_lines(tmp_path, ending, harm):
         assert [d.text for d in documents[:-1]] == (TEXTS * 9)[: len(documents) - 1]
 
 
-def test_a_line_without_end(tmp_path, monkeypatch):
+def test_a_line_that_never_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl_module, "_MOST_LINE_BYTES", 64)
     content = b'{"text": "one"}\n' + b"x" * 300 + b'\n{"text": "two"}\n' + b"y" * 64
     (tmp_path / "a.jsonl").write_bytes(content)
@@ -119,7 +119,7 @@ def test_a_damaged_header_is_not_the_end_of_a_tar(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.xz", "a.tar.gz", "a.tar.zst", "a_data.xz"])
-def test_links_devices_and_names_that_lead_elsewhere(tmp_path, name):
+def test_links_devices_and_names_that_point_outside(tmp_path, name):
     content = tar_with(
         member("/etc/passwd.txt"),
         member("../../up.txt"),
@@ -152,7 +152,7 @@ def test_links_devices_and_names_that_lead_elsewhere(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_long_names_of_the_posix_kind(tmp_path):
+def test_long_names_in_posix_format(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as archive:
         for name in ("ü" * 120 + ".txt", "x/" * 300 + "y.txt"):
@@ -165,7 +165,7 @@ def test_long_names_of_the_posix_kind(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.xz", "a_data.xz", "a.7z"])
 @pytest.mark.parametrize("content", [b"", b"\0" * 5, b"plainly something else" * 100])
-def test_what_is_no_archive(tmp_path, name, content):
+def test_files_that_are_not_archives(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     documents, bad = read(OpenWebTextSource(str(tmp_path)))
     assert not documents and bad.reasons == {"unreadable file": 1}
@@ -210,7 +210,7 @@ def test_parquet(tmp_path, harm):
     assert len(texts) + 21 >= len(TEXTS) - 21 and texts[-19:] == TEXTS[21:]
 
 
-def test_parquet_values_that_are_no_text(tmp_path):
+def test_parquet_values_that_are_not_text(tmp_path):
     text = pyarrow.array([b"good", None, b"caf\xe9", b"end"], pyarrow.binary())
     parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
     view = pyarrow.Array.from_buffers(pyarrow.string(), 4, text.buffers(), null_count=1)
@@ -221,7 +221,7 @@ def test_parquet_values_that_are_no_text(tmp_path):
     assert bad.reasons == {"no text (null)": 2, "invalid UTF-8": 2} and "row 2" in bad.examples["invalid UTF-8"][0]
 
 
-def test_a_missing_column_is_refused_with_those_there_are(tmp_path):
+def test_a_missing_column_is_rejected_with_a_list_of_columns(tmp_path):
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(RequestError, match=r"no column 'text'; its columns are: body \(string\), n \(int64\)"):
         read(ParquetSource(str(tmp_path), "text"))

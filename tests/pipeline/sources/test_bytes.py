@@ -68,7 +68,7 @@ def test_damage_halfway_loses_the_other_half(tmp_path):
     assert documents_read == TEXTS[:50] and 0.4 < bad.lost_bytes / bad.bytes < 0.6 and refused(bad)
 
 
-def test_an_unclosed_quote_takes_what_follows(tmp_path):
+def test_an_unclosed_quote_loses_everything_after_it(tmp_path):
     lines = [f'{n},"{n} lines"\n' for n in range(1000)]
     (tmp_path / "a.csv").write_text("n,text\n" + "".join(lines[:600]) + '600,"open\n' + "x,y\n" * 400)
     documents_read, bad = read(CsvSource(str(tmp_path), "text"))
@@ -137,7 +137,7 @@ def test_a_member_that_is_too_large(tmp_path, monkeypatch, name):
 
 
 def test_a_text_too_long_to_be_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_module, "_MOST_WHOLE_BYTES", 1 << 20)
+    monkeypatch.setattr(text_module, "_MAX_BYTES_AT_ONCE", 1 << 20)
     (tmp_path / "a.txt").write_text("long " * 300_000)
     (tmp_path / "b.txt").write_text("short")
     documents_read, bad = read(TextSource(str(tmp_path), 0))

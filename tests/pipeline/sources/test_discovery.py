@@ -20,7 +20,7 @@ def _named(root, **sources):
     return recipe(root, "data.source={}", f"data.sources={{{listed}}}", "data.max_bad_fraction=0.6")
 
 
-def test_files_of_other_endings_are_told_and_counted(tmp_path, capsys):
+def test_files_with_other_suffixes_are_reported_and_counted(tmp_path, capsys):
     folder = tmp_path / "corpus"
     folder.mkdir()
     write_jsonl(folder / "a.jsonl", texts(30))
@@ -38,7 +38,7 @@ def test_files_of_other_endings_are_told_and_counted(tmp_path, capsys):
     assert "ignored" not in capsys.readouterr().err
 
 
-def test_endings_in_capitals(tmp_path):
+def test_uppercase_suffixes(tmp_path):
     (tmp_path / "A.TXT.GZ").write_bytes(gzip.compress(b"a text"))
     source = TextSource(str(tmp_path), 0)
     assert [document.text for part in source.parts(1) for document in source.read(part, BadInputs())] == ["a text"]
@@ -46,7 +46,7 @@ def test_endings_in_capitals(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "text", "openwebtext"])
 @pytest.mark.parametrize("pattern", ["", "*"])
-def test_a_link_to_nothing_is_an_unreadable_input(tmp_path, kind, pattern):
+def test_a_broken_link_is_an_unreadable_input(tmp_path, kind, pattern):
     folder = tmp_path / "corpus"
     folder.mkdir()
     write_jsonl(tmp_path / "other.jsonl", texts(30))
@@ -69,7 +69,7 @@ def test_a_link_to_nothing_is_an_unreadable_input(tmp_path, kind, pattern):
         ("kind: text, path: 'nonesuch://x'", "data.sources.web.path: nonesuch://x"),
     ],
 )
-def test_a_fault_of_a_named_source_names_it(tmp_path, monkeypatch, section, message):
+def test_an_error_in_a_named_source_names_it(tmp_path, monkeypatch, section, message):
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
     (tmp_path / "a.csv").write_text("text\nx\n")
     write_jsonl(tmp_path / "other.jsonl", texts(5))
@@ -79,7 +79,7 @@ def test_a_fault_of_a_named_source_names_it(tmp_path, monkeypatch, section, mess
     assert message in str(fault.value)
 
 
-def test_a_try_ends_where_nothing_is_read(tmp_path):
+def test_a_preview_stops_if_nothing_can_be_read(tmp_path):
     write_jsonl(tmp_path / "other.jsonl", texts(5))
     write_jsonl(tmp_path / "web.jsonl", ["a text"] * 4000)
     web = f"kind: jsonl, path: {tmp_path}/web.jsonl, text_field: body"

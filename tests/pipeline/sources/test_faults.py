@@ -72,7 +72,7 @@ def failing(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hub"])
-def test_a_failing_disk_is_no_damaged_input(kind, failing, tmp_path):
+def test_a_failing_disk_does_not_count_as_damaged_input(kind, failing, tmp_path):
     options = [f"{key}={value}" for key, value in write(kind, texts(60), tmp_path / "source").items()]
     (source,) = open_sources(recipe(tmp_path, *options)).values()
     blocks = source.size(1) // 2048
@@ -87,7 +87,7 @@ def test_a_failing_disk_is_no_damaged_input(kind, failing, tmp_path):
 
 
 def _command(line, monkeypatch, capsys):
-    """Exit status and standard error of a command run in this process."""
+    """Run a command in this process, and return its exit status and stderr."""
     monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit) as left:
         command.run(main)
@@ -95,7 +95,7 @@ def _command(line, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
-def test_a_network_file_system_that_fails_is_no_damaged_input(number, monkeypatch, capsys, tmp_path):
+def test_a_failing_network_file_system_does_not_count_as_damaged_input(number, monkeypatch, capsys, tmp_path):
     def failing(*_):
         raise OSError(number, os.strerror(number))
 
@@ -140,7 +140,7 @@ def test_a_read_error_in_the_middle(kind, failing, monkeypatch, capsys, tmp_path
     assert digests(tmp_path / "run" / "demo" / "documents") == digests(tmp_path / "whole" / "demo" / "documents")
 
 
-def test_a_shrunk_source_takes_nothing_away(tmp_path):
+def test_a_shrunk_source_removes_no_documents(tmp_path):
     corpus = texts(60)
     (tmp_path / "source").mkdir()
     for number in range(3):

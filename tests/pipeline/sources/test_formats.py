@@ -59,7 +59,7 @@ def test_encodings(tmp_path, monkeypatch, encoding, ending):
 
 @pytest.mark.parametrize("encoding", ["ascii", "euc_kr", "utf-16"])
 def test_what_is_in_another_encoding_is_counted(tmp_path, encoding):
-    """Readable lines and records are read. UTF-16 without a byte order mark is not."""
+    """Readable lines and records are read, but UTF-16 without a byte order mark is not."""
     options = f"data.source.encoding={encoding}"
     good = 0 if encoding == "utf-16" else 2
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("one", "b\xc3\xa4d\xff", "two")]
@@ -78,8 +78,8 @@ def test_what_is_in_another_encoding_is_counted(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("encoding", "torn"), [("utf-16", b"\x00\xd8a\x00"), ("utf-7", b"+2AA-"), ("gb18030", b"\xff")]
 )
-def test_one_torn_character_costs_its_line_alone(tmp_path, encoding, torn):
-    """In the middle of megabytes that are decoded together."""
+def test_an_incomplete_character_loses_only_its_line(tmp_path, encoding, torn):
+    """The character is in the middle of megabytes that are decoded together."""
     lines = [json.dumps({"text": f"{number} é " * 2000}, ensure_ascii=False) + "\n" for number in range(200)]
     whole = [
         line.encode(encoding if not number else encoding.replace("utf-16", "utf-16-le"))
@@ -93,7 +93,7 @@ def test_one_torn_character_costs_its_line_alone(tmp_path, encoding, torn):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "text"])
-def test_a_byte_order_mark_is_no_text(tmp_path, kind):
+def test_a_byte_order_mark_is_not_text(tmp_path, kind):
     text = {"jsonl": '{"text": "one"}\n', "csv": "text\none\n", "text": "one"}[kind]
     path = tmp_path / f"a.{kind}"
     path.write_bytes(f"\ufeff{text}".encode("utf-16-le"))
@@ -118,13 +118,13 @@ def test_delimiters(tmp_path):
         ("data.source.kind=parquet", "data.source.delimiter is read only by csv"),
     ],
 )
-def test_what_is_refused(tmp_path, override, message):
+def test_invalid_formats_are_rejected(tmp_path, override, message):
     with pytest.raises(RequestError) as fault:
         _open(tmp_path, "csv", "a", "data.source.delimiter=;", override)
     assert message in str(fault.value) and str(fault.value).startswith("override ")
 
 
-def test_text_fields_within_others(tmp_path):
+def test_nested_text_fields(tmp_path):
     records = [
         {"meta": {"body": "within"}},
         {"meta": {"body": "no"}, "meta.body": "exact"},
@@ -141,7 +141,7 @@ def test_text_fields_within_others(tmp_path):
 
 
 @pytest.mark.parametrize("source", [ParquetSource, HubSource])
-def test_columns_within_others(tmp_path, source):
+def test_nested_columns(tmp_path, source):
     rows = {"n": [1, 2, 3], "meta": [{"body": "a", "n": {"x": "deep"}}, {"body": None, "n": None}, None]}
     parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
     documents_read, bad = _read(source(str(tmp_path), "meta.body"))

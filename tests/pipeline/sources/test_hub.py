@@ -22,7 +22,7 @@ TEXTS = corpora.texts(50, seed=4, sentences=3)
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """Without waiting between attempts, and without cached repositories of other tests."""
+    """Retry without waiting, and without cached repositories from other tests."""
     monkeypatch.setattr(retry, "FIRST_WAIT", 0)
     hub._load.cache_clear()
     hub._builder.cache_clear()
@@ -39,7 +39,7 @@ def read(source):
 
 
 def breaking(monkeypatch, faults, change=lambda table: table):
-    """The library's stream, which raises ``faults`` in turn, each after a batch of two rows."""
+    """Make the library's stream raise ``faults`` in turn, each after a batch of two rows."""
     whole = datasets.IterableDataset.iter
     left = list(faults)
 
@@ -64,21 +64,21 @@ def test_a_part_is_a_data_file(repository):
     assert documents_read[21].id == f"hub:{names[1]}:0" and documents_read[21].source == names[1]
 
 
-def test_a_broken_stream_goes_on_where_it_broke(repository, monkeypatch):
+def test_a_broken_stream_resumes_where_it_broke(repository, monkeypatch):
     whole, _ = read(HubSource(str(repository), "text"))
     left = breaking(monkeypatch, [ConnectionError("reset"), TimeoutError("slow"), OSError(5, "lost"), EOFError()])
     documents_read, bad = read(HubSource(str(repository), "text"))
     assert not left and documents_read == whole and not bad.reasons and bad.good == len(TEXTS)
 
 
-def test_a_stream_that_stays_broken_ends_in_one_line(repository, monkeypatch):
+def test_a_stream_that_stays_broken_gives_a_one_line_error(repository, monkeypatch):
     left = breaking(monkeypatch, [ConnectionError("no route\nto host")] * 20)
     with pytest.raises(RequestError, match=r"train-00000.*failed 6 times in a row.*no route to host.*check the net"):
         read(HubSource(str(repository), "text"))
     assert len(left) == 14
 
 
-def test_rows_that_changed_meanwhile_are_refused(repository, monkeypatch):
+def test_rows_that_change_during_reading_are_rejected(repository, monkeypatch):
     def other(table):
         return pyarrow.table({"text": [value.as_py() + "!" for value in table["text"]]})
 
@@ -141,7 +141,7 @@ def test_a_local_repository_is_known_by_its_files(repository, tmp_path):
     assert fingerprint(HubSource(str(moved), "text").inputs()["files"]) != before
 
 
-def test_names_of_data_files_that_are_not_utf8_are_spelled_out(repository):
+def test_names_of_data_files_that_are_not_utf8_are_escaped(repository):
     for number, name in enumerate([b"train-caf\xe8.parquet", b"train-caf\xe9.parquet"]):
         path = repository / "plain_text" / f"train-0000{number}-of-00003.parquet"
         path.rename(path.with_name(os.fsdecode(name)))
@@ -177,7 +177,7 @@ def test_the_revision_is_recorded_and_pinned(repository, monkeypatch):
     assert pinned.inputs() == {"commit": sha} and len(calls) == 2
 
 
-def test_a_hub_that_is_switched_off_or_lacks_the_repository(monkeypatch):
+def test_an_offline_hub_and_a_missing_repository(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RequestError, match="nobody/nothing is on the Hugging Face hub, but HF_HUB_OFFLINE") as error:
         HubSource("nobody/nothing", "text").inputs()

@@ -1,4 +1,4 @@
-"""Every layout gives the same texts. Parts are the same for all readers, and can be skipped."""
+"""Every layout gives the same texts. All readers see the same parts, and can skip them."""
 
 import pickle
 import random
@@ -72,7 +72,7 @@ def source_kind(kind):
 
 
 @pytest.mark.parametrize("kind", corpora.KINDS)
-def test_a_new_start_reads_the_parts_that_are_left(written, small_parts, kind):
+def test_a_restart_reads_the_remaining_parts(written, small_parts, kind):
     first, again = _source(written(kind)), _source(written(kind))
     parts = list(first.parts(1))
     assert first.partition_scheme == again.partition_scheme and first.inputs() == again.inputs()
@@ -113,7 +113,7 @@ def test_real_pages(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["openwebtext-tar-xz", "7z"])
-def test_a_solid_archive_is_never_held_whole(tmp_path, monkeypatch, kind):
+def test_a_solid_archive_is_never_completely_in_memory(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(openwebtext, "_PART_BYTES", 200_000)
     monkeypatch.setattr("pipeline.sources.storage.seven_zip._WAITING_BYTES", 200_000)
     # This text does not compress well. A block of the archive must not contain all of it.
@@ -134,7 +134,7 @@ def test_a_solid_archive_is_never_held_whole(tmp_path, monkeypatch, kind):
     assert peak < 6_000_000
 
 
-def test_a_solid_archive_that_nobody_reads_on_leaves_no_thread(tmp_path, monkeypatch):
+def test_an_abandoned_solid_archive_leaves_no_thread(tmp_path, monkeypatch):
     import threading
 
     monkeypatch.setattr(openwebtext, "_PART_BYTES", 2000)
@@ -148,7 +148,7 @@ def test_a_solid_archive_that_nobody_reads_on_leaves_no_thread(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("method", ["LZMA", "LZMA2", "BZIP2", "DEFLATE", "COPY", "ZSTD"])
-def test_7z_of_every_method(tmp_path, method):
+def test_7z_with_every_compression_method(tmp_path, method):
     import py7zr
 
     filters = [{"id": getattr(py7zr, f"FILTER_{method}")}]

@@ -20,7 +20,7 @@ SAMPLE = SHARED_DATA / "openwebtext-500.jsonl.zst"
 
 @pytest.fixture(scope="module")
 def texts():
-    """500 real documents if available, or else random ones."""
+    """Return 500 real documents if available, or random ones."""
     if not SAMPLE.exists():
         return corpora.texts(300)
     with zstandard.open(SAMPLE, "rb") as stream:
@@ -53,7 +53,7 @@ def test_the_same_documents_from_every_layout(kind, texts, expected, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", corpora.KINDS)
-def test_the_whole_command_on_every_layout(kind, texts, expected, tmp_path):
+def test_the_complete_command_on_every_layout(kind, texts, expected, tmp_path):
     keys = corpora.write(kind, texts, tmp_path / "source")
     line = [sys.executable, "-m", "pipeline", "run", "--recipe", str(RECIPE), *_overrides(tmp_path, keys)]
     done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True)

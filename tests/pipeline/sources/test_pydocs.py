@@ -116,7 +116,7 @@ def _flip(path):
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, lambda path: path.write_bytes(b"")])
-def test_a_damaged_cache_is_made_again(tmp_path, capsys, damage):
+def test_a_damaged_cache_is_rebuilt(tmp_path, capsys, damage):
     source = PydocsSource(tmp_path, ("json",))
     source.parts(1)
     content = source.path.read_bytes()

@@ -62,7 +62,7 @@ def _read(source):
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_source_names_it(tmp_path, monkeypatch, source, kind):
+def test_every_source_names_the_actual_format(tmp_path, monkeypatch, source, kind):
     (tmp_path / f"a.{source}").write_bytes(KINDS[kind])
     for part_bytes in (file_source.PART_BYTES, 64):
         monkeypatch.setattr(file_source, "PART_BYTES", part_bytes)
@@ -74,21 +74,21 @@ def test_every_source_names_it(tmp_path, monkeypatch, source, kind):
     assert str(fault.value).endswith(f": {signatures.HINTS[f'the file is {kind}']}")
 
 
-def test_instructions_name_it_too(tmp_path):
+def test_instructions_name_the_actual_format(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(KINDS["gzip-compressed"])
     bad = BadInputs()
     assert not list(instructions.conversations(instructions.find(str(tmp_path)), str, bad))
     assert bad.reasons == {"the file is gzip-compressed": 1}
 
 
-def test_text_that_begins_like_a_parquet_file_is_text(tmp_path):
+def test_text_that_starts_like_a_parquet_file_is_text(tmp_path):
     (tmp_path / "a.txt").write_text("PAR1S is no parquet. BZh is no bzip2.")
     assert _read(TextSource(str(tmp_path), 0))[0] == ["PAR1S is no parquet. BZh is no bzip2."]
 
 
 @pytest.mark.parametrize("before", ["", "\n", " \t\r\n\n", "\ufeff", "\ufeff\n "])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_a_json_array_is_named_whatever_is_before_it(tmp_path, monkeypatch, before, ending):
+def test_a_json_array_is_named_after_any_prefix(tmp_path, monkeypatch, before, ending):
     content = (before + json.dumps([{"text": str(number)} for number in range(99)], indent=1)).encode()
     (tmp_path / f"a.json{ending}").write_bytes(gzip.compress(content) if ending else content)
     for part_bytes in (file_source.PART_BYTES, 64):
@@ -97,7 +97,7 @@ def test_a_json_array_is_named_whatever_is_before_it(tmp_path, monkeypatch, befo
         assert not documents_read and bad.reasons == {"a JSON array, not JSON lines": 1} and bad.lost_bytes <= bad.bytes
 
 
-def test_what_is_in_a_field_is_said(tmp_path):
+def test_the_type_of_an_invalid_field_is_reported(tmp_path):
     values = [None, True, 5, 0.5, [1], {"a": 1}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
     _, bad = _read(JsonlSource(str(tmp_path), "text"))
@@ -110,7 +110,7 @@ def test_what_is_in_a_field_is_said(tmp_path):
     }
 
 
-def test_one_line_left_out_is_not_the_file(tmp_path, capsys):
+def test_one_skipped_line_does_not_reject_the_file(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_bytes(LINES + b"{broken\n")
     _, bad = _read(JsonlSource(str(tmp_path), "text"))
     bad.check(0.01, "a.jsonl")

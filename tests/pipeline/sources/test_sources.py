@@ -29,7 +29,7 @@ def _read(source):
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".zst"])
-def test_jsonl_however_compressed(tmp_path, ending):
+def test_jsonl_in_every_compression(tmp_path, ending):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in ["one\u2028", "two", "drei ü"])
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(packed(lines.encode(), ending))
@@ -91,13 +91,13 @@ def test_too_many_bad_lines_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
-def test_nothing_at_all_is_refused(tmp_path, content):
+def test_an_empty_source_is_rejected(tmp_path, content):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(RequestError, match="nothing to read"):
         documents.build(of_jsonl(tmp_path, tmp_path / "a.jsonl"))
 
 
-def test_nothing_left_is_refused(tmp_path):
+def test_a_source_without_kept_documents_is_rejected(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["short", "also short"])
     with pytest.raises(RequestError, match=r"no document is left after cleaning: 2 shorter than data.clean.min_chars"):
         documents.build(of_jsonl(tmp_path, path))
@@ -120,7 +120,7 @@ def test_folders_globs_and_hidden_files(tmp_path):
     assert list(files.find(str(tmp_path / "a" / "1.txt"), (".md",))) == ["1.txt"]
 
 
-def test_a_moved_source_is_the_same_and_a_changed_one_is_not(tmp_path):
+def test_a_fingerprint_depends_on_content_but_not_on_location(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("same")
@@ -135,7 +135,7 @@ def test_a_moved_source_is_the_same_and_a_changed_one_is_not(tmp_path):
     [b"\xef\xbb\xbfone\r\ntwo\rthree\n", "one\ntwo\nthree\n".encode("utf-16"), b"one\ntwo\nthree\n"],
     ids=["BOM and CRLF", "UTF-16", "plain"],
 )
-def test_text_files_of_every_origin(tmp_path, content):
+def test_line_endings_and_encodings_of_text_files(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
     documents_read, _ = _read(TextSource(str(tmp_path), 0))
     assert [document.text for document in documents_read] == ["one\ntwo\nthree\n"]

@@ -90,7 +90,7 @@ def test_parquet(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.binary()])
-def test_a_parquet_target_that_is_not_utf8_costs_its_row_alone(tmp_path, kind):
+def test_a_parquet_target_that_is_not_utf8_loses_only_its_row(tmp_path, kind):
     offsets, data = pyarrow.array([0, 1, 2, 3], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"a\xffc")
     labels = pyarrow.Array.from_buffers(kind, 3, [None, offsets, data])
     parquet.write_table(pyarrow.table({"text": ["x", "y", "z"], "label": labels}), tmp_path / "a.parquet")
@@ -121,7 +121,7 @@ _LINE = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(_LINE, _LINE), min_size=1, max_size=40), st.integers(1, 60), st.booleans(), st.booleans())
-def test_parallel_lines_however_they_are_cut(tmp_path_factory, pairs, most, packed, windows):
+def test_parallel_lines_for_any_parts(tmp_path_factory, pairs, most, packed, windows):
     folder = tmp_path_factory.mktemp("parallel")
     ends = "\r\n" if windows else "\n"
     paths = []
@@ -144,7 +144,7 @@ def test_parallel_lines_however_they_are_cut(tmp_path_factory, pairs, most, pack
     assert bad.good == len(documents_read) and bad.reasons.get("empty target", 0) == empty
 
 
-def test_long_parallel_files_are_shared_out(tmp_path, monkeypatch):
+def test_long_parallel_files_are_divided_into_parts(tmp_path, monkeypatch):
     pairs = [(f"line {number}" * (number % 7), f"{number}") for number in range(500)]
     for name, side in zip("ab", zip(*pairs, strict=True), strict=True):
         (tmp_path / name).write_text("\n".join(side))
@@ -155,7 +155,7 @@ def test_long_parallel_files_are_shared_out(tmp_path, monkeypatch):
     assert _pairs(_read(source)[0]) == pairs
 
 
-def test_parallel_files_pair_off_by_name(tmp_path):
+def test_parallel_files_are_paired_by_name(tmp_path):
     for side in ("en", "de"):
         (tmp_path / side).mkdir()
         for name in ("b", "a"):
@@ -205,7 +205,7 @@ def test_the_lines_before_damage_still_belong_together(tmp_path):
 @given(
     st.integers(1, 60), st.integers(2, 40), st.integers(0, 30), st.integers(2, 62), st.integers(0), st.integers(1, 500)
 )
-def test_sequences_are_what_is_asked_for_however_cut(count, least, more, symbols, seed, part_bytes):
+def test_sequences_follow_the_settings_for_any_parts(count, least, more, symbols, seed, part_bytes):
     source = SequencesSource(count, least, least + more, symbols, "reverse", seed)
     documents_read, bad = _read(source)
     assert bad.good == len(documents_read) == count and not bad.reasons
@@ -220,7 +220,7 @@ def test_sequences_are_what_is_asked_for_however_cut(count, least, more, symbols
     assert _pairs(copied[:count]) == [(document.text, document.text) for document in documents_read]
 
 
-def test_every_letter_and_length_occurs_alike():
+def test_every_letter_and_length_occurs_equally_often():
     documents_read, _ = _read(SequencesSource(20_000, 4, 7, 26, "copy", 3))
     lengths = [len(document.text) for document in documents_read]
     assert all(4700 < lengths.count(length) < 5300 for length in (4, 5, 6, 7))
@@ -256,7 +256,7 @@ def test_personal_data_is_masked_in_targets(tmp_path):
     assert "somewhere" not in _kept(recipe)[0]["target"]
 
 
-def test_documents_without_targets_are_what_they_were(tmp_path):
+def test_documents_without_targets_are_unchanged(tmp_path):
     recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(30)))
     documents.build(recipe)
     for row in _kept(recipe):
@@ -276,7 +276,7 @@ def test_lines_removed_leave_the_target(tmp_path):
     assert kept[1]["digest"] == both[0][:8] + hashlib.sha256(both[0] + both[1]).digest()[:8]
 
 
-def test_tokenizers_are_made_of_targets_that_are_text(tmp_path):
+def test_tokenizers_are_trained_on_targets_that_are_text(tmp_path):
     options = write_records(tmp_path / "a.jsonl", [("abc" * 3 + str(n), "xyz" * 3 + str(n)) for n in range(4)])
     letters = {}
     for task in ("seq2seq", "sequence_classification"):
@@ -297,7 +297,7 @@ def test_tokenizers_are_made_of_targets_that_are_text(tmp_path):
     )
 
 
-def test_a_finished_corpus_does_without_its_files(tmp_path):
+def test_a_finished_corpus_needs_no_source_files(tmp_path):
     for name in ("a.en", "a.de"):
         (tmp_path / name).write_text("one\ntwo\n")
     source = f"data.source={{kind: parallel, path: {tmp_path}/a.en, target_path: {tmp_path}/a.de}}"
@@ -309,7 +309,7 @@ def test_a_finished_corpus_does_without_its_files(tmp_path):
     assert documents.build(recipe) is None
 
 
-def test_files_of_different_length_are_refused_in_one_line(tmp_path):
+def test_files_of_different_length_give_a_one_line_error(tmp_path):
     (tmp_path / "a.en").write_text("line\n" * 1000)
     (tmp_path / "a.de").write_text("line\n" * 999)
     source = f"data.source={{kind: parallel, path: {tmp_path}/a.en, target_path: {tmp_path}/a.de}}"

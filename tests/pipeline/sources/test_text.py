@@ -1,4 +1,4 @@
-"""Plain text: cut at paragraphs, sentences or in windows; merged; in blocks or at once."""
+"""Plain text: split at paragraphs, at sentences or into windows, merged, and read in blocks or at once."""
 
 import gzip
 

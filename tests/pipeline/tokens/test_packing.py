@@ -1,4 +1,4 @@
-"""Packing: no token is lost, only long documents are cut, and the bytes do not depend on how it is built."""
+"""Packing loses no token and cuts only long documents, and its bytes do not depend on how it is built."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ def naive_rooms(lengths: list[int], capacity: int) -> list[int]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 24).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=80))))
-def test_best_fit_is_that_of_an_item_at_a_time(case) -> None:
+def test_best_fit_equals_placing_one_item_at_a_time(case) -> None:
     capacity, lengths = case
     bins = best_fit(np.array(lengths, np.int64), capacity)
     filled = np.bincount(bins, np.array(lengths, np.int64)) if lengths else np.zeros(0)
@@ -66,7 +66,7 @@ def test_every_token_once_and_only_long_documents_are_cut(lengths, capacity) -> 
     )
 
 
-def test_little_is_padding_on_lengths_like_those_of_web_text() -> None:
+def test_lengths_of_web_text_leave_little_padding() -> None:
     lengths = np.random.default_rng(0).lognormal(6.4, 1.0, 20_000).astype(np.int64) + 1
     packing_result = pack(lengths, 1024)
     assert lengths.sum() / ((len(packing_result.samples) - 1) * 1024) > 0.998
@@ -100,7 +100,7 @@ def test_counts_and_up_to_date(tmp_path) -> None:
     assert packing.build(recipe) is None and packing.outcome(None, recipe).endswith("up to date")
 
 
-def test_workers_and_restarts_make_the_same_bytes(tmp_path, monkeypatch) -> None:
+def test_workers_and_restarts_write_the_same_bytes(tmp_path, monkeypatch) -> None:
     folders = []
     for name, workers in (("one", 1), ("two", 2)):
         recipe = packed_recipe(tmp_path / name, f"data.workers={workers}")
@@ -127,7 +127,7 @@ def test_workers_and_restarts_make_the_same_bytes(tmp_path, monkeypatch) -> None
     assert digests(folders[0]) == digests(folders[1]) == digests(folders[2])
 
 
-def test_other_shards_are_packed_anew(tmp_path, capsys) -> None:
+def test_other_shards_are_packed_again(tmp_path, capsys) -> None:
     recipe = packed_recipe(tmp_path)
     tokens(recipe)
     packing.build(recipe)
@@ -136,7 +136,7 @@ def test_other_shards_are_packed_anew(tmp_path, capsys) -> None:
     assert "moved aside" in capsys.readouterr().out
 
 
-def test_windows_need_no_index_and_shards_must_be_there(tmp_path) -> None:
+def test_windows_need_no_index_and_shards_must_exist(tmp_path) -> None:
     with pytest.raises(RequestError, match="nothing to pack"):
         packing.build(packed_recipe(tmp_path, "train.packing=windows"))
     with pytest.raises(RequestError, match="run `make data"):

@@ -60,7 +60,7 @@ def test_shards_hold_every_document_once(built):
         assert counts["tokens"] == sum(len(shard.tokens) for shard in _shards(layout.tokens, name))
 
 
-def test_shards_are_of_the_asked_size(built):
+def test_shards_have_the_requested_size(built):
     recipe, published = built
     sizes = [len(shard.tokens) for shard in _shards(RunLayout.of(recipe).tokens, "train")]
     assert published.counts["train"]["shards"] == len(sizes) > 3
@@ -68,7 +68,7 @@ def test_shards_are_of_the_asked_size(built):
     assert {shard.tokens.dtype for shard in _shards(RunLayout.of(recipe).tokens, "train")} == {np.dtype("<u2")}
 
 
-def test_the_manifest_says_what_readers_need(built):
+def test_the_manifest_contains_what_readers_need(built):
     recipe, published = built
     layout = RunLayout.of(recipe)
     assert published == manifest.read(layout.tokens)
@@ -143,7 +143,7 @@ def test_damaged_documents_are_named_with_their_fix(tmp_path, damage):
 
 
 def test_validation_documents_that_training_contains_are_left_out(tmp_path):
-    """Each text occurs twice, with other punctuation and another end, so it is no exact duplicate."""
+    """Each text occurs twice, with different punctuation and a different ending, so it is not an exact duplicate."""
     base = texts(60)
     near = [text.replace(".", "!") + " one two three" for text in base]
     recipe, published = _built(tmp_path, base + near, "data.tokens.validation_fraction=0.3")
@@ -171,7 +171,7 @@ def test_the_overlap_rule_can_be_switched_off(tmp_path):
     assert published.counts["dropped"] == {tokens.OVERLAP: 0}
 
 
-def test_when_nothing_can_be_validated_on_it_is_refused(tmp_path):
+def test_an_empty_validation_split_is_rejected(tmp_path):
     base = texts(1)
     corpus = [base[0] + f" End {number}." for number in range(30)]
     with pytest.raises(RequestError, match=r"shares more than data.tokens.max_overlap"):
@@ -203,7 +203,7 @@ def test_another_tokenizer_moves_the_old_shards_aside(tmp_path, capsys):
     assert len(list((RunLayout.of(recipe).data / "previous").iterdir())) == 2
 
 
-def test_tasks_do_what_one_command_does(built, tmp_path):
+def test_tasks_write_the_same_bytes_as_one_command(built, tmp_path):
     whole, _ = built
     recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(300)), "data.tokens.shard_tokens=20000")
     documents.build(recipe)
@@ -225,10 +225,10 @@ def test_several_sources_have_a_folder_each(tmp_path):
     counts = tokens.build(run_recipe).counts
     folder = RunLayout.of(run_recipe).tokens
     for name, documents_of in (("web", 150), ("books", 50)):
-        own = counts["sources"][name]
+        of_source = counts["sources"][name]
         for side, label in (("train", "train"), ("val", "validation")):
             shards = _shards(folder / name, side)
-            assert sum(map(len, shards)) == own[label]["documents"] > 0
-            assert sum(len(shard.tokens) for shard in shards) == own[label]["tokens"]
-        assert own["train"]["documents"] + own["validation"]["documents"] == documents_of
-    assert counts["train"]["tokens"] == sum(own["train"]["tokens"] for own in counts["sources"].values())
+            assert sum(map(len, shards)) == of_source[label]["documents"] > 0
+            assert sum(len(shard.tokens) for shard in shards) == of_source[label]["tokens"]
+        assert of_source["train"]["documents"] + of_source["validation"]["documents"] == documents_of
+    assert counts["train"]["tokens"] == sum(of_source["train"]["tokens"] for of_source in counts["sources"].values())

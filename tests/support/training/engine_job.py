@@ -36,7 +36,7 @@ from training.trainer.trainer import Ended, Trainer
 RECIPE = Path(__file__).with_name("engine.yaml")
 
 
-class MadeTokens:
+class SyntheticTokens:
     """Seeded batches with uneven target counts: some labels are masked, differently in each sample.
 
     For other tasks than language modeling, the label of a token is the token itself (tags), the source is the text
@@ -104,7 +104,7 @@ class Faulty:
     """Data and objective with one rank whose loss, or only its gradients, are not finite at some steps."""
 
     def __init__(self, recipe: Recipe, ranks: Ranks, rank: int, loss: Sequence[int], gradient: Sequence[int]) -> None:
-        self._data, self._objective = MadeTokens(recipe), Objective(recipe.model, recipe.train)
+        self._data, self._objective = SyntheticTokens(recipe), Objective(recipe.model, recipe.train)
         self._is_faulty, self._loss, self._gradient = ranks.rank == rank, loss, gradient
         self._step = 0
         self.weights, self.counts = self._objective.weights, self._objective.counts
@@ -220,14 +220,14 @@ def _context(
     start = checkpoint.step if checkpoint else 0
     retention = Retention(train.keep, train.keep_every, train.keep_best)
     faulty = Faulty(recipe, ranks, **faults) if faults else None
-    held_out = [MadeTokens(recipe).micro_batches(100 + number, 0, 1, 2)[0] for number in range(3)]
+    held_out = [SyntheticTokens(recipe).micro_batches(100 + number, 0, 1, 2)[0] for number in range(3)]
     return TrainingContext(
         run=TrainingRun("test", out, {"run": "test"}, {}),
         train=train,
         ranks=ranks,
         engine=engine,
         objective=faulty or Objective(recipe.model, train),
-        data=faulty or MadeTokens(recipe),
+        data=faulty or SyntheticTokens(recipe),
         validation=held_out if train.eval_every else [],
         balancer=balancer,
         saver=Saver(partitions(engine), checkpoints, identity, ranks, retention, None if begin_from else start or None),

@@ -39,7 +39,7 @@ def test_the_library_reads_what_we_write(tmp_path) -> None:
     assert tensor_file.read_metadata(path) == {"text": "ü"}
 
 
-def test_a_write_without_a_folder_says_so(tmp_path) -> None:
+def test_a_write_without_a_folder_is_reported(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         tensor_file.write(tmp_path / "not" / "there", {}, {})
 

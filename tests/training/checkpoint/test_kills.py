@@ -1,4 +1,4 @@
-"""A run that is killed repeatedly ends with the same weights as one that is not, bit for bit."""
+"""A run that is killed repeatedly ends with bitwise the same weights as an undisturbed run."""
 
 import contextlib
 import os
@@ -84,7 +84,7 @@ class Life:
 
 
 def until(life: Life, wanted, what: str) -> bool:
-    """Wait for a condition; False if the run ended before."""
+    """Wait for a condition. Returns False if the run ended before."""
     deadline = time.monotonic() + PATIENCE
     while not wanted():
         if life.process.poll() is not None:
@@ -95,7 +95,7 @@ def until(life: Life, wanted, what: str) -> bool:
 
 
 def kill_once(life: Life, moment: str, generator: random.Random, tally: Tally) -> bool:
-    """Kill a process of a life at some moment; False if the life ended before."""
+    """Kill a process of one start at some moment. Returns False if the processes exited before."""
     before = life.steps_done()
     if moment == "starting":
         time.sleep(generator.uniform(0.1, 8.0))
@@ -154,7 +154,7 @@ def check(tmp_path: Path, steps: int, kills: int) -> Tally:
 
 
 # Half a minute: four real starts, since the launcher, its agent or its ranks are killed.
-def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path) -> None:
+def test_a_killed_run_ends_with_the_same_weights(tmp_path) -> None:
     tally = check(tmp_path, steps=24, kills=2)
     assert tally.kills == 2
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, of a different run, or cannot be written: messages name them, and nothing is lost."""
+"""Checkpoints that are damaged, belong to a different run or cannot be written are named, and nothing is lost."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, Path.unlink, flip])
 @pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"])
-def test_the_one_before_a_damaged_one_is_used_and_the_damage_named(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     checkpoints: Path, damage: Callable[[Path], object], name: str
 ) -> None:
     damage(checkpoints / "step-00000008" / name)
@@ -84,7 +84,7 @@ def test_when_all_are_damaged_the_user_decides(checkpoints: Path) -> None:
         newest_complete(checkpoints)
 
 
-def test_all_ranks_skip_a_checkpoint_that_one_of_them_finds_damaged(checkpoints: Path, tmp_path: Path) -> None:
+def test_all_ranks_skip_a_checkpoint_that_is_damaged_for_one_of_them(checkpoints: Path, tmp_path: Path) -> None:
     flip(checkpoints / "step-00000008" / "rank-00001.safetensors")
     out = tmp_path / "out"
     task = Task(Cell(2, 2, 2), out, begin_from=checkpoints)
@@ -93,7 +93,7 @@ def test_all_ranks_skip_a_checkpoint_that_one_of_them_finds_damaged(checkpoints:
 
 
 def test_a_skipped_checkpoint_is_moved_aside_and_not_deleted(checkpoints: Path, tmp_path: Path) -> None:
-    """It may be complete: of another version, or on a file server that was unavailable."""
+    """It may be intact: written by another version, or on a file server that was unavailable."""
     newest = checkpoints / "step-00000008" / "manifest.json"
     written = json.loads(newest.read_text())
     written["details"]["format"] = FORMAT - 1
@@ -108,7 +108,7 @@ def test_a_skipped_checkpoint_is_moved_aside_and_not_deleted(checkpoints: Path, 
 
 
 def test_a_skipped_checkpoint_does_not_count_among_those_kept(checkpoints: Path, tmp_path: Path) -> None:
-    """Its step is between that of the checkpoint resumed from and that of the next one."""
+    """Its step is between the resumed checkpoint's and the next one's."""
     shutil.rmtree(checkpoints / "step-00000008")
     truncate(checkpoints / "step-00000006" / "rank-00000.safetensors")
     shutil.copytree(checkpoints / "step-00000002", checkpoints / "step-00000002-good")
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, tmp_path) -> No
 
 
 def test_training_continues_when_the_disk_is_full_and_warns(tmp_path: Path) -> None:
-    """The last rank cannot write at steps 4 and 6: these checkpoints are dropped, and 2 is kept until 8 is complete."""
+    """The last rank cannot write at steps 4 and 6. These checkpoints are dropped, and 2 is kept until 8 is complete."""
     options = ("train.save_every=2", "train.keep=9")
     task = Task(Cell(2, 2, 1), tmp_path / "out", options, full_disk=(3, 7))
     output = run_tasks([task], tmp_path)
@@ -206,7 +206,7 @@ def test_a_run_whose_last_checkpoint_fails_is_a_failure(tmp_path: Path) -> None:
     assert checkpoint is not None and checkpoint.step == 4
 
 
-def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
+def test_an_unwritable_folder_loses_no_step(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "checkpoints").write_text("a file where the folder should be")
@@ -231,7 +231,7 @@ def test_the_newest_every_fourth_and_the_best_are_kept(tmp_path: Path) -> None:
     assert names == [f"step-{step:08d}" for step in sorted({best, 4, 8})]
 
 
-def test_what_is_not_trained_is_saved_and_restored_in_any_topology(tmp_path: Path) -> None:
+def test_frozen_parameters_are_saved_and_restored_in_any_topology(tmp_path: Path) -> None:
     cells = [Cell(2, 2, stage) for stage in (0, 1, 2, 3)]
     firsts = [
         Task(cell, tmp_path / f"first-{number}", ("train.simulate_crash_at=4",), frozen="embed_tokens")

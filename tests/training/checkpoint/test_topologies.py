@@ -1,4 +1,4 @@
-"""Every legal topology computes what one process computes, and every topology resumes from another's checkpoint."""
+"""Every valid topology computes the same as one process, and resumes from the checkpoint of any other."""
 
 import math
 from pathlib import Path
@@ -63,8 +63,8 @@ def check_cells(cells: list[Cell], folder: Path, reference: dict[str, Any]) -> N
     complain({name: faults for name, faults in failures.items() if faults})
 
 
-def test_the_case_bites(reference, tmp_path) -> None:
-    """In the reference, clipping changes every step, biases move, and at first half of the experts get no tokens."""
+def test_the_reference_exercises_clipping_and_balancing(reference, tmp_path) -> None:
+    """In the reference, every step is clipped, the biases change, and half of the experts get no tokens at first."""
     assert min(reference["norms"]) > 2 * 0.5
     assert all(len(set(biases)) > 1 for biases in reference["biases"])
     task = Task(Cell(2, 2, 1), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Short trainings against a plain loop, activation functions by their formulas, and the results of comparisons."""
+"""Short training runs equal a plain loop, activation functions equal their formulas, and comparisons report results."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def test_optimizers_start_from_the_same_loss_and_learn(root: Path, capsys: pytes
     assert {row[0]: row[1] for row in rows[1:5]} == {name: f"{entry['rate']:.3g}" for name, entry in saved.items()}
 
 
-def test_the_best_rate_is_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_rate_is_chosen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(root, GPT)
     finals = {0.003: 2.0, 0.01: math.nan, 0.03: 1.5}
     tried: list[int] = []
@@ -142,7 +142,7 @@ def test_cpu_only(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert [device.type for device in devices.available_devices()] == ["cpu", "cuda", "mps"]
 
 
-def test_ways_of_attention_agree_and_are_timed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_attention_implementations_agree_and_are_timed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "attention", "--recipe", str(root / "recipe.yaml"), "--steps", "1"]) == 0
     saved = results(root, "attention")
     assert saved["lengths"] == [8, 16, 32, 64, 128] and saved["window"] == 4
@@ -165,7 +165,7 @@ def test_lengths_stay_within_memory() -> None:
 def test_missing_attention_and_data_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RequestError, match="family=bigram has no attention"):
         attention.compare_attention(tiny_recipe(root, {"family": "bigram"}), 2)
-    for words in ([], ["colours"], ["train.steps=9", "colours"]):
+    for words in ([], ["colors"], ["train.steps=9", "colors"]):
         with pytest.raises(RequestError, match="optimizers, activations, compile, devices, attention"):
             main(["compare", *words, "--recipe", "configs/teaching/gpt-oz.yaml"])
     with pytest.raises(RequestError, match=r"has no option --steep: its options are --help, --steps, --recipe"):

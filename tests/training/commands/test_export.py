@@ -123,7 +123,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
 
 
-def test_make_looks_for_the_folder_first() -> None:
+def test_make_checks_the_folder_first() -> None:
     done = make("import", "FROM=nowhere", "ARGS=run.name=mine")
     assert done.returncode == 2 and done.stderr.startswith(
         "error: FROM=nowhere: no config.json there: set FROM to a model"
@@ -170,7 +170,7 @@ def with_pieces(layout: RunLayout, text: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", ["characters", "bpe"])
-def test_its_tokenizer_is_transformers(kind: str, tmp_path: Path) -> None:
+def test_its_tokenizer_equals_ours_in_transformers(kind: str, tmp_path: Path) -> None:
     recipe, layout, _ = trained(tmp_path, {**GPT, "vocab_size": 340})
     if kind == "bpe":
         with_pieces(layout, ODD_TEXT)
@@ -207,7 +207,7 @@ def test_an_export_is_imported_if_its_pieces_are_the_same(tmp_path: Path) -> Non
 
 
 def test_generation_in_transformers_ends_where_ours_does(tmp_path: Path) -> None:
-    """Also at the end of a turn, where a fine-tuned model continues with something that it was never trained on."""
+    """This includes the end of a turn, after which a fine-tuned model would produce untrained text."""
     recipe, layout, model = trained(tmp_path, {**GPT, "tie_word_embeddings": False})
     with torch.no_grad():
         model.model.norm.bias.fill_(1.0)

@@ -117,7 +117,7 @@ def require_same_logits(ours: Any, theirs: Any) -> None:
         ("gpt", {"attn_pdrop": 0.0}, {}),
     ],
 )
-def test_what_transformers_saves_is_the_same_model_here(
+def test_a_model_saved_by_transformers_is_the_same_model_here(
     kind: str, theirs: dict[str, Any], ours: dict[str, Any], tmp_path: Path
 ) -> None:
     model = saved(tmp_path / "theirs", kind, **theirs)
@@ -282,7 +282,7 @@ def test_a_head_that_differs_from_the_embedding_is_not_tied(kind: str, tmp_path:
         taken(tmp_path / "ours", kind, tmp_path / "theirs", tie_word_embeddings=True)
 
 
-def test_prediction_layers_that_transformers_dropped_are_no_hindrance(
+def test_prediction_layers_that_transformers_dropped_are_accepted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """config.json declares one, but the weights have none."""

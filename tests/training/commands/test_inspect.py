@@ -77,7 +77,7 @@ def test_equal_layers_are_listed_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["deepseek-teaching", "deepseek-v3", "gpt-oz"])
-def test_what_is_printed_of_a_recipe(name: str) -> None:
+def test_the_output_for_a_recipe(name: str) -> None:
     recipe = load_recipe(recipe_file(name))
     output = lines(recipe)
     counts = parameters(recipe.model, recipe.vocab_size)

@@ -80,7 +80,7 @@ def test_the_advice_depends_on_the_command(running: str, pattern: str) -> None:
 
 @pytest.mark.parametrize("micro_batch", [32, 4, 1])
 def test_advice_always_needs_less_memory(micro_batch: int) -> None:
-    """Although by the estimate there is enough memory."""
+    """This holds even if there is enough memory by the estimate."""
     recipe = load_recipe(RECIPE, [f"train.micro_batch={micro_batch}", "launch.processes=1"])
     advice = relief(recipe, 10**15, "cpu")
     changes = dict(re.findall(r"(train\.\w+)=(\w+)", advice.partition(";")[0]))
@@ -102,7 +102,7 @@ def test_other_errors_are_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.engine
 def test_a_real_allocation_that_fails(tmp_path: Path) -> None:
-    """Training with activations of 19 GB in 8 GB of address space: the line on stderr, no traceback, status 1."""
+    """Training with 19 GB of activations in 8 GB of address space gives one line on stderr and status 1."""
     arguments = ["--recipe", RECIPE, f"run.root={tmp_path}", "data.source.packages=[json]", "model.hidden_size=576"]
     run_command(["pipeline", "run", *arguments])
     words = ["pretrain", *arguments, "launch.processes=1", f"train.global_batch_tokens={2**23}"]

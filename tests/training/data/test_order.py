@@ -1,4 +1,4 @@
-"""The order of samples is a permutation, a pure function, and the same on any number of ranks."""
+"""The order of samples is a permutation and a pure function, and is the same on any number of ranks."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_permute_is_a_bijection(size: int, key: int) -> None:
     assert sorted(permute(np.arange(size), size, key)) == list(range(size))
 
 
-def test_epochs_are_whole_and_differ() -> None:
+def test_epochs_are_complete_and_differ() -> None:
     size = 101
     first, second = (sample_indices(epoch * size, size, size, seed=5) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(size))
@@ -31,7 +31,7 @@ def test_order_is_shuffled() -> None:
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
 
 
-def test_order_is_the_recorded_one() -> None:
+def test_order_equals_the_recorded_one() -> None:
     """These samples may never change: a run must resume with the same ones after an update of Millrace."""
     recorded = {
         (95, 101, 5): [75, 49, 80, 20, 84, 89, 87, 66, 26, 14, 61, 15],
@@ -46,7 +46,7 @@ def test_order_is_the_recorded_one() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(first=st.integers(0, 500), count=st.integers(1, 300), size=st.integers(1, 200), seed=st.integers(0, 2**31))
-def test_any_stretch_is_a_part_of_the_whole(first: int, count: int, size: int, seed: int) -> None:
+def test_any_range_is_a_slice_of_the_complete_order(first: int, count: int, size: int, seed: int) -> None:
     whole = sample_indices(0, first + count, size, seed)
     assert list(sample_indices(first, count, size, seed)) == list(whole[first:])
     picked = np.arange(first, first + count)[::3]
@@ -115,7 +115,7 @@ def test_global_batches_are_the_same_on_any_number_of_ranks(folder, mixed, sever
             assert seen == {tuple(row.tolist()) for row in whole}
 
 
-def test_sources_blend_by_weight_whatever_their_order(folder, tmp_path, mixed) -> None:
+def test_sources_blend_by_weight_in_any_order(folder, tmp_path, mixed) -> None:
     firsts = np.concatenate([mixed.micro_batches(s, 0, 1, 8)[0].inputs[:, 0].numpy() for s in range(BLOCK // 8)])
     assert (firsts >= 2000).sum() == BLOCK // 4
     turned = {"a": TokenWindows(tmp_path / "two", "train", 16), "b": TokenWindows(folder, "train", 16)}

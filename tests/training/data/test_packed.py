@@ -39,7 +39,7 @@ def packed(tmp_path):
     return tmp_path, [document.tolist() for shard in first for document in shard]
 
 
-def test_every_token_is_an_input_once_and_but_the_first_a_target_once(packed) -> None:
+def test_every_token_is_an_input_once_and_all_but_the_first_a_target_once(packed) -> None:
     folder, texts = packed
     samples = PackedSamples(folder / "tokens", folder / "packing", LENGTH, PAD)
     order = np.random.default_rng(2).permutation(len(samples))
@@ -57,7 +57,7 @@ def test_every_token_is_an_input_once_and_but_the_first_a_target_once(packed) ->
     assert sorted(targets) == sorted(token for text in texts for token in text[1:])
 
 
-def test_pieces_are_stretches_of_one_document(packed) -> None:
+def test_pieces_come_from_a_single_document(packed) -> None:
     folder, texts = packed
     samples = PackedSamples(folder / "tokens", folder / "packing", LENGTH, PAD)
     place = {(number, token): i for number, text in enumerate(texts) for i, token in enumerate(text)}
@@ -162,7 +162,7 @@ def test_a_packing_for_another_length_is_refused(tmp_path, monkeypatch) -> None:
         pretrain_run(longer, layout)
 
 
-def test_a_ready_tokenizer_without_a_pad_token(tmp_path) -> None:
+def test_a_pretrained_tokenizer_without_a_pad_token(tmp_path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts(60), vocab_size=500, special_tokens=["<|endoftext|>"], show_progress=False)

@@ -1,4 +1,4 @@
-"""Prefetching reads the same batches, raises errors of its thread, and stops when it is closed."""
+"""Prefetching reads the same batches, raises its thread's errors, and stops when it is closed."""
 
 import threading
 
@@ -30,7 +30,7 @@ def threads() -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_the_same_is_read(depth) -> None:
+def test_the_same_batches_are_read(depth) -> None:
     plain, source = Counted(), Counted()
     with Prefetched(source, depth, steps=9, device=CPU) as data:
         for step in range(4, 9):
@@ -40,7 +40,7 @@ def test_the_same_is_read(depth) -> None:
     assert source.read == plain.read and not threads()
 
 
-def test_another_step_begins_anew() -> None:
+def test_another_step_restarts_prefetching() -> None:
     with Prefetched(Counted(), 2, steps=50, device=CPU) as data:
         for step in (0, 1, 30, 31, 2, 49):
             assert data.micro_batches(step, 0, 1, 8)[0].inputs[0, 0] == step
@@ -48,7 +48,7 @@ def test_another_step_begins_anew() -> None:
     assert not threads()
 
 
-def test_a_fault_is_raised_at_its_step() -> None:
+def test_an_error_is_raised_at_its_step() -> None:
     with Prefetched(Counted(failing=2), 4, steps=9, device=CPU) as data:
         for step in (0, 1):
             data.micro_batches(step, 0, 1, 8)
@@ -57,7 +57,7 @@ def test_a_fault_is_raised_at_its_step() -> None:
         assert not threads()
 
 
-def test_leaving_by_an_exception_ends_the_thread() -> None:
+def test_an_exception_stops_the_thread() -> None:
     with pytest.raises(KeyboardInterrupt), Prefetched(Counted(), 2, steps=9, device=CPU) as data:
         data.micro_batches(0, 0, 1, 8)
         assert threads()
@@ -66,7 +66,7 @@ def test_leaving_by_an_exception_ends_the_thread() -> None:
 
 
 @pytest.mark.gpu
-def test_batches_for_a_gpu_lie_in_pinned_memory() -> None:
+def test_batches_for_a_gpu_are_in_pinned_memory() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     with Prefetched(Counted(), 2, steps=9, device=torch.device("cuda", 0)) as data:

@@ -1,4 +1,4 @@
-"""Batches of tags, text pairs and classes compared with plain code, and a run's data from its artefacts."""
+"""Batches of tags, text pairs and classes equal plain code, and a run reads its data from its artefacts."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def _check(batch: Batch) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(_LISTS, st.data())
-def test_batches_are_those_of_plain_code(tmp_path_factory, texts, data):
+def test_batches_equal_those_of_plain_code(tmp_path_factory, texts, data):
     folder = tmp_path_factory.mktemp("examples")
     chosen = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=6))
     targets = data.draw(st.lists(_LISTS.map(lambda lists: lists[0]), min_size=len(texts), max_size=len(texts)))
@@ -112,7 +112,7 @@ def test_a_global_batch_is_the_same_on_any_number_of_ranks(tmp_path):
     assert data.epochs(37) == {"the examples": 12.0}
 
 
-def test_in_order_and_spread(tmp_path):
+def test_examples_in_order_and_spread_evenly(tmp_path):
     examples = _numbered(tmp_path, 23)
     batches = examples.in_order(5)
     assert [n for batch in batches for n in batch.labels.tolist()] == list(range(23)) and len(batches) == 5
@@ -147,11 +147,11 @@ def test_a_run_learns_from_its_examples(run):
     lengths = (batch.labels != IGNORED).sum(1).tolist()
     for row, labels, length in zip(batch.inputs, batch.labels, lengths, strict=True):
         text = tokenizer.decode(row[:length].tolist(), show_special=True)
-        learnt = tokenizer.decode(labels[:length].tolist(), show_special=True)
+        learned = tokenizer.decode(labels[:length].tolist(), show_special=True)
         if run.task == "token_classification":
-            assert text == learnt != ""
+            assert text == learned != ""
         else:
-            assert text.startswith("<|begin|>") and learnt == text.removeprefix("<|begin|>") + "<|endoftext|>"
+            assert text.startswith("<|begin|>") and learned == text.removeprefix("<|begin|>") + "<|endoftext|>"
     if run.task == "seq2seq":
         question, answered = batch.source[0, : batch.source_lengths[0]], batch.inputs[0, 1 : lengths[0]]
         assert question.tolist() == answered.flip(0).tolist()
@@ -159,7 +159,7 @@ def test_a_run_learns_from_its_examples(run):
     assert seen and len(examples_of(run, layout, "train")) + len(seen) == 200
 
 
-def test_the_run_is_known_by_its_examples(run, tmp_path):
+def test_the_identity_of_a_run_contains_its_examples(run, tmp_path):
     layout = RunLayout.of(run)
     wanted = pretrain_run(run, layout)
     examples = manifest.require(layout.examples, "data")

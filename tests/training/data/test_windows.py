@@ -25,7 +25,7 @@ def folder(tmp_path):
     return write(tmp_path, "train", [[np.arange(1000)], [np.arange(1000, 1400)]])
 
 
-def test_validation_is_spread_over_the_whole_split(folder) -> None:
+def test_validation_is_spread_over_the_complete_split(folder) -> None:
     batches = TokenWindows(folder, "train", 16).spread(10, 4)
     firsts = [row[0] for batch in batches for row in batch.inputs.tolist()]
     assert len(firsts) == 10
@@ -43,7 +43,7 @@ def test_labels_follow_inputs_and_windows_stay_in_their_shard(folder) -> None:
     assert batch.inputs.is_contiguous() and batch.labels.is_contiguous()
 
 
-def test_rows_come_in_the_order_that_is_asked_for(folder) -> None:
+def test_rows_come_in_the_requested_order(folder) -> None:
     windows = TokenWindows(folder, "train", 16)
     indices = np.array([85, 0, 62, 61, 0])
     expected = [1000 + 23 * 16, 0, 1000, 61 * 16, 0]
@@ -58,27 +58,27 @@ def test_in_order_predicts_every_token_once(folder) -> None:
     assert sum(batch.targets for batch in limited) == 100
 
 
-def test_a_split_without_a_full_window_is_looked_at_in_shorter_ones(tmp_path) -> None:
+def test_a_split_without_a_full_window_is_read_in_shorter_ones(tmp_path) -> None:
     (batch,) = TokenWindows(write(tmp_path, "val", [[np.arange(10)], [np.arange(20, 27)]]), "val", 16).spread(8, 4)
     labels = [label for label in batch.labels.flatten().tolist() if label != IGNORED]
     assert labels == [*range(1, 10), *range(21, 27)]
     assert TokenWindows(write(tmp_path / "one", "val", [[np.arange(1)]]), "val", 16).spread(8, 4) == []
 
 
-def test_several_sources_in_folders_of_their_own_are_read_in_order_of_name(tmp_path) -> None:
+def test_several_sources_in_separate_folders_are_read_in_order_of_name(tmp_path) -> None:
     for name, first in (("web", 500), ("code", 0)):
         write(tmp_path / name, "val", [[np.arange(first, first + 33)]])
     windows = TokenWindows(tmp_path, "val", 16)
     assert windows.rows(np.arange(4)).tokens[:, 0].tolist() == [0, 16, 500, 516]
 
 
-def test_no_shards_are_named(tmp_path) -> None:
+def test_missing_shards_are_named(tmp_path) -> None:
     with pytest.raises(RequestError, match="no train shards"):
         TokenWindows(tmp_path, "train", 16)
 
 
 def test_opening_reads_only_where_the_last_document_ends(tmp_path) -> None:
-    """A sparse shard of a billion tokens, whose index contains hardly anything else than zeros."""
+    """The shard is sparse and has a billion tokens. Its index contains almost only zeros."""
     write(tmp_path, "train", [documents([500])])
     header = bytearray((tmp_path / "train-00000.idx").read_bytes()[:34])
     count, tokens = 1_000_000, 1_000_000_000
@@ -132,7 +132,7 @@ def by_hand(batch: Batch) -> tuple[list, list, list]:
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32])
-def test_boundaries_are_those_of_a_plain_loop(tmp_path, kind) -> None:
+def test_boundaries_equal_those_of_a_plain_loop(tmp_path, kind) -> None:
     lengths = np.random.default_rng(4).integers(1, 40, 300).tolist()
     write(tmp_path, "train", [documents(lengths[:100]), documents(lengths[100:])], kind)
     windows = TokenWindows(tmp_path, "train", 32, END)

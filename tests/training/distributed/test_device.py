@@ -45,7 +45,7 @@ def show_devices(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool 
         ("cuda", None, True, True, 4, "cuda"),
     ],
 )
-def test_the_choice(
+def test_the_choice_of_a_device(
     wanted: str,
     accelerator: str | None,
     cuda: bool,
@@ -62,7 +62,7 @@ def test_the_choice(
 
 
 @pytest.mark.parametrize(("wanted", "missing"), [("mps", "sees no MPS"), ("cuda", "sees no GPU")])
-def test_what_is_not_here_is_refused(wanted: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_devices_are_rejected(wanted: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     show_devices(monkeypatch)
     recipe = load_recipe(RECIPE, [f"launch.device={wanted}", "launch.processes=1"])
     with pytest.raises(
@@ -76,12 +76,12 @@ def test_what_is_not_here_is_refused(wanted: str, missing: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("more", [["launch.processes=2"], ["launch.processes=1", "launch.kind=slurm"]])
-def test_mps_is_one_process_of_one_machine(more: list[str]) -> None:
+def test_mps_allows_one_process_on_one_machine(more: list[str]) -> None:
     with pytest.raises(RequestError, match=r"launch\.device=mps is one process on this machine"):
         load_recipe(RECIPE, ["launch.device=mps", *more])
 
 
-def test_a_mac_has_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mac_has_unified_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is that of a GPU and its host together; ``auto`` is MPS on a Mac, and MPS is refused elsewhere."""
     recipe = load_recipe(RECIPE, ["launch.device=auto", "launch.processes=1"])
     monkeypatch.setattr(device, "_gpu_bytes", lambda: None)

@@ -1,4 +1,4 @@
-"""Ranks that are missing, do not answer or are slow are named."""
+"""Ranks that are missing, unresponsive or slow are named in the message."""
 
 import os
 import signal
@@ -93,7 +93,7 @@ def test_a_rank_that_does_not_answer_is_named(tmp_path) -> None:
     assert "error: rank 1 on n7 did not reach an all-reduce within 2 s (launch.probe_seconds)" in output, output
 
 
-def test_a_store_that_is_gone_ends_the_wait(tmp_path) -> None:
+def test_a_lost_store_ends_the_wait(tmp_path) -> None:
     """The node that hosts the store is the faulty one."""
     status, output = _ranks(tmp_path, 0, 1, late=0, kill=True)[1]
     assert status == 1

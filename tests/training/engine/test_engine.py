@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.load import load_recipe
-from tests.support.training.engine_job import RECIPE, MadeTokens, shun_the_first_experts
+from tests.support.training.engine_job import RECIPE, SyntheticTokens, shun_the_first_experts
 from tests.support.training.grid import Cell, Task, run_tasks
 from training.checkpoint.full_weights import read_weights
 from training.data.batch import Batch
@@ -63,7 +63,7 @@ def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
     gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
     seen: dict[str, Any] = {"losses": [], "norms": [], "terms": []}
     for step in range(train.steps):
-        batch: Batch = MadeTokens(recipe).global_batch(step)
+        batch: Batch = SyntheticTokens(recipe).global_batch(step)
         sums, counts = objective(model, batch), objective.counts(batch)
         means = {name: sums[name] / counts[name] for name in objective.weights}
         optimizer.zero_grad()

@@ -30,7 +30,7 @@ PAIRS = ((Cell(1, 1, 0), Cell(2, 1, 3)), (Cell(2, 1, 1, 2, "full"), Cell(1, 1, 1
 
 
 # Twenty seconds: 77 trainings in four starts, since every family has different state.
-def test_topologies_and_resumes_are_one_process(tmp_path: Path) -> None:
+def test_topologies_and_resumes_equal_one_process(tmp_path: Path) -> None:
     tasks: dict[tuple[Any, ...], Task] = {}
     for name, model in MODELS.items():
         more = (f"model={model}", TARGETS, NO_EXPERTS)

@@ -20,7 +20,7 @@ from artefacts import manifest
 from artefacts.errors import RequestError
 from artefacts.metrics_log import read_metrics
 from configs.load import load_recipe
-from tests.support.training.engine_job import RECIPE, MadeTokens
+from tests.support.training.engine_job import RECIPE, SyntheticTokens
 from tests.support.training.grid import Cell, Task, run_tasks
 from tests.training.engine.test_engine import VARIANTS, follow
 from training.checkpoint.full_weights import read_weights
@@ -140,7 +140,7 @@ def test_a_resume_in_the_same_topology_restores_the_right_experts(done) -> None:
     assert not torch.equal(first, second)
 
 
-def test_stage_3_in_another_topology_is_right_beyond_the_first_step(done, reference) -> None:
+def test_stage_3_in_another_topology_is_correct_after_the_first_step(done, reference) -> None:
     """With DeepSpeed's universal checkpoint the first step is right and the second is wrong."""
     assert done["stage 3 converted"].seen()["losses"] == pytest.approx(reference["losses"][4:], abs=1e-5)
 
@@ -179,7 +179,7 @@ def built(ranks: Ranks, *overrides: str, optimizer: torch.optim.Optimizer | None
     config = deepspeed_config(recipe.train, 1, 1, recipe.train.global_batch, recipe.micro_batch)
     config["expert_parallel"] |= more
     chosen = optimizer or build_optimizer(model, recipe.train.optimizer, recipe.train.learning_rate)
-    return build_engine(model, chosen, config, ranks), Objective(recipe.model, recipe.train), MadeTokens(recipe)
+    return build_engine(model, chosen, config, ranks), Objective(recipe.model, recipe.train), SyntheticTokens(recipe)
 
 
 def test_evaluation_moves_no_counts(alone) -> None:
@@ -224,7 +224,7 @@ def test_expert_parameters_have_a_group_of_their_own(alone, stage) -> None:
         deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters()), config=config)
 
 
-def test_deepspeed_has_no_right_clipping_with_muon(alone) -> None:
+def test_deepspeed_has_no_correct_clipping_with_muon(alone) -> None:
     """Under ZeRO it clips the orthogonalized update, so we use our own. When this fails, DeepSpeed's may be used."""
     moved = {}
     for stage in (0, 1):
@@ -249,7 +249,7 @@ def test_deepspeed_has_no_right_clipping_with_muon(alone) -> None:
     assert moved[1] < 0.5 * moved[0]
 
 
-def test_a_checkpoint_that_cannot_be_published_takes_nothing_of_the_next(alone, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_published_leaves_the_next_intact(alone, tmp_path: Path) -> None:
     """Other ranks may be writing it already while rank 0 handles the failure."""
     engine, *_ = built(alone)
     saver = Saver(partitions(engine), tmp_path, RunIdentity({}, {}, {}, {"ranks": 1}), alone, Retention(9))
@@ -278,7 +278,7 @@ def test_reading_data_leaves_the_global_random_numbers_alone() -> None:
     """``iter(DataLoader)`` draws from them: a resumed run would have different noise."""
     from training.data.prefetch import Prefetched
 
-    tokens = MadeTokens(load_recipe(RECIPE))
+    tokens = SyntheticTokens(load_recipe(RECIPE))
     before = torch.get_rng_state()
     with Prefetched(tokens, 2, 8, torch.device("cpu")) as data:
         for step in range(8):

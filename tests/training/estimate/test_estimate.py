@@ -1,4 +1,4 @@
-"""The closed forms against built models, against PyTorch's counter and against published numbers."""
+"""The closed forms equal built models, PyTorch's counter and published numbers."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def built(config: DeepseekSection, vocab_size: int = VOCAB) -> DeepseekForCausal
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_total_is_the_built_model(name: str) -> None:
+def test_total_equals_the_built_model(name: str) -> None:
     assert parameters(SHAPES[name], VOCAB).all == sum(p.numel() for p in built(SHAPES[name]).parameters())
 
 
@@ -85,7 +85,7 @@ def test_published_sizes(config: DeepseekSection, vocab_size: int, total: float,
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_flops_are_those_of_the_built_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flops_equal_those_of_the_built_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # With blocks of one query, blocked attention skips the future exactly.
     monkeypatch.setattr(cpu_attention, "QUERY_BLOCK", 1)
     batch, length = 2, 24

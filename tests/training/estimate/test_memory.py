@@ -1,4 +1,4 @@
-"""The estimate of memory against what a built engine keeps, and the advice that follows from it."""
+"""The memory estimate agrees with what a built engine keeps, and the advice follows from it."""
 
 import dataclasses
 import functools
@@ -77,18 +77,18 @@ def batch_of(recipe: Recipe) -> Batch:
 
 
 def kept_for_backward(engine: Any, recipe: Recipe) -> int:
-    """Bytes of the storages that a forward pass keeps, without parameters.
+    """Return the bytes of the storages that a forward pass keeps, without parameters.
 
-    Those of autograd, by its hooks, and the Python objects that selective checkpointing keeps.
+    Includes storages that autograd saves, seen by its hooks, and Python objects that selective checkpointing keeps.
     """
-    own = {parameter.untyped_storage().data_ptr() for parameter in engine.parameters()}
-    own |= set(_storages())
+    excluded = {parameter.untyped_storage().data_ptr() for parameter in engine.parameters()}
+    excluded |= set(_storages())
     storages: dict[int, int] = {}
     held = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in excluded:
             storages[storage.data_ptr()] = storage.nbytes()
             held.append(tensor)  # or its address would be reused
         return tensor
@@ -96,7 +96,7 @@ def kept_for_backward(engine: Any, recipe: Recipe) -> int:
     engine.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sums = Objective(recipe.model, recipe.train)(engine, batch_of(recipe))
-    storages |= {place: size for place, size in _storages().items() if place not in own}
+    storages |= {place: size for place, size in _storages().items() if place not in excluded}
     assert sums
     return sum(storages.values())
 
@@ -139,7 +139,9 @@ def _checked(check: Callable[..., None], arguments: tuple[object, ...], _folder:
         ["train.zero_stage=0", "train.precision=fp32", "model.first_k_dense_replace=3", "model.v_head_dim=16"],
     ],
 )
-def test_what_is_kept_without_checkpointing_is_what_autograd_saves(changes: list[str], tmp_path: Path) -> None:
+def test_activations_kept_without_checkpointing_are_those_that_autograd_saves(
+    changes: list[str], tmp_path: Path
+) -> None:
     apart(_check_kept_without_checkpointing, tmp_path, changes)
 
 
@@ -205,7 +207,9 @@ def test_dense_models_keep_what_is_estimated(frozen, name: str, precision: str, 
 @pytest.mark.engine
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp32")])
-def test_state_is_that_of_the_engine(stage: int, precision: str, optimizer: str, tmp_path: Path) -> None:
+def test_the_estimated_state_equals_that_of_the_engine(
+    stage: int, precision: str, optimizer: str, tmp_path: Path
+) -> None:
     apart(_check_state, tmp_path, stage, precision, optimizer)
 
 
@@ -282,7 +286,7 @@ def test_advice_fits() -> None:
     assert "all parameters that it computes with" in advice(recipe, int(peaks.phases["start"] / 2), "cuda")
 
 
-def test_device_memory_is_the_recipes_or_the_machines() -> None:
+def test_device_memory_comes_from_the_recipe_or_the_machine() -> None:
     assert device_of(recipe_of("launch.device_memory=12G")).bytes == 12 * 2**30
     assert in_bytes("512M") == 2**29 and in_bytes("3T") == 3 * 2**40
     one, two = (device_of(recipe_of(f"launch.processes={n}", "train.micro_batch=1")) for n in (1, 2))

@@ -1,4 +1,4 @@
-"""Scores of classes against their definition, written out over the list of examples; padding rows of the head."""
+"""Class scores equal their definition, computed over the list of examples, and padding rows are never predicted."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Attention maps: the weights of a model, statistics of heads against their definition, files of the command."""
+"""Attention maps: a model's weights, head statistics compared with their definition, and the command's files."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def ids(length: int = 20) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["query_latent", "yarn_uneven_mscale"])
-def test_latent_attention_is_transformers(name: str) -> None:
+def test_latent_attention_equals_transformers(name: str) -> None:
     pytest.importorskip("transformers")
     from tests.training.models.test_parity import carry
 
@@ -50,7 +50,7 @@ def test_latent_attention_is_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"positions": "alibi"}, {"positions": "rope", "window": 4}])
-def test_dense_attention_times_values_is_what_the_layer_gives(changes: dict[str, Any]) -> None:
+def test_dense_attention_times_values_equals_the_layer(changes: dict[str, Any]) -> None:
     model = build_model(GptSection(**{**GPT, **changes}), VOCAB)
     init_any(model, 0)
     outputs: list[torch.Tensor] = []
@@ -63,7 +63,7 @@ def test_dense_attention_times_values_is_what_the_layer_gives(changes: dict[str,
     torch.testing.assert_close(mixed_NTH.transpose(0, 1).flatten(1), outputs[1][0], atol=1e-5, rtol=1e-4)
 
 
-def test_modules_of_token_prediction_do_not_run() -> None:
+def test_multi_token_prediction_modules_do_not_run() -> None:
     model = build_model(small(num_nextn_predict_layers=1), VOCAB)
     init_any(model, 0)
     assert [one.name for one in attention_maps(model, ids())] == ["0", "1"]
@@ -98,7 +98,7 @@ def test_two_stacks_and_cross_attention_are_distinguished() -> None:
     assert both_ways.after == pytest.approx(float(maps[0].weights_NTL[0].diagonal(1).mean()), rel=1e-5)
 
 
-def test_heads_of_one_side_are_measured_by_what_they_see() -> None:
+def test_causal_heads_are_measured_by_visible_positions() -> None:
     counts = np.arange(1, 7)
     back = np.tril(np.ones((6, 6))) / counts[:, None]
     both = np.full((6, 6), 1 / 6)
@@ -120,7 +120,7 @@ def test_even_attention_has_the_most_entropy() -> None:
     assert numbers.after is None
 
 
-def test_numbers_are_a_plain_computation() -> None:
+def test_statistics_equal_a_plain_computation() -> None:
     generator = np.random.default_rng(0)
     weights = generator.dirichlet(np.ones(5), size=(2, 5)).astype(np.float32)
     # The second head leaves out one key, which the first shows to be visible.

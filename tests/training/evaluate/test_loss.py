@@ -1,4 +1,4 @@
-"""Baselines against their definition, and the loss of a model against a plain computation."""
+"""Baselines equal their definition, and a model's loss equals a plain computation."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from configs.load import load_recipe
-from tests.support.training.engine_job import RECIPE, MadeTokens
+from tests.support.training.engine_job import RECIPE, SyntheticTokens
 from tokenizer.special_tokens import IGNORED
 from training.evaluate.baselines import bigram_nats, compressed_bytes
 from training.evaluate.loss import measure
@@ -26,7 +26,7 @@ def streams(seed: int, *lengths: int) -> list[np.ndarray]:
 
 
 def witten_bell(train: list[np.ndarray], before: int, after: int) -> float:
-    """p(after | before), written out with dictionaries."""
+    """Return p(after | before), computed with dictionaries."""
     unigram = Counter(dict.fromkeys(range(VOCABULARY), 1))
     pairs: Counter[tuple[int, int]] = Counter()
     for stream in train:
@@ -61,11 +61,11 @@ def test_repeated_text_compresses() -> None:
     assert compressed_bytes(text, level=1) >= size
 
 
-def test_measure_is_the_sum_over_targets() -> None:
+def test_the_measured_loss_is_the_sum_over_targets() -> None:
     recipe = load_recipe(RECIPE)
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, 3)
-    batches = [MadeTokens(recipe).global_batch(step) for step in range(2)]
+    batches = [SyntheticTokens(recipe).global_batch(step) for step in range(2)]
     measured = measure(model, Objective(recipe.model, recipe.train), batches, torch.device("cpu"), "test")
     with torch.no_grad():
         expected = sum(

@@ -1,4 +1,4 @@
-"""Generation: cache against complete context, allowed tokens, when it ends, and drafts that change nothing."""
+"""Generation: the cache equals the complete context, only allowed tokens occur, and drafts change nothing."""
 
 from dataclasses import replace
 from typing import Any
@@ -63,14 +63,14 @@ def without_cache(model: DeepseekForCausalLM, ids: list[int], count: int) -> lis
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_greedy_is_the_argmax_of_the_whole_sequence(name: str) -> None:
+def test_greedy_is_the_argmax_of_the_complete_sequence(name: str) -> None:
     model = built(SHAPES[name])
     assert new_ids(model, sampling=GREEDY, max_new_tokens=12) == without_cache(model, list(PROMPT), 12)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_absorbed_attention_equals_the_expanded(name: str) -> None:
-    """Hidden states of tokens read from the cache, one or several at a time, against those of the whole sequence."""
+    """Hidden states of tokens read from the cache, one or several at a time, equal the complete sequence's."""
     model = built(SHAPES[name])
     ids = torch.randint(0, VOCAB, (3, 20), generator=torch.Generator().manual_seed(2))
     expected = model.hidden(ids)
@@ -112,7 +112,7 @@ def test_drafting_changes_nothing(walker: DeepseekForCausalLM, prompt: tuple[int
     assert list(drafting.generate(prompt)) == list(generate(walker, prompt, limits, GREEDY, seed=0))
 
 
-def test_drafts_are_what_multi_token_prediction_says(walker: DeepseekForCausalLM) -> None:
+def test_drafts_equal_the_multi_token_predictions(walker: DeepseekForCausalLM) -> None:
     """Accepted and refused drafts both occur, and each is the argmax of its depth over the complete text."""
     limits = replace(LIMITS, max_new_tokens=48)
     drafting = Speculation(walker, limits)
@@ -153,21 +153,21 @@ def test_same_seed_same_text_and_no_other_randomness_touched(model: DeepseekForC
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_neither_banned_ids_nor_padding_rows_come_out(model: DeepseekForCausalLM) -> None:
+def test_neither_banned_ids_nor_padding_rows_are_generated(model: DeepseekForCausalLM) -> None:
     drawn = new_ids(
         model, max_new_tokens=200, context_length=300, banned_ids=range(8), vocabulary_size=40, sampling=Sampling(5.0)
     )
     assert len(drawn) == 200 and set(drawn) <= set(range(8, 40)) and len(set(drawn)) > 10
 
 
-def test_a_stop_id_ends_it_even_when_banned(model: DeepseekForCausalLM) -> None:
+def test_a_stop_id_ends_generation_even_when_banned(model: DeepseekForCausalLM) -> None:
     changes = {"stop_ids": {2, 7}, "banned_ids": range(8), "max_new_tokens": 500, "context_length": 600}
     drawn = new_ids(model, sampling=Sampling(5.0), **changes)
     assert drawn[-1] in {2, 7} and len(drawn) < 500
     assert not set(drawn[:-1]) & set(range(8))
 
 
-def test_it_ends_where_the_context_is_full(model: DeepseekForCausalLM) -> None:
+def test_generation_ends_when_the_context_is_full(model: DeepseekForCausalLM) -> None:
     assert len(new_ids(model, context_length=8, max_new_tokens=30)) == 8 - 3 + 1
     assert len(new_ids(model, context_length=3, max_new_tokens=30)) == 1
     assert len(new_ids(model, context_length=8, max_new_tokens=2)) == 2
@@ -193,7 +193,7 @@ def test_an_impossible_prompt_is_refused_immediately(
         Speculation(walker, LIMITS).generate(prompt)
 
 
-def test_a_cache_that_is_too_small_says_so(model: DeepseekForCausalLM) -> None:
+def test_a_too_small_cache_is_reported(model: DeepseekForCausalLM) -> None:
     cache = model.new_cache(1, 4)
     assert isinstance(cache, Cache)
     with pytest.raises(ValueError, match="room for 4 tokens per sequence: it holds 0, and 5 more do not fit"):

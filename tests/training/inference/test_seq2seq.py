@@ -1,4 +1,4 @@
-"""Greedy and beam search of an encoder-decoder against reading everything again, and against trying all targets."""
+"""Greedy and beam search of an encoder-decoder equal decoding without a cache and an exhaustive search."""
 
 import itertools
 from typing import Any
@@ -46,7 +46,7 @@ def test_greedy_equals_decoding_without_a_cache(name: str) -> None:
             logits = LIMITS.allow(model(ids, source=torch.tensor([source]))[0, -1])
             read.append(int(logits.argmax()))
         assert target == read
-    assert [found_.ids for found_ in beam_search(model, SOURCES, BEGIN, LIMITS, beams=1)] == targets
+    assert [beam.ids for beam in beam_search(model, SOURCES, BEGIN, LIMITS, beams=1)] == targets
 
 
 @torch.no_grad()

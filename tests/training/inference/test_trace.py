@@ -1,4 +1,4 @@
-"""Traces of generation against the softmax of a complete forward pass, and the comparison of temperatures."""
+"""Generation traces equal the softmax of a complete forward pass, and temperatures are compared."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def model() -> DeepseekForCausalLM:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.5, top_k=4), Sampling(1.0, top_p=0.6), Sampling(0)])
-def test_a_trace_is_the_softmax_of_the_whole_sequence(model: Any, sampling: Sampling) -> None:
+def test_a_trace_is_the_softmax_of_the_complete_sequence(model: Any, sampling: Sampling) -> None:
     steps: list[Step] = []
     new = list(traced(model, PROMPT, LIMITS, sampling, seed=3, on_step=steps.append))
     assert new == list(generate(model, PROMPT, LIMITS, sampling, seed=3)) == [step.token for step in steps]
@@ -75,11 +75,11 @@ def test_generate_prints_the_trace_after_the_completion(
     out = capsys.readouterr().out
     assert out.startswith(plain) and plain.startswith("The ")
     rows = out[len(plain) :].splitlines()[2:]
-    spelt = plain[4:-1].replace("\n", "\\n").replace(" ", "␣")
-    assert "".join(row.split()[1] for row in rows) == spelt and len(rows) == 5
+    escaped = plain[4:-1].replace("\n", "\\n").replace(" ", "␣")
+    assert "".join(row.split()[1] for row in rows) == escaped and len(rows) == 5
 
 
-def test_several_completions_are_those_of_their_seeds(
+def test_several_completions_depend_only_on_their_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_trained(monkeypatch, generate_command, tiny_model(tiny_recipe(tmp_path, GPT)))
@@ -129,5 +129,5 @@ def test_temperatures_are_compared(
 def test_only_language_models_continue_a_prompt(tmp_path: Path) -> None:
     encoder = {key: value for key, value in GPT.items() if key != "initializer_range"} | {"family": "encoder"}
     with pytest.raises(RequestError, match="family=encoder does not complete prompts"):
-        made_up = "data.source={kind: sequences}"
-        temperature.evaluate_temperature(tiny_recipe(tmp_path, encoder, "generate.prompt=a", made_up))
+        source = "data.source={kind: sequences}"
+        temperature.evaluate_temperature(tiny_recipe(tmp_path, encoder, "generate.prompt=a", source))

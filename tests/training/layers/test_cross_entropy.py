@@ -85,12 +85,12 @@ def test_huge_logits_stay_finite() -> None:
     torch.testing.assert_close(weight.grad, torch.tensor([[1.0], [-1.0], [0.0]]))
 
 
-def test_faults_raise_or_give_nan() -> None:
+def test_invalid_inputs_raise_or_give_nan() -> None:
     hidden, weight = torch.randn(3, 9).requires_grad_(), torch.randn(5, 9)
     for wrong in (5, -1):
         with pytest.raises((IndexError, RuntimeError)):
             linear_cross_entropy_sum(hidden, weight, torch.tensor([0, wrong, 1]))
     for number in (float("nan"), float("inf")):
-        spoilt = torch.randn(40, 9)
-        spoilt[17] = number
-        assert linear_cross_entropy_sum(hidden, spoilt, torch.tensor([0, 2, 1])).isnan()
+        corrupted = torch.randn(40, 9)
+        corrupted[17] = number
+        assert linear_cross_entropy_sum(hidden, corrupted, torch.tensor([0, 2, 1])).isnan()

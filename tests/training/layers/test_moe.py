@@ -1,4 +1,4 @@
-"""Every kind of routing, and every implementation of the experts."""
+"""Every kind of router and every implementation of the experts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -113,9 +113,9 @@ def test_adaptive_k_is_the_smallest_set_that_reaches_the_mass(
     gate = gate_with(config, seed)
     gate.router.recording = True
     weights, selected = gate(inputs())
-    decision = gate.router.pop_record()
-    assert decision is not None
-    shares = gate.router.probabilities(decision.logits)
+    record = gate.router.pop_record()
+    assert record is not None
+    shares = gate.router.probabilities(record.logits)
     for row in range(50):
         ordered = shares[row].sort(descending=True)
         used = {int(e) for e, w in zip(selected[row], weights[row], strict=True) if w > 0}
@@ -123,7 +123,7 @@ def test_adaptive_k_is_the_smallest_set_that_reaches_the_mass(
         while wanted < 4 and ordered.values[:wanted].sum() < mass:
             wanted += 1
         assert used == set(ordered.indices[:wanted].tolist())
-    assert torch.equal(decision.counts.long(), selected[weights > 0].bincount(minlength=8))
+    assert torch.equal(record.counts.long(), selected[weights > 0].bincount(minlength=8))
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.bfloat16().double()])
@@ -169,8 +169,8 @@ def test_balance_losses_are_those_of_the_papers() -> None:
     gate.e_score_correction_bias.copy_(torch.arange(8.0))  # affects the choice, but no loss
     gate.router.recording = True
     gate(inputs(12))
-    decision = gate.router.pop_record()
-    assert decision is not None
+    record = gate.router.pop_record()
+    assert record is not None
     gate.router.load_share = torch.arange(8.0)
     scores = (inputs(12) @ gate.weight.T).sigmoid()
     best = scores.topk(3).indices
@@ -181,7 +181,7 @@ def test_balance_losses_are_those_of_the_papers() -> None:
         for expert in range(8):
             chosen = sum(expert in best[row].tolist() for row in rows)
             sequence += chosen * 8 / (3 * 6) * float(shares[list(rows), expert].mean())
-    losses = {name: float(loss(gate.router, decision, 2)) for name, loss in BALANCE_LOSSES.items()}
+    losses = {name: float(loss(gate.router, record, 2)) for name, loss in BALANCE_LOSSES.items()}
     assert losses["sequence_balance"] == pytest.approx(sequence, rel=1e-5)
     assert losses["load_balance"] == pytest.approx(float((shares * torch.arange(8.0)).sum()), rel=1e-5)
     z = sum(float(row.exp().sum().log()) ** 2 for row in inputs(12) @ gate.weight.T)
@@ -192,10 +192,10 @@ def test_balance_losses_are_one_where_the_load_is_even() -> None:
     router = Router(small())
     router.recording = True
     router(torch.zeros(8, 32), torch.zeros(8, 8), None)
-    decision = router.pop_record()
-    assert decision is not None
-    assert float(BALANCE_LOSSES["sequence_balance"](router, decision, 2)) == pytest.approx(2.0)
-    assert float(BALANCE_LOSSES["load_balance"](router, decision, 2)) == pytest.approx(8.0)
+    record = router.pop_record()
+    assert record is not None
+    assert float(BALANCE_LOSSES["sequence_balance"](router, record, 2)) == pytest.approx(2.0)
+    assert float(BALANCE_LOSSES["load_balance"](router, record, 2)) == pytest.approx(8.0)
 
 
 Way = Callable[[torch.Tensor, Routing, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -61,12 +61,12 @@ def test_prediction_layers_are_left_out_but_no_other_layers() -> None:
         ({"model.layers.0.mlp.gate.weight": torch.zeros(8, 32)}, "no tensor named model.layers.0.mlp.gate.weight"),
     ],
 )
-def test_what_does_not_fit_is_named(weights: dict[str, torch.Tensor], message: str) -> None:
+def test_weights_that_do_not_fit_are_named(weights: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         load_backbone(built(classifier(encoder())), iter(weights.items()))
 
 
-def test_pooling_is_that_of_each_text_alone() -> None:
+def test_pooling_equals_that_of_each_text_alone() -> None:
     x_BTD, lengths = torch.randn(3, 5, 4), torch.tensor([5, 1, 3])
     texts = [row[:length] for row, length in zip(x_BTD, lengths, strict=True)]
     expected = {

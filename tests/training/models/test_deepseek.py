@@ -56,7 +56,7 @@ BALANCE = tuple(BALANCE_LOSSES)
 
 
 def losses(model: DeepseekForCausalLM, starts: torch.Tensor | None = None) -> torch.Tensor:
-    """Every loss of the model on the same tokens, summed: through it every parameter has a gradient."""
+    """Return the sum of all the model's losses on the same tokens, through which every parameter has a gradient."""
     ids = tokens()
     targets = [ids.roll(-distance, 1) for distance in range(1, 2 + len(model.prediction_layers))]
     torch.manual_seed(7)
@@ -74,7 +74,7 @@ def same_gradients(one: DeepseekForCausalLM, other: DeepseekForCausalLM, toleran
 @pytest.mark.parametrize("mode", ["full", "selective"])
 @pytest.mark.parametrize("name", KINDS)
 def test_checkpointing_changes_nothing(name: str, mode: Any) -> None:
-    """Exactly, with noise too; and every parameter has a gradient."""
+    """Results are exactly equal, with noise too, and every parameter has a gradient."""
     plain, kept = build(KINDS[name]), build(KINDS[name])
     kept.set_activation_checkpointing(mode)
     values = [losses(model) for model in (plain, kept)]
@@ -176,16 +176,16 @@ def test_packed_documents_equal_separate_samples(name: str) -> None:
     pieces = []
     for row, first, last in bounds:
         document = ids[row : row + 1, first:last]
-        own = [torch.full_like(document, -100) for _ in targets]
-        for distance, labels in enumerate(own, start=1):
+        document_labels = [torch.full_like(document, -100) for _ in targets]
+        for distance, labels in enumerate(document_labels, start=1):
             labels[:, :-distance] = document[:, distance:]
             targets[distance - 1][row, first:last] = labels[0]
-        pieces.append((document, own))
+        pieces.append((document, document_labels))
     logits = together(ids, starts=starts)
     for (row, first, last), (document, _) in zip(bounds, pieces, strict=True):
         torch.testing.assert_close(logits[row, first:last], alone(document)[0], atol=1e-5, rtol=1e-4)
     sum(together(ids, targets, starts).values()).backward()
-    sum(value for document, own in pieces for value in alone(document, own).values()).backward()
+    sum(value for document, labels in pieces for value in alone(document, labels).values()).backward()
     for (key, one), other in zip(together.named_parameters(), alone.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None, key
         assert (one.grad - other.grad).norm() <= 1e-4 * other.grad.norm() + 1e-6, key
@@ -290,25 +290,25 @@ def test_bf16_weights_are_the_rounded_fp32_ones() -> None:
 
 
 @torch.no_grad()
-def test_a_rank_sets_its_own_experts_as_one_process_sets_all() -> None:
+def test_each_rank_initializes_its_experts_like_one_process() -> None:
     whole, parts = build(small()), [DeepseekForCausalLM(small(), VOCAB) for _ in range(2)]
     released = list(released_weights(whole))
     for fill in (lambda m, e: init_weights(m, 0, e), lambda m, e: load_weights(m, released, e)):
         for rank, part in enumerate(parts):
             for tensor in part.state_dict().values():
                 tensor.fill_(float("nan"))
-            own = local_experts(rank, small().n_routed_experts, 2)
-            fill(part, own)
+            experts = local_experts(rank, small().n_routed_experts, 2)
+            fill(part, experts)
             for (name, tensor), expected in zip(part.state_dict().items(), whole.state_dict().values(), strict=True):
                 if tensor.dim() < 3:
                     assert torch.equal(tensor, expected), name
                     continue
-                assert torch.equal(tensor[own.start : own.stop], expected[own.start : own.stop]), name
-                assert tensor.isnan().any(dim=(1, 2)).sum() == len(tensor) - len(own), name
+                assert torch.equal(tensor[experts.start : experts.stop], expected[experts.start : experts.stop]), name
+                assert tensor.isnan().any(dim=(1, 2)).sum() == len(tensor) - len(experts), name
 
 
 def test_experts_of_other_ranks_take_no_memory() -> None:
-    """Resident memory, of 4 and of all 32 experts in 201 MB: DeepSeek-V3's would fill a node."""
+    """Compare the resident memory of 4 experts and of all 32 (201 MB). DeepSeek-V3's experts would fill a node."""
     # In a separate process: memory that earlier tests released would be reused without growth.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         grown = pool.submit(_grown_by_models, (range(4), range(32))).result()
@@ -318,10 +318,10 @@ def test_experts_of_other_ranks_take_no_memory() -> None:
 def _grown_by_models(owned: Sequence[range]) -> list[int]:
     shape = small(hidden_size=256, moe_intermediate_size=2048, n_routed_experts=32)
     grown = []
-    for own in owned:
+    for experts in owned:
         before = psutil.Process().memory_info().rss
         model = DeepseekForCausalLM(shape, VOCAB)
-        init_weights(model, 0, own)
+        init_weights(model, 0, experts)
         grown.append(psutil.Process().memory_info().rss - before)
         del model
     return grown

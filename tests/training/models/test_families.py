@@ -67,7 +67,7 @@ def test_which_positions_see_the_future(name: str) -> None:
 
 @pytest.mark.parametrize("name", cases("encoder", "encoder_decoder", "classifier"))
 def test_padding_changes_nothing(name: str) -> None:
-    """Neither other ids in the padding nor cutting it off."""
+    """Neither other ids in the padding nor removing it changes the result."""
     section, batch = CASES[name], micro_batch(CASES[name])
     model = built(section)
     ids, lengths = (batch.more.get(key, batch.ids) for key in ("source", "source_lengths"))
@@ -175,7 +175,7 @@ def test_a_sample_is_the_same_alone(name: str) -> None:
 
 
 @every
-def test_closed_form_is_the_built_model(name: str) -> None:
+def test_closed_form_equals_the_built_model(name: str) -> None:
     model = build_model(CASES[name], VOCAB)
     counts = parameters(CASES[name], VOCAB)
     named = dict(model.named_parameters())
@@ -185,7 +185,7 @@ def test_closed_form_is_the_built_model(name: str) -> None:
 
 
 @every
-def test_flops_are_those_of_the_built_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flops_equal_those_of_the_built_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # With blocks of one query, blocked attention skips exactly the scores that are masked.
     monkeypatch.setattr(cpu_attention, "QUERY_BLOCK", 1)
     section = CASES[name]
@@ -239,7 +239,7 @@ def _shared(model: torch.nn.Module) -> list[list[str]]:
     return list(groups.values())
 
 
-def test_xavier_takes_queries_keys_and_values_as_three() -> None:
+def test_xavier_treats_queries_keys_and_values_as_three_matrices() -> None:
     named = dict(built(encoder_decoder()).named_parameters())
     for key in ("encoder.layers.0.self_attn.qkv_proj.weight", "decoder.layers.0.cross_attn.kv_proj.weight"):
         largest, bound = named[key].abs().max(), (6 / 64) ** 0.5
@@ -249,7 +249,7 @@ def test_xavier_takes_queries_keys_and_values_as_three() -> None:
 
 
 def test_sizes_equal_the_paper() -> None:
-    """512 wide, six and six layers, 50,000 ids: with the feed-forward layers, which some counts leave out."""
+    """Width 512, six plus six layers, 50,000 ids. Counts include feed-forward layers, which some omit."""
     paper = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048}
     untied = parameters(EncoderDecoderSection(**paper), 50_000)
     tied = parameters(EncoderDecoderSection(**paper, tie_word_embeddings=True), 50_000)
@@ -261,7 +261,7 @@ def test_sizes_equal_the_paper() -> None:
     assert untied.total - feed == 95_741_952
 
 
-def test_the_bigrams_loss_is_that_of_its_table() -> None:
+def test_the_loss_of_the_bigram_model_equals_that_of_its_table() -> None:
     model, batch = built(BigramSection()), micro_batch(BigramSection())
     table = model.model.embed_tokens.weight
     assert torch.equal(batch.logits(model), table[batch.ids])

@@ -1,4 +1,4 @@
-"""GPT-2 equals transformers': logits, gradients, weights both ways, counts, initial values, tokenizer."""
+"""GPT-2 equals transformers': logits, gradients, weight conversion, counts, initial values and tokenizer."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def carry(ours: GptForCausalLM, other: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_logits_and_gradients_are_transformers(name: str) -> None:
+def test_logits_and_gradients_equal_transformers(name: str) -> None:
     config, ids = SHAPES[name], tokens()
     ours = build(config)
     other = carry(ours, theirs(config).eval())
@@ -170,7 +170,7 @@ def test_parity_at_the_size_of_gpt2() -> None:
 
 
 @pytest.mark.parametrize("name", RELEASES)
-def test_parameters_are_those_of_the_releases(name: str) -> None:
+def test_parameter_counts_equal_those_of_the_releases(name: str) -> None:
     layers, heads, width, count = RELEASES[name]
     config = GptSection(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads)
     with torch.device("meta"):
@@ -209,16 +209,16 @@ def test_initial_values_have_the_deviations_of_gpt2() -> None:
         assert abs(float(parameter.mean())) < 4 * wanted / math.sqrt(parameter.numel()), name
 
 
-def test_a_recipe_takes_the_older_files_of_its_tokenizer(tmp_path: Path) -> None:
+def test_a_recipe_accepts_the_older_tokenizer_files(tmp_path: Path) -> None:
     """``vocab.json`` and ``merges.txt`` in a local folder; ids are those of ``tokenizers`` itself."""
     import tokenizers
 
     texts = [f"the {word} and the {word}s, {number}" for number, word in enumerate(("cat", "dog", "hen") * 20)]
     folder = tmp_path / "gpt2"
     folder.mkdir()
-    own = tokenizers.ByteLevelBPETokenizer()
-    own.train_from_iterator(texts, vocab_size=300, special_tokens=["<|endoftext|>"])
-    own.save_model(str(folder))
+    reference = tokenizers.ByteLevelBPETokenizer()
+    reference.train_from_iterator(texts, vocab_size=300, special_tokens=["<|endoftext|>"])
+    reference.save_model(str(folder))
     source = tmp_path / "text.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     recipe = load_recipe(
@@ -234,9 +234,9 @@ def test_a_recipe_takes_the_older_files_of_its_tokenizer(tmp_path: Path) -> None
     publish_documents(recipe)
     train(recipe)
     tokenizer = load_tokenizer(tmp_path / recipe.run.name / "tokenizer")
-    assert tokenizer.vocab_size == own.get_vocab_size() <= recipe.vocab_size
-    assert all(tokenizer.encode(text) == own.encode(text).ids for text in texts[:5])
-    assert tokenizer.end_of_text_id == own.token_to_id("<|endoftext|>")
+    assert tokenizer.vocab_size == reference.get_vocab_size() <= recipe.vocab_size
+    assert all(tokenizer.encode(text) == reference.encode(text).ids for text in texts[:5])
+    assert tokenizer.end_of_text_id == reference.token_to_id("<|endoftext|>")
 
 
 @pytest.mark.parametrize("name", ["plain", "untied", "no_biases"])

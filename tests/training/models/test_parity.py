@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and V2 equal transformers': logits, gradients, weights both ways, counts, MTP."""
+"""DeepSeek-V3 and V2 equal transformers': logits, gradients, weight conversion, counts and MTP."""
 
 from typing import Any
 
@@ -177,12 +177,12 @@ def test_parity_of_multi_token_prediction() -> None:
     state = dict(ours.state_dict())
     for depth in range(2):
         prefix = f"model.layers.{config.num_hidden_layers + depth}."
-        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        layer_state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         renamed = {
             (name if name.split(".")[0] in ("enorm", "hnorm", "eh_proj") else f"mtp_block.{name}").replace(
                 "mtp_block.shared_head.norm", "post_norm"
             ): value
-            for name, value in own.items()
+            for name, value in layer_state.items()
         }
         mtp.layers[depth].load_state_dict(renamed, strict=True)
     ids = tokens()

@@ -1,4 +1,4 @@
-"""Optimizers, precisions and offload: the same at every stage, on any number of ranks, and exact after a resume."""
+"""Optimizers, precisions and offload give the same at every stage, on any number of ranks and after a resume."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ OPTIMIZERS = {
 }
 
 
-def test_muon_is_that_of_torch() -> None:
+def test_muon_equals_torch() -> None:
     """One matrix of either shape under weight decay, ten steps; torch computes in bf16."""
     from training.engine.partitions import ParamSlice, Partition
     from training.optim.muon import Muon
@@ -55,7 +55,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one_times_the_scale()
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_the_halves_of_a_fused_weight_are_matrices_of_their_own() -> None:
+def test_the_halves_of_a_fused_weight_are_separate_matrices() -> None:
     assert matrices("model.layers.1.mlp.experts.gate_up_proj", (8, 32, 16)) == (16, 16)
     assert matrices("model.layers.1.mlp.experts.w2", (8, 32, 16)) == (32, 16)
     assert matrices("model.layers.1.self_attn.qkv_proj.weight", (48, 16)) == (16, 16)
@@ -65,7 +65,7 @@ def test_the_halves_of_a_fused_weight_are_matrices_of_their_own() -> None:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("name", ["muon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adam"))])
-def test_every_stage_and_topology_does_the_same(name: str, tmp_path: Path) -> None:
+def test_every_stage_and_topology_gives_the_same_weights(name: str, tmp_path: Path) -> None:
     """Clipping applies to the gradient; DeepSpeed's Muon clips the update, and differs between stages."""
     cells = [Cell(2, 2, stage) for stage in (0, 1, 2, 3)] + [Cell(2, 1, 1, 2), Cell(1, 1, 3), Cell(2, 1, 3)]
     check(name, cells, tmp_path)
@@ -74,7 +74,7 @@ def test_every_stage_and_topology_does_the_same(name: str, tmp_path: Path) -> No
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_four_ranks_do_the_same(name: str, tmp_path: Path) -> None:
+def test_four_ranks_give_the_same_weights(name: str, tmp_path: Path) -> None:
     check(name, [Cell(4, size, stage) for size in (1, 2, 4) for stage in (0, 1, 2, 3)], tmp_path)
 
 
@@ -89,7 +89,7 @@ def check(name: str, cells: list[Cell], folder: Path) -> None:
 
 
 def resumed(folder: Path, cells: list[tuple[Cell, tuple[str, ...]]]) -> list[tuple[Task, Task, Task]]:
-    """Every cell in one run, and in two halves with a resume."""
+    """Train every cell in one run, and in two halves with a resume."""
     runs = []
     for number, (cell, more) in enumerate(cells):
         whole = Task(cell, folder / f"whole-{number}", more)
@@ -168,7 +168,7 @@ def file_access() -> Path:
 @pytest.mark.slow
 @needs_libaio
 def test_a_dead_build_and_another_ninja_do_not_stop_a_start(file_access: Path, tmp_path: Path) -> None:
-    """torch would wait forever for the lock of a killed build, and rebuild all after a different version of ninja."""
+    """torch would wait forever for a killed build's lock, and rebuild everything after a change of ninja's version."""
     other = tmp_path / "ninja"
     other.write_text("#!/bin/sh\nexit 1\n")
     other.chmod(0o755)
@@ -212,7 +212,7 @@ def test_offload_to_a_disk_computes_the_same_and_resumes_to_the_last_bit(
 @pytest.mark.engine
 @pytest.mark.slow
 @needs_libaio
-def test_deepspeed_has_no_right_offload_to_a_disk_on_two_ranks(file_access, tmp_path: Path) -> None:
+def test_deepspeed_has_no_correct_offload_to_a_disk_on_two_ranks(file_access, tmp_path: Path) -> None:
     """This is why recipes may not use it; when this fails, they may."""
     swapping = Task(Cell(2, 2, 3), tmp_path / "swapping", LARGE, swap_to=tmp_path / "disk")
     run_tasks([swapping], tmp_path)
@@ -222,7 +222,7 @@ def test_deepspeed_has_no_right_offload_to_a_disk_on_two_ranks(file_access, tmp_
 
 
 @pytest.mark.engine
-def test_offload_to_a_disk_says_what_it_lacks(tmp_path: Path) -> None:
+def test_offload_to_a_disk_names_missing_requirements(tmp_path: Path) -> None:
     more = ("train.offload_optimizer=nvme", f"train.offload_path={tmp_path / 'disk'}")
     with pytest.raises(AssertionError, match=r"train\.offload_optimizer=nvme needs a C\+\+ compiler and libaio"):
         run_tasks([Task(Cell(1, 1, 3), tmp_path / "out", more)], tmp_path, {"CC": "false"})
@@ -294,6 +294,6 @@ def test_fp16_whose_scale_cannot_be_lowered_any_more_ends_the_run(tmp_path: Path
         (["train.offload_path=/tmp"], "set both or neither"),
     ],
 )
-def test_what_does_not_go_together_is_refused(overrides: list[str], says: str) -> None:
+def test_incompatible_settings_are_rejected(overrides: list[str], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         load_recipe(RECIPE, overrides)

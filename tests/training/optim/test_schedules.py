@@ -1,4 +1,4 @@
-"""Schedules by their definition."""
+"""Learning rate schedules equal their definition."""
 
 from itertools import pairwise
 

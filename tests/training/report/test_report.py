@@ -1,4 +1,4 @@
-"""The report page: its inputs and contents, that it loads nothing, and missing parts."""
+"""The report page: its inputs, its contents, missing parts, and that it loads no external resources."""
 
 import ast
 import json
@@ -107,7 +107,7 @@ def layout(recipe: Recipe) -> RunLayout:
 
 
 @pytest.fixture
-def whole(recipe: Recipe, layout: RunLayout) -> Recipe:
+def complete(recipe: Recipe, layout: RunLayout) -> Recipe:
     """A run with every part."""
     write_manifest(
         layout.documents,
@@ -157,7 +157,7 @@ def test_last_line_of_a_repeated_step_counts(tmp_path):
     assert metrics["validation"] == [{"kind": "validation", "step": 5, "loss": 1.0}]
 
 
-def test_torn_lines_are_passed_over(tmp_path):
+def test_incomplete_lines_are_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     torn = json.dumps(train_record(3, 3.0))[:200]
     write_lines(path, [train_record(1, 1.0), train_record(2, 2.0)], end=torn)
@@ -168,15 +168,15 @@ def test_torn_lines_are_passed_over(tmp_path):
     assert [record["loss"] for record in read_metrics(path)["train"]] == [1.0, 2.0, 9.0]
 
 
-def test_a_file_of_something_else_is_refused(tmp_path):
+def test_a_file_with_other_content_is_rejected(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("step,loss\n1,2.0\n", encoding="utf-8")
     with pytest.raises(RequestError, match="not a metrics file"):
         read_metrics(tmp_path / "metrics.jsonl")
     assert read_metrics(tmp_path / "missing.jsonl") == {}
 
 
-def test_every_part_is_on_the_page(whole, layout):
-    assert report(whole) == DONE
+def test_every_part_is_on_the_page(complete, layout):
+    assert report(complete) == DONE
     text = layout.report.read_text(encoding="utf-8")
     page = Page(text)
     wanted = ("pretraining", "experts", "evaluation", "finetuning", "samples", "data", "recipe")
@@ -198,8 +198,8 @@ def test_every_part_is_on_the_page(whole, layout):
     assert (layout.run / "report-loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_page_loads_nothing(whole, layout):
-    report(whole)
+def test_page_loads_nothing(complete, layout):
+    report(complete)
     text = layout.report.read_text(encoding="utf-8")
     page = Page(text)
     assert page.references, "clip paths and rasters refer to something"
@@ -212,60 +212,60 @@ def test_page_loads_nothing(whole, layout):
         assert not reference.startswith("#") or f'id="{reference[1:]}"' in text, reference
 
 
-def test_what_comes_from_files_is_escaped(whole, layout):
+def test_content_from_files_is_escaped(complete, layout):
     evil = "<script>alert('x')</script><img src=x onerror=alert(1)></pre>"
     write_evaluation(
         layout, {"samples": [{"prompt": evil, "completion": evil}], "baselines": {evil: {"bits_per_byte": 3}}}
     )
-    report(whole)
+    report(complete)
     page = Page(layout.report.read_text(encoding="utf-8"))
     assert not {"script", "img"} & set(page.elements)
     assert page.text.count("<script>alert('x')</script>") >= 2
     assert "shorter than <clean.min_chars>" in page.text
 
 
-def test_same_files_give_the_same_page(whole):
-    assert build_page(read_run(whole)) == build_page(read_run(whole))
+def test_same_files_give_the_same_page(complete):
+    assert build_page(read_run(complete)) == build_page(read_run(complete))
 
 
-def test_nothing_to_report_is_refused(recipe, layout):
+def test_a_run_without_anything_to_report_is_rejected(recipe, layout):
     with pytest.raises(RequestError, match="make pretrain"):
         report(recipe)
     assert not layout.run.exists()
 
 
 @pytest.mark.parametrize("kept", ["documents", "tokens", "pretrain", "finetune"])
-def test_any_part_alone_makes_a_page(whole, layout, tmp_path, kept):
+def test_any_part_alone_makes_a_page(complete, layout, tmp_path, kept):
     for name in ("documents", "tokenizer", "tokens", "examples", "pretrain", "finetune", "evaluation"):
         if name != kept:
             (layout.run / name).rename(tmp_path / name)
-    assert report(whole) == DONE
+    assert report(complete) == DONE
     page = Page(layout.report.read_text(encoding="utf-8"))
     assert "Still missing" in page.text
     assert "make evaluate" in page.text
     assert (layout.run / "report-loss.png").exists() == (kept == "pretrain")
 
 
-def test_unfinished_run_says_so(whole, layout):
+def test_an_unfinished_run_is_marked(complete, layout):
     (layout.pretrain / manifest.NAME).unlink()
-    page = Page(build_page(read_run(whole)))
+    page = Page(build_page(read_run(complete)))
     assert "Steps so far" in page.text
     assert "the end of pretraining (make pretrain)" in page.text
 
 
-def test_stale_evaluation_is_pointed_out(whole, layout):
+def test_stale_evaluation_is_pointed_out(complete, layout):
     write_manifest(layout.pretrain, "pretrain", {"steps": 80}, {"checkpoint": "step-00000080"})
-    page = Page(build_page(read_run(whole)))
+    page = Page(build_page(read_run(complete)))
     assert "step-00000040 of pretrain, but the newest checkpoint is step-00000080" in page.text
 
 
-def test_damaged_evaluation_is_refused(whole, layout):
+def test_damaged_evaluation_is_refused(complete, layout):
     (layout.evaluation / "evaluation.json").write_text('{"pretrain": ', encoding="utf-8")
     with pytest.raises(RequestError, match=r"evaluation\.json: damaged"):
-        report(whole)
+        report(complete)
 
 
-def test_losses_that_are_no_numbers(recipe, layout):
+def test_losses_that_are_not_finite(recipe, layout):
     losses = {5: math.nan, 9: math.inf}
     records = [train_record(step, losses.get(step, 3.0), experts=0) for step in range(1, 20)]
     write_lines(layout.pretrain / "metrics.jsonl", records)
@@ -297,7 +297,7 @@ def test_validation_without_training_records(recipe, layout):
     assert report(recipe) == DONE
 
 
-def test_long_runs_stay_light(recipe, layout):
+def test_pages_of_long_runs_stay_small(recipe, layout):
     records = [train_record(step, 3 + 1 / step, experts=64) for step in range(10, 60_010, 10)]
     write_lines(layout.pretrain / "metrics.jsonl", records)
     assert report(recipe) == DONE

@@ -19,7 +19,7 @@ def test_thin_keeps_spikes_and_order():
     assert series.thin(steps[:10], values[:10], 500)[0].tolist() == list(range(10))
 
 
-def test_smooth_is_a_mean_that_passes_over_what_is_no_number():
+def test_smooth_is_a_mean_that_skips_nan():
     values = np.full(200, 2.0)
     values[50] = math.nan
     np.testing.assert_allclose(series.smooth(values), 2.0)
@@ -34,7 +34,7 @@ def test_bins_average_and_fill_gaps():
     np.testing.assert_allclose(series.bin_columns(steps[:1], rows[:1], 1), [[0.0]])
 
 
-def test_numbers_in_words():
+def test_numbers_are_formatted_with_units():
     assert [compact(n) for n in (0, 999, 12_345, 4_467_267, 671e9)] == ["0", "999", "12.3 k", "4.47 M", "671 B"]
     assert compact(98e9, "FLOP/s") == "98.0 GFLOP/s"
     assert [duration(s) for s in (47.2, 192, 19_200, 183_600)] == ["47 s", "3 min 12 s", "5 h 20 min", "2 d 3 h"]

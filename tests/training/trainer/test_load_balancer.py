@@ -35,7 +35,7 @@ def alone() -> Iterator[None]:
 
 
 def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
-    """Max/mean expert load at every step of a training that starts with all tokens at two experts."""
+    """Return the max/mean expert load at every step of a run that starts with all tokens at two experts."""
     section = TrainSection(
         context_length=32,
         global_batch_tokens=1024,
@@ -74,11 +74,11 @@ def worst_loads(model: DeepseekSection, **train: float) -> list[float]:
 def test_balancing_evens_the_load_within_200_steps(method: str) -> None:
     model, train = METHODS[method]
     worst = worst_loads(small(routed_scaling_factor=1.0, initializer_range=0.2, **model), **train)
-    assert worst[0] > 3.5, "all tokens begin at the two favourites"
+    assert worst[0] > 3.5, "all tokens begin at the two favorites"
     assert sum(worst[-20:]) / 20 < 1.3
 
 
 @pytest.mark.parametrize("model", [{}, SOFTMAX])
-def test_without_balancing_the_favourites_stay(model: dict[str, object]) -> None:
+def test_without_balancing_the_favorites_stay(model: dict[str, object]) -> None:
     worst = worst_loads(small(routed_scaling_factor=1.0, initializer_range=0.2, **model), router_bias_update_rate=0.0)
     assert min(worst) > 2

@@ -1,4 +1,4 @@
-"""The events of a training run: which callbacks are called, in which order, and what ends it."""
+"""Events of a training run: which callbacks are called, in which order, and what ends the run."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -119,7 +119,7 @@ def test_an_error_ends_training_and_a_run_error_is_announced(error: Exception, h
     assert events[-len(heard) - 1 :] == ["on_step_end", *heard]
 
 
-def test_callbacks_are_called_in_order_and_get_back_the_sums_of_their_own_numbers() -> None:
+def test_callbacks_are_called_in_order_and_get_the_sums_of_their_numbers() -> None:
     events: list[str] = []
     first, second = Recorder(events, "1 ", [1.5]), Recorder(events, "2 ", [2.0, 3.0])
     Trainer(context(steps=1), [first, second]).run()

@@ -236,7 +236,7 @@ def test_gelu(precision: str, width: int, tanh: bool) -> None:
 
 @compiles
 def test_gelu_is_exact_everywhere() -> None:
-    """To a few units in the last place of fp32, for large inputs too."""
+    """The error is at most a few units in the last place of fp32, for large inputs too."""
     x = torch.linspace(-20, 20, 200_001)[:, None].expand(-1, 1)
     out = torch.cat([decode.gelu(piece) for piece in x.split(16)])
     assert (out.double() - F.gelu(x.double())).abs().max() < 5e-7

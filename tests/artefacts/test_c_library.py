@@ -1,4 +1,4 @@
-"""C code is compiled once, by any number of concurrent processes, and is optional."""
+"""C code is compiled only once, even by concurrent processes, and is optional."""
 
 import shutil
 import subprocess
@@ -8,9 +8,11 @@ import pyarrow
 import pytest
 
 from artefacts import c_library
+from configs.load import load_recipe
 from tests.support.paths import CHECKOUT
-from tests.support.pipeline.corpora import texts
+from tests.support.pipeline.corpora import RECIPE, texts
 from tokenizer.bpe import BpeTokenizer
+from tokenizer.train import _fit
 from tokenizer.word_cache import _SOURCE
 
 _START = (
@@ -45,9 +47,10 @@ def encoded_without(trained_model, capsys):
     return capsys.readouterr().err.splitlines()
 
 
-@pytest.fixture
-def model(tokenizer):
-    return tokenizer._pieces.serialized_model_proto()
+@pytest.fixture(scope="module")
+def model():
+    """A small trained SentencePiece model."""
+    return _fit(texts(60), load_recipe(RECIPE, ["tokenizer.vocab_size=400"]))
 
 
 def test_no_compiler(cache, model, monkeypatch, capsys):
@@ -104,15 +107,15 @@ def test_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch, capsys):
 
 
 @compiles
-def test_code_for_one_processor_is_not_taken_by_another(cache, monkeypatch):
-    plain, own = c_library._key(["cc"], _SOURCE, ()), c_library._key(["cc"], _SOURCE, ("-march=native",))
+def test_code_for_one_processor_is_not_used_by_another(cache, monkeypatch):
+    plain, native = c_library._key(["cc"], _SOURCE, ()), c_library._key(["cc"], _SOURCE, ("-march=native",))
     monkeypatch.setattr(c_library, "_instructions", lambda: b"flags: of another")
     assert c_library._key(["cc"], _SOURCE, ()) == plain
-    assert c_library._key(["cc"], _SOURCE, ("-march=native",)) not in (own, plain)
+    assert c_library._key(["cc"], _SOURCE, ("-march=native",)) not in (native, plain)
 
 
 @compiles
-def test_what_the_compiler_says_is_wrong_is_said_once(cache, tmp_path, capsys):
+def test_compiler_errors_are_reported_once(cache, tmp_path, capsys):
     for name in ("first.c", "second.c"):
         (tmp_path / name).write_text("int f(void) { return missing; }")
         assert c_library.library(tmp_path / name) is None

@@ -92,7 +92,7 @@ def test_broken_connections_lose_and_repeat_nothing(memory, tmp_path, monkeypatc
     assert texts == TEXTS and not bad.reasons and count[0] > 3
 
 
-def test_a_connection_that_stays_broken_is_no_bad_input(memory, monkeypatch):
+def test_a_connection_that_stays_broken_does_not_count_as_bad_input(memory, monkeypatch):
     memory.pipe("/a.jsonl", b'{"text": "x"}\n')
 
     def refuse(self, *args, **keys):
@@ -105,7 +105,7 @@ def test_a_connection_that_stays_broken_is_no_bad_input(memory, monkeypatch):
         read(source)
 
 
-def test_what_the_storage_says_of_a_file_stands_for_its_content(memory, monkeypatch):
+def test_storage_metadata_identifies_the_content_of_a_file(memory, monkeypatch):
     infos = [{"name": "/a.jsonl", "size": 5, "type": "file", "ETag": '"1"'}]
     monkeypatch.setattr(remote, "listed", lambda url, key: (False, infos))
     before = fingerprint(files.find("memory://a.jsonl", ()))

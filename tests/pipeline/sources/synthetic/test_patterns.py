@@ -32,7 +32,7 @@ def _texts(recipe):
     return parquet.read_table(RunLayout.of(recipe).documents / "clean-00000.parquet")["text"].to_pylist()
 
 
-def test_a_walk_goes_round():
+def test_a_walk_wraps_around():
     assert walk(0, 2, 8) == "acegikmo"
     assert walk(61, 1, 64) == "9" + ALPHABET + "a"
     assert walk(60, 61, 3) == "876"
@@ -47,7 +47,7 @@ def test_a_walk_goes_round():
     st.integers(0),
     st.integers(1, 500),
 )
-def test_documents_are_what_is_asked_for_however_cut(count, least, more, largest_step, seed, part_bytes):
+def test_documents_follow_the_settings_for_any_parts(count, least, more, largest_step, seed, part_bytes):
     source = PatternsSource(count, least, least + more, largest_step, seed)
     documents_read = _read(source)
     assert [document.id for document in documents_read] == [f"patterns:{number}" for number in range(count)]

@@ -1,4 +1,4 @@
-"""Compressed files: everything before damage is read, for all formats and readers, and nothing more."""
+"""Compressed files are read up to the damage and no further, in all formats and by all readers."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ ENDINGS = (".gz", ".xz", ".zst")
 
 
 def drained(content, ending):
-    """What is read, the damage, and the position in the stored bytes then."""
+    """Return the content that was read, the damage, and the position in the stored bytes."""
     stored = io.BytesIO(content)
     stream = decompressed(stored, f"a{ending}")
     decompressed_bytes = bytearray()
@@ -51,7 +51,7 @@ def in_blocks(content, ending, lines=40):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("size", [0, 5, 3000, 400_000])
-def test_whole_files_of_one_or_several_members(ending, size):
+def test_complete_files_with_one_or_several_members(ending, size):
     content = b"".join(b"line %d\n" % number for number in range(size // 8))
     packed = corpora.packed(content, ending)
     assert drained(packed, ending)[:2] == (content, None)
@@ -62,7 +62,7 @@ def test_whole_files_of_one_or_several_members(ending, size):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("size", [5, 3000, 400_000])
-def test_garbage_behind_the_end_costs_nothing_before_it(ending, size):
+def test_trailing_garbage_loses_nothing_before_it(ending, size):
     content = b"".join(b"line %d\n" % number for number in range(size // 8))
     packed = corpora.packed(content, ending)
     content_read, error, at = drained(packed + b"GARBAGE" * 20, ending)
@@ -71,7 +71,7 @@ def test_garbage_behind_the_end_costs_nothing_before_it(ending, size):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("cut", [1, 40, 60, 99])
-def test_all_before_a_cut_is_read(ending, cut):
+def test_everything_before_a_truncation_is_read(ending, cut):
     lines = [b"%d: %s\n" % (number, str(number**9).encode()) for number in range(4000)]
     packed = in_blocks(b"".join(lines), ending)
     packed = packed[: len(packed) * cut // 100]
@@ -82,7 +82,7 @@ def test_all_before_a_cut_is_read(ending, cut):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_is_not_compressed_so(ending):
+def test_files_that_are_not_in_the_named_compression(ending):
     for content in (b"", b"x", b"plain text" * 9):
         content_read, error, _ = drained(content, ending)
         assert not content_read and error is not None
@@ -115,7 +115,7 @@ _SOURCES = {
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("kind", _SOURCES)
 @pytest.mark.parametrize("harm", ["garbage", "cut"])
-def test_every_source_keeps_what_decodes(tmp_path, monkeypatch, kind, ending, harm):
+def test_every_source_keeps_the_text_before_damage(tmp_path, monkeypatch, kind, ending, harm):
     path = tmp_path / f"a.{kind}{ending}"
     packed = in_blocks(_content(kind), ending, 4)
     path.write_bytes(packed)
@@ -140,7 +140,7 @@ def test_every_source_keeps_what_decodes(tmp_path, monkeypatch, kind, ending, ha
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_other_encodings_keep_what_decodes(tmp_path, ending):
+def test_other_encodings_keep_the_text_before_damage(tmp_path, ending):
     content = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode("utf-16")
     (tmp_path / f"a.jsonl{ending}").write_bytes(corpora.packed(content, ending) + b"GARBAGE" * 20)
     documents_read, bad = _read(JsonlSource(str(tmp_path), "text", "utf-16"))
@@ -148,7 +148,7 @@ def test_other_encodings_keep_what_decodes(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_parallel_files_and_instructions_keep_what_decodes(tmp_path, ending):
+def test_parallel_files_and_instructions_keep_the_text_before_damage(tmp_path, ending):
     lines = [text.replace("\n", " ") for text in TEXTS]
     for name in ("a", "b"):
         (tmp_path / f"{name}{ending}").write_bytes(
@@ -163,7 +163,7 @@ def test_parallel_files_and_instructions_keep_what_decodes(tmp_path, ending):
     assert len(text) == bad.good == len(lines) and bad.reasons == {"unreadable file": 1}
 
 
-def test_damage_late_in_a_long_file_is_found_from_its_beginning_on(monkeypatch):
+def test_late_damage_in_a_long_file_loses_nothing_before_it(monkeypatch):
     monkeypatch.setattr(compressed, "_INPUT_BYTES", 512)
     monkeypatch.setattr(compressed, "_CAREFUL_INPUT_BYTES", 64)
     content = b"".join(b"%d\n" % (number**7) for number in range(30_000))

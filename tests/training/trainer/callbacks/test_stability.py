@@ -1,4 +1,4 @@
-"""Unstable runs: steps without a finite loss or gradient, spikes of the loss, a rank that hangs."""
+"""Unstable runs: steps with a non-finite loss or gradient, loss spikes, and a rank that hangs."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_only_steps_in_a_row_end_the_run() -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_nothing_at_any_stage(tmp_path: Path, precision: str) -> None:
-    """If the loss of one rank is not finite, or only its gradient, all ranks skip: weights, state and biases stay."""
+    """If one rank's loss, or only its gradient, is not finite, all ranks skip: weights, state and biases stay."""
     bad = {"rank": 1, "loss": [3], "gradient": [5, 6]}
     more = (f"train.precision={precision}",)
     tasks = [

@@ -45,7 +45,7 @@ def redact(path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Names of the source files that are opened."""
+    """Record the names of the source files that are opened."""
     names = []
     whole = files.File.open
     monkeypatch.setattr(files.File, "open", lambda file, *size: names.append(file.name) or whole(file, *size))
@@ -66,7 +66,7 @@ def test_a_change_in_the_middle_of_a_large_file(tmp_path):
         assert after.changed("text: files", "another") == after.changed("other: files", before) == []
 
 
-def test_only_what_a_stat_tells_from_before_is_hashed_again(tmp_path, opened):
+def test_only_files_with_changed_metadata_are_hashed_again(tmp_path, opened):
     source = tmp_path / "source"
     source.mkdir()
     for name in "abc":
@@ -118,7 +118,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     assert SourceDigests(tmp_path / "documents").of("text: files", files.find(str(path), ())) != before
 
 
-def test_tasks_that_begin_together_hash_a_source_once(tmp_path, opened):
+def test_tasks_that_start_together_hash_a_source_once(tmp_path, opened):
     path = tmp_path / "a.txt"
     path.write_text("x" * 999)
     os.utime(path, ns=PAST)
@@ -211,7 +211,7 @@ def test_verify_and_a_new_start_name_the_file(tmp_path, capsys):
     assert list(record["jsonl: files"]) == [f"{name}.jsonl" for name in "abcde"]
 
 
-def test_nothing_is_noted_of_sources_that_are_not_all_there(tmp_path):
+def test_digests_of_incomplete_sources_are_not_cached(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", TEXTS)
     sources = f"{{a: {{kind: jsonl, path: {tmp_path}/a.jsonl}}, b: {{kind: jsonl, path: /nowhere}}}}"
     run_recipe = recipe(tmp_path, "data.source={}", f"data.sources={sources}")
