@@ -41,7 +41,7 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
     load_weights(model, read_weights(checkpoint))
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])
     if device.type == "cpu":
-        cpu.kernels.compile_kernels()
+        cpu.compile_kernels()
     return model.to(device).eval()
 
 
