@@ -72,12 +72,12 @@ def test_compressed_lines(tmp_path, ending, harm):
 
 
 def test_a_line_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl_module, "_MOST_LINE_BYTES", 64)
+    monkeypatch.setattr(jsonl_module, "MOST_BYTES", 64)
     content = b'{"text": "one"}\n' + b"x" * 300 + b'\n{"text": "two"}\n' + b"y" * 64
     (tmp_path / "a.jsonl").write_bytes(content)
     documents, bad = read(JsonlSource(str(tmp_path), "text"))
     assert [document.text for document in documents] == ["one", "two"]
-    assert bad.reasons == {"a line longer than 0 MB": 2}
+    assert bad.reasons == {"a line longer than 64 B": 2}
 
 
 @pytest.mark.parametrize("layout", ["openwebtext-folder", "openwebtext-tar-xz", "openwebtext-subsets"])
