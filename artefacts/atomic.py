@@ -31,7 +31,7 @@ def refused(folder: Path, error: OSError) -> RequestError | None:
         return None
     return RequestError(
         f"{folder} cannot be written ({error.strerror}): set run.root to a folder of yours, and link the parts of that "
-        "run that you want to use into it (docs/troubles.md, Another user's run)"
+        'run that you want to use into it (docs/troubleshooting.md, "Using another user\'s run")'
     )
 
 

@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+Hashes = NDArray[np.uint64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
-def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.uint64]:
+
+def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> Hashes:
     """Return a uniform 64-bit hash of each name. Different seeds and purposes give independent hashes."""
     key = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=32)
     digests = bytearray()
@@ -21,8 +25,8 @@ def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> NDArray[np.ui
     return np.frombuffer(bytes(digests), dtype="<u8").astype(np.uint64)
 
 
-def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
-    """Return a mask of the items with the smallest hashes that together fit ``budget``. It is never empty."""
+def smallest(hashes: Hashes, sizes: Ints, budget: int) -> Mask:
+    """Return a mask of the items with the smallest hashes that fit into ``budget`` together, and at least one."""
     order = np.lexsort((np.arange(len(hashes)), hashes))
     total = np.cumsum(sizes[order])
     chosen = np.zeros(len(hashes), dtype=bool)
@@ -30,7 +34,7 @@ def smallest(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], budget: int) 
     return chosen
 
 
-def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool_], bool]:
+def lowest(hashes: Hashes, fraction: float) -> tuple[Mask, bool]:
     """Return a mask of the items whose hash is in the lowest ``fraction``, and whether the choice was forced.
 
     If no hash is that low, the choice is forced: the items with the smallest hash are chosen.
@@ -40,8 +44,8 @@ def lowest(hashes: NDArray[np.uint64], fraction: float) -> tuple[NDArray[np.bool
     return (hashes == hashes.min() if forced else chosen), forced
 
 
-#: Document hashes and sizes (in bytes), in any number of pieces.
-Pieces = Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]
+#: Hashes and sizes (in bytes) of documents, in any number of pieces.
+Pieces = Iterator[tuple[Hashes, Ints]]
 
 #: Hashes are binned by their top 16 bits.
 _BINS = 1 << 16
@@ -76,11 +80,30 @@ def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
     return (chosen << 48) - 1 if documents[:chosen].any() else int(hashes[order[0]])
 
 
-Hashes = NDArray[np.uint64]
-
-
 def mix(values: Hashes) -> Hashes:
     """Mix the bits of 64-bit numbers with splitmix64's finalizer, a bijection."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+#: The increment of splitmix64, 2^64 divided by the golden ratio.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def splitmix64(seed: Hashes | np.uint64, numbers: Hashes) -> Hashes:
+    """Return the outputs with these numbers (1, 2, ...) of the splitmix64 generator with this seed."""
+    with np.errstate(over="ignore"):
+        return mix(np.asarray(seed + GOLDEN * numbers))
+
+
+def powers(base: int, count: int) -> Hashes:
+    """Return base^0, base^1, ..., base^(count - 1) modulo 2^64."""
+    factors = np.full(count, base, np.uint64)
+    factors[:1] = 1
+    return np.cumprod(factors, dtype=np.uint64)
+
+
+def inverse(base: int) -> int:
+    """Return the inverse of an odd number modulo 2^64."""
+    return pow(base, -1, 1 << 64)

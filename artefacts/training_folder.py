@@ -18,6 +18,8 @@ from artefacts.errors import RequestError
 from artefacts.manifest import DamagedError, Manifest, OtherFormatError
 
 IDENTITY = "identity.json"
+#: The stages of training. Each is a training folder of the run, a make target and a command that launchers start.
+STAGES = ("pretrain", "finetune")
 #: Environment variable that is set in all jobs of a chain (``launch.slurm.train.chain``) except the first.
 LATER_IN_CHAIN = "MILLRACE_LATER_IN_CHAIN"
 
@@ -192,7 +194,7 @@ def finished(folder: Path) -> Manifest | None:
         raise RequestError(
             f"{error.fault}: use the version that wrote it, or remove the file: it is restored from the checkpoints"
         ) from None
-    return loaded if loaded is not None and loaded.stage in ("pretrain", "finetune") else None
+    return loaded if loaded is not None and loaded.stage in STAGES else None
 
 
 def _by_last_checkpoint(folder: Path) -> Manifest | None:

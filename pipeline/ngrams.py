@@ -17,13 +17,12 @@ import pyarrow
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from artefacts.hashing import Hashes, mix
+from artefacts.hashing import Hashes, inverse, mix, powers
 
-#: Bases of the polynomial hashes, modulo ``_WRAP``.
+#: Bases of the polynomial hashes, modulo 2^64.
 _BASE = 0x9E3779B97F4A7C15
 _WORD_BASE = 0xD1342543DE82EF95
-_WRAP = 1 << 64
-#: Size of the text to process at a time, in bytes. The arrays then fit in the CPU cache.
+#: Bytes of text to process at a time, so that the arrays fit in the CPU cache.
 _RUN_BYTES = 1 << 20
 #: Words with more bytes than this are hashed one by one.
 _LONG_WORD = 256
@@ -44,11 +43,7 @@ _IN_WORD, _FOLDED = _tables()
 _FIRST = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 
-@lru_cache(maxsize=8)
-def _powers(base: int, count: int) -> Hashes:
-    factors = np.full(count, base, np.uint64)
-    factors[0] = 1
-    return np.cumprod(factors, dtype=np.uint64)
+_powers = lru_cache(maxsize=8)(powers)
 
 
 def runs(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArray]:
@@ -148,8 +143,8 @@ def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[H
     room = 1 << max(len(hashes), 1).bit_length()
     sums = np.zeros(len(hashes) + 1, np.uint64)
     np.cumsum(hashes * _powers(_WORD_BASE, room)[: len(hashes)], out=sums[1:])
-    total = (sums[begin + length[owner]] - sums[begin]) * _powers(pow(_WORD_BASE, -1, _WRAP), room)[begin]
-    # The hash includes the length, so a short text doesn't match a longer sequence that begins with it.
+    total = (sums[begin + length[owner]] - sums[begin]) * _powers(inverse(_WORD_BASE), room)[begin]
+    # The hash includes the length, so a short text doesn't match a sequence that begins with it.
     return mix(total + length[owner].astype(np.uint64) * np.uint64(_BASE)), owner
 
 

@@ -106,21 +106,6 @@ class Tokenizer(ABC):
         return self._chat_token(special_tokens.PAD_ID)
 
     @property
-    def system_id(self) -> int:
-        """Id of ``<|system|>``, which starts a system message."""
-        return self._chat_token(special_tokens.SYSTEM_ID)
-
-    @property
-    def user_id(self) -> int:
-        """Id of ``<|user|>``, which starts a user message."""
-        return self._chat_token(special_tokens.USER_ID)
-
-    @property
-    def assistant_id(self) -> int:
-        """Id of ``<|assistant|>``, which starts an assistant message."""
-        return self._chat_token(special_tokens.ASSISTANT_ID)
-
-    @property
     def end_of_turn_id(self) -> int:
         """Id of ``<|end|>``, which ends each message."""
         return self._chat_token(special_tokens.END_OF_TURN_ID)

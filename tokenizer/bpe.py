@@ -11,7 +11,7 @@ from tokenizer.word_cache import WordCache
 
 #: SentencePiece represents a space as U+2581, and would decode a literal U+2581 as a space. So a literal U+2581 is
 #: encoded as bytes.
-_SPACE_MARK = "\u2581"
+SPACE_MARK = "\u2581"
 
 
 class BpeTokenizer(Tokenizer):
@@ -38,7 +38,7 @@ class BpeTokenizer(Tokenizer):
         if first != special_tokens.RESERVED:
             raise RequestError(f"not a Millrace tokenizer: ids 0 to 7 are {', '.join(first)}")
         self._first_text_id = next(i for i in range(self.vocab_size) if not self.is_reserved(i))
-        self._space_mark = [self._pieces.PieceToId(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        self._space_mark = [self._pieces.PieceToId(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
         self._words: WordCache | None = None
         self._words_loaded = False
 
@@ -48,9 +48,9 @@ class BpeTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         text = writable(text)
-        if _SPACE_MARK not in text:
+        if SPACE_MARK not in text:
             return self._pieces.EncodeAsIds(text)
-        first, *rest = (self._pieces.EncodeAsIds(part) if part else [] for part in text.split(_SPACE_MARK))
+        first, *rest = (self._pieces.EncodeAsIds(part) if part else [] for part in text.split(SPACE_MARK))
         ids: list[int] = first
         for part in rest:
             ids += self._space_mark
@@ -58,7 +58,7 @@ class BpeTokenizer(Tokenizer):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        plain = [i for i, text in enumerate(texts) if _SPACE_MARK not in text]
+        plain = [i for i, text in enumerate(texts) if SPACE_MARK not in text]
         encoded = self._pieces.Encode([writable(texts[i]) for i in plain], out_type=int, num_threads=1)
         ids_by_index = dict(zip(plain, encoded, strict=True))
         return [ids_by_index[i] if i in ids_by_index else self.encode(text) for i, text in enumerate(texts)]

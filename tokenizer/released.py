@@ -8,10 +8,8 @@ import json
 from typing import Any
 
 from tokenizer.base import Tokenizer
-from tokenizer.bpe import BpeTokenizer
+from tokenizer.bpe import SPACE_MARK, BpeTokenizer
 
-#: SentencePiece's representation of a space.
-_SPACE_MARK = "\u2581"
 _NEWLINE = "\n"
 
 
@@ -36,7 +34,7 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def spelling(piece: str) -> str:
     """Return a SentencePiece piece as text."""
-    return piece.replace(_SPACE_MARK, " ")
+    return piece.replace(SPACE_MARK, " ")
 
 
 def _of_bpe(tokenizer: BpeTokenizer) -> Any:

@@ -9,7 +9,6 @@ from configs.schema.tokenizer import RESERVED_TOKENS
 
 #: Names of the reserved tokens. A token's id is its index. Every vocabulary that Millrace trains begins with them.
 RESERVED = RESERVED_TOKENS
-UNKNOWN, BEGIN, END_OF_TEXT, PAD, SYSTEM, USER, ASSISTANT, END_OF_TURN = RESERVED
 UNKNOWN_ID, BEGIN_ID, END_OF_TEXT_ID, PAD_ID, SYSTEM_ID, USER_ID, ASSISTANT_ID, END_OF_TURN_ID = range(len(RESERVED))
 
 #: Label for positions without a loss. PyTorch's cross-entropy ignores it.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from artefacts.errors import RequestError, RunError
 from artefacts.signals import StopRequest
+from artefacts.training_folder import STAGES
 from artefacts.worker_status import Worker
 from configs import command
 from configs.checks import unread_keys
@@ -34,10 +35,6 @@ VERBS = {
 }
 
 
-#: Verbs that launchers start on every rank.
-LAUNCHED = ("pretrain", "finetune")
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -46,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         options.add(verb, sub)
     parsed = command.parse(parser, arguments)
     options.validate(parser, parsed)
-    if parsed.verb not in LAUNCHED:
+    if parsed.verb not in STAGES:
         try:
             return _run(parsed.verb, parsed)
         except (RuntimeError, MemoryError, OSError) as error:

@@ -20,6 +20,9 @@ from training.layers import cpu
 from training.models.registry import build_model, init_weights
 from training.runs import backbone_checkpoint, named_checkpoint
 
+#: ``train.precision`` -> dtype of the weights.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def best_device(recipe: Recipe) -> torch.device:
     """Return ``launch.device`` or, if that is ``auto``, the best device on this machine.
@@ -39,9 +42,9 @@ def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
     require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "pretrain").details["model"])
     model = build_model(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
-    model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision])
+    model = model.to(DTYPES[recipe.train.precision])
     if device.type == "cpu":
-        cpu.kernels.compile_kernels()
+        cpu.compile_kernels()
     return model.to(device).eval()
 
 

@@ -23,7 +23,7 @@ from configs.load import load_recipe
 from training.estimate import flops_per_token
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
-from training.layers.cross_entropy import linear_cross_entropy_sum
+from training.layers.lm_head import linear_cross_entropy_sum
 
 _RECIPE = load_recipe(CHECKOUT / "configs/deepseek-0.5b.yaml", ["model.num_nextn_predict_layers=0"])
 VOCAB, SHAPE = _RECIPE.vocab_size, _RECIPE.model

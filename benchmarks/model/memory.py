@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from benchmarks.model.shapes import SHAPES
 from benchmarks.paired import Ratio
 from benchmarks.resident import fresh_peak, grown_by
-from training.layers.cross_entropy import linear_cross_entropy_sum
+from training.layers.lm_head import linear_cross_entropy_sum
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 
 #: With 12 layers and 4 sequences of 1,024 tokens, activations take most of the memory, not weights.

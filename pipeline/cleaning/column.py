@@ -12,9 +12,9 @@ import pyarrow
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from artefacts.hashing import Ints, Mask
+
 Bytes = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 _NEWLINE = ord("\n")
 

@@ -11,12 +11,13 @@ import pyarrow
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from artefacts.hashing import Hashes, mix
+from artefacts.hashing import Hashes, inverse, mix, powers, splitmix64
 
 _BASE = 0xD6E8FEB86659FD93
-_WRAP = 1 << 64
 #: A fixed random number for each byte.
-_NUMBER = mix(np.arange(1, 257, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+_NUMBER = splitmix64(np.uint64(0), np.arange(1, 257, dtype=np.uint64))
+
+_powers = lru_cache(maxsize=4)(powers)
 
 
 class Lines(NamedTuple):
@@ -59,15 +60,8 @@ def _hashes(strings: pyarrow.LargeStringArray) -> Hashes:
     room = 1 << len(content).bit_length()
     sums = np.zeros(len(content) + 1, np.uint64)
     np.cumsum(_NUMBER[content] * _powers(_BASE, room)[: len(content)], out=sums[1:])
-    down = _powers(pow(_BASE, -1, _WRAP), room)[offsets[:-1]]
+    down = _powers(inverse(_BASE), room)[offsets[:-1]]
     return mix((sums[offsets[1:]] - sums[offsets[:-1]]) * down + mix(np.diff(offsets).astype(np.uint64)))
-
-
-@lru_cache(maxsize=4)
-def _powers(base: int, count: int) -> Hashes:
-    factors = np.full(count, base, np.uint64)
-    factors[:1] = 1
-    return np.cumprod(factors, dtype=np.uint64)
 
 
 def remove_lines(texts: Any, rows: NDArray[Any], lines: NDArray[Any]) -> pyarrow.LargeStringArray:

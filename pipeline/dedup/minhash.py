@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts.hashing import Hashes, mix
+from artefacts.hashing import GOLDEN, Hashes, mix, splitmix64
 
 #: Value of an empty bin.
 _EMPTY = np.uint32(0xFFFFFFFF)
@@ -23,7 +23,6 @@ _EMPTY = np.uint32(0xFFFFFFFF)
 _ROUNDS = 32
 #: Number of single-bin hashes to compute at a time.
 _BLOCK = 1 << 21
-_SALT = 0x9E3779B97F4A7C15
 
 Sketches = NDArray[np.uint32]
 
@@ -63,8 +62,8 @@ def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int
 
 @lru_cache(maxsize=8)
 def _factors(count: int, first: int = 1) -> Hashes:
-    """Return deterministic pseudorandom odd numbers."""
-    return mix(np.arange(first, first + count, dtype=np.uint64) * np.uint64(_SALT)) | np.uint64(1)
+    """Return pseudorandom odd numbers, the same ones every time."""
+    return splitmix64(np.uint64(0), np.arange(first, first + count, dtype=np.uint64)) | np.uint64(1)
 
 
 def _fill(grid: Sketches, shingles: Hashes, owner: NDArray[np.int64]) -> None:
@@ -93,7 +92,7 @@ def band_keys(sketches: Sketches, bands: int, rows: int) -> Hashes:
     The same bins give different keys in different bands, so all bands share one key space (Leskovec et al., ch. 3.4).
     """
     values = sketches[:, : bands * rows].reshape(len(sketches), bands, rows)
-    keys = np.broadcast_to(mix(np.arange(1, bands + 1, dtype=np.uint64) * np.uint64(_SALT)), values.shape[:2])
+    keys = np.broadcast_to(splitmix64(np.uint64(0), np.arange(1, bands + 1, dtype=np.uint64)), values.shape[:2])
     for row in range(rows):
-        keys = mix(keys ^ values[:, :, row]) + np.uint64(_SALT)
+        keys = mix(keys ^ values[:, :, row]) + GOLDEN
     return mix(keys)

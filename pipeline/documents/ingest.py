@@ -11,7 +11,6 @@ For each part, these files are written to the parts folder:
 """
 
 import hashlib
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -37,8 +36,6 @@ from pipeline.documents.row_files import GROUP_BYTES, KEPT_SCHEMA, REJECTED_SCHE
 from pipeline.parallel import TaskShard
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Part, Source
-
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def kept_path(folder: Path, number: int) -> Path:
@@ -244,7 +241,7 @@ def _column(values: tuple[str | None, ...], kind: pyarrow.DataType) -> pyarrow.A
     try:
         return pyarrow.array(values, kind)
     except UnicodeEncodeError:
-        return pyarrow.array([value and _SURROGATES.sub("", value) for value in values], kind)
+        return pyarrow.array([value and value.encode("utf-8", "ignore").decode() for value in values], kind)
 
 
 def _text_bytes(texts: pyarrow.ChunkedArray) -> int:

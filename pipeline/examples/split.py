@@ -23,15 +23,12 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 
-from artefacts.hashing import keyed_hashes
+from artefacts.hashing import Hashes, Ints, Mask, keyed_hashes
 from configs.schema.clean import NearDuplicatesSection
 from pipeline.dedup.minhash import band_keys, sketch
 from pipeline.dedup.union_find import flatten, join
 from pipeline.ngrams import sequences
 
-Ints = NDArray[np.int64]
-Hashes = NDArray[np.uint64]
-Mask = NDArray[np.bool_]
 Messages = Sequence[Mapping[str, str]]
 
 #: An answer shared by more examples than this is common, and a question shared by more examples is a template.

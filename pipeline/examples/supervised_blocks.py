@@ -17,6 +17,7 @@ import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from artefacts import atomic
+from artefacts.hashing import Mask
 from pipeline.documents import read_shards
 from pipeline.tokens.encode import Block
 from pipeline.tokens.held_out import Thresholds
@@ -30,8 +31,6 @@ NO_TEXT = "text without a token"
 
 #: A side's file name prefix -> the side's name in the counts.
 SIDES = {"train": "train", "held-out": "held_out"}
-
-Mask = NDArray[np.bool_]
 
 
 class Task(NamedTuple):

@@ -8,7 +8,7 @@ from artefacts import command_hints, fingerprint, manifest, repair_hints
 from artefacts.differences import explained
 from artefacts.errors import RequestError
 from artefacts.pages.formats import compact
-from artefacts.training_folder import IDENTITY, checkpoints, finished, has_weights, own_identity
+from artefacts.training_folder import IDENTITY, STAGES, checkpoints, finished, has_weights, own_identity
 from configs.checks import run_weights
 from configs.identities import documents_identity
 from configs.run_layout import RunLayout
@@ -24,8 +24,6 @@ _INPUTS: dict[str, tuple[str, ...]] = {
     "evaluation": ("tokens", "examples"),
     "export": (),
 }
-#: Training folders. Their names are also make targets.
-_TRAINED = ("pretrain", "finetune")
 
 
 def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
@@ -38,14 +36,14 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
         RequestError: there are no artefacts.
     """
     layout = RunLayout.of(recipe)
-    folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_INPUTS, *_TRAINED)}
+    folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_INPUTS, *STAGES)}
     existing = {name: folder for name, folder in folders.items() if folder.exists()}
     if not existing:
         raise RequestError(f"{layout.data} has no artefact: run `{command_hints.make('data', recipe_path)}` first")
     intact: list[str] = []
     faults: list[str] = []
     for name, folder in existing.items():
-        if name in _TRAINED:
+        if name in STAGES:
             _check_training(name, layout, recipe_path, intact, faults)
         else:
             fix = repair_hints.hint(name, folder, recipe_path)
@@ -144,12 +142,12 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
     now: dict[str, str] = {}
     if name == "export":
         stage = str(published.details.get("stage"))
-        for newest in checkpoints(layout.run / stage)[-1:] if stage in _TRAINED else []:
+        for newest in checkpoints(layout.run / stage)[-1:] if stage in STAGES else []:
             with suppress(RequestError):
                 saved = manifest.read(newest)
                 now |= {"checkpoint": saved.fingerprint} if saved else {}
     if name == "evaluation":
-        for stage in _TRAINED:
+        for stage in STAGES:
             with suppress(RequestError):  # reported when the stage is checked
                 last = finished(getattr(layout, stage))
                 now |= {stage: last.details["weights"]} if last else {}

@@ -10,6 +10,10 @@ from pipeline.sources.storage.files import File
 #: The source's recipe key, if there is only one source.
 KEY = "data.source"
 
+#: Maximum bytes of a line, an archive member and a text that is read in one piece, and maximum characters of a `csv`
+#: field. Anything larger is in a different format than the recipe says, or has to be read in chunks.
+MOST_BYTES = 256 << 20
+
 
 class Part(NamedTuple):
     """A piece of a source that is small enough for one process. It is picklable.

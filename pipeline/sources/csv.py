@@ -12,13 +12,11 @@ from artefacts.errors import RequestError, spelled
 from pipeline.document import Document
 from pipeline.sources import file_source, signatures
 from pipeline.sources.bad_inputs import BadInputs
-from pipeline.sources.base import Part
+from pipeline.sources.base import MOST_BYTES, Part
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.files import File
 
-#: Maximum characters in a field. Without a limit, a field with an unclosed quote would extend to the end of the file.
-_MOST_FIELD_CHARS = 256 << 20
 #: Common delimiters, for hints.
 _DELIMITERS = (";", "\t", "|", ",")
 
@@ -55,7 +53,8 @@ class CsvSource(FileSource):
         if fault := signatures.other_kind(signatures.peek(stream)):
             bad.add(fault, file.name, file.size)
             return
-        csv.field_size_limit(_MOST_FIELD_CHARS)
+        # Without a limit, a field with an unclosed quote would extend to the end of the file.
+        csv.field_size_limit(MOST_BYTES)
         # Report decoding errors per record instead of per block of the file.
         if self.encoding != encodings.UTF8:
             stream = encodings.as_utf8(stream, self.encoding)

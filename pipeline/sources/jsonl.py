@@ -10,16 +10,14 @@ from typing import IO, Any, ClassVar
 
 import orjson
 
+from artefacts.pages.formats import compact
 from pipeline.document import Document
 from pipeline.sources import file_source, signatures
 from pipeline.sources.bad_inputs import BadInputs
-from pipeline.sources.base import Part
+from pipeline.sources.base import MOST_BYTES, Part
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.files import File
-
-#: Maximum bytes in a line. A longer line means that the file has a different format.
-_MOST_LINE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,11 @@ class JsonlSource(FileSource):
             bad.add(fault, name, file.size)
             return
         fields_of, prefix = self._fields_of(), f"jsonl:{name}:"
-        while (not stop or at < stop) and (line := stream.readline(_MOST_LINE_BYTES)):
+        while (not stop or at < stop) and (line := stream.readline(MOST_BYTES)):
             size = len(line)
             pair = None
-            if size == _MOST_LINE_BYTES and not line.endswith(b"\n"):
-                bad.add(f"a line longer than {_MOST_LINE_BYTES >> 20} MB", f"{name} at byte {at}")
+            if size == MOST_BYTES and not line.endswith(b"\n"):
+                bad.add(f"a line longer than {compact(MOST_BYTES, 'B')}", f"{name} at byte {at}")
                 size += _to_line_end(stream)
             else:
                 try:
@@ -186,7 +184,7 @@ def getter(field: str) -> Callable[[Any], Any]:
 def _to_line_end(stream: IO[bytes]) -> int:
     """Skip to the end of the line. Returns the number of bytes skipped."""
     skipped = 0
-    while piece := stream.readline(_MOST_LINE_BYTES):
+    while piece := stream.readline(MOST_BYTES):
         skipped += len(piece)
         if piece.endswith(b"\n"):
             break

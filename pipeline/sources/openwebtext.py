@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, ClassVar, NamedTuple
 
+from artefacts.pages.formats import compact
 from pipeline.document import Document
 from pipeline.sources import file_source
 from pipeline.sources.bad_inputs import BadInputs
-from pipeline.sources.base import Part
+from pipeline.sources.base import MOST_BYTES, Part
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import files, seven_zip, tar
 from pipeline.sources.storage.compressed import decompressed
@@ -34,7 +35,7 @@ _HEADER_BYTES = 8 << 10
 
 _DAMAGE = (*files.DAMAGE, tar.Damaged, seven_zip.Damaged)
 _NOT_A_FILE = "not a regular file"
-_TOO_LARGE = f"a member larger than {tar.MOST_MEMBER_BYTES >> 20} MB"
+_TOO_LARGE = f"a member larger than {compact(MOST_BYTES, 'B')}"
 
 
 class Range(NamedTuple):

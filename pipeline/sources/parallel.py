@@ -8,17 +8,15 @@ from itertools import islice
 from typing import IO, Any, ClassVar, NamedTuple
 
 from artefacts.errors import RequestError
+from artefacts.pages.formats import compact
 from pipeline.document import Document
 from pipeline.sources import file_source, signatures
 from pipeline.sources.bad_inputs import BadInputs
-from pipeline.sources.base import Part
+from pipeline.sources.base import MOST_BYTES, Part
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
 from pipeline.sources.storage.compressed import decompressed
 from pipeline.sources.storage.files import File
-
-#: Maximum bytes in a line.
-_MOST_LINE_BYTES = 256 << 20
 
 
 class Lines(NamedTuple):
@@ -134,8 +132,8 @@ class ParallelSource(FileSource):
                 try:
                     for number, line in enumerate(self._lines(stream), 1):
                         at += len(line)
-                        if len(line) == _MOST_LINE_BYTES and not line.endswith(b"\n"):
-                            raise RequestError(f"{file.path}: a line longer than {_MOST_LINE_BYTES >> 20} MB")
+                        if len(line) == MOST_BYTES and not line.endswith(b"\n"):
+                            raise RequestError(f"{file.path}: a line longer than {compact(MOST_BYTES, 'B')}")
                         yield number, at
                 finally:
                     read = raw.tell()
@@ -144,7 +142,7 @@ class ParallelSource(FileSource):
 
     def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
         stream = stream if self.encoding == encodings.UTF8 else encodings.as_utf8(stream, self.encoding)
-        return iter(lambda: stream.readline(_MOST_LINE_BYTES), b"")
+        return iter(lambda: stream.readline(MOST_BYTES), b"")
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
         bad.bytes += part.size

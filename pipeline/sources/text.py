@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from artefacts.errors import RequestError
+from artefacts.pages.formats import compact
 from pipeline.document import Document
 from pipeline.sources import file_source, signatures
 from pipeline.sources.bad_inputs import BadInputs
-from pipeline.sources.base import Part
+from pipeline.sources.base import MOST_BYTES, Part
 from pipeline.sources.chunking import Piece, pieces
 from pipeline.sources.file_source import FileSource
 from pipeline.sources.storage import encodings, files
@@ -21,8 +22,6 @@ from pipeline.sources.storage.files import File
 #: For texts that are read in blocks: bytes to decode at a time, and size of a part's documents in UTF-8 bytes.
 _BLOCK_CHARS = 1 << 20
 _CARRIED_BYTES = 16 << 20
-#: Maximum decompressed bytes of a text that is read in one piece.
-_MAX_BYTES_AT_ONCE = 256 << 20
 
 
 class Carried(NamedTuple):
@@ -131,7 +130,7 @@ class TextSource(FileSource):
                 if fault := signatures.other_kind(signatures.peek(stream)):
                     bad.add(fault, file.name, file.size)
                     return None
-                content, damage = files.up_to_damage(stream, _MAX_BYTES_AT_ONCE)
+                content, damage = files.up_to_damage(stream, MOST_BYTES)
                 at = raw.tell()
         except files.DAMAGE as error:
             damage, at = error, 0
@@ -139,9 +138,9 @@ class TextSource(FileSource):
             bad.add("unreadable file", f"{file.name}: {damage}", files.lost_bytes(file.size, at))
             if not content:
                 return None
-        if len(content) > _MAX_BYTES_AT_ONCE:
+        if len(content) > MOST_BYTES:
             hint = ", decompressed" if self.chunk_chars else ": set chunk_chars"
-            bad.add(f"longer than {_MAX_BYTES_AT_ONCE >> 20} MB{hint}", file.name, file.size)
+            bad.add(f"longer than {compact(MOST_BYTES, 'B')}{hint}", file.name, file.size)
             return None
         try:
             text = decode(content, self.encoding, is_cut=damage is not None)
@@ -184,8 +183,8 @@ def _limited(blocks: Iterator[str], key: str) -> Iterator[str]:
     size = 0
     for block in blocks:
         size += _utf8_bytes(block)
-        if size > _MAX_BYTES_AT_ONCE:
-            limit = f"{_MAX_BYTES_AT_ONCE >> 20} MB"
+        if size > MOST_BYTES:
+            limit = compact(MOST_BYTES, "B")
             raise RequestError(f"{key}.merge: the document is larger than {limit}: set {key}.chunk_chars")
         yield block
 

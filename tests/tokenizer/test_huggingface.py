@@ -142,7 +142,7 @@ def test_no_conversations(loaded):
     assert not loaded.has_chat_tokens
     with pytest.raises(RequestError, match="no chat tokens"):
         chat_template.render([{"role": "user", "content": "hi"}], loaded)
-    for name in ("begin_id", "pad_id", "system_id", "user_id", "assistant_id", "end_of_turn_id"):
+    for name in ("begin_id", "pad_id", "end_of_turn_id"):
         with pytest.raises(RequestError, match="no chat tokens"):
             getattr(loaded, name)
 

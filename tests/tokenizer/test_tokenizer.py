@@ -64,7 +64,7 @@ def test_reserved_ids(tokenizer):
 
 
 def test_special_tokens_are_dropped_or_shown(tokenizer):
-    ids = [tokenizer.user_id, *tokenizer.encode("hi there"), tokenizer.end_of_turn_id]
+    ids = [special_tokens.USER_ID, *tokenizer.encode("hi there"), tokenizer.end_of_turn_id]
     assert tokenizer.decode(ids) == "hi there"
     assert tokenizer.decode(ids, show_special=True) == "<|user|>hi there<|end|>"
 

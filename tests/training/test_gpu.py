@@ -9,7 +9,7 @@ from tests.training.layers.test_transformer_layer import HEADS, LENGTH, MASKS, d
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
 from training.layers.attention import attention
-from training.layers.cross_entropy import linear_cross_entropy_sum
+from training.layers.lm_head import linear_cross_entropy_sum
 from training.layers.masks import Mask
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
@@ -85,7 +85,7 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
 
     Liger's loss waits once, to count its targets: ours stands in for it here.
     """
-    monkeypatch.setattr("training.layers.cross_entropy._liger", lambda: None)
+    monkeypatch.setattr("training.layers.lm_head._liger", lambda: None)
     losses = ["train.sequence_loss=0.1", "train.load_balance_loss=0.1", "train.router_z_loss=0.1"]
     recipe = load_recipe(RECIPE, ["train.precision=bf16", *losses])
     batch = SyntheticTokens(recipe).global_batch(0).to(torch.device("cuda"))
@@ -106,7 +106,7 @@ def test_the_loss_equals_that_of_plain_products(liger: bool, monkeypatch: pytest
     if liger:
         pytest.importorskip("liger_kernel")
     else:
-        monkeypatch.setattr("training.layers.cross_entropy._liger", lambda: None)
+        monkeypatch.setattr("training.layers.lm_head._liger", lambda: None)
     hidden = torch.randn(100, 64, device="cuda").requires_grad_()
     weight = torch.randn(300, 64, device="cuda").requires_grad_()
     labels = torch.randint(0, 300, (100,), device="cuda")

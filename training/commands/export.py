@@ -18,10 +18,9 @@ from training.export.folder import write_config, write_tokenizer, write_weights
 from training.export.formats import format_of
 from training.export.proof import difference_to_transformers, require_same_weights
 from training.export.weights import load_weights, released_stream
-from training.model_loading import require_same_model, wanted_checkpoint
+from training.model_loading import DTYPES, require_same_model, wanted_checkpoint
 from training.models.registry import build_model
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Bytes per parameter needed for verification: two copies of our model and one of transformers', in fp32.
 _VERIFY_BYTES = 12
 
@@ -47,7 +46,7 @@ def export(recipe: Recipe) -> int:
         if stage.finished:
             print(f"{layout.export}: up to date")
             return DONE
-        dtype, tokenizer = _DTYPES[recipe.train.precision], load_tokenizer(layout.tokenizer)
+        dtype, tokenizer = DTYPES[recipe.train.precision], load_tokenizer(layout.tokenizer)
         names = [*(contents := Contents(checkpoint)).parameters, *contents.buffers()]
         stream = released_stream(recipe.model, read_weights(checkpoint), names)
         numbers = write_weights(stage.work, stream, dtype)

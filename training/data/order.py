@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts.hashing import mix
+from artefacts.hashing import mix, splitmix64
 
 #: One 64-bit number, or an array of them.
 Key = int | np.uint64 | NDArray[np.uint64]
@@ -19,13 +19,9 @@ Key = int | np.uint64 | NDArray[np.uint64]
 _ROUNDS = 6
 
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
 def derive(seed: Key, number: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Derive a 64-bit key from a seed and a nonnegative number. Different numbers give different keys."""
-    with np.errstate(over="ignore"):
-        return mix(np.asarray(seed, np.uint64) + _GOLDEN * (np.asarray(number, np.uint64) + np.uint64(1)))
+    """Derive a 64-bit key from a seed, different for every number (0 or more)."""
+    return splitmix64(np.asarray(seed, np.uint64), np.asarray(number, np.uint64) + np.uint64(1))
 
 
 def permute(positions: NDArray[np.int64], size: int, key: Key) -> NDArray[np.int64]:
@@ -38,8 +34,7 @@ def permute(positions: NDArray[np.int64], size: int, key: Key) -> NDArray[np.int
     images = positions.astype(np.uint64)
     todo = np.ones(images.shape, dtype=bool)
     with np.errstate(over="ignore"):
-        rounds = np.arange(1, _ROUNDS + 1, dtype=np.uint64)[:, None]
-        keys = mix(np.asarray(key, np.uint64) + _GOLDEN * rounds)
+        keys = splitmix64(np.asarray(key, np.uint64), np.arange(1, _ROUNDS + 1, dtype=np.uint64)[:, None])
         while todo.any():
             left, right = images[todo] >> shift, images[todo] & mask
             for round_keys in keys if keys.shape[1] == 1 else keys[:, todo]:

@@ -1,20 +1,27 @@
 """Layers shared by the model families: single-device PyTorch, with no knowledge of ranks, meshes or the environment.
 
-A tensor's name ends in its shape: ``x_BTD`` is indexed [batch, position, hidden].
+Tensor names end in their shape: ``x_BTD`` is indexed [batch, position, hidden]. A letter or digit is one dimension;
+``2F`` and the like are a multiple.
 
-    B  sequences in the micro-batch         E  routed experts
-    T  positions in a sequence              K  experts per token
-    M  tokens in the micro-batch, B * T     G  groups of experts
-    D  hidden size                          F  feed-forward width (of one expert in a mixture)
-    N  attention heads                      S  token slots, M * K: one row per (token, expert) pair
-    Q  query/key width of a head, P + R     P  its non-rotary part; R  its rotary part
-    Z  value width of a head                C  latent width (key/value), L  latent width (query)
-    V  vocabulary                           R  (on CPU) expert rows, including padding
-    c  width of a cache entry, C + R        e  width of a head's expanded latent, P + Z
+    B  sequences in the micro-batch         D  hidden size
+    T  positions in a sequence              V  vocabulary
+    M  tokens in the micro-batch, B * T
 
-In dense attention and cross-attention:
+In attention:
 
-    H  width of a head                      L  key positions (S for an encoded source)
+    N  attention heads                      L  key positions
+    H  width of a head, if Q equals Z       S  positions in an encoded source
+    Q  query/key width of a head, P + R     Z  value width of a head
+    P  non-rotary part of Q                 R  rotary part of Q
+    C  latent width (key/value)             e  width per head that a latent expands to, P + Z
+    J  queries of all heads, N * T          c  width of a cache entry: C + R, or 2 * H per head
+
+In feed-forward layers, experts and the loss:
+
+    E  routed experts                       S  token slots, M * K: one row per (token, expert) pair
+    K  experts per token                    R  rows: S with padding, or a chunk of the logits' M
+    G  groups of experts                    e  experts in a group, E / G
+    F  feed-forward width (of one expert in a mixture)
 
 CPU-specific code lives in :mod:`training.layers.cpu`. A layer tries the CPU function first, and falls back to PyTorch's
 operation if that function returns None.

@@ -6,7 +6,7 @@ the results of PyTorch's fused attention. It recomputes expansions, norms and ex
 decision.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    cpu.attention.FUSED_OPERATION,
 }
 
 
@@ -38,11 +38,15 @@ def checkpointed(layer: Callable[..., torch.Tensor], mode: ActivationCheckpointi
 
 
 def _selective_policy(hidden_size: int, _context: Any, operation: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
-    if operation is torch.ops.aten.mm.default:
-        width = inputs[1].shape[1]
-    else:
-        width = cpu.matmul.product_width(operation, inputs)
+    width = _product_width(operation, inputs)
     narrow = width is not None and width < hidden_size
     if narrow or operation in _ATTENTION or operation in DECIDING_OPERATIONS:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _product_width(operation: Any, inputs: Sequence[Any]) -> int | None:
+    """Return the number of output columns of ``operation``, or None if it is not a matrix product."""
+    if operation is torch.ops.aten.mm.default:
+        return int(inputs[1].shape[1])
+    return cpu.matmul.product_width(operation, inputs)

@@ -27,9 +27,8 @@ def attention(
 ) -> torch.Tensor:
     """Compute scaled dot-product attention [B, N, T, Z] under a mask. Query t is at position t.
 
-    With a window, time and memory grow linearly with the sequence length. On CPU, each block of queries uses only the
-    keys it attends to. On GPU, FlexAttention skips fully masked blocks, and the full mask is materialized only with
-    dropout, which FlexAttention does not support.
+    With a window, time and memory grow linearly with the sequence length, because fully masked blocks are skipped. Only
+    with dropout, which FlexAttention does not support, a mask over all pairs of positions is built.
 
     ``dropout``: fraction of the attention weights to set to 0.
     """
@@ -49,8 +48,7 @@ def causal_attention(
     """Compute scaled dot-product attention [B, N, T, Z], where position t attends to positions 0..t.
 
     With ``documents``, a position attends only within its own document. The cost then grows with the sum of the squared
-    document lengths, since blocks whose queries and keys are in different documents are skipped (by our own blockwise
-    attention on CPU, by FlexAttention elsewhere).
+    document lengths, since blocks that cross documents are skipped.
     """
     out = cpu.attention.causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, scale, documents)
     if out is not None:

@@ -1,8 +1,14 @@
 """The output head, which returns the logits, or the loss without materializing all logits."""
 
+import importlib.util
+from functools import cache
+from typing import Any
+
 import torch
 
-from training.layers.cross_entropy import linear_cross_entropy_sum
+from tokenizer.special_tokens import IGNORED
+from training.layers import cpu
+from training.layers.cross_entropy import ChunkOperations, chunked_cross_entropy_sum
 from training.layers.linear import Linear
 
 
@@ -16,3 +22,36 @@ class OutputHead(Linear):
         if labels is None:
             return super().forward(hidden)
         return linear_cross_entropy_sum(hidden, self.weight, labels)
+
+
+def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum -log softmax(hidden @ weight.T)[label] in nats, without materializing the logits of all positions.
+
+    Softmax and sum are in fp32, over a bounded chunk of logits at a time. On CUDA, Liger's own kernel is used if it is
+    installed.
+
+    Args:
+        hidden: hidden states [..., D].
+        weight_VD: the output head's weight matrix.
+        labels: [...], ids in 0..V-1 or ``IGNORED``.
+
+    Returns:
+        A scalar in fp32; 0 if every label is ignored.
+    """
+    hidden_MD, labels_M = hidden.flatten(0, -2), labels.flatten()
+    out = cpu.cross_entropy.linear_cross_entropy_sum(hidden_MD, weight_VD, labels_M)
+    if out is not None:
+        return out
+    if (liger := _liger()) is not None:
+        return liger(weight_VD, hidden_MD, labels_M).float()
+    return chunked_cross_entropy_sum(hidden_MD, weight_VD, labels_M, ChunkOperations())
+
+
+@cache
+def _liger() -> Any:
+    """Return Liger's fused loss, or None if Liger is not installed."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum")

@@ -109,11 +109,11 @@ class MultiHeadLatentAttention(nn.Module):
         q_BNTc = torch.cat((nope_BNTP @ to_key_NPC, rope_BNTR), dim=-1)
         entries_BLc, mask, (samples, _, length, _) = cache.entries(), cache.attention_mask(), q_BNTc.shape
         # All heads attend to the same entries, so one product can treat heads as additional rows.
-        scores_BSL = q_BNTc.view(samples, -1, q_BNTc.shape[-1]) @ entries_BLc.transpose(1, 2)
-        scores_BNTL = scores_BSL.view(samples, self.heads, length, -1).mul_(self.scale)
+        scores_BJL = q_BNTc.view(samples, -1, q_BNTc.shape[-1]) @ entries_BLc.transpose(1, 2)
+        scores_BNTL = scores_BJL.view(samples, self.heads, length, -1).mul_(self.scale)
         if mask is not None:
             scores_BNTL = scores_BNTL.where(mask, float("-inf"))
         weights_BNTL = scores_BNTL.softmax(-1, dtype=torch.float32).to(x_BTD.dtype)
-        latent_BSC = weights_BNTL.view(scores_BSL.shape) @ entries_BLc[..., : self.latent_dim]
-        latent_BNTC = latent_BSC.view(samples, self.heads, length, -1)
+        latent_BJC = weights_BNTL.view(scores_BJL.shape) @ entries_BLc[..., : self.latent_dim]
+        latent_BNTC = latent_BJC.view(samples, self.heads, length, -1)
         return (latent_BNTC @ to_value_NZC.transpose(1, 2)).transpose(1, 2)

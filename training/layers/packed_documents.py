@@ -77,4 +77,4 @@ def _create_block_mask(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import create_block_mask
 
     # The compiled version never materializes a mask of all pairs of positions.
-    return create_block_mask if device == "cpu" else torch.compile(create_block_mask)
+    return torch.compile(create_block_mask) if device == "cuda" else create_block_mask

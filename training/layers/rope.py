@@ -18,7 +18,7 @@ class RotaryTable(NamedTuple):
 
     Attributes:
         cos, sin: cosines and sines in fp32.
-        freqs_cis: ``cos + i sin`` on CPU, else None.
+        freqs_cis: ``cos + i sin`` on CPU, computed once for all layers; elsewhere None.
     """
 
     cos: torch.Tensor

@@ -79,9 +79,9 @@ class Classifier(LayerStack):
         if lengths is not None:
             padding_mask_M = (torch.arange(input_ids_BT.shape[1], device=lengths.device) < lengths[:, None]).flatten()
         with record_routing(routers, padding_mask_M):
-            logits_BC = self._score(input_ids_BT, lengths)
+            logits = self._score(input_ids_BT, lengths)
         losses = balance_losses(routers, balance, len(input_ids_BT))
-        return {"cross_entropy": cross_entropy_sum(logits_BC, targets[0]), **losses}
+        return {"cross_entropy": cross_entropy_sum(logits, targets[0]), **losses}
 
     def _score(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         pooled_BD = pooled(self.hidden(input_ids_BT, lengths), self.pooling, lengths)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,9 +19,6 @@ from artefacts import atomic, c_library, lock
 from artefacts.errors import RequestError
 from artefacts.progress import bar
 from pipeline.sources.storage.files import File
-
-#: A function that returns the fingerprint of a source's files.
-Fingerprint = Callable[[dict[str, File]], str]
 
 #: Source -> file name -> its stamp (or "-") and its digest, separated by a space.
 _Record = dict[str, dict[str, str]]

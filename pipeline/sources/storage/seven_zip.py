@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, cast
 
 from artefacts.errors import RequestError, StorageError
-from pipeline.sources.storage.tar import MOST_MEMBER_BYTES, plain
+from pipeline.sources.base import MOST_BYTES
+from pipeline.sources.storage.tar import plain
 
 #: Approximate limit on the total size of decompressed members in the queue, in bytes.
 _WAITING_BYTES = 16 << 20
@@ -24,7 +25,7 @@ class Member(NamedTuple):
     Attributes:
         name: a safe relative path.
         position: number of the member, from 0.
-        is_file: whether it is a regular file of at most ``tar.MOST_MEMBER_BYTES``.
+        is_file: whether it is a regular file of at most ``MOST_BYTES``.
         too_large: whether it is a larger regular file.
         content: the content if ``is_file``, otherwise empty.
         read: number of archive bytes read so far.
@@ -154,7 +155,7 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
             self._name = name
             self._position = position
             self._info = info
-            self._too_large = not info.is_symlink and info.uncompressed > MOST_MEMBER_BYTES
+            self._too_large = not info.is_symlink and info.uncompressed > MOST_BYTES
             self._is_file = not info.is_symlink and not self._too_large
             self._blocks: list[bytes] = []
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from artefacts.errors import spelled
+from pipeline.sources.base import MOST_BYTES
 
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
 #: Maximum bytes in a name or extended header.
 _MOST_HEADER_BYTES = 1 << 20
-#: Members larger than this are neither texts nor archives of a few hundred texts.
-MOST_MEMBER_BYTES = 256 << 20
 
 
 class Damaged(Exception):
@@ -73,7 +72,7 @@ def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: b
             size = header.size if extended.size is None else extended.size
         end = at + -(-size // _BLOCK) * _BLOCK
         content = None
-        if contents and header.isreg() and size <= MOST_MEMBER_BYTES:
+        if contents and header.isreg() and size <= MOST_BYTES:
             content = _exactly(stream, end - at, at)[:size]
         else:
             _skip(stream, end, at, seek=not contents)

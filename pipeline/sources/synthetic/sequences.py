@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from artefacts.hashing import keyed_hashes, mix
+from artefacts.hashing import keyed_hashes, splitmix64
 from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import Part
@@ -15,7 +15,6 @@ from pipeline.sources.synthetic.base import ALPHABET, SyntheticSource
 
 #: Approximate number of random letters to generate at a time.
 _DRAWN = 1 << 16
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ALPHABET = np.array(list(ALPHABET))
 
 
@@ -58,6 +57,5 @@ class SequencesSource(SyntheticSource):
 
 
 def _drawn(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """Return [N, count] uniform numbers: for each key, the first ``count`` of an infinite sequence (splitmix64)."""
-    with np.errstate(over="ignore"):
-        return mix(keys + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
+    """Return [N, count] uniform numbers: for each key, the first ones of an infinite sequence (splitmix64)."""
+    return splitmix64(keys, np.arange(1, count + 1, dtype=np.uint64))

@@ -71,13 +71,13 @@ def test_compressed_lines(tmp_path, ending, harm):
         assert [d.text for d in documents[:-1]] == (TEXTS * 9)[: len(documents) - 1]
 
 
-def test_a_line_that_never_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl_module, "_MOST_LINE_BYTES", 64)
+def test_a_line_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl_module, "MOST_BYTES", 64)
     content = b'{"text": "one"}\n' + b"x" * 300 + b'\n{"text": "two"}\n' + b"y" * 64
     (tmp_path / "a.jsonl").write_bytes(content)
     documents, bad = read(JsonlSource(str(tmp_path), "text"))
     assert [document.text for document in documents] == ["one", "two"]
-    assert bad.reasons == {"a line longer than 0 MB": 2}
+    assert bad.reasons == {"a line longer than 64 B": 2}
 
 
 @pytest.mark.parametrize("layout", ["openwebtext-folder", "openwebtext-tar-xz", "openwebtext-subsets"])

@@ -122,8 +122,8 @@ def test_a_tar_that_ends_between_two_members(tmp_path, monkeypatch, name):
 def test_a_member_that_is_too_large(tmp_path, monkeypatch, name):
     import py7zr
 
-    monkeypatch.setattr("pipeline.sources.storage.tar.MOST_MEMBER_BYTES", 1000)
-    monkeypatch.setattr("pipeline.sources.storage.seven_zip.MOST_MEMBER_BYTES", 1000)
+    monkeypatch.setattr("pipeline.sources.storage.tar.MOST_BYTES", 1000)
+    monkeypatch.setattr("pipeline.sources.storage.seven_zip.MOST_BYTES", 1000)
     members = pages(["one", random.Random(1).randbytes(400_000).hex(), "two"])
     if name.endswith(".7z"):
         with py7zr.SevenZipFile(tmp_path / name, "w") as archive:
@@ -137,16 +137,16 @@ def test_a_member_that_is_too_large(tmp_path, monkeypatch, name):
 
 
 def test_a_text_too_long_to_be_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_module, "_MAX_BYTES_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(text_module, "MOST_BYTES", 1_000_000)
     (tmp_path / "a.txt").write_text("long " * 300_000)
     (tmp_path / "b.txt").write_text("short")
     documents_read, bad = read(TextSource(str(tmp_path), 0))
     assert (
         documents_read == ["short"]
-        and bad.reasons == {"longer than 1 MB: set chunk_chars": 1}
+        and bad.reasons == {"longer than 1.00 MB: set chunk_chars": 1}
         and bad.lost_bytes == 1_500_000
     )
-    with pytest.raises(RequestError, match=r"larger than 1 MB: set data.source.chunk_chars"):
+    with pytest.raises(RequestError, match=r"larger than 1\.00 MB: set data.source.chunk_chars"):
         read(TextSource(str(tmp_path), 0, merge=True))
     (tmp_path / "a.txt").unlink()
     assert read(TextSource(str(tmp_path), 0, merge=True))[0] == ["short"]

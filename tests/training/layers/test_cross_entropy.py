@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from training import block_sizes
 from training.layers.cpu import kernels
-from training.layers.cross_entropy import linear_cross_entropy_sum
+from training.layers.lm_head import linear_cross_entropy_sum
 
 
 @pytest.fixture(params=["compiled", "pytorch"], autouse=True)

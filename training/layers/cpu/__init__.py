@@ -6,18 +6,20 @@ under ``torch.compile``, and for shapes and dtypes that would not benefit. A lay
     out = cpu.matmul.linear(x, weight, bias)
     return F.linear(x, weight, bias) if out is None else out
 
-The C code is in ``kernels.c``. Without a C compiler, the functions fall back to PyTorch's operations.
+The C code is in ``kernels.c``. Without a C compiler, the functions fall back to PyTorch's operations. Outside the
+layers, only ``cpu.compile_kernels`` is used.
 """
 
-from training.layers.cpu import attention, cross_entropy, decode, experts, gelu, kernels, matmul, norms, rope, swiglu
+from training.layers.cpu import attention, cross_entropy, decode, experts, gelu, matmul, norms, rope, swiglu
+from training.layers.cpu.kernels import compile_kernels
 
 __all__ = [
     "attention",
+    "compile_kernels",
     "cross_entropy",
     "decode",
     "experts",
     "gelu",
-    "kernels",
     "matmul",
     "norms",
     "rope",

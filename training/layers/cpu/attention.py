@@ -21,6 +21,9 @@ from training.block_sizes import LONGEST_BLOCKED, QUERY_BLOCK
 from training.layers.masks import Mask
 from training.layers.packed_documents import Documents
 
+#: PyTorch's fused attention, for :mod:`training.layers.activation_checkpointing`.
+FUSED_OPERATION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
 
 class Block(NamedTuple):
     """A block of queries ``start`` .. ``end``-1 and keys ``first`` .. ``last``-1.
@@ -69,6 +72,8 @@ def masked_attention(
     dropout: float,
 ) -> torch.Tensor | None:
     """Compute :func:`training.layers.attention.attention` in blocks, one document at a time.
+
+    With a window, each block of queries is computed with only the keys it attends to.
 
     Returns [B, N, T, Z], or None if not on CPU.
     """

@@ -1,54 +1,60 @@
-"""CPU implementations of parts of the loss, with less memory traffic."""
+"""The output head's loss on CPU, with less memory traffic."""
 
 import torch
 
 from tokenizer.special_tokens import IGNORED
+from training.layers.cpu import matmul
 from training.layers.cpu.kernels import code_for, is_half
+from training.layers.cross_entropy import ChunkOperations, chunked_cross_entropy_sum
 
 #: Number of elements to convert from bf16 to fp32 at a time.
 _CONVERTED = 2**17
 
 
-def rows_with_targets(hidden_MD: torch.Tensor, labels_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return only the rows whose label is not ``IGNORED``, so that rows without a target cost nothing.
+def linear_cross_entropy_sum(
+    hidden_MD: torch.Tensor, weight_VD: torch.Tensor, labels_M: torch.Tensor
+) -> torch.Tensor | None:
+    """Compute :func:`training.layers.lm_head.linear_cross_entropy_sum`. Returns None if not on CPU.
 
-    Returns None if not on CPU: on a GPU, counting the rows would force a host-device synchronization.
+    Rows whose label is ``IGNORED`` are left out, so they cost nothing. (On a GPU, the host would have to wait for the
+    number of rows.)
     """
-    if hidden_MD.device.type != "cpu":
+    if not hidden_MD.is_cpu:
         return None
     kept_M = labels_M != IGNORED
-    return (hidden_MD, labels_M) if bool(kept_M.all()) else (hidden_MD[kept_M], labels_M[kept_M])
+    if not bool(kept_M.all()):
+        hidden_MD, labels_M = hidden_MD[kept_M], labels_M[kept_M]
+    return chunked_cross_entropy_sum(hidden_MD, weight_VD, labels_M, _Operations())
 
 
-def exponentials(
-    logits_RV: torch.Tensor, targets_R: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Compute :func:`training.layers.cross_entropy.exponentials` in one pass.
+class _Operations(ChunkOperations):
+    """PyTorch's operations, except where oneDNN, the C code or smaller pieces are faster."""
 
-    Returns None if the C code does not support these logits.
+    def logits(self, hidden_RD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+        out = matmul.product(hidden_RD, weight_VD)
+        return super().logits(hidden_RD, weight_VD) if out is None else out
 
-    Raises:
-        IndexError: a target is outside the vocabulary.
-    """
-    if (code := code_for(logits_RV)) is None:
-        return None
-    rows, vocab = logits_RV.shape
-    if not 0 <= int(targets_R.min()) <= int(targets_R.max()) < vocab:
-        raise IndexError(f"a target is outside the vocabulary: the head has {vocab} rows")
-    sums_R, losses_R = torch.empty(2, rows).unbind()
-    tensors = (logits_RV, targets_R.contiguous(), sums_R, losses_R)
-    code.softmax_loss(*(tensor.data_ptr() for tensor in tensors), rows, vocab, is_half(logits_RV))
-    return logits_RV, sums_R[:, None], losses_R
+    def exponentials(
+        self, logits_RV: torch.Tensor, targets_R: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute everything in one pass, if the C code supports these logits."""
+        if (code := code_for(logits_RV)) is None:
+            return super().exponentials(logits_RV, targets_R)
+        rows, vocab = logits_RV.shape
+        if not 0 <= int(targets_R.min()) <= int(targets_R.max()) < vocab:
+            raise IndexError(f"a target is outside the vocabulary: the head has {vocab} rows")
+        sums_R, losses_R = torch.empty(2, rows).unbind()
+        tensors = (logits_RV, targets_R.contiguous(), sums_R, losses_R)
+        code.softmax_loss(*(tensor.data_ptr() for tensor in tensors), rows, vocab, is_half(logits_RV))
+        return logits_RV, sums_R[:, None], losses_R
 
+    def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        out = matmul.product(x, weight)
+        return super().product(x, weight) if out is None else out
 
-def add_in_fp32(total_VD: torch.Tensor, product_VD: torch.Tensor) -> torch.Tensor | None:
-    """Add a bf16 product to an fp32 total in place, in chunks. Returns the total, or None if not on CPU.
-
-    On CPU, PyTorch itself would convert the entire product to fp32 before adding it.
-    """
-    if not product_VD.is_cpu:
-        return None
-    rows = max(1, _CONVERTED // product_VD.shape[1])
-    for total, product in zip(total_VD.split(rows), product_VD.split(rows), strict=True):
-        total.add_(product)
-    return total_VD
+    def add_in_fp32(self, total_VD: torch.Tensor, product_VD: torch.Tensor) -> torch.Tensor:
+        """Add in pieces: PyTorch itself would convert the entire product to fp32 before adding it."""
+        rows = max(1, _CONVERTED // product_VD.shape[1])
+        for total, product in zip(total_VD.split(rows), product_VD.split(rows), strict=True):
+            total.add_(product)
+        return total_VD

@@ -67,7 +67,7 @@ def gelu(x: torch.Tensor, tanh: bool = False) -> torch.Tensor | None:
 
 def attention(
     q_BNTH: torch.Tensor,
-    entries_BNLE: torch.Tensor,
+    entries_BNLc: torch.Tensor,
     visible_lengths_BT: torch.Tensor,
     scale: float,
     window: int | None = None,
@@ -80,13 +80,13 @@ def attention(
     """
     samples, heads, length, width = q_BNTH.shape
     code = _code_for(q_BNTH[:, 0])
-    strides = entries_BNLE.stride()
-    if code is None or entries_BNLE.dtype != q_BNTH.dtype or strides[2:] != (2 * width, 1):
+    strides = entries_BNLc.stride()
+    if code is None or entries_BNLc.dtype != q_BNTH.dtype or strides[2:] != (2 * width, 1):
         return None
     q_BNTH, visible_lengths_BT = q_BNTH.contiguous(), visible_lengths_BT.contiguous()
     out_BTNH = q_BNTH.new_empty(samples, length, heads, width)
     slopes = None if slopes_N is None else slopes_N.data_ptr()
-    addresses = q_BNTH.data_ptr(), entries_BNLE.data_ptr(), visible_lengths_BT.data_ptr(), slopes, out_BTNH.data_ptr()
+    addresses = q_BNTH.data_ptr(), entries_BNLc.data_ptr(), visible_lengths_BT.data_ptr(), slopes, out_BTNH.data_ptr()
     sizes = (samples, heads, length, width, *strides[:2], window or 0)
     succeeded(code.few_heads(*addresses, *sizes, scale, is_half(q_BNTH)))
     return out_BTNH

@@ -54,7 +54,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
 
 
 def product_width(operation: Any, inputs: Sequence[Any]) -> int | None:
-    """Return the number of output columns of oneDNN's product, or None if ``operation`` is not that product."""
+    """Return the number of output columns of ``operation``, or None if it is not oneDNN's product."""
     return int(inputs[1].shape[0]) if operation is ONEDNN_PRODUCT else None
 
 
