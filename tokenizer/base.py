@@ -79,7 +79,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def is_reserved(self, token: int) -> bool:
-        """Return whether an id is the unknown token, or a control token, which encoding never produces."""
+        """Return whether an id is the unknown token or a control token. Encoding never produces control tokens."""
 
     @abstractmethod
     def is_byte(self, token: int) -> bool:

@@ -14,8 +14,8 @@ Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 ACTIVATION = "Activation of the feed-forward layers. `gelu_new` is the tanh approximation of the released GPT-2."
 POSITIONS = (
     "How positions are encoded. `learned` and `sinusoidal` are added to the embedding. `rope` rotates queries and "
-    "keys. `alibi` lowers the scores of distant positions; in an encoder, half of the heads then look back and half "
-    "look ahead."
+    "keys. `alibi` lowers attention scores in proportion to distance. In an encoder, half of the heads attend to "
+    "earlier positions only and half to later ones only."
 )
 NORM_FIRST = "Normalize the input of each sublayer (pre-norm) instead of its output (post-norm)."
 
