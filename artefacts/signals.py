@@ -1,8 +1,8 @@
 """SIGTERM, SIGUSR1 and Ctrl-C as exceptions.
 
-The handler raises an exception wherever the program happens to be. If that is in a destructor, in a callback from C or
-while an extension module is imported, the exception can be lost or replaced by another one. So the exception is also
-recorded: ``check`` raises it again the next time it is called, and a command that fails checks ``pending`` first.
+The handler raises an exception wherever the program happens to be. If that happens in a destructor, in a callback from
+C, or during the import of an extension module, the exception can be lost or replaced by another. So the exception is
+also recorded: ``check`` raises it again the next time it is called, and a command that fails checks ``pending`` first.
 """
 
 import signal

@@ -31,8 +31,8 @@ Effect = Literal[
 #: Effect of changing a key: a word for the table, and a sentence.
 EFFECTS: dict[Effect, tuple[str, str]] = {
     "same": ("–", "You can change it and resume the same run."),
-    "run": ("run", "A different value defines a different run."),
-    "data": ("data", "A different value rebuilds the data, which defines a different run."),
+    "run": ("run", "A different value makes it a different run."),
+    "data": ("data", "A different value rebuilds the data, which makes it a different run."),
     "examples": ("examples", "A different value rebuilds the chat examples and restarts fine-tuning."),
     "finetune": (
         "fine-tuning",
@@ -257,7 +257,7 @@ The column *Changes* shows what happens to an existing run if you change the key
 |---|---|
 {effects}
 
-If the run already has weights, a change that defines a different run is rejected with a message that shows the key and
+If the run already has weights, a change that would make it a different run is rejected. The message shows the key and
 both values. Set a different `run.name`, or `run.replace=true`.
 
 In paths, `~` and `$NAME` are expanded. Text values are taken literally, even `on` and `020`. Where a number is

@@ -117,7 +117,7 @@ class SlurmSection(Section):
 
 
 class LaunchSection(Section):
-    """How processes are started. Changing these keys does not define a different run."""
+    """How processes are started. These keys do not define the run, so a resumed run may change them."""
 
     headings: ClassVar[dict[str, str]] = {
         "kind": "Processes and nodes",

@@ -112,8 +112,8 @@ class Members:
 class _Metered(io.RawIOBase):
     """The archive stream that py7zr reads. It limits py7zr's memory use.
 
-    py7zr reads a block for every member, even if its decompressor has input left. If the members are small, the whole
-    archive would end up in memory. So while there is input left, reads return only a single byte.
+    py7zr reads a block for every member, even if its decompressor has input left. An archive of many small members
+    would therefore end up in memory all at once. So while there is input left, reads return only a single byte.
 
     Attributes:
         folder: py7zr's description of what is being decompressed, or None while the archive's headers are being read.
