@@ -9,7 +9,7 @@ DEMO_RECIPE = CHECKOUT / "configs" / "demo.yaml"
 
 
 def recipe_file(name: str) -> Path:
-    """The recipe of that name, wherever below ``configs/`` it lies."""
+    """Return the recipe of that name in ``configs/`` or a folder below it."""
     (path,) = (CHECKOUT / "configs").rglob(f"{name}.yaml")
     return path
 
